@@ -1,0 +1,53 @@
+"""The error tree: each error is named after the caller's situation and says what to do."""
+
+
+class PenstockError(Exception):
+    """Base of every error that penstock raises on purpose."""
+
+
+class ConfigError(PenstockError):
+    """A key, value or option of the configuration is not usable."""
+
+
+class CheckpointError(PenstockError):
+    """The checkpoint is absent, incomplete, damaged or of a kind that penstock does not read."""
+
+
+class BundleError(PenstockError):
+    """The bundle on flash cannot be used as it is."""
+
+
+class BundleCorrupt(BundleError):
+    """A block of the bundle is truncated or altered; names file, block and offset."""
+
+
+class BundleVersionError(BundleError):
+    """The bundle was written by a newer penstock."""
+
+
+class FlashFull(PenstockError):
+    """The store has no room for what must be written."""
+
+
+class ReadError(PenstockError):
+    """The drive failed to deliver a block; nothing was computed on it."""
+
+
+class BudgetTooSmall(PenstockError):
+    """The memory budget cannot hold what must be resident at once; says the least that can."""
+
+
+class DeviceUnavailable(PenstockError):
+    """The compute device asked for is not on this machine."""
+
+
+class UnplaceableModule(PenstockError):
+    """A module's weights cannot be streamed under this budget; names the module."""
+
+
+class PromptTooLong(PenstockError):
+    """The prompt has more tokens than the model has positions."""
+
+
+class Closed(PenstockError):
+    """The model was closed; its weights are no longer in memory."""

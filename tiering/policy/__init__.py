@@ -1,0 +1,1 @@
+"""Pure decisions that can be swapped: placement, eviction, prefetch."""

@@ -1,0 +1,1 @@
+"""The bundle on flash: manifest (pure), writer, reader."""

@@ -1,0 +1,157 @@
+"""The bundle's manifest (pure): which block lies where, which tensors it holds, and how to know it is intact.
+
+Version 1. A bundle is a folder::
+
+    manifest.json      this file's content, written last: a folder without it is no bundle
+    model/             config, generation config and tokenizer of the checkpoint, as they were
+    data-00000.bin     blocks one after the other in order of use, each PAGE aligned and padded with zeros
+
+A *dense* block holds the weights of one module and is leased while that module runs. Blocks with ``resident`` set hold
+everything too small to be worth streaming (norms, biases, routers, buffers) and stay in memory. An *expert* block
+holds all matrices of one expert, each tensor named after the stacked parameter that it is a slice of.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import BundleCorrupt, BundleVersionError
+from ..units import PAGE, BlockId, Extent, align_up
+
+VERSION = 1
+TENSOR_ALIGNMENT = 64
+"""Bytes: tensors start at multiples of this within a block, as torch's own allocator places them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor inside a block: ``name`` as in the module's state dict, ``dtype`` as in ``torch.<dtype>``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block on flash. ``checksum`` is the hexadecimal XXH3-64 of the whole extent, padding included."""
+
+    id: BlockId
+    extent: Extent
+    checksum: str
+    tensors: tuple[TensorSpec, ...]
+    resident: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    name: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """``identity`` names what was packed (checkpoint digest, dtype, format); ``tied`` maps a state-dict name to the
+    name under which its weights are stored; ``codec`` is the weight format of every block."""
+
+    identity: str
+    checkpoint: str
+    dtype: str
+    codec: str
+    tied: Mapping[str, str]
+    files: tuple[DataFile, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.length for file in self.files)
+
+
+def place_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> tuple[tuple[TensorSpec, ...], int]:
+    """Lay ``(name, dtype, shape, length)`` one after the other; the specs and the padded length of the block."""
+    specs, offset = [], 0
+    for name, dtype, shape, length in tensors:
+        offset = align_up(offset, TENSOR_ALIGNMENT)
+        specs.append(TensorSpec(name, dtype, shape, offset, length))
+        offset += length
+    return tuple(specs), align_up(offset, PAGE)
+
+
+def dump(manifest: Manifest) -> str:
+    """The manifest as JSON; equal manifests give equal text."""
+    document = {"format": "penstock-bundle", "version": VERSION} | asdict(manifest)
+    document["blocks"] = [_dump_block(block) for block in manifest.blocks]
+    return json.dumps(document, separators=(",", ":"))
+
+
+def parse(text: str, where: str) -> Manifest:
+    """Read what ``dump`` wrote. Raises BundleVersionError for a newer version and BundleCorrupt for anything else amiss;
+    ``where`` names the file in the message."""
+    try:
+        document = json.loads(text)
+        if document["format"] != "penstock-bundle":
+            raise ValueError("it is not a penstock manifest")
+        version = int(document["version"])
+        if version > VERSION:
+            raise BundleVersionError(
+                f"{where} has bundle version {version}, this penstock reads up to {VERSION}; "
+                "upgrade penstock, or delete the bundle and pack again"
+            )
+        manifest = Manifest(
+            identity=str(document["identity"]),
+            checkpoint=str(document["checkpoint"]),
+            dtype=str(document["dtype"]),
+            codec=str(document["codec"]),
+            tied=dict(document["tied"]),
+            files=tuple(DataFile(str(file["name"]), int(file["length"])) for file in document["files"]),
+            blocks=tuple(_parse_block(block) for block in document["blocks"]),
+        )
+        _check(manifest)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise BundleCorrupt(f"{where} is damaged ({error}); delete the bundle and pack again") from error
+    return manifest
+
+
+def _dump_block(block: Block) -> dict[str, Any]:
+    extent = block.extent
+    return {
+        "id": list(block.id),
+        "extent": [extent.file, extent.offset, extent.length],
+        "checksum": block.checksum,
+        "resident": block.resident,
+        "tensors": [[t.name, t.dtype, list(t.shape), t.offset, t.length] for t in block.tensors],
+    }
+
+
+def _parse_block(raw: dict[str, Any]) -> Block:
+    kind, module, part = raw["id"]
+    return Block(
+        id=BlockId(kind, str(module), int(part)),
+        extent=Extent(*(int(n) for n in raw["extent"])),
+        checksum=str(raw["checksum"]),
+        tensors=tuple(
+            TensorSpec(str(n), str(d), tuple(int(s) for s in shape), int(o), int(length))
+            for n, d, shape, o, length in raw["tensors"]
+        ),
+        resident=bool(raw["resident"]),
+    )
+
+
+def _check(manifest: Manifest) -> None:
+    ends = [0] * len(manifest.files)
+    seen: set[BlockId] = set()
+    for block in manifest.blocks:
+        extent = block.extent
+        if block.id in seen:
+            raise ValueError(f"block {block.id} is listed twice")
+        seen.add(block.id)
+        if extent.offset % PAGE or extent.length % PAGE or extent.length <= 0 or extent.offset < ends[extent.file]:
+            raise ValueError(f"block {block.id} has an impossible extent")
+        ends[extent.file] = extent.end
+        if extent.end > manifest.files[extent.file].length:
+            raise ValueError(f"block {block.id} ends behind its file")
+        if any(t.offset < 0 or t.offset + t.length > extent.length for t in block.tensors):
+            raise ValueError(f"block {block.id} has a tensor outside of it")
