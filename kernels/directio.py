@@ -1,0 +1,189 @@
+"""Scatter reads of a data file into a caller's memory, past the page cache where the file system lets us."""
+
+import errno
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+PAGE = 4096
+"""Alignment in bytes of offsets, lengths and addresses: what direct I/O asks for."""
+
+IOV_MAX = 1024
+"""Buffers the kernel takes in one preadv."""
+
+BUFFERED_STEP = 8 << 20
+"""Bytes that may pass through the page cache before they are dropped from it."""
+
+REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
+"""How a file system says that it has no direct I/O."""
+
+
+class ShortRead(OSError):
+    """The file ended before everything asked for was read.
+
+    ``path``; ``offset`` in the file where the read began; ``wanted`` and ``got`` bytes from there.
+    """
+
+    def __init__(self, path: Path, offset: int, wanted: int, got: int) -> None:
+        super().__init__(f"{path} ends early: {wanted} bytes wanted at offset {offset}, {got} are there")
+        self.path, self.offset, self.wanted, self.got = path, offset, wanted, got
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a read: ``buffer`` takes what the file has at ``offset``, a PAGE multiple.
+
+    The buffer is writable, contiguous, PAGE-aligned in memory and a PAGE multiple long.
+    """
+
+    offset: int
+    buffer: memoryview
+
+
+def address_of(buffer: memoryview) -> int:
+    """The address in memory of the first byte of a non-empty ``buffer``."""
+    return int(np.frombuffer(buffer, np.uint8).ctypes.data)
+
+
+def remaining(
+    buffers: Iterable[memoryview], done: int, *, most_buffers: int = IOV_MAX, most_bytes: int | None = None
+) -> list[memoryview]:
+    """What the next preadv should fill when ``done`` bytes of ``buffers`` (byte views) are filled already. Pure.
+
+    Never an empty buffer; at most ``most_buffers`` of them and ``most_bytes`` bytes; an empty list when all is done.
+    """
+    rest: list[memoryview] = []
+    for buffer in buffers:
+        if done >= len(buffer):
+            done -= len(buffer)
+            continue
+        if len(rest) == most_buffers or most_bytes == 0:
+            break
+        piece = buffer[done:] if most_bytes is None else buffer[done : done + most_bytes]
+        done = 0
+        if most_bytes is not None:
+            most_bytes -= len(piece)
+        rest.append(piece)
+    return rest
+
+
+class DirectFile:
+    """One data file, open for reading; several threads may read from it at once.
+
+    ``direct`` asks: None takes direct I/O if a trial read works and else reads through the page cache, dropping what
+    was read from it at once; False and True insist on one (True fails with OSError where the file system refuses it).
+    The attribute ``direct`` says which it became. ``length`` is the file's length in bytes at the time it was opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, direct: bool | None = None) -> None:
+        self.path = Path(path)
+        descriptor = None if direct is False else _open_direct(self.path, insist=direct is True)
+        self.direct = descriptor is not None
+        if descriptor is None:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            # No read-ahead: it would fill the page cache with bytes that nobody asked for.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        self._descriptor = descriptor
+        self._release = weakref.finalize(self, os.close, descriptor)
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._closed = False
+        self.length = os.fstat(descriptor).st_size
+
+    def read(self, segments: Sequence[Segment]) -> None:
+        """Fill every segment's buffer; segments lie one after the other in the file without a gap.
+
+        Raises ShortRead when the file ends before, OSError when the drive fails, ValueError when the segments are not
+        aligned or not adjacent or the file is closed. After an error the buffers' content is undefined.
+        """
+        buffers = _checked(segments)
+        if not buffers:
+            return
+        offset, wanted, done = segments[0].offset, sum(map(len, buffers)), 0
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.path} is closed")
+            self._readers += 1
+        try:
+            while done < wanted:
+                got = self._read_some(buffers, offset + done, done)
+                # A direct read can only go on at a page boundary. Inside a page it stops at the end of the file.
+                step = got - got % PAGE if self.direct else got
+                if step == 0:
+                    raise ShortRead(self.path, offset, wanted, done + got)
+                done += step
+        except OSError as error:
+            if error.errno == errno.EINVAL and any(address_of(buffer) % PAGE for buffer in buffers if len(buffer)):
+                raise ValueError(f"direct reads need buffers at multiples of {PAGE} in memory") from error
+            raise
+        finally:
+            self._leave()
+
+    def _read_some(self, buffers: Sequence[memoryview], offset: int, done: int) -> int:
+        if self.direct:
+            return os.preadv(self._descriptor, remaining(buffers, done), offset)
+        got = os.preadv(self._descriptor, remaining(buffers, done, most_bytes=BUFFERED_STEP), offset)
+        os.posix_fadvise(self._descriptor, offset, got, os.POSIX_FADV_DONTNEED)
+        return got
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._closed and self._readers == 0:
+                self._release()
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent; reads under way in other threads finish first, later ones are refused."""
+        with self._lock:
+            self._closed = True
+            # A descriptor closed under a running read could be reused, and the read then deliver another file's bytes.
+            if self._readers == 0:
+                self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _checked(segments: Sequence[Segment]) -> list[memoryview]:
+    """The segments' buffers as byte views. Raises ValueError unless they are aligned and adjacent."""
+    buffers: list[memoryview] = []
+    end = segments[0].offset if segments else 0
+    for segment in segments:
+        if segment.offset != end:
+            raise ValueError(f"segments are not adjacent: one ends at {end}, the next starts at {segment.offset}")
+        if segment.offset % PAGE or segment.buffer.nbytes % PAGE:
+            raise ValueError(f"offset {segment.offset} and length {segment.buffer.nbytes} must be multiples of {PAGE}")
+        end += segment.buffer.nbytes
+        buffers.append(segment.buffer.cast("B"))
+    return buffers
+
+
+def _open_direct(path: Path, *, insist: bool) -> int | None:
+    """A descriptor for direct reads, or None where the file system refuses them (an OSError if we ``insist``)."""
+    descriptor = None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        # Some file systems accept the flag and refuse the read, or ask for more than page alignment: so really read,
+        # at a file offset and an address that are odd multiples of PAGE.
+        with mmap.mmap(-1, 2 * PAGE) as trial, memoryview(trial) as view, view[PAGE:] as page:
+            os.preadv(descriptor, [page], PAGE if os.fstat(descriptor).st_size > PAGE else 0)
+    except OSError as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        if error.errno in REFUSALS and not insist:
+            return None
+        raise
+    return descriptor
