@@ -88,7 +88,7 @@ def dump(manifest: Manifest) -> str:
 
 
 def parse(text: str, where: str) -> Manifest:
-    """Read what ``dump`` wrote. Raises BundleVersionError for a newer version and BundleCorrupt for anything else amiss;
+    """Read what ``dump`` wrote. Raises BundleVersionError for a newer version, BundleCorrupt for anything else amiss;
     ``where`` names the file in the message."""
     try:
         document = json.loads(text)

@@ -1,0 +1,311 @@
+"""Decides what is read, granted and evicted (pure): ``handle(event, now)`` returns the actions to perform.
+
+Theory of operation. Streams (compute threads) *acquire* blocks and *release* them. A block that is ready is granted at
+once. An absent one joins the demand queue, in the order asked for; the queue is turned into reads as long as fewer than
+``depth`` are in flight and room can be made by evicting what is neither leased nor loading. Only when no demand is left
+to issue do certain prefetches go out, along the cycle of dense blocks, and they never evict a block that is needed
+sooner than the one they bring.
+
+Why nobody waits for ever: in an expert region a stream that waits holds only leases that were granted to it and that it
+will take, use and give back before it waits again. In the streaming region a stream normally holds nothing while it
+waits; where a model forces it to (weights used outside of their module's forward), the case in which all holders wait
+is recognised, and refused with an error that names the block.
+
+=============  ==========================================================================================
+event          what it changes
+=============  ==========================================================================================
+Begin, End     position of the stream in the cycle; End also takes back leases and tickets left behind
+Acquire        grants for ready blocks, tickets on loading blocks, demand for absent ones
+Release        one lease less; room for the demand queue and for prefetch
+Cancel         the ticket's wishes are forgotten
+ReadDone       loading -> ready; grants for all who wait
+ReadFailed     loading -> absent; refusals for all who wait
+=============  ==========================================================================================
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from .coalesce import coalesce
+from .errors import UnplaceableModule
+from .events import (
+    Acquire,
+    Action,
+    Begin,
+    Cancel,
+    End,
+    Event,
+    Grant,
+    Part,
+    Read,
+    ReadDone,
+    ReadFailed,
+    Refuse,
+    Release,
+    Slot,
+    Stream,
+)
+from .policy.cycle import Cycle
+from .policy.eviction import Eviction
+from .residency import Residency
+from .units import BlockId, Extent, format_size
+
+PINNED, STREAM, EXPERTS = "pinned", "stream", "experts"
+"""The regions of a tier: never evicted; dense blocks passing through; the cache of experts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a block comes from (its extent on flash) and where it goes (a region)."""
+
+    extent: Extent
+    region: str
+
+
+@dataclass(slots=True)
+class Counters:
+    """Running totals, in blocks, bytes and seconds."""
+
+    expert_hits: int = 0
+    expert_misses: int = 0
+    dense_hits: int = 0
+    dense_misses: int = 0
+    demand_bytes: int = 0
+    prefetch_bytes: int = 0
+    reads: int = 0
+    evictions: int = 0
+    busy_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Ticket:
+    stream: Stream
+    wants: set[BlockId] = field(default_factory=set)
+
+
+class Planner:
+    """One memory tier over flash."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        homes: Mapping[BlockId, Home],
+        *,
+        cycle: Cycle,
+        experts: Eviction,
+        depth: int,
+        read_limit: int,
+    ) -> None:
+        """``depth`` reads in flight at most; neighbours join into reads of at most ``read_limit`` bytes."""
+        self.residency, self.counters = residency, Counters()
+        self._homes, self._cycle = homes, cycle
+        self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts}
+        self._depth, self._read_limit = depth, read_limit
+        self._tickets: dict[int, _Ticket] = {}
+        self._waiting: dict[BlockId, list[int]] = {}
+        self._queue: dict[BlockId, None] = {}  # absent blocks in demand, in order
+        self._in_flight: dict[int, Read] = {}
+        self._busy_since = 0.0
+        self._next_read = 0
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take ``event`` in, at monotonic time ``now`` in seconds; the actions to perform, in order."""
+        actions: list[Action] = []
+        match event:
+            case Acquire():
+                self._acquire(event, actions)
+                if event.ticket not in self._tickets:
+                    return actions  # all here: nothing that could be read has changed
+            case Release():
+                self.residency.release(event.block, event.stream)
+            case ReadDone():
+                self._read_done(event, actions, now)
+            case ReadFailed():
+                self._read_failed(event, actions, now)
+            case Begin():
+                self._cycle.begin(event.stream)
+                for policy in self._eviction.values():
+                    policy.tick()
+            case End():
+                self._end(event.stream)
+            case Cancel():
+                self._forget(event.ticket)
+        self._schedule(actions, now)
+        return actions
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _acquire(self, event: Acquire, actions: list[Action]) -> None:
+        ticket = _Ticket(event.stream)
+        for block in event.blocks:
+            region = self._homes[block].region
+            if region == STREAM:
+                self._cycle.advance(event.stream, block)
+            elif region == EXPERTS:
+                self._eviction[EXPERTS].used(block)
+            slot = self.residency.slot(block)
+            self._count(block, slot is not None)
+            if slot is not None:
+                self._grant(event.ticket, event.stream, block, slot, actions)
+                continue
+            ticket.wants.add(block)
+            self._waiting.setdefault(block, []).append(event.ticket)
+            if self.residency.absent(block):
+                self._queue.setdefault(block)
+        if ticket.wants:
+            self._tickets[event.ticket] = ticket
+
+    def _read_done(self, event: ReadDone, actions: list[Action], now: float) -> None:
+        for part in self._landed(event.read, now).parts:
+            slot = self.residency.arrive(part.block)
+            if slot.region in self._eviction:
+                self._eviction[slot.region].inserted(part.block)
+            for number in self._waiting.pop(part.block, ()):
+                ticket = self._tickets[number]
+                ticket.wants.remove(part.block)
+                if not ticket.wants:
+                    del self._tickets[number]
+                self._grant(number, ticket.stream, part.block, slot, actions)
+
+    def _read_failed(self, event: ReadFailed, actions: list[Action], now: float) -> None:
+        for part in self._landed(event.read, now).parts:
+            self.residency.abandon(part.block)
+            for number in tuple(self._waiting.get(part.block, ())):
+                self._forget(number)
+                actions.append(Refuse(number, event.error))
+
+    def _end(self, stream: Stream) -> None:
+        for number in [number for number, ticket in self._tickets.items() if ticket.stream == stream]:
+            self._forget(number)
+        for block, count in tuple(self.residency.held(stream).items()):
+            for _ in range(count):
+                self.residency.release(block, stream)
+        self._cycle.end(stream)
+
+    # --- parts of events --------------------------------------------------------------------------------------------
+
+    def _grant(self, number: int, stream: Stream, block: BlockId, slot: Slot, actions: list[Action]) -> None:
+        self.residency.lease(block, stream)
+        actions.append(Grant(number, block, slot))
+
+    def _count(self, block: BlockId, hit: bool) -> None:
+        name = f"{block.kind}_{'hits' if hit else 'misses'}"
+        setattr(self.counters, name, getattr(self.counters, name) + 1)
+
+    def _landed(self, number: int, now: float) -> Read:
+        read = self._in_flight.pop(number)
+        if not self._in_flight:
+            self.counters.busy_seconds += now - self._busy_since
+        return read
+
+    def _forget(self, number: int) -> None:
+        ticket = self._tickets.pop(number, None)
+        for block in ticket.wants if ticket else ():
+            waiting = self._waiting[block]
+            waiting.remove(number)
+            if not waiting:
+                del self._waiting[block]
+                self._queue.pop(block, None)
+
+    # --- reads ------------------------------------------------------------------------------------------------------
+
+    def _schedule(self, actions: list[Action], now: float) -> None:
+        if self._queue:
+            self._issue(tuple(self._queue), actions, now, demand=True)
+            self._refuse_stuck(actions)
+        if not self._queue and len(self._in_flight) < self._depth and self._cycle.order:
+            absent = (block for block in self._cycle.upcoming() if self.residency.absent(block))
+            self._issue(absent, actions, now, demand=False)
+
+    def _issue(self, blocks: Iterable[BlockId], actions: list[Action], now: float, *, demand: bool) -> None:
+        full: set[str] = set()
+        with closing(coalesce(((b, self._homes[b].extent) for b in blocks), limit=self._read_limit)) as runs:
+            for run in runs:
+                if len(self._in_flight) >= self._depth:
+                    return
+                parts: list[Part] = []
+                for block, extent in run:
+                    region = self._homes[block].region
+                    slot = None if region in full else self._make_room(block, demand=demand)
+                    if slot is None:
+                        full.add(region)
+                        break
+                    parts.append(Part(block, extent, slot))
+                    self._queue.pop(block, None)
+                if parts:
+                    self._start(Read(self._next_read, tuple(parts), demand), actions, now)
+                if full and not demand:
+                    return  # what comes later is needed later: nothing overtakes
+
+    def _start(self, read: Read, actions: list[Action], now: float) -> None:
+        if not self._in_flight:
+            self._busy_since = now
+        self._next_read += 1
+        self._in_flight[read.read] = read
+        size = sum(part.extent.length for part in read.parts)
+        self.counters.reads += 1
+        if read.demand:
+            self.counters.demand_bytes += size
+        else:
+            self.counters.prefetch_bytes += size
+        actions.append(read)
+
+    def _make_room(self, block: BlockId, *, demand: bool) -> Slot | None:
+        home = self._homes[block]
+        length = home.extent.length
+        slot = self.residency.reserve(block, home.region, length)
+        if slot is not None or home.region not in self._eviction:
+            return slot
+        policy = self._eviction[home.region]
+        needed_in = None if demand else self._cycle.distance(block)
+        with closing(policy.victims()) as victims:
+            for victim in victims:
+                if not self.residency.evictable(victim):
+                    continue
+                if needed_in is not None and self._cycle.distance(victim) <= needed_in:
+                    return None
+                self.residency.evict(victim)
+                policy.removed(victim)
+                self.counters.evictions += 1
+                slot = self.residency.reserve(block, home.region, length)
+                if slot is not None:
+                    return slot
+        return None
+
+    def _refuse_stuck(self, actions: list[Action]) -> None:
+        """Refuse a demand in the streaming region for which no one will ever make room."""
+        stuck = [block for block in self._queue if self._homes[block].region == STREAM]
+        if not stuck or len(self._in_flight) >= self._depth:
+            return
+        if any(part.slot.region == STREAM for read in self._in_flight.values() for part in read.parts):
+            return
+        waiting = {self._tickets[number].stream for block in stuck for number in self._waiting[block]}
+        if set(self.residency.holders(STREAM)) <= waiting:
+            block = stuck[0]
+            region = self.residency.regions[STREAM]
+            error = UnplaceableModule(
+                f"the weights of {block.module!r} ({format_size(self._homes[block].extent.length)}) do not fit beside "
+                f"{format_size(region.capacity - region.space.free_bytes)} that must stay while they are used; "
+                "raise host_memory"
+            )
+            for number in tuple(self._waiting[block]):
+                self._forget(number)
+                actions.append(Refuse(number, error))
+
+    # --- the accounts -----------------------------------------------------------------------------------------------
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every wish is queued or being read, and every read fills reserved slots."""
+        self.residency.check_integrity()
+        reading = {part.block for read in self._in_flight.values() for part in read.parts}
+        assert len(self._in_flight) <= self._depth
+        assert all(self.residency.loading(block) for block in reading)
+        assert all(self.residency.absent(block) and block in self._waiting for block in self._queue)
+        assert self._waiting.keys() <= self._queue.keys() | reading
+        for number, ticket in self._tickets.items():
+            assert ticket.wants
+            assert all(number in self._waiting[block] for block in ticket.wants)
+        assert sum(len(waiting) for waiting in self._waiting.values()) == sum(
+            len(ticket.wants) for ticket in self._tickets.values()
+        )

@@ -1,0 +1,89 @@
+"""Dense weights are used in the same order at every token: keep that order, prefetch along it, evict against it (pure).
+
+LRU over a cycle larger than the cache never hits. Here the block whose next use is furthest away goes first, which
+for a known sequence is the optimum (Belady, "A study of replacement algorithms for a virtual-storage computer").
+"""
+
+import heapq
+from collections.abc import Generator, Iterator, Sequence
+
+from ..events import Stream
+from ..units import BlockId
+
+
+class Cycle:
+    """The order of use of the streamed dense blocks, where each stream stands in it, and what comes next.
+
+    The order starts as the one on flash and is corrected by what a whole forward has shown. It also serves as the
+    Eviction policy of the streaming region.
+    """
+
+    def __init__(self, order: Sequence[BlockId]) -> None:
+        self._set_order(order)
+        self._next: dict[Stream, int] = {}  # index of the block that each running stream should use next
+        self._seen: dict[Stream, list[BlockId]] = {}
+        self._resident: set[BlockId] = set()
+
+    def _set_order(self, order: Sequence[BlockId]) -> None:
+        self.order = tuple(order)
+        self._index = {block: index for index, block in enumerate(self.order)}
+
+    # --- what the streams do ----------------------------------------------------------------------------------------
+
+    def begin(self, stream: Stream) -> None:
+        self._next[stream] = 0
+        self._seen[stream] = []
+
+    def end(self, stream: Stream) -> None:
+        self._next.pop(stream, None)
+        seen = list(dict.fromkeys(self._seen.pop(stream, ())))
+        used = set(seen)
+        if not self._next and seen and seen != [block for block in self.order if block in used]:
+            self._set_order(seen + [block for block in self.order if block not in used])
+
+    def advance(self, stream: Stream, block: BlockId) -> None:
+        """``stream`` uses ``block`` now."""
+        index = self._index.get(block)
+        if index is None:
+            return
+        self._next[stream] = index + 1
+        self._seen.setdefault(stream, []).append(block)
+
+    # --- prefetch ---------------------------------------------------------------------------------------------------
+
+    def distance(self, block: BlockId) -> int:
+        """Uses of other blocks until the next use of ``block``, by the stream that comes to it first."""
+        index, count = self._index[block], len(self.order)
+        return min((index - position) % count for position in (self._next.values() or (0,)))
+
+    def upcoming(self) -> Iterator[BlockId]:
+        """Blocks in the order in which they will be used, over the token boundary, each once."""
+        count = len(self.order)
+        positions = sorted({position % count for position in self._next.values()} or {0}) if count else []
+        given: set[int] = set()
+        for step in range(count):
+            for position in positions:
+                index = (position + step) % count
+                if index not in given:
+                    given.add(index)
+                    yield self.order[index]
+
+    # --- eviction ---------------------------------------------------------------------------------------------------
+
+    def used(self, block: BlockId) -> None:
+        """Positions, not uses, rank the blocks."""
+
+    def inserted(self, block: BlockId) -> None:
+        self._resident.add(block)
+
+    def removed(self, block: BlockId) -> None:
+        self._resident.remove(block)
+
+    def tick(self) -> None:
+        """The cycle needs no clock."""
+
+    def victims(self) -> Generator[BlockId, None, None]:
+        ranked = [(-self.distance(block), block) for block in self._resident]
+        heapq.heapify(ranked)
+        while ranked:
+            yield heapq.heappop(ranked)[1]

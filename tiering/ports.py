@@ -1,0 +1,23 @@
+"""What the doing half needs from the world: the seams at which devices are plugged in, and faked in tests."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .events import Part
+
+
+class Flash(Protocol):
+    """Where blocks come from."""
+
+    def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
+        """Fill ``into`` with ``parts``, neighbours on flash, and verify them. Blocking; called from several threads.
+
+        Raises BundleCorrupt, or ReadError when the drive fails for good.
+        """
+
+
+class Memory(Protocol):
+    """The arena of a tier."""
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """Writable bytes of a slot, PAGE aligned."""

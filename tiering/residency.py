@@ -1,0 +1,143 @@
+"""Who is where in one tier (pure): slots, leases, and the accounts that must always balance.
+
+A block in a tier is in one of three states::
+
+    absent  --reserve-->  loading  --arrive-->  ready  --evict-->  absent
+                             `-----abandon----->  absent
+
+Only a ready block can be leased, and only a ready block without leases can be evicted. A block keeps its slot from
+``reserve`` on. Every region is a budget of its own: the sum of its slots never passes its capacity.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from .events import Slot, Stream
+from .freelist import FreeList
+from .units import BlockId
+
+
+class Region:
+    """A named part of a tier's arena, ``capacity`` bytes from ``start``, with its own free list."""
+
+    def __init__(self, name: str, start: int, capacity: int) -> None:
+        self.name, self.start, self.capacity = name, start, capacity
+        self.space = FreeList(start, capacity)
+        self.blocks: set[BlockId] = set()
+
+
+class Residency:
+    """Slots and leases of one tier."""
+
+    def __init__(self, name: str, regions: Mapping[str, int]) -> None:
+        """``regions`` maps region names to capacities in bytes (PAGE multiples), laid one after the other."""
+        self.name = name
+        self.regions: dict[str, Region] = {}
+        start = 0
+        for region, capacity in regions.items():
+            self.regions[region] = Region(region, start, capacity)
+            start += capacity
+        self.capacity = start
+        self._slots: dict[BlockId, Slot] = {}
+        self._loading: set[BlockId] = set()
+        self._leases: Counter[BlockId] = Counter()
+        self._held: dict[Stream, Counter[BlockId]] = {}
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def slot(self, block: BlockId) -> Slot | None:
+        """The block's slot if it is ready, else None."""
+        return None if block in self._loading else self._slots.get(block)
+
+    def absent(self, block: BlockId) -> bool:
+        return block not in self._slots
+
+    def loading(self, block: BlockId) -> bool:
+        return block in self._loading
+
+    def evictable(self, block: BlockId) -> bool:
+        return block in self._slots and block not in self._loading and block not in self._leases
+
+    def held(self, stream: Stream) -> Mapping[BlockId, int]:
+        """Leases of one stream: block to count."""
+        return self._held.get(stream, Counter())
+
+    def holders(self, region: str) -> Iterator[Stream]:
+        """The streams that hold a lease in ``region``."""
+        inside = self.regions[region].blocks
+        return (stream for stream, held in self._held.items() if any(block in inside for block in held))
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(slot.length for slot in self._slots.values())
+
+    # --- transitions ------------------------------------------------------------------------------------------------
+
+    def reserve(self, block: BlockId, region: str, length: int) -> Slot | None:
+        """absent -> loading; None if the region has no hole of ``length`` bytes."""
+        assert block not in self._slots
+        home = self.regions[region]
+        offset = home.space.allocate(length)
+        if offset is None:
+            return None
+        slot = self._slots[block] = Slot(region, offset, length)
+        self._loading.add(block)
+        home.blocks.add(block)
+        return slot
+
+    def arrive(self, block: BlockId) -> Slot:
+        """loading -> ready."""
+        self._loading.remove(block)
+        return self._slots[block]
+
+    def abandon(self, block: BlockId) -> None:
+        """loading -> absent."""
+        self._loading.remove(block)
+        self._drop(block)
+
+    def evict(self, block: BlockId) -> None:
+        """ready -> absent; never under a lease."""
+        assert self.evictable(block)
+        self._drop(block)
+
+    def lease(self, block: BlockId, stream: Stream) -> None:
+        assert self.slot(block) is not None
+        self._leases[block] += 1
+        self._held.setdefault(stream, Counter())[block] += 1
+
+    def release(self, block: BlockId, stream: Stream) -> None:
+        held = self._held[stream]
+        assert held[block] > 0
+        for counter in (held, self._leases):
+            counter[block] -= 1
+            if not counter[block]:
+                del counter[block]
+        if not held:
+            del self._held[stream]
+
+    def _drop(self, block: BlockId) -> None:
+        slot = self._slots.pop(block)
+        home = self.regions[slot.region]
+        home.space.release(slot.offset, slot.length)
+        home.blocks.remove(block)
+
+    # --- the accounts -----------------------------------------------------------------------------------------------
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless bytes are conserved, slots disjoint, leases backed and sums equal."""
+        for region in self.regions.values():
+            spans = sorted((self._slots[block].offset, self._slots[block].length) for block in region.blocks)
+            spans += region.space.holes()
+            position = region.start
+            for offset, length in sorted(spans):
+                assert offset == position, f"{self.name}/{region.name}: gap or overlap at {position}"
+                position += length
+            assert position == region.start + region.capacity, f"{self.name}/{region.name}: bytes lost"
+            assert all(self._slots[block].region == region.name for block in region.blocks)
+        assert sum(len(region.blocks) for region in self.regions.values()) == len(self._slots)
+        assert self._loading <= self._slots.keys()
+        assert all(count > 0 and self.slot(block) is not None for block, count in self._leases.items())
+        total: Counter[BlockId] = Counter()
+        for held in self._held.values():
+            total.update(held)
+        assert total == self._leases
