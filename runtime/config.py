@@ -1,0 +1,171 @@
+"""The configuration: defaults, then a TOML file, then keyword overrides; frozen and strict."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..tiering.errors import ConfigError, DeviceUnavailable, PenstockError
+from ..tiering.units import GiB
+from . import configfile
+from .settings import LATER, NOT_YET, OVERRIDES, Compute, Experts, Io, Memory, NoDevice, Store, Weights
+
+
+class Fault(NamedTuple):
+    """The first thing wrong with raw settings; ``value`` as written, ``key`` empty for a whole section."""
+
+    section: str
+    key: str
+    value: object
+    what: str
+    error: type[PenstockError] = ConfigError
+
+
+class Config(BaseModel):
+    """What the user wants. Immutable; sizes are bytes or "auto". Every bad key or value raises ConfigError."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    memory: Memory = Memory()
+    store: Store = Field(default_factory=Store)  # at each call: it depends on the home folder
+    weights: Weights = Weights()
+    experts: Experts = Experts()
+    io: Io = Io()
+    compute: Compute = Compute()
+
+    def __init__(self, **sections: Any) -> None:
+        if fault := find_fault(sections):
+            raise fault.error(f"{_in_file(fault)}: {fault.what}")
+        super().__init__(**sections)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, **overrides: Any) -> Self:
+        """The file at ``path`` (else ./penstock.toml, else ~/.config/penstock/penstock.toml, else defaults), then
+        ``overrides`` by the names in OVERRIDES; an override of None counts as not given.
+
+        Raises ConfigError (file, key, value, what is right) and DeviceUnavailable.
+        """
+        file = Path(path) if path is not None else configfile.usual_file()
+        raw = configfile.read(file) if file else {}
+        if fault := find_fault(raw):
+            raise fault.error(f"{file}: {_in_file(fault)}: {fault.what}")
+        return cls(**raw).override(**overrides)
+
+    def override(self, **overrides: Any) -> Self:
+        """A copy with these overrides; None counts as not given. Raises ConfigError and DeviceUnavailable."""
+        raw: dict[str, dict[str, Any]] = self.model_dump()
+        for name, value in overrides.items():
+            if name not in OVERRIDES:
+                raise ConfigError(
+                    f"{name} = {_show(value)}: {NOT_YET if name in LATER else _unknown(name, OVERRIDES, 'option')}"
+                )
+            if value is not None:
+                section, key = OVERRIDES[name]
+                raw[section][key] = value
+        if fault := find_fault(raw):
+            name = next(name for name, place in OVERRIDES.items() if place == (fault.section, fault.key))
+            raise fault.error(f"{name} = {_show(fault.value)}: {fault.what}")
+        return type(self)(**raw)
+
+    @property
+    def flash_limit(self) -> int | None:
+        """Bytes that all bundles may take together; None where only the drive's free space bounds them."""
+        return None if self.memory.flash == "auto" else self.memory.flash
+
+    @property
+    def direct(self) -> bool | None:
+        """Direct reads: yes, no, or (None) where the file system can."""
+        return {"auto": None, "direct": True, "buffered": False}[self.io.backend]
+
+    def host_budget(self, model_bytes: int | None = None) -> int:
+        """Bytes of host memory to work in: as written; for "auto" what fits this machine and ``model_bytes``."""
+        if self.memory.host != "auto":
+            return self.memory.host
+        from ..kernels.machine import available_memory  # here: it may load torch
+
+        available = available_memory()
+        return auto_host_memory(available, available if model_bytes is None else model_bytes)
+
+    def to_toml(self) -> str:
+        """The whole configuration as a commented file; reading it gives an equal Config."""
+        return configfile.write(
+            (section, [(k, f.description or "", getattr(part, k)) for k, f in type(part).model_fields.items()])
+            for section, part in self
+        )
+
+
+def auto_host_memory(available: int, model_bytes: int) -> int:
+    """Budget in bytes for ``host = "auto"``, of ``available`` bytes, for a model that can use ``model_bytes``. Pure.
+
+    Leaves 2 GiB or a quarter free, whichever is more (half where there are less than 4 GiB): past that a machine swaps,
+    and speed falls tenfold at a higher hit ratio.
+    """
+    headroom = max(available // 4, min(2 * GiB, available // 2))
+    return max(0, min(available - headroom, model_bytes))
+
+
+def find_fault(raw: Mapping[str, Any]) -> Fault | None:
+    """What is wrong with settings as read from a file (section -> key -> value), or None."""
+    for section, values in raw.items():
+        field = Config.model_fields.get(section)
+        if field is None:
+            return Fault(section, "", values, _unknown_section(section, values))
+        model: Any = field.annotation
+        if isinstance(values, model):
+            continue
+        if not isinstance(values, Mapping):
+            return Fault(section, "", values, f"this is a section, with keys: {', '.join(model.model_fields)}")
+        try:
+            model.model_validate(dict(values))
+        except ValidationError as invalid:
+            error = invalid.errors()[0]
+            key = str(error["loc"][0])
+            return _fault(section, key, values[key], model, error)
+    return None
+
+
+def _fault(section: str, key: str, value: object, model: type[BaseModel], error: Any) -> Fault:
+    if error["type"] == "extra_forbidden":
+        what = NOT_YET if (section, key) in LATER.values() else _unknown(key, model.model_fields, f"key in [{section}]")
+        return Fault(section, key, value, what)
+    if error["type"] == "value_error":
+        cause = error["ctx"]["error"]
+        return Fault(section, key, value, str(cause), DeviceUnavailable if isinstance(cause, NoDevice) else ConfigError)
+    choices = get_args(model.model_fields[key].annotation)
+    listed = ", ".join(f'"{choice}"' for choice in choices)
+    what = f"it is one of {listed}" if len(choices) > 1 else f"this version has only {listed}"
+    return Fault(section, key, value, what + _did_you_mean(str(value), choices))
+
+
+def _unknown_section(name: str, values: object) -> str:
+    if any(name == section for section, _ in LATER.values()):
+        return NOT_YET
+    for section, key in OVERRIDES.values():
+        if not isinstance(values, Mapping) and (name == key or OVERRIDES.get(name) == (section, key)):
+            return f"this stands outside of a section; write {key} = ... under [{section}]"
+    return _unknown(name, Config.model_fields, "section")
+
+
+def _unknown(name: str, known: Iterable[str], kind: str) -> str:
+    known = list(known)
+    return f"there is no such {kind}{_did_you_mean(name, known)}; there are: {', '.join(known)}"
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    if name in OVERRIDES and OVERRIDES[name][1] in known:
+        name = OVERRIDES[name][1]  # the keyword's name, where the file has a shorter one
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def _in_file(fault: Fault) -> str:
+    return f"[{fault.section}] {fault.key} = {_show(fault.value)}" if fault.key else f"[{fault.section}]"
+
+
+def _show(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,56 @@
+"""The configuration's file: where it is looked for, how its TOML is read and written."""
+
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..tiering.errors import ConfigError
+from ..tiering.units import GiB, KiB, MiB
+
+
+def usual_file() -> Path | None:
+    """./penstock.toml, else ~/.config/penstock/penstock.toml, else None."""
+    candidates = (Path("penstock.toml"), Path("~/.config/penstock/penstock.toml").expanduser())
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The file's sections as written, but for the store's path: a relative one is relative to the file.
+
+    Raises ConfigError when it is absent, unreadable or no TOML.
+    """
+    try:
+        raw = tomllib.loads(file.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not a TOML file: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot read the configuration {file}: {reason}") from error
+    store = raw.get("store")
+    path = store.get("path") if isinstance(store, dict) else None
+    if isinstance(store, dict) and isinstance(path, str) and path.strip() and not path.startswith("~"):
+        store["path"] = str(file.absolute().parent / path)
+    return raw
+
+
+def write(sections: Iterable[tuple[str, Iterable[tuple[str, str, object]]]]) -> str:
+    """A commented file of ``(section, [(key, comment, value)])``; values are bytes in [memory], numbers or text."""
+    lines = ["# penstock configuration; every key is optional, these are the values in effect."]
+    for section, keys in sections:
+        lines += ["", f"[{section}]"]
+        for key, comment, value in keys:
+            lines += [f"# {comment}", f"{key} = {_value(value, is_size=section == 'memory')}"]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: object, *, is_size: bool) -> str:
+    if isinstance(value, int):
+        if is_size and value:
+            for unit, name in ((GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
+                if value % unit == 0:
+                    return f'"{value // unit}{name}"'
+        return str(value)
+    # JSON quotes as TOML does, but for DEL.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

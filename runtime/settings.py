@@ -1,0 +1,143 @@
+"""The sections of the configuration: their keys, defaults, and which values are right."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from ..tiering.errors import ConfigError
+from ..tiering.units import parse_size
+
+OVERRIDES: Mapping[str, tuple[str, str]] = {
+    "host_memory": ("memory", "host"),
+    "flash_limit": ("memory", "flash"),
+    "store": ("store", "path"),
+    "weights_format": ("weights", "format"),
+    "experts_eviction": ("experts", "eviction"),
+    "io_backend": ("io", "backend"),
+    "io_depth": ("io", "depth"),
+    "device": ("compute", "device"),
+    "threads": ("compute", "threads"),
+}
+"""Keyword override (on the command line ``--host-memory`` ...) -> section and key of the file."""
+
+NOT_YET = "this is not in this version of penstock yet; take it out"
+
+LATER: Mapping[str, tuple[str, str]] = {
+    "device_memory": ("memory", "device"),
+    "experts_prefetch": ("experts", "prefetch"),
+    "kv_host_memory": ("kv", "host"),
+    "kv_format": ("kv", "format"),
+    "kv_attention": ("kv", "attention"),
+    "kv_epsilon": ("kv", "epsilon"),
+}
+"""Names that are settled but mean nothing yet: writing one must not look as if it had an effect."""
+
+MOST = 1024
+"""Bound on counts (threads, reads in flight): what is above it is a slip of the pen."""
+
+MOST_BYTES = 1 << 60
+
+
+def _size(value: object) -> object:
+    if value == "auto":
+        return value
+    try:
+        size = parse_size(value)  # type: ignore[arg-type]
+    except OverflowError:
+        size = MOST_BYTES + 1
+    except ConfigError as error:
+        raise ValueError(f'{error}; "auto" is possible too') from error
+    if size > MOST_BYTES:
+        raise ValueError("no machine has so many bytes")
+    return size
+
+
+def _count(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST):
+        return value
+    raise ValueError(f'it is a number from 1 to {MOST} or "auto"')
+
+
+def _folder(value: object) -> object:
+    if not isinstance(value, (str, Path)) or not str(value).strip():
+        raise ValueError("it is the path of a folder")
+    try:
+        str(value).encode()
+        if "\0" in str(value):
+            raise ValueError("a path has no zero bytes")
+        return Path(value).expanduser().absolute()
+    except UnicodeEncodeError as error:
+        raise ValueError("the path is not Unicode, so no configuration file can name it") from error
+    except RuntimeError as error:
+        raise ValueError(f"{error}; write the path out") from error
+
+
+def _device(value: object) -> object:
+    if isinstance(value, str) and value.split(":")[0] == "cuda":
+        raise NoDevice(f'this version of penstock computes on the CPU{_without_cuda()}; write "auto" or "cpu"')
+    return value
+
+
+class NoDevice(ValueError):
+    """The device is a sensible wish that this machine or version cannot grant."""
+
+
+def _without_cuda() -> str:
+    import torch  # here: the configuration must be readable without loading torch
+
+    return "" if torch.cuda.is_available() else ", and torch finds no CUDA device on this machine"
+
+
+Size = Annotated[int | Literal["auto"], BeforeValidator(_size)]
+Count = Annotated[int | Literal["auto"], BeforeValidator(_count)]
+Folder = Annotated[Path, BeforeValidator(_folder)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Memory(_Section):
+    host: Size = Field(
+        default="auto",
+        description='Most memory penstock takes for weights, in bytes or like "2GiB"; "auto" fits the machine.',
+    )
+    flash: Size = Field(
+        default="auto",
+        description='Most that all bundles in the store may take together; "auto" is what the drive has free.',
+    )
+
+
+class Store(_Section):
+    path: Folder = Field(
+        default_factory=lambda: Path("~/.cache/penstock").expanduser(),
+        description="Folder of the packed models; on the fastest drive.",
+    )
+
+
+class Weights(_Section):
+    format: Literal["as-is"] = Field(default="as-is", description='How weights are stored: "as-is" keeps every bit.')
+
+
+class Experts(_Section):
+    eviction: Literal["auto", "lru", "lfu"] = Field(
+        default="auto",
+        description='Who leaves memory first: the expert used least recently ("lru") or least often ("lfu").',
+    )
+
+
+class Io(_Section):
+    backend: Literal["auto", "direct", "buffered"] = Field(
+        default="auto",
+        description='"direct" reads past the page cache, "buffered" through it; "auto" is direct where possible.',
+    )
+    depth: Count = Field(default="auto", description='Reads in flight at once, or "auto".')
+
+
+class Compute(_Section):
+    device: Annotated[Literal["auto", "cpu"], BeforeValidator(_device)] = Field(
+        default="auto", description='"auto" or "cpu".'
+    )
+    threads: Count = Field(default="auto", description='Threads that compute; "auto" leaves it to torch.')

@@ -1,0 +1,246 @@
+"""The configuration: precedence, strictness, what errors say, and that a printed file reads back."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from penstock.runtime.config import Config, auto_host_memory
+from penstock.runtime.settings import LATER, OVERRIDES
+from penstock.tiering.errors import ConfigError, DeviceUnavailable
+from penstock.tiering.units import GiB, MiB
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """No configuration of the developer's own gets in."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        file = tmp_path / "some.toml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def refusal(*arguments, **overrides) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Config.load(*arguments, **overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- where values come from ---
+
+
+def test_defaults(tmp_path):
+    config = Config.load()
+    assert config == Config()
+    assert config.store.path == tmp_path / "home/.cache/penstock"
+    assert config.memory.host == "auto"
+    assert config.flash_limit is None
+    assert config.direct is None
+
+
+def test_file_then_overrides(write):
+    file = write('[memory]\nhost = "2GiB"\nflash = 1000\n[experts]\neviction = "lru"\n[io]\nbackend = "buffered"\n')
+    config = Config.load(file, host_memory="3GiB", io_depth=4, threads=None)
+    assert (config.memory.host, config.flash_limit, config.experts.eviction) == (3 * GiB, 1000, "lru")
+    assert (config.direct, config.io.depth, config.compute.threads) == (False, 4, "auto")
+
+
+def test_usual_places(tmp_path):
+    user = tmp_path / "home/.config/penstock/penstock.toml"
+    user.parent.mkdir(parents=True)
+    user.write_text("[compute]\nthreads = 3\n")
+    assert Config.load().compute.threads == 3
+    here = Path("penstock.toml")
+    here.write_text("[compute]\nthreads = 5\n")
+    assert Config.load().compute.threads == 5
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_every_override_reaches_its_key(name, tmp_path):
+    section, key = OVERRIDES[name]
+    value = {
+        "host_memory": 7 * MiB,
+        "flash_limit": 9,
+        "store": tmp_path / "s",
+        "weights_format": "as-is",
+        "experts_eviction": "lfu",
+        "io_backend": "direct",
+        "io_depth": 2,
+        "device": "cpu",
+        "threads": 1,
+    }[name]
+    config = Config.load(**{name: value})
+    assert getattr(getattr(config, section), key) == value
+    assert sum(len(type(part).model_fields) for _, part in config) == len(OVERRIDES)
+
+
+def test_store_path_of_a_file_is_relative_to_the_file(write, tmp_path):
+    assert Config.load(write('[store]\npath = "bundles"\n')).store.path == tmp_path / "bundles"
+    assert Config.load(write('[store]\npath = "~/b"\n')).store.path == tmp_path / "home/b"
+    assert Config.load(store="bundles").store.path == tmp_path / "work/bundles"
+
+
+def test_override_of_a_config():
+    config = Config.load(host_memory="1GiB").override(threads=2)
+    assert (config.memory.host, config.compute.threads) == (GiB, 2)
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        config.memory.host = 3
+
+
+# --- strictness ---
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[memory]\nhots = 1", ["[memory] hots = 1", 'did you mean "host"']),
+        ("[memory]\nhost_memory = 1", ['did you mean "host"']),
+        ("[memry]\nhost = 1", ["[memry]", 'did you mean "memory"']),
+        ("[xyzzy]\nhost = 1", ["there are: memory, store, weights, experts, io, compute"]),
+        ('host = "1GiB"', ["host = ... under [memory]"]),
+        ("host_memory = 1", ["host = ... under [memory]"]),
+        ("memory = 3", ["[memory]", "keys: host, flash"]),
+        ("[[memory]]\nhost = 1", ["[memory]", "keys: host, flash"]),
+        ('[memory]\nhost = "2XB"', ['host = "2XB"', "1.5GiB", '"auto"']),
+        ("[memory]\nhost = -1", ["host = -1", "negative"]),
+        ("[memory]\nhost = true", ["host = true"]),
+        ('[memory]\nflash = "9999999TB"', ["no machine"]),
+        (f'[memory]\nflash = "{"9" * 400}"', ["no machine"]),
+        ("[store]\npath = 3", ["path = 3", "path of a folder"]),
+        ('[store]\npath = ""', ["path of a folder"]),
+        ('[store]\npath = "a\\u0000b"', ["zero bytes"]),
+        ('[weights]\nformat = "int4"', ['format = "int4"', 'only "as-is"']),
+        ('[experts]\neviction = "LUR"', ['one of "auto", "lru", "lfu"', 'did you mean "lru"']),
+        ('[io]\nbackend = "mmap"', ['one of "auto", "direct", "buffered"']),
+        ('[io]\ndepth = "4"', ['depth = "4"', "number from 1"]),
+        ("[io]\ndepth = 0", ["number from 1"]),
+        ("[io]\ndepth = true", ["number from 1"]),
+        ("[compute]\nthreads = 1.5", ["threads = 1.5", "number from 1"]),
+        ('[compute]\ndevice = "gpu"', ['one of "auto", "cpu"']),
+        ("[memory\n", ["not a TOML file", "line 1"]),
+        ("[memory]\nhost = 1\nhost = 2", ["not a TOML file"]),
+    ],
+)
+def test_mistakes_in_a_file_are_named(write, text, parts):
+    file = write(text)
+    message = refusal(file)
+    assert message.startswith(str(file))
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_keys_of_later_versions_are_refused(name, write):
+    section, key = LATER[name]
+    assert "not in this version" in refusal(write(f'[{section}]\n{key} = "auto"'))
+    assert "not in this version" in refusal(**{name: "auto"})
+
+
+def test_mistakes_in_overrides_are_named():
+    assert 'host_memory = "2XB"' in refusal(host_memory="2XB")
+    assert 'did you mean "host_memory"' in refusal(host_memry=1)
+    assert len(refusal(host_memory="9" * 4000)) < 200
+    with pytest.raises(ConfigError, match=r"\[io\] depth = 0"):
+        Config(io={"depth": 0})
+
+
+def test_unreadable_files(tmp_path):
+    assert "No such file" in refusal(tmp_path / "absent.toml")
+    assert "directory" in refusal(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    assert "not a TOML file" in refusal(tmp_path / "binary")
+    assert "null byte" in refusal("a\0b")
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_cuda_is_not_there_yet(monkeypatch, write, found):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: found)
+    for arguments, overrides in (((), {"device": "cuda:0"}), ((write('[compute]\ndevice = "cuda"'),), {})):
+        with pytest.raises(DeviceUnavailable, match="computes on the CPU") as caught:
+            Config.load(*arguments, **overrides)
+        assert ("no CUDA device on this machine" in str(caught.value)) is not found
+
+
+# --- the printed file ---
+
+sizes = st.one_of(st.just("auto"), st.integers(0, 1 << 60), st.integers(0, 1 << 20).map(lambda n: n * MiB))
+counts = st.one_of(st.just("auto"), st.integers(1, 1024))
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "host_memory": sizes,
+            "flash_limit": sizes,
+            "store": texts.map(lambda text: "/" + text),
+            "weights_format": st.just("as-is"),
+            "experts_eviction": st.sampled_from(["auto", "lru", "lfu"]),
+            "io_backend": st.sampled_from(["auto", "direct", "buffered"]),
+            "io_depth": counts,
+            "device": st.sampled_from(["auto", "cpu"]),
+            "threads": counts,
+        },
+    )
+)
+def test_printed_file_reads_back(tmp_path_factory, overrides):
+    config = Config.load(**overrides)
+    file = tmp_path_factory.getbasetemp() / "printed.toml"
+    file.write_text(config.to_toml(), "utf-8")
+    assert Config.load(file) == config
+
+
+def test_printed_file_explains_every_key_and_prints_sizes_as_people_write_them():
+    lines = Config.load(host_memory="1.5GiB", flash_limit=1001).to_toml().splitlines()
+    assert 'host = "1536MiB"' in lines
+    assert "flash = 1001" in lines
+    for _, key in OVERRIDES.values():
+        at = next(number for number, line in enumerate(lines) if line.startswith(f"{key} = "))
+        assert lines[at - 1].startswith("# ")
+
+
+# --- automatic sizes ---
+
+
+def test_auto_host_memory_leaves_headroom():
+    assert auto_host_memory(16 * GiB, 100 * GiB) == 12 * GiB
+    assert auto_host_memory(6 * GiB, 100 * GiB) == 4 * GiB
+    assert auto_host_memory(2 * GiB, 100 * GiB) == GiB
+    assert auto_host_memory(16 * GiB, 3 * GiB) == 3 * GiB
+
+
+@given(st.integers(0, 1 << 50), st.integers(0, 1 << 50))
+def test_auto_host_memory_is_within_bounds(available, model):
+    budget = auto_host_memory(available, model)
+    assert 0 <= budget <= min(model, available)
+    if available >= 4 * GiB:
+        assert available - budget >= max(2 * GiB, available // 4)
+
+
+def test_budget_as_written_or_measured(monkeypatch):
+    assert Config.load(host_memory="1GiB").host_budget(5) == GiB
+    monkeypatch.setattr("penstock.kernels.machine.available_memory", lambda: 16 * GiB)
+    assert Config.load().host_budget() == 12 * GiB
+    assert Config.load().host_budget(GiB) == GiB
+
+
+def test_reading_a_configuration_loads_no_torch():
+    code = "import sys; from penstock.runtime.config import Config; Config.load(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
+    assert done.stdout == "False\n"
