@@ -1,0 +1,205 @@
+"""What this host can do, measured: drive, memory, processor."""
+
+import errno
+import math
+import os
+import platform
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+
+from .arena import Arena
+from .cgroups import memory_groups, processor_quota
+from .directio import PAGE, DirectFile, Segment
+from .directwrite import DirectWriter
+
+_TRIAL_FILE = 256 << 20
+_TRIAL_MEMORY = 256 << 20
+# What torch's and our own products choose their code by.
+_INSTRUCTION_SETS = (
+    *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"),
+    *("amx_fp16", "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRate:
+    """Random reads of ``size`` bytes with ``depth`` of them under way at a time."""
+
+    size: int
+    depth: int
+    bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class DriveReport:
+    """How fast the drive below ``folder`` reads; ``direct`` says whether past the page cache."""
+
+    folder: str
+    direct: bool
+    file_bytes: int
+    rates: tuple[ReadRate, ...]
+
+    @property
+    def best(self) -> ReadRate:
+        """The fastest of the rates."""
+        return max(self.rates, key=lambda rate: rate.bytes_per_second)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineReport:
+    """The host as this process sees it. Memory in bytes; ``cores`` and memory heed affinity and control groups."""
+
+    processor: str
+    cores: int
+    instruction_sets: tuple[str, ...]
+    torch_capability: str
+    torch_threads: int
+    total_memory: int
+    available_memory: int
+    huge_pages: str
+    system: str
+    python: str
+    torch: str
+    transformers: str | None
+
+
+def measure_drive(
+    folder: Path,
+    *,
+    sizes: Sequence[int] = (4096, 32768, 131072, 1 << 20, 8 << 20),
+    depths: Sequence[int] = (1, 4, 8),
+    seconds_each: float = 0.25,
+) -> DriveReport:
+    """Read at random page-aligned offsets of a file made for it in ``folder``, once for each size and depth.
+
+    The sizes are bytes, PAGE multiples; the depths are threads. The file has 256 MiB, or half of the free space where
+    that is less, and is gone afterwards. Raises OSError when the folder is not there or not writable, and with ENOSPC
+    when it has no room for two of the largest reads.
+    """
+    step = max(sizes)
+    room = min(max(_TRIAL_FILE, step), shutil.disk_usage(folder).free // 2) // step * step
+    if room == 0:
+        raise OSError(errno.ENOSPC, f"measuring the drive needs {2 * step} bytes free", str(folder))
+    arena = Arena(step * max(depths))
+    memory = arena.tensor(0, torch.uint8, (arena.length,))
+    # Content that no drive compresses; and no first touch of the memory while the clock runs.
+    memory.random_()
+    with _trial_file(folder, arena.view(0, step), room // step) as file:
+        rates = tuple(
+            ReadRate(size, depth, _read_rate(file, arena, size, depth, seconds_each))
+            for size in sizes
+            for depth in depths
+        )
+        return DriveReport(str(folder), file.direct, file.length, rates)
+
+
+def _trial_file(folder: Path, content: memoryview, copies: int) -> DirectFile:
+    """A file of ``copies`` of ``content`` without a name: it goes when it is closed."""
+    descriptor, name = tempfile.mkstemp(prefix=".penstock-trial-", dir=folder)
+    os.close(descriptor)
+    try:
+        with DirectWriter(name) as writer:
+            for _ in range(copies):
+                writer.write(content)
+            writer.sync()
+        return DirectFile(name)
+    finally:
+        os.unlink(name)
+
+
+def _read_rate(file: DirectFile, arena: Arena, size: int, depth: int, seconds: float) -> float:
+    """Bytes per second of ``depth`` threads that each read ``size`` bytes at a time for ``seconds``."""
+    last_page = (file.length - size) // PAGE
+
+    def read(worker: int) -> int:
+        buffer, done, chance = arena.view(worker * size, size), 0, random.Random(worker)
+        while done == 0 or time.perf_counter() < deadline:
+            file.read([Segment(chance.randint(0, last_page) * PAGE, buffer)])
+            done += size
+        return done
+
+    with ThreadPoolExecutor(depth, "penstock-trial") as pool:
+        start = time.perf_counter()
+        deadline = start + seconds
+        done = sum(pool.map(read, range(depth)))
+        return done / (time.perf_counter() - start)
+
+
+def measure_memory() -> float:
+    """Bytes per second of reading memory from one end to the other with torch's threads; the best of several passes."""
+    length = max(PAGE, min(_TRIAL_MEMORY, available_memory() // 4) // PAGE * PAGE)
+    numbers = Arena(length).tensor(0, torch.float32, (length // 4,)).fill_(1.0)
+    best = math.inf
+    for _ in range(7):
+        start = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - start)
+    return numbers.nbytes / best
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take before the machine, or a control group that it is in, runs out."""
+    room = [group.limit - group.used for group in memory_groups()]
+    return max(0, min([psutil.virtual_memory().available, *room]))
+
+
+def total_memory() -> int:
+    """Bytes of memory of the machine, or of the tightest control group that this process is in."""
+    return min([psutil.virtual_memory().total, *(group.limit for group in memory_groups())])
+
+
+def usable_cores() -> int:
+    """Processors that this process may keep busy: its affinity, and its control groups' quota rounded up."""
+    cores = len(os.sched_getaffinity(0))
+    quota = processor_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def describe() -> MachineReport:
+    """Names and sizes of this host; measures nothing."""
+    name, flags = _processor(Path("/proc/cpuinfo"))
+    try:
+        transformers: str | None = metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        transformers = None
+    return MachineReport(
+        processor=name or platform.processor() or platform.machine(),
+        cores=usable_cores(),
+        instruction_sets=tuple(name for name in _INSTRUCTION_SETS if name in flags),
+        torch_capability=torch.backends.cpu.get_cpu_capability(),
+        torch_threads=torch.get_num_threads(),
+        total_memory=total_memory(),
+        available_memory=available_memory(),
+        huge_pages=_huge_pages(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=transformers,
+    )
+
+
+def _processor(information: Path) -> tuple[str, frozenset[str]]:
+    """The name of the first processor in ``information`` ("" where it has none) and its feature flags."""
+    fields: dict[str, str] = {}
+    for line in information.read_text().splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    return fields.get("model name", ""), frozenset(fields.get("flags", fields.get("features", "")).split())
+
+
+def _huge_pages(setting: Path) -> str:
+    """The kernel's mode of huge pages: "always", "madvise", "never", or "absent"."""
+    try:
+        return setting.read_text().partition("[")[2].partition("]")[0]
+    except OSError:
+        return "absent"
