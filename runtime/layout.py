@@ -1,0 +1,180 @@
+"""What a bundle of a model will look like (pure): which tensors form which block, and where each block lies on flash.
+
+A module without children that hold anything is a unit: its weights become one *dense* block if they are worth
+streaming. The stacked weights of an experts module become one *expert* block per expert. All the rest is small and
+goes into *resident* blocks. On flash the resident blocks come first, then the layers in the order in which the model
+registers them, and in each layer the dense blocks before the experts.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..tiering.errors import UnplaceableModule
+from ..tiering.store.manifest import Block, DataFile, place_tensors
+from ..tiering.units import PAGE, BlockId, Extent, GiB, KiB, MiB
+
+FILE_LIMIT = 4 * GiB
+"""Bytes of a data file that the next block may not pass; a single larger block has a file of its own."""
+
+RESIDENT_BLOCK = 8 * MiB
+"""Bytes of small tensors that are gathered into one resident block."""
+
+Entry = tuple[str, str, tuple[int, ...], int]
+"""A tensor before it has a place: name, dtype, shape, bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """``blocks`` in the order of flash, without checksums as long as nothing is written; ``tied`` maps the other names
+    of a shared tensor to the one under which it is stored."""
+
+    blocks: tuple[Block, ...]
+    tied: Mapping[str, str]
+
+    @property
+    def files(self) -> tuple[DataFile, ...]:
+        """The data files that hold the blocks."""
+        lengths: dict[int, int] = {}
+        for block in self.blocks:
+            lengths[block.extent.file] = block.extent.end
+        return tuple(DataFile(f"data-{number:05}.bin", length) for number, length in sorted(lengths.items()))
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(block.extent.length for block in self.blocks)
+
+    def digest(self) -> str:
+        """SHA-256 over names, dtypes, shapes and places: two equal layouts of equal weights give equal bundles."""
+        parts = [
+            [list(b.id), [b.extent.file, b.extent.offset, b.extent.length], b.resident]
+            + [[t.name, t.dtype, list(t.shape), t.offset] for t in b.tensors]
+            for b in self.blocks
+        ]
+        return hashlib.sha256(json.dumps([parts, dict(self.tied)], sort_keys=True).encode()).hexdigest()
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether transformers' experts interface computes ``module``: its weights are stacked, one slice per expert."""
+    names = ("num_experts", "is_transposed", "has_bias", "has_gate", "_apply_gate")
+    return all(hasattr(module, name) for name in names)
+
+
+def layout(model: nn.Module) -> Layout:
+    """The layout of ``model``, which may be on the meta device: only names, shapes and dtypes count.
+
+    Raises UnplaceableModule for a module whose state is not made of tensors.
+    """
+    tensors, tied = _unique_tensors(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    small = min(256 * KiB, max(4 * KiB, total // 1000))
+
+    resident: list[Entry] = []
+    dense: dict[str, list[tuple[BlockId, list[Entry]]]] = {}
+    experts: dict[str, list[tuple[BlockId, list[Entry]]]] = {}
+    for path, own in _by_module(tensors):
+        module, layer = modules[path], _layer_of(path, modules)
+        stacked = _stacked(module, own)
+        for expert in range(int(module.num_experts) if stacked else 0):  # type: ignore[arg-type]
+            slices = [_entry(name, own[name][expert]) for name in stacked]
+            experts.setdefault(layer, []).append((BlockId("expert", path, expert), slices))
+        # Buffers stay: modules may keep references to them, or write to them.
+        buffers = {name for name in own if name.rpartition(".")[2] in module._buffers}
+        resident += [_entry(name, own[name]) for name in own if name in buffers]
+        rest = [_entry(name, tensor) for name, tensor in own.items() if name not in stacked and name not in buffers]
+        if _is_unit(module) and sum(length for *_, length in rest) > small:
+            dense.setdefault(layer, []).append((BlockId("dense", path), rest))
+        else:
+            dense.setdefault(layer, [])
+            resident += rest
+
+    ordered = [(BlockId("dense", "", n), entries, True) for n, entries in enumerate(_gather(resident))]
+    for layer in dense:
+        ordered += [(id_, entries, False) for id_, entries in dense[layer] + experts.get(layer, [])]
+    return Layout(tuple(_place(ordered)), tied)
+
+
+def _unique_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The state dict without repetitions, and which name stands for each name left out."""
+    tensors: dict[str, torch.Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, torch.Tensor):
+            raise UnplaceableModule(
+                f"{name} is a {type(tensor).__name__}, not a tensor: penstock cannot stream this model"
+            )
+        # By object, not by address: on the meta device there is none.
+        known = first.setdefault(id(tensor), name)
+        if known == name:
+            tensors[name] = tensor.detach()
+        else:
+            tied[name] = known
+    return tensors, tied
+
+
+def _by_module(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Module paths and their own tensors by full name, in state-dict order."""
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(name.rpartition(".")[0], {})[name] = tensor
+    yield from groups.items()
+
+
+def _layer_of(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """The outermost list element that ``path`` lies in, "model.layers.3"; the path itself outside of lists."""
+    parts = path.split(".")
+    for depth in range(1, len(parts)):
+        if isinstance(modules.get(".".join(parts[:depth])), nn.ModuleList):
+            return ".".join(parts[: depth + 1])
+    return path
+
+
+def _stacked(module: nn.Module, own: Mapping[str, torch.Tensor]) -> list[str]:
+    """Full names of the parameters that hold one slice per expert."""
+    if not is_experts(module):
+        return []
+    parameters = dict(module.named_parameters(recurse=False))
+    return [
+        name
+        for name, tensor in own.items()
+        if name.rpartition(".")[2] in parameters and tensor.dim() > 0 and tensor.shape[0] == module.num_experts
+    ]
+
+
+def _is_unit(module: nn.Module) -> bool:
+    """Whether nothing below ``module`` holds weights; activation functions and the like do not."""
+    return not any(child.state_dict(keep_vars=True) for child in module.children())
+
+
+def _entry(name: str, tensor: torch.Tensor) -> Entry:
+    return name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes
+
+
+def _gather(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Runs of entries of at most RESIDENT_BLOCK bytes; a larger entry has one of its own."""
+    run: list[Entry] = []
+    for entry in entries:
+        if run and place_tensors([*run, entry])[1] > RESIDENT_BLOCK:
+            yield run
+            run = []
+        run.append(entry)
+    if run:
+        yield run
+
+
+def _place(blocks: Sequence[tuple[BlockId, list[Entry], bool]]) -> Iterator[Block]:
+    """Give every block its extent: one after the other, in files of at most FILE_LIMIT bytes."""
+    file = offset = 0
+    for id_, entries, resident in blocks:
+        tensors, length = place_tensors(entries)
+        length = max(length, PAGE)
+        if offset and offset + length > FILE_LIMIT:
+            file, offset = file + 1, 0
+        yield Block(id_, Extent(file, offset, length), "", tensors, resident)
+        offset += length
