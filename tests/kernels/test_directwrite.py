@@ -127,12 +127,15 @@ def test_after_a_failure_the_next_write_overwrites(writer, monkeypatch):
 def test_dirty_pages_stay_few(cached_bytes, tmp_path, monkeypatch):
     monkeypatch.setattr(directwrite, "BUFFERED_STEP", 1 << 20)
     writer = DirectWriter(tmp_path / "data", direct=False)
-    block, cached = pages(96), []
+    block, cached, flushes = pages(96), [], []
+    real_fdatasync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: flushes.append(real_fdatasync(descriptor)))
     for _ in range(12):
         writer.write(block)
         cached.append(cached_bytes(writer.path))
     assert max(cached) <= 1 << 20
     assert max(cached) > 0, "the test cannot see the page cache"
+    assert len(flushes) == 4, "a flush belongs after every full step, and nowhere else"
     writer.sync()
     assert cached_bytes(writer.path) == 0
     assert writer.path.stat().st_size == 12 * 96 * PAGE
@@ -164,11 +167,13 @@ def test_falls_back_where_direct_writes_are_refused(tmp_path, monkeypatch, port)
             raise OSError(errno.EINVAL, "no direct I/O")
         return real_pwrite(descriptor, data, offset)
 
+    descriptors = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "pwrite", written)
     with DirectWriter(tmp_path / "data") as writer:
         writer.write(pages(3))
         assert not writer.direct
+        assert len(os.listdir("/proc/self/fd")) == descriptors + 1
         writer.write(pages(1))
     assert (tmp_path / "data").read_bytes() == bytes(pages(3)) + bytes(pages(1))
     with pytest.raises(OSError, match="no direct I/O"), DirectWriter(tmp_path / "other", direct=True) as writer:
