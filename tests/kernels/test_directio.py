@@ -9,11 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from penstock.kernels import directio
 from penstock.kernels.arena import Arena
-from penstock.kernels.directio import IOV_MAX, PAGE, DirectFile, Segment, ShortRead, remaining
+from penstock.kernels.directio import IOV_MAX, PAGE, DirectFile, Segment, ShortRead
 
 real_preadv, real_open = os.preadv, os.open
 
@@ -38,41 +36,6 @@ def file(request, data_file):
         if request.param is None and not opened.direct:
             pytest.skip("the folder for temporary files has no direct I/O")
         yield opened
-
-
-lengths = st.lists(st.integers(0, 9), max_size=8)
-
-
-@given(lengths, st.integers(0, 80), st.integers(1, 10), st.none() | st.integers(0, 40))
-def test_remaining_is_the_rest_within_the_limits(lengths, done, most_buffers, most_bytes):
-    flat = bytes(range(sum(lengths)))
-    buffers, start = [], 0
-    for length in lengths:
-        buffers.append(memoryview(flat)[start : start + length])
-        start += length
-    rest = remaining(buffers, done, most_buffers=most_buffers, most_bytes=most_bytes)
-    taken = b"".join(rest)
-    assert flat[done:].startswith(taken)
-    assert all(len(buffer) for buffer in rest)
-    assert len(rest) <= most_buffers
-    if most_bytes is not None:
-        assert len(taken) <= most_bytes
-    # Nothing is left out unless a limit says so.
-    assert taken == flat[done:] or len(rest) == most_buffers or len(taken) == most_bytes
-
-
-@given(lengths, st.data())
-def test_short_reads_fill_every_byte_once(lengths, data):
-    flat = bytes(range(1, sum(lengths) + 1))
-    buffers = [memoryview(bytearray(length)) for length in lengths]
-    done = 0
-    while rest := remaining(buffers, done, most_buffers=3):
-        got = data.draw(st.integers(1, sum(map(len, rest))))
-        for buffer in rest:
-            piece = flat[done : done + min(len(buffer), got)]
-            buffer[: len(piece)] = piece
-            done, got = done + len(piece), got - len(piece)
-    assert b"".join(buffers) == flat
 
 
 def test_scatters_neighbours_into_places_apart(file, content):
