@@ -1,1 +1,64 @@
-"""Penstock."""
+"""Runs Hugging Face models larger than the machine's memory: exact, within a budget, streamed from flash.
+
+    import penstock
+    model = penstock.load("dir-or-hub-id", host_memory="2GiB")   # a transformers model, used as always
+    model.penstock.stats()
+"""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from .tiering.errors import (
+    BudgetTooSmall,
+    BundleCorrupt,
+    BundleError,
+    BundleVersionError,
+    CheckpointError,
+    Closed,
+    ConfigError,
+    DeviceUnavailable,
+    FlashFull,
+    PenstockError,
+    PromptTooLong,
+    ReadError,
+    UnplaceableModule,
+)
+
+if TYPE_CHECKING:
+    from .runtime.compose import load, wrap
+    from .runtime.config import Config
+
+__version__ = version("penstock")
+
+__all__ = [
+    "BudgetTooSmall",
+    "BundleCorrupt",
+    "BundleError",
+    "BundleVersionError",
+    "CheckpointError",
+    "Closed",
+    "Config",
+    "ConfigError",
+    "DeviceUnavailable",
+    "FlashFull",
+    "PenstockError",
+    "PromptTooLong",
+    "ReadError",
+    "UnplaceableModule",
+    "__version__",
+    "load",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch and transformers is imported when it is first used: the command line answers at once."""
+    if name in ("load", "wrap"):
+        from .runtime import compose
+
+        return getattr(compose, name)
+    if name == "Config":
+        from .runtime.config import Config
+
+        return Config
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -140,12 +140,12 @@ class Planner:
         ticket = _Ticket(event.stream)
         for block in event.blocks:
             region = self._homes[block].region
+            slot = self.residency.slot(block)
             if region == STREAM:
                 self._cycle.advance(event.stream, block)
-            elif region == EXPERTS:
-                self._eviction[EXPERTS].used(block)
-            slot = self.residency.slot(block)
-            self._count(block, slot is not None)
+            if region in self._eviction:
+                self._eviction[region].used(block)
+                self._count(block, slot is not None)
             if slot is not None:
                 self._grant(event.ticket, event.stream, block, slot, actions)
                 continue

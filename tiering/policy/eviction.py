@@ -100,5 +100,5 @@ class LFU:
                     heapq.heappush(self._heap, (count, block))
 
 
-EVICTION: dict[str, Callable[[], Eviction]] = {"lru": LRU, "lfu": LFU}
-"""Policies by the name they have in the configuration."""
+EVICTION: dict[str, Callable[[], Eviction]] = {"auto": LFU, "lru": LRU, "lfu": LFU}
+"""Policies by the name they have in the configuration; "auto" is the one that hits most on trained models."""

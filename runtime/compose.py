@@ -1,0 +1,280 @@
+"""The front door's two calls: ``load`` a checkpoint, ``wrap`` a model; both give back a transformers model."""
+
+import functools
+import inspect
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..tiering.errors import BundleError, CheckpointError, ConfigError, PenstockError
+from ..tiering.policy.placement import Placement, SizedBlock, place
+from ..tiering.store.manifest import Manifest
+from ..tiering.store.reader import Bundle
+from ..tiering.units import BlockId
+from .checkpoint import Checkpoint
+from .config import Config
+from .engine import Engine
+from .layout import layout
+from .metrics import Stats
+from .model import attach, placeholder
+from .pack import pack_checkpoint, pack_model
+from .progress import Progress
+from .rows import row_readable
+from .settings import OVERRIDES
+from .skeleton import skeleton
+
+AUTO_DEPTH = 4
+"""Reads in flight for ``depth = "auto"``: where megabyte reads saturate laptop and cloud drives alike."""
+
+
+class Handle:
+    """``model.penstock``: what penstock says and does about a loaded model."""
+
+    def __init__(self, model: PreTrainedModel, engine: Engine) -> None:
+        self._engine = engine
+        self._model = weakref.ref(model)
+        self._finalizer = weakref.finalize(model, engine.close)
+
+    @property
+    def placement(self) -> Placement:
+        """What is where, under which budget."""
+        return self._engine.placement
+
+    @property
+    def bundle(self) -> Path:
+        """The folder of the bundle that the weights come from."""
+        return self._engine.bundle.folder
+
+    def stats(self) -> Stats:
+        """Counts, bytes and seconds since the model was loaded."""
+        return self._engine.stats()
+
+    def close(self) -> None:
+        """Stop reading and give the memory back. Idempotent; the model cannot compute any more."""
+        model = self._model()
+        if self._finalizer.detach() and model is not None:
+            for _, own, name, tensor in _own_tensors(model):
+                if self._engine.holds(tensor):
+                    own[name] = _stand_in(tensor)
+        self._engine.close()
+
+
+def load(
+    source: str | Path,
+    config: str | Path | Config | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """A transformers causal language model whose weights stay on flash and pass through ``host_memory`` bytes.
+
+    ``source`` is a checkpoint folder, a hub id, or a bundle folder. A checkpoint is packed into the store first, once.
+    ``config`` is a TOML file or a Config; its settings can be overridden by keyword (``host_memory="2GiB"``, ...).
+    All other ``options`` go on to transformers (``attn_implementation``, ...). The result is used as always, and has a
+    Handle as ``.penstock``; it is also a context manager that closes itself.
+
+    Raises PenstockError: ConfigError, CheckpointError, BundleError, BudgetTooSmall, FlashFull, DeviceUnavailable.
+    """
+    settings, options = _settings(config, options)
+    if Bundle.is_bundle(source):
+        bundle = Bundle.open(Path(source), direct=settings.direct)
+        if dtype not in (None, "auto") and _dtype(dtype) != _dtype(bundle.manifest.dtype):
+            raise ConfigError(f"{source} is a bundle of {bundle.manifest.dtype} weights; pack the checkpoint as {dtype}")
+    else:
+        checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, progress=progress)
+        bundle = pack_checkpoint(
+            checkpoint,
+            store=Path(settings.store.path),
+            host_memory=settings.host_budget(),
+            dtype=None if dtype in (None, "auto") else _dtype(dtype),
+            flash_limit=settings.flash_limit,
+            codec=settings.weights.format,
+            trust_remote_code=trust_remote_code,
+            direct=settings.direct,
+            progress=progress,
+        )
+    try:
+        model = _skeleton(bundle, trust_remote_code, options)
+        return _install(model, bundle, settings)
+    except BaseException:
+        bundle.close()
+        raise
+
+
+def wrap(
+    model: PreTrainedModel, config: str | Path | Config | None = None, *, progress: Progress | None = None, **options: Any
+) -> PreTrainedModel:
+    """Move the weights of an already built ``model`` out to a bundle; ``model`` itself is given back, streamed.
+
+    Settings and errors are those of ``load``.
+    """
+    settings, options = _settings(config, options)
+    if options:
+        raise ConfigError(f"wrap does not know {', '.join(sorted(options))}; it takes {', '.join(sorted(OVERRIDES))}")
+    if isinstance(getattr(model, "penstock", None), Handle):
+        raise ConfigError("this model is already wrapped; close it and load it again to change its settings")
+    bundle = pack_model(
+        model,
+        store=Path(settings.store.path),
+        flash_limit=settings.flash_limit,
+        direct=settings.direct,
+        progress=progress,
+    )
+    try:
+        stored = {spec.name for block in bundle.manifest.blocks for spec in block.tensors} | set(bundle.manifest.tied)
+        for full_name, own, name, tensor in list(_own_tensors(model)):
+            if full_name in stored:
+                own[name] = _stand_in(tensor)
+        return _install(model.eval(), bundle, settings)
+    except BaseException:
+        bundle.close()
+        raise
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def _settings(config: str | Path | Config | None, options: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The effective Config, and the options that are not penstock's."""
+    ours = {name: options[name] for name in options if name in OVERRIDES}
+    rest = {name: value for name, value in options.items() if name not in OVERRIDES}
+    settings = config.override(**ours) if isinstance(config, Config) else Config.load(config, **ours)
+    if rest.pop("experts_implementation", "eager") not in ("eager", None):
+        raise ConfigError("penstock computes experts as transformers' eager implementation does; leave out the option")
+    for name in ("device_map", "quantization_config", "state_dict", "torch_dtype"):
+        if name in rest:
+            raise ConfigError(f"{name} cannot be combined with penstock, which places the weights itself; leave it out")
+    return settings, rest
+
+
+def _dtype(name: torch.dtype | str | None) -> torch.dtype:
+    found = name if isinstance(name, torch.dtype) else getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(f'dtype {name!r} is none that torch knows; write "bfloat16", "float32" or "auto"')
+    return found
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+def _skeleton(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) -> PreTrainedModel:
+    """The model on placeholders: built by transformers' own loading, which also sets up buffers and ties weights."""
+    verbosity = logging.get_verbosity()
+    shown = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(bundle.model_folder, trust_remote_code=trust_remote_code)
+        bare = skeleton(config, _dtype(bundle.manifest.dtype), trust_remote_code=trust_remote_code)
+        _check_layout(bare, bundle)
+        model: PreTrainedModel = type(bare).from_pretrained(
+            None,
+            config=config,
+            state_dict={name: placeholder(t.dtype, tuple(t.shape)) for name, t in bare.state_dict().items()},
+            dtype=bare.dtype,
+            **options,
+        )
+        if (bundle.model_folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(bundle.model_folder)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"transformers cannot build the model in {bundle.model_folder}: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+    model.config.name_or_path = str(bundle.model_folder)
+    return model
+
+
+def _install(model: PreTrainedModel, bundle: Bundle, settings: Config) -> PreTrainedModel:
+    blocks = [SizedBlock(block.id, block.extent.length, block.resident) for block in bundle.manifest.blocks]
+    budget = settings.host_budget(sum(block.length for block in blocks))
+    placement = place(blocks, budget, embeddings=embeddings(model, bundle.manifest))
+    if settings.compute.threads != "auto":
+        torch.set_num_threads(settings.compute.threads)
+    depth = AUTO_DEPTH if settings.io.depth == "auto" else settings.io.depth
+    engine = Engine(bundle, placement, eviction=settings.experts.eviction, depth=depth)
+    try:
+        engine.load()
+        attach(model, engine)
+    except BaseException:
+        engine.close()
+        raise
+    model.__class__ = _streamed_class(type(model))
+    model.penstock = Handle(model, engine)
+    return model
+
+
+def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
+    """The bundle must hold the weights of the model that this version of transformers builds, and no others."""
+    expected = {(block.id, block.tensors) for block in layout(bare).blocks}
+    found = {(block.id, block.tensors) for block in bundle.manifest.blocks}
+    if expected != found:
+        block, _ = min(expected ^ found, key=str)
+        raise BundleError(
+            f"{bundle.folder} was packed with another version of transformers or penstock ({block} differs); "
+            "delete the bundle and pack again"
+        )
+
+
+def embeddings(model: nn.Module, manifest: Manifest) -> dict[BlockId, bool]:
+    """Blocks that an embedding can read by row, and whether nothing else uses them."""
+    shared = set(manifest.tied.values())
+    alone: dict[BlockId, bool] = {}
+    for block in manifest.blocks:
+        if block.id.kind == "dense" and not block.resident and len(block.tensors) == 1:
+            name = block.tensors[0].name
+            if name == f"{block.id.module}.weight" and row_readable(model.get_submodule(block.id.module)):
+                alone[block.id] = name not in shared
+    return alone
+
+
+def _own_tensors(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, torch.Tensor]]:
+    """Full name, holder, name and tensor of every parameter and buffer, shared ones at each of their places."""
+    for path, module in model.named_modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is not None:
+                    yield f"{path}.{name}" if path else name, own, name, tensor
+
+
+def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    bare = placeholder(tensor.dtype, tuple(tensor.shape))
+    return nn.Parameter(bare, requires_grad=False) if isinstance(tensor, nn.Parameter) else bare
+
+
+@functools.cache
+def _streamed_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """``base`` as a context manager that does not let go of weights it does not have."""
+
+    def enter(self: Any) -> Any:
+        return self
+
+    def leave(self: Any, *_: object) -> None:
+        self.penstock.close()
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if (device is None or device.type == "cpu") and dtype in (None, self.dtype):
+            return self
+        raise ConfigError("penstock places the weights itself; choose device and dtype when loading")
+
+    def refuse(self: Any, *_: Any, **__: Any) -> Any:
+        raise PenstockError(
+            f"the weights of this model live in {self.penstock.bundle} and are not in memory as a whole; "
+            "use the checkpoint it was packed from"
+        )
+
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
+    methods = {"__enter__": enter, "__exit__": leave, "to": to}
+    refused = dict.fromkeys(("state_dict", "save_pretrained", "_apply"), refuse)
+    return type(base.__name__, (base,), names | methods | refused)

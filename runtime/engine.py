@@ -1,0 +1,126 @@
+"""The engine of one loaded model: its bundle, arena, planner and driver, built from a placement and taken down again."""
+
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from ..kernels.arena import Arena
+from ..tiering.events import Part, Slot
+from ..tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
+from ..tiering.policy.cycle import Cycle
+from ..tiering.policy.eviction import EVICTION
+from ..tiering.policy.placement import Placement
+from ..tiering.residency import Residency
+from ..tiering.store.manifest import Block
+from ..tiering.store.reader import Bundle
+from ..tiering.units import MiB, BlockId
+from .bridge import HOUSE, Bridge
+from .metrics import Stats, hit_ratio
+from .rows import RowReader
+
+READ_LIMIT = 8 * MiB
+"""Neighbouring blocks join into reads of at most this many bytes: past it, drives gain nothing more."""
+
+
+class _BundleFlash:
+    """The bundle as the planner's flash: parts name blocks, the bundle checks them."""
+
+    def __init__(self, bundle: Bundle, blocks: dict[BlockId, Block]) -> None:
+        self._bundle, self._blocks = bundle, blocks
+
+    def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
+        self._bundle.read([self._blocks[part.block] for part in parts], into)
+
+
+class Engine:
+    """Weights of one model under one budget. Thread-safe; ``close`` is idempotent."""
+
+    def __init__(self, bundle: Bundle, placement: Placement, *, eviction: str, depth: int) -> None:
+        """``eviction`` is a name in EVICTION; ``depth`` the most reads in flight.
+
+        Nothing is read before ``load``.
+        """
+        self.bundle, self.placement = bundle, placement
+        self.blocks = {block.id: block for block in bundle.manifest.blocks}
+        pinned = set(placement.resident) | set(placement.pinned)
+        residency = Residency(
+            "host",
+            {
+                PINNED: placement.resident_bytes + placement.pinned_bytes,
+                STREAM: placement.stream_region_bytes,
+                EXPERTS: placement.expert_region_bytes,
+            },
+        )
+        homes = {block.id: Home(block.extent, _region(block.id, pinned)) for block in bundle.manifest.blocks}
+        self.arena = Arena(max(residency.capacity, 1))
+        planner = Planner(
+            residency,
+            homes,
+            cycle=Cycle(placement.streamed),
+            experts=EVICTION[eviction](),
+            depth=depth,
+            read_limit=READ_LIMIT,
+        )
+        self.bridge = Bridge(planner, _BundleFlash(bundle, self.blocks), self.arena, depth=depth)
+        self.rows = {block: RowReader(bundle, self.blocks[block]) for block in placement.by_row}
+        self.pinned: dict[BlockId, Slot] = {}
+        self._lock = threading.Lock()
+        self._tokens = self._forwards = 0
+
+    def load(self) -> None:
+        """Read what stays in memory. Raises what reading raises."""
+        wanted = [*self.placement.resident, *self.placement.pinned]
+        self.pinned = dict(self.bridge.acquire(wanted, stream=HOUSE))
+
+    def count_forward(self, tokens: int) -> None:
+        """One more call of the model, with ``tokens`` tokens in it."""
+        with self._lock:
+            self._forwards += 1
+            self._tokens += tokens
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` lies in the arena, so that its bytes may change once its lease is given back."""
+        return self.arena.address <= tensor.data_ptr() < self.arena.address + self.arena.length
+
+    def stats(self) -> Stats:
+        """A snapshot since loading."""
+        counters = self.bridge.counters()
+        row_bytes = sum(reader.bytes_read for reader in self.rows.values())
+        if self.placement.expert_count:
+            ratio = hit_ratio(counters.expert_hits, counters.expert_misses)
+        else:
+            ratio = hit_ratio(counters.dense_hits, counters.dense_misses)
+        return Stats(
+            tokens=self._tokens,
+            forwards=self._forwards,
+            flash_bytes_read=counters.demand_bytes + counters.prefetch_bytes + row_bytes,
+            flash_read_seconds=counters.busy_seconds + sum(reader.seconds for reader in self.rows.values()),
+            demand_bytes=counters.demand_bytes,
+            prefetch_bytes=counters.prefetch_bytes,
+            row_bytes=row_bytes,
+            reads=counters.reads,
+            expert_hits=counters.expert_hits,
+            expert_misses=counters.expert_misses,
+            dense_hits=counters.dense_hits,
+            dense_misses=counters.dense_misses,
+            evictions=counters.evictions,
+            hit_ratio=ratio,
+            stall_seconds=self.bridge.stall_seconds,
+            host_bytes=self.placement.host_bytes,
+            host_budget=self.placement.budget,
+        )
+
+    def close(self) -> None:
+        """Stop reading and give the memory back as soon as no tensor lies in it."""
+        self.bridge.close()
+        self.arena.close()
+        for reader in self.rows.values():
+            reader.close()
+        self.bundle.close()
+
+
+def _region(block: BlockId, pinned: set[BlockId]) -> str:
+    if block in pinned:
+        return PINNED
+    return EXPERTS if block.kind == "expert" else STREAM

@@ -1,0 +1,39 @@
+"""What a run can say about itself: a frozen snapshot, in bytes, seconds and counts since the model was loaded."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """``hit_ratio`` is the share of requested experts that were in memory; for a model without experts, the share of
+    requests for streamed layers that were. ``stall_seconds`` is the time in which a compute thread waited for a block.
+    ``flash_read_seconds`` is the time in which at least one read was in flight. ``host_bytes`` is what the arenas hold,
+    never more than ``host_budget``."""
+
+    tokens: int
+    forwards: int
+    flash_bytes_read: int
+    flash_read_seconds: float
+    demand_bytes: int
+    prefetch_bytes: int
+    row_bytes: int
+    reads: int
+    expert_hits: int
+    expert_misses: int
+    dense_hits: int
+    dense_misses: int
+    evictions: int
+    hit_ratio: float
+    stall_seconds: float
+    host_bytes: int
+    host_budget: int
+
+    @property
+    def drive_bytes_per_second(self) -> float:
+        """Speed of the drive while it was busy."""
+        return self.flash_bytes_read / self.flash_read_seconds if self.flash_read_seconds else 0.0
+
+
+def hit_ratio(hits: int, misses: int) -> float:
+    """Share of hits; 1.0 when nothing was asked for."""
+    return hits / (hits + misses) if hits + misses else 1.0

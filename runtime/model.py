@@ -1,0 +1,244 @@
+"""Attaches a transformers model to an engine: every module finds its weights in memory while it runs.
+
+No code per architecture. What stays in memory is bound once. A module whose weights are streamed gets a forward that
+leases them first and gives them back after. Experts go through runtime/experts.py, embeddings read by row through
+runtime/rows.py. The outermost forward tells the planner where each token begins and ends.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..tiering.errors import UnplaceableModule
+from ..tiering.store.manifest import Block, TensorSpec
+from ..tiering.units import BlockId
+from .engine import Engine
+from .experts import IMPLEMENTATION, StreamedExperts, Trust
+from .layout import is_experts
+from .rows import RowReader
+from .views import SlotViews, tensors_on
+
+
+def placeholder(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor of this dtype and shape that takes no memory; NaN where the dtype has it, so that none can be mistaken."""
+    value = float("nan") if dtype.is_floating_point else 0
+    return torch.full((), value, dtype=dtype).expand(shape)
+
+
+def attach(model: nn.Module, engine: Engine) -> None:
+    """Bind the weights of ``model``, built on placeholders, to the blocks of ``engine``, whose ``load`` has run."""
+    _Attachment(model, engine).attach()
+
+
+class _Scopes(threading.local):
+    """Per thread: for every forward entered and not yet left, the modules whose weights it must give back."""
+
+    def __init__(self) -> None:
+        self.open: list[list[_Streamed]] = []
+
+
+class _Attachment:
+    def __init__(self, model: nn.Module, engine: Engine) -> None:
+        self._model, self._engine = model, engine
+        tied = engine.bundle.manifest.tied
+        self._home = {
+            spec.name: (block, spec)
+            for block in engine.bundle.manifest.blocks
+            if block.id.kind == "dense"
+            for spec in block.tensors
+        }
+        self._home |= {name: self._home[stored] for name, stored in tied.items() if stored in self._home}
+        self._bound: dict[tuple[BlockId, str], Any] = {}
+        self._scopes = _Scopes()
+        self._trust = Trust()
+        self._views: dict[Any, SlotViews] = {}
+
+    def attach(self) -> None:
+        streamed: list[str] = []
+        for path, module in self._model.named_modules():
+            if is_experts(module):
+                self._attach_experts(path, module)
+            if self._attach_dense(path, module):
+                streamed.append(path)
+        for path in {layer for name in streamed if (layer := _layer_of(self._model, name))}:
+            self._wrap(self._model.get_submodule(path), self._scope)
+        self._wrap(self._model, self._forward)
+
+    # --- what each kind of module gets ------------------------------------------------------------------------------
+
+    def _attach_experts(self, path: str, module: nn.Module) -> None:
+        blocks = [block for block in self._engine.bundle.manifest.blocks if block.id[:2] == ("expert", path)]
+        if blocks:
+            layout = tuple((spec.dtype, spec.shape, spec.offset) for spec in blocks[0].tensors)
+            views = self._views.setdefault(layout, SlotViews(self._engine.arena, blocks[0].tensors))
+            StreamedExperts(module, path, blocks, self._engine.bridge, views, self._trust)
+            module.config._experts_implementation = IMPLEMENTATION
+
+    def _attach_dense(self, path: str, module: nn.Module) -> bool:
+        """Bind or stream the module's own weights; True if some are streamed."""
+        streamed: dict[Block, dict[str, TensorSpec]] = {}
+        for own in (module._parameters, module._buffers):
+            for name in list(own):
+                block, spec = self._home.get(f"{path}.{name}" if path else name, (None, None))
+                if block is None or spec is None:
+                    continue
+                if block.id in self._engine.pinned:
+                    own[name] = self._pinned(block, spec, own is module._parameters)
+                else:
+                    streamed.setdefault(block, {})[name] = spec
+        if streamed:
+            leased = _Streamed(module, path, streamed, self._engine, self._scopes)
+            reader = next((self._engine.rows[block.id] for block in streamed if block.id in self._engine.rows), None)
+            if reader is not None and isinstance(module, nn.Embedding):
+                self._wrap(module, functools.partial(leased.by_row, reader))
+            else:
+                self._wrap(module, leased.forward)
+        return bool(streamed)
+
+    def _pinned(self, block: Block, spec: TensorSpec, parameter: bool) -> torch.Tensor:
+        """The same tensor for every module that shares it."""
+        key = (block.id, spec.name)
+        if key not in self._bound:
+            (tensor,) = tensors_on(self._engine.arena, (spec,), self._engine.pinned[block.id])
+            self._bound[key] = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
+        bound: torch.Tensor = self._bound[key]
+        return bound
+
+    # --- forwards ---------------------------------------------------------------------------------------------------
+
+    def _wrap(self, module: nn.Module, around: Callable[..., Any]) -> None:
+        original = module.forward
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        module.forward = forward  # type: ignore[method-assign]
+
+    def _scope(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._scopes.open.append([])
+        try:
+            return original(*args, **kwargs)
+        finally:
+            for streamed in self._scopes.open.pop():
+                streamed.leave()
+
+    def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        engine = self._engine
+        if self._scopes.open:  # a forward inside a forward of this thread
+            return original(*args, **kwargs)
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        engine.bridge.begin()
+        try:
+            out = self._scope(original, *args, **kwargs)
+            engine.count_forward(ids.numel() if isinstance(ids, torch.Tensor) else 0)
+            return out
+        finally:
+            self._scopes.open.clear()
+            engine.bridge.end()
+
+
+class _Streamed:
+    """A module whose own weights are leased while it runs."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        path: str,
+        blocks: dict[Block, dict[str, TensorSpec]],
+        engine: Engine,
+        scopes: _Scopes,
+    ) -> None:
+        self._path, self._engine, self._scopes = path, engine, scopes
+        self._blocks = {block.id: names for block, names in blocks.items()}
+        names = [name for names in blocks.values() for name in names]
+        self._parameters = _LeasedParameters(module._parameters, names, self._late)
+        module._parameters = self._parameters
+
+    def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The module's forward, under a lease on its weights."""
+        self._enter()
+        try:
+            out = original(*args, **kwargs)
+            # A view on the weights, which will not stay, is copied.
+            return out.clone() if isinstance(out, torch.Tensor) and self._engine.holds(out) else out
+        finally:
+            self.leave()
+
+    def by_row(self, reader: RowReader, original: Callable[..., Any], ids: torch.Tensor) -> Any:
+        """The forward of an embedding, on a weight in which the rows ``ids`` are filled in."""
+        with reader.rows(ids) as weight:
+            self._parameters.bind({"weight": weight})
+            try:
+                return original(ids)
+            finally:
+                self._parameters.unbind()
+
+    def _enter(self) -> None:
+        bound: dict[str, nn.Parameter] = {}
+        for block, slot in self._engine.bridge.acquire(tuple(self._blocks)):
+            specs = self._blocks[block]
+            tensors = tensors_on(self._engine.arena, [*specs.values()], slot)
+            bound |= {name: nn.Parameter(t, requires_grad=False) for name, t in zip(specs, tensors, strict=True)}
+        self._parameters.bind(bound)
+
+    def leave(self) -> None:
+        """Give back what one ``_enter`` took."""
+        self._parameters.unbind()
+        for block in self._blocks:
+            self._engine.bridge.release(block)
+
+    def _late(self, name: str) -> None:
+        """The weights are used outside of the module's forward: lease them until the layer around it is done."""
+        if not self._scopes.open:
+            return  # nobody computes: somebody looks at dtype, shape or device
+        if any(block in self._engine.rows for block in self._blocks):
+            raise UnplaceableModule(
+                f"{self._path}.{name} is used as a whole, but under this budget it is read by row; "
+                "raise host_memory until the model fits, or load it with transformers instead"
+            )
+        self._enter()
+        self._scopes.open[-1].append(self)
+
+
+class _LeasedParameters(dict[str, Any]):
+    """Parameters of a streamed module: placeholders, except in the threads that hold a lease.
+
+    Bound anew by every thread that enters, so that nothing left behind by an interrupted one is ever computed on.
+    """
+
+    def __init__(self, parameters: dict[str, Any], names: Sequence[str], late: Callable[[str], None]) -> None:
+        super().__init__(parameters)
+        self._placeholders = {name: parameters[name] for name in names}
+        self._late = late
+        self._threads: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._placeholders and threading.get_ident() not in self._threads:
+            self._late(name)
+        return super().__getitem__(name)
+
+    def bind(self, parameters: dict[str, nn.Parameter]) -> None:
+        with self._lock:
+            self._threads.add(threading.get_ident())
+            self.update(parameters)
+
+    def unbind(self) -> None:
+        with self._lock:
+            self._threads.discard(threading.get_ident())
+            if not self._threads:
+                self.update(self._placeholders)
+
+
+def _layer_of(model: nn.Module, path: str) -> str | None:
+    """The element of the outermost ModuleList in which ``path`` lies: in transformers, the decoder layer."""
+    names = path.split(".")
+    for depth in range(1, len(names)):
+        if isinstance(model.get_submodule(".".join(names[:depth])), nn.ModuleList):
+            return ".".join(names[: depth + 1])
+    return None

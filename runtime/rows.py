@@ -1,0 +1,143 @@
+"""Embeddings read by row: a full-sized weight over sparse memory, in which only the pages asked for are filled in.
+
+The module computes on a tensor of its usual shape, so its own code runs unchanged. Only an embedding of which torch is
+seen to take rows and nothing else is read this way: ``row_readable`` finds out by running it on the meta device.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch.overrides import TorchFunctionMode
+
+from ..kernels.arena import Arena
+from ..tiering.errors import BundleCorrupt
+from ..tiering.policy.placement import ROW_CACHE
+from ..tiering.store.manifest import Block
+from ..tiering.store.reader import Bundle
+from ..tiering.units import PAGE, MiB
+
+_STEP = 4 * MiB
+
+
+class _WatchRows(TorchFunctionMode):
+    """Notes whether ``weight`` is used in any way other than ``embedding(ids, weight)``."""
+
+    def __init__(self, weight: torch.Tensor, ids: torch.Tensor) -> None:
+        super().__init__()
+        self._weight, self._ids = weight, ids
+        self.looked_up, self.misused = False, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.embedding and len(args) > 1 and args[0] is self._ids and args[1] is self._weight:
+            self.looked_up = True
+        elif any(value is self._weight for value in (*args, *kwargs.values())):
+            self.misused = True
+        return func(*args, **kwargs)
+
+
+def row_readable(module: torch.nn.Module) -> bool:
+    """Whether ``module`` is an embedding that only takes the rows that its first argument names."""
+    if not isinstance(module, torch.nn.Embedding) or module.max_norm is not None:
+        return False
+    ids = torch.zeros(1, 1, dtype=torch.long, device="meta")
+    weight = torch.nn.Parameter(module.weight.detach().to("meta"), requires_grad=False)
+    saved = dict(module._parameters)
+    module._parameters["weight"] = weight
+    try:
+        with torch.no_grad(), _WatchRows(weight, ids) as watch:
+            module(ids)
+    except Exception:  # another signature, or buffers that are not on the meta device: it is kept whole
+        return False
+    finally:
+        module._parameters.update(saved)
+    return watch.looked_up and not watch.misused
+
+
+class RowReader:
+    """The weight of one embedding block, [rows, width], filled in by row."""
+
+    def __init__(self, bundle: Bundle, block: Block) -> None:
+        """Reads the block once to check it, and keeps a checksum of each page to check every later read against."""
+        (self._spec,) = block.tensors
+        self._bundle, self._block = bundle, block
+        self._arena = Arena(block.extent.length, huge_pages=False)
+        self.weight = torch.nn.Parameter(
+            self._arena.tensor(self._spec.offset, getattr(torch, self._spec.dtype), self._spec.shape),
+            requires_grad=False,
+        )
+        self._row_bytes = self._spec.length // self._spec.shape[0]
+        self._present = np.zeros(block.extent.length // PAGE, dtype=bool)
+        self._lock = threading.Lock()
+        self.bytes_read, self.seconds = 0, 0.0
+        self._checksums = self._check_all()
+
+    @contextmanager
+    def rows(self, ids: torch.Tensor) -> Iterator[torch.nn.Parameter]:
+        """The weight with the rows ``ids`` (any shape, integer) filled in, for as long as the context lasts."""
+        with self._lock:
+            self._fill(ids)
+            try:
+                yield self.weight
+            finally:
+                if np.count_nonzero(self._present) * PAGE > ROW_CACHE:
+                    self._arena.discard(0, self._arena.length)
+                    self._present[:] = False
+
+    def close(self) -> None:
+        self._arena.close()
+
+    def _fill(self, ids: torch.Tensor) -> None:
+        rows = np.unique(ids.detach().reshape(-1).numpy())
+        rows = rows[(rows >= 0) & (rows < self._spec.shape[0])]  # torch itself complains about the others
+        start = (self._spec.offset + rows * self._row_bytes) // PAGE
+        end = (self._spec.offset + (rows + 1) * self._row_bytes - 1) // PAGE
+        span = int((end - start).max(initial=0)) + 1
+        pages = np.unique(np.minimum(start[:, None] + np.arange(span), end[:, None]))
+        missing = pages[~self._present[pages]]
+        if not missing.size:
+            return
+        began = time.monotonic()
+        for run in np.split(missing, np.flatnonzero(np.diff(missing) != 1) + 1):
+            self._read(int(run[0]), len(run))
+        self._present[missing] = True
+        self.seconds += time.monotonic() - began
+
+    def _read(self, first: int, count: int) -> None:
+        into = self._arena.view(first * PAGE, count * PAGE)
+        self._bundle.read_rows(self._block, first, into)
+        self.bytes_read += count * PAGE
+        for page in range(count):
+            if xxhash.xxh3_64_intdigest(into[page * PAGE : (page + 1) * PAGE]) != self._checksums[first + page]:
+                extent = self._block.extent
+                path = self._bundle.folder / self._bundle.manifest.files[extent.file].name
+                raise BundleCorrupt(
+                    f"{path}: block {self._block.id} is damaged at offset {extent.offset + (first + page) * PAGE}; "
+                    "delete the bundle and pack again"
+                )
+
+    def _check_all(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        length = self._block.extent.length
+        checksums = np.empty(length // PAGE, dtype=np.uint64)
+        whole = xxhash.xxh3_64()
+        staging = Arena(min(_STEP, length))
+        for offset in range(0, length, _STEP):
+            view = staging.view(0, min(_STEP, length - offset))
+            self._bundle.read_rows(self._block, offset // PAGE, view)
+            whole.update(view)
+            for page in range(len(view) // PAGE):
+                checksums[offset // PAGE + page] = xxhash.xxh3_64_intdigest(view[page * PAGE : (page + 1) * PAGE])
+        self.bytes_read += length
+        if whole.hexdigest() != self._block.checksum:
+            extent = self._block.extent
+            path = self._bundle.folder / self._bundle.manifest.files[extent.file].name
+            raise BundleCorrupt(
+                f"{path}: block {self._block.id} at offset {extent.offset} is damaged; delete the bundle and pack again"
+            )
+        return checksums

@@ -1,0 +1,184 @@
+"""What stays in memory, what streams, what is cached, for a budget (pure).
+
+Dense weights are used at every token, a byte of an expert only at some: dense weights are placed first. Those that do
+not fit are streamed through a small region; which of them stay is spread evenly over the layers, so that the drive has
+the same work everywhere. What is left caches experts.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..errors import BudgetTooSmall
+from ..units import MiB, BlockId, align_up, format_size
+
+READ_AHEAD = 16 * MiB
+"""Bytes of the streaming region, beyond the block in use, that let the drive work while a block is computed on."""
+ROW_CACHE = 8 * MiB
+"""Bytes kept for rows of an embedding that is read by row."""
+EXPERT_SHARE = 0.1
+"""Share of a short budget kept for experts before dense weights are pinned: below it every expert is read anew."""
+
+
+class SizedBlock(NamedTuple):
+    """A block as placement sees it: its id, its bytes on flash, and whether it must always be in memory."""
+
+    id: BlockId
+    length: int
+    resident: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The decision. All sizes in bytes."""
+
+    budget: int
+    minimum: int
+    resident: tuple[BlockId, ...]
+    pinned: tuple[BlockId, ...]
+    streamed: tuple[BlockId, ...]
+    by_row: tuple[BlockId, ...]
+    resident_bytes: int
+    pinned_bytes: int
+    streamed_bytes: int
+    stream_region_bytes: int
+    row_cache_bytes: int
+    expert_count: int
+    expert_total_bytes: int
+    expert_region_bytes: int
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of the budget that are put to use."""
+        return (
+            self.resident_bytes
+            + self.pinned_bytes
+            + self.stream_region_bytes
+            + self.row_cache_bytes
+            + self.expert_region_bytes
+        )
+
+    @property
+    def expert_share(self) -> float:
+        """Fraction of the experts' bytes that the cache holds."""
+        return self.expert_region_bytes / self.expert_total_bytes if self.expert_total_bytes else 1.0
+
+
+def place(
+    blocks: Iterable[SizedBlock], budget: int, *, embeddings: Mapping[BlockId, bool] | None = None
+) -> Placement:
+    """Divide ``budget`` bytes. ``embeddings`` names the blocks that an embedding can read by row, and says of each
+    whether the embedding is alone in using it (not tied to an output layer, say).
+
+    Raises BudgetTooSmall, which says the least that would do.
+    """
+    blocks = tuple(blocks)
+    resident = [block for block in blocks if block.resident]
+    dense = [block for block in blocks if block.id.kind == "dense" and not block.resident]
+    experts = [block.length for block in blocks if block.id.kind == "expert"]
+    resident_bytes, expert_total = _total(resident), sum(experts)
+    largest_expert = max(experts, default=0)
+
+    rows: list[SizedBlock] = []
+    row_cache = 0
+    if resident_bytes + _total(dense) + expert_total > budget:
+        alone = embeddings or {}
+        rows = [block for block in dense if block.id in alone]
+        row_cache = sum(min(ROW_CACHE, block.length) for block in rows)
+        dense = [block for block in dense if not alone.get(block.id, False)]
+    fixed = resident_bytes + row_cache
+    minimum = fixed + max((block.length for block in dense), default=0) + largest_expert
+    if budget < minimum:
+        raise BudgetTooSmall(_explain(budget, minimum, fixed, dense, largest_expert))
+
+    expert_floor = min(expert_total, max(largest_expert, int(EXPERT_SHARE * budget)))
+    if fixed + _total(dense) + expert_floor <= budget:
+        pinned, region = dense, 0
+    else:
+        expert_floor = min(expert_floor, budget - (minimum - largest_expert))
+        pinned, region = _pin(dense, budget - fixed - expert_floor)
+    pinned_ids = {block.id for block in pinned}
+    pinned_bytes = _total(pinned)
+    expert_region = min(expert_total, budget - fixed - pinned_bytes - region)
+    if experts and min(experts) == largest_expert:
+        expert_region = expert_region // largest_expert * largest_expert
+    return Placement(
+        budget=budget,
+        minimum=minimum,
+        resident=tuple(block.id for block in resident),
+        pinned=tuple(block.id for block in pinned),
+        streamed=tuple(block.id for block in dense if block.id not in pinned_ids),
+        by_row=tuple(block.id for block in rows if block.id not in pinned_ids),
+        resident_bytes=resident_bytes,
+        pinned_bytes=pinned_bytes,
+        streamed_bytes=_total(dense) - pinned_bytes,
+        stream_region_bytes=region,
+        row_cache_bytes=row_cache,
+        expert_count=len(experts),
+        expert_total_bytes=expert_total,
+        expert_region_bytes=align_up(expert_region) if expert_region == expert_total else expert_region,
+    )
+
+
+def _total(blocks: Iterable[SizedBlock]) -> int:
+    return sum(block.length for block in blocks)
+
+
+def _explain(budget: int, minimum: int, fixed: int, dense: Sequence[SizedBlock], largest_expert: int) -> str:
+    parts = [f"{format_size(fixed)} that is always in memory"]
+    if dense:
+        largest = max(dense, key=lambda block: block.length)
+        parts.append(f"the largest layer {largest.id.module!r} with {format_size(largest.length)}")
+    if largest_expert:
+        parts.append(f"one expert with {format_size(largest_expert)}")
+    return (
+        f"host_memory is {format_size(budget)}, but this model needs {' + '.join(parts)}; "
+        f"set host_memory to at least {minimum} bytes ({format_size(minimum)})"
+    )
+
+
+def _pin(dense: Sequence[SizedBlock], room: int) -> tuple[list[SizedBlock], int]:
+    """Choose what to pin and how large the streaming region is, within ``room``, so that the least is streamed.
+
+    A large block in the stream costs a large region. So for every possible size of the largest streamed block: pin all
+    that is larger, take the region that this size needs, and spread the rest evenly.
+    """
+    best: tuple[int, list[SizedBlock], int] | None = None
+    for largest in sorted({block.length for block in dense}):
+        forced = _total(block for block in dense if block.length > largest)
+        candidates = [block for block in dense if block.length <= largest]
+        generous = min(largest + max(largest, READ_AHEAD), _total(candidates))
+        for region in (generous, largest):
+            spare = room - forced - region
+            if spare < 0:
+                continue
+            spread = {block.id for block in _spread(candidates, spare)}
+            pinned = [block for block in dense if block.length > largest or block.id in spread]
+            streamed = _total(dense) - _total(pinned)
+            if best is None or streamed < best[0]:
+                best = streamed, pinned, region
+            break
+    assert best is not None, "room for the largest block was checked"
+    return best[1], best[2]
+
+
+def _spread(blocks: Sequence[SizedBlock], room: int) -> list[SizedBlock]:
+    """Blocks of at most ``room`` bytes in all, spread evenly over the sequence."""
+    total = _total(blocks)
+    chosen: list[SizedBlock] = []
+    passed: list[SizedBlock] = []
+    due = 0.0
+    left = room
+    for block in blocks:
+        due += block.length * room / total
+        if due >= block.length and block.length <= left:
+            chosen.append(block)
+            left -= block.length
+            due -= block.length
+        else:
+            passed.append(block)
+    for block in passed:
+        if block.length <= left:
+            chosen.append(block)
+            left -= block.length
+    return chosen
