@@ -80,7 +80,7 @@ def layout(model: nn.Module) -> Layout:
     for path, own in _by_module(tensors):
         module, layer = modules[path], _layer_of(path, modules)
         stacked = _stacked(module, own)
-        for expert in range(int(module.num_experts) if stacked else 0):  # type: ignore[arg-type]
+        for expert in range(int(module.num_experts) if stacked else 0):
             slices = [_entry(name, own[name][expert]) for name in stacked]
             experts.setdefault(layer, []).append((BlockId("expert", path, expert), slices))
         # Buffers stay: modules may keep references to them, or write to them.

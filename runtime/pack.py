@@ -1,0 +1,248 @@
+"""Packs a checkpoint, or a model in memory, into a bundle in the store: within a memory budget, resumable, once."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from ..tiering.errors import CheckpointError, ConfigError
+from ..tiering.progress import Progress, Quiet
+from ..tiering.store.folder import ensure_room, locked, prepare, sync
+from ..tiering.store.manifest import VERSION, Block, Manifest
+from ..tiering.store.reader import Bundle
+from ..tiering.store.writer import BundleWriter, publish
+from ..tiering.units import KiB, MiB, align_up
+from .checkpoint import Checkpoint
+from .digest import digest_files
+from .layout import Layout, layout
+from .skeleton import skeleton
+from .weights import CheckpointWeights, ModelWeights, Weights
+
+CODECS = ("as-is",)
+"""Weight formats that a bundle can have."""
+
+LEAST_MEMORY = 4 * MiB
+"""Packing may use this much whatever the budget: less would only make it slow."""
+
+_STAGING = 8 * MiB
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.model",
+)
+
+
+def pack(
+    source: str | Path,
+    *,
+    store: Path,
+    host_memory: int,
+    dtype: torch.dtype | None = None,
+    flash_limit: int | None = None,
+    codec: str = "as-is",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    direct: bool | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """The bundle of the checkpoint ``source`` (a folder or hub id); see ``pack_checkpoint``."""
+    checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code)
+    return pack_checkpoint(
+        checkpoint,
+        store=store,
+        host_memory=host_memory,
+        dtype=dtype,
+        flash_limit=flash_limit,
+        codec=codec,
+        direct=direct,
+        progress=progress,
+    )
+
+
+def pack_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    store: Path,
+    host_memory: int,
+    dtype: torch.dtype | None = None,
+    flash_limit: int | None = None,
+    codec: str = "as-is",
+    direct: bool | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """The bundle of ``checkpoint`` in ``store``, written if it is not there: weights in ``dtype`` (None: the
+    checkpoint's own), in at most ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit`` bytes.
+
+    Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when the drive
+    fails. What an interruption leaves is taken up by the next call; KeyboardInterrupt then says so.
+    """
+    if codec not in CODECS:
+        raise ConfigError(f"weights format {codec!r} is not known; there is {', '.join(CODECS)}")
+    dtype = dtype or checkpoint.dtype()
+    model = skeleton(checkpoint.config, dtype, trust_remote_code=checkpoint.trust_remote_code)
+    plan = layout(model)
+    store = prepare(store)
+    digest = digest_files(checkpoint.content, store, progress)
+    identity = _identity(digest, str(dtype), codec, plan)
+
+    def weights() -> Weights:
+        memory = max(host_memory, LEAST_MEMORY)
+        return CheckpointWeights(model, checkpoint.tensors, plan, memory=memory - _staging(memory))
+
+    def write_model(folder: Path) -> None:
+        for name in sorted({path for pattern in _MODEL_FILES for path in checkpoint.folder.glob(pattern)}):
+            if name.is_file():
+                shutil.copyfile(name, folder / name.name)
+
+    return _pack(
+        store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}",
+        plan,
+        Manifest(identity, digest, str(dtype).removeprefix("torch."), codec, plan.tied, plan.files, ()),
+        weights,
+        write_model,
+        staging=_staging(max(host_memory, LEAST_MEMORY)),
+        flash_limit=flash_limit,
+        direct=direct,
+        progress=progress,
+    )
+
+
+def pack_model(
+    model: PreTrainedModel,
+    *,
+    store: Path,
+    flash_limit: int | None = None,
+    direct: bool | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """The bundle of a ``model`` whose weights are in memory, in its own dtypes, written if it is not in ``store``.
+
+    Errors as for ``pack_checkpoint``.
+    """
+    plan = layout(model)
+    store = prepare(store)
+    source = ModelWeights(model)
+    digest = _digest_model(plan, source, progress or Quiet())
+    dtype = str(model.dtype)
+    identity = _identity(digest, dtype, "as-is", plan)
+
+    def write_model(folder: Path) -> None:
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+
+    return _pack(
+        store / f"{_file_name(model.config.model_type)}-{identity[:16]}",
+        plan,
+        Manifest(identity, digest, dtype.removeprefix("torch."), "as-is", plan.tied, plan.files, ()),
+        lambda: source,
+        write_model,
+        staging=_STAGING,
+        flash_limit=flash_limit,
+        direct=direct,
+        progress=progress,
+    )
+
+
+def _pack(
+    target: Path,
+    plan: Layout,
+    manifest: Manifest,
+    open_weights: Callable[[], Weights],
+    write_model: Callable[[Path], None],
+    *,
+    staging: int,
+    flash_limit: int | None,
+    direct: bool | None,
+    progress: Progress | None,
+) -> Bundle:
+    """Write the bundle ``target`` unless it is there, and open it."""
+    if not Bundle.is_bundle(target):
+        progress = progress or Quiet()
+        with locked(target), ExitStack() as stack:
+            if not publish(target):
+                weights = open_weights()
+                stack.callback(weights.close)
+                ensure_room(target, plan.total_bytes, flash_limit)
+                writer = BundleWriter(target, plan.blocks, plan.files, staging=staging, direct=direct)
+                stack.callback(writer.close)
+                _write(writer, plan, weights, progress)
+                _write_model_folder(writer.folder / "model", write_model)
+                writer.finish(manifest)
+    return Bundle.open(target, direct=direct)
+
+
+def _write(writer: BundleWriter, plan: Layout, weights: Weights, progress: Progress) -> None:
+    progress.start("packing", plan.total_bytes)
+    try:
+        progress.advance(writer.done_bytes)
+        for block in plan.blocks[writer.done :]:
+            writer.append(_pieces(block, weights))
+            progress.advance(block.extent.length)
+        writer.commit()
+    except KeyboardInterrupt:
+        percent = 100 * writer.done_bytes // max(1, plan.total_bytes)
+        raise KeyboardInterrupt(
+            f"packing was interrupted at {percent} %; run the same again to go on from there, or delete {writer.folder}"
+        ) from None
+    finally:
+        progress.finish()
+
+
+def _pieces(block: Block, weights: Weights) -> Iterator[tuple[int, memoryview]]:
+    """The block's content: offsets in the block and the bytes there."""
+    expert = block.id.part if block.id.kind == "expert" else None
+    for spec in block.tensors:
+        at = spec.offset
+        for piece in weights.pieces(spec, expert):
+            yield at, piece
+            at += len(piece)
+        assert at == spec.offset + spec.length, f"{spec.name} has {at - spec.offset} bytes instead of {spec.length}"
+
+
+def _write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Make the folder of configuration and tokenizer, anew if an interrupted packing has left one."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write(folder)
+        sync(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _identity(digest: str, dtype: str, codec: str, plan: Layout) -> str:
+    """SHA-256 of all that decides what the bundle holds. The layout too: it depends on transformers' version."""
+    return hashlib.sha256(json.dumps([digest, dtype, codec, VERSION, plan.digest()]).encode()).hexdigest()
+
+
+def _digest_model(plan: Layout, weights: Weights, progress: Progress) -> str:
+    """SHA-256 over the bytes of all weights."""
+    digest = hashlib.sha256()
+    progress.start("checking the weights", plan.total_bytes)
+    for block in plan.blocks:
+        for _, piece in _pieces(block, weights):
+            digest.update(piece)
+        progress.advance(block.extent.length)
+    progress.finish()
+    return digest.hexdigest()
+
+
+def _staging(memory: int) -> int:
+    return min(_STAGING, align_up(max(64 * KiB, memory // 4)))
+
+
+def _file_name(model_type: str) -> str:
+    return re.sub(r"[^\w.-]", "_", model_type) or "model"

@@ -1,0 +1,185 @@
+"""Where a packer gets weights in module layout from: a checkpoint, converted piece by piece, or a model in memory."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from ..tiering.errors import BudgetTooSmall, CheckpointError
+from ..tiering.store.manifest import TensorSpec
+from ..tiering.units import KiB, MiB, format_size
+from .convert import Group, plan
+from .layout import Layout
+from .safetensors_file import SourceFile, SourceTensor
+
+CHUNK = 4 * MiB
+"""Bytes of a weight that are read or cast at a time, where there is room."""
+
+
+class Weights(Protocol):
+    """The weights of a model as its modules hold them."""
+
+    def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
+        """The bytes of the tensor ``spec``, or of one expert's slice, in order. A piece is valid until the next."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class CheckpointWeights:
+    """The weights of a skeleton ``model`` from a checkpoint's ``tensors``, within ``memory`` bytes.
+
+    Raises CheckpointError when weights are missing, and BudgetTooSmall when a conversion does not fit into memory.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tensors: Mapping[str, SourceTensor], layout: Layout, *, memory: int
+    ) -> None:
+        self._model = model
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        stacked = {
+            spec.name: self._shapes[spec.name][0]
+            for block in layout.blocks
+            if block.id.kind == "expert"
+            for spec in block.tensors
+        }
+        self._groups = plan(model, tensors, stacked)
+        for alias, name in layout.tied.items():
+            if name not in self._groups and alias in self._groups:
+                self._groups[name] = self._groups[alias]
+        self._check_complete(layout)
+        # Never less than a few pages, or a checkpoint of a few kilobytes would be packed byte by byte.
+        self._chunk = max(64 * KiB, min(CHUNK, memory // 8))
+        self._room = memory - 2 * self._chunk
+        self._check_memory()
+        self._scratch = torch.empty(self._chunk, dtype=torch.uint8)
+        self._files: dict[Path, SourceFile] = {}
+        self._converted: OrderedDict[tuple[str, int | None], dict[str, torch.Tensor]] = OrderedDict()
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has something for the weight ``name`` itself."""
+        return name in self._groups and name in self._groups[name].targets
+
+    def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
+        group = self._groups[spec.name]
+        dtype = getattr(torch, spec.dtype)
+        if group.transform is None:
+            (source,) = next(iter(group.sources.values()))
+            yield from self._read(_slice(source, expert), dtype)
+            return
+        name = spec.name if spec.name in group.targets else next(iter(group.targets))
+        tensor = self._convert(group, expert)[name]
+        if expert is not None:
+            tensor = tensor[0 if group.by_expert else expert]
+        yield from _bytes(tensor.to(dtype).contiguous(), self._chunk)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._converted.clear()
+
+    def _convert(self, group: Group, expert: int | None) -> dict[str, torch.Tensor]:
+        """The group's results, kept until their room is needed: weights of several modules may come from one group."""
+        key = (group.first, expert if group.by_expert else None)
+        if key in self._converted:
+            self._converted.move_to_end(key)
+            return self._converted[key]
+        needed = _needed(group)
+        while self._converted and needed + self._held() > self._room:
+            self._converted.popitem(last=False)
+        result = group.convert(self._model, self._load, expert)
+        self._converted[key] = result
+        return result
+
+    def _held(self) -> int:
+        return sum(tensor.nbytes for made in self._converted.values() for tensor in made.values())
+
+    def _load(self, source: SourceTensor, dtype: torch.dtype, expert: int | None) -> torch.Tensor:
+        """A tensor of the checkpoint; with ``expert`` that slice, with a first dimension of one."""
+        shape = source.shape if expert is None else (1, *source.shape[1:])
+        result = torch.empty(shape, dtype=dtype)
+        into, done = _as_bytes(result), 0
+        for piece in self._read(_slice(source, expert), dtype):
+            into[done : done + len(piece)] = piece
+            done += len(piece)
+        return result
+
+    def _read(self, source: SourceTensor, dtype: torch.dtype) -> Iterator[memoryview]:
+        """The tensor's bytes as ``dtype``, a chunk at a time."""
+        if source.file not in self._files:
+            self._files[source.file] = SourceFile(source.file)
+        file = self._files[source.file]
+        # A wider dtype must not make a chunk larger.
+        step = self._chunk // max(1, dtype.itemsize // source.dtype.itemsize)
+        step -= step % source.dtype.itemsize
+        for start in range(0, source.length, step):
+            raw = self._scratch[: min(step, source.length - start)]
+            file.read(source.offset + start, _as_bytes(raw))
+            yield _as_bytes(raw if dtype == source.dtype else raw.view(source.dtype).to(dtype))
+
+    def _check_complete(self, layout: Layout) -> None:
+        needed = dict.fromkeys(spec.name for block in layout.blocks for spec in block.tensors)
+        missing = [name for name in needed if name not in self._groups]
+        if missing:
+            rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise CheckpointError(
+                f"the checkpoint lacks {', '.join(missing[:5])}{rest}, which the model needs; "
+                f"is it a checkpoint of a {type(self._model).__name__}?"
+            )
+
+    def _check_memory(self) -> None:
+        converted = {id(g): g for g in self._groups.values() if g.transform is not None}
+        largest = max(converted.values(), key=_needed, default=None)
+        if largest is not None and _needed(largest) > self._room:
+            least = _needed(largest) + 2 * CHUNK
+            raise BudgetTooSmall(
+                f"packing converts {largest.first} as a whole and needs {format_size(least)} for it; "
+                f"raise host_memory to at least that"
+            )
+
+
+class ModelWeights:
+    """The weights of a ``model`` that is in memory. Raises CheckpointError for one on the meta device."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._tensors = model.state_dict()
+        for name, tensor in self._tensors.items():
+            if tensor.is_meta:
+                raise CheckpointError(f"{name} is on the meta device: the model has no weights to pack")
+
+    def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
+        tensor = self._tensors[spec.name].detach()
+        yield from _bytes((tensor if expert is None else tensor[expert]).cpu().contiguous(), CHUNK)
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+def _needed(group: Group) -> int:
+    """Bytes that converting takes: each operation holds what it takes and what it makes."""
+    return 2 * group.nbytes(0)
+
+
+def _slice(source: SourceTensor, expert: int | None) -> SourceTensor:
+    """The part of ``source`` that is the slice ``expert`` of its first dimension."""
+    if expert is None:
+        return source
+    length = source.length // source.shape[0]
+    return SourceTensor(
+        source.name, source.file, source.dtype, source.shape[1:], source.offset + expert * length, length
+    )
+
+
+def _as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _bytes(tensor: torch.Tensor, step: int) -> Iterator[memoryview]:
+    """The memory of a contiguous tensor, ``step`` bytes at a time."""
+    view = _as_bytes(tensor)
+    for start in range(0, len(view), step):
+        yield view[start : start + step]
