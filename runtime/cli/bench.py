@@ -1,0 +1,133 @@
+"""``penstock bench``: a quick honest measurement of one model on this machine."""
+
+import statistics
+import time
+from contextlib import closing
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from ...tiering.units import format_size
+from .console import print_json, print_table, progress, quiet_libraries
+from .generate import room_for
+from .measure import peak_resident_bytes
+from .opening import open_files, read_manifest
+from .options import Settings, Source
+from .speeds import drive_speed, read_size
+
+PREFILL = 64
+"""Tokens of the prompt."""
+
+
+def command(
+    source: Source,
+    settings: Settings,
+    steps: Annotated[int, typer.Option("-n", "--tokens", metavar="N", min=1, help="Tokens decoded one by one.")] = 32,
+) -> None:
+    """Measure MODEL: fixed random tokens, a prompt at once, then one by one; the drive beside it in the same run."""
+    config = settings.load()
+    quiet_libraries()
+    with progress() as bar:
+        positions = open_files(source).positions
+        prefill = min(PREFILL, max(1, (positions or PREFILL) // 2))
+        room_for(prefill, steps + 1, positions)
+        import penstock
+
+        start = time.perf_counter()
+        model: Any = penstock.load(
+            source.model,
+            config=config,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            progress=bar,
+        )
+        load_s = time.perf_counter() - start
+    with closing(model.penstock):
+        report = {"load_s": load_s} | _measure(model, prefill, steps)
+    if settings.json:
+        print_json(report)
+    else:
+        print_table("", ["", ""], _rows(report))
+
+
+def _measure(model: Any, prefill: int, steps: int) -> dict[str, Any]:
+    import torch
+
+    from ..compose import AUTO_DEPTH
+
+    handle = model.penstock
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (1, prefill + steps), generator=torch.Generator().manual_seed(0))
+    size = read_size(streamed_lengths(model))
+    drive = [drive_speed(handle.bundle, size, AUTO_DEPTH)]
+    with torch.inference_mode():
+        start = time.perf_counter()
+        out = model(ids[:, :prefill], use_cache=True)
+        prefill_s = time.perf_counter() - start
+        before, times = handle.stats(), []
+        for step in range(prefill, prefill + steps):
+            start = time.perf_counter()
+            out = model(ids[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
+            times.append(time.perf_counter() - start)
+    after = handle.stats()
+    drive.append(drive_speed(handle.bundle, size, AUTO_DEPTH))
+    return summarise(asdict(before), asdict(after), times, statistics.mean(drive)) | {
+        "prefill_tokens": prefill,
+        "prefill_s": prefill_s,
+        "read_size": size,
+        "host_bytes": after.host_bytes,
+        "host_budget": after.host_budget,
+        "peak_rss_bytes": peak_resident_bytes(),
+    }
+
+
+def streamed_lengths(model: Any) -> list[int]:
+    """Bytes of the blocks that are read while the model runs: its experts, else its streamed layers."""
+    handle = model.penstock
+    streamed = set(handle.placement.streamed)
+    blocks = read_manifest(handle.bundle).blocks
+    experts = [block.extent.length for block in blocks if block.id.kind == "expert"]
+    return experts or [block.extent.length for block in blocks if block.id in streamed]
+
+
+def summarise(
+    before: dict[str, Any], after: dict[str, Any], times: list[float], drive_bytes_per_second: float
+) -> dict[str, Any]:
+    """What decoding did between two snapshots of the counters, ``times`` seconds a step. Pure."""
+    counted = {name: after[name] - before[name] for name in after if isinstance(after[name], (int, float))}
+    total = sum(times)
+    hits, misses = counted["expert_hits"], counted["expert_misses"]
+    if not hits + misses:
+        hits, misses = counted["dense_hits"], counted["dense_misses"]
+    per_second = counted["flash_bytes_read"] / total
+    return {
+        "tokens": len(times),
+        "tokens_per_second": 1 / statistics.median(times),
+        "tokens_per_second_mean": len(times) / total,
+        "flash_bytes_per_token": counted["flash_bytes_read"] / len(times),
+        "hit_ratio": hits / (hits + misses) if hits + misses else 1.0,
+        "stall_share": counted["stall_seconds"] / total,
+        "flash_bytes_per_second": per_second,
+        "drive_bytes_per_second": drive_bytes_per_second,
+        "drive_fraction": per_second / drive_bytes_per_second,
+    }
+
+
+def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("decoding, median", f"{report['tokens_per_second']:.2f} tokens/s"),
+        ("decoding, mean", f"{report['tokens_per_second_mean']:.2f} tokens/s"),
+        (f"prompt of {report['prefill_tokens']} tokens", f"{report['prefill_s']:.2f} s"),
+        ("read from flash per token", format_size(round(report["flash_bytes_per_token"]))),
+        ("found in memory", f"{report['hit_ratio']:.1%}"),
+        ("waiting for the drive", f"{report['stall_share']:.1%} of the time"),
+        ("read from flash", f"{report['flash_bytes_per_second'] / 1e9:.2f} GB/s"),
+        (
+            f"the drive, {format_size(report['read_size'])} reads",
+            f"{report['drive_bytes_per_second'] / 1e9:.2f} GB/s",
+        ),
+        ("fraction of the drive's limit", f"{report['drive_fraction']:.1%}"),
+        ("host memory", f"{format_size(report['host_bytes'])} of {format_size(report['host_budget'])}"),
+        ("peak resident set", format_size(report["peak_rss_bytes"])),
+    ]

@@ -1,0 +1,121 @@
+"""How commands talk: results on stdout, everything else on stderr, errors in one line, progress only for a terminal."""
+
+import json
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+BROKEN_PIPE = 141
+"""Exit code when the reader of our output went away: what SIGPIPE would have given."""
+
+
+def print_json(document: object) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on stdout; the first column is text, the others are numbers."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    # On a pipe rich would cut at 80 columns; a file has no width.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def fail(message: object) -> None:
+    """The one line that an error gets."""
+    say(f"penstock: error: {' '.join(str(message).split())}")
+
+
+def drop_output() -> None:
+    """Nobody reads stdout any more: keep Python from complaining when it flushes it at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def quiet_libraries() -> None:
+    """Keep what transformers and the hub say about themselves off the terminal. Call before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+class Progress:
+    """A bar on stderr; may be advanced from any thread. One task at a time: a new ``start`` ends the one before."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import Progress as Bars
+
+        self._lock = threading.Lock()
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task: Any = None
+
+    def start(self, label: str, total_bytes: int) -> None:
+        with self._lock:
+            self._end()
+            self._task = self._bars.add_task(label, total=total_bytes)
+            self._bars.start()
+
+    def advance(self, n: int) -> None:
+        with self._lock:
+            if self._task is not None:
+                self._bars.advance(self._task, n)
+
+    def finish(self) -> None:
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        if self._task is not None:
+            self._bars.stop()
+            self._bars.remove_task(self._task)
+            self._task = None
+
+
+@contextmanager
+def progress() -> Iterator[Progress | None]:
+    """A progress bar where stderr is a terminal, else None; gone from the screen at the end, whatever happens."""
+    bar = Progress() if sys.stderr.isatty() else None
+    try:
+        yield bar
+    finally:
+        if bar:
+            bar.finish()

@@ -1,0 +1,113 @@
+"""``penstock doctor``: what this machine can do, measured, and what stands in the way."""
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from ...tiering.errors import ConfigError
+from ...tiering.units import GiB, format_size
+from .console import print_json, print_table, quiet_libraries, say
+from .options import Settings
+
+IN_MEMORY = ("tmpfs", "ramfs")
+OVER_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
+LITTLE = 4 * GiB
+
+
+def command(settings: Settings) -> None:
+    """Measure the drive of the store and the memory, and warn of what will make models slow. Takes some seconds."""
+    config = settings.load()
+    quiet_libraries()
+    import psutil
+
+    from ...kernels import machine
+
+    store = config.store.path
+    # Before the first pack there is no store yet; what holds it has the same drive.
+    folder = next(folder for folder in (store, *store.parents) if folder.is_dir())
+    try:
+        drive = machine.measure_drive(folder)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ConfigError(f"cannot measure the drive below {folder}: {error}; choose another with --store") from error
+    report = machine.describe()
+    memory = machine.measure_memory()
+    file_system = file_system_of(folder, Path("/proc/self/mounts"))
+    notes = warnings_for(
+        swap_used=psutil.swap_memory().used,
+        available=report.available_memory,
+        file_system=file_system,
+        direct=drive.direct,
+        free=free,
+    )
+    budget = config.host_budget()
+    if settings.json:
+        print_json(
+            {
+                "machine": asdict(report),
+                "drive": asdict(drive) | {"file_system": file_system, "free_bytes": free},
+                "memory_bytes_per_second": memory,
+                "host_memory": budget,
+                "warnings": notes,
+            }
+        )
+        return
+    print(f"{report.processor}, {report.cores} cores, {' '.join(report.instruction_sets)}")
+    print(f"{report.system}; Python {report.python}, torch {report.torch}, transformers {report.transformers}")
+    print(
+        f"memory: {format_size(report.available_memory)} of {format_size(report.total_memory)} available, "
+        f"{memory / 1e9:.1f} GB/s; host_memory would be {format_size(budget)}"
+    )
+    print(
+        f"store: {store} on {file_system}, {format_size(free)} free, "
+        f"direct reads: {'yes' if drive.direct else 'no'}; GB/s by read size and reads in flight:"
+    )
+    depths = sorted({rate.depth for rate in drive.rates})
+    speed = {(rate.size, rate.depth): f"{rate.bytes_per_second / 1e9:.2f}" for rate in drive.rates}
+    sizes = sorted({rate.size for rate in drive.rates})
+    rows = [[format_size(size), *(speed[size, depth] for depth in depths)] for size in sizes]
+    print_table("", ["read size", *(f"{depth} in flight" for depth in depths)], rows)
+    for note in notes:
+        say(f"penstock: warning: {note}")
+
+
+def warnings_for(*, swap_used: int, available: int, file_system: str, direct: bool, free: int) -> list[str]:
+    """What makes models slow or the machine stall here. Sizes in bytes. Pure."""
+    notes = []
+    if file_system in IN_MEMORY:
+        notes.append(f"the store is on {file_system}, which is memory: choose a folder on a drive with --store")
+    if file_system in OVER_NETWORK:
+        notes.append(
+            f"the store is on {file_system}, a network file system: choose a folder on a local drive with --store"
+        )
+    if not direct:
+        notes.append("no direct reads on the store's file system: blocks pass through the page cache, which is slower")
+    if swap_used > 64 << 20:
+        notes.append(
+            f"{format_size(swap_used)} of swap are in use: leave more memory free, swapping undoes all streaming"
+        )
+    if available < LITTLE:
+        notes.append(f"only {format_size(available)} of memory are available: close other programs")
+    if free < LITTLE:
+        notes.append(
+            f"only {format_size(free)} are free on the store's drive: a packed model is as large as its checkpoint"
+        )
+    return notes
+
+
+def file_system_of(folder: Path, mounts: Path) -> str:
+    """The type of the file system below ``folder`` ("ext4", "tmpfs", ...) by the list in ``mounts``; else "unknown"."""
+    folder = Path(os.path.realpath(folder))
+    best, kind = -1, "unknown"
+    try:
+        lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return kind
+    for line in lines:
+        _, where, this, *_ = line.split(" ")
+        point = Path(where.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"))
+        # The last of several mounts on one point is the one that is seen.
+        if folder.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), this
+    return kind

@@ -1,0 +1,186 @@
+"""``penstock generate``: continue a prompt, streaming the text as it comes."""
+
+import sys
+import time
+from contextlib import closing
+from typing import Annotated, Any
+
+import typer
+
+from ...tiering.errors import CheckpointError, PromptTooLong
+from ...tiering.units import format_size
+from .console import print_json, progress, quiet_libraries, say
+from .measure import peak_resident_bytes
+from .opening import Opened, open_files
+from .options import Settings, Source
+
+TOKENS = 128
+"""New tokens when none are asked for."""
+
+
+def command(
+    source: Source,
+    prompt: Annotated[str, typer.Option("-p", "--prompt", metavar="TEXT", help='Text to continue; "-" reads stdin.')],
+    settings: Settings,
+    tokens: Annotated[
+        int | None, typer.Option("-n", "--tokens", metavar="N", min=1, help=f"Most new tokens; else {TOKENS}.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="Sample; above 1 wilder, below 1 tamer.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="Sample from the likeliest tokens of this total.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", min=1, help="Sample from this many likeliest tokens.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Make sampling repeatable.")
+    ] = None,
+    beams: Annotated[int, typer.Option(metavar="N", min=1, help="Beam search of this width.")] = 1,
+) -> None:
+    """Continue a prompt with MODEL; greedily, unless sampling or beams are asked for."""
+    choice = _sampling(temperature, top_p, top_k, seed)
+    config = settings.load()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    quiet_libraries()
+    with progress() as bar:
+        opened = open_files(source)
+        tokenizer = _tokenizer(opened)
+        inputs = _encode(tokenizer, text)
+        room = room_for(inputs["input_ids"].shape[1], tokens, opened.positions)
+        import penstock
+
+        model: Any = penstock.load(
+            source.model,
+            config=config,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            progress=bar,
+        )
+    with closing(model.penstock):
+        report = _run(model, tokenizer, inputs, room, choice | {"num_beams": beams}, seed, stream=not settings.json)
+    if settings.json:
+        print_json(report)
+    elif sys.stderr.isatty():
+        say(_summary(report))
+
+
+def room_for(prompt_tokens: int, wanted: int | None, positions: int | None) -> int:
+    """How many tokens may be generated: ``wanted``, or by default as many as fit.
+
+    Raises PromptTooLong when the model has not enough positions. The last new token needs none: it is not fed back.
+    """
+    if positions is None:
+        return wanted or TOKENS
+    room = positions - prompt_tokens + 1
+    if room < 1:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens, the model has {positions} positions; shorten the prompt"
+        )
+    if wanted and wanted > room:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens and {wanted} more are wanted, the model has {positions} positions; "
+            f"shorten the prompt or ask for at most -n {room}"
+        )
+    return wanted or min(TOKENS, room)
+
+
+def _sampling(temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None) -> dict[str, Any]:
+    """Arguments for transformers' generate; nothing of what the model's own generation config says about sampling."""
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise typer.BadParameter("it is above 0; leave it out for greedy decoding", param_hint="--temperature")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise typer.BadParameter("it is above 0 and at most 1", param_hint="--top-p")
+    if temperature is None and top_p is None and top_k is None:
+        if seed is not None:
+            raise typer.BadParameter(
+                "only sampling has chance: add --temperature, --top-p or --top-k", param_hint="--seed"
+            )
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": top_k or 0}
+
+
+def _tokenizer(opened: Opened) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(opened.folder, trust_remote_code=opened.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{opened.folder} has no tokenizer that transformers can read ({error}); generate reads its prompt with one"
+        ) from error
+
+
+def _encode(tokenizer: Any, text: str) -> Any:
+    """``input_ids`` and ``attention_mask``, int64, [1, tokens]."""
+    inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    if inputs["input_ids"].shape[1]:
+        return inputs
+    if tokenizer.bos_token is None:
+        raise typer.BadParameter(
+            "the prompt is empty, and this model has no token to begin a text with", param_hint="-p"
+        )
+    return tokenizer(tokenizer.bos_token, return_tensors="pt", return_token_type_ids=False, add_special_tokens=False)
+
+
+def _run(
+    model: Any, tokenizer: Any, inputs: Any, room: int, choice: dict[str, Any], seed: int | None, *, stream: bool
+) -> dict[str, Any]:
+    """Generate; the fields of ``--json``."""
+    import torch
+    from transformers import TextStreamer
+
+    if seed is not None:
+        torch.manual_seed(seed)
+    prompt_tokens = inputs["input_ids"].shape[1]
+    # transformers streams no beams: which of them wins is known at the end.
+    live = stream and choice["num_beams"] == 1
+    if live:
+        choice["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    if model.generation_config.pad_token_id is None:
+        ends = model.generation_config.eos_token_id
+        choice["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
+    times: list[float] = []
+
+    def note_time(ids: Any, scores: Any, **_: Any) -> Any:
+        """A stopping criterion that never stops: it is called once for each new token."""
+        times.append(time.perf_counter())
+        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+    start = time.perf_counter()
+    output = model.generate(**inputs, max_new_tokens=room, stopping_criteria=[note_time], **choice)
+    ids = output[0, prompt_tokens:].tolist()
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    if stream and not live:
+        print(text, flush=True)
+    stats = model.penstock.stats()
+    return {
+        "text": text,
+        "token_ids": ids,
+        "prompt_tokens": prompt_tokens,
+        "tokens_per_second": tokens_per_second(start, times),
+        "time_to_first_token_s": times[0] - start,
+        "flash_bytes_read": stats.flash_bytes_read,
+        "hit_ratio": stats.hit_ratio,
+        "stall_s": stats.stall_seconds,
+        "host_bytes": stats.host_bytes,
+        "host_budget": stats.host_budget,
+        "peak_rss_bytes": peak_resident_bytes(),
+    }
+
+
+def tokens_per_second(start: float, times: list[float]) -> float:
+    """Speed of decoding: tokens after the first over the time after the first; of a single token, one over its time."""
+    if len(times) == 1:
+        return 1 / (times[0] - start)
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def _summary(report: dict[str, Any]) -> str:
+    return (
+        f"{len(report['token_ids'])} tokens, {report['tokens_per_second']:.1f}/s, "
+        f"first after {report['time_to_first_token_s']:.2f} s; {report['hit_ratio']:.0%} found in memory, "
+        f"{format_size(report['flash_bytes_read'])} read, {report['stall_s']:.1f} s waited for the drive; "
+        f"{format_size(report['host_bytes'])} of {format_size(report['host_budget'])} in use"
+    )

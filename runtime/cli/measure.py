@@ -1,0 +1,19 @@
+"""Small measurements that several commands report."""
+
+from pathlib import Path
+
+
+def peak_resident_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """The most memory this process has had resident, in bytes.
+
+    Not getrusage: that also remembers the process that started this one.
+    """
+    try:
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,104 @@
+"""What a MODEL argument stands for: a packed bundle, a checkpoint folder, or a checkpoint on the hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...tiering.errors import BundleError, CheckpointError
+from ...tiering.store.manifest import Manifest, parse
+from .options import Source
+
+if TYPE_CHECKING:
+    from ...tiering.progress import Progress
+    from ..config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Where a model's configuration and tokenizer lie, and its configuration."""
+
+    folder: Path
+    config: Any
+    trust_remote_code: bool
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens of a sequence; None for models without such a bound."""
+        count = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return count if isinstance(count, int) and count > 0 else None
+
+
+def is_bundle(model: str) -> bool:
+    """Whether ``model`` is the folder of a packed bundle."""
+    return (Path(model).expanduser() / "manifest.json").is_file()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in ``folder``. Raises BundleError."""
+    file = folder / "manifest.json"
+    try:
+        return parse(file.read_text("utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {file}: {error}; delete the bundle and pack again") from error
+
+
+def open_files(source: Source) -> Opened:
+    """The small files of a model; a hub id is downloaded first, weights too. Raises CheckpointError."""
+    if is_bundle(source.model):
+        folder = Path(source.model).expanduser() / "model"
+        return Opened(folder, read_config(str(folder), source), source.trust_remote_code)
+    checkpoint = open_checkpoint(source)
+    return Opened(checkpoint.folder, checkpoint.config, source.trust_remote_code)
+
+
+def open_checkpoint(source: Source) -> Any:
+    """The checkpoint, with every file of it looked at. Raises CheckpointError."""
+    from ..checkpoint import Checkpoint
+
+    return Checkpoint.open(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
+
+
+def read_config(place: str, source: Source) -> Any:
+    """transformers' configuration of a model in a folder or on the hub, without its weights. Raises CheckpointError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(place, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"no model configuration in {place}: {error}") from error
+
+
+def find_bundle(source: Source, config: "Config", progress: "Progress | None" = None) -> Path:
+    """The folder of the bundle that MODEL is or was packed into. Raises CheckpointError and BundleError."""
+    folder = Path(source.model).expanduser()
+    if is_bundle(source.model):
+        return folder
+    if any(folder.glob("data-*.bin")):
+        raise BundleError(f"{folder} has data files but no manifest.json: it is no complete bundle; pack again")
+    checkpoint = open_checkpoint(source)
+    store = config.store.path
+    found = bundles_of(checkpoint, store, [file.parent for file in sorted(store.glob("*/manifest.json"))], progress)
+    if not found:
+        raise BundleError(f"{source.model} is not packed in {store}; run: penstock pack {source.model}")
+    if len(found) > 1:
+        names = ", ".join(str(folder) for folder in found)
+        raise BundleError(f"{source.model} is packed more than once; name one of the bundles: {names}")
+    return found[0]
+
+
+def bundles_of(checkpoint: Any, store: Path, among: list[Path], progress: "Progress | None" = None) -> list[Path]:
+    """Those of the bundles ``among`` that hold ``checkpoint``'s content; it is read for that if penstock sees it the
+    first time."""
+    if not among:
+        return []
+    from ..digest import digest_files
+
+    digest = digest_files(checkpoint.content, store, progress)
+    return [folder for folder in among if _holds(folder, digest)]
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    try:
+        return read_manifest(folder).checkpoint == digest
+    except BundleError:  # a damaged neighbour is not this model's business
+        return False

@@ -1,0 +1,92 @@
+"""The options that commands share, each defined once: output, configuration, its overrides, which model."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ..config import Config
+from ..settings import OVERRIDES
+
+PANEL = "Configuration (each overrides its key of the file)"
+
+
+def _override(name: str, metavar: str, text: str) -> Any:
+    section, key = OVERRIDES[name]
+    flag = "--" + name.replace("_", "-")
+    return typer.Option(flag, metavar=metavar, help=f"{text} [{section}] {key}.", rich_help_panel=PANEL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What every command takes: how to print, and the configuration with its overrides."""
+
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+    config_file: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="Configuration; else ./penstock.toml.")
+    ] = None
+    host_memory: Annotated[str | None, _override("host_memory", "SIZE", 'Memory for weights: "2GiB", "auto".')] = None
+    flash_limit: Annotated[str | None, _override("flash_limit", "SIZE", "Bound on all packed models.")] = None
+    store: Annotated[str | None, _override("store", "FOLDER", "Where packed models lie.")] = None
+    weights_format: Annotated[str | None, _override("weights_format", "FORMAT", 'Weights on flash: "as-is".')] = None
+    experts_eviction: Annotated[str | None, _override("experts_eviction", "POLICY", "auto, lru, lfu.")] = None
+    io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, direct, buffered.")] = None
+    io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
+    device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu.")] = None
+    threads: Annotated[str | None, _override("threads", "N", 'Threads that compute, or "auto".')] = None
+
+    def load(self) -> Config:
+        """The configuration in effect. Raises ConfigError and DeviceUnavailable."""
+        overrides: dict[str, str | int | None] = {name: getattr(self, name) for name in OVERRIDES}
+        for name in ("io_depth", "threads"):
+            text = overrides[name]
+            if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 10:
+                overrides[name] = int(text)
+        return Config.load(self.config_file, **overrides)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Which model, and how it may be fetched."""
+
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or packed bundle.")]
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
+    ] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False
+
+
+def expand(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with each parameter whose type is one of the dataclasses above replaced by that class's options."""
+    groups = {
+        name: group
+        for name, group in get_type_hints(command).items()
+        if name != "return" and isinstance(group, type) and is_dataclass(group)
+    }
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        group = groups.get(parameter.name)
+        parameters += _parameters(group) if group else [parameter]
+
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    required_first = sorted(parameters, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    run.__signature__ = inspect.Signature(required_first)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        parameter.replace(annotation=hints[name], kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name, parameter in inspect.signature(group).parameters.items()
+    ]

@@ -1,0 +1,185 @@
+"""``penstock plan``: will a model fit, what goes where, how fast can it be; nothing is packed."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...tiering.errors import BudgetTooSmall, BundleError
+from ...tiering.units import format_size
+from .console import print_json, print_table, quiet_libraries
+from .opening import bundles_of, is_bundle, open_checkpoint, read_config, read_manifest
+from .options import Settings, Source
+from .speeds import drive_speed, read_size
+
+
+def command(
+    source: Source,
+    settings: Settings,
+    prompt_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Length of the prompt for the time to the first token.")
+    ] = 512,
+) -> None:
+    """Say whether MODEL fits, what goes where, and how fast it can be here, from its configuration and this machine."""
+    config = settings.load()
+    quiet_libraries()
+    from ...kernels.machine import measure_memory
+    from ...tiering.policy.cost import Speeds, predict
+    from ..compose import AUTO_DEPTH
+
+    outline, packed = _outline(source, config.store.path)
+    budget = config.host_budget(outline.total_bytes)
+    needed = 0 if packed else outline.total_bytes
+    free = flash_free(config.store.path, config.flash_limit)
+    report: dict[str, Any] = {
+        "fits": False,
+        "tokens_per_second": None,
+        "time_to_first_token_s": None,
+        "flash_bytes_per_token": None,
+        "hit_ratio": None,
+        "limited_by": None,
+        "minimum_host_memory": outline.least_budget,
+        "host_memory": budget,
+        "model_bytes": outline.total_bytes,
+        "flash_needed": needed,
+        "flash_free": free,
+        "prompt_tokens": prompt_tokens,
+        "notes": [],
+    }
+    notes: list[str] = report["notes"]
+    if needed > free:
+        notes.append(f"packing needs {format_size(needed)} on flash, there is room for {format_size(free)}")
+    try:
+        placement = outline.place(budget)
+    except BudgetTooSmall as error:
+        notes.append(str(error))
+        _print(report, None, settings)
+        return
+    experts = [block.length for block in outline.blocks if block.id.kind == "expert"]
+    streamed = set(placement.streamed)
+    size = read_size(experts or [block.length for block in outline.blocks if block.id in streamed])
+    depth = AUTO_DEPTH if config.io.depth == "auto" else config.io.depth
+    speeds = Speeds(drive_speed(config.store.path, size, depth), measure_memory())
+    prediction = predict(outline.load(placement), speeds, prompt_tokens=prompt_tokens)
+    report |= {
+        "fits": needed <= free,
+        "tokens_per_second": prediction.tokens_per_second,
+        "time_to_first_token_s": prediction.time_to_first_token_s,
+        "flash_bytes_per_token": prediction.flash_bytes_per_token,
+        "hit_ratio": prediction.hit_ratio,
+        "limited_by": prediction.limited_by,
+        "memory_bytes_per_token": prediction.memory_bytes_per_token,
+        "flash_bytes_per_second": speeds.flash,
+        "memory_bytes_per_second": speeds.memory,
+        "placement": {
+            "resident_bytes": placement.resident_bytes,
+            "pinned_bytes": placement.pinned_bytes,
+            "streamed_bytes": placement.streamed_bytes,
+            "stream_region_bytes": placement.stream_region_bytes,
+            "row_cache_bytes": placement.row_cache_bytes,
+            "expert_region_bytes": placement.expert_region_bytes,
+            "expert_total_bytes": placement.expert_total_bytes,
+            "expert_count": placement.expert_count,
+        },
+    }
+    if experts and placement.expert_share < 1:
+        notes.append(
+            "the hit ratio is an estimate without a trace of routing: the fraction of the experts that is cached"
+        )
+    if outline.guessed:
+        notes.append("nothing says how many experts a token uses; all of them are counted")
+    notes.append("speeds count bytes over measured speeds, not arithmetic: they are upper bounds")
+    _print(report, placement, settings)
+
+
+def _outline(source: Source, store: Path) -> tuple[Any, bool]:
+    """From the manifest of a bundle, the files of a checkpoint, or the configuration alone of one on the hub; and
+    whether it is packed already."""
+    import torch
+
+    from ..layout import Layout, layout
+    from ..outline import Outline
+    from ..skeleton import skeleton
+
+    path = Path(source.model).expanduser()
+    trust = source.trust_remote_code
+    if is_bundle(source.model):
+        manifest = read_manifest(path)
+        config = read_config(str(path / "model"), source)
+        model = skeleton(config, getattr(torch, manifest.dtype), trust_remote_code=trust)
+        return Outline.of(model, Layout(manifest.blocks, manifest.tied)), True
+    if not path.exists():
+        config = read_config(source.model, source)
+        model = skeleton(config, config.dtype or torch.float32, trust_remote_code=trust)
+        return Outline.of(model, layout(model)), False
+    checkpoint = open_checkpoint(source)
+    model = skeleton(checkpoint.config, checkpoint.dtype(), trust_remote_code=trust)
+    planned = layout(model)
+    # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
+    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, planned)]
+    return Outline.of(model, planned), bool(bundles_of(checkpoint, store, alike))
+
+
+def _same_shape(bundle: Path, planned: Any) -> bool:
+    try:
+        manifest = read_manifest(bundle)
+    except BundleError:
+        return False
+    return type(planned)(manifest.blocks, manifest.tied).digest() == planned.digest()
+
+
+def flash_free(store: Path, limit: int | None) -> int:
+    """Bytes that a new bundle may take in ``store``, which need not exist yet."""
+    folder = next(place for place in (store, *store.parents) if place.is_dir())
+    free = shutil.disk_usage(folder).free
+    if limit is None:
+        return free
+    taken = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    return max(0, min(free, limit - taken))
+
+
+def _print(report: dict[str, Any], placement: Any, settings: Settings) -> None:
+    if settings.json:
+        print_json(report)
+        return
+    verdict = "fits" if report["fits"] else "does not fit"
+    print(
+        f"{format_size(report['model_bytes'])} of weights, {format_size(report['host_memory'])} of host memory: "
+        f"{verdict}. The least that would do: {format_size(report['minimum_host_memory'])}."
+    )
+    if placement is not None:
+        print_table("", ["what", "blocks", "bytes", "host memory", "where"], _where(placement))
+        print(
+            f"At most {report['tokens_per_second']:.2f} tokens/s, limited by {report['limited_by']}; "
+            f"{format_size(report['flash_bytes_per_token'])} from flash and "
+            f"{format_size(report['memory_bytes_per_token'])} from memory per token, {report['hit_ratio']:.0%} hits.\n"
+            f"First token of a prompt of {report['prompt_tokens']} after "
+            f"at least {report['time_to_first_token_s']:.2f} s.\n"
+            f"Measured: flash {report['flash_bytes_per_second'] / 1e9:.2f} GB/s, "
+            f"memory {report['memory_bytes_per_second'] / 1e9:.1f} GB/s."
+        )
+    for note in report["notes"]:
+        print(f"Note: {note}.")
+
+
+def _where(placement: Any) -> list[tuple[str, object, str, str, str]]:
+    """Rows of the table; what the model does not have is left out."""
+    rows = [
+        ("small weights", len(placement.resident), placement.resident_bytes, placement.resident_bytes, "memory"),
+        ("layers, kept", len(placement.pinned), placement.pinned_bytes, placement.pinned_bytes, "memory"),
+        ("layers, streamed", len(placement.streamed), placement.streamed_bytes, placement.stream_region_bytes, "flash"),
+        ("embeddings, by row", len(placement.by_row), None, placement.row_cache_bytes, "flash"),
+        (
+            "experts",
+            placement.expert_count,
+            placement.expert_total_bytes,
+            placement.expert_region_bytes,
+            "flash, cached",
+        ),
+    ]
+    return [
+        (name, count, "" if total is None else format_size(total), format_size(held), where)
+        for name, count, total, held, where in rows
+        if count
+    ]

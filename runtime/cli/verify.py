@@ -1,0 +1,38 @@
+"""``penstock verify``: read every block of a bundle and check it."""
+
+import typer
+
+from ...tiering.units import format_size
+from .console import fail, print_json, progress, quiet_libraries
+from .opening import find_bundle
+from .options import Settings, Source
+
+
+def command(source: Source, settings: Settings) -> None:
+    """Check every block of a packed model against its checksum; exit code 1 if one is damaged."""
+    config = settings.load()
+    quiet_libraries()
+    from ...tiering.store.reader import Bundle
+
+    with progress() as bar:
+        folder = find_bundle(source, config, bar)
+        with Bundle.open(folder, direct=config.direct) as bundle:
+            damaged = bundle.verify(bar)
+            manifest = bundle.manifest
+    if settings.json:
+        print_json(
+            {
+                "bundle": str(folder),
+                "intact": not damaged,
+                "blocks": len(manifest.blocks),
+                "bytes": manifest.total_bytes,
+                "damaged": [str(error) for error in damaged],
+            }
+        )
+    elif not damaged:
+        print(f"{folder}: all {len(manifest.blocks)} blocks intact, {format_size(manifest.total_bytes)}")
+    if damaged:
+        if not settings.json:
+            for error in damaged:
+                fail(error)
+        raise typer.Exit(1)
