@@ -126,7 +126,7 @@ def _same_shape(bundle: Path, planned: Any) -> bool:
         manifest = read_manifest(bundle)
     except BundleError:
         return False
-    return type(planned)(manifest.blocks, manifest.tied).digest() == planned.digest()
+    return bool(type(planned)(manifest.blocks, manifest.tied).digest() == planned.digest())
 
 
 def flash_free(store: Path, limit: int | None) -> int:
