@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -37,12 +38,20 @@ class Checkpoint:
         self.trust_remote_code = trust_remote_code
 
     @classmethod
-    def open(cls, source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> "Checkpoint":
-        """Open the folder ``source``, or fetch it when it is a model's id on the hub.
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        quiet: bool = True,
+    ) -> "Checkpoint":
+        """Open the folder ``source``, or fetch it when it is a model's id on the hub, with the hub's own progress bars
+        unless ``quiet``.
 
         Raises CheckpointError when there is none, when it holds no safetensors weights, or when they are damaged.
         """
-        folder = _find(source, revision, trust_remote_code)
+        folder = _find(source, revision, trust_remote_code, quiet)
         config = _read_config(folder, trust_remote_code)
         files = _weights_files(folder, config)
         tensors: dict[str, SourceTensor] = {}
@@ -74,7 +83,7 @@ class Checkpoint:
         return (*self.files, self.folder / "config.json", *code)
 
 
-def _find(source: str | Path, revision: str | None, trust_remote_code: bool) -> Path:
+def _find(source: str | Path, revision: str | None, trust_remote_code: bool, quiet: bool) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -82,17 +91,22 @@ def _find(source: str | Path, revision: str | None, trust_remote_code: bool) -> 
         raise CheckpointError(f"{path} is a file; give the folder of a checkpoint (config.json and *.safetensors)")
     if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"there is no folder {path}, and it is not a model's id on the Hugging Face hub either")
-    return _download(source, revision, trust_remote_code)
+    return _download(source, revision, trust_remote_code, quiet)
 
 
-def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
+def _download(name: str, revision: str | None, trust_remote_code: bool, quiet: bool) -> Path:
     """The folder with the hub's model ``name``; weights that are not safetensors are not fetched."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | ({"disable": True} if quiet else {}))  # type: ignore[no-untyped-call]
 
     patterns = [*_HUB_PATTERNS, *(["*.py"] if trust_remote_code else [])]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, tqdm_class=Bar))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
@@ -106,7 +120,7 @@ def _read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as error:
+    except Exception as error:  # configurations check themselves, each in its own way
         raise CheckpointError(f"{path} cannot be used: {error}") from error
     if getattr(config, "quantization_config", None) is not None:
         method = config.quantization_config

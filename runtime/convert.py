@@ -187,6 +187,26 @@ def _keeps_experts_apart(operation: Any) -> bool:
     return False
 
 
+def initial_value(model: PreTrainedModel, name: str) -> torch.Tensor:
+    """What transformers gives the weight ``name`` that the checkpoint lacks; every time the same."""
+    path, _, own = name.rpartition(".")
+    # A copy that owns memory for its own weights and leaves its children alone.
+    module = copy.copy(model.get_submodule(path))
+    module._parameters = {
+        key: None if p is None else torch.nn.Parameter(torch.empty_like(p, device="cpu"), requires_grad=False)
+        for key, p in module._parameters.items()
+    }
+    module._buffers = {
+        key: None if b is None else torch.empty_like(b, device="cpu") for key, b in module._buffers.items()
+    }
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model._init_weights(module)
+    value = getattr(module, own)
+    assert isinstance(value, torch.Tensor)
+    return value.detach()
+
+
 def may_be_absent(model: PreTrainedModel, name: str) -> bool:
     """Whether the model says that checkpoints may lack the weight ``name``."""
     return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_missing or ())

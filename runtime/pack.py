@@ -1,11 +1,13 @@
 """Packs a checkpoint, or a model in memory, into a bundle in the store: within a memory budget, resumable, once."""
 
+import copy
 import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -58,7 +60,7 @@ def pack(
     progress: Progress | None = None,
 ) -> Bundle:
     """The bundle of the checkpoint ``source`` (a folder or hub id); see ``pack_checkpoint``."""
-    checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code)
+    checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=progress is None)
     return pack_checkpoint(
         checkpoint,
         store=store,
@@ -91,32 +93,25 @@ def pack_checkpoint(
     if codec not in CODECS:
         raise ConfigError(f"weights format {codec!r} is not known; there is {', '.join(CODECS)}")
     dtype = dtype or checkpoint.dtype()
+    memory = max(host_memory, LEAST_MEMORY)
     model = skeleton(checkpoint.config, dtype, trust_remote_code=checkpoint.trust_remote_code)
     plan = layout(model)
     store = prepare(store)
     digest = digest_files(checkpoint.content, store, progress)
     identity = _identity(digest, str(dtype), codec, plan)
 
-    def weights() -> Weights:
-        memory = max(host_memory, LEAST_MEMORY)
-        return CheckpointWeights(model, checkpoint.tensors, plan, memory=memory - _staging(memory))
+    def job() -> _Job:
+        weights, used, untied = _checkpoint_weights(checkpoint, model, plan, dtype, memory - _staging(memory))
+        name = str(dtype).removeprefix("torch.")
+        return _Job(
+            used,
+            weights,
+            Manifest(identity, digest, name, codec, used.tied, used.files, ()),
+            lambda folder: _copy_model_files(checkpoint.folder, folder, untied),
+        )
 
-    def write_model(folder: Path) -> None:
-        for name in sorted({path for pattern in _MODEL_FILES for path in checkpoint.folder.glob(pattern)}):
-            if name.is_file():
-                shutil.copyfile(name, folder / name.name)
-
-    return _pack(
-        store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}",
-        plan,
-        Manifest(identity, digest, str(dtype).removeprefix("torch."), codec, plan.tied, plan.files, ()),
-        weights,
-        write_model,
-        staging=_staging(max(host_memory, LEAST_MEMORY)),
-        flash_limit=flash_limit,
-        direct=direct,
-        progress=progress,
-    )
+    target = store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}"
+    return _pack(target, job, staging=_staging(memory), flash_limit=flash_limit, direct=direct, progress=progress)
 
 
 def pack_model(
@@ -133,8 +128,8 @@ def pack_model(
     """
     plan = layout(model)
     store = prepare(store)
-    source = ModelWeights(model)
-    digest = _digest_model(plan, source, progress or Quiet())
+    weights = ModelWeights(model)
+    digest = _digest_model(plan, weights, progress or Quiet())
     dtype = str(model.dtype)
     identity = _identity(digest, dtype, "as-is", plan)
 
@@ -143,12 +138,11 @@ def pack_model(
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
 
+    manifest = Manifest(identity, digest, dtype.removeprefix("torch."), "as-is", plan.tied, plan.files, ())
+    target = store / f"{_file_name(model.config.model_type)}-{identity[:16]}"
     return _pack(
-        store / f"{_file_name(model.config.model_type)}-{identity[:16]}",
-        plan,
-        Manifest(identity, digest, dtype.removeprefix("torch."), "as-is", plan.tied, plan.files, ()),
-        lambda: source,
-        write_model,
+        target,
+        lambda: _Job(plan, weights, manifest, write_model),
         staging=_STAGING,
         flash_limit=flash_limit,
         direct=direct,
@@ -156,44 +150,71 @@ def pack_model(
     )
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What there is to write: ``manifest`` lacks only the blocks."""
+
+    plan: Layout
+    weights: Weights
+    manifest: Manifest
+    write_model: Callable[[Path], None]
+
+
+def _checkpoint_weights(
+    checkpoint: Checkpoint, model: PreTrainedModel, plan: Layout, dtype: torch.dtype, memory: int
+) -> tuple[CheckpointWeights, Layout, bool]:
+    """The weights, their layout, and whether the model had to be untied.
+
+    Like transformers, a model that ties weights for which the checkpoint has different values is not tied.
+    """
+    weights = CheckpointWeights(model, checkpoint.tensors, plan, memory=memory)
+    if not weights.contradictions():
+        return weights, plan, False
+    weights.close()
+    config = copy.deepcopy(checkpoint.config)
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    model = skeleton(config, dtype, trust_remote_code=checkpoint.trust_remote_code)
+    plan = layout(model)
+    weights = CheckpointWeights(model, checkpoint.tensors, plan, memory=memory)
+    if differing := weights.contradictions():
+        one, other = differing[0]
+        raise CheckpointError(f"the model shares one weight between {one} and {other}, the checkpoint has two for them")
+    return weights, plan, True
+
+
 def _pack(
     target: Path,
-    plan: Layout,
-    manifest: Manifest,
-    open_weights: Callable[[], Weights],
-    write_model: Callable[[Path], None],
+    job_of: Callable[[], _Job],
     *,
     staging: int,
     flash_limit: int | None,
     direct: bool | None,
     progress: Progress | None,
 ) -> Bundle:
-    """Write the bundle ``target`` unless it is there, and open it."""
+    """Write the bundle ``target`` unless it is there, and open it. ``job_of`` is asked only if it must be written."""
     if not Bundle.is_bundle(target):
-        progress = progress or Quiet()
         with locked(target), ExitStack() as stack:
             if not publish(target):
-                weights = open_weights()
-                stack.callback(weights.close)
-                ensure_room(target, plan.total_bytes, flash_limit)
-                writer = BundleWriter(target, plan.blocks, plan.files, staging=staging, direct=direct)
+                job = job_of()
+                stack.callback(job.weights.close)
+                ensure_room(target, job.plan.total_bytes, flash_limit)
+                writer = BundleWriter(target, job.plan.blocks, job.plan.files, staging=staging, direct=direct)
                 stack.callback(writer.close)
-                _write(writer, plan, weights, progress)
-                _write_model_folder(writer.folder / "model", write_model)
-                writer.finish(manifest)
+                _write(writer, job, progress or Quiet())
     return Bundle.open(target, direct=direct)
 
 
-def _write(writer: BundleWriter, plan: Layout, weights: Weights, progress: Progress) -> None:
-    progress.start("packing", plan.total_bytes)
+def _write(writer: BundleWriter, job: _Job, progress: Progress) -> None:
+    progress.start("packing", job.plan.total_bytes)
     try:
         progress.advance(writer.done_bytes)
-        for block in plan.blocks[writer.done :]:
-            writer.append(_pieces(block, weights))
+        for block in job.plan.blocks[writer.done :]:
+            writer.append(_pieces(block, job.weights))
             progress.advance(block.extent.length)
-        writer.commit()
+        _write_model_folder(writer.folder / "model", job.write_model)
+        writer.finish(job.manifest)
     except KeyboardInterrupt:
-        percent = 100 * writer.done_bytes // max(1, plan.total_bytes)
+        percent = 100 * writer.done_bytes // max(1, job.plan.total_bytes)
         raise KeyboardInterrupt(
             f"packing was interrupted at {percent} %; run the same again to go on from there, or delete {writer.folder}"
         ) from None
@@ -221,6 +242,20 @@ def _write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
         sync(folder)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _copy_model_files(source: Path, folder: Path, untied: bool) -> None:
+    """Copy configuration and tokenizer; say in the configuration if the weights turned out not to be tied."""
+    for path in sorted({path for pattern in _MODEL_FILES for path in source.glob(pattern)}):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    if untied:
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        for part in (config, config.get("text_config")):
+            if isinstance(part, dict):
+                part["tie_word_embeddings"] = False
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _identity(digest: str, dtype: str, codec: str, plan: Layout) -> str:

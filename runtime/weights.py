@@ -2,16 +2,18 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
+import xxhash
 from transformers import PreTrainedModel
 
 from ..tiering.errors import BudgetTooSmall, CheckpointError
 from ..tiering.store.manifest import TensorSpec
 from ..tiering.units import KiB, MiB, format_size
-from .convert import Group, plan
+from .convert import Group, initial_value, may_be_absent, plan
 from .layout import Layout
 from .safetensors_file import SourceFile, SourceTensor
 
@@ -47,10 +49,12 @@ class CheckpointWeights:
             for spec in block.tensors
         }
         self._groups = plan(model, tensors, stacked)
-        for alias, name in layout.tied.items():
-            if name not in self._groups and alias in self._groups:
-                self._groups[name] = self._groups[alias]
-        self._check_complete(layout)
+        self._layout = layout
+        # Tied weights may be in the checkpoint under any of their names.
+        self._found_as = {
+            name: alias for alias, name in layout.tied.items() if alias in self._groups and name not in self._groups
+        }
+        self._check_complete()
         # Never less than a few pages, or a checkpoint of a few kilobytes would be packed byte by byte.
         self._chunk = max(64 * KiB, min(CHUNK, memory // 8))
         self._room = memory - 2 * self._chunk
@@ -59,21 +63,35 @@ class CheckpointWeights:
         self._files: dict[Path, SourceFile] = {}
         self._converted: OrderedDict[tuple[str, int | None], dict[str, torch.Tensor]] = OrderedDict()
 
-    def has(self, name: str) -> bool:
-        """Whether the checkpoint has something for the weight ``name`` itself."""
-        return name in self._groups and name in self._groups[name].targets
+    def contradictions(self) -> list[tuple[str, str]]:
+        """Pairs of names that the model ties, for which the checkpoint has different weights."""
+        specs = {spec.name: spec for block in self._layout.blocks for spec in block.tensors}
+        both = [(alias, name) for alias, name in self._layout.tied.items() if {alias, name} <= self._groups.keys()]
+        return [
+            (alias, name)
+            for alias, name in both
+            if self._checksum(specs[name]) != self._checksum(replace(specs[name], name=alias))
+        ]
 
     def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
-        group = self._groups[spec.name]
+        name = self._found_as.get(spec.name, spec.name)
         dtype = getattr(torch, spec.dtype)
+        if name not in self._groups:
+            yield from _bytes(initial_value(self._model, name), self._chunk)
+            return
+        group = self._groups[name]
         if group.transform is None:
             (source,) = next(iter(group.sources.values()))
             yield from self._read(_slice(source, expert), dtype)
             return
-        name = spec.name if spec.name in group.targets else next(iter(group.targets))
-        tensor = self._convert(group, expert)[name]
-        if expert is not None:
-            tensor = tensor[0 if group.by_expert else expert]
+        made = self._convert(group, name, expert)
+        if expert is None:
+            tensor = made.pop(name)
+        elif group.by_expert:
+            tensor = made.pop(name)[0]
+        else:
+            last = expert == len(made[name]) - 1
+            tensor = (made.pop(name) if last else made[name])[expert]
         yield from _bytes(tensor.to(dtype).contiguous(), self._chunk)
 
     def close(self) -> None:
@@ -81,13 +99,22 @@ class CheckpointWeights:
             file.close()
         self._converted.clear()
 
-    def _convert(self, group: Group, expert: int | None) -> dict[str, torch.Tensor]:
-        """The group's results, kept until their room is needed: weights of several modules may come from one group."""
+    def _checksum(self, spec: TensorSpec) -> str:
+        digest = xxhash.xxh3_128()
+        for piece in self.pieces(spec, None):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def _convert(self, group: Group, name: str, expert: int | None) -> dict[str, torch.Tensor]:
+        """The group's results that were not taken yet, kept for as long as there is room: several modules may share
+        a group."""
         key = (group.first, expert if group.by_expert else None)
-        if key in self._converted:
+        if name in self._converted.get(key, ()):
             self._converted.move_to_end(key)
             return self._converted[key]
         needed = _needed(group)
+        for spent in [known for known, made in self._converted.items() if not made]:
+            del self._converted[spent]
         while self._converted and needed + self._held() > self._room:
             self._converted.popitem(last=False)
         result = group.convert(self._model, self._load, expert)
@@ -120,9 +147,10 @@ class CheckpointWeights:
             file.read(source.offset + start, _as_bytes(raw))
             yield _as_bytes(raw if dtype == source.dtype else raw.view(source.dtype).to(dtype))
 
-    def _check_complete(self, layout: Layout) -> None:
-        needed = dict.fromkeys(spec.name for block in layout.blocks for spec in block.tensors)
-        missing = [name for name in needed if name not in self._groups]
+    def _check_complete(self) -> None:
+        needed = dict.fromkeys(spec.name for block in self._layout.blocks for spec in block.tensors)
+        there = self._groups.keys() | self._found_as.keys()
+        missing = [name for name in needed if name not in there and not may_be_absent(self._model, name)]
         if missing:
             rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise CheckpointError(

@@ -1,7 +1,6 @@
 """What a bundle holds, read back without the engine."""
 
 import torch
-
 from penstock.kernels.arena import Arena
 from penstock.tiering.store.reader import Bundle
 
