@@ -36,7 +36,10 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """A stream wants a lease on each of ``blocks``; they are granted one by one, those already here first."""
+    """A stream wants a lease on each of ``blocks``, no two the same.
+
+    They are granted one by one, those already here first.
+    """
 
     ticket: int
     stream: Stream

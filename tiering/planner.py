@@ -4,12 +4,12 @@ Theory of operation. Streams (compute threads) *acquire* blocks and *release* th
 once. An absent one joins the demand queue, in the order asked for; the queue is turned into reads as long as fewer than
 ``depth`` are in flight and room can be made by evicting what is neither leased nor loading. Only when no demand is left
 to issue do certain prefetches go out, along the cycle of dense blocks, and they never evict a block that is needed
-sooner than the one they bring.
+sooner than the one they bring. What could not be read is not prefetched again: it waits for the next demand.
 
 Why nobody waits for ever: in an expert region a stream that waits holds only leases that were granted to it and that it
 will take, use and give back before it waits again. In the streaming region a stream normally holds nothing while it
 waits; where a model forces it to (weights used outside of their module's forward), the case in which all holders wait
-is recognised, and refused with an error that names the block.
+is recognised: a demand that fits may overtake, and if none does, one is refused with an error that names the block.
 
 =============  ==========================================================================================
 event          what it changes
@@ -28,6 +28,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from .coalesce import coalesce
+from .deadlock import stuck
 from .errors import UnplaceableModule
 from .events import (
     Acquire,
@@ -106,6 +107,8 @@ class Planner:
         self._waiting: dict[BlockId, list[int]] = {}
         self._queue: dict[BlockId, None] = {}  # absent blocks in demand, in order
         self._in_flight: dict[int, Read] = {}
+        self._gone = 0  # distance of the nearest block that this pass of prefetching evicted: none further is brought
+        self._failed: set[BlockId] = set()  # read in vain, and not in demand since
         self._busy_since = 0.0
         self._next_read = 0
 
@@ -119,6 +122,8 @@ class Planner:
                     return actions  # all here: nothing that could be read has changed
             case Release():
                 self.residency.release(event.block, event.stream)
+                if not self._queue and self._homes[event.block].region != STREAM:
+                    return actions  # room that nobody wants: only the streaming region is prefetched into
             case ReadDone():
                 self._read_done(event, actions, now)
             case ReadFailed():
@@ -137,6 +142,7 @@ class Planner:
     # --- events -----------------------------------------------------------------------------------------------------
 
     def _acquire(self, event: Acquire, actions: list[Action]) -> None:
+        assert len(set(event.blocks)) == len(event.blocks)
         ticket = _Ticket(event.stream)
         for block in event.blocks:
             region = self._homes[block].region
@@ -159,6 +165,7 @@ class Planner:
     def _read_done(self, event: ReadDone, actions: list[Action], now: float) -> None:
         for part in self._landed(event.read, now).parts:
             slot = self.residency.arrive(part.block)
+            self._failed.discard(part.block)
             if slot.region in self._eviction:
                 self._eviction[slot.region].inserted(part.block)
             for number in self._waiting.pop(part.block, ()):
@@ -171,6 +178,7 @@ class Planner:
     def _read_failed(self, event: ReadFailed, actions: list[Action], now: float) -> None:
         for part in self._landed(event.read, now).parts:
             self.residency.abandon(part.block)
+            self._failed.add(part.block)
             for number in tuple(self._waiting.get(part.block, ())):
                 self._forget(number)
                 actions.append(Refuse(number, event.error))
@@ -211,60 +219,73 @@ class Planner:
     # --- reads ------------------------------------------------------------------------------------------------------
 
     def _schedule(self, actions: list[Action], now: float) -> None:
-        if self._queue:
+        if self._queue and len(self._in_flight) < self._depth:
             self._issue(tuple(self._queue), actions, now, demand=True)
-            self._refuse_stuck(actions)
-        if not self._queue and len(self._in_flight) < self._depth and self._cycle.order:
-            absent = (block for block in self._cycle.upcoming() if self.residency.absent(block))
+            if self._queue and len(self._in_flight) < self._depth:
+                self._untangle(actions, now)
+        evictions = -1
+        while not self._queue and len(self._in_flight) < self._depth and evictions != self.counters.evictions:
+            evictions, self._gone = self.counters.evictions, len(self._cycle.order)
+            absent = (b for b in self._cycle.upcoming() if self.residency.absent(b) and b not in self._failed)
             self._issue(absent, actions, now, demand=False)
 
     def _issue(self, blocks: Iterable[BlockId], actions: list[Action], now: float, *, demand: bool) -> None:
         full: set[str] = set()
         with closing(coalesce(((b, self._homes[b].extent) for b in blocks), limit=self._read_limit)) as runs:
             for run in runs:
-                if len(self._in_flight) >= self._depth:
-                    return
                 parts: list[Part] = []
                 for block, extent in run:
+                    if not parts and len(self._in_flight) >= self._depth:
+                        return
                     region = self._homes[block].region
                     slot = None if region in full else self._make_room(block, demand=demand)
-                    if slot is None:
-                        full.add(region)
-                        break
-                    parts.append(Part(block, extent, slot))
-                    self._queue.pop(block, None)
-                if parts:
-                    self._start(Read(self._next_read, tuple(parts), demand), actions, now)
-                if full and not demand:
-                    return  # what comes later is needed later: nothing overtakes
+                    if slot is not None:
+                        parts.append(Part(block, extent, slot))
+                        continue
+                    full.add(region)
+                    self._start(parts, actions, now, demand=demand)
+                    if not demand:
+                        return  # what comes later is needed later: nothing overtakes
+                    parts = []  # the rest of the run may go to a region that has room
+                self._start(parts, actions, now, demand=demand)
 
-    def _start(self, read: Read, actions: list[Action], now: float) -> None:
+    def _start(self, parts: list[Part], actions: list[Action], now: float, *, demand: bool) -> None:
+        if not parts:
+            return
         if not self._in_flight:
             self._busy_since = now
+        read = Read(self._next_read, tuple(parts), demand)
         self._next_read += 1
         self._in_flight[read.read] = read
-        size = sum(part.extent.length for part in read.parts)
         self.counters.reads += 1
-        if read.demand:
+        size = sum(part.extent.length for part in parts)
+        if demand:
             self.counters.demand_bytes += size
         else:
             self.counters.prefetch_bytes += size
+        for part in parts:
+            self._queue.pop(part.block, None)
         actions.append(read)
 
     def _make_room(self, block: BlockId, *, demand: bool) -> Slot | None:
         home = self._homes[block]
         length = home.extent.length
+        needed_in = None if demand else self._cycle.distance(block)
+        if needed_in is not None and needed_in > self._gone:
+            return None
         slot = self.residency.reserve(block, home.region, length)
         if slot is not None or home.region not in self._eviction:
             return slot
         policy = self._eviction[home.region]
-        needed_in = None if demand else self._cycle.distance(block)
         with closing(policy.victims()) as victims:
             for victim in victims:
                 if not self.residency.evictable(victim):
                     continue
-                if needed_in is not None and self._cycle.distance(victim) <= needed_in:
-                    return None
+                if needed_in is not None:
+                    distance = self._cycle.distance(victim)
+                    if distance <= needed_in:
+                        return None
+                    self._gone = min(self._gone, distance)
                 self.residency.evict(victim)
                 policy.removed(victim)
                 self.counters.evictions += 1
@@ -273,25 +294,40 @@ class Planner:
                     return slot
         return None
 
-    def _refuse_stuck(self, actions: list[Action]) -> None:
-        """Refuse a demand in the streaming region for which no one will ever make room."""
-        stuck = [block for block in self._queue if self._homes[block].region == STREAM]
-        if not stuck or len(self._in_flight) >= self._depth:
+    def _untangle(self, actions: list[Action], now: float) -> None:
+        """If streams wait only for each other: let a demand overtake that fits, or else refuse one."""
+        reading = {part.slot.region for read in self._in_flight.values() for part in read.parts}
+        wishes: dict[Stream, tuple[int, BlockId]] = {}
+        for block in self._queue:
+            if self._homes[block].region not in reading:
+                for number in self._waiting[block]:
+                    wishes.setdefault(self._tickets[number].stream, (number, block))
+        if not wishes:
             return
-        if any(part.slot.region == STREAM for read in self._in_flight.values() for part in read.parts):
-            return
-        waiting = {self._tickets[number].stream for block in stuck for number in self._waiting[block]}
-        if set(self.residency.holders(STREAM)) <= waiting:
-            block = stuck[0]
-            region = self.residency.regions[STREAM]
-            error = UnplaceableModule(
-                f"the weights of {block.module!r} ({format_size(self._homes[block].extent.length)}) do not fit beside "
-                f"{format_size(region.capacity - region.space.free_bytes)} that must stay while they are used; "
-                "raise host_memory"
-            )
-            for number in tuple(self._waiting[block]):
-                self._forget(number)
-                actions.append(Refuse(number, error))
+        holders = {region: set(self.residency.holders(region)) for region in self.residency.regions}
+        waits = {stream: self._homes[block].region for stream, (_, block) in wishes.items()}
+        tangled = stuck(waits, holders, takes_turns=EXPERTS)
+        for stream in waits:
+            block = wishes[stream][1]
+            slot = self._make_room(block, demand=True) if stream in tangled else None
+            if slot is not None:
+                self._start([Part(block, self._homes[block].extent, slot)], actions, now, demand=True)
+                return
+        if tangled:
+            holding = set().union(*(holders[waits[stream]] for stream in tangled))
+            chosen = next(stream for stream in waits if stream in (tangled & holding or tangled))
+            self._refuse(*wishes[chosen], actions)
+
+    def _refuse(self, number: int, block: BlockId, actions: list[Action]) -> None:
+        home = self._homes[block]
+        region = self.residency.regions[home.region]
+        error = UnplaceableModule(
+            f"the weights of {block.module!r} ({format_size(home.extent.length)}) do not fit beside "
+            f"{format_size(region.capacity - region.space.free_bytes)} that must stay while they are used; "
+            "raise host_memory"
+        )
+        self._forget(number)
+        actions.append(Refuse(number, error))
 
     # --- the accounts -----------------------------------------------------------------------------------------------
 

@@ -42,18 +42,23 @@ class Cycle:
             self._set_order(seen + [block for block in self.order if block not in used])
 
     def advance(self, stream: Stream, block: BlockId) -> None:
-        """``stream`` uses ``block`` now."""
+        """``stream`` uses ``block`` now. Outside of a forward this says nothing of what comes next."""
         index = self._index.get(block)
-        if index is None:
+        if index is None or stream not in self._next:
             return
         self._next[stream] = index + 1
-        self._seen.setdefault(stream, []).append(block)
+        self._seen[stream].append(block)
 
     # --- prefetch ---------------------------------------------------------------------------------------------------
 
     def distance(self, block: BlockId) -> int:
-        """Uses of other blocks until the next use of ``block``, by the stream that comes to it first."""
-        index, count = self._index[block], len(self.order)
+        """Uses of other blocks until the next use of ``block``, by the stream that comes to it first.
+
+        A block outside of the order comes last.
+        """
+        index, count = self._index.get(block), len(self.order)
+        if index is None:
+            return count
         return min((index - position) % count for position in (self._next.values() or (0,)))
 
     def upcoming(self) -> Iterator[BlockId]:

@@ -1,0 +1,277 @@
+"""LRU and LFU against rankings by brute force; the cycle against a walk along it."""
+
+from contextlib import closing
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from penstock.tiering.policy.cycle import Cycle
+from penstock.tiering.policy.eviction import EVICTION, LFU, LRU, Eviction
+from penstock.tiering.units import BlockId
+
+BLOCKS = [BlockId("expert", "m", part) for part in range(6)]
+A, B, C, D, E, F = (BlockId("dense", name) for name in "abcdef")
+blocks = st.sampled_from(BLOCKS)
+
+
+def ranking(policy: Eviction) -> list[BlockId]:
+    with closing(policy.victims()) as victims:
+        return list(victims)
+
+
+class PolicyMachine(RuleBasedStateMachine):
+    """What the planner does to a policy; ``expected`` ranks the residents from scratch."""
+
+    policy: Eviction
+
+    @initialize()
+    def reset(self) -> None:
+        self.resident: dict[BlockId, int] = {}  # block to the time it came or was last used
+        self.uses: dict[BlockId, list[int]] = {block: [] for block in BLOCKS}
+        self.time = self.ticks = 0
+
+    def expected(self) -> list[BlockId]:
+        raise NotImplementedError
+
+    @rule(block=blocks)
+    def use(self, block: BlockId) -> None:
+        self.time += 1
+        self.policy.used(block)
+        self.uses[block].append(self.ticks)
+        if block in self.resident:
+            self.resident[block] = self.time
+
+    @rule(block=blocks)
+    def insert(self, block: BlockId) -> None:
+        if block not in self.resident:
+            self.time += 1
+            self.resident[block] = self.time
+            self.policy.inserted(block)
+
+    @rule(leased=st.sets(blocks), count=st.integers(1, 3))
+    def evict(self, leased: set[BlockId], count: int) -> None:
+        """As the planner does: skip what is leased, evict while iterating, stop early."""
+        expected = [block for block in self.expected() if block not in leased][:count]
+        evicted = []
+        with closing(self.policy.victims()) as victims:
+            for block in victims:
+                if block in leased:
+                    continue
+                self.policy.removed(block)
+                evicted.append(block)
+                if len(evicted) == count:
+                    break
+        assert evicted == expected
+        for block in evicted:
+            del self.resident[block]
+
+    @rule()
+    def tick(self) -> None:
+        self.policy.tick()
+        self.ticks += 1
+
+    @rule()
+    def rank(self) -> None:
+        assert ranking(self.policy) == self.expected()
+        assert ranking(self.policy) == self.expected(), "looking changes nothing"
+
+
+class LRUMachine(PolicyMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = LRU()
+
+    def expected(self) -> list[BlockId]:
+        return sorted(self.resident, key=self.resident.__getitem__)
+
+
+class LFUMachine(PolicyMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = self.lfu = LFU(decay=0.5)  # powers of two: floating point is exact here
+        self.lfu._LARGEST = 16.0  # re-scales every fifth forward
+
+    def expected(self) -> list[BlockId]:
+        half = Fraction(1, 2)
+        counts = {block: sum(half ** (self.ticks - time) for time in self.uses[block]) for block in self.resident}
+        return sorted(self.resident, key=lambda block: (counts[block], block))
+
+    @invariant()
+    def heap_stays_small(self) -> None:
+        assert len(self.lfu._heap) <= 2 * len(BLOCKS)
+
+
+TestLRU = LRUMachine.TestCase
+TestLFU = LFUMachine.TestCase
+TestLRU.settings = TestLFU.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("name", sorted(EVICTION))
+def test_contract(name: str) -> None:
+    policy = EVICTION[name]()
+    policy.used(BLOCKS[0])  # not resident: remembered or not, but no error
+    assert ranking(policy) == []
+    policy.inserted(BLOCKS[0])
+    policy.inserted(BLOCKS[1])
+    policy.used(BLOCKS[0])
+    policy.tick()
+    assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
+    policy.removed(BLOCKS[1])
+    assert ranking(policy) == [BLOCKS[0]]
+
+
+def test_lfu_forgets_old_fame() -> None:
+    policy = LFU(decay=0.5)
+    policy.inserted(BLOCKS[0])
+    policy.inserted(BLOCKS[1])
+    for _ in range(5):
+        policy.used(BLOCKS[0])
+    assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
+    for _ in range(4):
+        policy.tick()
+    policy.used(BLOCKS[1])
+    assert ranking(policy) == [BLOCKS[0], BLOCKS[1]]
+
+
+def test_lfu_counts_stay_finite_over_many_forwards() -> None:
+    policy = LFU(decay=0.9)
+    policy.inserted(BLOCKS[0])
+    policy.inserted(BLOCKS[1])
+    for forward in range(20_000):
+        policy.tick()
+        policy.used(BLOCKS[0])
+        if forward % 2:
+            policy.used(BLOCKS[1])
+    assert all(0 < count < float("inf") for count in policy._count.values())
+    assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
+
+
+def test_lfu_remembers_across_eviction() -> None:
+    policy = LFU()
+    for block in BLOCKS[:2]:
+        policy.inserted(block)
+    for _ in range(3):
+        policy.used(BLOCKS[0])
+    policy.used(BLOCKS[1])
+    policy.removed(BLOCKS[0])
+    policy.inserted(BLOCKS[0])
+    assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
+
+
+# --- the cycle ------------------------------------------------------------------------------------------------------
+
+
+def forward(cycle: Cycle, stream: int, uses: list[BlockId]) -> None:
+    cycle.begin(stream)
+    for block in uses:
+        cycle.advance(stream, block)
+    cycle.end(stream)
+
+
+def walk(order: tuple[BlockId, ...], position: int, block: BlockId) -> int:
+    """Steps from ``position`` to ``block``, around the ring."""
+    steps = 0
+    while order[(position + steps) % len(order)] != block:
+        steps += 1
+    return steps
+
+
+@given(st.integers(1, 6), st.dictionaries(st.integers(1, 3), st.integers(0, 5)))
+def test_distance_and_upcoming(count: int, last: dict[int, int]) -> None:
+    order = (A, B, C, D, E, F)[:count]
+    cycle = Cycle(order)
+    positions = []
+    for stream, index in last.items():
+        cycle.begin(stream)
+        cycle.advance(stream, order[index % count])
+        positions.append(index % count + 1)
+    expected = {block: min(walk(order, position, block) for position in positions or [0]) for block in order}
+    assert {block: cycle.distance(block) for block in order} == expected
+    upcoming = list(cycle.upcoming())
+    assert sorted(upcoming) == sorted(order)
+    assert [expected[block] for block in upcoming] == sorted(expected.values())
+    for block in order:
+        cycle.inserted(block)
+    assert [expected[block] for block in ranking(cycle)] == sorted(expected.values(), reverse=True)
+
+
+def test_upcoming_goes_over_the_token_boundary() -> None:
+    cycle = Cycle((A, B, C, D))
+    assert list(cycle.upcoming()) == [A, B, C, D]
+    cycle.begin(1)
+    cycle.advance(1, C)
+    assert list(cycle.upcoming()) == [D, A, B, C]
+    cycle.advance(1, D)
+    assert list(cycle.upcoming()) == [A, B, C, D]
+    assert cycle.distance(D) == 3
+    cycle.end(1)
+    assert list(cycle.upcoming()) == [A, B, C, D]
+
+
+def test_two_streams_are_served_in_turn() -> None:
+    cycle = Cycle((A, B, C, D, E, F))
+    cycle.begin(1)
+    cycle.begin(2)
+    cycle.advance(2, C)
+    assert list(cycle.upcoming()) == [A, D, B, E, C, F]
+    assert cycle.distance(C) == 2
+    cycle.end(2)
+    assert cycle.distance(C) == 2
+    assert cycle.distance(D) == 3
+
+
+def test_learns_the_order_of_a_full_forward() -> None:
+    cycle = Cycle((A, B, C, D))
+    forward(cycle, 1, [B, A, C, D])
+    assert cycle.order == (B, A, C, D)
+    assert [cycle.distance(block) for block in (B, A, C, D)] == [0, 1, 2, 3]
+
+
+def test_keeps_the_order_when_a_forward_stops_early_or_skips() -> None:
+    cycle = Cycle((A, B, C, D))
+    forward(cycle, 1, [A, B])
+    forward(cycle, 1, [A, C, D])
+    forward(cycle, 1, [])
+    assert cycle.order == (A, B, C, D)
+
+
+def test_blocks_never_used_go_last_and_stay_known() -> None:
+    cycle = Cycle((A, B, C, D))
+    forward(cycle, 1, [D, B])
+    assert cycle.order == (D, B, A, C)
+    assert cycle.distance(C) == 3
+
+
+def test_a_block_used_twice_counts_where_it_is_first() -> None:
+    cycle = Cycle((A, B, C))
+    forward(cycle, 1, [B, A, B, C])
+    assert cycle.order == (B, A, C)
+
+
+def test_does_not_reorder_under_another_stream() -> None:
+    cycle = Cycle((A, B, C))
+    cycle.begin(2)
+    forward(cycle, 1, [C, B, A])
+    assert cycle.order == (A, B, C)
+    cycle.advance(2, A)
+    assert cycle.distance(B) == 0
+
+
+def test_uses_outside_of_a_forward_leave_no_position_behind() -> None:
+    cycle = Cycle((A, B, C))
+    cycle.advance(7, B)
+    assert [cycle.distance(block) for block in (A, B, C)] == [0, 1, 2]
+    forward(cycle, 1, [C, A, B])
+    assert cycle.order == (C, A, B), "a stream that never began must not stop the others from learning"
+
+
+def test_victims_survive_eviction_while_iterating() -> None:
+    cycle = Cycle((A, B, C))
+    for block in (A, B, C):
+        cycle.inserted(block)
+    with closing(cycle.victims()) as victims:
+        for block in victims:
+            cycle.removed(block)
+    assert ranking(cycle) == []
