@@ -65,7 +65,9 @@ def read_config(place: str, source: Source) -> Any:
     try:
         return AutoConfig.from_pretrained(place, revision=source.revision, trust_remote_code=source.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"no model configuration in {place}: {error}") from error
+        where = place if Path(place).is_dir() else f"{place}: there is no such folder, and nothing fetched from the hub"
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"no model configuration in {where} ({reason})") from error
 
 
 def find_bundle(source: Source, config: "Config", progress: "Progress | None" = None) -> Path:

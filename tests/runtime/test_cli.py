@@ -177,10 +177,12 @@ def test_ctrl_c_is_one_line_and_exit_code_130(run, monkeypatch):
     assert run("config") == (130, "", "penstock: interrupted\n")
 
 
-def test_closed_pipe_is_quiet():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_closed_pipe_is_quiet(unbuffered):
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([*PENSTOCK, "config"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    environment = dict(os.environ, PYTHONUNBUFFERED=unbuffered)
+    done = subprocess.run([*PENSTOCK, "config"], stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 
