@@ -1,6 +1,5 @@
 """The front door's two calls: ``load`` a checkpoint, ``wrap`` a model; both give back a transformers model."""
 
-import functools
 import inspect
 import weakref
 from collections.abc import Iterator
@@ -12,18 +11,18 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..kernels.heap import bound_kernel_caches
 from ..tiering.errors import BundleError, CheckpointError, ConfigError, PenstockError
 from ..tiering.policy.placement import Placement, SizedBlock, place
 from ..tiering.store.manifest import Manifest
 from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId
-from .checkpoint import Checkpoint
 from .config import Config
 from .engine import Engine
 from .layout import layout
 from .metrics import Stats
 from .model import attach, placeholder
-from .pack import pack_checkpoint, pack_model
+from .pack import pack, pack_model
 from .progress import Progress
 from .rows import row_readable
 from .settings import OVERRIDES
@@ -84,22 +83,24 @@ def load(
 
     Raises PenstockError: ConfigError, CheckpointError, BundleError, BudgetTooSmall, FlashFull, DeviceUnavailable.
     """
+    bound_kernel_caches()
     settings, options = _settings(config, options)
     if Bundle.is_bundle(source):
         bundle = Bundle.open(Path(source), direct=settings.direct)
         if dtype not in (None, "auto") and _dtype(dtype) != _dtype(bundle.manifest.dtype):
-            raise ConfigError(f"{source} is a bundle of {bundle.manifest.dtype} weights; pack the checkpoint as {dtype}")
+            raise ConfigError(
+                f"{source} is a bundle of {bundle.manifest.dtype} weights; pack the checkpoint as {dtype}"
+            )
     else:
-        checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, progress=progress)
-        bundle = pack_checkpoint(
-            checkpoint,
+        bundle = pack(
+            source,
             store=Path(settings.store.path),
             host_memory=settings.host_budget(),
             dtype=None if dtype in (None, "auto") else _dtype(dtype),
             flash_limit=settings.flash_limit,
             codec=settings.weights.format,
+            revision=revision,
             trust_remote_code=trust_remote_code,
-            direct=settings.direct,
             progress=progress,
         )
     try:
@@ -111,12 +112,17 @@ def load(
 
 
 def wrap(
-    model: PreTrainedModel, config: str | Path | Config | None = None, *, progress: Progress | None = None, **options: Any
+    model: PreTrainedModel,
+    config: str | Path | Config | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """Move the weights of an already built ``model`` out to a bundle; ``model`` itself is given back, streamed.
 
     Settings and errors are those of ``load``.
     """
+    bound_kernel_caches()
     settings, options = _settings(config, options)
     if options:
         raise ConfigError(f"wrap does not know {', '.join(sorted(options))}; it takes {', '.join(sorted(OVERRIDES))}")
@@ -252,8 +258,7 @@ def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(bare, requires_grad=False) if isinstance(tensor, nn.Parameter) else bare
 
 
-@functools.cache
-def _streamed_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def _streamed_class(base: type[Any]) -> type[Any]:
     """``base`` as a context manager that does not let go of weights it does not have."""
 
     def enter(self: Any) -> Any:

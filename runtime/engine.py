@@ -1,4 +1,4 @@
-"""The engine of one loaded model: its bundle, arena, planner and driver, built from a placement and taken down again."""
+"""The engine of one loaded model: bundle, arena, planner and driver, built from a placement and taken down again."""
 
 import threading
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from ..kernels.arena import Arena
+from ..kernels.heap import trim
 from ..tiering.events import Part, Slot
 from ..tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
 from ..tiering.policy.cycle import Cycle
@@ -14,13 +15,16 @@ from ..tiering.policy.placement import Placement
 from ..tiering.residency import Residency
 from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
-from ..tiering.units import MiB, BlockId
+from ..tiering.units import BlockId, MiB
 from .bridge import HOUSE, Bridge
 from .metrics import Stats, hit_ratio
 from .rows import RowReader
 
 READ_LIMIT = 8 * MiB
 """Neighbouring blocks join into reads of at most this many bytes: past it, drives gain nothing more."""
+
+_PROMPT = 16
+"""Tokens above which a forward leaves enough on the heap to be worth giving back."""
 
 
 class _BundleFlash:
@@ -78,6 +82,8 @@ class Engine:
         with self._lock:
             self._forwards += 1
             self._tokens += tokens
+        if tokens > _PROMPT:
+            trim()
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` lies in the arena, so that its bytes may change once its lease is given back."""

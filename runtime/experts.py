@@ -18,7 +18,6 @@ from ..kernels.experts import expert_product
 from ..tiering.errors import UnplaceableModule
 from ..tiering.events import Slot
 from ..tiering.store.manifest import Block
-from ..tiering.units import BlockId
 from .bridge import Bridge
 from .views import SlotViews
 
@@ -27,7 +26,7 @@ IMPLEMENTATION = "penstock"
 
 _ATTRIBUTE = "_penstock_experts"
 _FIRST_ROW = torch.zeros(1, dtype=torch.long)
-_PICKS = torch.arange(64).split(1)
+_PICKS = torch.split(torch.arange(64), 1)
 _FEW = 64
 """Router choices up to which grouping in Python beats tensor operations."""
 
@@ -41,17 +40,17 @@ class StreamedExperts:
         path: str,
         blocks: Sequence[Block],
         bridge: Bridge,
-        views: SlotViews,
+        views: Sequence[SlotViews],
         trust: "Trust",
     ) -> None:
-        """``blocks`` in ascending order of the experts, all of the layout that ``views`` shows."""
+        """``blocks`` in ascending order of the experts, and for each one the views on its tensors."""
         self._module, self._bridge, self._views, self._trust = module, bridge, views, trust
         self._blocks = [block.id for block in blocks]
         self._names = {spec.name.removeprefix(f"{path}."): n for n, spec in enumerate(blocks[0].tensors)}
         first = "gate_up_proj" if module.has_gate else "up_proj"
         self._order = [self._names.get(name) for name in (first, f"{first}_bias", "down_proj", "down_proj_bias")]
         self._plain = threading.local()
-        module._parameters = _ExpertParameters(module._parameters, path, self)  # type: ignore[assignment]
+        module._parameters = _ExpertParameters(module._parameters, path, self)
         setattr(module, _ATTRIBUTE, self)
 
     # --- the two ways -----------------------------------------------------------------------------------------------
@@ -79,7 +78,7 @@ class StreamedExperts:
         added = 0
         for block, slot in self._bridge.acquire([self._blocks[expert] for expert in ascending]):
             rows, picks = groups[block.part]
-            up, up_bias, down, down_bias = self._tensors(slot)
+            up, up_bias, down, down_bias = self._tensors(block.part, slot)
             out = expert_product(
                 hidden[rows],
                 up,
@@ -105,8 +104,8 @@ class StreamedExperts:
 
     # --- weights ----------------------------------------------------------------------------------------------------
 
-    def _tensors(self, slot: Slot) -> list[Any]:
-        tensors = self._views[slot]
+    def _tensors(self, expert: int, slot: Slot) -> list[Any]:
+        tensors = self._views[expert][slot]
         return [None if position is None else tensors[position] for position in self._order]
 
     @contextmanager
@@ -132,7 +131,7 @@ class StreamedExperts:
                 self._bridge.release(local.block)
                 local.block = None
             ((block, slot),) = self._bridge.acquire([self._blocks[expert]])
-            local.expert, local.block, local.tensors = expert, block, self._views[slot]
+            local.expert, local.block, local.tensors = expert, block, self._views[expert][slot]
         return local.tensors[position]  # type: ignore[no-any-return]
 
 
@@ -185,13 +184,14 @@ def _group(index: torch.Tensor, experts: int) -> dict[int, tuple[torch.Tensor, t
     """
     tokens, top_k = index.shape
     if tokens == 1 and top_k <= len(_PICKS):
-        return {expert: (_FIRST_ROW, _PICKS[pick]) for expert, pick in sorted(zip(index[0].tolist(), range(top_k)))}
+        chosen = sorted((expert, pick) for pick, expert in enumerate(index[0].tolist()) if expert < experts)
+        return {expert: (_FIRST_ROW, _PICKS[pick]) for expert, pick in chosen}
     if tokens * top_k <= _FEW:
         grouped: dict[int, tuple[list[int], list[int]]] = {}
-        chosen = index.tolist()
+        picked = index.tolist()
         for pick in range(top_k):
             for row in range(tokens):
-                rows, picks = grouped.setdefault(chosen[row][pick], ([], []))
+                rows, picks = grouped.setdefault(picked[row][pick], ([], []))
                 rows.append(row)
                 picks.append(pick)
         return {
@@ -202,10 +202,8 @@ def _group(index: torch.Tensor, experts: int) -> dict[int, tuple[torch.Tensor, t
     flat = index.t().reshape(-1)
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=experts + 1).tolist()
-    parts = order.split(counts)
-    return {
-        expert: (parts[expert] % tokens, parts[expert] // tokens) for expert in range(experts) if counts[expert]
-    }
+    parts = torch.split(order, counts)
+    return {expert: (parts[expert] % tokens, parts[expert] // tokens) for expert in range(experts) if counts[expert]}
 
 
 def _experts_forward(

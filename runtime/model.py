@@ -8,7 +8,7 @@ runtime/rows.py. The outermost forward tells the planner where each token begins
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from .views import SlotViews, tensors_on
 
 
 def placeholder(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor of this dtype and shape that takes no memory; NaN where the dtype has it, so that none can be mistaken."""
+    """A tensor of this dtype and shape that takes no memory; NaN where there is one, so that none can be mistaken."""
     value = float("nan") if dtype.is_floating_point else 0
     return torch.full((), value, dtype=dtype).expand(shape)
 
@@ -73,15 +73,15 @@ class _Attachment:
     def _attach_experts(self, path: str, module: nn.Module) -> None:
         blocks = [block for block in self._engine.bundle.manifest.blocks if block.id[:2] == ("expert", path)]
         if blocks:
-            layout = tuple((spec.dtype, spec.shape, spec.offset) for spec in blocks[0].tensors)
-            views = self._views.setdefault(layout, SlotViews(self._engine.arena, blocks[0].tensors))
+            views = [self._views_of(block) for block in blocks]
             StreamedExperts(module, path, blocks, self._engine.bridge, views, self._trust)
-            module.config._experts_implementation = IMPLEMENTATION
+            cast(Any, module.config)._experts_implementation = IMPLEMENTATION
 
     def _attach_dense(self, path: str, module: nn.Module) -> bool:
         """Bind or stream the module's own weights; True if some are streamed."""
         streamed: dict[Block, dict[str, TensorSpec]] = {}
-        for own in (module._parameters, module._buffers):
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for own in holders:
             for name in list(own):
                 block, spec = self._home.get(f"{path}.{name}" if path else name, (None, None))
                 if block is None or spec is None:
@@ -98,6 +98,11 @@ class _Attachment:
             else:
                 self._wrap(module, leased.forward)
         return bool(streamed)
+
+    def _views_of(self, block: Block) -> SlotViews:
+        """Shared by all blocks in which tensors of the same kinds lie at the same places."""
+        places = tuple((spec.dtype, spec.shape, spec.offset) for spec in block.tensors)
+        return self._views.setdefault(places, SlotViews(self._engine.arena, block.tensors))
 
     def _pinned(self, block: Block, spec: TensorSpec, parameter: bool) -> torch.Tensor:
         """The same tensor for every module that shares it."""
@@ -117,7 +122,7 @@ class _Attachment:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return around(original, *args, **kwargs)
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
 
     def _scope(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._scopes.open.append([])

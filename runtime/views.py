@@ -11,9 +11,7 @@ from ..tiering.store.manifest import TensorSpec
 
 def tensors_on(arena: Arena, specs: Sequence[TensorSpec], slot: Slot) -> tuple[torch.Tensor, ...]:
     """A tensor for each of ``specs``: views on the bytes of ``slot``, no copies."""
-    return tuple(
-        arena.tensor(slot.offset + spec.offset, getattr(torch, spec.dtype), spec.shape) for spec in specs
-    )
+    return tuple(arena.tensor(slot.offset + spec.offset, getattr(torch, spec.dtype), spec.shape) for spec in specs)
 
 
 class SlotViews:

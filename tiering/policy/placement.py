@@ -16,6 +16,8 @@ READ_AHEAD = 16 * MiB
 """Bytes of the streaming region, beyond the block in use, that let the drive work while a block is computed on."""
 ROW_CACHE = 8 * MiB
 """Bytes kept for rows of an embedding that is read by row."""
+WORKING = 64 * MiB
+"""Bytes left for what computing takes besides weights: activations, kernels, the runtime itself. At most a sixteenth."""
 EXPERT_SHARE = 0.1
 """Share of a short budget kept for experts before dense weights are pinned: below it every expert is read anew."""
 
@@ -81,7 +83,7 @@ def place(
 
     rows: list[SizedBlock] = []
     row_cache = 0
-    if resident_bytes + _total(dense) + expert_total > budget:
+    if resident_bytes + _total(dense) + expert_total > budget - min(WORKING, budget // 16):
         alone = embeddings or {}
         rows = [block for block in dense if block.id in alone]
         row_cache = sum(min(ROW_CACHE, block.length) for block in rows)
@@ -90,16 +92,17 @@ def place(
     minimum = fixed + max((block.length for block in dense), default=0) + largest_expert
     if budget < minimum:
         raise BudgetTooSmall(_explain(budget, minimum, fixed, dense, largest_expert))
+    free = budget - min(WORKING, budget // 16, budget - minimum)
 
     expert_floor = min(expert_total, max(largest_expert, int(EXPERT_SHARE * budget)))
-    if fixed + _total(dense) + expert_floor <= budget:
+    if fixed + _total(dense) + expert_floor <= free:
         pinned, region = dense, 0
     else:
-        expert_floor = min(expert_floor, budget - (minimum - largest_expert))
-        pinned, region = _pin(dense, budget - fixed - expert_floor)
+        expert_floor = min(expert_floor, free - (minimum - largest_expert))
+        pinned, region = _pin(dense, free - fixed - expert_floor)
     pinned_ids = {block.id for block in pinned}
     pinned_bytes = _total(pinned)
-    expert_region = min(expert_total, budget - fixed - pinned_bytes - region)
+    expert_region = min(expert_total, free - fixed - pinned_bytes - region)
     if experts and min(experts) == largest_expert:
         expert_region = expert_region // largest_expert * largest_expert
     return Placement(
