@@ -17,7 +17,7 @@ from ..tiering.units import MiB
 HEADER_LIMIT = 100_000_000
 """Bytes of the longest header that the format allows."""
 
-_DROP = 4 * MiB
+_DROP = 8 * MiB
 """Bytes that may be read before they are dropped from the page cache."""
 
 _DTYPES: dict[str, torch.dtype] = {
@@ -76,12 +76,15 @@ class SourceFile:
                 raise CheckpointError(
                     f"{self.path} ends at {offset + done}, in the middle of a tensor; fetch the checkpoint again"
                 )
-            # Whole pages only, so one that the next read shares with this one is dropped by that one.
-            os.posix_fadvise(self._descriptor, offset + done, got, os.POSIX_FADV_DONTNEED)
             done += got
+            # From well before: the kernel caches in runs of pages, and keeps a run that is not dropped as a whole.
+            start = max(0, offset + done - got - _DROP)
+            os.posix_fadvise(self._descriptor, start, offset + done - start, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        """Let go of the file. Idempotent."""
+        """Let go of the file and of what the page cache has of it. Idempotent."""
+        if self._release.alive:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         self._release()
 
 

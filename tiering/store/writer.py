@@ -128,10 +128,10 @@ class BundleWriter:
             done += 1
         journal.rewrite(self._journal, self._plan[:done])
         for name in lengths:
-            if name in ends:
-                os.truncate(self.folder / name, ends[name])
-            else:
+            if name not in ends:
                 (self.folder / name).unlink()
+            elif lengths[name] > ends[name]:
+                os.truncate(self.folder / name, ends[name])
         sync(self.folder)
         return done
 

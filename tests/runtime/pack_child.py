@@ -1,0 +1,112 @@
+"""A process that packs and is killed, or packs beside another one; started by test_pack.
+
+    pack_child.py kill CHECKPOINT STORES POINT...    a packing per POINT into STORES/POINT, killed there
+    pack_child.py together CHECKPOINT STORE N        N packings at once; prints how many of them wrote
+    pack_child.py memory CHECKPOINT STORE BUDGET     prints the bytes by which packing raised the resident set
+
+A POINT is the number of a call of ``Progress.advance``, or where the bundle is finished: "manifest", "rename".
+"""
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch  # before the forks, or each would import it anew
+import transformers  # noqa: F401
+from penstock.runtime.checkpoint import Checkpoint
+from penstock.runtime.pack import pack
+from penstock.tiering.progress import Quiet
+from penstock.tiering.store import writer
+from penstock.tiering.units import MiB
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DieAt(Quiet):
+    """Progress that ends the process at its ``n``-th advance."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def advance(self, n: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            die()
+
+
+class Notes(Quiet):
+    """Progress that knows whether anything was packed."""
+
+    packed = False
+
+    def start(self, label: str, total_bytes: int) -> None:
+        self.packed |= label == "packing"
+
+
+def forked(work: Callable[[], int]) -> int:
+    """The process id of a copy of this process that does ``work`` and exits with its result."""
+    if child := os.fork():
+        return child
+    code = 99
+    try:
+        code = work()
+    finally:
+        os._exit(code)
+
+
+def kill(checkpoint: Path, stores: Path, points: list[str]) -> None:
+    for point in points:
+
+        def work(point: str = point) -> int:
+            writer.COMMIT = 40_000
+            if point == "manifest":
+                writer.write_durably = die
+            elif point == "rename":
+                os.rename = die
+            progress = DieAt(int(point)) if point.isdigit() else Quiet()
+            pack(checkpoint, store=stores / point, host_memory=32 * MiB, progress=progress)
+            return 0
+
+        _, status = os.waitpid(forked(work), 0)
+        if not os.WIFSIGNALED(status):
+            sys.exit(f"the packing to be killed at {point} ended by itself: {status}")
+
+
+def together(checkpoint: Path, store: Path, count: int) -> None:
+    def work() -> int:
+        notes = Notes()
+        pack(checkpoint, store=store, host_memory=32 * MiB, progress=notes).close()
+        return int(notes.packed)
+
+    children = [forked(work) for _ in range(count)]
+    print(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+
+
+def memory(checkpoint: Path, store: Path, budget: int) -> None:
+    torch.set_num_threads(2)
+    model_type = Checkpoint.open(checkpoint).config.model_type
+    importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    before = resident("VmHWM")
+    pack(checkpoint, store=store, host_memory=budget).close()
+    print(resident("VmHWM") - before)
+
+
+def resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+if __name__ == "__main__":
+    mode, source, place, *rest = sys.argv[1:]
+    if mode == "kill":
+        kill(Path(source), Path(place), rest)
+    elif mode == "together":
+        together(Path(source), Path(place), int(rest[0]))
+    else:
+        memory(Path(source), Path(place), int(rest[0]))

@@ -1,0 +1,136 @@
+"""The manifest: what is written is read back, and nothing else is taken for one."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from penstock.tiering.errors import BundleCorrupt, BundleVersionError
+from penstock.tiering.store.manifest import (
+    TENSOR_ALIGNMENT,
+    VERSION,
+    Block,
+    DataFile,
+    Manifest,
+    TensorSpec,
+    dump,
+    parse,
+    place_tensors,
+)
+from penstock.tiering.units import PAGE, BlockId, Extent
+
+names = st.text(min_size=1, max_size=12)
+shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
+entries = st.tuples(names, names, shapes, st.integers(0, 9000))
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    blocks, lengths = [], [0] * draw(st.integers(1, 3))
+    modules = draw(st.lists(names, unique=True, max_size=6))
+    for number, module in enumerate(modules):
+        file = min(number, len(lengths) - 1)
+        tensors, length = place_tensors(draw(st.lists(entries, max_size=3)))
+        extent = Extent(file, lengths[file], max(PAGE, length))
+        kind = draw(st.sampled_from(["dense", "expert"]))
+        blocks.append(Block(BlockId(kind, module, number), extent, draw(names), tensors, draw(st.booleans())))
+        lengths[file] = extent.end
+    files = tuple(DataFile(f"data-{n:05}.bin", length) for n, length in enumerate(lengths))
+    tied = draw(st.dictionaries(names, names, max_size=2))
+    return Manifest(draw(names), draw(names), "bfloat16", "as-is", tied, files, tuple(blocks))
+
+
+MANIFEST = Manifest(
+    identity="i",
+    checkpoint="c",
+    dtype="float32",
+    codec="as-is",
+    tied={"b": "a"},
+    files=(DataFile("data-00000.bin", 3 * PAGE),),
+    blocks=(
+        Block(BlockId("dense", "m"), Extent(0, 0, PAGE), "00", (TensorSpec("m.a", "float32", (2, 3), 0, 24),), True),
+        Block(BlockId("expert", "e", 1), Extent(0, PAGE, 2 * PAGE), "11", (TensorSpec("e.w", "int8", (), 64, 1),)),
+    ),
+)
+
+
+@given(manifests())
+def test_what_is_dumped_is_parsed(manifest: Manifest) -> None:
+    assert parse(dump(manifest), "here") == manifest
+    assert dump(parse(dump(manifest), "here")) == dump(manifest)
+
+
+def test_total_bytes_are_those_of_the_files() -> None:
+    assert MANIFEST.total_bytes == 3 * PAGE
+
+
+@given(st.lists(entries, max_size=8))
+def test_tensors_are_placed_aligned_and_apart(tensors: list[tuple[str, str, tuple[int, ...], int]]) -> None:
+    specs, length = place_tensors(tensors)
+    assert length % PAGE == 0
+    end = 0
+    for spec, (name, dtype, shape, size) in zip(specs, tensors, strict=True):
+        assert (spec.name, spec.dtype, spec.shape, spec.length) == (name, dtype, shape, size)
+        assert spec.offset % TENSOR_ALIGNMENT == 0
+        assert end <= spec.offset < end + TENSOR_ALIGNMENT
+        end = spec.offset + size
+    assert end <= length < end + PAGE
+
+
+def test_a_newer_version_says_so() -> None:
+    document = json.loads(dump(MANIFEST)) | {"version": VERSION + 1}
+    with pytest.raises(BundleVersionError, match=f"here has bundle version {VERSION + 1}.*upgrade penstock"):
+        parse(json.dumps(document), "here")
+
+
+def changed(path: list[Any], value: Any) -> str:
+    document = json.loads(dump(MANIFEST))
+    at = document
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["format"], "other"),
+        (["version"], None),
+        (["files"], 7),
+        (["files", 0, "length"], "x"),
+        (["files", 0, "length"], 2 * PAGE),
+        (["blocks"], [1]),
+        (["blocks", 0, "id"], ["dense", "m"]),
+        (["blocks", 1, "id"], ["dense", "m", 0]),
+        (["blocks", 0, "extent"], [1, 0, PAGE]),
+        (["blocks", 0, "extent"], [0, 0, 0]),
+        (["blocks", 0, "extent"], [0, 0, PAGE + 1]),
+        (["blocks", 0, "extent"], [0, 512, PAGE]),
+        (["blocks", 0, "extent"], [0, 0, 2 * PAGE]),
+        (["blocks", 1, "extent"], [0, 0, 2 * PAGE]),
+        (["blocks", 0, "tensors", 0, 3], -1),
+        (["blocks", 0, "tensors", 0, 4], PAGE + 1),
+    ],
+)
+def test_a_damaged_manifest_is_refused(path: list[Any], value: Any) -> None:
+    with pytest.raises(BundleCorrupt, match=r"here is damaged .*pack again"):
+        parse(changed(path, value), "here")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', dump(MANIFEST)[:-1], dump(MANIFEST)[:100]])
+def test_what_is_no_manifest_is_refused(text: str) -> None:
+    with pytest.raises(BundleCorrupt, match="here is damaged"):
+        parse(text, "here")
+
+
+@given(st.data())
+def test_a_flipped_bit_never_crashes(data: st.DataObject) -> None:
+    raw = bytearray(dump(replace(MANIFEST)).encode())
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 6))
+    try:
+        parse(raw.decode(), "here")
+    except (BundleCorrupt, BundleVersionError) as error:
+        assert "here" in str(error)  # noqa: PT017
