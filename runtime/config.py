@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..tiering.errors import ConfigError, DeviceUnavailable, PenstockError
+from ..tiering.policy.placement import WORKING
 from ..tiering.units import GiB
 from . import configfile
 from .settings import LATER, NOT_YET, OVERRIDES, Compute, Experts, Io, Memory, NoDevice, Store, Weights
@@ -81,13 +82,14 @@ class Config(BaseModel):
         return {"auto": None, "direct": True, "buffered": False}[self.io.backend]
 
     def host_budget(self, model_bytes: int | None = None) -> int:
-        """Bytes of host memory to work in: as written; for "auto" what fits this machine and ``model_bytes``."""
+        """Bytes of host memory to work in: as written; for "auto" what fits this machine and a model whose weights have
+        ``model_bytes`` (None: not known)."""
         if self.memory.host != "auto":
             return self.memory.host
         from ..kernels.machine import available_memory  # here: it may load torch
 
         available = available_memory()
-        return auto_host_memory(available, available if model_bytes is None else model_bytes)
+        return auto_host_memory(available, available if model_bytes is None else with_working_memory(model_bytes))
 
     def to_toml(self) -> str:
         """The whole configuration as a commented file; reading it gives an equal Config."""
@@ -95,6 +97,11 @@ class Config(BaseModel):
             (section, [(k, f.description or "", getattr(part, k)) for k, f in type(part).model_fields.items()])
             for section, part in self
         )
+
+
+def with_working_memory(weights: int) -> int:
+    """The budget in bytes that holds ``weights`` bytes and what placement keeps free for computing. Pure."""
+    return weights + min(WORKING, weights // 15 + 1)  # a fifteenth of the weights is a sixteenth of the budget
 
 
 def auto_host_memory(available: int, model_bytes: int) -> int:

@@ -12,6 +12,7 @@ from ..tiering.policy.placement import Placement, SizedBlock, place
 from ..tiering.store.manifest import Manifest
 from ..tiering.units import BlockId
 from .compose import embeddings
+from .config import with_working_memory
 from .layout import Layout
 from .routing import experts_per_token
 
@@ -52,11 +53,15 @@ class Outline:
     @property
     def least_budget(self) -> int:
         """The least host memory in bytes that ``place`` accepts."""
-        try:
-            # One byte short of everything: from there downwards the same rules hold.
-            return place(self.blocks, self.total_bytes - 1, embeddings=self.embeddings).minimum
-        except BudgetTooSmall:
-            return self.total_bytes
+        too_small, enough = 0, 2 * with_working_memory(self.total_bytes)
+        while enough - too_small > 1:
+            budget = (too_small + enough) // 2
+            try:
+                self.place(budget)
+                enough = budget
+            except BudgetTooSmall:
+                too_small = budget
+        return enough
 
     def place(self, budget: int) -> Placement:
         """What goes where with ``budget`` bytes of host memory. Raises BudgetTooSmall."""

@@ -25,6 +25,8 @@ class _Guarded(TyperGroup):
             fail(error)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
+            if sys.stdout.isatty():
+                say("")  # the text, and the terminal's ^C, have left the cursor within a line
             say(f"penstock: {error}" if str(error) else "penstock: interrupted")
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:

@@ -269,7 +269,7 @@ def test_plan_says_the_least_budget_that_works(run, ask, checkpoint, quick):
 
 def test_plan_counts_what_a_token_touches(ask, checkpoint, quick):
     got = ask("plan", checkpoint)
-    assert got["host_memory"] == got["model_bytes"]
+    assert got["model_bytes"] < got["host_memory"] < got["model_bytes"] * 1.1
     assert (got["hit_ratio"], got["flash_bytes_per_token"], got["limited_by"]) == (1.0, 0, "memory")
     # Two of eight experts, and of the embedding only a row.
     experts, embedding = got["placement"]["expert_total_bytes"], 320 * 64 * 4
