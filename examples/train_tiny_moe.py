@@ -22,13 +22,15 @@ VOCABULARY, WINDOW, BATCH, PEAK_RATE = 4096, 256, 16, 3e-3
 CARD = """# tiny-moe
 
 A Qwen3-MoE of {parameters:.2f} M parameters ({active:.2f} M active per token): {layers} layers, hidden size {hidden},
-{experts} experts per layer of which {top_k} are used, byte-level BPE vocabulary of {vocabulary}, tied embeddings, bfloat16.
+{experts} experts per layer of which {top_k} are used, byte-level BPE vocabulary of {vocabulary}, tied embeddings,
+bfloat16.
 
 | | |
 | --- | --- |
 | Data | {data_bytes:.1f} MB of public-domain English books ({data_tokens:.2f} M tokens) |
 | Training | {steps} steps of {batch} x {window} tokens ({epochs:.1f} epochs), AdamW, {threads} CPU threads |
-| Held-out perplexity | {perplexity:.2f} per token, {bits:.3f} bits per byte ({heldout_tokens} tokens of other books, windows of {window}) |
+| Held-out perplexity | {perplexity:.2f} per token, {bits:.3f} bits per byte |
+| Held-out text | {heldout_tokens} tokens of other books, in windows of {window} |
 
 It exists so that a fresh clone can show Penstock at work on a real model without a network. It writes English
 sentences in the style of the nineteenth century and knows nothing.
@@ -96,7 +98,9 @@ def mean_loss(model: Qwen3MoeForCausalLM, ids: torch.Tensor, limit: int | None =
     with torch.no_grad():
         for batch in rows.split(BATCH):
             logits = model(batch, output_router_logits=False).logits[:, :-1].float()
-            total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
+            total += torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
+            ).item()
     return total / (rows.numel() - len(rows))
 
 
@@ -150,7 +154,9 @@ def main() -> None:
         small.save_pretrained(options.out)
         tokenizer.save_pretrained(options.out)
         c = model.config
-        idle = c.num_hidden_layers * (c.num_experts - c.num_experts_per_tok) * 3 * c.hidden_size * c.moe_intermediate_size
+        idle = (
+            c.num_hidden_layers * (c.num_experts - c.num_experts_per_tok) * 3 * c.hidden_size * c.moe_intermediate_size
+        )
         card = CARD.format(
             parameters=parameters / 1e6,
             active=(parameters - idle) / 1e6,

@@ -4,7 +4,8 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 from ..tiering.driver import Driver
@@ -24,40 +25,54 @@ class Bridge:
 
     def __init__(self, planner: Planner, flash: Flash, memory: Memory, *, depth: int) -> None:
         self._planner = planner
-        self._lock = threading.Lock()
-        self._inboxes: dict[int, queue.SimpleQueue[Grant | Refuse]] = {}
+        self._lock = threading.RLock()
+        self._busy = False
+        self._late: deque[Event] = deque()
+        self._inboxes: dict[int, tuple[int, queue.SimpleQueue[Grant | Refuse]]] = {}  # by ticket, with the stream
         self._numbers = itertools.count()
-        self._closed: Exception | None = None
+        self._closed: str | None = None
         self._stall_seconds = 0.0
         self._driver = Driver(flash, memory, self._post, depth=depth)
 
-    def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> Iterator[tuple[BlockId, Slot]]:
+    def acquire(
+        self, blocks: Sequence[BlockId], stream: int | None = None
+    ) -> Generator[tuple[BlockId, Slot], None, None]:
         """Lease ``blocks`` for the calling thread, or for ``stream``; yields each as soon as it is in its slot.
 
         Those already resident come first, the others as they arrive. The caller releases each one. When the caller
-        stops early, the rest is cancelled. Raises what the read raised, or Closed.
+        closes the generator early, the rest is cancelled and what was not taken yet is given back. Raises what the read
+        raised, or Closed.
         """
         ticket = next(self._numbers)
+        stream = threading.get_ident() if stream is None else stream
         inbox: queue.SimpleQueue[Grant | Refuse] = queue.SimpleQueue()
-        self._inboxes[ticket] = inbox
+        self._inboxes[ticket] = (stream, inbox)
         left = len(blocks)
         try:
-            self._post(Acquire(ticket, threading.get_ident() if stream is None else stream, tuple(blocks)))
+            self._post(Acquire(ticket, stream, tuple(blocks)))
             while left:
                 try:
                     answer = inbox.get_nowait()
                 except queue.Empty:
                     start = time.monotonic()
                     answer = inbox.get()
-                    self._stall_seconds += time.monotonic() - start
+                    with self._lock:
+                        self._stall_seconds += time.monotonic() - start
                 if isinstance(answer, Refuse):
                     raise answer.error
                 left -= 1
                 yield answer.block, answer.slot
         finally:
-            if left and self._closed is None:
-                self._post(Cancel(ticket))
-            del self._inboxes[ticket]
+            if left and ticket in self._inboxes:
+                self._withdraw(ticket, stream, inbox)
+            self._inboxes.pop(ticket, None)
+
+    def _withdraw(self, ticket: int, stream: int, inbox: "queue.SimpleQueue[Grant | Refuse]") -> None:
+        self._post(Cancel(ticket))
+        while not inbox.empty():
+            answer = inbox.get_nowait()
+            if isinstance(answer, Grant):
+                self._post(Release(stream, answer.block))
 
     def release(self, block: BlockId) -> None:
         """Give back one lease of the calling thread."""
@@ -69,14 +84,23 @@ class Bridge:
         self._post(Begin(threading.get_ident()))
 
     def end(self) -> None:
-        """The calling thread leaves the model's forward, in whatever way."""
+        """The calling thread leaves the model's forward, in whatever way; its leases go."""
+        me = threading.get_ident()
+        for ticket, (stream, _) in tuple(self._inboxes.items()):
+            if stream == me:  # the generator lives on in a traceback; it has nothing to give back any more
+                self._inboxes.pop(ticket, None)
         if self._closed is None:
-            self._post(End(threading.get_ident()))
+            self._post(End(me))
 
     def counters(self) -> Counters:
         """A copy of the planner's totals."""
         with self._lock:
             return replace(self._planner.counters)
+
+    def resident_bytes(self) -> int:
+        """Bytes of blocks that are in memory or on their way."""
+        with self._lock:
+            return self._planner.residency.used_bytes
 
     @property
     def stall_seconds(self) -> float:
@@ -90,31 +114,38 @@ class Bridge:
     def close(self) -> None:
         """Refuse all who wait, let the reads in flight land, stop the driver. Idempotent."""
         with self._lock:
-            self._stop(Closed("this model was closed; load it again to use it"))
+            self._stop("this model was closed; load it again to use it")
         self._driver.close()
 
-    def _stop(self, reason: Exception) -> None:
+    def _stop(self, reason: str) -> None:
         self._closed = self._closed or reason
-        for inbox in self._inboxes.values():
-            inbox.put(Refuse(-1, self._closed))
+        for ticket, (_, inbox) in tuple(self._inboxes.items()):
+            inbox.put(Refuse(ticket, Closed(self._closed)))
 
     def _post(self, event: Event) -> None:
         with self._lock:
             if self._closed is not None:
                 if isinstance(event, Acquire | Begin):
-                    raise self._closed
+                    raise Closed(self._closed)
                 return
+            self._late.append(event)
+            if self._busy:  # the garbage collector closed a generator while this thread was in here
+                return
+            self._busy = True
             try:
-                self._perform(self._planner.handle(event, time.monotonic()))
+                while self._late:
+                    self._perform(self._planner.handle(self._late.popleft(), time.monotonic()))
             except BaseException:  # an interrupt half-way leaves the accounts unknown: go no further
-                self._stop(Closed("this model was interrupted in the middle of its accounts; load it again to use it"))
+                self._stop("this model was interrupted in the middle of its accounts; load it again to use it")
                 raise
+            finally:
+                self._busy = False
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Read):
                 self._driver.submit(action)
             else:
-                inbox = self._inboxes.get(action.ticket)
+                _, inbox = self._inboxes.get(action.ticket, (None, None))
                 if inbox is not None:
                     inbox.put(action)

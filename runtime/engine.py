@@ -113,6 +113,7 @@ class Engine:
             evictions=counters.evictions,
             hit_ratio=ratio,
             stall_seconds=self.bridge.stall_seconds,
+            resident_bytes=self.bridge.resident_bytes() + sum(reader.resident_bytes for reader in self.rows.values()),
             host_bytes=self.placement.host_bytes,
             host_budget=self.placement.budget,
         )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Stats:
     """``hit_ratio`` is the share of requested experts that were in memory; for a model without experts, the share of
     requests for streamed layers that were. ``stall_seconds`` is the time in which a compute thread waited for a block.
-    ``flash_read_seconds`` is the time in which at least one read was in flight. ``host_bytes`` is what the arenas hold,
-    never more than ``host_budget``."""
+    ``flash_read_seconds`` is the time in which at least one read was in flight. ``host_bytes`` is what the arenas may
+    hold, never more than ``host_budget``; ``resident_bytes`` is what they hold now."""
 
     tokens: int
     forwards: int
@@ -25,6 +25,7 @@ class Stats:
     evictions: int
     hit_ratio: float
     stall_seconds: float
+    resident_bytes: int
     host_bytes: int
     host_budget: int
 

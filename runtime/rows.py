@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..kernels.arena import Arena
 from ..tiering.errors import BundleCorrupt
-from ..tiering.policy.placement import ROW_CACHE
+from ..tiering.policy.placement import row_cache_bytes
 from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
 from ..tiering.units import PAGE, MiB
@@ -74,6 +74,7 @@ class RowReader:
         )
         self._row_bytes = self._spec.length // self._spec.shape[0]
         self._present = np.zeros(block.extent.length // PAGE, dtype=bool)
+        self._keep = row_cache_bytes(block.extent.length)
         self._lock = threading.Lock()
         self.bytes_read, self.seconds = 0, 0.0
         self._checksums = self._check_all()
@@ -86,9 +87,14 @@ class RowReader:
             try:
                 yield self.weight
             finally:
-                if np.count_nonzero(self._present) * PAGE > ROW_CACHE:
+                if self.resident_bytes > self._keep:
                     self._arena.discard(0, self._arena.length)
                     self._present[:] = False
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of rows in memory now."""
+        return int(np.count_nonzero(self._present)) * PAGE
 
     def close(self) -> None:
         self._arena.close()

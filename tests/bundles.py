@@ -1,6 +1,7 @@
 """What a bundle holds, read back without the engine."""
 
 import torch
+
 from penstock.kernels.arena import Arena
 from penstock.tiering.store.reader import Bundle
 

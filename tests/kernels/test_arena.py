@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+
 from penstock.kernels.arena import Arena
 from penstock.kernels.directio import PAGE, address_of
 

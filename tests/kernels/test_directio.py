@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from penstock.kernels import directio
 from penstock.kernels.arena import Arena
 from penstock.kernels.directio import IOV_MAX, PAGE, DirectFile, Segment, ShortRead

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from penstock.kernels import directwrite
 from penstock.kernels.arena import Arena
 from penstock.kernels.directio import PAGE

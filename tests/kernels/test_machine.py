@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from penstock.kernels import machine
 from penstock.kernels.cgroups import MemoryGroup, memory_groups, processor_quota
 from penstock.kernels.directio import PAGE, DirectFile

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from penstock.kernels.directio import remaining
 
 lengths = st.lists(st.integers(0, 9), max_size=8)

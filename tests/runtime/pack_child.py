@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch  # before the forks, or each would import it anew
 import transformers  # noqa: F401
+
 from penstock.runtime.checkpoint import Checkpoint
 from penstock.runtime.pack import pack
 from penstock.tiering.progress import Quiet

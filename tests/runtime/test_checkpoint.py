@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+
 from penstock.runtime.checkpoint import Checkpoint
 from penstock.runtime.safetensors_file import SourceFile, parse_header
 from penstock.tiering.errors import CheckpointError
-from safetensors.torch import save_file
 
 from ..tiny_models import save_tiny
 

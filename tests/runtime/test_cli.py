@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from penstock.runtime.cli import doctor, options
 from penstock.runtime.cli.bench import summarise
 from penstock.runtime.cli.generate import TOKENS, room_for, tokens_per_second

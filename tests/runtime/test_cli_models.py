@@ -11,12 +11,12 @@ import threading
 
 import pytest
 import torch
-from penstock.runtime.cli.main import main
-from penstock.tiering.store.reader import Bundle
-from penstock.tiering.store.writer import BundleWriter
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TextStreamer
 
+from penstock.runtime.cli.main import main
+from penstock.tiering.store.reader import Bundle
+from penstock.tiering.store.writer import BundleWriter
 from tests.tiny_models import save_tiny
 
 PROMPT = "w5 w6 w7 w8"

@@ -9,6 +9,7 @@ import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from penstock.runtime.config import Config, auto_host_memory, with_working_memory
 from penstock.runtime.settings import LATER, OVERRIDES
 from penstock.tiering.errors import ConfigError, DeviceUnavailable

@@ -4,13 +4,14 @@ import re
 
 import pytest
 import torch
+from torch import nn
+
 from penstock.runtime import layout as layout_module
 from penstock.runtime.layout import is_experts, layout
 from penstock.runtime.skeleton import skeleton
 from penstock.tiering.errors import CheckpointError, UnplaceableModule
 from penstock.tiering.store.manifest import Block
 from penstock.tiering.units import PAGE, BlockId, MiB
-from torch import nn
 
 from ..tiny_models import EXPERT_NAMES, NAMES, tiny_config
 

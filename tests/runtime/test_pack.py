@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
 from penstock.runtime import convert
 from penstock.runtime.pack import pack, pack_model
 from penstock.tiering.errors import BudgetTooSmall, CheckpointError, ConfigError, FlashFull
@@ -19,8 +22,6 @@ from penstock.tiering.progress import Quiet
 from penstock.tiering.store import writer
 from penstock.tiering.store.reader import Bundle
 from penstock.tiering.units import MiB
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from ..bundles import tensors_of
 from ..tiny_models import EXPERT_NAMES, NAMES, save_tiny, tiny_config

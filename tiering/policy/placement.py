@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import BudgetTooSmall
-from ..units import MiB, BlockId, align_up, format_size
+from ..units import BlockId, MiB, align_up, format_size
 
 READ_AHEAD = 16 * MiB
 """Bytes of the streaming region, beyond the block in use, that let the drive work while a block is computed on."""
 ROW_CACHE = 8 * MiB
-"""Bytes kept for rows of an embedding that is read by row."""
+"""Bytes kept for rows of an embedding that is read by row, at most; of a small embedding an eighth."""
 WORKING = 64 * MiB
-"""Bytes left for what computing takes besides weights: activations, kernels, the runtime itself. At most a sixteenth."""
+"""Bytes left for what computing takes besides weights: activations, kernels, the runtime. At most a sixteenth."""
 EXPERT_SHARE = 0.1
 """Share of a short budget kept for experts before dense weights are pinned: below it every expert is read anew."""
 
@@ -86,7 +86,7 @@ def place(
     if resident_bytes + _total(dense) + expert_total > budget - min(WORKING, budget // 16):
         alone = embeddings or {}
         rows = [block for block in dense if block.id in alone]
-        row_cache = sum(min(ROW_CACHE, block.length) for block in rows)
+        row_cache = sum(row_cache_bytes(block.length) for block in rows)
         dense = [block for block in dense if not alone.get(block.id, False)]
     fixed = resident_bytes + row_cache
     minimum = fixed + max((block.length for block in dense), default=0) + largest_expert
@@ -121,6 +121,11 @@ def place(
         expert_total_bytes=expert_total,
         expert_region_bytes=align_up(expert_region) if expert_region == expert_total else expert_region,
     )
+
+
+def row_cache_bytes(length: int) -> int:
+    """Bytes to keep for rows of an embedding block of ``length`` bytes."""
+    return min(ROW_CACHE, align_up(length // 8))
 
 
 def _total(blocks: Iterable[SizedBlock]) -> int:
