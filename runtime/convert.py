@@ -56,6 +56,15 @@ class Group:
             elements //= next(iter(self.targets.values()))[0]
         return elements * self.dtype.itemsize
 
+    def sources_of(self, expert: int | None) -> list[SourceTensor]:
+        """What is read for the group as a whole, or for one expert where it comes alone."""
+        lists = list(self.sources.values())
+        if expert is None or not (self.by_expert or self.transform is None):
+            return [source for sources in lists for source in sources]
+        if self.transform is not None and self._listed:
+            return [sources[expert] for sources in lists]
+        return [sources[0].part(expert) for sources in lists]
+
     def convert(self, model: PreTrainedModel, load: Load, expert: int | None = None) -> dict[str, torch.Tensor]:
         """The results by name. With ``expert``, if ``by_expert``, only its slices: shapes [1, ...]."""
         alone = expert if self.by_expert else None

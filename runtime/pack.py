@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from .checkpoint import Checkpoint
 from .digest import digest_files
 from .layout import Layout, layout
 from .skeleton import skeleton
+from .threads import one_torch_thread
 from .weights import CheckpointWeights, ModelWeights, Weights
 
 CODECS = ("as-is",)
@@ -208,9 +210,13 @@ def _write(writer: BundleWriter, job: _Job, progress: Progress) -> None:
     progress.start("packing", job.plan.total_bytes)
     try:
         progress.advance(writer.done_bytes)
-        for block in job.plan.blocks[writer.done :]:
-            writer.append(_pieces(block, job.weights))
-            progress.advance(block.extent.length)
+        with one_torch_thread():
+            todo = job.plan.blocks[writer.done :]
+            for block, following in zip_longest(todo, todo[1:]):
+                if following:
+                    job.weights.expect(following)
+                writer.append(_pieces(block, job.weights))
+                progress.advance(block.extent.length)
         _write_model_folder(writer.folder / "model", job.write_model)
         writer.finish(job.manifest)
     except KeyboardInterrupt:

@@ -51,6 +51,11 @@ class SourceTensor:
     offset: int
     length: int
 
+    def part(self, index: int) -> "SourceTensor":
+        """The slice ``index`` of the first dimension."""
+        length = self.length // self.shape[0]
+        return SourceTensor(self.name, self.file, self.dtype, self.shape[1:], self.offset + index * length, length)
+
 
 class SourceFile:
     """A file open for positioned reads. For one thread at a time."""
@@ -60,6 +65,11 @@ class SourceFile:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._release = weakref.finalize(self, os.close, self._descriptor)
         self.length = os.fstat(self._descriptor).st_size
+
+    def expect(self, offset: int, length: int) -> None:
+        """Have the kernel read ``length`` bytes at ``offset`` ahead; they stay cached until they are read."""
+        if length:
+            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def read(self, offset: int, into: memoryview) -> None:
         """Fill ``into`` with the bytes at ``offset``. CheckpointError when they are not there or not readable."""

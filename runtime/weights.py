@@ -11,7 +11,7 @@ import xxhash
 from transformers import PreTrainedModel
 
 from ..tiering.errors import BudgetTooSmall, CheckpointError
-from ..tiering.store.manifest import TensorSpec
+from ..tiering.store.manifest import Block, TensorSpec
 from ..tiering.units import KiB, MiB, format_size
 from .convert import Group, initial_value, may_be_absent, plan
 from .layout import Layout
@@ -26,6 +26,10 @@ class Weights(Protocol):
 
     def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
         """The bytes of the tensor ``spec``, or of one expert's slice, in order. A piece is valid until the next."""
+        ...
+
+    def expect(self, block: Block) -> None:
+        """The weights of ``block`` will be asked for next."""
         ...
 
     def close(self) -> None: ...
@@ -82,7 +86,7 @@ class CheckpointWeights:
         group = self._groups[name]
         if group.transform is None:
             (source,) = next(iter(group.sources.values()))
-            yield from self._read(_slice(source, expert), dtype)
+            yield from self._read(source if expert is None else source.part(expert), dtype)
             return
         made = self._convert(group, name, expert)
         if expert is None:
@@ -93,6 +97,16 @@ class CheckpointWeights:
             last = expert == len(made[name]) - 1
             tensor = (made.pop(name) if last else made[name])[expert]
         yield from _bytes(tensor.to(dtype).contiguous(), self._chunk)
+
+    def expect(self, block: Block) -> None:
+        room = self._chunk
+        expert = block.id.part if block.id.kind == "expert" else None
+        for spec in block.tensors:
+            group = self._groups.get(self._found_as.get(spec.name, spec.name))
+            for source in group.sources_of(expert) if group else ():
+                step = min(room, source.length)
+                self._file(source.file).expect(source.offset, step)
+                room -= step
 
     def close(self) -> None:
         for file in self._files.values():
@@ -129,23 +143,27 @@ class CheckpointWeights:
         shape = source.shape if expert is None else (1, *source.shape[1:])
         result = torch.empty(shape, dtype=dtype)
         into, done = _as_bytes(result), 0
-        for piece in self._read(_slice(source, expert), dtype):
+        for piece in self._read(source if expert is None else source.part(expert), dtype):
             into[done : done + len(piece)] = piece
             done += len(piece)
         return result
 
     def _read(self, source: SourceTensor, dtype: torch.dtype) -> Iterator[memoryview]:
         """The tensor's bytes as ``dtype``, a chunk at a time."""
-        if source.file not in self._files:
-            self._files[source.file] = SourceFile(source.file)
-        file = self._files[source.file]
+        file = self._file(source.file)
         # A wider dtype must not make a chunk larger.
         step = self._chunk // max(1, dtype.itemsize // source.dtype.itemsize)
         step -= step % source.dtype.itemsize
         for start in range(0, source.length, step):
             raw = self._scratch[: min(step, source.length - start)]
+            file.expect(source.offset + start + step, min(step, max(0, source.length - start - step)))
             file.read(source.offset + start, _as_bytes(raw))
             yield _as_bytes(raw if dtype == source.dtype else raw.view(source.dtype).to(dtype))
+
+    def _file(self, path: Path) -> SourceFile:
+        if path not in self._files:
+            self._files[path] = SourceFile(path)
+        return self._files[path]
 
     def _check_complete(self) -> None:
         needed = dict.fromkeys(spec.name for block in self._layout.blocks for spec in block.tensors)
@@ -182,6 +200,9 @@ class ModelWeights:
         tensor = self._tensors[spec.name].detach()
         yield from _bytes((tensor if expert is None else tensor[expert]).cpu().contiguous(), CHUNK)
 
+    def expect(self, block: Block) -> None:
+        pass
+
     def close(self) -> None:
         self._tensors = {}
 
@@ -189,16 +210,6 @@ class ModelWeights:
 def _needed(group: Group) -> int:
     """Bytes that converting takes: each operation holds what it takes and what it makes."""
     return 2 * group.nbytes(0)
-
-
-def _slice(source: SourceTensor, expert: int | None) -> SourceTensor:
-    """The part of ``source`` that is the slice ``expert`` of its first dimension."""
-    if expert is None:
-        return source
-    length = source.length // source.shape[0]
-    return SourceTensor(
-        source.name, source.file, source.dtype, source.shape[1:], source.offset + expert * length, length
-    )
 
 
 def _as_bytes(tensor: torch.Tensor) -> memoryview:
