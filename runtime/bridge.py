@@ -135,8 +135,8 @@ class Bridge:
             try:
                 while self._late:
                     self._perform(self._planner.handle(self._late.popleft(), time.monotonic()))
-            except BaseException:  # an interrupt half-way leaves the accounts unknown: go no further
-                self._stop("this model was interrupted in the middle of its accounts; load it again to use it")
+            except BaseException as error:  # an interrupt half-way leaves the accounts unknown: go no further
+                self._stop(f"this model was interrupted in the middle of its accounts by {error!r}; load it again")
                 raise
             finally:
                 self._busy = False

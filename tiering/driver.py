@@ -1,6 +1,7 @@
 """Runs the planner's reads on an asyncio loop of its own thread; completions go back as events."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ class Driver:
 
     def __init__(self, flash: Flash, memory: Memory, post: Callable[[Event], None], *, depth: int) -> None:
         self._flash, self._memory, self._post = flash, memory, post
-        self._pool = ThreadPoolExecutor(depth, thread_name_prefix="penstock-io")
+        self._own: set[int] = set()  # this driver's threads
+        self._pool = ThreadPoolExecutor(depth, thread_name_prefix="penstock-io", initializer=self._enlist)
         self._reads: asyncio.Queue[Read | None] = asyncio.Queue()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="penstock-driver", daemon=True)
@@ -31,15 +33,25 @@ class Driver:
             self._loop.call_soon_threadsafe(self._reads.put_nowait, read)
 
     def close(self) -> None:
-        """Let the reads in flight land (they write into the arena), then stop. Idempotent."""
-        if self._thread.is_alive():
+        """Let the reads in flight land (they write into the arena), then stop. Idempotent, from any thread.
+
+        The garbage collector may call it from one of our own, which then only asks for the end and does not wait.
+        """
+        with contextlib.suppress(RuntimeError):  # the loop is closed: somebody was here before
             self._loop.call_soon_threadsafe(self._reads.put_nowait, None)
+        if threading.get_ident() not in self._own:
             self._thread.join()
 
+    def _enlist(self) -> None:
+        self._own.add(threading.get_ident())
+
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
-        self._pool.shutdown()
+        self._enlist()
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        finally:
+            self._pool.shutdown()
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:

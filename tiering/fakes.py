@@ -1,0 +1,70 @@
+"""In-memory stand-ins for the ports, with faults on request: what tests plug in where devices go."""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+
+from .events import Part
+from .units import BlockId
+
+
+def pattern(block: BlockId, length: int) -> bytes:
+    """``length`` bytes that tell ``block`` from every other block, wherever one looks."""
+    seed = hashlib.blake2b(str(block).encode(), digest_size=16).digest()
+    return (seed * (length // len(seed) + 1))[:length]
+
+
+class FakeMemory:
+    """An arena of ``length`` bytes."""
+
+    def __init__(self, length: int) -> None:
+        self._bytes = bytearray(length)
+
+    def view(self, offset: int, length: int) -> memoryview:
+        return memoryview(self._bytes)[offset : offset + length]
+
+
+class FakeFlash:
+    """A drive on which each block holds its ``pattern``. Thread-safe.
+
+    ``gate`` holds reads back while it is cleared; ``started`` is released once for every read that has come in, so
+    that a test can wait for it; ``reads`` is the log of blocks read, one entry a read. A read first spoils what it is
+    to fill, as a drive does that writes in any order.
+    """
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.started = threading.Semaphore(0)
+        self.reads: list[tuple[BlockId, ...]] = []
+        self._lock = threading.Lock()
+        self._faults: dict[BlockId, tuple[Exception, int | None]] = {}
+
+    def fail(self, block: BlockId, error: Exception, *, times: int | None = None) -> None:
+        """Reads of ``block`` raise ``error``: the next ``times`` of them, or all."""
+        with self._lock:
+            self._faults[block] = (error, times)
+
+    def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
+        """As Flash.read."""
+        with self._lock:
+            self.reads.append(tuple(part.block for part in parts))
+        for view in into:
+            view[:] = bytes([0xEE]) * len(view)
+        self.started.release()
+        self.gate.wait()
+        for part, view in zip(parts, into, strict=True):
+            error = self._fault(part.block)
+            if error is not None:
+                raise error
+            view[:] = pattern(part.block, part.extent.length)
+
+    def _fault(self, block: BlockId) -> Exception | None:
+        with self._lock:
+            error, times = self._faults.get(block, (None, 0))
+            if error is not None and times is not None:
+                if times > 1:
+                    self._faults[block] = (error, times - 1)
+                else:
+                    del self._faults[block]
+            return error
