@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..kernels.heap import bound_kernel_caches
 from ..tiering.errors import BundleError, CheckpointError, ConfigError, PenstockError
 from ..tiering.policy.placement import Placement, SizedBlock, place
-from ..tiering.store.manifest import Manifest
+from ..tiering.store.manifest import Block, Manifest
 from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId
 from .config import Config
@@ -222,14 +222,19 @@ def _install(model: PreTrainedModel, bundle: Bundle, settings: Config) -> PreTra
 
 def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
     """The bundle must hold the weights of the model that this version of transformers builds, and no others."""
-    expected = {(block.id, block.tensors) for block in layout(bare).blocks}
-    found = {(block.id, block.tensors) for block in bundle.manifest.blocks}
+    expected, found = (
+        {_content(block) for block in blocks} for blocks in (layout(bare).blocks, bundle.manifest.blocks)
+    )
     if expected != found:
         block, _ = min(expected ^ found, key=str)
         raise BundleError(
             f"{bundle.folder} was packed with another version of transformers or penstock ({block} differs); "
             "delete the bundle and pack again"
         )
+
+
+def _content(block: Block) -> tuple[BlockId, tuple[tuple[str, str, tuple[int, ...]], ...]]:
+    return block.id, tuple((spec.name, spec.dtype, spec.shape) for spec in block.tensors)
 
 
 def embeddings(model: nn.Module, manifest: Manifest) -> dict[BlockId, bool]:

@@ -64,8 +64,11 @@ def is_experts(module: nn.Module) -> bool:
     return all(hasattr(module, name) for name in names)
 
 
-def layout(model: nn.Module) -> Layout:
+def layout(model: nn.Module, addresses: Mapping[str, int] | None = None) -> Layout:
     """The layout of ``model``, which may be on the meta device: only names, shapes and dtypes count.
+
+    ``addresses`` says at which address, modulo TENSOR_ALIGNMENT, transformers has a tensor (0 if not given): it is
+    placed at an equal one, for the same bits.
 
     Raises UnplaceableModule for a module whose state is not made of tensors.
     """
@@ -96,7 +99,7 @@ def layout(model: nn.Module) -> Layout:
     ordered = [(BlockId("dense", "", n), entries, True) for n, entries in enumerate(_gather(resident))]
     for layer in dense:
         ordered += [(id_, entries, False) for id_, entries in dense[layer] + experts.get(layer, [])]
-    return Layout(tuple(_place(ordered)), tied)
+    return Layout(tuple(_place(ordered, addresses or {})), tied)
 
 
 def _unique_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -168,11 +171,13 @@ def _gather(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield run
 
 
-def _place(blocks: Sequence[tuple[BlockId, list[Entry], bool]]) -> Iterator[Block]:
+def _place(blocks: Sequence[tuple[BlockId, list[Entry], bool]], addresses: Mapping[str, int]) -> Iterator[Block]:
     """Give every block its extent: one after the other, in files of at most FILE_LIMIT bytes."""
     file = offset = 0
     for id_, entries, resident in blocks:
-        tensors, length = place_tensors(entries)
+        # An expert's slices lie behind those of the experts before it.
+        slices = id_.part if id_.kind == "expert" else 0
+        tensors, length = place_tensors(entries, {n: addresses.get(n, 0) + slices * size for n, _, _, size in entries})
         length = max(length, PAGE)
         if offset and offset + length > FILE_LIMIT:
             file, offset = file + 1, 0

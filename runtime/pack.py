@@ -128,7 +128,7 @@ def pack_model(
 
     Errors as for ``pack_checkpoint``.
     """
-    plan = layout(model)
+    plan = layout(model, {name: tensor.data_ptr() for name, tensor in model.state_dict().items()})
     store = prepare(store)
     weights = ModelWeights(model)
     digest = _digest_model(plan, weights, progress or Quiet())
@@ -171,7 +171,7 @@ def _checkpoint_weights(
     """
     weights = CheckpointWeights(model, checkpoint.tensors, plan, memory=memory)
     if not weights.contradictions():
-        return weights, plan, False
+        return weights, layout(model, weights.addresses()), False
     weights.close()
     config = copy.deepcopy(checkpoint.config)
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
@@ -181,7 +181,7 @@ def _checkpoint_weights(
     if differing := weights.contradictions():
         one, other = differing[0]
         raise CheckpointError(f"the model shares one weight between {one} and {other}, the checkpoint has two for them")
-    return weights, plan, True
+    return weights, layout(model, weights.addresses()), True
 
 
 def _pack(

@@ -77,6 +77,17 @@ class CheckpointWeights:
             if self._checksum(specs[name]) != self._checksum(replace(specs[name], name=alias))
         ]
 
+    def addresses(self) -> dict[str, int]:
+        """Where transformers has each weight that it takes as it is: at its place in the file, which it maps."""
+        found: dict[str, int] = {}
+        for name in self._shapes:
+            group = self._groups.get(self._found_as.get(name, name))
+            if group is not None and group.transform is None:
+                (source,) = next(iter(group.sources.values()))
+                if source.dtype == group.dtype:
+                    found[name] = source.offset
+        return found
+
     def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
         name = self._found_as.get(spec.name, spec.name)
         dtype = getattr(torch, spec.dtype)

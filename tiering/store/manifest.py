@@ -21,7 +21,9 @@ from ..units import PAGE, BlockId, Extent, align_up
 
 VERSION = 1
 TENSOR_ALIGNMENT = 64
-"""Bytes: tensors start at multiples of this within a block, as torch's own allocator places them."""
+"""Bytes: what a tensor's address is modulo this is part of the result. Vectorised products treat what lies before the
+first aligned byte apart, so equal weights at another address can give other last bits. torch's own allocator gives
+multiples of it; weights that transformers maps from a file lie where the file has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,17 @@ class Manifest:
         return sum(file.length for file in self.files)
 
 
-def place_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> tuple[tuple[TensorSpec, ...], int]:
-    """Lay ``(name, dtype, shape, length)`` one after the other; the specs and the padded length of the block."""
+def place_tensors(
+    tensors: Iterable[tuple[str, str, tuple[int, ...], int]], addresses: Mapping[str, int] | None = None
+) -> tuple[tuple[TensorSpec, ...], int]:
+    """Lay ``(name, dtype, shape, length)`` one after the other; the specs and the padded length of the block.
+
+    Each is placed at ``addresses[name]``, 0 if not given, modulo TENSOR_ALIGNMENT.
+    """
     specs, offset = [], 0
     for name, dtype, shape, length in tensors:
-        offset = align_up(offset, TENSOR_ALIGNMENT)
+        address = (addresses or {}).get(name, 0) % TENSOR_ALIGNMENT
+        offset = align_up(max(offset - address, 0), TENSOR_ALIGNMENT) + address
         specs.append(TensorSpec(name, dtype, shape, offset, length))
         offset += length
     return tuple(specs), align_up(offset, PAGE)
