@@ -1,9 +1,15 @@
-"""What a bundle holds, read back without the engine."""
+"""Bundles for tests: made, and read back without the engine."""
+
+from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from penstock.kernels.arena import Arena
+from penstock.runtime.pack import pack
 from penstock.tiering.store.reader import Bundle
+from penstock.tiering.units import MiB
 
 
 def tensors_of(bundle: Bundle) -> dict[str, torch.Tensor]:
@@ -22,3 +28,23 @@ def tensors_of(bundle: Bundle) -> dict[str, torch.Tensor]:
     for name, parts in slices.items():
         found[name] = torch.stack([parts[n] for n in range(len(parts))])
     return found | {alias: found[name] for alias, name in bundle.manifest.tied.items()}
+
+
+def packed(source: Path, store: Path, **options: Any) -> Bundle:
+    """``source`` packed into ``store`` with 32 MiB of memory."""
+    return pack(source, **{"store": store, "host_memory": 32 * MiB} | options)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything in ``folder`` and below."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_equal(bundle: Bundle, source: Path, **options: Any) -> None:
+    """The bundle has exactly the weights that transformers loads from ``source``."""
+    expected = AutoModelForCausalLM.from_pretrained(source, **options).state_dict()
+    found = tensors_of(bundle)
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype, key
+        assert torch.equal(found[key], tensor), key

@@ -1,13 +1,6 @@
-"""Packing: a bundle holds, bit for bit, what transformers loads; once, whole, within its budget, and resumable."""
+"""Packing: a bundle holds, bit for bit, what transformers loads."""
 
 import json
-import mmap
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from ctypes import CDLL, POINTER, addressof, c_char, c_size_t, c_ubyte, c_void_p
 from pathlib import Path
 
 import pytest
@@ -16,38 +9,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from penstock.runtime import convert
-from penstock.runtime.pack import pack, pack_model
-from penstock.tiering.errors import BudgetTooSmall, CheckpointError, ConfigError, FlashFull
-from penstock.tiering.progress import Quiet
-from penstock.tiering.store import writer
-from penstock.tiering.store.reader import Bundle
-from penstock.tiering.units import MiB
+from penstock.runtime.pack import pack_model
+from penstock.tiering.errors import CheckpointError, ConfigError
 
-from ..bundles import tensors_of
+from ..bundles import assert_equal, files_of, packed, tensors_of
 from ..tiny_models import EXPERT_NAMES, NAMES, save_tiny, tiny_config
 
-CHILD = Path(__file__).with_name("pack_child.py")
-
-
-def packed(source: Path, store: Path, **options: object) -> Bundle:
-    return pack(source, **{"store": store, "host_memory": 32 * MiB} | options)  # type: ignore[arg-type]
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def assert_equal(bundle: Bundle, source: Path, **options: object) -> None:
-    """The bundle has exactly the weights that transformers loads from ``source``."""
-    expected = AutoModelForCausalLM.from_pretrained(source, **options).state_dict()
-    found = tensors_of(bundle)
-    assert found.keys() == expected.keys()
-    for key, tensor in expected.items():
-        assert found[key].dtype == tensor.dtype, key
-        assert torch.equal(found[key], tensor), key
-
-
-# --- what is in it --------------------------------------------------------------------------------------------------
+# --- what is in it ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -189,191 +157,7 @@ def test_a_model_without_weights_makes_none(tmp_path: Path) -> None:
         pack_model(model, store=tmp_path / "store")
 
 
-# --- once, whole, resumable -----------------------------------------------------------------------------------------
-
-
-def test_a_checkpoint_is_packed_once(tmp_path: Path) -> None:
-    source = save_tiny("llama", tmp_path / "checkpoint")
-    store = tmp_path / "store"
-    labels: list[str] = []
-
-    class Notes(Quiet):
-        def start(self, label: str, total_bytes: int) -> None:
-            labels.append(label)
-
-    first = packed(source, store, progress=Notes())
-    assert labels == ["checking the checkpoint", "packing"]
-    (source.parent / "moved").mkdir()
-    second = packed(source, store, progress=Notes())
-    assert labels == ["checking the checkpoint", "packing"]
-    assert second.folder == first.folder
-    moved = source.rename(source.parent / "moved" / "checkpoint")
-    assert packed(moved, store, progress=Notes()).folder == first.folder
-    assert labels == ["checking the checkpoint", "packing", "checking the checkpoint"]
-    assert packed(moved, store, dtype=torch.bfloat16).folder != first.folder
-    assert store.stat().st_mode & 0o777 == 0o700
-    assert first.folder.name.startswith("llama-")
-
-
-def test_other_weights_are_another_bundle(tmp_path: Path) -> None:
-    source = save_tiny("llama", tmp_path / "checkpoint")
-    first = packed(source, tmp_path / "store")
-    weights = load_file(source / "model.safetensors")
-    weights["model.norm.weight"][0] += 1
-    save_file(weights, source / "model.safetensors")
-    second = packed(source, tmp_path / "store")
-    assert second.folder != first.folder
-    assert_equal(second, source)
-
-
-def child(*arguments: object) -> str:
-    return subprocess.run(
-        [sys.executable, CHILD, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True, timeout=100
-    ).stdout
-
-
-def test_a_killed_packing_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    source = save_tiny("qwen3_moe", tmp_path / "checkpoint")
-    expected = files_of(packed(source, tmp_path / "whole").folder)
-    points = ["0", "2", "9", "17", "25", "manifest", "rename"]
-    child("kill", source, tmp_path, *points)
-    left = {point: sum(path.stat().st_size for path in (tmp_path / point).rglob("*.bin")) for point in points}
-    assert len(set(left.values())) > 3, "the kills came at different stages"
-    for point in points:
-        assert not list((tmp_path / point).glob("*[0-9a-f]/manifest.json"))
-        bundle = packed(source, tmp_path / point)
-        assert files_of(bundle.folder) == expected, point
-        assert not list((tmp_path / point).glob("*.partial"))
-
-
-@pytest.mark.parametrize("at", [1, 20])
-def test_control_c_says_how_to_go_on(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "COMMIT", 40_000)
-    source = save_tiny("qwen3_moe", tmp_path / "checkpoint")
-    expected = files_of(packed(source, tmp_path / "whole").folder)
-    left = [at]
-
-    class Interrupt(Quiet):
-        def advance(self, n: int) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    store = tmp_path / "store"
-    with pytest.raises(KeyboardInterrupt) as caught:
-        packed(source, store, progress=Interrupt())
-    if at > 2:
-        assert "run the same again to go on" in str(caught.value)
-        assert list(store.glob("*.partial"))
-    assert not list(store.glob("*/manifest.json"))
-    assert files_of(packed(source, store).folder) == expected
-
-
-def test_of_packings_at_once_one_writes(tmp_path: Path) -> None:
-    source = save_tiny("qwen3_moe", tmp_path / "checkpoint")
-    assert child("together", source, tmp_path / "store", 3).split() == ["1"]
-    with packed(source, tmp_path / "store") as bundle:
-        assert bundle.verify() == []
-        assert_equal(bundle, source)
-
-
-# --- budgets --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_drive(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "drive"
-    folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]).returncode:
-        pytest.skip("only root can mount a small file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def test_a_drive_that_is_too_small_is_said_before_anything_is_written(tmp_path: Path, small_drive: Path) -> None:
-    source = save_tiny("qwen3_next", tmp_path / "checkpoint")
-    with pytest.raises(FlashFull, match="its drive has"):
-        packed(source, small_drive / "store")
-    assert not list((small_drive / "store").glob("*.partial"))
-
-
-def test_a_drive_that_fills_up_leaves_a_packing_to_go_on_with(
-    tmp_path: Path, small_drive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "COMMIT", 40_000)
-    source = save_tiny("qwen3_moe", tmp_path / "checkpoint")
-    expected = files_of(packed(source, tmp_path / "whole").folder)
-    filler = small_drive / "filler"
-
-    class FillUp(Quiet):
-        left = 20
-
-        def advance(self, n: int) -> None:
-            self.left -= 1
-            if self.left == 0:
-                with open(filler, "wb", buffering=0) as file:
-                    os.posix_fallocate(file.fileno(), 0, os.statvfs(small_drive).f_bavail * 4096)
-
-    with pytest.raises(FlashFull, match="run the same again"):
-        packed(source, small_drive / "store", progress=FillUp())
-    filler.unlink()
-    assert files_of(packed(source, small_drive / "store").folder) == expected
-
-
-def test_the_limit_on_flash_holds_over_all_bundles(tmp_path: Path) -> None:
-    source = save_tiny("llama", tmp_path / "checkpoint")
-    store = tmp_path / "store"
-    with pytest.raises(FlashFull, match=r"\[memory\] flash"):
-        packed(source, store, flash_limit=100_000)
-    assert not list(store.glob("llama-*[!k]"))
-    size = packed(source, store, flash_limit=600_000).manifest.total_bytes
-    packed(source, store, flash_limit=100_000)  # it is there already
-    with pytest.raises(FlashFull, match="holds"):
-        packed(source, store, dtype=torch.float64, flash_limit=2 * size)
-
-
-def test_a_conversion_that_exceeds_the_budget_says_what_it_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(convert, "_separable", lambda *_: False)
-    source = save_tiny("qwen3_moe", tmp_path / "checkpoint", moe_intermediate_size=512, hidden_size=128)
-    with pytest.raises(BudgetTooSmall, match=r"experts.gate_up_proj as a whole and needs (\d+\.\d+) MiB"):
-        packed(source, tmp_path / "store", host_memory=1 * MiB)
-    assert not list((tmp_path / "store").glob("*.partial"))
-    packed(source, tmp_path / "store", host_memory=24 * MiB)
-
-
-def test_memory_and_page_cache_stay_within_the_budget(tmp_path: Path) -> None:
-    source = save_tiny(
-        "qwen3_moe", tmp_path / "checkpoint", torch.bfloat16, vocab_size=32_000, hidden_size=512, num_experts=32,
-        moe_intermediate_size=256, num_hidden_layers=4, max_shard_size="70MB",
-    )  # fmt: skip
-    weights = sorted(source.glob("*.safetensors"))
-    assert sum(path.stat().st_size for path in weights) > 150 * MiB
-    for path in weights:
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())  # pages that wait to be written cannot be dropped
-    store = tmp_path / "store"
-    grown = int(child("memory", source, store, 32 * MiB))
-    assert grown < (32 + 32) * MiB
-    for path in [*weights, *store.glob("*/data-*.bin")]:
-        assert cached(path) <= 8 * MiB, path
-
-
-def cached(path: Path) -> int:
-    """Bytes of the file that the page cache holds."""
-    libc = CDLL(None)
-    libc.mincore.argtypes = (c_void_p, c_size_t, POINTER(c_ubyte))
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=3) as mapped:
-        pages = (c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
-        anchor = c_char.from_buffer(mapped)
-        assert libc.mincore(addressof(anchor), len(mapped), pages) == 0
-        del anchor
-        return sum(page & 1 for page in pages) * mmap.PAGESIZE
-
-
-# --- checkpoints that do not fit their configuration ----------------------------------------------------------------
+# --- checkpoints that do not fit their configuration -----------------------------------------------------------------
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from penstock.tiering.errors import BundleCorrupt, BundleVersionError
 from penstock.tiering.store.manifest import (
     TENSOR_ALIGNMENT,
