@@ -32,10 +32,10 @@ def command(
         positions = open_files(source).positions
         prefill = min(PREFILL, max(1, (positions or PREFILL) // 2))
         room_for(prefill, steps + 1, positions)
-        import penstock
+        from ..compose import load
 
         start = time.perf_counter()
-        model: Any = penstock.load(
+        model: Any = load(
             source.model,
             config=config,
             revision=source.revision,

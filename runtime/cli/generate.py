@@ -49,9 +49,9 @@ def command(
         tokenizer = _tokenizer(opened)
         inputs = _encode(tokenizer, text)
         room = room_for(inputs["input_ids"].shape[1], tokens, opened.positions)
-        import penstock
+        from ..compose import load
 
-        model: Any = penstock.load(
+        model: Any = load(
             source.model,
             config=config,
             revision=source.revision,
