@@ -223,9 +223,8 @@ class Planner:
             self._issue(tuple(self._queue), actions, now, demand=True)
             if self._queue and len(self._in_flight) < self._depth:
                 self._untangle(actions, now)
-        evictions = -1
-        while not self._queue and len(self._in_flight) < self._depth and evictions != self.counters.evictions:
-            evictions, self._gone = self.counters.evictions, len(self._cycle.order)
+        if not self._queue and len(self._in_flight) < self._depth:
+            self._gone = len(self._cycle.order)
             absent = (b for b in self._cycle.upcoming() if self.residency.absent(b) and b not in self._failed)
             self._issue(absent, actions, now, demand=False)
 
@@ -272,7 +271,7 @@ class Planner:
         length = home.extent.length
         needed_in = None if demand else self._cycle.distance(block)
         if needed_in is not None and needed_in > self._gone:
-            return None
+            return None  # the read under way for whose sake it went ends with another look
         slot = self.residency.reserve(block, home.region, length)
         if slot is not None or home.region not in self._eviction:
             return slot

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from penstock.tiering.coalesce import coalesce
 from penstock.tiering.units import PAGE, BlockId, Extent
 

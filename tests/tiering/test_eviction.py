@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from penstock.tiering.policy.cycle import Cycle
 from penstock.tiering.policy.eviction import EVICTION, LFU, LRU, Eviction
 from penstock.tiering.units import BlockId
@@ -275,3 +276,26 @@ def test_victims_survive_eviction_while_iterating() -> None:
         for block in victims:
             cycle.removed(block)
     assert ranking(cycle) == []
+
+
+def test_lru_ranks_many_and_survives_eviction_anywhere() -> None:
+    many = [BlockId("expert", "m", part) for part in range(50)]
+    policy = LRU()
+    for block in many:
+        policy.inserted(block)
+    seen = []
+    with closing(policy.victims()) as victims:
+        for block in victims:
+            seen.append(block)
+            if block.part % 3 == 0:
+                policy.removed(block)
+    assert seen == many
+    assert ranking(policy) == [block for block in many if block.part % 3]
+
+
+def test_a_block_outside_of_the_order_goes_first() -> None:
+    cycle = Cycle((A, B))
+    for block in (A, B, C):
+        cycle.inserted(block)
+    assert ranking(cycle) == [C, B, A]
+    assert cycle.distance(C) > cycle.distance(B)

@@ -5,6 +5,7 @@ import itertools
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from penstock.tiering.freelist import FreeList
 from penstock.tiering.units import PAGE
 

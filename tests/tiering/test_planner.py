@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from penstock.tiering.errors import ReadError, UnplaceableModule
 from penstock.tiering.events import (
     Acquire,

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from penstock.tiering.residency import Residency
 from penstock.tiering.units import PAGE, BlockId
 

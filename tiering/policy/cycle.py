@@ -4,7 +4,6 @@ LRU over a cycle larger than the cache never hits. Here the block whose next use
 for a known sequence is the optimum (Belady, "A study of replacement algorithms for a virtual-storage computer").
 """
 
-import heapq
 from collections.abc import Generator, Iterator, Sequence
 
 from ..events import Stream
@@ -59,12 +58,20 @@ class Cycle:
         index, count = self._index.get(block), len(self.order)
         if index is None:
             return count
-        return min((index - position) % count for position in (self._next.values() or (0,)))
+        if len(self._next) < 2:
+            return (index - next(iter(self._next.values()), 0)) % count
+        return min((index - position) % count for position in self._next.values())
 
     def upcoming(self) -> Iterator[BlockId]:
         """Blocks in the order in which they will be used, over the token boundary, each once."""
         count = len(self.order)
         positions = sorted({position % count for position in self._next.values()} or {0}) if count else []
+        if len(positions) == 1:  # the common case, and asked for at every release
+            return iter(self.order[positions[0] :] + self.order[: positions[0]])
+        return self._in_turn(positions)
+
+    def _in_turn(self, positions: Sequence[int]) -> Iterator[BlockId]:
+        count = len(self.order)
         given: set[int] = set()
         for step in range(count):
             for position in positions:
@@ -88,7 +95,5 @@ class Cycle:
         """The cycle needs no clock."""
 
     def victims(self) -> Generator[BlockId, None, None]:
-        ranked = [(-self.distance(block), block) for block in self._resident]
-        heapq.heapify(ranked)
-        while ranked:
-            yield heapq.heappop(ranked)[1]
+        yield from self._resident - self._index.keys()
+        yield from filter(self._resident.__contains__, reversed(tuple(self.upcoming())))

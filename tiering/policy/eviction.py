@@ -4,6 +4,7 @@ what may go: the planner skips what is leased or loading."""
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Generator
+from itertools import islice
 from typing import Protocol
 
 from ..units import BlockId
@@ -42,7 +43,9 @@ class LRU:
         """Recency needs no clock."""
 
     def victims(self) -> Generator[BlockId, None, None]:
-        yield from tuple(self._order)
+        first = tuple(islice(self._order, 16))  # mostly enough: no need to copy thousands
+        yield from first
+        yield from tuple(block for block in self._order if block not in first)
 
 
 class LFU:
