@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from penstock.kernels.arena import Arena
 from penstock.kernels.directio import DirectFile, Segment
 from penstock.kernels.directwrite import DirectWriter
 from penstock.tiering.errors import BundleError, FlashFull, ReadError
-from penstock.tiering.store import writer
-from penstock.tiering.store.manifest import Manifest
+from penstock.tiering.store import journal, writer
+from penstock.tiering.store.manifest import Block, Manifest
 from penstock.tiering.store.reader import Bundle
 from penstock.tiering.store.writer import BundleWriter, publish
-from penstock.tiering.units import PAGE
+from penstock.tiering.units import PAGE, BlockId
 
 from .blocks import SIZES, content, files_of, pieces, plan, read, write
 
@@ -161,6 +162,35 @@ def test_data_that_is_shorter_than_its_journal_is_written_again(
     assert not (partial / "data-00001.bin").exists()
     write(target)
     assert files_of(target) == whole
+
+
+@pytest.mark.usefixtures("commit_often")
+def test_blocks_of_another_plan_are_not_taken_over(target: Path) -> None:
+    write(target, 4)
+    blocks, files = plan()
+    blocks[1] = replace(blocks[1], id=BlockId("dense", "other"))
+    assert BundleWriter(target, blocks, files).done == 1
+
+
+@pytest.mark.usefixtures("commit_often")
+def test_data_is_durable_before_it_is_journaled(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    durable, journaled = [0], [0]
+    real_sync, real_append = DirectWriter.sync, journal.append
+
+    def sync(self: DirectWriter) -> None:
+        real_sync(self)
+        durable[0] = self.position
+
+    def append(path: Path, blocks: Sequence[Block]) -> None:
+        assert durable[0] >= blocks[-1].extent.end
+        journaled[0] += len(blocks)
+        durable[0] = 0
+        real_append(path, blocks)
+
+    monkeypatch.setattr(DirectWriter, "sync", sync)
+    monkeypatch.setattr(journal, "append", append)
+    write(target)
+    assert journaled[0] == len(SIZES)
 
 
 def test_a_crash_before_the_last_rename_is_finished(
