@@ -3,6 +3,7 @@
 import inspect
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.utils import logging
 from ..kernels.heap import bound_kernel_caches
 from ..tiering.errors import BundleError, CheckpointError, ConfigError, PenstockError
 from ..tiering.policy.placement import Placement, SizedBlock, place
+from ..tiering.progress import Progress
 from ..tiering.store.manifest import Block, Manifest
 from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId
@@ -23,7 +25,7 @@ from .layout import layout
 from .metrics import Stats
 from .model import attach, placeholder
 from .pack import pack, pack_model
-from .progress import Progress
+from .progress import shown
 from .rows import row_readable
 from .settings import OVERRIDES
 from .skeleton import skeleton
@@ -85,30 +87,27 @@ def load(
     """
     bound_kernel_caches()
     settings, options = _settings(config, options)
-    if Bundle.is_bundle(source):
-        bundle = Bundle.open(Path(source), direct=settings.direct)
-        if dtype not in (None, "auto") and _dtype(dtype) != _dtype(bundle.manifest.dtype):
-            raise ConfigError(
-                f"{source} is a bundle of {bundle.manifest.dtype} weights; pack the checkpoint as {dtype}"
+    with shown(progress) as bar:
+        if Bundle.is_bundle(source):
+            bundle = Bundle.open(Path(source), direct=settings.direct)
+            if dtype not in (None, "auto") and _dtype(dtype) != _dtype(bundle.manifest.dtype):
+                bundle.close()
+                raise ConfigError(f"{source} holds {bundle.manifest.dtype} weights; pack the checkpoint as {dtype}")
+        else:
+            bundle = pack(
+                source,
+                store=Path(settings.store.path),
+                host_memory=settings.host_budget(),
+                dtype=None if dtype in (None, "auto") else _dtype(dtype),
+                flash_limit=settings.flash_limit,
+                codec=settings.weights.format,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                direct=settings.direct,
+                progress=bar,
             )
-    else:
-        bundle = pack(
-            source,
-            store=Path(settings.store.path),
-            host_memory=settings.host_budget(),
-            dtype=None if dtype in (None, "auto") else _dtype(dtype),
-            flash_limit=settings.flash_limit,
-            codec=settings.weights.format,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
-    try:
-        model = _skeleton(bundle, trust_remote_code, options)
-        return _install(model, bundle, settings)
-    except BaseException:
-        bundle.close()
-        raise
+        with _closed_on_error(bundle):
+            return _install(_skeleton(bundle, trust_remote_code, options), bundle, settings, bar)
 
 
 def wrap(
@@ -128,19 +127,22 @@ def wrap(
         raise ConfigError(f"wrap does not know {', '.join(sorted(options))}; it takes {', '.join(sorted(OVERRIDES))}")
     if isinstance(getattr(model, "penstock", None), Handle):
         raise ConfigError("this model is already wrapped; close it and load it again to change its settings")
-    bundle = pack_model(
-        model,
-        store=Path(settings.store.path),
-        flash_limit=settings.flash_limit,
-        direct=settings.direct,
-        progress=progress,
-    )
+    with shown(progress) as bar:
+        bundle = pack_model(
+            model,
+            store=Path(settings.store.path),
+            flash_limit=settings.flash_limit,
+            direct=settings.direct,
+            progress=bar,
+        )
+        with _closed_on_error(bundle):
+            return _install(model.eval(), bundle, settings, bar)
+
+
+@contextmanager
+def _closed_on_error(bundle: Bundle) -> Iterator[None]:
     try:
-        stored = {spec.name for block in bundle.manifest.blocks for spec in block.tensors} | set(bundle.manifest.tied)
-        for full_name, own, name, tensor in list(_own_tensors(model)):
-            if full_name in stored:
-                own[name] = _stand_in(tensor)
-        return _install(model.eval(), bundle, settings)
+        yield
     except BaseException:
         bundle.close()
         raise
@@ -201,7 +203,7 @@ def _skeleton(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) 
     return model
 
 
-def _install(model: PreTrainedModel, bundle: Bundle, settings: Config) -> PreTrainedModel:
+def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress: Progress) -> PreTrainedModel:
     blocks = [SizedBlock(block.id, block.extent.length, block.resident) for block in bundle.manifest.blocks]
     budget = settings.host_budget(sum(block.length for block in blocks))
     placement = place(blocks, budget, embeddings=embeddings(model, bundle.manifest))
@@ -210,7 +212,8 @@ def _install(model: PreTrainedModel, bundle: Bundle, settings: Config) -> PreTra
     depth = AUTO_DEPTH if settings.io.depth == "auto" else settings.io.depth
     engine = Engine(bundle, placement, eviction=settings.experts.eviction, depth=depth)
     try:
-        engine.load()
+        engine.load(progress)
+        _move_out(model, bundle.manifest)  # not before: until here, an error leaves a wrapped model as it was
         attach(model, engine)
     except BaseException:
         engine.close()
@@ -218,6 +221,14 @@ def _install(model: PreTrainedModel, bundle: Bundle, settings: Config) -> PreTra
     model.__class__ = _streamed_class(type(model))
     model.penstock = Handle(model, engine)
     return model
+
+
+def _move_out(model: nn.Module, manifest: Manifest) -> None:
+    """Replace what the bundle holds by placeholders."""
+    stored = {spec.name for block in manifest.blocks for spec in block.tensors} | manifest.tied.keys()
+    for full_name, own, name, tensor in list(_own_tensors(model)):
+        if full_name in stored:
+            own[name] = _stand_in(tensor)
 
 
 def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:

@@ -12,6 +12,7 @@ from ..tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
 from ..tiering.policy.cycle import Cycle
 from ..tiering.policy.eviction import EVICTION
 from ..tiering.policy.placement import Placement
+from ..tiering.progress import Progress
 from ..tiering.residency import Residency
 from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
@@ -72,10 +73,13 @@ class Engine:
         self._lock = threading.Lock()
         self._tokens = self._forwards = 0
 
-    def load(self) -> None:
+    def load(self, progress: Progress) -> None:
         """Read what stays in memory. Raises what reading raises."""
         wanted = [*self.placement.resident, *self.placement.pinned]
-        self.pinned = dict(self.bridge.acquire(wanted, stream=HOUSE))
+        progress.start("loading", self.placement.resident_bytes + self.placement.pinned_bytes)
+        for block, slot in self.bridge.acquire(wanted, stream=HOUSE):
+            self.pinned[block] = slot
+            progress.advance(slot.length)
 
     def count_forward(self, tokens: int) -> None:
         """One more call of the model, with ``tokens`` tokens in it."""

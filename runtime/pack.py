@@ -62,7 +62,8 @@ def pack(
     progress: Progress | None = None,
 ) -> Bundle:
     """The bundle of the checkpoint ``source`` (a folder or hub id); see ``pack_checkpoint``."""
-    checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=progress is None)
+    quiet = progress is None or isinstance(progress, Quiet)
+    checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
     return pack_checkpoint(
         checkpoint,
         store=store,

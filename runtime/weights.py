@@ -84,7 +84,7 @@ class CheckpointWeights:
             group = self._groups.get(self._found_as.get(name, name))
             if group is not None and group.transform is None:
                 (source,) = next(iter(group.sources.values()))
-                if source.dtype == group.dtype:
+                if source.dtype == group.dtype and source.offset % group.dtype.itemsize == 0:
                     found[name] = source.offset
         return found
 

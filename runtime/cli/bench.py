@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ...tiering.units import format_size
-from .console import print_json, print_table, progress, quiet_libraries
+from ..progress import shown
+from .console import print_json, print_table, quiet_libraries
 from .generate import room_for
 from .measure import peak_resident_bytes
 from .opening import open_files, read_manifest
@@ -28,7 +29,7 @@ def command(
     """Measure MODEL: fixed random tokens, a prompt at once, then one by one; the drive beside it in the same run."""
     config = settings.load()
     quiet_libraries()
-    with progress() as bar:
+    with shown() as bar:
         positions = open_files(source).positions
         prefill = min(PREFILL, max(1, (positions or PREFILL) // 2))
         room_for(prefill, steps + 1, positions)

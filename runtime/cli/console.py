@@ -4,11 +4,8 @@ import json
 import logging
 import os
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -69,56 +66,3 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-
-
-class Progress:
-    """A bar on stderr; may be advanced from any thread. One task at a time: a new ``start`` ends the one before."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-        from rich.progress import Progress as Bars
-
-        self._lock = threading.Lock()
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task: Any = None
-
-    def start(self, label: str, total_bytes: int) -> None:
-        with self._lock:
-            self._end()
-            self._task = self._bars.add_task(label, total=total_bytes)
-            self._bars.start()
-
-    def advance(self, n: int) -> None:
-        with self._lock:
-            if self._task is not None:
-                self._bars.advance(self._task, n)
-
-    def finish(self) -> None:
-        with self._lock:
-            self._end()
-
-    def _end(self) -> None:
-        if self._task is not None:
-            self._bars.stop()
-            self._bars.remove_task(self._task)
-            self._task = None
-
-
-@contextmanager
-def progress() -> Iterator[Progress | None]:
-    """A progress bar where stderr is a terminal, else None; gone from the screen at the end, whatever happens."""
-    bar = Progress() if sys.stderr.isatty() else None
-    try:
-        yield bar
-    finally:
-        if bar:
-            bar.finish()

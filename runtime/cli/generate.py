@@ -9,7 +9,8 @@ import typer
 
 from ...tiering.errors import CheckpointError, PromptTooLong
 from ...tiering.units import format_size
-from .console import print_json, progress, quiet_libraries, say
+from ..progress import shown
+from .console import print_json, quiet_libraries, say
 from .measure import peak_resident_bytes
 from .opening import Opened, open_files
 from .options import Settings, Source
@@ -44,7 +45,7 @@ def command(
     config = settings.load()
     text = sys.stdin.read() if prompt == "-" else prompt
     quiet_libraries()
-    with progress() as bar:
+    with shown() as bar:
         opened = open_files(source)
         tokenizer = _tokenizer(opened)
         inputs = _encode(tokenizer, text)

@@ -4,7 +4,8 @@ from typing import Any
 
 from ...tiering.store.manifest import Block, Manifest
 from ...tiering.units import format_size
-from .console import print_json, print_table, progress, quiet_libraries
+from ..progress import shown
+from .console import print_json, print_table, quiet_libraries
 from .opening import find_bundle, is_bundle, read_manifest
 from .options import Settings, Source
 
@@ -14,7 +15,7 @@ def command(source: Source, settings: Settings) -> None:
     config = settings.load()
     if not is_bundle(source.model):
         quiet_libraries()
-    with progress() as bar:
+    with shown() as bar:
         folder = find_bundle(source, config, bar)
     manifest = read_manifest(folder)
     if settings.json:

@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 
 from ...tiering.units import format_size
-from .console import print_json, progress, quiet_libraries
+from ..progress import shown
+from .console import print_json, quiet_libraries
 from .measure import peak_resident_bytes
 from .opening import is_bundle
 from .options import Settings, Source
@@ -18,7 +19,7 @@ def command(source: Source, settings: Settings) -> None:
     from ..pack import pack
 
     start = time.perf_counter()
-    with progress() as bar:
+    with shown() as bar:
         if is_bundle(source.model):
             bundle = Bundle.open(Path(source.model).expanduser(), direct=config.direct)
         else:

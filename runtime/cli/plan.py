@@ -101,6 +101,7 @@ def _outline(source: Source, store: Path) -> tuple[Any, bool]:
     from ..layout import Layout, layout
     from ..outline import Outline
     from ..skeleton import skeleton
+    from ..weights import CheckpointWeights
 
     path = Path(source.model).expanduser()
     trust = source.trust_remote_code
@@ -115,7 +116,9 @@ def _outline(source: Source, store: Path) -> tuple[Any, bool]:
         return Outline.of(model, layout(model)), False
     checkpoint = open_checkpoint(source)
     model = skeleton(checkpoint.config, checkpoint.dtype(), trust_remote_code=trust)
-    planned = layout(model)
+    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=1 << 62)
+    planned = layout(model, weights.addresses())
+    weights.close()
     # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
     alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, planned)]
     return Outline.of(model, planned), bool(bundles_of(checkpoint, store, alike))

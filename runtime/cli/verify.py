@@ -3,7 +3,8 @@
 import typer
 
 from ...tiering.units import format_size
-from .console import fail, print_json, progress, quiet_libraries
+from ..progress import shown
+from .console import fail, print_json, quiet_libraries
 from .opening import find_bundle
 from .options import Settings, Source
 
@@ -14,7 +15,7 @@ def command(source: Source, settings: Settings) -> None:
     quiet_libraries()
     from ...tiering.store.reader import Bundle
 
-    with progress() as bar:
+    with shown() as bar:
         folder = find_bundle(source, config, bar)
         with Bundle.open(folder, direct=config.direct) as bundle:
             damaged = bundle.verify(bar)

@@ -121,6 +121,9 @@ def test_wrap_moves_a_built_model_out(tiny_moe_folder: Path, store: Path) -> Non
         parameter.data = parameter.data.clone()
     expected = logits(built)
     gone = weakref.ref(built.model.layers[0].mlp.experts.gate_up_proj)
+    with pytest.raises(penstock.BudgetTooSmall):
+        penstock.wrap(built, store=store, host_memory=1)
+    assert all(torch.equal(a, b) for a, b in zip(expected, logits(built), strict=True)), "the model was lost"
     model = penstock.wrap(built, store=store, host_memory=least_budget(tiny_moe_folder, store))
     assert model is built
     gc.collect()

@@ -1,6 +1,7 @@
 """The store: what is damaged, missing or full is said, with file, block and offset."""
 
 import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from penstock.kernels.directio import DirectFile
 from penstock.tiering.errors import BundleCorrupt, BundleError, BundleVersionError, ConfigError, FlashFull
 from penstock.tiering.store import folder, reader
+from penstock.tiering.store.manifest import signed
 from penstock.tiering.store.reader import Bundle
 from penstock.tiering.units import PAGE
 
@@ -97,7 +99,7 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path, target: Path) ->
     ("old", "new", "kind", "says"),
     [
         ('"version":1', '"version":2', BundleVersionError, "upgrade penstock"),
-        ("data-00000.bin", "../data-0.bin", BundleCorrupt, "outside of the bundle"),
+        ("data-00000.bin", "data-0.bin", BundleCorrupt, "checksum"),
         ("penstock-bundle", "other", BundleCorrupt, "damaged"),
         ("{", "\udcff", BundleCorrupt, "damaged"),
     ],
@@ -109,6 +111,15 @@ def test_a_manifest_that_is_wrong(old: str, new: str, kind: type[Exception], say
     with pytest.raises(kind, match=says) as caught:
         Bundle.open(target)
     assert "manifest.json" in str(caught.value)
+
+
+def test_a_manifest_cannot_name_files_elsewhere(target: Path) -> None:
+    write(target)
+    path = target / "manifest.json"
+    document = json.loads(path.read_text().replace("data-00000.bin", "../data-0.bin", 1))
+    path.write_text(json.dumps(signed(document)))
+    with pytest.raises(BundleCorrupt, match="outside of the bundle"):
+        Bundle.open(target)
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------

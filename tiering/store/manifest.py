@@ -11,6 +11,7 @@ everything too small to be worth streaming (norms, biases, routers, buffers) and
 holds all matrices of one expert, each tensor named after the stacked parameter that it is a slice of.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -92,6 +93,16 @@ def dump(manifest: Manifest) -> str:
     """The manifest as JSON; equal manifests give equal text."""
     document = {"format": "penstock-bundle", "version": VERSION} | asdict(manifest)
     document["blocks"] = [_dump_block(block) for block in manifest.blocks]
+    return _encode(signed(document))
+
+
+def signed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """``document`` with a checksum: the SHA-256 of all the rest."""
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    return rest | {"checksum": hashlib.sha256(_encode(rest).encode()).hexdigest()}
+
+
+def _encode(document: Mapping[str, Any]) -> str:
     return json.dumps(document, separators=(",", ":"))
 
 
@@ -108,6 +119,8 @@ def parse(text: str, where: str) -> Manifest:
                 f"{where} has bundle version {version}, this penstock reads up to {VERSION}; "
                 "upgrade penstock, or delete the bundle and pack again"
             )
+        if document["checksum"] != signed(document)["checksum"]:
+            raise ValueError("its checksum does not match")
         manifest = Manifest(
             identity=str(document["identity"]),
             checkpoint=str(document["checkpoint"]),
@@ -118,7 +131,7 @@ def parse(text: str, where: str) -> Manifest:
             blocks=tuple(_parse_block(block) for block in document["blocks"]),
         )
         _check(manifest)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleCorrupt(f"{where} is damaged ({error}); delete the bundle and pack again") from error
     return manifest
 
