@@ -10,7 +10,7 @@ import typer
 from ...tiering.errors import CheckpointError, PromptTooLong
 from ...tiering.units import format_size
 from ..progress import shown
-from .console import print_json, quiet_libraries, say
+from .console import print_json, quiet_libraries, say, waiting
 from .measure import peak_resident_bytes
 from .opening import Opened, open_files
 from .options import Settings, Source
@@ -150,7 +150,16 @@ def _run(
         return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 
     start = time.perf_counter()
-    output = model.generate(**inputs, max_new_tokens=room, stopping_criteria=[note_time], **choice)
+    with waiting(f"reading the prompt, {prompt_tokens} tokens") as prompt_read:
+
+        def note_prompt(_: Any, scores: Any) -> Any:
+            """A logits processor that changes nothing: it is called before the first token is shown."""
+            prompt_read()
+            return scores
+
+        output = model.generate(
+            **inputs, max_new_tokens=room, stopping_criteria=[note_time], logits_processor=[note_prompt], **choice
+        )
     ids = output[0, prompt_tokens:].tolist()
     text = tokenizer.decode(ids, skip_special_tokens=True)
     if stream and not live:
