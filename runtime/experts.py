@@ -49,6 +49,8 @@ class StreamedExperts:
         self._names = {spec.name.removeprefix(f"{path}."): n for n, spec in enumerate(blocks[0].tensors)}
         first = "gate_up_proj" if module.has_gate else "up_proj"
         self._order = [self._names.get(name) for name in (first, f"{first}_bias", "down_proj", "down_proj_bias")]
+        # Older transformers have no such experts, and no such attribute.
+        self._post: Any = module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None
         self._plain = threading.local()
         module._parameters = _ExpertParameters(module._parameters, path, self)
         setattr(module, _ATTRIBUTE, self)
@@ -87,7 +89,7 @@ class StreamedExperts:
                 down_bias,
                 transposed=module.is_transposed,  # type: ignore[arg-type]
                 activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
-                post=module.post_expert_norm if module.has_post_expert_norm else None,  # type: ignore[arg-type]
+                post=self._post,
             )
             self._bridge.release(block)
             outs[block.part] = (out * weights[rows, picks, None]).to(final.dtype)
