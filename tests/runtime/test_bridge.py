@@ -1,6 +1,7 @@
 """The bridge under real threads, tiny regions and a fake drive: right bytes, right errors, no hang."""
 
 import gc
+import queue
 import random
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 
 from penstock.runtime.bridge import HOUSE, Bridge
 from penstock.tiering.errors import Closed, ReadError, UnplaceableModule
-from penstock.tiering.events import Acquire, Action, Cancel, Event, ReadDone, ReadFailed, Release, Slot
+from penstock.tiering.events import Acquire, Action, Cancel, Event, Grant, ReadDone, ReadFailed, Refuse, Release, Slot
 from penstock.tiering.fakes import FakeFlash, FakeMemory, pattern
 from penstock.tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
 from penstock.tiering.policy.cycle import Cycle
@@ -83,7 +84,7 @@ def rig() -> Iterator[Rig]:
     rig = Rig()
     yield rig
     rig.flash.gate.set()
-    rig.bridge.close()
+    assert Worker(rig.bridge.close).result() is None
 
 
 class Worker(threading.Thread):
@@ -335,6 +336,19 @@ def test_closed_does_not_keep_its_callers_alive(rig: Rig) -> None:
             rig.bridge.begin()
         raised.append(caught.value)
     assert raised[0] is not raised[1]
+
+
+def test_close_reaches_all_while_others_arrive(rig: Rig) -> None:
+    told = []
+
+    class Inbox(queue.SimpleQueue[Grant | Refuse]):
+        def put(self, item: Grant | Refuse, block: bool = True, timeout: float | None = None) -> None:
+            told.append(item)
+            rig.bridge._inboxes[-len(told)] = (0, queue.SimpleQueue())  # another thread's, just now
+
+    rig.bridge._inboxes |= {1_000_000: (0, Inbox()), 1_000_001: (0, Inbox())}
+    rig.bridge.close()
+    assert len(told) == 2
 
 
 @pytest.mark.usefixtures("restless")

@@ -5,18 +5,18 @@ from collections import Counter
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.tiering.residency import Residency
 from penstock.tiering.units import PAGE, BlockId
 
 BLOCKS = [BlockId("expert", "m", part) for part in range(6)]
 STREAMS = (-1, 1, 2)
-blocks, streams = st.sampled_from(BLOCKS), st.sampled_from(STREAMS)
+blocks, streams, numbers = st.sampled_from(BLOCKS), st.sampled_from(STREAMS), st.integers(0, 59)
 
 
 class ResidencyMachine(RuleBasedStateMachine):
-    @initialize(a=st.integers(0, 8), b=st.integers(0, 8))
+    @initialize(a=st.integers(3, 9), b=st.integers(0, 6))
     def build(self, a: int, b: int) -> None:
         self.capacity = {"a": a * PAGE, "b": b * PAGE}
         self.tier = Residency("host", self.capacity)
@@ -30,50 +30,68 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(block=blocks, region=st.sampled_from("ab"), pages=st.integers(1, 4))
     def reserve(self, block: BlockId, region: str, pages: int) -> None:
         if block in self.state:
-            with pytest.raises(AssertionError):
-                self.tier.reserve(block, region, pages * PAGE)
             return
         slot = self.tier.reserve(block, region, pages * PAGE)
         if slot is not None:
             assert (slot.region, slot.length) == (region, pages * PAGE)
             self.state[block], self.place[block] = "loading", tuple(slot)
 
-    @rule(block=blocks)
-    def land(self, block: BlockId) -> None:
-        if self.state.get(block) == "loading":
-            assert tuple(self.tier.arrive(block)) == self.place[block]
-            self.state[block] = "ready"
+    def pick(self, state: str, n: int) -> BlockId:
+        """One of the blocks in ``state``; "leased" and "idle" are kinds of ready."""
+        fit = sorted(
+            block
+            for block, now in self.state.items()
+            if now == state or (now == "ready" and state == ("leased" if self.leased(block) else "idle"))
+        )
+        return fit[n % len(fit)]
 
-    @rule(block=blocks)
-    def abandon(self, block: BlockId) -> None:
-        if self.state.get(block) == "loading":
-            self.tier.abandon(block)
-            del self.state[block], self.place[block]
+    @precondition(lambda self: "loading" in self.state.values())
+    @rule(n=numbers)
+    def arrive(self, n: int) -> None:
+        block = self.pick("loading", n)
+        assert tuple(self.tier.arrive(block)) == self.place[block]
+        self.state[block] = "ready"
 
-    @rule(block=blocks)
-    def evict(self, block: BlockId) -> None:
-        if self.state.get(block) == "ready" and not self.leased(block):
-            self.tier.evict(block)
-            del self.state[block], self.place[block]
-        else:
-            with pytest.raises(AssertionError):
-                self.tier.evict(block)
+    @precondition(lambda self: "loading" in self.state.values())
+    @rule(n=numbers)
+    def abandon(self, n: int) -> None:
+        block = self.pick("loading", n)
+        self.tier.abandon(block)
+        del self.state[block], self.place[block]
+
+    @precondition(lambda self: any(self.state[b] == "ready" and not self.leased(b) for b in self.state))
+    @rule(n=numbers)
+    def evict(self, n: int) -> None:
+        block = self.pick("idle", n)
+        self.tier.evict(block)
+        del self.state[block], self.place[block]
+
+    @precondition(lambda self: "ready" in self.state.values())
+    @rule(n=numbers, stream=streams)
+    def lease(self, n: int, stream: int) -> None:
+        block = self.pick("ready", n)
+        self.tier.lease(block, stream)
+        self.leases[stream, block] += 1
+
+    @precondition(lambda self: any(self.leases.values()))
+    @rule(n=numbers)
+    def release(self, n: int) -> None:
+        stream, block = sorted(self.leases.elements())[n % self.leases.total()]
+        self.tier.release(block, stream)
+        self.leases[stream, block] -= 1
 
     @rule(block=blocks, stream=streams)
-    def lease(self, block: BlockId, stream: int) -> None:
-        if self.state.get(block) == "ready":
-            self.tier.lease(block, stream)
-            self.leases[stream, block] += 1
-        else:
+    def what_is_not_allowed(self, block: BlockId, stream: int) -> None:
+        if block in self.state:
+            with pytest.raises(AssertionError):
+                self.tier.reserve(block, "a", PAGE)
+        if self.state.get(block) != "ready":
             with pytest.raises(AssertionError):
                 self.tier.lease(block, stream)
-
-    @rule(block=blocks, stream=streams)
-    def release(self, block: BlockId, stream: int) -> None:
-        if self.leases[stream, block]:
-            self.tier.release(block, stream)
-            self.leases[stream, block] -= 1
-        else:
+        if self.state.get(block) != "ready" or self.leased(block):
+            with pytest.raises(AssertionError):
+                self.tier.evict(block)
+        if not self.leases[stream, block]:
             with pytest.raises((AssertionError, KeyError)):
                 self.tier.release(block, stream)
 
@@ -99,7 +117,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
 
 TestResidency = ResidencyMachine.TestCase
-TestResidency.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestResidency.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 
 
 def test_integrity_sees_a_lost_lease() -> None:
