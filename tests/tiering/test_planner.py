@@ -222,15 +222,16 @@ def test_a_failed_read_refuses_each_ticket_once() -> None:
 
 def test_a_full_region_does_not_hold_back_a_neighbour_for_another() -> None:
     """d1 and x0 are neighbours on flash and in the queue; stream 1 holds the room for d1 and waits for x0."""
-    w = watch((D[0], 2), (D[1], 2), (X[0], 1), stream=2, experts=1, depth=1)
-    one, two = w.streams[1], w.streams[2]
+    w = watch((D[0], 2), (D[1], 2), (X[0], 1), (X[1], 1), stream=2, experts=2, depth=1, streams=3)
+    one, two, three = (w.streams[n] for n in (1, 2, 3))
     w.acquire(one, (D[0],))
+    w.acquire(three, (X[1],))
     land_all(w)
     w.acquire(two, (D[1],))
-    w.acquire(one, (X[0],))
+    assert reads(w.acquire(one, (X[0],))) == [(X[0],)]
     land_all(w)
-    assert one.held[X[0]] == 1
     w.run_out()
+    assert not two.failed
 
 
 def test_a_demand_that_fits_overtakes_when_all_else_is_stuck() -> None:
