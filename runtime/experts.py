@@ -8,7 +8,7 @@ kind of experts module is run both ways: if a single bit differs, that kind is r
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -78,25 +78,26 @@ class StreamedExperts:
         ascending = list(groups)
         final = torch.zeros_like(hidden)
         added = 0
-        for block, slot in self._bridge.acquire([self._blocks[expert] for expert in ascending]):
-            rows, picks = groups[block.part]
-            up, up_bias, down, down_bias = self._tensors(block.part, slot)
-            out = expert_product(
-                hidden[rows],
-                up,
-                up_bias,
-                down,
-                down_bias,
-                transposed=module.is_transposed,  # type: ignore[arg-type]
-                activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
-                post=self._post,
-            )
-            self._bridge.release(block)
-            outs[block.part] = (out * weights[rows, picks, None]).to(final.dtype)
-            while added < len(ascending) and ascending[added] in outs:
-                expert = ascending[added]
-                final.index_add_(0, groups[expert][0], outs.pop(expert))
-                added += 1
+        with closing(self._bridge.acquire([self._blocks[expert] for expert in ascending])) as arriving:
+            for block, slot in arriving:
+                rows, picks = groups[block.part]
+                up, up_bias, down, down_bias = self._tensors(block.part, slot)
+                out = expert_product(
+                    hidden[rows],
+                    up,
+                    up_bias,
+                    down,
+                    down_bias,
+                    transposed=module.is_transposed,  # type: ignore[arg-type]
+                    activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
+                    post=self._post,
+                )
+                self._bridge.release(block)
+                outs[block.part] = (out * weights[rows, picks, None]).to(final.dtype)
+                while added < len(ascending) and ascending[added] in outs:
+                    expert = ascending[added]
+                    final.index_add_(0, groups[expert][0], outs.pop(expert))
+                    added += 1
         return final
 
     def _eager(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from penstock.tiering.policy.cost import ExpertLayer, Load, Speeds, distinct_experts, predict
 
 SPEEDS = Speeds(flash=1e9, memory=10e9)
