@@ -75,7 +75,7 @@ def main() -> None:
                     f"{speed:.1f}",
                     "yes" if ids == expected else "NO",
                 )
-    table.add_row("all in RAM", format_size(size), "", "0 B", f"{in_memory:.1f}", "(transformers)")
+    table.add_row("in RAM", format_size(size), "", "0 B", f"{in_memory:.1f}", "reference")
     console.print(table)
 
 

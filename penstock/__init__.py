@@ -1,8 +1,8 @@
 """Runs Hugging Face models larger than the machine's memory: exact, within a budget, streamed from flash.
 
-    import penstock
-    model = penstock.load("dir-or-hub-id", host_memory="2GiB")   # a transformers model, used as always
-    model.penstock.stats()
+import penstock
+model = penstock.load("dir-or-hub-id", host_memory="2GiB")   # a transformers model, used as always
+model.penstock.stats()
 """
 
 from importlib.metadata import version

@@ -19,11 +19,12 @@ from ..tiering.progress import Progress
 from ..tiering.store.manifest import Block, Manifest
 from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId
+from .absent import placeholder
 from .config import Config
 from .engine import Engine
 from .layout import layout
 from .metrics import Stats
-from .model import attach, placeholder
+from .model import attach
 from .pack import pack, pack_model
 from .progress import shown
 from .rows import row_readable

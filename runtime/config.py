@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..tiering.errors import ConfigError, DeviceUnavailable, PenstockError
-from ..tiering.policy.placement import WORKING
+from ..tiering.policy.placement import with_working_memory
 from ..tiering.units import GiB
 from . import configfile
 from .settings import LATER, NOT_YET, OVERRIDES, Compute, Experts, Io, Memory, NoDevice, Store, Weights
@@ -97,11 +97,6 @@ class Config(BaseModel):
             (section, [(k, f.description or "", getattr(part, k)) for k, f in type(part).model_fields.items()])
             for section, part in self
         )
-
-
-def with_working_memory(weights: int) -> int:
-    """The budget in bytes that holds ``weights`` bytes and what placement keeps free for computing. Pure."""
-    return weights + min(WORKING, weights // 15 + 1)  # a fifteenth of the weights is a sixteenth of the budget
 
 
 def auto_host_memory(available: int, model_bytes: int) -> int:

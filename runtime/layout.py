@@ -151,8 +151,13 @@ def _stacked(module: nn.Module, own: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def _is_unit(module: nn.Module) -> bool:
-    """Whether nothing below ``module`` holds weights; activation functions and the like do not."""
-    return not any(child.state_dict(keep_vars=True) for child in module.children())
+    """Whether ``module`` is computed as one: nothing below it holds weights; activation functions and the like do not.
+
+    Not a convolution: in language models these are small, and fast paths reach for their weights without calling them.
+    """
+    return not isinstance(module, nn.modules.conv._ConvNd) and not any(
+        child.state_dict(keep_vars=True) for child in module.children()
+    )
 
 
 def _entry(name: str, tensor: torch.Tensor) -> Entry:

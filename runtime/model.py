@@ -16,17 +16,12 @@ from torch import nn
 from ..tiering.errors import UnplaceableModule
 from ..tiering.store.manifest import Block, TensorSpec
 from ..tiering.units import BlockId
+from .absent import Absent
 from .engine import Engine
 from .experts import IMPLEMENTATION, StreamedExperts, Trust
 from .layout import is_experts
 from .rows import RowReader
 from .views import SlotViews, tensors_on
-
-
-def placeholder(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor of this dtype and shape that takes no memory; NaN where there is one, so that none can be mistaken."""
-    value = float("nan") if dtype.is_floating_point else 0
-    return torch.full((), value, dtype=dtype).expand(shape)
 
 
 def attach(model: nn.Module, engine: Engine) -> None:
@@ -91,12 +86,10 @@ class _Attachment:
                 else:
                     streamed.setdefault(block, {})[name] = spec
         if streamed:
-            leased = _Streamed(module, path, streamed, self._engine, self._scopes)
-            reader = next((self._engine.rows[block.id] for block in streamed if block.id in self._engine.rows), None)
-            if reader is not None and isinstance(module, nn.Embedding):
-                self._wrap(module, functools.partial(leased.by_row, reader))
-            else:
-                self._wrap(module, leased.forward)
+            readers = [self._engine.rows[block.id] for block in streamed if block.id in self._engine.rows]
+            by_row = bool(readers) and isinstance(module, nn.Embedding)
+            leased = _Streamed(module, path, streamed, self._engine, self._scopes, whole=not by_row)
+            self._wrap(module, functools.partial(leased.by_row, readers[0]) if by_row else leased.forward)
         return bool(streamed)
 
     def _views_of(self, block: Block) -> SlotViews:
@@ -157,8 +150,11 @@ class _Streamed:
         blocks: dict[Block, dict[str, TensorSpec]],
         engine: Engine,
         scopes: _Scopes,
+        *,
+        whole: bool,
     ) -> None:
-        self._path, self._engine, self._scopes = path, engine, scopes
+        """``whole``: the weights can be leased; otherwise only rows of them are ever in memory."""
+        self._path, self._engine, self._scopes, self._whole = path, engine, scopes, whole
         self._blocks = {block.id: names for block, names in blocks.items()}
         names = [name for names in blocks.values() for name in names]
         self._parameters = _LeasedParameters(module._parameters, names, self._late)
@@ -197,17 +193,23 @@ class _Streamed:
         for block in self._blocks:
             self._engine.bridge.release(block)
 
-    def _late(self, name: str) -> None:
-        """The weights are used outside of the module's forward: lease them until the layer around it is done."""
+    def _late(self, name: str) -> Any:
+        """What to show for the weight ``name`` outside of the module's forward."""
+        bare = self._parameters.placeholders[name]
         if not self._scopes.open:
-            return  # nobody computes: somebody looks at dtype, shape or device
-        if any(block in self._engine.rows for block in self._blocks):
+            return bare  # nobody computes
+        return Absent.of(bare, lambda: self._fetch(name))
+
+    def _fetch(self, name: str) -> Any:
+        """The weight ``name``, used outside of the module's forward: leased until the layer around it is done."""
+        if not self._whole:
             raise UnplaceableModule(
                 f"{self._path}.{name} is used as a whole, but under this budget it is read by row; "
                 "raise host_memory until the model fits, or load it with transformers instead"
             )
         self._enter()
         self._scopes.open[-1].append(self)
+        return self._parameters[name]
 
 
 class _LeasedParameters(dict[str, Any]):
@@ -216,16 +218,16 @@ class _LeasedParameters(dict[str, Any]):
     Bound anew by every thread that enters, so that nothing left behind by an interrupted one is ever computed on.
     """
 
-    def __init__(self, parameters: dict[str, Any], names: Sequence[str], late: Callable[[str], None]) -> None:
+    def __init__(self, parameters: dict[str, Any], names: Sequence[str], late: Callable[[str], Any]) -> None:
         super().__init__(parameters)
-        self._placeholders = {name: parameters[name] for name in names}
+        self.placeholders = {name: parameters[name] for name in names}
         self._late = late
         self._threads: set[int] = set()
         self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> Any:
-        if name in self._placeholders and threading.get_ident() not in self._threads:
-            self._late(name)
+        if name in self.placeholders and threading.get_ident() not in self._threads:
+            return self._late(name)
         return super().__getitem__(name)
 
     def bind(self, parameters: dict[str, nn.Parameter]) -> None:
@@ -237,7 +239,7 @@ class _LeasedParameters(dict[str, Any]):
         with self._lock:
             self._threads.discard(threading.get_ident())
             if not self._threads:
-                self.update(self._placeholders)
+                self.update(self.placeholders)
 
 
 def _layer_of(model: nn.Module, path: str) -> str | None:

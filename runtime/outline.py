@@ -8,11 +8,10 @@ from torch import nn
 
 from ..tiering.errors import BudgetTooSmall
 from ..tiering.policy.cost import ExpertLayer, Load
-from ..tiering.policy.placement import Placement, SizedBlock, place
+from ..tiering.policy.placement import Placement, SizedBlock, place, with_working_memory
 from ..tiering.store.manifest import Manifest
 from ..tiering.units import BlockId
 from .compose import embeddings
-from .config import with_working_memory
 from .layout import Layout
 from .routing import experts_per_token
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.runtime.config import Config, auto_host_memory, with_working_memory
+from penstock.runtime.config import Config, auto_host_memory
 from penstock.runtime.settings import LATER, OVERRIDES
 from penstock.tiering.errors import ConfigError, DeviceUnavailable
-from penstock.tiering.policy.placement import SizedBlock, place
+from penstock.tiering.policy.placement import SizedBlock, place, with_working_memory
 from penstock.tiering.units import BlockId, GiB, MiB
 
 
@@ -239,10 +239,10 @@ def test_budget_as_written_or_measured(monkeypatch):
     assert Config.load(host_memory="1GiB").host_budget(5) == GiB
     monkeypatch.setattr("penstock.kernels.machine.available_memory", lambda: 16 * GiB)
     assert Config.load().host_budget() == 12 * GiB
-    assert Config.load().host_budget(GiB) == GiB + 64 * MiB
+    assert Config.load().host_budget(2 * GiB) == 2 * GiB + 96 * MiB
 
 
-@pytest.mark.parametrize("weights", [1 << 12, 15 << 12, 300 * MiB, 959 * MiB, 960 * MiB, 5 * GiB])
+@pytest.mark.parametrize("weights", [1 << 12, 11 << 12, 300 * MiB, 1055 * MiB, 1056 * MiB, 5 * GiB])
 def test_automatic_budget_keeps_a_whole_model_in_memory(weights):
     blocks = [SizedBlock(BlockId("dense", "layer"), weights, False)]
     assert place(blocks, with_working_memory(weights)).streamed == ()

@@ -16,8 +16,8 @@ READ_AHEAD = 16 * MiB
 """Bytes of the streaming region, beyond the block in use, that let the drive work while a block is computed on."""
 ROW_CACHE = 8 * MiB
 """Bytes kept for rows of an embedding that is read by row, at most; of a small embedding an eighth."""
-WORKING = 64 * MiB
-"""Bytes left for what computing takes besides weights: activations, kernels, the runtime. At most a sixteenth."""
+WORKING = 96 * MiB
+"""Bytes left for what computing takes besides weights: activations, kernels, the runtime. At most a twelfth."""
 EXPERT_SHARE = 0.1
 """Share of a short budget kept for experts before dense weights are pinned: below it every expert is read anew."""
 
@@ -66,9 +66,7 @@ class Placement:
         return self.expert_region_bytes / self.expert_total_bytes if self.expert_total_bytes else 1.0
 
 
-def place(
-    blocks: Iterable[SizedBlock], budget: int, *, embeddings: Mapping[BlockId, bool] | None = None
-) -> Placement:
+def place(blocks: Iterable[SizedBlock], budget: int, *, embeddings: Mapping[BlockId, bool] | None = None) -> Placement:
     """Divide ``budget`` bytes. ``embeddings`` names the blocks that an embedding can read by row, and says of each
     whether the embedding is alone in using it (not tied to an output layer, say).
 
@@ -83,7 +81,7 @@ def place(
 
     rows: list[SizedBlock] = []
     row_cache = 0
-    if resident_bytes + _total(dense) + expert_total > budget - min(WORKING, budget // 16):
+    if resident_bytes + _total(dense) + expert_total > budget - working_memory(budget):
         alone = embeddings or {}
         rows = [block for block in dense if block.id in alone]
         row_cache = sum(row_cache_bytes(block.length) for block in rows)
@@ -92,7 +90,7 @@ def place(
     minimum = fixed + max((block.length for block in dense), default=0) + largest_expert
     if budget < minimum:
         raise BudgetTooSmall(_explain(budget, minimum, fixed, dense, largest_expert))
-    free = budget - min(WORKING, budget // 16, budget - minimum)
+    free = budget - min(working_memory(budget), budget - minimum)
 
     expert_floor = min(expert_total, max(largest_expert, int(EXPERT_SHARE * budget)))
     if fixed + _total(dense) + expert_floor <= free:
@@ -121,6 +119,16 @@ def place(
         expert_total_bytes=expert_total,
         expert_region_bytes=align_up(expert_region) if expert_region == expert_total else expert_region,
     )
+
+
+def working_memory(budget: int) -> int:
+    """Bytes of ``budget`` that are left free for computing."""
+    return min(WORKING, budget // 12)
+
+
+def with_working_memory(weights: int) -> int:
+    """The budget in bytes that holds ``weights`` bytes and what is left free for computing."""
+    return weights + min(WORKING, weights // 11 + 1)  # an eleventh of the weights is a twelfth of the budget
 
 
 def row_cache_bytes(length: int) -> int:
