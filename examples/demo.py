@@ -21,7 +21,7 @@ from penstock.tiering.units import format_size
 
 PROMPT = "It was a dark evening in November, and the old man"
 TOKENS = 96
-SHARES = (0.35, 0.5, 0.75, 1.1)
+SHARES = (0.4, 0.5, 0.75, 1.1)
 
 
 def generate(model: PreTrainedModel, tokenizer: AutoTokenizer, *, show: bool = False) -> tuple[list[int], float]:
