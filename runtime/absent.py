@@ -32,7 +32,7 @@ class Absent(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _LOOKS:
+        if func in LOOKS:
             return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         if func.__name__.endswith("_") and not func.__name__.endswith("__"):
             raise UnplaceableModule(
@@ -43,7 +43,7 @@ class Absent(torch.Tensor):
         return func(*args, **kwargs)
 
 
-_LOOKS = {
+LOOKS = {
     *(getattr(torch.Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "layout", "requires_grad")),
     *(getattr(torch.Tensor, name).__get__ for name in ("is_meta", "is_cuda", "is_cpu", "is_sparse", "itemsize")),
     *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "element_size")),

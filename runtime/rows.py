@@ -21,6 +21,7 @@ from ..tiering.policy.placement import row_cache_bytes
 from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
 from ..tiering.units import PAGE, MiB
+from .absent import LOOKS
 
 _STEP = 4 * MiB
 
@@ -37,7 +38,7 @@ class _WatchRows(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.nn.functional.embedding and len(args) > 1 and args[0] is self._ids and args[1] is self._weight:
             self.looked_up = True
-        elif any(value is self._weight for value in (*args, *kwargs.values())):
+        elif func not in LOOKS and any(value is self._weight for value in (*args, *kwargs.values())):
             self.misused = True
         return func(*args, **kwargs)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import BudgetTooSmall
-from ..units import BlockId, MiB, align_up, format_size
+from ..units import PAGE, BlockId, MiB, align_up, format_size
 
 READ_AHEAD = 16 * MiB
 """Bytes of the streaming region, beyond the block in use, that let the drive work while a block is computed on."""
@@ -93,16 +93,17 @@ def place(blocks: Iterable[SizedBlock], budget: int, *, embeddings: Mapping[Bloc
     free = budget - min(working_memory(budget), budget - minimum)
 
     expert_floor = min(expert_total, max(largest_expert, int(EXPERT_SHARE * budget)))
+    expert_floor = min(expert_floor, free - (minimum - largest_expert))
     if fixed + _total(dense) + expert_floor <= free:
         pinned, region = dense, 0
     else:
-        expert_floor = min(expert_floor, free - (minimum - largest_expert))
         pinned, region = _pin(dense, free - fixed - expert_floor)
     pinned_ids = {block.id for block in pinned}
     pinned_bytes = _total(pinned)
     expert_region = min(expert_total, free - fixed - pinned_bytes - region)
-    if experts and min(experts) == largest_expert:
-        expert_region = expert_region // largest_expert * largest_expert
+    if experts:
+        unit = largest_expert if min(experts) == largest_expert else PAGE
+        expert_region = expert_region // unit * unit
     return Placement(
         budget=budget,
         minimum=minimum,
@@ -117,7 +118,7 @@ def place(blocks: Iterable[SizedBlock], budget: int, *, embeddings: Mapping[Bloc
         row_cache_bytes=row_cache,
         expert_count=len(experts),
         expert_total_bytes=expert_total,
-        expert_region_bytes=align_up(expert_region) if expert_region == expert_total else expert_region,
+        expert_region_bytes=expert_region,
     )
 
 
