@@ -1,5 +1,6 @@
 """The front door's two calls: ``load`` a checkpoint, ``wrap`` a model; both give back a transformers model."""
 
+import difflib
 import inspect
 import weakref
 from collections.abc import Iterator
@@ -162,6 +163,9 @@ def _settings(config: str | Path | Config | None, options: dict[str, Any]) -> tu
     for name in ("device_map", "quantization_config", "state_dict", "torch_dtype"):
         if name in rest:
             raise ConfigError(f"{name} cannot be combined with penstock, which places the weights itself; leave it out")
+    for name in rest:
+        if near := difflib.get_close_matches(name, OVERRIDES, cutoff=0.75):
+            raise ConfigError(f"{name} is no option of penstock; did you mean {near[0]}?")
     return settings, rest
 
 
@@ -194,7 +198,13 @@ def _skeleton(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) 
         )
         if (bundle.model_folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(bundle.model_folder)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise ConfigError(
+            f"neither penstock nor transformers knows one of the options {', '.join(options)}: {error}"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot build the model in {bundle.model_folder}: {error}") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -157,9 +157,14 @@ def _run(
             prompt_read()
             return scores
 
-        output = model.generate(
-            **inputs, max_new_tokens=room, stopping_criteria=[note_time], logits_processor=[note_prompt], **choice
-        )
+        try:
+            output = model.generate(
+                **inputs, max_new_tokens=room, stopping_criteria=[note_time], logits_processor=[note_prompt], **choice
+            )
+        except BaseException:
+            if live:
+                print(flush=True)  # what is said about it gets a line of its own
+            raise
     ids = output[0, prompt_tokens:].tolist()
     text = tokenizer.decode(ids, skip_special_tokens=True)
     if stream and not live:

@@ -55,6 +55,9 @@ def open_checkpoint(source: Source) -> Any:
     """The checkpoint, with every file of it looked at. Raises CheckpointError."""
     from ..checkpoint import Checkpoint
 
+    folder = Path(source.model).expanduser()
+    if any(folder.glob("data-*.bin")):
+        raise BundleError(f"{folder} has data files but no manifest.json: it is no complete bundle; pack again")
     return Checkpoint.open(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
 
 
@@ -75,8 +78,6 @@ def find_bundle(source: Source, config: "Config", progress: "Progress | None" = 
     folder = Path(source.model).expanduser()
     if is_bundle(source.model):
         return folder
-    if any(folder.glob("data-*.bin")):
-        raise BundleError(f"{folder} has data files but no manifest.json: it is no complete bundle; pack again")
     checkpoint = open_checkpoint(source)
     store = config.store.path
     found = bundles_of(checkpoint, store, [file.parent for file in sorted(store.glob("*/manifest.json"))], progress)

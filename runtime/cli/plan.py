@@ -21,7 +21,10 @@ def command(
         int, typer.Option(metavar="N", min=1, help="Length of the prompt for the time to the first token.")
     ] = 512,
 ) -> None:
-    """Say whether MODEL fits, what goes where, and how fast it can be here, from its configuration and this machine."""
+    """Say whether MODEL fits, what goes where, and how fast it can be here, from its configuration and this machine.
+
+    That it does not fit is an answer, not an error: the exit code is 0, see "fits" in --json.
+    """
     config = settings.load()
     quiet_libraries()
     from ...kernels.machine import measure_memory

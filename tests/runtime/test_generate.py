@@ -154,6 +154,14 @@ def test_weights_that_are_not_in_memory_are_not_given_away(
         model.to(torch.float16)
 
 
+def test_a_mistyped_option_is_recognised_before_anything_is_packed(tiny_moe_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(penstock.ConfigError, match=r"hostmemory.*did you mean host_memory"):
+        penstock.load(tiny_moe_folder, store=tmp_path / "store", hostmemory="1GiB")
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(penstock.ConfigError, match=r"neither penstock nor transformers knows.*colour"):
+        penstock.load(tiny_moe_folder, store=tmp_path / "store", colour="blue")
+
+
 @pytest.mark.parametrize("option", [{"experts_implementation": "grouped_mm"}, {"device_map": "auto"}])
 def test_options_that_contradict_streaming_are_refused(
     option: dict[str, str], tiny_moe_folder: Path, store: Path

@@ -21,7 +21,9 @@ def prepare(store: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"the store {store} cannot be made: {error.strerror}; choose another [store] path") from error
     if not os.access(store, os.W_OK | os.X_OK):
-        raise ConfigError(f"the store {store} is not writable; choose another [store] path")
+        raise ConfigError(
+            f"the store {store} is not writable; choose another [store] path, or name a bundle in it as the model"
+        )
     return store
 
 
