@@ -13,7 +13,7 @@ _OURS = Path("/proc/self")
 class MemoryGroup:
     """A control group that limits memory. ``limit`` and ``used`` in bytes.
 
-    ``used`` leaves out page cache that was read once: the kernel drops it before it refuses memory.
+    ``used`` leaves out page cache that nobody has mapped: the kernel drops it before it refuses memory.
     """
 
     folder: Path
@@ -30,7 +30,7 @@ def memory_groups(process: Path = _OURS) -> list[MemoryGroup]:
         limit = min((value for value in limits if value is not None), default=None)
         usage = next((value for value in usages if value is not None), None)
         if limit is not None and usage is not None:
-            groups.append(MemoryGroup(folder, limit, max(0, usage - _inactive_file(folder))))
+            groups.append(MemoryGroup(folder, limit, max(0, usage - _idle_page_cache(folder))))
     return groups
 
 
@@ -73,11 +73,19 @@ def _folders(controller: str, process: Path) -> Iterator[Path]:
                 yield folder
 
 
-def _inactive_file(folder: Path) -> int:
-    """Bytes of page cache in the group and below it that were used once at most."""
+def _idle_page_cache(folder: Path) -> int:
+    """Bytes of page cache in the group and below it that nobody has mapped.
+
+    Not the inactive list alone: on which list a page read once ends up depends on the kernel's mood.
+    """
     fields = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines())
-    # In v1 the plain field leaves out the groups below.
-    return int(fields.get("total_inactive_file", fields.get("inactive_file", "0")))
+
+    def field(v1: str, v2: str) -> int:
+        # In v1 the plain fields leave out the groups below.
+        return int(fields.get(f"total_{v1}", fields.get(v2, "0")))
+
+    cached = field("inactive_file", "inactive_file") + field("active_file", "active_file")
+    return max(0, cached - field("mapped_file", "file_mapped"))
 
 
 def _unescaped(field: str) -> str:

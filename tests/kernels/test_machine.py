@@ -43,7 +43,7 @@ def test_v1_counts_our_group_and_its_ancestors(tmp_path):
     point = tmp_path / "memory"
     group(point, memory__limit_in_bytes=UNLIMITED, memory__usage_in_bytes="900")
     group(point / "outer", memory__limit_in_bytes="500", memory__usage_in_bytes="300")
-    stat = "cache 9\ninactive_file 9\ntotal_inactive_file 40"
+    stat = "cache 9\ninactive_file 9\ntotal_inactive_file 35\ntotal_active_file 8\ntotal_mapped_file 3"
     group(point / "outer/own", memory__limit_in_bytes="700", memory__usage_in_bytes="100", memory__stat=stat)
     group(point / "other", memory__limit_in_bytes="1", memory__usage_in_bytes="1")
     ours = process(
@@ -63,7 +63,7 @@ def test_v2_counts_our_group_and_its_ancestors(tmp_path):
     point = tmp_path / "with blank"
     group(point, cgroup__procs="1")
     group(point / "user.slice", memory__max="800", memory__current="300", memory__high="max")
-    stat = "anon 5\ninactive_file 30"
+    stat = "anon 5\ninactive_file 20\nactive_file 14\nfile_mapped 4"
     group(point / "user.slice/a:b", memory__max="max", memory__high="600", memory__current="200", memory__stat=stat)
     ours = process(tmp_path / "proc", "0::/user.slice/a:b\n", ("/", point, "cgroup2", "rw"))
     assert memory_groups(ours) == [
