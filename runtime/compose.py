@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ def _skeleton(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) 
 def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress: Progress) -> PreTrainedModel:
     blocks = [SizedBlock(block.id, block.extent.length, block.resident) for block in bundle.manifest.blocks]
     budget = settings.host_budget(sum(block.length for block in blocks))
-    placement = place(blocks, budget, embeddings=embeddings(model, bundle.manifest))
+    placement = place(blocks, budget, embeddings=embeddings(model, bundle.manifest.blocks, bundle.manifest.tied))
     if settings.compute.threads != "auto":
         torch.set_num_threads(settings.compute.threads)
     depth = AUTO_DEPTH if settings.io.depth == "auto" else settings.io.depth
@@ -259,11 +259,11 @@ def _content(block: Block) -> tuple[BlockId, tuple[tuple[str, str, tuple[int, ..
     return block.id, tuple((spec.name, spec.dtype, spec.shape) for spec in block.tensors)
 
 
-def embeddings(model: nn.Module, manifest: Manifest) -> dict[BlockId, bool]:
+def embeddings(model: nn.Module, blocks: Iterable[Block], tied: Mapping[str, str]) -> dict[BlockId, bool]:
     """Blocks that an embedding can read by row, and whether nothing else uses them."""
-    shared = set(manifest.tied.values())
+    shared = set(tied.values())
     alone: dict[BlockId, bool] = {}
-    for block in manifest.blocks:
+    for block in blocks:
         if block.id.kind == "dense" and not block.resident and len(block.tensors) == 1:
             name = block.tensors[0].name
             if name == f"{block.id.module}.weight" and row_readable(model.get_submodule(block.id.module)):

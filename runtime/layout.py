@@ -81,7 +81,7 @@ def layout(model: nn.Module, addresses: Mapping[str, int] | None = None) -> Layo
     dense: dict[str, list[tuple[BlockId, list[Entry]]]] = {}
     experts: dict[str, list[tuple[BlockId, list[Entry]]]] = {}
     for path, own in _by_module(tensors):
-        module, layer = modules[path], _layer_of(path, modules)
+        module, layer = modules[path], layer_of(path, modules) or path
         stacked = _stacked(module, own)
         for expert in range(int(module.num_experts) if stacked else 0):
             slices = [_entry(name, own[name][expert]) for name in stacked]
@@ -129,13 +129,13 @@ def _by_module(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, dict[
     yield from groups.items()
 
 
-def _layer_of(path: str, modules: Mapping[str, nn.Module]) -> str:
-    """The outermost list element that ``path`` lies in, "model.layers.3"; the path itself outside of lists."""
+def layer_of(path: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The element of the outermost list that ``path`` lies in, "model.layers.3"; None outside of lists."""
     parts = path.split(".")
     for depth in range(1, len(parts)):
         if isinstance(modules.get(".".join(parts[:depth])), nn.ModuleList):
             return ".".join(parts[: depth + 1])
-    return path
+    return None
 
 
 def _stacked(module: nn.Module, own: Mapping[str, torch.Tensor]) -> list[str]:

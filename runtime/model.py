@@ -19,7 +19,7 @@ from ..tiering.units import BlockId
 from .absent import Absent
 from .engine import Engine
 from .experts import IMPLEMENTATION, StreamedExperts, Trust
-from .layout import is_experts
+from .layout import is_experts, layer_of
 from .rows import RowReader
 from .views import SlotViews, tensors_on
 
@@ -47,6 +47,10 @@ class _Attachment:
             for spec in block.tensors
         }
         self._home |= {name: self._home[stored] for name, stored in tied.items() if stored in self._home}
+        self._experts: dict[str, list[Block]] = {}
+        for block in engine.bundle.manifest.blocks:
+            if block.id.kind == "expert":
+                self._experts.setdefault(block.id.module, []).append(block)
         self._bound: dict[tuple[BlockId, str], Any] = {}
         self._scopes = _Scopes()
         self._trust = Trust()
@@ -59,14 +63,15 @@ class _Attachment:
                 self._attach_experts(path, module)
             if self._attach_dense(path, module):
                 streamed.append(path)
-        for path in {layer for name in streamed if (layer := _layer_of(self._model, name))}:
-            self._wrap(self._model.get_submodule(path), self._scope)
+        modules = dict(self._model.named_modules())
+        for path in {layer for name in streamed if (layer := layer_of(name, modules))}:
+            self._wrap(modules[path], self._scope)
         self._wrap(self._model, self._forward)
 
     # --- what each kind of module gets ------------------------------------------------------------------------------
 
     def _attach_experts(self, path: str, module: nn.Module) -> None:
-        blocks = [block for block in self._engine.bundle.manifest.blocks if block.id[:2] == ("expert", path)]
+        blocks = self._experts.get(path)
         if blocks:
             views = [self._views_of(block) for block in blocks]
             StreamedExperts(module, path, blocks, self._engine.bridge, views, self._trust)
@@ -240,12 +245,3 @@ class _LeasedParameters(dict[str, Any]):
             self._threads.discard(threading.get_ident())
             if not self._threads:
                 self.update(self.placeholders)
-
-
-def _layer_of(model: nn.Module, path: str) -> str | None:
-    """The element of the outermost ModuleList in which ``path`` lies: in transformers, the decoder layer."""
-    names = path.split(".")
-    for depth in range(1, len(names)):
-        if isinstance(model.get_submodule(".".join(names[:depth])), nn.ModuleList):
-            return ".".join(names[: depth + 1])
-    return None

@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 
 from ..tiering.errors import BudgetTooSmall
 from ..tiering.policy.cost import ExpertLayer, Load
 from ..tiering.policy.placement import Placement, SizedBlock, place, with_working_memory
-from ..tiering.store.manifest import Manifest
 from ..tiering.units import BlockId
 from .compose import embeddings
 from .layout import Layout
@@ -36,8 +34,7 @@ class Outline:
                 lengths.setdefault(block.id.module, []).append(block.extent.length)
         return cls(
             blocks=tuple(SizedBlock(block.id, block.extent.length, block.resident) for block in layout.blocks),
-            # A planned layout has what is looked at in a manifest: blocks and tied names.
-            embeddings=embeddings(model, cast(Manifest, layout)),
+            embeddings=embeddings(model, layout.blocks, layout.tied),
             layers=tuple(
                 ExpertLayer(len(bytes_), per_token.get(path) or len(bytes_), sum(bytes_))
                 for path, bytes_ in lengths.items()

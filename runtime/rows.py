@@ -16,7 +16,6 @@ import xxhash
 from torch.overrides import TorchFunctionMode
 
 from ..kernels.arena import Arena
-from ..tiering.errors import BundleCorrupt
 from ..tiering.policy.placement import row_cache_bytes
 from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
@@ -122,12 +121,8 @@ class RowReader:
         self.bytes_read += count * PAGE
         for page in range(count):
             if xxhash.xxh3_64_intdigest(into[page * PAGE : (page + 1) * PAGE]) != self._checksums[first + page]:
-                extent = self._block.extent
-                path = self._bundle.folder / self._bundle.manifest.files[extent.file].name
-                raise BundleCorrupt(
-                    f"{path}: block {self._block.id} is damaged at offset {extent.offset + (first + page) * PAGE}; "
-                    "delete the bundle and pack again"
-                )
+                at = self._block.extent.offset + (first + page) * PAGE
+                raise self._bundle.corrupt(self._block, f"is altered at offset {at}: its page does not match")
 
     def _check_all(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
         length = self._block.extent.length
@@ -142,9 +137,5 @@ class RowReader:
                 checksums[offset // PAGE + page] = xxhash.xxh3_64_intdigest(view[page * PAGE : (page + 1) * PAGE])
         self.bytes_read += length
         if whole.hexdigest() != self._block.checksum:
-            extent = self._block.extent
-            path = self._bundle.folder / self._bundle.manifest.files[extent.file].name
-            raise BundleCorrupt(
-                f"{path}: block {self._block.id} at offset {extent.offset} is damaged; delete the bundle and pack again"
-            )
+            raise self._bundle.corrupt(self._block, "is altered: its checksum does not match")
         return checksums

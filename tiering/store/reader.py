@@ -78,10 +78,10 @@ class Bundle:
         except ShortRead as error:
             there = error.offset + error.got
             broken = next(block for block in blocks if block.extent.end > there)
-            raise self._corrupt(broken, f"is cut off at {there}") from error
+            raise self.corrupt(broken, f"is cut off at {there}") from error
         for block, view in zip(blocks, into, strict=True):
             if xxhash.xxh3_64_hexdigest(view) != block.checksum:
-                raise self._corrupt(block, "is altered: its checksum does not match")
+                raise self.corrupt(block, "is altered: its checksum does not match")
 
     def read_rows(self, block: Block, first_page: int, into: memoryview) -> None:
         """Fill ``into`` with the pages of ``block`` from number ``first_page`` on, unchecked. Errors as in ``read``."""
@@ -91,7 +91,7 @@ class Bundle:
         try:
             _read(self._files[block.extent.file], [Segment(offset, into)])
         except ShortRead as error:
-            raise self._corrupt(block, f"is cut off at {error.offset + error.got}") from error
+            raise self.corrupt(block, f"is cut off at {error.offset + error.got}") from error
 
     def verify(self, progress: Progress | None = None) -> list[BundleCorrupt]:
         """Read and check every block; what is wrong, in the order of the blocks. Raises ReadError as ``read`` does."""
@@ -109,7 +109,7 @@ class Bundle:
                     done += len(view)
                     progress.advance(len(view))
                 if checksum.hexdigest() != block.checksum:
-                    raise self._corrupt(block, "is altered: its checksum does not match")
+                    raise self.corrupt(block, "is altered: its checksum does not match")
             except BundleCorrupt as error:
                 found.append(error)
         progress.finish()
@@ -126,7 +126,8 @@ class Bundle:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _corrupt(self, block: Block, what: str) -> BundleCorrupt:
+    def corrupt(self, block: Block, what: str) -> BundleCorrupt:
+        """The error that says ``what`` is wrong with ``block``, with its file and offset."""
         return _corrupt(self._files[block.extent.file].path, block, what)
 
 
