@@ -25,7 +25,9 @@ def few_rows(module: nn.Module, original: Forward) -> Forward | None:
             return original(input)
         weight = linear._parameters["weight"]
         # torch does not fold a batch into rows, and sums in another order, if neither holds.
-        if type(weight) is not nn.Parameter or not (weight.requires_grad or input.is_contiguous()):
+        if not isinstance(weight, nn.Parameter) or not weight.is_contiguous():
+            return original(input)
+        if not (weight.requires_grad or input.is_contiguous()):
             return original(input)
         product = products(rows, n, k)
         if product is None or input.shape[-1] != k:
