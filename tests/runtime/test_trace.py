@@ -4,6 +4,7 @@ import gc
 import stat
 import threading
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def test_every_layer_appears_once_in_every_forward(model: PreTrainedModel, tmp_p
     events, *_ = record(model, tmp_path / "run.json")
     forwards = spans(events, "forward")
     assert [span["args"] for span in forwards] == [{"tokens": IDS.numel()}] + [{"tokens": len(IDS)}] * (FORWARDS - 1)
+    assert all(nanoseconds(a)[1] < nanoseconds(b)[0] for a, b in pairwise(forwards)), "each ends before the next begins"
     for forward in forwards:
         begin, end = nanoseconds(forward)
         inside = [s for s in spans(events, "layer") if begin <= nanoseconds(s)[0] and nanoseconds(s)[1] <= end]
@@ -134,7 +136,7 @@ def test_only_one_at_a_time(model: PreTrainedModel, tmp_path: Path) -> None:
 
 def test_two_threads_have_rows_of_their_own(model: PreTrainedModel, tmp_path: Path) -> None:
     threads = [threading.Thread(target=logits, args=(model,), name=f"worker {n}", daemon=True) for n in range(2)]
-    barrier_passed = model.penstock.stats()
+    before = model.penstock.stats()
     with model.penstock.trace(tmp_path / "run.json"):
         for thread in threads:
             thread.start()
@@ -148,7 +150,7 @@ def test_two_threads_have_rows_of_their_own(model: PreTrainedModel, tmp_path: Pa
         mine = [span for span in spans(events, "layer") if span["tid"] == row]
         assert Counter(span["name"] for span in mine) == Counter(watched(model) * FORWARDS)
     stalled = sum(span["dur"] for span in spans(events, "stall")) / 1e6
-    assert stalled == pytest.approx(model.penstock.stats().stall_seconds - barrier_passed.stall_seconds, abs=1e-6)
+    assert stalled == pytest.approx(model.penstock.stats().stall_seconds - before.stall_seconds, abs=1e-6)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
