@@ -15,6 +15,7 @@ from ..tiering.events import Acquire, Action, Begin, Cancel, End, Event, Expect,
 from ..tiering.planner import Counters, Planner
 from ..tiering.ports import Flash, Memory
 from ..tiering.units import BlockId
+from .recorder import FORWARD, Recorder
 
 HOUSE = -1
 """The stream that holds the leases which are never given back."""
@@ -36,7 +37,8 @@ class Bridge:
         self._numbers = itertools.count()
         self._closed: str | None = None
         self._stall_seconds = 0.0
-        self._driver = Driver(flash, memory, self._post, depth=depth)
+        self.recorder: Recorder | None = None  # who takes notes, if anybody does
+        self._driver = Driver(flash, memory, self._landed, depth=depth)
 
     def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> "Leases":
         """Lease ``blocks`` for the calling thread, or for ``stream``; they are taken from the result as they arrive.
@@ -69,11 +71,13 @@ class Bridge:
     def wait(self, inbox: Inbox) -> Grant | Refuse:
         """The next answer in ``inbox``; the time is a stall."""
         start = time.monotonic()
-        try:
-            return inbox.get()
-        finally:
-            with self._lock:
-                self._stall_seconds += time.monotonic() - start
+        answer = inbox.get()
+        end = time.monotonic()
+        with self._lock:
+            self._stall_seconds += end - start
+        if (recorder := self.recorder) is not None:
+            recorder.stall(start, end, answer.block if isinstance(answer, Grant) else None)
+        return answer
 
     def forget(self, ticket: int, *, withdraw: bool) -> None:
         """Nothing more is taken for ``ticket``; ``withdraw`` what it still waits for or was not taken."""
@@ -92,6 +96,8 @@ class Bridge:
     def begin(self) -> None:
         """The calling thread enters the model's forward."""
         self._post(Begin(threading.get_ident()))
+        if (recorder := self.recorder) is not None:
+            recorder.forward()
 
     def end(self) -> None:
         """The calling thread leaves the model's forward, in whatever way; its leases go."""
@@ -101,6 +107,8 @@ class Bridge:
                 self._open.pop(ticket, None)
         if self._closed is None:
             self._post(End(me))
+        if (recorder := self.recorder) is not None:
+            recorder.leave(FORWARD)
 
     def counters(self) -> Counters:
         """A copy of the planner's totals."""
@@ -126,6 +134,12 @@ class Bridge:
         with self._lock:
             self._stop("this model was closed; load it again to use it")
         self._driver.close()
+
+    def _landed(self, event: Event) -> None:
+        """A read came to its end; called by the driver."""
+        if (recorder := self.recorder) is not None:
+            recorder.landed(event)
+        self._post(event)
 
     def _stop(self, reason: str) -> None:
         self._closed = self._closed or reason
@@ -154,6 +168,8 @@ class Bridge:
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Read):
+                if (recorder := self.recorder) is not None:
+                    recorder.started(action)
                 self._driver.submit(action)
             else:
                 _, inbox = self._open.get(action.ticket, (None, None))

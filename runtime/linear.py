@@ -14,10 +14,10 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 def few_rows(module: nn.Module, original: Forward) -> Forward | None:
     """A forward for ``module`` that takes the product for a few rows where there is one, and else goes on to
     ``original``; None where it never would."""
-    if type(module) is not nn.Linear or module.bias is not None or module.weight.dtype != torch.bfloat16:
-        return None
-    n, k = module.weight.shape
     linear: Any = module
+    if type(module) is not nn.Linear or linear.bias is not None or linear.weight.dtype != torch.bfloat16:
+        return None
+    n, k = linear.weight.shape
 
     def forward(input: torch.Tensor) -> torch.Tensor:
         rows = input.numel() // k

@@ -139,7 +139,7 @@ class Purpose(Enum):
     """Why a read is made: somebody waits for it, it will certainly be wanted, or it was guessed."""
 
     DEMAND = "demand"
-    CERTAIN = "certain"
+    CERTAIN = "prefetch"
     GUESS = "guess"
 
 
