@@ -27,9 +27,7 @@ def table(title: str, rounds: list[dict[str, dict[str, Any]]]) -> Table:
     rows = []
     for mode in rounds[0]:
         runs = [each[mode] for each in rounds]
-        ratios = [
-            runs["penstock"]["prompt_s"] and runs[mode]["prompt_s"] / runs["penstock"]["prompt_s"] for runs in rounds
-        ]
+        ratios = [each[mode]["prompt_s"] / each["penstock"]["prompt_s"] for each in rounds]
         read = over = experts = ""
         if mode == "penstock":
             read = Spread.of([(run["prompt_bytes_read"] - run["prompt_row_bytes"]) / 1e9 for run in runs]).text(3)

@@ -109,9 +109,17 @@ def arguments(description: str | None, *, rounds: int) -> argparse.ArgumentParse
 
 
 @contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except RunFailed as error:
+        raise SystemExit(str(error)) from error
+
+
+@contextmanager
 def runner(options: argparse.Namespace) -> Iterator[Runner]:
-    """A Runner for the parsed ``arguments``."""
-    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as scratch:
+    """A Runner for the parsed ``arguments``. A run that fails ends the command, in one line."""
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as scratch, _in_one_line():
         yield Runner(options.model, store=options.store or scratch, gguf=options.gguf, depth=options.io_depth)
 
 

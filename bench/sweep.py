@@ -5,7 +5,9 @@
 A budget of B is host_memory=B for penstock, and for everyone a real cap of B + --beside: python, torch and what
 computing takes beside weights. Every round goes through all budgets once, in turn upwards and downwards. Peers are
 slow: they get budgets of their own (--peer-shares, none leaves them out) and --peer-rounds. Says where more memory was
-slower beyond noise, and how the speed steps from budget to budget. Needs root and ``pip install 'penstock[bench]'``.
+slower beyond noise, and how the speed steps from budget to budget. "limit" is the slower of two: reading what penstock
+read at the drive's own speed, and computing alone, for which the fastest budget stands. Needs root and
+``pip install 'penstock[bench]'``.
 """
 
 import argparse
@@ -110,6 +112,7 @@ def plot(name: str, runs: list[dict[str, Any]], file: Path) -> None:
     axes.plot([*bounds], [*bounds.values()], linestyle=":", color="gray", label="limit: computing or the drive")
     axes.set(xlabel="memory budget, % of the model", ylabel="tokens/s", title=name, yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(file, bbox_inches="tight", dpi=110)
