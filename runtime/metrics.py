@@ -7,6 +7,7 @@ from dataclasses import dataclass
 class Stats:
     """``hit_ratio`` is the share of requested experts that were in memory; for a model without experts, the share of
     requests for streamed layers that were. ``stall_seconds`` is the time in which a compute thread waited for a block.
+    ``drive_bytes`` are those of ``flash_bytes_read`` that came from each drive of the bundle, its own first.
     ``flash_read_seconds`` is the time in which at least one read was in flight. ``host_bytes`` is what the arenas may
     hold, never more than ``host_budget``; ``resident_bytes`` is what they hold now."""
 
@@ -17,6 +18,7 @@ class Stats:
     demand_bytes: int
     prefetch_bytes: int
     row_bytes: int
+    drive_bytes: tuple[int, ...]
     reads: int
     expert_hits: int
     expert_misses: int
