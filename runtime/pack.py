@@ -4,7 +4,6 @@ import copy
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..tiering.errors import CheckpointError, ConfigError
 from ..tiering.progress import Progress, Quiet
-from ..tiering.store.folder import PARTIAL, ensure_room, locked, prepare, sync
+from ..tiering.store.folder import PARTIAL, ensure_room, locked, prepare
 from ..tiering.store.manifest import PLAIN, Block, Drive, Manifest
 from ..tiering.store.reader import Bundle
 from ..tiering.store.stripes import parts_of, prepare_stripes, sweep
@@ -26,6 +25,7 @@ from .checkpoint import Checkpoint
 from .digest import digest_files
 from .drives import drives_for
 from .layout import Layout, layout
+from .model_files import copy_model_files, write_model_folder
 from .skeleton import skeleton
 from .striping import striped
 from .threads import one_torch_thread
@@ -38,17 +38,6 @@ LEAST_MEMORY = 4 * MiB
 """Packing may use this much whatever the budget: less would only make it slow."""
 
 _STAGING = 8 * MiB
-_MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "*.model",
-)
 
 
 def pack(
@@ -119,7 +108,7 @@ def pack_checkpoint(
             used,
             weights,
             Manifest(identity, digest, name, codec, used.tied, (), ()),
-            lambda folder: _copy_model_files(checkpoint.folder, folder, untied),
+            lambda folder: copy_model_files(checkpoint.folder, folder, untied),
         )
 
     target = store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}"
@@ -257,7 +246,7 @@ def _write(writer: BundleWriter, job: _Job, progress: Progress) -> None:
                     job.weights.expect(following)
                 writer.append(_pieces(block, job.weights))
                 progress.advance(block.extent.length)
-        _write_model_folder(writer.folder / "model", job.write_model)
+        write_model_folder(writer.folder / "model", job.write_model)
         writer.finish(job.manifest)
     except KeyboardInterrupt:
         percent = 100 * writer.done_bytes // max(1, job.plan.total_bytes)
@@ -277,31 +266,6 @@ def _pieces(block: Block, weights: Weights) -> Iterator[tuple[int, memoryview]]:
             yield at, piece
             at += len(piece)
         assert at == spec.offset + spec.length, f"{spec.name} has {at - spec.offset} bytes instead of {spec.length}"
-
-
-def _write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder of configuration and tokenizer, anew if an interrupted packing has left one."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        write(folder)
-        sync(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
-
-
-def _copy_model_files(source: Path, folder: Path, untied: bool) -> None:
-    """Copy configuration and tokenizer; say in the configuration if the weights turned out not to be tied."""
-    for path in sorted({path for pattern in _MODEL_FILES for path in source.glob(pattern)}):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    if untied:
-        path = folder / "config.json"
-        config = json.loads(path.read_text())
-        for part in (config, config.get("text_config")):
-            if isinstance(part, dict):
-                part["tie_word_embeddings"] = False
-        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _identity(digest: str, dtype: str, codec: str, plan: Layout) -> str:
