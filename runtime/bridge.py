@@ -113,7 +113,8 @@ class Bridge:
     def counters(self) -> Counters:
         """A copy of the planner's totals."""
         with self._lock:
-            return replace(self._planner.counters)
+            counters = self._planner.counters
+            return replace(counters, drive_bytes=list(counters.drive_bytes))
 
     def resident_bytes(self) -> int:
         """Bytes of blocks that are in memory or on their way."""

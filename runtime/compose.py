@@ -117,6 +117,7 @@ def load(
                 dtype=None if dtype in (None, "auto") else _dtype(dtype),
                 flash_limit=settings.flash_limit,
                 codec=settings.weights.format,
+                stripes=settings.store.stripes,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 direct=settings.direct,
@@ -148,6 +149,7 @@ def wrap(
             model,
             store=Path(settings.store.path),
             flash_limit=settings.flash_limit,
+            stripes=settings.store.stripes,
             direct=settings.direct,
             progress=bar,
         )
@@ -229,7 +231,8 @@ def _skeleton(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) 
 
 
 def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress: Progress) -> PreTrainedModel:
-    blocks = [SizedBlock(block.id, block.extent.length, block.resident) for block in bundle.manifest.blocks]
+    manifest = bundle.manifest
+    blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in manifest.blocks]
     budget = settings.host_budget(sum(block.length for block in blocks))
     placement = place(blocks, budget, embeddings=embeddings(model, bundle.manifest.blocks, bundle.manifest.tied))
     if settings.compute.threads != "auto":

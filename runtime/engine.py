@@ -46,7 +46,7 @@ class Engine:
     """Weights of one model under one budget. Thread-safe; ``close`` is idempotent."""
 
     def __init__(self, bundle: Bundle, placement: Placement, *, eviction: str, depth: int) -> None:
-        """``eviction`` is a name in EVICTION; ``depth`` the most reads in flight.
+        """``eviction`` is a name in EVICTION; ``depth`` the most reads in flight on each drive.
 
         Nothing is read before ``load``.
         """
@@ -61,7 +61,9 @@ class Engine:
                 EXPERTS: placement.expert_region_bytes,
             },
         )
-        homes = {block.id: Home(block.extent, _region(block.id, pinned)) for block in bundle.manifest.blocks}
+        manifest = bundle.manifest
+        homes = {b.id: Home(b.extent, _region(b.id, pinned), manifest.drive_of(b)) for b in manifest.blocks}
+        drives = len(manifest.drive_bytes)
         self.arena = Arena(max(residency.capacity, 1))
         planner = Planner(
             residency,
@@ -70,8 +72,9 @@ class Engine:
             experts=EVICTION[eviction](),
             depth=depth,
             read_limit=READ_LIMIT,
+            drives=drives,
         )
-        self.bridge = Bridge(planner, _BundleFlash(bundle, self.blocks), self.arena, depth=depth)
+        self.bridge = Bridge(planner, _BundleFlash(bundle, self.blocks), self.arena, depth=depth * drives)
         self.rows = {block: RowReader(bundle, self.blocks[block]) for block in placement.by_row}
         self.pinned: dict[BlockId, Slot] = {}
         self._lock = threading.Lock()
@@ -115,6 +118,9 @@ class Engine:
         """A snapshot since loading."""
         counters = self.bridge.counters()
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
+        drive_bytes = list(counters.drive_bytes)
+        for block, reader in self.rows.items():
+            drive_bytes[self.bundle.manifest.drive_of(self.blocks[block])] += reader.bytes_read
         if self.placement.expert_count:
             ratio = hit_ratio(counters.expert_hits, counters.expert_misses)
         else:
@@ -129,6 +135,7 @@ class Engine:
             guess_bytes=counters.guess_bytes,
             guess_bytes_used=counters.guess_bytes_used,
             row_bytes=row_bytes,
+            drive_bytes=tuple(drive_bytes),
             reads=counters.reads,
             expert_hits=counters.expert_hits,
             expert_misses=counters.expert_misses,

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from ...tiering.units import format_size
+from ..drives import bundle_speed
 from ..progress import shown
+from ..speeds import read_size
 from ..tracefile import destination
 from .console import print_json, print_table, quiet_libraries
 from .generate import room_for
 from .measure import peak_resident_bytes
 from .opening import open_files, read_manifest
 from .options import Settings, Source, TraceFile
-from .speeds import drive_speed, read_size
 
 PREFILL = 64
 """Tokens of the prompt."""
@@ -65,7 +66,8 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (1, prefill + steps), generator=torch.Generator().manual_seed(0))
     size = read_size(streamed_lengths(model))
-    drive = [drive_speed(handle.bundle, size, AUTO_DEPTH)]
+    manifest = read_manifest(handle.bundle)
+    drive = [bundle_speed(handle.bundle, manifest, size, AUTO_DEPTH)]
     with torch.inference_mode(), nullcontext() if trace is None else handle.trace(trace):
         start = time.perf_counter()
         out = model(ids[:, :prefill], use_cache=True)
@@ -76,7 +78,7 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
             out = model(ids[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
             times.append(time.perf_counter() - start)
     after = handle.stats()
-    drive.append(drive_speed(handle.bundle, size, AUTO_DEPTH))
+    drive.append(bundle_speed(handle.bundle, manifest, size, AUTO_DEPTH))
     return summarise(asdict(before), asdict(after), times, statistics.mean(drive)) | {
         "prefill_tokens": prefill,
         "prefill_s": prefill_s,

@@ -15,9 +15,9 @@ from penstock.runtime.cli.bench import summarise
 from penstock.runtime.cli.generate import TOKENS, room_for, tokens_per_second
 from penstock.runtime.cli.main import app, main
 from penstock.runtime.cli.measure import peak_resident_bytes
-from penstock.runtime.cli.speeds import LARGEST_READ, read_size
 from penstock.runtime.config import Config
 from penstock.runtime.settings import OVERRIDES
+from penstock.runtime.speeds import LARGEST_READ, read_size
 from penstock.tiering.errors import PromptTooLong
 from penstock.tiering.units import GiB
 
@@ -96,6 +96,8 @@ def test_config_prints_a_file_that_reads_back(run, tmp_path):
     config = Config.load(tmp_path / "saved.toml")
     assert (config.memory.host, config.io.depth, config.store.path) == (3 * GiB, 4, tmp_path / "s")
     assert run("config", "--config", "saved.toml") == (0, out, "")
+    (tmp_path / "saved.toml").write_text(run("config", "--store-stripes", "a,/b", "--store-stripes", "c")[1])
+    assert Config.load(tmp_path / "saved.toml").store.stripes == (tmp_path / "a", Path("/b"), tmp_path / "c")
 
 
 def test_config_as_json_has_the_file_s_sections(run):

@@ -12,6 +12,7 @@ from ..errors import BundleCorrupt, BundleError, ReadError
 from ..progress import Progress, Quiet
 from ..units import PAGE, MiB
 from .manifest import Block, Manifest, parse
+from .stripes import absent
 
 _STEP = 8 * MiB
 """Bytes that ``verify`` holds at a time."""
@@ -35,7 +36,8 @@ class Bundle:
         """Open the bundle in ``folder``. ``direct`` as for DirectFile.
 
         Raises BundleError when there is none or it cannot be read, BundleVersionError when a newer penstock wrote it,
-        BundleCorrupt when the manifest is damaged or a data file is missing or truncated.
+        BundleCorrupt when the manifest is damaged or a data file is missing or truncated. A drive that is not there is
+        a BundleError: with it the bundle is whole.
         """
         folder = Path(folder).expanduser()
         path = folder / "manifest.json"
@@ -134,13 +136,16 @@ class Bundle:
 def _open_file(folder: Path, manifest: Manifest, number: int, direct: bool | None) -> DirectFile:
     """The data file, if it is as long as it should be."""
     expected = manifest.files[number]
-    path = folder / expected.name
+    place = manifest.places(folder)[expected.drive]
+    path = place / expected.name
     if Path(expected.name).name != expected.name:
         raise BundleCorrupt(f"{folder / 'manifest.json'} names {expected.name!r}, which is outside of the bundle")
     own = [block for block in manifest.blocks if block.extent.file == number]
     try:
         file = DirectFile(path, direct=direct)
     except FileNotFoundError:
+        if not place.is_dir():
+            raise absent(folder, place) from None
         raise BundleCorrupt(f"{path} is missing; delete the bundle and pack again") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be opened: {error.strerror}") from error

@@ -1,9 +1,9 @@
-"""The speeds that plan and bench compare with, measured beside them."""
+"""The speed of a drive for the reads of a model, measured: what blocks are dealt by, and predictions compared with."""
 
 from pathlib import Path
 
-from ...tiering.errors import ConfigError
-from ...tiering.units import PAGE, MiB, align_up
+from ..tiering.errors import ConfigError
+from ..tiering.units import PAGE, MiB, align_up
 
 LARGEST_READ = 8 * MiB
 
@@ -20,11 +20,16 @@ def drive_speed(folder: Path, size: int, depth: int, *, seconds: float = 0.5) ->
 
     ``folder`` need not exist yet: the nearest one above it that does has the same drive. Raises ConfigError.
     """
-    from ...kernels.machine import measure_drive
+    from ..kernels.machine import measure_drive
 
-    folder = next(place for place in (folder, *folder.parents) if place.is_dir())
+    folder = existing(folder)
     try:
         report = measure_drive(folder, sizes=(size,), depths=(depth,), seconds_each=seconds)
     except OSError as error:
         raise ConfigError(f"cannot measure the drive below {folder}: {error}; choose another with --store") from error
     return report.best.bytes_per_second
+
+
+def existing(folder: Path) -> Path:
+    """``folder``, or the nearest one above it that is there: it has the same drive."""
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
