@@ -23,7 +23,7 @@ class Bridge:
     """Compute threads call ``acquire`` and ``release``; for resident blocks this is one lock and some dictionary work,
     with no thread hop. Only reads cross over to the driver's loop."""
 
-    def __init__(self, planner: Planner, flash: Flash, memory: Memory, *, depth: int) -> None:
+    def __init__(self, planner: Planner, flash: Flash, memory: Memory) -> None:
         self._planner = planner
         self._lock = threading.RLock()
         self._busy = False
@@ -32,7 +32,7 @@ class Bridge:
         self._numbers = itertools.count()
         self._closed: str | None = None
         self._stall_seconds = 0.0
-        self._driver = Driver(flash, memory, self._post, depth=depth)
+        self._driver = Driver(flash, memory, self._post)
 
     def acquire(
         self, blocks: Sequence[BlockId], stream: int | None = None

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ...tiering.policy.placement import SizedBlock
+from ...tiering.policy.reads import streamed_lengths, typical_read
 from ...tiering.units import format_size
 from ..progress import shown
 from .console import print_json, print_table, quiet_libraries
@@ -15,7 +17,7 @@ from .generate import room_for
 from .measure import peak_resident_bytes
 from .opening import open_files, read_manifest
 from .options import Settings, Source
-from .speeds import drive_speed, read_size
+from .speeds import drive_speed
 
 PREFILL = 64
 """Tokens of the prompt."""
@@ -55,13 +57,11 @@ def command(
 def _measure(model: Any, prefill: int, steps: int) -> dict[str, Any]:
     import torch
 
-    from ..compose import AUTO_DEPTH
-
     handle = model.penstock
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (1, prefill + steps), generator=torch.Generator().manual_seed(0))
-    size = read_size(streamed_lengths(model))
-    drive = [drive_speed(handle.bundle, size, AUTO_DEPTH)]
+    size = typical_read(lengths_of(handle))
+    drive = [drive_speed(handle.bundle, size, handle.reading)]
     with torch.inference_mode():
         start = time.perf_counter()
         out = model(ids[:, :prefill], use_cache=True)
@@ -72,7 +72,7 @@ def _measure(model: Any, prefill: int, steps: int) -> dict[str, Any]:
             out = model(ids[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
             times.append(time.perf_counter() - start)
     after = handle.stats()
-    drive.append(drive_speed(handle.bundle, size, AUTO_DEPTH))
+    drive.append(drive_speed(handle.bundle, size, handle.reading))
     return summarise(asdict(before), asdict(after), times, statistics.mean(drive)) | {
         "prefill_tokens": prefill,
         "prefill_s": prefill_s,
@@ -83,13 +83,10 @@ def _measure(model: Any, prefill: int, steps: int) -> dict[str, Any]:
     }
 
 
-def streamed_lengths(model: Any) -> list[int]:
-    """Bytes of the blocks that are read while the model runs: its experts, else its streamed layers."""
-    handle = model.penstock
-    streamed = set(handle.placement.streamed)
+def lengths_of(handle: Any) -> list[int]:
+    """Bytes of the blocks that are read while the model runs."""
     blocks = read_manifest(handle.bundle).blocks
-    experts = [block.extent.length for block in blocks if block.id.kind == "expert"]
-    return experts or [block.extent.length for block in blocks if block.id in streamed]
+    return streamed_lengths([SizedBlock(b.id, b.extent.length, b.resident) for b in blocks], handle.placement)
 
 
 def summarise(

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from ...tiering.errors import BudgetTooSmall, BundleError
+from ...tiering.policy.reads import streamed_lengths, typical_read
 from ...tiering.units import format_size
 from .console import print_json, print_table, quiet_libraries
 from .opening import bundles_of, is_bundle, open_checkpoint, read_config, read_manifest
 from .options import Settings, Source
-from .speeds import drive_speed, read_size
+from .speeds import drive_speed, nearest
 
 
 def command(
@@ -29,7 +30,7 @@ def command(
     quiet_libraries()
     from ...kernels.machine import measure_memory
     from ...tiering.policy.cost import Speeds, predict
-    from ..compose import AUTO_DEPTH
+    from ..drive import kept_reading
 
     outline, packed = _outline(source, config.store.path)
     budget = config.host_budget(outline.total_bytes)
@@ -59,11 +60,9 @@ def command(
         notes.append(str(error))
         _print(report, None, settings)
         return
-    experts = [block.length for block in outline.blocks if block.id.kind == "expert"]
-    streamed = set(placement.streamed)
-    size = read_size(experts or [block.length for block in outline.blocks if block.id in streamed])
-    depth = AUTO_DEPTH if config.io.depth == "auto" else config.io.depth
-    speeds = Speeds(drive_speed(config.store.path, size, depth), measure_memory())
+    size = typical_read(streamed_lengths(outline.blocks, placement))
+    reading = kept_reading(nearest(config.store.path), config.io, block=size)
+    speeds = Speeds(drive_speed(config.store.path, size, reading), measure_memory())
     prediction = predict(outline.load(placement), speeds, prompt_tokens=prompt_tokens)
     report |= {
         "fits": needed <= free,
@@ -86,7 +85,7 @@ def command(
             "expert_count": placement.expert_count,
         },
     }
-    if experts and placement.expert_share < 1:
+    if placement.expert_count and placement.expert_share < 1:
         notes.append(
             "the hit ratio is an estimate without a trace of routing: the fraction of the experts that is cached"
         )
