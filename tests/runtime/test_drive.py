@@ -5,9 +5,12 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import penstock
 from penstock.kernels import backends, trial
 from penstock.kernels.reading import BackendUnavailable, Threads
 from penstock.kernels.trial import ReadRate
@@ -16,6 +19,7 @@ from penstock.runtime.settings import Io
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.policy.reads import UNMEASURED, Reading
 from penstock.tiering.units import PAGE, MiB
+from tests.runtime.test_exact import least_budget, logits
 
 RATES = [ReadRate(MiB, depth, 1e9 * depth) for depth in (1, 2, 4, 8)]
 
@@ -231,3 +235,43 @@ def test_a_store_in_memory_is_read_somehow(data: list[Path]) -> None:
             assert reading.backend in backends.usable(file)
     finally:
         copy.unlink(missing_ok=True)
+
+
+# --- a model --------------------------------------------------------------------------------------------------------
+
+
+def budget(folder: Path, store: Path) -> dict[str, Any]:
+    return {"store": store, "host_memory": least_budget(folder, store), "attn_implementation": "eager"}
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_every_backend_brings_the_same_bits(backend: str, tiny_moe_folder: Path, store: Path) -> None:
+    if backend == "io_uring" and backend not in backends.usable():
+        pytest.skip("io_uring cannot be used here")
+    with penstock.load(tiny_moe_folder, **budget(tiny_moe_folder, store)) as model:
+        expected = logits(model)
+    with penstock.load(tiny_moe_folder, io_backend=backend, **budget(tiny_moe_folder, store)) as model:
+        assert model.penstock.reading.backend == backend
+        assert all(map(torch.equal, logits(model), expected))
+        assert model.penstock.stats().flash_bytes_read > 0
+
+
+def test_auto_reads_through_the_page_cache_where_that_was_faster(tiny_moe_folder: Path, store: Path) -> None:
+    with penstock.load(tiny_moe_folder, **budget(tiny_moe_folder, store)) as model:
+        assert model.penstock.reading == UNMEASURED
+        expected, bundle = logits(model), model.penstock.bundle
+    slower = [dataclasses.replace(rate, bytes_per_second=rate.bytes_per_second / 2) for rate in RATES]
+    drivecache.keep(bundle, slower + [dataclasses.replace(rate, backend="buffered") for rate in RATES])
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with penstock.load(tiny_moe_folder, **budget(tiny_moe_folder, store)) as model:
+        assert model.penstock.reading == Reading("buffered", MiB, 8)
+        assert not model.penstock._engine.bundle.direct
+        assert all(map(torch.equal, logits(model), expected))
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_io_uring_asked_for_in_vain_is_one_clear_error(tiny_moe_folder: Path, store: Path, no_uring: None) -> None:
+    with pytest.raises(ConfigError, match=r"a test forbids it; write \[io\] backend"):
+        penstock.load(tiny_moe_folder, io_backend="io_uring", **budget(tiny_moe_folder, store))
+    with penstock.load(tiny_moe_folder, **budget(tiny_moe_folder, store)) as model:
+        assert model.penstock.reading.backend == "threads"
