@@ -96,7 +96,7 @@ class DirectFile:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self._descriptor = descriptor
         self._release = weakref.finalize(self, os.close, descriptor)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._readers = 0
         self._closed = False
         self.length = os.fstat(descriptor).st_size
@@ -109,9 +109,10 @@ class DirectFile:
         """
         buffers = _checked(segments)
         with self._lock:
+            self._readers += 1  # first: the garbage collector may close the file from this very thread
             if self._closed:
+                self.leave()
                 raise ValueError(f"{self.path} is closed")
-            self._readers += 1
         return Transfer(self, buffers, segments[0].offset if segments else 0)
 
     def read(self, segments: Sequence[Segment]) -> None:

@@ -1,8 +1,9 @@
 """Asynchronous scatter reads: one interface over the ways of reading a file, and the way with threads."""
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from .directio import DirectFile, Segment, Transfer
@@ -10,7 +11,15 @@ from .directio import DirectFile, Segment, Transfer
 Then = Callable[[Exception | None], None]
 """Takes the outcome of a read: None, or what went wrong."""
 
-_mark = threading.local()
+
+class _Here(threading.local):
+    """What the calling thread is doing."""
+
+    reader = False
+    submitting = 0
+
+
+_here = _Here()
 
 
 class BackendUnavailable(Exception):
@@ -36,36 +45,63 @@ class Reader(Protocol):
         """
 
     def close(self) -> None:
-        """Let what was submitted land, and stop. Idempotent; on a thread of a reader it does not wait for that."""
+        """Let what was submitted land, and stop. Idempotent; it waits for that where ``may_wait``."""
 
 
 class Threads:
-    """Reads with up to ``depth`` threads, each in one ``preadv`` at a time."""
+    """Reads with ``depth`` threads, each in one ``preadv`` at a time. Has to be closed."""
 
     def __init__(self, depth: int) -> None:
-        self._pool = ThreadPoolExecutor(depth, thread_name_prefix="penstock-io", initializer=mark_thread)
+        # May be taken again by the thread that has it: see ``may_wait``. An executor's may not.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting: deque[tuple[Transfer, Then]] = deque()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"penstock-io-{number}", daemon=True) for number in range(depth)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
         """As Reader.submit."""
         transfer = file.begin(segments)
-        try:
-            self._pool.submit(_perform, transfer, then)
-        except RuntimeError as error:
-            transfer.end()
-            raise ReaderClosed("this reader is closed") from error
+        with submitting(), self._changed:
+            if self._closed:
+                transfer.end()
+                raise ReaderClosed("this reader is closed")
+            self._waiting.append((transfer, then))
+            self._changed.notify()
 
     def close(self) -> None:
         """As Reader.close."""
-        self._pool.shutdown(wait=not on_reader_thread())
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if may_wait():
+            for thread in self._threads:
+                thread.join()
 
+    def _run(self) -> None:
+        mark_thread()
+        while self._turn():
+            pass
 
-def _perform(transfer: Transfer, then: Then) -> None:
-    problem: Exception | None = None
-    try:
-        transfer.read()
-    except Exception as error:  # handed to whoever asked
-        problem = error
-    deliver(then, problem)
+    def _turn(self) -> bool:
+        """Perform a read, as soon as there is one; False where there will be none."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if not self._waiting:
+                return False
+            transfer, then = self._waiting.popleft()
+        problem: Exception | None = None
+        try:
+            transfer.read()
+        except Exception as error:  # handed to whoever asked
+            problem = error
+        deliver(then, problem)
+        return True
 
 
 def deliver(then: Then, problem: Exception | None) -> None:
@@ -78,12 +114,22 @@ def deliver(then: Then, problem: Exception | None) -> None:
 
 def mark_thread() -> None:
     """The calling thread is one of a reader."""
-    _mark.reader = True
+    _here.reader = True
 
 
-def on_reader_thread() -> bool:
-    """Whether the calling thread is one of a reader, so that waiting for reads on it could wait for itself.
+@contextmanager
+def submitting() -> Iterator[None]:
+    """The calling thread is handing in a read, and has the reader's lock."""
+    _here.submitting += 1
+    try:
+        yield
+    finally:
+        _here.submitting -= 1
 
-    The garbage collector may run on any thread, and close from there what nobody uses any more.
+
+def may_wait() -> bool:
+    """Whether the calling thread may wait for reads to land; one of a reader, or one inside ``submit``, must not.
+
+    The garbage collector runs wherever it likes, also in the middle of those, and closes what nobody uses any more.
     """
-    return getattr(_mark, "reader", False)
+    return not (_here.reader or _here.submitting)

@@ -1,4 +1,4 @@
-"""Asynchronous reads through io_uring: one ring, to which any thread submits, and one thread that reaps."""
+"""Asynchronous reads through io_uring: one ring, and one thread that hands the kernel reads and takes them back."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .directio import PAGE, DirectFile, Segment, Transfer
-from .reading import BackendUnavailable, ReaderClosed, Then, deliver, mark_thread, on_reader_thread
+from .reading import BackendUnavailable, ReaderClosed, Then, deliver, mark_thread, may_wait, submitting
 
 _WHY = {
     errno.EPERM: "the kernel or a sandbox forbids it (see sysctl kernel.io_uring_disabled)",
@@ -20,7 +20,7 @@ _WHY = {
     errno.EMFILE: "too many files are open (see ulimit -n)",
 }
 _AGAIN = (errno.EINTR, errno.EAGAIN)
-_RETRY_MS = 5
+_RETRY_MS, _LOOK_MS = 5, 100
 
 
 class _Flight(NamedTuple):
@@ -34,16 +34,19 @@ class _Flight(NamedTuple):
 class Uring:
     """Reads with up to ``depth`` of them in the kernel at a time. Has to be closed. As Reader.
 
-    No call of liburing lets other Python threads run meanwhile, so none is used here that can wait: completions are
-    signalled through an eventfd. Buffers are not registered: with megabyte reads into huge pages that gains nothing,
-    and registered pages would no longer be the process's own once their arena gives memory back to the system.
+    The reader's own thread hands everything to the kernel, which ends a thread's reads with the thread: callers come
+    and go. No call of liburing lets other Python threads run meanwhile, so none is used here that can wait: an eventfd
+    tells of completions, and of reads that were submitted.
+
+    Buffers are not registered: with megabyte reads into huge pages that gains nothing, and registered pages would no
+    longer be the process's own once their arena gives memory back to the system.
     """
 
     def __init__(self, depth: int) -> None:
         """Raises BackendUnavailable where io_uring is forbidden or the liburing package is absent."""
         self._api = _liburing()
         self._ring, self._depth = self._api.Ring(), depth
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # may be taken again by the thread that has it: see ``may_wait``
         self._waiting: deque[tuple[Transfer, Then]] = deque()
         self._flights: dict[int, _Flight] = {}
         self._next = 0
@@ -65,14 +68,12 @@ class Uring:
     def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
         """As Reader.submit."""
         transfer = file.begin(segments)
-        with self._lock:
+        with submitting(), self._lock:
             if self._closed:
                 transfer.end()
                 raise ReaderClosed("this reader is closed")
             self._waiting.append((transfer, then))
-            self._issue()
-            if self._stuck or not transfer.left:
-                os.eventfd_write(self._signal, 1)
+            os.eventfd_write(self._signal, 1)
 
     def close(self) -> None:
         """As Reader.close."""
@@ -80,10 +81,36 @@ class Uring:
             self._closed = True
             if not self._gone:
                 os.eventfd_write(self._signal, 1)
-        if not on_reader_thread():
+        if may_wait():
             self._thread.join()
 
-    # --- under the lock ---------------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        mark_thread()
+        poll = select.poll()
+        poll.register(self._signal, select.POLLIN)
+        while not self._gone:
+            # With reads in the kernel it looks now and then by itself: a signal that got lost must not hold them up.
+            if poll.poll(_RETRY_MS if self._stuck else _LOOK_MS if self._flights else None):
+                os.eventfd_read(self._signal)
+            self._turn()
+
+    def _turn(self) -> None:
+        """Take back what has landed, hand over what waits, and end where that was all."""
+        with self._lock:
+            landed = self._reap()
+            while self._waiting and not self._waiting[0][0].left:
+                landed.append((*self._waiting.popleft(), None))
+            self._issue()
+        for transfer, then, problem in landed:
+            transfer.end()
+            deliver(then, problem)
+        with self._lock:
+            if self._closed and not self._flights and not self._waiting:
+                self._gone = True
+                self._api.io_uring_queue_exit(self._ring)
+                os.close(self._signal)
+
+    # --- the thread, under the lock ---------------------------------------------------------------------------------
 
     def _issue(self) -> None:
         """Hand the kernel what waits, as far as the depth allows."""
@@ -102,7 +129,7 @@ class Uring:
         entry.user_data = number
 
     def _enter(self) -> None:
-        """Tell the kernel of the pieces that are queued. Where it has no room for them now, the reaper tries again."""
+        """Tell the kernel of the pieces that are queued. Where it has no room for them now, it is asked again soon."""
         self._stuck = False
         while self._api.io_uring_sq_ready(self._ring):
             try:
@@ -114,30 +141,6 @@ class Uring:
                 self._stuck = True
             if self._stuck:
                 return
-
-    # --- the thread -------------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        mark_thread()
-        poll = select.poll()
-        poll.register(self._signal, select.POLLIN)
-        while True:
-            if poll.poll(_RETRY_MS if self._stuck else None):
-                os.eventfd_read(self._signal)
-            with self._lock:
-                landed = self._reap()
-                while self._waiting and not self._waiting[0][0].left:
-                    landed.append((*self._waiting.popleft(), None))
-                self._issue()
-            for transfer, then, problem in landed:
-                transfer.end()
-                deliver(then, problem)
-            with self._lock:
-                if self._closed and not self._flights and not self._waiting:
-                    self._gone = True
-                    self._api.io_uring_queue_exit(self._ring)
-                    os.close(self._signal)
-                    return
 
     def _reap(self) -> list[tuple[Transfer, Then, Exception | None]]:
         """The reads that have come to their end. Of the others, the next piece is queued."""

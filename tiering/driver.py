@@ -5,7 +5,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from ..kernels.reading import on_reader_thread
+from ..kernels.reading import may_wait
 from .events import Event, Read, ReadDone, ReadFailed
 from .ports import Flash, Memory
 
@@ -40,7 +40,7 @@ class Driver:
         """
         with contextlib.suppress(RuntimeError):  # the loop is closed: somebody was here before
             self._loop.call_soon_threadsafe(self._reads.put_nowait, None)
-        if threading.current_thread() is not self._thread and not on_reader_thread():
+        if threading.current_thread() is not self._thread and may_wait():
             self._thread.join()
 
     def _run(self) -> None:

@@ -1,5 +1,6 @@
 """The contract of asynchronous reads, for every backend: right bytes, right errors, one answer each, no hang."""
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -10,16 +11,18 @@ import random
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from penstock.kernels import directio, uring
+from penstock.kernels import directio, reading, uring
 from penstock.kernels.arena import Arena
 from penstock.kernels.backends import open_reader, usable
 from penstock.kernels.directio import PAGE, DirectFile, Segment, ShortRead
-from penstock.kernels.reading import BackendUnavailable, Reader, ReaderClosed, Threads, on_reader_thread
+from penstock.kernels.reading import BackendUnavailable, Reader, ReaderClosed, Threads, may_wait, submitting
 from penstock.kernels.uring import Uring
 
 from ..backends import BACKENDS, Backend
@@ -36,7 +39,7 @@ class Outcome:
         self.on_reader_thread = False
 
     def __call__(self, problem: Exception | None) -> None:
-        self.on_reader_thread = on_reader_thread()
+        self.on_reader_thread = not may_wait()
         self._answers.put(problem)
 
     def __bool__(self) -> bool:
@@ -352,6 +355,61 @@ def test_close_from_its_own_thread(backend: Backend, file: DirectFile) -> None:
     reader.submit(file, [], then)
     assert closed.wait(SOON)
     reader.close()
+
+
+def test_a_read_outlives_the_thread_that_submitted_it(reader: Reader, file: DirectFile, content: bytes) -> None:
+    reads = []
+    for number in range(32):
+        segments, outcome = segments_of(Arena(8 * PAGE), number * 8 * PAGE, [8]), Outcome()
+        submitter = threading.Thread(target=reader.submit, args=(file, segments, outcome), daemon=True)
+        submitter.start()
+        submitter.join(SOON)
+        reads.append((number * 8 * PAGE, segments, outcome))
+    for offset, segments, outcome in reads:
+        assert outcome.get() is None
+        assert joined(segments) == content[offset : offset + 8 * PAGE]
+
+
+def test_close_in_the_middle_of_submit(
+    backend: Backend, file: DirectFile, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the garbage collector does it: what is handed in lands or is refused, and nobody waits for himself."""
+    for moment in ("before", "after"):
+        reader, real = backend.make(1), submitting
+
+        @contextlib.contextmanager
+        def closing(reader: Reader = reader, moment: str = moment, real: Any = real) -> Iterator[None]:
+            with real(), reader._lock:  # type: ignore[attr-defined]
+                if moment == "before":
+                    reader.close()
+                yield
+                if moment == "after":
+                    reader.close()
+
+        for module in (reading, uring):
+            monkeypatch.setattr(module, "submitting", closing)
+        segments, outcome = segments_of(Arena(PAGE), 0, [1]), Outcome()
+        if moment == "before":
+            with pytest.raises(ReaderClosed):
+                reader.submit(file, segments, outcome)
+        else:
+            reader.submit(file, segments, outcome)
+            assert outcome.get() is None
+            assert joined(segments) == content[:PAGE]
+        monkeypatch.undo()
+        reader.close()
+
+
+def test_an_idle_reader_keeps_nothing(reader: Reader, data_file: Path) -> None:
+    arena, outcome, gone = Arena(PAGE), Outcome(), threading.Event()
+    with DirectFile(data_file) as file:
+        reader.submit(file, [Segment(0, arena.view(0, PAGE))], outcome)
+        assert outcome.get() is None
+    watch = weakref.ref(arena._map, lambda _: gone.set())
+    arena.close()
+    gc.collect()
+    assert gone.wait(SOON)
+    assert watch() is None
 
 
 def test_the_memory_lives_until_the_read_has_landed(reader: Reader, file: DirectFile) -> None:
