@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .directio import PAGE, DirectFile, Segment, Transfer
+from .iovecs import Iovecs
 from .reading import BackendUnavailable, ReaderClosed, Then, deliver, mark_thread, may_wait, submitting
 
 _WHY = {
@@ -45,6 +46,7 @@ class Uring:
     def __init__(self, depth: int) -> None:
         """Raises BackendUnavailable where io_uring is forbidden or the liburing package is absent."""
         self._api = _liburing()
+        self._vector = Iovecs(self._api)
         self._ring, self._depth = self._api.Ring(), depth
         self._lock = threading.RLock()  # may be taken again by the thread that has it: see ``may_wait``
         self._waiting: deque[tuple[Transfer, Then]] = deque()
@@ -122,7 +124,7 @@ class Uring:
         """Queue the next piece of ``transfer`` for the kernel."""
         buffers, offset = transfer.rest()
         number, self._next = self._next, self._next + 1
-        flight = self._flights[number] = _Flight(transfer, then, self._api.Iovec(buffers))
+        flight = self._flights[number] = _Flight(transfer, then, self._vector(buffers))
         # There is room: the ring has as many entries as there are flights, and each has one piece in it at most.
         entry = self._api.io_uring_get_sqe(self._ring)
         self._api.io_uring_prep_readv(entry, transfer.file.descriptor, flight.vector, offset, 0)

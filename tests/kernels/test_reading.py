@@ -412,6 +412,23 @@ def test_an_idle_reader_keeps_nothing(reader: Reader, data_file: Path) -> None:
     assert watch() is None
 
 
+def test_no_buffer_is_kept_after_a_read(reader: Reader, file: DirectFile) -> None:
+    """And none is released that somebody still has: a view counts its buffers, and cannot go while one is taken."""
+    view = Arena(2 * PAGE).view(0, 2 * PAGE)
+    own = memoryview(view)
+    count = sys.getrefcount(view)
+    for _ in range(20):
+        reader.submit(file, [Segment(0, view[:PAGE]), Segment(PAGE, view[PAGE:])], outcome := Outcome())
+        assert outcome.get() is None
+        reader.submit(file, [Segment(0, view)], outcome := Outcome())
+        assert outcome.get() is None
+    reader.close()
+    gc.collect()
+    assert sys.getrefcount(view) == count
+    own.release()
+    view.release()
+
+
 def test_the_memory_lives_until_the_read_has_landed(reader: Reader, file: DirectFile) -> None:
     outcomes = [Outcome() for _ in range(50)]
     for outcome in outcomes:
