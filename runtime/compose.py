@@ -291,7 +291,7 @@ def _own_tensors(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, t
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     bare = placeholder(tensor.dtype, tuple(tensor.shape))
-    return nn.Parameter(bare, requires_grad=False) if isinstance(tensor, nn.Parameter) else bare
+    return nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
 
 
 def _streamed_class(base: type[Any]) -> type[Any]:

@@ -1,6 +1,7 @@
 """What happens to the planner (events) and what it wants done about it (actions)."""
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from .units import BlockId, Extent
@@ -48,10 +49,23 @@ class Acquire:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A stream gives back one lease on ``block``."""
+    """A stream gives back one lease on each of ``blocks``."""
 
     stream: Stream
-    block: BlockId
+    blocks: tuple[BlockId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """What a stream will ask for next, soonest first: ``certain``, then ``guessed``. Takes the place of the last one.
+
+    The guess took ``seconds`` to make.
+    """
+
+    stream: Stream
+    certain: tuple[BlockId, ...]
+    guessed: tuple[BlockId, ...]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +90,13 @@ class ReadFailed:
     error: Exception
 
 
-Event = Begin | End | Acquire | Release | Cancel | ReadDone | ReadFailed
+Event = Begin | End | Acquire | Release | Expect | Cancel | ReadDone | ReadFailed
 
 
 # --- actions --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """``block`` is leased to the owner of ``ticket`` and lies in ``slot``."""
 
     ticket: int
@@ -110,11 +123,24 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read ``parts``, neighbours on flash, at once; ``demand`` says that somebody waits for one of them."""
+    """Read ``parts``, neighbours on flash, at once."""
 
     read: int
     parts: tuple[Part, ...]
-    demand: bool
+    purpose: "Purpose"
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(part.extent.length for part in self.parts)
+
+
+class Purpose(Enum):
+    """Why a read is made: somebody waits for it, it will certainly be wanted, or it was guessed."""
+
+    DEMAND = "demand"
+    CERTAIN = "certain"
+    GUESS = "guess"
 
 
 Action = Grant | Refuse | Read
