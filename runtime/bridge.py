@@ -28,7 +28,7 @@ class Bridge:
     """Compute threads call ``acquire`` and ``release``; for resident blocks this is one lock and some dictionary work,
     with no thread hop. Only reads cross over to the driver's loop."""
 
-    def __init__(self, planner: Planner, flash: Flash, memory: Memory, *, depth: int) -> None:
+    def __init__(self, planner: Planner, flash: Flash, memory: Memory) -> None:
         self._planner = planner
         self._lock = threading.RLock()
         self._busy = False
@@ -38,7 +38,7 @@ class Bridge:
         self._closed: str | None = None
         self._stall_seconds = 0.0
         self.recorder: Recorder | None = None  # who takes notes, if anybody does
-        self._driver = Driver(flash, memory, self._landed, depth=depth)
+        self._driver = Driver(flash, memory, self._landed)
 
     def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> "Leases":
         """Lease ``blocks`` for the calling thread, or for ``stream``; they are taken from the result as they arrive.

@@ -13,9 +13,11 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..kernels import backends
 from ..kernels.heap import bound_kernel_caches
 from ..tiering.errors import BundleError, CheckpointError, Closed, ConfigError, PenstockError
 from ..tiering.policy.placement import Placement, SizedBlock, place
+from ..tiering.policy.reads import Reading, streamed_lengths, typical_read
 from ..tiering.progress import Progress
 from ..tiering.store.manifest import Block, Manifest
 from ..tiering.store.reader import Bundle
@@ -28,13 +30,11 @@ from .metrics import Stats
 from .model import attach
 from .pack import pack, pack_model
 from .progress import shown
+from .reading import reading_of
 from .rows import row_readable
 from .settings import OVERRIDES
 from .skeleton import skeleton
 from .trace import Trace
-
-AUTO_DEPTH = 4
-"""Reads in flight for ``depth = "auto"``: where megabyte reads saturate laptop and cloud drives alike."""
 
 
 class Handle:
@@ -54,6 +54,11 @@ class Handle:
     def bundle(self) -> Path:
         """The folder of the bundle that the weights come from."""
         return self._engine.bundle.folder
+
+    @property
+    def reading(self) -> Reading:
+        """How the drive is read."""
+        return self._engine.reading
 
     def stats(self) -> Stats:
         """Counts, bytes and seconds since the model was loaded."""
@@ -237,8 +242,12 @@ def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress:
     placement = place(blocks, budget, embeddings=embeddings(model, bundle.manifest.blocks, bundle.manifest.tied))
     if settings.compute.threads != "auto":
         torch.set_num_threads(settings.compute.threads)
-    depth = AUTO_DEPTH if settings.io.depth == "auto" else settings.io.depth
-    engine = Engine(bundle, placement, eviction=settings.experts.eviction, depth=depth)
+    reading = reading_of(bundle.paths, settings.io, block=typical_read(streamed_lengths(blocks, placement)))
+    if bundle.direct and backends.directness(reading.backend) is False:
+        bundle.close()
+        bundle = Bundle.open(bundle.folder, direct=False)
+    with _closed_on_error(bundle):
+        engine = Engine(bundle, placement, eviction=settings.experts.eviction, reading=reading)
     try:
         engine.load(progress)
         _move_out(model, bundle.manifest)  # not before: until here, an error leaves a wrapped model as it was

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..tiering.policy.reads import UNMEASURED, Reading, typical_read
 from ..tiering.store import journal
 from ..tiering.store.folder import PARTIAL
 from ..tiering.store.manifest import Drive, Manifest
 from ..tiering.store.stripes import absent, drive_under, part_of, remove
 from ..tiering.units import PAGE
-from .speeds import drive_speed, existing, read_size
-
-DEPTH = 4
-"""Reads in flight on a drive while it is measured."""
+from .speeds import drive_speed, existing
 
 _SECONDS = 0.25
 
@@ -30,22 +28,22 @@ def drives_for(target: Path, stripes: Sequence[Path], lengths: Sequence[int], *,
         return begun
     journal.end(partial)
     remove(target, [drive.folder for drive in begun if drive.folder not in ("", *folders)])
-    size = max(PAGE, min(read_size(list(lengths)), memory // DEPTH // PAGE * PAGE))
+    size = max(PAGE, min(typical_read(lengths), memory // UNMEASURED.depth // PAGE * PAGE))
     places = [target.parent, *stripes] if stripes else []
     return tuple(
-        Drive(folder, max(1, round(drive_speed(place, size, DEPTH, seconds=_SECONDS))))
+        Drive(folder, max(1, round(drive_speed(place, size, UNMEASURED, seconds=_SECONDS))))
         for folder, place in zip(folders, places, strict=True)
     )
 
 
-def bundle_speed(bundle: Path, manifest: Manifest, size: int, depth: int) -> float:
-    """Bytes per second of the drives of ``bundle``, measured with reads of ``size`` bytes, ``depth`` at a time on each,
+def bundle_speed(bundle: Path, manifest: Manifest, size: int, reading: Reading) -> float:
+    """Bytes per second of the drives of ``bundle``, read in ``size`` bytes as ``reading`` says,
     while each delivers its share. Raises BundleError when a drive is not there, ConfigError when one fails."""
     places = manifest.places(bundle)
     for place, share in zip(places, manifest.drive_bytes, strict=True):
         if share and not place.is_dir():
             raise absent(bundle, place)
-    return together(places, [drive_speed(place, size, depth) for place in places], manifest.drive_bytes)
+    return together(places, [drive_speed(place, size, reading) for place in places], manifest.drive_bytes)
 
 
 def together(places: Sequence[Path], speeds: Sequence[float], shares: Sequence[float]) -> float:

@@ -1,7 +1,6 @@
 """The engine of one loaded model: bundle, arena, planner and driver, built from a placement and taken down again."""
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,47 +9,36 @@ from torch import nn
 from ..kernels.arena import Arena
 from ..kernels.heap import trim
 from ..tiering.errors import TraceError
-from ..tiering.events import Part, Slot
+from ..tiering.events import Slot
 from ..tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
 from ..tiering.policy.cycle import Cycle
 from ..tiering.policy.eviction import EVICTION
 from ..tiering.policy.placement import Placement
+from ..tiering.policy.reads import Reading
 from ..tiering.progress import Progress
 from ..tiering.residency import Residency
-from ..tiering.store.manifest import Block
+from ..tiering.store.flash import BundleFlash
 from ..tiering.store.reader import Bundle
-from ..tiering.units import BlockId, MiB
+from ..tiering.units import BlockId
 from .bridge import HOUSE, Bridge
 from .metrics import Stats, hit_ratio
+from .reading import open_reader
 from .rows import RowReader
 from .trace import Trace
-
-READ_LIMIT = 8 * MiB
-"""Neighbouring blocks join into reads of at most this many bytes: past it, drives gain nothing more."""
 
 _PROMPT = 16
 """Tokens above which a forward leaves enough on the heap to be worth giving back."""
 
 
-class _BundleFlash:
-    """The bundle as the planner's flash: parts name blocks, the bundle checks them."""
-
-    def __init__(self, bundle: Bundle, blocks: dict[BlockId, Block]) -> None:
-        self._bundle, self._blocks = bundle, blocks
-
-    def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
-        self._bundle.read([self._blocks[part.block] for part in parts], into)
-
-
 class Engine:
     """Weights of one model under one budget. Thread-safe; ``close`` is idempotent."""
 
-    def __init__(self, bundle: Bundle, placement: Placement, *, eviction: str, depth: int) -> None:
-        """``eviction`` is a name in EVICTION; ``depth`` the most reads in flight on each drive.
+    def __init__(self, bundle: Bundle, placement: Placement, *, eviction: str, reading: Reading) -> None:
+        """``eviction`` is a name in EVICTION; ``reading`` says how reads are made on each drive.
 
-        Nothing is read before ``load``.
+        Nothing is read before ``load``. Raises ConfigError where this machine cannot read so.
         """
-        self.bundle, self.placement = bundle, placement
+        self.bundle, self.placement, self.reading = bundle, placement, reading
         self.blocks = {block.id: block for block in bundle.manifest.blocks}
         pinned = set(placement.resident) | set(placement.pinned)
         residency = Residency(
@@ -70,11 +58,12 @@ class Engine:
             homes,
             cycle=Cycle(placement.streamed),
             experts=EVICTION[eviction](),
-            depth=depth,
-            read_limit=READ_LIMIT,
+            depth=reading.depth,
+            read_limit=reading.size,
             drives=drives,
         )
-        self.bridge = Bridge(planner, _BundleFlash(bundle, self.blocks), self.arena, depth=depth * drives)
+        self._reader = open_reader(reading, drives)
+        self.bridge = Bridge(planner, BundleFlash(bundle, self._reader), self.arena)
         self.rows = {block: RowReader(bundle, self.blocks[block]) for block in placement.by_row}
         self.pinned: dict[BlockId, Slot] = {}
         self._lock = threading.Lock()
@@ -155,6 +144,7 @@ class Engine:
         Raises TraceError, when all else is done, if the trace cannot be written.
         """
         self.bridge.close()
+        self._reader.close()
         self.arena.close()
         for reader in self.rows.values():
             reader.close()

@@ -146,11 +146,11 @@ class Experts(_Section):
 
 
 class Io(_Section):
-    backend: Literal["auto", "direct", "buffered"] = Field(
+    backend: Literal["auto", "io_uring", "threads", "buffered"] = Field(
         default="auto",
-        description='"direct" reads past the page cache, "buffered" through it; "auto" is direct where possible.',
+        description='"io_uring" and "threads" read past the page cache, "buffered" through it; "auto" is the fastest.',
     )
-    depth: Count = Field(default="auto", description='Reads in flight at once, or "auto".')
+    depth: Count = Field(default="auto", description='Reads in flight at once; "auto" is the fewest that suffice.')
 
 
 class Compute(_Section):

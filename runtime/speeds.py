@@ -3,20 +3,11 @@
 from pathlib import Path
 
 from ..tiering.errors import ConfigError
-from ..tiering.units import PAGE, MiB, align_up
-
-LARGEST_READ = 8 * MiB
+from ..tiering.policy.reads import Reading
 
 
-def read_size(lengths: list[int]) -> int:
-    """The read that stands for reads of blocks of these lengths: their mean, in whole pages, as far as reads go."""
-    if not lengths:
-        return MiB
-    return min(LARGEST_READ, max(PAGE, align_up(sum(lengths) // len(lengths))))
-
-
-def drive_speed(folder: Path, size: int, depth: int, *, seconds: float = 0.5) -> float:
-    """Bytes per second of reads of ``size`` bytes, ``depth`` at a time, from the drive below ``folder``.
+def drive_speed(folder: Path, size: int, reading: Reading, *, seconds: float = 0.5) -> float:
+    """Bytes per second of reads of ``size`` bytes, made as ``reading`` says, from the drive below ``folder``.
 
     ``folder`` need not exist yet: the nearest one above it that does has the same drive. Raises ConfigError.
     """
@@ -24,7 +15,9 @@ def drive_speed(folder: Path, size: int, depth: int, *, seconds: float = 0.5) ->
 
     folder = existing(folder)
     try:
-        report = measure_drive(folder, sizes=(size,), depths=(depth,), seconds_each=seconds)
+        report = measure_drive(
+            folder, sizes=(size,), depths=(reading.depth,), backends=(reading.backend,), seconds_each=seconds
+        )
     except OSError as error:
         raise ConfigError(f"cannot measure the drive below {folder}: {error}; choose another with --store") from error
     return report.best.bytes_per_second

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
+from ..kernels.reading import may_wait
 from .events import Event, Read, ReadDone, ReadFailed
 from .ports import Flash, Memory
 
@@ -13,14 +13,14 @@ from .ports import Flash, Memory
 class Driver:
     """``submit`` may be called from any thread; ``post`` is called on the loop's thread with each completion.
 
-    The planner bounds the number of reads in flight, so every read gets a thread of the pool at once.
+    The planner bounds the number of reads in flight, so every read is handed to the flash at once. A read is never
+    cancelled: the drive would go on writing into its slot.
     """
 
-    def __init__(self, flash: Flash, memory: Memory, post: Callable[[Event], None], *, depth: int) -> None:
+    def __init__(self, flash: Flash, memory: Memory, post: Callable[[Event], None]) -> None:
         self._flash, self._memory, self._post = flash, memory, post
-        self._own: set[int] = set()  # this driver's threads
-        self._pool = ThreadPoolExecutor(depth, thread_name_prefix="penstock-io", initializer=self._enlist)
         self._reads: asyncio.Queue[Read | None] = asyncio.Queue()
+        self._bug: BaseException | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="penstock-driver", daemon=True)
         self._thread.start()
@@ -35,23 +35,19 @@ class Driver:
     def close(self) -> None:
         """Let the reads in flight land (they write into the arena), then stop. Idempotent, from any thread.
 
-        The garbage collector may call it from one of our own, which then only asks for the end and does not wait.
+        The garbage collector may call it from this driver's thread or from one that performs reads, which then only
+        asks for the end and does not wait.
         """
         with contextlib.suppress(RuntimeError):  # the loop is closed: somebody was here before
             self._loop.call_soon_threadsafe(self._reads.put_nowait, None)
-        if threading.get_ident() not in self._own:
+        if threading.current_thread() is not self._thread and may_wait():
             self._thread.join()
 
-    def _enlist(self) -> None:
-        self._own.add(threading.get_ident())
-
     def _run(self) -> None:
-        self._enlist()
-        try:
-            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                runner.run(self._serve())
-        finally:
-            self._pool.shutdown()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+        if self._bug is not None:
+            raise self._bug
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -62,8 +58,12 @@ class Driver:
         event: Event
         try:
             into = [self._memory.view(part.slot.offset, part.slot.length) for part in read.parts]
-            await self._loop.run_in_executor(self._pool, self._flash.read, read.parts, into)
+            await self._flash.read(read.parts, into)
             event = ReadDone(read.read)
         except Exception as error:  # handed to whoever waits for the blocks
             event = ReadFailed(read.read, error)
-        self._post(event)
+        try:
+            self._post(event)
+        except BaseException as bug:  # kept back: raised here, it would cancel the other reads
+            self._bug = self._bug or bug
+            self._reads.put_nowait(None)

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from ...tiering.errors import BudgetTooSmall, BundleError
+from ...tiering.policy.reads import streamed_lengths, typical_read
 from ...tiering.store.folder import size_of
 from ...tiering.store.stripes import parts_of
 from ...tiering.units import format_size
 from ..drives import bundle_speed, together
-from ..speeds import drive_speed, existing, read_size
+from ..speeds import drive_speed, existing
 from .console import print_json, print_table, quiet_libraries
 from .opening import bundles_of, is_bundle, open_checkpoint, read_config, read_manifest
 from .options import Settings, Source
@@ -33,7 +34,7 @@ def command(
     quiet_libraries()
     from ...kernels.machine import measure_memory
     from ...tiering.policy.cost import Speeds, predict
-    from ..compose import AUTO_DEPTH
+    from ..reading import kept_reading
 
     outline, bundle = _outline(source, config.store.path)
     budget = config.host_budget(outline.total_bytes)
@@ -64,14 +65,12 @@ def command(
         notes.append(str(error))
         _print(report, None, settings)
         return
-    experts = [block.length for block in outline.blocks if block.id.kind == "expert"]
-    streamed = set(placement.streamed)
-    size = read_size(experts or [block.length for block in outline.blocks if block.id in streamed])
-    depth = AUTO_DEPTH if config.io.depth == "auto" else config.io.depth
+    size = typical_read(streamed_lengths(outline.blocks, placement))
+    reading = kept_reading(existing(config.store.path), config.io, block=size)
     if bundle:
-        flash = bundle_speed(bundle, read_manifest(bundle), size, depth)
+        flash = bundle_speed(bundle, read_manifest(bundle), size, reading)
     else:
-        each = [drive_speed(place, size, depth) for place in places]
+        each = [drive_speed(place, size, reading) for place in places]
         flash = together(places, each, each)  # as packing would deal
         free = report["flash_free"] = flash_free(places, config.flash_limit, each)
         if needed > free and not notes:
@@ -99,7 +98,7 @@ def command(
             "expert_count": placement.expert_count,
         },
     }
-    if experts and placement.expert_share < 1:
+    if placement.expert_count and placement.expert_share < 1:
         notes.append(
             "the hit ratio is an estimate without a trace of routing: the fraction of the experts that is cached"
         )
