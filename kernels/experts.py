@@ -1,6 +1,6 @@
 """The products of some tokens with some experts, in the operations and the order of transformers' eager experts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,9 @@ from .products import MOST_ROWS, Products, products
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 _AT_ONCE = 32768  # elements that torch's elementwise operations share out over threads, and then round otherwise
+_ROUND = 16
+_ROUNDED: dict[Hashable, bool] = {}
+"""For kinds and shapes of experts and numbers of rows: whether empty rows leave the bits of the others alone."""
 
 
 class Expert(NamedTuple):
@@ -48,7 +51,7 @@ def expert_products(
             yield positions, _several([states[position] for position in positions], several, up, down, recipe)
             continue
         for position in positions:
-            yield [position], expert_product(states[position], experts[position], recipe)[None]
+            yield [position], _rounded(states[position], experts[position], recipe)[None]
 
 
 def expert_product(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
@@ -56,6 +59,29 @@ def expert_product(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch
     inner = recipe.activation(_linear(state, expert.up, expert.up_bias, recipe.transposed))
     out = _linear(inner, expert.down, expert.down_bias, recipe.transposed)
     return out if recipe.post is None else recipe.post(out)
+
+
+def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
+    """``expert_product`` with empty rows up to a round number, where that gives the same bits.
+
+    The library under torch compiles a kernel for every number of rows, and a prompt gives every expert another one.
+    Whether empty rows change the others is found out for each number of rows when it first comes up.
+    """
+    rows = len(state)
+    missing = -rows % _ROUND
+    if not missing or rows <= MOST_ROWS:
+        return expert_product(state, expert, recipe)
+    kind = getattr(recipe.activation, "__func__", recipe.activation)
+    key = rows, kind, recipe.transposed, expert.up.dtype, expert.up.shape, expert.down.shape, torch.get_num_threads()
+    equal = _ROUNDED.get(key)
+    if equal is False:
+        return expert_product(state, expert, recipe)
+    out = expert_product(functional.pad(state, (0, 0, 0, missing)), expert, recipe)[:rows]
+    if equal is None:
+        exact = expert_product(state, expert, recipe)
+        _ROUNDED[key] = torch.equal(out, exact)
+        return exact
+    return out
 
 
 def _linear(state: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool) -> torch.Tensor:

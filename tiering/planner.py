@@ -171,11 +171,8 @@ class Planner:
         ticket = _Ticket(event.stream)
         expected = self._expected.get(event.stream, {})
         for block in event.blocks:
-            if expected.pop(block, None) and block in self._on_trust:
-                self._on_trust.remove(block)
-                size = self._homes[block].extent.length
-                self.counters.guess_bytes_used += size
-                self.speculation.came_true(size)
+            if expected.pop(block, None):
+                self._came_true(block)
             region = self._homes[block].region
             slot = self.residency.slot(block)
             if region == STREAM:
@@ -197,20 +194,30 @@ class Planner:
             self._crowded.update(n for n, read in self._in_flight.items() if read.purpose is Purpose.GUESS)
 
     def _expect(self, event: Expect) -> None:
-        self._forgo(event.stream)
         self.speculation.made(event.seconds)
-        expected = dict.fromkeys(event.certain, Purpose.CERTAIN) | dict.fromkeys(
-            (block for block in event.guessed if block not in event.certain), Purpose.GUESS
+        for block in event.certain:
+            self._came_true(block)
+        self._expect_instead(
+            event.stream, dict.fromkeys(event.guessed, Purpose.GUESS) | dict.fromkeys(event.certain, Purpose.CERTAIN)
         )
-        if expected:
-            self._expected[event.stream] = expected
 
-    def _forgo(self, stream: Stream) -> None:
-        """What ``stream`` expected and has not asked for is not expected any more."""
-        for block in self._expected.pop(stream, ()):
+    def _expect_instead(self, stream: Stream, blocks: dict[BlockId, Purpose]) -> None:
+        """``stream`` expects ``blocks``, and nothing else any more."""
+        before = self._expected.pop(stream, {})
+        if blocks:
+            self._expected[stream] = blocks
+        for block in before:
             if block in self._on_trust and not self._awaited(block):
                 self._on_trust.remove(block)
                 self.speculation.failed(self._homes[block].extent.length)
+
+    def _came_true(self, block: BlockId) -> None:
+        """``block`` is wanted; perhaps it was read because somebody guessed so."""
+        if block in self._on_trust:
+            self._on_trust.remove(block)
+            size = self._homes[block].extent.length
+            self.counters.guess_bytes_used += size
+            self.speculation.came_true(size)
 
     def _awaited(self, block: BlockId) -> bool:
         return any(block in expected for expected in self._expected.values())
@@ -243,7 +250,7 @@ class Planner:
         for block, count in tuple(self.residency.held(stream).items()):
             for _ in range(count):
                 self.residency.release(block, stream)
-        self._forgo(stream)
+        self._expect_instead(stream, {})
         self._cycle.end(stream)
 
     # --- parts of events --------------------------------------------------------------------------------------------
