@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import math
 import mmap
+import threading
 
 import numpy as np
 import torch
@@ -13,7 +14,10 @@ from .directio import PAGE
 _HUGE = 2 << 20
 # Named in Python's mmap only from 3.13 on.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_MADV_POPULATE_WRITE = 23  # Linux 5.14
+_PREFAULT = 8 << 20  # bytes at a time
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
@@ -29,6 +33,8 @@ class Arena:
         if length <= 0:
             raise ValueError(f"an arena needs a positive length, not {length}")
         self.length = -(-length // PAGE) * PAGE
+        self._lock = threading.RLock()  # again by the garbage collector, which may close
+        self._discarded = False
         # Address space to spare, so that the region can start where a huge page does.
         spare = _HUGE if huge_pages and self.length >= _HUGE else 0
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -60,12 +66,30 @@ class Arena:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(region, dtype=dtype, count=count, offset=self._base + offset).view(shape)
 
+    def prefault(self, offset: int, length: int) -> None:
+        """Have the system back the range with memory now, as far as it can, content unchanged. Takes long: the system
+        clears every page. Ends early when pages are discarded or the arena is closed meanwhile.
+
+        Otherwise the first read into each page does it, with a processor that products could use.
+        """
+        end = offset + length
+        self._at(offset, length)
+        for start in range(offset // PAGE * PAGE, end, _PREFAULT):
+            with self._lock:
+                if self._map is None or self._discarded:
+                    return
+                # Not the map's own method: it keeps the interpreter locked.
+                if _libc.madvise(self.address + start, min(_PREFAULT, end - start), _MADV_POPULATE_WRITE):
+                    return  # an old kernel, or no memory: then page by page, as it is needed
+
     def discard(self, offset: int, length: int) -> None:
         """Give the whole pages inside the range back to the system; they read as zeros afterwards."""
         region = self._at(offset, length)
         start, end = -(-offset // PAGE) * PAGE, (offset + length) // PAGE * PAGE
         if start < end:
-            region.madvise(mmap.MADV_DONTNEED, self._base + start, end - start)
+            with self._lock:
+                self._discarded = True
+                region.madvise(mmap.MADV_DONTNEED, self._base + start, end - start)
 
     def resident_bytes(self) -> int:
         """Bytes of the arena that are in memory now."""
@@ -78,7 +102,8 @@ class Arena:
     def close(self) -> None:
         """Hand out no more views. Idempotent; the memory goes when the last view or tensor on it does."""
         # Never mmap.close(): tensors hold the object without exporting its buffer, and would point at nothing.
-        self._map = None
+        with self._lock:
+            self._map = None
 
     def _at(self, offset: int, length: int) -> mmap.mmap:
         """The mapping, if the range lies in it."""

@@ -13,6 +13,8 @@ import torch
 from penstock.kernels.arena import Arena
 from penstock.kernels.directio import PAGE, address_of
 
+MiB = 1 << 20
+
 HUGE = 2 << 20
 
 
@@ -159,3 +161,26 @@ def test_a_closed_arena_hands_out_nothing():
     ):
         with pytest.raises(ValueError, match="closed"):
             use()
+
+
+def test_prefault_makes_resident_and_changes_nothing() -> None:
+    arena = Arena(32 * MiB)
+    arena.view(5, 3)[:] = b"abc"
+    arena.prefault(0, 16 * MiB)
+    assert arena.resident_bytes() == 16 * MiB
+    assert bytes(arena.view(4, 5)) == b"\0abc\0"
+
+
+def test_prefault_brings_back_nothing_that_was_discarded() -> None:
+    arena = Arena(8 * MiB)
+    arena.prefault(0, 8 * MiB)
+    arena.discard(0, 8 * MiB)
+    arena.prefault(0, 8 * MiB)
+    assert arena.resident_bytes() == 0
+
+
+def test_prefault_of_a_closed_arena() -> None:
+    arena = Arena(MiB)
+    arena.close()
+    with pytest.raises(ValueError, match="closed"):
+        arena.prefault(0, MiB)
