@@ -1,7 +1,5 @@
-"""Runs the planner's reads on an asyncio loop of its own thread; completions go back as events."""
+"""Starts the planner's reads; completions go back as events, on whatever thread saw the bytes arrive."""
 
-import asyncio
-import contextlib
 import threading
 from collections.abc import Callable
 
@@ -11,59 +9,42 @@ from .ports import Flash, Memory
 
 
 class Driver:
-    """``submit`` may be called from any thread; ``post`` is called on the loop's thread with each completion.
+    """``submit`` may be called from any thread; ``post`` is called with each completion, on a thread of the flash.
 
-    The planner bounds the number of reads in flight, so every read is handed to the flash at once. A read is never
-    cancelled: the drive would go on writing into its slot.
+    Nothing lies between a read's end and its event, nor between the event and the reads that follow from it. The
+    planner bounds the number of reads in flight, so every read is handed to the flash at once; none is ever cancelled,
+    for the drive would go on writing into its slot.
     """
 
     def __init__(self, flash: Flash, memory: Memory, post: Callable[[Event], None]) -> None:
         self._flash, self._memory, self._post = flash, memory, post
-        self._reads: asyncio.Queue[Read | None] = asyncio.Queue()
-        self._bug: BaseException | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="penstock-driver", daemon=True)
-        self._thread.start()
+        self._idle = threading.Condition()
+        self._in_flight = 0
 
     def submit(self, read: Read) -> None:
-        """Start ``read`` soon; its completion is posted, whatever happens."""
-        if threading.current_thread() is self._thread:
-            self._reads.put_nowait(read)
-        else:
-            self._loop.call_soon_threadsafe(self._reads.put_nowait, read)
+        """Start ``read``; its completion is posted, whatever happens. Where it cannot even start, from in here."""
 
-    def close(self) -> None:
-        """Let the reads in flight land (they write into the arena), then stop. Idempotent, from any thread.
+        def landed(error: Exception | None) -> None:
+            try:
+                self._post(ReadDone(read.read) if error is None else ReadFailed(read.read, error))
+            finally:
+                with self._idle:
+                    self._in_flight -= 1
+                    self._idle.notify_all()
 
-        The garbage collector may call it from this driver's thread or from one that performs reads, which then only
-        asks for the end and does not wait.
-        """
-        with contextlib.suppress(RuntimeError):  # the loop is closed: somebody was here before
-            self._loop.call_soon_threadsafe(self._reads.put_nowait, None)
-        if threading.current_thread() is not self._thread and may_wait():
-            self._thread.join()
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
-        if self._bug is not None:
-            raise self._bug
-
-    async def _serve(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            while (read := await self._reads.get()) is not None:
-                tasks.create_task(self._perform(read))
-
-    async def _perform(self, read: Read) -> None:
-        event: Event
+        with self._idle:
+            self._in_flight += 1
         try:
             into = [self._memory.view(part.slot.offset, part.slot.length) for part in read.parts]
-            await self._flash.read(read.parts, into)
-            event = ReadDone(read.read)
+            self._flash.read(read.parts, into, landed)
         except Exception as error:  # handed to whoever waits for the blocks
-            event = ReadFailed(read.read, error)
-        try:
-            self._post(event)
-        except BaseException as bug:  # kept back: raised here, it would cancel the other reads
-            self._bug = self._bug or bug
-            self._reads.put_nowait(None)
+            landed(error)
+
+    def close(self) -> None:
+        """Let the reads in flight land: they write into the arena. Idempotent, from any thread.
+
+        The garbage collector may call it from a thread that performs reads, which then does not wait.
+        """
+        if may_wait():
+            with self._idle:
+                self._idle.wait_for(lambda: self._in_flight == 0)

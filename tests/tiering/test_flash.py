@@ -124,7 +124,7 @@ def test_a_file_cut_off_while_open_is_named(bundle: Bundle, backend: Backend) ->
         read(bundle, backend, *blocks)
 
 
-def test_the_loop_neither_reads_nor_checks(bundle: Bundle, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_caller_neither_reads_nor_checks(bundle: Bundle, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
     for name in ("fault", "explain"):
         real = getattr(Bundle, name)
@@ -152,7 +152,7 @@ def test_a_store_in_memory(backend: Backend) -> None:
         folder.rmdir()
 
 
-def test_many_reads_at_once_on_one_loop(bundle: Bundle, backend: Backend) -> None:
+def test_many_reads_at_once(bundle: Bundle, backend: Backend) -> None:
     """More than the depth, each into its own place."""
     blocks = bundle.manifest.blocks
     arena = Arena(4 * sum(block.extent.length for block in blocks))
