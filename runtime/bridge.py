@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Self
 
+from ..kernels.reading import no_waiting
 from ..tiering.driver import Driver
 from ..tiering.errors import Closed
 from ..tiering.events import Acquire, Action, Begin, Cancel, End, Event, Expect, Grant, Read, Refuse, Release, Slot
@@ -26,7 +27,8 @@ Inbox = queue.SimpleQueue[Grant | Refuse]
 
 class Bridge:
     """Compute threads call ``acquire`` and ``release``; for resident blocks this is one lock and some dictionary work,
-    with no thread hop. Only reads cross over to the driver's loop."""
+    with no thread hop. A read is handed to its reader by whoever caused it, and its end is accounted for on the thread
+    that saw its bytes arrive. That takes the lock: whoever has it must not wait for reads to land."""
 
     def __init__(self, planner: Planner, flash: Flash, memory: Memory) -> None:
         self._planner = planner
@@ -73,7 +75,7 @@ class Bridge:
         start = time.monotonic()
         answer = inbox.get()
         end = time.monotonic()
-        with self._lock:
+        with no_waiting, self._lock:
             self._stall_seconds += end - start
         if (recorder := self.recorder) is not None:
             recorder.stall(start, end, answer.block if isinstance(answer, Grant) else None)
@@ -112,13 +114,13 @@ class Bridge:
 
     def counters(self) -> Counters:
         """A copy of the planner's totals."""
-        with self._lock:
+        with no_waiting, self._lock:
             counters = self._planner.counters
             return replace(counters, drive_bytes=list(counters.drive_bytes))
 
     def resident_bytes(self) -> int:
         """Bytes of blocks that are in memory or on their way."""
-        with self._lock:
+        with no_waiting, self._lock:
             return self._planner.residency.used_bytes
 
     @property
@@ -127,17 +129,17 @@ class Bridge:
         return self._stall_seconds
 
     def check_integrity(self) -> None:
-        with self._lock:
+        with no_waiting, self._lock:
             self._planner.check_integrity()
 
     def close(self) -> None:
-        """Refuse all who wait, let the reads in flight land, stop the driver. Idempotent."""
-        with self._lock:
+        """Refuse all who wait and let the reads in flight land, where ``may_wait``. Idempotent."""
+        with no_waiting, self._lock:
             self._stop("this model was closed; load it again to use it")
         self._driver.close()
 
     def _landed(self, event: Event) -> None:
-        """A read came to its end; called by the driver."""
+        """A read came to its end; called on a thread of the flash."""
         if (recorder := self.recorder) is not None:
             recorder.landed(event)
         self._post(event)
@@ -148,7 +150,7 @@ class Bridge:
             inbox.put(Refuse(ticket, Closed(self._closed)))
 
     def _post(self, event: Event) -> None:
-        with self._lock:
+        with no_waiting, self._lock:
             if self._closed is not None:
                 if isinstance(event, Acquire | Begin):
                     raise Closed(self._closed)

@@ -1,9 +1,9 @@
-"""Starts the planner's reads; completions go back as events, on whatever thread saw the bytes arrive."""
+"""Starts the planner's reads; completions go back as events, on the thread that saw the bytes arrive."""
 
 import threading
 from collections.abc import Callable
 
-from ..kernels.reading import may_wait
+from ..kernels.reading import may_wait, no_waiting
 from .events import Event, Read, ReadDone, ReadFailed
 from .ports import Flash, Memory
 
@@ -11,40 +11,51 @@ from .ports import Flash, Memory
 class Driver:
     """``submit`` may be called from any thread; ``post`` is called with each completion, on a thread of the flash.
 
-    Nothing lies between a read's end and its event, nor between the event and the reads that follow from it. The
+    Nothing lies between a read's end and its event, nor between an event and the reads that follow from it. The
     planner bounds the number of reads in flight, so every read is handed to the flash at once; none is ever cancelled,
-    for the drive would go on writing into its slot.
+    for the drive would go on writing into its slot. What ``post`` raises is a bug, left to the flash's thread; the
+    other reads go on.
     """
 
     def __init__(self, flash: Flash, memory: Memory, post: Callable[[Event], None]) -> None:
         self._flash, self._memory, self._post = flash, memory, post
-        self._idle = threading.Condition()
-        self._in_flight = 0
+        self._lock = threading.RLock()  # may be taken again by the thread that has it: see ``may_wait``
+        self._idle = threading.Condition(self._lock)
+        self._flying: set[int] = set()
 
     def submit(self, read: Read) -> None:
-        """Start ``read``; its completion is posted, whatever happens. Where it cannot even start, from in here."""
+        """Start ``read``; its completion is posted, whatever happens: from in here, where it cannot even start."""
 
         def landed(error: Exception | None) -> None:
             try:
                 self._post(ReadDone(read.read) if error is None else ReadFailed(read.read, error))
             finally:
-                with self._idle:
-                    self._in_flight -= 1
-                    self._idle.notify_all()
+                self._forget(read)
 
-        with self._idle:
-            self._in_flight += 1
-        try:
-            into = [self._memory.view(part.slot.offset, part.slot.length) for part in read.parts]
-            self._flash.read(read.parts, into, landed)
-        except Exception as error:  # handed to whoever waits for the blocks
-            landed(error)
+        with no_waiting:
+            try:
+                with self._lock:
+                    self._flying.add(read.read)
+                into = [self._memory.view(part.slot.offset, part.slot.length) for part in read.parts]
+                self._flash.read(read.parts, into, landed)
+            except Exception as error:  # handed to whoever waits for the blocks
+                landed(error)
+            except BaseException:  # an interrupt: nobody knows whether it started, and so whether it ever lands
+                self._forget(read)
+                raise
 
     def close(self) -> None:
         """Let the reads in flight land: they write into the arena. Idempotent, from any thread.
 
-        The garbage collector may call it from a thread that performs reads, which then does not wait.
+        Nothing is posted once it has returned, unless it was called where it must not wait: the garbage collector may
+        call it from a thread that performs reads, or is just handing one in.
         """
         if may_wait():
-            with self._idle:
-                self._idle.wait_for(lambda: self._in_flight == 0)
+            with self._lock:
+                self._idle.wait_for(lambda: not self._flying)
+
+    def _forget(self, read: Read) -> None:
+        with self._lock:
+            self._flying.discard(read.read)
+            if not self._flying:
+                self._idle.notify_all()

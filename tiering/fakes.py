@@ -41,6 +41,7 @@ class FakeFlash:
         self.reads: list[tuple[BlockId, ...]] = []
         self.ticks = 1
         self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
         self._faults: dict[BlockId, tuple[Exception, int | None]] = {}
 
     def fail(self, block: BlockId, error: Exception, *, times: int | None = None) -> None:
@@ -52,7 +53,17 @@ class FakeFlash:
         self, parts: Sequence[Part], into: Sequence[memoryview], landed: Callable[[Exception | None], None]
     ) -> None:
         """As Flash.read."""
-        threading.Thread(target=self._perform, args=(parts, into, landed), daemon=True).start()
+        thread = threading.Thread(target=self._perform, args=(parts, into, landed), daemon=True)
+        with self._lock:
+            self._threads.append(thread)
+        thread.start()
+
+    def join(self) -> None:
+        """Wait for the threads of all reads until now, past what they had to call."""
+        with self._lock:
+            threads, self._threads = self._threads, []
+        for thread in threads:
+            thread.join()
 
     def _perform(
         self, parts: Sequence[Part], into: Sequence[memoryview], landed: Callable[[Exception | None], None]

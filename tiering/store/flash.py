@@ -1,4 +1,4 @@
-"""The bundle as the planner's flash: parts name blocks, which are read asynchronously and checked as they arrive."""
+"""The bundle as the planner's flash: parts name blocks, which are read by a reader and checked as they arrive."""
 
 from collections.abc import Callable, Sequence
 
@@ -31,14 +31,16 @@ class BundleFlash:
         again: bool,
     ) -> None:
         def then(problem: Exception | None) -> None:
-            if problem is None:
-                problem = self._bundle.fault(blocks, into)
-            elif again and in_passing(problem):
-                try:
+            try:
+                if problem is None:
+                    problem = self._bundle.fault(blocks, into)
+                elif again and in_passing(problem):
                     self._start(blocks, into, landed, again=False)
                     return
-                except ValueError as closed:
-                    problem = closed
-            landed(problem and self._bundle.explain(problem, blocks))
+                else:
+                    problem = self._bundle.explain(problem, blocks)
+            except Exception as error:  # the file or the reader was closed meanwhile; whatever it is, somebody waits
+                problem = error
+            landed(problem)
 
         self._reader.submit(*self._bundle.locate(blocks, into), then)
