@@ -1,16 +1,31 @@
 """Between the compute threads and the planner: leases for them, reads for the driver, one lock over both."""
 
+import functools
 import itertools
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from ..tiering.driver import Driver
 from ..tiering.errors import Closed
-from ..tiering.events import Acquire, Action, Begin, Cancel, End, Event, Grant, Read, Refuse, Release, Slot
+from ..tiering.events import (
+    Acquire,
+    Action,
+    Begin,
+    Cancel,
+    Discard,
+    End,
+    Event,
+    Grant,
+    Read,
+    Refuse,
+    Release,
+    Resize,
+    Slot,
+)
 from ..tiering.planner import Counters, Planner
 from ..tiering.ports import Flash, Memory
 from ..tiering.units import BlockId
@@ -23,8 +38,17 @@ class Bridge:
     """Compute threads call ``acquire`` and ``release``; for resident blocks this is one lock and some dictionary work,
     with no thread hop. Only reads cross over to the driver's loop."""
 
-    def __init__(self, planner: Planner, flash: Flash, memory: Memory, *, depth: int) -> None:
-        self._planner = planner
+    def __init__(
+        self,
+        planner: Planner,
+        flash: Flash,
+        memory: Memory,
+        *,
+        depth: int,
+        watch: "Callable[[Bridge], Coroutine[None, None, None]] | None" = None,
+    ) -> None:
+        """``watch`` runs on the driver's loop; it may resize the bridge."""
+        self._planner, self._memory = planner, memory
         self._lock = threading.RLock()
         self._busy = False
         self._late: deque[Event] = deque()
@@ -32,7 +56,9 @@ class Bridge:
         self._numbers = itertools.count()
         self._closed: str | None = None
         self._stall_seconds = 0.0
-        self._driver = Driver(flash, memory, self._post, depth=depth)
+        beside = None if watch is None else functools.partial(watch, self)
+        with self._lock:  # nothing is posted before the driver is there to read
+            self._driver = Driver(flash, memory, self._post, depth=depth, beside=beside)
 
     def acquire(
         self, blocks: Sequence[BlockId], stream: int | None = None
@@ -78,6 +104,18 @@ class Bridge:
         """Give back one lease of the calling thread."""
         if self._closed is None:
             self._post(Release(threading.get_ident(), block))
+
+    def acquire_resident(self, block: BlockId) -> Slot | None:
+        """Lease ``block`` for the calling thread if it is in memory now; reads nothing."""
+        with self._lock:
+            if self._planner.residency.slot(block) is None:
+                return None
+            ((_, slot),) = self.acquire([block])
+            return slot
+
+    def resize(self, limits: Mapping[str, int]) -> None:
+        """Let the regions named use so many bytes. What is over goes as soon as nobody computes on it."""
+        self._post(Resize(limits))
 
     def begin(self) -> None:
         """The calling thread enters the model's forward."""
@@ -145,6 +183,8 @@ class Bridge:
         for action in actions:
             if isinstance(action, Read):
                 self._driver.submit(action)
+            elif isinstance(action, Discard):
+                self._memory.discard(action.offset, action.length)
             else:
                 _, inbox = self._inboxes.get(action.ticket, (None, None))
                 if inbox is not None:

@@ -14,7 +14,9 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..kernels.heap import bound_kernel_caches
+from ..kernels.machine import MemoryMeter
 from ..tiering.errors import BundleError, CheckpointError, ConfigError, PenstockError
+from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place
 from ..tiering.progress import Progress
 from ..tiering.store.manifest import Block, Manifest
@@ -217,11 +219,14 @@ def _skeleton(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) 
 def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress: Progress) -> PreTrainedModel:
     blocks = [SizedBlock(block.id, block.extent.length, block.resident) for block in bundle.manifest.blocks]
     budget = settings.host_budget(sum(block.length for block in blocks))
-    placement = place(blocks, budget, embeddings=embeddings(model, bundle.manifest.blocks, bundle.manifest.tied))
+    readable = embeddings(model, bundle.manifest.blocks, bundle.manifest.tied)
+    placement = place(blocks, budget, embeddings=readable)
     if settings.compute.threads != "auto":
         torch.set_num_threads(settings.compute.threads)
     depth = AUTO_DEPTH if settings.io.depth == "auto" else settings.io.depth
-    engine = Engine(bundle, placement, eviction=settings.experts.eviction, depth=depth)
+    floor = settings.memory.floor
+    divisions = Divisions(blocks, placement, floor=None if floor == "auto" else floor, embeddings=readable)
+    engine = Engine(bundle, placement, divisions, MemoryMeter(), eviction=settings.experts.eviction, depth=depth)
     try:
         engine.load(progress)
         _move_out(model, bundle.manifest)  # not before: until here, an error leaves a wrapped model as it was

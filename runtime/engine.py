@@ -8,10 +8,13 @@ import torch
 from ..kernels.arena import Arena
 from ..kernels.heap import trim
 from ..tiering.events import Part, Slot
-from ..tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
+from ..tiering.limits import EXPERTS, KEPT, PINNED, STREAM, Home
+from ..tiering.planner import Planner
 from ..tiering.policy.cycle import Cycle
+from ..tiering.policy.division import Divisions
 from ..tiering.policy.eviction import EVICTION
 from ..tiering.policy.placement import Placement
+from ..tiering.ports import Machine
 from ..tiering.progress import Progress
 from ..tiering.residency import Residency
 from ..tiering.store.manifest import Block
@@ -19,6 +22,7 @@ from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId, MiB
 from .bridge import HOUSE, Bridge
 from .metrics import Stats, hit_ratio
+from .pressure import Pressure
 from .rows import RowReader
 
 READ_LIMIT = 8 * MiB
@@ -41,45 +45,75 @@ class _BundleFlash:
 class Engine:
     """Weights of one model under one budget. Thread-safe; ``close`` is idempotent."""
 
-    def __init__(self, bundle: Bundle, placement: Placement, *, eviction: str, depth: int) -> None:
-        """``eviction`` is a name in EVICTION; ``depth`` the most reads in flight.
+    def __init__(
+        self, bundle: Bundle, placement: Placement, divisions: Divisions, machine: Machine, *, eviction: str, depth: int
+    ) -> None:
+        """``divisions`` of ``placement`` say what stays when ``machine`` runs short of memory.
+
+        ``eviction`` is a name in EVICTION; ``depth`` the most reads in flight.
 
         Nothing is read before ``load``.
         """
-        self.bundle, self.placement = bundle, placement
+        self.bundle, self.placement, self._divisions = bundle, placement, divisions
         self.blocks = {block.id: block for block in bundle.manifest.blocks}
-        pinned = set(placement.resident) | set(placement.pinned)
+        self.pressure = Pressure(machine, divisions)
+        whole = self.pressure.division
         residency = Residency(
             "host",
             {
-                PINNED: placement.resident_bytes + placement.pinned_bytes,
-                STREAM: placement.stream_region_bytes,
-                EXPERTS: placement.expert_region_bytes,
+                PINNED: whole.bound,
+                KEPT: whole.kept,
+                STREAM: divisions.stream_capacity,
+                EXPERTS: whole.experts,
             },
         )
-        homes = {block.id: Home(block.extent, _region(block.id, pinned)) for block in bundle.manifest.blocks}
+        residency.resize(STREAM, whole.stream)
+        homes = self._homes(residency.regions[KEPT].start)
+        streamed = {*placement.streamed, *divisions.elastic}
         self.arena = Arena(max(residency.capacity, 1))
         planner = Planner(
             residency,
             homes,
-            cycle=Cycle(placement.streamed),
+            cycle=Cycle([block for block in self.blocks if block in streamed]),
             experts=EVICTION[eviction](),
             depth=depth,
             read_limit=READ_LIMIT,
         )
-        self.bridge = Bridge(planner, _BundleFlash(bundle, self.blocks), self.arena, depth=depth)
-        self.rows = {block: RowReader(bundle, self.blocks[block]) for block in placement.by_row}
+        watch = self.pressure.watch if divisions.floor < divisions.ceiling else None
+        self.bridge = Bridge(planner, _BundleFlash(bundle, self.blocks), self.arena, depth=depth, watch=watch)
+        by_row = (*placement.by_row, *divisions.by_row)
+        self.rows = {block: RowReader(bundle, self.blocks[block]) for block in by_row}
         self.pinned: dict[BlockId, Slot] = {}
+        self.elastic = frozenset(divisions.elastic)
+        """Blocks that are leased, though they mostly stay in memory."""
         self._lock = threading.Lock()
         self._tokens = self._forwards = 0
 
     def load(self, progress: Progress) -> None:
         """Read what stays in memory. Raises what reading raises."""
-        wanted = [*self.placement.resident, *self.placement.pinned]
+        wanted = [*self.placement.resident, *self._divisions.bound]
         progress.start("loading", self.placement.resident_bytes + self.placement.pinned_bytes)
         for block, slot in self.bridge.acquire(wanted, stream=HOUSE):
             self.pinned[block] = slot
             progress.advance(slot.length)
+        for block in filter(self.elastic.__contains__, self.blocks):  # the others are read ahead meanwhile
+            for _, slot in self.bridge.acquire([block]):
+                self.bridge.release(block)
+                progress.advance(slot.length)
+
+    def _homes(self, start: int) -> dict[BlockId, Home]:
+        """Where each block goes; the places of the elastic ones begin at ``start``, those that go last come first."""
+        bound = {*self.placement.resident, *self._divisions.bound}
+        homes = {}
+        for block in self.bundle.manifest.blocks:
+            region = PINNED if block.id in bound else EXPERTS if block.id.kind == "expert" else STREAM
+            homes[block.id] = Home(block.extent, region)
+        for block_id in self._divisions.elastic:
+            extent = self.blocks[block_id].extent
+            streamable = not self._divisions.read_only_by_row(block_id)
+            homes[block_id] = Home(extent, KEPT, place=start, streamable=streamable)
+            start += extent.length
+        return homes
 
     def count_forward(self, tokens: int) -> None:
         """One more call of the model, with ``tokens`` tokens in it."""
@@ -95,7 +129,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """A snapshot since loading."""
-        counters = self.bridge.counters()
+        counters, elastic = self.bridge.counters(), self.pressure.elastic
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
         if self.placement.expert_count:
             ratio = hit_ratio(counters.expert_hits, counters.expert_misses)
@@ -118,8 +152,12 @@ class Engine:
             hit_ratio=ratio,
             stall_seconds=self.bridge.stall_seconds,
             resident_bytes=self.bridge.resident_bytes() + sum(reader.resident_bytes for reader in self.rows.values()),
-            host_bytes=self.placement.host_bytes,
+            host_bytes=self.pressure.division.host_bytes,
             host_budget=self.placement.budget,
+            host_limit=elastic.limit,
+            host_floor=elastic.floor,
+            host_shrinks=elastic.shrinks,
+            host_growths=elastic.growths,
         )
 
     def close(self) -> None:
@@ -129,9 +167,3 @@ class Engine:
         for reader in self.rows.values():
             reader.close()
         self.bundle.close()
-
-
-def _region(block: BlockId, pinned: set[BlockId]) -> str:
-    if block in pinned:
-        return PINNED
-    return EXPERTS if block.kind == "expert" else STREAM

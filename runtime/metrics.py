@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class Stats:
     """``hit_ratio`` is the share of requested experts that were in memory; for a model without experts, the share of
     requests for streamed layers that were. ``stall_seconds`` is the time in which a compute thread waited for a block.
-    ``flash_read_seconds`` is the time in which at least one read was in flight. ``host_bytes`` is what the arenas may
-    hold, never more than ``host_budget``; ``resident_bytes`` is what they hold now."""
+    ``flash_read_seconds`` is the time in which at least one read was in flight. ``host_limit`` is what memory pressure
+    leaves of ``host_budget`` now, never less than ``host_floor``; it was lowered ``host_shrinks`` times and raised
+    ``host_growths`` times. ``host_bytes`` is what the arenas may hold now, ``resident_bytes`` what they do hold."""
 
     tokens: int
     forwards: int
@@ -28,6 +29,10 @@ class Stats:
     resident_bytes: int
     host_bytes: int
     host_budget: int
+    host_limit: int
+    host_floor: int
+    host_shrinks: int
+    host_growths: int
 
     @property
     def drive_bytes_per_second(self) -> float:

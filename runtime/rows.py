@@ -76,6 +76,7 @@ class RowReader:
         self._present = np.zeros(block.extent.length // PAGE, dtype=bool)
         self._keep = row_cache_bytes(block.extent.length)
         self._lock = threading.Lock()
+        self._filled = False
         self.bytes_read, self.seconds = 0, 0.0
         self._checksums = self._check_all()
 
@@ -88,8 +89,18 @@ class RowReader:
                 yield self.weight
             finally:
                 if self.resident_bytes > self._keep:
-                    self._arena.discard(0, self._arena.length)
-                    self._present[:] = False
+                    self._clear()
+
+    def forget(self) -> None:
+        """Give the rows in memory back to the system."""
+        if self._filled:
+            with self._lock:
+                self._clear()
+
+    def _clear(self) -> None:
+        self._arena.discard(0, self._arena.length)
+        self._present[:] = False
+        self._filled = False
 
     @property
     def resident_bytes(self) -> int:
@@ -112,7 +123,7 @@ class RowReader:
         began = time.monotonic()
         for run in np.split(missing, np.flatnonzero(np.diff(missing) != 1) + 1):
             self._read(int(run[0]), len(run))
-        self._present[missing] = True
+        self._present[missing] = self._filled = True
         self.seconds += time.monotonic() - began
 
     def _read(self, first: int, count: int) -> None:

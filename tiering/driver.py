@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
 from .events import Event, Read, ReadDone, ReadFailed
@@ -13,10 +13,20 @@ from .ports import Flash, Memory
 class Driver:
     """``submit`` may be called from any thread; ``post`` is called on the loop's thread with each completion.
 
-    The planner bounds the number of reads in flight, so every read gets a thread of the pool at once.
+    The planner bounds the number of reads in flight, so every read gets a thread of the pool at once. ``beside`` runs
+    on the same loop, until the end.
     """
 
-    def __init__(self, flash: Flash, memory: Memory, post: Callable[[Event], None], *, depth: int) -> None:
+    def __init__(
+        self,
+        flash: Flash,
+        memory: Memory,
+        post: Callable[[Event], None],
+        *,
+        depth: int,
+        beside: Callable[[], Coroutine[None, None, None]] | None = None,
+    ) -> None:
+        self._beside = beside
         self._flash, self._memory, self._post = flash, memory, post
         self._own: set[int] = set()  # this driver's threads
         self._pool = ThreadPoolExecutor(depth, thread_name_prefix="penstock-io", initializer=self._enlist)
@@ -55,8 +65,11 @@ class Driver:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
+            beside = tasks.create_task(self._beside()) if self._beside else None
             while (read := await self._reads.get()) is not None:
                 tasks.create_task(self._perform(read))
+            if beside is not None:
+                beside.cancel()
 
     async def _perform(self, read: Read) -> None:
         event: Event

@@ -9,7 +9,8 @@ sooner than the one they bring. What could not be read is not prefetched again: 
 Why nobody waits for ever: in an expert region a stream that waits holds only leases that were granted to it and that it
 will take, use and give back before it waits again. In the streaming region a stream normally holds nothing while it
 waits; where a model forces it to (weights used outside of their module's forward), the case in which all holders wait
-is recognised: a demand that fits may overtake, and if none does, one is refused with an error that names the block.
+is recognised: a demand that fits may overtake; if none does, one may pass a region's limit, since what has room in all
+of the memory must not fail for want of it; and if that does not help, one is refused with an error that names it.
 
 =============  ==========================================================================================
 event          what it changes
@@ -20,6 +21,7 @@ Release        one lease less; room for the demand queue and for prefetch
 Cancel         the ticket's wishes are forgotten
 ReadDone       loading -> ready; grants for all who wait
 ReadFailed     loading -> absent; refusals for all who wait
+Resize         limits of the regions; what lies beyond goes as soon as nobody holds it, its memory is given back
 =============  ==========================================================================================
 """
 
@@ -35,6 +37,7 @@ from .events import (
     Action,
     Begin,
     Cancel,
+    Discard,
     End,
     Event,
     Grant,
@@ -44,24 +47,15 @@ from .events import (
     ReadFailed,
     Refuse,
     Release,
+    Resize,
     Slot,
     Stream,
 )
+from .limits import EXPERTS, STREAM, Home, Limits
 from .policy.cycle import Cycle
 from .policy.eviction import Eviction
 from .residency import Residency
-from .units import BlockId, Extent, format_size
-
-PINNED, STREAM, EXPERTS = "pinned", "stream", "experts"
-"""The regions of a tier: never evicted; dense blocks passing through; the cache of experts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """Where a block comes from (its extent on flash) and where it goes (a region)."""
-
-    extent: Extent
-    region: str
+from .units import BlockId, format_size
 
 
 @dataclass(slots=True)
@@ -100,7 +94,8 @@ class Planner:
     ) -> None:
         """``depth`` reads in flight at most; neighbours join into reads of at most ``read_limit`` bytes."""
         self.residency, self.counters = residency, Counters()
-        self._homes, self._cycle = homes, cycle
+        self._limits, self._cycle = Limits(residency, homes, cycle), cycle
+        self._homes = self._limits.homes
         self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts}
         self._depth, self._read_limit = depth, read_limit
         self._tickets: dict[int, _Ticket] = {}
@@ -122,7 +117,7 @@ class Planner:
                     return actions  # all here: nothing that could be read has changed
             case Release():
                 self.residency.release(event.block, event.stream)
-                if not self._queue and self._homes[event.block].region != STREAM:
+                if not self._queue and not self._limits.leaving and self._homes[event.block].region != STREAM:
                     return actions  # room that nobody wants: only the streaming region is prefetched into
             case ReadDone():
                 self._read_done(event, actions, now)
@@ -136,6 +131,10 @@ class Planner:
                 self._end(event.stream)
             case Cancel():
                 self._forget(event.ticket)
+            case Resize():
+                actions += self._limits.resize(event.limits)
+        if self._limits.leaving:
+            self._clear_out(actions)
         self._schedule(actions, now)
         return actions
 
@@ -163,7 +162,9 @@ class Planner:
             self._tickets[event.ticket] = ticket
 
     def _read_done(self, event: ReadDone, actions: list[Action], now: float) -> None:
-        for part in self._landed(event.read, now).parts:
+        parts = self._landed(event.read, now).parts
+        self._limits.arrived(part.block for part in parts)
+        for part in parts:
             slot = self.residency.arrive(part.block)
             self._failed.discard(part.block)
             if slot.region in self._eviction:
@@ -179,6 +180,7 @@ class Planner:
         for part in self._landed(event.read, now).parts:
             self.residency.abandon(part.block)
             self._failed.add(part.block)
+            self._limits.gone(part.block)
             for number in tuple(self._waiting.get(part.block, ())):
                 self._forget(number)
                 actions.append(Refuse(number, event.error))
@@ -200,6 +202,23 @@ class Planner:
     def _count(self, block: BlockId, hit: bool) -> None:
         name = f"{block.kind}_{'hits' if hit else 'misses'}"
         setattr(self.counters, name, getattr(self.counters, name) + 1)
+
+    def _clear_out(self, actions: list[Action]) -> None:
+        """Evict what lies beyond a limit and is free; give back the memory of all that is gone from there."""
+        leaving = self._limits.leaving
+        for block, slot in tuple(leaving.items()):
+            if self.residency.evictable(block):
+                self._evict(block)
+            if self.residency.absent(block):
+                del leaving[block]
+                actions.append(Discard(slot.offset, slot.length))
+
+    def _evict(self, block: BlockId) -> None:
+        slot = self.residency.evict(block)
+        if slot.region in self._eviction:
+            self._eviction[slot.region].removed(block)
+        self.counters.evictions += 1
+        self._limits.gone(block)
 
     def _landed(self, number: int, now: float) -> Read:
         read = self._in_flight.pop(number)
@@ -267,16 +286,14 @@ class Planner:
         actions.append(read)
 
     def _make_room(self, block: BlockId, *, demand: bool) -> Slot | None:
-        home = self._homes[block]
-        length = home.extent.length
+        region = self._homes[block].region
         needed_in = None if demand else self._cycle.distance(block)
         if needed_in is not None and needed_in > self._gone:
             return None  # the read under way for whose sake it went ends with another look
-        slot = self.residency.reserve(block, home.region, length)
-        if slot is not None or home.region not in self._eviction:
+        slot = self._limits.reserve(block)
+        if slot is not None or region not in self._eviction:
             return slot
-        policy = self._eviction[home.region]
-        with closing(policy.victims()) as victims:
+        with closing(self._eviction[region].victims()) as victims:
             for victim in victims:
                 if not self.residency.evictable(victim):
                     continue
@@ -285,10 +302,8 @@ class Planner:
                     if distance <= needed_in:
                         return None
                     self._gone = min(self._gone, distance)
-                self.residency.evict(victim)
-                policy.removed(victim)
-                self.counters.evictions += 1
-                slot = self.residency.reserve(block, home.region, length)
+                self._evict(victim)
+                slot = self._limits.reserve(block)
                 if slot is not None:
                     return slot
         return None
@@ -315,7 +330,12 @@ class Planner:
         if tangled:
             holding = set().union(*(holders[waits[stream]] for stream in tangled))
             chosen = next(stream for stream in waits if stream in (tangled & holding or tangled))
-            self._refuse(*wishes[chosen], actions)
+            number, block = wishes[chosen]
+            slot = self._limits.overdraw(block)
+            if slot is None:
+                self._refuse(number, block, actions)
+            else:
+                self._start([Part(block, self._homes[block].extent, slot)], actions, now, demand=True)
 
     def _refuse(self, number: int, block: BlockId, actions: list[Action]) -> None:
         home = self._homes[block]
@@ -333,6 +353,7 @@ class Planner:
     def check_integrity(self) -> None:
         """Raise AssertionError unless every wish is queued or being read, and every read fills reserved slots."""
         self.residency.check_integrity()
+        self._limits.check_integrity()
         reading = {part.block for read in self._in_flight.values() for part in read.parts}
         assert len(self._in_flight) <= self._depth
         assert all(self.residency.loading(block) for block in reading)

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from penstock.tiering.errors import ReadError, UnplaceableModule
 from penstock.tiering.events import Acquire, Action, Grant, Read, Refuse
-from penstock.tiering.planner import EXPERTS, PINNED, STREAM
+from penstock.tiering.limits import EXPERTS, PINNED, STREAM
 from penstock.tiering.units import PAGE, BlockId
 
 from .watch import HOUSE, StreamModel, Watch, World, lay_out, worlds

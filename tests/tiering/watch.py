@@ -22,7 +22,8 @@ from penstock.tiering.events import (
     Release,
     Slot,
 )
-from penstock.tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
+from penstock.tiering.limits import EXPERTS, PINNED, STREAM, Home
+from penstock.tiering.planner import Planner
 from penstock.tiering.policy.cycle import Cycle
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.residency import Residency
