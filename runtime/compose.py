@@ -224,8 +224,7 @@ def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress:
     if settings.compute.threads != "auto":
         torch.set_num_threads(settings.compute.threads)
     depth = AUTO_DEPTH if settings.io.depth == "auto" else settings.io.depth
-    floor = settings.memory.floor
-    divisions = Divisions(blocks, placement, floor=None if floor == "auto" else floor, embeddings=readable)
+    divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
     engine = Engine(bundle, placement, divisions, MemoryMeter(), eviction=settings.experts.eviction, depth=depth)
     try:
         engine.load(progress)

@@ -77,6 +77,11 @@ class Config(BaseModel):
         return None if self.memory.flash == "auto" else self.memory.flash
 
     @property
+    def host_floor(self) -> int | None:
+        """Bytes of host memory that are kept under pressure; None for the least that a model runs with."""
+        return None if self.memory.floor == "auto" else self.memory.floor
+
+    @property
     def direct(self) -> bool | None:
         """Direct reads: yes, no, or (None) where the file system can."""
         return {"auto": None, "direct": True, "buffered": False}[self.io.backend]

@@ -146,7 +146,7 @@ class Planner:
         for block in event.blocks:
             region = self._homes[block].region
             slot = self.residency.slot(block)
-            if region == STREAM:
+            if region != EXPERTS:
                 self._cycle.advance(event.stream, block)
             if region in self._eviction:
                 self._eviction[region].used(block)
