@@ -23,7 +23,7 @@ from tests.tiny_models import save_tiny
 HOG, ROOM = 160 * MiB, 96 * MiB
 """What the other process takes, and what is free in the group when it comes."""
 PROMPT = [[5, 17, 101, 33, 250, 7]]
-TOKENS = 12
+TOKENS = 9
 
 CHILD = """
 import json, os, sys
@@ -40,7 +40,7 @@ def limits():
     stats = model.penstock.stats()
     return {"limit": stats.host_limit, "floor": stats.host_floor, "resident": stats.resident_bytes}
 def use_all():  # experts too
-    model(torch.randint(0, model.config.vocab_size, (4, 64)))
+    model(torch.randint(0, model.config.vocab_size, (1, 96)))
 for _ in range(3):
     use_all()
 say(tokens=generate(), **limits())
