@@ -1,13 +1,30 @@
-"""Runs a command under a real memory cap: a control group (v1 or v2) of its own, page cache counted, swap off."""
+"""A real memory cap: a control group (v1 or v2) of its own, page cache counted, swap off. Needs root.
+
+python bench/cap.py LIMIT COMMAND...      # drops the page cache first; LIMIT like 2GiB or 1.2GB
+"""
 
 import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+_ENTER = "--enter"
+
+UNCAPPED = 1 << 50
+"""A limit that no machine reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended: exit status, standard output ("" if not captured), most bytes its group held at a time."""
+
+    status: int
+    output: str
+    peak: int
 
 
 @contextlib.contextmanager
@@ -27,21 +44,46 @@ def _group(limit: int) -> Iterator[Path]:
         group.rmdir()
 
 
-def run_capped(command: Sequence[str], limit: int) -> tuple[int, str]:
-    """Exit status and standard output of ``command``, held to ``limit`` bytes. Needs root."""
+def _peak(group: Path) -> int:
+    files = [group / name for name in ("memory.max_usage_in_bytes", "memory.peak")]
+    return next((int(file.read_text()) for file in files if file.exists()), 0)
+
+
+def run_capped(command: Sequence[str], limit: int, *, capture: bool = True) -> Ended:
+    """Run ``command``, held to ``limit`` bytes; its standard output is captured unless told otherwise."""
     with _group(limit) as group:
         child = subprocess.run(
-            [sys.executable, __file__, str(group / "cgroup.procs"), *command], stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, _ENTER, str(group / "cgroup.procs"), *command],
+            stdout=subprocess.PIPE if capture else None,
+            text=True,
+            check=False,
         )
-    return child.returncode, child.stdout
+        return Ended(child.returncode, child.stdout or "", _peak(group))
 
 
 def drop_page_cache() -> None:
-    """So that every run starts from the drive. Needs root."""
+    """So that a run starts from the drive."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
-if __name__ == "__main__":  # the child: enter the group, then become the command
-    Path(sys.argv[1]).write_text(str(os.getpid()))
-    os.execvp(sys.argv[2], sys.argv[2:])
+def main() -> None:
+    from penstock.tiering.units import format_size, parse_size
+
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
+    limit = parse_size(sys.argv[1])
+    drop_page_cache()
+    ended = run_capped(sys.argv[2:], limit, capture=False)
+    print(f"cap {format_size(limit)}, at most {format_size(ended.peak)} at a time, status {ended.status}")
+    raise SystemExit(1 if ended.status else 0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [_ENTER]:  # the child: enter the group, then become the command
+        Path(sys.argv[2]).write_text(str(os.getpid()))
+        os.execvp(sys.argv[3], sys.argv[3:])
+    main()

@@ -1,94 +1,171 @@
-"""Penstock beside accelerate's disk offload on one checkpoint, interleaved, under a real memory cap.
+"""Penstock beside what people use today, and beside its own limit: one run, in turn round by round, under a real cap.
 
-    python bench/compare.py MODEL --cap 2GiB --host-memory 1400MiB [--rounds 5] [--ram]
+    python bench/compare.py MODEL --cap 2GiB --host-memory 1400MiB --gguf MODEL.gguf [--rounds 5]
 
-Needs root (control groups, dropping the page cache) and ``pip install 'penstock[bench]'``. Prints medians over the
-rounds and the ratio of each round; ``--json FILE`` keeps every run. ``--ram`` adds transformers with everything in
-memory, which is not capped.
+Needs root (control groups, dropping the page cache) and ``pip install 'penstock[bench]'``. In every round, each in a
+process of its own with the page cache dropped before:
+
+    penstock     under the cap
+    accelerate   disk offload of every layer, under the cap
+    llama.cpp    the file mapped, under the cap (with --gguf, from bench/to_gguf.py)
+    ram          transformers in memory with eager experts, no cap
+    compute      penstock with everything in memory, no cap: computing alone, with the same bits
+
+and, right before and after penstock, the drive itself: the blocks that penstock reads, as many in flight. The limit of
+a token is max(compute, bytes that penstock read for it / drive), all three of the same round. All feed the same fixed
+random tokens: a prompt, then one by one, which is what is timed; how many is --tokens, the peers being slow. Speeds are
+means over those tokens; of the rounds, median and range. Rows of "bits" say whether logits are bitwise penstock's.
 """
 
 import argparse
-import json
-import statistics
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from cap import drop_page_cache, run_capped
-from rich.console import Console
-from rich.table import Table
+from figures import Spread, limit_seconds
+from report import Table, keep, publish
+from rounds import arguments, in_turn, note, runner, size
 
-from penstock.kernels.machine import measure_drive
-from penstock.tiering.units import format_size, parse_size
+from penstock.tiering.units import format_size
 
-TOKENS = {"penstock": 48, "accelerate": 6, "ram": 24}
-UNCAPPED = 1 << 50
+TOKENS = {"penstock": 48, "accelerate": 6, "llama.cpp": 6, "ram": 48, "compute": 48}
 
 
-def run(mode: str, options: argparse.Namespace, store: str) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).parent / "decode.py"), mode, str(options.model), str(TOKENS[mode])]
-    if mode == "penstock":
-        command += ["--host-memory", options.host_memory, "--store", store]
-    drop_page_cache()
-    code, output = run_capped(command, UNCAPPED if mode == "ram" else parse_size(options.cap))
-    if code:
-        raise SystemExit(f"{mode} ended with status {code} under a cap of {options.cap}")
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+def judged(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Ratios and fractions, each within one round."""
+    own = [runs["penstock"] for runs in rounds]
+    found: dict[str, Any] = {
+        f"times_{mode}": [runs["penstock"]["tokens_per_second"] / runs[mode]["tokens_per_second"] for runs in rounds]
+        for mode in rounds[0]
+        if mode != "penstock"
+    }
+    for name in ("hit_ratio", "flash_bytes_per_token", "bytes_per_read", "stall_share", "drive_busy_share"):
+        found[name] = [run[name] for run in own]
+    found["drive"] = [run["drive"] for run in own if run["drive"]]
+    if "compute" in rounds[0]:
+        limits = [
+            limit_seconds(
+                compute=1 / runs["compute"]["tokens_per_second"],
+                bytes_per_token=runs["penstock"]["flash_bytes_per_token"] if runs["penstock"]["drive"] else 0.0,
+                drive_bytes_per_second=runs["penstock"]["drive"] or 1.0,
+            )
+            for runs in rounds
+        ]
+        found["compute_seconds"] = [1 / runs["compute"]["tokens_per_second"] for runs in rounds]
+        found["compute_bytes_per_token"] = [runs["compute"]["flash_bytes_per_token"] for runs in rounds]
+        found["limit_seconds"] = limits
+        found["fraction_of_limit"] = [limit * run["tokens_per_second"] for limit, run in zip(limits, own, strict=True)]
+    if own[0]["streamed_bytes"]:
+        found["read_over_streamed"] = [run["flash_bytes_per_token"] / run["streamed_bytes"] for run in own]
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--cap", default="2GiB")
-    parser.add_argument("--host-memory", default="1400MiB")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--store", default=None, help="where the bundle is kept; a temporary folder if not given")
-    parser.add_argument("--ram", action="store_true")
-    parser.add_argument("--json", type=Path, default=None)
-    options = parser.parse_args()
-    modes = ["penstock", "accelerate"] + ["ram"] * options.ram
-    runs: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        store = options.store or scratch
-        for number in range(options.rounds):
-            drive = max(
-                rate.bytes_per_second for rate in measure_drive(Path(store), sizes=(4 << 20,), depths=(4,)).rates
+def same_bits(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, bool]:
+    """Whether each engine's logits, as far as it went, are bitwise penstock's."""
+    wanted = rounds[0]["penstock"]["digests"]
+    return {
+        mode: all(run["digests"][: len(wanted)] == wanted[: len(run["digests"])] for run in (r[mode] for r in rounds))
+        for mode in rounds[0]
+        if rounds[0][mode]["digests"][0]
+    }
+
+
+def tables(title: str, first: dict[str, Any], rounds: list[dict[str, dict[str, Any]]]) -> list[Table]:
+    found, bits = judged(rounds), same_bits(rounds)
+    rows = []
+    for mode in rounds[0]:
+        runs = [each[mode] for each in rounds]
+        rows.append(
+            (
+                mode,
+                Spread.of([run["tokens_per_second"] for run in runs]).text(3),
+                Spread.of([run["tokens_per_second_median"] for run in runs]).text(3),
+                Spread.of(found[f"times_{mode}"]).text(2, "x") if mode != "penstock" else "",
+                f"{Spread.of([run['load_s'] for run in runs]).median:.1f}",
+                Spread.of([run["prompt_s"] for run in runs]).text(2),
+                format_size(max(run["peak_resident_bytes"] for run in runs)),
+                format_size(max(run["group_peak_bytes"] for run in runs)),
+                {True: "yes", False: "no", None: ""}[bits.get(mode)],
             )
-            for mode in modes:
-                found = run(mode, options, store) | {"round": number, "measured_drive": drive}
-                runs.append(found)
-                print(json.dumps(found), file=sys.stderr, flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(runs, indent=1))
-
-    def of(mode: str, key: str) -> list[float]:
-        return [found[key] for found in runs if found["mode"] == mode]
-
-    table = Table(title=f"{options.model.name}, cap {options.cap}, host_memory {options.host_memory}")
-    for column in ("", "tokens/s (median)", "min..max", "first load s", "prefill 64 s", "peak resident"):
-        table.add_column(column, justify="right")
-    for mode in modes:
-        speeds = of(mode, "tokens_per_second")
-        table.add_row(
-            mode,
-            f"{statistics.median(speeds):.2f}",
-            f"{min(speeds):.2f}..{max(speeds):.2f}",
-            f"{of(mode, 'load_s')[0]:.1f}",
-            f"{statistics.median(of(mode, 'prefill_s')):.2f}",
-            format_size(int(max(of(mode, "peak_resident_bytes")))),
         )
-    console = Console()
-    console.print(table)
-    ratios = [
-        a / b for a, b in zip(of("penstock", "tokens_per_second"), of("accelerate", "tokens_per_second"), strict=True)
+    columns = (
+        "",
+        "tokens/s",
+        "of the median token",
+        "penstock is",
+        "load s",
+        "prompt s",
+        "peak resident",
+        "peak of the group",
+        "bits",
+    )
+    speeds = Table(title, columns, rows)
+    lines = [
+        ("first load, packing included", f"{first['load_s']:.1f} s"),
+        ("its peak resident", format_size(first["load_resident_bytes"])),
+        ("found in memory", Spread.of(found["hit_ratio"]).text(3)),
+        ("read per token, MB", Spread.of([n / 1e6 for n in found["flash_bytes_per_token"]]).text(1)),
+        ("mean read, MB", Spread.of([n / 1e6 for n in found["bytes_per_read"]]).text(2)),
+        ("share of the time waited", Spread.of(found["stall_share"]).text(3)),
+        ("share of the time the drive is busy", Spread.of(found["drive_busy_share"]).text(3)),
     ]
-    console.print(f"penstock / accelerate, round by round: {', '.join(f'{r:.1f}x' for r in ratios)}")
-    drive = statistics.median(of("penstock", "measured_drive"))
-    console.print(f"median {statistics.median(ratios):.1f}x; drive {drive / 1e9:.2f} GB/s")
-    for key in ("hit_ratio", "flash_bytes_per_token", "stall_share", "drive_busy_share", "drive_bytes_per_second"):
-        console.print(f"{key}: {statistics.median(of('penstock', key)):.4g}")
+    if found["drive"]:
+        lines.append(("the drive itself, GB/s", Spread.of([n / 1e9 for n in found["drive"]]).text(2)))
+    if "read_over_streamed" in found:
+        lines.append(("read per token / what is streamed", Spread.of(found["read_over_streamed"]).text(4)))
+    if "limit_seconds" in found:
+        lines += [
+            ("computing alone, s per token", Spread.of(found["compute_seconds"]).text(4)),
+            ("limit, s per token", Spread.of(found["limit_seconds"]).text(4)),
+            ("fraction of the limit", Spread.of(found["fraction_of_limit"]).text(3)),
+        ]
+    return [speeds, Table("Penstock and its limit", ("", "median (range)"), lines)]
+
+
+def parse() -> argparse.Namespace:
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--cap", type=size, required=True, help="the cap, page cache and the process itself included")
+    parser.add_argument("--host-memory", default="auto", help="penstock's budget under it")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
+    parser.add_argument("--modes", nargs="+", choices=TOKENS, help="all of them if not given")
+    parser.add_argument(
+        "--tokens", nargs="+", default=[], metavar="MODE=N", help=f"timed tokens of a mode; {TOKENS} if not given"
+    )
+    options = parser.parse_args()
+    options.counts = dict(TOKENS)
+    for text in options.tokens:
+        mode, _, count = text.partition("=")
+        if mode not in TOKENS or not count.isdigit() or not int(count):
+            parser.error(f"--tokens {text} is none of MODE=N with MODE one of {', '.join(TOKENS)}")
+        options.counts[mode] = int(count)
+    if options.modes and "llama.cpp" in options.modes and not options.gguf:
+        parser.error("llama.cpp needs --gguf")
+    options.modes = options.modes or [mode for mode in TOKENS if mode != "llama.cpp" or options.gguf]
+    if "penstock" not in options.modes:
+        parser.error("--modes lacks penstock, which all are compared with")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    rounds: list[dict[str, dict[str, Any]]] = []
+    with runner(options) as run:
+        first = run.run("penstock", 0, cap=options.cap, host_memory=options.host_memory, prompt=options.prompt)
+        for number in range(options.rounds):
+            done = {}
+            for mode in in_turn(options.modes, number):
+                done[mode] = run.run(
+                    mode, options.counts[mode], cap=options.cap, host_memory=options.host_memory, prompt=options.prompt
+                )
+                note(done[mode])
+            rounds.append({mode: done[mode] for mode in options.modes})
+            results = {"first": first, "rounds": rounds, "judged": judged(rounds), "same_bits": same_bits(rounds)}
+            if options.json:
+                keep(results, options.json)
+    title = (
+        f"{options.model.name} ({format_size(run.model_bytes)}), cap {format_size(options.cap)}, host_memory "
+        f"{options.host_memory}, {options.rounds} rounds, tokens timed: "
+        + ", ".join(f"{mode} {options.counts[mode]}" for mode in options.modes)
+    )
+    publish(tables(title, first, rounds), results, json_file=options.json, markdown=options.markdown)
 
 
 if __name__ == "__main__":

@@ -1,97 +1,129 @@
-"""One run: fixed random tokens, a prompt of 64 at once, then one by one; prints one JSON object.
+"""One run of one engine: fixed random tokens, a prompt at once, then one by one; prints one JSON object.
 
-    python bench/decode.py penstock|accelerate|ram MODEL TOKENS [--host-memory SIZE] [--store FOLDER]
+    python bench/decode.py penstock|accelerate|llama.cpp|ram MODEL TOKENS [--host-memory SIZE] [--store FOLDER]
+                           [--gguf FILE] [--prompt 64] [--warm]
 
-``accelerate`` offloads every decoder layer to disk; ``ram`` is transformers with everything in memory.
+Only the tokens one by one are the speed; the prompt of 64 before them has filled what caches there are. ``--warm``
+first feeds other tokens, untimed, until nothing is read from the drive any more: for a budget that holds everything.
 """
 
 import argparse
 import json
-import statistics
 import tempfile
-import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from engines import MODES, Transformers, digest, open_engine
+from figures import difference, speed, traffic
+from resident import ResidentSet
+from tokens import fixed_tokens
+from unions import watched
 
-PROMPT = 64
+from penstock.kernels.machine import usable_cores
 
-
-class ResidentSet:
-    """The peak of the resident set over what it is now, in bytes, sampled every 5 ms."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._base = self._process.memory_info().rss
-        self.peak = 0
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while True:
-            self.peak = max(self.peak, self._process.memory_info().rss - self._base)
-            time.sleep(0.005)
+_WARMING = 512
+_MOST_WARMING = 16
 
 
-def open_model(options: argparse.Namespace, scratch: str) -> Any:
-    if options.mode == "penstock":
-        import penstock
+def warm(engine: Transformers) -> None:
+    """Feed prompts of other tokens until one of them reads nothing."""
+    for row in range(1, _MOST_WARMING):
+        before = engine.handle.stats().flash_bytes_read
+        engine.restart()
+        engine.feed(fixed_tokens(_WARMING, engine.vocabulary, row=row))
+        if engine.handle.stats().flash_bytes_read == before:
+            break
+    engine.restart()
 
-        return penstock.load(options.model, host_memory=options.host_memory, store=options.store)
-    place: dict[str, str] = {}
-    if options.mode == "accelerate":
-        layers = AutoConfig.from_pretrained(options.model).num_hidden_layers
-        place = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
-        place |= {f"model.layers.{layer}": "disk" for layer in range(layers)}
-    more: dict[str, Any] = {"device_map": place, "offload_folder": scratch} if place else {}
-    return AutoModelForCausalLM.from_pretrained(options.model, **more).eval()
+
+def placement(handle: Any) -> dict[str, Any]:
+    """Where penstock put what, and where it reads from."""
+    place = handle.placement
+    names = ("streamed_bytes", "pinned_bytes", "resident_bytes", "expert_count", "expert_total_bytes")
+    return {
+        "bundle": str(handle.bundle),
+        "streamed": [block.module for block in place.streamed],
+        "host_budget": place.budget,
+        "expert_region_bytes": place.expert_region_bytes,
+    } | {name: getattr(place, name) for name in names}
+
+
+def run_prompt(engine: Any, ids: list[int]) -> dict[str, Any]:
+    """Seconds of a prompt; for penstock also what it read, and how many different experts it needed."""
+    if not engine.handle:
+        start = time.perf_counter()
+        engine.feed(ids)
+        return {"prompt_s": time.perf_counter() - start}
+    before = asdict(engine.handle.stats())
+    with watched(engine.model) as unions:
+        start = time.perf_counter()
+        engine.feed(ids)
+        seconds = time.perf_counter() - start
+    counted = difference(before, asdict(engine.handle.stats()))
+    return {
+        "prompt_s": seconds,
+        "prompt_bytes_read": counted["flash_bytes_read"],
+        "prompt_row_bytes": counted["row_bytes"],
+        "prompt_experts": unions.count,
+    }
+
+
+def run_tokens(engine: Any, ids: list[int]) -> dict[str, Any]:
+    """Speed of ``ids`` one by one; for penstock also what they asked of the drive."""
+    before = engine.handle and asdict(engine.handle.stats())
+    seconds, logits = [], []
+    for token in ids:
+        start = time.perf_counter()
+        engine.feed([token])
+        seconds.append(time.perf_counter() - start)
+        logits.append(engine.logits)
+    found = speed(seconds) | {"tokens": len(ids), "seconds": seconds}
+    if engine.handle:
+        found |= traffic(difference(before, asdict(engine.handle.stats())), sum(seconds), len(ids))
+    return found | {"digests": [digest(each) for each in logits]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=("penstock", "accelerate", "ram"))
+    parser.add_argument("mode", choices=MODES)
     parser.add_argument("model", type=Path)
     parser.add_argument("tokens", type=int)
     parser.add_argument("--host-memory", default="auto")
     parser.add_argument("--store", default=None)
+    parser.add_argument(
+        "--io-depth", type=int, default=None, help="reads in flight; penstock's own choice if not given"
+    )
+    parser.add_argument("--gguf", type=Path, default=None, help="the model for llama.cpp")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
+    parser.add_argument("--warm", action="store_true")
     options = parser.parse_args()
-    transformers.utils.logging.disable_progress_bar()
+    settings = {"host_memory": options.host_memory, "store": options.store, "io_depth": options.io_depth}
     watch = ResidentSet()
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         start = time.perf_counter()
-        model = open_model(options, scratch)
-        found: dict[str, Any] = {"mode": options.mode, "load_s": time.perf_counter() - start}
-        found["load_resident_bytes"] = watch.peak
-        ids = torch.randint(10, 30000, (1, PROMPT + options.tokens), generator=torch.Generator().manual_seed(0))
-        ids %= model.config.vocab_size
-        start = time.perf_counter()
-        out = model(ids[:, :PROMPT], use_cache=True)
-        found["prefill_s"] = time.perf_counter() - start
-        before = model.penstock.stats() if options.mode == "penstock" else None
-        seconds = []
-        for position in range(PROMPT, PROMPT + options.tokens):
-            start = time.perf_counter()
-            out = model(ids[:, position : position + 1], past_key_values=out.past_key_values, use_cache=True)
-            seconds.append(time.perf_counter() - start)
-        found |= {"tokens_per_second": 1 / statistics.median(seconds), "peak_resident_bytes": watch.peak}
-        if before is not None:
-            after = model.penstock.stats()
-            hits = after.expert_hits - before.expert_hits
-            asked = hits + after.expert_misses - before.expert_misses
-            read = after.flash_bytes_read - before.flash_bytes_read
-            busy = after.flash_read_seconds - before.flash_read_seconds
-            found |= {
-                "hit_ratio": hits / asked if asked else None,
-                "flash_bytes_per_token": read / options.tokens,
-                "stall_share": (after.stall_seconds - before.stall_seconds) / sum(seconds),
-                "drive_busy_share": busy / sum(seconds),
-                "drive_bytes_per_second": read / busy if busy else None,
-                "host_budget": after.host_budget,
-            }
+        with open_engine(
+            options.mode,
+            options.model,
+            longest=options.prompt + options.tokens,
+            threads=usable_cores(),
+            scratch=scratch,
+            gguf=options.gguf,
+            settings={name: value for name, value in settings.items() if value is not None},
+        ) as engine:
+            found: dict[str, Any] = {"mode": options.mode, "load_s": time.perf_counter() - start}
+            found["load_resident_bytes"] = watch.peak
+            if options.mode == "penstock":
+                found |= placement(engine.handle)
+                if options.warm:
+                    warm(engine)
+            ids = fixed_tokens(options.prompt + options.tokens, engine.vocabulary)
+            found |= run_prompt(engine, ids[: options.prompt])
+            if options.tokens:
+                found |= run_tokens(engine, ids[options.prompt :])
+            found["peak_resident_bytes"] = watch.peak
     print(json.dumps(found))
 
 

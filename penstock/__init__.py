@@ -21,6 +21,7 @@ from .tiering.errors import (
     PenstockError,
     PromptTooLong,
     ReadError,
+    TraceError,
     UnplaceableModule,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "PenstockError",
     "PromptTooLong",
     "ReadError",
+    "TraceError",
     "UnplaceableModule",
     "__version__",
     "load",

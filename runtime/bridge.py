@@ -6,8 +6,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Self
 
 from ..tiering.driver import Driver
 from ..tiering.errors import Closed
@@ -19,6 +20,7 @@ from ..tiering.events import (
     Discard,
     End,
     Event,
+    Expect,
     Grant,
     Read,
     Refuse,
@@ -29,9 +31,13 @@ from ..tiering.events import (
 from ..tiering.planner import Counters, Planner
 from ..tiering.ports import Flash, Memory
 from ..tiering.units import BlockId
+from .recorder import FORWARD, Recorder
 
 HOUSE = -1
 """The stream that holds the leases which are never given back."""
+
+Inbox = queue.SimpleQueue[Grant | Refuse]
+"""Where the answers to one request arrive."""
 
 
 class Bridge:
@@ -52,58 +58,67 @@ class Bridge:
         self._lock = threading.RLock()
         self._busy = False
         self._late: deque[Event] = deque()
-        self._inboxes: dict[int, tuple[int, queue.SimpleQueue[Grant | Refuse]]] = {}  # by ticket, with the stream
+        self._open: dict[int, tuple[int, Inbox]] = {}  # by ticket, with the stream
         self._numbers = itertools.count()
         self._closed: str | None = None
         self._stall_seconds = 0.0
+        self.recorder: Recorder | None = None  # who takes notes, if anybody does
         beside = None if watch is None else functools.partial(watch, self)
         with self._lock:  # nothing is posted before the driver is there to read
-            self._driver = Driver(flash, memory, self._post, depth=depth, beside=beside)
+            self._driver = Driver(flash, memory, self._landed, depth=depth, beside=beside)
 
-    def acquire(
-        self, blocks: Sequence[BlockId], stream: int | None = None
-    ) -> Generator[tuple[BlockId, Slot], None, None]:
-        """Lease ``blocks`` for the calling thread, or for ``stream``; yields each as soon as it is in its slot.
+    def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> "Leases":
+        """Lease ``blocks`` for the calling thread, or for ``stream``; they are taken from the result as they arrive.
 
-        Those already resident come first, the others as they arrive. The caller releases each one. When the caller
-        closes the generator early, the rest is cancelled and what was not taken yet is given back. Raises what the read
-        raised, or Closed.
+        The caller gives each one back with ``release``, and closes the result if it does not take all. Raises Closed.
         """
-        ticket = next(self._numbers)
-        stream = threading.get_ident() if stream is None else stream
-        inbox: queue.SimpleQueue[Grant | Refuse] = queue.SimpleQueue()
-        self._inboxes[ticket] = (stream, inbox)
-        left = len(blocks)
+        leases = Leases(self, next(self._numbers), threading.get_ident() if stream is None else stream, len(blocks))
+        self._open[leases.ticket] = (leases.stream, leases.inbox)
         try:
-            self._post(Acquire(ticket, stream, tuple(blocks)))
-            while left:
-                try:
-                    answer = inbox.get_nowait()
-                except queue.Empty:
-                    start = time.monotonic()
-                    answer = inbox.get()
-                    with self._lock:
-                        self._stall_seconds += time.monotonic() - start
-                if isinstance(answer, Refuse):
-                    raise answer.error
-                left -= 1
-                yield answer.block, answer.slot
-        finally:
-            if left and ticket in self._inboxes:
-                self._withdraw(ticket, stream, inbox)
-            self._inboxes.pop(ticket, None)
+            self._post(Acquire(leases.ticket, leases.stream, tuple(blocks)))
+        except BaseException:
+            leases.close()
+            raise
+        return leases
 
-    def _withdraw(self, ticket: int, stream: int, inbox: "queue.SimpleQueue[Grant | Refuse]") -> None:
-        self._post(Cancel(ticket))
-        while not inbox.empty():
-            answer = inbox.get_nowait()
-            if isinstance(answer, Grant):
-                self._post(Release(stream, answer.block))
-
-    def release(self, block: BlockId) -> None:
-        """Give back one lease of the calling thread."""
+    def release(self, *blocks: BlockId) -> None:
+        """Give back one lease of the calling thread on each of ``blocks``."""
         if self._closed is None:
-            self._post(Release(threading.get_ident(), block))
+            self._post(Release(threading.get_ident(), blocks))
+
+    def expect(self, certain: Sequence[BlockId], guessed: Sequence[BlockId], seconds: float = 0.0) -> None:
+        """Say what the calling thread will acquire next; see Expect."""
+        self._post(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds))
+
+    @property
+    def speculates(self) -> bool:
+        """Whether guesses are welcome."""
+        return self._planner.speculation.active
+
+    def wait(self, inbox: Inbox) -> Grant | Refuse:
+        """The next answer in ``inbox``; the time is a stall."""
+        start = time.monotonic()
+        answer = inbox.get()
+        end = time.monotonic()
+        with self._lock:
+            self._stall_seconds += end - start
+        if (recorder := self.recorder) is not None:
+            recorder.stall(start, end, answer.block if isinstance(answer, Grant) else None)
+        return answer
+
+    def forget(self, ticket: int, *, withdraw: bool) -> None:
+        """Nothing more is taken for ``ticket``; ``withdraw`` what it still waits for or was not taken."""
+        stream, inbox = self._open.get(ticket, (None, None))
+        if withdraw and inbox is not None and stream is not None:
+            self._post(Cancel(ticket))
+            untaken: list[BlockId] = []
+            while not inbox.empty():
+                answer = inbox.get_nowait()
+                if isinstance(answer, Grant):
+                    untaken.append(answer.block)
+            if untaken:
+                self._post(Release(stream, tuple(untaken)))
+        self._open.pop(ticket, None)
 
     def acquire_resident(self, block: BlockId) -> Slot | None:
         """Lease ``block`` for the calling thread if it is in memory now; reads nothing."""
@@ -120,15 +135,19 @@ class Bridge:
     def begin(self) -> None:
         """The calling thread enters the model's forward."""
         self._post(Begin(threading.get_ident()))
+        if (recorder := self.recorder) is not None:
+            recorder.forward()
 
     def end(self) -> None:
         """The calling thread leaves the model's forward, in whatever way; its leases go."""
         me = threading.get_ident()
-        for ticket, (stream, _) in tuple(self._inboxes.items()):
-            if stream == me:  # the generator lives on in a traceback; it has nothing to give back any more
-                self._inboxes.pop(ticket, None)
+        for ticket, (stream, _) in tuple(self._open.items()):
+            if stream == me:  # its leases live on in a traceback; they have nothing to give back any more
+                self._open.pop(ticket, None)
         if self._closed is None:
             self._post(End(me))
+        if (recorder := self.recorder) is not None:
+            recorder.leave(FORWARD)
 
     def counters(self) -> Counters:
         """A copy of the planner's totals."""
@@ -155,9 +174,15 @@ class Bridge:
             self._stop("this model was closed; load it again to use it")
         self._driver.close()
 
+    def _landed(self, event: Event) -> None:
+        """A read came to its end; called by the driver."""
+        if (recorder := self.recorder) is not None:
+            recorder.landed(event)
+        self._post(event)
+
     def _stop(self, reason: str) -> None:
         self._closed = self._closed or reason
-        for ticket, (_, inbox) in tuple(self._inboxes.items()):
+        for ticket, (_, inbox) in tuple(self._open.items()):
             inbox.put(Refuse(ticket, Closed(self._closed)))
 
     def _post(self, event: Event) -> None:
@@ -167,7 +192,7 @@ class Bridge:
                     raise Closed(self._closed)
                 return
             self._late.append(event)
-            if self._busy:  # the garbage collector closed a generator while this thread was in here
+            if self._busy:  # the garbage collector closed leases while this thread was in here
                 return
             self._busy = True
             try:
@@ -182,10 +207,69 @@ class Bridge:
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Read):
+                if (recorder := self.recorder) is not None:
+                    recorder.started(action)
                 self._driver.submit(action)
             elif isinstance(action, Discard):
                 self._memory.discard(action.offset, action.length)
             else:
-                _, inbox = self._inboxes.get(action.ticket, (None, None))
+                _, inbox = self._open.get(action.ticket, (None, None))
                 if inbox is not None:
                     inbox.put(action)
+
+
+class Leases(Iterator[tuple[BlockId, Slot]]):
+    """The leases of one request, taken as they arrive, those already resident first.
+
+    Iterating waits for the next one and raises what its read raised, or Closed. Given up early, by ``close`` or by
+    being forgotten, the rest is cancelled and what was not taken yet is given back.
+    """
+
+    def __init__(self, bridge: Bridge, ticket: int, stream: int, count: int) -> None:
+        self._bridge, self.ticket, self.stream, self.left = bridge, ticket, stream, count
+        self.inbox: Inbox = queue.SimpleQueue()
+
+    def __next__(self) -> tuple[BlockId, Slot]:
+        if not self.left:
+            self.close()
+            raise StopIteration
+        try:
+            answer = self.inbox.get_nowait()
+        except queue.Empty:
+            answer = self._bridge.wait(self.inbox)
+        return self._take(answer)
+
+    def here(self) -> list[tuple[BlockId, Slot]]:
+        """What has arrived and was not taken yet; does not wait."""
+        found = []
+        while self.left:
+            try:
+                answer = self.inbox.get_nowait()
+            except queue.Empty:
+                break
+            found.append(self._take(answer))
+        return found
+
+    def close(self) -> None:
+        """Give up the rest. Idempotent."""
+        left, self.left = self.left, 0
+        self._bridge.forget(self.ticket, withdraw=left > 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self.left:
+            self.close()
+
+    def _take(self, answer: Grant | Refuse) -> tuple[BlockId, Slot]:
+        if isinstance(answer, Refuse):
+            self.close()
+            raise answer.error
+        self.left -= 1
+        if not self.left:
+            self.close()
+        return answer.block, answer.slot

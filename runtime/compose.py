@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..kernels.heap import bound_kernel_caches
 from ..kernels.machine import MemoryMeter
-from ..tiering.errors import BundleError, CheckpointError, ConfigError, PenstockError
+from ..tiering.errors import BundleError, CheckpointError, Closed, ConfigError, PenstockError
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place
 from ..tiering.progress import Progress
@@ -33,6 +33,7 @@ from .progress import shown
 from .rows import row_readable
 from .settings import OVERRIDES
 from .skeleton import skeleton
+from .trace import Trace
 
 AUTO_DEPTH = 4
 """Reads in flight for ``depth = "auto"``: where megabyte reads saturate laptop and cloud drives alike."""
@@ -60,8 +61,21 @@ class Handle:
         """Counts, bytes and seconds since the model was loaded."""
         return self._engine.stats()
 
+    def trace(self, path: str | Path) -> Trace:
+        """Record reads, stalls and the compute of each layer from now on, for Perfetto or chrome://tracing.
+
+        The file ``path`` is written, readable by this user only, when the result's ``stop()`` is called, at the end of
+        a ``with`` over it, or when the model is closed. One trace at a time. Raises TraceError, before anything is
+        recorded, when one is being recorded or ``path`` cannot be written, and Closed.
+        """
+        model = self._model()
+        if model is None or not self._finalizer.alive:
+            raise Closed("this model was closed; load it again to record a trace of it")
+        return self._engine.trace(model, path)
+
     def close(self) -> None:
-        """Stop reading and give the memory back. Idempotent; the model cannot compute any more."""
+        """Stop reading, give the memory back, write a trace that is recorded. Idempotent; the model cannot compute any
+        more. Raises TraceError, when all else is done, if the trace cannot be written."""
         model = self._model()
         if self._finalizer.detach() and model is not None:
             for _, own, name, tensor in _own_tensors(model):
@@ -286,7 +300,7 @@ def _own_tensors(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, t
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     bare = placeholder(tensor.dtype, tuple(tensor.shape))
-    return nn.Parameter(bare, requires_grad=False) if isinstance(tensor, nn.Parameter) else bare
+    return nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
 
 
 def _streamed_class(base: type[Any]) -> type[Any]:

@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..kernels.arena import Arena
 from ..kernels.heap import trim
+from ..tiering.errors import TraceError
 from ..tiering.events import Part, Slot
 from ..tiering.limits import EXPERTS, KEPT, PINNED, STREAM, Home
 from ..tiering.planner import Planner
@@ -24,6 +27,7 @@ from .bridge import HOUSE, Bridge
 from .metrics import Stats, hit_ratio
 from .pressure import Pressure
 from .rows import RowReader
+from .trace import Trace
 
 READ_LIMIT = 8 * MiB
 """Neighbouring blocks join into reads of at most this many bytes: past it, drives gain nothing more."""
@@ -88,6 +92,7 @@ class Engine:
         """Blocks that are leased, though they mostly stay in memory."""
         self._lock = threading.Lock()
         self._tokens = self._forwards = 0
+        self._trace: Trace | None = None
 
     def load(self, progress: Progress) -> None:
         """Read what stays in memory. Raises what reading raises."""
@@ -120,12 +125,25 @@ class Engine:
         with self._lock:
             self._forwards += 1
             self._tokens += tokens
+        if (recorder := self.bridge.recorder) is not None:
+            recorder.tokens(tokens)
         if tokens > _PROMPT:
             trim()
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` lies in the arena, so that its bytes may change once its lease is given back."""
         return self.arena.address <= tensor.data_ptr() < self.arena.address + self.arena.length
+
+    def trace(self, model: nn.Module, path: str | Path) -> Trace:
+        """Begin to record ``model``, which runs on this engine.
+
+        Raises TraceError if it is being recorded already, or ``path`` cannot be written.
+        """
+        with self._lock:
+            if self._trace is not None and self._trace.running:
+                raise TraceError(f"a trace to {self._trace.path} is being recorded; stop it before the next one")
+            self._trace = Trace(model, self.bridge, [file.name for file in self.bundle.manifest.files], path)
+            return self._trace
 
     def stats(self) -> Stats:
         """A snapshot since loading."""
@@ -138,10 +156,12 @@ class Engine:
         return Stats(
             tokens=self._tokens,
             forwards=self._forwards,
-            flash_bytes_read=counters.demand_bytes + counters.prefetch_bytes + row_bytes,
+            flash_bytes_read=counters.demand_bytes + counters.prefetch_bytes + counters.guess_bytes + row_bytes,
             flash_read_seconds=counters.busy_seconds + sum(reader.seconds for reader in self.rows.values()),
             demand_bytes=counters.demand_bytes,
             prefetch_bytes=counters.prefetch_bytes,
+            guess_bytes=counters.guess_bytes,
+            guess_bytes_used=counters.guess_bytes_used,
             row_bytes=row_bytes,
             reads=counters.reads,
             expert_hits=counters.expert_hits,
@@ -161,9 +181,14 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Stop reading and give the memory back as soon as no tensor lies in it."""
+        """Stop reading, give the memory back as soon as no tensor lies in it, and write a trace that is recorded.
+
+        Raises TraceError, when all else is done, if the trace cannot be written.
+        """
         self.bridge.close()
         self.arena.close()
         for reader in self.rows.values():
             reader.close()
         self.bundle.close()
+        if self._trace is not None:
+            self._trace.stop()

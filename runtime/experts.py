@@ -1,24 +1,32 @@
 """Experts through transformers' experts interface: computed in order of arrival, summed in transformers' order.
 
-Two ways lead to the same bits. The lean one computes each expert the moment it is in memory and keeps its output apart;
-the outputs are then added up in ascending order of the experts, as the eager code does. The plain one runs the module's
-own eager code, whose stacked weights are replaced by stand-ins that lease one expert at a time. On its first call every
-kind of experts module is run both ways: if a single bit differs, that kind is run the plain way from then on.
+Two ways lead to the same bits. The lean one computes experts as they are in memory, those that are there at the same
+time side by side, and keeps their outputs apart; the outputs are then added up in ascending order of the experts, as
+the eager code does. The plain one runs the module's own eager code, whose stacked weights are replaced by stand-ins
+that lease one expert at a time. On its first calls every kind of experts module is run both ways: if a single bit
+differs, that kind is run the plain way from then on.
+
+A prompt that needs many experts takes them in the order of flash, a few at a time, so that neither leases nor outputs
+pile up; what comes next is announced, and read meanwhile.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from ..kernels.experts import expert_product
+from ..kernels.experts import Expert, Recipe, expert_products
+from ..kernels.products import MOST_ROWS
 from ..tiering.errors import UnplaceableModule
 from ..tiering.events import Slot
 from ..tiering.store.manifest import Block
+from ..tiering.units import BlockId
 from .bridge import Bridge
+from .prediction import Prediction
 from .views import SlotViews
 
 IMPLEMENTATION = "penstock"
@@ -28,7 +36,12 @@ _ATTRIBUTE = "_penstock_experts"
 _FIRST_ROW = torch.zeros(1, dtype=torch.long)
 _PICKS = torch.split(torch.arange(64), 1)
 _FEW = 64
-"""Router choices up to which grouping in Python beats tensor operations."""
+"""Router choices up to which grouping in Python beats tensor operations, and all experts are asked for at once."""
+_WINDOW = 4
+"""Experts that a prompt asks for at a time."""
+
+Groups = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Expert -> (token rows, positions among the top k)."""
 
 
 class StreamedExperts:
@@ -49,9 +62,14 @@ class StreamedExperts:
         self._names = {spec.name.removeprefix(f"{path}."): n for n, spec in enumerate(blocks[0].tensors)}
         first = "gate_up_proj" if module.has_gate else "up_proj"
         self._order = [self._names.get(name) for name in (first, f"{first}_bias", "down_proj", "down_proj_bias")]
-        # Older transformers have no such experts, and no such attribute.
-        self._post: Any = module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None
+        self._recipe = Recipe(
+            transposed=bool(module.is_transposed),
+            activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
+            post=module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None,  # type: ignore[arg-type]
+        )
         self._plain = threading.local()
+        self.next: tuple[StreamedExperts, Prediction] | None = None
+        """The experts of the next layer, and what guesses which of them come."""
         module._parameters = _ExpertParameters(module._parameters, path, self)
         setattr(module, _ATTRIBUTE, self)
 
@@ -61,44 +79,73 @@ class StreamedExperts:
         """``hidden`` [tokens, width], ``index`` and ``weights`` [tokens, top_k] -> [tokens, width]."""
         if None in (self._order[0], self._order[2]):
             return self._eager(hidden, index, weights)
-        trusted = self._trust.get(self._module)
+        kind = (type(self._module), hidden.dtype, len(hidden) if len(hidden) <= MOST_ROWS else 0)
+        trusted = self._trust.get(kind)
         if trusted is False:
             return self._eager(hidden, index, weights)
         out = self._lean(hidden, index, weights)
         if trusted is None:
             plain = self._eager(hidden, index, weights)
-            self._trust.set(self._module, torch.equal(out, plain))
+            self._trust.set(kind, torch.equal(out, plain))
             return plain
         return out
 
     def _lean(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        module = self._module
+        hidden = hidden.contiguous()
         groups = _group(index, len(self._blocks))
-        outs: dict[int, torch.Tensor] = {}
         ascending = list(groups)
+        size = len(ascending) if index.numel() <= _FEW else _WINDOW
+        guess = _Guess(self.next, self._bridge, hidden, index.shape[1])
+        outs: dict[int, torch.Tensor] = {}
         final = torch.zeros_like(hidden)
         added = 0
-        with closing(self._bridge.acquire([self._blocks[expert] for expert in ascending])) as arriving:
-            for block, slot in arriving:
-                rows, picks = groups[block.part]
-                up, up_bias, down, down_bias = self._tensors(block.part, slot)
-                out = expert_product(
-                    hidden[rows],
-                    up,
-                    up_bias,
-                    down,
-                    down_bias,
-                    transposed=module.is_transposed,  # type: ignore[arg-type]
-                    activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
-                    post=self._post,
-                )
-                self._bridge.release(block)
-                outs[block.part] = (out * weights[rows, picks, None]).to(final.dtype)
-                while added < len(ascending) and ascending[added] in outs:
-                    expert = ascending[added]
+        for start in range(0, len(ascending), size):
+            rest = [self._blocks[expert] for expert in ascending[start + size :]]
+            window = [self._blocks[expert] for expert in ascending[start : start + size]]
+            with closing(self._arriving(window, rest, guess)) as arriving:
+                for arrived in arriving:
+                    outs |= self._products(arrived, groups, hidden, weights)
+            while added < len(ascending) and ascending[added] in outs:
+                expert = ascending[added]
+                if len(hidden) == 1:
+                    final.add_(outs.pop(expert))
+                else:
                     final.index_add_(0, groups[expert][0], outs.pop(expert))
-                    added += 1
+                added += 1
         return final
+
+    def _arriving(
+        self, window: Sequence[BlockId], rest: Sequence[BlockId], guess: "_Guess"
+    ) -> Generator[list[tuple[BlockId, Slot]], None, None]:
+        """``window``, leased, as it arrives, as many as are there at a time. Before the first wait, or at once if there
+        is none, it is announced what comes next: the drive has work as long as anybody waits for it."""
+        with self._bridge.acquire(window) as leases:
+            arrived = leases.here()
+            if arrived and leases.left:
+                yield arrived
+                arrived = leases.here()
+            guess.announce(rest)
+            if arrived:
+                yield arrived
+            while leases.left:
+                yield [next(leases), *leases.here()]
+
+    def _products(
+        self, arrived: Sequence[tuple[BlockId, Slot]], groups: Groups, hidden: torch.Tensor, weights: torch.Tensor
+    ) -> dict[int, torch.Tensor]:
+        """The weighted outputs [rows, width] of the experts that ``arrived``; their leases are given back."""
+        numbers = [block.part for block, _ in arrived]
+        one = len(hidden) == 1
+        states = [hidden if one else hidden[groups[expert][0]] for expert in numbers]
+        experts = [Expert(*self._tensors(block.part, slot)) for block, slot in arrived]
+        outs: dict[int, torch.Tensor] = {}
+        for positions, out in expert_products(states, experts, self._recipe):
+            picks = torch.cat([groups[numbers[position]][1] for position in positions])
+            rows = 0 if one else torch.cat([groups[numbers[position]][0] for position in positions])
+            weighted = (out * weights[rows, picks].view(len(positions), -1, 1)).to(hidden.dtype)
+            outs |= zip((numbers[position] for position in positions), weighted, strict=True)
+        self._bridge.release(*(block for block, _ in arrived))
+        return outs
 
     def _eager(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         eager = type(self._module).forward.__wrapped__  # type: ignore[attr-defined]
@@ -138,17 +185,42 @@ class StreamedExperts:
         return local.tensors[position]  # type: ignore[no-any-return]
 
 
+class _Guess:
+    """Which experts the next layer will choose, made at most once, when it is first announced."""
+
+    def __init__(
+        self, next_: tuple[StreamedExperts, Prediction] | None, bridge: Bridge, hidden: torch.Tensor, top_k: int
+    ) -> None:
+        self._next, self._bridge, self._hidden, self._top_k = next_, bridge, hidden, top_k
+        self._blocks: list[BlockId] | None = None
+
+    def announce(self, certain: Sequence[BlockId]) -> None:
+        """Tell the planner that ``certain`` come next, and then perhaps those guessed."""
+        seconds = 0.0
+        if self._blocks is None:
+            self._blocks = []
+            if self._next is not None and self._bridge.speculates:
+                start = time.monotonic()
+                experts, prediction = self._next
+                chosen = prediction.experts(self._hidden, self._top_k)
+                self._blocks = [experts._blocks[expert] for expert in chosen]
+                seconds = time.monotonic() - start
+        if certain or self._blocks:
+            self._bridge.expect(certain, self._blocks, seconds)
+
+
 class Trust:
-    """Which kinds of experts module the lean way computes bit for bit. One per loaded model."""
+    """Which kinds of experts, by their module's class, dtype and number of tokens, the lean way computes bit for bit.
+    One per loaded model."""
 
     def __init__(self) -> None:
-        self._known: dict[type, bool] = {}
+        self._known: dict[Hashable, bool] = {}
 
-    def get(self, module: torch.nn.Module) -> bool | None:
-        return self._known.get(type(module))
+    def get(self, kind: Hashable) -> bool | None:
+        return self._known.get(kind)
 
-    def set(self, module: torch.nn.Module, equal: bool) -> None:
-        self._known[type(module)] = self._known.get(type(module), True) and equal
+    def set(self, kind: Hashable, equal: bool) -> None:
+        self._known[kind] = self._known.get(kind, True) and equal
 
 
 class _Stacked:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 class Stats:
     """``hit_ratio`` is the share of requested experts that were in memory; for a model without experts, the share of
     requests for streamed layers that were. ``stall_seconds`` is the time in which a compute thread waited for a block.
-    ``flash_read_seconds`` is the time in which at least one read was in flight. ``host_limit`` is what memory pressure
-    leaves of ``host_budget`` now, never less than ``host_floor``; it was lowered ``host_shrinks`` times and raised
-    ``host_growths`` times. ``host_bytes`` is what the arenas may hold now, ``resident_bytes`` what they do hold."""
+    Of the bytes read, ``demand_bytes`` were waited for, ``prefetch_bytes`` were certain to be wanted, ``guess_bytes``
+    were guessed, of which ``guess_bytes_used`` were then asked for. ``flash_read_seconds`` is the time in which at
+    least one read was in flight. ``host_limit`` is what memory pressure leaves of ``host_budget`` now, never less than
+    ``host_floor``; it was lowered ``host_shrinks`` times and raised ``host_growths`` times. ``host_bytes`` is what the
+    arenas may hold now, ``resident_bytes`` what they do hold."""
 
     tokens: int
     forwards: int
@@ -17,6 +19,8 @@ class Stats:
     flash_read_seconds: float
     demand_bytes: int
     prefetch_bytes: int
+    guess_bytes: int
+    guess_bytes_used: int
     row_bytes: int
     reads: int
     expert_hits: int

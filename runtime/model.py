@@ -8,6 +8,7 @@ runtime/rows.py. The outermost forward tells the planner where each token begins
 import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,8 @@ from .absent import Absent
 from .engine import Engine
 from .experts import IMPLEMENTATION, StreamedExperts, Trust
 from .layout import is_experts, layer_of
+from .linear import few_rows
+from .prediction import prediction
 from .rows import RowReader
 from .views import SlotViews, tensors_on
 
@@ -54,6 +57,7 @@ class _Attachment:
                 self._experts.setdefault(block.id.module, []).append(block)
         self._bound: dict[tuple[BlockId, str], Any] = {}
         self._scopes = _Scopes()
+        self._streamed_experts: dict[str, StreamedExperts] = {}
         self._trust = Trust()
         self._views: dict[Any, SlotViews] = {}
 
@@ -64,6 +68,7 @@ class _Attachment:
                 self._attach_experts(path, module)
             if self._attach_dense(path, module):
                 streamed.append(path)
+        self._link_experts()
         modules = dict(self._model.named_modules())
         for path in {layer for name in streamed if (layer := layer_of(name, modules))}:
             self._wrap(modules[path], self._scope)
@@ -75,11 +80,23 @@ class _Attachment:
         blocks = self._experts.get(path)
         if blocks:
             views = [self._views_of(block) for block in blocks]
-            StreamedExperts(module, path, blocks, self._engine.bridge, views, self._trust)
+            self._streamed_experts[path] = StreamedExperts(
+                module, path, blocks, self._engine.bridge, views, self._trust
+            )
             cast(Any, module.config)._experts_implementation = IMPLEMENTATION
+
+    def _link_experts(self) -> None:
+        """Tell each layer's experts of the next layer's, and of the router that guesses them."""
+        for path, after in pairwise(self._streamed_experts):
+            guess = prediction(self._model, after)
+            if guess is not None:
+                self._streamed_experts[path].next = (self._streamed_experts[after], guess)
 
     def _attach_dense(self, path: str, module: nn.Module) -> bool:
         """Bind or stream the module's own weights; True if some are streamed."""
+        lean = few_rows(module, module.forward)
+        if lean is not None:
+            module.forward = lean
         streamed: dict[Block, dict[str, TensorSpec]] = {}
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for own in holders:
@@ -88,7 +105,7 @@ class _Attachment:
                 if block is None or spec is None:
                     continue
                 if block.id in self._engine.pinned:
-                    own[name] = self._pinned(block, spec, own is module._parameters)
+                    own[name] = self._pinned(block, spec, own[name])
                 else:
                     streamed.setdefault(block, {})[name] = spec
         if streamed:
@@ -104,12 +121,12 @@ class _Attachment:
         places = tuple((spec.dtype, spec.shape, spec.offset) for spec in block.tensors)
         return self._views.setdefault(places, SlotViews(self._engine.arena, block.tensors))
 
-    def _pinned(self, block: Block, spec: TensorSpec, parameter: bool) -> torch.Tensor:
-        """The same tensor for every module that shares it."""
+    def _pinned(self, block: Block, spec: TensorSpec, bare: torch.Tensor) -> torch.Tensor:
+        """The tensor in the place of ``bare``, the same for every module that shares it."""
         key = (block.id, spec.name)
         if key not in self._bound:
             (tensor,) = tensors_on(self._engine.arena, (spec,), self._engine.pinned[block.id])
-            self._bound[key] = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
+            self._bound[key] = nn.Parameter(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
         bound: torch.Tensor = self._bound[key]
         return bound
 
@@ -139,7 +156,8 @@ class _Attachment:
         ids = kwargs.get("input_ids", args[0] if args else None)
         engine.bridge.begin()
         try:
-            out = self._scope(original, *args, **kwargs)
+            with torch.no_grad():  # nothing may remember weights that will not stay
+                out = self._scope(original, *args, **kwargs)
             engine.count_forward(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             return out
         finally:
@@ -208,7 +226,7 @@ class _Streamed:
         for block, slot in leases:
             specs = self._blocks[block]
             tensors = tensors_on(self._engine.arena, [*specs.values()], slot)
-            bound |= {name: nn.Parameter(t, requires_grad=False) for name, t in zip(specs, tensors, strict=True)}
+            bound |= {name: self._parameters.like(name, t) for name, t in zip(specs, tensors, strict=True)}
         self._parameters.bind(bound)
 
     def leave(self) -> None:
@@ -253,6 +271,11 @@ class _LeasedParameters(dict[str, Any]):
         if name in self.placeholders and threading.get_ident() not in self._threads:
             return self._late(name)
         return super().__getitem__(name)
+
+    def like(self, name: str, tensor: torch.Tensor) -> nn.Parameter:
+        """``tensor`` as the parameter ``name``. Whether it requires gradients is part of the bits: torch multiplies by
+        one that does in another way (it folds a batch into rows)."""
+        return nn.Parameter(tensor, self.placeholders[name].requires_grad)
 
     def bind(self, parameters: dict[str, nn.Parameter]) -> None:
         with self._lock:

@@ -49,5 +49,9 @@ class PromptTooLong(PenstockError):
     """The prompt has more tokens than the model has positions."""
 
 
+class TraceError(PenstockError):
+    """A trace cannot be recorded or written."""
+
+
 class Closed(PenstockError):
     """The model was closed; its weights are no longer in memory."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from .units import BlockId, Extent
@@ -49,10 +50,23 @@ class Acquire:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A stream gives back one lease on ``block``."""
+    """A stream gives back one lease on each of ``blocks``."""
 
     stream: Stream
-    block: BlockId
+    blocks: tuple[BlockId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """What a stream will ask for next, soonest first: ``certain``, then ``guessed``. Takes the place of the last one.
+
+    The guess took ``seconds`` to make.
+    """
+
+    stream: Stream
+    certain: tuple[BlockId, ...]
+    guessed: tuple[BlockId, ...]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +98,13 @@ class Resize:
     limits: Mapping[str, int]
 
 
-Event = Begin | End | Acquire | Release | Cancel | ReadDone | ReadFailed | Resize
+Event = Begin | End | Acquire | Release | Expect | Cancel | ReadDone | ReadFailed | Resize
 
 
 # --- actions --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """``block`` is leased to the owner of ``ticket`` and lies in ``slot``."""
 
     ticket: int
@@ -118,11 +131,24 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read ``parts``, neighbours on flash, at once; ``demand`` says that somebody waits for one of them."""
+    """Read ``parts``, neighbours on flash, at once."""
 
     read: int
     parts: tuple[Part, ...]
-    demand: bool
+    purpose: "Purpose"
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(part.extent.length for part in self.parts)
+
+
+class Purpose(Enum):
+    """Why a read is made: somebody waits for it, it will certainly be wanted, or it was guessed."""
+
+    DEMAND = "demand"
+    CERTAIN = "prefetch"
+    GUESS = "guess"
 
 
 @dataclass(frozen=True, slots=True)

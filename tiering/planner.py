@@ -3,8 +3,9 @@
 Theory of operation. Streams (compute threads) *acquire* blocks and *release* them. A block that is ready is granted at
 once. An absent one joins the demand queue, in the order asked for; the queue is turned into reads as long as fewer than
 ``depth`` are in flight and room can be made by evicting what is neither leased nor loading. Only when no demand is left
-to issue do certain prefetches go out, along the cycle of dense blocks, and they never evict a block that is needed
-sooner than the one they bring. What could not be read is not prefetched again: it waits for the next demand.
+to issue do prefetches go out: the dense blocks that come next in the cycle, which never evict a block that is needed
+sooner than the one they bring; then the experts that a stream expects, certain ones before guesses, which never evict
+one another. What could not be read is not prefetched again: it waits for the next demand.
 
 Why nobody waits for ever: in an expert region a stream that waits holds only leases that were granted to it and that it
 will take, use and give back before it waits again. In the streaming region a stream normally holds nothing while it
@@ -18,6 +19,7 @@ event          what it changes
 Begin, End     position of the stream in the cycle; End also takes back leases and tickets left behind
 Acquire        grants for ready blocks, tickets on loading blocks, demand for absent ones
 Release        one lease less; room for the demand queue and for prefetch
+Expect         which experts a stream will ask for: read when nothing else is to do, and kept for it meanwhile
 Cancel         the ticket's wishes are forgotten
 ReadDone       loading -> ready; grants for all who wait
 ReadFailed     loading -> absent; refusals for all who wait
@@ -25,7 +27,7 @@ Resize         limits of the regions; what lies beyond goes as soon as nobody ho
 =============  ==========================================================================================
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -40,8 +42,10 @@ from .events import (
     Discard,
     End,
     Event,
+    Expect,
     Grant,
     Part,
+    Purpose,
     Read,
     ReadDone,
     ReadFailed,
@@ -54,6 +58,7 @@ from .events import (
 from .limits import EXPERTS, STREAM, Home, Limits
 from .policy.cycle import Cycle
 from .policy.eviction import Eviction
+from .policy.speculation import Speculation
 from .residency import Residency
 from .units import BlockId, format_size
 
@@ -68,6 +73,8 @@ class Counters:
     dense_misses: int = 0
     demand_bytes: int = 0
     prefetch_bytes: int = 0
+    guess_bytes: int = 0
+    guess_bytes_used: int = 0
     reads: int = 0
     evictions: int = 0
     busy_seconds: float = 0.0
@@ -93,7 +100,7 @@ class Planner:
         read_limit: int,
     ) -> None:
         """``depth`` reads in flight at most; neighbours join into reads of at most ``read_limit`` bytes."""
-        self.residency, self.counters = residency, Counters()
+        self.residency, self.counters, self.speculation = residency, Counters(), Speculation()
         self._limits, self._cycle = Limits(residency, homes, cycle), cycle
         self._homes = self._limits.homes
         self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts}
@@ -104,6 +111,9 @@ class Planner:
         self._in_flight: dict[int, Read] = {}
         self._gone = 0  # distance of the nearest block that this pass of prefetching evicted: none further is brought
         self._failed: set[BlockId] = set()  # read in vain, and not in demand since
+        self._expected: dict[Stream, dict[BlockId, Purpose]] = {}  # not asked for yet, soonest first
+        self._on_trust: set[BlockId] = set()  # read on a guess, and still expected
+        self._crowded: set[int] = set()  # guessed reads in flight beside which something was in demand
         self._busy_since = 0.0
         self._next_read = 0
 
@@ -116,9 +126,14 @@ class Planner:
                 if event.ticket not in self._tickets:
                     return actions  # all here: nothing that could be read has changed
             case Release():
-                self.residency.release(event.block, event.stream)
-                if not self._queue and not self._limits.leaving and self._homes[event.block].region != STREAM:
-                    return actions  # room that nobody wants: only the streaming region is prefetched into
+                for block in event.blocks:
+                    self.residency.release(block, event.stream)
+                if not (self._queue or self._expected or self._limits.leaving) and (
+                    self._homes[event.blocks[0]].region != STREAM
+                ):
+                    return actions  # room that nobody wants
+            case Expect():
+                self._expect(event)
             case ReadDone():
                 self._read_done(event, actions, now)
             case ReadFailed():
@@ -127,6 +142,7 @@ class Planner:
                 self._cycle.begin(event.stream)
                 for policy in self._eviction.values():
                     policy.tick()
+                self.speculation.tick()
             case End():
                 self._end(event.stream)
             case Cancel():
@@ -143,7 +159,13 @@ class Planner:
     def _acquire(self, event: Acquire, actions: list[Action]) -> None:
         assert len(set(event.blocks)) == len(event.blocks)
         ticket = _Ticket(event.stream)
+        expected = self._expected.get(event.stream, {})
         for block in event.blocks:
+            if expected.pop(block, None) and block in self._on_trust:
+                self._on_trust.remove(block)
+                size = self._homes[block].extent.length
+                self.counters.guess_bytes_used += size
+                self.speculation.came_true(size)
             region = self._homes[block].region
             slot = self.residency.slot(block)
             if region != EXPERTS:
@@ -158,8 +180,30 @@ class Planner:
             self._waiting.setdefault(block, []).append(event.ticket)
             if self.residency.absent(block):
                 self._queue.setdefault(block)
+        if not expected:
+            self._expected.pop(event.stream, None)
         if ticket.wants:
             self._tickets[event.ticket] = ticket
+            self._crowded.update(n for n, read in self._in_flight.items() if read.purpose is Purpose.GUESS)
+
+    def _expect(self, event: Expect) -> None:
+        self._forgo(event.stream)
+        self.speculation.made(event.seconds)
+        expected = dict.fromkeys(event.certain, Purpose.CERTAIN) | dict.fromkeys(
+            (block for block in event.guessed if block not in event.certain), Purpose.GUESS
+        )
+        if expected:
+            self._expected[event.stream] = expected
+
+    def _forgo(self, stream: Stream) -> None:
+        """What ``stream`` expected and has not asked for is not expected any more."""
+        for block in self._expected.pop(stream, ()):
+            if block in self._on_trust and not self._awaited(block):
+                self._on_trust.remove(block)
+                self.speculation.failed(self._homes[block].extent.length)
+
+    def _awaited(self, block: BlockId) -> bool:
+        return any(block in expected for expected in self._expected.values())
 
     def _read_done(self, event: ReadDone, actions: list[Action], now: float) -> None:
         parts = self._landed(event.read, now).parts
@@ -181,6 +225,7 @@ class Planner:
             self.residency.abandon(part.block)
             self._failed.add(part.block)
             self._limits.gone(part.block)
+            self._on_trust.discard(part.block)
             for number in tuple(self._waiting.get(part.block, ())):
                 self._forget(number)
                 actions.append(Refuse(number, event.error))
@@ -191,6 +236,7 @@ class Planner:
         for block, count in tuple(self.residency.held(stream).items()):
             for _ in range(count):
                 self.residency.release(block, stream)
+        self._forgo(stream)
         self._cycle.end(stream)
 
     # --- parts of events --------------------------------------------------------------------------------------------
@@ -217,13 +263,20 @@ class Planner:
         slot = self.residency.evict(block)
         if slot.region in self._eviction:
             self._eviction[slot.region].removed(block)
+        if block in self._on_trust:
+            self._on_trust.remove(block)
+            self.speculation.failed(self._homes[block].extent.length)
         self.counters.evictions += 1
         self._limits.gone(block)
 
     def _landed(self, number: int, now: float) -> Read:
         read = self._in_flight.pop(number)
-        if not self._in_flight:
-            self.counters.busy_seconds += now - self._busy_since
+        self.counters.busy_seconds += now - self._busy_since
+        self.speculation.drive(read.size, now - self._busy_since)
+        self._busy_since = now
+        if read.purpose is Purpose.GUESS:
+            self.speculation.landed(crowded=number in self._crowded)
+            self._crowded.discard(number)
         return read
 
     def _forget(self, number: int) -> None:
@@ -239,15 +292,22 @@ class Planner:
 
     def _schedule(self, actions: list[Action], now: float) -> None:
         if self._queue and len(self._in_flight) < self._depth:
-            self._issue(tuple(self._queue), actions, now, demand=True)
+            self._issue(tuple(self._queue), actions, now, Purpose.DEMAND)
             if self._queue and len(self._in_flight) < self._depth:
                 self._untangle(actions, now)
         if not self._queue and len(self._in_flight) < self._depth:
             self._gone = len(self._cycle.order)
-            absent = (b for b in self._cycle.upcoming() if self.residency.absent(b) and b not in self._failed)
-            self._issue(absent, actions, now, demand=False)
+            self._issue(self._unread(self._cycle.upcoming()), actions, now, Purpose.CERTAIN)
+            for purpose in (Purpose.CERTAIN, Purpose.GUESS) if self._expected else ():
+                if len(self._in_flight) < self._depth:
+                    expected = [b for blocks in self._expected.values() for b in blocks if blocks[b] is purpose]
+                    self._issue(self._unread(dict.fromkeys(expected)), actions, now, purpose)
 
-    def _issue(self, blocks: Iterable[BlockId], actions: list[Action], now: float, *, demand: bool) -> None:
+    def _unread(self, blocks: Iterable[BlockId]) -> Iterator[BlockId]:
+        """Those of ``blocks`` worth prefetching."""
+        return (block for block in blocks if self.residency.absent(block) and block not in self._failed)
+
+    def _issue(self, blocks: Iterable[BlockId], actions: list[Action], now: float, purpose: Purpose) -> None:
         full: set[str] = set()
         with closing(coalesce(((b, self._homes[b].extent) for b in blocks), limit=self._read_limit)) as runs:
             for run in runs:
@@ -256,57 +316,71 @@ class Planner:
                     if not parts and len(self._in_flight) >= self._depth:
                         return
                     region = self._homes[block].region
-                    slot = None if region in full else self._make_room(block, demand=demand)
+                    slot = None if region in full else self._make_room(block, purpose)
                     if slot is not None:
                         parts.append(Part(block, extent, slot))
                         continue
                     full.add(region)
-                    self._start(parts, actions, now, demand=demand)
-                    if not demand:
+                    self._start(parts, actions, now, purpose)
+                    if purpose is not Purpose.DEMAND:
                         return  # what comes later is needed later: nothing overtakes
                     parts = []  # the rest of the run may go to a region that has room
-                self._start(parts, actions, now, demand=demand)
+                self._start(parts, actions, now, purpose)
 
-    def _start(self, parts: list[Part], actions: list[Action], now: float, *, demand: bool) -> None:
+    def _start(self, parts: list[Part], actions: list[Action], now: float, purpose: Purpose) -> None:
         if not parts:
             return
         if not self._in_flight:
             self._busy_since = now
-        read = Read(self._next_read, tuple(parts), demand)
+        read = Read(self._next_read, tuple(parts), purpose)
         self._next_read += 1
         self._in_flight[read.read] = read
         self.counters.reads += 1
-        size = sum(part.extent.length for part in parts)
-        if demand:
-            self.counters.demand_bytes += size
-        else:
-            self.counters.prefetch_bytes += size
+        match purpose:
+            case Purpose.DEMAND:
+                self.counters.demand_bytes += read.size
+            case Purpose.CERTAIN:
+                self.counters.prefetch_bytes += read.size
+            case Purpose.GUESS:
+                self.counters.guess_bytes += read.size
+                self._on_trust.update(part.block for part in parts)
         for part in parts:
             self._queue.pop(part.block, None)
         actions.append(read)
 
-    def _make_room(self, block: BlockId, *, demand: bool) -> Slot | None:
+    def _make_room(self, block: BlockId, purpose: Purpose) -> Slot | None:
         region = self._homes[block].region
-        needed_in = None if demand else self._cycle.distance(block)
+        ahead = region == STREAM and purpose is not Purpose.DEMAND
+        needed_in = self._cycle.distance(block) if ahead else None
         if needed_in is not None and needed_in > self._gone:
             return None  # the read under way for whose sake it went ends with another look
         slot = self._limits.reserve(block)
         if slot is not None or region not in self._eviction:
             return slot
+        awaited: list[BlockId] = []
         with closing(self._eviction[region].victims()) as victims:
             for victim in victims:
                 if not self.residency.evictable(victim):
+                    continue
+                if self._expected and self._awaited(victim):
+                    awaited.append(victim)
                     continue
                 if needed_in is not None:
                     distance = self._cycle.distance(victim)
                     if distance <= needed_in:
                         return None
                     self._gone = min(self._gone, distance)
-                self._evict(victim)
-                slot = self._limits.reserve(block)
+                slot = self._replace(victim, block)
                 if slot is not None:
                     return slot
-        return None
+        while awaited and slot is None and purpose is Purpose.DEMAND:
+            slot = self._replace(awaited.pop(), block)
+        return slot
+
+    def _replace(self, victim: BlockId, block: BlockId) -> Slot | None:
+        """Evict ``victim`` for the sake of ``block``; the slot if there is room now."""
+        self._evict(victim)
+        return self._limits.reserve(block)
 
     def _untangle(self, actions: list[Action], now: float) -> None:
         """If streams wait only for each other: let a demand overtake that fits, or else refuse one."""
@@ -323,9 +397,9 @@ class Planner:
         tangled = stuck(waits, holders, takes_turns=EXPERTS)
         for stream in waits:
             block = wishes[stream][1]
-            slot = self._make_room(block, demand=True) if stream in tangled else None
+            slot = self._make_room(block, Purpose.DEMAND) if stream in tangled else None
             if slot is not None:
-                self._start([Part(block, self._homes[block].extent, slot)], actions, now, demand=True)
+                self._start([Part(block, self._homes[block].extent, slot)], actions, now, Purpose.DEMAND)
                 return
         if tangled:
             holding = set().union(*(holders[waits[stream]] for stream in tangled))
@@ -335,7 +409,7 @@ class Planner:
             if slot is None:
                 self._refuse(number, block, actions)
             else:
-                self._start([Part(block, self._homes[block].extent, slot)], actions, now, demand=True)
+                self._start([Part(block, self._homes[block].extent, slot)], actions, now, Purpose.DEMAND)
 
     def _refuse(self, number: int, block: BlockId, actions: list[Action]) -> None:
         home = self._homes[block]
@@ -362,6 +436,8 @@ class Planner:
         for number, ticket in self._tickets.items():
             assert ticket.wants
             assert all(number in self._waiting[block] for block in ticket.wants)
+        assert all(not self.residency.absent(block) and self._awaited(block) for block in self._on_trust)
+        assert self._crowded <= self._in_flight.keys()
         assert sum(len(waiting) for waiting in self._waiting.values()) == sum(
             len(ticket.wants) for ticket in self._tickets.values()
         )

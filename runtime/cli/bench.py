@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -10,11 +10,12 @@ import typer
 
 from ...tiering.units import format_size
 from ..progress import shown
+from ..tracefile import destination
 from .console import print_json, print_table, quiet_libraries
 from .generate import room_for
 from .measure import peak_resident_bytes
 from .opening import open_files, read_manifest
-from .options import Settings, Source
+from .options import Settings, Source, TraceFile
 from .speeds import drive_speed, read_size
 
 PREFILL = 64
@@ -25,9 +26,12 @@ def command(
     source: Source,
     settings: Settings,
     steps: Annotated[int, typer.Option("-n", "--tokens", metavar="N", min=1, help="Tokens decoded one by one.")] = 32,
+    trace: TraceFile = None,
 ) -> None:
     """Measure MODEL: fixed random tokens, a prompt at once, then one by one; the drive beside it in the same run."""
     config = settings.load()
+    if trace is not None:
+        destination(trace)  # what cannot be written is said before anything is packed
     quiet_libraries()
     with shown() as bar:
         positions = open_files(source).positions
@@ -45,14 +49,14 @@ def command(
         )
         load_s = time.perf_counter() - start
     with closing(model.penstock):
-        report = {"load_s": load_s} | _measure(model, prefill, steps)
+        report = {"load_s": load_s} | _measure(model, prefill, steps, trace)
     if settings.json:
         print_json(report)
     else:
         print_table("", ["", ""], _rows(report))
 
 
-def _measure(model: Any, prefill: int, steps: int) -> dict[str, Any]:
+def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[str, Any]:
     import torch
 
     from ..compose import AUTO_DEPTH
@@ -62,7 +66,7 @@ def _measure(model: Any, prefill: int, steps: int) -> dict[str, Any]:
     ids = torch.randint(vocabulary, (1, prefill + steps), generator=torch.Generator().manual_seed(0))
     size = read_size(streamed_lengths(model))
     drive = [drive_speed(handle.bundle, size, AUTO_DEPTH)]
-    with torch.inference_mode():
+    with torch.inference_mode(), nullcontext() if trace is None else handle.trace(trace):
         start = time.perf_counter()
         out = model(ids[:, :prefill], use_cache=True)
         prefill_s = time.perf_counter() - start

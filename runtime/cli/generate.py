@@ -2,7 +2,7 @@
 
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -10,10 +10,11 @@ import typer
 from ...tiering.errors import CheckpointError, PromptTooLong
 from ...tiering.units import format_size
 from ..progress import shown
+from ..tracefile import destination
 from .console import print_json, quiet_libraries, say, waiting
 from .measure import peak_resident_bytes
 from .opening import Opened, open_files
-from .options import Settings, Source
+from .options import Settings, Source, TraceFile
 
 TOKENS = 128
 """New tokens when none are asked for."""
@@ -39,10 +40,13 @@ def command(
         int | None, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Make sampling repeatable.")
     ] = None,
     beams: Annotated[int, typer.Option(metavar="N", min=1, help="Beam search of this width.")] = 1,
+    trace: TraceFile = None,
 ) -> None:
     """Continue a prompt with MODEL; greedily, unless sampling or beams are asked for."""
     choice = _sampling(temperature, top_p, top_k, seed)
     config = settings.load()
+    if trace is not None:
+        destination(trace)  # what cannot be written is said before anything is packed
     text = sys.stdin.read() if prompt == "-" else prompt
     quiet_libraries()
     with shown() as bar:
@@ -59,7 +63,7 @@ def command(
             trust_remote_code=source.trust_remote_code,
             progress=bar,
         )
-    with closing(model.penstock):
+    with closing(model.penstock), nullcontext() if trace is None else model.penstock.trace(trace):
         report = _run(model, tokenizer, inputs, room, choice | {"num_beams": beams}, seed, stream=not settings.json)
     if settings.json:
         print_json(report)

@@ -63,6 +63,12 @@ class Source:
     ] = False
 
 
+TraceFile = Annotated[
+    str | None, typer.Option("--trace", metavar="FILE", help="Record reads, stalls and layers, for ui.perfetto.dev.")
+]
+"""Where a command that runs the model writes a trace of it."""
+
+
 def expand(command: Callable[..., None]) -> Callable[..., None]:
     """``command`` with each parameter whose type is one of the dataclasses above replaced by that class's options."""
     groups = {

@@ -6,7 +6,6 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 
 import pytest
 
@@ -71,7 +70,7 @@ class Rig:
 
     def use(self, *blocks: BlockId) -> None:
         """Lease each block, look at it, give it back."""
-        with closing(self.bridge.acquire(blocks)) as leases:
+        with self.bridge.acquire(blocks) as leases:
             for block, slot in leases:
                 assert self.right(block, slot)
                 self.bridge.release(block)
@@ -166,7 +165,7 @@ def test_a_hit_needs_no_read_and_no_wait(rig: Rig) -> None:
 def test_hits_come_while_misses_are_read(rig: Rig) -> None:
     rig.use(EXPERT[3])
     rig.flash.gate.clear()
-    with closing(rig.bridge.acquire([EXPERT[0], EXPERT[3]])) as leases:
+    with rig.bridge.acquire([EXPERT[0], EXPERT[3]]) as leases:
         assert next(leases)[0] == EXPERT[3]
         rig.flash.gate.set()
         assert next(leases)[0] == EXPERT[0]
@@ -244,7 +243,7 @@ def test_a_block_that_cannot_fit_beside_what_is_held_is_refused(rig: Rig) -> Non
 # --- stopping early -------------------------------------------------------------------------------------------------
 
 
-def test_closing_the_generator_cancels_and_gives_back(rig: Rig) -> None:
+def test_closing_the_leases_cancels_and_gives_back(rig: Rig) -> None:
     rig.use(EXPERT[1], EXPERT[2])
     rig.flash.gate.clear()
     leases = rig.bridge.acquire([EXPERT[1], EXPERT[2], EXPERT[7]])
@@ -345,9 +344,9 @@ def test_close_reaches_all_while_others_arrive(rig: Rig) -> None:
     class Inbox(queue.SimpleQueue[Grant | Refuse]):
         def put(self, item: Grant | Refuse, block: bool = True, timeout: float | None = None) -> None:
             told.append(item)
-            rig.bridge._inboxes[-len(told)] = (0, queue.SimpleQueue())  # another thread's, just now
+            rig.bridge._open[-len(told)] = (0, queue.SimpleQueue())  # another thread's, just now
 
-    rig.bridge._inboxes |= {1_000_000: (0, Inbox()), 1_000_001: (0, Inbox())}
+    rig.bridge._open |= {1_000_000: (0, Inbox()), 1_000_001: (0, Inbox())}
     rig.bridge.close()
     assert len(told) == 2
 

@@ -19,6 +19,7 @@ from penstock.tiering.store.reader import Bundle
 from penstock.tiering.store.writer import BundleWriter
 from penstock.tiering.units import PAGE
 from tests.tiny_models import save_tiny
+from tests.traces import load, spans
 
 PROMPT = "w5 w6 w7 w8"
 IDS = [5, 6, 7, 8]
@@ -301,6 +302,34 @@ def test_bench_reports_decoding(run, ask, checkpoint, quick):
     assert got["drive_fraction"] == pytest.approx(got["flash_bytes_per_second"] / 1e9)
     assert 0 <= got["stall_share"] <= 1
     assert "tokens/s" in run("bench", checkpoint, "-n", 1)[1]
+
+
+# --- traces ---
+
+
+def test_generate_and_bench_write_traces(run, ask, checkpoint, quick, tmp_path):
+    assert run("generate", checkpoint, "-p", PROMPT, "-n", 3, "--trace", "one.json", *LITTLE)[0] == 0
+    forwards = spans(load(tmp_path / "one.json"), "forward")
+    assert [span["args"]["tokens"] for span in forwards] == [len(IDS), 1, 1]
+    ask("bench", checkpoint, "-n", 2, "--trace", tmp_path / "two.json", *LITTLE)
+    forwards = spans(load(tmp_path / "two.json"), "forward")
+    assert [span["args"]["tokens"] for span in forwards] == [64, 1, 1]
+
+
+def test_a_trace_that_cannot_be_written_is_refused_before_anything_is_done(run, checkpoint, tmp_path):
+    for command in (("generate", checkpoint, "-p", PROMPT), ("bench", checkpoint)):
+        code, out, err = run(*command, "--trace", "absent/run.json")
+        assert (code, out) == (1, "")
+        assert err.startswith("penstock: error: a trace cannot be written to absent/run.json: No such file")
+        assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_a_trace(run, checkpoint, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(TextStreamer, "put", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert run("generate", checkpoint, "-p", PROMPT, "--trace", "run.json")[0] == 130
+    load(tmp_path / "run.json")
 
 
 # --- terminals and pipes ---

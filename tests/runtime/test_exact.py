@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import penstock
 from tests.tiny_models import NAMES, save_tiny
@@ -51,3 +51,18 @@ def test_logits_equal_those_of_transformers(name: str, dtype: torch.dtype, tmp_p
         everything = not model.penstock.placement.streamed and stats.evictions == 0
         assert everything or share <= 1, "what fits is read once"
         assert not everything or share > 0, "what does not fit is streamed"
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_logits_of_the_last_token_of_a_batch(rows: int, tmp_path: Path) -> None:
+    """The output layer gets a slice that is not contiguous: torch folds it only for weights that require gradients."""
+    folder = tmp_path / "model"
+    config = LlamaConfig(
+        hidden_size=512, intermediate_size=512, num_hidden_layers=1, num_attention_heads=8, vocab_size=3000
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    ids = torch.randint(0, 3000, (rows, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(folder).eval()(ids, logits_to_keep=1).logits
+        with penstock.load(folder, store=tmp_path / "store", host_memory="1GiB") as model:
+            assert torch.equal(model(ids, logits_to_keep=1).logits, expected)

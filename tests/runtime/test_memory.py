@@ -51,5 +51,5 @@ def test_resident_set_stays_within_budget(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["host"] <= budget
-    assert found["read"] > size, "the weights were not streamed"
+    assert found["read"] > 4 * budget, "the weights were not streamed"
     assert found["peak"] < budget + 128 * MiB

@@ -92,6 +92,15 @@ class PlannerMachine(RuleBasedStateMachine):
         chosen = data.draw(st.lists(st.sampled_from(self.experts), min_size=1, unique=True))
         self.watch.acquire(stream, tuple(chosen))
 
+    @some(lambda stream: stream.running)
+    def expect(self, stream: StreamModel, data: st.DataObject) -> None:
+        """Some experts in any order, right or wrong."""
+        if not self.experts:
+            return
+        chosen = data.draw(st.lists(st.sampled_from(self.experts), unique=True))
+        certain = data.draw(st.integers(0, len(chosen)))
+        self.watch.expect(stream, tuple(chosen[:certain]), tuple(chosen[certain:]))
+
     @some(lambda stream: bool(usable(stream)))
     def release(self, stream: StreamModel, data: st.DataObject) -> None:
         held = usable(stream)

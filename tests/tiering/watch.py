@@ -16,7 +16,9 @@ from penstock.tiering.events import (
     Discard,
     End,
     Event,
+    Expect,
     Grant,
+    Purpose,
     Read,
     ReadDone,
     ReadFailed,
@@ -119,6 +121,7 @@ class StreamModel:
     ticket: int | None = None
     wants: set[BlockId] = field(default_factory=set)
     held: Counter[BlockId] = field(default_factory=Counter)
+    expects: dict[BlockId, Purpose] = field(default_factory=dict)
     failed: bool = False
 
     def drop(self) -> None:
@@ -212,6 +215,7 @@ class Watch:
         idle = not self.queue and not isinstance(event, Acquire | Resize)
         order, leaving = self.planner._cycle.order, {b for b, slot in self.slots.items() if self.beyond(slot)}
         before = set(self.ready)
+        waited = any(self.region(block) == EXPERTS for block in self.queue)
         absent = [b for b in self.planner._cycle.order if self.planner.residency.absent(b)]
         actions = self.planner.handle(event, self.now)
         self.log = actions
@@ -228,13 +232,17 @@ class Watch:
                 case Discard():
                     self.check_discard(action)
         gone = {block for block in before if self.planner.residency.slot(block) is None}
+        expected = {block for stream in self.streams.values() for block in stream.expects}
+        early = set() if waited or isinstance(event, Resize) else (gone - leaving) & expected
+        assert not early, "evicted what is expected, for something that nobody wants yet"
         for block in gone & self.ready:  # evicted, and nothing was read over it yet
             self.vacate(block)
         absent += gone & leaving
         if idle and absent:
             nearest = min(self.distance(b) for b in absent)
             for victim in gone - leaving:
-                assert self.distance(victim) > nearest, f"{victim} went for nothing that is needed sooner"
+                if self.region(victim) == STREAM:
+                    assert self.distance(victim) > nearest, f"{victim} went for nothing that is needed sooner"
         self.check()
         return actions
 
@@ -266,17 +274,21 @@ class Watch:
         assert read.parts
         assert all(a.file == b.file and a.end == b.offset for a, b in itertools.pairwise(extents))
         assert len(extents) == 1 or sum(e.length for e in extents) <= self.world.read_limit
-        if not read.demand:
+        demand = read.purpose is Purpose.DEMAND
+        if not demand:
             assert not self.issuable(), "demand before prefetch"
             waiting = {self.region(block) for block in self.queue}
             assert not any(part.slot.region in waiting for part in read.parts), "room that a demand waits for"
+            if any(part.slot.region == EXPERTS for part in read.parts):
+                wanted = {pair for stream in self.streams.values() for pair in stream.expects.items()}
+                assert all((part.block, read.purpose) in wanted for part in read.parts), "nobody expects it"
         for part in read.parts:
             block, slot = part.block, part.slot
             assert part.extent == self.world.homes[block].extent
             assert block not in self.loading(), "read twice at once"
             self.vacate(block)
             if self.beyond(slot):
-                assert read.demand, "a prefetch beyond the limit"
+                assert demand, "a prefetch beyond the limit"
             else:
                 assert slot.region == self.region(block)
             assert self.world.homes[block].place in (None, slot.offset) or slot.region == STREAM
@@ -284,11 +296,11 @@ class Watch:
             start = self.starts[slot.region]
             assert start <= slot.offset
             assert slot.offset + slot.length <= start + self.world.capacity[slot.region]
-            assert (block in self.queue) == read.demand
+            assert (block in self.queue) == demand
             for page in range(slot.offset, slot.offset + slot.length, PAGE):
                 victim = self.owner.get(page)
                 if victim is not None:
-                    if not read.demand:
+                    if not demand and slot.region == STREAM:
                         assert self.distance(victim) > self.distance(block), "evicted what is needed sooner"
                     self.vacate(victim)
                 self.owner[page] = block
@@ -369,6 +381,7 @@ class Watch:
     def end(self, stream: StreamModel) -> None:
         self.forget(stream)
         stream.held.clear()
+        stream.expects.clear()
         stream.running = stream.failed = False
         self.positions.pop(stream.number, None)
         self.apply(End(stream.number))
@@ -377,6 +390,8 @@ class Watch:
         assert stream.ticket is None
         self.tickets += 1
         stream.ticket, stream.wants = self.tickets, set(blocks)
+        for block in blocks:
+            stream.expects.pop(block, None)
         if not blocks:
             stream.ticket = None
         order = self.planner._cycle.order
@@ -392,7 +407,11 @@ class Watch:
         stream.held[block] -= 1
         if not stream.held[block]:
             del stream.held[block]
-        self.apply(Release(stream.number, block))
+        self.apply(Release(stream.number, (block,)))
+
+    def expect(self, stream: StreamModel, certain: tuple[BlockId, ...], guessed: tuple[BlockId, ...]) -> None:
+        stream.expects = dict.fromkeys(guessed, Purpose.GUESS) | dict.fromkeys(certain, Purpose.CERTAIN)
+        self.apply(Expect(stream.number, certain, guessed, 0.001))
 
     def cancel(self, stream: StreamModel) -> None:
         ticket = stream.ticket

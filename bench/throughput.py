@@ -1,0 +1,181 @@
+"""Several sequences at once against one: as rows of one batch, and as requests from threads of their own.
+
+    python bench/cap.py 1.2GB python bench/throughput.py MODEL --sequences 8 --host-memory 700MiB [--rounds 5]
+
+One process; in every round one sequence alone, N rows in each forward, and N threads with a sequence each, all of
+fixed random tokens. The first steps of each part are not timed: the cache follows what is asked for. For the batch, the
+different experts that each step needs are seen at the routers: "allowed" is their bytes less those found in memory,
+plus the dense weights that are streamed, and a step may read no more.
+"""
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from figures import Spread, difference
+from report import Table, keep, publish
+from resident import ResidentSet
+from tokens import fixed_tokens
+from unions import watched
+
+import penstock
+from penstock.tiering.units import format_size
+
+PROMPT = 16
+UNTIMED = 2
+
+
+class Batch:
+    """Rows that go through the model together, each a sequence of its own."""
+
+    def __init__(self, model: Any, rows: range) -> None:
+        self._model = model
+        self._vocabulary = int(model.config.get_text_config().vocab_size)
+        self._rows, self._at, self._cache = rows, 0, None
+
+    def feed(self, count: int) -> None:
+        """Compute on the next ``count`` tokens of every row."""
+        ends = self._at, self._at + count
+        ids = [fixed_tokens(ends[1], self._vocabulary, row=row)[ends[0] :] for row in self._rows]
+        out = self._model(torch.tensor(ids), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._at, self._cache = ends[1], out.past_key_values
+
+
+def batched(model: Any, rows: int, steps: int) -> dict[str, Any]:
+    """``steps`` forwards of ``rows`` sequences."""
+    batch = Batch(model, range(rows))
+    for count in (PROMPT, *[1] * UNTIMED):
+        batch.feed(count)
+    before = asdict(model.penstock.stats())
+    with watched(model) as unions:
+        start = time.perf_counter()
+        for _ in range(steps):
+            batch.feed(1)
+        seconds = time.perf_counter() - start
+    counted = difference(before, asdict(model.penstock.stats()))
+    place = model.penstock.placement
+    expert = place.expert_total_bytes / place.expert_count if place.expert_count else 0.0
+    return {
+        "tokens_per_second": rows * steps / seconds,
+        "bytes_per_step": (counted["flash_bytes_read"] - counted["row_bytes"]) / steps,
+        "union_bytes_per_step": unions.count * expert / steps,
+        "allowed_bytes_per_step": (unions.count - counted["expert_hits"]) * expert / steps + place.streamed_bytes,
+    }
+
+
+def threaded(model: Any, threads: int, steps: int) -> dict[str, Any]:
+    """``steps`` tokens of each of ``threads`` sequences, every sequence on a thread of its own."""
+    gate = threading.Barrier(threads + 1)
+    failed: list[BaseException] = []
+
+    def request(row: int) -> None:
+        try:
+            with torch.no_grad():  # a setting of the thread
+                batch = Batch(model, range(row, row + 1))
+                for count in (PROMPT, *[1] * UNTIMED):
+                    batch.feed(count)
+                gate.wait()
+                for _ in range(steps):
+                    batch.feed(1)
+        except BaseException as error:
+            failed.append(error)
+            gate.abort()
+
+    workers = [threading.Thread(target=request, args=(row,)) for row in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        gate.wait()
+    except threading.BrokenBarrierError:
+        raise SystemExit(f"a request failed: {failed[0]!r}") from failed[0]
+    before, start = asdict(model.penstock.stats()), time.perf_counter()
+    for worker in workers:
+        worker.join()
+    seconds = time.perf_counter() - start
+    if failed:
+        raise SystemExit(f"a request failed: {failed[0]!r}")
+    counted = difference(before, asdict(model.penstock.stats()))
+    return {
+        "tokens_per_second": threads * steps / seconds,
+        "bytes_per_step": (counted["flash_bytes_read"] - counted["row_bytes"]) / steps,
+    }
+
+
+def table(title: str, rounds: list[dict[str, Any]]) -> Table:
+    rows = []
+    for name in rounds[0]:
+        runs = [each[name] for each in rounds]
+        ratios = [each[name]["tokens_per_second"] / each["one"]["tokens_per_second"] for each in rounds]
+        over = [
+            run["bytes_per_step"] / run["allowed_bytes_per_step"] for run in runs if run.get("allowed_bytes_per_step")
+        ]
+        rows.append(
+            (
+                name,
+                Spread.of([run["tokens_per_second"] for run in runs]).text(2),
+                "" if name == "one" else Spread.of(ratios).text(2, "x"),
+                Spread.of([run["bytes_per_step"] / 1e6 for run in runs]).text(0),
+                f"{Spread.of([run['union_bytes_per_step'] / 1e6 for run in runs]).median:.0f}" if over else "",
+                Spread.of(over).text(3) if over else "",
+                format_size(max(run["peak_resident_bytes"] for run in runs)),
+            )
+        )
+    columns = (
+        "",
+        "tokens/s of all",
+        "times one",
+        "MB read per step",
+        "MB of its experts",
+        "read / allowed",
+        "peak resident",
+    )
+    return Table(title, columns, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--host-memory", default="auto")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12, help="timed tokens of every sequence, in every part")
+    parser.add_argument("--store", help="where the bundle is kept; a temporary folder if not given")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    watch = ResidentSet()
+    rounds: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as scratch, torch.no_grad():
+        settings = {"host_memory": options.host_memory, "store": options.store or scratch}
+        with penstock.load(options.model, **settings) as model:
+            parts = {
+                "one": partial(batched, model, 1),
+                f"{options.sequences} rows": partial(batched, model, options.sequences),
+                f"{options.sequences} threads": partial(threaded, model, options.sequences),
+            }
+            for _ in range(options.rounds):
+                done = {}
+                for name, part in parts.items():
+                    watch.take_peak()
+                    done[name] = part(options.steps)
+                    done[name]["peak_resident_bytes"] = watch.peak
+                rounds.append(done)
+                speeds = ", ".join(f"{name} {run['tokens_per_second']:.2f}" for name, run in rounds[-1].items())
+                print(f"tokens/s: {speeds}", file=sys.stderr, flush=True)
+                if options.json:
+                    keep({"rounds": rounds}, options.json)
+    title = f"{options.model.name}, host_memory {options.host_memory}, {options.rounds} rounds of {options.steps} steps"
+    publish([table(title, rounds)], {"rounds": rounds}, json_file=options.json, markdown=options.markdown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Products of a few rows with several bfloat16 matrices in one call, bit for bit those of ``functional.linear``.
+
+The compiled half is products.c. torch's own product of one row copies the matrix into blocks first and reaches half of
+the memory's speed; ours reads it once. It keeps the order of summation of the library under torch, which depends on the
+shapes: for each shape, that order is found out by comparing with torch on data that any other order would show on.
+Without a compiler at installation, without the processor's bfloat16 instructions, or where no order fits, there is no
+such product, and the caller takes torch's.
+"""
+
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+MOST_ROWS = 4
+"""Rows up to which one pass over the matrix serves all of them."""
+
+_CHUNKS = (512, 1024, 256, 2048, 384, 768, 128, 64, 4096)
+_TRIAL_BYTES = 64 << 20  # of memory that a trial may take; no larger matrices
+_LEAST = 64  # columns of the matrix: below, a call costs more than the product
+
+
+def _library() -> ctypes.CDLL | None:
+    found = importlib.util.find_spec("penstock.kernels._products")
+    if found is None or found.origin is None:
+        return None
+    library = ctypes.CDLL(found.origin)
+    library.penstock_products.restype = None
+    library.penstock_products.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3 + [ctypes.c_long] * 4 + [ctypes.c_int]
+    return library if library.penstock_products_available() else None
+
+
+_LIBRARY = _library()
+
+
+class Products:
+    """The product for matrices [n, k] and inputs [rows, k]. Made by ``products``; calls may come from any thread."""
+
+    def __init__(self, rows: int, n: int, k: int, *, chunk: int, threads: int) -> None:
+        self.rows, self.n, self.k, self.chunk, self._threads = rows, n, k, chunk, threads
+
+    def __call__(self, matrices: Sequence[int], inputs: Sequence[int]) -> torch.Tensor:
+        """[len(matrices), rows, n], bfloat16: ``inputs[i] @ matrices[i].T``, both given by their addresses.
+
+        What lies at the addresses is contiguous bfloat16, and stays until the call returns.
+        """
+        assert _LIBRARY is not None
+        count = len(matrices)
+        out = torch.empty(count, self.rows, self.n, dtype=torch.bfloat16)
+        first, size = out.data_ptr(), 2 * self.rows * self.n
+        numbers = ctypes.c_uint64 * count
+        _LIBRARY.penstock_products(
+            count,
+            numbers(*matrices),
+            numbers(*inputs),
+            numbers(*range(first, first + count * size, size)),
+            self.rows,
+            self.n,
+            self.k,
+            self.chunk,
+            self._threads,
+        )
+        return out
+
+
+def products(rows: int, n: int, k: int) -> Products | None:
+    """The product for these shapes, or None where there is none with the bits of ``functional.linear``.
+
+    The first call for a shape and a number of threads tries it, which takes some milliseconds.
+    """
+    return _found(rows, n, k, torch.get_num_threads())
+
+
+@functools.lru_cache(maxsize=256)
+def _found(rows: int, n: int, k: int, threads: int) -> Products | None:
+    if _LIBRARY is None or not 1 <= rows <= MOST_ROWS or k < _LEAST or n * k * 2 > _TRIAL_BYTES:
+        return None
+    matrix, inputs = _trial(rows, n, k)
+    wanted = [functional.linear(x, matrix) for x in inputs]
+    for chunk in (k, *(chunk for chunk in _CHUNKS if chunk < k)):
+        found = Products(rows, n, k, chunk=-(-chunk // 64) * 64, threads=threads)
+        if all(
+            torch.equal(found([matrix.data_ptr()], [x.data_ptr()])[0], y) for x, y in zip(inputs, wanted, strict=True)
+        ):
+            return found
+    return None
+
+
+def _trial(rows: int, n: int, k: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A matrix [n, k] and inputs [rows, k]: terms cancel out in pairs, and the products are nothing but rounding.
+
+    The rows of the matrix repeat themselves, so that making it takes no memory besides its own.
+    """
+    chance = torch.Generator().manual_seed(0)
+    half = k // 2
+    order = torch.randperm(2 * half, generator=chance)
+
+    def paired(count: int, sign: int) -> torch.Tensor:
+        numbers = torch.zeros(count, k, dtype=torch.bfloat16)
+        part = torch.randn(count, half, generator=chance).bfloat16()
+        numbers[:, order[:half]], numbers[:, order[half:]] = part, sign * part
+        return numbers
+
+    unique = paired(min(n, 64), -1)
+    matrix = torch.empty(n, k, dtype=torch.bfloat16)
+    for first in range(0, n, len(unique)):
+        matrix[first : first + len(unique)] = unique[: n - first]
+    return matrix, [paired(rows, 1) for _ in range(8)]

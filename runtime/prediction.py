@@ -1,0 +1,39 @@
+"""Guesses the experts of the next layer: its router applied to what goes into the present layer's experts.
+
+The residual stream changes little from layer to layer, so the next router mostly decides on it as it will in a moment
+("Fast Inference of Mixture-of-Experts Language Models with Offloading"). A router is recognised by its weight, a row
+for each expert; whatever a model family does with the scores besides (bias, groups) only makes the guess less good.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Prediction:
+    """The router of one layer, as far as a guess needs it."""
+
+    def __init__(self, router: nn.Module, experts: int) -> None:
+        self._router, self._experts = router, experts
+
+    def experts(self, hidden: torch.Tensor, top_k: int) -> list[int]:
+        """The experts that the tokens ``hidden`` [tokens, width] will choose, for one token the likeliest first, for
+        several in ascending order; none where the router's weight is not in memory."""
+        weight = self._router._parameters["weight"]
+        if type(weight) is not nn.Parameter or weight.dtype != hidden.dtype:
+            return []
+        chosen = functional.linear(hidden, weight).topk(min(top_k, self._experts), dim=-1).indices
+        numbers: list[int] = chosen.flatten().tolist()
+        return numbers if len(chosen) == 1 else sorted(set(numbers))
+
+
+def prediction(model: nn.Module, path: str) -> Prediction | None:
+    """For the experts module at ``path``: its router is a module beside it with a weight [experts, width]."""
+    modules = dict(model.named_modules())
+    experts = int(modules[path].num_experts)
+    beside = modules[path.rpartition(".")[0]]
+    for name, child in beside.named_modules(prefix=path.rpartition(".")[0]):
+        weight = child._parameters.get("weight")
+        if weight is not None and weight.dim() == 2 and weight.shape[0] == experts and not name.startswith(path):
+            return Prediction(child, experts)
+    return None

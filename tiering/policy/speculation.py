@@ -1,0 +1,69 @@
+"""Whether it pays to guess which experts come next (pure): what guessing saves and costs, in seconds, as measured.
+
+A guess that comes true saves the time of a read in which a stream would have waited. A guess that does not costs the
+drive's time, as far as somebody wanted the drive meanwhile; and every guess costs the time to make it. Where the cost
+is higher guessing stops, and is tried again for a few forwards from time to time, ever more rarely.
+"""
+
+TRIAL = 8
+"""Forwards for which guessing is tried."""
+_PAUSE, _LONGEST_PAUSE = 16, 512  # forwards
+_KEEP = 0.9  # of what was measured before, per forward
+
+
+class Speculation:
+    """Counts seconds, forgetting the older ones; ``active`` says whether to guess now."""
+
+    def __init__(self) -> None:
+        self.active = True
+        self._saved = self._cost = 0.0
+        self._seconds = self._bytes = 0.0
+        self._crowded = self._reads = 0.0
+        self._left = TRIAL  # forwards until the next verdict
+        self._pause = _PAUSE
+
+    # --- what was measured ------------------------------------------------------------------------------------------
+
+    def drive(self, size: int, seconds: float) -> None:
+        """The drive took ``seconds`` for ``size`` bytes."""
+        self._bytes += size
+        self._seconds += seconds
+
+    def landed(self, *, crowded: bool) -> None:
+        """A guessed read is done; ``crowded`` if a demand wanted the drive at the same time."""
+        self._reads += 1
+        self._crowded += crowded
+
+    def made(self, seconds: float) -> None:
+        """A guess was made, in ``seconds`` of a stream's time."""
+        self._cost += seconds
+
+    def came_true(self, size: int) -> None:
+        """``size`` bytes were read on a guess, and then asked for."""
+        self._saved += size * self._pace
+
+    def failed(self, size: int) -> None:
+        """``size`` bytes were read on a guess, and not asked for."""
+        self._cost += size * self._pace * max(0.25, self._crowded / self._reads if self._reads else 1.0)
+
+    @property
+    def _pace(self) -> float:
+        """Seconds per byte."""
+        return self._seconds / self._bytes if self._bytes else 0.0
+
+    # --- the verdict ------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """One more forward has begun."""
+        self._left -= 1
+        if self.active and self._left <= 0:
+            if self._cost > self._saved:
+                self.active, self._left = False, self._pause
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            else:
+                self._left, self._pause = 1, _PAUSE
+        elif self._left <= 0:
+            self.active, self._left = True, TRIAL
+            self._saved = self._cost = 0.0
+        for name in ("_saved", "_cost", "_seconds", "_bytes", "_crowded", "_reads"):
+            setattr(self, name, getattr(self, name) * _KEEP)
