@@ -197,18 +197,19 @@ class _Streamed:
 
     def by_row(self, reader: RowReader, original: Callable[..., Any], ids: torch.Tensor) -> Any:
         """The forward of an embedding: on its weight if that is in memory, else on one with the rows ``ids`` alone."""
-        if self._enter_resident():
-            reader.forget()
-            try:
-                return original(ids)
-            finally:
-                self.leave()
-        with reader.rows(ids) as weight:
-            self._parameters.bind({"weight": weight})
-            try:
-                return original(ids)
-            finally:
-                self._parameters.unbind()
+        with reader.turn():  # a module has one weight at a time, and whole and rows differ
+            if self._enter_resident():
+                reader.forget()
+                try:
+                    return original(ids)
+                finally:
+                    self.leave()
+            with reader.rows(ids) as weight:
+                self._parameters.bind({"weight": weight})
+                try:
+                    return original(ids)
+                finally:
+                    self._parameters.unbind()
 
     def _enter(self) -> None:
         self._bind(self._engine.bridge.acquire(tuple(self._blocks)))

@@ -75,7 +75,7 @@ class RowReader:
         self._row_bytes = self._spec.length // self._spec.shape[0]
         self._present = np.zeros(block.extent.length // PAGE, dtype=bool)
         self._keep = row_cache_bytes(block.extent.length)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._filled = False
         self.bytes_read, self.seconds = 0, 0.0
         self._checksums = self._check_all()
@@ -90,6 +90,12 @@ class RowReader:
             finally:
                 if self.resident_bytes > self._keep:
                     self._clear()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One thread at a time computes on this embedding, be it on rows or on the whole weight."""
+        with self._lock:
+            yield
 
     def forget(self) -> None:
         """Give the rows in memory back to the system."""
