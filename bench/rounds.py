@@ -12,11 +12,11 @@ from typing import Any
 from cap import UNCAPPED, drop_page_cache, run_capped
 from drive import drive_speed
 
-from penstock.runtime.compose import AUTO_DEPTH
 from penstock.tiering.units import format_size, parse_size
 
 _DECODE = Path(__file__).with_name("decode.py")
 _WORKING = 512 << 20
+_DRIVE_DEPTH = 4  # reads in flight while the drive is measured
 
 
 class RunFailed(Exception):
@@ -60,7 +60,7 @@ class Runner:
         if self._reads is None:  # before the first run nothing is known of the reads; or there are none
             return None
         bundle, streamed = self._reads
-        return drive_speed(bundle, streamed, depth=self._depth or AUTO_DEPTH)
+        return drive_speed(bundle, streamed, depth=self._depth or _DRIVE_DEPTH)
 
     def _child(
         self, mode: str, tokens: int, cap: int, host_memory: int | str, prompt: int, *more: str

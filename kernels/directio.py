@@ -19,6 +19,9 @@ PAGE = 4096
 IOV_MAX = 1024
 """Buffers the kernel takes in one preadv."""
 
+MOST_AT_ONCE = 1 << 30
+"""Bytes asked for in one call: the kernel stops at 2 GiB less a page, and io_uring counts in 32 bits."""
+
 BUFFERED_STEP = 8 << 20
 """Bytes that may pass through the page cache before they are dropped from it."""
 
@@ -93,48 +96,36 @@ class DirectFile:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self._descriptor = descriptor
         self._release = weakref.finalize(self, os.close, descriptor)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._readers = 0
         self._closed = False
         self.length = os.fstat(descriptor).st_size
 
-    def read(self, segments: Sequence[Segment]) -> None:
-        """Fill every segment's buffer; segments lie one after the other in the file without a gap.
+    def begin(self, segments: Sequence[Segment]) -> "Transfer":
+        """A read that fills every segment's buffer; segments lie one after the other in the file without a gap.
 
-        Raises ShortRead when the file ends before, OSError when the drive fails, ValueError when the segments are not
-        aligned or not adjacent or the file is closed. After an error the buffers' content is undefined.
+        The file stays open until the transfer's ``end``. Raises ValueError when the segments are not aligned or not
+        adjacent or the file is closed.
         """
         buffers = _checked(segments)
-        if not buffers:
-            return
-        offset, wanted, done = segments[0].offset, sum(map(len, buffers)), 0
         with self._lock:
+            self._readers += 1  # first: the garbage collector may close the file from this very thread
             if self._closed:
+                self.leave()
                 raise ValueError(f"{self.path} is closed")
-            self._readers += 1
-        try:
-            while done < wanted:
-                got = self._read_some(buffers, offset + done, done)
-                # A direct read can only go on at a page boundary. Inside a page it stops at the end of the file.
-                step = got - got % PAGE if self.direct else got
-                if step == 0:
-                    raise ShortRead(self.path, offset, wanted, done + got)
-                done += step
-        except OSError as error:
-            if error.errno == errno.EINVAL and any(address_of(buffer) % PAGE for buffer in buffers if len(buffer)):
-                raise ValueError(f"direct reads need buffers at multiples of {PAGE} in memory") from error
-            raise
-        finally:
-            self._leave()
+        return Transfer(self, buffers, segments[0].offset if segments else 0)
 
-    def _read_some(self, buffers: Sequence[memoryview], offset: int, done: int) -> int:
-        if self.direct:
-            return os.preadv(self._descriptor, remaining(buffers, done), offset)
-        got = os.preadv(self._descriptor, remaining(buffers, done, most_bytes=BUFFERED_STEP), offset)
-        os.posix_fadvise(self._descriptor, offset, got, os.POSIX_FADV_DONTNEED)
-        return got
+    def read(self, segments: Sequence[Segment]) -> None:
+        """Fill every segment's buffer, in this thread. Raises what ``begin`` and ``Transfer.read`` raise."""
+        self.begin(segments).read()
 
-    def _leave(self) -> None:
+    @property
+    def descriptor(self) -> int:
+        """The descriptor, good for as long as a transfer is under way."""
+        return self._descriptor
+
+    def leave(self) -> None:
+        """A transfer has ended."""
         with self._lock:
             self._readers -= 1
             if self._closed and self._readers == 0:
@@ -155,6 +146,65 @@ class DirectFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Transfer:
+    """One scatter read under way, whoever performs it: what to ask the kernel for next, and what came of it.
+
+    For one thread at a time. A backend asks for ``rest`` and tells ``took`` until ``left`` is 0, then calls ``end``.
+    """
+
+    def __init__(self, file: DirectFile, buffers: Sequence[memoryview], offset: int) -> None:
+        self.file, self._buffers, self._offset = file, buffers, offset
+        self._wanted, self._done = sum(map(len, buffers)), 0
+
+    @property
+    def left(self) -> int:
+        """Bytes still to be read."""
+        return self._wanted - self._done
+
+    def rest(self) -> tuple[list[memoryview], int]:
+        """What the next preadv should fill, and the offset in the file where it begins."""
+        most = MOST_AT_ONCE if self.file.direct else BUFFERED_STEP
+        return remaining(self._buffers, self._done, most_bytes=most), self._offset + self._done
+
+    def took(self, got: int) -> None:
+        """The kernel filled ``got`` bytes of the rest. Raises ShortRead when that is as far as the file goes."""
+        if not self.file.direct:
+            os.posix_fadvise(self.file.descriptor, self._offset + self._done, got, os.POSIX_FADV_DONTNEED)
+        # A direct read can only go on at a page boundary. Inside a page it stops at the end of the file.
+        step = got - got % PAGE if self.file.direct else got
+        if step == 0:
+            raise ShortRead(self.file.path, self._offset, self._wanted, self._done + got)
+        self._done += step
+
+    def explain(self, error: OSError) -> Exception:
+        """``error``, or a ValueError where the kernel refused because a buffer is not aligned in memory."""
+        if error.errno == errno.EINVAL and any(address_of(buffer) % PAGE for buffer in self._buffers if len(buffer)):
+            return ValueError(f"direct reads need buffers at multiples of {PAGE} in memory")
+        return error
+
+    def read(self) -> None:
+        """Perform it in this thread, and end it.
+
+        Raises ShortRead when the file ends before, OSError when the drive fails, ValueError for a buffer that is not
+        aligned. After an error the buffers' content is undefined.
+        """
+        try:
+            while self.left:
+                buffers, offset = self.rest()
+                self.took(os.preadv(self.file.descriptor, buffers, offset))
+        except OSError as error:
+            clearer = self.explain(error)
+            if clearer is error:
+                raise
+            raise clearer from error
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """The kernel writes into the buffers no more; the file may be let go of."""
+        self.file.leave()
 
 
 def _checked(segments: Sequence[Segment]) -> list[memoryview]:

@@ -4,12 +4,11 @@ import errno
 import math
 import os
 import platform
-import random
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +17,11 @@ import psutil
 import torch
 
 from .arena import Arena
+from .backends import directness, usable
 from .cgroups import memory_group, memory_groups, processor_quota
-from .directio import PAGE, DirectFile, Segment
+from .directio import PAGE, DirectFile
 from .directwrite import DirectWriter
+from .trial import ReadRate, read_rates
 
 _TRIAL_FILE = 256 << 20
 _TRIAL_MEMORY = 256 << 20
@@ -29,15 +30,6 @@ _INSTRUCTION_SETS = (
     *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"),
     *("amx_fp16", "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ReadRate:
-    """Random reads of ``size`` bytes with ``depth`` of them under way at a time."""
-
-    size: int
-    depth: int
-    bytes_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,35 +68,41 @@ class MachineReport:
 def measure_drive(
     folder: Path,
     *,
-    sizes: Sequence[int] = (4096, 32768, 131072, 1 << 20, 8 << 20),
-    depths: Sequence[int] = (1, 4, 8),
-    seconds_each: float = 0.25,
+    sizes: Sequence[int] = (4096, 131072, 1 << 20, 2 << 20, 4 << 20, 8 << 20),
+    depths: Sequence[int] = (1, 2, 4, 8),
+    backends: Sequence[str] | None = None,
+    seconds_each: float = 0.12,
+    rounds: int = 3,
 ) -> DriveReport:
-    """Read at random page-aligned offsets of a file made for it in ``folder``, once for each size and depth.
+    """Read at random page-aligned offsets of a file made for it in ``folder``, for each size, depth and backend.
 
-    The sizes are bytes, PAGE multiples; the depths are threads. The file has 256 MiB, or half of the free space where
-    that is less, and is gone afterwards. Raises OSError when the folder is not there or not writable, and with ENOSPC
-    when it has no room for two of the largest reads.
+    The sizes are bytes, PAGE multiples; the depths are reads in flight; ``backends`` are names in BACKENDS, or None for
+    all that work here. The file has 256 MiB, or half of the free space where that is less, and is gone afterwards.
+    Raises OSError when the folder is not there or not writable, and with ENOSPC when it has no room for two of the
+    largest reads; BackendUnavailable.
     """
     step = max(sizes)
     room = min(max(_TRIAL_FILE, step), shutil.disk_usage(folder).free // 2) // step * step
     if room == 0:
         raise OSError(errno.ENOSPC, f"measuring the drive needs {2 * step} bytes free", str(folder))
-    arena = Arena(step * max(depths))
-    memory = arena.tensor(0, torch.uint8, (arena.length,))
-    # Content that no drive compresses; and no first touch of the memory while the clock runs.
-    memory.random_()
-    with _trial_file(folder, arena.view(0, step), room // step) as file:
-        rates = tuple(
-            ReadRate(size, depth, _read_rate(file, arena, size, depth, seconds_each))
-            for size in sizes
-            for depth in depths
-        )
-        return DriveReport(str(folder), file.direct, file.length, rates)
+    arena = Arena(step)
+    # Content that no drive compresses.
+    arena.tensor(0, torch.uint8, (arena.length,)).random_()
+    with ExitStack() as opened:
+        files: dict[str, list[DirectFile]] = {}
+        with _trial_file(folder, arena.view(0, step), room // step) as path:
+            plain = opened.enter_context(DirectFile(path))
+            for backend in usable(plain) if backends is None else backends:
+                ask = directness(backend)
+                files[backend] = [plain if ask is None else opened.enter_context(DirectFile(path, direct=ask))]
+        arena.close()
+        rates = read_rates(files, [(size, depth) for size in sizes for depth in depths], seconds_each, rounds=rounds)
+        return DriveReport(str(folder), plain.direct, plain.length, tuple(rates))
 
 
-def _trial_file(folder: Path, content: memoryview, copies: int) -> DirectFile:
-    """A file of ``copies`` of ``content`` without a name: it goes when it is closed."""
+@contextmanager
+def _trial_file(folder: Path, content: memoryview, copies: int) -> Iterator[Path]:
+    """A file of ``copies`` of ``content``, whose name goes after the block that opens it: the file goes when closed."""
     descriptor, name = tempfile.mkstemp(prefix=".penstock-trial-", dir=folder)
     os.close(descriptor)
     try:
@@ -112,27 +110,9 @@ def _trial_file(folder: Path, content: memoryview, copies: int) -> DirectFile:
             for _ in range(copies):
                 writer.write(content)
             writer.sync()
-        return DirectFile(name)
+        yield Path(name)
     finally:
         os.unlink(name)
-
-
-def _read_rate(file: DirectFile, arena: Arena, size: int, depth: int, seconds: float) -> float:
-    """Bytes per second of ``depth`` threads that each read ``size`` bytes at a time for ``seconds``."""
-    last_page = (file.length - size) // PAGE
-
-    def read(worker: int) -> int:
-        buffer, done, chance = arena.view(worker * size, size), 0, random.Random(worker)
-        while done == 0 or time.perf_counter() < deadline:
-            file.read([Segment(chance.randint(0, last_page) * PAGE, buffer)])
-            done += size
-        return done
-
-    with ThreadPoolExecutor(depth, "penstock-trial") as pool:
-        start = time.perf_counter()
-        deadline = start + seconds
-        done = sum(pool.map(read, range(depth)))
-        return done / (time.perf_counter() - start)
 
 
 def measure_memory() -> float:

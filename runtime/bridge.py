@@ -50,7 +50,6 @@ class Bridge:
         flash: Flash,
         memory: Memory,
         *,
-        depth: int,
         watch: "Callable[[Bridge], Coroutine[None, None, None]] | None" = None,
     ) -> None:
         """``watch`` runs on the driver's loop; it may resize the bridge."""
@@ -65,7 +64,7 @@ class Bridge:
         self.recorder: Recorder | None = None  # who takes notes, if anybody does
         beside = None if watch is None else functools.partial(watch, self)
         with self._lock:  # nothing is posted before the driver is there to read
-            self._driver = Driver(flash, memory, self._landed, depth=depth, beside=beside)
+            self._driver = Driver(flash, memory, self._landed, beside=beside)
 
     def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> "Leases":
         """Lease ``blocks`` for the calling thread, or for ``stream``; they are taken from the result as they arrive.
@@ -152,7 +151,8 @@ class Bridge:
     def counters(self) -> Counters:
         """A copy of the planner's totals."""
         with self._lock:
-            return replace(self._planner.counters)
+            counters = self._planner.counters
+            return replace(counters, drive_bytes=list(counters.drive_bytes))
 
     def resident_bytes(self) -> int:
         """Bytes of blocks that are in memory or on their way."""

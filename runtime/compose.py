@@ -13,11 +13,13 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..kernels import backends
 from ..kernels.heap import bound_kernel_caches
 from ..kernels.machine import MemoryMeter
 from ..tiering.errors import BundleError, CheckpointError, Closed, ConfigError, PenstockError
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place
+from ..tiering.policy.reads import Reading, streamed_lengths, typical_read
 from ..tiering.progress import Progress
 from ..tiering.store.manifest import Block, Manifest
 from ..tiering.store.reader import Bundle
@@ -30,13 +32,11 @@ from .metrics import Stats
 from .model import attach
 from .pack import pack, pack_model
 from .progress import shown
+from .reading import reading_of
 from .rows import row_readable
 from .settings import OVERRIDES
 from .skeleton import skeleton
 from .trace import Trace
-
-AUTO_DEPTH = 4
-"""Reads in flight for ``depth = "auto"``: where megabyte reads saturate laptop and cloud drives alike."""
 
 
 class Handle:
@@ -56,6 +56,11 @@ class Handle:
     def bundle(self) -> Path:
         """The folder of the bundle that the weights come from."""
         return self._engine.bundle.folder
+
+    @property
+    def reading(self) -> Reading:
+        """How the drive is read."""
+        return self._engine.reading
 
     def stats(self) -> Stats:
         """Counts, bytes and seconds since the model was loaded."""
@@ -119,6 +124,7 @@ def load(
                 dtype=None if dtype in (None, "auto") else _dtype(dtype),
                 flash_limit=settings.flash_limit,
                 codec=settings.weights.format,
+                stripes=settings.store.stripes,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 direct=settings.direct,
@@ -150,6 +156,7 @@ def wrap(
             model,
             store=Path(settings.store.path),
             flash_limit=settings.flash_limit,
+            stripes=settings.store.stripes,
             direct=settings.direct,
             progress=bar,
         )
@@ -231,15 +238,22 @@ def _skeleton(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) 
 
 
 def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress: Progress) -> PreTrainedModel:
-    blocks = [SizedBlock(block.id, block.extent.length, block.resident) for block in bundle.manifest.blocks]
+    manifest = bundle.manifest
+    blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in manifest.blocks]
     budget = settings.host_budget(sum(block.length for block in blocks))
     readable = embeddings(model, bundle.manifest.blocks, bundle.manifest.tied)
     placement = place(blocks, budget, embeddings=readable)
     if settings.compute.threads != "auto":
         torch.set_num_threads(settings.compute.threads)
-    depth = AUTO_DEPTH if settings.io.depth == "auto" else settings.io.depth
     divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
-    engine = Engine(bundle, placement, divisions, MemoryMeter(), eviction=settings.experts.eviction, depth=depth)
+    reading = reading_of(bundle.paths, settings.io, block=typical_read(streamed_lengths(blocks, placement)))
+    if bundle.direct and backends.directness(reading.backend) is False:
+        bundle.close()
+        bundle = Bundle.open(bundle.folder, direct=False)
+    with _closed_on_error(bundle):
+        engine = Engine(
+            bundle, placement, divisions, MemoryMeter(), eviction=settings.experts.eviction, reading=reading
+        )
     try:
         engine.load(progress)
         _move_out(model, bundle.manifest)  # not before: until here, an error leaves a wrapped model as it was

@@ -83,8 +83,8 @@ class Config(BaseModel):
 
     @property
     def direct(self) -> bool | None:
-        """Direct reads: yes, no, or (None) where the file system can."""
-        return {"auto": None, "direct": True, "buffered": False}[self.io.backend]
+        """Direct reads: no, or (None) where the file system can."""
+        return False if self.io.backend == "buffered" else None
 
     def host_budget(self, model_bytes: int | None = None) -> int:
         """Bytes of host memory to work in: as written; for "auto" what fits this machine and a model whose weights have

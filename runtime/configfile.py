@@ -17,7 +17,7 @@ def usual_file() -> Path | None:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The file's sections as written, but for the store's path: a relative one is relative to the file.
+    """The file's sections as written, but for the store's folders: relative ones are relative to the file.
 
     Raises ConfigError when it is absent, unreadable or no TOML.
     """
@@ -29,14 +29,24 @@ def read(file: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"cannot read the configuration {file}: {reason}") from error
     store = raw.get("store")
-    path = store.get("path") if isinstance(store, dict) else None
-    if isinstance(store, dict) and isinstance(path, str) and path.strip() and not path.startswith("~"):
-        store["path"] = str(file.absolute().parent / path)
+    if isinstance(store, dict):
+        for key, value in store.items():
+            if key == "path":
+                store[key] = _beside(file, value)
+            elif key == "stripes" and isinstance(value, list):
+                store[key] = [_beside(file, folder) for folder in value]
     return raw
 
 
+def _beside(file: Path, folder: object) -> object:
+    """``folder`` as written in ``file``, made absolute if it is a relative path."""
+    if isinstance(folder, str) and folder.strip() and not folder.startswith("~"):
+        return str(file.absolute().parent / folder)
+    return folder
+
+
 def write(sections: Iterable[tuple[str, Iterable[tuple[str, str, object]]]]) -> str:
-    """A commented file of ``(section, [(key, comment, value)])``; values are bytes in [memory], numbers or text."""
+    """A commented file of ``(section, [(key, comment, value)])``; values: bytes in [memory], numbers, text, lists."""
     lines = ["# penstock configuration; every key is optional, these are the values in effect."]
     for section, keys in sections:
         lines += ["", f"[{section}]"]
@@ -52,5 +62,7 @@ def _value(value: object, *, is_size: bool) -> str:
                 if value % unit == 0:
                     return f'"{value // unit}{name}"'
         return str(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_value(each, is_size=False) for each in value)}]"
     # JSON quotes as TOML does, but for DEL.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

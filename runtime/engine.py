@@ -1,7 +1,7 @@
 """The engine of one loaded model: bundle, arena, planner and driver, built from a placement and taken down again."""
 
 import threading
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,55 +10,52 @@ from torch import nn
 from ..kernels.arena import Arena
 from ..kernels.heap import trim
 from ..tiering.errors import TraceError
-from ..tiering.events import Part, Slot
+from ..tiering.events import Slot
 from ..tiering.limits import EXPERTS, KEPT, PINNED, STREAM, Home
 from ..tiering.planner import Planner
 from ..tiering.policy.cycle import Cycle
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.eviction import EVICTION
 from ..tiering.policy.placement import Placement
+from ..tiering.policy.reads import Reading
 from ..tiering.ports import Machine
 from ..tiering.progress import Progress
 from ..tiering.residency import Residency
-from ..tiering.store.manifest import Block
+from ..tiering.store.flash import BundleFlash
 from ..tiering.store.reader import Bundle
-from ..tiering.units import BlockId, MiB
+from ..tiering.units import BlockId
 from .bridge import HOUSE, Bridge
 from .metrics import Stats, hit_ratio
 from .pressure import Pressure
+from .reading import open_reader
 from .rows import RowReader
 from .trace import Trace
 
-READ_LIMIT = 8 * MiB
-"""Neighbouring blocks join into reads of at most this many bytes: past it, drives gain nothing more."""
-
 _PROMPT = 16
 """Tokens above which a forward leaves enough on the heap to be worth giving back."""
-
-
-class _BundleFlash:
-    """The bundle as the planner's flash: parts name blocks, the bundle checks them."""
-
-    def __init__(self, bundle: Bundle, blocks: dict[BlockId, Block]) -> None:
-        self._bundle, self._blocks = bundle, blocks
-
-    def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
-        self._bundle.read([self._blocks[part.block] for part in parts], into)
 
 
 class Engine:
     """Weights of one model under one budget. Thread-safe; ``close`` is idempotent."""
 
     def __init__(
-        self, bundle: Bundle, placement: Placement, divisions: Divisions, machine: Machine, *, eviction: str, depth: int
+        self,
+        bundle: Bundle,
+        placement: Placement,
+        divisions: Divisions,
+        machine: Machine,
+        *,
+        eviction: str,
+        reading: Reading,
     ) -> None:
         """``divisions`` of ``placement`` say what stays when ``machine`` runs short of memory.
 
-        ``eviction`` is a name in EVICTION; ``depth`` the most reads in flight.
+        ``eviction`` is a name in EVICTION; ``reading`` says how reads are made on each drive.
 
-        Nothing is read before ``load``.
+        Nothing is read before ``load``. Raises ConfigError where this machine cannot read so.
         """
-        self.bundle, self.placement, self._divisions = bundle, placement, divisions
+        self.bundle, self.placement, self.reading = bundle, placement, reading
+        self._divisions = divisions
         self.blocks = {block.id: block for block in bundle.manifest.blocks}
         self.pressure = Pressure(machine, divisions)
         whole = self.pressure.division
@@ -74,17 +71,20 @@ class Engine:
         residency.resize(STREAM, whole.stream)
         homes = self._homes(residency.regions[KEPT].start)
         streamed = {*placement.streamed, *divisions.elastic}
+        drives = len(bundle.manifest.drive_bytes)
         self.arena = Arena(max(residency.capacity, 1))
         planner = Planner(
             residency,
             homes,
             cycle=Cycle([block for block in self.blocks if block in streamed]),
             experts=EVICTION[eviction](),
-            depth=depth,
-            read_limit=READ_LIMIT,
+            depth=reading.depth,
+            read_limit=reading.size,
+            drives=drives,
         )
         watch = self.pressure.watch if divisions.floor < divisions.ceiling else None
-        self.bridge = Bridge(planner, _BundleFlash(bundle, self.blocks), self.arena, depth=depth, watch=watch)
+        self._reader = open_reader(reading, drives)
+        self.bridge = Bridge(planner, BundleFlash(bundle, self._reader), self.arena, watch=watch)
         by_row = (*placement.by_row, *divisions.by_row)
         self.rows = {block: RowReader(bundle, self.blocks[block]) for block in by_row}
         self.pinned: dict[BlockId, Slot] = {}
@@ -112,12 +112,11 @@ class Engine:
         homes = {}
         for block in self.bundle.manifest.blocks:
             region = PINNED if block.id in bound else EXPERTS if block.id.kind == "expert" else STREAM
-            homes[block.id] = Home(block.extent, region)
+            homes[block.id] = Home(block.extent, region, self.bundle.manifest.drive_of(block))
         for block_id in self._divisions.elastic:
-            extent = self.blocks[block_id].extent
-            streamable = not self._divisions.read_only_by_row(block_id)
-            homes[block_id] = Home(extent, KEPT, place=start, streamable=streamable)
-            start += extent.length
+            home, streamable = homes[block_id], not self._divisions.read_only_by_row(block_id)
+            homes[block_id] = replace(home, region=KEPT, place=start, streamable=streamable)
+            start += home.extent.length
         return homes
 
     def count_forward(self, tokens: int) -> None:
@@ -149,6 +148,9 @@ class Engine:
         """A snapshot since loading."""
         counters, elastic = self.bridge.counters(), self.pressure.elastic
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
+        drive_bytes = list(counters.drive_bytes)
+        for block, reader in self.rows.items():
+            drive_bytes[self.bundle.manifest.drive_of(self.blocks[block])] += reader.bytes_read
         if self.placement.expert_count:
             ratio = hit_ratio(counters.expert_hits, counters.expert_misses)
         else:
@@ -163,6 +165,7 @@ class Engine:
             guess_bytes=counters.guess_bytes,
             guess_bytes_used=counters.guess_bytes_used,
             row_bytes=row_bytes,
+            drive_bytes=tuple(drive_bytes),
             reads=counters.reads,
             expert_hits=counters.expert_hits,
             expert_misses=counters.expert_misses,
@@ -186,6 +189,7 @@ class Engine:
         Raises TraceError, when all else is done, if the trace cannot be written.
         """
         self.bridge.close()
+        self._reader.close()
         self.arena.close()
         for reader in self.rows.values():
             reader.close()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..tiering.errors import UnplaceableModule
-from ..tiering.store.manifest import Block, DataFile, place_tensors
+from ..tiering.store.manifest import Block, DataFile, TensorSpec, place_tensors
 from ..tiering.units import PAGE, BlockId, Extent, GiB, KiB, MiB
 
 FILE_LIMIT = 4 * GiB
@@ -30,11 +30,13 @@ Entry = tuple[str, str, tuple[int, ...], int]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """``blocks`` in the order of flash, without checksums as long as nothing is written; ``tied`` maps the other names
-    of a shared tensor to the one under which it is stored."""
+    """``blocks`` in the order of use, without checksums as long as nothing is written; ``tied`` maps the other names
+    of a shared tensor to the one under which it is stored; ``drives`` has the drive of each data file, and is empty
+    where there is only one."""
 
     blocks: tuple[Block, ...]
     tied: Mapping[str, str]
+    drives: tuple[int, ...] = ()
 
     @property
     def files(self) -> tuple[DataFile, ...]:
@@ -42,18 +44,20 @@ class Layout:
         lengths: dict[int, int] = {}
         for block in self.blocks:
             lengths[block.extent.file] = block.extent.end
-        return tuple(DataFile(f"data-{number:05}.bin", length) for number, length in sorted(lengths.items()))
+        drives = self.drives or (0,) * len(lengths)
+        return tuple(DataFile(f"data-{n:05}.bin", length, drives[n]) for n, length in sorted(lengths.items()))
 
     @property
     def total_bytes(self) -> int:
         return sum(block.extent.length for block in self.blocks)
 
     def digest(self) -> str:
-        """SHA-256 over names, dtypes, shapes and places: two equal layouts of equal weights give equal bundles."""
+        """SHA-256 over names, dtypes, shapes and places: two equal layouts of equal weights give equal bundles. To how
+        many drives the blocks are dealt makes no difference: the places are those on one."""
         parts = [
-            [list(b.id), [b.extent.file, b.extent.offset, b.extent.length], b.resident]
+            [list(b.id), [extent.file, extent.offset, extent.length], b.resident]
             + [[t.name, t.dtype, list(t.shape), t.offset] for t in b.tensors]
-            for b in self.blocks
+            for b, extent in zip(self.blocks, _in_a_row(b.extent.length for b in self.blocks), strict=True)
         ]
         return hashlib.sha256(json.dumps([parts, dict(self.tied)], sort_keys=True).encode()).hexdigest()
 
@@ -177,14 +181,23 @@ def _gather(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 
 def _place(blocks: Sequence[tuple[BlockId, list[Entry], bool]], addresses: Mapping[str, int]) -> Iterator[Block]:
-    """Give every block its extent: one after the other, in files of at most FILE_LIMIT bytes."""
-    file = offset = 0
+    """Give every block its extent."""
+    placed: list[tuple[BlockId, bool, tuple[TensorSpec, ...], int]] = []
     for id_, entries, resident in blocks:
         # An expert's slices lie behind those of the experts before it.
         slices = id_.part if id_.kind == "expert" else 0
         tensors, length = place_tensors(entries, {n: addresses.get(n, 0) + slices * size for n, _, _, size in entries})
-        length = max(length, PAGE)
+        placed.append((id_, resident, tensors, max(length, PAGE)))
+    extents = _in_a_row(length for *_, length in placed)
+    for (id_, resident, tensors, _), extent in zip(placed, extents, strict=True):
+        yield Block(id_, extent, "", tensors, resident)
+
+
+def _in_a_row(lengths: Iterable[int]) -> Iterator[Extent]:
+    """Extents of these lengths, one after the other, in files of at most FILE_LIMIT bytes."""
+    file = offset = 0
+    for length in lengths:
         if offset and offset + length > FILE_LIMIT:
             file, offset = file + 1, 0
-        yield Block(id_, Extent(file, offset, length), "", tensors, resident)
+        yield Extent(file, offset, length)
         offset += length

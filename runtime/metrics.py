@@ -8,8 +8,9 @@ class Stats:
     """``hit_ratio`` is the share of requested experts that were in memory; for a model without experts, the share of
     requests for streamed layers that were. ``stall_seconds`` is the time in which a compute thread waited for a block.
     Of the bytes read, ``demand_bytes`` were waited for, ``prefetch_bytes`` were certain to be wanted, ``guess_bytes``
-    were guessed, of which ``guess_bytes_used`` were then asked for. ``flash_read_seconds`` is the time in which at
-    least one read was in flight. ``host_limit`` is what memory pressure leaves of ``host_budget`` now, never less than
+    were guessed, of which ``guess_bytes_used`` were then asked for; ``drive_bytes`` are those of ``flash_bytes_read``
+    that came from each drive of the bundle, its own first. ``flash_read_seconds`` is the time in which at least one
+    read was in flight. ``host_limit`` is what memory pressure leaves of ``host_budget`` now, never less than
     ``host_floor``; it was lowered ``host_shrinks`` times and raised ``host_growths`` times. ``host_bytes`` is what the
     arenas may hold now, ``resident_bytes`` what they do hold."""
 
@@ -22,6 +23,7 @@ class Stats:
     guess_bytes: int
     guess_bytes_used: int
     row_bytes: int
+    drive_bytes: tuple[int, ...]
     reads: int
     expert_hits: int
     expert_misses: int

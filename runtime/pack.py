@@ -4,10 +4,9 @@ import copy
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,15 +15,19 @@ from transformers import PreTrainedModel
 
 from ..tiering.errors import CheckpointError, ConfigError
 from ..tiering.progress import Progress, Quiet
-from ..tiering.store.folder import ensure_room, locked, prepare, sync
-from ..tiering.store.manifest import VERSION, Block, Manifest
+from ..tiering.store.folder import PARTIAL, ensure_room, locked, prepare
+from ..tiering.store.manifest import PLAIN, Block, Drive, Manifest
 from ..tiering.store.reader import Bundle
+from ..tiering.store.stripes import parts_of, prepare_stripes, sweep
 from ..tiering.store.writer import BundleWriter, publish
 from ..tiering.units import KiB, MiB, align_up
 from .checkpoint import Checkpoint
 from .digest import digest_files
+from .drives import drives_for
 from .layout import Layout, layout
+from .model_files import copy_model_files, write_model_folder
 from .skeleton import skeleton
+from .striping import striped
 from .threads import one_torch_thread
 from .weights import CheckpointWeights, ModelWeights, Weights
 
@@ -35,17 +38,6 @@ LEAST_MEMORY = 4 * MiB
 """Packing may use this much whatever the budget: less would only make it slow."""
 
 _STAGING = 8 * MiB
-_MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "*.model",
-)
 
 
 def pack(
@@ -58,6 +50,7 @@ def pack(
     codec: str = "as-is",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    stripes: Sequence[Path] = (),
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -71,6 +64,7 @@ def pack(
         dtype=dtype,
         flash_limit=flash_limit,
         codec=codec,
+        stripes=stripes,
         direct=direct,
         progress=progress,
     )
@@ -84,14 +78,18 @@ def pack_checkpoint(
     dtype: torch.dtype | None = None,
     flash_limit: int | None = None,
     codec: str = "as-is",
+    stripes: Sequence[Path] = (),
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """The bundle of ``checkpoint`` in ``store``, written if it is not there: weights in ``dtype`` (None: the
     checkpoint's own), in at most ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit`` bytes.
+    ``stripes`` are folders on other drives, to which blocks are dealt by measured speed. A bundle that is there is
+    taken as it is, whatever drives it was dealt to.
 
-    Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when the drive
-    fails. What an interruption leaves is taken up by the next call; KeyboardInterrupt then says so.
+    Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when a drive
+    fails, ConfigError when a folder cannot be used. What an interruption leaves is taken up by the next call;
+    KeyboardInterrupt then says so.
     """
     if codec not in CODECS:
         raise ConfigError(f"weights format {codec!r} is not known; there is {', '.join(CODECS)}")
@@ -109,12 +107,20 @@ def pack_checkpoint(
         return _Job(
             used,
             weights,
-            Manifest(identity, digest, name, codec, used.tied, used.files, ()),
-            lambda folder: _copy_model_files(checkpoint.folder, folder, untied),
+            Manifest(identity, digest, name, codec, used.tied, (), ()),
+            lambda folder: copy_model_files(checkpoint.folder, folder, untied),
         )
 
     target = store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}"
-    return _pack(target, job, staging=_staging(memory), flash_limit=flash_limit, direct=direct, progress=progress)
+    return _pack(
+        target,
+        job,
+        staging=_staging(memory),
+        flash_limit=flash_limit,
+        stripes=stripes,
+        direct=direct,
+        progress=progress,
+    )
 
 
 def pack_model(
@@ -122,6 +128,7 @@ def pack_model(
     *,
     store: Path,
     flash_limit: int | None = None,
+    stripes: Sequence[Path] = (),
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -141,13 +148,14 @@ def pack_model(
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
 
-    manifest = Manifest(identity, digest, dtype.removeprefix("torch."), "as-is", plan.tied, plan.files, ())
+    manifest = Manifest(identity, digest, dtype.removeprefix("torch."), "as-is", plan.tied, (), ())
     target = store / f"{_file_name(model.config.model_type)}-{identity[:16]}"
     return _pack(
         target,
         lambda: _Job(plan, weights, manifest, write_model),
         staging=_STAGING,
         flash_limit=flash_limit,
+        stripes=stripes,
         direct=direct,
         progress=progress,
     )
@@ -155,7 +163,7 @@ def pack_model(
 
 @dataclass(frozen=True)
 class _Job:
-    """What there is to write: ``manifest`` lacks only the blocks."""
+    """What there is to write: ``manifest`` lacks files, drives and blocks."""
 
     plan: Layout
     weights: Weights
@@ -191,6 +199,7 @@ def _pack(
     *,
     staging: int,
     flash_limit: int | None,
+    stripes: Sequence[Path],
     direct: bool | None,
     progress: Progress | None,
 ) -> Bundle:
@@ -200,11 +209,30 @@ def _pack(
             if not publish(target):
                 job = job_of()
                 stack.callback(job.weights.close)
-                ensure_room(target, job.plan.total_bytes, flash_limit)
-                writer = BundleWriter(target, job.plan.blocks, job.plan.files, staging=staging, direct=direct)
+                stripes = prepare_stripes(target.parent, stripes)
+                sweep(target.parent, stripes)
+                lengths = [block.extent.length for block in job.plan.blocks]
+                drives = drives_for(target, stripes, lengths, memory=staging)
+                job = replace(job, plan=striped(job.plan, drives))
+                _ensure_room(target, job.plan, drives, stripes, flash_limit)
+                writer = BundleWriter(
+                    target, job.plan.blocks, job.plan.files, drives=drives, staging=staging, direct=direct
+                )
                 stack.callback(writer.close)
                 _write(writer, job, progress or Quiet())
     return Bundle.open(target, direct=direct)
+
+
+def _ensure_room(
+    target: Path, plan: Layout, drives: Sequence[Drive], stripes: Sequence[Path], limit: int | None
+) -> None:
+    """Raise FlashFull unless each drive has room for its share, and all drives together may hold ``plan``."""
+    folders = [target.with_name(target.name + PARTIAL), *(Path(drive.folder) for drive in drives[1:])]
+    needs = dict.fromkeys(folders, 0)
+    for file in plan.files:
+        needs[folders[file.drive]] += file.length
+    store = target.parent
+    ensure_room(store, needs, limit, elsewhere=[part for stripe in stripes for part in parts_of(store, stripe)])
 
 
 def _write(writer: BundleWriter, job: _Job, progress: Progress) -> None:
@@ -218,7 +246,7 @@ def _write(writer: BundleWriter, job: _Job, progress: Progress) -> None:
                     job.weights.expect(following)
                 writer.append(_pieces(block, job.weights))
                 progress.advance(block.extent.length)
-        _write_model_folder(writer.folder / "model", job.write_model)
+        write_model_folder(writer.folder / "model", job.write_model)
         writer.finish(job.manifest)
     except KeyboardInterrupt:
         percent = 100 * writer.done_bytes // max(1, job.plan.total_bytes)
@@ -240,34 +268,10 @@ def _pieces(block: Block, weights: Weights) -> Iterator[tuple[int, memoryview]]:
         assert at == spec.offset + spec.length, f"{spec.name} has {at - spec.offset} bytes instead of {spec.length}"
 
 
-def _write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder of configuration and tokenizer, anew if an interrupted packing has left one."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        write(folder)
-        sync(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
-
-
-def _copy_model_files(source: Path, folder: Path, untied: bool) -> None:
-    """Copy configuration and tokenizer; say in the configuration if the weights turned out not to be tied."""
-    for path in sorted({path for pattern in _MODEL_FILES for path in source.glob(pattern)}):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    if untied:
-        path = folder / "config.json"
-        config = json.loads(path.read_text())
-        for part in (config, config.get("text_config")):
-            if isinstance(part, dict):
-                part["tie_word_embeddings"] = False
-        path.write_text(json.dumps(config, indent=2) + "\n")
-
-
 def _identity(digest: str, dtype: str, codec: str, plan: Layout) -> str:
-    """SHA-256 of all that decides what the bundle holds. The layout too: it depends on transformers' version."""
-    return hashlib.sha256(json.dumps([digest, dtype, codec, VERSION, plan.digest()]).encode()).hexdigest()
+    """SHA-256 of all that decides what the bundle holds. The layout too: it depends on transformers' version. Not the
+    drives: a bundle holds the same, however it is dealt."""
+    return hashlib.sha256(json.dumps([digest, dtype, codec, PLAIN, plan.digest()]).encode()).hexdigest()
 
 
 def _digest_model(plan: Layout, weights: Weights, progress: Progress) -> str:

@@ -14,6 +14,7 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "host_memory_floor": ("memory", "floor"),
     "flash_limit": ("memory", "flash"),
     "store": ("store", "path"),
+    "store_stripes": ("store", "stripes"),
     "weights_format": ("weights", "format"),
     "experts_eviction": ("experts", "eviction"),
     "io_backend": ("io", "backend"),
@@ -75,6 +76,17 @@ def _folder(value: object) -> object:
         raise ValueError(f"{error}; write the path out") from error
 
 
+def _folders(value: object) -> object:
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part.strip()]
+    if not isinstance(value, (list, tuple)):
+        raise ValueError('it is a list of folders, like ["/mnt/b/penstock"]')
+    folders = tuple(_folder(part.strip() if isinstance(part, str) else part) for part in value)
+    if len(set(folders)) < len(folders):
+        raise ValueError("a folder is named twice")
+    return folders
+
+
 def _device(value: object) -> object:
     if isinstance(value, str) and value.split(":")[0] == "cuda":
         raise NoDevice(f'this version of penstock computes on the CPU{_without_cuda()}; write "auto" or "cpu"')
@@ -94,6 +106,7 @@ def _without_cuda() -> str:
 Size = Annotated[int | Literal["auto"], BeforeValidator(_size)]
 Count = Annotated[int | Literal["auto"], BeforeValidator(_count)]
 Folder = Annotated[Path, BeforeValidator(_folder)]
+Folders = Annotated[tuple[Path, ...], BeforeValidator(_folders)]
 
 
 class _Section(BaseModel):
@@ -121,6 +134,10 @@ class Store(_Section):
         default_factory=lambda: Path("~/.cache/penstock").expanduser(),
         description="Folder of the packed models; on the fastest drive.",
     )
+    stripes: Folders = Field(
+        default=(),
+        description="Folders on further drives: packing deals a model's blocks to all of them by measured speed.",
+    )
 
 
 class Weights(_Section):
@@ -135,11 +152,11 @@ class Experts(_Section):
 
 
 class Io(_Section):
-    backend: Literal["auto", "direct", "buffered"] = Field(
+    backend: Literal["auto", "io_uring", "threads", "buffered"] = Field(
         default="auto",
-        description='"direct" reads past the page cache, "buffered" through it; "auto" is direct where possible.',
+        description='"io_uring" and "threads" read past the page cache, "buffered" through it; "auto" is the fastest.',
     )
-    depth: Count = Field(default="auto", description='Reads in flight at once, or "auto".')
+    depth: Count = Field(default="auto", description='Reads in flight at once; "auto" is the fewest that suffice.')
 
 
 class Compute(_Section):

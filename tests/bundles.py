@@ -11,6 +11,8 @@ from penstock.runtime.pack import pack
 from penstock.tiering.store.reader import Bundle
 from penstock.tiering.units import MiB
 
+from .tiering.blocks import fill
+
 
 def tensors_of(bundle: Bundle) -> dict[str, torch.Tensor]:
     """Every tensor of the bundle by state-dict name: experts stacked again, tied names included."""
@@ -18,7 +20,7 @@ def tensors_of(bundle: Bundle) -> dict[str, torch.Tensor]:
     slices: dict[str, dict[int, torch.Tensor]] = {}
     for block in bundle.manifest.blocks:
         arena = Arena(block.extent.length)
-        bundle.read([block], [arena.view(0, block.extent.length)])
+        fill(bundle, [block], [arena.view(0, block.extent.length)])
         for spec in block.tensors:
             tensor = arena.tensor(spec.offset, getattr(torch, spec.dtype), spec.shape).clone()
             if block.id.kind == "expert":

@@ -1,26 +1,9 @@
-"""Neighbouring extents into reads (pure): the result is the I/O plan, the driver runs it."""
+"""Neighbouring extents into reads (pure)."""
 
-from collections.abc import Generator, Iterable, Sequence
-
-from .units import BlockId, Extent
+from .units import Extent
 
 
-def coalesce(
-    wanted: Iterable[tuple[BlockId, Extent]], *, limit: int
-) -> Generator[Sequence[tuple[BlockId, Extent]], None, None]:
-    """Group ``wanted``, in the order given, into runs that lie end to end in one file.
-
-    A run holds at most ``limit`` bytes, except that a single extent is never split. Lazy: looks one extent ahead.
-    """
-    run: list[tuple[BlockId, Extent]] = []
-    length = 0
-    for block, extent in wanted:
-        if run:
-            last = run[-1][1]
-            if last.file != extent.file or last.end != extent.offset or length + extent.length > limit:
-                yield run
-                run, length = [], 0
-        run.append((block, extent))
-        length += extent.length
-    if run:
-        yield run
+def joins(first: Extent, last: Extent, extent: Extent, *, limit: int) -> bool:
+    """Whether a read from ``first`` to ``last``, which lie end to end in one file, may go on with ``extent``: it comes
+    next in that file, and the read then has at most ``limit`` bytes."""
+    return last.file == extent.file and last.end == extent.offset and extent.end - first.offset <= limit

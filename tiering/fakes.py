@@ -1,5 +1,6 @@
 """In-memory stand-ins for the ports, with faults on request: what tests plug in where devices go."""
 
+import asyncio
 import hashlib
 import threading
 from collections.abc import Sequence
@@ -41,19 +42,46 @@ class FakeMachine:
         return self.available, self.total
 
 
+class Gate:
+    """What coroutines of any loop pass only while it is set; like threading.Event, and open at first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = True
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def clear(self) -> None:
+        with self._lock:
+            self._open = False
+
+    def set(self) -> None:
+        with self._lock:
+            self._open, waiting, self._waiting = True, self._waiting, []
+        for passed in waiting:
+            passed.get_loop().call_soon_threadsafe(passed.set_result, None)
+
+    async def wait(self) -> None:
+        with self._lock:
+            if self._open:
+                return
+            passed = asyncio.get_running_loop().create_future()
+            self._waiting.append(passed)
+        await passed
+
+
 class FakeFlash:
     """A drive on which each block holds its ``pattern``. Thread-safe.
 
     ``gate`` holds reads back while it is cleared; ``started`` is released once for every read that has come in, so
     that a test can wait for it; ``reads`` is the log of blocks read, one entry a read. A read first spoils what it is
-    to fill, as a drive does that writes in any order.
+    to fill, as a drive does that writes in any order. It takes ``ticks`` turns of the loop: its time, without a clock.
     """
 
     def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
+        self.gate = Gate()
         self.started = threading.Semaphore(0)
         self.reads: list[tuple[BlockId, ...]] = []
+        self.ticks = 1
         self._lock = threading.Lock()
         self._faults: dict[BlockId, tuple[Exception, int | None]] = {}
 
@@ -62,14 +90,16 @@ class FakeFlash:
         with self._lock:
             self._faults[block] = (error, times)
 
-    def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
+    async def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
         """As Flash.read."""
         with self._lock:
             self.reads.append(tuple(part.block for part in parts))
         for view in into:
             view[:] = bytes([0xEE]) * len(view)
         self.started.release()
-        self.gate.wait()
+        for _ in range(self.ticks):
+            await asyncio.sleep(0)
+        await self.gate.wait()
         for part, view in zip(parts, into, strict=True):
             error = self._fault(part.block)
             if error is not None:

@@ -20,7 +20,7 @@ passing through; the cache of experts."""
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where a block comes from (its extent on flash) and where it goes (a region).
+    """Where a block comes from (its extent on flash, the number of its drive) and where it goes (a region).
 
     ``place`` is the offset in the arena that is there for it alone, if any. If it is not ``streamable`` it goes nowhere
     else.
@@ -28,6 +28,7 @@ class Home:
 
     extent: Extent
     region: str
+    drive: int = 0
     place: int | None = None
     streamable: bool = True
 

@@ -2,10 +2,15 @@
 
 Theory of operation. Streams (compute threads) *acquire* blocks and *release* them. A block that is ready is granted at
 once. An absent one joins the demand queue, in the order asked for; the queue is turned into reads as long as fewer than
-``depth`` are in flight and room can be made by evicting what is neither leased nor loading. Only when no demand is left
-to issue do prefetches go out: the dense blocks that come next in the cycle, which never evict a block that is needed
-sooner than the one they bring; then the experts that a stream expects, certain ones before guesses, which never evict
-one another. What could not be read is not prefetched again: it waits for the next demand.
+``depth`` are in flight on the block's drive and room can be made by evicting what is neither leased nor loading. Only
+when no demand is left that could be issued do prefetches go out: the dense blocks that come next in the cycle, which
+never evict a block that is needed sooner than the one they bring; then the experts that a stream expects, certain ones
+before guesses, which never evict one another. What could not be read is not prefetched again: it waits for the next
+demand.
+
+A block whose drive is busy is passed over, so that a slow drive does not hold up the others. A demand that goes past it
+may take the room that it would have had; a prefetch may not: it leaves the room for what is needed sooner, or blocks
+would be read in vain.
 
 Why nobody waits for ever: in an expert region a stream that waits holds only leases that were granted to it and that it
 will take, use and give back before it waits again. In the streaming region a stream normally holds nothing while it
@@ -31,7 +36,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from .coalesce import coalesce
+from .coalesce import joins
 from .deadlock import stuck
 from .errors import UnplaceableModule
 from .events import (
@@ -65,7 +70,7 @@ from .units import BlockId, format_size
 
 @dataclass(slots=True)
 class Counters:
-    """Running totals, in blocks, bytes and seconds."""
+    """Running totals, in blocks, bytes and seconds; ``drive_bytes`` are those read from each drive."""
 
     expert_hits: int = 0
     expert_misses: int = 0
@@ -78,6 +83,7 @@ class Counters:
     reads: int = 0
     evictions: int = 0
     busy_seconds: float = 0.0
+    drive_bytes: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -98,9 +104,12 @@ class Planner:
         experts: Eviction,
         depth: int,
         read_limit: int,
+        drives: int = 1,
     ) -> None:
-        """``depth`` reads in flight at most; neighbours join into reads of at most ``read_limit`` bytes."""
-        self.residency, self.counters, self.speculation = residency, Counters(), Speculation()
+        """``depth`` reads in flight at most on each of ``drives``; neighbours join into reads of at most ``read_limit``
+        bytes."""
+        self.residency, self.counters = residency, Counters(drive_bytes=[0] * drives)
+        self.speculation = Speculation()
         self._limits, self._cycle = Limits(residency, homes, cycle), cycle
         self._homes = self._limits.homes
         self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts}
@@ -109,6 +118,7 @@ class Planner:
         self._waiting: dict[BlockId, list[int]] = {}
         self._queue: dict[BlockId, None] = {}  # absent blocks in demand, in order
         self._in_flight: dict[int, Read] = {}
+        self._flying = [0] * drives  # how many of these each drive has
         self._gone = 0  # distance of the nearest block that this pass of prefetching evicted: none further is brought
         self._failed: set[BlockId] = set()  # read in vain, and not in demand since
         self._expected: dict[Stream, dict[BlockId, Purpose]] = {}  # not asked for yet, soonest first
@@ -271,6 +281,7 @@ class Planner:
 
     def _landed(self, number: int, now: float) -> Read:
         read = self._in_flight.pop(number)
+        self._flying[self._homes[read.parts[0].block].drive] -= 1
         self.counters.busy_seconds += now - self._busy_since
         self.speculation.drive(read.size, now - self._busy_since)
         self._busy_since = now
@@ -291,15 +302,15 @@ class Planner:
     # --- reads ------------------------------------------------------------------------------------------------------
 
     def _schedule(self, actions: list[Action], now: float) -> None:
-        if self._queue and len(self._in_flight) < self._depth:
+        if self._queue and self._has_idle_drive():
             self._issue(tuple(self._queue), actions, now, Purpose.DEMAND)
-            if self._queue and len(self._in_flight) < self._depth:
+            if self._queue and self._has_idle_drive():
                 self._untangle(actions, now)
-        if not self._queue and len(self._in_flight) < self._depth:
+        if self._has_idle_drive() and all(map(self._leaves_others_alone, self._queue)):
             self._gone = len(self._cycle.order)
             self._issue(self._unread(self._cycle.upcoming()), actions, now, Purpose.CERTAIN)
             for purpose in (Purpose.CERTAIN, Purpose.GUESS) if self._expected else ():
-                if len(self._in_flight) < self._depth:
+                if not self._queue and self._has_idle_drive():
                     expected = [b for blocks in self._expected.values() for b in blocks if blocks[b] is purpose]
                     self._issue(self._unread(dict.fromkeys(expected)), actions, now, purpose)
 
@@ -307,35 +318,68 @@ class Planner:
         """Those of ``blocks`` worth prefetching."""
         return (block for block in blocks if self.residency.absent(block) and block not in self._failed)
 
+    def _has_idle_drive(self) -> bool:
+        """Whether a drive could take one more read."""
+        return min(self._flying) < self._depth
+
+    def _is_busy(self, block: BlockId) -> bool:
+        """Whether the drive of ``block`` has all the reads it may have."""
+        return self._flying[self._homes[block].drive] >= self._depth
+
+    def _leaves_others_alone(self, block: BlockId) -> bool:
+        """Whether ``block``, in demand, only waits for its drive: prefetches on the others take nothing from it."""
+        return self._is_busy(block) and self._homes[block].region != STREAM
+
     def _issue(self, blocks: Iterable[BlockId], actions: list[Action], now: float, purpose: Purpose) -> None:
         full: set[str] = set()
-        with closing(coalesce(((b, self._homes[b].extent) for b in blocks), limit=self._read_limit)) as runs:
-            for run in runs:
-                parts: list[Part] = []
-                for block, extent in run:
-                    if not parts and len(self._in_flight) >= self._depth:
-                        return
-                    region = self._homes[block].region
-                    slot = None if region in full else self._make_room(block, purpose)
-                    if slot is not None:
-                        parts.append(Part(block, extent, slot))
-                        continue
-                    full.add(region)
-                    self._start(parts, actions, now, purpose)
-                    if purpose is not Purpose.DEMAND:
-                        return  # what comes later is needed later: nothing overtakes
-                    parts = []  # the rest of the run may go to a region that has room
-                self._start(parts, actions, now, purpose)
+        runs: dict[int, list[Part]] = {}  # by drive, the read that the next block there may join
+        owed = 0  # bytes of the stream's room for what was passed over because its drive is busy
+        for block in blocks:
+            home = self._homes[block]
+            run = runs.get(home.drive)
+            if run and not joins(run[0].extent, run[-1].extent, home.extent, limit=self._read_limit):
+                self._start(runs.pop(home.drive), actions, now, purpose)
+                run = None
+            if not run and self._is_busy(block):
+                if not self._has_idle_drive():
+                    break
+                owed += home.extent.length if home.region == STREAM else 0
+                continue
+            slot = None
+            ahead = home.region == STREAM and purpose is not Purpose.DEMAND
+            if home.region not in full and (not ahead or not owed or self._leaves_room(block, owed)):
+                slot = self._make_room(block, purpose)
+            if slot is not None:
+                runs.setdefault(home.drive, []).append(Part(block, home.extent, slot))
+            elif purpose is Purpose.DEMAND:
+                full.add(home.region)  # what was asked for later may go to a region that has room
+            else:
+                break  # what comes later is needed later: nothing overtakes
+        for run in runs.values():
+            self._start(run, actions, now, purpose)
+
+    def _leaves_room(self, block: BlockId, owed: int) -> bool:
+        """Whether a prefetch of ``block`` leaves ``owed`` bytes for what is needed sooner."""
+        region, needed_in = self._homes[block].region, self._cycle.distance(block)
+        room = self.residency.regions[region].free_bytes - self._homes[block].extent.length
+        with closing(self._eviction[region].victims()) as victims:
+            for victim in victims:
+                if room >= owed or self._cycle.distance(victim) <= needed_in:
+                    break
+                if self.residency.evictable(victim):
+                    room += self._homes[victim].extent.length
+        return room >= owed
 
     def _start(self, parts: list[Part], actions: list[Action], now: float, purpose: Purpose) -> None:
-        if not parts:
-            return
         if not self._in_flight:
             self._busy_since = now
         read = Read(self._next_read, tuple(parts), purpose)
         self._next_read += 1
         self._in_flight[read.read] = read
         self.counters.reads += 1
+        drive = self._homes[parts[0].block].drive
+        self._flying[drive] += 1
+        self.counters.drive_bytes[drive] += read.size
         match purpose:
             case Purpose.DEMAND:
                 self.counters.demand_bytes += read.size
@@ -386,10 +430,14 @@ class Planner:
         """If streams wait only for each other: let a demand overtake that fits, or else refuse one."""
         reading = {part.slot.region for read in self._in_flight.values() for part in read.parts}
         wishes: dict[Stream, tuple[int, BlockId]] = {}
+        moving: set[Stream] = set()  # these will get a block once its drive is less busy
         for block in self._queue:
-            if self._homes[block].region not in reading:
-                for number in self._waiting[block]:
+            for number in self._waiting[block]:
+                if self._is_busy(block):
+                    moving.add(self._tickets[number].stream)
+                elif self._homes[block].region not in reading:
                     wishes.setdefault(self._tickets[number].stream, (number, block))
+        wishes = {stream: wish for stream, wish in wishes.items() if stream not in moving}
         if not wishes:
             return
         holders = {region: set(self.residency.holders(region)) for region in self.residency.regions}
@@ -429,7 +477,8 @@ class Planner:
         self.residency.check_integrity()
         self._limits.check_integrity()
         reading = {part.block for read in self._in_flight.values() for part in read.parts}
-        assert len(self._in_flight) <= self._depth
+        assert all(0 <= flying <= self._depth for flying in self._flying)
+        assert sum(self._flying) == len(self._in_flight)
         assert all(self.residency.loading(block) for block in reading)
         assert all(self.residency.absent(block) and block in self._waiting for block in self._queue)
         assert self._waiting.keys() <= self._queue.keys() | reading

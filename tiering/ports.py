@@ -9,10 +9,11 @@ from .events import Part
 class Flash(Protocol):
     """Where blocks come from."""
 
-    def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
-        """Fill ``into`` with ``parts``, neighbours on flash, and verify them. Blocking; called from several threads.
+    async def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
+        """Fill ``into`` with ``parts``, neighbours on flash, and verify them. Several at a time, on one loop.
 
-        Raises BundleCorrupt, or ReadError when the drive fails for good.
+        Whether it returns or raises, nothing writes to ``into`` any more; it must not be cancelled. Raises
+        BundleCorrupt, or ReadError when the drive fails for good.
         """
 
 

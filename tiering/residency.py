@@ -34,6 +34,11 @@ class Region:
         """Offset in the arena at which the part in use ends."""
         return self.start + self.limit
 
+    @property
+    def free_bytes(self) -> int:
+        """Free bytes of the part in use."""
+        return sum(max(0, min(offset + length, self.end) - offset) for offset, length in self.space.holes())
+
 
 class Residency:
     """Slots and leases of one tier."""

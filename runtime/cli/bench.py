@@ -8,7 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ...tiering.policy.placement import SizedBlock
+from ...tiering.policy.reads import streamed_lengths, typical_read
 from ...tiering.units import format_size
+from ..drives import bundle_speed
 from ..progress import shown
 from ..tracefile import destination
 from .console import print_json, print_table, quiet_libraries
@@ -16,7 +19,6 @@ from .generate import room_for
 from .measure import peak_resident_bytes
 from .opening import open_files, read_manifest
 from .options import Settings, Source, TraceFile
-from .speeds import drive_speed, read_size
 
 PREFILL = 64
 """Tokens of the prompt."""
@@ -59,13 +61,12 @@ def command(
 def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[str, Any]:
     import torch
 
-    from ..compose import AUTO_DEPTH
-
     handle = model.penstock
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (1, prefill + steps), generator=torch.Generator().manual_seed(0))
-    size = read_size(streamed_lengths(model))
-    drive = [drive_speed(handle.bundle, size, AUTO_DEPTH)]
+    size = typical_read(lengths_of(handle))
+    manifest = read_manifest(handle.bundle)
+    drive = [bundle_speed(handle.bundle, manifest, size, handle.reading)]
     with torch.inference_mode(), nullcontext() if trace is None else handle.trace(trace):
         start = time.perf_counter()
         out = model(ids[:, :prefill], use_cache=True)
@@ -76,7 +77,7 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
             out = model(ids[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
             times.append(time.perf_counter() - start)
     after = handle.stats()
-    drive.append(drive_speed(handle.bundle, size, AUTO_DEPTH))
+    drive.append(bundle_speed(handle.bundle, manifest, size, handle.reading))
     return summarise(asdict(before), asdict(after), times, statistics.mean(drive)) | {
         "prefill_tokens": prefill,
         "prefill_s": prefill_s,
@@ -89,13 +90,10 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
     }
 
 
-def streamed_lengths(model: Any) -> list[int]:
-    """Bytes of the blocks that are read while the model runs: its experts, else its streamed layers."""
-    handle = model.penstock
-    streamed = set(handle.placement.streamed)
+def lengths_of(handle: Any) -> list[int]:
+    """Bytes of the blocks that are read while the model runs."""
     blocks = read_manifest(handle.bundle).blocks
-    experts = [block.extent.length for block in blocks if block.id.kind == "expert"]
-    return experts or [block.extent.length for block in blocks if block.id in streamed]
+    return streamed_lengths([SizedBlock(b.id, b.extent.length, b.resident) for b in blocks], handle.placement)
 
 
 def summarise(

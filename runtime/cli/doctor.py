@@ -6,31 +6,40 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...tiering.errors import ConfigError
-from ...tiering.units import GiB, format_size
+from ...tiering.units import GiB, MiB, format_size
+from ..speeds import existing
 from .console import print_json, print_table, quiet_libraries, say
 from .options import Settings
 
 IN_MEMORY = ("tmpfs", "ramfs")
 OVER_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
 LITTLE = 4 * GiB
+TYPICAL = 4 * MiB
+"""Bytes of the blocks for which it says how they would be read; each model's own decide when it is loaded."""
 
 
 def command(settings: Settings) -> None:
-    """Measure the drive of the store and the memory, and warn of what will make models slow. Takes some seconds."""
+    """Measure the drive of the store and the memory, and warn of what will make models slow. Takes some seconds.
+
+    What is measured of the drive is kept, and decides how models are read from it from then on.
+    """
     config = settings.load()
     quiet_libraries()
     import psutil
 
     from ...kernels import machine
+    from .. import drivecache
+    from ..reading import kept_reading
 
     store = config.store.path
-    # Before the first pack there is no store yet; what holds it has the same drive.
-    folder = next(folder for folder in (store, *store.parents) if folder.is_dir())
+    folder = existing(store)  # before the first pack there is no store yet
     try:
         drive = machine.measure_drive(folder)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise ConfigError(f"cannot measure the drive below {folder}: {error}; choose another with --store") from error
+    kept = drivecache.keep(folder, drive.rates)
+    reading = kept_reading(folder, config.io, block=TYPICAL) if kept else None
     report = machine.describe()
     memory = machine.measure_memory()
     file_system = file_system_of(folder, Path("/proc/self/mounts"))
@@ -40,6 +49,7 @@ def command(settings: Settings) -> None:
         file_system=file_system,
         direct=drive.direct,
         free=free,
+        kept=kept is not None,
     )
     budget = config.host_budget()
     if settings.json:
@@ -47,6 +57,8 @@ def command(settings: Settings) -> None:
             {
                 "machine": asdict(report),
                 "drive": asdict(drive) | {"file_system": file_system, "free_bytes": free},
+                "reading": asdict(reading) if reading else None,
+                "kept_in": str(kept) if kept else None,
                 "memory_bytes_per_second": memory,
                 "host_memory": budget,
                 "warnings": notes,
@@ -61,18 +73,27 @@ def command(settings: Settings) -> None:
     )
     print(
         f"store: {store} on {file_system}, {format_size(free)} free, "
-        f"direct reads: {'yes' if drive.direct else 'no'}; GB/s by read size and reads in flight:"
+        f"direct reads: {'yes' if drive.direct else 'no'}; GB/s by backend, read size and reads in flight:"
     )
     depths = sorted({rate.depth for rate in drive.rates})
-    speed = {(rate.size, rate.depth): f"{rate.bytes_per_second / 1e9:.2f}" for rate in drive.rates}
-    sizes = sorted({rate.size for rate in drive.rates})
-    rows = [[format_size(size), *(speed[size, depth] for depth in depths)] for size in sizes]
-    print_table("", ["read size", *(f"{depth} in flight" for depth in depths)], rows)
+    for backend in dict.fromkeys(rate.backend for rate in drive.rates):
+        own = [rate for rate in drive.rates if rate.backend == backend]
+        speed = {(rate.size, rate.depth): f"{rate.bytes_per_second / 1e9:.2f}" for rate in own}
+        rows = [
+            [format_size(size), *(speed.get((size, depth), "") for depth in depths)]
+            for size in sorted({rate.size for rate in own})
+        ]
+        print_table(backend, ["read size", *(f"{depth} in flight" for depth in depths)], rows)
+    if reading:
+        print(
+            f"blocks of {format_size(TYPICAL)} are read by {reading.backend}, {reading.depth} reads in flight, "
+            f"smaller neighbours joined up to {format_size(reading.size)}; kept in {kept}"
+        )
     for note in notes:
         say(f"penstock: warning: {note}")
 
 
-def warnings_for(*, swap_used: int, available: int, file_system: str, direct: bool, free: int) -> list[str]:
+def warnings_for(*, swap_used: int, available: int, file_system: str, direct: bool, free: int, kept: bool) -> list[str]:
     """What makes models slow or the machine stall here. Sizes in bytes. Pure."""
     notes = []
     if file_system in IN_MEMORY:
@@ -83,6 +104,11 @@ def warnings_for(*, swap_used: int, available: int, file_system: str, direct: bo
         )
     if not direct:
         notes.append("no direct reads on the store's file system: blocks pass through the page cache, which is slower")
+    if not kept:
+        notes.append(
+            "what was measured of the drive cannot be kept, so it is measured again whenever a model is loaded: "
+            "make ~/.cache (or XDG_CACHE_HOME) writable"
+        )
     if swap_used > 64 << 20:
         notes.append(
             f"{format_size(swap_used)} of swap are in use: leave more memory free, swapping undoes all streaming"

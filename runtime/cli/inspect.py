@@ -1,8 +1,10 @@
 """``penstock inspect``: what a bundle holds."""
 
+from pathlib import Path
 from typing import Any
 
 from ...tiering.store.manifest import Block, Manifest
+from ...tiering.store.stripes import on_one_drive
 from ...tiering.units import format_size
 from ..progress import shown
 from .console import print_json, print_table, quiet_libraries
@@ -19,13 +21,28 @@ def command(source: Source, settings: Settings) -> None:
         folder = find_bundle(source, config, bar)
     manifest = read_manifest(folder)
     if settings.json:
-        print_json(describe(manifest) | {"bundle": str(folder)})
+        print_json(describe(manifest) | {"bundle": str(folder), "drives": drives(folder, manifest)})
         return
     print(f"{folder}")
     print(
         f"{manifest.dtype}, format {manifest.codec}, {format_size(manifest.total_bytes)} in {len(manifest.files)} files"
     )
     print(f"checkpoint {manifest.checkpoint}")
+    if manifest.drives:
+        print_table(
+            "",
+            ["drive", "bytes", "share", "measured", ""],
+            [
+                (
+                    drive["folder"],
+                    format_size(drive["bytes"]),
+                    f"{drive['bytes'] / max(1, manifest.total_bytes):.1%}",
+                    f"{drive['bytes_per_second'] / 1e9:.2f} GB/s",
+                    _remark(drive),
+                )
+                for drive in drives(folder, manifest)
+            ],
+        )
     rows = [
         (kind, len(blocks), format_size(sum(_lengths(blocks))), format_size(max(_lengths(blocks), default=0)))
         for kind, blocks in kinds(manifest).items()
@@ -54,6 +71,21 @@ def kinds(manifest: Manifest) -> dict[str, list[Block]]:
     return found
 
 
+def drives(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    """The drives that a striped bundle is dealt to: where, how much, and the speed by which; none for a plain one."""
+    places = manifest.places(folder)
+    return [
+        {
+            "folder": str(place),
+            "there": place.is_dir(),
+            "bytes": size,
+            "bytes_per_second": drive.bytes_per_second,
+            "same_drive_as": next((str(other) for other in places[:number] if on_one_drive(other, place)), None),
+        }
+        for number, (place, size, drive) in enumerate(zip(places, manifest.drive_bytes, manifest.drives, strict=False))
+    ]
+
+
 def describe(manifest: Manifest) -> dict[str, Any]:
     """The fields of ``--json``."""
     return {
@@ -62,7 +94,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "format": manifest.codec,
         "bytes": manifest.total_bytes,
-        "files": [{"name": file.name, "bytes": file.length} for file in manifest.files],
+        "files": [{"name": file.name, "bytes": file.length, "drive": file.drive} for file in manifest.files],
         "kinds": {
             kind: {"blocks": len(blocks), "bytes": sum(_lengths(blocks)), "largest": max(_lengths(blocks), default=0)}
             for kind, blocks in kinds(manifest).items()
@@ -86,6 +118,12 @@ def describe(manifest: Manifest) -> dict[str, Any]:
             for block in manifest.blocks
         ],
     }
+
+
+def _remark(drive: dict[str, Any]) -> str:
+    if not drive["there"]:
+        return "not there"
+    return f"same drive as {drive['same_drive_as']}: gains nothing" if drive["same_drive_as"] else ""
 
 
 def _lengths(blocks: list[Block]) -> list[int]:

@@ -33,20 +33,26 @@ class Settings:
     ] = None
     flash_limit: Annotated[str | None, _override("flash_limit", "SIZE", "Bound on all packed models.")] = None
     store: Annotated[str | None, _override("store", "FOLDER", "Where packed models lie.")] = None
+    store_stripes: Annotated[
+        list[str] | None,
+        _override("store_stripes", "FOLDER", "Further drives; repeat it, or separate by commas."),
+    ] = None
     weights_format: Annotated[str | None, _override("weights_format", "FORMAT", 'Weights on flash: "as-is".')] = None
     experts_eviction: Annotated[str | None, _override("experts_eviction", "POLICY", "auto, lru, lfu.")] = None
-    io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, direct, buffered.")] = None
+    io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
     io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
     device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu.")] = None
     threads: Annotated[str | None, _override("threads", "N", 'Threads that compute, or "auto".')] = None
 
     def load(self) -> Config:
         """The configuration in effect. Raises ConfigError and DeviceUnavailable."""
-        overrides: dict[str, str | int | None] = {name: getattr(self, name) for name in OVERRIDES}
+        overrides: dict[str, str | int | list[str] | None] = {name: getattr(self, name) for name in OVERRIDES}
         for name in ("io_depth", "threads"):
             text = overrides[name]
             if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 10:
                 overrides[name] = int(text)
+        if self.store_stripes is not None:
+            overrides["store_stripes"] = ",".join(self.store_stripes)
         return Config.load(self.config_file, **overrides)
 
 

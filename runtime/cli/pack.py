@@ -29,6 +29,7 @@ def command(source: Source, settings: Settings) -> None:
                 host_memory=config.host_budget(),
                 flash_limit=config.flash_limit,
                 codec=config.weights.format,
+                stripes=config.store.stripes,
                 revision=source.revision,
                 trust_remote_code=source.trust_remote_code,
                 direct=config.direct,

@@ -1,17 +1,22 @@
 """``penstock plan``: will a model fit, what goes where, how fast can it be; nothing is packed."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ...tiering.errors import BudgetTooSmall, BundleError
+from ...tiering.policy.reads import streamed_lengths, typical_read
+from ...tiering.store.folder import size_of
+from ...tiering.store.stripes import parts_of
 from ...tiering.units import format_size
+from ..drives import bundle_speed, together
+from ..speeds import drive_speed, existing
 from .console import print_json, print_table, quiet_libraries
 from .opening import bundles_of, is_bundle, open_checkpoint, read_config, read_manifest
 from .options import Settings, Source
-from .speeds import drive_speed, read_size
 
 
 def command(
@@ -29,12 +34,13 @@ def command(
     quiet_libraries()
     from ...kernels.machine import measure_memory
     from ...tiering.policy.cost import Speeds, predict
-    from ..compose import AUTO_DEPTH
+    from ..reading import kept_reading
 
-    outline, packed = _outline(source, config.store.path)
+    outline, bundle = _outline(source, config.store.path)
     budget = config.host_budget(outline.total_bytes)
-    needed = 0 if packed else outline.total_bytes
-    free = flash_free(config.store.path, config.flash_limit)
+    needed = 0 if bundle else outline.total_bytes
+    places = [config.store.path, *config.store.stripes]
+    free = flash_free(places, config.flash_limit)
     report: dict[str, Any] = {
         "fits": False,
         "tokens_per_second": None,
@@ -60,11 +66,17 @@ def command(
         notes.append(str(error))
         _print(report, None, settings)
         return
-    experts = [block.length for block in outline.blocks if block.id.kind == "expert"]
-    streamed = set(placement.streamed)
-    size = read_size(experts or [block.length for block in outline.blocks if block.id in streamed])
-    depth = AUTO_DEPTH if config.io.depth == "auto" else config.io.depth
-    speeds = Speeds(drive_speed(config.store.path, size, depth), measure_memory())
+    size = typical_read(streamed_lengths(outline.blocks, placement))
+    reading = kept_reading(existing(config.store.path), config.io, block=size)
+    if bundle:
+        flash = bundle_speed(bundle, read_manifest(bundle), size, reading)
+    else:
+        each = [drive_speed(place, size, reading) for place in places]
+        flash = together(places, each, each)  # as packing would deal
+        free = report["flash_free"] = flash_free(places, config.flash_limit, each)
+        if needed > free and not notes:
+            notes.append(f"packing needs {format_size(needed)} on flash, the drives have room for {format_size(free)}")
+    speeds = Speeds(flash, measure_memory())
     prediction = predict(outline.load(placement), speeds, prompt_tokens=prompt_tokens)
     report |= {
         "fits": needed <= free,
@@ -88,7 +100,7 @@ def command(
             "expert_count": placement.expert_count,
         },
     }
-    if experts and placement.expert_share < 1:
+    if placement.expert_count and placement.expert_share < 1:
         notes.append(
             "the hit ratio is an estimate without a trace of routing: the fraction of the experts that is cached"
         )
@@ -98,9 +110,9 @@ def command(
     _print(report, placement, settings)
 
 
-def _outline(source: Source, store: Path) -> tuple[Any, bool]:
-    """From the manifest of a bundle, the files of a checkpoint, or the configuration alone of one on the hub; and
-    whether it is packed already."""
+def _outline(source: Source, store: Path) -> tuple[Any, Path | None]:
+    """From the manifest of a bundle, the files of a checkpoint, or the configuration alone of one on the hub; and the
+    bundle that it is packed into already."""
     import torch
 
     from ..layout import Layout, layout
@@ -114,11 +126,11 @@ def _outline(source: Source, store: Path) -> tuple[Any, bool]:
         manifest = read_manifest(path)
         config = read_config(str(path / "model"), source)
         model = skeleton(config, getattr(torch, manifest.dtype), trust_remote_code=trust)
-        return Outline.of(model, Layout(manifest.blocks, manifest.tied)), True
+        return Outline.of(model, Layout(manifest.blocks, manifest.tied)), path
     if not path.exists():
         config = read_config(source.model, source)
         model = skeleton(config, config.dtype or torch.float32, trust_remote_code=trust)
-        return Outline.of(model, layout(model)), False
+        return Outline.of(model, layout(model)), None
     checkpoint = open_checkpoint(source)
     model = skeleton(checkpoint.config, checkpoint.dtype(), trust_remote_code=trust)
     weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=1 << 62)
@@ -126,7 +138,7 @@ def _outline(source: Source, store: Path) -> tuple[Any, bool]:
     weights.close()
     # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
     alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, planned)]
-    return Outline.of(model, planned), bool(bundles_of(checkpoint, store, alike))
+    return Outline.of(model, planned), next(iter(bundles_of(checkpoint, store, alike)), None)
 
 
 def _same_shape(bundle: Path, planned: Any) -> bool:
@@ -137,14 +149,25 @@ def _same_shape(bundle: Path, planned: Any) -> bool:
     return bool(type(planned)(manifest.blocks, manifest.tied).digest() == planned.digest())
 
 
-def flash_free(store: Path, limit: int | None) -> int:
-    """Bytes that a new bundle may take in ``store``, which need not exist yet."""
-    folder = next(place for place in (store, *store.parents) if place.is_dir())
-    free = shutil.disk_usage(folder).free
+def flash_free(places: Sequence[Path], limit: int | None, shares: Sequence[float] | None = None) -> int:
+    """Bytes that a new bundle may take in the store, the first of ``places``, and its stripes, the others, which need
+    not exist yet; with each taking its share of them, if ``shares`` are given."""
+    free: dict[int, int] = {}
+    taken: dict[int, float] = {}
+    for place, share in zip(places, shares or [1.0] * len(places), strict=True):
+        folder = existing(place)
+        device = folder.stat().st_dev
+        free[device] = shutil.disk_usage(folder).free
+        taken[device] = taken.get(device, 0.0) + share
+    total = sum(taken.values())
+    room = sum(free.values())
+    if shares is not None:
+        room = min(room, *(int(free[device] * total / taken[device]) for device in free))
     if limit is None:
-        return free
-    taken = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
-    return max(0, min(free, limit - taken))
+        return room
+    store = places[0]
+    elsewhere = [part for stripe in places[1:] for part in parts_of(store, stripe) if not part.is_relative_to(store)]
+    return max(0, min(room, limit - size_of(store) - sum(map(size_of, elsewhere))))
 
 
 def _print(report: dict[str, Any], placement: Any, settings: Settings) -> None:

@@ -271,3 +271,25 @@ def test_a_forgotten_file_gives_its_descriptor_back(data_file):
 def test_an_absent_file_is_an_oserror(tmp_path):
     with pytest.raises(FileNotFoundError):
         DirectFile(tmp_path / "absent")
+
+
+def test_close_in_the_middle_of_a_beginning(file):
+    """As the garbage collector does it: the read goes on with its own descriptor, or is refused."""
+
+    real = file._lock
+
+    class Lock:
+        def __enter__(self):
+            real.__enter__()
+            file._lock = real
+            file.close()
+
+        def __exit__(self, *rest):
+            return real.__exit__(*rest)
+
+    file._lock = Lock()
+    descriptor = file.descriptor
+    with pytest.raises(ValueError, match="is closed"):
+        file.begin([])
+    with pytest.raises(OSError):
+        os.fstat(descriptor)

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock.kernels import machine
+from penstock.kernels import machine, trial
+from penstock.kernels.backends import usable
 from penstock.kernels.cgroups import MemoryGroup, memory_group, memory_groups, processor_quota
 from penstock.kernels.directio import PAGE, DirectFile
 
@@ -196,16 +197,18 @@ def test_a_real_control_group_limits_memory(capped_group, tmp_path):
 def test_the_drive_is_measured_and_left_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
     seen = []
-    real_read = DirectFile.read
+    real_begin = DirectFile.begin
 
-    def read(file, segments):
+    def begin(file, segments):
         seen.append((segments[0].offset, len(segments[0].buffer), file.direct))
         assert list(tmp_path.iterdir()) == [], "the trial file has a name while it is read"
-        real_read(file, segments)
+        return real_begin(file, segments)
 
-    monkeypatch.setattr(DirectFile, "read", read)
+    monkeypatch.setattr(DirectFile, "begin", begin)
     descriptors = len(os.listdir("/proc/self/fd"))
-    report = machine.measure_drive(tmp_path, sizes=(PAGE, 8 * PAGE), depths=(1, 3), seconds_each=0.02)
+    report = machine.measure_drive(
+        tmp_path, sizes=(PAGE, 8 * PAGE), depths=(1, 3), backends=("threads",), seconds_each=0.02
+    )
     assert [(rate.size, rate.depth) for rate in report.rates] == [(PAGE, 1), (PAGE, 3), (8 * PAGE, 1), (8 * PAGE, 3)]
     assert all(rate.bytes_per_second > 0 for rate in report.rates)
     assert report.best in report.rates
@@ -218,13 +221,49 @@ def test_the_drive_is_measured_and_left_as_it_was(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_backend_that_works_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
+    report = machine.measure_drive(tmp_path, sizes=(PAGE, 8 * PAGE), depths=(1, 2), seconds_each=0.01)
+    with DirectFile(__file__) as file:
+        names = usable(file) if report.direct else usable()
+    assert names[0] == "threads"
+    assert [rate.backend for rate in report.rates] == list(names) * 4
+    assert report.direct == ("buffered" in names)
+
+
 def test_rates_are_bytes_over_time(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
-    now = iter([100.0, 100.1, 102.0, 104.0])
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(now))
-    report = machine.measure_drive(tmp_path, sizes=(2 * PAGE,), depths=(1,), seconds_each=1.0)
+    now = iter([99.0, 100.0, 100.1, 102.0, 104.0])
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: next(now))
+    report = machine.measure_drive(
+        tmp_path, sizes=(2 * PAGE,), depths=(1,), backends=("threads",), seconds_each=1.0, rounds=1
+    )
     # Started at 100; one read before 100.1 and one before 102, which is past the second; all done at 104.
     assert report.rates[0].bytes_per_second == 2 * 2 * PAGE / 4
+
+
+def test_the_best_round_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
+    rates = iter([5.0, 9.0, 7.0])
+    monkeypatch.setattr(trial, "_rate", lambda *_: next(rates))
+    report = machine.measure_drive(tmp_path, sizes=(PAGE,), depths=(1,), backends=("threads",), rounds=3)
+    assert [rate.bytes_per_second for rate in report.rates] == [9.0]
+
+
+def test_a_drive_that_takes_too_long_is_measured_in_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
+    now = [0.0]
+
+    def slow(*_):
+        now[0] += 10.0
+        return 1.0
+
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(trial, "_rate", slow)
+    report = machine.measure_drive(
+        tmp_path, sizes=(PAGE, 2 * PAGE), depths=(1, 2, 4), backends=("threads",), seconds_each=2.0
+    )
+    assert [(rate.size, rate.depth) for rate in report.rates] == [(PAGE, 1), (PAGE, 2), (PAGE, 4)]
 
 
 def test_a_full_drive_is_measured_in_less_or_not_at_all(tmp_path, monkeypatch):

@@ -4,6 +4,9 @@
     pack_child.py together CHECKPOINT STORE N        N packings at once; prints how many of them wrote
     pack_child.py memory CHECKPOINT STORE BUDGET     prints the bytes by which packing raised the resident set
 
+Behind these, ``--stripe FOLDER SPEED SPEED`` deals to a second drive as well (with POINTs to FOLDER/POINT), as if the
+store's and that one had these speeds.
+
 A POINT is the number of a call of ``Progress.advance``, or where the bundle is finished: "manifest", "rename".
 """
 
@@ -17,6 +20,7 @@ from pathlib import Path
 import torch  # before the forks, or each would import it anew
 import transformers  # noqa: F401
 
+from penstock.runtime import drives
 from penstock.runtime.checkpoint import Checkpoint
 from penstock.runtime.pack import pack
 from penstock.tiering.progress import Quiet
@@ -60,7 +64,11 @@ def forked(work: Callable[[], int]) -> int:
         os._exit(code)
 
 
-def kill(checkpoint: Path, stores: Path, points: list[str]) -> None:
+def stripes_of(folder: str | None, name: str = "") -> tuple[Path, ...]:
+    return (Path(folder) / name,) if folder else ()
+
+
+def kill(checkpoint: Path, stores: Path, points: list[str], stripe: str | None) -> None:
     for point in points:
 
         def work(point: str = point) -> int:
@@ -70,7 +78,8 @@ def kill(checkpoint: Path, stores: Path, points: list[str]) -> None:
             elif point == "rename":
                 os.rename = die
             progress = DieAt(int(point)) if point.isdigit() else Quiet()
-            pack(checkpoint, store=stores / point, host_memory=32 * MiB, progress=progress)
+            stripes = stripes_of(stripe, point)
+            pack(checkpoint, store=stores / point, host_memory=32 * MiB, stripes=stripes, progress=progress)
             return 0
 
         _, status = os.waitpid(forked(work), 0)
@@ -78,10 +87,10 @@ def kill(checkpoint: Path, stores: Path, points: list[str]) -> None:
             sys.exit(f"the packing to be killed at {point} ended by itself: {status}")
 
 
-def together(checkpoint: Path, store: Path, count: int) -> None:
+def together(checkpoint: Path, store: Path, count: int, stripe: str | None) -> None:
     def work() -> int:
         notes = Notes()
-        pack(checkpoint, store=store, host_memory=32 * MiB, progress=notes).close()
+        pack(checkpoint, store=store, host_memory=32 * MiB, stripes=stripes_of(stripe), progress=notes).close()
         return int(notes.packed)
 
     children = [forked(work) for _ in range(count)]
@@ -105,9 +114,16 @@ def resident(field: str) -> int:
 
 if __name__ == "__main__":
     mode, source, place, *rest = sys.argv[1:]
+    second: str | None = None
+    if "--stripe" in rest:
+        at = rest.index("--stripe")
+        second, *speeds = rest[at + 1 :]
+        rest = rest[:at]
+        root = Path(second)
+        drives.drive_speed = lambda folder, *_, **__: float(speeds[folder.is_relative_to(root)])
     if mode == "kill":
-        kill(Path(source), Path(place), rest)
+        kill(Path(source), Path(place), rest, second)
     elif mode == "together":
-        together(Path(source), Path(place), int(rest[0]))
+        together(Path(source), Path(place), int(rest[0]), second)
     else:
         memory(Path(source), Path(place), int(rest[0]))

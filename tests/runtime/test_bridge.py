@@ -63,7 +63,7 @@ class Rig:
             read_limit=3 * PAGE,
         )
         self.flash, self.memory = FakeFlash(), FakeMemory(self.residency.capacity)
-        self.bridge = Bridge(self.planner, self.flash, self.memory, depth=depth)
+        self.bridge = Bridge(self.planner, self.flash, self.memory)
 
     def right(self, block: BlockId, slot: Slot) -> bool:
         return bytes(self.memory.view(slot.offset, slot.length)) == pattern(block, PAGES[block] * PAGE)

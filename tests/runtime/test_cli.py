@@ -15,7 +15,6 @@ from penstock.runtime.cli.bench import summarise
 from penstock.runtime.cli.generate import TOKENS, room_for, tokens_per_second
 from penstock.runtime.cli.main import app, main
 from penstock.runtime.cli.measure import peak_resident_bytes
-from penstock.runtime.cli.speeds import LARGEST_READ, read_size
 from penstock.runtime.config import Config
 from penstock.runtime.settings import OVERRIDES
 from penstock.tiering.errors import PromptTooLong
@@ -96,6 +95,8 @@ def test_config_prints_a_file_that_reads_back(run, tmp_path):
     config = Config.load(tmp_path / "saved.toml")
     assert (config.memory.host, config.io.depth, config.store.path) == (3 * GiB, 4, tmp_path / "s")
     assert run("config", "--config", "saved.toml") == (0, out, "")
+    (tmp_path / "saved.toml").write_text(run("config", "--store-stripes", "a,/b", "--store-stripes", "c")[1])
+    assert Config.load(tmp_path / "saved.toml").store.stripes == (tmp_path / "a", Path("/b"), tmp_path / "c")
 
 
 def test_config_as_json_has_the_file_s_sections(run):
@@ -221,13 +222,6 @@ def test_bench_counts_only_the_steps():
     assert got["drive_fraction"] == 0.5
 
 
-def test_read_size_stands_for_the_blocks():
-    assert read_size([4096, 12288]) == 8192
-    assert read_size([5000]) == 8192
-    assert read_size([1 << 40]) == LARGEST_READ
-    assert read_size([]) > 0
-
-
 def test_peak_memory_is_what_the_kernel_says(tmp_path):
     (tmp_path / "status").write_text("VmPeak:\t 99 kB\nVmHWM:\t  7 kB\n")
     assert peak_resident_bytes(tmp_path / "status") == 7 * 1024
@@ -244,22 +238,34 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     monkeypatch.setattr(
         machine, "measure_drive", lambda folder: real(folder, sizes=(4096, 8192), depths=(1, 2), seconds_each=0.01)
     )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(machine, "measure_memory", lambda: 1e10)
     code, out, _ = run("doctor", "--json", "--store", "new/store")
     assert code == 0
     report = json.loads(out)
-    assert [rate["size"] for rate in report["drive"]["rates"]] == [4096, 4096, 8192, 8192]
+    own = [rate for rate in report["drive"]["rates"] if rate["backend"] == "threads"]
+    assert [rate["size"] for rate in own] == [4096, 4096, 8192, 8192]
+    assert report["reading"]["backend"] in ("threads", "io_uring", "buffered")
+    assert report["kept_in"] == str(tmp_path / "cache" / "penstock" / "drives.json")
     assert report["memory_bytes_per_second"] == 1e10
     assert report["machine"]["cores"] >= 1
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(report["kept_in"])]
     code, out, _ = run("doctor")
     assert code == 0
     assert "8.00 KiB" in out
+    assert report["kept_in"] in out
     assert "2 in flight" in out
 
 
 def test_doctor_warns():
-    good = {"swap_used": 0, "available": 8 * GiB, "file_system": "ext4", "direct": True, "free": 100 * GiB}
+    good = {
+        "swap_used": 0,
+        "available": 8 * GiB,
+        "file_system": "ext4",
+        "direct": True,
+        "free": 100 * GiB,
+        "kept": True,
+    }
     assert doctor.warnings_for(**good) == []
     for change, word in (
         ({"swap_used": GiB}, "swap"),
@@ -268,6 +274,7 @@ def test_doctor_warns():
         ({"file_system": "nfs4"}, "network"),
         ({"direct": False}, "page cache"),
         ({"free": GiB}, "free"),
+        ({"kept": False}, "kept"),
     ):
         (note,) = doctor.warnings_for(**good | change)
         assert word in note

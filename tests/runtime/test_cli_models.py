@@ -8,6 +8,7 @@ import pty
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,8 +55,8 @@ def elsewhere(tmp_path, monkeypatch):
 def quick(monkeypatch):
     """Measurements that take no time."""
     monkeypatch.setattr("penstock.kernels.machine.measure_memory", lambda: 1e10)
-    for command in ("bench", "plan"):
-        monkeypatch.setattr(f"penstock.runtime.cli.{command}.drive_speed", lambda *_, **__: 1e9)
+    for module in ("drives", "cli.plan"):
+        monkeypatch.setattr(f"penstock.runtime.{module}.drive_speed", lambda *_, **__: 1e9)
 
 
 @pytest.fixture
@@ -292,6 +293,36 @@ def test_plan_is_the_same_before_and_after_packing(ask, run, checkpoint, quick):
     out = run("plan", checkpoint, *LITTLE)[1]
     assert "experts" in out
     assert "fits" in out
+
+
+def test_stripes_are_dealt_to_shown_and_planned_with(run, ask, checkpoint, quick, monkeypatch, tmp_path):
+    stripes = ("--store-stripes", "b", "--store-stripes", "c,d")
+    alike = ask("plan", checkpoint, *LITTLE)
+    for name in ("store", "b", "c", "d"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("penstock.runtime.drives.drive_under", str)  # as if each folder were a drive
+    planned = ask("plan", checkpoint, *LITTLE, "--store", tmp_path / "store", *stripes)
+    assert planned["flash_bytes_per_second"] == 4 * alike["flash_bytes_per_second"]
+    assert not any(list((tmp_path / name).iterdir()) for name in ("store", "b")), "a plan makes nothing"
+    assert run("plan", checkpoint, *LITTLE, "--store", tmp_path / "store", *stripes, "--flash-limit", "700KiB")[0] == 0
+    packed = ask("pack", checkpoint, *stripes)
+    shown = ask("inspect", packed["bundle"])
+    folders = [Path(drive["folder"]) for drive in shown["drives"]]
+    assert folders[0] == Path(packed["bundle"])
+    assert [folder.parent for folder in folders[1:]] == [tmp_path / name for name in "bcd"]
+    assert sum(drive["bytes"] for drive in shown["drives"]) == shown["bytes"]
+    assert {drive["bytes_per_second"] for drive in shown["drives"]} == {1e9}
+    assert [drive["same_drive_as"] for drive in shown["drives"]] == [None] + [packed["bundle"]] * 3
+    out = run("inspect", packed["bundle"])[1]
+    assert "gains nothing" in out.replace("\n", " ")
+    assert run("verify", packed["bundle"])[0] == 0
+    measured = ask("plan", packed["bundle"], *LITTLE)["flash_bytes_per_second"]
+    assert 2e9 < measured < 4e9, "as the blocks are dealt, which of few blocks is uneven"
+    (tmp_path / "b").rename(tmp_path / "unmounted")
+    assert not ask("inspect", packed["bundle"])["drives"][1]["there"]
+    for command in ("verify", "plan"):
+        code, _, err = run(command, packed["bundle"], *LITTLE)
+        assert (code, "not there; mount that drive" in err) == (1, True)
 
 
 def test_bench_reports_decoding(run, ask, checkpoint, quick):

@@ -80,9 +80,10 @@ def test_every_override_reaches_its_key(name, tmp_path):
         "host_memory_floor": 6 * MiB,
         "flash_limit": 9,
         "store": tmp_path / "s",
+        "store_stripes": (tmp_path / "a", tmp_path / "b"),
         "weights_format": "as-is",
         "experts_eviction": "lfu",
-        "io_backend": "direct",
+        "io_backend": "threads",
         "io_depth": 2,
         "device": "cpu",
         "threads": 1,
@@ -96,6 +97,15 @@ def test_store_path_of_a_file_is_relative_to_the_file(write, tmp_path):
     assert Config.load(write('[store]\npath = "bundles"\n')).store.path == tmp_path / "bundles"
     assert Config.load(write('[store]\npath = "~/b"\n')).store.path == tmp_path / "home/b"
     assert Config.load(store="bundles").store.path == tmp_path / "work/bundles"
+
+
+def test_stripes_are_a_list_or_separated_by_commas(write, tmp_path):
+    assert Config.load().store.stripes == ()
+    file = write('[store]\nstripes = ["b", "~/c", "/d"]\n')
+    assert Config.load(file).store.stripes == (tmp_path / "b", tmp_path / "home/c", Path("/d"))
+    assert Config.load(file, store_stripes="e, /f").store.stripes == (tmp_path / "work/e", Path("/f"))
+    assert Config.load(file, store_stripes=[Path("/g,h")]).store.stripes == (Path("/g,h"),)
+    assert Config.load(file, store_stripes="").store.stripes == ()
 
 
 def test_override_of_a_config():
@@ -127,9 +137,12 @@ def test_override_of_a_config():
         ("[store]\npath = 3", ["path = 3", "path of a folder"]),
         ('[store]\npath = ""', ["path of a folder"]),
         ('[store]\npath = "a\\u0000b"', ["zero bytes"]),
+        ("[store]\nstripes = 3", ["stripes = 3", "list of folders"]),
+        ('[store]\nstripes = ["a", ""]', ["path of a folder"]),
+        ('[store]\nstripes = ["a", "b/../a", "./a"]', ["named twice"]),
         ('[weights]\nformat = "int4"', ['format = "int4"', 'only "as-is"']),
         ('[experts]\neviction = "LUR"', ['one of "auto", "lru", "lfu"', 'did you mean "lru"']),
-        ('[io]\nbackend = "mmap"', ['one of "auto", "direct", "buffered"']),
+        ('[io]\nbackend = "mmap"', ['one of "auto", "io_uring", "threads", "buffered"']),
         ('[io]\ndepth = "4"', ['depth = "4"', "number from 1"]),
         ("[io]\ndepth = 0", ["number from 1"]),
         ("[io]\ndepth = true", ["number from 1"]),
@@ -193,9 +206,10 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
             "host_memory": sizes,
             "flash_limit": sizes,
             "store": texts.map(lambda text: "/" + text),
+            "store_stripes": st.lists(texts.map(lambda text: "/" + text), max_size=3, unique_by=Path),
             "weights_format": st.just("as-is"),
             "experts_eviction": st.sampled_from(["auto", "lru", "lfu"]),
-            "io_backend": st.sampled_from(["auto", "direct", "buffered"]),
+            "io_backend": st.sampled_from(["auto", "io_uring", "threads", "buffered"]),
             "io_depth": counts,
             "device": st.sampled_from(["auto", "cpu"]),
             "threads": counts,

@@ -16,6 +16,7 @@ import penstock
 from penstock.runtime.chrome import KINDS
 from penstock.runtime.metrics import Stats
 from penstock.runtime.recorder import Recorder
+from penstock.tiering.store.flash import BundleFlash
 from tests.runtime.test_exact import IDS, least_budget, logits
 from tests.traces import Event, load, nanoseconds, spans
 
@@ -170,11 +171,11 @@ def test_an_error_in_a_forward_leaves_a_valid_trace(
 
 
 def test_a_drive_that_fails_is_shown(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(*_: Any) -> None:
+    async def read(*_: Any) -> None:
         raise penstock.ReadError("injected")
 
     with model.penstock.trace(tmp_path / "run.json"), monkeypatch.context() as patch:
-        patch.setattr(model.penstock._engine.bundle, "read", read)
+        patch.setattr(BundleFlash, "read", read)
         with pytest.raises(penstock.ReadError, match="injected"):
             logits(model)
     events = load(tmp_path / "run.json")

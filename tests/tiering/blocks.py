@@ -1,10 +1,15 @@
 """A small bundle of random blocks in two files, for the tests of the store."""
 
+import asyncio
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from penstock.kernels.arena import Arena
+from penstock.kernels.reading import Reader, Threads
+from penstock.tiering.events import Part, Slot
+from penstock.tiering.store.flash import BundleFlash
 from penstock.tiering.store.manifest import Block, DataFile, Manifest, TensorSpec, place_tensors
 from penstock.tiering.store.reader import Bundle
 from penstock.tiering.store.writer import BundleWriter
@@ -58,5 +63,12 @@ def read(bundle: Bundle, blocks: Sequence[Block]) -> list[bytes]:
     for block in blocks:
         views.append(arena.view(at, block.extent.length))
         at += block.extent.length
-    bundle.read(blocks, views)
+    fill(bundle, blocks, views)
     return [bytes(view) for view in views]
+
+
+def fill(bundle: Bundle, blocks: Sequence[Block], views: Sequence[memoryview], reader: Reader | None = None) -> None:
+    """Read ``blocks``, neighbours, as the engine does, through ``reader`` (else threads), and wait for them."""
+    parts = [Part(block.id, block.extent, Slot("", 0, block.extent.length)) for block in blocks]
+    with closing(reader or Threads(1)) as used:
+        asyncio.run(BundleFlash(bundle, used).read(parts, views))

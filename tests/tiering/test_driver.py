@@ -1,11 +1,14 @@
 """The driver on real threads, over a fake drive."""
 
+import asyncio
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from penstock.kernels.reading import mark_thread
 from penstock.tiering.driver import Driver
 from penstock.tiering.errors import ReadError
 from penstock.tiering.events import Event, Part, Read, ReadDone, ReadFailed, Slot
@@ -25,10 +28,10 @@ def read(number: int, *parts: int) -> Read:
 
 
 class Rig:
-    def __init__(self, depth: int = 2) -> None:
+    def __init__(self) -> None:
         self.flash, self.memory = FakeFlash(), FakeMemory(len(BLOCKS) * PAGE)
         self.posted: queue.Queue[Event] = queue.Queue()
-        self.driver = Driver(self.flash, self.memory, self.posted.put, depth=depth)
+        self.driver = Driver(self.flash, self.memory, self.posted.put)
 
     def next(self) -> Event:
         return self.posted.get(timeout=SOON)
@@ -104,7 +107,7 @@ def test_post_may_submit() -> None:
         else:
             done.put(event)
 
-    driver = Driver(rig.flash, rig.memory, post, depth=1)
+    driver = Driver(rig.flash, rig.memory, post)
     driver.submit(read(0, 0))
     assert done.get(timeout=SOON) == ReadDone(1)
     driver.close()
@@ -121,7 +124,7 @@ def test_close_lets_reads_land(rig: Rig) -> None:
     rig.flash.gate.set()
     assert finishes(closing)
     assert {rig.next(), rig.next()} == {ReadDone(0), ReadDone(1)}
-    assert not any(thread.name.startswith("penstock") and thread.is_alive() for thread in mine(rig))
+    assert not rig.driver._thread.is_alive()
 
 
 def test_close_twice_and_from_several_threads(rig: Rig) -> None:
@@ -148,19 +151,21 @@ def test_close_from_its_own_threads_does_not_wait_for_itself() -> None:
     closed = threading.Semaphore(0)
 
     class Closing(FakeFlash):
-        def read(self, parts: object, into: object) -> None:
+        async def read(self, parts: object, into: object) -> None:
             driver.close()
+            await asyncio.wrap_future(pool.submit(driver.close))
             closed.release()
 
     def post(event: Event) -> None:
         driver.close()
         closed.release()
 
-    driver = Driver(Closing(), rig.memory, post, depth=1)
-    driver.submit(read(0, 0))
-    assert closed.acquire(timeout=SOON)
-    assert closed.acquire(timeout=SOON)
-    assert finishes(driver._thread)
+    driver = Driver(Closing(), rig.memory, post)
+    with ThreadPoolExecutor(1, initializer=mark_thread) as pool:
+        driver.submit(read(0, 0))
+        assert closed.acquire(timeout=SOON)
+        assert closed.acquire(timeout=SOON)
+        assert finishes(driver._thread)
     rig.driver.close()
 
 
@@ -171,7 +176,7 @@ def test_a_failing_post_still_lets_reads_land() -> None:
     def post(event: Event) -> None:
         raise RuntimeError("a bug in the planner")
 
-    driver = Driver(flash, memory, post, depth=2)
+    driver = Driver(flash, memory, post)
     flash.gate.clear()
     driver.submit(read(0, 0))
     driver.submit(read(1, 1))
@@ -181,7 +186,3 @@ def test_a_failing_post_still_lets_reads_land() -> None:
     flash.gate.set()
     assert finishes(closing)
     assert bytes(memory.view(PAGE, PAGE)) == pattern(BLOCKS[1], PAGE)
-
-
-def mine(rig: Rig) -> list[threading.Thread]:
-    return [rig.driver._thread, *rig.driver._pool._threads]

@@ -1,6 +1,8 @@
 """The manifest: what is written is read back, and nothing else is taken for one."""
 
 import json
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from penstock.tiering.store.manifest import (
     VERSION,
     Block,
     DataFile,
+    Drive,
     Manifest,
     TensorSpec,
     dump,
@@ -38,9 +41,11 @@ def manifests(draw: st.DrawFn) -> Manifest:
         kind = draw(st.sampled_from(["dense", "expert"]))
         blocks.append(Block(BlockId(kind, module, number), extent, draw(names), tensors, draw(st.booleans())))
         lengths[file] = extent.end
-    files = tuple(DataFile(f"data-{n:05}.bin", length) for n, length in enumerate(lengths))
+    drives = tuple(Drive(f"/d{n}" if n else "", n + 7) for n in range(draw(st.sampled_from([0, 2, 3]))))
+    on = [draw(st.integers(0, max(0, len(drives) - 1))) for _ in lengths]
+    files = tuple(DataFile(f"data-{n:05}.bin", length, on[n]) for n, length in enumerate(lengths))
     tied = draw(st.dictionaries(names, names, max_size=2))
-    return Manifest(draw(names), draw(names), "bfloat16", "as-is", tied, files, tuple(blocks))
+    return Manifest(draw(names), draw(names), "bfloat16", "as-is", tied, files, tuple(blocks), drives)
 
 
 MANIFEST = Manifest(
@@ -61,6 +66,44 @@ MANIFEST = Manifest(
 def test_what_is_dumped_is_parsed(manifest: Manifest) -> None:
     assert parse(dump(manifest), "here") == manifest
     assert dump(parse(dump(manifest), "here")) == dump(manifest)
+
+
+STRIPED = replace(
+    MANIFEST,
+    files=(DataFile("data-00000.bin", 3 * PAGE, 1), DataFile("data-00001.bin", PAGE, 0)),
+    drives=(Drive("", 2), Drive("/b", 1)),
+)
+
+
+def test_a_plain_bundle_is_one_that_older_versions_read() -> None:
+    document = json.loads(dump(MANIFEST))
+    assert document["version"] == 1
+    assert "drives" not in document
+    assert document["files"] == [{"name": "data-00000.bin", "length": 3 * PAGE}]
+    assert json.loads(dump(STRIPED))["version"] == VERSION == 2
+
+
+def test_drives_have_places_and_bytes(tmp_path: Path) -> None:
+    assert STRIPED.places(tmp_path) == [tmp_path, Path("/b")]
+    assert STRIPED.drive_bytes == (PAGE, 3 * PAGE)
+    assert STRIPED.drive_of(STRIPED.blocks[0]) == 1
+    assert (MANIFEST.places(tmp_path), MANIFEST.drive_bytes) == ([tmp_path], (3 * PAGE,))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"drives": ()},
+        {"drives": (Drive("", 1),)},
+        {"drives": (Drive("/a", 1), Drive("/b", 1))},
+        {"drives": (Drive("", 1), Drive("b", 1))},
+        {"files": (DataFile("data-00000.bin", 3 * PAGE, -1),)},
+    ],
+)
+def test_drives_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    document = json.loads(dump(STRIPED)) | json.loads(json.dumps({k: [asdict(x) for x in v] for k, v in wrong.items()}))
+    with pytest.raises(BundleCorrupt, match="drive"):
+        parse(json.dumps(signed(document)), "here")
 
 
 def test_total_bytes_are_those_of_the_files() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from penstock.kernels.arena import Arena
-from penstock.kernels.directio import DirectFile, Segment
+from penstock.kernels.directio import DirectFile
 from penstock.kernels.directwrite import DirectWriter
-from penstock.tiering.errors import BundleError, FlashFull, ReadError
+from penstock.tiering.errors import BundleError, FlashFull
 from penstock.tiering.store import journal, writer
 from penstock.tiering.store.manifest import Block, Manifest
 from penstock.tiering.store.reader import Bundle
@@ -61,9 +61,9 @@ def test_what_is_written_is_read(target: Path) -> None:
 def test_neighbours_are_read_at_once(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(target)
     calls: list[int] = []
-    real = DirectFile.read
+    real = DirectFile.begin
     monkeypatch.setattr(
-        DirectFile, "read", lambda self, segments: (calls.append(len(segments)), real(self, segments))[1]
+        DirectFile, "begin", lambda self, segments: (calls.append(len(segments)), real(self, segments))[1]
     )
     with Bundle.open(target) as bundle:
         blocks = bundle.manifest.blocks[1:4]
@@ -238,23 +238,3 @@ def test_a_write_that_fails_is_named_and_can_be_resumed(
     assert not target.exists()
     write(target)
     assert files_of(target) == whole
-
-
-def test_an_error_of_the_drive_in_passing_is_forgiven_once(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(target)
-    left = [1]
-    real = DirectFile.read
-
-    def fail(self: DirectFile, segments: Sequence[Segment]) -> None:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise OSError(errno.EIO, "Input/output error")
-        real(self, segments)
-
-    monkeypatch.setattr(DirectFile, "read", fail)
-    with Bundle.open(target) as bundle:
-        block = bundle.manifest.blocks[0]
-        read(bundle, [block])
-        left[0] = 2
-        with pytest.raises(ReadError, match=r"data-00000.bin cannot be read at offset 0"):
-            read(bundle, [block])

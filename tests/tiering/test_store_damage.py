@@ -98,7 +98,7 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path, target: Path) ->
 @pytest.mark.parametrize(
     ("old", "new", "kind", "says"),
     [
-        ('"version":1', '"version":2', BundleVersionError, "upgrade penstock"),
+        ('"version":1', '"version":3', BundleVersionError, "upgrade penstock"),
         ("data-00000.bin", "data-0.bin", BundleCorrupt, "checksum"),
         ("penstock-bundle", "other", BundleCorrupt, "damaged"),
         ("{", "\udcff", BundleCorrupt, "damaged"),
@@ -134,23 +134,43 @@ def test_the_store_is_for_its_user_only(tmp_path: Path) -> None:
 
 
 def test_room_counts_the_drive_and_the_limit(target: Path, partial: Path) -> None:
-    (target.parent / "other").mkdir()
-    (target.parent / "other" / "data").write_bytes(bytes(1000))
-    folder.ensure_room(target, 500, 1500)
+    store = target.parent
+    (store / "other").mkdir()
+    (store / "other" / "data").write_bytes(bytes(1000))
+    folder.ensure_room(store, {partial: 500}, 1500)
     with pytest.raises(FlashFull, match=r"holds 1000 B already and may hold 1\.46 KiB"):
-        folder.ensure_room(target, 501, 1500)
+        folder.ensure_room(store, {partial: 501}, 1500)
     with pytest.raises(FlashFull, match="its drive has"):
-        folder.ensure_room(target, 1 << 60, None)
+        folder.ensure_room(store, {partial: 1 << 60}, None)
     partial.mkdir()
     (partial / "data").write_bytes(bytes(400))
     # Bytes of an interrupted packing are there already.
-    folder.ensure_room(target, 500, 1500)
+    folder.ensure_room(store, {partial: 500}, 1500)
     with pytest.raises(FlashFull):
-        folder.ensure_room(target, 501, 1500)
+        folder.ensure_room(store, {partial: 501}, 1500)
+
+
+def test_room_counts_every_drive_and_what_lies_there(tmp_path: Path, partial: Path) -> None:
+    store, stripe = partial.parent / "store", partial.parent / "stripe"
+    for place in (store, stripe / "part", stripe / "old", store / "nested"):
+        place.mkdir(parents=True)
+    (stripe / "old" / "data").write_bytes(bytes(600))
+    (stripe / "part" / "data").write_bytes(bytes(100))
+    needs = {store / "b.partial": 500, stripe / "part": 300}
+    parts = [stripe / "part", stripe / "old", store / "nested"]  # the last is counted with the store
+    folder.ensure_room(store, needs, 500 + 200 + 700, elsewhere=parts)
+    with pytest.raises(FlashFull, match="holds 700 B already"):
+        folder.ensure_room(store, needs, 500 + 200 + 699, elsewhere=parts)
+    # Two folders on one drive need their sum.
+    free = os.statvfs(store).f_bavail * os.statvfs(store).f_frsize
+    with pytest.raises(FlashFull, match="its drive has"):
+        folder.ensure_room(store, {store / "b": free * 2 // 3, stripe / "c": free * 2 // 3}, None)
 
 
 def test_one_process_writes_at_a_time(target: Path) -> None:
     with open(target.with_name("bundle.lock"), "w") as other:
         with folder.locked(target), pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with folder.locked(target) as mine, folder.locked(target, wait=False) as twice:
+            assert (mine, twice) == (True, False)
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -57,24 +57,35 @@ class World:
             experts=EVICTION[self.eviction](),
             depth=self.depth,
             read_limit=self.read_limit,
+            drives=self.drives,
         )
 
     def largest(self, *regions: str) -> int:
         """Bytes of the largest block of these regions."""
         return max((home.extent.length for home in self.homes.values() if home.region in regions), default=0)
 
+    @property
+    def drives(self) -> int:
+        return max((home.drive for home in self.homes.values()), default=0) + 1
+
     def inside(self, region: str) -> list[BlockId]:
         return [block for block, home in self.homes.items() if home.region == region]
 
 
-def lay_out(sizes: list[tuple[BlockId, str, int]], second_file_at: int | None = None) -> dict[BlockId, Home]:
-    """Blocks (id, region, pages) end to end on flash, in one file or two."""
-    homes, file, offset = {}, 0, 0
+def lay_out(
+    sizes: list[tuple[BlockId, str, int]], second_file_at: int | None = None, drives: Sequence[int] = ()
+) -> dict[BlockId, Home]:
+    """Blocks (id, region, pages) end to end on flash, in one file or two; or each at the end of the drive that
+    ``drives`` gives it."""
+    homes, file, ends = {}, 0, Counter[int]()
     for number, (block, region, pages) in enumerate(sizes):
-        if number == second_file_at:
+        drive = drives[number] if drives else 0
+        if drives:
+            file = drive
+        elif number == second_file_at:
             file = 1
-        homes[block] = Home(Extent(file, offset, pages * PAGE), region)
-        offset += pages * PAGE
+        homes[block] = Home(Extent(file, ends[drive], pages * PAGE), region, drive)
+        ends[drive] += pages * PAGE
     return homes
 
 
@@ -99,7 +110,8 @@ def worlds(draw: st.DrawFn) -> World:
     if draw(st.booleans()):
         sizes = draw(st.permutations(sizes))
     second = draw(st.one_of(st.none(), st.integers(0, len(sizes))))
-    homes, place = lay_out(sizes, second), capacity[PINNED]
+    drives = draw(st.one_of(st.just([]), st.lists(st.integers(0, 1), min_size=len(sizes), max_size=len(sizes))))
+    homes, place = lay_out(sizes, second, drives), capacity[PINNED]
     for block, _, pages in draw(st.permutations([size for size in sizes if size[1] == KEPT])):
         homes[block] = replace(homes[block], place=place, streamable=draw(st.integers(0, 3)) > 0)
         place += pages * PAGE
@@ -191,10 +203,25 @@ class Watch:
             position = slot.offset + slot.length
         return end - position >= self.length(block)
 
+    def drive(self, block: BlockId) -> int:
+        return self.world.homes[block].drive
+
+    def busy(self, drive: int) -> bool:
+        reads = [read for read in self.in_flight.values() if self.drive(read.parts[0].block) == drive]
+        return len(reads) >= self.world.depth
+
     def issuable(self) -> list[BlockId]:
-        """The oldest unread wish of each region, if there is room for it."""
-        heads = {region: next((b for b in self.queue if self.region(b) == region), None) for region in REGIONS}
-        return [block for block in heads.values() if block is not None and self.fits(block)]
+        """The oldest unread wish of each region, if there is room for it; passing over those that only wait for their
+        drive."""
+        found = []
+        for region in REGIONS:
+            for block in self.queue:
+                if self.region(block) == region and not self.fits(block):
+                    break
+                if self.region(block) == region and not self.busy(self.drive(block)):
+                    found.append(block)
+                    break
+        return found
 
     def distance(self, block: BlockId) -> int:
         order = self.planner._cycle.order
@@ -248,7 +275,9 @@ class Watch:
 
     def check(self) -> None:
         self.planner.check_integrity()
-        assert len(self.in_flight) <= self.world.depth
+        for drive in range(self.world.drives):
+            flying = [read for read in self.in_flight.values() if self.drive(read.parts[0].block) == drive]
+            assert len(flying) <= self.world.depth
         for region in REGIONS:
             slots = [slot for block, slot in self.slots.items() if self.region(block) == region]
             assert sum(slot.length for slot in slots) <= self.world.capacity[region]
@@ -261,8 +290,7 @@ class Watch:
         for page in self.touched - self.owner.keys():
             region = next(r for r in reversed(REGIONS) if page >= self.starts[r])
             assert page < self.end_of(region), "memory beyond the limit that nobody uses"
-        if len(self.in_flight) < self.world.depth:
-            assert not self.issuable(), "somebody waits, there is room and the drive has nothing better to do"
+        assert not self.issuable(), "somebody waits, there is room and the drive has nothing better to do"
         for stream in self.streams.values():
             assert dict(self.planner.residency.held(stream.number)) == {b: n for b, n in stream.held.items() if n}
             for block in stream.wants:
@@ -277,7 +305,7 @@ class Watch:
         demand = read.purpose is Purpose.DEMAND
         if not demand:
             assert not self.issuable(), "demand before prefetch"
-            waiting = {self.region(block) for block in self.queue}
+            waiting = {self.region(block) for block in self.queue} - {KEPT}  # there each has a place of its own
             assert not any(part.slot.region in waiting for part in read.parts), "room that a demand waits for"
             if any(part.slot.region == EXPERTS for part in read.parts):
                 wanted = {pair for stream in self.streams.values() for pair in stream.expects.items()}

@@ -149,15 +149,23 @@ class Divisions:
 
 
 def _in_turn(blocks: list[SizedBlock]) -> list[SizedBlock]:
-    """``blocks`` such that the first n, for every n, are spread evenly: in the order of their reversed binary index."""
+    """``blocks`` such that the first n, for every n, are spread evenly, over each drive's part of them as well: on each
+    drive in the order of their reversed binary index, and every drive gets its turn by the share of its bytes."""
     if not blocks:
         return []
     median = sorted(block.length for block in blocks)[len(blocks) // 2]
     large = [block for block in blocks if block.length > _OUTLIER * median]
     others = [block for block in blocks if block.length <= _OUTLIER * median]
-    bits = max(len(others) - 1, 1).bit_length()
-    turn = sorted(range(len(others)), key=lambda index: format(index, f"0{bits}b")[::-1])
-    return sorted(large, key=lambda block: -block.length) + [others[index] for index in turn]
+    turns: list[tuple[float, int, SizedBlock]] = []
+    for drive in sorted({block.drive for block in others}):
+        here = [block for block in others if block.drive == drive]
+        total, before = _total(here), 0
+        bits = max(len(here) - 1, 1).bit_length()
+        for index in sorted(range(len(here)), key=lambda index: format(index, f"0{bits}b")[::-1]):
+            turns.append((before / total, drive, here[index]))
+            before += here[index].length
+    turns.sort(key=lambda turn: turn[:2])
+    return sorted(large, key=lambda block: -block.length) + [block for _, _, block in turns]
 
 
 def _total(blocks: Iterable[SizedBlock]) -> int:

@@ -23,11 +23,12 @@ EXPERT_SHARE = 0.1
 
 
 class SizedBlock(NamedTuple):
-    """A block as placement sees it: its id, its bytes on flash, and whether it must always be in memory."""
+    """A block as placement sees it: its id, its bytes on flash, whether it must always be in memory, and its drive."""
 
     id: BlockId
     length: int
     resident: bool
+    drive: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,18 +181,19 @@ def _pin(dense: Sequence[SizedBlock], room: int) -> tuple[list[SizedBlock], int]
 
 
 def _spread(blocks: Sequence[SizedBlock], room: int) -> list[SizedBlock]:
-    """Blocks of at most ``room`` bytes in all, spread evenly over the sequence."""
+    """Blocks of at most ``room`` bytes in all, spread evenly over the sequence, and over each drive's part of it: what
+    is left to stream keeps every drive as busy as before."""
     total = _total(blocks)
     chosen: list[SizedBlock] = []
     passed: list[SizedBlock] = []
-    due = 0.0
+    due: dict[int, float] = {}
     left = room
     for block in blocks:
-        due += block.length * room / total
-        if due >= block.length and block.length <= left:
+        due[block.drive] = due.get(block.drive, 0.0) + block.length * room / total
+        if due[block.drive] >= block.length and block.length <= left:
             chosen.append(block)
             left -= block.length
-            due -= block.length
+            due[block.drive] -= block.length
         else:
             passed.append(block)
     for block in passed:

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,48 +13,64 @@ PARTIAL = ".partial"
 """What the name of a bundle that is still being written ends with."""
 
 
-def prepare(store: Path) -> Path:
-    """The folder ``store``, made for this user only if it was not there. Raises ConfigError when it cannot be used."""
+def prepare(store: Path, *, what: str = "store") -> Path:
+    """The folder ``store``, made for this user only if it was not there. Raises ConfigError when it cannot be used;
+    ``what`` says in the message which of the configuration's folders it is."""
     store = store.expanduser()
+    key = "[store] path" if what == "store" else "[store] stripes"
     try:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"the store {store} cannot be made: {error.strerror}; choose another [store] path") from error
+        raise ConfigError(f"the {what} {store} cannot be made: {error.strerror}; choose another {key}") from error
     if not os.access(store, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"the store {store} is not writable; choose another [store] path, or name a bundle in it as the model"
+            f"the {what} {store} is not writable; choose another {key}, or name a bundle in the store as the model"
         )
     return store
 
 
 @contextmanager
-def locked(bundle: Path) -> Iterator[None]:
-    """Be the only process that writes ``bundle``; waits while another one does."""
+def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Be the only process that writes ``bundle``: waits while another one does, or else says that it is not (False)."""
     # The lock file stays: removing it would let a third process lock a file that the second no longer sees.
     descriptor = os.open(bundle.with_name(bundle.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(descriptor)
 
 
-def ensure_room(bundle: Path, total: int, limit: int | None) -> None:
-    """Raise FlashFull unless ``bundle`` can grow to ``total`` bytes: on its drive, and with all that lies in the store
-    already within ``limit`` bytes. What an interrupted packing of it has written counts as there."""
-    store = bundle.parent
-    there = _size(bundle.with_name(bundle.name + PARTIAL))
-    missing = max(0, total - there)
-    status = os.statvfs(store)
-    free = status.f_bavail * status.f_frsize
-    if missing > free:
+def ensure_room(store: Path, needs: Mapping[Path, int], limit: int | None, *, elsewhere: Iterable[Path] = ()) -> None:
+    """Raise FlashFull unless each folder of ``needs`` can grow to so many bytes: on its drive, and with all that lies
+    in the store and in the folders ``elsewhere`` already within ``limit`` bytes.
+
+    What an interrupted packing has written to a folder counts as there; a folder need not be there yet, the one that it
+    is to lie in must.
+    """
+    missing = {folder: max(0, total - size_of(folder)) for folder, total in needs.items()}
+    drives: dict[int, tuple[Path, int]] = {}
+    for folder, size in missing.items():
+        place = folder.parent
+        first, others = drives.get(os.stat(place).st_dev, (place, 0))
+        drives[os.stat(place).st_dev] = first, others + size
+    for place, size in drives.values():
+        status = os.statvfs(place)
+        free = status.f_bavail * status.f_frsize
+        if size > free:
+            raise FlashFull(
+                f"packing needs {format_size(size)} more in {place}, its drive has {format_size(free)} free; "
+                f"make room or choose another [store] {'path' if place == store else 'stripes'}"
+            )
+    total = sum(missing.values())
+    used = size_of(store) + sum(size_of(folder) for folder in elsewhere if not folder.is_relative_to(store))
+    if limit is not None and used + total > limit:
         raise FlashFull(
-            f"packing needs {format_size(missing)} more in {store}, its drive has {format_size(free)} free; "
-            "make room or choose another [store] path"
-        )
-    if limit is not None and (used := _size(store)) + missing > limit:
-        raise FlashFull(
-            f"packing needs {format_size(missing)} in {store}, which holds {format_size(used)} already and may hold "
+            f"packing needs {format_size(total)} in {store}, which holds {format_size(used)} already and may hold "
             f"{format_size(limit)} ([memory] flash); delete bundles there or raise the limit"
         )
 
@@ -79,7 +95,7 @@ def write_durably(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def _size(folder: Path) -> int:
+def size_of(folder: Path) -> int:
     """Bytes of the files below ``folder``; 0 when it is not there. Files that go while we look do not count."""
     total = 0
     for root, _, names in os.walk(folder):

@@ -1,4 +1,4 @@
-"""The journal of a bundle that is being written: one line per block that is safely on flash."""
+"""The journal of a bundle that is being written: the drives it is dealt to, and a line per block safely on flash."""
 
 import json
 import os
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .folder import write_durably
-from .manifest import Block
+from .manifest import Block, Drive
 
 NAME = "journal.jsonl"
+DRIVES = "drives.json"
 
 
 def line(block: Block) -> str:
@@ -51,3 +52,26 @@ def append(path: Path, blocks: Iterable[Block]) -> None:
         file.write("".join(map(line, blocks)))
         file.flush()
         os.fsync(file.fileno())
+
+
+def drives(folder: Path) -> tuple[Drive, ...]:
+    """The drives that the bundle in ``folder`` was begun with; empty if it is plain, or not begun."""
+    try:
+        found = json.loads((folder / DRIVES).read_bytes())
+        return tuple(Drive(str(place), int(speed)) for place, speed in found)
+    except (FileNotFoundError, ValueError, TypeError):
+        return ()
+
+
+def begin(folder: Path, drives: Sequence[Drive]) -> None:
+    """Remember ``drives``: measured again they would have other speeds, and blocks would be dealt another way."""
+    if drives:
+        write_durably(folder / DRIVES, json.dumps([[drive.folder, drive.bytes_per_second] for drive in drives]))
+    else:
+        (folder / DRIVES).unlink(missing_ok=True)
+
+
+def end(folder: Path) -> None:
+    """Remove the journal of a bundle that is whole."""
+    for name in (NAME, DRIVES):
+        (folder / name).unlink(missing_ok=True)

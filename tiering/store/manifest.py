@@ -1,10 +1,13 @@
 """The bundle's manifest (pure): which block lies where, which tensors it holds, and how to know it is intact.
 
-Version 1. A bundle is a folder::
+A bundle is a folder::
 
     manifest.json      this file's content, written last: a folder without it is no bundle
     model/             config, generation config and tokenizer of the checkpoint, as they were
     data-00000.bin     blocks one after the other in order of use, each PAGE aligned and padded with zeros
+
+A bundle that is striped has its blocks dealt out to several drives: some of its data files lie in other folders, which
+the manifest names. Such a manifest has version 2; one of version 1 has all its files in the bundle's own folder.
 
 A *dense* block holds the weights of one module and is leased while that module runs. Blocks with ``resident`` set hold
 everything too small to be worth streaming (norms, biases, routers, buffers) and stay in memory. An *expert* block
@@ -15,12 +18,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import BundleCorrupt, BundleVersionError
 from ..units import PAGE, BlockId, Extent, align_up
 
-VERSION = 1
+PLAIN, VERSION = 1, 2
+"""The version without and with stripes. A plain bundle keeps the older one: penstock from before can read it."""
 TENSOR_ALIGNMENT = 64
 """Bytes: what a tensor's address is modulo this is part of the result. Vectorised products treat what lies before the
 first aligned byte apart, so equal weights at another address can give other last bits. torch's own allocator gives
@@ -51,14 +56,27 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
+    """``drive`` is a number in the manifest's ``drives``, 0 in a plain bundle."""
+
     name: str
     length: int
+    drive: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A drive with a share of the blocks: the absolute ``folder`` of its data files ("" is the bundle's own), and the
+    speed that was measured when the blocks were dealt out."""
+
+    folder: str
+    bytes_per_second: int
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """``identity`` names what was packed (checkpoint digest, dtype, format); ``tied`` maps a state-dict name to the
-    name under which its weights are stored; ``codec`` is the weight format of every block."""
+    name under which its weights are stored; ``codec`` is the weight format of every block; ``drives`` are those of a
+    striped bundle, its own first, and empty in a plain one."""
 
     identity: str
     checkpoint: str
@@ -67,10 +85,27 @@ class Manifest:
     tied: Mapping[str, str]
     files: tuple[DataFile, ...]
     blocks: tuple[Block, ...]
+    drives: tuple[Drive, ...] = ()
 
     @property
     def total_bytes(self) -> int:
         return sum(file.length for file in self.files)
+
+    @property
+    def drive_bytes(self) -> tuple[int, ...]:
+        """Bytes of the data files on each drive; one number for a plain bundle."""
+        found = [0] * max(1, len(self.drives))
+        for file in self.files:
+            found[file.drive] += file.length
+        return tuple(found)
+
+    def places(self, bundle: Path) -> list[Path]:
+        """The folder of each drive's data files, for the manifest of ``bundle``; only itself for a plain one."""
+        return [bundle, *(Path(drive.folder) for drive in self.drives[1:])]
+
+    def drive_of(self, block: Block) -> int:
+        """Number of the drive that ``block`` lies on."""
+        return self.files[block.extent.file].drive
 
 
 def place_tensors(
@@ -91,8 +126,12 @@ def place_tensors(
 
 def dump(manifest: Manifest) -> str:
     """The manifest as JSON; equal manifests give equal text."""
-    document = {"format": "penstock-bundle", "version": VERSION} | asdict(manifest)
+    version = VERSION if manifest.drives else PLAIN
+    document = {"format": "penstock-bundle", "version": version} | asdict(manifest)
+    document["files"] = [asdict(file) if manifest.drives else _plain(file) for file in manifest.files]
     document["blocks"] = [_dump_block(block) for block in manifest.blocks]
+    if version == PLAIN:
+        del document["drives"]
     return _encode(signed(document))
 
 
@@ -127,13 +166,23 @@ def parse(text: str, where: str) -> Manifest:
             dtype=str(document["dtype"]),
             codec=str(document["codec"]),
             tied=dict(document["tied"]),
-            files=tuple(DataFile(str(file["name"]), int(file["length"])) for file in document["files"]),
+            files=tuple(
+                DataFile(str(file["name"]), int(file["length"]), int(file.get("drive", 0)))
+                for file in document["files"]
+            ),
             blocks=tuple(_parse_block(block) for block in document["blocks"]),
+            drives=tuple(
+                Drive(str(drive["folder"]), int(drive["bytes_per_second"])) for drive in document.get("drives", ())
+            ),
         )
         _check(manifest)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleCorrupt(f"{where} is damaged ({error}); delete the bundle and pack again") from error
     return manifest
+
+
+def _plain(file: DataFile) -> dict[str, Any]:
+    return {"name": file.name, "length": file.length}
 
 
 def _dump_block(block: Block) -> dict[str, Any]:
@@ -162,6 +211,12 @@ def _parse_block(raw: dict[str, Any]) -> Block:
 
 
 def _check(manifest: Manifest) -> None:
+    if manifest.drives and manifest.drives[0].folder:
+        raise ValueError("its first drive is not its own")
+    if not all(drive.folder.startswith("/") for drive in manifest.drives[1:]):
+        raise ValueError("a drive has no absolute path")
+    if any(not 0 <= file.drive < max(1, len(manifest.drives)) for file in manifest.files):
+        raise ValueError("a data file is on a drive that is not listed")
     ends = [0] * len(manifest.files)
     seen: set[BlockId] = set()
     for block in manifest.blocks:

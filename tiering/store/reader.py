@@ -12,6 +12,7 @@ from ..errors import BundleCorrupt, BundleError, ReadError
 from ..progress import Progress, Quiet
 from ..units import PAGE, MiB
 from .manifest import Block, Manifest, parse
+from .stripes import absent
 
 _STEP = 8 * MiB
 """Bytes that ``verify`` holds at a time."""
@@ -35,7 +36,8 @@ class Bundle:
         """Open the bundle in ``folder``. ``direct`` as for DirectFile.
 
         Raises BundleError when there is none or it cannot be read, BundleVersionError when a newer penstock wrote it,
-        BundleCorrupt when the manifest is damaged or a data file is missing or truncated.
+        BundleCorrupt when the manifest is damaged or a data file is missing or truncated. A drive that is not there is
+        a BundleError: with it the bundle is whole.
         """
         folder = Path(folder).expanduser()
         path = folder / "manifest.json"
@@ -62,26 +64,39 @@ class Bundle:
         """Configuration and tokenizer of the checkpoint."""
         return self.folder / "model"
 
-    def read(self, blocks: Sequence[Block], into: Sequence[memoryview]) -> None:
-        """Fill ``into`` with ``blocks``, neighbours in one data file, in one read, and check them.
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The data files, as the manifest numbers them."""
+        return tuple(file.path for file in self._files)
 
-        The views are PAGE aligned and as long as the blocks' extents. Raises BundleCorrupt for a block that is not what
-        was packed, ReadError when the drive fails; the views' content is undefined then.
-        """
-        if not blocks:
-            return
-        file = self._files[blocks[0].extent.file]
+    @property
+    def direct(self) -> bool:
+        """Whether a data file is read past the page cache."""
+        return any(file.direct for file in self._files)
+
+    def locate(self, blocks: Sequence[Block], into: Sequence[memoryview]) -> tuple[DirectFile, list[Segment]]:
+        """Where to read ``blocks``, neighbours in one data file, and where to: ``into``, as long as their extents."""
         assert all(block.extent.file == blocks[0].extent.file for block in blocks), "blocks of several files"
         segments = [Segment(block.extent.offset, view) for block, view in zip(blocks, into, strict=True)]
-        try:
-            _read(file, segments)
-        except ShortRead as error:
-            there = error.offset + error.got
-            broken = next(block for block in blocks if block.extent.end > there)
-            raise self.corrupt(broken, f"is cut off at {there}") from error
-        for block, view in zip(blocks, into, strict=True):
+        return self._files[blocks[0].extent.file], segments
+
+    def fault(self, blocks: Sequence[Block], views: Sequence[memoryview]) -> BundleCorrupt | None:
+        """What is wrong with the first of ``blocks`` whose bytes in ``views`` are not what was packed."""
+        for block, view in zip(blocks, views, strict=True):
             if xxhash.xxh3_64_hexdigest(view) != block.checksum:
-                raise self.corrupt(block, "is altered: its checksum does not match")
+                return self.corrupt(block, "is altered: its checksum does not match")
+        return None
+
+    def explain(self, problem: Exception, blocks: Sequence[Block]) -> Exception:
+        """The error to raise where ``problem`` came of reading ``blocks``: BundleCorrupt, ReadError or itself."""
+        match problem:
+            case ShortRead():
+                there = problem.offset + problem.got
+                broken = next(block for block in blocks if block.extent.end > there)
+                return self.corrupt(broken, f"is cut off at {there}")
+            case OSError():
+                return _read_error(self._files[blocks[0].extent.file], blocks[0].extent.offset, problem)
+        return problem
 
     def read_rows(self, block: Block, first_page: int, into: memoryview) -> None:
         """Fill ``into`` with the pages of ``block`` from number ``first_page`` on, unchecked. Errors as in ``read``."""
@@ -134,13 +149,16 @@ class Bundle:
 def _open_file(folder: Path, manifest: Manifest, number: int, direct: bool | None) -> DirectFile:
     """The data file, if it is as long as it should be."""
     expected = manifest.files[number]
-    path = folder / expected.name
+    place = manifest.places(folder)[expected.drive]
+    path = place / expected.name
     if Path(expected.name).name != expected.name:
         raise BundleCorrupt(f"{folder / 'manifest.json'} names {expected.name!r}, which is outside of the bundle")
     own = [block for block in manifest.blocks if block.extent.file == number]
     try:
         file = DirectFile(path, direct=direct)
     except FileNotFoundError:
+        if not place.is_dir():
+            raise absent(folder, place) from None
         raise BundleCorrupt(f"{path} is missing; delete the bundle and pack again") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be opened: {error.strerror}") from error
@@ -154,8 +172,13 @@ def _open_file(folder: Path, manifest: Manifest, number: int, direct: bool | Non
     return file
 
 
+def in_passing(problem: Exception) -> bool:
+    """Whether what came of a read may go away when it is tried again."""
+    return isinstance(problem, OSError) and problem.errno == errno.EIO
+
+
 def _read(file: DirectFile, segments: Sequence[Segment]) -> None:
-    """Read, once more if the drive reports an I/O error: one in passing should not end a long run."""
+    """Read, once more if the drive reports an I/O error. Raises ShortRead and ReadError."""
     for last in (False, True):
         try:
             file.read(segments)
@@ -163,11 +186,15 @@ def _read(file: DirectFile, segments: Sequence[Segment]) -> None:
         except ShortRead:
             raise
         except OSError as error:
-            if last or error.errno != errno.EIO:
-                raise ReadError(
-                    f"{file.path} cannot be read at offset {segments[0].offset}: {error.strerror or error}; "
-                    "check the drive, then `penstock verify` the bundle"
-                ) from error
+            if last or not in_passing(error):
+                raise _read_error(file, segments[0].offset, error) from error
+
+
+def _read_error(file: DirectFile, offset: int, error: OSError) -> ReadError:
+    return ReadError(
+        f"{file.path} cannot be read at offset {offset}: {error.strerror or error}; "
+        "check the drive, then `penstock verify` the bundle"
+    )
 
 
 def _corrupt(path: Path, block: Block, what: str) -> BundleCorrupt:

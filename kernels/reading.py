@@ -1,0 +1,135 @@
+"""Asynchronous scatter reads: one interface over the ways of reading a file, and the way with threads."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from .directio import DirectFile, Segment, Transfer
+
+Then = Callable[[Exception | None], None]
+"""Takes the outcome of a read: None, or what went wrong."""
+
+
+class _Here(threading.local):
+    """What the calling thread is doing."""
+
+    reader = False
+    submitting = 0
+
+
+_here = _Here()
+
+
+class BackendUnavailable(Exception):
+    """This way of reading does not work on this machine; the message says why and what would change that."""
+
+
+class ReaderClosed(ValueError):
+    """A read was submitted to a reader that is closed."""
+
+
+class Reader(Protocol):
+    """Performs reads, some of them at the same time. Every method may be called from any thread, ``then`` included."""
+
+    def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
+        """Start to fill every segment's buffer; segments lie one after the other in the file without a gap.
+
+        ``then`` is called once, on a thread of the reader, when nothing will write to the buffers any more: with None
+        when they are filled, else with ShortRead when the file ends before, OSError when the drive fails, ValueError
+        for a buffer that is not aligned in memory; their content is undefined then. It should not take long and must
+        not raise. Reads beyond the reader's depth wait for their turn.
+
+        Raises, and never calls ``then``: ReaderClosed, and what ``DirectFile.begin`` raises.
+        """
+
+    def close(self) -> None:
+        """Let what was submitted land, and stop. Idempotent; it waits for that where ``may_wait``."""
+
+
+class Threads:
+    """Reads with ``depth`` threads, each in one ``preadv`` at a time. Has to be closed."""
+
+    def __init__(self, depth: int) -> None:
+        # May be taken again by the thread that has it: see ``may_wait``. An executor's may not.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting: deque[tuple[Transfer, Then]] = deque()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"penstock-io-{number}", daemon=True) for number in range(depth)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
+        """As Reader.submit."""
+        transfer = file.begin(segments)
+        with submitting(), self._changed:
+            if self._closed:
+                transfer.end()
+                raise ReaderClosed("this reader is closed")
+            self._waiting.append((transfer, then))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """As Reader.close."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if may_wait():
+            for thread in self._threads:
+                thread.join()
+
+    def _run(self) -> None:
+        mark_thread()
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """Perform a read, as soon as there is one; False where there will be none."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if not self._waiting:
+                return False
+            transfer, then = self._waiting.popleft()
+        problem: Exception | None = None
+        try:
+            transfer.read()
+        except Exception as error:  # handed to whoever asked
+            problem = error
+        deliver(then, problem)
+        return True
+
+
+def deliver(then: Then, problem: Exception | None) -> None:
+    """Call ``then``. What it raises is a bug, reported as a thread's own; the reader goes on."""
+    try:
+        then(problem)
+    except BaseException as bug:
+        threading.excepthook(threading.ExceptHookArgs((type(bug), bug, bug.__traceback__, threading.current_thread())))
+
+
+def mark_thread() -> None:
+    """The calling thread is one of a reader."""
+    _here.reader = True
+
+
+@contextmanager
+def submitting() -> Iterator[None]:
+    """The calling thread is handing in a read, and has the reader's lock."""
+    _here.submitting += 1
+    try:
+        yield
+    finally:
+        _here.submitting -= 1
+
+
+def may_wait() -> bool:
+    """Whether the calling thread may wait for reads to land; one of a reader, or one inside ``submit``, must not.
+
+    The garbage collector runs wherever it likes, also in the middle of those, and closes what nobody uses any more.
+    """
+    return not (_here.reader or _here.submitting)

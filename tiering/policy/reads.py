@@ -1,0 +1,103 @@
+"""How to read a drive (pure): backend, reads in flight, and how large they grow by joining, from measured rates."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ..units import PAGE, MiB, align_up
+from .placement import Placement, SizedBlock
+
+ENOUGH = 0.95
+"""Fraction of the best rate at which more in flight, or larger reads, are not worth that a demand waits behind them."""
+
+LEAST_DEPTH = 2
+"""With one read in flight the drive would idle from when it lands until the planner has issued the next."""
+
+LARGEST_READ = 8 * MiB
+"""Past it, drives gain nothing more."""
+
+
+class Rate(Protocol):
+    """Random reads of ``size`` bytes, ``depth`` at a time."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def bytes_per_second(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Read by ``backend``, ``depth`` reads in flight, neighbouring blocks joined into at most ``size`` bytes."""
+
+    backend: str
+    size: int
+    depth: int
+
+
+UNMEASURED = Reading("threads", LARGEST_READ, 4)
+"""Where nothing is known: megabyte reads, four in flight, saturate laptop and cloud drives alike."""
+
+
+def streamed_lengths(blocks: Iterable[SizedBlock], placement: Placement) -> list[int]:
+    """Bytes of the blocks that are read while the model runs: its experts, else its streamed layers."""
+    blocks, streamed = list(blocks), set(placement.streamed)
+    experts = [block.length for block in blocks if block.id.kind == "expert"]
+    return experts or [block.length for block in blocks if block.id in streamed]
+
+
+def typical_read(lengths: Sequence[int]) -> int:
+    """The read that stands for reads of blocks of these lengths: their mean, in whole pages, as far as reads go."""
+    if not lengths:
+        return MiB
+    return min(LARGEST_READ, max(PAGE, align_up(sum(lengths) // len(lengths))))
+
+
+def choose(rates: Sequence[Rate], *, block: int) -> Reading:
+    """The least that reaches nearly the best rate, for reads of ``block`` bytes: first the backend, then the size, then
+    the depth at that size.
+
+    A backend named later in ``rates`` has to be clearly faster than the one before, where both were measured at the
+    same size and depth. No rates give UNMEASURED.
+    """
+    if not rates:
+        return UNMEASURED
+    backend = _fastest(rates)
+    own = [rate for rate in rates if rate.backend == backend]
+    size = _least_enough({rate.size: _peak(own, rate.size) for rate in own})
+    joined = max(size, min(block, LARGEST_READ))
+    near = min((rate.size for rate in own), key=lambda size: (abs(size - joined), size))
+    depth = _least_enough({rate.depth: rate.bytes_per_second for rate in own if rate.size == near})
+    return Reading(backend, size, max(LEAST_DEPTH, depth))
+
+
+def fixed(reading: Reading, *, backend: str | None = None, depth: int | None = None) -> Reading:
+    """``reading``, with what the user has decided."""
+    return replace(reading, backend=backend or reading.backend, depth=depth or reading.depth)
+
+
+def _fastest(rates: Sequence[Rate]) -> str:
+    table: dict[str, dict[tuple[int, int], float]] = {}
+    for rate in rates:
+        table.setdefault(rate.backend, {})[rate.size, rate.depth] = rate.bytes_per_second
+    first, *others = table
+    for other in others:
+        both = table[first].keys() & table[other].keys()
+        if both and statistics.median(table[first][cell] / table[other][cell] for cell in both) < ENOUGH:
+            first = other
+    return first
+
+
+def _peak(rates: Sequence[Rate], size: int) -> float:
+    return max(rate.bytes_per_second for rate in rates if rate.size == size)
+
+
+def _least_enough(rates: dict[int, float]) -> int:
+    """The least key whose rate comes near the best."""
+    best = max(rates.values())
+    return min(key for key, rate in rates.items() if rate >= ENOUGH * best)
