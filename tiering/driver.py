@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 from ..kernels.reading import may_wait, no_waiting
+from .beside import Beside, Work
 from .events import Event, Read, ReadDone, ReadFailed
 from .ports import Flash, Memory
 
@@ -14,14 +15,17 @@ class Driver:
     Nothing lies between a read's end and its event, nor between an event and the reads that follow from it. The
     planner bounds the number of reads in flight, so every read is handed to the flash at once; none is ever cancelled,
     for the drive would go on writing into its slot. What ``post`` raises is a bug, left to the flash's thread; the
-    other reads go on.
+    other reads go on. ``beside``, if there is any, runs until the end, on a loop and a thread of its own.
     """
 
-    def __init__(self, flash: Flash, memory: Memory, post: Callable[[Event], None]) -> None:
+    def __init__(
+        self, flash: Flash, memory: Memory, post: Callable[[Event], None], *, beside: Work | None = None
+    ) -> None:
         self._flash, self._memory, self._post = flash, memory, post
         self._lock = threading.RLock()  # may be taken again by the thread that has it: see ``may_wait``
         self._idle = threading.Condition(self._lock)
         self._flying: set[int] = set()
+        self._beside = None if beside is None else Beside(beside)
 
     def submit(self, read: Read) -> None:
         """Start ``read``; its completion is posted, whatever happens: from in here, where it cannot even start."""
@@ -45,11 +49,14 @@ class Driver:
                 raise
 
     def close(self) -> None:
-        """Let the reads in flight land: they write into the arena. Idempotent, from any thread.
+        """End what runs beside, and let the reads in flight land: they write into the arena. Idempotent, from any
+        thread.
 
         Nothing is posted once it has returned, unless it was called where it must not wait: the garbage collector may
         call it from a thread that performs reads, or is just handing one in.
         """
+        if self._beside is not None:
+            self._beside.close()
         if may_wait():
             with self._lock:
                 self._idle.wait_for(lambda: not self._flying)

@@ -25,6 +25,23 @@ class FakeMemory:
     def view(self, offset: int, length: int) -> memoryview:
         return memoryview(self._bytes)[offset : offset + length]
 
+    def discard(self, offset: int, length: int) -> None:
+        """As Memory.discard."""
+        self._bytes[offset : offset + length] = bytes(length)
+
+
+class FakeMachine:
+    """A machine with ``available`` of ``total`` bytes left, both set at will; ``asked`` is released at each look."""
+
+    def __init__(self, available: int, total: int) -> None:
+        self.available, self.total = available, total
+        self.asked = threading.Semaphore(0)
+
+    def memory(self) -> tuple[int, int]:
+        """As Machine.memory."""
+        self.asked.release()
+        return self.available, self.total
+
 
 class FakeFlash:
     """A drive on which each block holds its ``pattern``. Thread-safe.

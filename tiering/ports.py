@@ -25,3 +25,16 @@ class Memory(Protocol):
 
     def view(self, offset: int, length: int) -> memoryview:
         """Writable bytes of a slot, PAGE aligned."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give memory in which no slot lies back to the system. Its content is lost."""
+
+
+class Machine(Protocol):
+    """The memory that this process shares with others."""
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that may still be taken before the machine, or a control group we are in, runs out; bytes in all.
+
+        Raises OSError where the system does not tell.
+        """

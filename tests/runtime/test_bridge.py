@@ -13,7 +13,8 @@ from penstock.runtime.bridge import HOUSE, Bridge
 from penstock.tiering.errors import Closed, ReadError, UnplaceableModule
 from penstock.tiering.events import Acquire, Action, Cancel, Event, Grant, ReadDone, ReadFailed, Refuse, Release, Slot
 from penstock.tiering.fakes import FakeFlash, FakeMemory, pattern
-from penstock.tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
+from penstock.tiering.limits import EXPERTS, PINNED, STREAM, Home
+from penstock.tiering.planner import Planner
 from penstock.tiering.policy.cycle import Cycle
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.residency import Residency
