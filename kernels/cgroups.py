@@ -23,15 +23,19 @@ class MemoryGroup:
 
 def memory_groups(process: Path = _OURS) -> list[MemoryGroup]:
     """Our own control group and its ancestors, as far as they limit memory; inner ones first."""
-    groups = []
-    for folder in _folders("memory", process):
-        limits = [_number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
-        usages = [_number(folder / name) for name in ("memory.current", "memory.usage_in_bytes")]
-        limit = min((value for value in limits if value is not None), default=None)
-        usage = next((value for value in usages if value is not None), None)
-        if limit is not None and usage is not None:
-            groups.append(MemoryGroup(folder, limit, max(0, usage - _idle_page_cache(folder))))
-    return groups
+    groups = map(memory_group, _folders("memory", process))
+    return [group for group in groups if group is not None]
+
+
+def memory_group(folder: Path) -> MemoryGroup | None:
+    """The control group of ``folder`` as it is now; None if it limits no memory, or is gone."""
+    limits = [_number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+    usages = [_number(folder / name) for name in ("memory.current", "memory.usage_in_bytes")]
+    limit = min((value for value in limits if value is not None), default=None)
+    usage = next((value for value in usages if value is not None), None)
+    if limit is None or usage is None:
+        return None
+    return MemoryGroup(folder, limit, max(0, usage - _idle_page_cache(folder)))
 
 
 def processor_quota(process: Path = _OURS) -> float | None:

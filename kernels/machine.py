@@ -18,7 +18,7 @@ import torch
 
 from .arena import Arena
 from .backends import directness, usable
-from .cgroups import memory_groups, processor_quota
+from .cgroups import memory_group, memory_groups, processor_quota
 from .directio import PAGE, DirectFile
 from .directwrite import DirectWriter
 from .trial import ReadRate, read_rates
@@ -136,6 +136,25 @@ def available_memory() -> int:
 def total_memory() -> int:
     """Bytes of memory of the machine, or of the tightest control group that this process is in."""
     return min([psutil.virtual_memory().total, *(group.limit for group in memory_groups())])
+
+
+class MemoryMeter:
+    """Available and total memory for who asks again and again: looks for our control groups only now and then."""
+
+    _EVERY = 32
+
+    def __init__(self) -> None:
+        self._looks, self._folders = 0, list[Path]()
+
+    def memory(self) -> tuple[int, int]:
+        """What ``available_memory`` and ``total_memory`` say, up to a change of groups or of a limit from none."""
+        whole = psutil.virtual_memory()
+        if self._looks % self._EVERY == 0:
+            self._folders = [group.folder for group in memory_groups() if group.limit < whole.total]
+        self._looks += 1
+        groups = [group for group in map(memory_group, self._folders) if group is not None]
+        available = min([whole.available, *(group.limit - group.used for group in groups)])
+        return max(0, available), min([whole.total, *(group.limit for group in groups)])
 
 
 def usable_cores() -> int:

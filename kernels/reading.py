@@ -2,8 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .directio import DirectFile, Segment, Transfer
@@ -16,7 +15,7 @@ class _Here(threading.local):
     """What the calling thread is doing."""
 
     reader = False
-    submitting = 0
+    held_up = 0
 
 
 _here = _Here()
@@ -66,7 +65,7 @@ class Threads:
     def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
         """As Reader.submit."""
         transfer = file.begin(segments)
-        with submitting(), self._changed:
+        with no_waiting, self._lock:
             if self._closed:
                 transfer.end()
                 raise ReaderClosed("this reader is closed")
@@ -117,19 +116,23 @@ def mark_thread() -> None:
     _here.reader = True
 
 
-@contextmanager
-def submitting() -> Iterator[None]:
-    """The calling thread is handing in a read, and has the reader's lock."""
-    _here.submitting += 1
-    try:
-        yield
-    finally:
-        _here.submitting -= 1
+class _NoWaiting:
+    """While a thread is in here, it must not wait for reads to land: it hands one in, or has a lock that they need."""
+
+    def __enter__(self) -> None:
+        _here.held_up += 1
+
+    def __exit__(self, *_: object) -> None:
+        _here.held_up -= 1
+
+
+no_waiting = _NoWaiting()
+"""Entered before such a lock is taken, as often as one likes."""
 
 
 def may_wait() -> bool:
-    """Whether the calling thread may wait for reads to land; one of a reader, or one inside ``submit``, must not.
+    """Whether the calling thread may wait for reads to land; one of a reader, or one in ``no_waiting``, must not.
 
     The garbage collector runs wherever it likes, also in the middle of those, and closes what nobody uses any more.
     """
-    return not (_here.reader or _here.submitting)
+    return not (_here.reader or _here.held_up)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .directio import PAGE, DirectFile, Segment, Transfer
 from .iovecs import Iovecs
-from .reading import BackendUnavailable, ReaderClosed, Then, deliver, mark_thread, may_wait, submitting
+from .reading import BackendUnavailable, ReaderClosed, Then, deliver, mark_thread, may_wait, no_waiting
 
 _WHY = {
     errno.EPERM: "the kernel or a sandbox forbids it (see sysctl kernel.io_uring_disabled)",
@@ -70,7 +70,7 @@ class Uring:
     def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
         """As Reader.submit."""
         transfer = file.begin(segments)
-        with submitting(), self._lock:
+        with no_waiting, self._lock:
             if self._closed:
                 transfer.end()
                 raise ReaderClosed("this reader is closed")

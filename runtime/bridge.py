@@ -1,17 +1,34 @@
 """Between the compute threads and the planner: leases for them, reads for the driver, one lock over both."""
 
+import functools
 import itertools
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
+from ..kernels.reading import no_waiting
 from ..tiering.driver import Driver
 from ..tiering.errors import Closed
-from ..tiering.events import Acquire, Action, Begin, Cancel, End, Event, Expect, Grant, Read, Refuse, Release, Slot
+from ..tiering.events import (
+    Acquire,
+    Action,
+    Begin,
+    Cancel,
+    Discard,
+    End,
+    Event,
+    Expect,
+    Grant,
+    Read,
+    Refuse,
+    Release,
+    Resize,
+    Slot,
+)
 from ..tiering.planner import Counters, Planner
 from ..tiering.ports import Flash, Memory
 from ..tiering.units import BlockId
@@ -26,10 +43,19 @@ Inbox = queue.SimpleQueue[Grant | Refuse]
 
 class Bridge:
     """Compute threads call ``acquire`` and ``release``; for resident blocks this is one lock and some dictionary work,
-    with no thread hop. Only reads cross over to the driver's loop."""
+    with no thread hop. A read is handed to its reader by whoever caused it, and its end is accounted for on the thread
+    that saw its bytes arrive. That takes the lock: whoever has it must not wait for reads to land."""
 
-    def __init__(self, planner: Planner, flash: Flash, memory: Memory) -> None:
-        self._planner = planner
+    def __init__(
+        self,
+        planner: Planner,
+        flash: Flash,
+        memory: Memory,
+        *,
+        watch: "Callable[[Bridge], Coroutine[None, None, None]] | None" = None,
+    ) -> None:
+        """``watch`` runs beside the reads, on a loop of its own, until the end; it may resize the bridge."""
+        self._planner, self._memory = planner, memory
         self._lock = threading.RLock()
         self._busy = False
         self._late: deque[Event] = deque()
@@ -38,7 +64,9 @@ class Bridge:
         self._closed: str | None = None
         self._stall_seconds = 0.0
         self.recorder: Recorder | None = None  # who takes notes, if anybody does
-        self._driver = Driver(flash, memory, self._landed)
+        beside = None if watch is None else functools.partial(watch, self)
+        with no_waiting, self._lock:  # nothing is posted before the driver is there to read
+            self._driver = Driver(flash, memory, self._landed, beside=beside)
 
     def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> "Leases":
         """Lease ``blocks`` for the calling thread, or for ``stream``; they are taken from the result as they arrive.
@@ -73,7 +101,7 @@ class Bridge:
         start = time.monotonic()
         answer = inbox.get()
         end = time.monotonic()
-        with self._lock:
+        with no_waiting, self._lock:
             self._stall_seconds += end - start
         if (recorder := self.recorder) is not None:
             recorder.stall(start, end, answer.block if isinstance(answer, Grant) else None)
@@ -92,6 +120,18 @@ class Bridge:
             if untaken:
                 self._post(Release(stream, tuple(untaken)))
         self._open.pop(ticket, None)
+
+    def acquire_resident(self, block: BlockId) -> Slot | None:
+        """Lease ``block`` for the calling thread if it is in memory now; reads nothing."""
+        with no_waiting, self._lock:
+            if self._planner.residency.slot(block) is None:
+                return None
+            ((_, slot),) = self.acquire([block])
+            return slot
+
+    def resize(self, limits: Mapping[str, int]) -> None:
+        """Let the regions named use so many bytes. What is over goes as soon as nobody computes on it."""
+        self._post(Resize(limits))
 
     def begin(self) -> None:
         """The calling thread enters the model's forward."""
@@ -112,13 +152,13 @@ class Bridge:
 
     def counters(self) -> Counters:
         """A copy of the planner's totals."""
-        with self._lock:
+        with no_waiting, self._lock:
             counters = self._planner.counters
             return replace(counters, drive_bytes=list(counters.drive_bytes))
 
     def resident_bytes(self) -> int:
         """Bytes of blocks that are in memory or on their way."""
-        with self._lock:
+        with no_waiting, self._lock:
             return self._planner.residency.used_bytes
 
     @property
@@ -127,17 +167,17 @@ class Bridge:
         return self._stall_seconds
 
     def check_integrity(self) -> None:
-        with self._lock:
+        with no_waiting, self._lock:
             self._planner.check_integrity()
 
     def close(self) -> None:
-        """Refuse all who wait, let the reads in flight land, stop the driver. Idempotent."""
-        with self._lock:
+        """Refuse all who wait and let the reads in flight land, where ``may_wait``. Idempotent."""
+        with no_waiting, self._lock:
             self._stop("this model was closed; load it again to use it")
         self._driver.close()
 
     def _landed(self, event: Event) -> None:
-        """A read came to its end; called by the driver."""
+        """A read came to its end; called on a thread of the flash."""
         if (recorder := self.recorder) is not None:
             recorder.landed(event)
         self._post(event)
@@ -148,7 +188,7 @@ class Bridge:
             inbox.put(Refuse(ticket, Closed(self._closed)))
 
     def _post(self, event: Event) -> None:
-        with self._lock:
+        with no_waiting, self._lock:
             if self._closed is not None:
                 if isinstance(event, Acquire | Begin):
                     raise Closed(self._closed)
@@ -172,6 +212,8 @@ class Bridge:
                 if (recorder := self.recorder) is not None:
                     recorder.started(action)
                 self._driver.submit(action)
+            elif isinstance(action, Discard):
+                self._memory.discard(action.offset, action.length)
             else:
                 _, inbox = self._open.get(action.ticket, (None, None))
                 if inbox is not None:

@@ -15,7 +15,9 @@ from transformers.utils import logging
 
 from ..kernels import backends
 from ..kernels.heap import bound_kernel_caches
+from ..kernels.machine import MemoryMeter
 from ..tiering.errors import BundleError, CheckpointError, Closed, ConfigError, PenstockError
+from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place
 from ..tiering.policy.reads import Reading, streamed_lengths, typical_read
 from ..tiering.progress import Progress
@@ -239,15 +241,19 @@ def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress:
     manifest = bundle.manifest
     blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in manifest.blocks]
     budget = settings.host_budget(sum(block.length for block in blocks))
-    placement = place(blocks, budget, embeddings=embeddings(model, bundle.manifest.blocks, bundle.manifest.tied))
+    readable = embeddings(model, bundle.manifest.blocks, bundle.manifest.tied)
+    placement = place(blocks, budget, embeddings=readable)
     if settings.compute.threads != "auto":
         torch.set_num_threads(settings.compute.threads)
+    divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
     reading = reading_of(bundle.paths, settings.io, block=typical_read(streamed_lengths(blocks, placement)))
     if bundle.direct and backends.directness(reading.backend) is False:
         bundle.close()
         bundle = Bundle.open(bundle.folder, direct=False)
     with _closed_on_error(bundle):
-        engine = Engine(bundle, placement, eviction=settings.experts.eviction, reading=reading)
+        engine = Engine(
+            bundle, placement, divisions, MemoryMeter(), eviction=settings.experts.eviction, reading=reading
+        )
     try:
         engine.load(progress)
         _move_out(model, bundle.manifest)  # not before: until here, an error leaves a wrapped model as it was

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..tiering.errors import ConfigError, DeviceUnavailable, PenstockError
 from ..tiering.policy.placement import with_working_memory
-from ..tiering.units import GiB
+from ..tiering.units import GiB, format_size
 from . import configfile
 from .settings import LATER, NOT_YET, OVERRIDES, Compute, Experts, Io, Memory, NoDevice, Store, Weights
 
@@ -77,6 +77,11 @@ class Config(BaseModel):
         return None if self.memory.flash == "auto" else self.memory.flash
 
     @property
+    def host_floor(self) -> int | None:
+        """Bytes of host memory that are kept under pressure; None for the least that a model runs with."""
+        return None if self.memory.floor == "auto" else self.memory.floor
+
+    @property
     def direct(self) -> bool | None:
         """Direct reads: no, or (None) where the file system can."""
         return False if self.io.backend == "buffered" else None
@@ -126,7 +131,15 @@ def find_fault(raw: Mapping[str, Any]) -> Fault | None:
             error = invalid.errors()[0]
             key = str(error["loc"][0])
             return _fault(section, key, values[key], model, error)
-    return None
+    return _floor_above_ceiling(raw.get("memory", {}))
+
+
+def _floor_above_ceiling(memory: Any) -> Fault | None:
+    found = memory if isinstance(memory, Memory) else Memory.model_validate(dict(memory))
+    if found.host == "auto" or found.floor == "auto" or found.floor <= found.host:
+        return None
+    shown = format_size(found.host)
+    return Fault("memory", "floor", found.floor, f"it is above host, which is {shown}; lower it or raise host")
 
 
 def _fault(section: str, key: str, value: object, model: type[BaseModel], error: Any) -> Fault:

@@ -1,6 +1,8 @@
 """The engine of one loaded model: bundle, arena, planner and driver, built from a placement and taken down again."""
 
+import _thread
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,13 +10,17 @@ from torch import nn
 
 from ..kernels.arena import Arena
 from ..kernels.heap import trim
+from ..kernels.reading import may_wait
 from ..tiering.errors import TraceError
 from ..tiering.events import Slot
-from ..tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
+from ..tiering.limits import EXPERTS, KEPT, PINNED, STREAM, Home
+from ..tiering.planner import Planner
 from ..tiering.policy.cycle import Cycle
+from ..tiering.policy.division import Divisions
 from ..tiering.policy.eviction import EVICTION
 from ..tiering.policy.placement import Placement
 from ..tiering.policy.reads import Reading
+from ..tiering.ports import Machine
 from ..tiering.progress import Progress
 from ..tiering.residency import Residency
 from ..tiering.store.flash import BundleFlash
@@ -22,6 +28,7 @@ from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId
 from .bridge import HOUSE, Bridge
 from .metrics import Stats, hit_ratio
+from .pressure import Pressure
 from .reading import open_reader
 from .rows import RowReader
 from .trace import Trace
@@ -33,50 +40,86 @@ _PROMPT = 16
 class Engine:
     """Weights of one model under one budget. Thread-safe; ``close`` is idempotent."""
 
-    def __init__(self, bundle: Bundle, placement: Placement, *, eviction: str, reading: Reading) -> None:
-        """``eviction`` is a name in EVICTION; ``reading`` says how reads are made on each drive.
+    def __init__(
+        self,
+        bundle: Bundle,
+        placement: Placement,
+        divisions: Divisions,
+        machine: Machine,
+        *,
+        eviction: str,
+        reading: Reading,
+    ) -> None:
+        """``divisions`` of ``placement`` say what stays when ``machine`` runs short of memory.
+
+        ``eviction`` is a name in EVICTION; ``reading`` says how reads are made on each drive.
 
         Nothing is read before ``load``. Raises ConfigError where this machine cannot read so.
         """
         self.bundle, self.placement, self.reading = bundle, placement, reading
+        self._divisions = divisions
         self.blocks = {block.id: block for block in bundle.manifest.blocks}
-        pinned = set(placement.resident) | set(placement.pinned)
+        self.pressure = Pressure(machine, divisions)
+        whole = self.pressure.division
         residency = Residency(
             "host",
             {
-                PINNED: placement.resident_bytes + placement.pinned_bytes,
-                STREAM: placement.stream_region_bytes,
-                EXPERTS: placement.expert_region_bytes,
+                PINNED: whole.bound,
+                KEPT: whole.kept,
+                STREAM: divisions.stream_capacity,
+                EXPERTS: whole.experts,
             },
         )
-        manifest = bundle.manifest
-        homes = {b.id: Home(b.extent, _region(b.id, pinned), manifest.drive_of(b)) for b in manifest.blocks}
-        drives = len(manifest.drive_bytes)
+        residency.resize(STREAM, whole.stream)
+        homes = self._homes(residency.regions[KEPT].start)
+        streamed = {*placement.streamed, *divisions.elastic}
+        drives = len(bundle.manifest.drive_bytes)
         self.arena = Arena(max(residency.capacity, 1))
         planner = Planner(
             residency,
             homes,
-            cycle=Cycle(placement.streamed),
+            cycle=Cycle([block for block in self.blocks if block in streamed]),
             experts=EVICTION[eviction](),
             depth=reading.depth,
             read_limit=reading.size,
             drives=drives,
         )
+        watch = self.pressure.watch if divisions.floor < divisions.ceiling else None
         self._reader = open_reader(reading, drives)
-        self.bridge = Bridge(planner, BundleFlash(bundle, self._reader), self.arena)
-        self.rows = {block: RowReader(bundle, self.blocks[block]) for block in placement.by_row}
+        self.bridge = Bridge(planner, BundleFlash(bundle, self._reader), self.arena, watch=watch)
+        by_row = (*placement.by_row, *divisions.by_row)
+        self.rows = {block: RowReader(bundle, self.blocks[block]) for block in by_row}
         self.pinned: dict[BlockId, Slot] = {}
+        self.elastic = frozenset(divisions.elastic)
+        """Blocks that are leased, though they mostly stay in memory."""
         self._lock = threading.Lock()
         self._tokens = self._forwards = 0
         self._trace: Trace | None = None
 
     def load(self, progress: Progress) -> None:
         """Read what stays in memory. Raises what reading raises."""
-        wanted = [*self.placement.resident, *self.placement.pinned]
+        wanted = [*self.placement.resident, *self._divisions.bound]
         progress.start("loading", self.placement.resident_bytes + self.placement.pinned_bytes)
         for block, slot in self.bridge.acquire(wanted, stream=HOUSE):
             self.pinned[block] = slot
             progress.advance(slot.length)
+        for block in filter(self.elastic.__contains__, self.blocks):  # the others are read ahead meanwhile
+            for _, slot in self.bridge.acquire([block]):
+                self.bridge.release(block)
+                progress.advance(slot.length)
+
+    def _homes(self, start: int) -> dict[BlockId, Home]:
+        """Where each block goes; the places of the elastic ones begin at ``start``, those that go last come first."""
+        bound = {*self.placement.resident, *self._divisions.bound}
+        homes = {}
+        for block in self.bundle.manifest.blocks:
+            region = PINNED if block.id in bound else EXPERTS if block.id.kind == "expert" else STREAM
+            homes[block.id] = Home(block.extent, region, self.bundle.manifest.drive_of(block))
+        for block_id in self._divisions.elastic:
+            home, streamable = homes[block_id], not self._divisions.read_only_by_row(block_id)
+            homes[block_id] = replace(home, region=KEPT, place=start, streamable=streamable)
+            start += home.extent.length
+        return homes
 
     def count_forward(self, tokens: int) -> None:
         """One more call of the model, with ``tokens`` tokens in it."""
@@ -105,7 +148,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """A snapshot since loading."""
-        counters = self.bridge.counters()
+        counters, elastic = self.bridge.counters(), self.pressure.elastic
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
         drive_bytes = list(counters.drive_bytes)
         for block, reader in self.rows.items():
@@ -134,15 +177,27 @@ class Engine:
             hit_ratio=ratio,
             stall_seconds=self.bridge.stall_seconds,
             resident_bytes=self.bridge.resident_bytes() + sum(reader.resident_bytes for reader in self.rows.values()),
-            host_bytes=self.placement.host_bytes,
+            host_bytes=self.pressure.division.host_bytes,
             host_budget=self.placement.budget,
+            host_limit=elastic.limit,
+            host_floor=elastic.floor,
+            host_shrinks=elastic.shrinks,
+            host_growths=elastic.growths,
         )
 
     def close(self) -> None:
         """Stop reading, give the memory back as soon as no tensor lies in it, and write a trace that is recorded.
 
+        The garbage collector closes a model wherever it runs, also in a thread that has a lock which this needs. Where
+        ``may_wait`` says so, a thread of its own does it all, soon; nothing is waited for, not even for its start.
         Raises TraceError, when all else is done, if the trace cannot be written.
         """
+        if may_wait():
+            self._close()
+        else:
+            _thread.start_new_thread(self._close, ())
+
+    def _close(self) -> None:
         self.bridge.close()
         self._reader.close()
         self.arena.close()
@@ -151,9 +206,3 @@ class Engine:
         self.bundle.close()
         if self._trace is not None:
             self._trace.stop()
-
-
-def _region(block: BlockId, pinned: set[BlockId]) -> str:
-    if block in pinned:
-        return PINNED
-    return EXPERTS if block.kind == "expert" else STREAM

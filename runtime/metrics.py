@@ -10,8 +10,9 @@ class Stats:
     Of the bytes read, ``demand_bytes`` were waited for, ``prefetch_bytes`` were certain to be wanted, ``guess_bytes``
     were guessed, of which ``guess_bytes_used`` were then asked for; ``drive_bytes`` are those of ``flash_bytes_read``
     that came from each drive of the bundle, its own first. ``flash_read_seconds`` is the time in which at least one
-    read was in flight. ``host_bytes`` is what the arenas may hold, never more than ``host_budget``; ``resident_bytes``
-    is what they hold now."""
+    read was in flight. ``host_limit`` is what memory pressure leaves of ``host_budget`` now, never less than
+    ``host_floor``; it was lowered ``host_shrinks`` times and raised ``host_growths`` times. ``host_bytes`` is what the
+    arenas may hold now, ``resident_bytes`` what they do hold."""
 
     tokens: int
     forwards: int
@@ -34,6 +35,10 @@ class Stats:
     resident_bytes: int
     host_bytes: int
     host_budget: int
+    host_limit: int
+    host_floor: int
+    host_shrinks: int
+    host_growths: int
 
     @property
     def drive_bytes_per_second(self) -> float:

@@ -7,7 +7,7 @@ runtime/rows.py. The outermost forward tells the planner where each token begins
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..tiering.errors import UnplaceableModule
+from ..tiering.events import Slot
 from ..tiering.store.manifest import Block, TensorSpec
 from ..tiering.units import BlockId
 from .absent import Absent
@@ -110,7 +111,8 @@ class _Attachment:
         if streamed:
             readers = [self._engine.rows[block.id] for block in streamed if block.id in self._engine.rows]
             by_row = bool(readers) and isinstance(module, nn.Embedding)
-            leased = _Streamed(module, path, streamed, self._engine, self._scopes, whole=not by_row)
+            whole = not by_row or all(block.id in self._engine.elastic for block in streamed)
+            leased = _Streamed(module, path, streamed, self._engine, self._scopes, whole=whole)
             self._wrap(module, functools.partial(leased.by_row, readers[0]) if by_row else leased.forward)
         return bool(streamed)
 
@@ -194,17 +196,35 @@ class _Streamed:
             self.leave()
 
     def by_row(self, reader: RowReader, original: Callable[..., Any], ids: torch.Tensor) -> Any:
-        """The forward of an embedding, on a weight in which the rows ``ids`` are filled in."""
-        with reader.rows(ids) as weight:
-            self._parameters.bind({"weight": weight})
-            try:
-                return original(ids)
-            finally:
-                self._parameters.unbind()
+        """The forward of an embedding: on its weight if that is in memory, else on one with the rows ``ids`` alone."""
+        with reader.turn():  # a module has one weight at a time, and whole and rows differ
+            if self._enter_resident():
+                reader.forget()
+                try:
+                    return original(ids)
+                finally:
+                    self.leave()
+            with reader.rows(ids) as weight:
+                self._parameters.bind({"weight": weight})
+                try:
+                    return original(ids)
+                finally:
+                    self._parameters.unbind()
 
     def _enter(self) -> None:
+        self._bind(self._engine.bridge.acquire(tuple(self._blocks)))
+
+    def _enter_resident(self) -> bool:
+        """Enter if the one block is in memory; whether it is."""
+        (block,) = self._blocks
+        slot = self._engine.bridge.acquire_resident(block)
+        if slot is not None:
+            self._bind([(block, slot)])
+        return slot is not None
+
+    def _bind(self, leases: Iterable[tuple[BlockId, Slot]]) -> None:
         bound: dict[str, nn.Parameter] = {}
-        for block, slot in self._engine.bridge.acquire(tuple(self._blocks)):
+        for block, slot in leases:
             specs = self._blocks[block]
             tensors = tensors_on(self._engine.arena, [*specs.values()], slot)
             bound |= {name: self._parameters.like(name, t) for name, t in zip(specs, tensors, strict=True)}

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..tiering.errors import BudgetTooSmall
 from ..tiering.policy.cost import ExpertLayer, Load
+from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place, with_working_memory
 from ..tiering.units import BlockId
 from .compose import embeddings
@@ -62,6 +63,10 @@ class Outline:
     def place(self, budget: int) -> Placement:
         """What goes where with ``budget`` bytes of host memory. Raises BudgetTooSmall."""
         return place(self.blocks, budget, embeddings=self.embeddings)
+
+    def floor(self, placement: Placement, floor: int | None) -> int:
+        """Bytes of host memory that ``placement`` shrinks to under pressure; ``floor`` bytes if given and possible."""
+        return Divisions(self.blocks, placement, floor=floor, embeddings=self.embeddings).floor
 
     def load(self, placement: Placement) -> Load:
         """What one token asks of memory and drive. An embedding that nothing else uses gives a row: next to nothing."""

@@ -75,7 +75,8 @@ class RowReader:
         self._row_bytes = self._spec.length // self._spec.shape[0]
         self._present = np.zeros(block.extent.length // PAGE, dtype=bool)
         self._keep = row_cache_bytes(block.extent.length)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._filled = False
         self.bytes_read, self.seconds = 0, 0.0
         self._checksums = self._check_all()
 
@@ -88,8 +89,24 @@ class RowReader:
                 yield self.weight
             finally:
                 if self.resident_bytes > self._keep:
-                    self._arena.discard(0, self._arena.length)
-                    self._present[:] = False
+                    self._clear()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One thread at a time computes on this embedding, be it on rows or on the whole weight."""
+        with self._lock:
+            yield
+
+    def forget(self) -> None:
+        """Give the rows in memory back to the system."""
+        if self._filled:
+            with self._lock:
+                self._clear()
+
+    def _clear(self) -> None:
+        self._arena.discard(0, self._arena.length)
+        self._present[:] = False
+        self._filled = False
 
     @property
     def resident_bytes(self) -> int:
@@ -112,7 +129,7 @@ class RowReader:
         began = time.monotonic()
         for run in np.split(missing, np.flatnonzero(np.diff(missing) != 1) + 1):
             self._read(int(run[0]), len(run))
-        self._present[missing] = True
+        self._present[missing] = self._filled = True
         self.seconds += time.monotonic() - began
 
     def _read(self, first: int, count: int) -> None:

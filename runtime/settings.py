@@ -11,6 +11,7 @@ from ..tiering.units import parse_size
 
 OVERRIDES: Mapping[str, tuple[str, str]] = {
     "host_memory": ("memory", "host"),
+    "host_memory_floor": ("memory", "floor"),
     "flash_limit": ("memory", "flash"),
     "store": ("store", "path"),
     "store_stripes": ("store", "stripes"),
@@ -116,6 +117,11 @@ class Memory(_Section):
     host: Size = Field(
         default="auto",
         description='Most memory penstock takes for weights, in bytes or like "2GiB"; "auto" fits the machine.',
+    )
+    floor: Size = Field(
+        default="auto",
+        description="What is kept of it when the machine runs short of memory; it grows back when there is enough. "
+        '"auto" is the least the model runs with, the value of host switches this off.',
     )
     flash: Size = Field(
         default="auto",

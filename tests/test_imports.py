@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "runtime": {"kernels", "tiering", "runtime"},
     "penstock": {"kernels", "tiering", "runtime", "penstock"},
 }
-DOING = {"driver.py", "ports.py", "fakes.py", "store"}
+DOING = {"driver.py", "beside.py", "ports.py", "fakes.py", "store"}
 """What in tiering does things; all the rest decides."""
 ALSO_PURE = [ROOT / "tiering" / "store" / "manifest.py"]
 

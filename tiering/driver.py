@@ -1,69 +1,68 @@
-"""Runs the planner's reads on an asyncio loop of its own thread; completions go back as events."""
+"""Starts the planner's reads; completions go back as events, on the thread that saw the bytes arrive."""
 
-import asyncio
-import contextlib
 import threading
 from collections.abc import Callable
 
-from ..kernels.reading import may_wait
+from ..kernels.reading import may_wait, no_waiting
+from .beside import Beside, Work
 from .events import Event, Read, ReadDone, ReadFailed
 from .ports import Flash, Memory
 
 
 class Driver:
-    """``submit`` may be called from any thread; ``post`` is called on the loop's thread with each completion.
+    """``submit`` may be called from any thread; ``post`` is called with each completion, on a thread of the flash.
 
-    The planner bounds the number of reads in flight, so every read is handed to the flash at once. A read is never
-    cancelled: the drive would go on writing into its slot.
+    Nothing lies between a read's end and its event, nor between an event and the reads that follow from it. The
+    planner bounds the number of reads in flight, so every read is handed to the flash at once; none is ever cancelled,
+    for the drive would go on writing into its slot. What ``post`` raises is a bug, left to the flash's thread; the
+    other reads go on. ``beside``, if there is any, runs until the end, on a loop and a thread of its own.
     """
 
-    def __init__(self, flash: Flash, memory: Memory, post: Callable[[Event], None]) -> None:
+    def __init__(
+        self, flash: Flash, memory: Memory, post: Callable[[Event], None], *, beside: Work | None = None
+    ) -> None:
         self._flash, self._memory, self._post = flash, memory, post
-        self._reads: asyncio.Queue[Read | None] = asyncio.Queue()
-        self._bug: BaseException | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="penstock-driver", daemon=True)
-        self._thread.start()
+        self._lock = threading.RLock()  # may be taken again by the thread that has it: see ``may_wait``
+        self._idle = threading.Condition(self._lock)
+        self._flying: set[int] = set()
+        self._beside = None if beside is None else Beside(beside)
 
     def submit(self, read: Read) -> None:
-        """Start ``read`` soon; its completion is posted, whatever happens."""
-        if threading.current_thread() is self._thread:
-            self._reads.put_nowait(read)
-        else:
-            self._loop.call_soon_threadsafe(self._reads.put_nowait, read)
+        """Start ``read``; its completion is posted, whatever happens: from in here, where it cannot even start."""
+
+        def landed(error: Exception | None) -> None:
+            try:
+                self._post(ReadDone(read.read) if error is None else ReadFailed(read.read, error))
+            finally:
+                self._forget(read)
+
+        with no_waiting:
+            try:
+                with self._lock:
+                    self._flying.add(read.read)
+                into = [self._memory.view(part.slot.offset, part.slot.length) for part in read.parts]
+                self._flash.read(read.parts, into, landed)
+            except Exception as error:  # handed to whoever waits for the blocks
+                landed(error)
+            except BaseException:  # an interrupt: nobody knows whether it started, and so whether it ever lands
+                self._forget(read)
+                raise
 
     def close(self) -> None:
-        """Let the reads in flight land (they write into the arena), then stop. Idempotent, from any thread.
+        """End what runs beside, and let the reads in flight land: they write into the arena. Idempotent, from any
+        thread.
 
-        The garbage collector may call it from this driver's thread or from one that performs reads, which then only
-        asks for the end and does not wait.
+        Nothing is posted once it has returned, unless it was called where it must not wait: the garbage collector may
+        call it from a thread that performs reads, or is just handing one in.
         """
-        with contextlib.suppress(RuntimeError):  # the loop is closed: somebody was here before
-            self._loop.call_soon_threadsafe(self._reads.put_nowait, None)
-        if threading.current_thread() is not self._thread and may_wait():
-            self._thread.join()
+        if self._beside is not None:
+            self._beside.close()
+        if may_wait():
+            with self._lock:
+                self._idle.wait_for(lambda: not self._flying)
 
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
-        if self._bug is not None:
-            raise self._bug
-
-    async def _serve(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            while (read := await self._reads.get()) is not None:
-                tasks.create_task(self._perform(read))
-
-    async def _perform(self, read: Read) -> None:
-        event: Event
-        try:
-            into = [self._memory.view(part.slot.offset, part.slot.length) for part in read.parts]
-            await self._flash.read(read.parts, into)
-            event = ReadDone(read.read)
-        except Exception as error:  # handed to whoever waits for the blocks
-            event = ReadFailed(read.read, error)
-        try:
-            self._post(event)
-        except BaseException as bug:  # kept back: raised here, it would cancel the other reads
-            self._bug = self._bug or bug
-            self._reads.put_nowait(None)
+    def _forget(self, read: Read) -> None:
+        with self._lock:
+            self._flying.discard(read.read)
+            if not self._flying:
+                self._idle.notify_all()

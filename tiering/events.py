@@ -1,5 +1,6 @@
 """What happens to the planner (events) and what it wants done about it (actions)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -90,7 +91,14 @@ class ReadFailed:
     error: Exception
 
 
-Event = Begin | End | Acquire | Release | Expect | Cancel | ReadDone | ReadFailed
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """The regions named may use ``limits`` bytes of their capacity from now on."""
+
+    limits: Mapping[str, int]
+
+
+Event = Begin | End | Acquire | Release | Expect | Cancel | ReadDone | ReadFailed | Resize
 
 
 # --- actions --------------------------------------------------------------------------------------------------------
@@ -143,4 +151,12 @@ class Purpose(Enum):
     GUESS = "guess"
 
 
-Action = Grant | Refuse | Read
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Give ``length`` bytes at ``offset`` of the arena back to the system, before any later action."""
+
+    offset: int
+    length: int
+
+
+Action = Grant | Refuse | Read | Discard

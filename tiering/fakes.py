@@ -1,10 +1,11 @@
 """In-memory stand-ins for the ports, with faults on request: what tests plug in where devices go."""
 
-import asyncio
 import hashlib
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
+from ..kernels.reading import mark_thread
 from .events import Part
 from .units import BlockId
 
@@ -24,32 +25,22 @@ class FakeMemory:
     def view(self, offset: int, length: int) -> memoryview:
         return memoryview(self._bytes)[offset : offset + length]
 
+    def discard(self, offset: int, length: int) -> None:
+        """As Memory.discard."""
+        self._bytes[offset : offset + length] = bytes(length)
 
-class Gate:
-    """What coroutines of any loop pass only while it is set; like threading.Event, and open at first."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open = True
-        self._waiting: list[asyncio.Future[None]] = []
+class FakeMachine:
+    """A machine with ``available`` of ``total`` bytes left, both set at will; ``asked`` is released at each look."""
 
-    def clear(self) -> None:
-        with self._lock:
-            self._open = False
+    def __init__(self, available: int, total: int) -> None:
+        self.available, self.total = available, total
+        self.asked = threading.Semaphore(0)
 
-    def set(self) -> None:
-        with self._lock:
-            self._open, waiting, self._waiting = True, self._waiting, []
-        for passed in waiting:
-            passed.get_loop().call_soon_threadsafe(passed.set_result, None)
-
-    async def wait(self) -> None:
-        with self._lock:
-            if self._open:
-                return
-            passed = asyncio.get_running_loop().create_future()
-            self._waiting.append(passed)
-        await passed
+    def memory(self) -> tuple[int, int]:
+        """As Machine.memory."""
+        self.asked.release()
+        return self.available, self.total
 
 
 class FakeFlash:
@@ -57,15 +48,17 @@ class FakeFlash:
 
     ``gate`` holds reads back while it is cleared; ``started`` is released once for every read that has come in, so
     that a test can wait for it; ``reads`` is the log of blocks read, one entry a read. A read first spoils what it is
-    to fill, as a drive does that writes in any order. It takes ``ticks`` turns of the loop: its time, without a clock.
+    to fill, as a drive does that writes in any order. It lets others run ``ticks`` times: its time, without a clock.
     """
 
     def __init__(self) -> None:
-        self.gate = Gate()
+        self.gate = threading.Event()
+        self.gate.set()
         self.started = threading.Semaphore(0)
         self.reads: list[tuple[BlockId, ...]] = []
         self.ticks = 1
         self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
         self._faults: dict[BlockId, tuple[Exception, int | None]] = {}
 
     def fail(self, block: BlockId, error: Exception, *, times: int | None = None) -> None:
@@ -73,21 +66,41 @@ class FakeFlash:
         with self._lock:
             self._faults[block] = (error, times)
 
-    async def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
+    def read(
+        self, parts: Sequence[Part], into: Sequence[memoryview], landed: Callable[[Exception | None], None]
+    ) -> None:
         """As Flash.read."""
+        thread = threading.Thread(target=self._perform, args=(parts, into, landed), daemon=True)
+        with self._lock:
+            self._threads.append(thread)
+        thread.start()
+
+    def join(self) -> None:
+        """Wait for the threads of all reads until now, past what they had to call."""
+        with self._lock:
+            threads, self._threads = self._threads, []
+        for thread in threads:
+            thread.join()
+
+    def _perform(
+        self, parts: Sequence[Part], into: Sequence[memoryview], landed: Callable[[Exception | None], None]
+    ) -> None:
+        mark_thread()
         with self._lock:
             self.reads.append(tuple(part.block for part in parts))
         for view in into:
             view[:] = bytes([0xEE]) * len(view)
         self.started.release()
         for _ in range(self.ticks):
-            await asyncio.sleep(0)
-        await self.gate.wait()
+            time.sleep(0)
+        self.gate.wait()
         for part, view in zip(parts, into, strict=True):
             error = self._fault(part.block)
             if error is not None:
-                raise error
+                landed(error)
+                return
             view[:] = pattern(part.block, part.extent.length)
+        landed(None)
 
     def _fault(self, block: BlockId) -> Exception | None:
         with self._lock:

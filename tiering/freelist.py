@@ -20,11 +20,13 @@ class FreeList:
     def free_bytes(self) -> int:
         return sum(length for _, length in self._holes)
 
-    def allocate(self, length: int) -> int | None:
-        """Offset of ``length`` bytes that were free, or None if no hole is that long."""
+    def allocate(self, length: int, *, below: int | None = None) -> int | None:
+        """Offset of ``length`` bytes that were free and end at ``below`` at the latest; None if there are none."""
         assert length > 0
         assert length % PAGE == 0
         for index, (offset, hole) in enumerate(self._holes):
+            if below is not None and offset + length > below:
+                return None
             if hole >= length:
                 if hole == length:
                     del self._holes[index]
@@ -32,6 +34,14 @@ class FreeList:
                     self._holes[index] = (offset + length, hole - length)
                 return offset
         return None
+
+    def take(self, offset: int, length: int) -> None:
+        """Allocate just these bytes, which must be free."""
+        index = bisect_left(self._holes, (offset + 1, 0)) - 1
+        start, hole = self._holes[index] if index >= 0 else (offset, 0)
+        assert offset + length <= start + hole
+        rest = [(start, offset - start), (offset + length, start + hole - offset - length)]
+        self._holes[index : index + 1] = [(at, left) for at, left in rest if left]
 
     def release(self, offset: int, length: int) -> None:
         """Give back what ``allocate`` gave."""

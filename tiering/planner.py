@@ -15,7 +15,8 @@ would be read in vain.
 Why nobody waits for ever: in an expert region a stream that waits holds only leases that were granted to it and that it
 will take, use and give back before it waits again. In the streaming region a stream normally holds nothing while it
 waits; where a model forces it to (weights used outside of their module's forward), the case in which all holders wait
-is recognised: a demand that fits may overtake, and if none does, one is refused with an error that names the block.
+is recognised: a demand that fits may overtake; if none does, one may pass a region's limit, since what has room in all
+of the memory must not fail for want of it; and if that does not help, one is refused with an error that names it.
 
 =============  ==========================================================================================
 event          what it changes
@@ -27,6 +28,7 @@ Expect         which experts a stream will ask for: read when nothing else is to
 Cancel         the ticket's wishes are forgotten
 ReadDone       loading -> ready; grants for all who wait
 ReadFailed     loading -> absent; refusals for all who wait
+Resize         limits of the regions; what lies beyond goes as soon as nobody holds it, its memory is given back
 =============  ==========================================================================================
 """
 
@@ -42,6 +44,7 @@ from .events import (
     Action,
     Begin,
     Cancel,
+    Discard,
     End,
     Event,
     Expect,
@@ -53,26 +56,16 @@ from .events import (
     ReadFailed,
     Refuse,
     Release,
+    Resize,
     Slot,
     Stream,
 )
+from .limits import EXPERTS, STREAM, Home, Limits
 from .policy.cycle import Cycle
 from .policy.eviction import Eviction
 from .policy.speculation import Speculation
 from .residency import Residency
-from .units import BlockId, Extent, format_size
-
-PINNED, STREAM, EXPERTS = "pinned", "stream", "experts"
-"""The regions of a tier: never evicted; dense blocks passing through; the cache of experts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """Where a block comes from (its extent on flash, the number of its drive) and where it goes (a region)."""
-
-    extent: Extent
-    region: str
-    drive: int = 0
+from .units import BlockId, format_size
 
 
 @dataclass(slots=True)
@@ -117,7 +110,8 @@ class Planner:
         bytes."""
         self.residency, self.counters = residency, Counters(drive_bytes=[0] * drives)
         self.speculation = Speculation()
-        self._homes, self._cycle = homes, cycle
+        self._limits, self._cycle = Limits(residency, homes, cycle), cycle
+        self._homes = self._limits.homes
         self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts}
         self._depth, self._read_limit = depth, read_limit
         self._tickets: dict[int, _Ticket] = {}
@@ -144,7 +138,9 @@ class Planner:
             case Release():
                 for block in event.blocks:
                     self.residency.release(block, event.stream)
-                if not self._queue and not self._expected and self._homes[event.blocks[0]].region != STREAM:
+                if not (self._queue or self._expected or self._limits.leaving) and (
+                    self._homes[event.blocks[0]].region != STREAM
+                ):
                     return actions  # room that nobody wants
             case Expect():
                 self._expect(event)
@@ -161,6 +157,10 @@ class Planner:
                 self._end(event.stream)
             case Cancel():
                 self._forget(event.ticket)
+            case Resize():
+                actions += self._limits.resize(event.limits)
+        if self._limits.leaving:
+            self._clear_out(actions)
         self._schedule(actions, now)
         return actions
 
@@ -175,7 +175,7 @@ class Planner:
                 self._came_true(block)
             region = self._homes[block].region
             slot = self.residency.slot(block)
-            if region == STREAM:
+            if region != EXPERTS:
                 self._cycle.advance(event.stream, block)
             if region in self._eviction:
                 self._eviction[region].used(block)
@@ -223,7 +223,9 @@ class Planner:
         return any(block in expected for expected in self._expected.values())
 
     def _read_done(self, event: ReadDone, actions: list[Action], now: float) -> None:
-        for part in self._landed(event.read, now).parts:
+        parts = self._landed(event.read, now).parts
+        self._limits.arrived(part.block for part in parts)
+        for part in parts:
             slot = self.residency.arrive(part.block)
             self._failed.discard(part.block)
             if slot.region in self._eviction:
@@ -239,6 +241,7 @@ class Planner:
         for part in self._landed(event.read, now).parts:
             self.residency.abandon(part.block)
             self._failed.add(part.block)
+            self._limits.gone(part.block)
             self._on_trust.discard(part.block)
             for number in tuple(self._waiting.get(part.block, ())):
                 self._forget(number)
@@ -262,6 +265,26 @@ class Planner:
     def _count(self, block: BlockId, hit: bool) -> None:
         name = f"{block.kind}_{'hits' if hit else 'misses'}"
         setattr(self.counters, name, getattr(self.counters, name) + 1)
+
+    def _clear_out(self, actions: list[Action]) -> None:
+        """Evict what lies beyond a limit and is free; give back the memory of all that is gone from there."""
+        leaving = self._limits.leaving
+        for block, slot in tuple(leaving.items()):
+            if self.residency.evictable(block):
+                self._evict(block)
+            if self.residency.absent(block):
+                del leaving[block]
+                actions.append(Discard(slot.offset, slot.length))
+
+    def _evict(self, block: BlockId) -> None:
+        slot = self.residency.evict(block)
+        if slot.region in self._eviction:
+            self._eviction[slot.region].removed(block)
+        if block in self._on_trust:
+            self._on_trust.remove(block)
+            self.speculation.failed(self._homes[block].extent.length)
+        self.counters.evictions += 1
+        self._limits.gone(block)
 
     def _landed(self, number: int, now: float) -> Read:
         read = self._in_flight.pop(number)
@@ -317,7 +340,7 @@ class Planner:
     def _issue(self, blocks: Iterable[BlockId], actions: list[Action], now: float, purpose: Purpose) -> None:
         full: set[str] = set()
         runs: dict[int, list[Part]] = {}  # by drive, the read that the next block there may join
-        owed = 0  # bytes of what was passed over because its drive is busy
+        owed = 0  # bytes of the stream's room for what was passed over because its drive is busy
         for block in blocks:
             home = self._homes[block]
             run = runs.get(home.drive)
@@ -327,7 +350,7 @@ class Planner:
             if not run and self._is_busy(block):
                 if not self._has_idle_drive():
                     break
-                owed += home.extent.length
+                owed += home.extent.length if home.region == STREAM else 0
                 continue
             slot = None
             ahead = home.region == STREAM and purpose is not Purpose.DEMAND
@@ -345,7 +368,7 @@ class Planner:
     def _leaves_room(self, block: BlockId, owed: int) -> bool:
         """Whether a prefetch of ``block`` leaves ``owed`` bytes for what is needed sooner."""
         region, needed_in = self._homes[block].region, self._cycle.distance(block)
-        room = self.residency.regions[region].space.free_bytes - self._homes[block].extent.length
+        room = self.residency.regions[region].free_bytes - self._homes[block].extent.length
         with closing(self._eviction[region].victims()) as victims:
             for victim in victims:
                 if room >= owed or self._cycle.distance(victim) <= needed_in:
@@ -377,16 +400,16 @@ class Planner:
         actions.append(read)
 
     def _make_room(self, block: BlockId, purpose: Purpose) -> Slot | None:
-        home = self._homes[block]
-        ahead = home.region == STREAM and purpose is not Purpose.DEMAND
+        region = self._homes[block].region
+        ahead = region == STREAM and purpose is not Purpose.DEMAND
         needed_in = self._cycle.distance(block) if ahead else None
         if needed_in is not None and needed_in > self._gone:
             return None  # the read under way for whose sake it went ends with another look
-        slot = self.residency.reserve(block, home.region, home.extent.length)
-        if slot is not None or home.region not in self._eviction:
+        slot = self._limits.reserve(block)
+        if slot is not None or region not in self._eviction:
             return slot
         awaited: list[BlockId] = []
-        with closing(self._eviction[home.region].victims()) as victims:
+        with closing(self._eviction[region].victims()) as victims:
             for victim in victims:
                 if not self.residency.evictable(victim):
                     continue
@@ -407,14 +430,8 @@ class Planner:
 
     def _replace(self, victim: BlockId, block: BlockId) -> Slot | None:
         """Evict ``victim`` for the sake of ``block``; the slot if there is room now."""
-        home = self._homes[block]
-        self.residency.evict(victim)
-        self._eviction[home.region].removed(victim)
-        if victim in self._on_trust:
-            self._on_trust.remove(victim)
-            self.speculation.failed(self._homes[victim].extent.length)
-        self.counters.evictions += 1
-        return self.residency.reserve(block, home.region, home.extent.length)
+        self._evict(victim)
+        return self._limits.reserve(block)
 
     def _untangle(self, actions: list[Action], now: float) -> None:
         """If streams wait only for each other: let a demand overtake that fits, or else refuse one."""
@@ -442,7 +459,12 @@ class Planner:
         if tangled:
             holding = set().union(*(holders[waits[stream]] for stream in tangled))
             chosen = next(stream for stream in waits if stream in (tangled & holding or tangled))
-            self._refuse(*wishes[chosen], actions)
+            number, block = wishes[chosen]
+            slot = self._limits.overdraw(block)
+            if slot is None:
+                self._refuse(number, block, actions)
+            else:
+                self._start([Part(block, self._homes[block].extent, slot)], actions, now, Purpose.DEMAND)
 
     def _refuse(self, number: int, block: BlockId, actions: list[Action]) -> None:
         home = self._homes[block]
@@ -460,6 +482,7 @@ class Planner:
     def check_integrity(self) -> None:
         """Raise AssertionError unless every wish is queued or being read, and every read fills reserved slots."""
         self.residency.check_integrity()
+        self._limits.check_integrity()
         reading = {part.block for read in self._in_flight.values() for part in read.parts}
         assert all(0 <= flying <= self._depth for flying in self._flying)
         assert sum(self._flying) == len(self._in_flight)

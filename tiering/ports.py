@@ -1,6 +1,6 @@
 """What the doing half needs from the world: the seams at which devices are plugged in, and faked in tests."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .events import Part
@@ -9,11 +9,14 @@ from .events import Part
 class Flash(Protocol):
     """Where blocks come from."""
 
-    async def read(self, parts: Sequence[Part], into: Sequence[memoryview]) -> None:
-        """Fill ``into`` with ``parts``, neighbours on flash, and verify them. Several at a time, on one loop.
+    def read(
+        self, parts: Sequence[Part], into: Sequence[memoryview], landed: Callable[[Exception | None], None]
+    ) -> None:
+        """Start to fill ``into`` with ``parts``, neighbours on flash, and to verify them. From any thread; several at
+        a time.
 
-        Whether it returns or raises, nothing writes to ``into`` any more; it must not be cancelled. Raises
-        BundleCorrupt, or ReadError when the drive fails for good.
+        ``landed`` is called once, on a thread of the flash, when nothing writes to ``into`` any more: with None, or
+        with BundleCorrupt, or ReadError where the drive fails for good. What is raised here has not started anything.
         """
 
 
@@ -22,3 +25,16 @@ class Memory(Protocol):
 
     def view(self, offset: int, length: int) -> memoryview:
         """Writable bytes of a slot, PAGE aligned."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give memory in which no slot lies back to the system. Its content is lost."""
+
+
+class Machine(Protocol):
+    """The memory that this process shares with others."""
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that may still be taken before the machine, or a control group we are in, runs out; bytes in all.
+
+        Raises OSError where the system does not tell.
+        """

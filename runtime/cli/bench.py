@@ -84,6 +84,8 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
         "read_size": size,
         "host_bytes": after.host_bytes,
         "host_budget": after.host_budget,
+        "host_limit": after.host_limit,
+        "host_shrinks": after.host_shrinks,
         "peak_rss_bytes": peak_resident_bytes(),
     }
 

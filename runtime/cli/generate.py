@@ -185,6 +185,7 @@ def _run(
         "stall_s": stats.stall_seconds,
         "host_bytes": stats.host_bytes,
         "host_budget": stats.host_budget,
+        "host_limit": stats.host_limit,
         "peak_rss_bytes": peak_resident_bytes(),
     }
 

@@ -28,6 +28,9 @@ class Settings:
         str | None, typer.Option("--config", metavar="FILE", help="Configuration; else ./penstock.toml.")
     ] = None
     host_memory: Annotated[str | None, _override("host_memory", "SIZE", 'Memory for weights: "2GiB", "auto".')] = None
+    host_memory_floor: Annotated[
+        str | None, _override("host_memory_floor", "SIZE", "What is kept of it under memory pressure.")
+    ] = None
     flash_limit: Annotated[str | None, _override("flash_limit", "SIZE", "Bound on all packed models.")] = None
     store: Annotated[str | None, _override("store", "FOLDER", "Where packed models lie.")] = None
     store_stripes: Annotated[

@@ -50,6 +50,7 @@ def command(
         "limited_by": None,
         "minimum_host_memory": outline.least_budget,
         "host_memory": budget,
+        "host_memory_floor": None,
         "model_bytes": outline.total_bytes,
         "flash_needed": needed,
         "flash_free": free,
@@ -79,6 +80,7 @@ def command(
     prediction = predict(outline.load(placement), speeds, prompt_tokens=prompt_tokens)
     report |= {
         "fits": needed <= free,
+        "host_memory_floor": outline.floor(placement, config.host_floor),
         "tokens_per_second": prediction.tokens_per_second,
         "time_to_first_token_s": prediction.time_to_first_token_s,
         "flash_bytes_per_token": prediction.flash_bytes_per_token,
@@ -186,7 +188,8 @@ def _print(report: dict[str, Any], placement: Any, settings: Settings) -> None:
             f"First token of a prompt of {report['prompt_tokens']} after "
             f"at least {report['time_to_first_token_s']:.2f} s.\n"
             f"Measured: flash {report['flash_bytes_per_second'] / 1e9:.2f} GB/s, "
-            f"memory {report['memory_bytes_per_second'] / 1e9:.1f} GB/s."
+            f"memory {report['memory_bytes_per_second'] / 1e9:.1f} GB/s.\n"
+            f"When the machine runs short of memory, down to {format_size(report['host_memory_floor'])} of host memory."
         )
     for note in report["notes"]:
         print(f"Note: {note}.")

@@ -14,7 +14,7 @@ import pytest
 
 from penstock.kernels import machine, trial
 from penstock.kernels.backends import usable
-from penstock.kernels.cgroups import MemoryGroup, memory_groups, processor_quota
+from penstock.kernels.cgroups import MemoryGroup, memory_group, memory_groups, processor_quota
 from penstock.kernels.directio import PAGE, DirectFile
 
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
@@ -335,3 +335,30 @@ def test_huge_page_mode(tmp_path):
     (tmp_path / "enabled").write_text("always [madvise] never\n")
     assert machine._huge_pages(tmp_path / "enabled") == "madvise"
     assert machine._huge_pages(tmp_path / "absent") == "absent"
+
+
+def test_the_meter_reads_the_groups_that_limit_us_and_looks_for_them_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tight, loose, searches = tmp_path / "tight", tmp_path / "loose", []
+    for folder, limit in ((tight, 3 << 20), (loose, 1 << 62)):
+        folder.mkdir()
+        (folder / "memory.max").write_text(str(limit))
+        (folder / "memory.current").write_text(str(1 << 20))
+
+    def groups() -> list[MemoryGroup]:
+        searches.append(1)
+        return [group for folder in (tight, loose) if (group := memory_group(folder)) is not None]
+
+    monkeypatch.setattr(machine, "memory_groups", groups)
+    meter = machine.MemoryMeter()
+    assert meter.memory() == (2 << 20, 3 << 20)
+    (tight / "memory.current").write_text(str(4 << 20))
+    assert meter.memory() == (0, 3 << 20), "over the limit, nothing is left"
+    (tight / "memory.max").write_text("max")
+    available, total = meter.memory()
+    assert total > 3 << 20
+    assert 0 < available <= total
+    for _ in range(20):
+        meter.memory()
+    assert len(searches) == 1

@@ -22,7 +22,7 @@ from penstock.kernels import directio, reading, uring
 from penstock.kernels.arena import Arena
 from penstock.kernels.backends import open_reader, usable
 from penstock.kernels.directio import PAGE, DirectFile, Segment, ShortRead
-from penstock.kernels.reading import BackendUnavailable, Reader, ReaderClosed, Threads, may_wait, submitting
+from penstock.kernels.reading import BackendUnavailable, Reader, ReaderClosed, Threads, may_wait, no_waiting
 from penstock.kernels.uring import Uring
 
 from ..backends import BACKENDS, Backend
@@ -375,11 +375,11 @@ def test_close_in_the_middle_of_submit(
 ) -> None:
     """As the garbage collector does it: what is handed in lands or is refused, and nobody waits for himself."""
     for moment in ("before", "after"):
-        reader, real = backend.make(1), submitting
+        reader, real = backend.make(1), no_waiting
 
         @contextlib.contextmanager
         def closing(reader: Reader = reader, moment: str = moment, real: Any = real) -> Iterator[None]:
-            with real(), reader._lock:  # type: ignore[attr-defined]
+            with real, reader._lock:  # type: ignore[attr-defined]
                 if moment == "before":
                     reader.close()
                 yield
@@ -387,7 +387,7 @@ def test_close_in_the_middle_of_submit(
                     reader.close()
 
         for module in (reading, uring):
-            monkeypatch.setattr(module, "submitting", closing)
+            monkeypatch.setattr(module, "no_waiting", closing())
         segments, outcome = segments_of(Arena(PAGE), 0, [1]), Outcome()
         if moment == "before":
             with pytest.raises(ReaderClosed):

@@ -13,7 +13,8 @@ from penstock.runtime.bridge import HOUSE, Bridge
 from penstock.tiering.errors import Closed, ReadError, UnplaceableModule
 from penstock.tiering.events import Acquire, Action, Cancel, Event, Grant, ReadDone, ReadFailed, Refuse, Release, Slot
 from penstock.tiering.fakes import FakeFlash, FakeMemory, pattern
-from penstock.tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
+from penstock.tiering.limits import EXPERTS, PINNED, STREAM, Home
+from penstock.tiering.planner import Planner
 from penstock.tiering.policy.cycle import Cycle
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.residency import Residency
@@ -310,7 +311,37 @@ def test_close_raises_closed_in_all_who_wait_and_lets_reads_land(rig: Rig) -> No
     assert close.is_alive(), "reads in flight write into memory that the caller is about to free"
     rig.flash.gate.set()
     assert close.result() is None
-    assert not rig.bridge._driver._thread.is_alive()
+
+
+@pytest.mark.parametrize("kind", [Release, Acquire])
+def test_closed_by_the_collector_inside_the_planner_does_not_wait(rig: Rig, kind: type) -> None:
+    """The read in flight needs the lock that this thread has, and so does the one that it is about to order."""
+
+    def work() -> None:
+        with rig.bridge.acquire([EXPERT[0]]) as leases:
+            assert next(leases)[0] == EXPERT[0]
+        rig.flash.gate.clear()
+        rig.bridge.acquire([EXPERT[1]]).close()
+        rig.planner.before = lambda event: rig.bridge.close() if isinstance(event, kind) else None
+        rig.bridge.release(EXPERT[0])
+        rig.use(EXPERT[2])
+
+    assert isinstance(Worker(work).result(), Closed)
+
+
+def test_a_read_that_cannot_start_reaches_who_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes to its end inside of the account that ordered it."""
+    error = ValueError("the bundle is closed")
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.flash, "read", refuse)
+        with pytest.raises(ValueError, match="the bundle is closed"):
+            rig.use(EXPERT[0])
+    rig.use(EXPERT[0])
+    rig.bridge.check_integrity()
 
 
 def test_after_close(rig: Rig) -> None:
@@ -390,11 +421,14 @@ def test_an_interrupt_inside_the_planner_closes_the_model(rig: Rig) -> None:
     assert Worker(rig.bridge.close).result() is None
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_error_on_the_drivers_thread_closes_the_model(rig: Rig) -> None:
-    rig.planner.before = raise_on(ReadDone, RuntimeError("a bug"))
+def test_an_error_on_a_readers_thread_closes_the_model(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported, bug = [], RuntimeError("a bug")
+    monkeypatch.setattr(threading, "excepthook", lambda told: reported.append(told.exc_value))
+    rig.planner.before = raise_on(ReadDone, bug)
     waiter = Worker(lambda: rig.use(EXPERT[0]))
     assert isinstance(waiter.result(), Closed)
+    rig.flash.join()
+    assert reported == [bug]
     with pytest.raises(Closed, match="a bug"):
         rig.bridge.begin()
     assert Worker(rig.bridge.close).result() is None

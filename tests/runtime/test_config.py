@@ -77,6 +77,7 @@ def test_every_override_reaches_its_key(name, tmp_path):
     section, key = OVERRIDES[name]
     value = {
         "host_memory": 7 * MiB,
+        "host_memory_floor": 6 * MiB,
         "flash_limit": 9,
         "store": tmp_path / "s",
         "store_stripes": (tmp_path / "a", tmp_path / "b"),
@@ -126,8 +127,8 @@ def test_override_of_a_config():
         ("[xyzzy]\nhost = 1", ["there are: memory, store, weights, experts, io, compute"]),
         ('host = "1GiB"', ["host = ... under [memory]"]),
         ("host_memory = 1", ["host = ... under [memory]"]),
-        ("memory = 3", ["[memory]", "keys: host, flash"]),
-        ("[[memory]]\nhost = 1", ["[memory]", "keys: host, flash"]),
+        ("memory = 3", ["[memory]", "keys: host, floor, flash"]),
+        ("[[memory]]\nhost = 1", ["[memory]", "keys: host, floor, flash"]),
         ('[memory]\nhost = "2XB"', ['host = "2XB"', "1.5GiB", '"auto"']),
         ("[memory]\nhost = -1", ["host = -1", "negative"]),
         ("[memory]\nhost = true", ["host = true"]),
@@ -266,3 +267,14 @@ def test_reading_a_configuration_loads_no_torch():
     code = "import sys; from penstock.runtime.config import Config; Config.load(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_floor_above_the_ceiling_is_refused(write):
+    file = write('[memory]\nhost = "1GiB"\nfloor = "2GiB"')
+    message = refusal(file)
+    assert "[memory] floor" in message
+    assert "above host, which is 1.00 GiB" in message
+    with pytest.raises(ConfigError, match="host_memory_floor = 2"):
+        Config.load(host_memory=1, host_memory_floor=2)
+    assert Config.load(host_memory=2, host_memory_floor=2).memory.floor == 2
+    assert Config.load(host_memory_floor="1TiB").memory.host == "auto", "what fits is found out later"

@@ -14,7 +14,8 @@ from penstock.kernels.arena import Arena
 from penstock.runtime.bridge import Bridge
 from penstock.tiering.errors import ReadError
 from penstock.tiering.fakes import FakeFlash, pattern
-from penstock.tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
+from penstock.tiering.limits import EXPERTS, PINNED, STREAM, Home
+from penstock.tiering.planner import Planner
 from penstock.tiering.policy.cycle import Cycle
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.ports import Flash

@@ -11,7 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 
 import penstock
+from penstock.kernels.reading import no_waiting
 from tests.runtime.test_exact import IDS, least_budget, logits
+
+SOON = 10.0
+"""Seconds after which a test gives up on what should take no time."""
 
 FORMS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -132,6 +136,30 @@ def test_wrap_moves_a_built_model_out(tiny_moe_folder: Path, store: Path) -> Non
     with pytest.raises(penstock.ConfigError, match="already wrapped"):
         penstock.wrap(model, store=store)
     model.penstock.close()
+
+
+def test_a_model_is_collected_by_a_thread_that_must_not_wait(
+    tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a reader's lock, say, and waiting for the bridge's is whoever has that one waiting for the reader's."""
+    model = penstock.load(tiny_moe_folder, store=store, host_memory="64MiB")
+    engine = model.penstock._engine
+    closed, collected = threading.Event(), threading.Event()
+    real = engine.bundle.close
+    monkeypatch.setattr(engine.bundle, "close", lambda: (real(), closed.set()))
+
+    def collect() -> None:
+        with no_waiting:
+            engine.close()
+        collected.set()
+
+    with engine.bridge._lock:
+        threading.Thread(target=collect, daemon=True).start()
+        assert collected.wait(SOON)
+        assert not closed.is_set()
+    assert closed.wait(SOON)
+    with pytest.raises(ValueError, match="closed"):
+        engine.arena.view(0, 0)
 
 
 def test_closed_model_says_so(tiny_moe_folder: Path, store: Path) -> None:

@@ -1,6 +1,6 @@
 """A small bundle of random blocks in two files, for the tests of the store."""
 
-import asyncio
+import queue
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -70,5 +70,8 @@ def read(bundle: Bundle, blocks: Sequence[Block]) -> list[bytes]:
 def fill(bundle: Bundle, blocks: Sequence[Block], views: Sequence[memoryview], reader: Reader | None = None) -> None:
     """Read ``blocks``, neighbours, as the engine does, through ``reader`` (else threads), and wait for them."""
     parts = [Part(block.id, block.extent, Slot("", 0, block.extent.length)) for block in blocks]
+    outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
     with closing(reader or Threads(1)) as used:
-        asyncio.run(BundleFlash(bundle, used).read(parts, views))
+        BundleFlash(bundle, used).read(parts, views, outcome.put)
+        if (problem := outcome.get()) is not None:
+            raise problem

@@ -1,14 +1,13 @@
 """The driver on real threads, over a fake drive."""
 
-import asyncio
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from penstock.kernels.reading import mark_thread
+from penstock.kernels.reading import may_wait
 from penstock.tiering.driver import Driver
 from penstock.tiering.errors import ReadError
 from penstock.tiering.events import Event, Part, Read, ReadDone, ReadFailed, Slot
@@ -123,8 +122,7 @@ def test_close_lets_reads_land(rig: Rig) -> None:
     assert closing.is_alive()
     rig.flash.gate.set()
     assert finishes(closing)
-    assert {rig.next(), rig.next()} == {ReadDone(0), ReadDone(1)}
-    assert not rig.driver._thread.is_alive()
+    assert {rig.posted.get_nowait(), rig.posted.get_nowait()} == {ReadDone(0), ReadDone(1)}, "posted after close"
 
 
 def test_close_twice_and_from_several_threads(rig: Rig) -> None:
@@ -145,44 +143,88 @@ def test_close_twice_and_from_several_threads(rig: Rig) -> None:
     assert errors == []
 
 
+def test_close_waits_for_what_follows_from_reads(rig: Rig) -> None:
+    posted: list[Event] = []
+
+    def post(event: Event) -> None:
+        posted.append(event)
+        if isinstance(event, ReadDone) and event.read < 7:
+            driver.submit(read(event.read + 1, event.read + 1))
+
+    rig.flash.gate.clear()
+    driver = Driver(rig.flash, rig.memory, post)
+    driver.submit(read(0, 0))
+    closing = in_background(driver.close)
+    rig.flash.gate.set()
+    assert finishes(closing)
+    assert posted == [ReadDone(number) for number in range(8)]
+
+
+def test_many_threads_submit(rig: Rig) -> None:
+    def work(first: int) -> None:
+        for number in range(first, first + 10):
+            rig.driver.submit(read(number, first // 10))
+
+    for thread in [in_background(lambda n=n: work(10 * n)) for n in range(8)]:  # type: ignore[misc]
+        assert finishes(thread)
+    rig.driver.close()
+    assert {rig.posted.get_nowait() for _ in range(80)} == {ReadDone(number) for number in range(80)}
+    assert rig.posted.empty()
+
+
 def test_close_from_its_own_threads_does_not_wait_for_itself() -> None:
     """A model may be collected, and so closed, by whatever thread happens to run the garbage collector."""
-    rig = Rig()
-    closed = threading.Semaphore(0)
+    memory = FakeMemory(len(BLOCKS) * PAGE)
+    closed: queue.Queue[str] = queue.Queue()
 
     class Closing(FakeFlash):
-        async def read(self, parts: object, into: object) -> None:
+        def read(self, *request: Any) -> None:
             driver.close()
-            await asyncio.wrap_future(pool.submit(driver.close))
-            closed.release()
+            closed.put("in submit")
+            super().read(*request)
 
     def post(event: Event) -> None:
         driver.close()
-        closed.release()
+        closed.put("in post")
 
-    driver = Driver(Closing(), rig.memory, post)
-    with ThreadPoolExecutor(1, initializer=mark_thread) as pool:
-        driver.submit(read(0, 0))
-        assert closed.acquire(timeout=SOON)
-        assert closed.acquire(timeout=SOON)
-        assert finishes(driver._thread)
-    rig.driver.close()
+    driver = Driver(Closing(), memory, post)
+    assert finishes(in_background(lambda: driver.submit(read(0, 0))))
+    assert closed.get(timeout=SOON) == "in submit"
+    assert closed.get(timeout=SOON) == "in post"
+    assert may_wait()
+    assert finishes(in_background(driver.close))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_failing_post_still_lets_reads_land() -> None:
-    flash, memory = FakeFlash(), FakeMemory(len(BLOCKS) * PAGE)
+def test_an_interrupt_in_submit_does_not_hold_up_close(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rig.flash, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rig.driver.submit(read(0, 0))
+    assert may_wait()
+    assert finishes(in_background(rig.driver.close))
+    assert rig.posted.empty()
+
+
+def test_a_failing_post_is_reported_and_the_other_reads_land(monkeypatch: pytest.MonkeyPatch) -> None:
+    flash, memory, bug = FakeFlash(), FakeMemory(len(BLOCKS) * PAGE), RuntimeError("a bug in the planner")
+    reported, posted = [], []
+    monkeypatch.setattr(threading, "excepthook", lambda told: reported.append(told.exc_value))
 
     def post(event: Event) -> None:
-        raise RuntimeError("a bug in the planner")
+        if event == ReadDone(0):
+            raise bug
+        posted.append(event)
 
     driver = Driver(flash, memory, post)
     flash.gate.clear()
     driver.submit(read(0, 0))
     driver.submit(read(1, 1))
-    assert flash.started.acquire(timeout=SOON)
-    assert flash.started.acquire(timeout=SOON)
     closing = in_background(driver.close)
     flash.gate.set()
     assert finishes(closing)
+    assert posted == [ReadDone(1)]
     assert bytes(memory.view(PAGE, PAGE)) == pattern(BLOCKS[1], PAGE)
+    flash.join()
+    assert reported == [bug]

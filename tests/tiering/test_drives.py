@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.tiering.events import Action, Read
-from penstock.tiering.planner import EXPERTS, PINNED, STREAM
+from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM
 from penstock.tiering.units import PAGE, BlockId
 
 from .watch import Watch, World, lay_out
@@ -20,7 +20,7 @@ def watch(
 ) -> Watch:
     """Blocks, their pages and drives; pages of the regions and of the longest read."""
     laid = [(block, EXPERTS if block in X else STREAM, pages) for block, pages, _ in blocks]
-    capacity = {PINNED: 0, STREAM: stream * PAGE, EXPERTS: experts * PAGE}
+    capacity = {PINNED: 0, KEPT: 0, STREAM: stream * PAGE, EXPERTS: experts * PAGE}
     homes = lay_out(laid, drives=[drive for *_, drive in blocks])
     return Watch(World(homes, capacity, depth, limit * PAGE), 2)
 

@@ -299,3 +299,42 @@ def test_a_block_outside_of_the_order_goes_first() -> None:
         cycle.inserted(block)
     assert ranking(cycle) == [C, B, A]
     assert cycle.distance(C) > cycle.distance(B)
+
+
+def test_who_leaves_the_cycle_comes_back_to_its_place() -> None:
+    cycle = Cycle((A, B, C, D, E, F))
+    cycle.leave([B, C, F])
+    assert cycle.order == (A, D, E)
+    assert B not in cycle
+    forward(cycle, 1, [E, D, A])
+    assert cycle.order == (E, D, A)
+    cycle.join([B, C, F])
+    assert cycle.order == (E, F, D, A, B, C), "behind the block that each came after"
+
+
+@given(st.integers(0, 6), st.sets(st.sampled_from((A, B, C, D, E, F))), st.sets(st.sampled_from((A, B, C, D, E, F))))
+def test_a_stream_stays_where_it_is_when_blocks_leave_and_join(
+    used: int, first: set[BlockId], second: set[BlockId]
+) -> None:
+    order = (A, B, C, D, E, F)
+    cycle = Cycle(order)
+    cycle.begin(1)
+    for block in order[:used]:
+        cycle.advance(1, block)
+    cycle.leave(first)
+    cycle.join(second)
+    assert cycle.order == tuple(block for block in order if block not in first - second)
+    ahead = [block for block in (*order[used:], *order[:used]) if block in cycle.order]
+    if first.isdisjoint(order[used : used + 1]):
+        assert list(cycle.upcoming()) == ahead
+
+
+def test_a_block_that_leaves_in_the_middle_of_a_forward_is_not_learned() -> None:
+    cycle = Cycle((A, B, C))
+    cycle.begin(1)
+    for block in (C, B):
+        cycle.advance(1, block)
+    cycle.leave([C])
+    cycle.end(1)
+    cycle.join([C])
+    assert sorted(cycle.order) == [A, B, C]

@@ -1,10 +1,11 @@
-"""Blocks through each backend: checked as they arrive, off the loop; faults of the drive are forgiven or named."""
+"""Blocks through each backend: checked as they arrive, by the reader; faults of the drive are forgiven or named."""
 
-import asyncio
 import errno
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,11 @@ from penstock.tiering.units import PAGE
 from ..backends import BACKENDS, Backend
 from .blocks import fill, write
 
+SOON = 10.0
+"""Seconds after which a test gives up on what should take no time."""
+
 Fault = Callable[[int], int]
+Outcomes = queue.Queue[Exception | None]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -41,6 +46,10 @@ def read(bundle: Bundle, backend: Backend, *blocks: Block) -> bytes:
         views.append(arena.view(sum(map(len, views)), block.extent.length))
     fill(bundle, blocks, views, backend.make(2))
     return bytes(arena.view(0, arena.length))
+
+
+def part(block: Block, at: int = 0) -> Part:
+    return Part(block.id, block.extent, Slot("", at, block.extent.length))
 
 
 def failing(number: int, times: int) -> Fault:
@@ -124,7 +133,7 @@ def test_a_file_cut_off_while_open_is_named(bundle: Bundle, backend: Backend) ->
         read(bundle, backend, *blocks)
 
 
-def test_the_loop_neither_reads_nor_checks(bundle: Bundle, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_caller_neither_reads_nor_checks(bundle: Bundle, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
     for name in ("fault", "explain"):
         real = getattr(Bundle, name)
@@ -152,28 +161,57 @@ def test_a_store_in_memory(backend: Backend) -> None:
         folder.rmdir()
 
 
-def test_many_reads_at_once_on_one_loop(bundle: Bundle, backend: Backend) -> None:
+def test_many_reads_at_once(bundle: Bundle, backend: Backend) -> None:
     """More than the depth, each into its own place."""
     blocks = bundle.manifest.blocks
     arena = Arena(4 * sum(block.extent.length for block in blocks))
 
-    async def work() -> list[tuple[Block, memoryview]]:
-        flash, reads, at = BundleFlash(bundle, reader), [], 0
-        async with asyncio.TaskGroup() as tasks:
-            for block in blocks * 4:
-                view = arena.view(at, block.extent.length)
-                part = Part(block.id, block.extent, Slot("", at, block.extent.length))
-                tasks.create_task(flash.read([part], [view]))
-                reads.append((block, view))
-                at += block.extent.length
-        return reads
-
-    reader = backend.make(3)
+    reads, at, reader = [], 0, backend.make(3)
+    outcomes = Outcomes()
     try:
-        for block, view in asyncio.run(work()):
+        flash = BundleFlash(bundle, reader)
+        for block in blocks * 4:
+            view = arena.view(at, block.extent.length)
+            flash.read([part(block, at)], [view], outcomes.put)
+            reads.append((block, view))
+            at += block.extent.length
+        assert [outcomes.get(timeout=SOON) for _ in reads] == [None] * len(reads)
+        for block, view in reads:
             assert view == on_flash(bundle, block)
     finally:
         reader.close()
+
+
+def test_a_second_chance_that_cannot_start_is_a_failure(
+    bundle: Bundle, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle is closed between the two; whoever waits must hear of it all the same."""
+    (block, *_), outcomes = bundle.manifest.blocks, Outcomes()
+
+    def fail(got: int) -> int:
+        bundle.close()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    backend.fault(monkeypatch, fail)
+    with closing(backend.make(1)) as reader:
+        view = Arena(block.extent.length).view(0, block.extent.length)
+        BundleFlash(bundle, reader).read([part(block)], [view], outcomes.put)
+        assert "is closed" in str(outcomes.get(timeout=SOON))
+    assert outcomes.empty()
+
+
+def test_a_check_that_breaks_is_a_failure(bundle: Bundle, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block, *_), outcomes, bug = bundle.manifest.blocks, Outcomes(), MemoryError("no room for a checksum")
+
+    def fault(*_: object) -> None:
+        raise bug
+
+    monkeypatch.setattr(bundle, "fault", fault)
+    with closing(backend.make(1)) as reader:
+        view = Arena(block.extent.length).view(0, block.extent.length)
+        BundleFlash(bundle, reader).read([part(block)], [view], outcomes.put)
+        assert outcomes.get(timeout=SOON) is bug
+    assert outcomes.empty()
 
 
 def test_a_closed_bundle_reads_nothing(bundle: Bundle, backend: Backend) -> None:

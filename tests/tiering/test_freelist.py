@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -28,6 +29,30 @@ class FreeListMachine(RuleBasedStateMachine):
         if expected is not None:
             self.free -= set(range(expected, expected + pages))
             self.taken.append((expected, pages))
+
+    @rule(pages=st.integers(1, 9), below=st.integers(0, 30))
+    def allocate_below(self, pages: int, below: int) -> None:
+        expected = self.first_fit(pages)
+        if expected is not None and expected + pages > below:
+            expected = None
+        offset = self.list.allocate(pages * PAGE, below=below * PAGE)
+        assert offset == (None if expected is None else expected * PAGE)
+        if expected is not None:
+            self.free -= set(range(expected, expected + pages))
+            self.taken.append((expected, pages))
+
+    @precondition(lambda self: self.free)
+    @rule(data=st.data(), pages=st.integers(1, 4))
+    def take(self, data: st.DataObject, pages: int) -> None:
+        page = data.draw(st.sampled_from(sorted(self.free)))
+        wanted = set(range(page, page + pages))
+        if self.free >= wanted:
+            self.list.take(page * PAGE, pages * PAGE)
+            self.free -= wanted
+            self.taken.append((page, pages))
+        else:
+            with pytest.raises(AssertionError):
+                self.list.take(page * PAGE, pages * PAGE)
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data())

@@ -20,6 +20,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def build(self, a: int, b: int) -> None:
         self.capacity = {"a": a * PAGE, "b": b * PAGE}
         self.tier = Residency("host", self.capacity)
+        self.limit = dict(self.capacity)
         self.state: dict[BlockId, str] = {}
         self.place: dict[BlockId, tuple[str, int, int]] = {}
         self.leases: Counter[tuple[int, BlockId]] = Counter()
@@ -34,7 +35,39 @@ class ResidencyMachine(RuleBasedStateMachine):
         slot = self.tier.reserve(block, region, pages * PAGE)
         if slot is not None:
             assert (slot.region, slot.length) == (region, pages * PAGE)
+            assert slot.offset + slot.length <= self.end(region)
             self.state[block], self.place[block] = "loading", tuple(slot)
+
+    def end(self, region: str) -> int:
+        return (0 if region == "a" else self.capacity["a"]) + self.limit[region]
+
+    @rule(
+        block=blocks, region=st.sampled_from("ab"), pages=st.integers(1, 4), at=st.one_of(st.none(), st.integers(0, 14))
+    )
+    def reserve_beyond(self, block: BlockId, region: str, pages: int, at: int | None) -> None:
+        """At a place of its own, if that is free; or wherever there is room, on either side of the limit."""
+        if block in self.state:
+            return
+        if at is not None:
+            spans = self.tier.regions[region].space.holes()
+            if not any(start <= at * PAGE and (at + pages) * PAGE <= start + length for start, length in spans):
+                return
+        slot = self.tier.reserve(block, region, pages * PAGE, at=None if at is None else at * PAGE, beyond=True)
+        if at is not None:
+            assert slot == (region, at * PAGE, pages * PAGE)
+        if slot is not None:
+            self.state[block], self.place[block] = "loading", tuple(slot)
+
+    @rule(region=st.sampled_from("ab"), pages=st.integers(0, 9))
+    def resize(self, region: str, pages: int) -> None:
+        limit = min(pages * PAGE, self.capacity[region])
+        before = self.end(region)
+        self.limit[region] = limit
+        freed = {
+            page for start, length in self.tier.resize(region, limit) for page in range(start, start + length, PAGE)
+        }
+        held = {page for _, start, length in self.place.values() for page in range(start, start + length, PAGE)}
+        assert freed == set(range(self.end(region), before, PAGE)) - held
 
     def pick(self, state: str, n: int) -> BlockId:
         """One of the blocks in ``state``; "leased" and "idle" are kinds of ready."""
@@ -102,6 +135,11 @@ class ResidencyMachine(RuleBasedStateMachine):
             state = self.state.get(block, "absent")
             assert self.tier.absent(block) == (state == "absent")
             assert self.tier.loading(block) == (state == "loading")
+            where = self.tier.where(block)
+            assert (tuple(where) if where else None) == self.place.get(block)
+            assert self.tier.beyond(block) == (
+                where is not None and where.offset + where.length > self.end(where.region)
+            )
             slot = self.tier.slot(block)
             assert (tuple(slot) if slot else None) == (self.place[block] if state == "ready" else None)
             assert self.tier.evictable(block) == (state == "ready" and not self.leased(block))

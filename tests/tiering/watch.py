@@ -2,8 +2,8 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
@@ -13,6 +13,7 @@ from penstock.tiering.events import (
     Action,
     Begin,
     Cancel,
+    Discard,
     End,
     Event,
     Expect,
@@ -23,16 +24,18 @@ from penstock.tiering.events import (
     ReadFailed,
     Refuse,
     Release,
+    Resize,
     Slot,
 )
-from penstock.tiering.planner import EXPERTS, PINNED, STREAM, Home, Planner
+from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM, Home
+from penstock.tiering.planner import Planner
 from penstock.tiering.policy.cycle import Cycle
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.residency import Residency
 from penstock.tiering.units import PAGE, BlockId, Extent
 
 HOUSE = -1
-REGIONS = (PINNED, STREAM, EXPERTS)
+REGIONS = (PINNED, KEPT, STREAM, EXPERTS)
 
 
 @dataclass
@@ -46,7 +49,7 @@ class World:
     eviction: str = "lru"
 
     def planner(self) -> Planner:
-        order = [block for block, home in self.homes.items() if home.region == STREAM]
+        order = [block for block, home in self.homes.items() if home.region in (STREAM, KEPT)]
         return Planner(
             Residency("host", self.capacity),
             self.homes,
@@ -56,6 +59,10 @@ class World:
             read_limit=self.read_limit,
             drives=self.drives,
         )
+
+    def largest(self, *regions: str) -> int:
+        """Bytes of the largest block of these regions."""
+        return max((home.extent.length for home in self.homes.values() if home.region in regions), default=0)
 
     @property
     def drives(self) -> int:
@@ -87,22 +94,29 @@ def worlds(draw: st.DrawFn) -> World:
     sizes: list[tuple[BlockId, str, int]] = []
     capacity = {}
     expert_pages = draw(st.one_of(st.just(2), st.none()))  # all experts the same size, or not
-    for region, most in ((PINNED, 2), (STREAM, 6), (EXPERTS, 8)):
+    for region, most in ((PINNED, 2), (KEPT, 4), (STREAM, 6), (EXPERTS, 8)):
         here = []
         for part in range(draw(st.integers(0, most))):
             block = BlockId("expert", "m", part) if region == EXPERTS else BlockId("dense", f"{region}.{part}")
             pages = expert_pages if region == EXPERTS and expert_pages else draw(st.integers(1, 4))
             here.append((block, region, pages))
         total, largest = sum(pages for _, _, pages in here), max((pages for _, _, pages in here), default=0)
-        low = total if region == PINNED else largest
+        if region == STREAM:  # those of KEPT pass through it when they cannot be kept
+            largest = max([largest, *(pages for _, other, pages in sizes if other == KEPT)])
+            total = max(total, largest)
+        low = total if region in (PINNED, KEPT) else largest
         capacity[region] = draw(st.one_of(st.just(low), st.integers(low, total))) * PAGE  # tight is where it hurts
         sizes += here
     if draw(st.booleans()):
         sizes = draw(st.permutations(sizes))
     second = draw(st.one_of(st.none(), st.integers(0, len(sizes))))
     drives = draw(st.one_of(st.just([]), st.lists(st.integers(0, 1), min_size=len(sizes), max_size=len(sizes))))
+    homes, place = lay_out(sizes, second, drives), capacity[PINNED]
+    for block, _, pages in draw(st.permutations([size for size in sizes if size[1] == KEPT])):
+        homes[block] = replace(homes[block], place=place, streamable=draw(st.integers(0, 3)) > 0)
+        place += pages * PAGE
     return World(
-        lay_out(sizes, second, drives),
+        homes,
         capacity,
         depth=draw(st.integers(1, 3)),
         read_limit=draw(st.integers(1, 8)) * PAGE,
@@ -140,6 +154,8 @@ class Watch:
         self.positions: dict[int, int] = {}
         self.tickets = 0
         self.now = 0.0
+        self.limits = dict(world.capacity)
+        self.touched: set[int] = set()  # pages of the arena behind which there is memory
         self.log: list[Action] = []
         starts, start = {}, 0
         for region in REGIONS:
@@ -150,7 +166,19 @@ class Watch:
     # --- what the model knows ---------------------------------------------------------------------------------------
 
     def region(self, block: BlockId) -> str:
-        return self.world.homes[block].region
+        """Where the block is, or else where it belongs now."""
+        home = self.world.homes[block]
+        if block in self.slots:
+            return self.slots[block].region
+        if home.place is None or not home.streamable or home.place + home.extent.length <= self.end_of(home.region):
+            return home.region
+        return STREAM
+
+    def end_of(self, region: str) -> int:
+        return self.starts[region] + self.limits[region]
+
+    def beyond(self, slot: Slot) -> bool:
+        return slot.offset + slot.length > self.end_of(slot.region)
 
     def length(self, block: BlockId) -> int:
         return self.world.homes[block].extent.length
@@ -161,13 +189,16 @@ class Watch:
     def loading(self) -> set[BlockId]:
         return {part.block for read in self.in_flight.values() for part in read.parts}
 
-    def fits(self, block: BlockId) -> bool:
-        """Whether there is a gap for ``block`` once all that may go is gone."""
+    def fits(self, block: BlockId, *, beyond: bool = False) -> bool:
+        """Whether there is a gap for ``block`` once all that may go is gone; ``beyond``: or beyond the limit."""
         region = self.region(block)
+        if region == KEPT or (beyond and self.world.homes[block].place is not None):
+            return True
         stays = set(self.slots) & ({b for b in self.slots if self.leased(b) or region == PINNED} | self.loading())
         position, end = self.starts[region], self.starts[region] + self.world.capacity[region]
+        end = end if beyond else self.end_of(region)
         for slot in sorted((self.slots[b] for b in stays if self.region(b) == region), key=lambda s: s.offset):
-            if slot.offset - position >= self.length(block):
+            if min(slot.offset, end) - position >= self.length(block):
                 return True
             position = slot.offset + slot.length
         return end - position >= self.length(block)
@@ -194,6 +225,8 @@ class Watch:
 
     def distance(self, block: BlockId) -> int:
         order = self.planner._cycle.order
+        if block not in order:
+            return len(order)
         ahead = []
         for position in self.positions.values() or (0,):
             steps = 0
@@ -206,12 +239,15 @@ class Watch:
 
     def apply(self, event: Event) -> list[Action]:
         self.now += 1
-        idle = not self.queue and not isinstance(event, Acquire)
+        idle = not self.queue and not isinstance(event, Acquire | Resize)
+        order, leaving = self.planner._cycle.order, {b for b, slot in self.slots.items() if self.beyond(slot)}
         before = set(self.ready)
         waited = any(self.region(block) == EXPERTS for block in self.queue)
         absent = [b for b in self.planner._cycle.order if self.planner.residency.absent(b)]
         actions = self.planner.handle(event, self.now)
         self.log = actions
+        if order != self.planner._cycle.order:
+            self.reposition(order)
         for action in actions:
             match action:
                 case Read():
@@ -220,14 +256,18 @@ class Watch:
                     self.check_grant(action)
                 case Refuse():
                     self.check_refusal(action)
+                case Discard():
+                    self.check_discard(action)
         gone = {block for block in before if self.planner.residency.slot(block) is None}
         expected = {block for stream in self.streams.values() for block in stream.expects}
-        assert waited or not gone & expected, "evicted what is expected, for something that nobody wants yet"
+        early = set() if waited or isinstance(event, Resize) else (gone - leaving) & expected
+        assert not early, "evicted what is expected, for something that nobody wants yet"
         for block in gone & self.ready:  # evicted, and nothing was read over it yet
             self.vacate(block)
+        absent += gone & leaving
         if idle and absent:
             nearest = min(self.distance(b) for b in absent)
-            for victim in gone:
+            for victim in gone - leaving:
                 if self.region(victim) == STREAM:
                     assert self.distance(victim) > nearest, f"{victim} went for nothing that is needed sooner"
         self.check()
@@ -241,6 +281,15 @@ class Watch:
         for region in REGIONS:
             slots = [slot for block, slot in self.slots.items() if self.region(block) == region]
             assert sum(slot.length for slot in slots) <= self.world.capacity[region]
+            assert sum(slot.length for slot in slots if not self.beyond(slot)) <= self.limits[region]
+        for block, slot in self.slots.items():
+            if self.beyond(slot):
+                assert self.leased(block) or block in self.loading(), (
+                    f"{block} is beyond the limit, and nobody holds it"
+                )
+        for page in self.touched - self.owner.keys():
+            region = next(r for r in reversed(REGIONS) if page >= self.starts[r])
+            assert page < self.end_of(region), "memory beyond the limit that nobody uses"
         assert not self.issuable(), "somebody waits, there is room and the drive has nothing better to do"
         for stream in self.streams.values():
             assert dict(self.planner.residency.held(stream.number)) == {b: n for b, n in stream.held.items() if n}
@@ -256,7 +305,7 @@ class Watch:
         demand = read.purpose is Purpose.DEMAND
         if not demand:
             assert not self.issuable(), "demand before prefetch"
-            waiting = {self.region(block) for block in self.queue}
+            waiting = {self.region(block) for block in self.queue} - {KEPT}  # there each has a place of its own
             assert not any(part.slot.region in waiting for part in read.parts), "room that a demand waits for"
             if any(part.slot.region == EXPERTS for part in read.parts):
                 wanted = {pair for stream in self.streams.values() for pair in stream.expects.items()}
@@ -264,14 +313,18 @@ class Watch:
         for part in read.parts:
             block, slot = part.block, part.slot
             assert part.extent == self.world.homes[block].extent
-            assert slot.region == self.region(block)
+            assert block not in self.loading(), "read twice at once"
+            self.vacate(block)
+            if self.beyond(slot):
+                assert demand, "a prefetch beyond the limit"
+            else:
+                assert slot.region == self.region(block)
+            assert self.world.homes[block].place in (None, slot.offset) or slot.region == STREAM
             assert slot.length == part.extent.length
             start = self.starts[slot.region]
             assert start <= slot.offset
             assert slot.offset + slot.length <= start + self.world.capacity[slot.region]
-            assert block not in self.loading(), "read twice at once"
             assert (block in self.queue) == demand
-            self.vacate(block)
             for page in range(slot.offset, slot.offset + slot.length, PAGE):
                 victim = self.owner.get(page)
                 if victim is not None:
@@ -279,10 +332,24 @@ class Watch:
                         assert self.distance(victim) > self.distance(block), "evicted what is needed sooner"
                     self.vacate(victim)
                 self.owner[page] = block
+                self.touched.add(page)
             self.slots[block] = slot
             if block in self.queue:
                 self.queue.remove(block)
         self.in_flight[read.read] = read
+
+    def check_discard(self, discard: Discard) -> None:
+        for page in range(discard.offset, discard.offset + discard.length, PAGE):
+            if page in self.owner:
+                self.vacate(self.owner[page])
+            self.touched.discard(page)
+
+    def reposition(self, before: Sequence[BlockId]) -> None:
+        """The order has changed: each stream comes next to what it came next to, or to what follows that."""
+        cycle = self.planner._cycle
+        for stream, position in self.positions.items():
+            rest = cycle._all[cycle._all.index(before[position]) :] if position < len(before) else ()
+            self.positions[stream] = next((cycle.order.index(b) for b in rest if b in cycle.order), len(cycle.order))
 
     def vacate(self, block: BlockId) -> None:
         """``block``'s bytes go, if it has any."""
@@ -314,7 +381,7 @@ class Watch:
         if isinstance(refusal.error, UnplaceableModule):
             head = [b for b in self.queue if b in stream.wants]
             assert head
-            assert not any(self.fits(block) for block in head)
+            assert not any(self.fits(block, beyond=True) for block in head)
             region = self.region(head[0])
             assert not any(self.region(block) == region for block in self.loading()), "that read makes room yet"
             for other in self.streams.values():
@@ -379,6 +446,10 @@ class Watch:
         assert ticket is not None
         self.forget(stream)
         self.apply(Cancel(ticket))
+
+    def resize(self, limits: Mapping[str, int]) -> None:
+        self.limits |= limits
+        self.apply(Resize(limits))
 
     def complete(self, number: int) -> None:
         for part in self.in_flight.pop(number).parts:

@@ -4,7 +4,8 @@ LRU over a cycle larger than the cache never hits. Here the block whose next use
 for a known sequence is the optimum (Belady, "A study of replacement algorithms for a virtual-storage computer").
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from ..events import Stream
 from ..units import BlockId
@@ -13,11 +14,13 @@ from ..units import BlockId
 class Cycle:
     """The order of use of the streamed dense blocks, where each stream stands in it, and what comes next.
 
-    The order starts as the one on flash and is corrected by what a whole forward has shown. It also serves as the
-    Eviction policy of the streaming region.
+    The order starts as the one on flash and is corrected by what a whole forward has shown. Blocks can ``join`` and
+    ``leave`` it, and come back to their place. It also serves as the Eviction policy of the streaming region.
     """
 
     def __init__(self, order: Sequence[BlockId]) -> None:
+        self._all = tuple(order)
+        self._outside: set[BlockId] = set()
         self._set_order(order)
         self._next: dict[Stream, int] = {}  # index of the block that each running stream should use next
         self._seen: dict[Stream, list[BlockId]] = {}
@@ -27,6 +30,28 @@ class Cycle:
         self.order = tuple(order)
         self._index = {block: index for index, block in enumerate(self.order)}
 
+    def __contains__(self, block: BlockId) -> bool:
+        return block in self._index
+
+    def join(self, blocks: Iterable[BlockId]) -> None:
+        """``blocks`` of the whole order are streamed from now on."""
+        self._change(self._outside - set(blocks))
+
+    def leave(self, blocks: Iterable[BlockId]) -> None:
+        """``blocks`` are streamed no more."""
+        self._change(self._outside | set(blocks))
+
+    def _change(self, outside: set[BlockId]) -> None:
+        if outside == self._outside:
+            return
+        place = {block: index for index, block in enumerate(self._all)}
+        next_up = {s: self.order[n] if n < len(self.order) else None for s, n in self._next.items()}
+        self._outside = outside
+        self._set_order([block for block in self._all if block not in outside])
+        places = [place[block] for block in self.order]
+        for stream, block in next_up.items():
+            self._next[stream] = len(places) if block is None else bisect_left(places, place[block])
+
     # --- what the streams do ----------------------------------------------------------------------------------------
 
     def begin(self, stream: Stream) -> None:
@@ -35,10 +60,25 @@ class Cycle:
 
     def end(self, stream: Stream) -> None:
         self._next.pop(stream, None)
-        seen = list(dict.fromkeys(self._seen.pop(stream, ())))
+        seen = [block for block in dict.fromkeys(self._seen.pop(stream, ())) if block in self]
         used = set(seen)
         if not self._next and seen and seen != [block for block in self.order if block in used]:
-            self._set_order(seen + [block for block in self.order if block not in used])
+            self._learn(seen + [block for block in self.order if block not in used])
+
+    def _learn(self, order: Sequence[BlockId]) -> None:
+        """``order`` is what it should have been; those outside keep to the block that they came after."""
+        after: dict[BlockId | None, list[BlockId]] = {}
+        leader: BlockId | None = None
+        for block in self._all:
+            if block in self._outside:
+                after.setdefault(leader, []).append(block)
+            else:
+                leader = block
+        whole = after.get(None, [])
+        for block in order:
+            whole += [block, *after.get(block, ())]
+        self._all = tuple(whole)
+        self._set_order(order)
 
     def advance(self, stream: Stream, block: BlockId) -> None:
         """``stream`` uses ``block`` now. Outside of a forward this says nothing of what comes next."""

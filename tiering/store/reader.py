@@ -89,14 +89,18 @@ class Bundle:
 
     def explain(self, problem: Exception, blocks: Sequence[Block]) -> Exception:
         """The error to raise where ``problem`` came of reading ``blocks``: BundleCorrupt, ReadError or itself."""
+        error: Exception
         match problem:
             case ShortRead():
                 there = problem.offset + problem.got
                 broken = next(block for block in blocks if block.extent.end > there)
-                return self.corrupt(broken, f"is cut off at {there}")
+                error = self.corrupt(broken, f"is cut off at {there}")
             case OSError():
-                return _read_error(self._files[blocks[0].extent.file], blocks[0].extent.offset, problem)
-        return problem
+                error = _read_error(self._files[blocks[0].extent.file], blocks[0].extent.offset, problem)
+            case _:
+                return problem
+        error.__cause__ = problem
+        return error
 
     def read_rows(self, block: Block, first_page: int, into: memoryview) -> None:
         """Fill ``into`` with the pages of ``block`` from number ``first_page`` on, unchecked. Errors as in ``read``."""
