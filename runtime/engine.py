@@ -71,6 +71,7 @@ class Engine:
             },
         )
         residency.resize(STREAM, whole.stream)
+        self._cache = (residency.regions[EXPERTS].start, whole.experts)
         homes = self._homes(residency.regions[KEPT].start)
         streamed = {*placement.streamed, *divisions.elastic}
         drives = len(bundle.manifest.drive_bytes)
@@ -98,6 +99,7 @@ class Engine:
 
     def load(self, progress: Progress) -> None:
         """Read what stays in memory. Raises what reading raises."""
+        self._prefault()
         wanted = [*self.placement.resident, *self._divisions.bound]
         progress.start("loading", self.placement.resident_bytes + self.placement.pinned_bytes)
         for block, slot in self.bridge.acquire(wanted, stream=HOUSE):
@@ -107,6 +109,14 @@ class Engine:
             for _, slot in self.bridge.acquire([block]):
                 self.bridge.release(block)
                 progress.advance(slot.length)
+
+    def _prefault(self) -> None:
+        """Back the cache of experts with memory while the rest is loaded: a prompt would have to wait for it."""
+        where, length = self._cache
+        if length:
+            threading.Thread(
+                target=self.arena.prefault, args=(where, length), name="penstock-prefault", daemon=True
+            ).start()
 
     def _homes(self, start: int) -> dict[BlockId, Home]:
         """Where each block goes; the places of the elastic ones begin at ``start``, those that go last come first."""
