@@ -171,7 +171,7 @@ def test_an_error_in_a_forward_leaves_a_valid_trace(
 
 
 def test_a_drive_that_fails_is_shown(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def read(*_: Any) -> None:
+    def read(*_: Any) -> None:
         raise penstock.ReadError("injected")
 
     with model.penstock.trace(tmp_path / "run.json"), monkeypatch.context() as patch:
