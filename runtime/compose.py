@@ -252,7 +252,13 @@ def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress:
         bundle = Bundle.open(bundle.folder, direct=False)
     with _closed_on_error(bundle):
         engine = Engine(
-            bundle, placement, divisions, MemoryMeter(), eviction=settings.experts.eviction, reading=reading
+            bundle,
+            placement,
+            divisions,
+            MemoryMeter(),
+            eviction=settings.experts.eviction,
+            guess=settings.experts.prefetch == "auto",
+            reading=reading,
         )
     try:
         engine.load(progress)

@@ -20,6 +20,7 @@ from ..tiering.policy.division import Divisions
 from ..tiering.policy.eviction import EVICTION
 from ..tiering.policy.placement import Placement
 from ..tiering.policy.reads import Reading
+from ..tiering.policy.speculation import Speculation
 from ..tiering.ports import Machine
 from ..tiering.progress import Progress
 from ..tiering.residency import Residency
@@ -48,11 +49,13 @@ class Engine:
         machine: Machine,
         *,
         eviction: str,
+        guess: bool,
         reading: Reading,
     ) -> None:
         """``divisions`` of ``placement`` say what stays when ``machine`` runs short of memory.
 
-        ``eviction`` is a name in EVICTION; ``reading`` says how reads are made on each drive.
+        ``eviction`` is a name in EVICTION; ``guess`` allows reads of experts on a guess; ``reading`` says how reads are
+        made on each drive.
 
         Nothing is read before ``load``. Raises ConfigError where this machine cannot read so.
         """
@@ -81,6 +84,7 @@ class Engine:
             homes,
             cycle=Cycle([block for block in self.blocks if block in streamed]),
             experts=EVICTION[eviction](),
+            speculation=Speculation(allowed=guess),
             depth=reading.depth,
             read_limit=reading.size,
             drives=drives,

@@ -17,6 +17,7 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "store_stripes": ("store", "stripes"),
     "weights_format": ("weights", "format"),
     "experts_eviction": ("experts", "eviction"),
+    "experts_prefetch": ("experts", "prefetch"),
     "io_backend": ("io", "backend"),
     "io_depth": ("io", "depth"),
     "device": ("compute", "device"),
@@ -28,7 +29,6 @@ NOT_YET = "this is not in this version of penstock yet; take it out"
 
 LATER: Mapping[str, tuple[str, str]] = {
     "device_memory": ("memory", "device"),
-    "experts_prefetch": ("experts", "prefetch"),
     "kv_host_memory": ("kv", "host"),
     "kv_format": ("kv", "format"),
     "kv_attention": ("kv", "attention"),
@@ -148,6 +148,10 @@ class Experts(_Section):
     eviction: Literal["auto", "lru", "lfu"] = Field(
         default="auto",
         description='Who leaves memory first: the expert used least recently ("lru") or least often ("lfu").',
+    )
+    prefetch: Literal["auto", "off"] = Field(
+        default="auto",
+        description='"auto" guesses the experts of the next layer while that saves time; "off" never does.',
     )
 
 

@@ -105,11 +105,12 @@ class Planner:
         depth: int,
         read_limit: int,
         drives: int = 1,
+        speculation: Speculation | None = None,
     ) -> None:
         """``depth`` reads in flight at most on each of ``drives``; neighbours join into reads of at most ``read_limit``
         bytes."""
         self.residency, self.counters = residency, Counters(drive_bytes=[0] * drives)
-        self.speculation = Speculation()
+        self.speculation = speculation or Speculation()
         self._limits, self._cycle = Limits(residency, homes, cycle), cycle
         self._homes = self._limits.homes
         self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts}

@@ -39,6 +39,7 @@ class Settings:
     ] = None
     weights_format: Annotated[str | None, _override("weights_format", "FORMAT", 'Weights on flash: "as-is".')] = None
     experts_eviction: Annotated[str | None, _override("experts_eviction", "POLICY", "auto, lru, lfu.")] = None
+    experts_prefetch: Annotated[str | None, _override("experts_prefetch", "WHEN", "auto, off.")] = None
     io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
     io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
     device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu.")] = None

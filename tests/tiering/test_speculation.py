@@ -48,6 +48,10 @@ def test_stops_where_nothing_is_left_to_save() -> None:
     assert share_active(Speculation(), 1000, right=0, wrong=0, seconds=0.001) < 0.1
 
 
+def test_never_guesses_where_it_may_not() -> None:
+    assert share_active(Speculation(allowed=False), 1000, right=8, wrong=0) == 0
+
+
 def test_comes_back_when_it_begins_to_pay() -> None:
     policy = Speculation()
     share_active(policy, 1000, right=0, wrong=8)

@@ -14,8 +14,8 @@ _KEEP = 0.9  # of what was measured before, per forward
 class Speculation:
     """Counts seconds, forgetting the older ones; ``active`` says whether to guess now."""
 
-    def __init__(self) -> None:
-        self.active = True
+    def __init__(self, *, allowed: bool = True) -> None:
+        self._allowed = self.active = allowed
         self._saved = self._cost = 0.0
         self._seconds = self._bytes = 0.0
         self._crowded = self._reads = 0.0
@@ -62,7 +62,7 @@ class Speculation:
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             else:
                 self._left, self._pause = 1, _PAUSE
-        elif self._left <= 0:
+        elif self._left <= 0 and self._allowed:
             self.active, self._left = True, TRIAL
             self._saved = self._cost = 0.0
         for name in ("_saved", "_cost", "_seconds", "_bytes", "_crowded", "_reads"):
