@@ -19,7 +19,7 @@ MOST_ROWS = 4
 """Rows up to which one pass over the matrix serves all of them."""
 
 _CHUNKS = (512, 1024, 256, 2048, 384, 768, 128, 64, 4096)
-_TRIAL_BYTES = 64 << 20  # of memory that a trial may take; no larger matrices
+_TRIAL_BYTES = 32 << 20  # of memory that a trial may take; no larger matrices
 _LEAST = 64  # columns of the matrix: below, a call costs more than the product
 
 
