@@ -118,7 +118,7 @@ void penstock_products(long count, const uint64_t *w, const uint64_t *x, const u
                        long chunk, int threads)
 {
     const long high = 2 * LANES, pieces = (n + high - 1) / high;
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(guided) num_threads(threads)
     for (long number = 0; number < count * pieces; number++) {
         const long i = number / pieces, first = number % pieces * high;
         const long there = n - first < high ? n - first : high;
