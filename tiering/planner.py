@@ -121,9 +121,8 @@ class Planner:
             case Release():
                 for block in event.blocks:
                     self.residency.release(block, event.stream)
-                if not (self._queue or self._expectations or self._limits.leaving) and (
-                    self._homes[event.blocks[0]].region != STREAM
-                ):
+                wanted = self._queue or self._expectations or self._limits.leaving
+                if not wanted and not any(self._homes[block].region == STREAM for block in event.blocks):
                     return actions  # room that nobody wants
             case Expect():
                 self._expectations.expect(event)

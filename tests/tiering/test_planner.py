@@ -205,6 +205,16 @@ def test_prefetch_goes_ahead_and_over_the_token_boundary() -> None:
     w.run_out()
 
 
+def test_prefetch_goes_on_whichever_block_of_a_release_made_room() -> None:
+    w = watch((X[0], 1), (D[0], 1), (D[1], 1), stream=1, experts=1, limit=1)
+    one = w.streams[1]
+    w.begin(one)
+    for block in (D[0], X[0]):
+        w.acquire(one, (block,))
+        land_all(w)
+    assert reads(w.release(one, X[0], D[0])) == [(D[1],)]
+
+
 def test_prefetch_brings_nothing_before_what_it_evicted_itself() -> None:
     """d1, d2, d3 go to make room for d0; what is left of it is not for d4, which is needed after them."""
     w = watch((D[0], 3), (D[1], 2), *((d, 1) for d in D[2:]), stream=4, limit=1)

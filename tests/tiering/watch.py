@@ -430,12 +430,13 @@ class Watch:
                 self.positions[stream.number] = order.index(block) + 1
         return self.apply(Acquire(self.tickets, stream.number, blocks))
 
-    def release(self, stream: StreamModel, block: BlockId) -> None:
-        self.check_bytes(block, self.slots[block])
-        stream.held[block] -= 1
-        if not stream.held[block]:
-            del stream.held[block]
-        self.apply(Release(stream.number, (block,)))
+    def release(self, stream: StreamModel, *blocks: BlockId) -> list[Action]:
+        for block in blocks:
+            self.check_bytes(block, self.slots[block])
+            stream.held[block] -= 1
+            if not stream.held[block]:
+                del stream.held[block]
+        return self.apply(Release(stream.number, blocks))
 
     def expect(self, stream: StreamModel, certain: tuple[BlockId, ...], guessed: tuple[BlockId, ...]) -> None:
         stream.expects = dict.fromkeys(guessed, Purpose.GUESS) | dict.fromkeys(certain, Purpose.CERTAIN)
