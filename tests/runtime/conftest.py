@@ -1,5 +1,6 @@
-"""Checkpoints that several tests load, made once."""
+"""What several tests share: checkpoints, made once; a bridge over a fake drive."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from tests.tiny_models import save_tiny
+
+from .rig import Rig, Worker
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,3 +36,20 @@ def tiny_dense_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store shared by tests that do not care what else is in it."""
     return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.flash.gate.set()
+    assert Worker(rig.bridge.close).result() is None
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads change hands often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
