@@ -1,5 +1,7 @@
-"""What several tests share: checkpoints, made once; a bridge over a fake drive."""
+"""What several tests share: checkpoints, made once; a drive that is small; a bridge over a fake one."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,17 @@ def tiny_dense_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store shared by tests that do not care what else is in it."""
     return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def small_drive(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "drive"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture
