@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from penstock.kernels import reading, uring
+from penstock.kernels import reading
 from penstock.kernels.arena import Arena
 from penstock.kernels.directio import PAGE, DirectFile, Segment
 from penstock.kernels.reading import Reader, ReaderClosed, no_waiting
@@ -93,8 +93,7 @@ def test_close_in_the_middle_of_submit(
                 if moment == "after":
                     reader.close()
 
-        for module in (reading, uring):
-            monkeypatch.setattr(module, "no_waiting", closing())
+        monkeypatch.setattr(reading, "no_waiting", closing())
         segments, outcome = segments_of(Arena(PAGE), 0, [1]), Outcome()
         if moment == "before":
             with pytest.raises(ReaderClosed):
