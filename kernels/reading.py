@@ -47,20 +47,14 @@ class Reader(Protocol):
         """Let what was submitted land, and stop. Idempotent; it waits for that where ``may_wait``."""
 
 
-class Threads:
-    """Reads with ``depth`` threads, each in one ``preadv`` at a time. Has to be closed."""
+class QueuedReader:
+    """What readers have in common: what is submitted waits, under a lock, for its turn."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self) -> None:
         # May be taken again by the thread that has it: see ``may_wait``. An executor's may not.
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
         self._waiting: deque[tuple[Transfer, Then]] = deque()
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"penstock-io-{number}", daemon=True) for number in range(depth)
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
         """As Reader.submit."""
@@ -70,7 +64,27 @@ class Threads:
                 transfer.end()
                 raise ReaderClosed("this reader is closed")
             self._waiting.append((transfer, then))
-            self._changed.notify()
+            self._wake()
+
+    def _wake(self) -> None:
+        """One more read waits; under the lock."""
+        raise NotImplementedError
+
+
+class Threads(QueuedReader):
+    """Reads with ``depth`` threads, each in one ``preadv`` at a time. Has to be closed. As Reader."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self._changed = threading.Condition(self._lock)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"penstock-io-{number}", daemon=True) for number in range(depth)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _wake(self) -> None:
+        self._changed.notify()
 
     def close(self) -> None:
         """As Reader.close."""

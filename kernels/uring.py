@@ -4,14 +4,12 @@ import errno
 import os
 import select
 import threading
-from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .directio import PAGE, DirectFile, Segment, Transfer
 from .iovecs import Iovecs
-from .reading import BackendUnavailable, ReaderClosed, Then, deliver, mark_thread, may_wait, no_waiting
+from .reading import BackendUnavailable, QueuedReader, Then, deliver, mark_thread, may_wait
 
 _WHY = {
     errno.EPERM: "the kernel or a sandbox forbids it (see sysctl kernel.io_uring_disabled)",
@@ -32,7 +30,7 @@ class _Flight(NamedTuple):
     vector: Any  # liburing's list of buffers, which the kernel may look at until the piece is done
 
 
-class Uring:
+class Uring(QueuedReader):
     """Reads with up to ``depth`` of them in the kernel at a time. Has to be closed. As Reader.
 
     The reader's own thread hands everything to the kernel, which ends a thread's reads with the thread: callers come
@@ -45,14 +43,13 @@ class Uring:
 
     def __init__(self, depth: int) -> None:
         """Raises BackendUnavailable where io_uring is forbidden or the liburing package is absent."""
+        super().__init__()
         self._api = _liburing()
         self._vector = Iovecs(self._api)
         self._ring, self._depth = self._api.Ring(), depth
-        self._lock = threading.RLock()  # may be taken again by the thread that has it: see ``may_wait``
-        self._waiting: deque[tuple[Transfer, Then]] = deque()
         self._flights: dict[int, _Flight] = {}
         self._next = 0
-        self._stuck = self._closed = self._gone = False
+        self._stuck = self._gone = False
         try:
             self._api.io_uring_queue_init(1 << (depth - 1).bit_length(), self._ring)
         except OSError as error:
@@ -67,22 +64,15 @@ class Uring:
         self._thread = threading.Thread(target=self._run, name="penstock-io-ring", daemon=True)
         self._thread.start()
 
-    def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
-        """As Reader.submit."""
-        transfer = file.begin(segments)
-        with no_waiting, self._lock:
-            if self._closed:
-                transfer.end()
-                raise ReaderClosed("this reader is closed")
-            self._waiting.append((transfer, then))
-            os.eventfd_write(self._signal, 1)
+    def _wake(self) -> None:
+        os.eventfd_write(self._signal, 1)
 
     def close(self) -> None:
         """As Reader.close."""
         with self._lock:
             self._closed = True
             if not self._gone:
-                os.eventfd_write(self._signal, 1)
+                self._wake()
         if may_wait():
             self._thread.join()
 

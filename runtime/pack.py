@@ -54,48 +54,22 @@ def pack(
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """The bundle of the checkpoint ``source`` (a folder or hub id); see ``pack_checkpoint``."""
-    quiet = progress is None or isinstance(progress, Quiet)
-    checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
-    return pack_checkpoint(
-        checkpoint,
-        store=store,
-        host_memory=host_memory,
-        dtype=dtype,
-        flash_limit=flash_limit,
-        codec=codec,
-        stripes=stripes,
-        direct=direct,
-        progress=progress,
-    )
-
-
-def pack_checkpoint(
-    checkpoint: Checkpoint,
-    *,
-    store: Path,
-    host_memory: int,
-    dtype: torch.dtype | None = None,
-    flash_limit: int | None = None,
-    codec: str = "as-is",
-    stripes: Sequence[Path] = (),
-    direct: bool | None = None,
-    progress: Progress | None = None,
-) -> Bundle:
-    """The bundle of ``checkpoint`` in ``store``, written if it is not there: weights in ``dtype`` (None: the
-    checkpoint's own), in at most ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit`` bytes.
-    ``stripes`` are folders on other drives, to which blocks are dealt by measured speed. A bundle that is there is
-    taken as it is, whatever drives it was dealt to.
+    """The bundle of the checkpoint ``source`` (a folder or hub id) in ``store``, written if it is not there: weights in
+    ``dtype`` (None: the checkpoint's own), in at most ``host_memory`` bytes of memory, with all bundles in at most
+    ``flash_limit`` bytes. ``stripes`` are folders on other drives, to which blocks are dealt by measured speed. A
+    bundle that is there is taken as it is, whatever drives it was dealt to.
 
     Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when a drive
     fails, ConfigError when a folder cannot be used. What an interruption leaves is taken up by the next call;
     KeyboardInterrupt then says so.
     """
+    quiet = progress is None or isinstance(progress, Quiet)
+    checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
     if codec not in CODECS:
         raise ConfigError(f"weights format {codec!r} is not known; there is {', '.join(CODECS)}")
     dtype = dtype or checkpoint.dtype()
     memory = max(host_memory, LEAST_MEMORY)
-    model = skeleton(checkpoint.config, dtype, trust_remote_code=checkpoint.trust_remote_code)
+    model = skeleton(checkpoint.config, dtype, trust_remote_code=trust_remote_code)
     plan = layout(model)
     store = prepare(store)
     digest = digest_files(checkpoint.content, store, progress)
@@ -134,7 +108,7 @@ def pack_model(
 ) -> Bundle:
     """The bundle of a ``model`` whose weights are in memory, in its own dtypes, written if it is not in ``store``.
 
-    Errors as for ``pack_checkpoint``.
+    Errors as for ``pack``.
     """
     plan = layout(model, {name: tensor.data_ptr() for name, tensor in model.state_dict().items()})
     store = prepare(store)

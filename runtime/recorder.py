@@ -7,8 +7,8 @@ import threading
 import time
 from typing import NamedTuple
 
+from ..tiering.counters import Counters
 from ..tiering.events import Event, Read, ReadDone, ReadFailed
-from ..tiering.planner import Counters
 from ..tiering.units import BlockId
 
 LIMIT = 250_000

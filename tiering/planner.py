@@ -37,6 +37,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from .coalesce import joins
+from .counters import Counters as Counters
 from .deadlock import stuck
 from .errors import UnplaceableModule
 from .events import (
@@ -60,30 +61,13 @@ from .events import (
     Slot,
     Stream,
 )
+from .expectations import Expectations
 from .limits import EXPERTS, STREAM, Home, Limits
 from .policy.cycle import Cycle
 from .policy.eviction import Eviction
 from .policy.speculation import Speculation
 from .residency import Residency
 from .units import BlockId, format_size
-
-
-@dataclass(slots=True)
-class Counters:
-    """Running totals, in blocks, bytes and seconds; ``drive_bytes`` are those read from each drive."""
-
-    expert_hits: int = 0
-    expert_misses: int = 0
-    dense_hits: int = 0
-    dense_misses: int = 0
-    demand_bytes: int = 0
-    prefetch_bytes: int = 0
-    guess_bytes: int = 0
-    guess_bytes_used: int = 0
-    reads: int = 0
-    evictions: int = 0
-    busy_seconds: float = 0.0
-    drive_bytes: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -111,6 +95,7 @@ class Planner:
         bytes."""
         self.residency, self.counters = residency, Counters(drive_bytes=[0] * drives)
         self.speculation = speculation or Speculation()
+        self._expectations = Expectations(self.counters, self.speculation)
         self._limits, self._cycle = Limits(residency, homes, cycle), cycle
         self._homes = self._limits.homes
         self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts}
@@ -122,9 +107,6 @@ class Planner:
         self._flying = [0] * drives  # how many of these each drive has
         self._gone = 0  # distance of the nearest block that this pass of prefetching evicted: none further is brought
         self._failed: set[BlockId] = set()  # read in vain, and not in demand since
-        self._expected: dict[Stream, dict[BlockId, Purpose]] = {}  # not asked for yet, soonest first
-        self._on_trust: set[BlockId] = set()  # read on a guess, and still expected
-        self._crowded: set[int] = set()  # guessed reads in flight beside which something was in demand
         self._busy_since = 0.0
         self._next_read = 0
 
@@ -139,12 +121,11 @@ class Planner:
             case Release():
                 for block in event.blocks:
                     self.residency.release(block, event.stream)
-                if not (self._queue or self._expected or self._limits.leaving) and (
-                    self._homes[event.blocks[0]].region != STREAM
-                ):
+                wanted = self._queue or self._expectations or self._limits.leaving
+                if not wanted and not any(self._homes[block].region == STREAM for block in event.blocks):
                     return actions  # room that nobody wants
             case Expect():
-                self._expect(event)
+                self._expectations.expect(event)
             case ReadDone():
                 self._read_done(event, actions, now)
             case ReadFailed():
@@ -170,10 +151,8 @@ class Planner:
     def _acquire(self, event: Acquire, actions: list[Action]) -> None:
         assert len(set(event.blocks)) == len(event.blocks)
         ticket = _Ticket(event.stream)
-        expected = self._expected.get(event.stream, {})
+        self._expectations.asked(event.stream, event.blocks)
         for block in event.blocks:
-            if expected.pop(block, None):
-                self._came_true(block)
             region = self._homes[block].region
             slot = self.residency.slot(block)
             if region != EXPERTS:
@@ -188,40 +167,9 @@ class Planner:
             self._waiting.setdefault(block, []).append(event.ticket)
             if self.residency.absent(block):
                 self._queue.setdefault(block)
-        if not expected:
-            self._expected.pop(event.stream, None)
         if ticket.wants:
             self._tickets[event.ticket] = ticket
-            self._crowded.update(n for n, read in self._in_flight.items() if read.purpose is Purpose.GUESS)
-
-    def _expect(self, event: Expect) -> None:
-        self.speculation.made(event.seconds)
-        for block in event.certain:
-            self._came_true(block)
-        self._expect_instead(
-            event.stream, dict.fromkeys(event.guessed, Purpose.GUESS) | dict.fromkeys(event.certain, Purpose.CERTAIN)
-        )
-
-    def _expect_instead(self, stream: Stream, blocks: dict[BlockId, Purpose]) -> None:
-        """``stream`` expects ``blocks``, and nothing else any more."""
-        before = self._expected.pop(stream, {})
-        if blocks:
-            self._expected[stream] = blocks
-        for block in before:
-            if block in self._on_trust and not self._awaited(block):
-                self._on_trust.remove(block)
-                self.speculation.failed(self._homes[block].extent.length)
-
-    def _came_true(self, block: BlockId) -> None:
-        """``block`` is wanted; perhaps it was read because somebody guessed so."""
-        if block in self._on_trust:
-            self._on_trust.remove(block)
-            size = self._homes[block].extent.length
-            self.counters.guess_bytes_used += size
-            self.speculation.came_true(size)
-
-    def _awaited(self, block: BlockId) -> bool:
-        return any(block in expected for expected in self._expected.values())
+            self._expectations.crowd()
 
     def _read_done(self, event: ReadDone, actions: list[Action], now: float) -> None:
         parts = self._landed(event.read, now).parts
@@ -243,7 +191,7 @@ class Planner:
             self.residency.abandon(part.block)
             self._failed.add(part.block)
             self._limits.gone(part.block)
-            self._on_trust.discard(part.block)
+            self._expectations.unreadable(part.block)
             for number in tuple(self._waiting.get(part.block, ())):
                 self._forget(number)
                 actions.append(Refuse(number, event.error))
@@ -254,7 +202,7 @@ class Planner:
         for block, count in tuple(self.residency.held(stream).items()):
             for _ in range(count):
                 self.residency.release(block, stream)
-        self._expect_instead(stream, {})
+        self._expectations.end(stream)
         self._cycle.end(stream)
 
     # --- parts of events --------------------------------------------------------------------------------------------
@@ -281,9 +229,7 @@ class Planner:
         slot = self.residency.evict(block)
         if slot.region in self._eviction:
             self._eviction[slot.region].removed(block)
-        if block in self._on_trust:
-            self._on_trust.remove(block)
-            self.speculation.failed(self._homes[block].extent.length)
+        self._expectations.evicted(block)
         self.counters.evictions += 1
         self._limits.gone(block)
 
@@ -291,11 +237,8 @@ class Planner:
         read = self._in_flight.pop(number)
         self._flying[self._homes[read.parts[0].block].drive] -= 1
         self.counters.busy_seconds += now - self._busy_since
-        self.speculation.drive(read.size, now - self._busy_since)
+        self._expectations.landed(read, now - self._busy_since)
         self._busy_since = now
-        if read.purpose is Purpose.GUESS:
-            self.speculation.landed(crowded=number in self._crowded)
-            self._crowded.discard(number)
         return read
 
     def _forget(self, number: int) -> None:
@@ -317,10 +260,9 @@ class Planner:
         if self._has_idle_drive() and all(map(self._leaves_others_alone, self._queue)):
             self._gone = len(self._cycle.order)
             self._issue(self._unread(self._cycle.upcoming()), actions, now, Purpose.CERTAIN)
-            for purpose in (Purpose.CERTAIN, Purpose.GUESS) if self._expected else ():
+            for purpose in (Purpose.CERTAIN, Purpose.GUESS) if self._expectations else ():
                 if not self._queue and self._has_idle_drive():
-                    expected = [b for blocks in self._expected.values() for b in blocks if blocks[b] is purpose]
-                    self._issue(self._unread(dict.fromkeys(expected)), actions, now, purpose)
+                    self._issue(self._unread(self._expectations.of(purpose)), actions, now, purpose)
 
     def _unread(self, blocks: Iterable[BlockId]) -> Iterator[BlockId]:
         """Those of ``blocks`` worth prefetching."""
@@ -394,8 +336,7 @@ class Planner:
             case Purpose.CERTAIN:
                 self.counters.prefetch_bytes += read.size
             case Purpose.GUESS:
-                self.counters.guess_bytes += read.size
-                self._on_trust.update(part.block for part in parts)
+                self._expectations.started(read)
         for part in parts:
             self._queue.pop(part.block, None)
         actions.append(read)
@@ -414,7 +355,7 @@ class Planner:
             for victim in victims:
                 if not self.residency.evictable(victim):
                     continue
-                if self._expected and self._awaited(victim):
+                if victim in self._expectations:
                     awaited.append(victim)
                     continue
                 if needed_in is not None:
@@ -484,6 +425,7 @@ class Planner:
         """Raise AssertionError unless every wish is queued or being read, and every read fills reserved slots."""
         self.residency.check_integrity()
         self._limits.check_integrity()
+        self._expectations.check_integrity(self.residency, self._in_flight)
         reading = {part.block for read in self._in_flight.values() for part in read.parts}
         assert all(0 <= flying <= self._depth for flying in self._flying)
         assert sum(self._flying) == len(self._in_flight)
@@ -493,8 +435,6 @@ class Planner:
         for number, ticket in self._tickets.items():
             assert ticket.wants
             assert all(number in self._waiting[block] for block in ticket.wants)
-        assert all(not self.residency.absent(block) and self._awaited(block) for block in self._on_trust)
-        assert self._crowded <= self._in_flight.keys()
         assert sum(len(waiting) for waiting in self._waiting.values()) == sum(
             len(ticket.wants) for ticket in self._tickets.values()
         )

@@ -2,14 +2,19 @@
 
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...tiering.errors import ConfigError
+from ...tiering.policy.reads import Reading
 from ...tiering.units import GiB, MiB, format_size
 from ..speeds import existing
 from .console import print_json, print_table, quiet_libraries, say
 from .options import Settings
+
+if TYPE_CHECKING:
+    from ...kernels.machine import DriveReport, MachineReport
 
 IN_MEMORY = ("tmpfs", "ramfs")
 OVER_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
@@ -39,40 +44,71 @@ def command(settings: Settings) -> None:
     except OSError as error:
         raise ConfigError(f"cannot measure the drive below {folder}: {error}; choose another with --store") from error
     kept = drivecache.keep(folder, drive.rates)
-    reading = kept_reading(folder, config.io, block=TYPICAL) if kept else None
     report = machine.describe()
-    memory = machine.measure_memory()
     file_system = file_system_of(folder, Path("/proc/self/mounts"))
-    notes = warnings_for(
-        swap_used=psutil.swap_memory().used,
-        available=report.available_memory,
+    found = _Found(
+        machine=report,
+        drive=drive,
         file_system=file_system,
-        direct=drive.direct,
         free=free,
-        kept=kept is not None,
+        reading=kept_reading(folder, config.io, block=TYPICAL) if kept else None,
+        kept=kept,
+        memory=machine.measure_memory(),
+        budget=config.host_budget(),
+        warnings=warnings_for(
+            swap_used=psutil.swap_memory().used,
+            available=report.available_memory,
+            file_system=file_system,
+            direct=drive.direct,
+            free=free,
+            kept=kept is not None,
+        ),
     )
-    budget = config.host_budget()
     if settings.json:
-        print_json(
-            {
-                "machine": asdict(report),
-                "drive": asdict(drive) | {"file_system": file_system, "free_bytes": free},
-                "reading": asdict(reading) if reading else None,
-                "kept_in": str(kept) if kept else None,
-                "memory_bytes_per_second": memory,
-                "host_memory": budget,
-                "warnings": notes,
-            }
-        )
-        return
+        print_json(_fields(found))
+    else:
+        _print(found, store)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """``free`` bytes on the drive, ``memory`` in bytes per second, ``budget`` in bytes; ``kept`` is the file in which
+    the drive's rates are, and ``reading`` how blocks are read by them."""
+
+    machine: "MachineReport"
+    drive: "DriveReport"
+    file_system: str
+    free: int
+    reading: Reading | None
+    kept: Path | None
+    memory: float
+    budget: int
+    warnings: list[str]
+
+
+def _fields(found: _Found) -> dict[str, Any]:
+    """The fields of ``--json``."""
+    return {
+        "machine": asdict(found.machine),
+        "drive": asdict(found.drive) | {"file_system": found.file_system, "free_bytes": found.free},
+        "reading": asdict(found.reading) if found.reading else None,
+        "kept_in": str(found.kept) if found.kept else None,
+        "memory_bytes_per_second": found.memory,
+        "host_memory": found.budget,
+        "warnings": found.warnings,
+    }
+
+
+def _print(found: _Found, store: Path) -> None:
+    report, drive, reading = found.machine, found.drive, found.reading
     print(f"{report.processor}, {report.cores} cores, {' '.join(report.instruction_sets)}")
     print(f"{report.system}; Python {report.python}, torch {report.torch}, transformers {report.transformers}")
     print(
         f"memory: {format_size(report.available_memory)} of {format_size(report.total_memory)} available, "
-        f"{memory / 1e9:.1f} GB/s; host_memory would be {format_size(budget)}"
+        f"{found.memory / 1e9:.1f} GB/s; host_memory would be {format_size(found.budget)}"
     )
     print(
-        f"store: {store} on {file_system}, {format_size(free)} free, "
+        f"store: {store} on {found.file_system}, {format_size(found.free)} free, "
         f"direct reads: {'yes' if drive.direct else 'no'}; GB/s by backend, read size and reads in flight:"
     )
     depths = sorted({rate.depth for rate in drive.rates})
@@ -87,9 +123,9 @@ def command(settings: Settings) -> None:
     if reading:
         print(
             f"blocks of {format_size(TYPICAL)} are read by {reading.backend}, {reading.depth} reads in flight, "
-            f"smaller neighbours joined up to {format_size(reading.size)}; kept in {kept}"
+            f"smaller neighbours joined up to {format_size(reading.size)}; kept in {found.kept}"
         )
-    for note in notes:
+    for note in found.warnings:
         say(f"penstock: warning: {note}")
 
 

@@ -8,11 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from ...tiering.errors import BudgetTooSmall, BundleError
+from ...tiering.policy.cost import Speeds, predict
+from ...tiering.policy.placement import Placement
 from ...tiering.policy.reads import streamed_lengths, typical_read
 from ...tiering.store.folder import size_of
 from ...tiering.store.stripes import parts_of
 from ...tiering.units import format_size
 from ..drives import bundle_speed, together
+from ..settings import Io
 from ..speeds import drive_speed, existing
 from .console import print_json, print_table, quiet_libraries
 from .opening import bundles_of, is_bundle, open_checkpoint, read_config, read_manifest
@@ -32,15 +35,12 @@ def command(
     """
     config = settings.load()
     quiet_libraries()
-    from ...kernels.machine import measure_memory
-    from ...tiering.policy.cost import Speeds, predict
-    from ..reading import kept_reading
-
     outline, bundle = _outline(source, config.store.path)
     budget = config.host_budget(outline.total_bytes)
     needed = 0 if bundle else outline.total_bytes
     places = [config.store.path, *config.store.stripes]
     free = flash_free(places, config.flash_limit)
+    notes: list[str] = []
     report: dict[str, Any] = {
         "fits": False,
         "tokens_per_second": None,
@@ -55,59 +55,28 @@ def command(
         "flash_needed": needed,
         "flash_free": free,
         "prompt_tokens": prompt_tokens,
-        "notes": [],
+        "notes": notes,
     }
-    notes: list[str] = report["notes"]
     if needed > free:
         notes.append(f"packing needs {format_size(needed)} on flash, there is room for {format_size(free)}")
+    placement: Placement | None = None
     try:
         placement = outline.place(budget)
     except BudgetTooSmall as error:
         notes.append(str(error))
-        _print(report, None, settings)
-        return
-    size = typical_read(streamed_lengths(outline.blocks, placement))
-    reading = kept_reading(existing(config.store.path), config.io, block=size)
-    if bundle:
-        flash = bundle_speed(bundle, read_manifest(bundle), size, reading)
     else:
-        each = [drive_speed(place, size, reading) for place in places]
-        flash = together(places, each, each)  # as packing would deal
-        free = report["flash_free"] = flash_free(places, config.flash_limit, each)
+        speeds, shares = _measure(outline, placement, bundle, places, config.io)
+        if shares:
+            free = report["flash_free"] = flash_free(places, config.flash_limit, shares)
         if needed > free and not notes:
             notes.append(f"packing needs {format_size(needed)} on flash, the drives have room for {format_size(free)}")
-    speeds = Speeds(flash, measure_memory())
-    prediction = predict(outline.load(placement), speeds, prompt_tokens=prompt_tokens)
-    report |= {
-        "fits": needed <= free,
-        "host_memory_floor": outline.floor(placement, config.host_floor),
-        "tokens_per_second": prediction.tokens_per_second,
-        "time_to_first_token_s": prediction.time_to_first_token_s,
-        "flash_bytes_per_token": prediction.flash_bytes_per_token,
-        "hit_ratio": prediction.hit_ratio,
-        "limited_by": prediction.limited_by,
-        "memory_bytes_per_token": prediction.memory_bytes_per_token,
-        "flash_bytes_per_second": speeds.flash,
-        "memory_bytes_per_second": speeds.memory,
-        "placement": {
-            "resident_bytes": placement.resident_bytes,
-            "pinned_bytes": placement.pinned_bytes,
-            "streamed_bytes": placement.streamed_bytes,
-            "stream_region_bytes": placement.stream_region_bytes,
-            "row_cache_bytes": placement.row_cache_bytes,
-            "expert_region_bytes": placement.expert_region_bytes,
-            "expert_total_bytes": placement.expert_total_bytes,
-            "expert_count": placement.expert_count,
-        },
-    }
-    if placement.expert_count and placement.expert_share < 1:
-        notes.append(
-            "the hit ratio is an estimate without a trace of routing: the fraction of the experts that is cached"
-        )
-    if outline.guessed:
-        notes.append("nothing says how many experts a token uses; all of them are counted")
-    notes.append("speeds count bytes over measured speeds, not arithmetic: they are upper bounds")
-    _print(report, placement, settings)
+        report |= {"fits": needed <= free, "host_memory_floor": outline.floor(placement, config.host_floor)}
+        report |= _predicted(outline, placement, speeds, prompt_tokens)
+        notes += _caveats(outline, placement)
+    if settings.json:
+        print_json(report)
+    else:
+        _print(report, placement)
 
 
 def _outline(source: Source, store: Path) -> tuple[Any, Path | None]:
@@ -149,6 +118,62 @@ def _same_shape(bundle: Path, planned: Any) -> bool:
     return bool(type(planned)(manifest.blocks, manifest.tied).digest() == planned.digest())
 
 
+def _measure(
+    outline: Any, placement: Placement, bundle: Path | None, places: Sequence[Path], io: Io
+) -> tuple[Speeds, list[float] | None]:
+    """The speeds of flash and memory here; without a ``bundle``, also that of each drive to which packing would deal.
+
+    ``places`` are the store and its stripes.
+    """
+    from ...kernels.machine import measure_memory
+    from ..reading import kept_reading
+
+    size = typical_read(streamed_lengths(outline.blocks, placement))
+    reading = kept_reading(existing(places[0]), io, block=size)
+    if bundle:
+        return Speeds(bundle_speed(bundle, read_manifest(bundle), size, reading), measure_memory()), None
+    each = [drive_speed(place, size, reading) for place in places]
+    return Speeds(together(places, each, each), measure_memory()), each
+
+
+def _predicted(outline: Any, placement: Placement, speeds: Speeds, prompt_tokens: int) -> dict[str, Any]:
+    """What ``placement`` promises at these ``speeds``, as fields of the report."""
+    prediction = predict(outline.load(placement), speeds, prompt_tokens=prompt_tokens)
+    return {
+        "tokens_per_second": prediction.tokens_per_second,
+        "time_to_first_token_s": prediction.time_to_first_token_s,
+        "flash_bytes_per_token": prediction.flash_bytes_per_token,
+        "hit_ratio": prediction.hit_ratio,
+        "limited_by": prediction.limited_by,
+        "memory_bytes_per_token": prediction.memory_bytes_per_token,
+        "flash_bytes_per_second": speeds.flash,
+        "memory_bytes_per_second": speeds.memory,
+        "placement": {
+            "resident_bytes": placement.resident_bytes,
+            "pinned_bytes": placement.pinned_bytes,
+            "streamed_bytes": placement.streamed_bytes,
+            "stream_region_bytes": placement.stream_region_bytes,
+            "row_cache_bytes": placement.row_cache_bytes,
+            "expert_region_bytes": placement.expert_region_bytes,
+            "expert_total_bytes": placement.expert_total_bytes,
+            "expert_count": placement.expert_count,
+        },
+    }
+
+
+def _caveats(outline: Any, placement: Placement) -> list[str]:
+    """What the prediction does not know."""
+    notes = []
+    if placement.expert_count and placement.expert_share < 1:
+        notes.append(
+            "the hit ratio is an estimate without a trace of routing: the fraction of the experts that is cached"
+        )
+    if outline.guessed:
+        notes.append("nothing says how many experts a token uses; all of them are counted")
+    notes.append("speeds count bytes over measured speeds, not arithmetic: they are upper bounds")
+    return notes
+
+
 def flash_free(places: Sequence[Path], limit: int | None, shares: Sequence[float] | None = None) -> int:
     """Bytes that a new bundle may take in the store, the first of ``places``, and its stripes, the others, which need
     not exist yet; with each taking its share of them, if ``shares`` are given."""
@@ -170,10 +195,7 @@ def flash_free(places: Sequence[Path], limit: int | None, shares: Sequence[float
     return max(0, min(room, limit - size_of(store) - sum(map(size_of, elsewhere))))
 
 
-def _print(report: dict[str, Any], placement: Any, settings: Settings) -> None:
-    if settings.json:
-        print_json(report)
-        return
+def _print(report: dict[str, Any], placement: Placement | None) -> None:
     verdict = "fits" if report["fits"] else "does not fit"
     print(
         f"{format_size(report['model_bytes'])} of weights, {format_size(report['host_memory'])} of host memory: "
@@ -195,7 +217,7 @@ def _print(report: dict[str, Any], placement: Any, settings: Settings) -> None:
         print(f"Note: {note}.")
 
 
-def _where(placement: Any) -> list[tuple[str, object, str, str, str]]:
+def _where(placement: Placement) -> list[tuple[str, object, str, str, str]]:
     """Rows of the table; what the model does not have is left out."""
     rows = [
         ("small weights", len(placement.resident), placement.resident_bytes, placement.resident_bytes, "memory"),

@@ -1,14 +1,19 @@
-"""What the tests of kernels share: a data file with known content, and a look into the page cache."""
+"""What the tests of kernels share: a data file with known content, readers of it, and a look into the page cache."""
 
 import ctypes
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+
+from penstock.kernels.directio import DirectFile
+from penstock.kernels.reading import Reader
+
+from ..backends import BACKENDS, Backend
 
 
 @pytest.fixture
@@ -47,3 +52,23 @@ def data_file(tmp_path: Path, content: bytes) -> Path:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
     return path
+
+
+@pytest.fixture(params=[None, False], ids=["direct", "buffered"])
+def file(request: pytest.FixtureRequest, data_file: Path) -> Iterator[DirectFile]:
+    with DirectFile(data_file, direct=request.param) as opened:
+        if request.param is None and not opened.direct:
+            pytest.skip("the folder for temporary files has no direct I/O")
+        yield opened
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return BACKENDS[request.param]()
+
+
+@pytest.fixture
+def reader(backend: Backend) -> Iterator[Reader]:
+    reader = backend.make(4)
+    yield reader
+    reader.close()

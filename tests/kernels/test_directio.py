@@ -4,7 +4,6 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,29 +13,9 @@ from penstock.kernels import directio
 from penstock.kernels.arena import Arena
 from penstock.kernels.directio import IOV_MAX, PAGE, DirectFile, Segment, ShortRead
 
+from .reads import joined, segments_of
+
 real_preadv, real_open = os.preadv, os.open
-
-
-def segments_of(arena: Arena, offset: int, pages: Sequence[int], gap: int = 1) -> list[Segment]:
-    """Segments of so many pages each, adjacent in the file from ``offset`` on, ``gap`` pages apart in memory."""
-    segments, place = [], 0
-    for count in pages:
-        segments.append(Segment(offset, arena.view(place, count * PAGE)))
-        offset += count * PAGE
-        place += (count + gap) * PAGE
-    return segments
-
-
-def joined(segments: Sequence[Segment]) -> bytes:
-    return b"".join(segment.buffer for segment in segments)
-
-
-@pytest.fixture(params=[None, False], ids=["direct", "buffered"])
-def file(request, data_file):
-    with DirectFile(data_file, direct=request.param) as opened:
-        if request.param is None and not opened.direct:
-            pytest.skip("the folder for temporary files has no direct I/O")
-        yield opened
 
 
 def test_scatters_neighbours_into_places_apart(file, content):

@@ -1,5 +1,8 @@
-"""Checkpoints that several tests load, made once."""
+"""What several tests share: checkpoints, made once; a drive that is small; a bridge over a fake one."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +10,8 @@ import pytest
 import torch
 
 from tests.tiny_models import save_tiny
+
+from .rig import Rig, Worker
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,3 +38,31 @@ def tiny_dense_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store shared by tests that do not care what else is in it."""
     return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def small_drive(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "drive"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.flash.gate.set()
+    assert Worker(rig.bridge.close).result() is None
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads change hands often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)

@@ -1,4 +1,4 @@
-"""A process that packs and is killed, or packs beside another one; started by test_packing.
+"""A process that packs and is killed, or packs beside another one; started by ``packing.child``.
 
     pack_child.py kill CHECKPOINT STORES POINT...    a packing per POINT into STORES/POINT, killed there
     pack_child.py together CHECKPOINT STORE N        N packings at once; prints how many of them wrote

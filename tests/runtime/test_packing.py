@@ -3,9 +3,6 @@
 import mmap
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from ctypes import CDLL, POINTER, addressof, c_char, c_size_t, c_ubyte, c_void_p
 from pathlib import Path
 
@@ -21,9 +18,7 @@ from penstock.tiering.units import MiB
 
 from ..bundles import assert_equal, files_of, packed
 from ..tiny_models import save_tiny
-
-CHILD = Path(__file__).with_name("pack_child.py")
-
+from .packing import FillUp, child
 
 # --- once, whole, resumable ------------------------------------------------------------------------------------------
 
@@ -60,12 +55,6 @@ def test_other_weights_are_another_bundle(tmp_path: Path) -> None:
     second = packed(source, tmp_path / "store")
     assert second.folder != first.folder
     assert_equal(second, source)
-
-
-def child(*arguments: object) -> str:
-    return subprocess.run(
-        [sys.executable, CHILD, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True, timeout=100
-    ).stdout
 
 
 def test_a_killed_packing_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
@@ -116,17 +105,6 @@ def test_of_packings_at_once_one_writes(tmp_path: Path) -> None:
 # --- budgets ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_drive(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "drive"
-    folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]).returncode:
-        pytest.skip("only root can mount a small file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_drive_that_is_too_small_is_said_before_anything_is_written(tmp_path: Path, small_drive: Path) -> None:
     source = save_tiny("qwen3_next", tmp_path / "checkpoint")
     with pytest.raises(FlashFull, match="its drive has"):
@@ -140,20 +118,10 @@ def test_a_drive_that_fills_up_leaves_a_packing_to_go_on_with(
     monkeypatch.setattr(writer, "COMMIT", 40_000)
     source = save_tiny("qwen3_moe", tmp_path / "checkpoint")
     expected = files_of(packed(source, tmp_path / "whole").folder)
-    filler = small_drive / "filler"
-
-    class FillUp(Quiet):
-        left = 20
-
-        def advance(self, n: int) -> None:
-            self.left -= 1
-            if self.left == 0:
-                with open(filler, "wb", buffering=0) as file:
-                    os.posix_fallocate(file.fileno(), 0, os.statvfs(small_drive).f_bavail * 4096)
-
+    fill_up = FillUp(small_drive, 20)
     with pytest.raises(FlashFull, match="run the same again"):
-        packed(source, small_drive / "store", progress=FillUp())
-    filler.unlink()
+        packed(source, small_drive / "store", progress=fill_up)
+    fill_up.filler.unlink()
     assert files_of(packed(source, small_drive / "store").folder) == expected
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,14 +15,13 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.runtime import drives
 from penstock.tiering.errors import BundleCorrupt, BundleError, ConfigError, FlashFull
-from penstock.tiering.progress import Quiet
 from penstock.tiering.store import journal, writer
 from penstock.tiering.store.reader import Bundle
 
 from ..bundles import assert_equal, files_of, packed
 from ..tiny_models import save_tiny
+from .packing import FillUp, child
 from .test_exact import least_budget, logits
-from .test_packing import child
 
 
 @pytest.fixture
@@ -40,17 +38,6 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     set_speeds()
     return set_speeds
-
-
-@pytest.fixture
-def small_drive(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "drive"
-    folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]).returncode:
-        pytest.skip("only root can mount a small file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture
@@ -264,20 +251,10 @@ def test_a_second_drive_that_fills_up_leaves_a_packing_to_go_on_with(
     source: Path, tmp_path: Path, small_drive: Path, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "COMMIT", 40_000)
-    filler = small_drive / "filler"
-
-    class FillUp(Quiet):
-        left = 12
-
-        def advance(self, n: int) -> None:
-            self.left -= 1
-            if self.left == 0:
-                with open(filler, "wb", buffering=0) as file:
-                    os.posix_fallocate(file.fileno(), 0, os.statvfs(small_drive).f_bavail * 4096)
-
+    fill_up = FillUp(small_drive, 12)
     with pytest.raises(FlashFull, match=rf"the drive of {re.escape(str(small_drive))}/b/.* is full"):
-        packed(source, tmp_path / "store", stripes=[small_drive / "b"], progress=FillUp())
-    filler.unlink()
+        packed(source, tmp_path / "store", stripes=[small_drive / "b"], progress=fill_up)
+    fill_up.filler.unlink()
     with packed(source, tmp_path / "store", stripes=[small_drive / "b"]) as bundle:
         assert bundle.verify() == []
         assert_equal(bundle, source)

@@ -5,11 +5,13 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.tiering.events import Action, Read
+from penstock.tiering.events import Read
 from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM
 from penstock.tiering.units import PAGE, BlockId
 
-from .watch import Watch, World, lay_out
+from .cases import reads
+from .watch import Watch
+from .worlds import World, lay_out
 
 D = [BlockId("dense", f"d{n}") for n in range(12)]
 X = [BlockId("expert", "m", n) for n in range(8)]
@@ -23,10 +25,6 @@ def watch(
     capacity = {PINNED: 0, KEPT: 0, STREAM: stream * PAGE, EXPERTS: experts * PAGE}
     homes = lay_out(laid, drives=[drive for *_, drive in blocks])
     return Watch(World(homes, capacity, depth, limit * PAGE), 2)
-
-
-def reads(actions: list[Action]) -> list[tuple[BlockId, ...]]:
-    return [tuple(part.block for part in action.parts) for action in actions if isinstance(action, Read)]
 
 
 def land(w: Watch, *blocks: BlockId) -> None:

@@ -22,16 +22,6 @@ from .blocks import SIZES, content, files_of, pieces, plan, read, write
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "bundle"
-
-
-@pytest.fixture
-def partial(target: Path) -> Path:
-    return target.with_name("bundle.partial")
-
-
-@pytest.fixture
 def whole(tmp_path: Path) -> dict[str, bytes]:
     write(tmp_path / "whole")
     return files_of(tmp_path / "whole")

@@ -16,17 +16,6 @@ from penstock.tiering.units import PAGE
 
 from .blocks import SIZES, read, write
 
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "bundle"
-
-
-@pytest.fixture
-def partial(target: Path) -> Path:
-    return target.with_name("bundle.partial")
-
-
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,11 +1,7 @@
-"""A model that only watches a planner: which bytes belong to whom, who waits, who holds; and random worlds for it."""
+"""Watches a planner: applies events to it, and checks each action against the ledger of bytes and wishes."""
 
 import itertools
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-
-from hypothesis import strategies as st
+from collections.abc import Mapping
 
 from penstock.tiering.errors import ReadError, UnplaceableModule
 from penstock.tiering.events import (
@@ -27,213 +23,21 @@ from penstock.tiering.events import (
     Resize,
     Slot,
 )
-from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM, Home
-from penstock.tiering.planner import Planner
-from penstock.tiering.policy.cycle import Cycle
-from penstock.tiering.policy.eviction import EVICTION
-from penstock.tiering.residency import Residency
-from penstock.tiering.units import PAGE, BlockId, Extent
+from penstock.tiering.limits import EXPERTS, KEPT, STREAM
+from penstock.tiering.units import PAGE, BlockId
 
-HOUSE = -1
-REGIONS = (PINNED, KEPT, STREAM, EXPERTS)
+from .ledger import Ledger, StreamModel
+from .worlds import REGIONS, World
 
 
-@dataclass
-class World:
-    """Blocks, where they lie, and how much room there is."""
-
-    homes: dict[BlockId, Home]
-    capacity: dict[str, int]
-    depth: int
-    read_limit: int
-    eviction: str = "lru"
-
-    def planner(self) -> Planner:
-        order = [block for block, home in self.homes.items() if home.region in (STREAM, KEPT)]
-        return Planner(
-            Residency("host", self.capacity),
-            self.homes,
-            cycle=Cycle(order),
-            experts=EVICTION[self.eviction](),
-            depth=self.depth,
-            read_limit=self.read_limit,
-            drives=self.drives,
-        )
-
-    def largest(self, *regions: str) -> int:
-        """Bytes of the largest block of these regions."""
-        return max((home.extent.length for home in self.homes.values() if home.region in regions), default=0)
-
-    @property
-    def drives(self) -> int:
-        return max((home.drive for home in self.homes.values()), default=0) + 1
-
-    def inside(self, region: str) -> list[BlockId]:
-        return [block for block, home in self.homes.items() if home.region == region]
-
-
-def lay_out(
-    sizes: list[tuple[BlockId, str, int]], second_file_at: int | None = None, drives: Sequence[int] = ()
-) -> dict[BlockId, Home]:
-    """Blocks (id, region, pages) end to end on flash, in one file or two; or each at the end of the drive that
-    ``drives`` gives it."""
-    homes, file, ends = {}, 0, Counter[int]()
-    for number, (block, region, pages) in enumerate(sizes):
-        drive = drives[number] if drives else 0
-        if drives:
-            file = drive
-        elif number == second_file_at:
-            file = 1
-        homes[block] = Home(Extent(file, ends[drive], pages * PAGE), region, drive)
-        ends[drive] += pages * PAGE
-    return homes
-
-
-@st.composite
-def worlds(draw: st.DrawFn) -> World:
-    sizes: list[tuple[BlockId, str, int]] = []
-    capacity = {}
-    expert_pages = draw(st.one_of(st.just(2), st.none()))  # all experts the same size, or not
-    for region, most in ((PINNED, 2), (KEPT, 4), (STREAM, 6), (EXPERTS, 8)):
-        here = []
-        for part in range(draw(st.integers(0, most))):
-            block = BlockId("expert", "m", part) if region == EXPERTS else BlockId("dense", f"{region}.{part}")
-            pages = expert_pages if region == EXPERTS and expert_pages else draw(st.integers(1, 4))
-            here.append((block, region, pages))
-        total, largest = sum(pages for _, _, pages in here), max((pages for _, _, pages in here), default=0)
-        if region == STREAM:  # those of KEPT pass through it when they cannot be kept
-            largest = max([largest, *(pages for _, other, pages in sizes if other == KEPT)])
-            total = max(total, largest)
-        low = total if region in (PINNED, KEPT) else largest
-        capacity[region] = draw(st.one_of(st.just(low), st.integers(low, total))) * PAGE  # tight is where it hurts
-        sizes += here
-    if draw(st.booleans()):
-        sizes = draw(st.permutations(sizes))
-    second = draw(st.one_of(st.none(), st.integers(0, len(sizes))))
-    drives = draw(st.one_of(st.just([]), st.lists(st.integers(0, 1), min_size=len(sizes), max_size=len(sizes))))
-    homes, place = lay_out(sizes, second, drives), capacity[PINNED]
-    for block, _, pages in draw(st.permutations([size for size in sizes if size[1] == KEPT])):
-        homes[block] = replace(homes[block], place=place, streamable=draw(st.integers(0, 3)) > 0)
-        place += pages * PAGE
-    return World(
-        homes,
-        capacity,
-        depth=draw(st.integers(1, 3)),
-        read_limit=draw(st.integers(1, 8)) * PAGE,
-        eviction=draw(st.sampled_from(sorted(EVICTION))),
-    )
-
-
-@dataclass
-class StreamModel:
-    """A compute thread: waits for one ticket at a time, gives its experts back before it asks again."""
-
-    number: int
-    running: bool = False
-    ticket: int | None = None
-    wants: set[BlockId] = field(default_factory=set)
-    held: Counter[BlockId] = field(default_factory=Counter)
-    expects: dict[BlockId, Purpose] = field(default_factory=dict)
-    failed: bool = False
-
-    def drop(self) -> None:
-        self.ticket, self.wants = None, set()
-
-
-class Watch:
-    """Applies events to a planner and checks each action against what it knows about bytes and wishes."""
+class Watch(Ledger):
+    """A planner's world, in which ``streams`` streams and the drive do what they are told to."""
 
     def __init__(self, world: World, streams: int = 0) -> None:
-        self.world, self.planner = world, world.planner()
-        self.streams = {number: StreamModel(number) for number in (HOUSE, *range(1, streams + 1))}
-        self.owner: dict[int, BlockId] = {}  # page of the arena to the block whose bytes it has
-        self.slots: dict[BlockId, Slot] = {}
-        self.ready: set[BlockId] = set()
-        self.queue: list[BlockId] = []  # wanted, and no read of it under way; in the order asked for
-        self.in_flight: dict[int, Read] = {}
-        self.positions: dict[int, int] = {}
+        super().__init__(world, streams)
         self.tickets = 0
         self.now = 0.0
-        self.limits = dict(world.capacity)
-        self.touched: set[int] = set()  # pages of the arena behind which there is memory
         self.log: list[Action] = []
-        starts, start = {}, 0
-        for region in REGIONS:
-            starts[region] = start
-            start += world.capacity[region]
-        self.starts = starts
-
-    # --- what the model knows ---------------------------------------------------------------------------------------
-
-    def region(self, block: BlockId) -> str:
-        """Where the block is, or else where it belongs now."""
-        home = self.world.homes[block]
-        if block in self.slots:
-            return self.slots[block].region
-        if home.place is None or not home.streamable or home.place + home.extent.length <= self.end_of(home.region):
-            return home.region
-        return STREAM
-
-    def end_of(self, region: str) -> int:
-        return self.starts[region] + self.limits[region]
-
-    def beyond(self, slot: Slot) -> bool:
-        return slot.offset + slot.length > self.end_of(slot.region)
-
-    def length(self, block: BlockId) -> int:
-        return self.world.homes[block].extent.length
-
-    def leased(self, block: BlockId) -> bool:
-        return any(stream.held[block] for stream in self.streams.values())
-
-    def loading(self) -> set[BlockId]:
-        return {part.block for read in self.in_flight.values() for part in read.parts}
-
-    def fits(self, block: BlockId, *, beyond: bool = False) -> bool:
-        """Whether there is a gap for ``block`` once all that may go is gone; ``beyond``: or beyond the limit."""
-        region = self.region(block)
-        if region == KEPT or (beyond and self.world.homes[block].place is not None):
-            return True
-        stays = set(self.slots) & ({b for b in self.slots if self.leased(b) or region == PINNED} | self.loading())
-        position, end = self.starts[region], self.starts[region] + self.world.capacity[region]
-        end = end if beyond else self.end_of(region)
-        for slot in sorted((self.slots[b] for b in stays if self.region(b) == region), key=lambda s: s.offset):
-            if min(slot.offset, end) - position >= self.length(block):
-                return True
-            position = slot.offset + slot.length
-        return end - position >= self.length(block)
-
-    def drive(self, block: BlockId) -> int:
-        return self.world.homes[block].drive
-
-    def busy(self, drive: int) -> bool:
-        reads = [read for read in self.in_flight.values() if self.drive(read.parts[0].block) == drive]
-        return len(reads) >= self.world.depth
-
-    def issuable(self) -> list[BlockId]:
-        """The oldest unread wish of each region, if there is room for it; passing over those that only wait for their
-        drive."""
-        found = []
-        for region in REGIONS:
-            for block in self.queue:
-                if self.region(block) == region and not self.fits(block):
-                    break
-                if self.region(block) == region and not self.busy(self.drive(block)):
-                    found.append(block)
-                    break
-        return found
-
-    def distance(self, block: BlockId) -> int:
-        order = self.planner._cycle.order
-        if block not in order:
-            return len(order)
-        ahead = []
-        for position in self.positions.values() or (0,):
-            steps = 0
-            while order[(position + steps) % len(order)] != block:
-                steps += 1
-            ahead.append(steps)
-        return min(ahead)
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -344,25 +148,6 @@ class Watch:
                 self.vacate(self.owner[page])
             self.touched.discard(page)
 
-    def reposition(self, before: Sequence[BlockId]) -> None:
-        """The order has changed: each stream comes next to what it came next to, or to what follows that."""
-        cycle = self.planner._cycle
-        for stream, position in self.positions.items():
-            rest = cycle._all[cycle._all.index(before[position]) :] if position < len(before) else ()
-            self.positions[stream] = next((cycle.order.index(b) for b in rest if b in cycle.order), len(cycle.order))
-
-    def vacate(self, block: BlockId) -> None:
-        """``block``'s bytes go, if it has any."""
-        slot = self.slots.pop(block, None)
-        if slot is None:
-            return
-        assert not self.leased(block), f"{block} evicted under a lease"
-        assert block not in self.loading(), f"{block} overwritten while it is read"
-        self.ready.discard(block)
-        for page in range(slot.offset, slot.offset + slot.length, PAGE):
-            if self.owner.get(page) == block:
-                del self.owner[page]
-
     def check_bytes(self, block: BlockId, slot: Slot) -> None:
         assert block in self.ready
         assert self.slots[block] == slot
@@ -392,12 +177,6 @@ class Watch:
             assert isinstance(refusal.error, ReadError)
         stream.failed = True
         self.forget(stream)
-
-    def forget(self, stream: StreamModel) -> None:
-        wants = stream.wants
-        stream.drop()
-        wanted = set().union(*(s.wants for s in self.streams.values()))
-        self.queue = [block for block in self.queue if block not in wants or block in wanted]
 
     # --- what streams and the drive do ------------------------------------------------------------------------------
 
@@ -430,12 +209,13 @@ class Watch:
                 self.positions[stream.number] = order.index(block) + 1
         return self.apply(Acquire(self.tickets, stream.number, blocks))
 
-    def release(self, stream: StreamModel, block: BlockId) -> None:
-        self.check_bytes(block, self.slots[block])
-        stream.held[block] -= 1
-        if not stream.held[block]:
-            del stream.held[block]
-        self.apply(Release(stream.number, (block,)))
+    def release(self, stream: StreamModel, *blocks: BlockId) -> list[Action]:
+        for block in blocks:
+            self.check_bytes(block, self.slots[block])
+            stream.held[block] -= 1
+            if not stream.held[block]:
+                del stream.held[block]
+        return self.apply(Release(stream.number, blocks))
 
     def expect(self, stream: StreamModel, certain: tuple[BlockId, ...], guessed: tuple[BlockId, ...]) -> None:
         stream.expects = dict.fromkeys(guessed, Purpose.GUESS) | dict.fromkeys(certain, Purpose.CERTAIN)

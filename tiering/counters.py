@@ -1,0 +1,21 @@
+"""What a planner counts."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Counters:
+    """Running totals, in blocks, bytes and seconds; ``drive_bytes`` are those read from each drive."""
+
+    expert_hits: int = 0
+    expert_misses: int = 0
+    dense_hits: int = 0
+    dense_misses: int = 0
+    demand_bytes: int = 0
+    prefetch_bytes: int = 0
+    guess_bytes: int = 0
+    guess_bytes_used: int = 0
+    reads: int = 0
+    evictions: int = 0
+    busy_seconds: float = 0.0
+    drive_bytes: list[int] = field(default_factory=list)
