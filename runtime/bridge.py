@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Self
 
 from ..kernels.reading import no_waiting
+from ..tiering.counters import Counters
 from ..tiering.driver import Driver
 from ..tiering.errors import Closed
 from ..tiering.events import (
@@ -29,7 +30,7 @@ from ..tiering.events import (
     Resize,
     Slot,
 )
-from ..tiering.planner import Counters, Planner
+from ..tiering.planner import Planner
 from ..tiering.ports import Flash, Memory
 from ..tiering.units import BlockId
 from .recorder import FORWARD, Recorder

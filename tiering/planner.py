@@ -37,7 +37,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from .coalesce import joins
-from .counters import Counters as Counters
+from .counters import Counters
 from .deadlock import stuck
 from .errors import UnplaceableModule
 from .events import (
