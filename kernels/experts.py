@@ -1,6 +1,6 @@
 """The products of some tokens with some experts, in the operations and the order of transformers' eager experts."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 
 _AT_ONCE = 32768  # elements that torch's elementwise operations share out over threads, and then round otherwise
 _ROUND = 16
-_ROUNDED: dict[Hashable, bool] = {}
+_ROUNDED: dict[object, bool] = {}
 """For kinds and shapes of experts and numbers of rows: whether empty rows leave the bits of the others alone."""
 
 
@@ -45,10 +45,10 @@ def expert_products(
     for position, state in enumerate(states):
         by_rows.setdefault(len(state), []).append(position)
     for rows, positions in by_rows.items():
-        up, down = _side_by_side(rows, experts[positions[0]], recipe)
-        if up is not None and down is not None:
-            several = [experts[position] for position in positions]
-            yield positions, _several([states[position] for position in positions], several, up, down, recipe)
+        several = side_by_side(rows, experts[positions[0]], recipe)
+        if several is not None:
+            addresses = [states[position].data_ptr() for position in positions]
+            yield positions, several(addresses, [experts[position] for position in positions], recipe)
             continue
         for position in positions:
             yield [position], _rounded(states[position], experts[position], recipe)[None]
@@ -71,8 +71,8 @@ def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tenso
     missing = -rows % _ROUND
     if not missing or rows <= MOST_ROWS:
         return expert_product(state, expert, recipe)
-    kind = getattr(recipe.activation, "__func__", recipe.activation)
-    key = rows, kind, recipe.transposed, expert.up.dtype, expert.up.shape, expert.down.shape, torch.get_num_threads()
+    shapes = expert.up.shape, expert.down.shape
+    key = rows, _kind(recipe.activation), recipe.transposed, expert.up.dtype, shapes, torch.get_num_threads()
     equal = _ROUNDED.get(key)
     if equal is False:
         return expert_product(state, expert, recipe)
@@ -84,27 +84,42 @@ def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tenso
     return out
 
 
+def _kind(activation: Activation) -> object:
+    """What ``activation`` does, without the module that does it, which would stay in memory."""
+    if isinstance(activation, torch.nn.Module):
+        return type(activation)
+    return getattr(activation, "__func__", activation)
+
+
 def _linear(state: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool) -> torch.Tensor:
     out = state @ weight if transposed else functional.linear(state, weight)
     return out if bias is None else out + bias
 
 
-def _side_by_side(rows: int, expert: Expert, recipe: Recipe) -> tuple[Products | None, Products | None]:
+class SideBySide(NamedTuple):
+    """The products of experts of one shape, several of them at a time."""
+
+    up: Products
+    down: Products
+
+    def __call__(self, states: Sequence[int], experts: Sequence[Expert], recipe: Recipe) -> torch.Tensor:
+        """``expert_product`` of what lies at the addresses ``states`` with each expert: [experts, rows, hidden]."""
+        up, down = self
+        inner = up([expert.up.data_ptr() for expert in experts], states)
+        if inner.numel() <= _AT_ONCE:
+            active = recipe.activation(inner.view(-1, up.n)).contiguous().view(len(experts), up.rows, -1)
+        else:
+            active = torch.stack([recipe.activation(one) for one in inner])
+        first, size = active.data_ptr(), 2 * down.rows * down.k
+        out = down([expert.down.data_ptr() for expert in experts], range(first, first + len(experts) * size, size))
+        return out if recipe.post is None else torch.stack([recipe.post(one) for one in out])
+
+
+def side_by_side(rows: int, expert: Expert, recipe: Recipe) -> SideBySide | None:
+    """The products of ``rows`` rows with experts of the shapes of ``expert``, if there are some with the same bits."""
     if rows > MOST_ROWS or recipe.transposed or expert.up_bias is not None or expert.down_bias is not None:
-        return None, None
+        return None
     if expert.up.dtype != torch.bfloat16 or expert.down.dtype != torch.bfloat16:
-        return None, None
-    return products(rows, *expert.up.shape), products(rows, *expert.down.shape)
-
-
-def _several(
-    states: Sequence[torch.Tensor], experts: Sequence[Expert], up: Products, down: Products, recipe: Recipe
-) -> torch.Tensor:
-    inner = up([expert.up.data_ptr() for expert in experts], [state.data_ptr() for state in states])
-    if inner.numel() <= _AT_ONCE:
-        active = recipe.activation(inner.view(-1, up.n)).contiguous().view(len(experts), up.rows, -1)
-    else:
-        active = torch.stack([recipe.activation(one) for one in inner])
-    first, size = active.data_ptr(), 2 * down.rows * down.k
-    out = down([expert.down.data_ptr() for expert in experts], range(first, first + len(experts) * size, size))
-    return out if recipe.post is None else torch.stack([recipe.post(one) for one in out])
+        return None
+    up, down = products(rows, *expert.up.shape), products(rows, *expert.down.shape)
+    return SideBySide(up, down) if up is not None and down is not None else None

@@ -106,7 +106,7 @@ TARGET static void piece(int tokens, const uint16_t *w, const uint16_t *x, uint1
     }
 }
 
-int penstock_products_available(void)
+int penstock_available(void)
 {
     return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
@@ -129,7 +129,7 @@ void penstock_products(long count, const uint64_t *w, const uint64_t *x, const u
 
 #else
 
-int penstock_products_available(void) { return 0; }
+int penstock_available(void) { return 0; }
 void penstock_products(long count, const uint64_t *w, const uint64_t *x, const uint64_t *out, long tokens, long n, long k,
                        long chunk, int threads)
 {

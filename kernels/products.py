@@ -8,32 +8,19 @@ such product, and the caller takes torch's.
 """
 
 import ctypes
-import functools
-import importlib.util
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
+from .native import LIBRARY
+
 MOST_ROWS = 4
 """Rows up to which one pass over the matrix serves all of them."""
 
 _CHUNKS = (512, 1024, 256, 2048, 384, 768, 128, 64, 4096)
-_TRIAL_BYTES = 32 << 20  # of memory that a trial may take; no larger matrices
+_TRIAL_BYTES = 32 << 20  # of memory that a trial may take for a matrix
 _LEAST = 64  # columns of the matrix: below, a call costs more than the product
-
-
-def _library() -> ctypes.CDLL | None:
-    found = importlib.util.find_spec("penstock.kernels._products")
-    if found is None or found.origin is None:
-        return None
-    library = ctypes.CDLL(found.origin)
-    library.penstock_products.restype = None
-    library.penstock_products.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3 + [ctypes.c_long] * 4 + [ctypes.c_int]
-    return library if library.penstock_products_available() else None
-
-
-_LIBRARY = _library()
 
 
 class Products:
@@ -47,12 +34,12 @@ class Products:
 
         What lies at the addresses is contiguous bfloat16, and stays until the call returns.
         """
-        assert _LIBRARY is not None
+        assert LIBRARY is not None
         count = len(matrices)
         out = torch.empty(count, self.rows, self.n, dtype=torch.bfloat16)
         first, size = out.data_ptr(), 2 * self.rows * self.n
         numbers = ctypes.c_uint64 * count
-        _LIBRARY.penstock_products(
+        LIBRARY.penstock_products(
             count,
             numbers(*matrices),
             numbers(*inputs),
@@ -66,27 +53,48 @@ class Products:
         return out
 
 
-def products(rows: int, n: int, k: int) -> Products | None:
+def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> Products | None:
     """The product for these shapes, or None where there is none with the bits of ``functional.linear``.
 
-    The first call for a shape and a number of threads tries it, which takes some milliseconds.
+    The first call for a shape and a number of threads tries it, which takes some milliseconds; for a shape too large to
+    make another one of, on ``matrix`` [n, k], contiguous bfloat16, if that is given.
     """
-    return _found(rows, n, k, torch.get_num_threads())
-
-
-@functools.lru_cache(maxsize=256)
-def _found(rows: int, n: int, k: int, threads: int) -> Products | None:
-    if _LIBRARY is None or not 1 <= rows <= MOST_ROWS or k < _LEAST or n * k * 2 > _TRIAL_BYTES:
+    shape = rows, n, k, torch.get_num_threads()
+    if shape in _FOUND:
+        return _FOUND[shape]
+    if LIBRARY is None or not 1 <= rows <= MOST_ROWS or k < _LEAST:
         return None
-    matrix, inputs = _trial(rows, n, k)
+    if n * k * 2 <= _TRIAL_BYTES:
+        _FOUND[shape] = _found(*_trial(rows, n, k))
+    elif matrix is not None:
+        _FOUND[shape] = _found(matrix, [_chance(rows, k, seed) for seed in range(4)], telling=True)
+    return _FOUND.get(shape)
+
+
+_FOUND: dict[tuple[int, int, int, int], Products | None] = {}
+"""By rows, n, k and number of threads."""
+
+
+def _found(matrix: torch.Tensor, inputs: Sequence[torch.Tensor], *, telling: bool = False) -> Products | None:
+    """The product with torch's bits on ``matrix`` for all ``inputs``; ``telling``: only if all others have other bits,
+    or the numbers at hand would prove nothing."""
+    n, k = matrix.shape
     wanted = [functional.linear(x, matrix) for x in inputs]
-    for chunk in (k, *(chunk for chunk in _CHUNKS if chunk < k)):
-        found = Products(rows, n, k, chunk=-(-chunk // 64) * 64, threads=threads)
+    equal: list[Products] = []
+    tried = {-(-chunk // 64) * 64 for chunk in (k, *(chunk for chunk in _CHUNKS if chunk < k))}
+    for chunk in sorted(tried, reverse=True):
+        product = Products(len(inputs[0]), n, k, chunk=chunk, threads=torch.get_num_threads())
         if all(
-            torch.equal(found([matrix.data_ptr()], [x.data_ptr()])[0], y) for x, y in zip(inputs, wanted, strict=True)
+            torch.equal(product([matrix.data_ptr()], [x.data_ptr()])[0], y) for x, y in zip(inputs, wanted, strict=True)
         ):
-            return found
-    return None
+            if not telling:
+                return product
+            equal.append(product)
+    return equal[0] if len(equal) == 1 else None
+
+
+def _chance(rows: int, k: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, k, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
 def _trial(rows: int, n: int, k: int) -> tuple[torch.Tensor, list[torch.Tensor]]:

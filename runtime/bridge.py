@@ -122,13 +122,15 @@ class Bridge:
                 self._post(Release(stream, tuple(untaken)))
         self._open.pop(ticket, None)
 
-    def acquire_resident(self, block: BlockId) -> Slot | None:
-        """Lease ``block`` for the calling thread if it is in memory now; reads nothing."""
+    def acquire_resident(self, blocks: Sequence[BlockId], *, region: str | None = None) -> dict[BlockId, Slot] | None:
+        """Lease ``blocks`` for the calling thread if all of them are in memory now, and in ``region`` if that is given;
+        reads nothing."""
         with no_waiting, self._lock:
-            if self._planner.residency.slot(block) is None:
-                return None
-            ((_, slot),) = self.acquire([block])
-            return slot
+            for block in blocks:
+                slot = self._planner.residency.slot(block)
+                if slot is None or region not in (None, slot.region):
+                    return None
+            return dict(self.acquire(blocks))
 
     def resize(self, limits: Mapping[str, int]) -> None:
         """Let the regions named use so many bytes. What is over goes as soon as nobody computes on it."""

@@ -33,6 +33,7 @@ from .pressure import Pressure
 from .reading import open_reader
 from .rows import RowReader
 from .trace import Trace
+from .views import AllViews
 
 _PROMPT = 16
 """Tokens above which a forward leaves enough on the heap to be worth giving back."""
@@ -79,6 +80,7 @@ class Engine:
         streamed = {*placement.streamed, *divisions.elastic}
         drives = len(bundle.manifest.drive_bytes)
         self.arena = Arena(max(residency.capacity, 1))
+        self.views = AllViews(self.arena)
         planner = Planner(
             residency,
             homes,
@@ -215,6 +217,7 @@ class Engine:
         self.bridge.close()
         self._reader.close()
         self.arena.close()
+        self.views.forget()
         for reader in self.rows.values():
             reader.close()
         self.bundle.close()

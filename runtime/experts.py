@@ -14,27 +14,27 @@ import threading
 import time
 from collections.abc import Generator, Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from ..kernels.experts import Expert, Recipe, expert_products
+from ..kernels.experts import Expert, Recipe, expert_products, side_by_side
 from ..kernels.products import MOST_ROWS
+from ..kernels.weighted_sum import weighted_sum
 from ..tiering.errors import UnplaceableModule
 from ..tiering.events import Slot
 from ..tiering.store.manifest import Block
 from ..tiering.units import BlockId
+from .absent import placeholder
 from .bridge import Bridge
 from .prediction import Prediction
-from .views import SlotViews
+from .views import AllViews
 
 IMPLEMENTATION = "penstock"
 """The name under which transformers knows our experts function."""
 
 _ATTRIBUTE = "_penstock_experts"
-_FIRST_ROW = torch.zeros(1, dtype=torch.long)
-_PICKS = torch.split(torch.arange(64), 1)
 _FEW = 64
 """Router choices up to which grouping in Python beats tensor operations, and all experts are asked for at once."""
 _WINDOW = 4
@@ -53,20 +53,24 @@ class StreamedExperts:
         path: str,
         blocks: Sequence[Block],
         bridge: Bridge,
-        views: Sequence[SlotViews],
+        views: AllViews,
         trust: "Trust",
     ) -> None:
-        """``blocks`` in ascending order of the experts, and for each one the views on its tensors."""
-        self._module, self._bridge, self._views, self._trust = module, bridge, views, trust
+        """``blocks`` in ascending order of the experts."""
+        self._module, self._bridge, self._trust = module, bridge, trust
         self._blocks = [block.id for block in blocks]
         self._names = {spec.name.removeprefix(f"{path}."): n for n, spec in enumerate(blocks[0].tensors)}
         first = "gate_up_proj" if module.has_gate else "up_proj"
         self._order = [self._names.get(name) for name in (first, f"{first}_bias", "down_proj", "down_proj_bias")]
+        self._views = [views.of(block.tensors, self._on_slot, kind=("expert", *self._order)) for block in blocks]
         self._recipe = Recipe(
             transposed=bool(module.is_transposed),
             activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
             post=module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None,  # type: ignore[arg-type]
         )
+        self._like = self._on_slot(
+            tuple(placeholder(getattr(torch, spec.dtype), spec.shape) for spec in blocks[0].tensors)
+        ).expert
         self._plain = threading.local()
         self.next: tuple[StreamedExperts, Prediction] | None = None
         """The experts of the next layer, and what guesses which of them come."""
@@ -83,14 +87,39 @@ class StreamedExperts:
         trusted = self._trust.get(kind)
         if trusted is False:
             return self._eager(hidden, index, weights)
-        out = self._lean(hidden, index, weights)
+        out = self._token(hidden, index, weights) if len(hidden) == 1 else None
+        if out is None:
+            out = self._many(hidden, index, weights)
         if trusted is None:
             plain = self._eager(hidden, index, weights)
             self._trust.set(kind, torch.equal(out, plain))
             return plain
         return out
 
-    def _lean(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _token(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
+        """The forward of one token where its experts can be computed side by side: as few steps as possible."""
+        several = side_by_side(1, self._like, self._recipe)
+        if several is None or hidden.dtype != torch.bfloat16 or weights.dtype not in (torch.bfloat16, torch.float32):
+            return None
+        experts = len(self._blocks)
+        chosen = sorted(pair for pair in zip(index[0].tolist(), weights[0].tolist(), strict=True) if pair[0] < experts)
+        hidden = hidden.contiguous()
+        guess = _Guess(self.next, self._bridge, hidden, index.shape[1])
+        rows: dict[int, int] = {}
+        outs: list[torch.Tensor] = []
+        wanted = [self._blocks[expert] for expert, _ in chosen]
+        with closing(self._arriving(wanted, (), guess)) as arriving:
+            for arrived in arriving:
+                here = [self._views[block.part][slot].expert for block, slot in arrived]
+                out = several([hidden.data_ptr()] * len(here), here, self._recipe)
+                self._bridge.release(*(block for block, _ in arrived))
+                outs.append(out)  # what lies at the addresses must stay
+                first, size = out.data_ptr(), 2 * out.shape[-1]
+                rows |= {block.part: first + number * size for number, (block, _) in enumerate(arrived)}
+        return weighted_sum([rows[expert] for expert, _ in chosen], [weight for _, weight in chosen], hidden.shape[1])
+
+    def _many(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The forward of any number of tokens."""
         hidden = hidden.contiguous()
         groups = _group(index, len(self._blocks))
         ascending = list(groups)
@@ -107,10 +136,7 @@ class StreamedExperts:
                     outs |= self._products(arrived, groups, hidden, weights)
             while added < len(ascending) and ascending[added] in outs:
                 expert = ascending[added]
-                if len(hidden) == 1:
-                    final.add_(outs.pop(expert))
-                else:
-                    final.index_add_(0, groups[expert][0], outs.pop(expert))
+                final.index_add_(0, groups[expert][0], outs.pop(expert))
                 added += 1
         return final
 
@@ -135,13 +161,11 @@ class StreamedExperts:
     ) -> dict[int, torch.Tensor]:
         """The weighted outputs [rows, width] of the experts that ``arrived``; their leases are given back."""
         numbers = [block.part for block, _ in arrived]
-        one = len(hidden) == 1
-        states = [hidden if one else hidden[groups[expert][0]] for expert in numbers]
-        experts = [Expert(*self._tensors(block.part, slot)) for block, slot in arrived]
+        states = [hidden[groups[expert][0]] for expert in numbers]
+        experts = [self._views[block.part][slot].expert for block, slot in arrived]
         outs: dict[int, torch.Tensor] = {}
         for positions, out in expert_products(states, experts, self._recipe):
-            picks = torch.cat([groups[numbers[position]][1] for position in positions])
-            rows = 0 if one else torch.cat([groups[numbers[position]][0] for position in positions])
+            rows, picks = (torch.cat([groups[numbers[position]][which] for position in positions]) for which in (0, 1))
             weighted = (out * weights[rows, picks].view(len(positions), -1, 1)).to(hidden.dtype)
             outs |= zip((numbers[position] for position in positions), weighted, strict=True)
         self._bridge.release(*(block for block, _ in arrived))
@@ -154,9 +178,9 @@ class StreamedExperts:
 
     # --- weights ----------------------------------------------------------------------------------------------------
 
-    def _tensors(self, expert: int, slot: Slot) -> list[Any]:
-        tensors = self._views[expert][slot]
-        return [None if position is None else tensors[position] for position in self._order]
+    def _on_slot(self, tensors: tuple[torch.Tensor, ...]) -> "_OnSlot":
+        ordered: list[Any] = [None if position is None else tensors[position] for position in self._order]
+        return _OnSlot(tensors, Expert(*ordered))
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
@@ -181,7 +205,7 @@ class StreamedExperts:
                 self._bridge.release(local.block)
                 local.block = None
             ((block, slot),) = self._bridge.acquire([self._blocks[expert]])
-            local.expert, local.block, local.tensors = expert, block, self._views[expert][slot]
+            local.expert, local.block, local.tensors = expert, block, self._views[expert][slot].tensors
         return local.tensors[position]  # type: ignore[no-any-return]
 
 
@@ -207,6 +231,13 @@ class _Guess:
                 seconds = time.monotonic() - start
         if certain or self._blocks:
             self._bridge.expect(certain, self._blocks, seconds)
+
+
+class _OnSlot(NamedTuple):
+    """An expert in a slot: its tensors in the order of the block, and as they are computed with."""
+
+    tensors: tuple[torch.Tensor, ...]
+    expert: Expert
 
 
 class Trust:
@@ -258,9 +289,6 @@ def _group(index: torch.Tensor, experts: int) -> dict[int, tuple[torch.Tensor, t
     ``index`` is [tokens, top_k]; entries >= ``experts`` mean "no expert" and are left out.
     """
     tokens, top_k = index.shape
-    if tokens == 1 and top_k <= len(_PICKS):
-        chosen = sorted((expert, pick) for pick, expert in enumerate(index[0].tolist()) if expert < experts)
-        return {expert: (_FIRST_ROW, _PICKS[pick]) for expert, pick in chosen}
     if tokens * top_k <= _FEW:
         grouped: dict[int, tuple[list[int], list[int]]] = {}
         picked = index.tolist()

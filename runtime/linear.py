@@ -1,10 +1,11 @@
 """Linear layers on a few rows: the same bits as torch's, in one pass over the weight."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ..kernels.products import MOST_ROWS, products
 
@@ -17,22 +18,52 @@ def few_rows(module: nn.Module, original: Forward) -> Forward | None:
     linear: Any = module
     if type(module) is not nn.Linear or linear.bias is not None or linear.weight.dtype != torch.bfloat16:
         return None
-    n, k = linear.weight.shape
 
     def forward(input: torch.Tensor) -> torch.Tensor:
-        rows = input.numel() // k
-        if rows > MOST_ROWS or input.dtype != torch.bfloat16:
-            return original(input)
-        weight = linear._parameters["weight"]
-        # torch does not fold a batch into rows, and sums in another order, if neither holds.
-        if not isinstance(weight, nn.Parameter) or not weight.is_contiguous():
-            return original(input)
-        if not (weight.requires_grad or input.is_contiguous()):
-            return original(input)
-        product = products(rows, n, k)
-        if product is None or input.shape[-1] != k:
-            return original(input)
-        state = input.contiguous()
-        return product([weight.data_ptr()], [state.data_ptr()]).view(*input.shape[:-1], n)
+        out = _product(input, linear._parameters["weight"])
+        return original(input) if out is None else out
 
     return forward
+
+
+def lean_weight(tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:
+    """``tensor`` as a parameter; ``functional.linear`` by it takes the product for a few rows where there is one.
+
+    For modules that call that themselves, as routers do.
+    """
+    if tensor.dim() == 2 and tensor.dtype == torch.bfloat16:
+        return _LeanWeight(tensor, requires_grad)
+    return nn.Parameter(tensor, requires_grad)
+
+
+class _LeanWeight(nn.Parameter):
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is functional.linear and len(args) == 2 and not kwargs:
+                out = _product(*args)
+                if out is not None:
+                    return out
+            return func(*args, **(kwargs or {}))
+
+
+def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+    """``functional.linear(input, weight)``, if there is a product for it."""
+    if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or weight.dim() != 2:
+        return None
+    n, k = weight.shape
+    rows = input.numel() // k
+    if rows > MOST_ROWS or input.shape[-1] != k:
+        return None
+    # torch does not fold a batch into rows, and sums in another order, if neither holds.
+    if not isinstance(weight, nn.Parameter) or not weight.is_contiguous():
+        return None
+    if not (weight.requires_grad or input.is_contiguous()):
+        return None
+    product = products(rows, n, k, weight)
+    if product is None:
+        return None
+    state = input.contiguous()
+    return product([weight.data_ptr()], [state.data_ptr()]).view(*input.shape[:-1], n)

@@ -7,7 +7,7 @@ runtime/rows.py. The outermost forward tells the planner where each token begins
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -16,13 +16,14 @@ from torch import nn
 
 from ..tiering.errors import UnplaceableModule
 from ..tiering.events import Slot
+from ..tiering.limits import KEPT
 from ..tiering.store.manifest import Block, TensorSpec
 from ..tiering.units import BlockId
 from .absent import Absent
 from .engine import Engine
 from .experts import IMPLEMENTATION, StreamedExperts, Trust
 from .layout import is_experts, layer_of
-from .linear import few_rows
+from .linear import few_rows, lean_weight
 from .prediction import prediction
 from .rows import RowReader
 from .views import SlotViews, tensors_on
@@ -34,10 +35,12 @@ def attach(model: nn.Module, engine: Engine) -> None:
 
 
 class _Scopes(threading.local):
-    """Per thread: for every forward entered and not yet left, the modules whose weights it must give back."""
+    """Per thread: for every forward entered and not yet left, the modules whose weights it must give back; and the
+    modules whose weights are leased together, for the layer around them."""
 
     def __init__(self) -> None:
         self.open: list[list[_Streamed]] = []
+        self.leased: set[_Streamed] = set()
 
 
 class _Attachment:
@@ -59,19 +62,22 @@ class _Attachment:
         self._scopes = _Scopes()
         self._streamed_experts: dict[str, StreamedExperts] = {}
         self._trust = Trust()
-        self._views: dict[Any, SlotViews] = {}
 
     def attach(self) -> None:
-        streamed: list[str] = []
+        streamed: dict[str, _Streamed] = {}
         for path, module in self._model.named_modules():
             if is_experts(module):
                 self._attach_experts(path, module)
-            if self._attach_dense(path, module):
-                streamed.append(path)
+            if (leased := self._attach_dense(path, module)) is not None:
+                streamed[path] = leased
         self._link_experts()
         modules = dict(self._model.named_modules())
-        for path in {layer for name in streamed if (layer := layer_of(name, modules))}:
-            self._wrap(modules[path], self._scope)
+        layers: dict[str, list[_Streamed]] = {}
+        for path, leased in streamed.items():
+            if layer := layer_of(path, modules):
+                layers.setdefault(layer, []).append(leased)
+        for path, inside in layers.items():
+            self._wrap(modules[path], functools.partial(self._layer, _Together(inside, self._engine, self._scopes)))
         self._wrap(self._model, self._forward)
 
     # --- what each kind of module gets ------------------------------------------------------------------------------
@@ -79,9 +85,8 @@ class _Attachment:
     def _attach_experts(self, path: str, module: nn.Module) -> None:
         blocks = self._experts.get(path)
         if blocks:
-            views = [self._views_of(block) for block in blocks]
             self._streamed_experts[path] = StreamedExperts(
-                module, path, blocks, self._engine.bridge, views, self._trust
+                module, path, blocks, self._engine.bridge, self._engine.views, self._trust
             )
             cast(Any, module.config)._experts_implementation = IMPLEMENTATION
 
@@ -92,8 +97,8 @@ class _Attachment:
             if guess is not None:
                 self._streamed_experts[path].next = (self._streamed_experts[after], guess)
 
-    def _attach_dense(self, path: str, module: nn.Module) -> bool:
-        """Bind or stream the module's own weights; True if some are streamed."""
+    def _attach_dense(self, path: str, module: nn.Module) -> "_Streamed | None":
+        """Bind or stream the module's own weights; who leases those that are streamed."""
         lean = few_rows(module, module.forward)
         if lean is not None:
             module.forward = lean
@@ -108,25 +113,21 @@ class _Attachment:
                     own[name] = self._pinned(block, spec, own[name])
                 else:
                     streamed.setdefault(block, {})[name] = spec
-        if streamed:
-            readers = [self._engine.rows[block.id] for block in streamed if block.id in self._engine.rows]
-            by_row = bool(readers) and isinstance(module, nn.Embedding)
-            whole = not by_row or all(block.id in self._engine.elastic for block in streamed)
-            leased = _Streamed(module, path, streamed, self._engine, self._scopes, whole=whole)
-            self._wrap(module, functools.partial(leased.by_row, readers[0]) if by_row else leased.forward)
-        return bool(streamed)
-
-    def _views_of(self, block: Block) -> SlotViews:
-        """Shared by all blocks in which tensors of the same kinds lie at the same places."""
-        places = tuple((spec.dtype, spec.shape, spec.offset) for spec in block.tensors)
-        return self._views.setdefault(places, SlotViews(self._engine.arena, block.tensors))
+        if not streamed:
+            return None
+        readers = [self._engine.rows[block.id] for block in streamed if block.id in self._engine.rows]
+        by_row = bool(readers) and isinstance(module, nn.Embedding)
+        whole = not by_row or all(block.id in self._engine.elastic for block in streamed)
+        leased = _Streamed(module, path, streamed, self._engine, self._scopes, whole=whole)
+        self._wrap(module, functools.partial(leased.by_row, readers[0]) if by_row else leased.forward)
+        return leased
 
     def _pinned(self, block: Block, spec: TensorSpec, bare: torch.Tensor) -> torch.Tensor:
         """The tensor in the place of ``bare``, the same for every module that shares it."""
         key = (block.id, spec.name)
         if key not in self._bound:
             (tensor,) = tensors_on(self._engine.arena, (spec,), self._engine.pinned[block.id])
-            self._bound[key] = nn.Parameter(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
+            self._bound[key] = lean_weight(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
         bound: torch.Tensor = self._bound[key]
         return bound
 
@@ -149,6 +150,14 @@ class _Attachment:
             for streamed in self._scopes.open.pop():
                 streamed.leave()
 
+    def _layer(self, together: "_Together", original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        leased = together.enter()
+        try:
+            return self._scope(original, *args, **kwargs)
+        finally:
+            if leased:
+                together.leave()
+
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         engine = self._engine
         if self._scopes.open:  # a forward inside a forward of this thread
@@ -162,6 +171,7 @@ class _Attachment:
             return out
         finally:
             self._scopes.open.clear()
+            self._scopes.leased.clear()
             engine.bridge.end()
 
 
@@ -180,20 +190,35 @@ class _Streamed:
     ) -> None:
         """``whole``: the weights can be leased; otherwise only rows of them are ever in memory."""
         self._path, self._engine, self._scopes, self._whole = path, engine, scopes, whole
-        self._blocks = {block.id: names for block, names in blocks.items()}
         names = [name for names in blocks.values() for name in names]
         self._parameters = _LeasedParameters(module._parameters, names, self._late)
         module._parameters = self._parameters
+        self.blocks = tuple(block.id for block in blocks)
+        self._views = {block.id: (tuple(names), self._views_of(names)) for block, names in blocks.items()}
+
+    def _views_of(self, specs: dict[str, TensorSpec]) -> SlotViews[tuple[nn.Parameter, ...]]:
+        # Whether a weight requires gradients is part of the bits: torch multiplies by one that does in another way (it
+        # folds a batch into rows).
+        grads = tuple(self._parameters.placeholders[name].requires_grad for name in specs)
+
+        def make(tensors: tuple[torch.Tensor, ...]) -> tuple[nn.Parameter, ...]:
+            return tuple(map(nn.Parameter, tensors, grads))
+
+        return self._engine.views.of([*specs.values()], make, kind=grads)
 
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The module's forward, under a lease on its weights."""
+        if self in self._scopes.leased:
+            return self._kept(original(*args, **kwargs))
         self._enter()
         try:
-            out = original(*args, **kwargs)
-            # A view on the weights, which will not stay, is copied.
-            return out.clone() if isinstance(out, torch.Tensor) and self._engine.holds(out) else out
+            return self._kept(original(*args, **kwargs))
         finally:
             self.leave()
+
+    def _kept(self, out: Any) -> Any:
+        """``out``, copied if it is a view on the weights, which will not stay."""
+        return out.clone() if isinstance(out, torch.Tensor) and self._engine.holds(out) else out
 
     def by_row(self, reader: RowReader, original: Callable[..., Any], ids: torch.Tensor) -> Any:
         """The forward of an embedding: on its weight if that is in memory, else on one with the rows ``ids`` alone."""
@@ -212,29 +237,31 @@ class _Streamed:
                     self._parameters.unbind()
 
     def _enter(self) -> None:
-        self._bind(self._engine.bridge.acquire(tuple(self._blocks)))
+        self.bind(dict(self._engine.bridge.acquire(self.blocks)))
 
     def _enter_resident(self) -> bool:
         """Enter if the one block is in memory; whether it is."""
-        (block,) = self._blocks
-        slot = self._engine.bridge.acquire_resident(block)
-        if slot is not None:
-            self._bind([(block, slot)])
-        return slot is not None
+        slots = self._engine.bridge.acquire_resident(self.blocks)
+        if slots:
+            self.bind(slots)
+        return bool(slots)
 
-    def _bind(self, leases: Iterable[tuple[BlockId, Slot]]) -> None:
+    def bind(self, slots: Mapping[BlockId, Slot]) -> None:
+        """Show the calling thread the weights in ``slots``, which it has leased, until it unbinds them."""
         bound: dict[str, nn.Parameter] = {}
-        for block, slot in leases:
-            specs = self._blocks[block]
-            tensors = tensors_on(self._engine.arena, [*specs.values()], slot)
-            bound |= {name: self._parameters.like(name, t) for name, t in zip(specs, tensors, strict=True)}
+        for block in self.blocks:
+            names, views = self._views[block]
+            bound.update(zip(names, views[slots[block]], strict=True))
         self._parameters.bind(bound)
+
+    def unbind(self) -> None:
+        """Show them no more."""
+        self._parameters.unbind()
 
     def leave(self) -> None:
         """Give back what one ``_enter`` took."""
-        self._parameters.unbind()
-        for block in self._blocks:
-            self._engine.bridge.release(block)
+        self.unbind()
+        self._engine.bridge.release(*self.blocks)
 
     def _late(self, name: str) -> Any:
         """What to show for the weight ``name`` outside of the module's forward."""
@@ -255,6 +282,32 @@ class _Streamed:
         return self._parameters[name]
 
 
+class _Together:
+    """The modules of a layer whose weights normally stay in memory: while they do, one lease for all of them."""
+
+    def __init__(self, inside: Sequence[_Streamed], engine: Engine, scopes: _Scopes) -> None:
+        self._bridge, self._scopes = engine.bridge, scopes
+        self._inside = [leased for leased in inside if engine.elastic.issuperset(leased.blocks)]
+        self._blocks = tuple(dict.fromkeys(block for leased in self._inside for block in leased.blocks))
+
+    def enter(self) -> bool:
+        """Lease what is in memory for the calling thread, if that is all of them; whether it is."""
+        slots = self._bridge.acquire_resident(self._blocks, region=KEPT) if self._blocks else None
+        if not slots:
+            return False
+        for leased in self._inside:
+            leased.bind(slots)
+        self._scopes.leased.update(self._inside)
+        return True
+
+    def leave(self) -> None:
+        """Give back what ``enter`` took."""
+        self._scopes.leased.difference_update(self._inside)
+        for leased in self._inside:
+            leased.unbind()
+        self._bridge.release(*self._blocks)
+
+
 class _LeasedParameters(dict[str, Any]):
     """Parameters of a streamed module: placeholders, except in the threads that hold a lease.
 
@@ -272,11 +325,6 @@ class _LeasedParameters(dict[str, Any]):
         if name in self.placeholders and threading.get_ident() not in self._threads:
             return self._late(name)
         return super().__getitem__(name)
-
-    def like(self, name: str, tensor: torch.Tensor) -> nn.Parameter:
-        """``tensor`` as the parameter ``name``. Whether it requires gradients is part of the bits: torch multiplies by
-        one that does in another way (it folds a batch into rows)."""
-        return nn.Parameter(tensor, self.placeholders[name].requires_grad)
 
     def bind(self, parameters: dict[str, nn.Parameter]) -> None:
         with self._lock:

@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from penstock.kernels import experts
 from penstock.kernels.experts import Expert, Recipe, expert_product, expert_products
-from penstock.kernels.products import _LIBRARY, MOST_ROWS, _trial, products
+from penstock.kernels.native import LIBRARY
+from penstock.kernels.products import MOST_ROWS, _trial, products
 
-native = pytest.mark.skipif(_LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
+native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
 
 
 def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
