@@ -2,6 +2,7 @@
 
 import _thread
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from ..tiering.progress import Progress
 from ..tiering.residency import Residency
 from ..tiering.store.flash import BundleFlash
 from ..tiering.store.reader import Bundle
-from ..tiering.units import BlockId
+from ..tiering.units import BlockId, align_up
 from .bridge import HOUSE, Bridge
 from .metrics import Stats, hit_ratio
 from .pressure import Pressure
@@ -37,6 +38,10 @@ from .views import AllViews
 
 _PROMPT = 16
 """Tokens above which a forward leaves enough on the heap to be worth giving back."""
+_PREFAULTS = 4
+"""Threads that ask for memory; under a hypervisor each of them mostly waits for the host."""
+_PATIENCE = 2.0
+"""Seconds that loading takes at least, if memory is so slow to come: the rest comes while the model is used."""
 
 
 class Engine:
@@ -105,7 +110,7 @@ class Engine:
 
     def load(self, progress: Progress) -> None:
         """Read what stays in memory. Raises what reading raises."""
-        self._prefault()
+        prefaulting, until = self._prefault(), time.monotonic() + _PATIENCE
         wanted = [*self.placement.resident, *self._divisions.bound]
         progress.start("loading", self.placement.resident_bytes + self.placement.pinned_bytes)
         for block, slot in self.bridge.acquire(wanted, stream=HOUSE):
@@ -115,14 +120,18 @@ class Engine:
             for _, slot in self.bridge.acquire([block]):
                 self.bridge.release(block)
                 progress.advance(slot.length)
+        for thread in prefaulting:
+            thread.join(max(0.0, until - time.monotonic()))
 
-    def _prefault(self) -> None:
+    def _prefault(self) -> list[threading.Thread]:
         """Back the cache of experts with memory while the rest is loaded: a prompt would have to wait for it."""
         where, length = self._cache
-        if length:
-            threading.Thread(
-                target=self.arena.prefault, args=(where, length), name="penstock-prefault", daemon=True
-            ).start()
+        each = align_up(-(-length // _PREFAULTS)) or 1
+        spans = [(where + start, min(each, length - start)) for start in range(0, length, each)]
+        threads = [threading.Thread(target=self.arena.prefault, args=span, daemon=True) for span in spans]
+        for thread in threads:
+            thread.start()
+        return threads
 
     def _homes(self, start: int) -> dict[BlockId, Home]:
         """Where each block goes; the places of the elastic ones begin at ``start``, those that go last come first."""
