@@ -8,12 +8,15 @@ BACKENDS = ("threads", "io_uring", "buffered")
 """Threads and io_uring read past the page cache where the file system lets us; "buffered" is threads through it."""
 
 
-def open_reader(backend: str, depth: int) -> Reader:
-    """A reader that keeps ``depth`` reads in flight. Raises BackendUnavailable where this machine has none such."""
+def open_reader(backend: str, depth: int, enough: int | None = None) -> Reader:
+    """A reader that keeps ``depth`` reads in flight, but none beside ``enough`` bytes that a drive already delivers.
+
+    Raises BackendUnavailable where this machine has none such.
+    """
     if backend != "io_uring":
-        return Threads(depth)
+        return Threads(depth, enough)
     probe()
-    return Uring(depth)
+    return Uring(depth, enough)
 
 
 def directness(backend: str) -> bool | None:

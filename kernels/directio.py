@@ -83,7 +83,8 @@ class DirectFile:
 
     ``direct`` asks: None takes direct I/O if a trial read works and else reads through the page cache, dropping what
     was read from it at once; False and True insist on one (True fails with OSError where the file system refuses it).
-    The attribute ``direct`` says which it became. ``length`` is the file's length in bytes at the time it was opened.
+    The attribute ``direct`` says which it became. ``length`` is the file's length in bytes at the time it was opened,
+    ``drive`` the number of the file system's device.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, direct: bool | None = None) -> None:
@@ -99,7 +100,8 @@ class DirectFile:
         self._lock = threading.RLock()
         self._readers = 0
         self._closed = False
-        self.length = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        self.length, self.drive = status.st_size, status.st_dev
 
     def begin(self, segments: Sequence[Segment]) -> "Transfer":
         """A read that fills every segment's buffer; segments lie one after the other in the file without a gap.
@@ -151,17 +153,18 @@ class DirectFile:
 class Transfer:
     """One scatter read under way, whoever performs it: what to ask the kernel for next, and what came of it.
 
-    For one thread at a time. A backend asks for ``rest`` and tells ``took`` until ``left`` is 0, then calls ``end``.
+    ``wanted`` bytes in all. For one thread at a time. A backend asks for ``rest`` and tells ``took`` until ``left`` is
+    0, then calls ``end``.
     """
 
     def __init__(self, file: DirectFile, buffers: Sequence[memoryview], offset: int) -> None:
         self.file, self._buffers, self._offset = file, buffers, offset
-        self._wanted, self._done = sum(map(len, buffers)), 0
+        self.wanted, self._done = sum(map(len, buffers)), 0
 
     @property
     def left(self) -> int:
         """Bytes still to be read."""
-        return self._wanted - self._done
+        return self.wanted - self._done
 
     def rest(self) -> tuple[list[memoryview], int]:
         """What the next preadv should fill, and the offset in the file where it begins."""
@@ -175,7 +178,7 @@ class Transfer:
         # A direct read can only go on at a page boundary. Inside a page it stops at the end of the file.
         step = got - got % PAGE if self.file.direct else got
         if step == 0:
-            raise ShortRead(self.file.path, self._offset, self._wanted, self._done + got)
+            raise ShortRead(self.file.path, self._offset, self.wanted, self._done + got)
         self._done += step
 
     def explain(self, error: OSError) -> Exception:

@@ -1,7 +1,7 @@
 """Asynchronous scatter reads: one interface over the ways of reading a file, and the way with threads."""
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -48,13 +48,19 @@ class Reader(Protocol):
 
 
 class QueuedReader:
-    """What readers have in common: what is submitted waits, under a lock, for its turn."""
+    """What readers have in common: what is submitted waits, under a lock, for its turn.
 
-    def __init__(self) -> None:
+    A drive that delivers ``enough`` bytes gets no further read beside them: side by side, large reads would all land
+    late, at the same time, and while they are used the drive would idle.
+    """
+
+    def __init__(self, enough: int | None = None) -> None:
         # May be taken again by the thread that has it: see ``may_wait``. An executor's may not.
         self._lock = threading.RLock()
         self._waiting: deque[tuple[Transfer, Then]] = deque()
         self._closed = False
+        self._enough = enough
+        self._coming: Counter[int] = Counter()  # bytes on their way, by drive
 
     def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
         """As Reader.submit."""
@@ -70,12 +76,26 @@ class QueuedReader:
         """One more read waits; under the lock."""
         raise NotImplementedError
 
+    def _take(self) -> tuple[Transfer, Then] | None:
+        """The first read that may begin, if there is one; under the lock."""
+        for place, (transfer, then) in enumerate(self._waiting):
+            coming = self._coming[transfer.file.drive]
+            if not coming or self._enough is None or coming + transfer.wanted <= self._enough:
+                del self._waiting[place]
+                self._coming[transfer.file.drive] += transfer.wanted
+                return transfer, then
+        return None
+
+    def _ended(self, transfer: Transfer) -> None:
+        """What was taken needs its drive no more; under the lock."""
+        self._coming[transfer.file.drive] -= transfer.wanted
+
 
 class Threads(QueuedReader):
     """Reads with ``depth`` threads, each in one ``preadv`` at a time. Has to be closed. As Reader."""
 
-    def __init__(self, depth: int) -> None:
-        super().__init__()
+    def __init__(self, depth: int, enough: int | None = None) -> None:
+        super().__init__(enough)
         self._changed = threading.Condition(self._lock)
         self._threads = [
             threading.Thread(target=self._run, name=f"penstock-io-{number}", daemon=True) for number in range(depth)
@@ -103,16 +123,20 @@ class Threads(QueuedReader):
     def _turn(self) -> bool:
         """Perform a read, as soon as there is one; False where there will be none."""
         with self._changed:
-            while not self._waiting and not self._closed:
+            while (taken := self._take()) is None:
+                if self._closed and not self._waiting:
+                    return False
                 self._changed.wait()
-            if not self._waiting:
-                return False
-            transfer, then = self._waiting.popleft()
+        transfer, then = taken
         problem: Exception | None = None
         try:
             transfer.read()
         except Exception as error:  # handed to whoever asked
             problem = error
+        with self._changed:
+            self._ended(transfer)
+            if self._waiting or self._closed:
+                self._changed.notify_all()
         deliver(then, problem)
         return True
 

@@ -41,9 +41,9 @@ class Uring(QueuedReader):
     longer be the process's own once their arena gives memory back to the system.
     """
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, enough: int | None = None) -> None:
         """Raises BackendUnavailable where io_uring is forbidden or the liburing package is absent."""
-        super().__init__()
+        super().__init__(enough)
         self._api = _liburing()
         self._vector = Iovecs(self._api)
         self._ring, self._depth = self._api.Ring(), depth
@@ -90,9 +90,9 @@ class Uring(QueuedReader):
         """Take back what has landed, hand over what waits, and end where that was all."""
         with self._lock:
             landed = self._reap()
-            while self._waiting and not self._waiting[0][0].left:
-                landed.append((*self._waiting.popleft(), None))
-            self._issue()
+            for transfer, _, _ in landed:
+                self._ended(transfer)
+            landed += self._issue()
         for transfer, then, problem in landed:
             transfer.end()
             deliver(then, problem)
@@ -104,11 +104,16 @@ class Uring(QueuedReader):
 
     # --- the thread, under the lock ---------------------------------------------------------------------------------
 
-    def _issue(self) -> None:
-        """Hand the kernel what waits, as far as the depth allows."""
-        while self._waiting and self._waiting[0][0].left and len(self._flights) < self._depth:
-            self._prepare(*self._waiting.popleft())
+    def _issue(self) -> list[tuple[Transfer, Then, Exception | None]]:
+        """Hand the kernel what waits, as far as the depth allows; what needs no kernel has landed."""
+        empty: list[tuple[Transfer, Then, Exception | None]] = []
+        while len(self._flights) < self._depth and (taken := self._take()) is not None:
+            if taken[0].left:
+                self._prepare(*taken)
+            else:
+                empty.append((*taken, None))
         self._enter()
+        return empty
 
     def _prepare(self, transfer: Transfer, then: Then) -> None:
         """Queue the next piece of ``transfer`` for the kernel."""

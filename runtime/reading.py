@@ -9,7 +9,7 @@ from ..kernels.directio import DirectFile
 from ..kernels.reading import BackendUnavailable, Reader
 from ..kernels.trial import ReadRate, read_rates
 from ..tiering.errors import ConfigError
-from ..tiering.policy.reads import UNMEASURED, Reading, choose, fixed
+from ..tiering.policy.reads import LARGEST_READ, UNMEASURED, Reading, choose, fixed
 from ..tiering.units import MiB
 from . import drivecache
 from .settings import Io
@@ -48,7 +48,7 @@ def kept_reading(folder: Path, io: Io, *, block: int) -> Reading:
 def open_reader(reading: Reading, drives: int = 1) -> Reader:
     """A reader for ``reading`` from each of ``drives``. Raises ConfigError where this machine cannot read so."""
     try:
-        return backends.open_reader(reading.backend, reading.depth * drives)
+        return backends.open_reader(reading.backend, reading.depth * drives, LARGEST_READ)
     except BackendUnavailable as error:
         raise ConfigError(f'{error}; write [io] backend = "auto" or "threads"') from error
 

@@ -14,7 +14,7 @@ import pytest
 from penstock.kernels import directio
 from penstock.kernels.arena import Arena
 from penstock.kernels.directio import PAGE, DirectFile, Segment, ShortRead
-from penstock.kernels.reading import Reader, Threads
+from penstock.kernels.reading import QueuedReader, Reader, Threads
 
 from ..backends import Backend
 from .reads import SOON, Outcome, joined, segments_of
@@ -242,3 +242,31 @@ def test_leaves_nothing_in_the_page_cache(
     reader.submit(file, segments_of(Arena(file.length), 0, [file.length // PAGE]), outcome := Outcome())
     assert outcome.get() is None
     assert cached_bytes(data_file) == 0
+
+
+class _Queue(QueuedReader):
+    """Only the queue: reads begin when the test says so."""
+
+    def _wake(self) -> None:
+        pass
+
+    def begin(self) -> int | None:
+        """The pages of the read that begins next, if one may."""
+        taken = self._take()
+        return None if taken is None else taken[0].wanted // PAGE
+
+
+def test_no_read_begins_beside_enough_bytes(file: DirectFile) -> None:
+    """Large reads go one after the other, small ones pass them as far as they fit; every drive counts for itself."""
+    arena, queue = Arena(16 * PAGE), _Queue(4 * PAGE)
+    with DirectFile(file.path, direct=False) as elsewhere:
+        elsewhere.drive = file.drive + 1
+        for source, pages in ((file, 6), (file, 3), (file, 3), (file, 1), (elsewhere, 2)):
+            queue.submit(source, segments_of(arena, 0, [pages]), Outcome())
+        large, _ = queue._waiting[0]
+        assert [queue.begin(), queue.begin(), queue.begin()] == [6, 2, None]
+        queue._ended(large)
+        small, _ = queue._waiting[0]
+        assert [queue.begin(), queue.begin(), queue.begin()] == [3, 1, None]
+        queue._ended(small)
+        assert [queue.begin(), queue.begin()] == [3, None]
