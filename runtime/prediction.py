@@ -20,7 +20,7 @@ class Prediction:
         """The experts that the tokens ``hidden`` [tokens, width] will choose, for one token the likeliest first, for
         several in ascending order; none where the router's weight is not in memory."""
         weight = self._router._parameters["weight"]
-        if type(weight) is not nn.Parameter or weight.dtype != hidden.dtype:
+        if not isinstance(weight, nn.Parameter) or weight.dtype != hidden.dtype:
             return []
         chosen = functional.linear(hidden, weight).topk(min(top_k, self._experts), dim=-1).indices
         numbers: list[int] = chosen.flatten().tolist()
