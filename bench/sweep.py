@@ -120,7 +120,7 @@ def plot(name: str, runs: list[dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
-    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="budgets in % of the model")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="budgets in %% of the model")
     parser.add_argument("--peer-shares", type=float, nargs="*", default=(25, 50, 75, 100), help="those of the peers")
     parser.add_argument("--peer-rounds", type=int, default=1)
     parser.add_argument("--beside", type=size, default=size("648MiB"), help="the cap's room beside the budget")

@@ -11,8 +11,8 @@ def _library() -> ctypes.CDLL | None:
     library = ctypes.CDLL(found.origin)
     library.penstock_products.restype = None
     library.penstock_products.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3 + [ctypes.c_long] * 4 + [ctypes.c_int]
-    library.penstock_weighted_sum.restype = None
-    library.penstock_weighted_sum.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3 + [ctypes.c_long]
+    library.penstock_add_weighted.restype = None
+    library.penstock_add_weighted.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_int]
     return library if library.penstock_available() else None
 
 

@@ -1,6 +1,8 @@
-/* The sum of some rows times a weight each, rounded as torch rounds bfloat16: after every product and every addition. */
+/* Rows times a weight each, added to other rows, rounded as torch rounds bfloat16: after every product and every sum. */
 
 #include <stdint.h>
+
+#define SHARED 32768 /* numbers from which on several threads are worth it */
 
 static inline float widened(uint16_t number)
 {
@@ -15,14 +17,20 @@ static inline uint16_t rounded(float number)
     return number != number ? 0x7fc0 : (uint16_t)((wide.bits + 0x7fff + ((wide.bits >> 16) & 1)) >> 16);
 }
 
-/* out[j] = ((0 + x[0][j] * weights[0]) + x[1][j] * weights[1]) + ... for j < n, all of bfloat16 but the weights. */
-void penstock_weighted_sum(long count, const uint64_t *x, const float *weights, uint16_t *out, long n)
+static void add_span(uint16_t *restrict to, const uint16_t *restrict from, float weight, long first, long end)
 {
-    for (long j = 0; j < n; j++)
-        out[j] = 0;
-    for (long i = 0; i < count; i++) {
-        const uint16_t *row = (const uint16_t *)x[i];
-        for (long j = 0; j < n; j++)
-            out[j] = rounded(widened(out[j]) + widened(rounded(widened(row[j]) * weights[i])));
-    }
+    for (long j = first; j < end; j++)
+        to[j] = rounded(widened(to[j]) + widened(rounded(widened(from[j]) * weight)));
+}
+
+/* For each i < count in turn: to[rows[i]] += from[i] * weights[i], both of n bfloat16 numbers; `from` are addresses, `to`
+   is contiguous. Up to `threads` threads share the columns. */
+void penstock_add_weighted(long count, const uint64_t *from, const float *weights, const int64_t *rows, uint16_t *to, long n,
+                           int threads)
+{
+    const long parts = count * n < SHARED ? 1 : threads;
+#pragma omp parallel for num_threads(threads) if (parts > 1)
+    for (long part = 0; part < parts; part++)
+        for (long i = 0; i < count; i++)
+            add_span(to + rows[i] * n, (const uint16_t *)from[i], weights[i], n * part / parts, n * (part + 1) / parts);
 }

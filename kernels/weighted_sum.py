@@ -1,5 +1,4 @@
-"""What the experts of a token add up to, in one call, bit for bit as torch does it in many. The compiled half is
-weighted_sum.c."""
+"""What experts add to their tokens, bit for bit as torch does it step by step. The compiled half is weighted_sum.c."""
 
 import ctypes
 from collections.abc import Sequence
@@ -7,6 +6,8 @@ from collections.abc import Sequence
 import torch
 
 from .native import LIBRARY
+
+_WEIGHTS = (torch.bfloat16, torch.float32)
 
 
 def weighted_sum(rows: Sequence[int], weights: Sequence[float], width: int) -> torch.Tensor:
@@ -16,9 +17,28 @@ def weighted_sum(rows: Sequence[int], weights: Sequence[float], width: int) -> t
     must be a LIBRARY.
     """
     assert LIBRARY is not None
-    out = torch.empty(1, width, dtype=torch.bfloat16)
+    out = torch.zeros(1, width, dtype=torch.bfloat16)
     count = len(rows)
-    LIBRARY.penstock_weighted_sum(
-        count, (ctypes.c_uint64 * count)(*rows), (ctypes.c_float * count)(*weights), out.data_ptr(), width
-    )
+    addresses, numbers = (ctypes.c_uint64 * count)(*rows), (ctypes.c_float * count)(*weights)
+    LIBRARY.penstock_add_weighted(count, addresses, numbers, (ctypes.c_int64 * count)(), out.data_ptr(), width, 1)
     return out
+
+
+def add_weighted(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weights: torch.Tensor) -> None:
+    """``to[rows[i]] += out[i] * weights[i]`` for each i: ``to`` [tokens, width], contiguous, ``rows`` and ``weights``
+    [count], ``out`` [count, width]. Every product is rounded to the dtype of ``to`` before it is added."""
+    if LIBRARY is None or to.dtype != torch.bfloat16 or out.dtype != torch.bfloat16 or weights.dtype not in _WEIGHTS:
+        to.index_add_(0, rows, (out * weights[:, None]).to(to.dtype))
+        return
+    count, width = out.shape
+    out, numbers = out.contiguous(), weights.float().contiguous()
+    addresses = torch.arange(count).mul_(2 * width).add_(out.data_ptr())
+    LIBRARY.penstock_add_weighted(
+        count,
+        addresses.data_ptr(),
+        numbers.data_ptr(),
+        rows.contiguous().data_ptr(),
+        to.data_ptr(),
+        width,
+        torch.get_num_threads(),
+    )

@@ -21,7 +21,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ..kernels.experts import Expert, Recipe, expert_products, side_by_side
 from ..kernels.products import MOST_ROWS
-from ..kernels.weighted_sum import weighted_sum
+from ..kernels.weighted_sum import add_weighted, weighted_sum
 from ..tiering.errors import UnplaceableModule
 from ..tiering.events import Slot
 from ..tiering.store.manifest import Block
@@ -133,10 +133,11 @@ class StreamedExperts:
             window = [self._blocks[expert] for expert in ascending[start : start + size]]
             with closing(self._arriving(window, rest, guess)) as arriving:
                 for arrived in arriving:
-                    outs |= self._products(arrived, groups, hidden, weights)
+                    outs |= self._products(arrived, groups, hidden)
             while added < len(ascending) and ascending[added] in outs:
                 expert = ascending[added]
-                final.index_add_(0, groups[expert][0], outs.pop(expert))
+                rows, picks = groups[expert]
+                add_weighted(final, rows, outs.pop(expert), weights[rows, picks])
                 added += 1
         return final
 
@@ -157,17 +158,15 @@ class StreamedExperts:
                 yield [next(leases), *leases.here()]
 
     def _products(
-        self, arrived: Sequence[tuple[BlockId, Slot]], groups: Groups, hidden: torch.Tensor, weights: torch.Tensor
+        self, arrived: Sequence[tuple[BlockId, Slot]], groups: Groups, hidden: torch.Tensor
     ) -> dict[int, torch.Tensor]:
-        """The weighted outputs [rows, width] of the experts that ``arrived``; their leases are given back."""
+        """The outputs [rows, width] of the experts that ``arrived``; their leases are given back."""
         numbers = [block.part for block, _ in arrived]
         states = [hidden[groups[expert][0]] for expert in numbers]
         experts = [self._views[block.part][slot].expert for block, slot in arrived]
         outs: dict[int, torch.Tensor] = {}
         for positions, out in expert_products(states, experts, self._recipe):
-            rows, picks = (torch.cat([groups[numbers[position]][which] for position in positions]) for which in (0, 1))
-            weighted = (out * weights[rows, picks].view(len(positions), -1, 1)).to(hidden.dtype)
-            outs |= zip((numbers[position] for position in positions), weighted, strict=True)
+            outs |= zip((numbers[position] for position in positions), out, strict=True)
         self._bridge.release(*(block for block, _ in arrived))
         return outs
 
@@ -191,7 +190,7 @@ class StreamedExperts:
         finally:
             if self._plain.block is not None:
                 self._bridge.release(self._plain.block)
-            del self._plain.expert
+            del self._plain.expert, self._plain.block, self._plain.tensors
 
     def stacked(self, name: str) -> "_Stacked | None":
         """The stand-in for the stacked parameter ``name`` while the module's eager code runs in this thread."""

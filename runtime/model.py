@@ -79,6 +79,7 @@ class _Attachment:
         for path, inside in layers.items():
             self._wrap(modules[path], functools.partial(self._layer, _Together(inside, self._engine, self._scopes)))
         self._wrap(self._model, self._forward)
+        self._bound.clear()  # the model has them; when it lets go of them, their memory goes
 
     # --- what each kind of module gets ------------------------------------------------------------------------------
 

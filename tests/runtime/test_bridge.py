@@ -204,3 +204,19 @@ def test_a_generator_collected_inside_the_planner_does_not_deadlock(rig: Rig) ->
         gc.enable()
     assert [type(event) for event in events if not isinstance(event, ReadDone)][:2] == [Release, Cancel]
     rig.bridge.check_integrity()
+
+
+def test_what_is_in_memory_is_leased_together_or_not_at_all(rig: Rig) -> None:
+    rig.use(EXPERT[0], EXPERT[1])
+    rig.use(DENSE[0])
+    reads = len(rig.flash.reads)
+    assert rig.bridge.acquire_resident([EXPERT[0], EXPERT[2]]) is None
+    assert rig.bridge.acquire_resident([EXPERT[0], DENSE[0]], region=EXPERTS) is None
+    assert rig.held() == {}
+    slots = rig.bridge.acquire_resident([EXPERT[0], EXPERT[1]], region=EXPERTS)
+    assert slots is not None
+    assert all(rig.right(block, slot) for block, slot in slots.items())
+    assert rig.held() == {EXPERT[0]: 1, EXPERT[1]: 1}
+    rig.bridge.release(*slots)
+    assert rig.held() == {}
+    assert len(rig.flash.reads) == reads

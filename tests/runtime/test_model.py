@@ -1,5 +1,7 @@
 """Modules that do not keep to the custom of using their weights in their own forward, and only there."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,36 @@ def test_looking_at_weights_outside_of_a_forward_leases_nothing(built: PreTraine
         assert (weight.device.type, weight.dtype, tuple(weight.shape)) == ("cpu", torch.float32, (96, 64))
         assert model.num_parameters() > 50_000
         assert model.device.type == "cpu"
+
+
+def test_a_layer_in_memory_takes_one_lease(
+    tiny_dense_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floor = least_budget(tiny_dense_folder, store)
+    with penstock.load(tiny_dense_folder, store=store, host_memory="1GiB", host_memory_floor=floor) as model:
+        bridge = model.penstock._engine.bridge
+        asked: list[tuple[str, ...]] = []
+        acquire = bridge.acquire
+
+        def counted(blocks: Any, *rest: Any) -> Any:
+            asked.append(tuple(block.module for block in blocks))
+            return acquire(blocks, *rest)
+
+        monkeypatch.setattr(bridge, "acquire", counted)
+        with torch.no_grad():
+            model(torch.tensor([[5, 17, 101]]))
+        assert model.penstock._engine.elastic
+        layers = [modules for modules in asked if any(".layers." in module for module in modules)]
+        assert len(layers) == model.config.num_hidden_layers
+        assert all(len(modules) > 3 for modules in layers)
+
+
+def test_closing_gives_the_memory_back_while_the_model_is_there(tiny_moe_folder: Path, store: Path) -> None:
+    model = penstock.load(tiny_moe_folder, store=store, host_memory="1GiB")
+    with torch.no_grad():
+        model(torch.tensor([[5, 17, 101]]))
+    memory = weakref.ref(model.penstock._engine.arena._map)
+    model.penstock.close()
+    gc.collect()
+    assert memory() is None
+    assert model.config.model_type

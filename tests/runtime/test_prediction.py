@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 import penstock
@@ -10,8 +11,9 @@ from penstock.runtime.prediction import prediction
 from tests.runtime.test_exact import least_budget, logits
 
 
-def test_the_router_is_found_and_says_what_it_will(tiny_moe_folder: Path, store: Path) -> None:
-    with penstock.load(tiny_moe_folder, store=store, host_memory="1GiB") as model:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_router_is_found_and_says_what_it_will(tiny_moe_folder: Path, store: Path, dtype: torch.dtype) -> None:
+    with penstock.load(tiny_moe_folder, store=store, host_memory="1GiB", dtype=dtype) as model:
         path = next(name for name, module in model.named_modules() if hasattr(module, experts._ATTRIBUTE))
         guess = prediction(model, path)
         assert guess is not None
