@@ -1,16 +1,26 @@
-"""The drive itself: reads the blocks that penstock reads, as many at a time, and does nothing else with them."""
+"""The drive itself: reads the blocks that penstock reads, as many at a time, and does nothing else with them.
 
+    python bench/drive.py BUNDLE [--depth 2] [--rounds 5]
+
+By itself it says how fast that is, in turn with nothing else going on and while every core reads memory, as products
+do: what the drive delivers goes through the same memory.
+"""
+
+import argparse
 import itertools
 import random
 import threading
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from figures import Spread
 
 from penstock.kernels.arena import Arena
+from penstock.kernels.machine import usable_cores
 from penstock.tiering.store.manifest import Block
 from penstock.tiering.store.reader import Bundle
 
@@ -51,3 +61,46 @@ def _shuffled(blocks: list[Block]) -> Iterator[Block]:
     chance = random.Random(0)
     while True:
         yield from chance.sample(blocks, len(blocks))
+
+
+@contextmanager
+def busy_memory() -> Iterator[None]:
+    """Meanwhile every core reads memory, much more of it than caches hold."""
+    over = threading.Event()
+    size = 64 << 20
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        numbers = torch.zeros(size // 8, dtype=torch.int64)
+        while not over.is_set():
+            numbers.sum()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(usable_cores())]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--depth", type=int, default=2, help="reads in flight")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with Bundle.open(options.bundle) as bundle:
+        modules = {block.id.module for block in bundle.manifest.blocks}
+    alone, beside = [], []
+    for _ in range(options.rounds):
+        alone.append(drive_speed(options.bundle, modules, depth=options.depth) / 1e9)
+        with busy_memory():
+            beside.append(drive_speed(options.bundle, modules, depth=options.depth) / 1e9)
+    print(f"alone {Spread.of(alone).text(2)} GB/s, while memory is read {Spread.of(beside).text(2)} GB/s")
+
+
+if __name__ == "__main__":
+    main()

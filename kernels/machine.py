@@ -166,7 +166,7 @@ def usable_cores() -> int:
 
 def describe() -> MachineReport:
     """Names and sizes of this host; measures nothing."""
-    name, flags = _processor(Path("/proc/cpuinfo"))
+    name, flags = processor(Path("/proc/cpuinfo"))
     try:
         transformers: str | None = metadata.version("transformers")
     except metadata.PackageNotFoundError:
@@ -187,7 +187,7 @@ def describe() -> MachineReport:
     )
 
 
-def _processor(information: Path) -> tuple[str, frozenset[str]]:
+def processor(information: Path) -> tuple[str, frozenset[str]]:
     """The name of the first processor in ``information`` ("" where it has none) and its feature flags."""
     fields: dict[str, str] = {}
     for line in information.read_text().splitlines():

@@ -14,8 +14,9 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..kernels import backends
+from ..kernels.experts import ROUNDED
 from ..kernels.heap import bound_kernel_caches
-from ..kernels.machine import MemoryMeter
+from ..kernels.machine import MemoryMeter, usable_cores
 from ..tiering.errors import BundleError, CheckpointError, Closed, ConfigError, PenstockError
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place
@@ -24,6 +25,7 @@ from ..tiering.progress import Progress
 from ..tiering.store.manifest import Block, Manifest
 from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId
+from . import verdicts
 from .absent import placeholder
 from .config import Config
 from .engine import Engine
@@ -243,8 +245,8 @@ def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress:
     budget = settings.host_budget(sum(block.length for block in blocks))
     readable = embeddings(model, bundle.manifest.blocks, bundle.manifest.tied)
     placement = place(blocks, budget, embeddings=readable)
-    if settings.compute.threads != "auto":
-        torch.set_num_threads(settings.compute.threads)
+    _set_threads(settings.compute.threads)
+    verdicts.load(ROUNDED)
     divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
     reading = reading_of(bundle.paths, settings.io, block=typical_read(streamed_lengths(blocks, placement)))
     if bundle.direct and backends.directness(reading.backend) is False:
@@ -270,6 +272,13 @@ def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress:
     model.__class__ = _streamed_class(type(model))
     model.penstock = Handle(model, engine)
     return model
+
+
+def _set_threads(wanted: int | str) -> None:
+    """Have torch compute with ``wanted`` threads; "auto": as it would, but with no more than may run at a time."""
+    threads = min(torch.get_num_threads(), usable_cores()) if wanted == "auto" else int(wanted)
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
 
 
 def _move_out(model: nn.Module, manifest: Manifest) -> None:

@@ -2,10 +2,7 @@
 
 import os
 import platform
-import stat
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -13,11 +10,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..kernels.trial import ReadRate
+from . import cachefile
+
+NAME = "drives.json"
 
 MOST_DRIVES = 32
 """Drives that the file tells of; the one measured longest ago goes first."""
-
-_LARGEST_FILE = 1 << 20
 
 
 class _Strict(BaseModel):
@@ -45,17 +43,8 @@ class _File(_Strict):
     drives: tuple[_Drive, ...] = ()
 
 
-def place() -> Path:
-    """Where the file is, or would be."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "penstock" / "drives.json"
-
-
 def load(folder: Path) -> list[ReadRate]:
-    """The rates of the drive below ``folder`` as it is now; none where it, or this system, was not measured.
-
-    A file that is damaged, or that others may write to, counts as none.
-    """
+    """The rates of the drive below ``folder`` as it is now; none where it, or this system, was not measured."""
     wanted = _signature(folder)
     for drive in _read().drives:
         if (drive.drive, drive.kernel, drive.liburing) == wanted:
@@ -77,33 +66,13 @@ def keep(folder: Path, rates: Sequence[ReadRate]) -> Path | None:
     )
     others = [drive for drive in _read().drives if drive.drive != name]
     text = _File(drives=(*others[-MOST_DRIVES + 1 :], measured)).model_dump_json(indent=1)
-    path, aside = place(), ""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(prefix=".drives-", dir=path.parent)  # readable for its owner only
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError:
-        if aside:
-            with suppress(OSError):
-                os.unlink(aside)
-        return None
-    return path
+    return cachefile.write(NAME, text)
 
 
 def _read() -> _File:
     try:
-        descriptor = os.open(place(), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            foreign = status.st_uid != os.geteuid() or status.st_mode & 0o022 or not stat.S_ISREG(status.st_mode)
-            if foreign or status.st_size > _LARGEST_FILE:
-                return _File()
-            return _File.model_validate_json(file.read())
-    except (OSError, ValidationError):
+        return _File.model_validate_json(cachefile.read(NAME) or b"")
+    except ValidationError:
         return _File()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..kernels.arena import Arena
+from ..kernels.experts import ROUNDED
 from ..kernels.heap import trim
 from ..kernels.reading import may_wait
 from ..tiering.errors import TraceError
@@ -28,6 +29,7 @@ from ..tiering.residency import Residency
 from ..tiering.store.flash import BundleFlash
 from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId, align_up
+from . import verdicts
 from .bridge import HOUSE, Bridge
 from .metrics import Stats, hit_ratio
 from .pressure import Pressure
@@ -230,5 +232,6 @@ class Engine:
         for reader in self.rows.values():
             reader.close()
         self.bundle.close()
+        verdicts.keep(ROUNDED)
         if self._trace is not None:
             self._trace.stop()

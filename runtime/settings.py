@@ -167,4 +167,7 @@ class Compute(_Section):
     device: Annotated[Literal["auto", "cpu"], BeforeValidator(_device)] = Field(
         default="auto", description='"auto" or "cpu".'
     )
-    threads: Count = Field(default="auto", description='Threads that compute; "auto" leaves it to torch.')
+    threads: Count = Field(
+        default="auto",
+        description='Threads that compute; "auto": as many as torch takes and may run at a time.',
+    )

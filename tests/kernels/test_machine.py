@@ -327,8 +327,8 @@ def test_the_report_is_plain_data():
 )
 def test_processor_names_and_flags(tmp_path, text, name, flag):
     (tmp_path / "cpuinfo").write_text(text)
-    assert machine._processor(tmp_path / "cpuinfo")[0] == name
-    assert flag in machine._processor(tmp_path / "cpuinfo")[1]
+    assert machine.processor(tmp_path / "cpuinfo")[0] == name
+    assert flag in machine.processor(tmp_path / "cpuinfo")[1]
 
 
 def test_huge_page_mode(tmp_path):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 
 import penstock
 from penstock.kernels.reading import no_waiting
+from penstock.runtime import compose
 from tests.runtime.test_exact import IDS, least_budget, logits
 
 SOON = 10.0
@@ -160,6 +161,26 @@ def test_a_model_is_collected_by_a_thread_that_must_not_wait(
     assert closed.wait(SOON)
     with pytest.raises(ValueError, match="closed"):
         engine.arena.view(0, 0)
+
+
+@pytest.mark.parametrize(("torchs", "usable", "wanted", "found"), [(3, 2, "auto", 2), (2, 3, "auto", 2), (1, 1, 3, 3)])
+def test_torch_gets_no_more_threads_than_may_run(
+    tiny_dense_folder: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    torchs: int,
+    usable: int,
+    wanted: int | str,
+    found: int,
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(compose, "usable_cores", lambda: usable)
+    try:
+        torch.set_num_threads(torchs)
+        with penstock.load(tiny_dense_folder, store=store, host_memory="1GiB", threads=wanted):
+            assert torch.get_num_threads() == found
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_closed_model_says_so(tiny_moe_folder: Path, store: Path) -> None:
