@@ -4,7 +4,7 @@
 
 One process; in every round one sequence alone, N rows in each forward, and N threads with a sequence each, all of
 fixed random tokens. The first steps of each part are not timed: the cache follows what is asked for. For the batch, the
-different experts that each step needs are seen at the routers: "allowed" is their bytes less those found in memory,
+different experts that each step needs are seen at the routers: "allowed" is their bytes less those in memory before,
 plus the dense weights that are streamed, and a step may read no more.
 """
 
@@ -63,11 +63,14 @@ def batched(model: Any, rows: int, steps: int) -> dict[str, Any]:
     counted = difference(before, asdict(model.penstock.stats()))
     place = model.penstock.placement
     expert = place.expert_total_bytes / place.expert_count if place.expert_count else 0.0
+    # Hits, but read for this very step: on a guess, or as certainly coming (experts, where no dense weights stream).
+    ahead = counted["guess_bytes_used"] + (0 if place.streamed_bytes else counted["prefetch_bytes"])
+    found = counted["expert_hits"] * expert - ahead
     return {
         "tokens_per_second": rows * steps / seconds,
         "bytes_per_step": (counted["flash_bytes_read"] - counted["row_bytes"]) / steps,
         "union_bytes_per_step": unions.count * expert / steps,
-        "allowed_bytes_per_step": (unions.count - counted["expert_hits"]) * expert / steps + place.streamed_bytes,
+        "allowed_bytes_per_step": (unions.count * expert - found) / steps + place.streamed_bytes,
     }
 
 

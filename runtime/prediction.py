@@ -9,6 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+_FEW = 8
+"""Tokens up to which a guess for one of them is enough to read an expert."""
+_VOTES = 3
+"""Of more tokens, how many must choose it."""
+
 
 class Prediction:
     """The router of one layer, as far as a guess needs it."""
@@ -18,13 +23,16 @@ class Prediction:
 
     def experts(self, hidden: torch.Tensor, top_k: int) -> list[int]:
         """The experts that the tokens ``hidden`` [tokens, width] will choose, for one token the likeliest first, for
-        several in ascending order; none where the router's weight is not in memory."""
+        several in ascending order; of many tokens some must agree, for what only one of them would choose is often
+        wrong. None where the router's weight is not in memory."""
         weight = self._router._parameters["weight"]
         if not isinstance(weight, nn.Parameter) or weight.dtype != hidden.dtype:
             return []
         chosen = functional.linear(hidden, weight).topk(min(top_k, self._experts), dim=-1).indices
-        numbers: list[int] = chosen.flatten().tolist()
-        return numbers if len(chosen) == 1 else sorted(set(numbers))
+        if len(chosen) == 1:
+            return chosen[0].tolist()  # type: ignore[no-any-return]
+        votes = torch.bincount(chosen.flatten(), minlength=self._experts)
+        return (votes >= (_VOTES if len(chosen) > _FEW else 1)).nonzero().flatten().tolist()  # type: ignore[no-any-return]
 
 
 def prediction(model: nn.Module, path: str) -> Prediction | None:

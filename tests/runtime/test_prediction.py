@@ -12,7 +12,9 @@ from tests.runtime.test_exact import least_budget, logits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_router_is_found_and_says_what_it_will(tiny_moe_folder: Path, store: Path, dtype: torch.dtype) -> None:
+def test_the_router_is_found_and_says_what_it_will(
+    tiny_moe_folder: Path, store: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with penstock.load(tiny_moe_folder, store=store, host_memory="1GiB", dtype=dtype) as model:
         path = next(name for name, module in model.named_modules() if hasattr(module, experts._ATTRIBUTE))
         guess = prediction(model, path)
@@ -23,6 +25,12 @@ def test_the_router_is_found_and_says_what_it_will(tiny_moe_folder: Path, store:
             wanted = router(hidden)[0].topk(2, dim=-1).indices
         assert guess.experts(hidden, 2) == sorted(set(wanted.flatten().tolist()))
         assert guess.experts(hidden[:1], 2) == wanted[0].tolist()
+        many = torch.randn(40, model.config.hidden_size, dtype=model.dtype)
+        with torch.no_grad():
+            votes = router(many)[0].topk(2, dim=-1).indices.flatten().bincount(minlength=model.config.num_experts)
+        middle = int(votes.median())
+        monkeypatch.setattr("penstock.runtime.prediction._VOTES", middle)
+        assert guess.experts(many, 2) == [expert for expert, count in enumerate(votes.tolist()) if count >= middle]
 
 
 def test_guessing_changes_no_bit_and_is_counted(tiny_moe_folder: Path, store: Path) -> None:
