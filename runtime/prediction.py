@@ -30,9 +30,9 @@ class Prediction:
             return []
         chosen = functional.linear(hidden, weight).topk(min(top_k, self._experts), dim=-1).indices
         if len(chosen) == 1:
-            return chosen[0].tolist()  # type: ignore[no-any-return]
+            return chosen[0].tolist()
         votes = torch.bincount(chosen.flatten(), minlength=self._experts)
-        return (votes >= (_VOTES if len(chosen) > _FEW else 1)).nonzero().flatten().tolist()  # type: ignore[no-any-return]
+        return (votes >= (_VOTES if len(chosen) > _FEW else 1)).nonzero().flatten().tolist()
 
 
 def prediction(model: nn.Module, path: str) -> Prediction | None:
