@@ -63,10 +63,8 @@ def batched(model: Any, rows: int, steps: int) -> dict[str, Any]:
     counted = difference(before, asdict(model.penstock.stats()))
     place = model.penstock.placement
     expert = place.expert_total_bytes / place.expert_count if place.expert_count else 0.0
-    read, vain = (
-        counted["flash_bytes_read"] - counted["row_bytes"],
-        counted["guess_bytes"] - counted["guess_bytes_used"],
-    )
+    read = counted["flash_bytes_read"] - counted["row_bytes"]
+    vain = counted["guess_bytes"] - counted["guess_bytes_used"]
     return {
         "tokens_per_second": rows * steps / seconds,
         "bytes_per_step": read / steps,

@@ -1,6 +1,7 @@
 """Asynchronous scatter reads: one interface over the ways of reading a file, and the way with threads."""
 
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -47,7 +48,7 @@ class Reader(Protocol):
         """Let what was submitted land, and stop. Idempotent; it waits for that where ``may_wait``."""
 
 
-class QueuedReader:
+class QueuedReader(ABC):
     """What readers have in common: what is submitted waits, under a lock, for its turn.
 
     A drive that delivers ``enough`` bytes gets no further read beside them: side by side, large reads would all land
@@ -72,9 +73,9 @@ class QueuedReader:
             self._waiting.append((transfer, then))
             self._wake()
 
+    @abstractmethod
     def _wake(self) -> None:
         """One more read waits; under the lock."""
-        raise NotImplementedError
 
     def _take(self) -> tuple[Transfer, Then] | None:
         """The first read that may begin, if there is one; under the lock."""

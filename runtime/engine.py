@@ -43,7 +43,7 @@ _PROMPT = 16
 _PREFAULTS = 4
 """Threads that ask for memory; under a hypervisor each of them mostly waits for the host."""
 _PATIENCE = 2.0
-"""Seconds that loading takes at least, if memory is so slow to come: the rest comes while the model is used."""
+"""Seconds that loading waits for it at most: the rest comes while the model is used."""
 
 
 class Engine:
@@ -128,9 +128,10 @@ class Engine:
     def _prefault(self) -> list[threading.Thread]:
         """Back the cache of experts with memory while the rest is loaded: a prompt would have to wait for it."""
         where, length = self._cache
-        each = align_up(-(-length // _PREFAULTS)) or 1
+        each = align_up(length // _PREFAULTS + 1)
         spans = [(where + start, min(each, length - start)) for start in range(0, length, each)]
-        threads = [threading.Thread(target=self.arena.prefault, args=span, daemon=True) for span in spans]
+        name = "penstock-prefault"
+        threads = [threading.Thread(target=self.arena.prefault, args=span, name=name, daemon=True) for span in spans]
         for thread in threads:
             thread.start()
         return threads
@@ -232,6 +233,6 @@ class Engine:
         for reader in self.rows.values():
             reader.close()
         self.bundle.close()
-        verdicts.keep(ROUNDED)
+        verdicts.keep(ROUNDED.copy())  # other models may go on adding to it
         if self._trace is not None:
             self._trace.stop()

@@ -111,7 +111,7 @@ class _Attachment:
                 if block is None or spec is None:
                     continue
                 if block.id in self._engine.pinned:
-                    own[name] = self._pinned(block, spec, own[name])
+                    own[name] = self._pinned(module, block, spec, own[name])
                 else:
                     streamed.setdefault(block, {})[name] = spec
         if not streamed:
@@ -123,12 +123,14 @@ class _Attachment:
         self._wrap(module, functools.partial(leased.by_row, readers[0]) if by_row else leased.forward)
         return leased
 
-    def _pinned(self, block: Block, spec: TensorSpec, bare: torch.Tensor) -> torch.Tensor:
+    def _pinned(self, module: nn.Module, block: Block, spec: TensorSpec, bare: torch.Tensor) -> torch.Tensor:
         """The tensor in the place of ``bare``, the same for every module that shares it."""
         key = (block.id, spec.name)
         if key not in self._bound:
             (tensor,) = tensors_on(self._engine.arena, (spec,), self._engine.pinned[block.id])
-            self._bound[key] = lean_weight(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
+            # torch's own modules have a lean forward where they need one; every look at a lean weight costs a call.
+            parameter = nn.Parameter if isinstance(module, nn.Linear | nn.Embedding) else lean_weight
+            self._bound[key] = parameter(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
         bound: torch.Tensor = self._bound[key]
         return bound
 
