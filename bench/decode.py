@@ -59,6 +59,7 @@ def run_prompt(engine: Any, ids: list[int]) -> dict[str, Any]:
         return {"prompt_s": time.perf_counter() - start}
     before = asdict(engine.handle.stats())
     with watched(engine.model) as unions:
+        unions.step(resident=())
         start = time.perf_counter()
         engine.feed(ids)
         seconds = time.perf_counter() - start

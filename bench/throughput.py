@@ -4,8 +4,8 @@
 
 One process; in every round one sequence alone, N rows in each forward, and N threads with a sequence each, all of
 fixed random tokens. The first steps of each part are not timed: the cache follows what is asked for. For the batch, the
-different experts that each step needs are seen at the routers; "used" is what was read and then asked for, so that the
-rest are guesses that did not come true.
+different experts that each step needs are seen at the routers; "lacked" are those of them that were not in memory when
+their step began: a perfect step reads these and no others. Of what is read, "in vain" are guesses that did not come true.
 """
 
 import argparse
@@ -27,7 +27,8 @@ from tokens import fixed_tokens
 from unions import watched
 
 import penstock
-from penstock.tiering.units import format_size
+from penstock.tiering.limits import EXPERTS
+from penstock.tiering.units import BlockId, format_size
 
 PROMPT = 16
 UNTIMED = 2
@@ -49,6 +50,12 @@ class Batch:
         self._at, self._cache = ends[1], out.past_key_values
 
 
+def experts_in_memory(model: Any) -> frozenset[BlockId]:
+    """Those that are there now, or on their way."""
+    residency = model.penstock._engine.bridge._planner.residency
+    return frozenset(residency.regions[EXPERTS].blocks)
+
+
 def batched(model: Any, rows: int, steps: int) -> dict[str, Any]:
     """``steps`` forwards of ``rows`` sequences."""
     batch = Batch(model, range(rows))
@@ -58,6 +65,7 @@ def batched(model: Any, rows: int, steps: int) -> dict[str, Any]:
     with watched(model) as unions:
         start = time.perf_counter()
         for _ in range(steps):
+            unions.step(experts_in_memory(model))
             batch.feed(1)
         seconds = time.perf_counter() - start
     counted = difference(before, asdict(model.penstock.stats()))
@@ -69,7 +77,8 @@ def batched(model: Any, rows: int, steps: int) -> dict[str, Any]:
         "tokens_per_second": rows * steps / seconds,
         "bytes_per_step": read / steps,
         "union_bytes_per_step": unions.count * expert / steps,
-        "used_bytes_per_step": (read - vain) / steps,
+        "lacked_bytes_per_step": unions.absent * expert / steps,
+        "vain_bytes_per_step": vain / steps,
     }
 
 
@@ -113,18 +122,25 @@ def threaded(model: Any, threads: int, steps: int) -> dict[str, Any]:
 
 def table(title: str, rounds: list[dict[str, Any]]) -> Table:
     rows = []
-    for name in rounds[0]:
-        runs = [each[name] for each in rounds]
-        ratios = [each[name]["tokens_per_second"] / each["one"]["tokens_per_second"] for each in rounds]
-        over = [run["bytes_per_step"] / run["used_bytes_per_step"] for run in runs if run.get("used_bytes_per_step")]
+    for part in rounds[0]:
+        runs = [each[part] for each in rounds]
+        ratios = [each[part]["tokens_per_second"] / each["one"]["tokens_per_second"] for each in rounds]
+        sparse = [run for run in runs if run.get("union_bytes_per_step")]
+        experts = ["", "", "", ""]
+        if sparse:
+            experts = [
+                Spread.of([run[f"{name}_bytes_per_step"] / 1e6 for run in sparse]).text(0)
+                for name in ("union", "lacked", "vain")
+            ]
+            over = [run["bytes_per_step"] / run["lacked_bytes_per_step"] for run in sparse]
+            experts.append(Spread.of(over).text(3))
         rows.append(
             (
-                name,
+                part,
                 Spread.of([run["tokens_per_second"] for run in runs]).text(2),
-                "" if name == "one" else Spread.of(ratios).text(2, "x"),
+                "" if part == "one" else Spread.of(ratios).text(2, "x"),
                 Spread.of([run["bytes_per_step"] / 1e6 for run in runs]).text(0),
-                f"{Spread.of([run['union_bytes_per_step'] / 1e6 for run in runs]).median:.0f}" if over else "",
-                Spread.of(over).text(3) if over else "",
+                *experts,
                 format_size(max(run["peak_resident_bytes"] for run in runs)),
             )
         )
@@ -134,7 +150,9 @@ def table(title: str, rounds: list[dict[str, Any]]) -> Table:
         "times one",
         "MB read per step",
         "MB of its experts",
-        "read / used",
+        "MB lacked",
+        "MB in vain",
+        "read / lacked",
         "peak resident",
     )
     return Table(title, columns, rows)

@@ -1,6 +1,6 @@
 """Which experts a step needs at least once, whoever needs them: read off the routers, not off penstock's counters."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,21 +8,44 @@ import torch
 from torch import nn
 
 from penstock.runtime.layout import is_experts
+from penstock.tiering.units import BlockId
 
 
 class Unions:
-    """``count`` is the sum over all calls of the experts modules of the different experts chosen in that call."""
+    """The different experts that each step needs. A step begins with what is ``resident`` then."""
 
     def __init__(self) -> None:
-        self._chosen: list[tuple[torch.Tensor, int]] = []
+        self._steps: list[tuple[Collection[BlockId], list[tuple[str, int, torch.Tensor]]]] = []
 
-    def saw(self, module: Any, index: torch.Tensor) -> None:
-        self._chosen.append((index, int(module.num_experts)))
+    def step(self, resident: Collection[BlockId]) -> None:
+        self._steps.append((resident, []))
+
+    def saw(self, name: str, experts: int, index: torch.Tensor) -> None:
+        self._steps[-1][1].append((name, experts, index))
+
+    # Counted afterwards: while the clock runs, only references are kept.
 
     @property
     def count(self) -> int:
-        # Counted afterwards: while the clock runs, only a reference is kept.
-        return sum(int((index.unique() < experts).sum()) for index, experts in self._chosen)
+        """Experts needed, summed over the steps."""
+        return sum(len(needed) for _, needed in self._sets())
+
+    @property
+    def absent(self) -> int:
+        """Of these, those that were not resident when their step began."""
+        return sum(len(needed.difference(resident)) for resident, needed in self._sets())
+
+    def _sets(self) -> Iterator[tuple[Collection[BlockId], set[BlockId]]]:
+        for resident, calls in self._steps:
+            yield (
+                resident,
+                {
+                    BlockId("expert", name, expert)
+                    for name, experts, index in calls
+                    for expert in index.unique().tolist()
+                    if expert < experts
+                },
+            )
 
 
 @contextmanager
@@ -30,12 +53,13 @@ def watched(model: nn.Module) -> Iterator[Unions]:
     """Watch every experts module of ``model`` meanwhile."""
     unions = Unions()
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        unions.saw(module, args[1] if len(args) > 1 else kwargs["top_k_index"])
+    def watch(name: str, module: nn.Module) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            unions.saw(name, int(module.num_experts), args[1] if len(args) > 1 else kwargs["top_k_index"])
 
-    handles = [
-        module.register_forward_pre_hook(hook, with_kwargs=True) for module in model.modules() if is_experts(module)
-    ]
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    handles = [watch(name, module) for name, module in model.named_modules() if is_experts(module)]
     try:
         yield unions
     finally:

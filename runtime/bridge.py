@@ -41,6 +41,10 @@ HOUSE = -1
 Inbox = queue.SimpleQueue[Grant | Refuse]
 """Where the answers to one request arrive."""
 
+_PATIENCE = 0.25
+"""Seconds that a thread ahead of others waits for them before a layer, when none of them moves: what holds them up may
+be something else than computing."""
+
 
 class Bridge:
     """Compute threads call ``acquire`` and ``release``; for resident blocks this is one lock and some dictionary work,
@@ -58,6 +62,7 @@ class Bridge:
         """``watch`` runs beside the reads, on a loop of its own, until the end; it may resize the bridge."""
         self._planner, self._memory = planner, memory
         self._lock = threading.RLock()
+        self._moved = threading.Condition(self._lock)  # a stream has come further
         self._busy = False
         self._late: deque[Event] = deque()
         self._open: dict[int, tuple[int, Inbox]] = {}  # by ticket, with the stream
@@ -74,7 +79,10 @@ class Bridge:
 
         The caller gives each one back with ``release``, and closes the result if it does not take all. Raises Closed.
         """
-        leases = Leases(self, next(self._numbers), threading.get_ident() if stream is None else stream, len(blocks))
+        stream = threading.get_ident() if stream is None else stream
+        if self._planner.crowded:
+            self._let_catch_up(stream, blocks)
+        leases = Leases(self, next(self._numbers), stream, len(blocks))
         self._open[leases.ticket] = (leases.stream, leases.inbox)
         try:
             self._post(Acquire(leases.ticket, leases.stream, tuple(blocks)))
@@ -101,12 +109,26 @@ class Bridge:
         """The next answer in ``inbox``; the time is a stall."""
         start = time.monotonic()
         answer = inbox.get()
+        self._stalled(start, answer.block if isinstance(answer, Grant) else None)
+        return answer
+
+    def _let_catch_up(self, stream: int, blocks: Sequence[BlockId]) -> None:
+        """Let others come nearer before ``stream`` acquires ``blocks``: what is read then serves them all."""
+        start = time.monotonic()
+        with no_waiting, self._lock:
+            if not self._planner.hurries(stream, blocks):
+                return
+            while self._moved.wait(_PATIENCE) and self._closed is None and self._planner.hurries(stream, blocks):
+                pass
+        self._stalled(start, blocks[0])
+
+    def _stalled(self, start: float, block: BlockId | None) -> None:
+        """Somebody waited from ``start`` till now, for ``block`` if that is known."""
         end = time.monotonic()
         with no_waiting, self._lock:
             self._stall_seconds += end - start
         if (recorder := self.recorder) is not None:
-            recorder.stall(start, end, answer.block if isinstance(answer, Grant) else None)
-        return answer
+            recorder.stall(start, end, block)
 
     def forget(self, ticket: int, *, withdraw: bool) -> None:
         """Nothing more is taken for ``ticket``; ``withdraw`` what it still waits for or was not taken."""
@@ -187,6 +209,7 @@ class Bridge:
 
     def _stop(self, reason: str) -> None:
         self._closed = self._closed or reason
+        self._moved.notify_all()
         for ticket, (_, inbox) in tuple(self._open.items()):
             inbox.put(Refuse(ticket, Closed(self._closed)))
 
@@ -202,7 +225,10 @@ class Bridge:
             self._busy = True
             try:
                 while self._late:
-                    self._perform(self._planner.handle(self._late.popleft(), time.monotonic()))
+                    event = self._late.popleft()
+                    self._perform(self._planner.handle(event, time.monotonic()))
+                    if isinstance(event, Acquire | Begin | End):
+                        self._moved.notify_all()
             except BaseException as error:  # an interrupt half-way leaves the accounts unknown: go no further
                 self._stop(f"this model was interrupted in the middle of its accounts by {error!r}; load it again")
                 raise

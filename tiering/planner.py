@@ -63,6 +63,7 @@ from .events import (
 )
 from .expectations import Expectations
 from .limits import EXPERTS, STREAM, Home, Limits
+from .policy.convoy import Convoy
 from .policy.cycle import Cycle
 from .policy.eviction import Eviction
 from .policy.speculation import Speculation
@@ -98,6 +99,7 @@ class Planner:
         self._expectations = Expectations(self.counters, self.speculation)
         self._limits, self._cycle = Limits(residency, homes, cycle), cycle
         self._homes = self._limits.homes
+        self._convoy = Convoy(cycle, {block: home.extent.length for block, home in homes.items()})
         self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts}
         self._depth, self._read_limit = depth, read_limit
         self._tickets: dict[int, _Ticket] = {}
@@ -145,6 +147,22 @@ class Planner:
             self._clear_out(actions)
         self._schedule(actions, now)
         return actions
+
+    @property
+    def crowded(self) -> bool:
+        """Whether several streams run."""
+        return len(self._cycle.positions) > 1
+
+    def hurries(self, stream: Stream, blocks: Iterable[BlockId]) -> bool:
+        """Whether ``stream`` is so far ahead of others that it had better wait before it acquires ``blocks``.
+
+        An eighth of the room for what passes through may lie between them; the rest is for reading ahead. Who holds
+        some of that room never waits: they may need it to come nearer.
+        """
+        window = self.residency.regions[STREAM].limit // 8
+        if not any(self._convoy.lead(stream, block) > window for block in blocks):
+            return False
+        return not any(self._homes[block].region == STREAM for block in self.residency.held(stream))
 
     # --- events -----------------------------------------------------------------------------------------------------
 

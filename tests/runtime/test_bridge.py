@@ -6,9 +6,10 @@ import threading
 
 import pytest
 
+from penstock.runtime import bridge
 from penstock.runtime.bridge import HOUSE
-from penstock.tiering.errors import ReadError, UnplaceableModule
-from penstock.tiering.events import Cancel, Event, ReadDone, ReadFailed, Release
+from penstock.tiering.errors import Closed, ReadError, UnplaceableModule
+from penstock.tiering.events import Acquire, Cancel, Event, ReadDone, ReadFailed, Release
 from penstock.tiering.limits import EXPERTS, STREAM
 
 from .rig import DENSE, EXPERT, PINS, SOON, Rig, Worker
@@ -80,6 +81,67 @@ def test_end_takes_back_what_is_held(rig: Rig) -> None:
     dict(rig.bridge.acquire([DENSE[0]]))
     rig.bridge.end()
     assert rig.held() == {}
+
+
+# --- threads side by side ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("restless")
+def test_who_runs_ahead_of_others_waits_for_them(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "_PATIENCE", SOON)
+    together = threading.Barrier(3)
+    hurried: list[Event] = []
+
+    def see(event: Event) -> None:
+        if isinstance(event, Acquire) and rig.planner.hurries(event.stream, event.blocks):
+            hurried.append(event)
+
+    def compute() -> None:
+        for _ in range(10):
+            rig.bridge.begin()
+            together.wait(SOON)
+            for block in DENSE:
+                rig.use(block)
+            rig.bridge.end()
+            together.wait(SOON)
+
+    rig.planner.before = see
+    workers = [Worker(compute) for _ in range(3)]
+    assert [worker.result() for worker in workers] == [None] * 3
+    assert hurried == []
+
+
+def test_nobody_waits_for_ever_for_a_thread_that_does_something_else(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "_PATIENCE", 0.01)
+    rig.bridge.begin()  # and stays where it is
+
+    def compute() -> None:
+        rig.bridge.begin()
+        rig.use(*DENSE[:1])
+        rig.use(*DENSE[1:2])
+
+    stalled = rig.bridge.stall_seconds
+    assert Worker(compute).result() is None
+    assert rig.bridge.stall_seconds >= stalled + 0.01
+
+
+def test_closing_wakes_who_waits_for_others(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "_PATIENCE", 10 * SOON)
+    waits = threading.Event()
+    rig.bridge.begin()
+
+    def compute() -> None:
+        rig.bridge.begin()
+        rig.use(DENSE[0])
+        monkeypatch.setattr(
+            rig.bridge._moved, "wait", lambda timeout, wait=rig.bridge._moved.wait: waits.set() or wait(timeout)
+        )
+        rig.use(DENSE[1])
+
+    worker = Worker(compute)
+    assert waits.wait(SOON)
+    rig.bridge.close()
+    assert isinstance(worker.result(), Closed)
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
