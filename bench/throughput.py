@@ -5,7 +5,7 @@
 One process; in every round one sequence alone, N rows in each forward, and N threads with a sequence each, all of
 fixed random tokens. The first steps of each part are not timed: the cache follows what is asked for. For the batch, the
 different experts that each step needs are seen at the routers; "lacked" are those of them that were not in memory when
-their step began: a perfect step reads these and no others. Of what is read, "in vain" are guesses that did not come true.
+their step began: a perfect step reads these and no others. "In vain" are guesses that did not come true.
 """
 
 import argparse
