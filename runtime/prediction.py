@@ -36,12 +36,18 @@ class Prediction:
 
 
 def prediction(model: nn.Module, path: str) -> Prediction | None:
-    """For the experts module at ``path``: its router is a module beside it with a weight [experts, width]."""
+    """For the experts module at ``path``; None where its router is not recognised."""
+    router = router_of(model, path)
+    return None if router is None else Prediction(router, int(model.get_submodule(path).num_experts))  # type: ignore[arg-type]
+
+
+def router_of(model: nn.Module, path: str) -> nn.Module | None:
+    """The router of the experts module at ``path``: a module beside it with a weight [experts, width]."""
     modules = dict(model.named_modules())
     experts = int(modules[path].num_experts)
     beside = modules[path.rpartition(".")[0]]
     for name, child in beside.named_modules(prefix=path.rpartition(".")[0]):
         weight = child._parameters.get("weight")
         if weight is not None and weight.dim() == 2 and weight.shape[0] == experts and not name.startswith(path):
-            return Prediction(child, experts)
+            return child
     return None

@@ -47,7 +47,8 @@ class Trace:
                 hook.remove()
             recorder, until = self._recorder, time.monotonic()
             notes = recorder.take()
-            write(self.path, document(notes, since=recorder.since, until=until, files=self._files, full=recorder.full))
+            pieces = document(notes, since=recorder.since, until=until, files=self._files, full=recorder.full)
+            write(self.path, map(str.encode, pieces))
 
     def __enter__(self) -> "Trace":
         return self

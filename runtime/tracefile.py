@@ -24,12 +24,12 @@ def destination(path: str | Path) -> Path:
     return found
 
 
-def write(path: Path, pieces: Iterable[str]) -> None:
+def write(path: Path, pieces: Iterable[bytes]) -> None:
     """Replace ``path`` by ``pieces``, readable by this user only. Raises TraceError, and leaves ``path`` as it was."""
     with _translated(path):
         descriptor, aside = _aside(path)
         try:
-            with open(descriptor, "w", encoding="utf-8") as file:
+            with open(descriptor, "wb") as file:
                 file.writelines(pieces)
             os.replace(aside, path)
         except BaseException:

@@ -50,7 +50,7 @@ class PromptTooLong(PenstockError):
 
 
 class TraceError(PenstockError):
-    """A trace cannot be recorded or written."""
+    """A trace cannot be recorded, written or used."""
 
 
 class Closed(PenstockError):

@@ -1,0 +1,145 @@
+"""How well a model suits expert offloading, from its routing trace (pure; numpy).
+
+Two measures of "Not All Models Suit Expert Offloading: On Local Routing Consistency of Mixture-of-Expert Models". Both
+look at every segment of m consecutive tokens of a sequence, wherever it starts, and at how many of its tokens use an
+expert: the *frequency*, 0 to m.
+
+- *Segment Routing Best Performance* (SRP): for each segment a group of experts is fixed and predicted to be used by all
+  of its tokens. SRP is the best F1 score over all (segment, expert, token) that any choice of groups reaches: all pairs
+  of segment and expert with at least a certain frequency, the same everywhere. The *size ratio* is how large the groups
+  are on average, over the experts that a token uses; with a given average size, the pairs of highest frequency are
+  taken.
+- *Segment Cache Best Hit Rate* (SCH): a cache of a given size is filled with the most frequent experts of each segment,
+  in full knowledge of it, and not changed within it. SCH is the share of all uses that it has.
+
+Several layers together share one group or cache: it is divided over them as is best for the segment.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .routes import RoutedLayer
+
+SEGMENTS = (1, 4, 16, 64, 256)
+"""Segment lengths of the report, in tokens."""
+KNEE_SEGMENT = 16
+"""The segment length at which the paper compares models, and where the knee is looked for."""
+
+_AT_ONCE = 1 << 22
+"""Frequencies that are sorted at a time, to bound the memory."""
+
+Frequencies = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """SRP for segments of one length. ``recall`` and ``size_ratio`` are those of the groups with the best ``f1``."""
+
+    f1: float
+    recall: float
+    size_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """How evenly a layer uses its experts: ``entropy`` of their shares, 1 where all are used alike, 0 where always the
+    same is; ``largest`` share of all uses that one expert has."""
+
+    entropy: float
+    largest: float
+
+
+def used(layers: Sequence[RoutedLayer]) -> npt.NDArray[np.bool_]:
+    """[tokens, experts of all ``layers`` one after the other]: whether the token went through the expert."""
+    return np.concatenate([layer.used() for layer in layers], axis=1)
+
+
+def frequencies(uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: int) -> Iterator[Frequencies]:
+    """For every segment of ``segment`` tokens within one of ``sequences``, how many of its tokens use each expert:
+    pieces of [segments, experts]. ``uses`` is [tokens, experts]."""
+    start = 0
+    for length in sequences:
+        if length >= segment:
+            counts = np.zeros((length + 1, uses.shape[1]), dtype=np.uint16)
+            np.cumsum(uses[start : start + length], axis=0, dtype=np.uint16, out=counts[1:])
+            yield counts[segment:] - counts[:-segment]
+        start += length
+
+
+def segment_routing(uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: int) -> Routing | None:
+    """SRP of the experts ``uses`` [tokens, experts] for segments of ``segment`` tokens; None without such a segment."""
+    pairs = _histogram(uses, sequences, segment)
+    if not pairs.any():
+        return None
+    hits, predicted = _at_least(pairs)
+    scores = 2 * hits / np.maximum(predicted + hits[0], 1)
+    best = int(scores.argmax())
+    total = max(int(hits[0]), 1)
+    return Routing(float(scores[best]), float(hits[best] / total), float(predicted[best] / total))
+
+
+def segment_routing_of_size(
+    uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: int, size: float
+) -> Routing | None:
+    """As ``segment_routing``, with groups of ``size`` experts on average."""
+    pairs = _histogram(uses, sequences, segment)
+    if not pairs.any():
+        return None
+    segments = pairs.sum() / uses.shape[1]
+    left, hits = min(size, uses.shape[1]) * segments, 0.0
+    for frequency in range(segment, 0, -1):
+        taken = min(left, float(pairs[frequency]))
+        hits, left = hits + taken * frequency, left - taken
+    total = max(float(pairs @ np.arange(segment + 1)), 1.0)
+    predicted = size * segments * segment
+    return Routing(float(2 * hits / (predicted + total)), float(hits / total), float(predicted / total))
+
+
+def segment_cache(
+    uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: int
+) -> npt.NDArray[np.float64] | None:
+    """SCH of the experts ``uses`` [tokens, experts] for segments of ``segment`` tokens, with caches of 1, 2, .. all
+    experts: [experts]. None without such a segment."""
+    hits = np.zeros(uses.shape[1], dtype=np.int64)
+    found = False
+    for counts in frequencies(uses, sequences, segment):
+        step = max(1, _AT_ONCE // counts.shape[1])
+        for start in range(0, len(counts), step):
+            hits += np.sort(counts[start : start + step], axis=1).sum(axis=0, dtype=np.int64)[::-1]
+            found = True
+    return np.cumsum(hits) / max(int(hits.sum()), 1) if found else None
+
+
+def knee(hit_rates: npt.NDArray[np.float64]) -> int:
+    """The cache size after which more memory pays little: each further expert adds less than one of ``hit_rates``'
+    length, which is what it would add to a cache of experts taken at random. ``hit_rates`` for 1, 2, .. all experts;
+    the point where they are farthest above their share ("Finding a 'Kneedle' in a Haystack")."""
+    shares = np.arange(1, len(hit_rates) + 1) / len(hit_rates)
+    gain = hit_rates - shares
+    return int(np.flatnonzero(gain >= gain.max() - 1e-12)[0]) + 1
+
+
+def balance(uses: npt.NDArray[np.bool_]) -> Balance:
+    """Of the experts ``uses`` [tokens, experts]."""
+    shares = uses.sum(axis=0) / max(int(uses.sum()), 1)
+    some = shares[shares > 0]
+    entropy = float(-(some * np.log(some)).sum() / np.log(len(shares))) if len(shares) > 1 else 1.0
+    return Balance(abs(entropy), float(shares.max()))
+
+
+def _histogram(uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: int) -> npt.NDArray[np.int64]:
+    """How many pairs of segment and expert have the frequency 0, 1, .. ``segment``: [segment + 1]."""
+    pairs = np.zeros(segment + 1, dtype=np.int64)
+    for counts in frequencies(uses, sequences, segment):
+        pairs += np.bincount(counts.ravel(), minlength=segment + 1)
+    return pairs
+
+
+def _at_least(pairs: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """For each frequency, the uses that the pairs with at least that much predict rightly, and all that they predict."""
+    frequency = np.arange(len(pairs))
+    hits = np.cumsum((pairs * frequency)[::-1])[::-1]
+    return hits, np.cumsum(pairs[::-1])[::-1] * (len(pairs) - 1)
