@@ -33,6 +33,7 @@ from .layout import layout
 from .metrics import Stats
 from .model import attach
 from .pack import pack, pack_model
+from .profiling import Recording
 from .progress import shown
 from .reading import reading_of
 from .rows import row_readable
@@ -75,10 +76,15 @@ class Handle:
         a ``with`` over it, or when the model is closed. One trace at a time. Raises TraceError, before anything is
         recorded, when one is being recorded or ``path`` cannot be written, and Closed.
         """
-        model = self._model()
-        if model is None or not self._finalizer.alive:
-            raise Closed("this model was closed; load it again to record a trace of it")
-        return self._engine.trace(model, path)
+        return self._engine.trace(self._running("record a trace of it"), path)
+
+    def profile(self, text: str = "") -> Recording:
+        """Record from now on which experts each token uses, of one sequence at a time.
+
+        It ends with the result's ``stop()`` or with a ``with`` over it; its ``routes()`` is a routing trace, of a text
+        called ``text``, which can be saved. Raises TraceError for a model without experts, and Closed.
+        """
+        return Recording(self._running("record its routing"), text)
 
     def close(self) -> None:
         """Stop reading, give the memory back, write a trace that is recorded. Idempotent; the model cannot compute any
@@ -89,6 +95,13 @@ class Handle:
                 if self._engine.holds(tensor):
                     own[name] = _stand_in(tensor)
         self._engine.close()
+
+    def _running(self, purpose: str) -> PreTrainedModel:
+        """The model, unless it was closed. Raises Closed."""
+        model = self._model()
+        if model is None or not self._finalizer.alive:
+            raise Closed(f"this model was closed; load it again to {purpose}")
+        return model
 
 
 def load(

@@ -43,11 +43,10 @@ def prediction(model: nn.Module, path: str) -> Prediction | None:
 
 def router_of(model: nn.Module, path: str) -> nn.Module | None:
     """The router of the experts module at ``path``: a module beside it with a weight [experts, width]."""
-    modules = dict(model.named_modules())
-    experts = int(modules[path].num_experts)
-    beside = modules[path.rpartition(".")[0]]
-    for name, child in beside.named_modules(prefix=path.rpartition(".")[0]):
+    parent = path.rpartition(".")[0]
+    experts = model.get_submodule(path).num_experts
+    for name, child in model.get_submodule(parent).named_modules(prefix=parent):
         weight = child._parameters.get("weight")
         if weight is not None and weight.dim() == 2 and weight.shape[0] == experts and not name.startswith(path):
-            return child
+            return child  # type: ignore[no-any-return]
     return None

@@ -9,8 +9,8 @@ least. Works on transformers' models as on penstock's.
 
 import inspect
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from ..tiering.errors import TraceError
-from ..tiering.progress import Progress
 from .layout import is_experts
 from .prediction import router_of
 from .routes import RoutedLayer, Routes, encode, narrow
@@ -32,7 +31,7 @@ class Recording:
 
     def __init__(self, model: nn.Module, text: str = "") -> None:
         """``text`` is what the text is called. Raises TraceError for a model without experts."""
-        self._layers = {path: int(module.num_experts) for path, module in experts_modules(model).items()}
+        self._layers = experts_of(model)
         if not self._layers:
             raise TraceError("this model has no experts: there is no routing to record")
         config = getattr(model, "config", None)
@@ -82,7 +81,9 @@ class Recording:
         ids = given.get("input_ids")
         rows, tokens = (ids if ids is not None else given["inputs_embeds"]).shape[:2]
         if rows != 1:
-            raise TraceError(f"a routing trace is of one sequence at a time, not of {rows} side by side; run them singly")
+            raise TraceError(
+                f"a routing trace is of one sequence at a time, not of {rows} side by side; run them singly"
+            )
         cache = given.get("past_key_values")
         fresh = cache is None or not cache.get_seq_length()
         self._local.forward = _Forward(tokens, fresh)
@@ -93,7 +94,7 @@ class Recording:
             seen = sum(map(len, forward.chosen.get(path, ())))
             if seen != forward.tokens:
                 raise TraceError(
-                    f"{path} was given {seen} of {forward.tokens} tokens: the routing of such a model cannot be recorded"
+                    f"{path} was given {seen} of {forward.tokens} tokens: such a model's routing cannot be recorded"
                 )
         if forward.fresh or not hasattr(self._local, "sequence"):
             self._local.sequence = []
@@ -126,9 +127,9 @@ class _Forward:
         self.codes: dict[str, list[npt.NDArray[np.uint8]]] = {}
 
 
-def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that hold experts, by path."""
-    return {path: module for path, module in model.named_modules() if is_experts(module)}
+def experts_of(model: nn.Module) -> dict[str, int]:
+    """How many experts each experts module holds, by path."""
+    return {path: cast(Any, module).num_experts for path, module in model.named_modules() if is_experts(module)}
 
 
 def probabilities_in(output: Any, experts: int) -> npt.NDArray[np.float32] | None:
@@ -149,20 +150,26 @@ def _joined(path: str, experts: int, forwards: Sequence[_Forward]) -> RoutedLaye
 
 
 def profile(
-    model: nn.Module, ids: Sequence[int], *, window: int, text: str = "", first: Sequence[int] = (), progress: Progress
+    model: nn.Module,
+    ids: Sequence[int],
+    *,
+    window: int,
+    text: str = "",
+    first: Sequence[int] = (),
+    advance: Callable[[int], None] = lambda tokens: None,
 ) -> Routes:
-    """The routing trace of the text with the token ``ids``, which goes through ``model`` in sequences of ``window``
-    tokens, each a single forward: routing does not depend on what comes later, so it is that of decoding. ``first`` are
-    the tokens with which every sequence begins. ``progress`` counts tokens.
+    """The routing trace of the text with the token ``ids``, called ``text``. It goes through ``model`` in sequences of
+    ``window`` tokens, each a single forward: routing does not depend on what comes later, so it is that of decoding.
+    ``first`` are the tokens with which every sequence begins. ``advance`` is told how many tokens are done.
 
-    Raises TraceError for a model without experts, and ValueError for one without tokens.
+    Raises TraceError for a model without experts, or no tokens.
     """
     size = window - len(first)
     # The logits of all tokens would be larger than all else, and nobody looks at them.
     lean = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with Recording(model, text) as recording, torch.no_grad():
         for start in range(0, len(ids), size):
-            part = [*first, *ids[start : start + size]]
-            model(torch.tensor([part]), use_cache=False, **lean)
-            progress.advance(len(part) - len(first))
+            part = ids[start : start + size]
+            model(torch.tensor([[*first, *part]]), use_cache=False, **lean)
+            advance(len(part))
         return recording.routes()

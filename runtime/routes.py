@@ -92,7 +92,7 @@ class Routes:
         path = min(own.items() ^ experts.items())[0]
         raise TraceError(
             f"this routing trace is of another model ({self.model_type}): {path} has {own.get(path, 'no')} experts in "
-            f"it, and {experts.get(path, 'no')} in {name}; record one with: penstock profile {name} --text FILE --out FILE"
+            f"it, and {experts.get(path, 'no')} in {name}; record one of this model with: penstock profile"
         )
 
     def save(self, path: Path) -> None:
@@ -164,16 +164,17 @@ class Routes:
         return routes
 
 
-def encode(probabilities: npt.NDArray[np.floating[Any]]) -> Codes:
+def encode(probabilities: npt.NDArray[np.float32]) -> Codes:
     """Probabilities in one byte each: 16 codes for each factor of two, so within 2.2 % down to 2 ** -15.9, and what is
     less counts as that."""
     with np.errstate(divide="ignore"):
-        return np.clip(np.rint(-STEPS * np.log2(probabilities)), 0, 255).astype(np.uint8)
+        codes: Codes = np.clip(np.rint(-STEPS * np.log2(probabilities)), 0, 255).astype(np.uint8)
+    return codes
 
 
 def decode(codes: Codes) -> npt.NDArray[np.float32]:
     """The probabilities that ``encode`` was given, nearly."""
-    return np.exp2(codes.astype(np.float32) / -STEPS)
+    return np.exp2(np.divide(codes, -STEPS, dtype=np.float32))
 
 
 def narrow(chosen: npt.NDArray[np.integer[Any]], experts: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
@@ -213,4 +214,3 @@ def _damaged(path: str | Path, what: str) -> TraceError:
     return TraceError(
         f"{path} is a truncated or damaged routing trace ({what}), or none; record it again with: penstock profile"
     )
-

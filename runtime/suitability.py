@@ -31,6 +31,8 @@ KNEE_SEGMENT = 16
 _AT_ONCE = 1 << 22
 """Frequencies that are sorted at a time, to bound the memory."""
 
+Uses = npt.NDArray[np.bool_]
+"""[tokens, experts]: whether the token went through the expert."""
 Frequencies = npt.NDArray[np.uint16]
 
 
@@ -52,12 +54,12 @@ class Balance:
     largest: float
 
 
-def used(layers: Sequence[RoutedLayer]) -> npt.NDArray[np.bool_]:
-    """[tokens, experts of all ``layers`` one after the other]: whether the token went through the expert."""
+def used(layers: Sequence[RoutedLayer]) -> Uses:
+    """The experts of all ``layers``, one layer after the other."""
     return np.concatenate([layer.used() for layer in layers], axis=1)
 
 
-def frequencies(uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: int) -> Iterator[Frequencies]:
+def frequencies(uses: Uses, sequences: Sequence[int], segment: int) -> Iterator[Frequencies]:
     """For every segment of ``segment`` tokens within one of ``sequences``, how many of its tokens use each expert:
     pieces of [segments, experts]. ``uses`` is [tokens, experts]."""
     start = 0
@@ -69,7 +71,7 @@ def frequencies(uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: 
         start += length
 
 
-def segment_routing(uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: int) -> Routing | None:
+def segment_routing(uses: Uses, sequences: Sequence[int], segment: int) -> Routing | None:
     """SRP of the experts ``uses`` [tokens, experts] for segments of ``segment`` tokens; None without such a segment."""
     pairs = _histogram(uses, sequences, segment)
     if not pairs.any():
@@ -81,9 +83,7 @@ def segment_routing(uses: npt.NDArray[np.bool_], sequences: Sequence[int], segme
     return Routing(float(scores[best]), float(hits[best] / total), float(predicted[best] / total))
 
 
-def segment_routing_of_size(
-    uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: int, size: float
-) -> Routing | None:
+def segment_routing_of_size(uses: Uses, sequences: Sequence[int], segment: int, size: float) -> Routing | None:
     """As ``segment_routing``, with groups of ``size`` experts on average."""
     pairs = _histogram(uses, sequences, segment)
     if not pairs.any():
@@ -98,9 +98,7 @@ def segment_routing_of_size(
     return Routing(float(2 * hits / (predicted + total)), float(hits / total), float(predicted / total))
 
 
-def segment_cache(
-    uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: int
-) -> npt.NDArray[np.float64] | None:
+def segment_cache(uses: Uses, sequences: Sequence[int], segment: int) -> npt.NDArray[np.float64] | None:
     """SCH of the experts ``uses`` [tokens, experts] for segments of ``segment`` tokens, with caches of 1, 2, .. all
     experts: [experts]. None without such a segment."""
     hits = np.zeros(uses.shape[1], dtype=np.int64)
@@ -122,7 +120,7 @@ def knee(hit_rates: npt.NDArray[np.float64]) -> int:
     return int(np.flatnonzero(gain >= gain.max() - 1e-12)[0]) + 1
 
 
-def balance(uses: npt.NDArray[np.bool_]) -> Balance:
+def balance(uses: Uses) -> Balance:
     """Of the experts ``uses`` [tokens, experts]."""
     shares = uses.sum(axis=0) / max(int(uses.sum()), 1)
     some = shares[shares > 0]
@@ -130,7 +128,7 @@ def balance(uses: npt.NDArray[np.bool_]) -> Balance:
     return Balance(abs(entropy), float(shares.max()))
 
 
-def _histogram(uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: int) -> npt.NDArray[np.int64]:
+def _histogram(uses: Uses, sequences: Sequence[int], segment: int) -> npt.NDArray[np.int64]:
     """How many pairs of segment and expert have the frequency 0, 1, .. ``segment``: [segment + 1]."""
     pairs = np.zeros(segment + 1, dtype=np.int64)
     for counts in frequencies(uses, sequences, segment):
@@ -139,7 +137,7 @@ def _histogram(uses: npt.NDArray[np.bool_], sequences: Sequence[int], segment: i
 
 
 def _at_least(pairs: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For each frequency, the uses that the pairs with at least that much predict rightly, and all that they predict."""
+    """For each frequency, what the pairs with at least that much predict rightly, and all that they predict."""
     frequency = np.arange(len(pairs))
     hits = np.cumsum((pairs * frequency)[::-1])[::-1]
     return hits, np.cumsum(pairs[::-1])[::-1] * (len(pairs) - 1)

@@ -1,6 +1,7 @@
 """What ``penstock profile`` tells of a routing trace (pure): one table for machines, the same for people."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +13,7 @@ from .routes import RoutedLayer, Routes
 from .suitability import (
     KNEE_SEGMENT,
     SEGMENTS,
+    Uses,
     balance,
     knee,
     segment_cache,
@@ -35,7 +37,8 @@ def report(routes: Routes) -> dict[str, Any]:
     """Everything, as ``--json`` has it. Segments that are longer than any sequence are left out."""
     experts = sum(layer.experts for layer in routes.layers)
     per_token = sum(layer.top_k for layer in routes.layers)
-    curves = _curves(routes.layers, routes.sequences)
+    uses = used(routes.layers)
+    curves = _curves(uses, routes.sequences)
     slots = {share: max(1, int(experts * share)) for share in SHARES}
     steps = list(routes.steps())
     replayed = {
@@ -53,14 +56,14 @@ def report(routes: Routes) -> dict[str, Any]:
         "top_k": _one_or_all([layer.top_k for layer in routes.layers]),
         "experts_per_layer": _one_or_all([layer.experts for layer in routes.layers]),
         "probabilities": sum(layer.codes is not None for layer in routes.layers),
-        "segment_routing": _segments(routes.layers, routes.sequences),
+        "segment_routing": _segments(uses, routes.sequences),
         "cache": [
             {
                 "experts": size,
                 "share": float(share),
                 "size_ratio": size / per_token,
                 "segment_cache": {segment: curve[size - 1] for segment, curve in curves.items()},
-                "segment_routing": _of_size(routes, list(curves), size),
+                "segment_routing": _of_size(uses, routes.sequences, size),
                 **replayed.get(share, {}),
             }
             for share, size in slots.items()
@@ -70,33 +73,22 @@ def report(routes: Routes) -> dict[str, Any]:
     }
 
 
-def _curves(layers: Sequence[RoutedLayer], sequences: Sequence[int]) -> dict[int, list[float]]:
-    """By segment length, SCH for caches of 1, 2, .. all experts of ``layers``."""
-    uses = used(layers)
+def _curves(uses: Uses, sequences: Sequence[int]) -> dict[int, list[float]]:
+    """By segment length, SCH for caches of 1, 2, .. all experts."""
     found = {segment: segment_cache(uses, sequences, segment) for segment in SEGMENTS}
     return {segment: curve.tolist() for segment, curve in found.items() if curve is not None}
 
 
-def _segments(layers: Sequence[RoutedLayer], sequences: Sequence[int]) -> dict[int, dict[str, float]]:
-    """By segment length, SRP of ``layers`` together."""
-    uses = used(layers)
+def _segments(uses: Uses, sequences: Sequence[int]) -> dict[int, dict[str, float]]:
+    """By segment length, SRP."""
     found = {segment: segment_routing(uses, sequences, segment) for segment in SEGMENTS}
-    return {
-        segment: {"f1": routing.f1, "recall": routing.recall, "size_ratio": routing.size_ratio}
-        for segment, routing in found.items()
-        if routing is not None
-    }
+    return {segment: asdict(routing) for segment, routing in found.items() if routing is not None}
 
 
-def _of_size(routes: Routes, segments: Sequence[int], size: int) -> dict[int, dict[str, float]]:
+def _of_size(uses: Uses, sequences: Sequence[int], size: int) -> dict[int, dict[str, float]]:
     """By segment length, SRP of groups of ``size`` experts on average."""
-    uses = used(routes.layers)
-    found = {segment: segment_routing_of_size(uses, routes.sequences, segment, size) for segment in segments}
-    return {
-        segment: {"f1": routing.f1, "recall": routing.recall}
-        for segment, routing in found.items()
-        if routing is not None
-    }
+    found = {segment: segment_routing_of_size(uses, sequences, segment, size) for segment in SEGMENTS}
+    return {segment: asdict(routing) for segment, routing in found.items() if routing is not None}
 
 
 def _knee(curve: list[float] | None, per_token: int) -> dict[str, Any] | None:
@@ -114,8 +106,9 @@ def _knee(curve: list[float] | None, per_token: int) -> dict[str, Any] | None:
 
 def _layer(layer: RoutedLayer, sequences: Sequence[int]) -> dict[str, Any]:
     """One layer's figures; its caches hold experts of its own only."""
-    evenness = balance(layer.used())
-    curves = _curves([layer], sequences)
+    uses = layer.used()
+    evenness = balance(uses)
+    curves = _curves(uses, sequences)
     curve = curves.get(KNEE_SEGMENT)
     return {
         "path": layer.path,
@@ -124,7 +117,7 @@ def _layer(layer: RoutedLayer, sequences: Sequence[int]) -> dict[str, Any]:
         "entropy": evenness.entropy,
         "largest_share": evenness.largest,
         "router_entropy": _router_entropy(layer),
-        "segment_routing": {segment: each["f1"] for segment, each in _segments([layer], sequences).items()},
+        "segment_routing": {segment: each["f1"] for segment, each in _segments(uses, sequences).items()},
         "segment_cache": {
             float(share): {segment: curve[max(1, int(layer.experts * share)) - 1] for segment, curve in curves.items()}
             for share in SHARES

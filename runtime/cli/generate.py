@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ...tiering.errors import CheckpointError, PromptTooLong
+from ...tiering.errors import PromptTooLong
 from ...tiering.units import format_size
 from ..progress import shown
 from ..tracefile import destination
 from .console import print_json, quiet_libraries, say, waiting
 from .measure import peak_resident_bytes
-from .opening import Opened, open_files
+from .opening import open_files, read_tokenizer
 from .options import Settings, Source, TraceFile
 
 TOKENS = 128
@@ -51,7 +51,7 @@ def command(
     quiet_libraries()
     with shown() as bar:
         opened = open_files(source)
-        tokenizer = _tokenizer(opened)
+        tokenizer = read_tokenizer(opened, "generate reads its prompt with one")
         inputs = _encode(tokenizer, text)
         room = room_for(inputs["input_ids"].shape[1], tokens, opened.positions)
         from ..compose import load
@@ -104,17 +104,6 @@ def _sampling(temperature: float | None, top_p: float | None, top_k: int | None,
             )
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     return {"do_sample": True, "temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": top_k or 0}
-
-
-def _tokenizer(opened: Opened) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(opened.folder, trust_remote_code=opened.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{opened.folder} has no tokenizer that transformers can read ({error}); generate reads its prompt with one"
-        ) from error
 
 
 def _encode(tokenizer: Any, text: str) -> Any:

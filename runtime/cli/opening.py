@@ -73,6 +73,18 @@ def read_config(place: str, source: Source) -> Any:
         raise CheckpointError(f"no model configuration in {where} ({reason})") from error
 
 
+def read_tokenizer(opened: Opened, purpose: str) -> Any:
+    """transformers' tokenizer of a model. Raises CheckpointError, which says for what ``purpose`` it is needed."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(opened.folder, trust_remote_code=opened.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{opened.folder} has no tokenizer that transformers can read ({error}); {purpose}"
+        ) from error
+
+
 def find_bundle(source: Source, config: "Config", progress: "Progress | None" = None) -> Path:
     """The folder of the bundle that MODEL is or was packed into. Raises CheckpointError and BundleError."""
     folder = Path(source.model).expanduser()

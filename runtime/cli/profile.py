@@ -1,0 +1,197 @@
+"""``penstock profile``: which experts a text uses, and how well that suits keeping only some of them in memory."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...tiering.errors import TraceError
+from ..progress import shown
+from ..tracefile import destination, write
+from .console import print_json, print_table, quiet_libraries, say, waiting
+from .opening import open_files, read_tokenizer
+from .options import Settings, Source
+
+TOKENS = 4096
+"""Tokens of the text when none are asked for."""
+WINDOW = 512
+"""Tokens that the model sees at a time: enough for the longest segments, little memory for what is computed."""
+LEAST = 16
+"""Tokens of a text below which nothing can be said."""
+
+
+def command(
+    source: Source,
+    text: Annotated[str, typer.Option("--text", metavar="FILE", help="What the model reads, in UTF-8.")],
+    settings: Settings,
+    tokens: Annotated[
+        int | None,
+        typer.Option("-n", "--tokens", metavar="N", min=LEAST, help=f"Tokens of it; else all, {TOKENS} at most."),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help=f"Tokens that the model sees at a time; else {WINDOW}.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Keep the routing trace in this file.")] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw hit rates against cache sizes (.svg, .png, .pdf).")
+    ] = None,
+) -> None:
+    """Run a text through MODEL, record which experts each token uses, and say how well that suits offloading them."""
+    config = settings.load()
+    trace_file, picture = _destinations(out, plot)
+    content = _read_text(text)
+    quiet_libraries()
+    with shown() as bar:
+        opened = open_files(source)
+        _check_experts(opened.config, source)
+        tokenizer = read_tokenizer(opened, "profile reads its text with one")
+        ids = _encode(tokenizer, content, text, tokens)
+        first = _beginning(tokenizer)
+        size = _window(window, len(first), opened.positions)
+        from ..compose import load
+        from ..profiling import profile
+
+        model: Any = load(
+            source.model,
+            config=config,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            progress=bar,
+        )
+        with closing(model.penstock):
+            each = len(tokenizer.decode(ids).encode()) / len(ids)
+            bar.start("reading the text", round(len(ids) * each))
+            name, done = Path(text).name, lambda count: bar.advance(round(count * each))
+            routes = profile(model, ids, window=size, text=name, first=first, advance=done)
+    if trace_file is not None:
+        routes.save(trace_file)
+    with waiting("looking at the routing"):
+        from ..suitability_report import report
+
+        found = report(routes)
+    if picture is not None:
+        from ..suitability_plot import draw
+
+        write(picture, [draw(found, picture.suffix.removeprefix(".").lower())])
+    if settings.json:
+        print_json(found | {"out": trace_file and str(trace_file), "plot": picture and str(picture)})
+    else:
+        _print(found)
+        for file in filter(None, (trace_file, picture)):
+            say(f"written: {file}")
+
+
+def _destinations(out: str | None, plot: str | None) -> tuple[Path | None, Path | None]:
+    """Where trace and picture go. Raises TraceError for what cannot be written or drawn, before anything is run."""
+    if plot is not None:
+        from ..suitability_plot import check_plot
+
+        check_plot(Path(plot))
+    return destination(out) if out is not None else None, destination(plot) if plot is not None else None
+
+
+def _read_text(name: str) -> str:
+    try:
+        return Path(name).expanduser().read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise TraceError(
+            f"{name} is no text in UTF-8 ({error.reason} at byte {error.start}); name another file"
+        ) from error
+    except OSError as error:
+        raise TraceError(f"the text {name} cannot be read: {error.strerror}; name another file") from error
+
+
+def _check_experts(config: Any, source: Source) -> None:
+    """Raise TraceError for a model without experts, before it is packed."""
+    import torch
+
+    from ..profiling import experts_of
+    from ..skeleton import skeleton
+
+    if not experts_of(skeleton(config, torch.bfloat16, trust_remote_code=source.trust_remote_code)):
+        raise TraceError(f"{source.model} has no experts that penstock streams one by one: there is nothing to profile")
+
+
+def _encode(tokenizer: Any, content: str, name: str, wanted: int | None) -> list[int]:
+    """The first tokens of ``content``; no more of it is tokenized than is needed. Raises TraceError if it is short."""
+    most, characters = wanted or TOKENS, 8 * (wanted or TOKENS)
+    while True:
+        ids: list[int] = tokenizer(content[:characters], add_special_tokens=False)["input_ids"]
+        # The last of them may be another one when more of the text is known.
+        if len(ids) > most or characters >= len(content):
+            break
+        characters *= 2
+    if len(ids) < (wanted or LEAST):
+        raise TraceError(
+            f"{name} has {len(ids)} tokens, {wanted or LEAST} are needed; name a longer text"
+            + (f", or ask for --tokens {len(ids)}" if wanted and len(ids) >= LEAST else "")
+        )
+    return ids[:most]
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """The tokens that this model wants at the beginning of every text: at most one."""
+    special: list[int] = tokenizer("")["input_ids"]
+    return special[:1] if special[:1] == [tokenizer.bos_token_id] else []
+
+
+def _window(wanted: int | None, first: int, positions: int | None) -> int:
+    """Tokens of a sequence, with those that every text begins with."""
+    if wanted is not None and positions is not None and wanted > positions:
+        raise typer.BadParameter(f"the model has {positions} positions", param_hint="--window")
+    size = wanted or min(WINDOW, positions or WINDOW)
+    return max(size, first + 1)
+
+
+def _print(found: dict[str, Any]) -> None:
+    print(
+        f"{found['text']}: {found['tokens']} tokens in {found['sequences']} sequences; {found['model_type']}, "
+        f"{found['layers']} layers of experts, {found['experts_per_token']} of {found['experts']} used per token"
+    )
+    segments = list(found["segment_routing"])
+    print_table(
+        "One group of experts for all tokens of a segment (SRP)",
+        ["tokens in the segment", *map(str, segments)],
+        [
+            ("best F1", *(f"{found['segment_routing'][m]['f1']:.3f}" for m in segments)),
+            ("its recall", *(f"{found['segment_routing'][m]['recall']:.3f}" for m in segments)),
+            ("its size / experts per token", *(f"{found['segment_routing'][m]['size_ratio']:.2f}" for m in segments)),
+        ],
+    )
+    print_table(
+        "Uses that find their expert: the best cache for each segment of so many tokens (SCH), and real ones",
+        ["experts kept", "share", "/ per token", *map(str, segments), "LRU", "LFU"],
+        [
+            (
+                row["experts"],
+                f"{row['share']:.1%}",
+                f"{row['size_ratio']:.1f}",
+                *(f"{row['segment_cache'][m]:.1%}" for m in segments),
+                *(f"{row[name]:.1%}" if name in row else "" for name in ("lru", "lfu")),
+            )
+            for row in found["cache"]
+        ],
+    )
+    if knee := found["knee"]:
+        print(
+            f"knee: {knee['experts']} experts, {knee['share']:.0%} of them, {knee['size_ratio']:.1f} times those of a "
+            f"token, SCH {knee['segment_cache']:.1%}: {knee['rule']}"
+        )
+    middle = [m for m in segments if m <= 16][-1]
+    print_table(
+        "By layer, each with a cache of its own",
+        ["layer", "evenness", "largest share", "router undecided", f"SRP {middle}", f"SCH {middle} of 1/4", "of 1/2"],
+        [
+            (
+                row["path"],
+                f"{row['entropy']:.3f}",
+                f"{row['largest_share']:.1%}",
+                "" if row["router_entropy"] is None else f"{row['router_entropy']:.3f}",
+                f"{row['segment_routing'][middle]:.3f}",
+                f"{row['segment_cache'][0.25][middle]:.1%}",
+                f"{row['segment_cache'][0.5][middle]:.1%}",
+            )
+            for row in found["by_layer"]
+        ],
+    )
