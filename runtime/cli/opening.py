@@ -78,7 +78,10 @@ def read_tokenizer(opened: Opened, purpose: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(opened.folder, trust_remote_code=opened.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(opened.folder, trust_remote_code=opened.trust_remote_code)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up for some families
+            raise ValueError("it has no vocabulary")
+        return tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{opened.folder} has no tokenizer that transformers can read ({error}); {purpose}"

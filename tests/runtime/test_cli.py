@@ -20,7 +20,7 @@ from penstock.runtime.settings import OVERRIDES
 from penstock.tiering.errors import PromptTooLong
 from penstock.tiering.units import GiB
 
-COMMANDS = ("generate", "pack", "verify", "inspect", "plan", "doctor", "config", "bench")
+COMMANDS = ("generate", "pack", "verify", "inspect", "plan", "profile", "doctor", "config", "bench")
 PENSTOCK = (sys.executable, "-c", "from penstock.runtime.cli.main import run; run()")
 
 
