@@ -12,7 +12,7 @@ pile up; what comes next is announced, and read meanwhile.
 
 import threading
 import time
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from ..kernels.weighted_sum import add_weighted, weighted_sum
 from ..tiering.errors import UnplaceableModule
 from ..tiering.events import Slot
 from ..tiering.store.manifest import Block
-from ..tiering.units import BlockId
+from ..tiering.units import BlockId, MiB
 from .absent import placeholder
 from .bridge import Bridge
 from .prediction import Prediction
@@ -39,6 +39,8 @@ _FEW = 64
 """Router choices up to which grouping in Python beats tensor operations, and all experts are asked for at once."""
 _WINDOW = 4
 """Experts that a prompt asks for at a time."""
+_HEAP = 8 * MiB
+"""Bytes of a prompt's outputs up to which its experts are taken in the order of flash, if that is not theirs."""
 
 Groups = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Expert -> (token rows, positions among the top k)."""
@@ -56,8 +58,11 @@ class StreamedExperts:
         views: AllViews,
         trust: "Trust",
     ) -> None:
-        """``blocks`` in ascending order of the experts."""
+        """``blocks`` in the order of flash."""
         self._module, self._bridge, self._trust = module, bridge, trust
+        self._place = {block.id.part: place for place, block in enumerate(blocks)}
+        self._as_numbered = all(expert == place for expert, place in self._place.items())
+        blocks = sorted(blocks, key=lambda block: block.id.part)
         self._blocks = [block.id for block in blocks]
         self._names = {spec.name.removeprefix(f"{path}."): n for n, spec in enumerate(blocks[0].tensors)}
         first = "gate_up_proj" if module.has_gate else "up_proj"
@@ -107,7 +112,7 @@ class StreamedExperts:
         guess = _Guess(self.next, self._bridge, hidden, index.shape[1])
         rows: dict[int, int] = {}
         outs: list[torch.Tensor] = []
-        wanted = [self._blocks[expert] for expert, _ in chosen]
+        wanted = self._in_order_of_flash(expert for expert, _ in chosen)
         with closing(self._arriving(wanted, (), guess)) as arriving:
             for arrived in arriving:
                 here = [self._views[block.part][slot].expert for block, slot in arrived]
@@ -123,14 +128,16 @@ class StreamedExperts:
         hidden = hidden.contiguous()
         groups = _group(index, len(self._blocks))
         ascending = list(groups)
-        size = len(ascending) if index.numel() <= _FEW else _WINDOW
+        # Outputs wait for those of lower experts, which may lie further back: only where that is little.
+        heaped = index.numel() * hidden.shape[1] * hidden.element_size() > _HEAP
+        wanted = [self._blocks[expert] for expert in ascending] if heaped else self._in_order_of_flash(ascending)
+        size = len(wanted) if index.numel() <= _FEW else _WINDOW
         guess = _Guess(self.next, self._bridge, hidden, index.shape[1])
         outs: dict[int, torch.Tensor] = {}
         final = torch.zeros_like(hidden)
         added = 0
-        for start in range(0, len(ascending), size):
-            rest = [self._blocks[expert] for expert in ascending[start + size :]]
-            window = [self._blocks[expert] for expert in ascending[start : start + size]]
+        for start in range(0, len(wanted), size):
+            window, rest = wanted[start : start + size], wanted[start + size :]
             with closing(self._arriving(window, rest, guess)) as arriving:
                 for arrived in arriving:
                     outs |= self._products(arrived, groups, hidden)
@@ -140,6 +147,12 @@ class StreamedExperts:
                 add_weighted(final, rows, outs.pop(expert), weights[rows, picks])
                 added += 1
         return final
+
+    def _in_order_of_flash(self, experts: Iterable[int]) -> list[BlockId]:
+        """The blocks of ``experts``, given in ascending order, so that neighbours can be read at once."""
+        if not self._as_numbered:
+            experts = sorted(experts, key=self._place.__getitem__)
+        return [self._blocks[expert] for expert in experts]
 
     def _arriving(
         self, window: Sequence[BlockId], rest: Sequence[BlockId], guess: "_Guess"

@@ -68,11 +68,14 @@ def is_experts(module: nn.Module) -> bool:
     return all(hasattr(module, name) for name in names)
 
 
-def layout(model: nn.Module, addresses: Mapping[str, int] | None = None) -> Layout:
+def layout(
+    model: nn.Module, addresses: Mapping[str, int] | None = None, order: Mapping[str, Sequence[int]] | None = None
+) -> Layout:
     """The layout of ``model``, which may be on the meta device: only names, shapes and dtypes count.
 
     ``addresses`` says at which address, modulo TENSOR_ALIGNMENT, transformers has a tensor (0 if not given): it is
-    placed at an equal one, for the same bits.
+    placed at an equal one, for the same bits. ``order`` says, by the path of an experts module, in which order its
+    experts lie (ascending if not given).
 
     Raises UnplaceableModule for a module whose state is not made of tensors.
     """
@@ -87,7 +90,7 @@ def layout(model: nn.Module, addresses: Mapping[str, int] | None = None) -> Layo
     for path, own in _by_module(tensors):
         module, layer = modules[path], layer_of(path, modules) or path
         stacked = _stacked(module, own)
-        for expert in range(int(module.num_experts) if stacked else 0):
+        for expert in (order or {}).get(path, range(int(module.num_experts))) if stacked else ():
             slices = [_entry(name, own[name][expert]) for name in stacked]
             experts.setdefault(layer, []).append((BlockId("expert", path, expert), slices))
         # Buffers stay: modules may keep references to them, or write to them.

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -21,11 +21,14 @@ from ..tiering.store.reader import Bundle
 from ..tiering.store.stripes import parts_of, prepare_stripes, sweep
 from ..tiering.store.writer import BundleWriter, publish
 from ..tiering.units import KiB, MiB, align_up
+from .by_use import arrange
 from .checkpoint import Checkpoint
 from .digest import digest_files
 from .drives import drives_for
 from .layout import Layout, layout
 from .model_files import copy_model_files, write_model_folder
+from .profiling import experts_of
+from .routes import Routes
 from .skeleton import skeleton
 from .striping import striped
 from .threads import one_torch_thread
@@ -51,17 +54,19 @@ def pack(
     revision: str | None = None,
     trust_remote_code: bool = False,
     stripes: Sequence[Path] = (),
+    routes: Routes | None = None,
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """The bundle of the checkpoint ``source`` (a folder or hub id) in ``store``, written if it is not there: weights in
     ``dtype`` (None: the checkpoint's own), in at most ``host_memory`` bytes of memory, with all bundles in at most
-    ``flash_limit`` bytes. ``stripes`` are folders on other drives, to which blocks are dealt by measured speed. A
-    bundle that is there is taken as it is, whatever drives it was dealt to.
+    ``flash_limit`` bytes. ``stripes`` are folders on other drives, to which blocks are dealt by measured speed. With
+    ``routes``, experts that are used together lie together where that pays. A bundle that is there is taken as it is,
+    whatever drives it was dealt to, and without ``routes`` whatever the order of its experts.
 
     Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when a drive
-    fails, ConfigError when a folder cannot be used. What an interruption leaves is taken up by the next call;
-    KeyboardInterrupt then says so.
+    fails, ConfigError when a folder cannot be used, TraceError when ``routes`` are of another model. What an
+    interruption leaves is taken up by the next call; KeyboardInterrupt then says so.
     """
     quiet = progress is None or isinstance(progress, Quiet)
     checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
@@ -71,12 +76,22 @@ def pack(
     memory = max(host_memory, LEAST_MEMORY)
     model = skeleton(checkpoint.config, dtype, trust_remote_code=trust_remote_code)
     plan = layout(model)
+    order: Mapping[str, Sequence[int]] = {}
+    if routes is not None:
+        routes.check_model(experts_of(model), str(source))
+        order = arrange(routes, plan.blocks).orders
     store = prepare(store)
     digest = digest_files(checkpoint.content, store, progress)
     identity = _identity(digest, str(dtype), codec, plan)
+    target = store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}"
+    if order:
+        identity = _identity(digest, str(dtype), codec, layout(model, order=order))
+        target = target.with_name(f"{target.name}-{identity[:8]}")
+    elif routes is None:
+        target = _by_use(target) or target
 
     def job() -> _Job:
-        weights, used, untied = _checkpoint_weights(checkpoint, model, plan, dtype, memory - _staging(memory))
+        weights, used, untied = _checkpoint_weights(checkpoint, model, order, dtype, memory - _staging(memory))
         name = str(dtype).removeprefix("torch.")
         return _Job(
             used,
@@ -85,7 +100,6 @@ def pack(
             lambda folder: copy_model_files(checkpoint.folder, folder, untied),
         )
 
-    target = store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}"
     return _pack(
         target,
         job,
@@ -146,25 +160,34 @@ class _Job:
 
 
 def _checkpoint_weights(
-    checkpoint: Checkpoint, model: PreTrainedModel, plan: Layout, dtype: torch.dtype, memory: int
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    order: Mapping[str, Sequence[int]],
+    dtype: torch.dtype,
+    memory: int,
 ) -> tuple[CheckpointWeights, Layout, bool]:
-    """The weights, their layout, and whether the model had to be untied.
+    """The weights, their layout with experts in ``order``, and whether the model had to be untied.
 
     Like transformers, a model that ties weights for which the checkpoint has different values is not tied.
     """
-    weights = CheckpointWeights(model, checkpoint.tensors, plan, memory=memory)
+    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=memory)
     if not weights.contradictions():
-        return weights, layout(model, weights.addresses()), False
+        return weights, layout(model, weights.addresses(), order), False
     weights.close()
     config = copy.deepcopy(checkpoint.config)
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     model = skeleton(config, dtype, trust_remote_code=checkpoint.trust_remote_code)
-    plan = layout(model)
-    weights = CheckpointWeights(model, checkpoint.tensors, plan, memory=memory)
+    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=memory)
     if differing := weights.contradictions():
         one, other = differing[0]
         raise CheckpointError(f"the model shares one weight between {one} and {other}, the checkpoint has two for them")
-    return weights, layout(model, weights.addresses()), True
+    return weights, layout(model, weights.addresses(), order), True
+
+
+def _by_use(target: Path) -> Path | None:
+    """The latest bundle of what ``target`` is for whose experts lie in another order, if there is one."""
+    found = [folder for folder in target.parent.glob(f"{target.name}-{'[0-9a-f]' * 8}") if Bundle.is_bundle(folder)]
+    return max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns, default=None)
 
 
 def _pack(

@@ -1,22 +1,45 @@
 """``penstock pack``: write a checkpoint into the store, in the layout that is streamed from."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from ...tiering.errors import TraceError
+from ...tiering.store.manifest import Manifest
 from ...tiering.units import format_size
 from ..progress import shown
-from .console import print_json, quiet_libraries
+from .console import print_json, print_table, quiet_libraries
 from .measure import peak_resident_bytes
 from .opening import is_bundle
 from .options import Settings, Source
 
+if TYPE_CHECKING:
+    from ..routes import Routes
 
-def command(source: Source, settings: Settings) -> None:
+
+def command(
+    source: Source,
+    settings: Settings,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRACE", help="A routing trace: experts used together lie together, where that saves reads."
+        ),
+    ] = None,
+) -> None:
     """Pack MODEL into the store; does nothing if it is there already. Interrupted, it resumes where it was."""
     config = settings.load()
+    if profile is not None and is_bundle(source.model):
+        raise TraceError("the experts of a bundle stay where they are; name the checkpoint with --profile")
     quiet_libraries()
     from ...tiering.store.reader import Bundle
     from ..pack import pack
+    from ..routes import Routes
+
+    routes = Routes.load(profile) if profile is not None else None
 
     start = time.perf_counter()
     with shown() as bar:
@@ -30,6 +53,7 @@ def command(source: Source, settings: Settings) -> None:
                 flash_limit=config.flash_limit,
                 codec=config.weights.format,
                 stripes=config.store.stripes,
+                routes=routes,
                 revision=source.revision,
                 trust_remote_code=source.trust_remote_code,
                 direct=config.direct,
@@ -37,6 +61,7 @@ def command(source: Source, settings: Settings) -> None:
             )
     folder, manifest = bundle.folder, bundle.manifest
     bundle.close()
+    layers = None if routes is None else _by_layer(routes, manifest)
     if settings.json:
         print_json(
             {
@@ -48,7 +73,48 @@ def command(source: Source, settings: Settings) -> None:
                 "blocks": len(manifest.blocks),
                 "seconds": time.perf_counter() - start,
                 "peak_rss_bytes": peak_resident_bytes(),
+                "by_use": layers,
             }
         )
-    else:
-        print(f"{folder}  {format_size(manifest.total_bytes)} in {len(manifest.blocks)} blocks")
+        return
+    print(f"{folder}  {format_size(manifest.total_bytes)} in {len(manifest.blocks)} blocks")
+    if layers:
+        _print(layers)
+    elif layers is not None:
+        print("each expert is a read of its own, large enough for any drive: their order is that of their numbers")
+
+
+def _by_layer(routes: "Routes", manifest: Manifest) -> list[dict[str, Any]]:
+    """What the order by use saves in each layer, as far as experts can be read together at all."""
+    from ..by_use import arrange
+
+    arrangement = arrange(routes, manifest.blocks)
+    return [
+        {
+            "path": path,
+            "by_use": path in arrangement.orders,
+            "reads_before": gain.reads_before,
+            "reads_after": gain.reads_after,
+            "bytes_per_read_before": gain.bytes_per_read_before,
+            "bytes_per_read_after": gain.bytes_per_read_after,
+        }
+        for path, gain in arrangement.gains.items()
+    ]
+
+
+def _print(layers: Sequence[dict[str, Any]]) -> None:
+    print_table(
+        "Reads of a token's experts that a cache of a quarter does not have: by number, and by use",
+        ["layer", "reads", "by use", "bytes per read", "by use", "order"],
+        [
+            (
+                layer["path"],
+                f"{layer['reads_before']:.2f}",
+                f"{layer['reads_after']:.2f}",
+                format_size(round(layer["bytes_per_read_before"])),
+                format_size(round(layer["bytes_per_read_after"])),
+                "by use" if layer["by_use"] else "by number",
+            )
+            for layer in layers
+        ],
+    )

@@ -94,6 +94,13 @@ def test_sch_is_the_best_of_all_caches(uses: Uses, segment: int) -> None:
         assert got[size - 1] == pytest.approx(hits / total if total else 0)
 
 
+def test_what_is_seldom_used_is_better_not_predicted() -> None:
+    uses = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 1]], dtype=np.bool_)
+    routing = segment_routing(uses, (3,), 3)
+    assert routing is not None
+    assert (routing.f1, routing.recall, routing.size_ratio) == (pytest.approx(6 / 8), 3 / 5, 3 / 5)
+
+
 @pytest.mark.parametrize("segment", [1, 4, 16])
 def test_constant_routing_suits_perfectly(segment: int) -> None:
     uses = np.zeros((50, 8), dtype=np.bool_)
@@ -108,7 +115,7 @@ def test_constant_routing_suits_perfectly(segment: int) -> None:
 
 
 def test_random_routing_is_as_chance_has_it() -> None:
-    """A token uses 2 of 8 experts. The most frequent of a segment of 2: expected as counted over all pairs of tokens."""
+    """A token uses 2 of 8 experts; over a segment of 2, one both, two both, or four one each."""
     routes = made_up(40_000, layers=1, experts=8, top_k=2)
     uses = used(routes.layers)
     curve = segment_cache(uses, routes.sequences, 2)
