@@ -112,7 +112,7 @@ class StreamedExperts:
         guess = _Guess(self.next, self._bridge, hidden, index.shape[1])
         rows: dict[int, int] = {}
         outs: list[torch.Tensor] = []
-        wanted = self._in_order_of_flash(expert for expert, _ in chosen)
+        wanted = self.in_order_of_flash(expert for expert, _ in chosen)
         with closing(self._arriving(wanted, (), guess)) as arriving:
             for arrived in arriving:
                 here = [self._views[block.part][slot].expert for block, slot in arrived]
@@ -128,9 +128,9 @@ class StreamedExperts:
         hidden = hidden.contiguous()
         groups = _group(index, len(self._blocks))
         ascending = list(groups)
-        # Outputs wait for those of lower experts, which may lie further back: only where that is little.
-        heaped = index.numel() * hidden.shape[1] * hidden.element_size() > _HEAP
-        wanted = [self._blocks[expert] for expert in ascending] if heaped else self._in_order_of_flash(ascending)
+        # In another order, outputs wait for those of lower experts: only where that takes little memory.
+        piled_up = index.numel() * hidden.shape[1] * hidden.element_size() > _HEAP
+        wanted = [self._blocks[expert] for expert in ascending] if piled_up else self.in_order_of_flash(ascending)
         size = len(wanted) if index.numel() <= _FEW else _WINDOW
         guess = _Guess(self.next, self._bridge, hidden, index.shape[1])
         outs: dict[int, torch.Tensor] = {}
@@ -148,8 +148,8 @@ class StreamedExperts:
                 added += 1
         return final
 
-    def _in_order_of_flash(self, experts: Iterable[int]) -> list[BlockId]:
-        """The blocks of ``experts``, given in ascending order, so that neighbours can be read at once."""
+    def in_order_of_flash(self, experts: Iterable[int]) -> list[BlockId]:
+        """The blocks of ``experts``; where these do not lie by number, so that neighbours are asked for together."""
         if not self._as_numbered:
             experts = sorted(experts, key=self._place.__getitem__)
         return [self._blocks[expert] for expert in experts]
@@ -239,7 +239,7 @@ class _Guess:
                 start = time.monotonic()
                 experts, prediction = self._next
                 chosen = prediction.experts(self._hidden, self._top_k)
-                self._blocks = [experts._blocks[expert] for expert in chosen]
+                self._blocks = experts.in_order_of_flash(chosen)
                 seconds = time.monotonic() - start
         if certain or self._blocks:
             self._bridge.expect(certain, self._blocks, seconds)
