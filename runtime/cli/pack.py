@@ -104,8 +104,8 @@ def _by_layer(routes: "Routes", manifest: Manifest) -> list[dict[str, Any]]:
 
 def _print(layers: Sequence[dict[str, Any]]) -> None:
     print_table(
-        "Reads of a token's experts that a cache of a quarter does not have: by number, and by use",
-        ["layer", "reads", "by use", "bytes per read", "by use", "order"],
+        "A token's reads where a quarter of the experts is cached",
+        ["layer", "by number", "by use", "bytes per read", "by use", "chosen"],
         [
             (
                 layer["path"],
