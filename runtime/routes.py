@@ -76,11 +76,14 @@ class Routes:
 
     def steps(self) -> Iterator[list[tuple[BlockId, ...]]]:
         """For each token, as if decoded one by one, the experts of each layer in ascending order."""
-        tables = [(layer.path, layer.experts, layer.chosen.tolist()) for layer in self.layers]
+        tables = [
+            ([BlockId("expert", layer.path, expert) for expert in range(layer.experts)], np.sort(layer.chosen).tolist())
+            for layer in self.layers
+        ]
         for token in range(self.tokens):
             yield [
-                tuple(BlockId("expert", path, expert) for expert in sorted(set(rows[token])) if expert < experts)
-                for path, experts, rows in tables
+                tuple(blocks[expert] for expert in dict.fromkeys(rows[token]) if expert < len(blocks))
+                for blocks, rows in tables
             ]
 
     def check_model(self, experts: Mapping[str, int], name: str) -> None:

@@ -34,6 +34,7 @@ _AT_ONCE = 1 << 22
 Uses = npt.NDArray[np.bool_]
 """[tokens, experts]: whether the token went through the expert."""
 Frequencies = npt.NDArray[np.uint16]
+Pairs = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,31 +72,37 @@ def frequencies(uses: Uses, sequences: Sequence[int], segment: int) -> Iterator[
         start += length
 
 
-def segment_routing(uses: Uses, sequences: Sequence[int], segment: int) -> Routing | None:
-    """SRP of the experts ``uses`` [tokens, experts] for segments of ``segment`` tokens; None without such a segment."""
-    pairs = _histogram(uses, sequences, segment)
-    if not pairs.any():
-        return None
-    hits, predicted = _at_least(pairs)
+def pairs_by_frequency(uses: Uses, sequences: Sequence[int], segment: int) -> Pairs | None:
+    """How many pairs of an expert and a segment of ``segment`` tokens have the frequency 0, 1, .. ``segment``; None
+    without such a segment."""
+    pairs = np.zeros(segment + 1, dtype=np.int64)
+    for counts in frequencies(uses, sequences, segment):
+        pairs += np.bincount(counts.ravel(), minlength=segment + 1)
+    return pairs if pairs.any() else None
+
+
+def segment_routing(pairs: Pairs) -> Routing:
+    """SRP, from ``pairs_by_frequency``."""
+    segment = len(pairs) - 1
+    hits = np.cumsum((pairs * np.arange(segment + 1))[::-1])[::-1]  # of all pairs with at least that frequency
+    predicted = np.cumsum(pairs[::-1])[::-1] * segment
     scores = 2 * hits / np.maximum(predicted + hits[0], 1)
     best = int(scores.argmax())
     total = max(int(hits[0]), 1)
     return Routing(float(scores[best]), float(hits[best] / total), float(predicted[best] / total))
 
 
-def segment_routing_of_size(uses: Uses, sequences: Sequence[int], segment: int, size: float) -> Routing | None:
-    """As ``segment_routing``, with groups of ``size`` experts on average."""
-    pairs = _histogram(uses, sequences, segment)
-    if not pairs.any():
-        return None
-    segments = pairs.sum() / uses.shape[1]
-    left, hits = min(size, uses.shape[1]) * segments, 0.0
+def segment_routing_of_size(pairs: Pairs, share: float) -> Routing:
+    """As ``segment_routing``, with groups that have this ``share`` of the experts on average."""
+    segment = len(pairs) - 1
+    taken = min(share, 1.0) * float(pairs.sum())
+    left, hits = taken, 0.0
     for frequency in range(segment, 0, -1):
-        taken = min(left, float(pairs[frequency]))
-        hits, left = hits + taken * frequency, left - taken
+        here = min(left, float(pairs[frequency]))
+        hits, left = hits + here * frequency, left - here
     total = max(float(pairs @ np.arange(segment + 1)), 1.0)
-    predicted = size * segments * segment
-    return Routing(float(2 * hits / (predicted + total)), float(hits / total), float(predicted / total))
+    predicted = taken * segment
+    return Routing(2 * hits / (predicted + total), hits / total, predicted / total)
 
 
 def segment_cache(uses: Uses, sequences: Sequence[int], segment: int) -> npt.NDArray[np.float64] | None:
@@ -126,18 +133,3 @@ def balance(uses: Uses) -> Balance:
     some = shares[shares > 0]
     entropy = float(-(some * np.log(some)).sum() / np.log(len(shares))) if len(shares) > 1 else 1.0
     return Balance(abs(entropy), float(shares.max()))
-
-
-def _histogram(uses: Uses, sequences: Sequence[int], segment: int) -> npt.NDArray[np.int64]:
-    """How many pairs of segment and expert have the frequency 0, 1, .. ``segment``: [segment + 1]."""
-    pairs = np.zeros(segment + 1, dtype=np.int64)
-    for counts in frequencies(uses, sequences, segment):
-        pairs += np.bincount(counts.ravel(), minlength=segment + 1)
-    return pairs
-
-
-def _at_least(pairs: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For each frequency, what the pairs with at least that much predict rightly, and all that they predict."""
-    frequency = np.arange(len(pairs))
-    hits = np.cumsum((pairs * frequency)[::-1])[::-1]
-    return hits, np.cumsum(pairs[::-1])[::-1] * (len(pairs) - 1)

@@ -13,9 +13,11 @@ from .routes import RoutedLayer, Routes
 from .suitability import (
     KNEE_SEGMENT,
     SEGMENTS,
+    Pairs,
     Uses,
     balance,
     knee,
+    pairs_by_frequency,
     segment_cache,
     segment_routing,
     segment_routing_of_size,
@@ -38,7 +40,7 @@ def report(routes: Routes) -> dict[str, Any]:
     experts = sum(layer.experts for layer in routes.layers)
     per_token = sum(layer.top_k for layer in routes.layers)
     uses = used(routes.layers)
-    curves = _curves(uses, routes.sequences)
+    curves, pairs = _curves(uses, routes.sequences), _pairs(uses, routes.sequences)
     slots = {share: max(1, int(experts * share)) for share in SHARES}
     steps = list(routes.steps())
     replayed = {
@@ -56,14 +58,16 @@ def report(routes: Routes) -> dict[str, Any]:
         "top_k": _one_or_all([layer.top_k for layer in routes.layers]),
         "experts_per_layer": _one_or_all([layer.experts for layer in routes.layers]),
         "probabilities": sum(layer.codes is not None for layer in routes.layers),
-        "segment_routing": _segments(uses, routes.sequences),
+        "segment_routing": {segment: asdict(segment_routing(each)) for segment, each in pairs.items()},
         "cache": [
             {
                 "experts": size,
                 "share": float(share),
                 "size_ratio": size / per_token,
                 "segment_cache": {segment: curve[size - 1] for segment, curve in curves.items()},
-                "segment_routing": _of_size(uses, routes.sequences, size),
+                "segment_routing": {
+                    segment: asdict(segment_routing_of_size(each, size / experts)) for segment, each in pairs.items()
+                },
                 **replayed.get(share, {}),
             }
             for share, size in slots.items()
@@ -79,16 +83,10 @@ def _curves(uses: Uses, sequences: Sequence[int]) -> dict[int, list[float]]:
     return {segment: curve.tolist() for segment, curve in found.items() if curve is not None}
 
 
-def _segments(uses: Uses, sequences: Sequence[int]) -> dict[int, dict[str, float]]:
-    """By segment length, SRP."""
-    found = {segment: segment_routing(uses, sequences, segment) for segment in SEGMENTS}
-    return {segment: asdict(routing) for segment, routing in found.items() if routing is not None}
-
-
-def _of_size(uses: Uses, sequences: Sequence[int], size: int) -> dict[int, dict[str, float]]:
-    """By segment length, SRP of groups of ``size`` experts on average."""
-    found = {segment: segment_routing_of_size(uses, sequences, segment, size) for segment in SEGMENTS}
-    return {segment: asdict(routing) for segment, routing in found.items() if routing is not None}
+def _pairs(uses: Uses, sequences: Sequence[int]) -> dict[int, Pairs]:
+    """By segment length, what SRP is computed from."""
+    found = {segment: pairs_by_frequency(uses, sequences, segment) for segment in SEGMENTS}
+    return {segment: pairs for segment, pairs in found.items() if pairs is not None}
 
 
 def _knee(curve: list[float] | None, per_token: int) -> dict[str, Any] | None:
@@ -117,7 +115,7 @@ def _layer(layer: RoutedLayer, sequences: Sequence[int]) -> dict[str, Any]:
         "entropy": evenness.entropy,
         "largest_share": evenness.largest,
         "router_entropy": _router_entropy(layer),
-        "segment_routing": {segment: each["f1"] for segment, each in _segments(uses, sequences).items()},
+        "segment_routing": {segment: segment_routing(pairs).f1 for segment, pairs in _pairs(uses, sequences).items()},
         "segment_cache": {
             float(share): {segment: curve[max(1, int(layer.experts * share)) - 1] for segment, curve in curves.items()}
             for share in SHARES

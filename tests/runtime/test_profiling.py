@@ -1,5 +1,6 @@
 """Recording routing: what the routers and experts of many architectures really do, streamed or in memory."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -139,3 +140,37 @@ def test_a_closed_model_says_so(tiny_moe_folder: Path, store: Path) -> None:
     model.penstock.close()
     with pytest.raises(Closed, match="record its routing"):
         model.penstock.profile()
+
+
+def test_threads_are_kept_apart() -> None:
+    model, cache = built("mixtral"), DynamicCache()
+    with Recording(model) as recording, ThreadPoolExecutor(1) as other, torch.no_grad():
+        model(torch.tensor([IDS[:10]]), past_key_values=cache)
+        other.submit(model, torch.tensor([IDS[:7]])).result()
+        model(torch.tensor([IDS[10:11]]), past_key_values=cache)
+    assert recording.routes().forwards == (10, 1, 7)
+    assert recording.routes().sequences == (11, 7)
+
+
+class Picky(torch.nn.Module):
+    """A model whose experts see only some of the tokens."""
+
+    class Experts(torch.nn.Module):
+        num_experts, is_transposed, has_bias, has_gate, _apply_gate = 4, False, False, False, None
+
+        def forward(self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+            return hidden
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = self.Experts()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden = torch.zeros(input_ids.shape[1] - 1, 8)
+        return self.experts(hidden, top_k_index=torch.zeros(len(hidden), 2, dtype=torch.int64), top_k_weights=None)
+
+
+def test_experts_that_see_only_some_tokens_are_refused() -> None:
+    model = Picky()
+    with Recording(model), pytest.raises(TraceError, match=r"experts was given 4 of 5 tokens"):
+        model(torch.tensor([IDS[:5]]))

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from penstock.runtime.suitability import (
+    Routing,
     balance,
     knee,
+    pairs_by_frequency,
     segment_cache,
     segment_routing,
     segment_routing_of_size,
@@ -45,6 +47,13 @@ def f1(found: list[Uses], chosen: tuple[tuple[int, ...], ...], segment: int) -> 
     return 2 * hits / max(segment * sum(map(len, chosen)) + total, 1)
 
 
+def routing_of(uses: Uses, segment: int) -> Routing:
+    """SRP where all tokens are one sequence."""
+    pairs = pairs_by_frequency(uses, (len(uses),), segment)
+    assert pairs is not None
+    return segment_routing(pairs)
+
+
 def cut(uses: Uses) -> tuple[int, ...]:
     """Two sequences of the tokens."""
     return (len(uses) // 2, len(uses) - len(uses) // 2)
@@ -54,11 +63,12 @@ def cut(uses: Uses) -> tuple[int, ...]:
 @given(small, segments)
 def test_srp_is_the_best_of_all_groups(uses: Uses, segment: int) -> None:
     found = windows(uses, cut(uses), segment)
-    got = segment_routing(uses, cut(uses), segment)
+    pairs = pairs_by_frequency(uses, cut(uses), segment)
     if not found:
-        assert got is None
+        assert pairs is None
         return
-    assert got is not None
+    assert pairs is not None
+    got = segment_routing(pairs)
     possible = product(groups(uses.shape[1]), repeat=len(found))
     assert got.f1 == pytest.approx(max(f1(found, chosen, segment) for chosen in possible))
 
@@ -70,12 +80,13 @@ def test_srp_of_a_size_is_the_best_of_all_groups_of_that_size(uses: Uses, segmen
     found = windows(uses, cut(uses), segment)
     if not found or total > len(found) * uses.shape[1]:
         return
-    got = segment_routing_of_size(uses, cut(uses), segment, total / len(found))
-    assert got is not None
+    pairs = pairs_by_frequency(uses, cut(uses), segment)
+    assert pairs is not None
+    got = segment_routing_of_size(pairs, total / len(found) / uses.shape[1])
     possible = product(groups(uses.shape[1]), repeat=len(found))
     best = max(f1(found, chosen, segment) for chosen in possible if sum(map(len, chosen)) == total)
     assert got.f1 == pytest.approx(best)
-    assert got.f1 <= segment_routing(uses, cut(uses), segment).f1 + 1e-9
+    assert got.f1 <= segment_routing(pairs).f1 + 1e-9
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,8 +107,7 @@ def test_sch_is_the_best_of_all_caches(uses: Uses, segment: int) -> None:
 
 def test_what_is_seldom_used_is_better_not_predicted() -> None:
     uses = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 1]], dtype=np.bool_)
-    routing = segment_routing(uses, (3,), 3)
-    assert routing is not None
+    routing = routing_of(uses, 3)
     assert (routing.f1, routing.recall, routing.size_ratio) == (pytest.approx(6 / 8), 3 / 5, 3 / 5)
 
 
@@ -105,8 +115,7 @@ def test_what_is_seldom_used_is_better_not_predicted() -> None:
 def test_constant_routing_suits_perfectly(segment: int) -> None:
     uses = np.zeros((50, 8), dtype=np.bool_)
     uses[:, [2, 5]] = True
-    routing = segment_routing(uses, (50,), segment)
-    assert routing is not None
+    routing = routing_of(uses, segment)
     assert (routing.f1, routing.recall, routing.size_ratio) == (1, 1, 1)
     curve = segment_cache(uses, (50,), segment)
     assert curve is not None
@@ -127,8 +136,7 @@ def test_random_routing_is_as_chance_has_it() -> None:
     long = segment_cache(uses, routes.sequences, 4096)
     assert long is not None
     np.testing.assert_allclose(long, np.arange(1, 9) / 8, atol=0.02)
-    everything = segment_routing(uses, routes.sequences, 4096)
-    assert everything is not None
+    everything = routing_of(uses, 4096)
     assert everything.f1 == pytest.approx(2 * 0.25 / 1.25, abs=0.02), "to predict all experts is best"
     assert everything.size_ratio == pytest.approx(4, abs=0.1)
 
@@ -166,7 +174,7 @@ def test_the_report_says_what_the_measures_say() -> None:
         assert ("lru" in row) == ("lfu" in row) == (row["share"] in (0.125, 0.25, 0.5))
     assert found["cache"][-1]["segment_cache"] == {1: 1, 4: 1, 16: 1, 64: 1}
     for layer, each in zip(routes.layers, found["by_layer"], strict=True):
-        assert each["segment_routing"][16] == segment_routing(layer.used(), routes.sequences, 16).f1
+        assert each["segment_routing"][16] == segment_routing(pairs_by_frequency(layer.used(), routes.sequences, 16)).f1
         assert each["segment_cache"][0.5][16] == segment_cache(layer.used(), routes.sequences, 16)[7]
 
 
