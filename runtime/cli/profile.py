@@ -2,7 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,12 +13,18 @@ from .console import print_json, print_table, quiet_libraries, say, waiting
 from .opening import open_files, read_tokenizer
 from .options import Settings, Source
 
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..routes import Routes
+
 TOKENS = 4096
 """Tokens of the text when none are asked for."""
 WINDOW = 512
 """Tokens that the model sees at a time: enough for the longest segments, little memory for what is computed."""
 LEAST = 16
 """Tokens of a text below which nothing can be said."""
+MIDDLE = 16
+"""Tokens of the segments for which layers are compared."""
 
 
 def command(
@@ -42,28 +48,7 @@ def command(
     trace_file, picture = _destinations(out, plot)
     content = _read_text(text)
     quiet_libraries()
-    with shown() as bar:
-        opened = open_files(source)
-        _check_experts(opened.config, source)
-        tokenizer = read_tokenizer(opened, "profile reads its text with one")
-        ids = _encode(tokenizer, content, text, tokens)
-        first = _beginning(tokenizer)
-        size = _window(window, len(first), opened.positions)
-        from ..compose import load
-        from ..profiling import profile
-
-        model: Any = load(
-            source.model,
-            config=config,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-            progress=bar,
-        )
-        with closing(model.penstock):
-            each = len(tokenizer.decode(ids).encode()) / len(ids)
-            bar.start("reading the text", round(len(ids) * each))
-            name, done = Path(text).name, lambda count: bar.advance(round(count * each))
-            routes = profile(model, ids, window=size, text=name, first=first, advance=done)
+    routes = _record(source, config, content, Path(text).name, tokens, window)
     if trace_file is not None:
         routes.save(trace_file)
     with waiting("looking at the routing"):
@@ -80,6 +65,37 @@ def command(
         _print(found)
         for file in filter(None, (trace_file, picture)):
             say(f"written: {file}")
+
+
+def _record(
+    source: Source, config: "Config", content: str, name: str, tokens: int | None, window: int | None
+) -> "Routes":
+    """The routing trace of the text ``content``, called ``name``. What is wrong is said before the model is packed."""
+    with shown() as bar:
+        opened = open_files(source)
+        _check_experts(opened.config, source)
+        tokenizer = read_tokenizer(opened, "profile reads its text with one")
+        ids = _encode(tokenizer, content, name, tokens)
+        first = _beginning(tokenizer)
+        size = _window(window, len(first), opened.positions)
+        from ..compose import load
+        from ..profiling import profile
+
+        model: Any = load(
+            source.model,
+            config=config,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            progress=bar,
+        )
+        with closing(model.penstock):
+            each = len(tokenizer.decode(ids).encode()) / len(ids)
+            bar.start("reading the text", round(len(ids) * each))
+
+            def advance(count: int) -> None:
+                bar.advance(round(count * each))
+
+            return profile(model, ids, window=size, text=name, first=first, advance=advance)
 
 
 def _destinations(out: str | None, plot: str | None) -> tuple[Path | None, Path | None]:
@@ -178,7 +194,7 @@ def _print(found: dict[str, Any]) -> None:
             f"knee: {knee['experts']} experts, {knee['share']:.0%} of them, {knee['size_ratio']:.1f} times those of a "
             f"token, SCH {knee['segment_cache']:.1%}: {knee['rule']}"
         )
-    middle = [m for m in segments if m <= 16][-1]
+    middle = max(m for m in segments if m <= MIDDLE)
     print_table(
         "By layer, each with a cache of its own",
         ["layer", "evenness", "largest share", "router undecided", f"SRP {middle}", f"SCH {middle} of 1/4", "of 1/2"],

@@ -59,7 +59,7 @@ def cut(uses: Uses) -> tuple[int, ...]:
     return (len(uses) // 2, len(uses) - len(uses) // 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(small, segments)
 def test_srp_is_the_best_of_all_groups(uses: Uses, segment: int) -> None:
     found = windows(uses, cut(uses), segment)
@@ -73,7 +73,7 @@ def test_srp_is_the_best_of_all_groups(uses: Uses, segment: int) -> None:
     assert got.f1 == pytest.approx(max(f1(found, chosen, segment) for chosen in possible))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(small, segments, st.integers(0, 6))
 def test_srp_of_a_size_is_the_best_of_all_groups_of_that_size(uses: Uses, segment: int, total: int) -> None:
     """``total`` experts over all segments."""
@@ -89,7 +89,7 @@ def test_srp_of_a_size_is_the_best_of_all_groups_of_that_size(uses: Uses, segmen
     assert got.f1 <= segment_routing(pairs).f1 + 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(small, segments)
 def test_sch_is_the_best_of_all_caches(uses: Uses, segment: int) -> None:
     found = windows(uses, cut(uses), segment)
