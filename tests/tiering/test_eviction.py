@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from penstock.tiering.policy.cycle import Cycle
-from penstock.tiering.policy.eviction import EVICTION, LFU, LRU, Eviction
+from penstock.tiering.policy.eviction import EVICTION, Eviction
+from penstock.tiering.policy.eviction.lfu import LFU
+from penstock.tiering.policy.eviction.lru import LRU
+from penstock.tiering.policy.eviction.next_use import NextUse
 from penstock.tiering.units import BlockId
 
-BLOCKS = [BlockId("expert", "m", part) for part in range(6)]
+BLOCKS = [BlockId("expert", module, part) for module in "mlk" for part in range(2)]
 A, B, C, D, E, F = (BlockId("dense", name) for name in "abcdef")
 blocks = st.sampled_from(BLOCKS)
 
@@ -31,6 +34,8 @@ class PolicyMachine(RuleBasedStateMachine):
     def reset(self) -> None:
         self.resident: dict[BlockId, int] = {}  # block to the time it came or was last used
         self.uses: dict[BlockId, list[int]] = {block: [] for block in BLOCKS}
+        self.modules: list[str] = []  # in the order in which the policy hears of them
+        self.module = ""
         self.time = self.ticks = 0
 
     def expected(self) -> list[BlockId]:
@@ -41,6 +46,8 @@ class PolicyMachine(RuleBasedStateMachine):
         self.time += 1
         self.policy.used(block)
         self.uses[block].append(self.ticks)
+        self.heard_of(block.module)
+        self.module = block.module
         if block in self.resident:
             self.resident[block] = self.time
 
@@ -50,6 +57,14 @@ class PolicyMachine(RuleBasedStateMachine):
             self.time += 1
             self.resident[block] = self.time
             self.policy.inserted(block)
+            self.heard_of(block.module)
+
+    def heard_of(self, module: str) -> None:
+        if module not in self.modules:
+            self.modules.append(module)
+
+    def count(self, block: BlockId) -> Fraction:
+        return sum((Fraction(1, 2) ** (self.ticks - time) for time in self.uses[block]), Fraction(0))
 
     @rule(leased=st.sets(blocks), count=st.integers(1, 3))
     def evict(self, leased: set[BlockId], count: int) -> None:
@@ -88,25 +103,51 @@ class LRUMachine(PolicyMachine):
         return sorted(self.resident, key=self.resident.__getitem__)
 
 
-class LFUMachine(PolicyMachine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.policy = self.lfu = LFU(decay=0.5)  # powers of two: floating point is exact here
-        self.lfu._LARGEST = 16.0  # re-scales every fifth forward
+class CountingMachine(PolicyMachine):
+    """Powers of two: floating point is exact here. Re-scales every fifth forward."""
 
-    def expected(self) -> list[BlockId]:
-        half = Fraction(1, 2)
-        counts = {block: sum(half ** (self.ticks - time) for time in self.uses[block]) for block in self.resident}
-        return sorted(self.resident, key=lambda block: (counts[block], block))
+    @initialize()
+    def start(self) -> None:
+        self.counts = self.policy._counts
+        self.counts._LARGEST = 16.0
 
     @invariant()
-    def heap_stays_small(self) -> None:
-        assert len(self.lfu._heap) <= 2 * len(BLOCKS)
+    def heaps_stay_small(self) -> None:
+        for least in getattr(self.policy, "_layers", {"all": getattr(self.policy, "_least", None)}).values():
+            assert len(least._heap) <= 2 * len(BLOCKS)
+
+
+class LFUMachine(CountingMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = LFU(decay=0.5)
+
+    def expected(self) -> list[BlockId]:
+        return sorted(self.resident, key=lambda block: (self.count(block), block))
+
+
+class NextUseMachine(CountingMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = NextUse(decay=0.5)
+
+    def forwards_until(self, block: BlockId) -> float:
+        """Expected, until the block is used: until its layer comes, and as often as it is passed over then."""
+        now = self.modules.index(self.module) if self.module else 0
+        ahead = (self.modules.index(block.module) - now - 1) % len(self.modules) + 1
+        most = sum(Fraction(1, 2) ** ticks for ticks in range(self.ticks + 1))
+        share = max(min(1.0, float(self.count(block)) / float(most)), 1e-6)
+        return ahead / len(self.modules) + (1 - share) / share
+
+    def expected(self) -> list[BlockId]:
+        return sorted(self.resident, key=lambda block: (-self.forwards_until(block), block))
 
 
 TestLRU = LRUMachine.TestCase
 TestLFU = LFUMachine.TestCase
-TestLRU.settings = TestLFU.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestNextUse = NextUseMachine.TestCase
+TestLRU.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLFU.settings = TestNextUse.settings = TestLRU.settings
 
 
 @pytest.mark.parametrize("name", sorted(EVICTION))
@@ -145,7 +186,7 @@ def test_lfu_counts_stay_finite_over_many_forwards() -> None:
         policy.used(BLOCKS[0])
         if forward % 2:
             policy.used(BLOCKS[1])
-    assert all(0 < count < float("inf") for count in policy._count.values())
+    assert all(0 < count < float("inf") for count in policy._counts._count.values())
     assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
 
 
