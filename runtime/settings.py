@@ -145,9 +145,10 @@ class Weights(_Section):
 
 
 class Experts(_Section):
-    eviction: Literal["auto", "lru", "lfu"] = Field(
+    eviction: Literal["auto", "lru", "lfu", "next-use"] = Field(
         default="auto",
-        description='Who leaves memory first: the expert used least recently ("lru") or least often ("lfu").',
+        description='Who leaves memory first: the expert used least recently ("lru"), least often ("lfu"), or probably '
+        'not for the longest time ("next-use", also what "auto" means now).',
     )
     prefetch: Literal["auto", "off"] = Field(
         default="auto",

@@ -13,6 +13,7 @@ from penstock.tiering.policy.eviction import EVICTION, Eviction
 from penstock.tiering.policy.eviction.lfu import LFU
 from penstock.tiering.policy.eviction.lru import LRU
 from penstock.tiering.policy.eviction.next_use import NextUse
+from penstock.tiering.policy.route import Route
 from penstock.tiering.units import BlockId
 
 BLOCKS = [BlockId("expert", module, part) for module in "mlk" for part in range(2)]
@@ -34,8 +35,6 @@ class PolicyMachine(RuleBasedStateMachine):
     def reset(self) -> None:
         self.resident: dict[BlockId, int] = {}  # block to the time it came or was last used
         self.uses: dict[BlockId, list[int]] = {block: [] for block in BLOCKS}
-        self.modules: list[str] = []  # in the order in which the policy hears of them
-        self.module = ""
         self.time = self.ticks = 0
 
     def expected(self) -> list[BlockId]:
@@ -46,8 +45,6 @@ class PolicyMachine(RuleBasedStateMachine):
         self.time += 1
         self.policy.used(block)
         self.uses[block].append(self.ticks)
-        self.heard_of(block.module)
-        self.module = block.module
         if block in self.resident:
             self.resident[block] = self.time
 
@@ -57,11 +54,6 @@ class PolicyMachine(RuleBasedStateMachine):
             self.time += 1
             self.resident[block] = self.time
             self.policy.inserted(block)
-            self.heard_of(block.module)
-
-    def heard_of(self, module: str) -> None:
-        if module not in self.modules:
-            self.modules.append(module)
 
     def count(self, block: BlockId) -> Fraction:
         return sum((Fraction(1, 2) ** (self.ticks - time) for time in self.uses[block]), Fraction(0))
@@ -129,15 +121,23 @@ class LFUMachine(CountingMachine):
 class NextUseMachine(CountingMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.policy = NextUse(decay=0.5)
+        self.route = Route("mlk")
+        self.policy = NextUse(self.route, decay=0.5)
+
+    @rule(stream=st.integers(1, 3), module=st.sampled_from("mlk"))
+    def walk(self, stream: int, module: str) -> None:
+        if stream not in self.route.streams:
+            self.route.begin(stream)
+        elif module == "m":
+            self.route.end(stream)
+        else:
+            self.route.reach(stream, module)
 
     def forwards_until(self, block: BlockId) -> float:
         """Expected, until the block is used: until its layer comes, and as often as it is passed over then."""
-        now = self.modules.index(self.module) if self.module else 0
-        ahead = (self.modules.index(block.module) - now - 1) % len(self.modules) + 1
         most = sum(Fraction(1, 2) ** ticks for ticks in range(self.ticks + 1))
         share = max(min(1.0, float(self.count(block)) / float(most)), 1e-6)
-        return ahead / len(self.modules) + (1 - share) / share
+        return self.route.ahead(block.module) + (1 - share) / share
 
     def expected(self) -> list[BlockId]:
         return sorted(self.resident, key=lambda block: (-self.forwards_until(block), block))
@@ -152,7 +152,7 @@ TestLFU.settings = TestNextUse.settings = TestLRU.settings
 
 @pytest.mark.parametrize("name", sorted(EVICTION))
 def test_contract(name: str) -> None:
-    policy = EVICTION[name]()
+    policy = EVICTION[name](Route("mlk"))
     policy.used(BLOCKS[0])  # not resident: remembered or not, but no error
     assert ranking(policy) == []
     policy.inserted(BLOCKS[0])

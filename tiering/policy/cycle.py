@@ -5,7 +5,7 @@ for a known sequence is the optimum (Belady, "A study of replacement algorithms 
 """
 
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from ..events import Stream
 from ..units import BlockId
@@ -87,15 +87,6 @@ class Cycle:
             return
         self._next[stream] = index + 1
         self._seen[stream].append(block)
-
-    @property
-    def positions(self) -> Mapping[Stream, int]:
-        """Where in the order each running stream stands: the index of the block that it should use next."""
-        return self._next
-
-    def index(self, block: BlockId) -> int | None:
-        """Where in the order ``block`` is."""
-        return self._index.get(block)
 
     # --- prefetch ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Generator
 
 from ...units import BlockId
+from ..route import Route
 from .counts import Counts, Least
 
 _RARELY = 1e-6
@@ -18,21 +19,21 @@ _RARELY = 1e-6
 
 
 class NextUse:
-    """Ranks by the expected number of forwards until the next use; counts decay by ``decay`` per forward."""
+    """Ranks by the expected number of forwards until the next use by any of the streams on ``route``; counts decay by
+    ``decay`` per forward."""
 
-    def __init__(self, decay: float = 0.98) -> None:
+    def __init__(self, route: Route, decay: float = 0.98) -> None:
+        self._route = route
         self._counts = Counts(decay)
-        self._layers: dict[str, Least] = {}  # by module, in the order in which they are used
-        self._places: dict[str, int] = {}
-        self._now = 0  # the place of the layer that is computed
+        self._layers: dict[str, Least] = {}  # by module
 
     def used(self, block: BlockId) -> None:
         self._counts.used(block)
-        self._layer(block)
-        self._now = self._places[block.module]
 
     def inserted(self, block: BlockId) -> None:
-        self._layer(block).add(block)
+        if block.module not in self._layers:
+            self._layers[block.module] = Least(self._counts)
+        self._layers[block.module].add(block)
 
     def removed(self, block: BlockId) -> None:
         self._layers[block.module].remove(block)
@@ -64,13 +65,5 @@ class NextUse:
             return
         passed.setdefault(module, []).append(entry)
         count, block = entry
-        ahead = (self._places[module] - self._now - 1) % len(self._places) + 1
         share = max(self._counts.share(count), _RARELY)
-        heapq.heappush(first, (-(ahead / len(self._places) + (1 - share) / share), block))
-
-    def _layer(self, block: BlockId) -> Least:
-        layer = self._layers.get(block.module)
-        if layer is None:
-            layer = self._layers[block.module] = Least(self._counts)
-            self._places[block.module] = len(self._places)
-        return layer
+        heapq.heappush(first, (-(self._route.ahead(module) + (1 - share) / share), block))

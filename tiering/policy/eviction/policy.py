@@ -1,9 +1,10 @@
 """What the planner asks of an eviction policy."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 from ...units import BlockId
+from ..route import Route
 
 
 class Eviction(Protocol):
@@ -18,3 +19,7 @@ class Eviction(Protocol):
 
     def victims(self) -> Generator[BlockId, None, None]:
         """Resident blocks, the one to go first first. The planner may evict while it iterates."""
+
+
+Policy = Callable[[Route], Eviction]
+"""Makes an eviction policy for streams on that route."""

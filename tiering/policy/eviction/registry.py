@@ -1,10 +1,15 @@
 """Eviction policies by the name they have in the configuration."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from .lfu import LFU
 from .lru import LRU
 from .next_use import NextUse
-from .policy import Eviction
+from .policy import Policy
 
-EVICTION: dict[str, Callable[[], Eviction]] = {"auto": NextUse, "lru": LRU, "lfu": LFU, "next-use": NextUse}
+EVICTION: Mapping[str, Policy] = {
+    "auto": NextUse,
+    "lru": lambda route: LRU(),
+    "lfu": lambda route: LFU(),
+    "next-use": NextUse,
+}
