@@ -1,5 +1,7 @@
 """LRU and LFU against rankings by brute force; the cycle against a walk along it."""
 
+import random
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from fractions import Fraction
 
@@ -10,9 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from penstock.tiering.policy.cycle import Cycle
 from penstock.tiering.policy.eviction import EVICTION, Eviction
+from penstock.tiering.policy.eviction.arc import ARC
+from penstock.tiering.policy.eviction.auto import Auto
+from penstock.tiering.policy.eviction.belady import Belady
 from penstock.tiering.policy.eviction.lfu import LFU
 from penstock.tiering.policy.eviction.lru import LRU
 from penstock.tiering.policy.eviction.next_use import NextUse
+from penstock.tiering.policy.eviction.shadow import Shadow
+from penstock.tiering.policy.eviction.succinct import Rare, Succinct
+from penstock.tiering.policy.eviction.windowed import WindowedLFU
 from penstock.tiering.policy.route import Route
 from penstock.tiering.units import BlockId
 
@@ -136,8 +144,8 @@ class NextUseMachine(CountingMachine):
     def forwards_until(self, block: BlockId) -> float:
         """Expected, until the block is used: until its layer comes, and as often as it is passed over then."""
         most = sum(Fraction(1, 2) ** ticks for ticks in range(self.ticks + 1))
-        share = max(min(1.0, float(self.count(block)) / float(most)), 1e-6)
-        return self.route.ahead(block.module) + (1 - share) / share
+        share = max(float(self.count(block)), float(most) * 1e-6) / float(most)
+        return self.route.ahead([block.module])[0] + max(0.0, 1 / share - 1)
 
     def expected(self) -> list[BlockId]:
         return sorted(self.resident, key=lambda block: (-self.forwards_until(block), block))
@@ -379,3 +387,138 @@ def test_a_block_that_leaves_in_the_middle_of_a_forward_is_not_learned() -> None
     cycle.end(1)
     cycle.join([C])
     assert sorted(cycle.order) == [A, B, C]
+
+
+# --- policies that are no ranking by one number -----------------------------------------------------------------------
+
+
+class WindowedMachine(PolicyMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = WindowedLFU(window=3)
+
+    @rule()
+    def rank(self) -> None:
+        def recent(block: BlockId) -> int:
+            return sum(self.ticks - time < 3 for time in self.uses[block])
+
+        found = ranking(self.policy)
+        assert sorted(found) == sorted(self.resident)
+        assert [recent(block) for block in found] == sorted(map(recent, found))
+
+    @rule(leased=st.sets(blocks), count=st.integers(1, 3))
+    def evict(self, leased: set[BlockId], count: int) -> None:
+        for block in [block for block in ranking(self.policy) if block not in leased][:count]:
+            self.policy.removed(block)
+            del self.resident[block]
+
+
+TestWindowed = WindowedMachine.TestCase
+TestWindowed.settings = TestLRU.settings
+
+
+def play(policy: Eviction, room: int, uses: str) -> str:
+    """Which of ``uses``, letters in one layer each, are hits."""
+    cache = Shadow(policy, room)
+    return "".join(use for use in uses if cache.use(BlockId("expert", use)))
+
+
+def test_arc_keeps_what_is_used_again_from_a_scan() -> None:
+    assert play(ARC(), 3, "abab" + "uvwxyz" + "ab") == "ab" + "ab"
+    assert play(LRU(), 3, "abab" + "uvwxyz" + "ab") == "ab"
+
+
+def test_arc_lengthens_the_list_that_is_missed_in() -> None:
+    policy = ARC()
+    play(policy, 2, "aabb" + "cd" + "c")
+    assert policy._target > 0
+    play(policy, 2, "ab")
+    assert policy._target == 0
+
+
+def test_discards_go_first_and_the_rest_by_recency() -> None:
+    class Vowels:
+        def discard(self, block: BlockId) -> bool:
+            return block.module in "aeiou"
+
+        def tick(self, resident: int) -> None:
+            """They stay vowels."""
+
+    policy = Succinct(Vowels())
+    for letter in "babeci":
+        block = BlockId("expert", letter)
+        policy.used(block)
+        if letter not in {block.module for block in ranking(policy)}:
+            policy.inserted(block)
+    assert "".join(block.module for block in ranking(policy)) == "aeibc"
+
+
+def test_rare_are_those_beyond_what_fits() -> None:
+    rare = Rare(decay=0.5)
+    for block in (A, A, A, A, B, B, B, C):
+        rare.discard(block)
+    rare.tick(resident=2)
+    assert [rare.discard(block) for block in (A, B, D)] == [False, False, True]
+    rare.tick(resident=9)
+    assert not rare.discard(D), "everything fits"
+
+
+def test_belady_hits_more_than_any_other_can() -> None:
+    uses = "abcabdabeabfcdef" * 3
+    best = len(play(Belady(BlockId("expert", use) for use in uses), 3, uses))
+    for name, make in EVICTION.items():
+        assert len(play(make(Route(uses)), 3, uses)) <= best, name
+    assert best > len(play(LRU(), 3, uses))
+
+
+def drive(policy: Eviction, room: int, forwards: int, seed: int, route: Route) -> float:
+    """The hit ratio, after some forwards, of four layers of eight experts of which each uses two, some more often."""
+    cache, choose, hits = Shadow(policy, room), random.Random(seed), 0
+    for forward in range(forwards):
+        cache.tick()
+        route.begin(1)
+        for layer in "abcd":
+            route.reach(1, layer)
+            for part in sorted({min(7, int(choose.expovariate(0.4))) for _ in range(2)}):
+                hit = cache.use(BlockId("expert", layer, part))
+                hits += hit and forward >= forwards // 3
+        route.end(1)
+    return hits / (forwards - forwards // 3)
+
+
+class Inverted(NextUse):
+    """Every prediction wrong."""
+
+    def victims(self) -> Iterator[BlockId]:  # type: ignore[override]
+        yield from reversed(list(super().victims()))
+
+
+@pytest.mark.parametrize("room", [8, 12, 20])
+def test_auto_follows_good_predictions_and_leaves_bad_ones(room: int) -> None:
+    def run(make: Callable[[Route], Eviction]) -> tuple[float, Eviction]:
+        route = Route("abcd")
+        policy = make(route)
+        return drive(policy, room, 300, 1, route), policy
+
+    lru, _ = run(lambda route: LRU())
+    good, _ = run(NextUse)
+    bad, _ = run(Inverted)
+    chosen, auto = run(lambda route: Auto([lambda: NextUse(route), LRU]))
+    warned, wary = run(lambda route: Auto([lambda: Inverted(route), LRU]))
+    assert good > lru > bad
+    assert chosen == good
+    assert isinstance(auto.followed, NextUse)  # type: ignore[attr-defined]
+    assert warned >= 0.95 * lru
+    assert isinstance(wary.followed, LRU)  # type: ignore[attr-defined]
+
+
+def test_auto_needs_no_shadows_while_everything_fits() -> None:
+    policy = Auto([LRU, LFU])
+    for _ in range(3):
+        policy.tick()
+        for block in BLOCKS:
+            policy.used(block)
+            if block not in policy._resident:
+                policy.inserted(block)
+    assert not policy._full
+    assert not any(shadow._resident for shadow in policy._shadows)

@@ -31,8 +31,12 @@ class Route:
         """``stream`` leaves the model's forward."""
         self._at.pop(stream, None)
 
-    def ahead(self, module: str) -> float:
-        """The part of the whole way, above 0 and at most 1, until the first of the running streams comes to
-        ``module``, or to it again; where none runs, from the start."""
-        place, count = self.places[module], len(self.places)
-        return min(((place - at - 1) % count + 1 for at in self._at.values()), default=place + 1) / count
+    def ahead(self, modules: Iterable[str]) -> list[float]:
+        """For each of ``modules`` the part of the whole way, above 0 and at most 1, until the first of the running
+        streams comes to it, or to it again; where none runs, from the start."""
+        places, count = self.places, len(self.places)
+        starts = [at + 1 for at in self._at.values()] or [0]
+        if len(starts) == 1:  # the common case, and asked for at every miss
+            start = starts[0]
+            return [((places[module] - start) % count + 1) / count for module in modules]
+        return [(min((places[module] - start) % count for start in starts) + 1) / count for module in modules]

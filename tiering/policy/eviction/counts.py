@@ -1,9 +1,12 @@
 """How often blocks were used of late, and which resident one was used least (pure)."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ...units import BlockId
+
+_RARELY = 1e-6
+"""The share of forwards given to blocks that were never used."""
 
 
 class Counts:
@@ -28,9 +31,14 @@ class Counts:
         """In units of their own, which change where ``tick`` says so."""
         return self._count.get(block, 0.0)
 
-    def share(self, count: float) -> float:
-        """Of the forwards of late, the share in which a block with this count was used; at most 1."""
-        return min(1.0, count / self._total)
+    def __iter__(self) -> Iterator[float]:
+        """All counts."""
+        return iter(self._count.values())
+
+    def passed_over(self, count: float) -> float:
+        """How many forwards pass on average between two uses of a block with this count, from how often it was used of
+        late."""
+        return max(0.0, self._total / max(count, self._total * _RARELY) - 1)
 
     def tick(self) -> bool:
         """One more forward has begun. Whether every count has changed, all in proportion."""
@@ -59,18 +67,29 @@ class Least:
     def remove(self, block: BlockId) -> None:
         self._resident.remove(block)
 
-    def take(self) -> tuple[float, BlockId] | None:
-        """The resident block with the least count, with it; not given again before ``put_back``. None if there is no
-        other."""
-        while self._heap:
-            count, block = heapq.heappop(self._heap)
-            if block not in self._resident or (self._heap and self._heap[0] == (count, block)):
-                continue  # gone, or removed and added since
+    def __contains__(self, block: BlockId) -> bool:
+        return block in self._resident
+
+    def first(self) -> tuple[float, BlockId] | None:
+        """The resident block with the least count, with it; None if there is no other than those taken."""
+        heap = self._heap
+        while heap:
+            count, block = heap[0]
+            if block not in self._resident:
+                heapq.heappop(heap)
+                continue
             current = self._counts.of(block)
             if current == count:
-                return count, block
-            heapq.heappush(self._heap, (current, block))  # used since it was pushed
+                return heap[0]
+            heapq.heapreplace(heap, (current, block))  # used since it was pushed
         return None
+
+    def take(self) -> tuple[float, BlockId]:
+        """The first, which there must be; it is not given again before ``put_back``."""
+        entry = heapq.heappop(self._heap)
+        while self._heap and self._heap[0] == entry:  # removed and added since
+            heapq.heappop(self._heap)
+        return entry
 
     def put_back(self, taken: Iterable[tuple[float, BlockId]]) -> None:
         for entry in taken:

@@ -29,8 +29,8 @@ class LFU:
     def victims(self) -> Generator[BlockId, None, None]:
         passed = []
         try:
-            while (entry := self._least.take()) is not None:
-                passed.append(entry)
+            while (entry := self._least.first()) is not None:
+                passed.append(self._least.take())
                 yield entry[1]
         finally:
             self._least.put_back(passed)

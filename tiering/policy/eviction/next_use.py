@@ -14,9 +14,6 @@ from ...units import BlockId
 from ..route import Route
 from .counts import Counts, Least
 
-_RARELY = 1e-6
-"""The share of forwards given to blocks that were never used."""
-
 
 class NextUse:
     """Ranks by the expected number of forwards until the next use by any of the streams on ``route``; counts decay by
@@ -44,26 +41,25 @@ class NextUse:
                 layer.rebuild()
 
     def victims(self) -> Generator[BlockId, None, None]:
-        passed: dict[str, list[tuple[float, BlockId]]] = {}
-        first: list[tuple[float, BlockId]] = []  # of each layer, the one to go first
+        passed: list[tuple[Least, tuple[float, BlockId]]] = []
+        ways = dict(zip(self._layers, self._route.ahead(self._layers), strict=True))
+        firsts: list[tuple[float, BlockId]] = []  # of each layer, the one to go first
+        for module, layer in self._layers.items():
+            if (entry := layer.first()) is not None:
+                firsts.append((-ways[module] - self._counts.passed_over(entry[0]), entry[1]))
+        heapq.heapify(firsts)
         try:
-            for module in self._layers:
-                self._next(module, passed, first)
-            while first:
-                _, block = heapq.heappop(first)
+            while firsts:
+                _, block = firsts[0]
                 yield block
-                self._next(block.module, passed, first)
+                layer = self._layers[block.module]
+                if block in layer:
+                    passed.append((layer, layer.take()))
+                if (entry := layer.first()) is None:
+                    heapq.heappop(firsts)
+                else:
+                    until = ways[block.module] + self._counts.passed_over(entry[0])
+                    heapq.heapreplace(firsts, (-until, entry[1]))
         finally:
-            for module, taken in passed.items():
-                self._layers[module].put_back(taken)
-
-    def _next(
-        self, module: str, passed: dict[str, list[tuple[float, BlockId]]], first: list[tuple[float, BlockId]]
-    ) -> None:
-        entry = self._layers[module].take()
-        if entry is None:
-            return
-        passed.setdefault(module, []).append(entry)
-        count, block = entry
-        share = max(self._counts.share(count), _RARELY)
-        heapq.heappush(first, (-(self._route.ahead(module) + (1 - share) / share), block))
+            for layer, entry in passed:
+                layer.put_back([entry])
