@@ -186,13 +186,15 @@ class Planner:
         self._expectations.asked(event.stream, event.blocks)
         if event.blocks:
             self._route.reach(event.stream, event.blocks[0].module)
+        for region, policy in self._eviction.items():
+            if used := [block for block in event.blocks if self._homes[block].region == region]:
+                policy.used(used)
         for block in event.blocks:
             region = self._homes[block].region
             slot = self.residency.slot(block)
             if region != EXPERTS:
                 self._cycle.advance(event.stream, block)
             if region in self._eviction:
-                self._eviction[region].used(block)
                 self._count(block, slot is not None)
             if slot is not None:
                 self._grant(event.ticket, event.stream, block, slot, actions)

@@ -51,7 +51,7 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(block=blocks)
     def use(self, block: BlockId) -> None:
         self.time += 1
-        self.policy.used(block)
+        self.policy.used([block])
         self.uses[block].append(self.ticks)
         if block in self.resident:
             self.resident[block] = self.time
@@ -161,11 +161,11 @@ TestLFU.settings = TestNextUse.settings = TestLRU.settings
 @pytest.mark.parametrize("name", sorted(EVICTION))
 def test_contract(name: str) -> None:
     policy = EVICTION[name](Route("mlk"))
-    policy.used(BLOCKS[0])  # not resident: remembered or not, but no error
+    policy.used(BLOCKS[:1])  # not resident: remembered or not, but no error
     assert ranking(policy) == []
     policy.inserted(BLOCKS[0])
     policy.inserted(BLOCKS[1])
-    policy.used(BLOCKS[0])
+    policy.used(BLOCKS[:1])
     policy.tick()
     assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
     policy.removed(BLOCKS[1])
@@ -177,11 +177,11 @@ def test_lfu_forgets_old_fame() -> None:
     policy.inserted(BLOCKS[0])
     policy.inserted(BLOCKS[1])
     for _ in range(5):
-        policy.used(BLOCKS[0])
+        policy.used([BLOCKS[0]])
     assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
     for _ in range(4):
         policy.tick()
-    policy.used(BLOCKS[1])
+    policy.used([BLOCKS[1]])
     assert ranking(policy) == [BLOCKS[0], BLOCKS[1]]
 
 
@@ -191,9 +191,9 @@ def test_lfu_counts_stay_finite_over_many_forwards() -> None:
     policy.inserted(BLOCKS[1])
     for forward in range(20_000):
         policy.tick()
-        policy.used(BLOCKS[0])
+        policy.used([BLOCKS[0]])
         if forward % 2:
-            policy.used(BLOCKS[1])
+            policy.used([BLOCKS[1]])
     assert all(0 < count < float("inf") for count in policy._counts._count.values())
     assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
 
@@ -203,8 +203,8 @@ def test_lfu_remembers_across_eviction() -> None:
     for block in BLOCKS[:2]:
         policy.inserted(block)
     for _ in range(3):
-        policy.used(BLOCKS[0])
-    policy.used(BLOCKS[1])
+        policy.used([BLOCKS[0]])
+    policy.used([BLOCKS[1]])
     policy.removed(BLOCKS[0])
     policy.inserted(BLOCKS[0])
     assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
@@ -420,7 +420,7 @@ TestWindowed.settings = TestLRU.settings
 def play(policy: Eviction, room: int, uses: str) -> str:
     """Which of ``uses``, letters in one layer each, are hits."""
     cache = Shadow(policy, room)
-    return "".join(use for use in uses if cache.use(BlockId("expert", use)))
+    return "".join(use for use in uses if not cache.use([BlockId("expert", use)]))
 
 
 def test_arc_keeps_what_is_used_again_from_a_scan() -> None:
@@ -447,7 +447,7 @@ def test_discards_go_first_and_the_rest_by_recency() -> None:
     policy = Succinct(Vowels())
     for letter in "babeci":
         block = BlockId("expert", letter)
-        policy.used(block)
+        policy.used([block])
         if letter not in {block.module for block in ranking(policy)}:
             policy.inserted(block)
     assert "".join(block.module for block in ranking(policy)) == "aeibc"
@@ -475,13 +475,14 @@ def drive(policy: Eviction, room: int, forwards: int, seed: int, route: Route) -
     """The hit ratio, after some forwards, of four layers of eight experts of which each uses two, some more often."""
     cache, choose, hits = Shadow(policy, room), random.Random(seed), 0
     for forward in range(forwards):
-        cache.tick()
+        policy.tick()
         route.begin(1)
         for layer in "abcd":
             route.reach(1, layer)
-            for part in sorted({min(7, int(choose.expovariate(0.4))) for _ in range(2)}):
-                hit = cache.use(BlockId("expert", layer, part))
-                hits += hit and forward >= forwards // 3
+            wanted = [BlockId("expert", layer, part) for part in {min(7, int(choose.expovariate(0.4))) for _ in "12"}]
+            absent = cache.use(wanted)
+            if forward >= forwards // 3:
+                hits += len(wanted) - len(absent)
         route.end(1)
     return hits / (forwards - forwards // 3)
 
@@ -516,8 +517,8 @@ def test_auto_needs_no_shadows_while_everything_fits() -> None:
     policy = Auto([LRU, LFU])
     for _ in range(3):
         policy.tick()
+        policy.used(BLOCKS)
         for block in BLOCKS:
-            policy.used(block)
             if block not in policy._resident:
                 policy.inserted(block)
     assert not policy._full

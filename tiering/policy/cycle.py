@@ -122,7 +122,7 @@ class Cycle:
 
     # --- eviction ---------------------------------------------------------------------------------------------------
 
-    def used(self, block: BlockId) -> None:
+    def used(self, blocks: Sequence[BlockId]) -> None:
         """Positions, not uses, rank the blocks."""
 
     def inserted(self, block: BlockId) -> None:

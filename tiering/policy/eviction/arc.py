@@ -1,7 +1,7 @@
 """Recency and frequency balanced by what is missed (pure)."""
 
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from ...units import BlockId
 
@@ -19,12 +19,13 @@ class ARC:
         self._gone_again: OrderedDict[BlockId, None] = OrderedDict()
         self._target = 0.0  # how long the list of those used once should be
 
-    def used(self, block: BlockId) -> None:
-        if block in self._once:
-            del self._once[block]
-            self._again[block] = None
-        elif block in self._again:
-            self._again.move_to_end(block)
+    def used(self, blocks: Sequence[BlockId]) -> None:
+        for block in blocks:
+            if block in self._once:
+                del self._once[block]
+                self._again[block] = None
+            elif block in self._again:
+                self._again.move_to_end(block)
 
     def inserted(self, block: BlockId) -> None:
         gone_once, gone_again = len(self._gone_once), len(self._gone_again)

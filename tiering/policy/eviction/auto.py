@@ -38,22 +38,17 @@ class Auto:
         """Who decides now."""
         return self._policies[self._followed]
 
-    def used(self, block: BlockId) -> None:
+    def used(self, blocks: Sequence[BlockId]) -> None:
         for policy in self._policies:
-            policy.used(block)
-        sampled = self._sampled.get(block.module)
-        if sampled is None:
-            number = len(self._sampled)
-            sampled = self._sampled[block.module] = number < _SAMPLE or number % _SAMPLE == 0
-        if not sampled:
-            return
+            policy.used(blocks)
+        sample = [block for block in blocks if self._is_sampled(block.module)]
         if not self._full:
             for shadow in self._shadows:
-                shadow.policy.used(block)
+                shadow.policy.used(sample)
             return
-        self._uses += 1
+        self._uses += len(sample)
         for number, shadow in enumerate(self._shadows):
-            self._hits[number] += shadow.use(block)
+            self._hits[number] += len(sample) - len(shadow.use(sample))
 
     def inserted(self, block: BlockId) -> None:
         self._resident[block] = None
@@ -70,7 +65,7 @@ class Auto:
         for policy in self._policies:
             policy.tick()
         for shadow in self._shadows:
-            shadow.tick()
+            shadow.policy.tick()
         if self._full:
             self._resize_shadows()
         best = max(self._hits)
@@ -85,6 +80,13 @@ class Auto:
             for shadow in self._shadows:
                 shadow.fill(block for block in self._resident if self._sampled.get(block.module))
         yield from self.followed.victims()
+
+    def _is_sampled(self, module: str) -> bool:
+        found = self._sampled.get(module)
+        if found is None:
+            number = len(self._sampled)
+            found = self._sampled[module] = number < _SAMPLE or number % _SAMPLE == 0
+        return found
 
     def _resize_shadows(self) -> None:
         """Give them the sample's part of what the whole cache holds."""

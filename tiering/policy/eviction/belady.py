@@ -1,6 +1,6 @@
 """The optimum, for those who know the future (pure)."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from itertools import count
 
 from ...units import BlockId
@@ -19,8 +19,9 @@ class Belady:
             self._uses.setdefault(block, []).append(number)
         self._resident: dict[BlockId, None] = {}
 
-    def used(self, block: BlockId) -> None:
-        self._uses[block].pop()
+    def used(self, blocks: Sequence[BlockId]) -> None:
+        for block in blocks:
+            self._uses[block].pop()
 
     def inserted(self, block: BlockId) -> None:
         self._resident[block] = None

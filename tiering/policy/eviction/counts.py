@@ -24,8 +24,9 @@ class Counts:
         self._total = 1.0  # what a block used once in every forward would have
         self._count: dict[BlockId, float] = {}
 
-    def used(self, block: BlockId) -> None:
-        self._count[block] = self._count.get(block, 0.0) + self._weight
+    def used(self, blocks: Iterable[BlockId]) -> None:
+        for block in blocks:
+            self._count[block] = self._count.get(block, 0.0) + self._weight
 
     def of(self, block: BlockId) -> float:
         """In units of their own, which change where ``tick`` says so."""

@@ -1,6 +1,6 @@
 """Least frequently used, of late (pure)."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from ...units import BlockId
 from .counts import Counts, Least
@@ -13,8 +13,8 @@ class LFU:
         self._counts = Counts(decay)
         self._least = Least(self._counts)
 
-    def used(self, block: BlockId) -> None:
-        self._counts.used(block)
+    def used(self, blocks: Sequence[BlockId]) -> None:
+        self._counts.used(blocks)
 
     def inserted(self, block: BlockId) -> None:
         self._least.add(block)

@@ -1,7 +1,7 @@
 """Least recently used (pure)."""
 
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from itertools import islice
 
 from ...units import BlockId
@@ -13,9 +13,10 @@ class LRU:
     def __init__(self) -> None:
         self._order: OrderedDict[BlockId, None] = OrderedDict()
 
-    def used(self, block: BlockId) -> None:
-        if block in self._order:
-            self._order.move_to_end(block)
+    def used(self, blocks: Sequence[BlockId]) -> None:
+        for block in blocks:
+            if block in self._order:
+                self._order.move_to_end(block)
 
     def inserted(self, block: BlockId) -> None:
         self._order[block] = None

@@ -8,7 +8,7 @@ every expert in each step, the order of the layers does, and the experts just us
 """
 
 import heapq
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from ...units import BlockId
 from ..route import Route
@@ -24,8 +24,8 @@ class NextUse:
         self._counts = Counts(decay)
         self._layers: dict[str, Least] = {}  # by module
 
-    def used(self, block: BlockId) -> None:
-        self._counts.used(block)
+    def used(self, blocks: Sequence[BlockId]) -> None:
+        self._counts.used(blocks)
 
     def inserted(self, block: BlockId) -> None:
         if block.module not in self._layers:

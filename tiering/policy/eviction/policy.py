@@ -1,6 +1,6 @@
 """What the planner asks of an eviction policy."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from ...units import BlockId
@@ -8,10 +8,11 @@ from ..route import Route
 
 
 class Eviction(Protocol):
-    """``used`` also counts for blocks that are not resident; a block that is read because it is wanted is used first,
-    and inserted when it has come."""
+    """A block that is read because it is wanted is used first, and inserted when it has come."""
 
-    def used(self, block: BlockId) -> None: ...
+    def used(self, blocks: Sequence[BlockId]) -> None:
+        """``blocks`` are wanted side by side, resident or not."""
+
     def inserted(self, block: BlockId) -> None: ...
     def removed(self, block: BlockId) -> None: ...
     def tick(self) -> None:

@@ -1,7 +1,7 @@
 """Eviction on predictions of one bit (pure)."""
 
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from heapq import nlargest
 from typing import Protocol
 
@@ -27,7 +27,7 @@ class Rare:
         self._least = 0.0
 
     def discard(self, block: BlockId) -> bool:
-        self._counts.used(block)
+        self._counts.used([block])
         return self._counts.of(block) < self._least
 
     def tick(self, resident: int) -> None:
@@ -46,11 +46,12 @@ class Succinct:
         self._keep: OrderedDict[BlockId, None] = OrderedDict()
         self._discard: OrderedDict[BlockId, None] = OrderedDict()
 
-    def used(self, block: BlockId) -> None:
-        self._bits[block] = self._predictor.discard(block)
-        if block in self._keep or block in self._discard:
-            self.removed(block)
-            self.inserted(block)
+    def used(self, blocks: Sequence[BlockId]) -> None:
+        for block in blocks:
+            self._bits[block] = self._predictor.discard(block)
+            if block in self._keep or block in self._discard:
+                self.removed(block)
+                self.inserted(block)
 
     def inserted(self, block: BlockId) -> None:
         (self._discard if self._bits.get(block) else self._keep)[block] = None

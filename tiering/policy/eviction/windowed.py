@@ -1,7 +1,7 @@
 """Least frequently used within a window (pure)."""
 
 from collections import OrderedDict, deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from ...units import BlockId
 
@@ -15,9 +15,10 @@ class WindowedLFU:
         self._count: dict[BlockId, int] = {}
         self._resident: dict[int, OrderedDict[BlockId, None]] = {}  # by count
 
-    def used(self, block: BlockId) -> None:
-        self._uses[-1].append(block)
-        self._set(block, self._count.get(block, 0) + 1)
+    def used(self, blocks: Sequence[BlockId]) -> None:
+        self._uses[-1] += blocks
+        for block in blocks:
+            self._set(block, self._count.get(block, 0) + 1)
 
     def inserted(self, block: BlockId) -> None:
         self._resident.setdefault(self._count.get(block, 0), OrderedDict())[block] = None
