@@ -92,7 +92,7 @@ class Engine:
             residency,
             homes,
             cycle=Cycle([block for block in self.blocks if block in streamed]),
-            experts=EVICTION[eviction](),
+            experts=EVICTION[eviction],
             speculation=Speculation(allowed=guess),
             depth=reading.depth,
             read_limit=reading.size,

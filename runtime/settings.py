@@ -145,9 +145,11 @@ class Weights(_Section):
 
 
 class Experts(_Section):
-    eviction: Literal["auto", "lru", "lfu"] = Field(
+    eviction: Literal["auto", "next-use", "lfu", "windowed-lfu", "succinct", "arc", "lru"] = Field(
         default="auto",
-        description='Who leaves memory first: the expert used least recently ("lru") or least often ("lfu").',
+        description='Which expert leaves memory first: "next-use", probably not used for the longest time; "lfu" and '
+        '"windowed-lfu", least often used; "lru", least recently; "arc" and "succinct" in between. "auto" is '
+        '"next-use" while that hits more than "lru".',
     )
     prefetch: Literal["auto", "off"] = Field(
         default="auto",

@@ -32,6 +32,7 @@ Resize         limits of the regions; what lies beyond goes as soon as nobody ho
 =============  ==========================================================================================
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -65,7 +66,8 @@ from .expectations import Expectations
 from .limits import EXPERTS, STREAM, Home, Limits
 from .policy.convoy import Convoy
 from .policy.cycle import Cycle
-from .policy.eviction import Eviction
+from .policy.eviction import Eviction, Policy
+from .policy.route import Route
 from .policy.speculation import Speculation
 from .residency import Residency
 from .units import BlockId, format_size
@@ -86,7 +88,7 @@ class Planner:
         homes: Mapping[BlockId, Home],
         *,
         cycle: Cycle,
-        experts: Eviction,
+        experts: Policy,
         depth: int,
         read_limit: int,
         drives: int = 1,
@@ -99,8 +101,9 @@ class Planner:
         self._expectations = Expectations(self.counters, self.speculation)
         self._limits, self._cycle = Limits(residency, homes, cycle), cycle
         self._homes = self._limits.homes
-        self._convoy = Convoy(cycle, {block: home.extent.length for block, home in homes.items()})
-        self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts}
+        self._route = Route(block.module for block in homes)
+        self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts(self._route)}
+        self._convoys = self._measure()
         self._depth, self._read_limit = depth, read_limit
         self._tickets: dict[int, _Ticket] = {}
         self._waiting: dict[BlockId, list[int]] = {}
@@ -134,6 +137,7 @@ class Planner:
                 self._read_failed(event, actions, now)
             case Begin():
                 self._cycle.begin(event.stream)
+                self._route.begin(event.stream)
                 for policy in self._eviction.values():
                     policy.tick()
                 self.speculation.tick()
@@ -143,6 +147,7 @@ class Planner:
                 self._forget(event.ticket)
             case Resize():
                 actions += self._limits.resize(event.limits)
+                self._convoys = self._measure()
         if self._limits.leaving:
             self._clear_out(actions)
         self._schedule(actions, now)
@@ -151,7 +156,7 @@ class Planner:
     @property
     def crowded(self) -> bool:
         """Whether several streams run."""
-        return len(self._cycle.positions) > 1
+        return len(self._route.streams) > 1
 
     def hurries(self, stream: Stream, blocks: Iterable[BlockId]) -> bool:
         """Whether ``stream`` is so far ahead of others that it had better wait before it acquires ``blocks``.
@@ -159,10 +164,19 @@ class Planner:
         An eighth of the room for what passes through may lie between them; the rest is for reading ahead. Who holds
         some of that room never waits: they may need it to come nearer.
         """
-        window = self.residency.regions[STREAM].limit // 8
-        if not any(self._convoy.lead(stream, block) > window for block in blocks):
+        windows = {region: self.residency.regions[region].limit // 8 for region in self._convoys}
+        module = next(iter(blocks)).module
+        if not any(convoy.lead(stream, module) > windows[region] for region, convoy in self._convoys.items()):
             return False
-        return not any(self._homes[block].region == STREAM for block in self.residency.held(stream))
+        return not any(self._homes[block].region in windows for block in self.residency.held(stream))
+
+    def _measure(self) -> dict[str, Convoy]:
+        """The convoy of each region whose blocks come and go."""
+        lengths = {region: Counter[str]() for region in self._eviction}
+        for block, home in self._homes.items():
+            if home.region in lengths:
+                lengths[home.region][block.module] += home.extent.length
+        return {region: Convoy(self._route, lengths[region]) for region in lengths}
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -170,13 +184,17 @@ class Planner:
         assert len(set(event.blocks)) == len(event.blocks)
         ticket = _Ticket(event.stream)
         self._expectations.asked(event.stream, event.blocks)
+        if event.blocks:
+            self._route.reach(event.stream, event.blocks[0].module)
+        for region, policy in self._eviction.items():
+            if used := [block for block in event.blocks if self._homes[block].region == region]:
+                policy.used(used)
         for block in event.blocks:
             region = self._homes[block].region
             slot = self.residency.slot(block)
             if region != EXPERTS:
                 self._cycle.advance(event.stream, block)
             if region in self._eviction:
-                self._eviction[region].used(block)
                 self._count(block, slot is not None)
             if slot is not None:
                 self._grant(event.ticket, event.stream, block, slot, actions)
@@ -222,6 +240,7 @@ class Planner:
                 self.residency.release(block, stream)
         self._expectations.end(stream)
         self._cycle.end(stream)
+        self._route.end(stream)
 
     # --- parts of events --------------------------------------------------------------------------------------------
 

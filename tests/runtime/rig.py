@@ -51,7 +51,7 @@ class Rig:
             self.residency,
             homes,
             cycle=Cycle(DENSE),
-            experts=EVICTION[eviction](),
+            experts=EVICTION[eviction],
             depth=depth,
             read_limit=3 * PAGE,
         )

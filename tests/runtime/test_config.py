@@ -142,7 +142,7 @@ def test_override_of_a_config():
         ('[store]\nstripes = ["a", ""]', ["path of a folder"]),
         ('[store]\nstripes = ["a", "b/../a", "./a"]', ["named twice"]),
         ('[weights]\nformat = "int4"', ['format = "int4"', 'only "as-is"']),
-        ('[experts]\neviction = "LUR"', ['one of "auto", "lru", "lfu"', 'did you mean "lru"']),
+        ('[experts]\neviction = "LUR"', ['one of "auto", "next-use", "lfu"', 'did you mean "lru"']),
         ('[io]\nbackend = "mmap"', ['one of "auto", "io_uring", "threads", "buffered"']),
         ('[io]\ndepth = "4"', ['depth = "4"', "number from 1"]),
         ("[io]\ndepth = 0", ["number from 1"]),

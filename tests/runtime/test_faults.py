@@ -47,7 +47,7 @@ class Rig:
             residency,
             {block.id: Home(block.extent, STREAM) for block in blocks},
             cycle=Cycle([block.id for block in blocks]),
-            experts=EVICTION["lru"](),
+            experts=EVICTION["lru"],
             depth=2,
             read_limit=8 * PAGE,
         )

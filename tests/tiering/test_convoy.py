@@ -3,12 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.tiering.limits import EXPERTS
 from penstock.tiering.policy.convoy import Convoy, leads
-from penstock.tiering.policy.cycle import Cycle
-from penstock.tiering.units import PAGE
+from penstock.tiering.policy.route import Route
+from penstock.tiering.units import PAGE, BlockId
 
-from .cases import D, X, land_all, watch
-from .worlds import World
+from .cases import D, land_all, watch
+from .watch import Watch
+from .worlds import World, lay_out
 
 
 def test_the_last_one_has_the_longest_empty_stretch_behind_it() -> None:
@@ -28,18 +30,39 @@ def test_somebody_is_last_and_the_empty_stretch_is_behind_it(places: dict[int, i
         assert max(found.values()) <= max((place - turn) % 100 for place in places.values())
 
 
-def test_leads_are_in_bytes_of_what_is_streamed_now() -> None:
-    cycle = Cycle(D)
-    convoy = Convoy(cycle, {block: 10 * (n + 1) for n, block in enumerate(D)})
-    cycle.begin(1)
-    assert convoy.lead(1, D[3]) == 0, "alone"
-    cycle.begin(2)
-    cycle.advance(1, D[1])
-    assert convoy.lead(1, D[2]) == 10 + 20
-    assert convoy.lead(2, D[0]) == 0
-    cycle.leave([D[0]])
-    assert convoy.lead(1, D[2]) == 20
-    assert convoy.lead(1, X[0]) == convoy.lead(3, D[2]) == 0, "outside of the cycle, or of a forward"
+def test_leads_are_in_bytes_of_what_counts() -> None:
+    route = Route("abcd")
+    convoy = Convoy(route, {"a": 10, "b": 20, "d": 40})
+    route.begin(1)
+    assert convoy.lead(1, "d") == 0, "alone"
+    route.begin(2)
+    route.reach(1, "b")
+    assert convoy.lead(1, "c") == 10 + 20
+    assert convoy.lead(1, "d") == 10 + 20, "c does not count"
+    assert convoy.lead(2, "a") == convoy.lead(3, "d") == 0
+    route.end(2)
+    assert convoy.lead(1, "d") == 0
+
+
+def test_nobody_leads_where_nothing_counts() -> None:
+    route = Route("ab")
+    route.begin(1)
+    route.begin(2)
+    route.reach(1, "b")
+    assert Convoy(route, {}).lead(1, "b") == 0
+
+
+def test_ahead_is_the_way_of_the_stream_that_comes_first() -> None:
+    route = Route(["a", "a", "b", "c", "d"])
+    assert route.ahead("abcd") == [0.25, 0.5, 0.75, 1.0]
+    route.begin(1)
+    route.reach(1, "b")
+    assert route.ahead("abcd") == [0.75, 1.0, 0.25, 0.5]
+    route.begin(2)
+    assert route.ahead("abcd") == [0.25, 0.5, 0.25, 0.5]
+    route.end(1)
+    route.reach(1, "c")
+    assert route.ahead("d") == [1.0], "outside of a forward nothing is said of what comes next"
 
 
 def test_who_is_ahead_by_an_eighth_of_the_room_hurries_unless_it_holds_some() -> None:
@@ -52,15 +75,29 @@ def test_who_is_ahead_by_an_eighth_of_the_room_hurries_unless_it_holds_some() ->
     w.begin(two)
     assert w.planner.crowded
     assert not w.planner.hurries(1, [D[1]]), "one page is an eighth"
-    assert not w.planner.hurries(1, [D[1], D[2]]), "the other may need what it holds"
+    assert not w.planner.hurries(1, [D[2]]), "the other may need what it holds"
     w.release(one, D[0])
-    assert w.planner.hurries(1, [D[1], D[2]])
+    assert w.planner.hurries(1, [D[2]])
     assert not w.planner.hurries(2, [D[0]])
     w.end(two)
     assert not w.planner.crowded
 
 
-def test_worlds_without_a_stream_have_no_convoy() -> None:
-    planner = World({}, {"stream": 0, "experts": PAGE, "kept": 0, "pinned": 0}, 1, PAGE).planner()
-    assert not planner.crowded
-    assert not planner.hurries(1, [X[0]])
+def test_the_room_for_experts_counts_likewise() -> None:
+    sizes = [(BlockId("expert", f"m{n}", part), EXPERTS, 1) for n in range(4) for part in range(3)]
+    blocks = [block for block, _, _ in sizes]
+    capacity = {"pinned": 0, "kept": 0, "stream": 0, "experts": 8 * PAGE}
+    w = Watch(World(lay_out(sizes), capacity, 2, 8 * PAGE), 2)
+    one, two = w.streams[1], w.streams[2]
+    w.begin(one)
+    w.begin(two)
+    w.acquire(one, (blocks[0],))
+    land_all(w)
+    w.release(one, blocks[0])
+    assert w.planner.hurries(1, [blocks[3]]), "three pages: all experts of the layer that the other comes to"
+    w.acquire(two, (blocks[1],))
+    land_all(w)
+    w.release(two, blocks[1])
+    assert not w.planner.hurries(1, [blocks[3]])
+    w.resize({"experts": 3 * PAGE})
+    assert not w.planner.hurries(1, [blocks[3]])

@@ -1,5 +1,7 @@
 """LRU and LFU against rankings by brute force; the cycle against a walk along it."""
 
+import random
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from fractions import Fraction
 
@@ -9,10 +11,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from penstock.tiering.policy.cycle import Cycle
-from penstock.tiering.policy.eviction import EVICTION, LFU, LRU, Eviction
+from penstock.tiering.policy.eviction import EVICTION, Eviction
+from penstock.tiering.policy.eviction.arc import ARC
+from penstock.tiering.policy.eviction.auto import Auto
+from penstock.tiering.policy.eviction.belady import Belady
+from penstock.tiering.policy.eviction.lfu import LFU
+from penstock.tiering.policy.eviction.lru import LRU
+from penstock.tiering.policy.eviction.next_use import NextUse
+from penstock.tiering.policy.eviction.shadow import Shadow
+from penstock.tiering.policy.eviction.succinct import Rare, Succinct
+from penstock.tiering.policy.eviction.windowed import WindowedLFU
+from penstock.tiering.policy.route import Route
 from penstock.tiering.units import BlockId
 
-BLOCKS = [BlockId("expert", "m", part) for part in range(6)]
+BLOCKS = [BlockId("expert", module, part) for module in "mlk" for part in range(2)]
 A, B, C, D, E, F = (BlockId("dense", name) for name in "abcdef")
 blocks = st.sampled_from(BLOCKS)
 
@@ -39,7 +51,7 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(block=blocks)
     def use(self, block: BlockId) -> None:
         self.time += 1
-        self.policy.used(block)
+        self.policy.used([block])
         self.uses[block].append(self.ticks)
         if block in self.resident:
             self.resident[block] = self.time
@@ -50,6 +62,9 @@ class PolicyMachine(RuleBasedStateMachine):
             self.time += 1
             self.resident[block] = self.time
             self.policy.inserted(block)
+
+    def count(self, block: BlockId) -> Fraction:
+        return sum((Fraction(1, 2) ** (self.ticks - time) for time in self.uses[block]), Fraction(0))
 
     @rule(leased=st.sets(blocks), count=st.integers(1, 3))
     def evict(self, leased: set[BlockId], count: int) -> None:
@@ -88,35 +103,69 @@ class LRUMachine(PolicyMachine):
         return sorted(self.resident, key=self.resident.__getitem__)
 
 
-class LFUMachine(PolicyMachine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.policy = self.lfu = LFU(decay=0.5)  # powers of two: floating point is exact here
-        self.lfu._LARGEST = 16.0  # re-scales every fifth forward
+class CountingMachine(PolicyMachine):
+    """Powers of two: floating point is exact here. Re-scales every fifth forward."""
 
-    def expected(self) -> list[BlockId]:
-        half = Fraction(1, 2)
-        counts = {block: sum(half ** (self.ticks - time) for time in self.uses[block]) for block in self.resident}
-        return sorted(self.resident, key=lambda block: (counts[block], block))
+    @initialize()
+    def start(self) -> None:
+        self.counts = self.policy._counts
+        self.counts._LARGEST = 16.0
 
     @invariant()
-    def heap_stays_small(self) -> None:
-        assert len(self.lfu._heap) <= 2 * len(BLOCKS)
+    def heaps_stay_small(self) -> None:
+        for least in getattr(self.policy, "_layers", {"all": getattr(self.policy, "_least", None)}).values():
+            assert len(least._heap) <= 2 * len(BLOCKS)
+
+
+class LFUMachine(CountingMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = LFU(decay=0.5)
+
+    def expected(self) -> list[BlockId]:
+        return sorted(self.resident, key=lambda block: (self.count(block), block))
+
+
+class NextUseMachine(CountingMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.route = Route("mlk")
+        self.policy = NextUse(self.route, decay=0.5)
+
+    @rule(stream=st.integers(1, 3), module=st.sampled_from("mlk"))
+    def walk(self, stream: int, module: str) -> None:
+        if stream not in self.route.streams:
+            self.route.begin(stream)
+        elif module == "m":
+            self.route.end(stream)
+        else:
+            self.route.reach(stream, module)
+
+    def forwards_until(self, block: BlockId) -> float:
+        """Expected, until the block is used: until its layer comes, and as often as it is passed over then."""
+        most = sum(Fraction(1, 2) ** ticks for ticks in range(self.ticks + 1))
+        share = max(float(self.count(block)), float(most) * 1e-6) / float(most)
+        return self.route.ahead([block.module])[0] + max(0.0, 1 / share - 1)
+
+    def expected(self) -> list[BlockId]:
+        return sorted(self.resident, key=lambda block: (-self.forwards_until(block), block))
 
 
 TestLRU = LRUMachine.TestCase
 TestLFU = LFUMachine.TestCase
-TestLRU.settings = TestLFU.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestNextUse = NextUseMachine.TestCase
+TestLRU.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLFU.settings = TestNextUse.settings = TestLRU.settings
 
 
 @pytest.mark.parametrize("name", sorted(EVICTION))
 def test_contract(name: str) -> None:
-    policy = EVICTION[name]()
-    policy.used(BLOCKS[0])  # not resident: remembered or not, but no error
+    policy = EVICTION[name](Route("mlk"))
+    policy.used(BLOCKS[:1])  # not resident: remembered or not, but no error
     assert ranking(policy) == []
     policy.inserted(BLOCKS[0])
     policy.inserted(BLOCKS[1])
-    policy.used(BLOCKS[0])
+    policy.used(BLOCKS[:1])
     policy.tick()
     assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
     policy.removed(BLOCKS[1])
@@ -128,11 +177,11 @@ def test_lfu_forgets_old_fame() -> None:
     policy.inserted(BLOCKS[0])
     policy.inserted(BLOCKS[1])
     for _ in range(5):
-        policy.used(BLOCKS[0])
+        policy.used([BLOCKS[0]])
     assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
     for _ in range(4):
         policy.tick()
-    policy.used(BLOCKS[1])
+    policy.used([BLOCKS[1]])
     assert ranking(policy) == [BLOCKS[0], BLOCKS[1]]
 
 
@@ -142,10 +191,10 @@ def test_lfu_counts_stay_finite_over_many_forwards() -> None:
     policy.inserted(BLOCKS[1])
     for forward in range(20_000):
         policy.tick()
-        policy.used(BLOCKS[0])
+        policy.used([BLOCKS[0]])
         if forward % 2:
-            policy.used(BLOCKS[1])
-    assert all(0 < count < float("inf") for count in policy._count.values())
+            policy.used([BLOCKS[1]])
+    assert all(0 < count < float("inf") for count in policy._counts._count.values())
     assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
 
 
@@ -154,8 +203,8 @@ def test_lfu_remembers_across_eviction() -> None:
     for block in BLOCKS[:2]:
         policy.inserted(block)
     for _ in range(3):
-        policy.used(BLOCKS[0])
-    policy.used(BLOCKS[1])
+        policy.used([BLOCKS[0]])
+    policy.used([BLOCKS[1]])
     policy.removed(BLOCKS[0])
     policy.inserted(BLOCKS[0])
     assert ranking(policy) == [BLOCKS[1], BLOCKS[0]]
@@ -338,3 +387,139 @@ def test_a_block_that_leaves_in_the_middle_of_a_forward_is_not_learned() -> None
     cycle.end(1)
     cycle.join([C])
     assert sorted(cycle.order) == [A, B, C]
+
+
+# --- policies that are no ranking by one number -----------------------------------------------------------------------
+
+
+class WindowedMachine(PolicyMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = WindowedLFU(window=3)
+
+    @rule()
+    def rank(self) -> None:
+        def recent(block: BlockId) -> int:
+            return sum(self.ticks - time < 3 for time in self.uses[block])
+
+        found = ranking(self.policy)
+        assert sorted(found) == sorted(self.resident)
+        assert [recent(block) for block in found] == sorted(map(recent, found))
+
+    @rule(leased=st.sets(blocks), count=st.integers(1, 3))
+    def evict(self, leased: set[BlockId], count: int) -> None:
+        for block in [block for block in ranking(self.policy) if block not in leased][:count]:
+            self.policy.removed(block)
+            del self.resident[block]
+
+
+TestWindowed = WindowedMachine.TestCase
+TestWindowed.settings = TestLRU.settings
+
+
+def play(policy: Eviction, room: int, uses: str) -> str:
+    """Which of ``uses``, letters in one layer each, are hits."""
+    cache = Shadow(policy, room)
+    return "".join(use for use in uses if not cache.use([BlockId("expert", use)]))
+
+
+def test_arc_keeps_what_is_used_again_from_a_scan() -> None:
+    assert play(ARC(), 3, "abab" + "uvwxyz" + "ab") == "ab" + "ab"
+    assert play(LRU(), 3, "abab" + "uvwxyz" + "ab") == "ab"
+
+
+def test_arc_lengthens_the_list_that_is_missed_in() -> None:
+    policy = ARC()
+    play(policy, 2, "aabb" + "cd" + "c")
+    assert policy._target > 0
+    play(policy, 2, "ab")
+    assert policy._target == 0
+
+
+def test_discards_go_first_and_the_rest_by_recency() -> None:
+    class Vowels:
+        def discard(self, block: BlockId) -> bool:
+            return block.module in "aeiou"
+
+        def tick(self, resident: int) -> None:
+            """They stay vowels."""
+
+    policy = Succinct(Vowels())
+    for letter in "babeci":
+        block = BlockId("expert", letter)
+        policy.used([block])
+        if letter not in {block.module for block in ranking(policy)}:
+            policy.inserted(block)
+    assert "".join(block.module for block in ranking(policy)) == "aeibc"
+
+
+def test_rare_are_those_beyond_what_fits() -> None:
+    rare = Rare(decay=0.5)
+    for block in (A, A, A, A, B, B, B, C):
+        rare.discard(block)
+    rare.tick(resident=2)
+    assert [rare.discard(block) for block in (A, B, D)] == [False, False, True]
+    rare.tick(resident=9)
+    assert not rare.discard(D), "everything fits"
+
+
+def test_belady_hits_more_than_any_other_can() -> None:
+    uses = "abcabdabeabfcdef" * 3
+    best = len(play(Belady(BlockId("expert", use) for use in uses), 3, uses))
+    for name, make in EVICTION.items():
+        assert len(play(make(Route(uses)), 3, uses)) <= best, name
+    assert best > len(play(LRU(), 3, uses))
+
+
+def drive(policy: Eviction, room: int, forwards: int, seed: int, route: Route) -> float:
+    """The hit ratio, after some forwards, of four layers of eight experts of which each uses two, some more often."""
+    cache, choose, hits = Shadow(policy, room), random.Random(seed), 0
+    for forward in range(forwards):
+        policy.tick()
+        route.begin(1)
+        for layer in "abcd":
+            route.reach(1, layer)
+            wanted = [BlockId("expert", layer, part) for part in {min(7, int(choose.expovariate(0.4))) for _ in "12"}]
+            absent = cache.use(wanted)
+            if forward >= forwards // 3:
+                hits += len(wanted) - len(absent)
+        route.end(1)
+    return hits / (forwards - forwards // 3)
+
+
+class Inverted(NextUse):
+    """Every prediction wrong."""
+
+    def victims(self) -> Iterator[BlockId]:  # type: ignore[override]
+        yield from reversed(list(super().victims()))
+
+
+@pytest.mark.parametrize("room", [8, 12, 20])
+def test_auto_follows_good_predictions_and_leaves_bad_ones(room: int) -> None:
+    def run(make: Callable[[Route], Eviction]) -> tuple[float, Eviction]:
+        route = Route("abcd")
+        policy = make(route)
+        return drive(policy, room, 300, 1, route), policy
+
+    lru, _ = run(lambda route: LRU())
+    good, _ = run(NextUse)
+    bad, _ = run(Inverted)
+    chosen, auto = run(lambda route: Auto([lambda: NextUse(route), LRU]))
+    warned, wary = run(lambda route: Auto([lambda: Inverted(route), LRU]))
+    assert good > lru > bad
+    assert chosen == good
+    assert isinstance(auto.followed, NextUse)  # type: ignore[attr-defined]
+    assert warned >= 0.95 * lru
+    assert isinstance(wary.followed, LRU)  # type: ignore[attr-defined]
+
+
+def test_auto_needs_no_shadows_while_everything_fits() -> None:
+    policy = Auto([LRU, LFU])
+    for _ in range(3):
+        policy.tick()
+        policy.used(BLOCKS)
+        for block in BLOCKS:
+            if block not in policy._resident:
+                policy.inserted(block)
+    assert not policy._full
+    assert not any(shadow._resident for shadow in policy._shadows)

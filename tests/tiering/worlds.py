@@ -32,7 +32,7 @@ class World:
             Residency("host", self.capacity),
             self.homes,
             cycle=Cycle(order),
-            experts=EVICTION[self.eviction](),
+            experts=EVICTION[self.eviction],
             depth=self.depth,
             read_limit=self.read_limit,
             drives=self.drives,

@@ -5,33 +5,27 @@ together they all use a block while it is here (sharing one scan among many: "Co
 Sharing in a DBMS").
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate, pairwise
 
 from ..events import Stream
-from ..units import BlockId
-from .cycle import Cycle
+from .route import Route
 
 
 class Convoy:
-    """How far the running streams are apart on ``cycle``, whose blocks have ``lengths`` bytes."""
+    """How far the running streams are apart on ``route``, where ``lengths`` are the bytes of the modules that count."""
 
-    def __init__(self, cycle: Cycle, lengths: Mapping[BlockId, int]) -> None:
-        self._cycle, self._lengths = cycle, lengths
-        self._order: Sequence[BlockId] = ()
-        self._starts: list[int] = [0]  # of the blocks of that order, and the end
+    def __init__(self, route: Route, lengths: Mapping[str, int]) -> None:
+        self._route = route
+        self._starts = list(accumulate((lengths.get(module, 0) for module in route.places), initial=0))
 
-    def lead(self, stream: Stream, block: BlockId) -> int:
-        """Bytes by which ``stream``, which comes to ``block`` now, is ahead of the last one that runs; 0 outside."""
-        positions, index = self._cycle.positions, self._cycle.index(block)
-        if index is None or stream not in positions or len(positions) < 2:
+    def lead(self, stream: Stream, module: str) -> int:
+        """Bytes by which ``stream``, which comes to ``module`` now, is ahead of the last one that runs; 0 outside."""
+        streams, length = self._route.streams, self._starts[-1]
+        if stream not in streams or not length:
             return 0
-        if self._order is not self._cycle.order:
-            self._order = self._cycle.order
-            self._starts = list(accumulate((self._lengths[block] for block in self._order), initial=0))
-        length = self._starts[-1]
-        places = {other: self._starts[position] % length for other, position in positions.items()}
-        return leads(places | {stream: self._starts[index]}, length)[stream]
+        places = {other: self._starts[at + 1] % length for other, at in streams.items()}
+        return leads(places | {stream: self._starts[self._route.places[module]] % length}, length)[stream]
 
 
 def leads(places: Mapping[Stream, int], length: int) -> dict[Stream, int]:

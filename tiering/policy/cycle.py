@@ -5,7 +5,7 @@ for a known sequence is the optimum (Belady, "A study of replacement algorithms 
 """
 
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from ..events import Stream
 from ..units import BlockId
@@ -88,15 +88,6 @@ class Cycle:
         self._next[stream] = index + 1
         self._seen[stream].append(block)
 
-    @property
-    def positions(self) -> Mapping[Stream, int]:
-        """Where in the order each running stream stands: the index of the block that it should use next."""
-        return self._next
-
-    def index(self, block: BlockId) -> int | None:
-        """Where in the order ``block`` is."""
-        return self._index.get(block)
-
     # --- prefetch ---------------------------------------------------------------------------------------------------
 
     def distance(self, block: BlockId) -> int:
@@ -131,7 +122,7 @@ class Cycle:
 
     # --- eviction ---------------------------------------------------------------------------------------------------
 
-    def used(self, block: BlockId) -> None:
+    def used(self, blocks: Sequence[BlockId]) -> None:
         """Positions, not uses, rank the blocks."""
 
     def inserted(self, block: BlockId) -> None:

@@ -1,0 +1,22 @@
+"""Eviction policies by the name they have in the configuration."""
+
+from collections.abc import Mapping
+
+from .arc import ARC
+from .auto import Auto
+from .lfu import LFU
+from .lru import LRU
+from .next_use import NextUse
+from .policy import Policy
+from .succinct import Rare, Succinct
+from .windowed import WindowedLFU
+
+EVICTION: Mapping[str, Policy] = {
+    "auto": lambda route: Auto([lambda: NextUse(route), LRU]),
+    "next-use": NextUse,
+    "lfu": lambda route: LFU(),
+    "windowed-lfu": lambda route: WindowedLFU(),
+    "succinct": lambda route: Succinct(Rare()),
+    "arc": lambda route: ARC(),
+    "lru": lambda route: LRU(),
+}

@@ -1,0 +1,67 @@
+"""Eviction on predictions of one bit (pure)."""
+
+from collections import OrderedDict
+from collections.abc import Generator, Sequence
+from heapq import nlargest
+from typing import Protocol
+
+from ...units import BlockId
+from .counts import Counts
+
+
+class Predictor(Protocol):
+    """Says of a block whether it had better be discarded: Belady's rule would evict it before its next use."""
+
+    def discard(self, block: BlockId) -> bool:
+        """Asked at each use of ``block``, whether it is resident or not."""
+
+    def tick(self, resident: int) -> None:
+        """One more forward has begun; so many blocks are resident."""
+
+
+class Rare:
+    """A block had better be discarded unless it is one of those used most, of late, as many as are resident."""
+
+    def __init__(self, decay: float = 0.98) -> None:
+        self._counts = Counts(decay)
+        self._least = 0.0
+
+    def discard(self, block: BlockId) -> bool:
+        self._counts.used([block])
+        return self._counts.of(block) < self._least
+
+    def tick(self, resident: int) -> None:
+        self._counts.tick()
+        most = nlargest(resident, self._counts)
+        self._least = most[-1] if most and len(most) == resident else 0.0
+
+
+class Succinct:
+    """What is predicted to be discarded goes first, then the least recently used ("Paging with Succinct Predictions":
+    with right bits as good as the optimum; that wrong ones do no harm is for ``Auto`` to see to)."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._bits: dict[BlockId, bool] = {}
+        self._keep: OrderedDict[BlockId, None] = OrderedDict()
+        self._discard: OrderedDict[BlockId, None] = OrderedDict()
+
+    def used(self, blocks: Sequence[BlockId]) -> None:
+        for block in blocks:
+            self._bits[block] = self._predictor.discard(block)
+            if block in self._keep or block in self._discard:
+                self.removed(block)
+                self.inserted(block)
+
+    def inserted(self, block: BlockId) -> None:
+        (self._discard if self._bits.get(block) else self._keep)[block] = None
+
+    def removed(self, block: BlockId) -> None:
+        del (self._discard if block in self._discard else self._keep)[block]
+
+    def tick(self) -> None:
+        self._predictor.tick(len(self._keep) + len(self._discard))
+
+    def victims(self) -> Generator[BlockId, None, None]:
+        yield from tuple(self._discard)
+        yield from tuple(self._keep)
