@@ -44,7 +44,7 @@ def report(routes: Routes) -> dict[str, Any]:
     slots = {share: max(1, int(experts * share)) for share in SHARES}
     steps = list(routes.steps())
     replayed = {
-        share: {name: hit_ratio(EVICTION[name](), slots[share], steps) for name in POLICIES} for share in REPLAYED
+        share: {name: hit_ratio(EVICTION[name], slots[share], steps) for name in POLICIES} for share in REPLAYED
     }
     return {
         "text": routes.text,
