@@ -24,6 +24,7 @@ from ..kernels.products import MOST_ROWS
 from ..kernels.weighted_sum import add_weighted, weighted_sum
 from ..tiering.errors import UnplaceableModule
 from ..tiering.events import Slot
+from ..tiering.policy.asking import at_a_time
 from ..tiering.store.manifest import Block
 from ..tiering.units import BlockId
 from .absent import placeholder
@@ -36,9 +37,7 @@ IMPLEMENTATION = "penstock"
 
 _ATTRIBUTE = "_penstock_experts"
 _FEW = 64
-"""Router choices up to which grouping in Python beats tensor operations, and all experts are asked for at once."""
-_WINDOW = 4
-"""Experts that a prompt asks for at a time."""
+"""Router choices up to which grouping in Python beats tensor operations."""
 
 Groups = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Expert -> (token rows, positions among the top k)."""
@@ -123,7 +122,7 @@ class StreamedExperts:
         hidden = hidden.contiguous()
         groups = _group(index, len(self._blocks))
         ascending = list(groups)
-        size = len(ascending) if index.numel() <= _FEW else _WINDOW
+        size = at_a_time(len(ascending), index.numel())
         guess = _Guess(self.next, self._bridge, hidden, index.shape[1])
         outs: dict[int, torch.Tensor] = {}
         final = torch.zeros_like(hidden)

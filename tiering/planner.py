@@ -149,6 +149,11 @@ class Planner:
         return actions
 
     @property
+    def homes(self) -> Mapping[BlockId, Home]:
+        """Where each block comes from and goes to, now."""
+        return self._homes
+
+    @property
     def crowded(self) -> bool:
         """Whether several streams run."""
         return len(self._cycle.positions) > 1

@@ -41,8 +41,12 @@ class Watch(Ledger):
 
     # --- events -----------------------------------------------------------------------------------------------------
 
-    def apply(self, event: Event) -> list[Action]:
+    def pass_time(self) -> None:
+        """Before each event."""
         self.now += 1
+
+    def apply(self, event: Event) -> list[Action]:
+        self.pass_time()
         idle = not self.queue and not isinstance(event, Acquire | Resize)
         order, leaving = self.planner._cycle.order, {b for b, slot in self.slots.items() if self.beyond(slot)}
         before = set(self.ready)

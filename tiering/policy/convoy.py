@@ -12,6 +12,10 @@ from ..events import Stream
 from ..units import BlockId
 from .cycle import Cycle
 
+PATIENCE = 0.25
+"""Seconds that a stream ahead of others waits for them before a layer, when none of them moves: what holds them up may
+be something else than computing."""
+
 
 class Convoy:
     """How far the running streams are apart on ``cycle``, whose blocks have ``lengths`` bytes."""
