@@ -32,8 +32,10 @@ class RunRecording:
     def step(self, now: float, event: Event, actions: list[Action]) -> None:
         """``event`` was handled at ``now``, and gave ``actions``; called in the order in which events are handled."""
         with self._lock:
+            if not self._running:
+                return
             self._whole = self._whole and len(self._lines) <= self._limit  # one of them is the head
-            if self._running and self._whole:
+            if self._whole:
                 self._lines.append(self._writer.step(now, event, actions))
 
     def stop(self) -> None:

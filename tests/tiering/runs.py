@@ -13,12 +13,12 @@ from penstock.tiering.sim.noise import Noise, Spell
 from penstock.tiering.sim.outcome import Outcome
 from penstock.tiering.sim.simulator import simulate
 from penstock.tiering.sim.workload import Layer, Pass, Workload, forward, guessing, layers_of
-from penstock.tiering.units import KiB, MiB, PAGE, BlockId
+from penstock.tiering.units import PAGE, BlockId, KiB, MiB
 
 from .watched import Watched
 from .worlds import World, lay_out
 
-WORLDS = 1000
+WORLDS = 2000
 """That the tests go through; a bug should show in one of them."""
 
 
@@ -98,7 +98,7 @@ def _world(dice: random.Random) -> World:
 def _passes(layers: list[Layer], dice: random.Random) -> list[Pass]:
     counts = [len(layer.experts) for layer in layers if layer.experts]
     passes = []
-    for _ in range(dice.randint(1, 3)):
+    for _ in range(dice.randint(1, 2)):
         tokens = dice.choice([1, 1, 2, 40])
         passes.append(forward([[dice.sample(range(count), 2) for count in counts] for _ in range(tokens)]))
     return list(guessing(passes, min(counts, default=0), precision=dice.random(), seed=dice.randrange(1000)))

@@ -100,7 +100,8 @@ class Watch(Ledger):
             assert page < self.end_of(region), "memory beyond the limit that nobody uses"
         assert not self.issuable(), "somebody waits, there is room and the drive has nothing better to do"
         for stream in self.streams.values():
-            assert dict(self.planner.residency.held(stream.number)) == {b: n for b, n in stream.held.items() if n}
+            held = {block: count for block, count in stream.held.items() if count}
+            assert dict(self.planner.residency.held(stream.number)) == held, "holds something else than it was granted"
             for block in stream.wants:
                 assert block in self.queue or block in self.loading(), f"{block} is forgotten"
 
@@ -131,7 +132,7 @@ class Watch(Ledger):
             assert slot.length == part.extent.length
             start = self.starts[slot.region]
             assert start <= slot.offset
-            assert slot.offset + slot.length <= start + self.world.capacity[slot.region]
+            assert slot.offset + slot.length <= start + self.world.capacity[slot.region], "outside of its region"
             assert (block in self.queue) == demand
             for page in range(slot.offset, slot.offset + slot.length, PAGE):
                 victim = self.owner.get(page)

@@ -7,7 +7,7 @@ from ..counters import Counters, hit_ratio
 
 
 class Passed(NamedTuple):
-    """A pass of ``stream``, ``tokens`` from second ``begin`` to ``end``; ``failed`` if a read that it waited for did."""
+    """A pass of ``stream``, ``tokens`` from second ``begin`` to ``end``; ``failed`` where a read failed it."""
 
     stream: int
     tokens: int
