@@ -122,6 +122,7 @@ def _drive(dice: random.Random) -> Drive:
         contention=dice.choice([0.0, 0.25]),
         enough=dice.choice([8 * KiB, 8 * MiB]),
         checksum=dice.choice([1e8, 1e10]),
+        handling=dice.choice([0.0, 1e-5]),
     )
 
 

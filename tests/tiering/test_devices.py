@@ -33,6 +33,7 @@ def test_a_drive_without_speed_is_refused(field: str, value: float) -> None:
         (Drive, {"bandwidth": "fast"}, "bandwidth"),
         (Drive, {"bandwidth": 1e9, "latency": -1e-6}, "latency"),
         (Drive, {"bandwidth": 1e9, "latency": math.nan}, "latency"),
+        (Drive, {"bandwidth": 1e9, "handling": -1.0}, "handling"),
         (Drive, {"bandwidth": 1e9, "contention": 1}, "contention"),
         (Drive, {"bandwidth": 1e9, "contention": -0.1}, "contention"),
         (Memory, {"bandwidth": 0}, "bandwidth"),
@@ -101,7 +102,7 @@ def land(drive: Drive, sizes: list[int], *, noise: Noise | None = None, computin
     """When reads of ``sizes`` land that are all submitted at the beginning."""
     agenda, ends = Agenda(), {}
     dice = Dice(0, noise or Noise())
-    reads = Reads(0, drive, agenda, dice, lambda read, failed: ends.update({read.read: agenda.now}))
+    reads = Reads(0, drive, agenda, dice, lambda read, busy, failed: ends.update({read.read: agenda.now + busy}))
     reads.beside(computing)
     for number, size in enumerate(sizes):
         part = Part(BlockId("dense", "d"), Extent(0, 0, size), Slot("stream", 0, size))
@@ -122,7 +123,7 @@ def test_reads_side_by_side_and_one_after_the_other() -> None:
 
 def test_what_slows_a_drive() -> None:
     assert land(Drive(100 * MiB, contention=0.5), [MiB], computing=True) == pytest.approx([0.02])
-    assert land(Drive(100 * MiB, checksum=200 * MiB), [MiB]) == pytest.approx([0.015])
+    assert land(Drive(100 * MiB, checksum=200 * MiB, handling=0.1), [MiB]) == pytest.approx([0.115])
     assert land(Drive(100 * MiB), [MiB], noise=Noise(slow=1.0, slowdown=3)) == pytest.approx([0.03])
     assert land(Drive(100 * MiB), [MiB], noise=Noise(spells=(Spell(0, 0.0, 1.0, 0.1),))) == pytest.approx([0.1])
 

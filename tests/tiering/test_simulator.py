@@ -125,6 +125,16 @@ def test_streams_share_the_cores() -> None:
     assert both.seconds_per_token == pytest.approx([0.006] * 20)
 
 
+def test_reads_take_time_from_computing() -> None:
+    """Of every millisecond of a read, the cores have half a millisecond of work with it."""
+    passes = list(decode([[[n % PER_LAYER]] for n in range(20)]))
+    free = run(setup(1, cached=1), passes, drive=1000 * BLOCK)
+    busy = run(setup(1, cached=1), passes, drives=[Drive(1000 * BLOCK, handling=0.0005)])
+    assert free.seconds_per_token == pytest.approx([0.001] * 20, rel=1e-3)
+    assert busy.seconds_per_token == pytest.approx([0.0015] * 20, rel=1e-3)
+    assert busy.compute_seconds == pytest.approx(free.compute_seconds + 20 * 0.0005)
+
+
 def test_streams_wait_for_each_other_and_share_what_is_read() -> None:
     alone = run(setup(40, dense=STREAM, room=16), [Pass(1)] * 10, drive=1000 * BLOCK)
     both = run(setup(40, dense=STREAM, room=16), [Pass(1)] * 10, [Pass(1)] * 10, drive=1000 * BLOCK)

@@ -14,8 +14,8 @@ class Drive:
 
     A read's first byte comes ``latency`` after it began, so small reads need more of them in flight. While cores
     compute, a drive loses the share ``contention`` of its speed: what it delivers goes through the memory that they
-    read. No read begins beside ``enough`` bytes under way (see kernels/reading.py). What has arrived is verified at
-    ``checksum``, beside the next read.
+    read. No read begins beside ``enough`` bytes under way (see kernels/reading.py). What has arrived is verified, at
+    ``checksum``, while the next read goes on: that, and ``handling`` seconds for each read, take the cores' time.
 
     Raises DeviceModelError for a number that cannot be.
     """
@@ -26,9 +26,10 @@ class Drive:
     contention: float = 0.0
     enough: int = LARGEST_READ
     checksum: float = math.inf
+    handling: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, bandwidth=_speed, latency=_duration, contention=_share, enough=_speed)
+        _check(self, bandwidth=_speed, latency=_duration, handling=_duration, contention=_share, enough=_speed)
         _check(self, single=_speed_or_unbounded, checksum=_speed_or_unbounded)
 
     def rate(self, reads: int, *, computing: bool) -> float:
@@ -58,7 +59,9 @@ class Memory:
         return self.overhead + size * max(1 / self.bandwidth, tokens / self.products)
 
 
-def fitted(rates: Sequence[Rate], *, contention: float = 0.0, checksum: float = math.inf) -> Drive:
+def fitted(
+    rates: Sequence[Rate], *, contention: float = 0.0, checksum: float = math.inf, handling: float = 0.0
+) -> Drive:
     """The drive that comes nearest to measured ``rates`` of one backend.
 
     The best rate is the bandwidth. With one read in flight, seconds are latency + size / single: a straight line
@@ -75,6 +78,7 @@ def fitted(rates: Sequence[Rate], *, contention: float = 0.0, checksum: float = 
         single=1 / pace if pace > 0 else math.inf,
         contention=contention,
         checksum=checksum,
+        handling=handling,
     )
 
 

@@ -9,12 +9,13 @@ from .noise import Dice
 
 
 class Reads:
-    """As a reader performs them (see kernels/reading.py). ``landed`` is told of each read, and whether it failed."""
+    """As a reader performs them (see kernels/reading.py). ``handle`` is told of each read whose bytes have come: for how
+    long it keeps a core busy now, and whether it failed."""
 
     def __init__(
-        self, number: int, drive: Drive, agenda: Agenda, dice: Dice, landed: Callable[[Read, bool], None]
+        self, number: int, drive: Drive, agenda: Agenda, dice: Dice, handle: Callable[[Read, float, bool], None]
     ) -> None:
-        self._number, self._drive, self._agenda, self._landed = number, drive, agenda, landed
+        self._number, self._drive, self._agenda, self._handle = number, drive, agenda, handle
         self.dice = dice  # what varies, and what goes wrong
         self._waiting: list[tuple[Read, int]] = []
         self._coming = 0  # bytes under way
@@ -65,4 +66,4 @@ class Reads:
         if not self._coming:
             self._busy += self._agenda.now - self._since
         self._begin()
-        self._agenda.after(size / self._drive.checksum, self._landed, read, self.dice.fails(read.read))
+        self._handle(read, self._drive.handling + size / self._drive.checksum, self.dice.fails(read.read))

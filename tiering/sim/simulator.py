@@ -82,7 +82,7 @@ class _Run:
         self._workload, self._planner = workload, planner
         self._cores = Shared(self.agenda, lambda jobs: 1.0)  # each job, alone, would have them all
         self._dice = Dice(0, _QUIET)
-        self._drives = [Reads(n, drive, self.agenda, self._dice, self._landed) for n, drive in enumerate(drives)]
+        self._drives = [Reads(n, drive, self.agenda, self._dice, self._came) for n, drive in enumerate(drives)]
         tickets = count(1)
         walkers = [Walker(n, planner, self.post, tickets, memory) for n, _ in enumerate(workload.streams, 1)]
         self._lanes = [_Lane(walker) for walker in walkers]
@@ -169,6 +169,13 @@ class _Run:
             for lane in self._steps:
                 if lane.waits is Wait.OTHERS:
                     self._wake(lane, True)
+
+    def _came(self, read: Read, seconds: float, failed: bool) -> None:
+        """The bytes of ``read`` are here; a core is busy with them for ``seconds``."""
+        if seconds:
+            self._cores.add(seconds, self._landed, read, failed)
+        else:
+            self._landed(read, failed)
 
     def _landed(self, read: Read, failed: bool) -> None:
         self.post(ReadFailed(read.read, ReadError("simulated")) if failed else ReadDone(read.read))
