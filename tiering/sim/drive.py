@@ -9,8 +9,8 @@ from .noise import Dice
 
 
 class Reads:
-    """As a reader performs them (see kernels/reading.py). ``handle`` is told of each read whose bytes have come: for how
-    long it keeps a core busy now, and whether it failed."""
+    """As a reader performs them (see kernels/reading.py). ``handle`` is told of each read whose bytes have come: how
+    long that keeps a core busy now, and whether it failed."""
 
     def __init__(
         self, number: int, drive: Drive, agenda: Agenda, dice: Dice, handle: Callable[[Read, float, bool], None]
