@@ -2,7 +2,7 @@
 
     python bench/simulated.py MODEL --host-memory 5MiB 7MiB 10MiB [--text FILE] [--tokens 64] [--rounds 3]
 
-Computing is measured with everything in memory, the drive by itself; then every budget is run for real, recorded, and
+Computing is measured in runs of their own, the drive by itself; then every budget is run for real, recorded, and
 simulated with what its streams chose and guessed. A simulation knows the routing of its run, and none of its times.
 What is timed are tokens one by one, after a prompt. Each recording is also replayed.
 """
@@ -26,17 +26,19 @@ from penstock.kernels.directio import DirectFile
 from penstock.kernels.machine import measure_memory
 from penstock.kernels.trial import read_rates
 from penstock.runtime.recording import recorded
-from penstock.tiering.events import Acquire, Expect, Release
-from penstock.tiering.sim.devices import Drive, Memory, fitted
+from penstock.tiering.events import Acquire, Begin, Expect, Grant, Release
+from penstock.tiering.sim.devices import Drive, Memory, fitted, line
 from penstock.tiering.sim.outcome import Outcome
 from penstock.tiering.sim.recording import Recording, first_difference
 from penstock.tiering.sim.rerun import passes_of
 from penstock.tiering.sim.simulator import simulate
-from penstock.tiering.sim.workload import Workload, layers_of
+from penstock.tiering.sim.workload import Layer, Workload, layers_of
 from penstock.tiering.units import PAGE, MiB, format_size, parse_size
 
 PROMPT = 32
 DEPTHS = (1, 2, 4, 8)
+OFTEN = 5
+"""Times that something is measured before it counts."""
 CHECKSUM = 3e10
 """Bytes per second of XXH3 on one core."""
 
@@ -82,27 +84,57 @@ def measured_drive(recording: Recording, files: list[Path], contention: float) -
     return fitted(rates, contention=contention, checksum=CHECKSUM, handling=handling)
 
 
-def measured_computing(figures: dict[str, Any], recording: Recording) -> tuple[Memory, float, float]:
-    """From a run with everything in memory: the memory, seconds of a layer besides its weights, and of a guess."""
-    gaps, guesses, since = [], [], None
-    for now, event, _ in recording.steps:
-        if isinstance(event, Expect):
-            guesses.append(event.seconds)
-        if isinstance(event, Release) and event.blocks[0].kind == "expert" and since is not None:
-            gaps.append(now - since)
-        expert = isinstance(event, Acquire) and event.blocks and event.blocks[0].kind == "expert"
-        since = now if expert or isinstance(event, Expect) else None
-    setup, bandwidth = recording.setup, measure_memory()
-    last = next(iter(passes_of(recording).values()))[-1]
+def expert_seconds(recording: Recording) -> list[tuple[int, float]]:
+    """Bytes and seconds of each time that experts were computed for one token: from when they and their thread were
+    there."""
+    found, here, idle, passes = [], {}, {}, 0
+    owner: dict[int, int] = {}  # stream by ticket
+    for now, event, actions in recording.steps:
+        passes += isinstance(event, Begin)
+        if isinstance(event, Acquire):
+            owner[event.ticket] = event.stream
+        if isinstance(event, Release) and event.blocks[0].kind == "expert" and passes > 1:  # the first is the prompt
+            started = max(idle[event.stream], *(here[event.stream, block] for block in event.blocks))
+            size = sum(recording.setup.homes[block].extent.length for block in event.blocks)
+            found.append((size, now - started))
+        if isinstance(event, Acquire | Release | Expect):
+            idle[event.stream] = now
+        here |= {(owner[a.ticket], a.block): now for a in actions if isinstance(a, Grant)}
+    return found
+
+
+def medians(times: list[tuple[int, float]]) -> dict[int, float]:
+    """The median seconds by bytes, of those that were seen often."""
+    by_size: dict[int, list[float]] = {}
+    for size, seconds in times:
+        by_size.setdefault(size, []).append(seconds)
+    return {size: statistics.median(each) for size, each in by_size.items() if len(each) >= OFTEN}
+
+
+def measured_computing(figures: dict[str, Any], whole: Recording, tight: Recording) -> tuple[Memory, float, float]:
+    """From a run with everything in memory, and one with little: the memory, seconds of a layer besides its weights,
+    and of a guess. In the one nothing is read meanwhile, in the other nearly always."""
+    setup = whole.setup
+    guesses = [step.event.seconds for step in tight.steps if isinstance(step.event, Expect)]
+    last = next(iter(passes_of(whole).values()))[-1]
     experts = sum(map(len, last.chosen))
     length = max((home.extent.length for block, home in setup.homes.items() if block.kind == "expert"), default=0)
-    each = experts / len(last.chosen) * length / bandwidth if last.chosen else 0.0
-    overhead = max(0.0, statistics.median(gaps) - each) if gaps else 0.0
-    dense = [home.extent.length for block, home in setup.homes.items() if block.kind == "dense"]
-    computed = (sum(dense) + experts * length) / bandwidth + overhead * (len(dense) + len(last.chosen))
-    layers = len(layers_of(setup.homes))
-    besides = max(0.0, 1 / figures["tokens_per_second"] - computed) / layers
-    return Memory(bandwidth, overhead), besides, statistics.median(guesses) if guesses else 0.0
+    dense = sum(home.extent.length for block, home in setup.homes.items() if block.kind == "dense")
+    overhead, bandwidth, contention = 0.0, measure_memory(), 0.0
+    if experts:
+        alone, beside = (medians(expert_seconds(recording)) for recording in (whole, tight))
+        overhead, pace = line(list(alone.items()))
+        bandwidth = 1 / pace
+        expected = [(overhead + size * pace) / seconds for size, seconds in beside.items()]
+        contention = max(0.0, 1 - statistics.median(expected))
+    computed = (dense + experts * length) / bandwidth + overhead * len(last.chosen)
+    besides = max(0.0, 1 / figures["tokens_per_second"] - computed) / sum(map(is_deep, layers_of(setup.homes)))
+    return Memory(bandwidth, overhead, contention=contention), besides, statistics.median(guesses) if guesses else 0.0
+
+
+def is_deep(layer: Layer) -> bool:
+    """Whether it is one of those that computing besides weights goes into: not an embedding, norm or output layer."""
+    return len(layer.dense) + len(layer.experts) > 1
 
 
 def simulated(recording: Recording, drive: Drive, computing: tuple[Memory, float, float]) -> Outcome:
@@ -111,7 +143,8 @@ def simulated(recording: Recording, drive: Drive, computing: tuple[Memory, float
     (prompt, *decoded), *_ = passes_of(recording).values()
     choices = PROMPT * max((len(chosen) for chosen in decoded[0].chosen), default=0)
     passes = [replace(prompt, tokens=PROMPT, choices=choices), *decoded]
-    layers = layers_of((block for block in setup.homes if block not in by_row), seconds=besides)
+    layers = layers_of(block for block in setup.homes if block not in by_row)
+    layers = [replace(layer, seconds=besides) if is_deep(layer) else layer for layer in layers]
     return simulate(
         Workload(layers, [passes], guess_seconds=guess),
         setup.planner(),
@@ -146,10 +179,11 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {budget: [] for budget in options.host_memory}
     with tempfile.TemporaryDirectory(dir=".") as store:
         run(options, store, "8GiB")  # packs the model, and compiles what computing needs
+        tight = run(options, store, parse_size(options.host_memory[0]))[1]
         for _ in range(options.rounds):
             whole, recording, files = run(options, store, "8GiB")
             computing, drive = (
-                measured_computing(whole, recording),
+                measured_computing(whole, recording, tight),
                 measured_drive(recording, files, options.contention),
             )
             for budget in options.host_memory:
@@ -159,6 +193,8 @@ def main() -> None:
                 figures["simulated_tokens_per_second"] = outcome.tokens_per_second
                 figures["simulated_flash_bytes_per_token"] = outcome.bytes_read / outcome.tokens
                 figures["simulated_hit_ratio"] = outcome.hit_ratio
+                figures["simulated_stall_share"] = outcome.stall_seconds / outcome.seconds
+                figures["simulated_drive_busy_share"] = max(outcome.drive_busy_seconds) / outcome.seconds
                 found[budget].append(figures)
                 print(computing, drive, figures, outcome.limited_by)
     columns = ("budget", "tokens/s", "simulated", "", "MB/token", "simulated", "", "hit ratio", "simulated", "")

@@ -65,7 +65,7 @@ def random_run(seed: int) -> Run:
         world,
         Workload(layers, [_passes(layers, dice) for _ in range(dice.randint(1, 3))], guess_seconds=1e-5),
         [_drive(dice) for _ in range(world.drives)],
-        Memory(dice.choice([1e8, 1e10]), overhead=dice.choice([0.0, 1e-5])),
+        Memory(dice.choice([1e8, 1e10]), overhead=dice.choice([0.0, 1e-5]), contention=dice.choice([0.0, 0.3])),
         _noise(world.drives, dice),
         seed,
         pinch,

@@ -39,6 +39,7 @@ def test_a_drive_without_speed_is_refused(field: str, value: float) -> None:
         (Memory, {"bandwidth": 0}, "bandwidth"),
         (Memory, {"bandwidth": 1e9, "overhead": -1}, "overhead"),
         (Memory, {"bandwidth": 1e9, "products": 0}, "products"),
+        (Memory, {"bandwidth": 1e9, "contention": 1.0}, "contention"),
         (Noise, {"failing": 1.1}, "failing"),
         (Noise, {"jitter": math.nan}, "jitter"),
         (Noise, {"slowdown": 0.5}, "slowdown"),
@@ -68,14 +69,18 @@ def test_a_drive_is_found_again_in_its_rates(latency: float, single: float, more
 
 def test_rates_that_say_little_give_a_simple_drive() -> None:
     assert fitted([ReadRate(MiB, 4, 1e9)]) == Drive(1e9)
+    assert fitted([ReadRate(MiB, 4, 1e9), ReadRate(MiB, 1, 5e8)]).single == pytest.approx(5e8)
+    small_is_fast = fitted([ReadRate(MiB, 1, 4e8), ReadRate(3 * MiB, 1, 3e8)])
+    assert small_is_fast.latency == 0.0
+    assert small_is_fast.single == pytest.approx(4 / (1 / 4e8 + 3 / 3e8))
     with pytest.raises(DeviceModelError, match="penstock doctor"):
         fitted([])
 
 
 def test_memory_is_bound_by_bytes_and_then_by_arithmetic() -> None:
-    memory = Memory(1e9, overhead=0.5, products=4e9)
-    assert memory.seconds(1_000_000_000, tokens=1) == memory.seconds(1_000_000_000, tokens=4) == 1.5
-    assert memory.seconds(1_000_000_000, tokens=8) == 2.5
+    memory = Memory(1e9, products=4e9)
+    assert memory.seconds(1_000_000_000, tokens=1) == memory.seconds(1_000_000_000, tokens=4) == 1.0
+    assert memory.seconds(1_000_000_000, tokens=8) == 2.0
 
 
 def test_jobs_share_what_there_is() -> None:
@@ -100,15 +105,19 @@ def test_jobs_share_what_there_is() -> None:
 
 def land(drive: Drive, sizes: list[int], *, noise: Noise | None = None, computing: bool = False) -> list[float]:
     """When reads of ``sizes`` land that are all submitted at the beginning."""
-    agenda, ends = Agenda(), {}
+    agenda, ends, told = Agenda(), {}, []
     dice = Dice(0, noise or Noise())
-    reads = Reads(0, drive, agenda, dice, lambda read, busy, failed: ends.update({read.read: agenda.now + busy}))
+    reads = Reads(
+        0, drive, agenda, dice, lambda read, busy, _: ends.update({read.read: agenda.now + busy}), told.append
+    )
     reads.beside(computing)
     for number, size in enumerate(sizes):
         part = Part(BlockId("dense", "d"), Extent(0, 0, size), Slot("stream", 0, size))
         reads.submit(Read(number, (part,), Purpose.DEMAND))
     while agenda.step():
         pass
+    assert told
+    assert told == [True, False] * (len(told) // 2)
     return [ends[number] for number in range(len(sizes))]
 
 

@@ -1,6 +1,7 @@
 """Simulated runs whose result is known beforehand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,10 +43,12 @@ def setup(layers: int, *, dense: str = PINNED, room: int = 0, cached: int = 0) -
     return Setup(sizes, {}, homes, cycle, "lru", depth=2, read_limit=PAGE)
 
 
-def run(made: Setup, *streams: Sequence[Pass], drive: float = FAST, memory: float = FAST, **options: Any) -> Outcome:
+def run(
+    made: Setup, *streams: Sequence[Pass], drive: float = FAST, memory: float | Memory = FAST, **options: Any
+) -> Outcome:
     workload = Workload(layers_of(made.homes), streams)
-    options = {"drives": [Drive(drive)], "memory": Memory(memory)} | options
-    return simulate(workload, made.planner(), **options)
+    cores = memory if isinstance(memory, Memory) else Memory(memory)
+    return simulate(workload, made.planner(), memory=cores, **({"drives": [Drive(drive)]} | options))
 
 
 BLOCK = PAGES * PAGE
@@ -90,6 +93,15 @@ def test_every_miss_is_read_and_every_hit_is_not() -> None:
     assert done.hit_ratio == 2 / 6
 
 
+def test_computing_experts_takes_time_besides() -> None:
+    """At once those that are here; each of the others when it comes."""
+    passes = list(decode([[[0, 1]], [[0, 1]]]))
+    workload, one_by_one = Workload(layers_of(setup(1, cached=2).homes), [passes]), replace(setup(1, cached=2), depth=1)
+    slow = Memory(FAST, overhead=0.25)
+    done = simulate(workload, one_by_one.planner(), drives=[Drive(FAST, latency=1.0)], memory=slow)
+    assert done.seconds_per_token == pytest.approx([1.0 + 1.0 + 0.25, 0.25], abs=1e-6)
+
+
 def test_a_prompt_reads_every_expert_once() -> None:
     tokens = [[[(n + pick) % PER_LAYER for pick in range(2)]] * 2 for n in range(40)]
     prompt = forward(tokens)
@@ -123,6 +135,17 @@ def test_streams_share_the_cores() -> None:
     both = run(setup(3), [Pass(1)] * 10, [Pass(1)] * 10, memory=1000 * BLOCK)
     assert both.tokens_per_second == pytest.approx(alone.tokens_per_second)
     assert both.seconds_per_token == pytest.approx([0.006] * 20)
+
+
+def test_computing_is_slower_beside_reading() -> None:
+    """A layer takes a millisecond alone; while others are read, as they always are, half of the speed is lost."""
+    passes = [Pass(1)] * 10
+    made = setup(4, dense=STREAM, room=2)
+    timed = {"drive": 100 * BLOCK, "untimed": 2}
+    alone = run(made, passes, memory=Memory(1000 * BLOCK), **timed)
+    beside = run(made, passes, memory=Memory(1000 * BLOCK, contention=0.5), **timed)
+    assert alone.compute_seconds == pytest.approx(0.004 * 8, rel=0.01)
+    assert beside.compute_seconds == pytest.approx(0.008 * 8, rel=0.01)
 
 
 def test_reads_take_time_from_computing() -> None:

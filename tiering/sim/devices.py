@@ -1,6 +1,7 @@
 """Modelled devices (pure): a few measured numbers each. Seconds, bytes, bytes per second."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,9 +41,9 @@ class Drive:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Weights come out of memory at ``bandwidth``; each call of a product takes ``overhead`` seconds besides.
-
-    Of many tokens at once the arithmetic may take longer: ``products`` is bytes of weights times tokens per second.
+    """Weights come out of memory at ``bandwidth``. Of many tokens at once the arithmetic may take longer: ``products``
+    is bytes of weights times tokens per second. Whenever experts are computed, several at a time or one, that takes
+    ``overhead`` seconds besides. While a drive delivers, computing loses the share ``contention`` of its speed.
 
     Raises DeviceModelError for a number that cannot be.
     """
@@ -50,13 +51,14 @@ class Memory:
     bandwidth: float
     overhead: float = 0.0
     products: float = math.inf
+    contention: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, bandwidth=_speed, overhead=_duration, products=_speed_or_unbounded)
+        _check(self, bandwidth=_speed, overhead=_duration, products=_speed_or_unbounded, contention=_share)
 
     def seconds(self, size: int, tokens: int = 1) -> float:
-        """Seconds of one call that multiplies ``tokens`` tokens by ``size`` bytes of weights."""
-        return self.overhead + size * max(1 / self.bandwidth, tokens / self.products)
+        """Seconds to multiply ``tokens`` tokens by ``size`` bytes of weights."""
+        return size * max(1 / self.bandwidth, tokens / self.products)
 
 
 def fitted(
@@ -65,28 +67,33 @@ def fitted(
     """The drive that comes nearest to measured ``rates`` of one backend.
 
     The best rate is the bandwidth. With one read in flight, seconds are latency + size / single: a straight line
-    through the sizes that were measured so. Raises DeviceModelError without any rates.
+    through the sizes that were measured so; without latency, where that or the speed would be negative. Raises
+    DeviceModelError without any rates.
     """
     if not rates:
         raise DeviceModelError("there are no rates to make a drive from; measure it with `penstock doctor`")
     bandwidth = max(rate.bytes_per_second for rate in rates)
     alone = [(rate.size, rate.size / rate.bytes_per_second) for rate in rates if rate.depth == 1]
-    latency, pace = _line(alone) if len({size for size, _ in alone}) > 1 else (0.0, 0.0)
+    latency, pace = line(alone) if alone else (0.0, 0.0)
     return Drive(
         bandwidth,
-        latency=max(0.0, latency),
-        single=1 / pace if pace > 0 else math.inf,
+        latency=latency,
+        single=1 / pace if alone else math.inf,
         contention=contention,
         checksum=checksum,
         handling=handling,
     )
 
 
-def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Intercept and slope of the line of least squares through ``points``, of which two differ in x."""
-    x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    slope = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-    return y - slope * x, slope
+def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Intercept and slope of the line of least squares through ``points``, all positive; through the origin where one
+    of the two would be negative, or nothing tells them apart."""
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    if len(set(x)) > 1:
+        found = statistics.linear_regression(x, y)
+        if found.intercept >= 0 and found.slope > 0:
+            return found.intercept, found.slope
+    return 0.0, sum(y) / sum(x)
 
 
 # --- what numbers can be --------------------------------------------------------------------------------------------

@@ -9,13 +9,20 @@ from .noise import Dice
 
 
 class Reads:
-    """As a reader performs them (see kernels/reading.py). ``handle`` is told of each read whose bytes have come: how
-    long that keeps a core busy now, and whether it failed."""
+    """As a reader performs them (see kernels/reading.py). ``busy`` is told whether any is under way; ``handle`` of each
+    read whose bytes have come: how long that keeps a core busy now, and whether it failed."""
 
     def __init__(
-        self, number: int, drive: Drive, agenda: Agenda, dice: Dice, handle: Callable[[Read, float, bool], None]
+        self,
+        number: int,
+        drive: Drive,
+        agenda: Agenda,
+        dice: Dice,
+        handle: Callable[[Read, float, bool], None],
+        busy: Callable[[bool], None],
     ) -> None:
-        self._number, self._drive, self._agenda, self._handle = number, drive, agenda, handle
+        self._number, self._drive, self._agenda = number, drive, agenda
+        self._handle, self._tell_busy = handle, busy
         self.dice = dice  # what varies, and what goes wrong
         self._waiting: list[tuple[Read, int]] = []
         self._coming = 0  # bytes under way
@@ -56,6 +63,7 @@ class Reads:
                 continue
             if not self._coming:
                 self._since = self._agenda.now
+                self._tell_busy(True)
             self._coming += size
             latency = self.dice.varied(self._drive.latency, read.read)
             self._agenda.after(latency, self._flow.add, self.dice.work(read.read, size), self._delivered, read, size)
@@ -65,5 +73,6 @@ class Reads:
         self._coming -= size
         if not self._coming:
             self._busy += self._agenda.now - self._since
+            self._tell_busy(False)
         self._begin()
         self._handle(read, self._drive.handling + size / self._drive.checksum, self.dice.fails(read.read))

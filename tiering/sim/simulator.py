@@ -80,9 +80,13 @@ class _Run:
     def __init__(self, workload: Workload, planner: Planner, drives: Sequence[Drive], memory: Memory) -> None:
         self.agenda = Agenda()
         self._workload, self._planner = workload, planner
-        self._cores = Shared(self.agenda, lambda jobs: 1.0)  # each job, alone, would have them all
+        self._cores = Shared(self.agenda, self._speed)
+        self._slowed = 1 - memory.contention  # what is left of their speed while a drive delivers
+        self._delivering = 0  # drives
         self._dice = Dice(0, _QUIET)
-        self._drives = [Reads(n, drive, self.agenda, self._dice, self._came) for n, drive in enumerate(drives)]
+        self._drives = [
+            Reads(n, drive, self.agenda, self._dice, self._came, self._busy) for n, drive in enumerate(drives)
+        ]
         tickets = count(1)
         walkers = [Walker(n, planner, self.post, tickets, memory) for n, _ in enumerate(workload.streams, 1)]
         self._lanes = [_Lane(walker) for walker in walkers]
@@ -169,6 +173,17 @@ class _Run:
             for lane in self._steps:
                 if lane.waits is Wait.OTHERS:
                     self._wake(lane, True)
+
+    def _speed(self, jobs: int) -> float:
+        """Of the cores together: each job, alone, would have them all."""
+        return self._slowed if self._delivering else 1.0
+
+    def _busy(self, busy: bool) -> None:
+        """A drive has begun to deliver, or has delivered all."""
+        before = self._delivering
+        self._delivering += 1 if busy else -1
+        if self._slowed < 1 and bool(before) != bool(self._delivering):
+            self._cores.changed()
 
     def _came(self, read: Read, seconds: float, failed: bool) -> None:
         """The bytes of ``read`` are here; a core is busy with them for ``seconds``."""

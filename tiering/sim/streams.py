@@ -73,25 +73,28 @@ class Walker:
         return failed
 
     def _forward(self, layers: Sequence[Layer], each: Pass, guess_seconds: float) -> Steps:
-        number = 0
-        with_experts = [layer for layer in layers if layer.experts]
+        after = [layer for layer in layers if layer.experts][1:]
+        chosen, guessed, next_ones = iter(each.chosen), iter(each.guessed), iter(after)
         for layer in layers:
             together = yield from self._enter(layer)
             try:
                 yield from self._dense(layer, each.tokens, together)
                 self._owed += layer.seconds
                 if layer.experts:
-                    guess: list[BlockId] = []
-                    if number < len(each.guessed) and number + 1 < len(with_experts):
-                        guess = [with_experts[number + 1].experts[expert] for expert in each.guessed[number]]
-                    chosen = [layer.experts[expert] for expert in each.chosen[number]]
-                    announcement = _Announcement(self, guess, guess_seconds)
-                    yield from self._experts(chosen, each, announcement)
-                    number += 1
+                    other, numbers = next(next_ones, None), next(guessed, ())
+                    guess = [other.experts[number] for number in numbers] if other else []
+                    wanted = [layer.experts[number] for number in next(chosen)]
+                    yield from self._experts(wanted, each, _Announcement(self, guess, guess_seconds))
                 yield from self._flush()
-            finally:
-                if together:
-                    self._post(Release(self.number, together))
+            except _Refused:
+                self._leave(together)
+                raise
+            self._leave(together)
+
+    def _leave(self, together: tuple[BlockId, ...]) -> None:
+        """Give back what ``_enter`` took."""
+        if together:
+            self._post(Release(self.number, together))
 
     def _enter(self, layer: Layer) -> Generator[float | Wait, bool, tuple[BlockId, ...]]:
         """Lease what is kept of the layer, if all of that is in its place; what was leased."""
@@ -128,7 +131,8 @@ class Walker:
                 yield from self._products([*arrived, *self._here()], rows)
 
     def _products(self, blocks: Sequence[BlockId], rows: int) -> Steps:
-        self._owed += self._memory.seconds(sum(self._lengths[block] for block in blocks), rows)
+        size = sum(self._lengths[block] for block in blocks)
+        self._owed += self._memory.overhead + self._memory.seconds(size, rows)
         yield from self._flush()
         self._post(Release(self.number, tuple(blocks)))
 
