@@ -4,7 +4,8 @@
 
 Computing is measured in runs of their own, the drive by itself; then every budget is run for real, recorded, and
 simulated with what its streams chose and guessed. A simulation knows the routing of its run, and none of its times.
-What is timed are tokens one by one, after a prompt. Each recording is also replayed.
+What is timed are tokens one by one, after a prompt. Each recording is also replayed. The packed model lies below the
+present folder meanwhile: that drive is measured.
 """
 
 import argparse
@@ -196,7 +197,6 @@ def main() -> None:
                 figures["simulated_stall_share"] = outcome.stall_seconds / outcome.seconds
                 figures["simulated_drive_busy_share"] = max(outcome.drive_busy_seconds) / outcome.seconds
                 found[budget].append(figures)
-                print(computing, drive, figures, outcome.limited_by)
     columns = ("budget", "tokens/s", "simulated", "", "MB/token", "simulated", "", "hit ratio", "simulated", "")
     rows = [row(format_size(parse_size(budget)), rounds) for budget, rounds in found.items()]
     publish(

@@ -75,10 +75,10 @@ def read(lines: Iterable[str]) -> Recording:
     try:
         setup = setup_from(json.loads(found[1]))
         codec = Codec(setup)
-        read = [_step(codec, json.loads(line)) for line in steps]
+        made = tuple(_step(codec, json.loads(line)) for line in steps)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecordingError(f"this recording makes no sense ({error!r}); record the run again") from error
-    return Recording(setup, tuple(read), whole)
+    return Recording(setup, made, whole)
 
 
 def _checked(lines: list[str]) -> tuple[list[str], bool]:
