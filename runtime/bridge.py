@@ -31,19 +31,14 @@ from ..tiering.events import (
     Slot,
 )
 from ..tiering.planner import Planner
+from ..tiering.policy.convoy import PATIENCE
 from ..tiering.ports import Flash, Memory
 from ..tiering.units import BlockId
 from .recorder import FORWARD, Recorder
-
-HOUSE = -1
-"""The stream that holds the leases which are never given back."""
+from .recording import RunRecording
 
 Inbox = queue.SimpleQueue[Grant | Refuse]
 """Where the answers to one request arrive."""
-
-_PATIENCE = 0.25
-"""Seconds that a thread ahead of others waits for them before a layer, when none of them moves: what holds them up may
-be something else than computing."""
 
 
 class Bridge:
@@ -58,9 +53,11 @@ class Bridge:
         memory: Memory,
         *,
         watch: "Callable[[Bridge], Coroutine[None, None, None]] | None" = None,
+        recording: RunRecording | None = None,
     ) -> None:
-        """``watch`` runs beside the reads, on a loop of its own, until the end; it may resize the bridge."""
-        self._planner, self._memory = planner, memory
+        """``watch`` runs beside the reads, on a loop of its own, until the end; it may resize the bridge. ``recording``
+        is told of every event."""
+        self._planner, self._memory, self._recording = planner, memory, recording
         self._lock = threading.RLock()
         self._moved = threading.Condition(self._lock)  # a stream has come further
         self._busy = False
@@ -82,6 +79,9 @@ class Bridge:
         stream = threading.get_ident() if stream is None else stream
         if self._planner.crowded:
             self._let_catch_up(stream, blocks)
+        return self._request(blocks, stream)
+
+    def _request(self, blocks: Sequence[BlockId], stream: int) -> "Leases":
         leases = Leases(self, next(self._numbers), stream, len(blocks))
         self._open[leases.ticket] = (leases.stream, leases.inbox)
         try:
@@ -118,7 +118,7 @@ class Bridge:
         with no_waiting, self._lock:
             if not self._planner.hurries(stream, blocks):
                 return
-            while self._moved.wait(_PATIENCE) and self._closed is None and self._planner.hurries(stream, blocks):
+            while self._moved.wait(PATIENCE) and self._closed is None and self._planner.hurries(stream, blocks):
                 pass
         self._stalled(start, blocks[0])
 
@@ -146,13 +146,13 @@ class Bridge:
 
     def acquire_resident(self, blocks: Sequence[BlockId], *, region: str | None = None) -> dict[BlockId, Slot] | None:
         """Lease ``blocks`` for the calling thread if all of them are in memory now, and in ``region`` if that is given;
-        reads nothing."""
+        reads nothing, and waits for nobody: meanwhile they could go."""
         with no_waiting, self._lock:
             for block in blocks:
                 slot = self._planner.residency.slot(block)
                 if slot is None or region not in (None, slot.region):
                     return None
-            return dict(self.acquire(blocks))
+            return dict(self._request(blocks, threading.get_ident()))
 
     def resize(self, limits: Mapping[str, int]) -> None:
         """Let the regions named use so many bytes. What is over goes as soon as nobody computes on it."""
@@ -226,7 +226,11 @@ class Bridge:
             try:
                 while self._late:
                     event = self._late.popleft()
-                    self._perform(self._planner.handle(event, time.monotonic()))
+                    now = time.monotonic()
+                    actions = self._planner.handle(event, now)
+                    if self._recording is not None:
+                        self._recording.step(now, event, actions)
+                    self._perform(actions)
                     if isinstance(event, Acquire | Begin | End):
                         self._moved.notify_all()
             except BaseException as error:  # an interrupt half-way leaves the accounts unknown: go no further

@@ -36,6 +36,7 @@ from .pack import pack, pack_model
 from .profiling import Recording
 from .progress import shown
 from .reading import reading_of
+from .recording import RunRecording
 from .rows import row_readable
 from .settings import OVERRIDES
 from .skeleton import skeleton
@@ -69,6 +70,11 @@ class Handle:
         """Counts, bytes and seconds since the model was loaded."""
         return self._engine.stats()
 
+    @property
+    def recording(self) -> RunRecording | None:
+        """The recording that ``record=FILE`` asked for; its ``stop()`` ends it before the model is closed."""
+        return self._engine.recording
+
     def trace(self, path: str | Path) -> Trace:
         """Record reads, stalls and the compute of each layer from now on, for Perfetto or chrome://tracing.
 
@@ -87,8 +93,8 @@ class Handle:
         return Recording(self._running("record its routing"), text)
 
     def close(self) -> None:
-        """Stop reading, give the memory back, write a trace that is recorded. Idempotent; the model cannot compute any
-        more. Raises TraceError, when all else is done, if the trace cannot be written."""
+        """Stop reading, give the memory back, write what is recorded. Idempotent; the model cannot compute any more.
+        Raises TraceError, when all else is done, if something cannot be written."""
         model = self._model()
         if self._finalizer.detach() and model is not None:
             for _, own, name, tensor in _own_tensors(model):
@@ -112,16 +118,19 @@ def load(
     trust_remote_code: bool = False,
     dtype: torch.dtype | str | None = None,
     progress: Progress | None = None,
+    record: str | Path | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """A transformers causal language model whose weights stay on flash and pass through ``host_memory`` bytes.
 
     ``source`` is a checkpoint folder, a hub id, or a bundle folder. A checkpoint is packed into the store first, once.
     ``config`` is a TOML file or a Config; its settings can be overridden by keyword (``host_memory="2GiB"``, ...).
+    ``record`` names a file for a recording of every decision, for replay, written when the model is closed.
     All other ``options`` go on to transformers (``attn_implementation``, ...). The result is used as always, and has a
     Handle as ``.penstock``; it is also a context manager that closes itself.
 
-    Raises PenstockError: ConfigError, CheckpointError, BundleError, BudgetTooSmall, FlashFull, DeviceUnavailable.
+    Raises PenstockError: ConfigError, CheckpointError, BundleError, BudgetTooSmall, FlashFull, DeviceUnavailable,
+    TraceError.
     """
     bound_kernel_caches()
     settings, options = _settings(config, options)
@@ -146,7 +155,7 @@ def load(
                 progress=bar,
             )
         with _closed_on_error(bundle):
-            return _install(_skeleton(bundle, trust_remote_code, options), bundle, settings, bar)
+            return _install(_skeleton(bundle, trust_remote_code, options), bundle, settings, bar, record)
 
 
 def wrap(
@@ -154,6 +163,7 @@ def wrap(
     config: str | Path | Config | None = None,
     *,
     progress: Progress | None = None,
+    record: str | Path | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """Move the weights of an already built ``model`` out to a bundle; ``model`` itself is given back, streamed.
@@ -176,7 +186,7 @@ def wrap(
             progress=bar,
         )
         with _closed_on_error(bundle):
-            return _install(model.eval(), bundle, settings, bar)
+            return _install(model.eval(), bundle, settings, bar, record)
 
 
 @contextmanager
@@ -252,7 +262,9 @@ def _skeleton(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) 
     return model
 
 
-def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress: Progress) -> PreTrainedModel:
+def _install(
+    model: PreTrainedModel, bundle: Bundle, settings: Config, progress: Progress, record: str | Path | None
+) -> PreTrainedModel:
     manifest = bundle.manifest
     blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in manifest.blocks]
     budget = settings.host_budget(sum(block.length for block in blocks))
@@ -274,6 +286,7 @@ def _install(model: PreTrainedModel, bundle: Bundle, settings: Config, progress:
             eviction=settings.experts.eviction,
             guess=settings.experts.prefetch == "auto",
             reading=reading,
+            record=record,
         )
     try:
         engine.load(progress)

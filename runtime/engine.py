@@ -3,7 +3,6 @@
 import _thread
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,27 +12,25 @@ from ..kernels.arena import Arena
 from ..kernels.experts import ROUNDED
 from ..kernels.heap import trim
 from ..kernels.reading import may_wait
+from ..tiering.counters import hit_ratio
 from ..tiering.errors import TraceError
-from ..tiering.events import Slot
-from ..tiering.limits import EXPERTS, KEPT, PINNED, STREAM, Home
-from ..tiering.planner import Planner
-from ..tiering.policy.cycle import Cycle
+from ..tiering.events import HOUSE, Slot
+from ..tiering.limits import EXPERTS
 from ..tiering.policy.division import Divisions
-from ..tiering.policy.eviction import EVICTION
 from ..tiering.policy.placement import Placement
 from ..tiering.policy.reads import Reading
-from ..tiering.policy.speculation import Speculation
 from ..tiering.ports import Machine
 from ..tiering.progress import Progress
-from ..tiering.residency import Residency
+from ..tiering.setup import setup_of
 from ..tiering.store.flash import BundleFlash
 from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId, align_up
 from . import verdicts
-from .bridge import HOUSE, Bridge
-from .metrics import Stats, hit_ratio
+from .bridge import Bridge
+from .metrics import Stats
 from .pressure import Pressure
 from .reading import open_reader
+from .recording import RunRecording
 from .rows import RowReader
 from .trace import Trace
 from .views import AllViews
@@ -59,48 +56,41 @@ class Engine:
         eviction: str,
         guess: bool,
         reading: Reading,
+        record: str | Path | None = None,
     ) -> None:
         """``divisions`` of ``placement`` say what stays when ``machine`` runs short of memory.
 
         ``eviction`` is a name in EVICTION; ``guess`` allows reads of experts on a guess; ``reading`` says how reads are
-        made on each drive.
+        made on each drive; ``record`` is the file for a recording of all that the planner does.
 
-        Nothing is read before ``load``. Raises ConfigError where this machine cannot read so.
+        Nothing is read before ``load``. Raises ConfigError where this machine cannot read so, and TraceError where
+        ``record`` cannot be written.
         """
         self.bundle, self.placement, self.reading = bundle, placement, reading
         self._divisions = divisions
         self.blocks = {block.id: block for block in bundle.manifest.blocks}
         self.pressure = Pressure(machine, divisions)
-        whole = self.pressure.division
-        residency = Residency(
-            "host",
-            {
-                PINNED: whole.bound,
-                KEPT: whole.kept,
-                STREAM: divisions.stream_capacity,
-                EXPERTS: whole.experts,
-            },
+        manifest = bundle.manifest
+        setup = setup_of(
+            ((block.id, block.extent, manifest.drive_of(block)) for block in manifest.blocks),
+            placement,
+            divisions,
+            reading,
+            drives=len(manifest.drive_bytes),
+            eviction=eviction,
+            guess=guess,
         )
-        residency.resize(STREAM, whole.stream)
-        self._cache = (residency.regions[EXPERTS].start, whole.experts)
-        homes = self._homes(residency.regions[KEPT].start)
-        streamed = {*placement.streamed, *divisions.elastic}
-        drives = len(bundle.manifest.drive_bytes)
-        self.arena = Arena(max(residency.capacity, 1))
+        self.recording = None if record is None else RunRecording(setup, record)
+        """What is recorded of this run, if anything is."""
+        planner = setup.planner()
+        cache = planner.residency.regions[EXPERTS]
+        self._cache = (cache.start, cache.capacity)
+        self.arena = Arena(max(planner.residency.capacity, 1))
         self.views = AllViews(self.arena)
-        planner = Planner(
-            residency,
-            homes,
-            cycle=Cycle([block for block in self.blocks if block in streamed]),
-            experts=EVICTION[eviction],
-            speculation=Speculation(allowed=guess),
-            depth=reading.depth,
-            read_limit=reading.size,
-            drives=drives,
-        )
         watch = self.pressure.watch if divisions.floor < divisions.ceiling else None
-        self._reader = open_reader(reading, drives)
-        self.bridge = Bridge(planner, BundleFlash(bundle, self._reader), self.arena, watch=watch)
+        self._reader = open_reader(reading, setup.drives)
+        flash = BundleFlash(bundle, self._reader)
+        self.bridge = Bridge(planner, flash, self.arena, watch=watch, recording=self.recording)
         by_row = (*placement.by_row, *divisions.by_row)
         self.rows = {block: RowReader(bundle, self.blocks[block]) for block in by_row}
         self.pinned: dict[BlockId, Slot] = {}
@@ -135,19 +125,6 @@ class Engine:
         for thread in threads:
             thread.start()
         return threads
-
-    def _homes(self, start: int) -> dict[BlockId, Home]:
-        """Where each block goes; the places of the elastic ones begin at ``start``, those that go last come first."""
-        bound = {*self.placement.resident, *self._divisions.bound}
-        homes = {}
-        for block in self.bundle.manifest.blocks:
-            region = PINNED if block.id in bound else EXPERTS if block.id.kind == "expert" else STREAM
-            homes[block.id] = Home(block.extent, region, self.bundle.manifest.drive_of(block))
-        for block_id in self._divisions.elastic:
-            home, streamable = homes[block_id], not self._divisions.read_only_by_row(block_id)
-            homes[block_id] = replace(home, region=KEPT, place=start, streamable=streamable)
-            start += home.extent.length
-        return homes
 
     def count_forward(self, tokens: int) -> None:
         """One more call of the model, with ``tokens`` tokens in it."""
@@ -188,7 +165,7 @@ class Engine:
         return Stats(
             tokens=self._tokens,
             forwards=self._forwards,
-            flash_bytes_read=counters.demand_bytes + counters.prefetch_bytes + counters.guess_bytes + row_bytes,
+            flash_bytes_read=counters.flash_bytes + row_bytes,
             flash_read_seconds=counters.busy_seconds + sum(reader.seconds for reader in self.rows.values()),
             demand_bytes=counters.demand_bytes,
             prefetch_bytes=counters.prefetch_bytes,
@@ -214,11 +191,11 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Stop reading, give the memory back as soon as no tensor lies in it, and write a trace that is recorded.
+        """Stop reading, give the memory back as soon as no tensor lies in it, write what is recorded.
 
         The garbage collector closes a model wherever it runs, also in a thread that has a lock which this needs. Where
         ``may_wait`` says so, a thread of its own does it all, soon; nothing is waited for, not even for its start.
-        Raises TraceError, when all else is done, if the trace cannot be written.
+        Raises TraceError, when all else is done, if something cannot be written.
         """
         if may_wait():
             self._close()
@@ -234,5 +211,6 @@ class Engine:
             reader.close()
         self.bundle.close()
         verdicts.keep(ROUNDED.copy())  # other models may go on adding to it
-        if self._trace is not None:
-            self._trace.stop()
+        for recorded in (self._trace, self.recording):
+            if recorded is not None:
+                recorded.stop()

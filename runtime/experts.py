@@ -24,6 +24,7 @@ from ..kernels.products import MOST_ROWS
 from ..kernels.weighted_sum import add_weighted, weighted_sum
 from ..tiering.errors import UnplaceableModule
 from ..tiering.events import Slot
+from ..tiering.policy.asking import at_a_time
 from ..tiering.store.manifest import Block
 from ..tiering.units import BlockId, MiB
 from .absent import placeholder
@@ -36,9 +37,7 @@ IMPLEMENTATION = "penstock"
 
 _ATTRIBUTE = "_penstock_experts"
 _FEW = 64
-"""Router choices up to which grouping in Python beats tensor operations, and all experts are asked for at once."""
-_WINDOW = 4
-"""Experts that a prompt asks for at a time."""
+"""Router choices up to which grouping in Python beats tensor operations."""
 _HEAP = 8 * MiB
 """Bytes of a prompt's outputs up to which its experts are taken in the order of flash, if that is not theirs."""
 
@@ -131,7 +130,7 @@ class StreamedExperts:
         # In another order, outputs wait for those of lower experts: only where that takes little memory.
         piled_up = index.numel() * hidden.shape[1] * hidden.element_size() > _HEAP
         wanted = [self._blocks[expert] for expert in ascending] if piled_up else self.in_order_of_flash(ascending)
-        size = len(wanted) if index.numel() <= _FEW else _WINDOW
+        size = at_a_time(len(wanted), index.numel())
         guess = _Guess(self.next, self._bridge, hidden, index.shape[1])
         outs: dict[int, torch.Tensor] = {}
         final = torch.zeros_like(hidden)

@@ -44,8 +44,3 @@ class Stats:
     def drive_bytes_per_second(self) -> float:
         """Speed of the drive while it was busy."""
         return self.flash_bytes_read / self.flash_read_seconds if self.flash_read_seconds else 0.0
-
-
-def hit_ratio(hits: int, misses: int) -> float:
-    """Share of hits; 1.0 when nothing was asked for."""
-    return hits / (hits + misses) if hits + misses else 1.0

@@ -19,3 +19,13 @@ class Counters:
     evictions: int = 0
     busy_seconds: float = 0.0
     drive_bytes: list[int] = field(default_factory=list)
+
+    @property
+    def flash_bytes(self) -> int:
+        """Bytes of all reads."""
+        return self.demand_bytes + self.prefetch_bytes + self.guess_bytes
+
+
+def hit_ratio(hits: int, misses: int) -> float:
+    """Share of hits; 1.0 when nothing was asked for."""
+    return hits / (hits + misses) if hits + misses else 1.0

@@ -53,5 +53,13 @@ class TraceError(PenstockError):
     """A trace cannot be recorded, written or used."""
 
 
+class RecordingError(PenstockError):
+    """The recording of a run is truncated, altered, of another version, or none at all."""
+
+
+class DeviceModelError(PenstockError):
+    """A device is described by numbers that no device has; names the field."""
+
+
 class Closed(PenstockError):
     """The model was closed; its weights are no longer in memory."""

@@ -10,6 +10,9 @@ from .units import BlockId, Extent
 Stream = int
 """One sequence of module calls, in practice one compute thread: leases and positions are kept per stream."""
 
+HOUSE: Stream = -1
+"""The stream that holds the leases which are never given back."""
+
 
 class Slot(NamedTuple):
     """A place in the arena of a tier: ``length`` bytes at ``offset``, inside ``region``."""

@@ -154,6 +154,11 @@ class Planner:
         return actions
 
     @property
+    def homes(self) -> Mapping[BlockId, Home]:
+        """Where each block comes from and goes to, now."""
+        return self._homes
+
+    @property
     def crowded(self) -> bool:
         """Whether several streams run."""
         return len(self._route.streams) > 1
@@ -464,7 +469,7 @@ class Planner:
         self._limits.check_integrity()
         self._expectations.check_integrity(self.residency, self._in_flight)
         reading = {part.block for read in self._in_flight.values() for part in read.parts}
-        assert all(0 <= flying <= self._depth for flying in self._flying)
+        assert all(0 <= flying <= self._depth for flying in self._flying), "more reads in flight than there may be"
         assert sum(self._flying) == len(self._in_flight)
         assert all(self.residency.loading(block) for block in reading)
         assert all(self.residency.absent(block) and block in self._waiting for block in self._queue)

@@ -7,9 +7,8 @@ import threading
 import pytest
 
 from penstock.runtime import bridge
-from penstock.runtime.bridge import HOUSE
 from penstock.tiering.errors import Closed, ReadError, UnplaceableModule
-from penstock.tiering.events import Acquire, Cancel, Event, ReadDone, ReadFailed, Release
+from penstock.tiering.events import HOUSE, Acquire, Begin, Cancel, End, Event, ReadDone, ReadFailed, Release
 from penstock.tiering.limits import EXPERTS, STREAM
 
 from .rig import DENSE, EXPERT, PINS, SOON, Rig, Worker
@@ -88,7 +87,7 @@ def test_end_takes_back_what_is_held(rig: Rig) -> None:
 
 @pytest.mark.usefixtures("restless")
 def test_who_runs_ahead_of_others_waits_for_them(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bridge, "_PATIENCE", SOON)
+    monkeypatch.setattr(bridge, "PATIENCE", SOON)
     together = threading.Barrier(3)
     hurried: list[Event] = []
 
@@ -112,7 +111,7 @@ def test_who_runs_ahead_of_others_waits_for_them(rig: Rig, monkeypatch: pytest.M
 
 
 def test_nobody_waits_for_ever_for_a_thread_that_does_something_else(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bridge, "_PATIENCE", 0.01)
+    monkeypatch.setattr(bridge, "PATIENCE", 0.01)
     rig.bridge.begin()  # and stays where it is
 
     def compute() -> None:
@@ -126,7 +125,7 @@ def test_nobody_waits_for_ever_for_a_thread_that_does_something_else(rig: Rig, m
 
 
 def test_closing_wakes_who_waits_for_others(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bridge, "_PATIENCE", 10 * SOON)
+    monkeypatch.setattr(bridge, "PATIENCE", 10 * SOON)
     waits = threading.Event()
     rig.bridge.begin()
 
@@ -282,3 +281,17 @@ def test_what_is_in_memory_is_leased_together_or_not_at_all(rig: Rig) -> None:
     rig.bridge.release(*slots)
     assert rig.held() == {}
     assert len(rig.flash.reads) == reads
+
+
+def test_who_leases_what_is_in_memory_waits_for_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it waited for others the block could go, and what reads it again needs the lock that is held here."""
+    rig.use(DENSE[0])
+    rig.planner.handle(Begin(1), 0.0)
+    rig.bridge.begin()
+    assert rig.planner.crowded
+    monkeypatch.setattr(rig.planner, "hurries", lambda *_: pytest.fail("it would wait"))
+    slots = rig.bridge.acquire_resident([DENSE[0]])
+    assert slots is not None
+    rig.bridge.release(*slots)
+    rig.bridge.end()
+    rig.planner.handle(End(1), 0.0)

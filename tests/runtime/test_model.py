@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import penstock
+from penstock.tiering.events import Acquire, Action, Event
 from tests.runtime.test_exact import least_budget, logits
 
 
@@ -101,15 +102,16 @@ def test_a_layer_in_memory_takes_one_lease(
 ) -> None:
     floor = least_budget(tiny_dense_folder, store)
     with penstock.load(tiny_dense_folder, store=store, host_memory="1GiB", host_memory_floor=floor) as model:
-        bridge = model.penstock._engine.bridge
+        planner = model.penstock._engine.bridge._planner
         asked: list[tuple[str, ...]] = []
-        acquire = bridge.acquire
+        handle = planner.handle
 
-        def counted(blocks: Any, *rest: Any) -> Any:
-            asked.append(tuple(block.module for block in blocks))
-            return acquire(blocks, *rest)
+        def counted(event: Event, now: float) -> list[Action]:
+            if isinstance(event, Acquire):
+                asked.append(tuple(block.module for block in event.blocks))
+            return handle(event, now)
 
-        monkeypatch.setattr(bridge, "acquire", counted)
+        monkeypatch.setattr(planner, "handle", counted)
         with torch.no_grad():
             model(torch.tensor([[5, 17, 101]]))
         assert model.penstock._engine.elastic

@@ -5,13 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from penstock.tiering.events import Purpose, Read, Slot
+from penstock.tiering.events import HOUSE, Purpose, Read, Slot
 from penstock.tiering.limits import KEPT, PINNED, STREAM
 from penstock.tiering.units import PAGE, BlockId
 
 from .worlds import REGIONS, World
-
-HOUSE = -1
 
 
 @dataclass

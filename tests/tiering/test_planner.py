@@ -6,10 +6,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from penstock.tiering.events import HOUSE
 from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM
 from penstock.tiering.units import PAGE, BlockId
 
-from .ledger import HOUSE, StreamModel
+from .ledger import StreamModel
 from .watch import Watch
 from .worlds import World, worlds
 

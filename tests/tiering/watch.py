@@ -41,8 +41,12 @@ class Watch(Ledger):
 
     # --- events -----------------------------------------------------------------------------------------------------
 
-    def apply(self, event: Event) -> list[Action]:
+    def pass_time(self) -> None:
+        """Before each event."""
         self.now += 1
+
+    def apply(self, event: Event) -> list[Action]:
+        self.pass_time()
         idle = not self.queue and not isinstance(event, Acquire | Resize)
         order, leaving = self.planner._cycle.order, {b for b, slot in self.slots.items() if self.beyond(slot)}
         before = set(self.ready)
@@ -96,7 +100,8 @@ class Watch(Ledger):
             assert page < self.end_of(region), "memory beyond the limit that nobody uses"
         assert not self.issuable(), "somebody waits, there is room and the drive has nothing better to do"
         for stream in self.streams.values():
-            assert dict(self.planner.residency.held(stream.number)) == {b: n for b, n in stream.held.items() if n}
+            held = {block: count for block, count in stream.held.items() if count}
+            assert dict(self.planner.residency.held(stream.number)) == held, "holds something else than it was granted"
             for block in stream.wants:
                 assert block in self.queue or block in self.loading(), f"{block} is forgotten"
 
@@ -127,7 +132,7 @@ class Watch(Ledger):
             assert slot.length == part.extent.length
             start = self.starts[slot.region]
             assert start <= slot.offset
-            assert slot.offset + slot.length <= start + self.world.capacity[slot.region]
+            assert slot.offset + slot.length <= start + self.world.capacity[slot.region], "outside of its region"
             assert (block in self.queue) == demand
             for page in range(slot.offset, slot.offset + slot.length, PAGE):
                 victim = self.owner.get(page)

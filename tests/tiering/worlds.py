@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM, Home
 from penstock.tiering.planner import Planner
-from penstock.tiering.policy.cycle import Cycle
 from penstock.tiering.policy.eviction import EVICTION
-from penstock.tiering.residency import Residency
+from penstock.tiering.setup import Setup
 from penstock.tiering.units import PAGE, BlockId, Extent
 
 REGIONS = (PINNED, KEPT, STREAM, EXPERTS)
@@ -26,17 +25,14 @@ class World:
     read_limit: int
     eviction: str = "lru"
 
-    def planner(self) -> Planner:
+    def setup(self) -> Setup:
         order = [block for block, home in self.homes.items() if home.region in (STREAM, KEPT)]
-        return Planner(
-            Residency("host", self.capacity),
-            self.homes,
-            cycle=Cycle(order),
-            experts=EVICTION[self.eviction],
-            depth=self.depth,
-            read_limit=self.read_limit,
-            drives=self.drives,
+        return Setup(
+            self.capacity, {}, self.homes, order, self.eviction, self.depth, self.read_limit, drives=self.drives
         )
+
+    def planner(self) -> Planner:
+        return self.setup().planner()
 
     def largest(self, *regions: str) -> int:
         """Bytes of the largest block of these regions."""

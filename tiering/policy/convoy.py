@@ -11,6 +11,10 @@ from itertools import accumulate, pairwise
 from ..events import Stream
 from .route import Route
 
+PATIENCE = 0.25
+"""Seconds that a stream ahead of others waits for them before a layer, when none of them moves: what holds them up may
+be something else than computing."""
+
 
 class Convoy:
     """How far the running streams are apart on ``route``, where ``lengths`` are the bytes of the modules that count."""

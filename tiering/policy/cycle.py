@@ -24,7 +24,7 @@ class Cycle:
         self._set_order(order)
         self._next: dict[Stream, int] = {}  # index of the block that each running stream should use next
         self._seen: dict[Stream, list[BlockId]] = {}
-        self._resident: set[BlockId] = set()
+        self._resident: dict[BlockId, None] = {}  # in the order of arrival: a set's would differ from run to run
 
     def _set_order(self, order: Sequence[BlockId]) -> None:
         self.order = tuple(order)
@@ -126,14 +126,14 @@ class Cycle:
         """Positions, not uses, rank the blocks."""
 
     def inserted(self, block: BlockId) -> None:
-        self._resident.add(block)
+        self._resident[block] = None
 
     def removed(self, block: BlockId) -> None:
-        self._resident.remove(block)
+        del self._resident[block]
 
     def tick(self) -> None:
         """The cycle needs no clock."""
 
     def victims(self) -> Generator[BlockId, None, None]:
-        yield from self._resident - self._index.keys()
+        yield from [block for block in self._resident if block not in self._index]
         yield from filter(self._resident.__contains__, reversed(tuple(self.upcoming())))

@@ -1,0 +1,211 @@
+"""How near simulated runs come to real ones: the same planner, routing and budgets, devices measured here.
+
+    python bench/simulated.py MODEL --host-memory 5MiB 7MiB 10MiB [--text FILE] [--tokens 64] [--rounds 3]
+
+Computing is measured in runs of their own, the drive by itself; then every budget is run for real, recorded, and
+simulated with what its streams chose and guessed. A simulation knows the routing of its run, and none of its times.
+What is timed are tokens one by one, after a prompt. Each recording is also replayed. The packed model lies below the
+present folder meanwhile: that drive is measured.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from figures import difference, traffic
+from report import Table, publish
+from tokens import fixed_tokens
+
+import penstock
+from penstock.kernels.directio import DirectFile
+from penstock.kernels.machine import measure_memory
+from penstock.kernels.trial import read_rates
+from penstock.runtime.recording import recorded
+from penstock.tiering.events import Acquire, Begin, Expect, Grant, Release
+from penstock.tiering.sim.devices import Drive, Memory, fitted, line
+from penstock.tiering.sim.outcome import Outcome
+from penstock.tiering.sim.recording import Recording, first_difference
+from penstock.tiering.sim.rerun import passes_of
+from penstock.tiering.sim.simulator import simulate
+from penstock.tiering.sim.workload import Layer, Workload, layers_of
+from penstock.tiering.units import PAGE, MiB, format_size, parse_size
+
+PROMPT = 32
+DEPTHS = (1, 2, 4, 8)
+OFTEN = 5
+"""Times that something is measured before it counts."""
+CHECKSUM = 3e10
+"""Bytes per second of XXH3 on one core."""
+
+
+def run(options: argparse.Namespace, store: str, host_memory: str | int) -> tuple[dict[str, Any], Recording, Any]:
+    """The decode figures of one real run, its recording, and the files of the bundle."""
+    path = Path(store) / "run.penrec"
+    with penstock.load(options.model, store=store, host_memory=host_memory, record=path) as model:
+        ids, seconds, cache = tokens(options, model), [], None
+        out = model(torch.tensor([ids[:PROMPT]]), use_cache=True, logits_to_keep=1)
+        before = asdict(model.penstock.stats())
+        for token in ids[PROMPT:]:
+            cache, start = out.past_key_values, time.perf_counter()
+            out = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            seconds.append(time.perf_counter() - start)
+        counted = difference(before, asdict(model.penstock.stats()))
+        files = sorted(model.penstock.bundle.glob("*.bin"))
+    figures = traffic(counted, sum(seconds), len(seconds)) | {"tokens_per_second": len(seconds) / sum(seconds)}
+    return figures, recorded(path), files
+
+
+def tokens(options: argparse.Namespace, model: Any) -> list[int]:
+    count = PROMPT + options.tokens
+    if options.text is None:
+        return fixed_tokens(count, int(model.config.get_text_config().vocab_size))
+    found = transformers.AutoTokenizer.from_pretrained(options.model)(options.text.read_text()).input_ids
+    return list(found[:count])
+
+
+def measured_drive(recording: Recording, files: list[Path], contention: float) -> Drive:
+    """The drive that the bundle's ``files`` lie on, for reads from one block to the longest joined one."""
+    setup = recording.setup
+    lengths = [home.extent.length for home in setup.homes.values() if home.region in ("experts", "stream")]
+    sizes = sorted({min(lengths), statistics.median_low(lengths), min(max(setup.read_limit, *lengths), 8 * MiB)})
+    opened = [DirectFile(file) for file in files]
+    cells = [(size, depth) for size in sizes for depth in DEPTHS if depth <= max(2, setup.depth)]
+    rates = read_rates({"threads": opened}, cells, 0.3, rounds=3)
+    began = time.process_time()
+    (small,) = read_rates({"threads": opened}, [(PAGE, 1)], 0.5)
+    handling = (time.process_time() - began) / (0.5 * small.bytes_per_second / PAGE)
+    for file in opened:
+        file.close()
+    return fitted(rates, contention=contention, checksum=CHECKSUM, handling=handling)
+
+
+def expert_seconds(recording: Recording) -> list[tuple[int, float]]:
+    """Bytes and seconds of each time that experts were computed for one token: from when they and their thread were
+    there."""
+    found, here, idle, passes = [], {}, {}, 0
+    owner: dict[int, int] = {}  # stream by ticket
+    for now, event, actions in recording.steps:
+        passes += isinstance(event, Begin)
+        if isinstance(event, Acquire):
+            owner[event.ticket] = event.stream
+        if isinstance(event, Release) and event.blocks[0].kind == "expert" and passes > 1:  # the first is the prompt
+            started = max(idle[event.stream], *(here[event.stream, block] for block in event.blocks))
+            size = sum(recording.setup.homes[block].extent.length for block in event.blocks)
+            found.append((size, now - started))
+        if isinstance(event, Acquire | Release | Expect):
+            idle[event.stream] = now
+        here |= {(owner[a.ticket], a.block): now for a in actions if isinstance(a, Grant)}
+    return found
+
+
+def medians(times: list[tuple[int, float]]) -> dict[int, float]:
+    """The median seconds by bytes, of those that were seen often."""
+    by_size: dict[int, list[float]] = {}
+    for size, seconds in times:
+        by_size.setdefault(size, []).append(seconds)
+    return {size: statistics.median(each) for size, each in by_size.items() if len(each) >= OFTEN}
+
+
+def measured_computing(figures: dict[str, Any], whole: Recording, tight: Recording) -> tuple[Memory, float, float]:
+    """From a run with everything in memory, and one with little: the memory, seconds of a layer besides its weights,
+    and of a guess. In the one nothing is read meanwhile, in the other nearly always."""
+    setup = whole.setup
+    guesses = [step.event.seconds for step in tight.steps if isinstance(step.event, Expect)]
+    last = next(iter(passes_of(whole).values()))[-1]
+    experts = sum(map(len, last.chosen))
+    length = max((home.extent.length for block, home in setup.homes.items() if block.kind == "expert"), default=0)
+    dense = sum(home.extent.length for block, home in setup.homes.items() if block.kind == "dense")
+    overhead, bandwidth, contention = 0.0, measure_memory(), 0.0
+    if experts:
+        alone, beside = (medians(expert_seconds(recording)) for recording in (whole, tight))
+        overhead, pace = line(list(alone.items()))
+        bandwidth = 1 / pace
+        expected = [(overhead + size * pace) / seconds for size, seconds in beside.items()]
+        contention = max(0.0, 1 - statistics.median(expected))
+    computed = (dense + experts * length) / bandwidth + overhead * len(last.chosen)
+    besides = max(0.0, 1 / figures["tokens_per_second"] - computed) / sum(map(is_deep, layers_of(setup.homes)))
+    return Memory(bandwidth, overhead, contention=contention), besides, statistics.median(guesses) if guesses else 0.0
+
+
+def is_deep(layer: Layer) -> bool:
+    """Whether it is one of those that computing besides weights goes into: not an embedding, norm or output layer."""
+    return len(layer.dense) + len(layer.experts) > 1
+
+
+def simulated(recording: Recording, drive: Drive, computing: tuple[Memory, float, float]) -> Outcome:
+    setup, (memory, besides, guess) = recording.setup, computing
+    by_row = {b for b, home in setup.homes.items() if home.region == "stream" and b not in setup.cycle}
+    (prompt, *decoded), *_ = passes_of(recording).values()
+    choices = PROMPT * max((len(chosen) for chosen in decoded[0].chosen), default=0)
+    passes = [replace(prompt, tokens=PROMPT, choices=choices), *decoded]
+    layers = layers_of(block for block in setup.homes if block not in by_row)
+    layers = [replace(layer, seconds=besides) if is_deep(layer) else layer for layer in layers]
+    return simulate(
+        Workload(layers, [passes], guess_seconds=guess),
+        setup.planner(),
+        drives=[drive] * setup.drives,
+        memory=memory,
+        untimed=1,
+    )
+
+
+def row(budget: str, rounds: list[dict[str, float]]) -> tuple[str, ...]:
+    middle = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+    cells = [budget]
+    for name, digits, unit in (("tokens_per_second", 1, 1.0), ("flash_bytes_per_token", 3, 1e6), ("hit_ratio", 3, 1.0)):
+        real, sim = middle[name] / unit, middle[f"simulated_{name}"] / unit
+        away = f"{sim / real - 1:+.1%}" if real else ""
+        cells += [f"{real:.{digits}f}", f"{sim:.{digits}f}", away]
+    return tuple(cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--host-memory", nargs="+", required=True, help="budgets")
+    parser.add_argument("--text", type=Path, help="what is read, instead of fixed random tokens")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contention", type=float, default=0.25, help="share of the drive lost while cores compute")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    found: dict[str, list[dict[str, float]]] = {budget: [] for budget in options.host_memory}
+    with tempfile.TemporaryDirectory(dir=".") as store:
+        run(options, store, "8GiB")  # packs the model, and compiles what computing needs
+        tight = run(options, store, parse_size(options.host_memory[0]))[1]
+        for _ in range(options.rounds):
+            whole, recording, files = run(options, store, "8GiB")
+            computing, drive = (
+                measured_computing(whole, recording, tight),
+                measured_drive(recording, files, options.contention),
+            )
+            for budget in options.host_memory:
+                figures, recording, _ = run(options, store, parse_size(budget))
+                assert first_difference(recording) is None, "replay acts in another way"
+                outcome = simulated(recording, drive, computing)
+                figures["simulated_tokens_per_second"] = outcome.tokens_per_second
+                figures["simulated_flash_bytes_per_token"] = outcome.bytes_read / outcome.tokens
+                figures["simulated_hit_ratio"] = outcome.hit_ratio
+                figures["simulated_stall_share"] = outcome.stall_seconds / outcome.seconds
+                figures["simulated_drive_busy_share"] = max(outcome.drive_busy_seconds) / outcome.seconds
+                found[budget].append(figures)
+    columns = ("budget", "tokens/s", "simulated", "", "MB/token", "simulated", "", "hit ratio", "simulated", "")
+    rows = [row(format_size(parse_size(budget)), rounds) for budget, rounds in found.items()]
+    publish(
+        [Table(f"{Path(options.model).name}: real and simulated, medians", columns, rows)],
+        {"rounds": found},
+        json_file=options.json,
+        markdown=options.markdown,
+    )
+
+
+if __name__ == "__main__":
+    main()

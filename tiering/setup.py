@@ -1,0 +1,97 @@
+"""All that a planner begins with (pure): plain values, from which the same planner can be built again and again."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .limits import EXPERTS, KEPT, PINNED, STREAM, Home
+from .planner import Planner
+from .policy.cycle import Cycle
+from .policy.division import Divisions
+from .policy.eviction import EVICTION
+from .policy.placement import Placement
+from .policy.reads import Reading
+from .policy.speculation import Speculation
+from .residency import Residency
+from .units import BlockId, Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """``regions`` and ``limits``: capacities in bytes, and what may be used of them at first, by the region's name.
+
+    ``homes`` in the order of the bundle; ``cycle`` is the order of the dense blocks that may be streamed; ``eviction``
+    is a name in EVICTION; ``depth``, ``read_limit`` and ``drives`` as for Planner; ``guess`` allows reads on a guess.
+    """
+
+    regions: Mapping[str, int]
+    limits: Mapping[str, int]
+    homes: Mapping[BlockId, Home]
+    cycle: Sequence[BlockId]
+    eviction: str
+    depth: int
+    read_limit: int
+    drives: int = 1
+    guess: bool = True
+
+    def planner(self) -> Planner:
+        """A planner to which nothing has happened yet."""
+        residency = Residency("host", self.regions)
+        for region, limit in self.limits.items():
+            residency.resize(region, limit)
+        return Planner(
+            residency,
+            self.homes,
+            cycle=Cycle(self.cycle),
+            experts=EVICTION[self.eviction],
+            speculation=Speculation(allowed=self.guess),
+            depth=self.depth,
+            read_limit=self.read_limit,
+            drives=self.drives,
+        )
+
+
+def setup_of(
+    blocks: Iterable[tuple[BlockId, Extent, int]],
+    placement: Placement,
+    divisions: Divisions,
+    reading: Reading,
+    *,
+    drives: int,
+    eviction: str,
+    guess: bool,
+) -> Setup:
+    """The setup for ``blocks`` (id, extent on flash, number of the drive), in the order of the bundle.
+
+    ``divisions`` of ``placement`` say what stays when memory runs short; the whole budget is used at first. ``reading``
+    says how reads are made on each drive.
+    """
+    whole = divisions.at(divisions.ceiling)
+    regions = {
+        PINNED: whole.bound,
+        KEPT: whole.kept,
+        STREAM: divisions.stream_capacity,
+        EXPERTS: whole.experts,
+    }
+    bound = {*placement.resident, *divisions.bound}
+    streamed = {*placement.streamed, *divisions.elastic}
+    homes: dict[BlockId, Home] = {}
+    for block, extent, drive in blocks:
+        region = PINNED if block in bound else EXPERTS if block.kind == "expert" else STREAM
+        homes[block] = Home(extent, region, drive)
+    place = whole.bound  # where the places of the elastic blocks begin; those that go last come first
+    for block in divisions.elastic:
+        home = homes[block]
+        streamable = not divisions.read_only_by_row(block)
+        homes[block] = Home(home.extent, KEPT, home.drive, place=place, streamable=streamable)
+        place += home.extent.length
+    return Setup(
+        regions=regions,
+        limits=regions | {STREAM: whole.stream},
+        homes=homes,
+        cycle=[block for block in homes if block in streamed],
+        eviction=eviction,
+        depth=reading.depth,
+        read_limit=reading.size,
+        drives=drives,
+        guess=guess,
+    )

@@ -1,0 +1,68 @@
+"""What a simulated run comes to (pure)."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from ..counters import Counters, hit_ratio
+
+
+class Passed(NamedTuple):
+    """A pass of ``stream``, ``tokens`` from second ``begin`` to ``end``; ``failed`` where a read failed it."""
+
+    stream: int
+    tokens: int
+    begin: float
+    end: float
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A run from its first timed pass to the end of the last one; all but ``passes`` are of these ``seconds``.
+
+    ``counters`` are the planner's. ``stall_seconds`` is what streams waited for blocks, ``compute_seconds`` the time in
+    which cores computed, ``drive_busy_seconds`` that in which each drive had a read under way.
+    """
+
+    passes: tuple[Passed, ...]
+    seconds: float
+    tokens: int
+    counters: Counters
+    stall_seconds: float
+    compute_seconds: float
+    drive_busy_seconds: tuple[float, ...]
+    events: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_per_token(self) -> tuple[float, ...]:
+        """Of every pass, in the order in which they ended."""
+        return tuple((each.end - each.begin) / each.tokens for each in self.passes)
+
+    @property
+    def bytes_read(self) -> int:
+        return self.counters.flash_bytes
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of the requests for experts that found them in memory; where none were asked for, of those for streamed
+        layers."""
+        found = self.counters
+        if found.expert_hits + found.expert_misses:
+            return hit_ratio(found.expert_hits, found.expert_misses)
+        return hit_ratio(found.dense_hits, found.dense_misses)
+
+    @property
+    def limited_by(self) -> Literal["flash", "memory"]:
+        """What was busy longer: a drive, or the cores, which mostly wait for memory."""
+        return "flash" if max(self.drive_busy_seconds, default=0.0) > self.compute_seconds else "memory"
+
+
+def since(before: Counters, after: Counters) -> Counters:
+    """What was counted between the two."""
+    drives = [b - a for a, b in zip(before.drive_bytes, after.drive_bytes, strict=True)]
+    names = [name for name in Counters.__slots__ if name != "drive_bytes"]
+    return Counters(**{name: getattr(after, name) - getattr(before, name) for name in names}, drive_bytes=drives)

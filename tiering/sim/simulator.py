@@ -1,0 +1,241 @@
+"""Simulated runs (pure): streams, a planner and drives on one agenda. Equal arguments give equal runs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import NamedTuple
+
+from ..counters import Counters
+from ..errors import DeviceModelError, ReadError
+from ..events import Acquire, Begin, Discard, End, Event, Grant, Read, ReadDone, ReadFailed, Refuse, Resize
+from ..planner import Planner
+from ..policy.convoy import PATIENCE
+from .agenda import Agenda, Shared
+from .devices import Drive, Memory
+from .drive import Reads
+from .noise import Dice, Noise
+from .outcome import Outcome, Passed, since
+from .streams import Steps, Wait, Walker
+from .workload import Pass, Workload
+
+_QUIET = Noise()
+
+
+def simulate(
+    workload: Workload,
+    planner: Planner,
+    *,
+    drives: Sequence[Drive],
+    memory: Memory,
+    noise: Noise = _QUIET,
+    seed: int = 0,
+    untimed: int = 0,
+    resizes: Iterable[tuple[float, Mapping[str, int]]] = (),
+) -> Outcome:
+    """Run ``workload`` on ``planner``, to which nothing has happened yet.
+
+    What stays in memory is loaded first, without noise. Then the time begins; it counts from when every stream has made
+    ``untimed`` passes. ``resizes``: at what second regions get other limits, in bytes. ``seed`` decides what ``noise``
+    does.
+
+    Raises DeviceModelError where a drive is meant that is not described; AssertionError when the planner leaves a
+    stream waiting for ever.
+    """
+    meant = {home.drive for home in planner.homes.values()} | {spell.drive for spell in noise.spells}
+    if missing := meant - set(range(len(drives))):
+        raise DeviceModelError(
+            f"blocks or spells are on drive number {max(missing)}, and {len(drives)} are described; describe every one"
+        )
+    run = _Run(workload, planner, drives, memory)
+    run.load()
+    run.trouble(noise, seed)
+    for second, limits in resizes:
+        run.agenda.after(second, run.post, Resize(limits))
+    return run.timed(untimed)
+
+
+class _Lane:
+    """A stream under way: what it waits for, and what it has done."""
+
+    def __init__(self, walker: Walker) -> None:
+        self.walker = walker
+        self.waits: Wait | None = None
+        self.since = 0.0  # when it began to wait
+        self.waited = self.computed = self.made = 0  # how often it has waited, computed, and made a pass
+
+
+class _Mark(NamedTuple):
+    """The accounts at some moment."""
+
+    now: float
+    counters: Counters
+    passes: int
+    events: int
+    stalled: float
+    computed: float
+    drives: tuple[float, ...]
+
+
+class _Run:
+    def __init__(self, workload: Workload, planner: Planner, drives: Sequence[Drive], memory: Memory) -> None:
+        self.agenda = Agenda()
+        self._workload, self._planner = workload, planner
+        self._cores = Shared(self.agenda, self._speed)
+        self._slowed = 1 - memory.contention  # what is left of their speed while a drive delivers
+        self._delivering = 0  # drives
+        self._dice = Dice(0, _QUIET)
+        self._drives = [
+            Reads(n, drive, self.agenda, self._dice, self._came, self._busy) for n, drive in enumerate(drives)
+        ]
+        tickets = count(1)
+        walkers = [Walker(n, planner, self.post, tickets, memory) for n, _ in enumerate(workload.streams, 1)]
+        self._lanes = [_Lane(walker) for walker in walkers]
+        self._steps: dict[_Lane, Steps] = {}  # of those that are not done
+        self._passes: list[Passed] = []
+        self._events, self._stalled = 0, 0.0
+        self._untimed = 0
+        self._mark: _Mark | None = None
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Have read what stays in memory."""
+        for lane in self._lanes[:1]:
+            self._go({lane: lane.walker.load()})
+
+    def trouble(self, noise: Noise, seed: int) -> None:
+        """From now on ``noise`` happens."""
+        self._dice = Dice(seed, noise, start=self.agenda.now)
+        for drive in self._drives:
+            drive.dice = self._dice
+        for spell in noise.spells:
+            for second in (spell.start, spell.start + spell.seconds):
+                self.agenda.after(second, self._drives[spell.drive].speed_changed)
+
+    def timed(self, untimed: int) -> Outcome:
+        """Make all passes; what comes after the first ``untimed`` of every stream."""
+        self._untimed = untimed
+        self._mark = None if untimed else self._accounts()
+        streams = zip(self._lanes, self._workload.streams, strict=True)
+        self._go({lane: self._walk(lane, passes) for lane, passes in streams})
+        end = self._accounts()
+        begin = self._mark or end
+        passes = tuple(self._passes[begin.passes :])
+        return Outcome(
+            passes=passes,
+            seconds=end.now - begin.now,
+            tokens=sum(each.tokens for each in passes if not each.failed),
+            counters=since(begin.counters, end.counters),
+            stall_seconds=end.stalled - begin.stalled,
+            compute_seconds=end.computed - begin.computed,
+            drive_busy_seconds=tuple(b - a for a, b in zip(begin.drives, end.drives, strict=True)),
+            events=end.events - begin.events,
+        )
+
+    def _go(self, steps: dict[_Lane, Steps]) -> None:
+        self._steps = steps
+        for lane in steps:
+            self.agenda.after(0.0, self._resume, lane)
+        while self._steps:
+            assert self.agenda.step(), f"streams wait for ever: {[lane.walker.number for lane in self._steps]}"
+
+    def _walk(self, lane: _Lane, passes: Iterable[Pass]) -> Steps:
+        for each in passes:
+            begin = self.agenda.now
+            failed = yield from lane.walker.make(self._workload, each)
+            self._passes.append(Passed(lane.walker.number, each.tokens, begin, self.agenda.now, failed))
+            lane.made += 1
+            if self._mark is None and all(other.made >= self._untimed for other in self._lanes):
+                self._mark = self._accounts()
+
+    def _accounts(self) -> _Mark:
+        return _Mark(
+            now=self.agenda.now,
+            counters=replace(self._planner.counters, drive_bytes=list(self._planner.counters.drive_bytes)),
+            passes=len(self._passes),
+            events=self._events,
+            stalled=self._stalled,
+            computed=self._cores.busy_seconds,
+            drives=tuple(drive.busy_seconds for drive in self._drives),
+        )
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Hand ``event`` to the planner, and do what it says."""
+        self._events += 1
+        for action in self._planner.handle(event, self.agenda.now):
+            if isinstance(action, Read):
+                self._drives[self._planner.homes[action.parts[0].block].drive].submit(action)
+            elif not isinstance(action, Discard):
+                self._answer(action.ticket, action)
+        if isinstance(event, Acquire | Begin | End):
+            for lane in self._steps:
+                if lane.waits is Wait.OTHERS:
+                    self._wake(lane, True)
+
+    def _speed(self, jobs: int) -> float:
+        """Of the cores together: each job, alone, would have them all."""
+        return self._slowed if self._delivering else 1.0
+
+    def _busy(self, busy: bool) -> None:
+        """A drive has begun to deliver, or has delivered all."""
+        before = self._delivering
+        self._delivering += 1 if busy else -1
+        if self._slowed < 1 and bool(before) != bool(self._delivering):
+            self._cores.changed()
+
+    def _came(self, read: Read, seconds: float, failed: bool) -> None:
+        """The bytes of ``read`` are here; a core is busy with them for ``seconds``."""
+        if seconds:
+            self._cores.add(seconds, self._landed, read, failed)
+        else:
+            self._landed(read, failed)
+
+    def _landed(self, read: Read, failed: bool) -> None:
+        self.post(ReadFailed(read.read, ReadError("simulated")) if failed else ReadDone(read.read))
+
+    def _answer(self, ticket: int, answer: Grant | Refuse) -> None:
+        for lane in self._steps:
+            if lane.walker.ticket == ticket:
+                lane.walker.inbox.append(answer)
+                if lane.waits is Wait.ANSWER:
+                    self._wake(lane, True)
+
+    # --- streams ----------------------------------------------------------------------------------------------------
+
+    def _resume(self, lane: _Lane, sent: bool | None = None) -> None:
+        """Have ``lane`` go on until it computes or waits."""
+        steps = self._steps[lane]
+        try:
+            wish = next(steps) if sent is None else steps.send(sent)
+        except StopIteration:
+            del self._steps[lane]
+            return
+        if isinstance(wish, Wait):
+            lane.waits, lane.since = wish, self.agenda.now
+            lane.waited += 1
+            if wish is Wait.OTHERS:
+                self.agenda.after(PATIENCE, self._run_out, lane, lane.waited)
+        else:
+            lane.computed += 1
+            self._cores.add(self._dice.varied(wish, lane.walker.number, lane.computed), self._computed, lane)
+            self._tell_drives()
+
+    def _computed(self, lane: _Lane) -> None:
+        self._resume(lane, True)
+        self._tell_drives()
+
+    def _tell_drives(self) -> None:
+        for drive in self._drives:
+            drive.beside(bool(self._cores))
+
+    def _wake(self, lane: _Lane, moved: bool) -> None:
+        """``lane`` has waited enough."""
+        lane.waits = None
+        self._stalled += self.agenda.now - lane.since
+        self.agenda.after(0.0, self._resume, lane, moved)
+
+    def _run_out(self, lane: _Lane, waited: int) -> None:
+        if lane.waits is Wait.OTHERS and lane.waited == waited:
+            self._wake(lane, False)

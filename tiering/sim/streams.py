@@ -1,0 +1,230 @@
+"""A compute thread, simulated (pure): the events that it causes, in the order in which a real one does.
+
+Follows runtime/model.py and runtime/experts.py. What is always in memory was leased when the model was loaded. The
+blocks of a layer that are kept are leased together while they are all there; otherwise each one for its module, like
+those that are streamed. Experts that are here are computed while others come; before the first wait it is announced
+what comes next.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from enum import Enum, auto
+
+from ..events import HOUSE, Acquire, Begin, Cancel, End, Event, Expect, Grant, Refuse, Release, Stream
+from ..limits import KEPT, PINNED
+from ..planner import Planner
+from ..policy.asking import at_a_time
+from ..units import BlockId
+from .devices import Memory
+from .workload import Layer, Pass, Workload
+
+
+class Wait(Enum):
+    """What a stream waits for: an answer to its request; that others come further, or do not for a while."""
+
+    ANSWER = auto()
+    OTHERS = auto()
+
+
+Steps = Generator[float | Wait, bool, None]
+"""Seconds to compute, or what is waited for; with ``OTHERS``, it is sent whether they came further."""
+
+
+class _Refused(Exception):
+    """A block did not come."""
+
+
+class Walker:
+    """One stream. Whoever runs ``steps`` puts the answers to its requests into ``inbox``."""
+
+    def __init__(
+        self, number: Stream, planner: Planner, post: Callable[[Event], None], tickets: Iterator[int], memory: Memory
+    ) -> None:
+        self.number, self.inbox = number, deque[Grant | Refuse]()
+        self.ticket = 0
+        """Of the latest request."""
+        self._planner, self._post, self._tickets, self._memory = planner, post, tickets, memory
+        self._lengths = {block: home.extent.length for block, home in planner.homes.items()}
+        self._pinned = {block: home for block, home in planner.homes.items() if home.region == PINNED}
+        self._kept = {block: home for block, home in planner.homes.items() if home.place is not None}
+        self._left = 0  # answers to come
+        self._owed = 0.0  # seconds computed since the last event
+
+    # --- a model ----------------------------------------------------------------------------------------------------
+
+    def load(self) -> Steps:
+        """Have read what stays in memory."""
+        yield from self._acquire(list(self._pinned), stream=HOUSE)
+        while self._left:
+            yield from self._arrival()
+        for block in self._kept:
+            yield from self._lease([block])
+            self._post(Release(self.number, (block,)))
+
+    def make(self, workload: Workload, each: Pass) -> Generator[float | Wait, bool, bool]:
+        """One pass; whether it failed, because something did that it waited for."""
+        self._post(Begin(self.number))
+        failed = False
+        try:
+            yield from self._forward(workload.layers, each, workload.guess_seconds)
+        except _Refused:
+            failed = True
+        self._post(End(self.number))
+        return failed
+
+    def _forward(self, layers: Sequence[Layer], each: Pass, guess_seconds: float) -> Steps:
+        after = [layer for layer in layers if layer.experts][1:]
+        chosen, guessed, next_ones = iter(each.chosen), iter(each.guessed), iter(after)
+        for layer in layers:
+            together = yield from self._enter(layer)
+            try:
+                yield from self._dense(layer, each.tokens, together)
+                self._owed += layer.seconds
+                if layer.experts:
+                    other, numbers = next(next_ones, None), next(guessed, ())
+                    guess = [other.experts[number] for number in numbers] if other else []
+                    wanted = [layer.experts[number] for number in next(chosen)]
+                    yield from self._experts(wanted, each, _Announcement(self, guess, guess_seconds))
+                yield from self._flush()
+            except _Refused:
+                self._leave(together)
+                raise
+            self._leave(together)
+
+    def _leave(self, together: tuple[BlockId, ...]) -> None:
+        """Give back what ``_enter`` took."""
+        if together:
+            self._post(Release(self.number, together))
+
+    def _enter(self, layer: Layer) -> Generator[float | Wait, bool, tuple[BlockId, ...]]:
+        """Lease what is kept of the layer, if all of that is in its place; what was leased."""
+        kept = tuple(block for block in layer.dense if block in self._kept)
+        return kept if kept and (yield from self._lease_resident(kept, KEPT)) else ()
+
+    def _dense(self, layer: Layer, tokens: int, together: Collection[BlockId]) -> Steps:
+        for block in layer.dense:
+            if block in self._pinned or block in together:
+                self._owed += self._memory.seconds(self._lengths[block], tokens)
+                continue
+            if block not in self._kept or self._kept[block].streamable:
+                yield from self._lease([block])
+            elif not (yield from self._lease_resident([block])):
+                continue  # an embedding, read by row
+            self._owed += self._memory.seconds(self._lengths[block], tokens)
+            yield from self._flush()
+            self._post(Release(self.number, (block,)))
+
+    def _experts(self, chosen: Sequence[BlockId], each: Pass, announcement: "_Announcement") -> Steps:
+        size = at_a_time(len(chosen), each.choices)
+        rows = -(-each.choices // len(chosen)) if len(chosen) else 0  # tokens that an expert gets, about
+        for start in range(0, len(chosen), size):
+            yield from self._acquire(chosen[start : start + size])
+            arrived = self._here()
+            if arrived and self._left:
+                yield from self._products(arrived, rows)
+                arrived = self._here()
+            yield from announcement.make(chosen[start + size :])
+            if arrived:
+                yield from self._products(arrived, rows)
+            while self._left:
+                arrived = yield from self._arrival()
+                yield from self._products([*arrived, *self._here()], rows)
+
+    def _products(self, blocks: Sequence[BlockId], rows: int) -> Steps:
+        size = sum(self._lengths[block] for block in blocks)
+        self._owed += self._memory.overhead + self._memory.seconds(size, rows)
+        yield from self._flush()
+        self._post(Release(self.number, tuple(blocks)))
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def _lease(self, blocks: Sequence[BlockId]) -> Steps:
+        """Acquire ``blocks``, and wait for all of them."""
+        yield from self._acquire(blocks)
+        self._here()
+        while self._left:
+            yield from self._arrival()
+
+    def _lease_resident(
+        self, blocks: Sequence[BlockId], region: str | None = None
+    ) -> Generator[float | Wait, bool, bool]:
+        """Lease ``blocks`` if all are in memory now, and in ``region`` if that is given; whether they are."""
+        yield from self._flush()
+        slots = [self._planner.residency.slot(block) for block in blocks]
+        if any(slot is None or region not in (None, slot.region) for slot in slots):
+            return False
+        self._request(blocks, self.number)
+        self._here()
+        return True
+
+    def _acquire(self, blocks: Sequence[BlockId], stream: Stream | None = None) -> Steps:
+        yield from self._flush()
+        if self._planner.crowded and self._planner.hurries(self.number, blocks):
+            while (yield Wait.OTHERS) and self._planner.hurries(self.number, blocks):
+                pass
+        self._request(blocks, self.number if stream is None else stream)
+
+    def _request(self, blocks: Sequence[BlockId], stream: Stream) -> None:
+        self.ticket, self._left = next(self._tickets), len(blocks)
+        self._post(Acquire(self.ticket, stream, tuple(blocks)))
+
+    def _arrival(self) -> Generator[float | Wait, bool, list[BlockId]]:
+        """The next block; waits for it."""
+        if not self.inbox:
+            yield Wait.ANSWER
+        return [self._take()]
+
+    def _here(self) -> list[BlockId]:
+        """What has arrived and was not taken yet."""
+        return [self._take() for _ in range(len(self.inbox))]
+
+    def _take(self) -> BlockId:
+        answer = self.inbox.popleft()
+        if isinstance(answer, Refuse):
+            self._give_up()
+            raise _Refused
+        self._left -= 1
+        return answer.block
+
+    def _give_up(self) -> None:
+        """Nothing more is taken of what was asked for."""
+        self._post(Cancel(self.ticket))
+        untaken = tuple(answer.block for answer in self.inbox if isinstance(answer, Grant))
+        self.inbox.clear()
+        self._left = 0
+        if untaken:
+            self._post(Release(self.number, untaken))
+
+    def expect(self, certain: Sequence[BlockId], guessed: Sequence[BlockId], seconds: float) -> Steps:
+        """Say what comes next; to guess took ``seconds``."""
+        self._owed += seconds
+        yield from self._flush()
+        self._post(Expect(self.number, tuple(certain), tuple(guessed), seconds))
+
+    @property
+    def speculates(self) -> bool:
+        """Whether guesses are welcome."""
+        return self._planner.speculation.active
+
+    def _flush(self) -> Steps:
+        """Take the time for what was computed since the last event."""
+        if self._owed:
+            owed, self._owed = self._owed, 0.0
+            yield owed
+
+
+class _Announcement:
+    """What a layer says of what comes next; the guess is made once, when it first says something."""
+
+    def __init__(self, walker: Walker, guess: Sequence[BlockId], seconds: float) -> None:
+        self._walker, self._guess, self._seconds = walker, guess, seconds
+        self._made: Sequence[BlockId] | None = None
+
+    def make(self, certain: Sequence[BlockId]) -> Steps:
+        """Announce ``certain``, and then perhaps the guess."""
+        seconds = 0.0
+        if self._made is None:
+            self._made = self._guess if self._walker.speculates else ()
+            seconds = self._seconds if self._made else 0.0
+        if certain or self._made:
+            yield from self._walker.expect(certain, self._made, seconds)
