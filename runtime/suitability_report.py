@@ -28,7 +28,7 @@ SHARES = tuple(Fraction(eighth, 8) for eighth in range(1, 9))
 """Cache sizes of the report, as shares of all experts."""
 REPLAYED = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2))
 """Those at which eviction policies are tried out."""
-POLICIES = ("lru", "lfu")
+POLICIES = ("lru", "lfu", "auto")
 
 KNEE_RULE = (
     f"beyond it an expert's memory adds less to SCH, segments of {KNEE_SEGMENT} tokens, than an average expert's would"
@@ -42,9 +42,9 @@ def report(routes: Routes) -> dict[str, Any]:
     uses = used(routes.layers)
     curves, pairs = _curves(uses, routes.sequences), _pairs(uses, routes.sequences)
     slots = {share: max(1, int(experts * share)) for share in SHARES}
-    steps = list(routes.steps())
+    steps, paths = list(routes.steps()), [layer.path for layer in routes.layers]
     replayed = {
-        share: {name: hit_ratio(EVICTION[name](), slots[share], steps) for name in POLICIES} for share in REPLAYED
+        share: {name: hit_ratio(EVICTION[name], slots[share], paths, steps) for name in POLICIES} for share in REPLAYED
     }
     return {
         "text": routes.text,
