@@ -36,7 +36,7 @@ def arrange(routes: Routes, blocks: Iterable[Block]) -> Arrangement:
     steps = list(routes.steps())
     half = len(steps) // 2
     slots = max(1, sum(layer.experts for layer in routes.layers) // _CACHED)
-    missed = list(misses(EVICTION["auto"], slots, [layer.path for layer in routes.layers], steps))[half:]
+    missed = list(misses(EVICTION["auto"], slots, steps))[half:]
     orders, gains = {}, {}
     for number, layer in enumerate(routes.layers):
         used = [[block.part for block in step[number]] for step in steps[:half]]

@@ -42,9 +42,9 @@ def report(routes: Routes) -> dict[str, Any]:
     uses = used(routes.layers)
     curves, pairs = _curves(uses, routes.sequences), _pairs(uses, routes.sequences)
     slots = {share: max(1, int(experts * share)) for share in SHARES}
-    steps, paths = list(routes.steps()), [layer.path for layer in routes.layers]
+    steps = list(routes.steps())
     replayed = {
-        share: {name: hit_ratio(EVICTION[name], slots[share], paths, steps) for name in POLICIES} for share in REPLAYED
+        share: {name: hit_ratio(EVICTION[name], slots[share], steps) for name in POLICIES} for share in REPLAYED
     }
     return {
         "text": routes.text,
