@@ -9,7 +9,11 @@ from .suitability import KNEE_SEGMENT
 
 _SHADES = ("#c6d8e8", "#9dbdd9", "#4878a8", "#2f5a84", "#16324d")
 """Of segment lengths, the longest the darkest."""
-_POLICIES = {"lru": ("LRU", "o", "#e07b39"), "lfu": ("LFU, decayed", "s", "#3a9188")}
+_POLICIES = {
+    "lru": ("LRU", "o", "#e07b39"),
+    "lfu": ("LFU, decayed", "s", "#3a9188"),
+    "auto": ("auto", "D", "#8e6bb0"),
+}
 
 
 def check_plot(path: Path) -> None:

@@ -28,7 +28,7 @@ SHARES = tuple(Fraction(eighth, 8) for eighth in range(1, 9))
 """Cache sizes of the report, as shares of all experts."""
 REPLAYED = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2))
 """Those at which eviction policies are tried out."""
-POLICIES = ("lru", "lfu")
+POLICIES = ("lru", "lfu", "auto")
 
 KNEE_RULE = (
     f"beyond it an expert's memory adds less to SCH, segments of {KNEE_SEGMENT} tokens, than an average expert's would"

@@ -177,14 +177,14 @@ def _print(found: dict[str, Any]) -> None:
     )
     print_table(
         "Uses that find their expert: the best cache for each segment of so many tokens (SCH), and real ones",
-        ["experts kept", "share", "/ per token", *map(str, segments), "LRU", "LFU"],
+        ["experts kept", "share", "/ per token", *map(str, segments), "LRU", "LFU", "auto"],
         [
             (
                 row["experts"],
                 f"{row['share']:.1%}",
                 f"{row['size_ratio']:.1f}",
                 *(f"{row['segment_cache'][m]:.1%}" for m in segments),
-                *(f"{row[name]:.1%}" if name in row else "" for name in ("lru", "lfu")),
+                *(f"{row[name]:.1%}" if name in row else "" for name in ("lru", "lfu", "auto")),
             )
             for row in found["cache"]
         ],

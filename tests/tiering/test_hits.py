@@ -1,11 +1,15 @@
 """Hit ratios under eviction policies, against a walk by hand and against what must hold of every policy."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.tiering.policy.eviction import EVICTION
+from penstock.tiering.policy.eviction.lru import LRU
 from penstock.tiering.policy.hits import hit_ratio
+from penstock.tiering.policy.route import Route
 from penstock.tiering.units import BlockId
 
 
@@ -57,3 +61,22 @@ def test_a_cache_hits_between_never_and_all_but_first_uses(
         assert 0 <= got <= most + 1e-9
         if slots >= len(set(uses)):
             assert got == pytest.approx(most)
+
+
+def test_policies_see_each_token_begin_and_where_it_is() -> None:
+    seen: list[tuple[str, list[int]]] = []
+
+    class Spy(LRU):
+        def __init__(self, route: Route) -> None:
+            super().__init__()
+            self._route = route
+
+        def tick(self) -> None:
+            seen.append(("tick", [*self._route.streams.values()]))
+
+        def used(self, blocks: Sequence[BlockId]) -> None:
+            seen.append(("used", [*self._route.streams.values()]))
+            super().used(blocks)
+
+    hit_ratio(Spy, 2, steps([[0], [1]], [[0], [1]]))
+    assert seen == [("tick", [-1]), ("used", [0]), ("used", [1])] * 2

@@ -21,8 +21,8 @@ def misses(make: Policy, slots: int, steps: Collection[Step]) -> Iterator[list[l
     route = Route(block.module for step in steps for wanted in step for block in wanted)
     cache, stream = Shadow(make(route), slots), 0
     for step in steps:
-        cache.policy.tick()
         route.begin(stream)
+        cache.policy.tick()
         missed = []
         for wanted in step:
             if wanted:
