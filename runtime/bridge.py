@@ -32,6 +32,7 @@ from ..tiering.events import (
 )
 from ..tiering.planner import Planner
 from ..tiering.policy.convoy import PATIENCE
+from ..tiering.policy.speculation import Speculation
 from ..tiering.ports import Flash, Memory
 from ..tiering.units import BlockId
 from .recorder import FORWARD, Recorder
@@ -101,9 +102,13 @@ class Bridge:
         self._post(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds))
 
     @property
-    def speculates(self) -> bool:
-        """Whether guesses are welcome."""
-        return self._planner.speculation.active
+    def speculation(self) -> Speculation:
+        """Whether guesses are welcome, and what they cost; only to be read."""
+        return self._planner.speculation
+
+    def is_absent(self, block: BlockId) -> bool:
+        """Whether ``block`` is neither in memory nor on its way, at some moment during the call."""
+        return self._planner.residency.absent(block)
 
     def wait(self, inbox: Inbox) -> Grant | Refuse:
         """The next answer in ``inbox``; the time is a stall."""

@@ -3,6 +3,7 @@
 import _thread
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from ..tiering.events import HOUSE, Slot
 from ..tiering.limits import EXPERTS
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement
+from ..tiering.policy.predictors import Predictors
 from ..tiering.policy.reads import Reading
 from ..tiering.ports import Machine
 from ..tiering.progress import Progress
@@ -27,6 +29,7 @@ from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId, align_up
 from . import verdicts
 from .bridge import Bridge
+from .guessing import BOTH, ROUTER, TOGETHER
 from .metrics import Stats
 from .pressure import Pressure
 from .reading import open_reader
@@ -92,6 +95,9 @@ class Engine:
         flash = BundleFlash(bundle, self._reader)
         self.bridge = Bridge(planner, flash, self.arena, watch=watch, recording=self.recording)
         by_row = (*placement.by_row, *divisions.by_row)
+        self.predictors = Predictors((ROUTER, BOTH, TOGETHER))
+        """Who guesses experts; one for all layers."""
+        self._expert_bytes = placement.expert_total_bytes / max(1, placement.expert_count)
         self.rows = {block: RowReader(bundle, self.blocks[block]) for block in by_row}
         self.pinned: dict[BlockId, Slot] = {}
         self.elastic = frozenset(divisions.elastic)
@@ -125,6 +131,12 @@ class Engine:
         for thread in threads:
             thread.start()
         return threads
+
+    def begin_forward(self) -> None:
+        """The calling thread enters the model's forward."""
+        speculation = self.bridge.speculation
+        self.predictors.tick(price=speculation.price, read_seconds=speculation.pace * self._expert_bytes)
+        self.bridge.begin()
 
     def count_forward(self, tokens: int) -> None:
         """One more call of the model, with ``tokens`` tokens in it."""
@@ -171,6 +183,8 @@ class Engine:
             prefetch_bytes=counters.prefetch_bytes,
             guess_bytes=counters.guess_bytes,
             guess_bytes_used=counters.guess_bytes_used,
+            predictor=self.predictors.followed,
+            predictors={name: replace(record) for name, record in self.predictors.records.items()},
             row_bytes=row_bytes,
             drive_bytes=tuple(drive_bytes),
             reads=counters.reads,

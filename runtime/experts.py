@@ -29,7 +29,7 @@ from ..tiering.store.manifest import Block
 from ..tiering.units import BlockId, MiB
 from .absent import placeholder
 from .bridge import Bridge
-from .prediction import Prediction
+from .guessing import Guesses
 from .views import AllViews
 
 IMPLEMENTATION = "penstock"
@@ -76,8 +76,10 @@ class StreamedExperts:
             tuple(placeholder(getattr(torch, spec.dtype), spec.shape) for spec in blocks[0].tensors)
         ).expert
         self._plain = threading.local()
-        self.next: tuple[StreamedExperts, Prediction] | None = None
-        """The experts of the next layer, and what guesses which of them come."""
+        self.next: tuple[StreamedExperts, Guesses] | None = None
+        """The experts of the next layer, and who guesses which of them come."""
+        self.guesses: Guesses | None = None
+        """Who guesses which of these come."""
         module._parameters = _ExpertParameters(module._parameters, path, self)
         setattr(module, _ATTRIBUTE, self)
 
@@ -85,6 +87,8 @@ class StreamedExperts:
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``hidden`` [tokens, width], ``index`` and ``weights`` [tokens, top_k] -> [tokens, width]."""
+        if self.guesses is not None:
+            self.guesses.used(index)
         if None in (self._order[0], self._order[2]):
             return self._eager(hidden, index, weights)
         kind = (type(self._module), hidden.dtype, len(hidden) if len(hidden) <= MOST_ROWS else 0)
@@ -108,7 +112,7 @@ class StreamedExperts:
         experts = len(self._blocks)
         chosen = sorted(pair for pair in zip(index[0].tolist(), weights[0].tolist(), strict=True) if pair[0] < experts)
         hidden = hidden.contiguous()
-        guess = _Guess(self.next, self._bridge, hidden, index.shape[1])
+        guess = _Guess(self.next, self._bridge, hidden, index)
         rows: dict[int, int] = {}
         outs: list[torch.Tensor] = []
         wanted = self.in_order_of_flash(expert for expert, _ in chosen)
@@ -131,7 +135,7 @@ class StreamedExperts:
         piled_up = index.numel() * hidden.shape[1] * hidden.element_size() > _HEAP
         wanted = [self._blocks[expert] for expert in ascending] if piled_up else self.in_order_of_flash(ascending)
         size = at_a_time(len(wanted), index.numel())
-        guess = _Guess(self.next, self._bridge, hidden, index.shape[1])
+        guess = _Guess(self.next, self._bridge, hidden, index)
         outs: dict[int, torch.Tensor] = {}
         final = torch.zeros_like(hidden)
         added = 0
@@ -146,6 +150,10 @@ class StreamedExperts:
                 add_weighted(final, rows, outs.pop(expert), weights[rows, picks])
                 added += 1
         return final
+
+    def absent(self, experts: Iterable[int]) -> frozenset[int]:
+        """Those of ``experts`` that are not in memory."""
+        return frozenset(expert for expert in experts if self._bridge.is_absent(self._blocks[expert]))
 
     def in_order_of_flash(self, experts: Iterable[int]) -> list[BlockId]:
         """The blocks of ``experts``; where these do not lie by number, so that neighbours are asked for together."""
@@ -224,9 +232,9 @@ class _Guess:
     """Which experts the next layer will choose, made at most once, when it is first announced."""
 
     def __init__(
-        self, next_: tuple[StreamedExperts, Prediction] | None, bridge: Bridge, hidden: torch.Tensor, top_k: int
+        self, next_: tuple[StreamedExperts, Guesses] | None, bridge: Bridge, hidden: torch.Tensor, index: torch.Tensor
     ) -> None:
-        self._next, self._bridge, self._hidden, self._top_k = next_, bridge, hidden, top_k
+        self._next, self._bridge, self._hidden, self._index = next_, bridge, hidden, index
         self._blocks: list[BlockId] | None = None
 
     def announce(self, certain: Sequence[BlockId]) -> None:
@@ -234,10 +242,10 @@ class _Guess:
         seconds = 0.0
         if self._blocks is None:
             self._blocks = []
-            if self._next is not None and self._bridge.speculates:
+            if self._next is not None and self._bridge.speculation.active:
                 start = time.monotonic()
-                experts, prediction = self._next
-                chosen = prediction.experts(self._hidden, self._top_k)
+                experts, guesses = self._next
+                chosen = guesses.experts(self._hidden, self._index)
                 self._blocks = experts.in_order_of_flash(chosen)
                 seconds = time.monotonic() - start
         if certain or self._blocks:

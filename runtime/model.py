@@ -20,8 +20,10 @@ from ..tiering.limits import KEPT
 from ..tiering.store.manifest import Block, TensorSpec
 from ..tiering.units import BlockId
 from .absent import Absent
+from .coactivation import CoActivation
 from .engine import Engine
 from .experts import IMPLEMENTATION, StreamedExperts, Trust
+from .guessing import Guesses
 from .layout import is_experts, layer_of
 from .linear import few_rows, lean_weight
 from .prediction import prediction
@@ -92,11 +94,13 @@ class _Attachment:
             cast(Any, module.config)._experts_implementation = IMPLEMENTATION
 
     def _link_experts(self) -> None:
-        """Tell each layer's experts of the next layer's, and of the router that guesses them."""
+        """Tell each layer's experts of the next layer's, and of who guesses them."""
         for path, after in pairwise(self._streamed_experts):
-            guess = prediction(self._model, after)
-            if guess is not None:
-                self._streamed_experts[path].next = (self._streamed_experts[after], guess)
+            experts = self._streamed_experts[after]
+            together = CoActivation(len(self._experts[path]), len(self._experts[after]))
+            router = prediction(self._model, after)
+            experts.guesses = Guesses(self._engine.predictors, router, together, experts.absent)
+            self._streamed_experts[path].next = (experts, experts.guesses)
 
     def _attach_dense(self, path: str, module: nn.Module) -> "_Streamed | None":
         """Bind or stream the module's own weights; who leases those that are streamed."""
@@ -166,7 +170,7 @@ class _Attachment:
         if self._scopes.open:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
         ids = kwargs.get("input_ids", args[0] if args else None)
-        engine.bridge.begin()
+        engine.begin_forward()
         try:
             with torch.no_grad():  # nothing may remember weights that will not stay
                 out = self._scope(original, *args, **kwargs)

@@ -40,15 +40,20 @@ class Speculation:
 
     def came_true(self, size: int) -> None:
         """``size`` bytes were read on a guess, and then asked for."""
-        self._saved += size * self._pace
+        self._saved += size * self.pace
 
     def failed(self, size: int) -> None:
         """``size`` bytes were read on a guess, and not asked for."""
-        self._cost += size * self._pace * max(0.25, self._crowded / self._reads if self._reads else 1.0)
+        self._cost += size * self.pace * self.price
 
     @property
-    def _pace(self) -> float:
-        """Seconds per byte."""
+    def price(self) -> float:
+        """What a read in vain costs, as a share of its time."""
+        return max(0.25, self._crowded / self._reads if self._reads else 1.0)
+
+    @property
+    def pace(self) -> float:
+        """Seconds of the drive per byte."""
         return self._seconds / self._bytes if self._bytes else 0.0
 
     # --- the verdict ------------------------------------------------------------------------------------------------
