@@ -5,16 +5,17 @@
 
 Nothing is read and nothing is timed: each policy manages the shadow of a cache, as the planner would have it manage
 the cache itself, while the traced tokens are decoded one by one. "even" gives each layer the same part of the cache;
-all others share one cache among the layers. "wrong" is auto with every prediction inverted. "rest known" is next-use
+all others share one cache among the layers. "router" ranks by the average of the router's probabilities of all experts
+instead of counts of those chosen. "wrong" is auto with every prediction inverted. "rest known" is next-use
 told which experts the present token will use in the layers to come: the most that a policy could reach without knowing
 the next token.
 """
 
 import argparse
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from report import Table, publish
 
 from penstock.runtime.routes import Routes
@@ -47,12 +48,40 @@ class RestKnown(NextUse):
         super().tick()
         self._rest = {block for wanted in next(self._steps) for block in wanted}
 
-    def used(self, blocks: Any) -> None:
+    def used(self, blocks: Sequence[BlockId]) -> None:
         super().used(blocks)
         self._rest.difference_update(blocks)
 
     def victims(self) -> Generator[BlockId, None, None]:
         yield from sorted(super().victims(), key=self._rest.__contains__)
+
+
+class RouterScores:
+    """The least probable first, by the router's probabilities of all experts, averaged like the counts of LFU."""
+
+    def __init__(self, routes: Routes, decay: float = 0.98) -> None:
+        self._decay = decay
+        self._probabilities = {layer.path: layer.probabilities() for layer in routes.layers}
+        self._scores = {layer.path: np.full(layer.experts, 1 / layer.experts) for layer in routes.layers}
+        self._token = -1
+        self._resident: set[BlockId] = set()
+
+    def used(self, blocks: Sequence[BlockId]) -> None:
+        module = blocks[0].module
+        now = self._probabilities[module][self._token]
+        self._scores[module] += (1 - self._decay) * (now - self._scores[module])
+
+    def inserted(self, block: BlockId) -> None:
+        self._resident.add(block)
+
+    def removed(self, block: BlockId) -> None:
+        self._resident.remove(block)
+
+    def tick(self) -> None:
+        self._token += 1
+
+    def victims(self) -> Generator[BlockId, None, None]:
+        yield from sorted(self._resident, key=lambda block: self._scores[block.module][block.part])
 
 
 def even(name: str, slots: int, steps: Collection[Step]) -> float:
@@ -66,9 +95,11 @@ def even(name: str, slots: int, steps: Collection[Step]) -> float:
     return 1 - lost / uses
 
 
-def policies(steps: Collection[Step]) -> Iterator[tuple[str, Policy]]:
+def policies(routes: Routes, steps: Collection[Step]) -> Iterator[tuple[str, Policy]]:
     future = [block for step in steps for wanted in step for block in wanted]
     yield from EVICTION.items()
+    if all(layer.codes is not None for layer in routes.layers):
+        yield "router", lambda route: RouterScores(routes)
     yield "auto, wrong", lambda route: Auto([lambda: Inverted(route), LRU])
     yield "rest known", lambda route: RestKnown(route, steps)
     yield "belady", lambda route: Belady(future)
@@ -90,7 +121,7 @@ def main() -> None:
         steps = list(routes.steps())[: options.tokens]
         experts = sum(layer.experts for layer in routes.layers)
         sizes = [round(experts * share / 100) for share in options.shares]
-        ratios = {name: [hit_ratio(make, size, steps) for size in sizes] for name, make in policies(steps)}
+        ratios = {name: [hit_ratio(make, size, steps) for size in sizes] for name, make in policies(routes, steps)}
         found[trace.stem] = ratios | {"lfu, even": [even("lfu", size, steps) for size in sizes]}
     tables = []
     for name, ratios in found.items():

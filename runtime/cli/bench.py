@@ -17,7 +17,7 @@ from ..tracefile import destination
 from .console import print_json, print_table, quiet_libraries
 from .generate import room_for
 from .measure import peak_resident_bytes
-from .opening import open_files, read_manifest
+from .opening import load_model, open_files, read_manifest
 from .options import Settings, Source, TraceFile
 
 PREFILL = 64
@@ -39,16 +39,8 @@ def command(
         positions = open_files(source).positions
         prefill = min(PREFILL, max(1, (positions or PREFILL) // 2))
         room_for(prefill, steps + 1, positions)
-        from ..compose import load
-
         start = time.perf_counter()
-        model: Any = load(
-            source.model,
-            config=config,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-            progress=bar,
-        )
+        model = load_model(source, config, bar)
         load_s = time.perf_counter() - start
     with closing(model.penstock):
         report = {"load_s": load_s} | _measure(model, prefill, steps, trace)

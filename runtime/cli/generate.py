@@ -13,7 +13,7 @@ from ..progress import shown
 from ..tracefile import destination
 from .console import print_json, quiet_libraries, say, waiting
 from .measure import peak_resident_bytes
-from .opening import open_files, read_tokenizer
+from .opening import load_model, open_files, read_tokenizer
 from .options import Settings, Source, TraceFile
 
 TOKENS = 128
@@ -54,15 +54,7 @@ def command(
         tokenizer = read_tokenizer(opened, "generate reads its prompt with one")
         inputs = _encode(tokenizer, text)
         room = room_for(inputs["input_ids"].shape[1], tokens, opened.positions)
-        from ..compose import load
-
-        model: Any = load(
-            source.model,
-            config=config,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-            progress=bar,
-        )
+        model = load_model(source, config, bar)
     with closing(model.penstock), nullcontext() if trace is None else model.penstock.trace(trace):
         report = _run(model, tokenizer, inputs, room, choice | {"num_beams": beams}, seed, stream=not settings.json)
     if settings.json:

@@ -51,6 +51,19 @@ def open_files(source: Source) -> Opened:
     return Opened(checkpoint.folder, checkpoint.config, source.trust_remote_code)
 
 
+def load_model(source: Source, config: "Config", progress: "Progress") -> Any:
+    """The model, loaded. Raises what ``penstock.load`` raises."""
+    from ..compose import load
+
+    return load(
+        source.model,
+        config=config,
+        revision=source.revision,
+        trust_remote_code=source.trust_remote_code,
+        progress=progress,
+    )
+
+
 def open_checkpoint(source: Source) -> Any:
     """The checkpoint, with every file of it looked at. Raises CheckpointError."""
     from ..checkpoint import Checkpoint

@@ -10,7 +10,7 @@ from ...tiering.errors import TraceError
 from ..progress import shown
 from ..tracefile import destination, write
 from .console import print_json, print_table, quiet_libraries, say, waiting
-from .opening import open_files, read_tokenizer
+from .opening import load_model, open_files, read_tokenizer
 from .options import Settings, Source
 
 if TYPE_CHECKING:
@@ -78,16 +78,9 @@ def _record(
         ids = _encode(tokenizer, content, name, tokens)
         first = _beginning(tokenizer)
         size = _window(window, len(first), opened.positions)
-        from ..compose import load
         from ..profiling import profile
 
-        model: Any = load(
-            source.model,
-            config=config,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-            progress=bar,
-        )
+        model = load_model(source, config, bar)
         with closing(model.penstock):
             each = len(tokenizer.decode(ids).encode()) / len(ids)
             bar.start("reading the text", round(len(ids) * each))
