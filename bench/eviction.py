@@ -59,6 +59,8 @@ class RestKnown(NextUse):
 class RouterScores:
     """The least probable first, by the router's probabilities of all experts, averaged like the counts of LFU."""
 
+    name = "router"
+
     def __init__(self, routes: Routes, decay: float = 0.98) -> None:
         self._decay = decay
         self._probabilities = {layer.path: layer.probabilities() for layer in routes.layers}

@@ -106,6 +106,11 @@ class Bridge:
         """Whether guesses are welcome, and what they cost; only to be read."""
         return self._planner.speculation
 
+    @property
+    def eviction(self) -> str:
+        """The name of the policy by which experts are evicted now."""
+        return self._planner.eviction
+
     def is_absent(self, block: BlockId) -> bool:
         """Whether ``block`` is neither in memory nor on its way, at some moment during the call."""
         return self._planner.residency.absent(block)

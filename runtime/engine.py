@@ -183,6 +183,7 @@ class Engine:
             prefetch_bytes=counters.prefetch_bytes,
             guess_bytes=counters.guess_bytes,
             guess_bytes_used=counters.guess_bytes_used,
+            eviction=self.bridge.eviction,
             predictor=self.predictors.followed,
             predictors={name: replace(record) for name, record in self.predictors.records.items()},
             row_bytes=row_bytes,

@@ -11,12 +11,12 @@ class Stats:
     """``hit_ratio`` is the share of requested experts that were in memory; for a model without experts, the share of
     requests for streamed layers that were. ``stall_seconds`` is the time in which a compute thread waited for a block.
     Of the bytes read, ``demand_bytes`` were waited for, ``prefetch_bytes`` were certain to be wanted, ``guess_bytes``
-    were guessed, of which ``guess_bytes_used`` were then asked for. ``predictor`` is who guesses now, ``predictors``
-    what trials have shown of each. ``drive_bytes`` are those of ``flash_bytes_read`` that came from each drive of the
-    bundle, its own first. ``flash_read_seconds`` is the time in which at least one read was in flight. ``host_limit``
-    is what memory pressure leaves of ``host_budget`` now, never less than
-    ``host_floor``; it was lowered ``host_shrinks`` times and raised ``host_growths`` times. ``host_bytes`` is what the
-    arenas may hold now, ``resident_bytes`` what they do hold."""
+    were guessed, of which ``guess_bytes_used`` were then asked for. ``eviction`` is the policy that decides now which
+    expert goes, ``predictor`` is who guesses, ``predictors`` what trials have shown of each. ``drive_bytes`` are those
+    of ``flash_bytes_read`` that came from each drive of the bundle, its own first. ``flash_read_seconds`` is the time
+    in which at least one read was in flight. ``host_limit`` is what memory pressure leaves of ``host_budget`` now,
+    never less than ``host_floor``; it was lowered ``host_shrinks`` times and raised ``host_growths`` times.
+    ``host_bytes`` is what the arenas may hold now, ``resident_bytes`` what they do hold."""
 
     tokens: int
     forwards: int
@@ -26,6 +26,7 @@ class Stats:
     prefetch_bytes: int
     guess_bytes: int
     guess_bytes_used: int
+    eviction: str
     predictor: str
     predictors: Mapping[str, Record]
     row_bytes: int

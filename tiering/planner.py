@@ -159,6 +159,11 @@ class Planner:
         return self._homes
 
     @property
+    def eviction(self) -> str:
+        """The name of the policy by which experts are evicted now."""
+        return self._eviction[EXPERTS].name
+
+    @property
     def crowded(self) -> bool:
         """Whether several streams run."""
         return len(self._route.streams) > 1

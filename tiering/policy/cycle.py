@@ -18,6 +18,8 @@ class Cycle:
     ``leave`` it, and come back to their place. It also serves as the Eviction policy of the streaming region.
     """
 
+    name = "cycle"
+
     def __init__(self, order: Sequence[BlockId]) -> None:
         self._all = tuple(order)
         self._outside: set[BlockId] = set()

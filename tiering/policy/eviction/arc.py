@@ -12,6 +12,8 @@ class ARC:
     ("ARC: A Self-Tuning, Low Overhead Replacement Cache".)
     """
 
+    name = "arc"
+
     def __init__(self) -> None:
         self._once: OrderedDict[BlockId, None] = OrderedDict()
         self._again: OrderedDict[BlockId, None] = OrderedDict()

@@ -34,9 +34,8 @@ class Auto:
         self._full = False
 
     @property
-    def followed(self) -> Eviction:
-        """Who decides now."""
-        return self._policies[self._followed]
+    def name(self) -> str:
+        return self._policies[self._followed].name
 
     def used(self, blocks: Sequence[BlockId]) -> None:
         for policy in self._policies:
@@ -79,7 +78,7 @@ class Auto:
             self._full = True
             for shadow in self._shadows:
                 shadow.fill(block for block in self._resident if self._sampled.get(block.module))
-        yield from self.followed.victims()
+        yield from self._policies[self._followed].victims()
 
     def _is_sampled(self, module: str) -> bool:
         found = self._sampled.get(module)

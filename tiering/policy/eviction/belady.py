@@ -12,6 +12,8 @@ class Belady:
     The yardstick for the others: ``future`` has every use that will come, in order.
     """
 
+    name = "belady"
+
     def __init__(self, future: Iterable[BlockId]) -> None:
         self._uses: dict[BlockId, list[int]] = {}  # still to come, the next one last
         uses = list(future)

@@ -9,6 +9,8 @@ from .counts import Counts, Least
 class LFU:
     """Least frequently used, with counts that decay by ``decay`` per forward."""
 
+    name = "lfu"
+
     def __init__(self, decay: float = 0.98) -> None:
         self._counts = Counts(decay)
         self._least = Least(self._counts)

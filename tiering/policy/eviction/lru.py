@@ -10,6 +10,8 @@ from ...units import BlockId
 class LRU:
     """Least recently used."""
 
+    name = "lru"
+
     def __init__(self) -> None:
         self._order: OrderedDict[BlockId, None] = OrderedDict()
 

@@ -19,6 +19,8 @@ class NextUse:
     """Ranks by the expected number of forwards until the next use by any of the streams on ``route``; counts decay by
     ``decay`` per forward."""
 
+    name = "next-use"
+
     def __init__(self, route: Route, decay: float = 0.98) -> None:
         self._route = route
         self._counts = Counts(decay)

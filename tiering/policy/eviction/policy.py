@@ -10,6 +10,10 @@ from ..route import Route
 class Eviction(Protocol):
     """A block that is read because it is wanted is used first, and inserted when it has come."""
 
+    @property
+    def name(self) -> str:
+        """Of the policy that decides now."""
+
     def used(self, blocks: Sequence[BlockId]) -> None:
         """``blocks`` are wanted side by side, resident or not."""
 

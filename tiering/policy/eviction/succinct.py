@@ -40,6 +40,8 @@ class Succinct:
     """What is predicted to be discarded goes first, then the least recently used ("Paging with Succinct Predictions":
     with right bits as good as the optimum; that wrong ones do no harm is for ``Auto`` to see to)."""
 
+    name = "succinct"
+
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
         self._bits: dict[BlockId, bool] = {}

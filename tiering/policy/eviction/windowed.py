@@ -9,6 +9,8 @@ from ...units import BlockId
 class WindowedLFU:
     """Least often used in the last ``window`` forwards; of those used equally often the least recently used one."""
 
+    name = "windowed-lfu"
+
     def __init__(self, window: int = 64) -> None:
         assert window > 0
         self._uses: deque[list[BlockId]] = deque([[]], maxlen=window)  # by forward
