@@ -22,6 +22,8 @@ _CHUNKS = (512, 1024, 256, 2048, 384, 768, 128, 64, 4096)
 _TRIAL_BYTES = 32 << 20  # of memory that a trial may take for a matrix
 _LEAST = 64  # columns of the matrix: below, a call costs more than the product
 
+_under_way: list[None] = []  # one entry for each product that is computed at this moment
+
 
 class Products:
     """The product for matrices [n, k] and inputs [rows, k]. Made by ``products``; calls may come from any thread."""
@@ -39,17 +41,23 @@ class Products:
         out = torch.empty(count, self.rows, self.n, dtype=torch.bfloat16)
         first, size = out.data_ptr(), 2 * self.rows * self.n
         numbers = ctypes.c_uint64 * count
-        LIBRARY.penstock_products(
-            count,
-            numbers(*matrices),
-            numbers(*inputs),
-            numbers(*range(first, first + count * size, size)),
-            self.rows,
-            self.n,
-            self.k,
-            self.chunk,
-            self._threads,
-        )
+        # Several products at once share the cores: a team of threads for each would wait for its turns. No bit depends
+        # on how many there are.
+        _under_way.append(None)
+        try:
+            LIBRARY.penstock_products(
+                count,
+                numbers(*matrices),
+                numbers(*inputs),
+                numbers(*range(first, first + count * size, size)),
+                self.rows,
+                self.n,
+                self.k,
+                self.chunk,
+                max(1, self._threads // len(_under_way)),
+            )
+        finally:
+            _under_way.pop()
         return out
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 from penstock.kernels import experts
 from penstock.kernels.experts import Expert, Recipe, expert_product, expert_products
 from penstock.kernels.native import LIBRARY
-from penstock.kernels.products import MOST_ROWS, _trial, products
+from penstock.kernels.products import MOST_ROWS, Products, _trial, products
 
 native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
 
@@ -49,6 +50,30 @@ def test_there_is_one_for_the_usual_shapes() -> None:
 
 
 @native
+@native
+def test_products_at_once_share_the_threads_and_no_bit_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second product begins while the first is under way."""
+    found = products(1, 512, 1024)
+    assert found is not None
+    alone = Products(1, 512, 1024, chunk=found.chunk, threads=4)
+    matrix, x = torch.randn(512, 1024).bfloat16(), torch.randn(1, 1024).bfloat16()
+    threads: list[int] = []
+    outs: list[torch.Tensor] = []
+
+    class Watched:
+        def penstock_products(self, *arguments: Any) -> None:
+            threads.append(arguments[-1])
+            if len(threads) == 1:
+                outs.append(alone(addresses([matrix]), addresses([x])))
+            LIBRARY.penstock_products(*arguments)
+
+    monkeypatch.setattr("penstock.kernels.products.LIBRARY", Watched())
+    outs.append(alone(addresses([matrix]), addresses([x])))
+    outs.append(alone(addresses([matrix]), addresses([x])))
+    assert threads == [4, 2, 4]
+    assert all(torch.equal(out[0], functional.linear(x, matrix)) for out in outs)
+
+
 def test_the_trial_tells_orders_of_summation_apart() -> None:
     matrix, inputs = _trial(1, 256, 1024)
     (state,) = inputs[:1]
