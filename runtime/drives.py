@@ -62,8 +62,8 @@ def bundle_speed(bundle: Path, manifest: Manifest, size: int, reading: Reading) 
 
 
 def modelled(places: Sequence[Path], io: Io, *, block: int) -> tuple[list[ModelledDrive], Reading]:
-    """The drive below each of ``places``, to be simulated, by rates that are kept or measured now; and how a bundle with
-    blocks of about ``block`` bytes is read from them. Places on one drive share it evenly.
+    """The drive below each of ``places``, to be simulated, by rates that are kept or measured now. And how a bundle
+    with blocks of about ``block`` bytes is read from them. Places on one drive share it evenly.
 
     Raises ConfigError when a drive cannot be measured, or not be read as ``io`` wants it.
     """
