@@ -28,6 +28,10 @@ from .linear import few_rows
 from .recording import recorded
 from .timings import Products, Timings
 
+_DENSE = ((256, 1), (256, 4), (2048, 1))
+"""Widths and layers: of the first two the difference is layers, the third has large ones."""
+_EXPERTS = ((256, 4, 4), (1024, 2, 8))
+"""Widths, layers, and experts that a token uses, of 16."""
 _PROMPT, _TOKENS, _UNTIMED = 8, 40, 8
 _TIGHT = 0.6
 """Share of a model's weights with which experts are computed while others are read."""
@@ -60,14 +64,14 @@ def measure(folder: Path, threads: int | str) -> Timings:
     ``folder`` meanwhile. Takes some seconds, and 300 MiB there and of memory."""
     with tempfile.TemporaryDirectory(prefix=".penstock-trial-", dir=folder) as place:
         settings = Config().override(store=place, threads=threads)
-        one, four, wide = (_run(_dense(*shape), settings) for shape in ((256, 1), (256, 4), (2048, 1)))
-        warm, cold = (_run(_experts(*shape), settings) for shape in ((256, 4, 4), (1024, 2, 8)))
-        tight = _run(_experts(1024, 2, 8), settings, share=_TIGHT)
-    per_layer = max(_LEAST, (four.seconds - one.seconds) / 3)
-    token = max(0.0, one.seconds - per_layer)
-    dense_layer, dense_pace = line(
-        [(bytes_used(four.recording) / 4, per_layer), (bytes_used(wide.recording), max(_LEAST, wide.seconds - token))]
-    )
+        one, four, wide = (_run(_dense(*shape), settings) for shape in _DENSE)
+        warm, cold = (_run(_experts(*shape), settings) for shape in _EXPERTS)
+        tight = _run(_experts(*_EXPERTS[-1]), settings, share=_TIGHT)
+    (_, few), (_, more), _ = _DENSE
+    per_layer = max(_LEAST, (four.seconds - one.seconds) / (more - few))
+    token = max(0.0, one.seconds - few * per_layer)
+    small, large = (bytes_used(four.recording) / more, per_layer), (bytes_used(wide.recording), wide.seconds - token)
+    dense_layer, dense_pace = line([small, large])
     alone = [taken for run in (warm, cold) for taken in medians(expert_seconds(run.recording))]
     memory = memory_of(alone, medians(expert_seconds(tight.recording)))
     layer_warm, layer_cold = (layer_seconds(run.recording, memory, run.seconds - token) for run in (warm, cold))
@@ -78,7 +82,7 @@ def measure(folder: Path, threads: int | str) -> Timings:
         guess=guess_seconds(tight.recording),
         layer_warm=layer_warm,
         layer_cold=max(layer_warm, layer_cold),
-        cold=bytes_used(cold.recording) // 2,
+        cold=bytes_used(cold.recording) // _EXPERTS[-1][1],
         dense_memory=1 / dense_pace,
         dense_layer=dense_layer,
         token=token,
