@@ -114,11 +114,12 @@ def simulated(recording: Recording, drive: Drive, computing: tuple[Memory, float
     )
 
 
-def row(budget: str, rounds: list[dict[str, float]]) -> tuple[str, ...]:
+def row(budget: str, rounds: list[dict[str, float]], prefix: str = "simulated") -> tuple[str, ...]:
+    """Medians, as measured and as figures whose names begin with ``prefix`` say, and how far these are away."""
     middle = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
     cells = [budget]
     for name, digits, unit in (("tokens_per_second", 1, 1.0), ("flash_bytes_per_token", 3, 1e6), ("hit_ratio", 3, 1.0)):
-        real, sim = middle[name] / unit, middle[f"simulated_{name}"] / unit
+        real, sim = middle[name] / unit, middle[f"{prefix}_{name}"] / unit
         away = f"{sim / real - 1:+.1%}" if real else ""
         cells += [f"{real:.{digits}f}", f"{sim:.{digits}f}", away]
     return tuple(cells)

@@ -17,6 +17,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as hf_initialization
 
+from ..tiering.errors import ConfigError
+from ..tiering.progress import Quiet
 from ..tiering.sim.calibration import bytes_used, expert_seconds, guess_seconds, layer_seconds, medians, memory_of
 from ..tiering.sim.devices import line
 from ..tiering.sim.recording import Recording
@@ -61,7 +63,17 @@ def timings_here(folder: Path, threads: int | str) -> Timings:
 
 def measure(folder: Path, threads: int | str) -> Timings:
     """What this machine takes for the reference models, with ``threads`` as in the configuration. The models lie below
-    ``folder`` meanwhile. Takes some seconds, and 300 MiB there and of memory."""
+    ``folder`` meanwhile. Takes some seconds, and 300 MiB there and of memory.
+
+    Raises ConfigError when ``folder`` cannot be written to, FlashFull when it has no room.
+    """
+    try:
+        return _measure(folder, threads)
+    except OSError as error:
+        raise ConfigError(f"cannot measure computing with {folder}: {error}; choose another with --store") from error
+
+
+def _measure(folder: Path, threads: int | str) -> Timings:
     with tempfile.TemporaryDirectory(prefix=".penstock-trial-", dir=folder) as place:
         settings = Config().override(store=place, threads=threads)
         one, four, wide = (_run(_dense(*shape), settings) for shape in _DENSE)
@@ -133,7 +145,8 @@ def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -
     budget = 2 * whole + MiB if share is None else int(whole * share)
     record = Path(settings.store.path) / "run.penrec"
     seconds = []
-    with wrap(model, settings.override(host_memory=budget), record=record) as streamed, torch.inference_mode():
+    settings = settings.override(host_memory=budget)
+    with wrap(model, settings, record=record, progress=Quiet()) as streamed, torch.inference_mode():
         out = streamed(torch.arange(_PROMPT)[None], use_cache=True)
         for token in range(_TOKENS):
             start = time.perf_counter()
