@@ -1,6 +1,6 @@
-"""How near `penstock plan` comes to real runs: tokens/s, bytes and hit ratio, without a trace of the routing or with one.
+"""How near `penstock plan` comes to real runs, without a trace of the routing or with one: tokens/s, bytes, hit ratio.
 
-    python bench/planned.py MODEL --host-memory 1GiB 2GiB 3GiB [--text FILE] [--profile TRACE] [--tokens 64] [--rounds 3]
+    python bench/planned.py MODEL --host-memory 1GiB 2GiB 3GiB [--text FILE] [--profile TRACE] [--rounds 3]
 
 Each round asks for a plan of every budget, and then runs it, on the same drive. The plan knows nothing of the run; what
 it measures of the machine it measures once, before the first round, unless that is kept already. What is timed are
