@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement
@@ -14,12 +15,13 @@ from ..tiering.sim.devices import Drive, Memory
 from ..tiering.sim.outcome import Outcome
 from ..tiering.sim.simulator import simulate
 from ..tiering.sim.workload import Layer, Pass, Workload, guessing
-from .outline import Outline
+from .outline import ExpertLayer, Outline
 from .routes import Routes
 from .timings import Timings
 
-WARMING, TIMED = 24, 24
-"""Tokens decoded after the prompt until the cache is as full of what is used as it gets, nearly; and then counted."""
+LEAST, MOST, ROUTED = 8, 24, 480
+"""Tokens that warm the cache after a prompt, and then as many that count: fewer of a model with more layers of experts,
+whose chances even out sooner, so that they route ROUTED times."""
 PROMPT = 256
 """Tokens of a prompt whose routing is looked at: a longer one uses no other experts to speak of."""
 PRECISION = 0.75
@@ -67,7 +69,9 @@ class Forecaster:
         self._layers = layers
         self.bytes_per_token = sum(map(self._bytes_used, layers))
         """Bytes of weights that a token uses."""
-        passes = _passes(outline, routes, prompt_tokens) if routes else [Pass(n) for n in _lengths(prompt_tokens)]
+        passes = [Pass(prompt_tokens)] + [Pass(1)] * (2 * decoded(outline.layers))
+        if routes:
+            passes = _routed(passes, outline, routes)
         if routes and outline.foreseen:
             experts = min(layer.experts for layer in outline.layers)
             passes = list(guessing(passes, experts, precision=PRECISION))
@@ -82,7 +86,7 @@ class Forecaster:
             setup.planner(),
             drives=devices.drives,
             memory=self.memory,
-            untimed=1 + WARMING,
+            untimed=1 + decoded(self._outline.layers),
         )
         prompt = outcome.untimed[0]
         return Forecast(
@@ -109,29 +113,29 @@ class Forecaster:
         return dense + self._per_token[layer.experts[0].module] * self._lengths[layer.experts[0]]
 
 
-def routed_tokens(prompt_tokens: int) -> int:
+def decoded(layers: Sequence[ExpertLayer]) -> int:
+    """Tokens that warm the cache, and that count, each."""
+    return max(LEAST, min(MOST, ROUTED // max(1, len(layers))))
+
+
+def routed_tokens(layers: Sequence[ExpertLayer], prompt_tokens: int) -> int:
     """Tokens whose routing a forecast looks at."""
-    return min(prompt_tokens, PROMPT) + WARMING + TIMED
+    return min(prompt_tokens, PROMPT) + 2 * decoded(layers)
 
 
-def _lengths(prompt_tokens: int) -> list[int]:
-    """Tokens of each pass."""
-    return [prompt_tokens] + [1] * (WARMING + TIMED)
-
-
-def _passes(outline: Outline, routes: Routes, prompt_tokens: int) -> list[Pass]:
-    """A prompt, and then tokens one by one, with the experts that ``routes`` have for them."""
+def _routed(passes: Sequence[Pass], outline: Outline, routes: Routes) -> list[Pass]:
+    """``passes`` with the experts that ``routes`` have for them."""
     by_path = {layer.path: layer for layer in routes.layers}
-    chosen = [by_path[layer.path] for layer in outline.layers]
-    begins = min(prompt_tokens, PROMPT)
-    spans = [slice(0, begins), *(slice(token, token + 1) for token in range(begins, routed_tokens(prompt_tokens)))]
-    rows = np.arange(routed_tokens(prompt_tokens)) % routes.tokens
-    tables = [(layer.chosen[rows], layer.experts) for layer in chosen]
-    return [
-        Pass(
-            tokens,
-            [[expert for expert in np.unique(table[span]).tolist() if expert < experts] for table, experts in tables],
-            choices=tokens * max(layer.top_k for layer in chosen),
-        )
-        for tokens, span in zip(_lengths(prompt_tokens), spans, strict=True)
-    ]
+    layers = [by_path[layer.path] for layer in outline.layers]
+    routed, token = [], 0
+    for each in passes:
+        rows = np.arange(token, token + min(each.tokens, PROMPT)) % routes.tokens
+        chosen = [_different(layer.chosen[rows], layer.experts) for layer in layers]
+        routed.append(replace(each, chosen=chosen, choices=each.tokens * max(layer.top_k for layer in layers)))
+        token += len(rows)
+    return routed
+
+
+def _different(chosen: npt.NDArray[Any], experts: int) -> list[int]:
+    """The experts that are in ``chosen``, which of ``experts`` there are, in ascending order."""
+    return [expert for expert in np.unique(chosen).tolist() if expert < experts]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...tiering.errors import BudgetTooSmall
-from ...tiering.policy.budgets import budgets, knee
+from ...tiering.policy.budgets import ENOUGH, budgets, enough
 from ...tiering.policy.placement import Placement, with_working_memory
 from ...tiering.store.folder import size_of
 from ...tiering.store.stripes import parts_of
@@ -119,7 +119,7 @@ class _Plan:
         layers = self.outline.layers
         self.routing = None if not layers else routes.text if routes else "assumed"
         if layers and routes is None:
-            routes = assumed_routes(layers, routed_tokens(prompt_tokens))
+            routes = assumed_routes(layers, routed_tokens(layers, prompt_tokens))
         timings = timings_here(existing(config.store.path), config.compute.threads)
         devices = Devices(drives.models, drives.reading, timings)
         self._forecaster = Forecaster(self.outline, devices, routes, prompt_tokens=prompt_tokens)
@@ -159,14 +159,14 @@ class _Plan:
 
 
 def _recommended(curve: Mapping[int, "Forecast"]) -> int | None:
-    """The budget beyond which more memory pays little, of those that this machine has memory for; None where it has
-    for none."""
+    """The least budget that is nearly as fast as all the memory that this machine has to spare; None where that is too
+    little to run with."""
     from ...kernels.machine import available_memory
     from ..config import auto_host_memory
 
     room = auto_host_memory(available_memory(), max(curve))
     points = [(budget, found.tokens_per_second) for budget, found in curve.items() if budget <= room]
-    return knee(points) if points else None
+    return enough(points) if points else None
 
 
 def _rows(curve: Mapping[int, "Forecast"]) -> list[dict[str, Any]]:
@@ -237,8 +237,8 @@ def _print(report: dict[str, Any], placement: Placement | None) -> None:
     print_table("", columns, [_cells(row) for row in report["curve"]])
     if report["recommended_host_memory"] is not None:
         print(
-            f"Recommended, of what this machine has to spare: {format_size(report['recommended_host_memory'])}; "
-            "beyond it, less than the average GiB buys is to be had."
+            f"Recommended: {format_size(report['recommended_host_memory'])}; "
+            f"all that this machine has to spare is at most {1 / ENOUGH - 1:.0%} faster."
         )
     for note in report["notes"]:
         print(f"Note: {note}.")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from penstock.runtime.assumed import assumed_routes
-from penstock.runtime.forecast import TIMED, Devices, Forecast, Forecaster, routed_tokens
+from penstock.runtime.forecast import Devices, Forecast, Forecaster, decoded, routed_tokens
 from penstock.runtime.layout import layout
-from penstock.runtime.outline import Outline
+from penstock.runtime.outline import ExpertLayer, Outline
 from penstock.runtime.routes import Routes
 from penstock.runtime.skeleton import skeleton
 from penstock.runtime.timings import Timings
@@ -41,7 +41,7 @@ def forecast(
 ) -> Forecast:
     """Of ``model`` with ``budget`` bytes, or all in memory."""
     if model.layers and routes is None:
-        routes = assumed_routes(model.layers, routed_tokens(PROMPT))
+        routes = assumed_routes(model.layers, routed_tokens(model.layers, PROMPT))
     made = Forecaster(model, Devices([Drive(drive)], UNMEASURED, timings), routes, prompt_tokens=PROMPT)
     placement = model.place(budget or with_working_memory(model.total_bytes))
     return made.forecast(placement, model.divisions(placement, None), eviction="auto", guess=guess)
@@ -106,8 +106,12 @@ def test_guessing_is_simulated_where_it_is_on():
     assert forecast(model, 400 * KiB, timings=slow, drive=1e7) == on, "equal arguments give equal forecasts"
 
 
-def test_tokens_that_are_counted_come_after_those_that_warm_the_cache():
-    assert routed_tokens(1) > 1 + TIMED
+def test_the_more_layers_route_the_fewer_tokens_do():
+    layers = [ExpertLayer(str(n), 8, 2, 1) for n in range(100)]
+    counts = [decoded(layers[:n]) for n in range(101)]
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[48], counts[100]) == (24, 10, 8)
+    assert routed_tokens(layers, 5) == 5 + 2 * 8
 
 
 def test_a_drive_that_cannot_be_is_named():
