@@ -82,8 +82,10 @@ def _measure(folder: Path, threads: int | str) -> Timings:
     (_, few), (_, more), _ = _DENSE
     per_layer = max(_LEAST, (four.seconds - one.seconds) / (more - few))
     token = max(0.0, one.seconds - few * per_layer)
-    small, large = (bytes_used(four.recording) / more, per_layer), (bytes_used(wide.recording), wide.seconds - token)
-    dense_layer, dense_pace = line([small, large])
+    large_layer = max(_LEAST, wide.seconds - token)
+    dense_layer, dense_pace = line(
+        [(bytes_used(four.recording) / more, per_layer), (bytes_used(wide.recording), large_layer)]
+    )
     alone = [taken for run in (warm, cold) for taken in medians(expert_seconds(run.recording))]
     memory = memory_of(alone, medians(expert_seconds(tight.recording)))
     layer_warm, layer_cold = (layer_seconds(run.recording, memory, run.seconds - token) for run in (warm, cold))

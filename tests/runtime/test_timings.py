@@ -31,9 +31,7 @@ def test_reference_models_are_measured_once(tmp_path: Path, monkeypatch: pytest.
     folder.mkdir()
     found = reference.timings_here(folder, 1)
     assert not list(folder.iterdir()), "nothing is left on the drive"
-    assert found.memory > 1e6
-    assert found.dense_memory > 1e6
-    assert 1e-6 < found.layer_warm <= found.layer_cold < 1
+    assert found.layer_warm <= found.layer_cold
     assert found.products.keys() == {"bfloat16", "float16", "float32"}
     monkeypatch.setattr(reference, "measure", lambda *_: pytest.fail("what is kept is measured again"))
     assert reference.timings_here(folder, 1) == found
@@ -83,7 +81,7 @@ def test_a_layer_takes_longer_the_more_its_weights_push_out(one: int, other: int
     small, large = sorted((one, other))
     least, most = (own.layer_seconds(size, experts=True) for size in (small, large))
     assert 1e-3 <= least <= most <= 3e-3
-    assert own.layer_seconds(30 * MiB, experts=True) == 3e-3
+    assert [own.layer_seconds(size * MiB, experts=True) for size in (0, 15, 30)] == pytest.approx([1e-3, 2e-3, 3e-3])
     assert own.layer_seconds(small, experts=False) == 2e-3
 
 

@@ -82,7 +82,9 @@ def decoded() -> list[Pass]:
 def test_a_run_gives_its_memory_and_layers_back():
     memory = Memory(1e3 * BLOCK, overhead=2e-3)
     whole, seconds = run(LAYERS * PER_LAYER, memory, decoded())
-    found = memory_of(medians(expert_seconds(whole)), [])
+    taken = expert_seconds(whole)
+    assert len(taken) == LAYERS * (len(TOKENS) - 1), "each layer of each token, and not of the prompt"
+    found = memory_of(medians(taken), [])
     assert found.bandwidth == pytest.approx(memory.bandwidth)
     assert found.overhead == pytest.approx(memory.overhead)
     assert layer_seconds(whole, memory, seconds) == pytest.approx(BESIDES)
