@@ -27,21 +27,25 @@ from penstock.kernels.directio import DirectFile
 from penstock.kernels.machine import measure_memory
 from penstock.kernels.trial import read_rates
 from penstock.runtime.recording import recorded
-from penstock.tiering.events import Acquire, Begin, Expect, Grant, Release
-from penstock.tiering.sim.devices import Drive, Memory, fitted, line
+from penstock.tiering.sim.calibration import (
+    CHECKSUM,
+    expert_seconds,
+    guess_seconds,
+    layer_seconds,
+    medians,
+    memory_of,
+    timed,
+)
+from penstock.tiering.sim.devices import Drive, Memory, fitted
 from penstock.tiering.sim.outcome import Outcome
 from penstock.tiering.sim.recording import Recording, first_difference
 from penstock.tiering.sim.rerun import passes_of
 from penstock.tiering.sim.simulator import simulate
-from penstock.tiering.sim.workload import Layer, Workload, layers_of
+from penstock.tiering.sim.workload import Workload, layers_of
 from penstock.tiering.units import PAGE, MiB, format_size, parse_size
 
 PROMPT = 32
 DEPTHS = (1, 2, 4, 8)
-OFTEN = 5
-"""Times that something is measured before it counts."""
-CHECKSUM = 3e10
-"""Bytes per second of XXH3 on one core."""
 
 
 def run(options: argparse.Namespace, store: str, host_memory: str | int) -> tuple[dict[str, Any], Recording, Any]:
@@ -85,57 +89,13 @@ def measured_drive(recording: Recording, files: list[Path], contention: float) -
     return fitted(rates, contention=contention, checksum=CHECKSUM, handling=handling)
 
 
-def expert_seconds(recording: Recording) -> list[tuple[int, float]]:
-    """Bytes and seconds of each time that experts were computed for one token: from when they and their thread were
-    there."""
-    found, here, idle, passes = [], {}, {}, 0
-    owner: dict[int, int] = {}  # stream by ticket
-    for now, event, actions in recording.steps:
-        passes += isinstance(event, Begin)
-        if isinstance(event, Acquire):
-            owner[event.ticket] = event.stream
-        if isinstance(event, Release) and event.blocks[0].kind == "expert" and passes > 1:  # the first is the prompt
-            started = max(idle[event.stream], *(here[event.stream, block] for block in event.blocks))
-            size = sum(recording.setup.homes[block].extent.length for block in event.blocks)
-            found.append((size, now - started))
-        if isinstance(event, Acquire | Release | Expect):
-            idle[event.stream] = now
-        here |= {(owner[a.ticket], a.block): now for a in actions if isinstance(a, Grant)}
-    return found
-
-
-def medians(times: list[tuple[int, float]]) -> dict[int, float]:
-    """The median seconds by bytes, of those that were seen often."""
-    by_size: dict[int, list[float]] = {}
-    for size, seconds in times:
-        by_size.setdefault(size, []).append(seconds)
-    return {size: statistics.median(each) for size, each in by_size.items() if len(each) >= OFTEN}
-
-
 def measured_computing(figures: dict[str, Any], whole: Recording, tight: Recording) -> tuple[Memory, float, float]:
     """From a run with everything in memory, and one with little: the memory, seconds of a layer besides its weights,
     and of a guess. In the one nothing is read meanwhile, in the other nearly always."""
-    setup = whole.setup
-    guesses = [step.event.seconds for step in tight.steps if isinstance(step.event, Expect)]
-    last = next(iter(passes_of(whole).values()))[-1]
-    experts = sum(map(len, last.chosen))
-    length = max((home.extent.length for block, home in setup.homes.items() if block.kind == "expert"), default=0)
-    dense = sum(home.extent.length for block, home in setup.homes.items() if block.kind == "dense")
-    overhead, bandwidth, contention = 0.0, measure_memory(), 0.0
-    if experts:
-        alone, beside = (medians(expert_seconds(recording)) for recording in (whole, tight))
-        overhead, pace = line(list(alone.items()))
-        bandwidth = 1 / pace
-        expected = [(overhead + size * pace) / seconds for size, seconds in beside.items()]
-        contention = max(0.0, 1 - statistics.median(expected))
-    computed = (dense + experts * length) / bandwidth + overhead * len(last.chosen)
-    besides = max(0.0, 1 / figures["tokens_per_second"] - computed) / sum(map(is_deep, layers_of(setup.homes)))
-    return Memory(bandwidth, overhead, contention=contention), besides, statistics.median(guesses) if guesses else 0.0
-
-
-def is_deep(layer: Layer) -> bool:
-    """Whether it is one of those that computing besides weights goes into: not an embedding, norm or output layer."""
-    return len(layer.dense) + len(layer.experts) > 1
+    has_experts = any(block.kind == "expert" for block in whole.setup.homes)
+    taken = [medians(expert_seconds(recording)) for recording in (whole, tight)]
+    memory = memory_of(*taken) if has_experts else Memory(measure_memory())
+    return memory, layer_seconds(whole, memory, 1 / figures["tokens_per_second"]), guess_seconds(tight)
 
 
 def simulated(recording: Recording, drive: Drive, computing: tuple[Memory, float, float]) -> Outcome:
@@ -144,8 +104,7 @@ def simulated(recording: Recording, drive: Drive, computing: tuple[Memory, float
     (prompt, *decoded), *_ = passes_of(recording).values()
     choices = PROMPT * max((len(chosen) for chosen in decoded[0].chosen), default=0)
     passes = [replace(prompt, tokens=PROMPT, choices=choices), *decoded]
-    layers = layers_of(block for block in setup.homes if block not in by_row)
-    layers = [replace(layer, seconds=besides) if is_deep(layer) else layer for layer in layers]
+    layers = timed(layers_of(block for block in setup.homes if block not in by_row), lambda _: besides)
     return simulate(
         Workload(layers, [passes], guess_seconds=guess),
         setup.planner(),
@@ -155,11 +114,12 @@ def simulated(recording: Recording, drive: Drive, computing: tuple[Memory, float
     )
 
 
-def row(budget: str, rounds: list[dict[str, float]]) -> tuple[str, ...]:
+def row(budget: str, rounds: list[dict[str, float]], prefix: str = "simulated") -> tuple[str, ...]:
+    """Medians, as measured and as figures whose names begin with ``prefix`` say, and how far these are away."""
     middle = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
     cells = [budget]
     for name, digits, unit in (("tokens_per_second", 1, 1.0), ("flash_bytes_per_token", 3, 1e6), ("hit_ratio", 3, 1.0)):
-        real, sim = middle[name] / unit, middle[f"simulated_{name}"] / unit
+        real, sim = middle[name] / unit, middle[f"{prefix}_{name}"] / unit
         away = f"{sim / real - 1:+.1%}" if real else ""
         cells += [f"{real:.{digits}f}", f"{sim:.{digits}f}", away]
     return tuple(cells)

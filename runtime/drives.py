@@ -1,17 +1,26 @@
 """The drives that a bundle is or will be dealt to, measured: which take part, and how fast they are together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..tiering.policy.reads import UNMEASURED, Reading, typical_read
+from ..tiering.sim.calibration import CHECKSUM
+from ..tiering.sim.devices import Drive as ModelledDrive
+from ..tiering.sim.devices import fitted
 from ..tiering.store import journal
 from ..tiering.store.folder import PARTIAL
 from ..tiering.store.manifest import Drive, Manifest
 from ..tiering.store.stripes import absent, drive_under, part_of, remove
 from ..tiering.units import PAGE
-from .speeds import drive_speed, existing
+from .settings import Io
+from .speeds import drive_rates, drive_speed, existing
 
 _SECONDS = 0.25
+CONTENTION = 0.25
+"""Share of a drive's speed that is lost while cores compute; bench/drive.py measures it."""
+HANDLING = 5e-5
+"""Seconds of a core for each read, the checksum apart."""
 
 
 def drives_for(target: Path, stripes: Sequence[Path], lengths: Sequence[int], *, memory: int) -> tuple[Drive, ...]:
@@ -36,14 +45,40 @@ def drives_for(target: Path, stripes: Sequence[Path], lengths: Sequence[int], *,
     )
 
 
-def bundle_speed(bundle: Path, manifest: Manifest, size: int, reading: Reading) -> float:
-    """Bytes per second of the drives of ``bundle``, read in ``size`` bytes as ``reading`` says,
-    while each delivers its share. Raises BundleError when a drive is not there, ConfigError when one fails."""
+def places_of(bundle: Path, manifest: Manifest) -> list[Path]:
+    """The folder of each drive of ``bundle``. Raises BundleError when one that has blocks is not there."""
     places = manifest.places(bundle)
     for place, share in zip(places, manifest.drive_bytes, strict=True):
         if share and not place.is_dir():
             raise absent(bundle, place)
+    return places
+
+
+def bundle_speed(bundle: Path, manifest: Manifest, size: int, reading: Reading) -> float:
+    """Bytes per second of the drives of ``bundle``, read in ``size`` bytes as ``reading`` says,
+    while each delivers its share. Raises BundleError when a drive is not there, ConfigError when one fails."""
+    places = places_of(bundle, manifest)
     return together(places, [drive_speed(place, size, reading) for place in places], manifest.drive_bytes)
+
+
+def modelled(places: Sequence[Path], io: Io, *, block: int) -> tuple[list[ModelledDrive], Reading]:
+    """The drive below each of ``places``, to be simulated, by rates that are kept or measured now. And how a bundle
+    with blocks of about ``block`` bytes is read from them. Places on one drive share it evenly.
+
+    Raises ConfigError when a drive cannot be measured, or not be read as ``io`` wants it.
+    """
+    from .reading import kept_reading
+
+    measured = [drive_rates(place) for place in places]
+    reading = kept_reading(existing(places[0]), io, block=block)
+    names = [drive_under(existing(place)) for place in places]
+    found = []
+    for rates, name in zip(measured, names, strict=True):
+        own = [rate for rate in rates if rate.backend == reading.backend] or rates
+        near = [rate for rate in own if rate.depth <= reading.depth] or own
+        drive = fitted(near, contention=CONTENTION, checksum=CHECKSUM, handling=HANDLING)
+        found.append(replace(drive, bandwidth=drive.bandwidth / names.count(name)))
+    return found, reading
 
 
 def together(places: Sequence[Path], speeds: Sequence[float], shares: Sequence[float]) -> float:

@@ -51,6 +51,10 @@ class Layout:
     def total_bytes(self) -> int:
         return sum(block.extent.length for block in self.blocks)
 
+    def drive_of(self, block: Block) -> int:
+        """Number of the drive that ``block`` lies on."""
+        return self.drives[block.extent.file] if self.drives else 0
+
     def digest(self) -> str:
         """SHA-256 over names, dtypes, shapes and places: two equal layouts of equal weights give equal bundles. To how
         many drives the blocks are dealt makes no difference: the places are those on one."""

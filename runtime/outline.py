@@ -2,28 +2,46 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 from torch import nn
 
 from ..tiering.errors import BudgetTooSmall
-from ..tiering.policy.cost import ExpertLayer, Load
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place, with_working_memory
-from ..tiering.units import BlockId
+from ..tiering.policy.reads import Reading
+from ..tiering.setup import Setup, setup_of
+from ..tiering.sim.workload import Layer, layers_of
+from ..tiering.units import BlockId, Extent
 from .compose import embeddings
 from .layout import Layout
+from .prediction import router_of
 from .routing import experts_per_token
+
+
+class ExpertLayer(NamedTuple):
+    """The experts of the module ``path``: how many there are, how many a token uses, bytes of all of them."""
+
+    path: str
+    experts: int
+    per_token: int
+    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """``embeddings`` are blocks that can be read by row, each with whether nothing else uses them. ``guessed``: nothing
-    tells how many experts a token uses, so all are taken to be used."""
+    """``blocks`` in the order of the bundle, each with its extent. ``embeddings`` are blocks that can be read by row,
+    each with whether nothing else uses them. ``guessed``: nothing tells how many experts a token uses, so all are taken
+    to be used. ``foreseen``: a layer's experts can be guessed from the layer before. ``dtype`` is the model's."""
 
     blocks: tuple[SizedBlock, ...]
+    extents: tuple[Extent, ...]
     embeddings: Mapping[BlockId, bool]
     layers: tuple[ExpertLayer, ...]
     guessed: bool
+    foreseen: bool
+    dtype: str
 
     @classmethod
     def of(cls, model: nn.Module, layout: Layout) -> "Outline":
@@ -34,13 +52,19 @@ class Outline:
             if block.id.kind == "expert":
                 lengths.setdefault(block.id.module, []).append(block.extent.length)
         return cls(
-            blocks=tuple(SizedBlock(block.id, block.extent.length, block.resident) for block in layout.blocks),
+            blocks=tuple(
+                SizedBlock(block.id, block.extent.length, block.resident, layout.drive_of(block))
+                for block in layout.blocks
+            ),
+            extents=tuple(block.extent for block in layout.blocks),
             embeddings=embeddings(model, layout.blocks, layout.tied),
             layers=tuple(
-                ExpertLayer(len(bytes_), per_token.get(path) or len(bytes_), sum(bytes_))
+                ExpertLayer(path, len(bytes_), per_token.get(path) or len(bytes_), sum(bytes_))
                 for path, bytes_ in lengths.items()
             ),
             guessed=any(per_token.get(path) is None for path in lengths),
+            foreseen=any(router_of(model, after) is not None for _, after in pairwise(lengths)),
+            dtype=str(model.dtype).removeprefix("torch."),
         )
 
     @property
@@ -64,12 +88,25 @@ class Outline:
         """What goes where with ``budget`` bytes of host memory. Raises BudgetTooSmall."""
         return place(self.blocks, budget, embeddings=self.embeddings)
 
-    def floor(self, placement: Placement, floor: int | None) -> int:
-        """Bytes of host memory that ``placement`` shrinks to under pressure; ``floor`` bytes if given and possible."""
-        return Divisions(self.blocks, placement, floor=floor, embeddings=self.embeddings).floor
+    def divisions(self, placement: Placement, floor: int | None) -> Divisions:
+        """What stays of ``placement`` under memory pressure; ``floor`` bytes of it, if given and possible."""
+        return Divisions(self.blocks, placement, floor=floor, embeddings=self.embeddings)
 
-    def load(self, placement: Placement) -> Load:
-        """What one token asks of memory and drive. An embedding that nothing else uses gives a row: next to nothing."""
-        dense = sum(block.length for block in self.blocks if block.id.kind == "dense")
-        rows_only = sum(block.length for block in self.blocks if self.embeddings.get(block.id))
-        return Load(dense - rows_only, placement.streamed_bytes, self.layers, placement.expert_share)
+    def setup(
+        self, placement: Placement, divisions: Divisions, reading: Reading, *, eviction: str, guess: bool
+    ) -> Setup:
+        """What a planner of this model begins with."""
+        return setup_of(
+            ((block.id, extent, block.drive) for block, extent in zip(self.blocks, self.extents, strict=True)),
+            placement,
+            divisions,
+            reading,
+            drives=1 + max(block.drive for block in self.blocks),
+            eviction=eviction,
+            guess=guess,
+        )
+
+    @property
+    def passed(self) -> list[Layer]:
+        """What a token goes through, layer by layer. Of an embedding that nothing else uses it takes a row: nothing."""
+        return layers_of(block.id for block in self.blocks if not self.embeddings.get(block.id))

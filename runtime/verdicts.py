@@ -32,19 +32,19 @@ class _File(BaseModel):
 
 def load(into: dict[str, bool]) -> None:
     """Add to ``into`` what is known of this machine; what is there stays."""
-    for key, verdict in _read(_signature()).items():
+    for key, verdict in _read(signature()).items():
         into.setdefault(key, verdict)
 
 
 def keep(verdicts: Mapping[str, bool]) -> Path | None:
     """Keep ``verdicts`` beside those that are kept, if that is anything new; where, None if nothing was written."""
-    signature = _signature()
-    known = _read(signature)
+    holds_for = signature()
+    known = _read(holds_for)
     if known.items() >= verdicts.items():
         return None
     both = known | dict(verdicts)
     newest = dict(list(both.items())[-MOST:])
-    return cachefile.write(_name(signature), _File(holds_for=signature, verdicts=newest).model_dump_json(indent=1))
+    return cachefile.write(_name(holds_for), _File(holds_for=holds_for, verdicts=newest).model_dump_json(indent=1))
 
 
 def _read(signature: str) -> dict[str, bool]:
@@ -59,7 +59,8 @@ def _name(signature: str) -> str:
     return f"rows-{xxhash.xxh3_64_hexdigest(signature.encode())}.json"
 
 
-def _signature() -> str:
+def signature() -> str:
+    """What results and times of products hold for: the processor, the libraries, and how they are set."""
     name, flags = processor(Path("/proc/cpuinfo"))
     settings = sorted(f"{key}={value}" for key, value in os.environ.items() if key.startswith(_SETTINGS))
     versions = f"torch {torch.__version__} {torch.__config__.show()} transformers {transformers.__version__}"

@@ -15,6 +15,7 @@ from .options import Settings
 
 if TYPE_CHECKING:
     from ...kernels.machine import DriveReport, MachineReport
+    from ..timings import Timings
 
 IN_MEMORY = ("tmpfs", "ramfs")
 OVER_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
@@ -24,17 +25,19 @@ TYPICAL = 4 * MiB
 
 
 def command(settings: Settings) -> None:
-    """Measure the drive of the store and the memory, and warn of what will make models slow. Takes some seconds.
+    """Measure the drive of the store, the memory and computing, and warn of what will make models slow. Takes some
+    seconds.
 
-    What is measured of the drive is kept, and decides how models are read from it from then on.
+    What is measured is kept: of the drive it decides how models are read from then on, and of both what plan predicts.
     """
     config = settings.load()
     quiet_libraries()
     import psutil
 
     from ...kernels import machine
-    from .. import drivecache
+    from .. import drivecache, timings
     from ..reading import kept_reading
+    from ..reference import measure
 
     store = config.store.path
     folder = existing(store)  # before the first pack there is no store yet
@@ -44,6 +47,8 @@ def command(settings: Settings) -> None:
     except OSError as error:
         raise ConfigError(f"cannot measure the drive below {folder}: {error}; choose another with --store") from error
     kept = drivecache.keep(folder, drive.rates)
+    computing = measure(folder, config.compute.threads)
+    timings.keep(computing, config.compute.threads)
     report = machine.describe()
     file_system = file_system_of(folder, Path("/proc/self/mounts"))
     found = _Found(
@@ -54,6 +59,7 @@ def command(settings: Settings) -> None:
         reading=kept_reading(folder, config.io, block=TYPICAL) if kept else None,
         kept=kept,
         memory=machine.measure_memory(),
+        computing=computing,
         budget=config.host_budget(),
         warnings=warnings_for(
             swap_used=psutil.swap_memory().used,
@@ -82,6 +88,7 @@ class _Found:
     reading: Reading | None
     kept: Path | None
     memory: float
+    computing: "Timings"
     budget: int
     warnings: list[str]
 
@@ -94,6 +101,7 @@ def _fields(found: _Found) -> dict[str, Any]:
         "reading": asdict(found.reading) if found.reading else None,
         "kept_in": str(found.kept) if found.kept else None,
         "memory_bytes_per_second": found.memory,
+        "computing": found.computing.model_dump(),
         "host_memory": found.budget,
         "warnings": found.warnings,
     }
@@ -106,6 +114,11 @@ def _print(found: _Found, store: Path) -> None:
     print(
         f"memory: {format_size(report.available_memory)} of {format_size(report.total_memory)} available, "
         f"{found.memory / 1e9:.1f} GB/s; host_memory would be {format_size(found.budget)}"
+    )
+    print(
+        f"computing a token of a bfloat16 model: weights at {found.computing.memory / 1e9:.1f} GB/s, besides "
+        f"{found.computing.dense_layer * 1e3:.2f} ms for each layer, {found.computing.layer_warm * 1e3:.2f} to "
+        f"{found.computing.layer_cold * 1e3:.2f} ms if it has experts"
     )
     print(
         f"store: {store} on {found.file_system}, {format_size(found.free)} free, "

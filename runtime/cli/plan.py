@@ -1,25 +1,29 @@
-"""``penstock plan``: will a model fit, what goes where, how fast can it be; nothing is packed."""
+"""``penstock plan``: will a model fit, what goes where, how fast will it be, what would more memory buy; nothing is
+packed."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...tiering.errors import BudgetTooSmall, BundleError
-from ...tiering.policy.cost import Speeds, predict
-from ...tiering.policy.placement import Placement
-from ...tiering.policy.reads import streamed_lengths, typical_read
+from ...tiering.errors import BudgetTooSmall
+from ...tiering.policy.budgets import ENOUGH, budgets, enough
+from ...tiering.policy.placement import Placement, with_working_memory
 from ...tiering.store.folder import size_of
 from ...tiering.store.stripes import parts_of
-from ...tiering.units import format_size
-from ..drives import bundle_speed, together
-from ..settings import Io
-from ..speeds import drive_speed, existing
-from .console import print_json, print_table, quiet_libraries
-from .opening import bundles_of, is_bundle, open_checkpoint, read_config, read_manifest
+from ...tiering.units import GiB, format_size
+from ..speeds import existing
+from .console import print_json, print_table, quiet_libraries, waiting
 from .options import Settings, Source
+from .sketch import Drives, Sketch, drives_of, sketch
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..forecast import Forecast
+    from ..routes import Routes
 
 
 def command(
@@ -28,19 +32,34 @@ def command(
     prompt_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Length of the prompt for the time to the first token.")
     ] = 512,
+    profile: Annotated[
+        str | None, typer.Option("--profile", metavar="TRACE", help="Routing trace, from penstock profile --out.")
+    ] = None,
 ) -> None:
-    """Say whether MODEL fits, what goes where, and how fast it can be here, from its configuration and this machine.
+    """Say whether MODEL fits, what goes where, how fast it will be here, and what more memory would buy, by simulating
+    it on what this machine was measured to be. Where nothing was measured yet, that takes some seconds.
 
     That it does not fit is an answer, not an error: the exit code is 0, see "fits" in --json.
     """
     config = settings.load()
     quiet_libraries()
-    outline, bundle = _outline(source, config.store.path)
+    routes = _routes(profile)
+    found = sketch(source, config.store.path)
+    outline = found.outline
+    if routes is not None:
+        routes.check_model({layer.path: layer.experts for layer in outline.layers}, source.model)
+    least, whole = outline.least_budget, with_working_memory(outline.total_bytes)
     budget = config.host_budget(outline.total_bytes)
-    needed = 0 if bundle else outline.total_bytes
-    places = [config.store.path, *config.store.stripes]
-    free = flash_free(places, config.flash_limit)
+    with waiting("measuring and simulating"):
+        places = [config.store.path, *config.store.stripes]
+        found, drives = drives_of(found, outline.place(max(budget, least)), places, config.io)
+        plan = _Plan(found, drives, config, routes, prompt_tokens)
+        curve = {each: plan.at(each) for each in budgets(least, whole, budget)}
+    needed = 0 if found.bundle else outline.total_bytes
+    free = flash_free(places, config.flash_limit, None if found.bundle else drives.shares)
     notes: list[str] = []
+    if needed > free:
+        notes.append(f"packing needs {format_size(needed)} on flash, there is room for {format_size(free)}")
     report: dict[str, Any] = {
         "fits": False,
         "tokens_per_second": None,
@@ -48,132 +67,131 @@ def command(
         "flash_bytes_per_token": None,
         "hit_ratio": None,
         "limited_by": None,
-        "minimum_host_memory": outline.least_budget,
+        "minimum_host_memory": least,
         "host_memory": budget,
         "host_memory_floor": None,
         "model_bytes": outline.total_bytes,
         "flash_needed": needed,
         "flash_free": free,
         "prompt_tokens": prompt_tokens,
+        "recommended_host_memory": _recommended(curve),
+        "curve": _rows(curve),
+        "routing": plan.routing,
         "notes": notes,
     }
-    if needed > free:
-        notes.append(f"packing needs {format_size(needed)} on flash, there is room for {format_size(free)}")
     placement: Placement | None = None
     try:
         placement = outline.place(budget)
     except BudgetTooSmall as error:
         notes.append(str(error))
     else:
-        speeds, shares = _measure(outline, placement, bundle, places, config.io)
-        if shares:
-            free = report["flash_free"] = flash_free(places, config.flash_limit, shares)
-        if needed > free and not notes:
-            notes.append(f"packing needs {format_size(needed)} on flash, the drives have room for {format_size(free)}")
-        report |= {"fits": needed <= free, "host_memory_floor": outline.floor(placement, config.host_floor)}
-        report |= _predicted(outline, placement, speeds, prompt_tokens)
-        notes += _caveats(outline, placement)
+        floor = plan.outline.divisions(placement, config.host_floor).floor
+        report |= {"fits": needed <= free, "host_memory_floor": floor}
+        report |= asdict(curve[budget]) | plan.speeds | {"placement": _placed(placement)}
+        notes += plan.caveats
     if settings.json:
         print_json(report)
     else:
         _print(report, placement)
 
 
-def _outline(source: Source, store: Path) -> tuple[Any, Path | None]:
-    """From the manifest of a bundle, the files of a checkpoint, or the configuration alone of one on the hub; and the
-    bundle that it is packed into already."""
-    import torch
+def _routes(profile: str | None) -> "Routes | None":
+    """The routing trace in the file ``profile``. Raises TraceError."""
+    if profile is None:
+        return None
+    from ..routes import Routes
 
-    from ..layout import Layout, layout
-    from ..outline import Outline
-    from ..skeleton import skeleton
-    from ..weights import CheckpointWeights
-
-    path = Path(source.model).expanduser()
-    trust = source.trust_remote_code
-    if is_bundle(source.model):
-        manifest = read_manifest(path)
-        config = read_config(str(path / "model"), source)
-        model = skeleton(config, getattr(torch, manifest.dtype), trust_remote_code=trust)
-        return Outline.of(model, Layout(manifest.blocks, manifest.tied)), path
-    if not path.exists():
-        config = read_config(source.model, source)
-        model = skeleton(config, config.dtype or torch.float32, trust_remote_code=trust)
-        return Outline.of(model, layout(model)), None
-    checkpoint = open_checkpoint(source)
-    model = skeleton(checkpoint.config, checkpoint.dtype(), trust_remote_code=trust)
-    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=1 << 62)
-    planned = layout(model, weights.addresses())
-    weights.close()
-    # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
-    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, planned)]
-    return Outline.of(model, planned), next(iter(bundles_of(checkpoint, store, alike)), None)
+    return Routes.load(profile)
 
 
-def _same_shape(bundle: Path, planned: Any) -> bool:
-    try:
-        manifest = read_manifest(bundle)
-    except BundleError:
-        return False
-    places = {block.id: place for place, block in enumerate(planned.blocks)}  # experts may lie in another order
-    blocks = tuple(sorted(manifest.blocks, key=lambda block: places.get(block.id, -1)))
-    return bool(type(planned)(blocks, manifest.tied).digest() == planned.digest())
+class _Plan:
+    """What a sketched model does on its drives and on the cores of this machine, under any budget."""
 
+    def __init__(
+        self, found: Sketch, drives: Drives, config: "Config", routes: "Routes | None", prompt_tokens: int
+    ) -> None:
+        from ..assumed import assumed_routes
+        from ..forecast import Devices, Forecaster, routed_tokens
+        from ..reference import timings_here
 
-def _measure(
-    outline: Any, placement: Placement, bundle: Path | None, places: Sequence[Path], io: Io
-) -> tuple[Speeds, list[float] | None]:
-    """The speeds of flash and memory here; without a ``bundle``, also that of each drive to which packing would deal.
+        self.outline = found.outline
+        self._config, self._drives = config, drives
+        layers = self.outline.layers
+        self.routing = None if not layers else routes.text if routes else "assumed"
+        if layers and routes is None:
+            routes = assumed_routes(layers, routed_tokens(layers, prompt_tokens))
+        timings = timings_here(existing(config.store.path), config.compute.threads)
+        devices = Devices(drives.models, drives.reading, timings)
+        self._forecaster = Forecaster(self.outline, devices, routes, prompt_tokens=prompt_tokens)
 
-    ``places`` are the store and its stripes.
-    """
-    from ...kernels.machine import measure_memory
-    from ..reading import kept_reading
-
-    size = typical_read(streamed_lengths(outline.blocks, placement))
-    reading = kept_reading(existing(places[0]), io, block=size)
-    if bundle:
-        return Speeds(bundle_speed(bundle, read_manifest(bundle), size, reading), measure_memory()), None
-    each = [drive_speed(place, size, reading) for place in places]
-    return Speeds(together(places, each, each), measure_memory()), each
-
-
-def _predicted(outline: Any, placement: Placement, speeds: Speeds, prompt_tokens: int) -> dict[str, Any]:
-    """What ``placement`` promises at these ``speeds``, as fields of the report."""
-    prediction = predict(outline.load(placement), speeds, prompt_tokens=prompt_tokens)
-    return {
-        "tokens_per_second": prediction.tokens_per_second,
-        "time_to_first_token_s": prediction.time_to_first_token_s,
-        "flash_bytes_per_token": prediction.flash_bytes_per_token,
-        "hit_ratio": prediction.hit_ratio,
-        "limited_by": prediction.limited_by,
-        "memory_bytes_per_token": prediction.memory_bytes_per_token,
-        "flash_bytes_per_second": speeds.flash,
-        "memory_bytes_per_second": speeds.memory,
-        "placement": {
-            "resident_bytes": placement.resident_bytes,
-            "pinned_bytes": placement.pinned_bytes,
-            "streamed_bytes": placement.streamed_bytes,
-            "stream_region_bytes": placement.stream_region_bytes,
-            "row_cache_bytes": placement.row_cache_bytes,
-            "expert_region_bytes": placement.expert_region_bytes,
-            "expert_total_bytes": placement.expert_total_bytes,
-            "expert_count": placement.expert_count,
-        },
-    }
-
-
-def _caveats(outline: Any, placement: Placement) -> list[str]:
-    """What the prediction does not know."""
-    notes = []
-    if placement.expert_count and placement.expert_share < 1:
-        notes.append(
-            "the hit ratio is an estimate without a trace of routing: the fraction of the experts that is cached"
+    def at(self, budget: int) -> "Forecast":
+        """Under ``budget`` bytes of host memory, which must be enough."""
+        placement = self.outline.place(budget)
+        experts = self._config.experts
+        return self._forecaster.forecast(
+            placement,
+            self.outline.divisions(placement, self._config.host_floor),
+            eviction=experts.eviction,
+            guess=experts.prefetch == "auto",
         )
-    if outline.guessed:
-        notes.append("nothing says how many experts a token uses; all of them are counted")
-    notes.append("speeds count bytes over measured speeds, not arithmetic: they are upper bounds")
-    return notes
+
+    @property
+    def speeds(self) -> dict[str, Any]:
+        return {
+            "memory_bytes_per_token": self._forecaster.bytes_per_token,
+            "flash_bytes_per_second": self._drives.bytes_per_second,
+            "memory_bytes_per_second": self._forecaster.memory.bandwidth,
+        }
+
+    @property
+    def caveats(self) -> list[str]:
+        """What the forecast takes for granted."""
+        notes = []
+        if self.routing == "assumed":
+            notes.append(
+                "which experts tokens use is assumed, as uneven and as repetitive as a small trained model's was; "
+                "penstock profile MODEL --text FILE --out TRACE records it for --profile TRACE"
+            )
+        if self.outline.guessed:
+            notes.append("nothing says how many experts a token uses; all of them are counted")
+        notes.append("attention over a long context, and what else runs on the machine, are not counted")
+        return notes
+
+
+def _recommended(curve: Mapping[int, "Forecast"]) -> int | None:
+    """The least budget that is nearly as fast as all the memory that this machine has to spare; None where that is too
+    little to run with."""
+    from ...kernels.machine import available_memory
+    from ..config import auto_host_memory
+
+    room = auto_host_memory(available_memory(), max(curve))
+    points = [(budget, found.tokens_per_second) for budget, found in curve.items() if budget <= room]
+    return enough(points) if points else None
+
+
+def _rows(curve: Mapping[int, "Forecast"]) -> list[dict[str, Any]]:
+    """A row for each budget; ``tokens_per_second_per_gib`` is what each GiB buys since the budget before."""
+    rows: list[dict[str, Any]] = []
+    for budget, found in curve.items():
+        gained = None
+        if rows:
+            more = found.tokens_per_second - rows[-1]["tokens_per_second"]
+            gained = more * GiB / (budget - rows[-1]["host_memory"])
+        rows.append({"host_memory": budget, **asdict(found), "tokens_per_second_per_gib": gained})
+    return rows
+
+
+def _placed(placement: Placement) -> dict[str, int]:
+    return {
+        "resident_bytes": placement.resident_bytes,
+        "pinned_bytes": placement.pinned_bytes,
+        "streamed_bytes": placement.streamed_bytes,
+        "stream_region_bytes": placement.stream_region_bytes,
+        "row_cache_bytes": placement.row_cache_bytes,
+        "expert_region_bytes": placement.expert_region_bytes,
+        "expert_total_bytes": placement.expert_total_bytes,
+        "expert_count": placement.expert_count,
+    }
 
 
 def flash_free(places: Sequence[Path], limit: int | None, shares: Sequence[float] | None = None) -> int:
@@ -206,17 +224,38 @@ def _print(report: dict[str, Any], placement: Placement | None) -> None:
     if placement is not None:
         print_table("", ["what", "blocks", "bytes", "host memory", "where"], _where(placement))
         print(
-            f"At most {report['tokens_per_second']:.2f} tokens/s, limited by {report['limited_by']}; "
+            f"About {report['tokens_per_second']:.2f} tokens/s, limited by {report['limited_by']}; "
             f"{format_size(report['flash_bytes_per_token'])} from flash and "
             f"{format_size(report['memory_bytes_per_token'])} from memory per token, {report['hit_ratio']:.0%} hits.\n"
             f"First token of a prompt of {report['prompt_tokens']} after "
-            f"at least {report['time_to_first_token_s']:.2f} s.\n"
+            f"about {report['time_to_first_token_s']:.2f} s.\n"
             f"Measured: flash {report['flash_bytes_per_second'] / 1e9:.2f} GB/s, "
             f"memory {report['memory_bytes_per_second'] / 1e9:.1f} GB/s.\n"
             f"When the machine runs short of memory, down to {format_size(report['host_memory_floor'])} of host memory."
         )
+    columns = ["host memory", "tokens/s", "each GiB buys", "first token, s", "from flash", "hits", "limited by"]
+    print_table("", columns, [_cells(row) for row in report["curve"]])
+    if report["recommended_host_memory"] is not None:
+        print(
+            f"Recommended: {format_size(report['recommended_host_memory'])}; "
+            f"all that this machine has to spare is at most {1 / ENOUGH - 1:.0%} faster."
+        )
     for note in report["notes"]:
         print(f"Note: {note}.")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the curve's table."""
+    gained = row["tokens_per_second_per_gib"]
+    return (
+        format_size(row["host_memory"]),
+        f"{row['tokens_per_second']:.2f}",
+        "" if gained is None else f"{gained:+.2f}",
+        f"{row['time_to_first_token_s']:.2f}",
+        format_size(row["flash_bytes_per_token"]),
+        f"{row['hit_ratio']:.0%}",
+        row["limited_by"],
+    )
 
 
 def _where(placement: Placement) -> list[tuple[str, object, str, str, str]]:

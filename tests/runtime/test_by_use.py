@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import penstock
+from penstock.kernels.trial import ReadRate
 from penstock.runtime import by_use, experts
 from penstock.runtime.by_use import arrange
 from penstock.runtime.cli.main import main
@@ -21,6 +22,7 @@ from penstock.tiering.errors import TraceError
 from penstock.tiering.store.reader import Bundle
 from penstock.tiering.units import MiB
 from tests.runtime.test_exact import least_budget, logits
+from tests.timings import TIMINGS
 from tests.tiny_models import EXPERT_NAMES, save_tiny, tiny_config
 
 PAIRS = [(0, 7), (1, 6), (2, 5), (3, 4)]
@@ -200,8 +202,8 @@ def test_plan_knows_it_is_packed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("penstock.kernels.machine.measure_memory", lambda: 1e10)
-    monkeypatch.setattr("penstock.runtime.drives.drive_speed", lambda *_, **__: 1e9)
+    monkeypatch.setattr("penstock.runtime.drives.drive_rates", lambda *_: [ReadRate(MiB, 1, 1e9)])
+    monkeypatch.setattr("penstock.runtime.reference.timings_here", lambda *_: TIMINGS)
     packed(tiny_moe_folder, tmp_path, routes=routes).close()
     assert main(["plan", str(tiny_moe_folder), "--store", str(tmp_path), "--host-memory", "1GiB", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["flash_needed"] == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from penstock.runtime import timings
 from penstock.runtime.cli import doctor, options
 from penstock.runtime.cli.bench import summarise
 from penstock.runtime.cli.generate import TOKENS, room_for, tokens_per_second
@@ -17,8 +18,10 @@ from penstock.runtime.cli.main import app, main
 from penstock.runtime.cli.measure import peak_resident_bytes
 from penstock.runtime.config import Config
 from penstock.runtime.settings import OVERRIDES
+from penstock.runtime.timings import Timings
 from penstock.tiering.errors import PromptTooLong
 from penstock.tiering.units import GiB
+from tests.timings import TIMINGS
 
 COMMANDS = ("generate", "pack", "verify", "inspect", "plan", "profile", "doctor", "config", "bench")
 PENSTOCK = (sys.executable, "-c", "from penstock.runtime.cli.main import run; run()")
@@ -240,6 +243,7 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(machine, "measure_memory", lambda: 1e10)
+    monkeypatch.setattr("penstock.runtime.reference.measure", lambda *_: TIMINGS)
     code, out, _ = run("doctor", "--json", "--store", "new/store")
     assert code == 0
     report = json.loads(out)
@@ -249,7 +253,10 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     assert report["kept_in"] == str(tmp_path / "cache" / "penstock" / "drives.json")
     assert report["memory_bytes_per_second"] == 1e10
     assert report["machine"]["cores"] >= 1
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(report["kept_in"])]
+    assert Timings(**report["computing"]) == TIMINGS == timings.load("auto")
+    kept = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert Path(report["kept_in"]) in kept
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
     code, out, _ = run("doctor")
     assert code == 0
     assert "8.00 KiB" in out

@@ -38,6 +38,10 @@ class Drive:
         full = min(self.bandwidth, reads * self.single)
         return full * (1 - self.contention) if computing else full
 
+    def delivered(self, size: int, reads: int) -> float:
+        """Bytes per second of reads of ``size`` bytes, ``reads`` of them under way at any time, beside idle cores."""
+        return min(self.bandwidth, reads * size / (self.latency + size / self.single))
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:

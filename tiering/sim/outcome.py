@@ -18,12 +18,14 @@ class Passed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A run from its first timed pass to the end of the last one; all but ``passes`` are of these ``seconds``.
+    """A run from its first timed pass to the end of the last one; all but the passes are of these ``seconds``.
+    ``untimed`` are the passes before.
 
     ``counters`` are the planner's. ``stall_seconds`` is what streams waited for blocks, ``compute_seconds`` the time in
     which cores computed, ``drive_busy_seconds`` that in which each drive had a read under way.
     """
 
+    untimed: tuple[Passed, ...]
     passes: tuple[Passed, ...]
     seconds: float
     tokens: int

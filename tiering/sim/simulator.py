@@ -122,6 +122,7 @@ class _Run:
         begin = self._mark or end
         passes = tuple(self._passes[begin.passes :])
         return Outcome(
+            untimed=tuple(self._passes[: begin.passes]),
             passes=passes,
             seconds=end.now - begin.now,
             tokens=sum(each.tokens for each in passes if not each.failed),

@@ -1,0 +1,116 @@
+"""What a MODEL argument will be like on this machine before anything is packed: its blocks, and its drives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...tiering.errors import BundleError
+from ...tiering.policy.placement import Placement
+from ...tiering.policy.reads import Reading, streamed_lengths, typical_read
+from ...tiering.sim.devices import Drive
+from ...tiering.store import manifest
+from ..drives import modelled, places_of
+from ..settings import Io
+from .opening import bundles_of, is_bundle, open_checkpoint, read_config, read_manifest
+from .options import Source
+
+if TYPE_CHECKING:
+    from ..layout import Layout
+    from ..outline import Outline
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """A ``model`` without weights, the ``layout`` of its bundle, and the ``bundle`` that it is packed into already."""
+
+    model: Any
+    layout: "Layout"
+    bundle: Path | None
+
+    @property
+    def outline(self) -> "Outline":
+        from ..outline import Outline
+
+        return Outline.of(self.model, self.layout)
+
+
+@dataclass(frozen=True, slots=True)
+class Drives:
+    """The drives of a bundle, read as ``reading`` says; ``shares`` are the bytes that each has or will have, in any
+    unit, and ``bytes_per_second`` what they deliver together while each delivers its share."""
+
+    models: Sequence[Drive]
+    reading: Reading
+    shares: Sequence[float]
+    bytes_per_second: float
+
+
+def sketch(source: Source, store: Path) -> Sketch:
+    """From the manifest of a bundle, the files of a checkpoint, or the configuration alone: of a folder without weights
+    there is no more, and of a hub id no more is fetched."""
+    import torch
+
+    from ..layout import Layout, layout
+    from ..skeleton import skeleton
+    from ..weights import CheckpointWeights
+
+    path = Path(source.model).expanduser()
+    trust = source.trust_remote_code
+    if is_bundle(source.model):
+        found = read_manifest(path)
+        config = read_config(str(path / "model"), source)
+        model = skeleton(config, getattr(torch, found.dtype), trust_remote_code=trust)
+        drives = tuple(file.drive for file in found.files)
+        return Sketch(model, Layout(found.blocks, found.tied, drives), path)
+    if not path.exists() or _configuration_only(path):
+        config = read_config(source.model, source)
+        model = skeleton(config, config.dtype or torch.float32, trust_remote_code=trust)
+        return Sketch(model, layout(model), None)
+    checkpoint = open_checkpoint(source)
+    model = skeleton(checkpoint.config, checkpoint.dtype(), trust_remote_code=trust)
+    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=1 << 62)
+    planned = layout(model, weights.addresses())
+    weights.close()
+    # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
+    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, planned)]
+    return Sketch(model, planned, next(iter(bundles_of(checkpoint, store, alike)), None))
+
+
+def _configuration_only(folder: Path) -> bool:
+    """Whether ``folder`` has a configuration, and nothing that could be a part of a checkpoint or a bundle."""
+    weights = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf")
+    return (folder / "config.json").is_file() and not any(any(folder.glob(pattern)) for pattern in weights)
+
+
+def _same_shape(bundle: Path, planned: "Layout") -> bool:
+    try:
+        found = read_manifest(bundle)
+    except BundleError:
+        return False
+    places = {block.id: place for place, block in enumerate(planned.blocks)}  # experts may lie in another order
+    blocks = tuple(sorted(found.blocks, key=lambda block: places.get(block.id, -1)))
+    return bool(type(planned)(blocks, found.tied).digest() == planned.digest())
+
+
+def drives_of(found: Sketch, placement: Placement, places: Sequence[Path], io: Io) -> tuple[Sketch, Drives]:
+    """``found`` with its blocks on the drives that they lie on, or would be dealt to: ``places``, the store and its
+    stripes; and these drives. ``placement`` says what is read.
+
+    Raises ConfigError when one cannot be measured, BundleError when one is not there.
+    """
+    from ..striping import striped
+
+    size = typical_read(streamed_lengths(found.outline.blocks, placement))
+    shares: Sequence[float] = ()
+    if found.bundle:
+        described = read_manifest(found.bundle)
+        places, shares = places_of(found.bundle, described), described.drive_bytes
+    models, reading = modelled(places, io, block=size)
+    speeds = [drive.delivered(size, reading.depth) for drive in models]
+    if not found.bundle:
+        shares = speeds
+        dealt = [manifest.Drive(str(place), max(1, round(speed))) for place, speed in zip(places, speeds, strict=True)]
+        found = Sketch(found.model, striped(found.layout, dealt if len(places) > 1 else ()), None)
+    slowest = max(share / speed for share, speed in zip(shares, speeds, strict=True))
+    return found, Drives(models, reading, shares, sum(shares) / slowest)

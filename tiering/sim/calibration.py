@@ -1,0 +1,95 @@
+"""What computing costs, from recordings of real runs (pure): numbers for modelled memory and layers."""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from ..events import Acquire, Begin, Expect, Grant, Release
+from .devices import Memory, line
+from .recording import Recording
+from .rerun import passes_of
+from .workload import Layer, Routing, layers_of
+
+OFTEN = 5
+"""Times that something is seen before it counts."""
+CHECKSUM = 3e10
+"""Bytes per second of XXH3 on one core."""
+
+
+class Taken(NamedTuple):
+    """What computing with ``size`` bytes of weights took."""
+
+    size: int
+    seconds: float
+
+
+def expert_seconds(recording: Recording) -> list[Taken]:
+    """Each time that experts were computed for one token: from when they and their thread were there."""
+    found: list[Taken] = []
+    here: dict[object, float] = {}
+    idle: dict[int, float] = {}
+    passes = 0
+    owner: dict[int, int] = {}  # stream by ticket
+    for now, event, actions in recording.steps:
+        passes += isinstance(event, Begin)
+        if isinstance(event, Acquire):
+            owner[event.ticket] = event.stream
+        if isinstance(event, Release) and event.blocks[0].kind == "expert" and passes > 1:  # the first is the prompt
+            started = max(idle[event.stream], *(here[event.stream, block] for block in event.blocks))
+            size = sum(recording.setup.homes[block].extent.length for block in event.blocks)
+            found.append(Taken(size, now - started))
+        if isinstance(event, Acquire | Release | Expect):
+            idle[event.stream] = now
+        here |= {(owner[a.ticket], a.block): now for a in actions if isinstance(a, Grant)}
+    return found
+
+
+def medians(times: Iterable[Taken]) -> list[Taken]:
+    """The median by size, of those that were seen often."""
+    by_size: dict[int, list[float]] = {}
+    for size, seconds in times:
+        by_size.setdefault(size, []).append(seconds)
+    return [Taken(size, statistics.median(each)) for size, each in by_size.items() if len(each) >= OFTEN]
+
+
+def memory_of(alone: Sequence[Taken], beside: Sequence[Taken]) -> Memory:
+    """The memory whose experts take as long as medians say: ``alone``, and ``beside`` a drive that delivers."""
+    overhead, pace = line(alone)
+    lost = [1 - (overhead + size * pace) / seconds for size, seconds in beside]
+    return Memory(1 / pace, overhead, contention=max(0.0, statistics.median(lost)) if lost else 0.0)
+
+
+def bytes_used(recording: Recording) -> int:
+    """Bytes of weights that the last pass of a recorded run used: all dense blocks, and the experts that it chose."""
+    length = max((h.extent.length for block, h in recording.setup.homes.items() if block.kind == "expert"), default=0)
+    dense = sum(h.extent.length for block, h in recording.setup.homes.items() if block.kind == "dense")
+    return dense + sum(map(len, _last(recording))) * length
+
+
+def layer_seconds(recording: Recording, memory: Memory, seconds: float) -> float:
+    """What a deep layer of a recorded run computes besides its weights, if with all of them in ``memory`` a token takes
+    ``seconds``."""
+    computed = bytes_used(recording) / memory.bandwidth + memory.overhead * len(_last(recording))
+    return max(0.0, seconds - computed) / sum(map(is_deep, layers_of(recording.setup.homes)))
+
+
+def _last(recording: Recording) -> Routing:
+    """What the last pass chose."""
+    return next(iter(passes_of(recording).values()))[-1].chosen
+
+
+def guess_seconds(recording: Recording) -> float:
+    """The median seconds that making a guess took; 0 where none was made."""
+    found = [step.event.seconds for step in recording.steps if isinstance(step.event, Expect)]
+    return statistics.median(found) if found else 0.0
+
+
+def is_deep(layer: Layer) -> bool:
+    """Whether it is one of those that computing besides weights goes into: not an embedding, norm or output layer."""
+    return len(layer.dense) + len(layer.experts) > 1
+
+
+def timed(layers: Iterable[Layer], seconds: Callable[[Layer], float]) -> list[Layer]:
+    """``layers``, with the ``seconds`` that each deep one computes besides its weights."""
+    return [replace(layer, seconds=seconds(layer)) if is_deep(layer) else layer for layer in layers]
