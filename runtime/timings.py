@@ -5,6 +5,7 @@ from typing import Literal
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..kernels.heap import bound_kernel_caches
 from ..kernels.machine import usable_cores
 from ..tiering.sim.devices import Memory
 from . import cachefile
@@ -87,4 +88,5 @@ def _name(holds_for: str) -> str:
 
 
 def _signature(threads: int | str) -> str:
+    bound_kernel_caches()  # as for every model, or times would hold only before the first one is loaded
     return f"{signature()}\n{threads} threads on {usable_cores()} cores"

@@ -81,7 +81,7 @@ def command(
     }
     placement: Placement | None = None
     try:
-        placement = outline.place(budget)
+        placement = plan.outline.place(budget)
     except BudgetTooSmall as error:
         notes.append(str(error))
     else:
