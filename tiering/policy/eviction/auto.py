@@ -6,9 +6,9 @@ from ...units import BlockId
 from .policy import Eviction
 from .shadow import Shadow
 
-_DECAY = 0.99
+_DECAY = 0.97
 """By which the hits of earlier forwards count less, with each forward."""
-_CLEARLY = 0.002
+_CLEARLY = 0.003
 """The share of uses by which another policy must have hit more to be followed instead."""
 _SAMPLE = 4
 """So many layers, and then one in so many, are enough to compare policies by."""

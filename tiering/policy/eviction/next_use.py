@@ -3,8 +3,9 @@
 Belady's rule with an estimate in place of the future. A layer's experts are used once in every forward or not at all,
 and the layers always follow each other in the same order. So the next time at which an expert may be used is known:
 when its layer comes next. Whether it is used then is a matter of how often it was of late: used in a share p of the
-forwards, it is passed over (1 - p) / p times on average. For one sequence the counts decide; for many, which use nearly
-every expert in each step, the order of the layers does, and the experts just used go first.
+forwards, it is passed over (1 - p) / p times on average; where several streams run, each of them passes. For one
+sequence the counts decide; for many, which use nearly every expert in each step, the order of the layers does, and the
+experts just used go first.
 """
 
 import heapq
@@ -44,11 +45,12 @@ class NextUse:
 
     def victims(self) -> Generator[BlockId, None, None]:
         passed: list[tuple[Least, tuple[float, BlockId]]] = []
+        streams = max(1, len(self._route.streams))
         ways = dict(zip(self._layers, self._route.ahead(self._layers), strict=True))
         firsts: list[tuple[float, BlockId]] = []  # of each layer, the one to go first
         for module, layer in self._layers.items():
             if (entry := layer.first()) is not None:
-                firsts.append((-ways[module] - self._counts.passed_over(entry[0]), entry[1]))
+                firsts.append((-ways[module] - self._counts.passed_over(entry[0]) / streams, entry[1]))
         heapq.heapify(firsts)
         try:
             while firsts:
@@ -60,7 +62,7 @@ class NextUse:
                 if (entry := layer.first()) is None:
                     heapq.heappop(firsts)
                 else:
-                    until = ways[block.module] + self._counts.passed_over(entry[0])
+                    until = ways[block.module] + self._counts.passed_over(entry[0]) / streams
                     heapq.heapreplace(firsts, (-until, entry[1]))
         finally:
             for layer, entry in passed:
