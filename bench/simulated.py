@@ -32,9 +32,9 @@ from penstock.tiering.sim.calibration import (
     expert_seconds,
     guess_seconds,
     layer_seconds,
-    medians,
     memory_of,
     timed,
+    typical,
 )
 from penstock.tiering.sim.devices import Drive, Memory, fitted
 from penstock.tiering.sim.outcome import Outcome
@@ -93,7 +93,7 @@ def measured_computing(figures: dict[str, Any], whole: Recording, tight: Recordi
     """From a run with everything in memory, and one with little: the memory, seconds of a layer besides its weights,
     and of a guess. In the one nothing is read meanwhile, in the other nearly always."""
     has_experts = any(block.kind == "expert" for block in whole.setup.homes)
-    taken = [medians(expert_seconds(recording)) for recording in (whole, tight)]
+    taken = [typical(expert_seconds(recording)) for recording in (whole, tight)]
     memory = memory_of(*taken) if has_experts else Memory(measure_memory())
     return memory, layer_seconds(whole, memory, 1 / figures["tokens_per_second"]), guess_seconds(tight)
 

@@ -5,7 +5,6 @@ them, after which the interpreter and the small operations take longer too.
 """
 
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +18,15 @@ from transformers import initialization as hf_initialization
 
 from ..tiering.errors import ConfigError
 from ..tiering.progress import Quiet
-from ..tiering.sim.calibration import bytes_used, expert_seconds, guess_seconds, layer_seconds, medians, memory_of
+from ..tiering.sim.calibration import (
+    bytes_used,
+    expert_seconds,
+    guess_seconds,
+    layer_seconds,
+    memory_of,
+    ranked,
+    typical,
+)
 from ..tiering.sim.devices import line
 from ..tiering.sim.recording import Recording
 from ..tiering.units import MiB
@@ -35,6 +42,8 @@ _DENSE = ((256, 1), (256, 4), (2048, 1))
 _EXPERTS = ((256, 4, 4), (1024, 2, 8))
 """Widths, layers, and experts that a token uses, of 16."""
 _PROMPT, _TOKENS, _UNTIMED = 8, 40, 8
+_RANK = 0.25
+"""Of all tokens, which one counts: what else goes on only makes them slower, and is kept for long."""
 _TIGHT = 0.6
 """Share of a model's weights with which experts are computed while others are read."""
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -46,7 +55,7 @@ _LEAST = 1e-9
 
 
 class _Run(NamedTuple):
-    """``seconds`` of the median token, and the recording."""
+    """``seconds`` of a token, and the recording."""
 
     seconds: float
     recording: Recording
@@ -86,8 +95,8 @@ def _measure(folder: Path, threads: int | str) -> Timings:
     dense_layer, dense_pace = line(
         [(bytes_used(four.recording) / more, per_layer), (bytes_used(wide.recording), large_layer)]
     )
-    alone = [taken for run in (warm, cold) for taken in medians(expert_seconds(run.recording))]
-    memory = memory_of(alone, medians(expert_seconds(tight.recording)))
+    alone = [taken for run in (warm, cold) for taken in typical(expert_seconds(run.recording), rank=_RANK)]
+    memory = memory_of(alone, typical(expert_seconds(tight.recording), rank=_RANK))
     layer_warm, layer_cold = (layer_seconds(run.recording, memory, run.seconds - token) for run in (warm, cold))
     return Timings(
         memory=memory.bandwidth,
@@ -154,7 +163,7 @@ def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -
             start = time.perf_counter()
             out = streamed(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
             seconds.append(time.perf_counter() - start)
-    return _Run(statistics.median(seconds[_UNTIMED:]), recorded(record))
+    return _Run(ranked(seconds[_UNTIMED:], _RANK), recorded(record))
 
 
 def _products(dtype: torch.dtype) -> Products:

@@ -18,9 +18,9 @@ from penstock.tiering.sim.calibration import (
     guess_seconds,
     is_deep,
     layer_seconds,
-    medians,
     memory_of,
     timed,
+    typical,
 )
 from penstock.tiering.sim.devices import Drive, Memory
 from penstock.tiering.sim.recording import Recording, Step
@@ -84,7 +84,7 @@ def test_a_run_gives_its_memory_and_layers_back():
     whole, seconds = run(LAYERS * PER_LAYER, memory, decoded())
     taken = expert_seconds(whole)
     assert len(taken) == LAYERS * (len(TOKENS) - 1), "each layer of each token, and not of the prompt"
-    found = memory_of(medians(taken), [])
+    found = memory_of(typical(taken), [])
     assert found.bandwidth == pytest.approx(memory.bandwidth)
     assert found.overhead == pytest.approx(memory.overhead)
     assert layer_seconds(whole, memory, seconds) == pytest.approx(BESIDES)
@@ -104,13 +104,17 @@ def test_making_a_guess_is_timed():
     assert guess_seconds(run(4, Memory(1e3 * BLOCK), decoded())[0]) == 0
 
 
-@given(st.dictionaries(st.integers(1, 9), st.lists(st.floats(0.1, 9), min_size=1, max_size=9)))
-def test_medians_are_of_what_was_seen_often(seen):
-    found = dict(medians(Taken(size, seconds) for size, each in seen.items() for seconds in each))
+@given(
+    st.dictionaries(st.integers(1, 9), st.lists(st.floats(0.1, 9), min_size=1, max_size=9)),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+)
+def test_what_is_typical_was_seen_often(seen, rank):
+    found = dict(typical((Taken(size, seconds) for size, each in seen.items() for seconds in each), rank=rank))
     assert found.keys() == {size for size, each in seen.items() if len(each) >= OFTEN}
     for size, seconds in found.items():
-        assert sum(each <= seconds for each in seen[size]) * 2 >= len(seen[size])
-        assert sum(each >= seconds for each in seen[size]) * 2 >= len(seen[size])
+        each = seen[size]
+        assert sum(other < seconds for other in each) <= rank * len(each)
+        assert sum(other <= seconds for other in each) >= rank * len(each)
 
 
 def test_only_deep_layers_compute_besides():

@@ -45,16 +45,21 @@ def expert_seconds(recording: Recording) -> list[Taken]:
     return found
 
 
-def medians(times: Iterable[Taken]) -> list[Taken]:
-    """The median by size, of those that were seen often."""
+def typical(times: Iterable[Taken], *, rank: float = 0.5) -> list[Taken]:
+    """By size, of those that were seen often, the seconds of ``rank``: 0.5 is the median."""
     by_size: dict[int, list[float]] = {}
     for size, seconds in times:
         by_size.setdefault(size, []).append(seconds)
-    return [Taken(size, statistics.median(each)) for size, each in by_size.items() if len(each) >= OFTEN]
+    return [Taken(size, ranked(each, rank)) for size, each in by_size.items() if len(each) >= OFTEN]
+
+
+def ranked(seconds: Sequence[float], rank: float = 0.5) -> float:
+    """Of ``seconds``, at least one, those than which a share ``rank`` is less."""
+    return sorted(seconds)[min(int(rank * len(seconds)), len(seconds) - 1)]
 
 
 def memory_of(alone: Sequence[Taken], beside: Sequence[Taken]) -> Memory:
-    """The memory whose experts take as long as medians say: ``alone``, and ``beside`` a drive that delivers."""
+    """The memory whose experts take as long as is typical: ``alone``, and ``beside`` a drive that delivers."""
     overhead, pace = line(alone)
     lost = [1 - (overhead + size * pace) / seconds for size, seconds in beside]
     return Memory(1 / pace, overhead, contention=max(0.0, statistics.median(lost)) if lost else 0.0)
