@@ -526,3 +526,12 @@ def test_auto_needs_no_shadows_while_everything_fits() -> None:
                 policy.inserted(block)
     assert not policy._full
     assert not any(shadow._resident for shadow in policy._shadows)
+
+
+def test_auto_bears_a_cache_that_guesses_filled_before_anything_was_used() -> None:
+    policy = Auto([LRU, LFU])
+    policy.inserted(BLOCKS[0])
+    assert ranking(policy) == BLOCKS[:1]
+    policy.tick()
+    policy.used(BLOCKS[:1])
+    assert ranking(policy) == BLOCKS[:1]

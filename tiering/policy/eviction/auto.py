@@ -89,7 +89,8 @@ class Auto:
 
     def _resize_shadows(self) -> None:
         """Give them the sample's part of what the whole cache holds."""
-        room = self._most * sum(self._sampled.values()) // len(self._sampled)
+        layers = max(1, len(self._sampled))  # guesses may fill the cache before anything is used
+        room = self._most * sum(self._sampled.values()) // layers
         for shadow in self._shadows:
             shadow.room = room
             shadow.shrink(room)
