@@ -2,13 +2,14 @@
 
     python bench/planned.py MODEL --host-memory 1GiB 2GiB 3GiB [--text FILE] [--profile TRACE] [--rounds 3]
 
-Each round asks for a plan of every budget, and then runs it, on the same drive. The plan knows nothing of the run; what
-it measures of the machine it measures once, before the first round, unless that is kept already. What is timed are
-tokens one by one, after a prompt. The packed model lies below the present folder meanwhile.
+Each round asks for a plan of every budget, each followed by a run. The plan knows nothing of the runs; what it measures
+of the machine, it measures anew at the beginning of each round. What is timed are tokens one by one, after a prompt.
+The packed model lies below the present folder meanwhile: that drive is measured.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,13 +24,16 @@ from penstock.tiering.units import format_size, parse_size
 FIGURES = ("tokens_per_second", "flash_bytes_per_token", "hit_ratio")
 
 
-def planned(options: argparse.Namespace, store: str, budget: int) -> dict[str, float]:
-    """The figures that ``penstock plan`` predicts for ``budget`` bytes."""
+def planned(options: argparse.Namespace, store: str, budget: int, cache: Path) -> dict[str, float]:
+    """The figures that ``penstock plan`` predicts for ``budget`` bytes; what it measures is kept below ``cache``."""
     command = "from penstock.runtime.cli.main import run; run()"
     arguments = ["plan", options.model, "--host-memory", str(budget), "--prompt-tokens", str(PROMPT), "--store", store]
     trace = [] if options.profile is None else ["--profile", options.profile]
     done = subprocess.run(
-        [sys.executable, "-c", command, *arguments, *trace, "--json"], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", command, *arguments, *trace, "--json"],
+        stdout=subprocess.PIPE,
+        check=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
     )
     report = json.loads(done.stdout)
     return {f"planned_{name}": report[name] for name in FIGURES}
@@ -51,10 +55,10 @@ def main() -> None:
     found: dict[int, list[dict[str, float]]] = {budget: [] for budget in budgets}
     with tempfile.TemporaryDirectory(dir=".") as store:
         run(options, store, budgets[-1])  # packs the model, and compiles what computing needs
-        planned(options, store, budgets[-1])
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
+            cache = Path(store).resolve() / f"cache-{number}"
             for budget in budgets:
-                found[budget].append(planned(options, store, budget) | run(options, store, budget)[0])
+                found[budget].append(planned(options, store, budget, cache) | run(options, store, budget)[0])
     columns = ("budget", "tokens/s", "planned", "", "MB/token", "planned", "", "hit ratio", "planned", "")
     rows = [row(format_size(budget), rounds, "planned") for budget, rounds in found.items()]
     publish(
