@@ -41,13 +41,13 @@ class Guesses:
     def experts(self, hidden: torch.Tensor, before: torch.Tensor) -> list[int]:
         """The experts that the layer will probably use; ``hidden`` [tokens, width] goes into the layer before it, where
         ``before`` [tokens, top_k] are chosen."""
-        names = self._names() if self._predictors.trial else [self._predictors.followed]
+        followed = TOGETHER if self._router is None else self._predictors.followed
+        names = self._names() if self._predictors.trial else [followed]
         guesses = {name: self._timed(name, hidden, before) for name in names}
         if self._predictors.trial:
             everything = {expert for guess, _ in guesses.values() for expert in guess}
             self._trial.now = _Trial(before, guesses, self._absent(everything))
-        guess, _ = guesses.get(self._predictors.followed, ([], 0.0))
-        return guess
+        return guesses[followed][0]
 
     def used(self, chosen: torch.Tensor) -> None:
         """``chosen`` [tokens, top_k] is what the layer was asked for."""
