@@ -18,6 +18,9 @@ ROW_CACHE = 8 * MiB
 """Bytes kept for rows of an embedding that is read by row, at most; of a small embedding an eighth."""
 WORKING = 96 * MiB
 """Bytes left for what computing takes besides weights: activations, kernels, the runtime. At most a twelfth."""
+NO_OVERLAP = 1 / 8
+"""What a region without room to read ahead costs, as a share of the dense bytes that might be read instead: nothing is
+computed while the drive reads then, and memory is some eight times as fast as a drive."""
 EXPERT_SHARE = 0.1
 """Share of a short budget kept for experts before dense weights are pinned: below it every expert is read anew."""
 
@@ -156,25 +159,26 @@ def _explain(budget: int, minimum: int, fixed: int, dense: Sequence[SizedBlock],
 
 
 def _pin(dense: Sequence[SizedBlock], room: int) -> tuple[list[SizedBlock], int]:
-    """Choose what to pin and how large the streaming region is, within ``room``, so that the least is streamed.
+    """Choose what to pin and how large the streaming region is, within ``room``, so that a pass takes least.
 
     A large block in the stream costs a large region. So for every possible size of the largest streamed block: pin all
     that is larger, take the region that this size needs, and spread the rest evenly.
     """
-    best: tuple[int, list[SizedBlock], int] | None = None
+    best: tuple[float, list[SizedBlock], int] | None = None
+    total = _total(dense)
     for largest in sorted({block.length for block in dense}):
         forced = _total(block for block in dense if block.length > largest)
         candidates = [block for block in dense if block.length <= largest]
-        generous = min(largest + max(largest, READ_AHEAD), _total(candidates))
-        for region in (generous, largest):
+        ample = min(largest + max(largest, READ_AHEAD), _total(candidates))
+        for region, lost in ((ample, 0.0), (largest, NO_OVERLAP * total)):
             spare = room - forced - region
             if spare < 0:
                 continue
             spread = {block.id for block in _spread(candidates, spare)}
             pinned = [block for block in dense if block.length > largest or block.id in spread]
-            streamed = _total(dense) - _total(pinned)
-            if best is None or streamed < best[0]:
-                best = streamed, pinned, region
+            cost = total - _total(pinned) + lost
+            if best is None or cost < best[0]:
+                best = cost, pinned, region
             break
     assert best is not None, "room for the largest block was checked"
     return best[1], best[2]
