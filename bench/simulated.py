@@ -1,20 +1,24 @@
 """How near simulated runs come to real ones: the same planner, routing and budgets, devices measured here.
 
-    python bench/simulated.py MODEL --host-memory 5MiB 7MiB 10MiB [--text FILE] [--tokens 64] [--rounds 3]
+    python bench/simulated.py MODEL --host-memory 5MiB 7MiB 10MiB --calibrate 4MiB [--text FILE] [--tokens 64]
+        [--rounds 5]
 
-Computing is measured in runs of their own, the drive by itself; then every budget is run for real, recorded, and
-simulated with what its streams chose and guessed. A simulation knows the routing of its run, and none of its times.
-What is timed are tokens one by one, after a prompt. Each recording is also replayed. The packed model lies below the
-present folder meanwhile: that drive is measured.
+In every round computing is measured in runs of their own, with everything in memory and with --calibrate, and the
+drive by itself; then every budget is run for real, and recorded. Simulated are the devices that were typical of all
+rounds, with what each run's streams chose and guessed. A simulation knows the routing of its run, and none of its
+times. What is timed are tokens one by one, after a prompt. Each recording is also replayed. The packed model lies below
+the present folder meanwhile: that drive is measured.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -25,13 +29,16 @@ from tokens import fixed_tokens
 import penstock
 from penstock.kernels.directio import DirectFile
 from penstock.kernels.machine import measure_memory
-from penstock.kernels.trial import read_rates
+from penstock.kernels.trial import handling_seconds, lost_beside, read_rates
 from penstock.runtime.recording import recorded
+from penstock.runtime.reference import decode_products
 from penstock.tiering.sim.calibration import (
     CHECKSUM,
+    dense_seconds,
     expert_seconds,
     guess_seconds,
     layer_seconds,
+    lost_share,
     memory_of,
     timed,
     typical,
@@ -42,7 +49,7 @@ from penstock.tiering.sim.recording import Recording, first_difference
 from penstock.tiering.sim.rerun import passes_of
 from penstock.tiering.sim.simulator import simulate
 from penstock.tiering.sim.workload import Workload, layers_of
-from penstock.tiering.units import PAGE, MiB, format_size, parse_size
+from penstock.tiering.units import MiB, format_size, parse_size
 
 PROMPT = 32
 DEPTHS = (1, 2, 4, 8)
@@ -73,32 +80,51 @@ def tokens(options: argparse.Namespace, model: Any) -> list[int]:
     return list(found[:count])
 
 
-def measured_drive(recording: Recording, files: list[Path], contention: float) -> Drive:
-    """The drive that the bundle's ``files`` lie on, for reads from one block to the longest joined one."""
+def measured_drive(recording: Recording, files: list[Path]) -> Drive:
+    """The drive that the bundle's ``files`` lie on, for reads from one block to the longest joined one, as it is beside
+    idle cores and beside busy ones."""
     setup = recording.setup
     lengths = [home.extent.length for home in setup.homes.values() if home.region in ("experts", "stream")]
     sizes = sorted({min(lengths), statistics.median_low(lengths), min(max(setup.read_limit, *lengths), 8 * MiB)})
-    opened = [DirectFile(file) for file in files]
-    cells = [(size, depth) for size in sizes for depth in DEPTHS if depth <= max(2, setup.depth)]
-    rates = read_rates({"threads": opened}, cells, 0.3, rounds=3)
-    began = time.process_time()
-    (small,) = read_rates({"threads": opened}, [(PAGE, 1)], 0.5)
-    handling = (time.process_time() - began) / (0.5 * small.bytes_per_second / PAGE)
-    for file in opened:
-        file.close()
-    return fitted(rates, contention=contention, checksum=CHECKSUM, handling=handling)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(DirectFile(file)) for file in files]
+        cells = [(size, depth) for size in sizes for depth in DEPTHS if depth <= max(2, setup.depth)]
+        rates = read_rates({"threads": opened}, cells, 0.3, rounds=3)
+        lost = lost_beside(decode_products(), opened, size=sizes[-1], depth=setup.depth)
+        return fitted(rates, contention=lost, checksum=CHECKSUM, handling=handling_seconds(opened))
 
 
-def measured_computing(figures: dict[str, Any], whole: Recording, tight: Recording) -> tuple[Memory, float, float]:
-    """From a run with everything in memory, and one with little: the memory, seconds of a layer besides its weights,
-    and of a guess. In the one nothing is read meanwhile, in the other nearly always."""
-    has_experts = any(block.kind == "expert" for block in whole.setup.homes)
-    taken = [typical(expert_seconds(recording)) for recording in (whole, tight)]
-    memory = memory_of(*taken) if has_experts else Memory(measure_memory())
-    return memory, layer_seconds(whole, memory, 1 / figures["tokens_per_second"]), guess_seconds(tight)
+class Computing(NamedTuple):
+    """``memory`` gives the weights; ``besides`` are the seconds of a layer besides them, ``guess`` those of a guess."""
+
+    memory: Memory
+    besides: float
+    guess: float
 
 
-def simulated(recording: Recording, drive: Drive, computing: tuple[Memory, float, float]) -> Outcome:
+def measured_computing(token: float, whole: Recording, tight: Recording) -> Computing:
+    """From a run with everything in memory, a token of which took ``token`` seconds, and one with little. In the one
+    nothing is read meanwhile, in the other nearly always."""
+    if any(block.kind == "expert" for block in whole.setup.homes):
+        memory = memory_of(*(typical(expert_seconds(recording)) for recording in (whole, tight)))
+    else:
+        lost = lost_share(*(statistics.median(dense_seconds(recording)[1:]) for recording in (whole, tight)))
+        memory = Memory(measure_memory(), contention=lost)
+    return Computing(memory, layer_seconds(whole, memory, token), guess_seconds(tight))
+
+
+def middle(measured: Sequence[Any]) -> Any:
+    """Of each number in them the median."""
+    first = measured[0]
+    if isinstance(first, float):
+        return statistics.median(measured)
+    if isinstance(first, Computing):
+        return Computing(*map(middle, zip(*measured, strict=True)))
+    changes = {field.name: [getattr(each, field.name) for each in measured] for field in fields(first)}
+    return replace(first, **{name: middle(each) for name, each in changes.items() if isinstance(each[0], float)})
+
+
+def simulated(recording: Recording, drive: Drive, computing: Computing) -> Outcome:
     setup, (memory, besides, guess) = recording.setup, computing
     by_row = {b for b, home in setup.homes.items() if home.region == "stream" and b not in setup.cycle}
     (prompt, *decoded), *_ = passes_of(recording).values()
@@ -131,37 +157,43 @@ def main() -> None:
     parser.add_argument("--host-memory", nargs="+", required=True, help="budgets")
     parser.add_argument("--text", type=Path, help="what is read, instead of fixed random tokens")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--contention", type=float, default=0.25, help="share of the drive lost while cores compute")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calibrate", required=True, help="another budget, in which reading takes most of the time")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     found: dict[str, list[dict[str, float]]] = {budget: [] for budget in options.host_memory}
+    recordings: dict[str, list[Recording]] = {budget: [] for budget in options.host_memory}
+    drives, computing = [], []
     with tempfile.TemporaryDirectory(dir=".") as store:
         run(options, store, "8GiB")  # packs the model, and compiles what computing needs
-        tight = run(options, store, parse_size(options.host_memory[0]))[1]
         for _ in range(options.rounds):
-            whole, recording, files = run(options, store, "8GiB")
-            computing, drive = (
-                measured_computing(whole, recording, tight),
-                measured_drive(recording, files, options.contention),
-            )
+            (figures, whole, files), (_, tight, _) = run(options, store, "8GiB"), run(options, store, options.calibrate)
+            computing.append(measured_computing(1 / figures["tokens_per_second"], whole, tight))
+            drives.append(measured_drive(tight, files))
             for budget in options.host_memory:
-                figures, recording, _ = run(options, store, parse_size(budget))
+                figures, recording, _ = run(options, store, budget)
                 assert first_difference(recording) is None, "replay acts in another way"
-                outcome = simulated(recording, drive, computing)
-                figures["simulated_tokens_per_second"] = outcome.tokens_per_second
-                figures["simulated_flash_bytes_per_token"] = outcome.bytes_read / outcome.tokens
-                figures["simulated_hit_ratio"] = outcome.hit_ratio
-                figures["simulated_stall_share"] = outcome.stall_seconds / outcome.seconds
-                figures["simulated_drive_busy_share"] = max(outcome.drive_busy_seconds) / outcome.seconds
                 found[budget].append(figures)
+                recordings[budget].append(recording)
+    for budget, rounds in found.items():
+        for figures, recording in zip(rounds, recordings[budget], strict=True):
+            outcome = simulated(recording, middle(drives), middle(computing))
+            figures["simulated_tokens_per_second"] = outcome.tokens_per_second
+            figures["simulated_flash_bytes_per_token"] = outcome.bytes_read / outcome.tokens
+            figures["simulated_hit_ratio"] = outcome.hit_ratio
+            figures["simulated_stall_share"] = outcome.stall_seconds / outcome.seconds
+            figures["simulated_drive_busy_share"] = max(outcome.drive_busy_seconds) / outcome.seconds
     columns = ("budget", "tokens/s", "simulated", "", "MB/token", "simulated", "", "hit ratio", "simulated", "")
     rows = [row(format_size(parse_size(budget)), rounds) for budget, rounds in found.items()]
     publish(
         [Table(f"{Path(options.model).name}: real and simulated, medians", columns, rows)],
-        {"rounds": found},
+        {
+            "rounds": found,
+            "drives": [asdict(each) for each in drives],
+            "computing": [each._asdict() | {"memory": asdict(each.memory)} for each in computing],
+        },
         json_file=options.json,
         markdown=options.markdown,
     )

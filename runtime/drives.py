@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..tiering.policy.reads import UNMEASURED, Reading, typical_read
-from ..tiering.sim.calibration import CHECKSUM
 from ..tiering.sim.devices import Drive as ModelledDrive
 from ..tiering.sim.devices import fitted
 from ..tiering.store import journal
@@ -17,10 +16,6 @@ from .settings import Io
 from .speeds import drive_rates, drive_speed, existing
 
 _SECONDS = 0.25
-CONTENTION = 0.25
-"""Share of a drive's speed that is lost while cores compute; bench/drive.py measures it."""
-HANDLING = 5e-5
-"""Seconds of a core for each read, the checksum apart."""
 
 
 def drives_for(target: Path, stripes: Sequence[Path], lengths: Sequence[int], *, memory: int) -> tuple[Drive, ...]:
@@ -62,8 +57,8 @@ def bundle_speed(bundle: Path, manifest: Manifest, size: int, reading: Reading) 
 
 
 def modelled(places: Sequence[Path], io: Io, *, block: int) -> tuple[list[ModelledDrive], Reading]:
-    """The drive below each of ``places``, to be simulated, by rates that are kept or measured now. And how a bundle
-    with blocks of about ``block`` bytes is read from them. Places on one drive share it evenly.
+    """The drive below each of ``places``, to be simulated, by rates that are kept or measured now, beside idle cores.
+    And how a bundle with blocks of about ``block`` bytes is read from them. Places on one drive share it evenly.
 
     Raises ConfigError when a drive cannot be measured, or not be read as ``io`` wants it.
     """
@@ -76,7 +71,7 @@ def modelled(places: Sequence[Path], io: Io, *, block: int) -> tuple[list[Modell
     for rates, name in zip(measured, names, strict=True):
         own = [rate for rate in rates if rate.backend == reading.backend] or rates
         near = [rate for rate in own if rate.depth <= reading.depth] or own
-        drive = fitted(near, contention=CONTENTION, checksum=CHECKSUM, handling=HANDLING)
+        drive = fitted(near)
         found.append(replace(drive, bandwidth=drive.bandwidth / names.count(name)))
     return found, reading
 

@@ -5,6 +5,7 @@ them, after which the interpreter and the small operations take longer too.
 """
 
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,15 +17,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as hf_initialization
 
+from ..kernels.machine import measure_beside
 from ..tiering.errors import ConfigError
 from ..tiering.progress import Quiet
 from ..tiering.sim.calibration import (
     bytes_used,
+    dense_seconds,
     expert_seconds,
     guess_seconds,
     layer_seconds,
+    lost_share,
     memory_of,
-    ranked,
     typical,
 )
 from ..tiering.sim.devices import line
@@ -42,10 +45,8 @@ _DENSE = ((256, 1), (256, 4), (2048, 1))
 _EXPERTS = ((256, 4, 4), (1024, 2, 8))
 """Widths, layers, and experts that a token uses, of 16."""
 _PROMPT, _TOKENS, _UNTIMED = 8, 40, 8
-_RANK = 0.25
-"""Of all tokens, which one counts: what else goes on only makes them slower, and is kept for long."""
 _TIGHT = 0.6
-"""Share of a model's weights with which experts are computed while others are read."""
+"""Share of a model's weights with which it computes while others are read."""
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _WIDTH, _MATRICES, _MANY = 2048, 12, 256
 """Matrices that are multiplied: so wide, so many, by one token and by so many."""
@@ -55,7 +56,7 @@ _LEAST = 1e-9
 
 
 class _Run(NamedTuple):
-    """``seconds`` of a token, and the recording."""
+    """The median ``seconds`` of a token, and the recording."""
 
     seconds: float
     recording: Recording
@@ -88,15 +89,17 @@ def _measure(folder: Path, threads: int | str) -> Timings:
         one, four, wide = (_run(_dense(*shape), settings) for shape in _DENSE)
         warm, cold = (_run(_experts(*shape), settings) for shape in _EXPERTS)
         tight = _run(_experts(*_EXPERTS[-1]), settings, share=_TIGHT)
+        dense_tight = _run(_dense(*_DENSE[-1]), settings, share=_TIGHT)
     (_, few), (_, more), _ = _DENSE
+    beside = measure_beside(folder, decode_products())
     per_layer = max(_LEAST, (four.seconds - one.seconds) / (more - few))
     token = max(0.0, one.seconds - few * per_layer)
     large_layer = max(_LEAST, wide.seconds - token)
     dense_layer, dense_pace = line(
         [(bytes_used(four.recording) / more, per_layer), (bytes_used(wide.recording), large_layer)]
     )
-    alone = [taken for run in (warm, cold) for taken in typical(expert_seconds(run.recording), rank=_RANK)]
-    memory = memory_of(alone, typical(expert_seconds(tight.recording), rank=_RANK))
+    alone = [taken for run in (warm, cold) for taken in typical(expert_seconds(run.recording))]
+    memory = memory_of(alone, typical(expert_seconds(tight.recording)))
     layer_warm, layer_cold = (layer_seconds(run.recording, memory, run.seconds - token) for run in (warm, cold))
     return Timings(
         memory=memory.bandwidth,
@@ -108,7 +111,10 @@ def _measure(folder: Path, threads: int | str) -> Timings:
         cold=bytes_used(cold.recording) // _EXPERTS[-1][1],
         dense_memory=1 / dense_pace,
         dense_layer=dense_layer,
+        dense_contention=lost_share(*(_computed(run) for run in (wide, dense_tight))),
         token=token,
+        drive_contention=beside.lost,
+        handling=beside.handling,
         products={str(dtype).removeprefix("torch."): _products(dtype) for dtype in _DTYPES},
     )
 
@@ -163,12 +169,17 @@ def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -
             start = time.perf_counter()
             out = streamed(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
             seconds.append(time.perf_counter() - start)
-    return _Run(ranked(seconds[_UNTIMED:], _RANK), recorded(record))
+    return _Run(statistics.median(seconds[_UNTIMED:]), recorded(record))
+
+
+def _computed(run: _Run) -> float:
+    """The median seconds that a token was computed."""
+    return statistics.median(dense_seconds(run.recording)[1 + _UNTIMED :])
 
 
 def _products(dtype: torch.dtype) -> Products:
     """Products of one and of many tokens with more weights than the processor's caches hold."""
-    layers = [nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype).requires_grad_(False) for _ in range(_MATRICES)]
+    layers = _layers(dtype)
     size = layers[0].weight.nbytes
     forwards = [few_rows(layer, layer.forward) or layer.forward for layer in layers]
     with torch.inference_mode():
@@ -177,6 +188,17 @@ def _products(dtype: torch.dtype) -> Products:
             one=size * _MATRICES / _quickest(lambda: [forward(one) for forward in forwards]),
             many=size * _MANY / _quickest(lambda: layers[0](many)),
         )
+
+
+def decode_products() -> Callable[[], object]:
+    """Products as decoding makes them, with more weights than caches hold: what keeps the cores busy."""
+    forwards = [few_rows(layer, layer.forward) or layer.forward for layer in _layers(torch.bfloat16)]
+    one = torch.ones(1, _WIDTH, dtype=torch.bfloat16)
+    return lambda: [forward(one) for forward in forwards]
+
+
+def _layers(dtype: torch.dtype) -> list[nn.Linear]:
+    return [nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype).requires_grad_(False) for _ in range(_MATRICES)]
 
 
 def _quickest(work: Callable[[], object]) -> float:

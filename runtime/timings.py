@@ -1,5 +1,6 @@
 """How long computing takes on this machine, as reference models showed it; kept, so that not every plan measures."""
 
+from dataclasses import replace
 from typing import Literal
 
 import xxhash
@@ -7,12 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..kernels.heap import bound_kernel_caches
 from ..kernels.machine import usable_cores
-from ..tiering.sim.devices import Memory
+from ..tiering.sim.calibration import CHECKSUM
+from ..tiering.sim.devices import Drive, Memory
 from . import cachefile
 from .verdicts import signature
 
 _Seconds = Field(ge=0, allow_inf_nan=False)
 _Speed = Field(gt=0, allow_inf_nan=False)
+_Share = Field(ge=0, lt=1)
 
 
 class _Strict(BaseModel):
@@ -32,18 +35,25 @@ class Timings(_Strict):
     A layer of experts computes besides its weights ``layer_warm`` where these fit into the processor's caches, and
     ``layer_cold`` where ``cold`` bytes push all else out of them. A dense layer computes ``dense_layer`` besides, and a
     token ``token``, whatever its layers.
+
+    While the drive delivers, experts lose the share ``contention`` of their speed, dense layers ``dense_contention``.
+    While cores compute, the drive loses ``drive_contention``; each of its reads takes ``handling`` of a core, the
+    checksum apart.
     """
 
     memory: float = _Speed
     overhead: float = _Seconds
-    contention: float = Field(ge=0, lt=1)
+    contention: float = _Share
     guess: float = _Seconds
     layer_warm: float = _Seconds
     layer_cold: float = _Seconds
     cold: int = Field(gt=0)
     dense_memory: float = _Speed
     dense_layer: float = _Seconds
+    dense_contention: float = _Share
     token: float = _Seconds
+    drive_contention: float = _Share
+    handling: float = _Seconds
     products: dict[str, Products]
 
     def memory_for(self, dtype: str, *, experts: bool) -> Memory:
@@ -51,8 +61,15 @@ class Timings(_Strict):
         own, ours = self.products.get(dtype, self.products["float32"]), self.products["bfloat16"]
         bandwidth = (self.memory if experts else self.dense_memory) * own.one / ours.one
         return Memory(
-            bandwidth, self.overhead if experts else 0.0, products=max(own.many, bandwidth), contention=self.contention
+            bandwidth,
+            self.overhead if experts else 0.0,
+            products=max(own.many, bandwidth),
+            contention=self.contention if experts else self.dense_contention,
         )
+
+    def beside_cores(self, drive: Drive) -> Drive:
+        """``drive``, which was measured beside idle cores, as it is beside those that compute."""
+        return replace(drive, contention=self.drive_contention, checksum=CHECKSUM, handling=self.handling)
 
     def layer_seconds(self, size: int, *, experts: bool) -> float:
         """What a layer, of which a token uses ``size`` bytes, computes besides."""

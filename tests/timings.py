@@ -13,7 +13,10 @@ TIMINGS = Timings(
     cold=MiB,
     dense_memory=1e10,
     dense_layer=0.0,
+    dense_contention=0.0,
     token=0.0,
+    drive_contention=0.0,
+    handling=0.0,
     products={dtype: Products(one=1e10, many=1e12) for dtype in ("bfloat16", "float32")},
 )
 """A machine on which only weights take time."""

@@ -121,6 +121,11 @@ def _print(found: _Found, store: Path) -> None:
         f"{found.computing.layer_cold * 1e3:.2f} ms if it has experts"
     )
     print(
+        f"beside each other: the drive loses {found.computing.drive_contention:.0%} of its speed while cores compute, "
+        f"which lose {found.computing.dense_contention:.0%} while it delivers, {found.computing.contention:.0%} with "
+        "experts"
+    )
+    print(
         f"store: {store} on {found.file_system}, {format_size(found.free)} free, "
         f"direct reads: {'yes' if drive.direct else 'no'}; GB/s by backend, read size and reads in flight:"
     )

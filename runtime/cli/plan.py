@@ -121,7 +121,8 @@ class _Plan:
         if layers and routes is None:
             routes = assumed_routes(layers, routed_tokens(layers, prompt_tokens))
         timings = timings_here(existing(config.store.path), config.compute.threads)
-        devices = Devices(drives.models, drives.reading, timings)
+        models = [timings.beside_cores(drive) for drive in drives.models]
+        devices = Devices(models, drives.reading, timings)
         self._forecaster = Forecaster(self.outline, devices, routes, prompt_tokens=prompt_tokens)
 
     def at(self, budget: int) -> "Forecast":

@@ -62,7 +62,6 @@ def quick(monkeypatch):
     monkeypatch.setattr("penstock.runtime.drives.drive_speed", lambda *_, **__: 1e9)
     rates = [ReadRate(size, depth, 1e9) for size in (128 * KiB, MiB) for depth in (1, 2, 4)]
     monkeypatch.setattr("penstock.runtime.drives.drive_rates", lambda *_: rates)
-    monkeypatch.setattr("penstock.runtime.drives.HANDLING", 0.0)
     monkeypatch.setattr("penstock.runtime.reference.timings_here", lambda *_: TIMINGS)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from penstock.runtime import cachefile, reference, timings
 from penstock.runtime.timings import Timings
 from penstock.tiering.errors import DeviceModelError
+from penstock.tiering.sim.devices import Drive
 from penstock.tiering.units import MiB
 from tests.timings import TIMINGS
 
@@ -55,6 +56,7 @@ def test_what_is_kept_is_of_this_machine_as_it_is_set_up() -> None:
         ('"memory": 10000000000.0', '"memory": -1.0'),
         ('"memory": 10000000000.0', '"memory": 1e999'),
         ('"contention": 0.0', '"contention": 1.5'),
+        ('"drive_contention": 0.0', '"drive_contention": 1.0'),
         ('"token": 0.0', '"token": "soon"'),
         ('"token": 0.0', '"tokens": 0.0'),
         ('"holds_for": "', '"holds_for": "another '),
@@ -78,6 +80,17 @@ def test_a_dtype_has_the_speed_of_its_products() -> None:
     assert own.memory_for("float32", experts=False).overhead == 0
     many = own.memory_for("float32", experts=True)
     assert many.seconds(MiB, 1000) == pytest.approx(1000 * MiB / 1e11)
+
+
+def test_drives_and_cores_cost_each_other_what_was_measured() -> None:
+    own = TIMINGS.model_copy(
+        update={"contention": 0.1, "dense_contention": 0.2, "drive_contention": 0.3, "handling": 4e-5}
+    )
+    assert own.memory_for("bfloat16", experts=True).contention == 0.1
+    assert own.memory_for("bfloat16", experts=False).contention == 0.2
+    beside = own.beside_cores(Drive(2e9, latency=1e-4))
+    assert (beside.bandwidth, beside.latency, beside.contention, beside.handling) == (2e9, 1e-4, 0.3, 4e-5)
+    assert beside.checksum < 1e12
 
 
 @given(st.integers(1, 1 << 40), st.integers(1, 1 << 40))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..events import Acquire, Begin, Expect, Grant, Release
+from ..events import Acquire, Begin, End, Expect, Grant, Release
 from .devices import Memory, line
 from .recording import Recording
 from .rerun import passes_of
@@ -45,24 +45,44 @@ def expert_seconds(recording: Recording) -> list[Taken]:
     return found
 
 
-def typical(times: Iterable[Taken], *, rank: float = 0.5) -> list[Taken]:
-    """By size, of those that were seen often, the seconds of ``rank``: 0.5 is the median."""
+def dense_seconds(recording: Recording) -> list[float]:
+    """What each pass of a model without experts computed: all but the time in which it waited."""
+    found: list[float] = []
+    computed: dict[int, float] = {}  # by stream: seconds so far, less when it began
+    owner: dict[int, int] = {}  # stream by ticket
+    latest: dict[int, float] = {}  # by ticket: when it was asked, or the last block came
+    for now, event, actions in recording.steps:
+        if isinstance(event, Begin):
+            computed[event.stream] = -now
+        if isinstance(event, Acquire):
+            owner[event.ticket], latest[event.ticket] = event.stream, now
+        for action in actions:
+            if isinstance(action, Grant) and owner[action.ticket] in computed:
+                computed[owner[action.ticket]] -= now - latest[action.ticket]
+                latest[action.ticket] = now
+        if isinstance(event, End):
+            found.append(computed.pop(event.stream) + now)
+    return found
+
+
+def typical(times: Iterable[Taken]) -> list[Taken]:
+    """By size, of those that were seen often, the median seconds."""
     by_size: dict[int, list[float]] = {}
     for size, seconds in times:
         by_size.setdefault(size, []).append(seconds)
-    return [Taken(size, ranked(each, rank)) for size, each in by_size.items() if len(each) >= OFTEN]
-
-
-def ranked(seconds: Sequence[float], rank: float = 0.5) -> float:
-    """Of ``seconds``, at least one, those than which a share ``rank`` is less."""
-    return sorted(seconds)[min(int(rank * len(seconds)), len(seconds) - 1)]
+    return [Taken(size, statistics.median(each)) for size, each in by_size.items() if len(each) >= OFTEN]
 
 
 def memory_of(alone: Sequence[Taken], beside: Sequence[Taken]) -> Memory:
     """The memory whose experts take as long as is typical: ``alone``, and ``beside`` a drive that delivers."""
     overhead, pace = line(alone)
-    lost = [1 - (overhead + size * pace) / seconds for size, seconds in beside]
-    return Memory(1 / pace, overhead, contention=max(0.0, statistics.median(lost)) if lost else 0.0)
+    lost = [lost_share(overhead + size * pace, seconds) for size, seconds in beside]
+    return Memory(1 / pace, overhead, contention=statistics.median(lost) if lost else 0.0)
+
+
+def lost_share(alone: float, beside: float) -> float:
+    """The share of its speed that is lost by what takes ``alone`` seconds, and ``beside`` something else."""
+    return max(0.0, 1 - alone / beside)
 
 
 def bytes_used(recording: Recording) -> int:
