@@ -307,21 +307,23 @@ def elsewhere_table() -> Table:
     return Table("GLM-5.2, int4", ("", "reported, tokens/s", "hits", "simulated, tokens/s", "hits", "source"), rows)
 
 
+def difference(before: Figure, after: Figure) -> str:
+    """By how much the tokens per second differ."""
+    if before.forecast == after.forecast:
+        return "none"
+    change = after.forecast.tokens_per_second / before.forecast.tokens_per_second - 1
+    return f"{round(change, 2) + 0.0:+.0%}"
+
+
 def weights_table(some: Sequence[Case]) -> Table:
     """What each assumption weighs."""
     speeds = {what: [simulated(change(case)) for case in some] for what, change in CHANGES.items()}
     base = speeds["as assumed"]
-    rows = []
-    for what, figures in speeds.items():
-        cells = [
-            number(figure.forecast.tokens_per_second)
-            if figure.forecast == first.forecast
-            else f"{figure.forecast.tokens_per_second / first.forecast.tokens_per_second - 1:+.0%}"
-            for figure, first in zip(figures, base, strict=True)
-        ]
-        rows.append((what, *cells))
+    rows = [("as assumed", *(number(figure.forecast.tokens_per_second) for figure in base))]
+    for what, figures in [*speeds.items()][1:]:
+        rows.append((what, *(difference(*pair) for pair in zip(base, figures, strict=True))))
     last = speeds["neither that, nor any time besides weights"]
-    rows.append(("the last row, of its limit", *(f"{figure.of_limit:.0%}" for figure in last)))
+    rows.append(("the row above, of its limit by hand", *(f"{figure.of_limit:.0%}" for figure in last)))
     columns = ("tokens/s", *(f"{name_of(case)}; {case.machine.name}" for case in some))
     return Table("What the assumptions weigh", columns, rows)
 
