@@ -5,8 +5,9 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from beyond import ABOVE, Case, Figure, limit_of, outline_of, simulated, updated
+from beyond import ABOVE, updated
 from big_models import MODELS, BigModel
+from cases import Case, Figure, limit_of, outline_of, simulated
 from machines import MACHINES
 from report import Table
 
