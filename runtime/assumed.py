@@ -23,13 +23,16 @@ MEMORY = 0.1
 _NORMAL = NormalDist()
 
 
-def assumed_routes(layers: Sequence[ExpertLayer], tokens: int, *, seed: int = 0) -> Routes:
-    """Routing of ``tokens`` tokens, in one sequence, each decoded alone. Equal arguments give equal routing."""
+def assumed_routes(
+    layers: Sequence[ExpertLayer], tokens: int, *, popularity: float = POPULARITY, seed: int = 0
+) -> Routes:
+    """Routing of ``tokens`` tokens, in one sequence, each decoded alone: the less even, the larger ``popularity`` is.
+    Equal arguments give equal routing."""
     chance = np.random.default_rng(seed)
     found = []
     for layer in layers:
         places = chance.permutation(layer.experts)
-        own = np.array([POPULARITY * _NORMAL.inv_cdf((place + 0.5) / layer.experts) for place in places])
+        own = np.array([popularity * _NORMAL.inv_cdf((place + 0.5) / layer.experts) for place in places])
         changing = chance.standard_normal((tokens, layer.experts))
         for before, now in pairwise(changing):
             now *= (1 - MEMORY**2) ** 0.5

@@ -25,7 +25,7 @@ whose chances even out sooner, so that they route ROUTED times."""
 PROMPT = 256
 """Tokens of a prompt whose routing is looked at: a longer one uses no other experts to speak of."""
 PRECISION = 0.75
-"""Share of the guessed experts that come: what docs/performance.md has, in bytes."""
+"""Share of the guessed experts that come, where nothing else is said: what docs/performance.md has, in bytes."""
 
 Limit = Literal["flash", "memory", "compute"]
 
@@ -55,8 +55,17 @@ class Forecast:
 class Forecaster:
     """Forecasts for one model and prompt, on some devices, for any placement."""
 
-    def __init__(self, outline: Outline, devices: Devices, routes: Routes | None, *, prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        outline: Outline,
+        devices: Devices,
+        routes: Routes | None,
+        *,
+        prompt_tokens: int,
+        precision: float = PRECISION,
+    ) -> None:
         """``routes`` are of the model's layers, and begin again where they end; None for a model without experts.
+        ``precision`` is the share of the guessed experts that come.
 
         Raises DeviceModelError for devices that cannot be.
         """
@@ -74,7 +83,7 @@ class Forecaster:
             passes = _routed(passes, outline, routes)
         if routes and outline.foreseen:
             experts = min(layer.experts for layer in outline.layers)
-            passes = list(guessing(passes, experts, precision=PRECISION))
+            passes = list(guessing(passes, experts, precision=precision))
         self._passes = passes
 
     def forecast(self, placement: Placement, divisions: Divisions, *, eviction: str, guess: bool) -> Forecast:

@@ -32,3 +32,13 @@ def test_caches_hit_as_often_as_on_the_trained_model(share, expected):
     layers = [ExpertLayer(f"l.{n}", 16, 4, 1) for n in range(6)]
     steps = list(assumed_routes(layers, 300).steps())
     assert hit_ratio(EVICTION["auto"], int(96 * share), steps) == pytest.approx(expected, abs=0.03)
+
+
+def test_the_less_even_the_more_a_cache_hits():
+    layers = [ExpertLayer(f"l.{n}", 16, 4, 1) for n in range(6)]
+    ratios = []
+    for popularity in (0.0, 0.8, 1.6):
+        steps = list(assumed_routes(layers, 200, popularity=popularity).steps())
+        ratios.append(hit_ratio(EVICTION["auto"], 24, steps))
+    even, assumed, uneven = ratios
+    assert even < assumed - 0.1 < uneven - 0.2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from penstock.runtime.assumed import assumed_routes
-from penstock.runtime.forecast import Devices, Forecast, Forecaster, decoded, routed_tokens
+from penstock.runtime.forecast import PRECISION, Devices, Forecast, Forecaster, decoded, routed_tokens
 from penstock.runtime.layout import layout
 from penstock.runtime.outline import ExpertLayer, Outline
 from penstock.runtime.routes import Routes
@@ -38,11 +38,13 @@ def forecast(
     drive: float = 1e9,
     routes: Routes | None = None,
     guess: bool = True,
+    precision: float = PRECISION,
 ) -> Forecast:
     """Of ``model`` with ``budget`` bytes, or all in memory."""
     if model.layers and routes is None:
         routes = assumed_routes(model.layers, routed_tokens(model.layers, PROMPT))
-    made = Forecaster(model, Devices([Drive(drive)], UNMEASURED, timings), routes, prompt_tokens=PROMPT)
+    devices = Devices([Drive(drive)], UNMEASURED, timings)
+    made = Forecaster(model, devices, routes, prompt_tokens=PROMPT, precision=precision)
     placement = model.place(budget or with_working_memory(model.total_bytes))
     return made.forecast(placement, model.divisions(placement, None), eviction="auto", guess=guess)
 
@@ -102,6 +104,8 @@ def test_guessing_is_simulated_where_it_is_on():
     off, on = (forecast(model, 400 * KiB, timings=slow, drive=1e7, guess=guess) for guess in (False, True))
     assert on.hit_ratio > off.hit_ratio, "what is guessed and comes in time is found in memory"
     assert on.flash_bytes_per_token > off.flash_bytes_per_token, "a quarter of it is wrong"
+    sure = forecast(model, 400 * KiB, timings=slow, drive=1e7, precision=1.0)
+    assert sure.flash_bytes_per_token < on.flash_bytes_per_token, "nothing is read in vain"
     assert forecast(replace(model, foreseen=False), 400 * KiB, timings=slow, drive=1e7) == off
     assert forecast(model, 400 * KiB, timings=slow, drive=1e7) == on, "equal arguments give equal forecasts"
 

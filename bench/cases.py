@@ -1,0 +1,187 @@
+"""What the report on models that do not fit here asks, and the simulation that answers it."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+from big_models import COMPARED, MODELS, BigModel
+from machines import MACHINES, Machine
+
+from penstock.runtime.assumed import POPULARITY, assumed_routes
+from penstock.runtime.forecast import PRECISION, Forecast, Forecaster, routed_tokens
+from penstock.runtime.outline import Outline
+from penstock.tiering.policy.placement import with_working_memory
+from penstock.tiering.policy.reads import streamed_lengths, typical_read
+
+PROMPT = 512
+"""Tokens of the prompt before the first one."""
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
+"""Budgets of a curve, of the way from the least to the one that holds everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model on a machine. ``packed``: as it is published, instead of in bfloat16. ``budget`` in bytes, else what
+    ``host = "auto"`` gives; the other assumptions as ``penstock plan`` makes them, where nothing else is said."""
+
+    model: BigModel
+    machine: Machine
+    packed: bool = False
+    budget: int | None = None
+    popularity: float = POPULARITY
+    precision: float = PRECISION
+    guess: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a case comes to. ``used`` are the bytes of weights that a token uses, ``took`` the seconds of simulating."""
+
+    host_memory: int
+    forecast: Forecast
+    used: int
+    limit: float
+    took: float
+
+    @property
+    def of_limit(self) -> float:
+        return self.forecast.tokens_per_second / self.limit
+
+
+@cache
+def outline_of(model: BigModel, packed: bool, drives: int) -> Outline:
+    return model.outline(packed=packed, drives=drives)
+
+
+def simulated(case: Case) -> Figure:
+    """The figure of ``case``. Raises BudgetTooSmall."""
+    began = time.perf_counter()
+    model, machine = case.model, case.machine
+    outline = outline_of(model, case.packed, machine.drives)
+    packing = outline.total_bytes / outline_of(model, False, machine.drives).total_bytes
+    budget = machine.host_memory(outline.total_bytes) if case.budget is None else case.budget
+    placement = outline.place(budget)
+    devices = machine.devices(
+        outline.dtype, block=typical_read(streamed_lengths(outline.blocks, placement)), packing=packing
+    )
+    routes = None
+    if outline.layers:
+        routes = assumed_routes(outline.layers, routed_tokens(outline.layers, PROMPT), popularity=case.popularity)
+    forecaster = Forecaster(outline, devices, routes, prompt_tokens=PROMPT, precision=case.precision)
+    found = forecaster.forecast(placement, outline.divisions(placement, None), eviction="auto", guess=case.guess)
+    used = forecaster.bytes_per_token
+    limit = limit_of(found.flash_bytes_per_token, used, machine)
+    return Figure(budget, found, used, limit, time.perf_counter() - began)
+
+
+def limit_of(flash_bytes: int, used_bytes: int, machine: Machine) -> float:
+    """Tokens per second, by hand, if nothing but bytes took time and the drives worked beside the cores."""
+    return 1 / max(flash_bytes / machine.flash_speed, used_bytes / machine.memory_speed)
+
+
+def name_of(case: Case) -> str:
+    if case.packed and case.model.packed:
+        return f"{case.model.name}, {case.model.packed.name} (what if)"
+    return f"{case.model.name}, bfloat16"
+
+
+# --- what the report asks -----------------------------------------------------------------------------------------
+
+
+def cases() -> list[Case]:
+    """Each model on each machine: in bfloat16, and where that is not what is published, packed."""
+    return [
+        Case(model, machine, packed)
+        for model in MODELS.values()
+        for packed in ((False, True) if model.packed else (False,))
+        for machine in MACHINES
+    ]
+
+
+def some_cases() -> list[Case]:
+    """One of each model, where the drive counts: what the assumptions weigh is shown of these."""
+    laptop, workstation = MACHINES[1], MACHINES[3]
+    return [
+        Case(MODELS["Qwen3-30B-A3B"], laptop),
+        Case(MODELS["gpt-oss-120b"], laptop, packed=True),
+        Case(MODELS["DeepSeek-V3"], workstation, packed=True),
+        Case(MODELS["Qwen3-32B"], laptop),
+    ]
+
+
+def on(case: Case, **changes: Any) -> Case:
+    """``case`` on a machine that differs."""
+    return replace(case, machine=replace(case.machine, **changes))
+
+
+def scaled(field: str, factor: float) -> Callable[[Case], Case]:
+    """A change of one of the machine's numbers."""
+    return lambda case: on(case, **{field: getattr(case.machine, field) * factor})
+
+
+def with_budget(factor: float) -> Callable[[Case], Case]:
+    """A change of the budget, to no less than what the model needs."""
+
+    def change(case: Case) -> Case:
+        outline = outline_of(case.model, case.packed, case.machine.drives)
+        budget = int(case.machine.host_memory(outline.total_bytes) * factor)
+        return replace(case, budget=max(budget, outline.least_budget))
+
+    return change
+
+
+class Elsewhere(NamedTuple):
+    """What was ``reported`` ``where`` of a run like ``case``, with the ratio of ``hits`` where that was said too."""
+
+    what: str
+    case: Case
+    reported: str
+    hits: str
+    where: str
+
+
+ELSEWHERE = (
+    Elsewhere(
+        "128 GB unified memory, drive 5.94 GB/s, 107 GB for weights",
+        Case(COMPARED, replace(MACHINES[2], drive_speed=5.94e9), packed=True, budget=int(107e9)),
+        "0.8 to 1.0",
+        "",
+        "colibri issue 486",
+    ),
+    Elsewhere(
+        "24 GB of memory, drive 2.74 GB/s, 14 GB resident",
+        Case(COMPARED, replace(MACHINES[0], drive_speed=2.74e9), packed=True, budget=int(14.1e9)),
+        "0.07",
+        "3 to 4%",
+        "colibri pull request 3",
+    ),
+)
+
+CHANGES: dict[str, Callable[[Case], Case]] = {
+    "as assumed": lambda case: case,
+    "more even routing (0.4 for 0.8)": lambda case: replace(case, popularity=0.4),
+    "less even routing (1.2)": lambda case: replace(case, popularity=1.2),
+    "half of the guesses right (50 % for 75 %)": lambda case: replace(case, precision=0.5),
+    "nearly all guesses right (90 %)": lambda case: replace(case, precision=0.9),
+    "no guesses": lambda case: replace(case, guess=False),
+    "drive 30 % slower": scaled("drive_speed", 0.7),
+    "drive 30 % faster": scaled("drive_speed", 1.3),
+    "memory 30 % slower": scaled("bandwidth", 0.7),
+    "memory 30 % faster": scaled("bandwidth", 1.3),
+    "30 % less host memory": with_budget(0.7),
+    "30 % more host memory": with_budget(1.3),
+    "half the time besides weights": scaled("besides", 0.5),
+    "twice the time besides weights": scaled("besides", 2.0),
+    "drives and cores do not disturb each other": lambda case: on(case, disturbed=False),
+    "neither that, nor any time besides weights": lambda case: on(case, disturbed=False, besides=0.0),
+}
+
+
+def curve_of(case: Case) -> Iterator[Figure]:
+    """``case`` with budgets from the least to what holds everything: as if the machine had the memory."""
+    outline = outline_of(case.model, case.packed, case.machine.drives)
+    least, whole = outline.least_budget, with_working_memory(outline.total_bytes)
+    for share in SHARES:
+        yield simulated(replace(case, budget=least + int(share * (whole - least))))

@@ -1,0 +1,163 @@
+"""Laptops and workstations, described by a few numbers each (pure): none of them was measured.
+
+What a kind of machine is sold with is in MACHINES. What no data sheet says - how much of it cores get, what layers
+compute besides their weights, how much drives and cores disturb each other - is taken from the machine on which
+penstock was measured, REFERENCE.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from penstock.runtime.config import auto_host_memory
+from penstock.runtime.forecast import Devices
+from penstock.runtime.speeds import DEPTHS, SIZES
+from penstock.runtime.timings import Products, Timings
+from penstock.tiering.policy.placement import with_working_memory
+from penstock.tiering.policy.reads import choose
+from penstock.tiering.sim.devices import Drive
+from penstock.tiering.units import GiB, MiB
+
+OTHERS = 4 * GiB
+"""Memory that the system and other programs take."""
+CORES_GET = 0.75
+"""Of the memory's nominal bandwidth, what products of one token with bfloat16 weights read: tuned kernels on desktop
+processors reach 70 to 85 %."""
+
+
+class Reference(NamedTuple):
+    """Two cores (Zen 5) of a virtual machine: medians of four turns of penstock.runtime.reference.measure, in seconds
+    and shares. ``dense`` is how fast dense layers are read, of the speed with which experts are. Cores lose
+    ``contention`` while a drive delivers. The last three are what ``penstock plan`` takes for every machine: a drive
+    loses ``drive_contention`` while cores compute, a core verifies ``checksum`` bytes per second and takes ``handling``
+    seconds for each read."""
+
+    overhead: float = 1.3e-4
+    guess: float = 1.1e-4
+    layer_warm: float = 3.4e-4
+    layer_cold: float = 1.1e-3
+    cold: int = 30 * MiB
+    dense_layer: float = 1.5e-4
+    token: float = 1.9e-4
+    dense: float = 0.56
+    contention: float = 0.31
+    drive_contention: float = 0.25
+    checksum: float = 3e10
+    handling: float = 5e-5
+
+
+REFERENCE = Reference()
+
+
+class _Rate(NamedTuple):
+    """What a described drive would be measured to deliver."""
+
+    backend: str
+    size: int
+    depth: int
+    bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """``memory`` bytes, nominally read at ``bandwidth`` bytes per second, of which products get the share
+    ``cores_get``; ``cores``, which together multiply many tokens at ``flops`` operations per second in bfloat16.
+    ``drives`` equal drives, each of which delivers ``drive_speed`` bytes per second to large reads, a read's first byte
+    after ``latency`` seconds.
+
+    What computing takes besides weights is ``besides`` times the reference's; ``disturbed`` says whether drives and
+    cores cost each other speed as they do there.
+    """
+
+    name: str
+    memory: int
+    bandwidth: float
+    cores: int
+    flops: float
+    drive_speed: float
+    drives: int = 1
+    cores_get: float = CORES_GET
+    latency: float = 1e-4
+    besides: float = 1.0
+    disturbed: bool = True
+
+    @property
+    def memory_speed(self) -> float:
+        """Bytes of weights per second that one token is multiplied by."""
+        return self.bandwidth * self.cores_get
+
+    @property
+    def flash_speed(self) -> float:
+        """Bytes per second of all drives together."""
+        return self.drive_speed * self.drives
+
+    def host_memory(self, model_bytes: int) -> int:
+        """The budget in bytes that ``host = "auto"`` gives a model of so many bytes."""
+        return auto_host_memory(self.memory - OTHERS, with_working_memory(model_bytes))
+
+    def devices(self, dtype: str, *, block: int, packing: float = 1.0) -> Devices:
+        """For a model whose weights of ``dtype`` take ``packing`` of the bytes that bfloat16 takes, in reads of about
+        ``block`` bytes. Packed weights are read at the same bytes per second, and take the same arithmetic."""
+        drive = self._drive()
+        rates = [_Rate("described", size, depth, drive.delivered(size, depth)) for size in SIZES for depth in DEPTHS]
+        return Devices([drive] * self.drives, choose(rates, block=block), self._timings(dtype, packing))
+
+    def _drive(self) -> Drive:
+        return Drive(
+            self.drive_speed,
+            latency=self.latency,
+            single=self.drive_speed,
+            contention=REFERENCE.drive_contention if self.disturbed else 0.0,
+            # One core does it, and the others go on; the simulator knows all cores together.
+            checksum=REFERENCE.checksum * self.cores,
+            handling=REFERENCE.handling / self.cores,
+        )
+
+    def _timings(self, dtype: str, packing: float) -> Timings:
+        speed = self.memory_speed
+        plain = Products(one=speed, many=self.flops)  # two bytes and two operations for each weight
+        return Timings(
+            memory=speed,
+            overhead=REFERENCE.overhead * self.besides,
+            contention=REFERENCE.contention if self.disturbed else 0.0,
+            guess=REFERENCE.guess * self.besides,
+            layer_warm=REFERENCE.layer_warm * self.besides,
+            layer_cold=REFERENCE.layer_cold * self.besides,
+            cold=REFERENCE.cold,
+            dense_memory=speed * REFERENCE.dense,
+            dense_layer=REFERENCE.dense_layer * self.besides,
+            token=REFERENCE.token * self.besides,
+            products={"bfloat16": plain, "float32": plain, dtype: Products(one=speed, many=self.flops * packing)},
+        )
+
+
+_LAPTOP = Machine(
+    "laptop, 16 GiB",
+    memory=16 * GiB,
+    bandwidth=89.6e9,  # DDR5-5600, two channels
+    cores=8,
+    flops=1.2e12,
+    drive_speed=6e9,  # PCIe 4, sold with 7
+)
+_WORKSTATION = Machine(
+    "workstation, 128 GiB",
+    memory=128 * GiB,
+    bandwidth=179.2e9,  # DDR5-5600, four channels
+    cores=24,
+    flops=6e12,
+    drive_speed=11e9,  # PCIe 5, sold with 12 to 14
+)
+MACHINES = (
+    _LAPTOP,
+    replace(_LAPTOP, name="laptop, 32 GiB", memory=32 * GiB),
+    replace(
+        _LAPTOP,
+        name="laptop, 64 GiB unified",
+        memory=64 * GiB,
+        bandwidth=256e9,  # LPDDR5X-8000, 256 bits
+        cores_get=0.45,  # made for the graphics unit: the cores reach about half
+        cores=16,
+        flops=4e12,
+    ),
+    _WORKSTATION,
+    replace(_WORKSTATION, name="workstation, two drives", drives=2),
+)
