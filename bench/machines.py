@@ -14,6 +14,7 @@ from penstock.runtime.speeds import DEPTHS, SIZES
 from penstock.runtime.timings import Products, Timings
 from penstock.tiering.policy.placement import with_working_memory
 from penstock.tiering.policy.reads import choose
+from penstock.tiering.sim.calibration import CHECKSUM
 from penstock.tiering.sim.devices import Drive
 from penstock.tiering.units import GiB, MiB
 
@@ -26,9 +27,9 @@ processors reach 70 to 85 %."""
 
 class Reference(NamedTuple):
     """Two cores (Zen 5) of a virtual machine: medians of four turns of penstock.runtime.reference.measure, in seconds
-    and shares. ``dense`` is how fast dense layers are read, of the speed with which experts are. Cores lose
-    ``contention`` while a drive delivers. The last three are what ``penstock plan`` takes for every machine: a drive
-    loses ``drive_contention`` while cores compute, a core verifies ``checksum`` bytes per second and takes ``handling``
+    and shares. ``dense`` is how fast dense layers are read, of the speed with which experts are. Cores that compute
+    experts lose ``contention`` while a drive delivers, those that compute dense layers ``dense_contention``; a drive
+    loses ``drive_contention`` while cores compute. A core verifies ``checksum`` bytes per second and takes ``handling``
     seconds for each read."""
 
     overhead: float = 1.3e-4
@@ -40,8 +41,9 @@ class Reference(NamedTuple):
     token: float = 1.9e-4
     dense: float = 0.56
     contention: float = 0.31
+    dense_contention: float = 0.4
     drive_contention: float = 0.25
-    checksum: float = 3e10
+    checksum: float = CHECKSUM
     handling: float = 5e-5
 
 
@@ -113,19 +115,22 @@ class Machine:
         )
 
     def _timings(self, dtype: str, packing: float) -> Timings:
-        speed = self.memory_speed
+        speed, disturbed = self.memory_speed, float(self.disturbed)
         plain = Products(one=speed, many=self.flops)  # two bytes and two operations for each weight
         return Timings(
             memory=speed,
             overhead=REFERENCE.overhead * self.besides,
-            contention=REFERENCE.contention if self.disturbed else 0.0,
+            contention=REFERENCE.contention * disturbed,
             guess=REFERENCE.guess * self.besides,
             layer_warm=REFERENCE.layer_warm * self.besides,
             layer_cold=REFERENCE.layer_cold * self.besides,
             cold=REFERENCE.cold,
             dense_memory=speed * REFERENCE.dense,
             dense_layer=REFERENCE.dense_layer * self.besides,
+            dense_contention=REFERENCE.dense_contention * disturbed,
             token=REFERENCE.token * self.besides,
+            drive_contention=REFERENCE.drive_contention * disturbed,
+            handling=REFERENCE.handling,
             products={"bfloat16": plain, "float32": plain, dtype: Products(one=speed, many=self.flops * packing)},
         )
 

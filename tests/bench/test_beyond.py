@@ -61,7 +61,8 @@ def test_more_memory_is_never_slower(name):
 def test_no_figure_is_above_what_bytes_allow(name):
     for gib in (16, 32, 48):
         figure = with_memory(name, gib)
-        assert 0.5 < figure.of_limit < ABOVE, "where the drive is what it waits for"
+        assert figure.of_limit < ABOVE
+        assert figure.of_limit > 0.5 or figure.forecast.limited_by != "flash", "much less than the drive allows"
 
 
 def test_a_drive_that_is_twice_as_fast_helps_where_it_is_the_limit():

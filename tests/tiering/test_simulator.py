@@ -239,3 +239,12 @@ def test_guesses_are_as_precise_as_told() -> None:
                 total += len(guess)
                 right += len(set(guess) & set(came))
         assert right / total == pytest.approx(precision, abs=0.05)
+
+
+def test_wrong_guesses_are_what_is_chosen_elsewhere() -> None:
+    passes = list(decode([[[n % 3] for _ in range(5)] for n in range(100)]))
+    assert {expert for each in guessing(passes, 16, precision=0.0) for guess in each.guessed for expert in guess} == {
+        *range(3)
+    }
+    alone = guessing(passes[:1], 16, precision=0.0)
+    assert all(guess != [0] for each in alone for guess in each.guessed), "nothing else was ever chosen"

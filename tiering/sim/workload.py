@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from ..units import BlockId
 from .noise import uniform
@@ -59,17 +58,23 @@ def forward(tokens: Sequence[Routing]) -> Pass:
     return Pass(len(tokens), layers, choices=per_token * len(tokens))
 
 
-def guessing(passes: Iterable[Pass], experts: int, *, precision: float, seed: int = 0) -> Iterator[Pass]:
+def guessing(passes: Sequence[Pass], experts: int, *, precision: float, seed: int = 0) -> Iterator[Pass]:
     """``passes``, each layer of which guesses as many experts, of ``experts``, as the next one chooses; a share
-    ``precision`` of them right."""
+    ``precision`` of them right. A wrong one is what that layer chooses in some other pass, where there is such a one:
+    routers err towards experts that are popular, which are in memory as often as the right ones."""
     for number, each in enumerate(passes):
         guesses: list[list[int]] = []
-        for layer, (_, wanted) in enumerate(pairwise(each.chosen)):
+        for layer, wanted in enumerate(each.chosen[1:], 1):
             others = [expert for expert in range(experts) if expert not in wanted]
             guess = []
             for place, expert in enumerate(wanted):
                 if others and uniform(seed, number, layer, place, 0) >= precision:
-                    expert = others.pop(int(uniform(seed, number, layer, place, 1) * len(others)))
+                    first = int(uniform(seed, number, layer, place, 1) * len(passes))
+                    elsewhere = (passes[at % len(passes)].chosen[layer] for at in range(first, first + len(passes)))
+                    popular = ([other for other in chosen if other in others] for chosen in elsewhere)
+                    found = next(filter(None, popular), others)
+                    expert = found[int(uniform(seed, number, layer, place, 2) * len(found))]
+                    others.remove(expert)
                 guess.append(expert)
             guesses.append(guess)
         yield replace(each, guessed=guesses)
