@@ -10,6 +10,7 @@ import typer
 from ..config import Config
 from ..settings import OVERRIDES
 
+_EVICTION = "auto, next-use, lfu, windowed-lfu, succinct, arc, lru."
 PANEL = "Configuration (each overrides its key of the file)"
 
 
@@ -38,7 +39,7 @@ class Settings:
         _override("store_stripes", "FOLDER", "Further drives; repeat it, or separate by commas."),
     ] = None
     weights_format: Annotated[str | None, _override("weights_format", "FORMAT", 'Weights on flash: "as-is".')] = None
-    experts_eviction: Annotated[str | None, _override("experts_eviction", "POLICY", "auto, lru, lfu.")] = None
+    experts_eviction: Annotated[str | None, _override("experts_eviction", "POLICY", _EVICTION)] = None
     experts_prefetch: Annotated[str | None, _override("experts_prefetch", "WHEN", "auto, off.")] = None
     io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
     io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
