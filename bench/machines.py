@@ -11,7 +11,7 @@ from typing import NamedTuple
 from penstock.runtime.config import auto_host_memory
 from penstock.runtime.forecast import Devices
 from penstock.runtime.speeds import DEPTHS, SIZES
-from penstock.runtime.timings import Products, Timings
+from penstock.runtime.timings import Delivery, Products, Timings
 from penstock.tiering.policy.placement import with_working_memory
 from penstock.tiering.policy.reads import choose
 from penstock.tiering.sim.calibration import CHECKSUM
@@ -48,6 +48,7 @@ class Reference(NamedTuple):
 
 
 REFERENCE = Reference()
+_AS_DESCRIBED = Delivery(share=1.0, contention=0.0)  # drives are described with what computing costs them
 
 
 class _Rate(NamedTuple):
@@ -129,8 +130,8 @@ class Machine:
             dense_layer=REFERENCE.dense_layer * self.besides,
             dense_contention=REFERENCE.dense_contention * disturbed,
             token=REFERENCE.token * self.besides,
-            drive_contention=REFERENCE.drive_contention * disturbed,
-            handling=REFERENCE.handling,
+            delivery=_AS_DESCRIBED,
+            dense_delivery=_AS_DESCRIBED,
             products={"bfloat16": plain, "float32": plain, dtype: Products(one=speed, many=self.flops * packing)},
         )
 

@@ -3,11 +3,11 @@
     python bench/simulated.py MODEL --host-memory 5MiB 7MiB 10MiB --calibrate 4MiB [--text FILE] [--tokens 64]
         [--rounds 5]
 
-In every round computing is measured in runs of their own, with everything in memory and with --calibrate, and the
-drive by itself; then every budget is run for real, and recorded. Simulated are the devices that were typical of all
-rounds, with what each run's streams chose and guessed. A simulation knows the routing of its run, and none of its
-times. What is timed are tokens one by one, after a prompt. Each recording is also replayed. The packed model lies below
-the present folder meanwhile: that drive is measured.
+In every round devices are measured in runs of their own: with everything in memory what computing takes, and with
+--calibrate what it takes beside a drive, and what the drive delivers. Then every budget is run for real, and recorded.
+Simulated are the devices that were typical of all rounds, with what each run's streams chose and guessed. A simulation
+knows the routing of its run, and none of its times. What is timed are tokens one by one, after a prompt. Each recording
+is also replayed. The packed model lies below the present folder meanwhile.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,13 +26,10 @@ from report import Table, publish
 from tokens import fixed_tokens
 
 import penstock
-from penstock.kernels.directio import DirectFile
 from penstock.kernels.machine import measure_memory
-from penstock.kernels.trial import handling_seconds, lost_beside, read_rates
 from penstock.runtime.recording import recorded
-from penstock.runtime.reference import decode_products
 from penstock.tiering.sim.calibration import (
-    CHECKSUM,
+    delivered,
     dense_seconds,
     expert_seconds,
     guess_seconds,
@@ -43,20 +39,19 @@ from penstock.tiering.sim.calibration import (
     timed,
     typical,
 )
-from penstock.tiering.sim.devices import Drive, Memory, fitted
+from penstock.tiering.sim.devices import Drive, Memory
 from penstock.tiering.sim.outcome import Outcome
 from penstock.tiering.sim.recording import Recording, first_difference
 from penstock.tiering.sim.rerun import passes_of
 from penstock.tiering.sim.simulator import simulate
 from penstock.tiering.sim.workload import Workload, layers_of
-from penstock.tiering.units import MiB, format_size, parse_size
+from penstock.tiering.units import format_size, parse_size
 
 PROMPT = 32
-DEPTHS = (1, 2, 4, 8)
 
 
-def run(options: argparse.Namespace, store: str, host_memory: str | int) -> tuple[dict[str, Any], Recording, Any]:
-    """The decode figures of one real run, its recording, and the files of the bundle."""
+def run(options: argparse.Namespace, store: str, host_memory: str | int) -> tuple[dict[str, Any], Recording]:
+    """The decode figures of one real run, and its recording."""
     path = Path(store) / "run.penrec"
     with penstock.load(options.model, store=store, host_memory=host_memory, record=path) as model:
         ids, seconds, cache = tokens(options, model), [], None
@@ -67,9 +62,8 @@ def run(options: argparse.Namespace, store: str, host_memory: str | int) -> tupl
             out = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
             seconds.append(time.perf_counter() - start)
         counted = difference(before, asdict(model.penstock.stats()))
-        files = sorted(model.penstock.bundle.glob("*.bin"))
     figures = traffic(counted, sum(seconds), len(seconds)) | {"tokens_per_second": len(seconds) / sum(seconds)}
-    return figures, recorded(path), files
+    return figures, recorded(path)
 
 
 def tokens(options: argparse.Namespace, model: Any) -> list[int]:
@@ -78,20 +72,6 @@ def tokens(options: argparse.Namespace, model: Any) -> list[int]:
         return fixed_tokens(count, int(model.config.get_text_config().vocab_size))
     found = transformers.AutoTokenizer.from_pretrained(options.model)(options.text.read_text()).input_ids
     return list(found[:count])
-
-
-def measured_drive(recording: Recording, files: list[Path]) -> Drive:
-    """The drive that the bundle's ``files`` lie on, for reads from one block to the longest joined one, as it is beside
-    idle cores and beside busy ones."""
-    setup = recording.setup
-    lengths = [home.extent.length for home in setup.homes.values() if home.region in ("experts", "stream")]
-    sizes = sorted({min(lengths), statistics.median_low(lengths), min(max(setup.read_limit, *lengths), 8 * MiB)})
-    with ExitStack() as stack:
-        opened = [stack.enter_context(DirectFile(file)) for file in files]
-        cells = [(size, depth) for size in sizes for depth in DEPTHS if depth <= max(2, setup.depth)]
-        rates = read_rates({"threads": opened}, cells, 0.3, rounds=3)
-        lost = lost_beside(decode_products(), opened, size=sizes[-1], depth=setup.depth)
-        return fitted(rates, contention=lost, checksum=CHECKSUM, handling=handling_seconds(opened))
 
 
 class Computing(NamedTuple):
@@ -169,11 +149,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as store:
         run(options, store, "8GiB")  # packs the model, and compiles what computing needs
         for _ in range(options.rounds):
-            (figures, whole, files), (_, tight, _) = run(options, store, "8GiB"), run(options, store, options.calibrate)
+            (figures, whole), (_, tight) = run(options, store, "8GiB"), run(options, store, options.calibrate)
             computing.append(measured_computing(1 / figures["tokens_per_second"], whole, tight))
-            drives.append(measured_drive(tight, files))
+            drives.append(delivered(tight).drive())
             for budget in options.host_memory:
-                figures, recording, _ = run(options, store, budget)
+                figures, recording = run(options, store, budget)
                 assert first_difference(recording) is None, "replay acts in another way"
                 found[budget].append(figures)
                 recordings[budget].append(recording)

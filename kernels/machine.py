@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,7 +21,7 @@ from .backends import directness, usable
 from .cgroups import memory_group, memory_groups, processor_quota
 from .directio import PAGE, DirectFile
 from .directwrite import DirectWriter
-from .trial import ReadRate, handling_seconds, lost_beside, read_rates
+from .trial import ReadRate, read_rates
 
 _TRIAL_FILE = 256 << 20
 _TRIAL_MEMORY = 256 << 20
@@ -45,15 +45,6 @@ class DriveReport:
     def best(self) -> ReadRate:
         """The fastest of the rates."""
         return max(self.rates, key=lambda rate: rate.bytes_per_second)
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """What a drive and the cores cost each other: the share ``lost`` of the drive's speed while all cores compute, and
-    the seconds of a core that ``handling`` one read takes."""
-
-    lost: float
-    handling: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +81,7 @@ def measure_drive(
     Raises OSError when the folder is not there or not writable, and with ENOSPC when it has no room for two of the
     largest reads; BackendUnavailable.
     """
-    with _trial(folder, max(sizes), backends) as files:
-        rates = read_rates(files, [(size, depth) for size in sizes for depth in depths], seconds_each, rounds=rounds)
-        every = [file for opened in files.values() for file in opened]
-        direct = any(file.direct for file in every)
-        return DriveReport(str(folder), direct, every[0].length, tuple(rates))
-
-
-def measure_beside(folder: Path, work: Callable[[], object], *, size: int = 4 << 20, depth: int = 2) -> Beside:
-    """What the drive below ``folder`` and the cores cost each other, which ``work`` keeps busy again and again: with
-    reads of ``size`` bytes, ``depth`` in flight, by threads. Raises OSError as ``measure_drive``."""
-    with _trial(folder, size, ("threads",)) as files:
-        lost = lost_beside(work, files["threads"], size=size, depth=depth)
-        return Beside(lost, handling_seconds(files["threads"]))
-
-
-@contextmanager
-def _trial(folder: Path, step: int, backends: Sequence[str] | None) -> Iterator[dict[str, list[DirectFile]]]:
-    """A trial file as each backend opens it; ``step`` is the largest read."""
+    step = max(sizes)
     room = min(max(_TRIAL_FILE, step), shutil.disk_usage(folder).free // 2) // step * step
     if room == 0:
         raise OSError(errno.ENOSPC, f"measuring the drive needs {2 * step} bytes free", str(folder))
@@ -122,7 +96,8 @@ def _trial(folder: Path, step: int, backends: Sequence[str] | None) -> Iterator[
                 ask = directness(backend)
                 files[backend] = [plain if ask is None else opened.enter_context(DirectFile(path, direct=ask))]
         arena.close()
-        yield files
+        rates = read_rates(files, [(size, depth) for size in sizes for depth in depths], seconds_each, rounds=rounds)
+        return DriveReport(str(folder), plain.direct, plain.length, tuple(rates))
 
 
 @contextmanager

@@ -1,11 +1,9 @@
-"""How fast open files can be read: random reads of given sizes, so many at a time, by every backend in turn; what is
-lost of that while cores compute, and what a read takes from them."""
+"""How fast open files can be read: random reads of given sizes, so many at a time, by every backend in turn."""
 
 import random
-import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -63,60 +61,15 @@ def read_rates(
     return [ReadRate(size, depth, rate, backend) for (size, depth, backend), rate in best.items()]
 
 
-def lost_beside(
-    work: Callable[[], object],
-    files: Sequence[DirectFile],
-    *,
-    size: int,
-    depth: int,
-    backend: str = "threads",
-    seconds_each: float = 0.1,
-    rounds: int = 5,
-) -> float:
-    """The share of the rate of such reads that is lost while this thread does ``work`` again and again: the median of
-    rounds with and without it in turn; 0 where it makes them no slower. ``size`` and errors as for ``read_rates``."""
-    arena = Arena(size * depth)
-    arena.tensor(0, torch.uint8, (arena.length,)).zero_()
-    with closing(open_reader(backend, depth)) as reader:
-        kept = [
-            _rate(reader, files, arena, size, depth, seconds_each, meanwhile=work)
-            / _rate(reader, files, arena, size, depth, seconds_each)
-            for _ in range(rounds)
-        ]
-    return max(0.0, 1 - statistics.median(kept))
-
-
-def handling_seconds(files: Sequence[DirectFile], *, backend: str = "threads", seconds: float = 0.3) -> float:
-    """What a read of one page, alone, takes from the cores: seconds of one. Errors as for ``read_rates``."""
-    arena = Arena(PAGE)
-    with closing(open_reader(backend, 1)) as reader:
-        before, start = time.process_time(), time.perf_counter()
-        rate = _rate(reader, files, arena, PAGE, 1, seconds)
-        reads = rate / PAGE * (time.perf_counter() - start)
-        return (time.process_time() - before) / reads
-
-
-def _rate(
-    reader: Reader,
-    files: Sequence[DirectFile],
-    arena: Arena,
-    size: int,
-    depth: int,
-    seconds: float,
-    *,
-    meanwhile: Callable[[], object] | None = None,
-) -> float:
-    """Bytes per second of ``depth`` chains of reads, each begun as the one before it lands; ``meanwhile`` is done until
-    they end."""
+def _rate(reader: Reader, files: Sequence[DirectFile], arena: Arena, size: int, depth: int, seconds: float) -> float:
+    """Bytes per second of ``depth`` chains of reads, each begun as the one before it lands."""
     chains = [_Chain(reader, files, arena.view(number * size, size), number) for number in range(depth)]
     start = time.perf_counter()
     for chain in chains:
         chain.deadline = start + seconds
         chain.go()
-    while meanwhile and time.perf_counter() < start + seconds:
-        meanwhile()
     done = sum(chain.result() for chain in chains)
-    return done / (max(chain.ended for chain in chains) - start)
+    return done / (time.perf_counter() - start)
 
 
 class _Chain:
@@ -127,7 +80,7 @@ class _Chain:
         self._chance, self._lengths = random.Random(seed), [file.length for file in files]
         self._ended, self._bytes = threading.Event(), 0
         self._problem: Exception | None = None
-        self.deadline = self.ended = 0.0
+        self.deadline = 0.0
 
     def go(self) -> None:
         """Begin a read; the next ones follow on the reader's threads."""
@@ -149,5 +102,4 @@ class _Chain:
             if time.perf_counter() < self.deadline:
                 self.go()
                 return
-        self.ended = time.perf_counter()
         self._ended.set()

@@ -17,11 +17,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as hf_initialization
 
-from ..kernels.machine import measure_beside
+from ..kernels.machine import measure_drive
 from ..tiering.errors import ConfigError
+from ..tiering.events import Read
+from ..tiering.policy.reads import LARGEST_READ
 from ..tiering.progress import Quiet
 from ..tiering.sim.calibration import (
     bytes_used,
+    delivered,
     dense_seconds,
     expert_seconds,
     guess_seconds,
@@ -32,13 +35,13 @@ from ..tiering.sim.calibration import (
 )
 from ..tiering.sim.devices import line
 from ..tiering.sim.recording import Recording
-from ..tiering.units import MiB
+from ..tiering.units import PAGE, MiB
 from . import timings
 from .compose import wrap
 from .config import Config
 from .linear import few_rows
 from .recording import recorded
-from .timings import Products, Timings
+from .timings import Delivery, Products, Timings
 
 _DENSE = ((256, 1), (256, 4), (2048, 1))
 """Widths and layers: of the first two the difference is layers, the third has large ones."""
@@ -51,6 +54,8 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _WIDTH, _MATRICES, _MANY = 2048, 12, 256
 """Matrices that are multiplied: so wide, so many, by one token and by so many."""
 _REPEATS = 5
+_ALONE = 0.5
+"""Seconds for which a drive is read by itself."""
 _LEAST = 1e-9
 """Seconds that a layer takes at least, whatever the clock says."""
 
@@ -91,7 +96,6 @@ def _measure(folder: Path, threads: int | str) -> Timings:
         tight = _run(_experts(*_EXPERTS[-1]), settings, share=_TIGHT)
         dense_tight = _run(_dense(*_DENSE[-1]), settings, share=_TIGHT)
     (_, few), (_, more), _ = _DENSE
-    beside = measure_beside(folder, decode_products())
     per_layer = max(_LEAST, (four.seconds - one.seconds) / (more - few))
     token = max(0.0, one.seconds - few * per_layer)
     large_layer = max(_LEAST, wide.seconds - token)
@@ -113,8 +117,8 @@ def _measure(folder: Path, threads: int | str) -> Timings:
         dense_layer=dense_layer,
         dense_contention=lost_share(*(_computed(run) for run in (wide, dense_tight))),
         token=token,
-        drive_contention=beside.lost,
-        handling=beside.handling,
+        delivery=_delivery(folder, tight.recording),
+        dense_delivery=_delivery(folder, dense_tight.recording),
         products={str(dtype).removeprefix("torch."): _products(dtype) for dtype in _DTYPES},
     )
 
@@ -172,6 +176,17 @@ def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -
     return _Run(statistics.median(seconds[_UNTIMED:]), recorded(record))
 
 
+def _delivery(folder: Path, recording: Recording) -> Delivery:
+    """What the drive below ``folder`` delivered in a recorded run, against reads of the same size by themselves."""
+    sizes = [action.size for _, _, actions in recording.steps for action in actions if isinstance(action, Read)]
+    size = min(LARGEST_READ, max(PAGE, round(statistics.mean(sizes)) // PAGE * PAGE)) if sizes else PAGE
+    alone = measure_drive(
+        folder, sizes=(size,), depths=(recording.setup.depth,), backends=("threads",), seconds_each=_ALONE
+    )
+    found = delivered(recording)
+    return Delivery(share=found.waiting / alone.best.bytes_per_second, contention=found.lost)
+
+
 def _computed(run: _Run) -> float:
     """The median seconds that a token was computed."""
     return statistics.median(dense_seconds(run.recording)[1 + _UNTIMED :])
@@ -179,7 +194,7 @@ def _computed(run: _Run) -> float:
 
 def _products(dtype: torch.dtype) -> Products:
     """Products of one and of many tokens with more weights than the processor's caches hold."""
-    layers = _layers(dtype)
+    layers = [nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype).requires_grad_(False) for _ in range(_MATRICES)]
     size = layers[0].weight.nbytes
     forwards = [few_rows(layer, layer.forward) or layer.forward for layer in layers]
     with torch.inference_mode():
@@ -188,17 +203,6 @@ def _products(dtype: torch.dtype) -> Products:
             one=size * _MATRICES / _quickest(lambda: [forward(one) for forward in forwards]),
             many=size * _MANY / _quickest(lambda: layers[0](many)),
         )
-
-
-def decode_products() -> Callable[[], object]:
-    """Products as decoding makes them, with more weights than caches hold: what keeps the cores busy."""
-    forwards = [few_rows(layer, layer.forward) or layer.forward for layer in _layers(torch.bfloat16)]
-    one = torch.ones(1, _WIDTH, dtype=torch.bfloat16)
-    return lambda: [forward(one) for forward in forwards]
-
-
-def _layers(dtype: torch.dtype) -> list[nn.Linear]:
-    return [nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype).requires_grad_(False) for _ in range(_MATRICES)]
 
 
 def _quickest(work: Callable[[], object]) -> float:

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..kernels.heap import bound_kernel_caches
 from ..kernels.machine import usable_cores
-from ..tiering.sim.calibration import CHECKSUM
 from ..tiering.sim.devices import Drive, Memory
 from . import cachefile
 from .verdicts import signature
@@ -29,6 +28,14 @@ class Products(_Strict):
     many: float = _Speed
 
 
+class Delivery(_Strict):
+    """Of the speed that a drive has by itself a model that waits for it gets the part ``share``: what is read is also
+    verified and accounted for. While cores compute, the share ``contention`` of that is lost."""
+
+    share: float = _Speed
+    contention: float = _Share
+
+
 class Timings(_Strict):
     """Of bfloat16 weights and one token, in seconds and bytes per second; ``products`` by data type.
 
@@ -36,9 +43,8 @@ class Timings(_Strict):
     ``layer_cold`` where ``cold`` bytes push all else out of them. A dense layer computes ``dense_layer`` besides, and a
     token ``token``, whatever its layers.
 
-    While the drive delivers, experts lose the share ``contention`` of their speed, dense layers ``dense_contention``.
-    While cores compute, the drive loses ``drive_contention``; each of its reads takes ``handling`` of a core, the
-    checksum apart.
+    While the drive delivers, experts lose the share ``contention`` of their speed, dense layers ``dense_contention``;
+    what the drive delivers then is in ``delivery`` and ``dense_delivery``.
     """
 
     memory: float = _Speed
@@ -52,8 +58,8 @@ class Timings(_Strict):
     dense_layer: float = _Seconds
     dense_contention: float = _Share
     token: float = _Seconds
-    drive_contention: float = _Share
-    handling: float = _Seconds
+    delivery: Delivery
+    dense_delivery: Delivery
     products: dict[str, Products]
 
     def memory_for(self, dtype: str, *, experts: bool) -> Memory:
@@ -67,9 +73,16 @@ class Timings(_Strict):
             contention=self.contention if experts else self.dense_contention,
         )
 
-    def beside_cores(self, drive: Drive) -> Drive:
-        """``drive``, which was measured beside idle cores, as it is beside those that compute."""
-        return replace(drive, contention=self.drive_contention, checksum=CHECKSUM, handling=self.handling)
+    def beside_cores(self, drive: Drive, *, experts: bool) -> Drive:
+        """``drive``, which was measured by itself, as a model is read from it."""
+        found = self.delivery if experts else self.dense_delivery
+        return replace(
+            drive,
+            bandwidth=drive.bandwidth * found.share,
+            latency=drive.latency / found.share,
+            single=drive.single * found.share,
+            contention=found.contention,
+        )
 
     def layer_seconds(self, size: int, *, experts: bool) -> float:
         """What a layer, of which a token uses ``size`` bytes, computes besides."""

@@ -1,6 +1,6 @@
 """A machine for tests, described instead of measured."""
 
-from penstock.runtime.timings import Products, Timings
+from penstock.runtime.timings import Delivery, Products, Timings
 from penstock.tiering.units import MiB
 
 TIMINGS = Timings(
@@ -15,8 +15,8 @@ TIMINGS = Timings(
     dense_layer=0.0,
     dense_contention=0.0,
     token=0.0,
-    drive_contention=0.0,
-    handling=0.0,
+    delivery=Delivery(share=1.0, contention=0.0),
+    dense_delivery=Delivery(share=1.0, contention=0.0),
     products={dtype: Products(one=1e10, many=1e12) for dtype in ("bfloat16", "float32")},
 )
 """A machine on which only weights take time."""

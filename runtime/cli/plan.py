@@ -121,7 +121,7 @@ class _Plan:
         if layers and routes is None:
             routes = assumed_routes(layers, routed_tokens(layers, prompt_tokens))
         timings = timings_here(existing(config.store.path), config.compute.threads)
-        models = [timings.beside_cores(drive) for drive in drives.models]
+        models = [timings.beside_cores(drive, experts=bool(layers)) for drive in drives.models]
         devices = Devices(models, drives.reading, timings)
         self._forecaster = Forecaster(self.outline, devices, routes, prompt_tokens=prompt_tokens)
 

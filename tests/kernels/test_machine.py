@@ -250,34 +250,6 @@ def test_the_best_round_counts(tmp_path, monkeypatch):
     assert [rate.bytes_per_second for rate in report.rates] == [9.0]
 
 
-def test_what_is_lost_beside_work_is_the_median_of_rounds(tmp_path, monkeypatch):
-    """With and without it in turn: 0.5, 0.8 and 0.9 of the rate are kept."""
-    monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
-    rates = iter([4.0, 8.0, 8.0, 10.0, 9.0, 10.0])
-    asked = []
-
-    def rate(_reader, _files, _arena, size, depth, _seconds, meanwhile=None):
-        asked.append((size, depth, meanwhile))
-        return next(rates)
-
-    monkeypatch.setattr(trial, "_rate", rate)
-    with DirectFile(__file__) as file:
-        assert trial.lost_beside(len, [file], size=8 * PAGE, depth=3, rounds=3) == pytest.approx(0.2)
-        rates = iter([11.0, 10.0])
-        assert trial.lost_beside(len, [file], size=PAGE, depth=1, rounds=1) == 0, "faster beside work is chance"
-    assert asked[:6] == [(8 * PAGE, 3, len), (8 * PAGE, 3, None)] * 3
-
-
-def test_a_drive_and_the_cores_cost_each_other_something(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
-    worked = []
-    beside = machine.measure_beside(tmp_path, lambda: worked.append(1), size=8 * PAGE)
-    assert worked, "nothing was done while reads were under way"
-    assert 0 <= beside.lost < 1
-    assert 0 < beside.handling < 0.1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_drive_that_takes_too_long_is_measured_in_part(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
     now = [0.0]

@@ -56,7 +56,7 @@ def test_what_is_kept_is_of_this_machine_as_it_is_set_up() -> None:
         ('"memory": 10000000000.0', '"memory": -1.0'),
         ('"memory": 10000000000.0', '"memory": 1e999'),
         ('"contention": 0.0', '"contention": 1.5'),
-        ('"drive_contention": 0.0', '"drive_contention": 1.0'),
+        ('"share": 1.0', '"share": 0.0'),
         ('"token": 0.0', '"token": "soon"'),
         ('"token": 0.0', '"tokens": 0.0'),
         ('"holds_for": "', '"holds_for": "another '),
@@ -82,15 +82,14 @@ def test_a_dtype_has_the_speed_of_its_products() -> None:
     assert many.seconds(MiB, 1000) == pytest.approx(1000 * MiB / 1e11)
 
 
-def test_drives_and_cores_cost_each_other_what_was_measured() -> None:
-    own = TIMINGS.model_copy(
-        update={"contention": 0.1, "dense_contention": 0.2, "drive_contention": 0.3, "handling": 4e-5}
-    )
-    assert own.memory_for("bfloat16", experts=True).contention == 0.1
-    assert own.memory_for("bfloat16", experts=False).contention == 0.2
-    beside = own.beside_cores(Drive(2e9, latency=1e-4))
-    assert (beside.bandwidth, beside.latency, beside.contention, beside.handling) == (2e9, 1e-4, 0.3, 4e-5)
-    assert beside.checksum < 1e12
+def test_a_model_gets_of_a_drive_what_reference_models_got() -> None:
+    experts, dense = (timings.Delivery(share=share, contention=lost) for share, lost in ((0.5, 0.1), (0.8, 0.2)))
+    own = TIMINGS.model_copy(update={"delivery": experts, "dense_delivery": dense, "dense_contention": 0.4})
+    drive = Drive(2e9, latency=1e-4, single=1e9)
+    assert own.beside_cores(drive, experts=True) == Drive(1e9, latency=2e-4, single=5e8, contention=0.1)
+    assert own.beside_cores(drive, experts=False) == Drive(1.6e9, latency=1.25e-4, single=8e8, contention=0.2)
+    assert own.memory_for("bfloat16", experts=False).contention == 0.4
+    assert own.memory_for("bfloat16", experts=True).contention == 0.0
 
 
 @given(st.integers(1, 1 << 40), st.integers(1, 1 << 40))

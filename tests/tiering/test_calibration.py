@@ -14,6 +14,7 @@ from penstock.tiering.sim.calibration import (
     OFTEN,
     Taken,
     bytes_used,
+    delivered,
     dense_seconds,
     expert_seconds,
     guess_seconds,
@@ -79,15 +80,15 @@ def run(cached: int, memory: Memory, passes: Sequence[Pass], guess: float = 0.0)
     return recorded(made, layers_of(made.homes, seconds=BESIDES), passes, Drive(1e4 * BLOCK), memory, guess)
 
 
-def dense_run(bandwidth: float) -> Recording:
-    """Of a model all of whose layers are streamed, one block after the other, from such a drive."""
+def dense_run(drive: Drive) -> tuple[Recording, float]:
+    """Of a model all of whose layers are streamed, one block after the other, from ``drive``."""
     blocks = [BlockId("dense", f"layers.{layer}.{name}") for layer in range(LAYERS) for name in "ab"]
     homes = {block: Home(Extent(0, place * BLOCK, BLOCK), STREAM) for place, block in enumerate(blocks)}
     made = Setup(
         {PINNED: 0, KEPT: 0, STREAM: 2 * BLOCK, EXPERTS: 0}, {}, homes, blocks, "lru", depth=2, read_limit=PAGE
     )
     layers = layers_of(homes, seconds=BESIDES)
-    return recorded(made, layers, [Pass(1)] * 5, Drive(bandwidth), Memory(2 * BLOCK / 1e-3))[0]
+    return recorded(made, layers, [Pass(1)] * 5, drive, Memory(2 * BLOCK / 1e-3))
 
 
 def decoded() -> list[Pass]:
@@ -114,10 +115,20 @@ def test_computing_beside_reads_shows_what_is_lost():
 
 
 def test_what_a_dense_model_computes_is_told_from_its_waiting():
-    seconds = dense_seconds(dense_run(BLOCK / 1e-2))
+    seconds = dense_seconds(dense_run(Drive(BLOCK / 1e-2))[0])
     assert seconds == pytest.approx([seconds[0]] * len(seconds))
     assert seconds[0] == pytest.approx(LAYERS * (BESIDES + 1e-3))
-    assert dense_seconds(dense_run(1e6 * BLOCK))[-1] == pytest.approx(seconds[0])
+    assert dense_seconds(dense_run(Drive(1e6 * BLOCK))[0])[-1] == pytest.approx(seconds[0])
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.5])
+@pytest.mark.parametrize("block_seconds", [5e-4, 2e-3, 1e-2])
+def test_with_the_drive_that_was_recorded_a_run_takes_as_long(block_seconds, lost):
+    recording, seconds = dense_run(Drive(BLOCK / block_seconds, contention=lost))
+    found = delivered(recording)
+    assert dense_run(found.drive())[1] == pytest.approx(seconds, rel=0.1)
+    assert found.computing <= found.waiting <= BLOCK / block_seconds * 1.05
+    assert found.waiting > found.computing or lost == 0 or block_seconds < 1e-3, "nobody ever waits for a fast drive"
 
 
 def test_making_a_guess_is_timed():

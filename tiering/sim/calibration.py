@@ -1,18 +1,21 @@
 """What computing costs, from recordings of real runs (pure): numbers for modelled memory and layers."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..events import Acquire, Begin, End, Expect, Grant, Release
-from .devices import Memory, line
+from ..events import Acquire, Begin, End, Expect, Grant, Read, ReadDone, Release
+from .devices import Drive, Memory, line
 from .recording import Recording
 from .rerun import passes_of
 from .workload import Layer, Routing, layers_of
 
 OFTEN = 5
 """Times that something is seen before it counts."""
+_NOTHING = 1.0
+"""Bytes per second that are a rounding error."""
 CHECKSUM = 3e10
 """Bytes per second of XXH3 on one core."""
 
@@ -63,6 +66,57 @@ def dense_seconds(recording: Recording) -> list[float]:
         if isinstance(event, End):
             found.append(computed.pop(event.stream) + now)
     return found
+
+
+class Delivered(NamedTuple):
+    """Bytes per second of a drive that had reads under way: while a stream waited, and while it computed."""
+
+    waiting: float
+    computing: float
+
+    @property
+    def lost(self) -> float:
+        """The share of the drive's speed that is lost while cores compute."""
+        return lost_share(1 / self.waiting, 1 / self.computing)
+
+    def drive(self) -> Drive:
+        """A drive that delivers as much, to reads like those that were recorded."""
+        return Drive(self.waiting, contention=self.lost)
+
+
+def delivered(recording: Recording) -> Delivered:
+    """What the drive delivered in the decoding of a recorded stream, with all that lies between a read's request and
+    its end. A read counts as arriving evenly meanwhile, so reads that are long for what is computed at a time hide some
+    of the difference."""
+    changes: list[tuple[float, int, float]] = []  # when, how many more wait, how many more bytes per second
+    asked: dict[int, tuple[float, int]] = {}  # by read: when, and its bytes
+    latest: dict[int, float] = {}  # by ticket: when it was asked, or the last block came
+    passes, begun = 0, math.inf
+    for now, event, actions in recording.steps:
+        if isinstance(event, Begin):
+            passes += 1
+            begun = now if passes == 2 else begun  # the first is the prompt
+        if isinstance(event, Acquire):
+            latest[event.ticket] = now
+        if isinstance(event, ReadDone):
+            start, size = asked.pop(event.read)
+            if begun < start < now:
+                changes += [(start, 0, size / (now - start)), (now, 0, -size / (now - start))]
+        for action in actions:
+            if isinstance(action, Read):
+                asked[action.read] = now, action.size
+            if isinstance(action, Grant):
+                changes += [(latest[action.ticket], 1, 0.0), (now, -1, 0.0)]
+                latest[action.ticket] = now
+    seconds, arrived = [0.0, 0.0], [0.0, 0.0]  # while nobody waits, while somebody does
+    waits, pace, before = 0, 0.0, begun
+    for when, more, faster in sorted(changes):
+        if pace > _NOTHING and when > before:
+            seconds[waits > 0] += when - before
+            arrived[waits > 0] += pace * (when - before)
+        waits, pace, before = waits + more, pace + faster, max(before, when)
+    computing, waiting = (size / taken if taken else 0.0 for size, taken in zip(arrived, seconds, strict=True))
+    return Delivered(waiting or computing, computing or waiting)
 
 
 def typical(times: Iterable[Taken]) -> list[Taken]:
