@@ -25,25 +25,9 @@ _SHARE = 32768  # elements up to which an elementwise operation is not shared ou
 _STEP = 128  # bytes that two vector registers take: what a share is computed in
 _ALONE = 7  # numbers that fill no vector
 _PRODUCTS = frozenset({"mm", "addmm", "_unsafe_view"})
-_EXACT = frozenset(  # every rounding is prescribed: alone or in a vector, the bits are the same
-    [
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "neg",
-        "abs",
-        "relu",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "maximum",
-        "minimum",
-        "clone",
-        "_to_copy",
-    ]
-)
+# Every rounding is prescribed: alone or in a vector, the bits are the same.
+_EXACT = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "abs", "relu", "clamp", "clamp_min", "clamp_max"})
+_EXACT |= {"maximum", "minimum", "clone", "_to_copy"}
 
 
 def parts(rows: int) -> list[slice]:
