@@ -95,6 +95,10 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        with self:  # in inference mode what is made of several operations comes as one
+            inside = func.decompose(*args, **kwargs)
+        if inside is not NotImplemented:
+            return inside
         name = func.overloadpacket.__name__
         if func.is_view or name in _PRODUCTS or (name in _EXACT and "alpha" not in kwargs):
             pass
