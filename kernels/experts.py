@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from .parts import VERDICTS, divisible, parts
 from .products import MOST_ROWS, Products, products
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 _AT_ONCE = 32768  # elements that torch's elementwise operations share out over threads, and then round otherwise
 _ROUND = 16
-ROUNDED: dict[str, bool] = {}
-"""For kinds and shapes of experts and numbers of rows: whether empty rows leave the bits of the others alone."""
 
 
 class Expert(NamedTuple):
@@ -61,6 +60,25 @@ def expert_product(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch
     return out if recipe.post is None else recipe.post(out)
 
 
+def expert_parts(hidden: torch.Tensor, rows: torch.Tensor, expert: Expert, recipe: Recipe) -> list[slice]:
+    """In which parts of ``rows``, row numbers of ``hidden`` [tokens, width], to compute ``expert``: for the same bits,
+    as few rows at a time as possible."""
+    kind = _kind(recipe.activation)
+    whole = [slice(0, len(rows))]
+    if kind is None or (several := parts(len(rows))) == whole:
+        return whole
+
+    def compute(state: torch.Tensor) -> torch.Tensor:
+        return expert_product(state, expert, recipe)
+
+    def sample(count: int) -> torch.Tensor:
+        return hidden[rows[:count]]
+
+    widths = {*expert.up.shape, *expert.down.shape}
+    kind = f"{_shapes(expert, recipe)}, {kind}"
+    return several if divisible(compute, sample, len(rows), kind, widths) else whole
+
+
 def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
     """``expert_product`` with empty rows up to a round number, where that gives the same bits.
 
@@ -71,25 +89,34 @@ def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tenso
     missing, kind = -rows % _ROUND, _kind(recipe.activation)
     if not missing or rows <= MOST_ROWS or kind is None:
         return expert_product(state, expert, recipe)
-    shapes = f"{tuple(expert.up.shape)} {tuple(expert.down.shape)} {'transposed ' * recipe.transposed}{expert.up.dtype}"
-    key = f"{rows} rows, {shapes}, {kind}, {torch.get_num_threads()} threads"
-    equal = ROUNDED.get(key)
+    key = f"{rows} rows, {_shapes(expert, recipe)}, {kind}, {torch.get_num_threads()} threads"
+    equal = VERDICTS.get(key)
     if equal is False:
         return expert_product(state, expert, recipe)
     out = expert_product(functional.pad(state, (0, 0, 0, missing)), expert, recipe)[:rows]
     if equal is None:
         exact = expert_product(state, expert, recipe)
         if bool((exact != exact[:, :1]).any(1).all()):  # of numbers all alike, no order of summation would show
-            ROUNDED[key] = torch.equal(out, exact)
+            VERDICTS[key] = torch.equal(out, exact)
         return exact
     return out
+
+
+def _shapes(expert: Expert, recipe: Recipe) -> str:
+    transposed = "transposed " * recipe.transposed
+    biased = "biased " * (expert.up_bias is not None or expert.down_bias is not None)
+    return f"{tuple(expert.up.shape)} {tuple(expert.down.shape)} {transposed}{biased}{expert.up.dtype}"
 
 
 def _kind(activation: Activation) -> str | None:
     """The name of what ``activation`` does; None where it has none of its own."""
     kind: Any = type(activation) if isinstance(activation, torch.nn.Module) else activation
     name = getattr(kind, "__qualname__", "<")
-    return None if "<" in name else f"{kind.__module__}.{name}"
+    if "<" in name:
+        return None
+    # A gate is the experts module's method, and applies the function that the configuration names.
+    inner = _kind(gated) if callable(gated := getattr(getattr(kind, "__self__", None), "act_fn", None)) else ""
+    return None if inner is None else f"{kind.__module__}.{name}{inner and f'({inner})'}"
 
 
 def _linear(state: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool) -> torch.Tensor:

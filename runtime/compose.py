@@ -14,9 +14,9 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..kernels import backends
-from ..kernels.experts import ROUNDED
 from ..kernels.heap import bound_kernel_caches
 from ..kernels.machine import MemoryMeter, usable_cores
+from ..kernels.parts import VERDICTS
 from ..tiering.errors import BundleError, CheckpointError, Closed, ConfigError, PenstockError
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place
@@ -271,7 +271,7 @@ def _install(
     readable = embeddings(model, bundle.manifest.blocks, bundle.manifest.tied)
     placement = place(blocks, budget, embeddings=readable)
     _set_threads(settings.compute.threads)
-    verdicts.load(ROUNDED)
+    verdicts.load(VERDICTS)
     divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
     reading = reading_of(bundle.paths, settings.io, block=typical_read(streamed_lengths(blocks, placement)))
     if bundle.direct and backends.directness(reading.backend) is False:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..kernels.arena import Arena
-from ..kernels.experts import ROUNDED
 from ..kernels.heap import trim
+from ..kernels.parts import VERDICTS
 from ..kernels.reading import may_wait
 from ..tiering.counters import hit_ratio
 from ..tiering.errors import TraceError
@@ -225,7 +225,7 @@ class Engine:
         for reader in self.rows.values():
             reader.close()
         self.bundle.close()
-        verdicts.keep(ROUNDED.copy())  # other models may go on adding to it
+        verdicts.keep(VERDICTS.copy())  # other models may go on adding to it
         for recorded in (self._trace, self.recording):
             if recorded is not None:
                 recorded.stop()

@@ -7,7 +7,8 @@ that lease one expert at a time. On its first calls every kind of experts module
 differs, that kind is run the plain way from then on.
 
 A prompt that needs many experts takes them in the order of flash, a few at a time, so that neither leases nor outputs
-pile up; what comes next is announced, and read meanwhile.
+pile up; what comes next is announced, and read meanwhile. An expert of many rows is computed in parts under its one
+lease, each added at once when it is the expert's turn.
 """
 
 import threading
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from ..kernels.experts import Expert, Recipe, expert_products, side_by_side
+from ..kernels import parts
+from ..kernels.experts import Expert, Recipe, expert_parts, expert_products, side_by_side
 from ..kernels.products import MOST_ROWS
 from ..kernels.weighted_sum import add_weighted, weighted_sum
 from ..tiering.errors import UnplaceableModule
@@ -89,12 +91,20 @@ class StreamedExperts:
         """``hidden`` [tokens, width], ``index`` and ``weights`` [tokens, top_k] -> [tokens, width]."""
         if self.guesses is not None:
             self.guesses.used(index)
+        return self._forward(hidden, index, weights)
+
+    def _forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         if None in (self._order[0], self._order[2]):
             return self._eager(hidden, index, weights)
         kind = (type(self._module), hidden.dtype, len(hidden) if len(hidden) <= MOST_ROWS else 0)
         trusted = self._trust.get(kind)
         if trusted is False:
             return self._eager(hidden, index, weights)
+        if trusted is None and len(hidden) > (few := 2 * parts.ROWS):
+            self._forward(
+                hidden[:few], index[:few], weights[:few]
+            )  # the eager code takes memory for all tokens at once
+            return self._forward(hidden, index, weights)
         out = self._token(hidden, index, weights) if len(hidden) == 1 else None
         if out is None:
             out = self._many(hidden, index, weights)
@@ -136,19 +146,28 @@ class StreamedExperts:
         wanted = [self._blocks[expert] for expert in ascending] if piled_up else self.in_order_of_flash(ascending)
         size = at_a_time(len(wanted), index.numel())
         guess = _Guess(self.next, self._bridge, hidden, index)
-        outs: dict[int, torch.Tensor] = {}
+        outs: dict[int, list[tuple[slice, torch.Tensor]]] = {}
         final = torch.zeros_like(hidden)
         added = 0
+
+        def add(expert: int, part: slice, out: torch.Tensor) -> None:
+            rows, picks = groups[expert][0][part], groups[expert][1][part]
+            add_weighted(final, rows, out, weights[rows, picks])
+
         for start in range(0, len(wanted), size):
             window, rest = wanted[start : start + size], wanted[start + size :]
             with closing(self._arriving(window, rest, guess)) as arriving:
                 for arrived in arriving:
-                    outs |= self._products(arrived, groups, hidden)
-            while added < len(ascending) and ascending[added] in outs:
-                expert = ascending[added]
-                rows, picks = groups[expert]
-                add_weighted(final, rows, outs.pop(expert), weights[rows, picks])
-                added += 1
+                    for expert, part, out in self._products(arrived, groups, hidden):
+                        kept = outs.setdefault(expert, [])
+                        if expert == ascending[added]:
+                            add(expert, part, out)
+                        else:
+                            kept.append((part, out))
+                    while added < len(ascending) and ascending[added] in outs:
+                        for part, out in outs.pop(ascending[added]):
+                            add(ascending[added], part, out)
+                        added += 1
         return final
 
     def absent(self, experts: Iterable[int]) -> frozenset[int]:
@@ -179,16 +198,26 @@ class StreamedExperts:
 
     def _products(
         self, arrived: Sequence[tuple[BlockId, Slot]], groups: Groups, hidden: torch.Tensor
-    ) -> dict[int, torch.Tensor]:
-        """The outputs [rows, width] of the experts that ``arrived``; their leases are given back."""
-        numbers = [block.part for block, _ in arrived]
-        states = [hidden[groups[expert][0]] for expert in numbers]
-        experts = [self._views[block.part][slot].expert for block, slot in arrived]
-        outs: dict[int, torch.Tensor] = {}
-        for positions, out in expert_products(states, experts, self._recipe):
-            outs |= zip((numbers[position] for position in positions), out, strict=True)
+    ) -> Iterator[tuple[int, slice, torch.Tensor]]:
+        """The outputs [rows, width] of the experts that ``arrived``, and which part of each one's rows they are, in
+        order; all of an expert before the next one. In the end their leases are given back."""
+        few: list[int] = []
+        experts: list[Expert] = []
+        for block, slot in arrived:
+            expert, rows = self._views[block.part][slot].expert, groups[block.part][0]
+            several = expert_parts(hidden, rows, expert, self._recipe)
+            if len(several) == 1:
+                few.append(block.part)
+                experts.append(expert)
+                continue
+            for part in several:
+                for _, out in expert_products([hidden[rows[part]]], [expert], self._recipe):
+                    yield block.part, part, out[0]
+        states = [hidden[groups[number][0]] for number in few]
+        for positions, outs in expert_products(states, experts, self._recipe):
+            for position, out in zip(positions, outs, strict=True):
+                yield few[position], slice(None), out
         self._bridge.release(*(block for block, _ in arrived))
-        return outs
 
     def _eager(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         eager = type(self._module).forward.__wrapped__  # type: ignore[attr-defined]

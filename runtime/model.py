@@ -2,12 +2,14 @@
 
 No code per architecture. What stays in memory is bound once. A module whose weights are streamed gets a forward that
 leases them first and gives them back after. Experts go through runtime/experts.py, embeddings read by row through
-runtime/rows.py. The outermost forward tells the planner where each token begins and ends.
+runtime/rows.py, long prompts through a layer's token-wise modules in parts (runtime/chunks.py). The outermost forward
+tells the planner where each token begins and ends.
 """
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from ..tiering.limits import KEPT
 from ..tiering.store.manifest import Block, TensorSpec
 from ..tiering.units import BlockId
 from .absent import Absent
+from .chunks import in_parts, is_divisible
 from .coactivation import CoActivation
 from .engine import Engine
 from .experts import IMPLEMENTATION, StreamedExperts, Trust
@@ -74,6 +77,7 @@ class _Attachment:
                 streamed[path] = leased
         self._link_experts()
         modules = dict(self._model.named_modules())
+        self._attach_parts(modules, streamed)
         layers: dict[str, list[_Streamed]] = {}
         for path, leased in streamed.items():
             if layer := layer_of(path, modules):
@@ -126,6 +130,18 @@ class _Attachment:
         leased = _Streamed(module, path, streamed, self._engine, self._scopes, whole=whole)
         self._wrap(module, functools.partial(leased.by_row, readers[0]) if by_row else leased.forward)
         return leased
+
+    def _attach_parts(self, modules: Mapping[str, nn.Module], streamed: Mapping[str, "_Streamed"]) -> None:
+        """Have long prompts pass in parts through those modules of layers whose weights can be in memory together."""
+        sizes = {id_: self._engine.blocks[id_].extent.length for id_ in self._engine.placement.streamed}
+        room = self._engine.placement.stream_region_bytes
+        for path, module in modules.items():
+            if layer_of(path, modules) in (None, path) or not is_divisible(module):
+                continue
+            inside = [leased for name, leased in streamed.items() if name.startswith(f"{path}.")]
+            if sum(sizes.get(block, 0) for leased in inside for block in leased.blocks) <= room:
+                held = functools.partial(_held, inside, self._engine, self._scopes)
+                module.forward = in_parts(module, module.forward, held)
 
     def _pinned(self, module: nn.Module, block: Block, spec: TensorSpec, bare: torch.Tensor) -> torch.Tensor:
         """The tensor in the place of ``bare``, the same for every module that shares it."""
@@ -313,6 +329,31 @@ class _Together:
         for leased in self._inside:
             leased.unbind()
         self._bridge.release(*self._blocks)
+
+
+@contextmanager
+def _held(inside: Sequence[_Streamed], engine: Engine, scopes: _Scopes) -> Iterator[bool]:
+    """Lease the weights of ``inside`` for the calling thread, all of them; whether they fit together just now."""
+    missing = [leased for leased in inside if leased not in scopes.leased]
+    blocks = tuple(dict.fromkeys(block for leased in missing for block in leased.blocks))
+    slots: dict[BlockId, Slot] = {}
+    try:
+        with engine.bridge.acquire(blocks) as leases:
+            slots.update(leases)  # those that came before one is refused are in it
+    except UnplaceableModule:
+        engine.bridge.release(*slots)
+        yield False
+        return
+    for leased in missing:
+        leased.bind(slots)
+    scopes.leased.update(missing)
+    try:
+        yield True
+    finally:
+        scopes.leased.difference_update(missing)
+        for leased in missing:
+            leased.unbind()
+        engine.bridge.release(*blocks)
 
 
 class _LeasedParameters(dict[str, Any]):

@@ -1,4 +1,5 @@
-"""Which numbers of rows may be rounded up without changing a bit, kept: a first prompt need not try hundreds of them.
+"""Which numbers of rows may be rounded up, and what may be computed in parts, without changing a bit: kept, so that a
+first prompt need not try hundreds of them.
 
 They hold for one processor, torch, transformers and setting of torch's library.
 """

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 import penstock
-from penstock.kernels import experts
+from penstock.kernels import experts, parts
 from penstock.runtime import cachefile, verdicts
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    known = dict(experts.ROUNDED)
-    experts.ROUNDED.clear()
+    known = dict(parts.VERDICTS)
+    parts.VERDICTS.clear()
     yield tmp_path / "cache" / "penstock"
-    experts.ROUNDED.clear()
-    experts.ROUNDED.update(known)
+    parts.VERDICTS.clear()
+    parts.VERDICTS.update(known)
 
 
 def loaded() -> dict[str, bool]:
@@ -95,12 +95,12 @@ def test_the_second_start_tries_nothing(tiny_moe_folder: Path, store: Path, monk
     ids = torch.randint(3, 300, (1, 120), generator=torch.Generator().manual_seed(1))
     needed, outs = [], []
     for _ in range(2):
-        experts.ROUNDED.clear()
+        parts.VERDICTS.clear()
         with penstock.load(tiny_moe_folder, store=store, host_memory="1GiB", dtype=torch.bfloat16) as model:
             products = 0
             with torch.no_grad():
                 outs.append(model(ids).logits)
             needed.append(products)
-        assert any(experts.ROUNDED.values())
+        assert any(parts.VERDICTS.values())
     assert needed[1] < needed[0]
     assert torch.equal(*outs)

@@ -1,0 +1,124 @@
+"""Many rows in parts: what computing takes besides weights is then bounded by the part, not by the number of rows.
+
+Parts give the bits of the whole where every row is computed alike in both. Two things can stand against that. The
+library under torch may multiply another number of rows in another order: that is tried. And torch shares out an
+elementwise operation over threads by elements, not by rows, and computes what is left over at the end of each share
+one by one, for some functions with other bits: ``Probe`` finds these, and where there are any, only numbers of rows
+that leave nothing over are computed in parts.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ROWS = 512
+"""Rows of a part; the last one has up to twice as many. Fewer are slower: the library copies the weight for each."""
+
+VERDICTS: dict[str, bool] = {}
+"""What was found out about numbers of rows, by what is computed: whether parts, or rows added, leave the bits alone."""
+
+Compute = Callable[[torch.Tensor], Any]
+
+_SHARE = 32768  # elements up to which an elementwise operation is not shared out over threads
+_STEP = 128  # bytes that two vector registers take: what a share is computed in
+_ALONE = 7  # numbers that fill no vector
+_PRODUCTS = frozenset({"mm", "addmm", "_unsafe_view"})
+# Every rounding is prescribed: alone or in a vector, the bits are the same.
+_EXACT = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "abs", "relu", "clamp", "clamp_min", "clamp_max"})
+_EXACT |= {"maximum", "minimum", "clone", "_to_copy"}
+
+
+def parts(rows: int) -> list[slice]:
+    """``rows`` in order, in parts of ROWS; a single one below twice that."""
+    starts = range(0, max(1, rows // ROWS) * ROWS, ROWS)
+    return [slice(start, rows if start == starts[-1] else start + ROWS) for start in starts]
+
+
+def divisible(compute: Compute, sample: Callable[[int], torch.Tensor], rows: int, kind: str, widths: set[int]) -> bool:
+    """Whether ``compute``, given ``rows`` rows in ``parts``, gives the bits that it gives for all of them at once.
+
+    ``sample(n)`` is the first n of the rows [.., n, width]; ``kind`` says all that the bits depend on but the dtype and
+    the threads; ``widths`` has the widths of what is computed on the way. What ``kind`` gives is tried once, on two
+    parts.
+    """
+    if rows < 2 * ROWS:
+        return False
+    threads, dtype = torch.get_num_threads(), sample(1).dtype
+    key = f"parts of {ROWS} rows, {dtype}, {kind}, {threads} threads"
+    anywhere = f"any number of {key}"
+    whole = all(_leaves_nothing(n, widths, dtype, threads) for n in (ROWS, 2 * ROWS))
+    if key not in VERDICTS or anywhere not in VERDICTS:
+        part = sample(ROWS)
+        with Probe() as probe:
+            compute(part)
+        if not probe.rowwise or not (probe.alike or whole):
+            VERDICTS[key] = VERDICTS[anywhere] = False
+        elif (equal := _equal(compute, sample(2 * ROWS))) is not None:
+            VERDICTS[key], VERDICTS[anywhere] = equal, probe.alike
+    if not VERDICTS.get(key, False):
+        return False
+    last = parts(rows)[-1]
+    return VERDICTS[anywhere] or all(
+        _leaves_nothing(n, widths, dtype, threads) for n in (rows, ROWS, last.stop - last.start)
+    )
+
+
+def _equal(compute: Compute, sample: torch.Tensor) -> bool | None:
+    """Whether parts of ``sample`` give the bits of the whole; None where its numbers show nothing."""
+    whole = compute(sample)
+    if not isinstance(whole, torch.Tensor) or whole.shape[:-1] != sample.shape[:-1]:
+        return False
+    if not bool((whole != whole[..., :1]).any(-1).all()):  # of numbers all alike, no order of summation would show
+        return None
+    return torch.equal(whole, torch.cat([compute(sample[..., part, :]) for part in parts(sample.shape[-2])], dim=-2))
+
+
+def _leaves_nothing(rows: int, widths: Iterable[int], dtype: torch.dtype, threads: int) -> bool:
+    """Whether every thread's share of ``rows`` rows of each width is made of whole vectors."""
+    step = _STEP // dtype.itemsize
+    for width in widths:
+        shares = 1 if rows * width < _SHARE else min(threads, -(-rows * width // _SHARE))
+        if width % step or -(-rows * width // shares) % step:
+            return False
+    return True
+
+
+class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches what is computed: ``rowwise``, nothing but products and elementwise operations; ``alike``, none of these
+    has other bits for a number alone than for one in a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rowwise = self.alike = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:  # in inference mode what is made of several operations comes as one
+            inside = func.decompose(*args, **kwargs)
+        if inside is not NotImplemented:
+            return inside
+        name = func.overloadpacket.__name__
+        if func.is_view or name in _PRODUCTS or (name in _EXACT and "alpha" not in kwargs):
+            pass
+        elif torch.Tag.pointwise in func.tags:
+            self.alike = self.alike and _alike(func, args, kwargs)
+        else:
+            self.rowwise = False
+        return func(*args, **kwargs)
+
+
+def _alike(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the elementwise ``func`` of one tensor computes each number alone as in a vector: for the short dtypes
+    tried on all numbers that there are, for others on some of those at hand."""
+    tensors = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, torch.Tensor)]
+    if len(tensors) != 1 or tensors[0] is not args[0] or func._schema.is_mutable:
+        return False
+    if args[0].dtype.itemsize == 2:
+        numbers = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(args[0].dtype)
+    else:
+        numbers = args[0].flatten()[: 1 << 16].clone()
+    together = func(numbers, *args[1:], **kwargs)
+    alone = torch.cat([func(few, *args[1:], **kwargs) for few in torch.split(numbers, _ALONE)])
+    return bool(((together == alone) | (together.isnan() & alone.isnan())).all())
