@@ -100,10 +100,9 @@ class StreamedExperts:
         trusted = self._trust.get(kind)
         if trusted is False:
             return self._eager(hidden, index, weights)
-        if trusted is None and len(hidden) > (few := 2 * parts.ROWS):
-            self._forward(
-                hidden[:few], index[:few], weights[:few]
-            )  # the eager code takes memory for all tokens at once
+        few = 2 * parts.ROWS
+        if trusted is None and len(hidden) > few:  # tried on a few: the eager code takes memory for all rows at once
+            self._forward(hidden[:few], index[:few], weights[:few])
             return self._forward(hidden, index, weights)
         out = self._token(hidden, index, weights) if len(hidden) == 1 else None
         if out is None:
