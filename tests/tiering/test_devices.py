@@ -1,6 +1,7 @@
 """Modelled devices: what numbers they take, what comes of measured rates, and how work is shared."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_spell_that_cannot_be_is_refused(wrong: tuple[float, float, float]) ->
 def test_a_drive_is_found_again_in_its_rates(latency: float, single: float, more: float) -> None:
     rates = [ReadRate(size, 1, size / (latency + size / single)) for size in (MiB, 4 * MiB)]
     rates.append(ReadRate(4 * MiB, 8, more * single))
-    drive = fitted(rates, contention=0.2)
+    drive = replace(fitted(rates), contention=0.2)
     assert drive.bandwidth == more * single
     assert (drive.latency, drive.single) == pytest.approx((latency, single), rel=1e-3)
     assert drive.rate(1, computing=False) == pytest.approx(single, rel=1e-3)

@@ -16,8 +16,6 @@ OFTEN = 5
 """Times that something is seen before it counts."""
 _NOTHING = 1.0
 """Bytes per second that are a rounding error."""
-CHECKSUM = 3e10
-"""Bytes per second of XXH3 on one core."""
 
 
 class Taken(NamedTuple):

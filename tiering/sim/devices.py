@@ -65,9 +65,7 @@ class Memory:
         return size * max(1 / self.bandwidth, tokens / self.products)
 
 
-def fitted(
-    rates: Sequence[Rate], *, contention: float = 0.0, checksum: float = math.inf, handling: float = 0.0
-) -> Drive:
+def fitted(rates: Sequence[Rate]) -> Drive:
     """The drive that comes nearest to measured ``rates`` of one backend.
 
     The best rate is the bandwidth. With one read in flight, seconds are latency + size / single: a straight line
@@ -79,14 +77,7 @@ def fitted(
     bandwidth = max(rate.bytes_per_second for rate in rates)
     alone = [(rate.size, rate.size / rate.bytes_per_second) for rate in rates if rate.depth == 1]
     latency, pace = line(alone) if alone else (0.0, 0.0)
-    return Drive(
-        bandwidth,
-        latency=latency,
-        single=1 / pace if alone else math.inf,
-        contention=contention,
-        checksum=checksum,
-        handling=handling,
-    )
+    return Drive(bandwidth, latency=latency, single=1 / pace if alone else math.inf)
 
 
 def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
