@@ -47,7 +47,8 @@ class Drive:
 class Memory:
     """Weights come out of memory at ``bandwidth``. Of many tokens at once the arithmetic may take longer: ``products``
     is bytes of weights times tokens per second. Whenever experts are computed, several at a time or one, that takes
-    ``overhead`` seconds besides. While a drive delivers, computing loses the share ``contention`` of its speed.
+    ``overhead`` seconds besides. While a drive delivers, computing loses the share ``contention`` of its speed; with a
+    dense block that was waited for, the share ``waking``: threads wake up, and find their caches empty.
 
     Raises DeviceModelError for a number that cannot be.
     """
@@ -56,13 +57,16 @@ class Memory:
     overhead: float = 0.0
     products: float = math.inf
     contention: float = 0.0
+    waking: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, bandwidth=_speed, overhead=_duration, products=_speed_or_unbounded, contention=_share)
+        _check(self, bandwidth=_speed, overhead=_duration, products=_speed_or_unbounded)
+        _check(self, contention=_share, waking=_share)
 
-    def seconds(self, size: int, tokens: int = 1) -> float:
-        """Seconds to multiply ``tokens`` tokens by ``size`` bytes of weights."""
-        return size * max(1 / self.bandwidth, tokens / self.products)
+    def seconds(self, size: int, tokens: int = 1, *, waited: bool = False) -> float:
+        """Seconds to multiply ``tokens`` tokens by ``size`` bytes of weights: of a dense block perhaps ``waited`` for."""
+        alone = size * max(1 / self.bandwidth, tokens / self.products)
+        return alone / (1 - self.waking) if waited else alone
 
 
 def fitted(rates: Sequence[Rate]) -> Drive:
