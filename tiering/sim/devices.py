@@ -64,7 +64,7 @@ class Memory:
         _check(self, contention=_share, waking=_share)
 
     def seconds(self, size: int, tokens: int = 1, *, waited: bool = False) -> float:
-        """Seconds to multiply ``tokens`` tokens by ``size`` bytes of weights, of a block that was ``waited`` for or not."""
+        """Seconds to multiply ``tokens`` tokens by ``size`` bytes of weights; ``waited``: for their block."""
         alone = size * max(1 / self.bandwidth, tokens / self.products)
         return alone / (1 - self.waking) if waited else alone
 
