@@ -26,13 +26,13 @@ from ..tiering.sim.calibration import (
     Computed,
     bytes_used,
     delivered,
-    dense_losses,
     dense_passes,
     expert_seconds,
     guess_seconds,
     layer_seconds,
     memory_of,
     typical,
+    waking_share,
 )
 from ..tiering.sim.devices import line
 from ..tiering.sim.recording import Recording
@@ -106,7 +106,6 @@ def _measure(folder: Path, threads: int | str) -> Timings:
     alone = [taken for run in (warm, cold) for taken in typical(expert_seconds(run.recording))]
     memory = memory_of(alone, typical(expert_seconds(tight.recording)))
     layer_warm, layer_cold = (layer_seconds(run.recording, memory, run.seconds - token) for run in (warm, cold))
-    dense_lost = dense_losses(_computed(wide), _computed(dense_tight))
     return Timings(
         memory=memory.bandwidth,
         overhead=memory.overhead,
@@ -117,8 +116,7 @@ def _measure(folder: Path, threads: int | str) -> Timings:
         cold=bytes_used(cold.recording) // _EXPERTS[-1][1],
         dense_memory=1 / dense_pace,
         dense_layer=dense_layer,
-        dense_contention=dense_lost.contention,
-        dense_waking=dense_lost.waking,
+        dense_waking=waking_share(_computed(wide), _computed(dense_tight), 1 / dense_pace),
         token=token,
         delivery=_delivery(folder, tight.recording),
         dense_delivery=_delivery(folder, dense_tight.recording),

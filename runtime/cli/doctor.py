@@ -122,11 +122,7 @@ def _print(found: _Found, store: Path) -> None:
     )
     took = found.computing
     for what, there in (
-        (
-            f"dense layers beside the drive lose {took.dense_contention:.0%} of their speed, "
-            f"and {took.dense_waking:.0%} if they were waited for",
-            took.dense_delivery,
-        ),
+        (f"dense layers that were waited for lose {took.dense_waking:.0%} of their speed", took.dense_delivery),
         (f"experts beside the drive lose {took.contention:.0%} of theirs", took.delivery),
     ):
         print(f"{what}; it delivers {there.share:.0%} of its own, while cores compute {there.contention:.0%} less")

@@ -15,7 +15,6 @@ from penstock.tiering.sim.calibration import (
     Taken,
     bytes_used,
     delivered,
-    dense_losses,
     dense_passes,
     expert_seconds,
     guess_seconds,
@@ -24,6 +23,7 @@ from penstock.tiering.sim.calibration import (
     memory_of,
     timed,
     typical,
+    waking_share,
 )
 from penstock.tiering.sim.devices import Drive, Memory
 from penstock.tiering.sim.recording import Recording, Step
@@ -82,7 +82,7 @@ def run(cached: int, memory: Memory, passes: Sequence[Pass], guess: float = 0.0)
     return recorded(made, layers_of(made.homes, seconds=BESIDES), passes, Drive(1e4 * BLOCK), memory, guess)
 
 
-def dense_run(drive: Drive, waking: float = 0.0, contention: float = 0.0) -> tuple[Recording, float]:
+def dense_run(drive: Drive, waking: float = 0.0) -> tuple[Recording, float]:
     """Of a model all of whose layers are streamed, one block after the other, from ``drive``."""
     blocks = [BlockId("dense", f"layers.{layer}.{name}") for layer in range(LAYERS) for name in "ab"]
     homes = {block: Home(Extent(0, place * BLOCK, BLOCK), STREAM) for place, block in enumerate(blocks)}
@@ -90,7 +90,7 @@ def dense_run(drive: Drive, waking: float = 0.0, contention: float = 0.0) -> tup
         {PINNED: 0, KEPT: 0, STREAM: 2 * BLOCK, EXPERTS: 0}, {}, homes, blocks, "lru", depth=2, read_limit=PAGE
     )
     layers = layers_of(homes, seconds=BESIDES)
-    return recorded(made, layers, [Pass(1)] * 5, drive, Memory(SPEED, waking=waking, contention=contention))
+    return recorded(made, layers, [Pass(1)] * 5, drive, Memory(SPEED, waking=waking))
 
 
 def decoded() -> list[Pass]:
@@ -120,17 +120,15 @@ def test_what_a_dense_model_computes_is_told_from_its_waiting():
     slow, fast = (dense_passes(dense_run(Drive(speed))[0]) for speed in (BLOCK / 1e-2, 1e6 * BLOCK))
     assert [each.seconds for each in slow] == pytest.approx([LAYERS * (BESIDES + 1e-3)] * len(slow))
     assert fast[-1].seconds == pytest.approx(slow[-1].seconds)
-    assert slow[-1].waited.size == slow[-1].there.size == LAYERS * BLOCK, "two at a time are read, and come together"
-    assert fast[-1].waited.size == 0
+    assert slow[-1].waited == LAYERS * BLOCK, "two are read at a time, and come at the same time"
+    assert fast[-1].waited == 0
 
 
 @pytest.mark.parametrize("waking", [0.0, 0.3])
-@pytest.mark.parametrize("contention", [0.0, 0.2])
-def test_what_is_lost_on_waiting_is_told_from_what_is_lost_beside_a_drive(waking, contention):
-    alone = dense_passes(dense_run(Drive(1e6 * BLOCK))[0])
-    tight = dense_passes(dense_run(Drive(BLOCK / 1e-2), waking, contention)[0])
-    assert dense_losses(alone[1:], tight[1:]) == pytest.approx((contention, waking), abs=0.05)
-    assert dense_losses(alone[1:], alone[1:]) == (0, 0), "where nothing is waited for, nothing is lost"
+def test_what_is_lost_on_waiting_is_told_from_what_computing_takes(waking):
+    alone, tight = (dense_passes(dense_run(Drive(speed), waking)[0]) for speed in (1e6 * BLOCK, BLOCK / 1e-2))
+    assert waking_share(alone[1:], tight[1:], SPEED) == pytest.approx(waking)
+    assert waking_share(alone[1:], alone[1:], SPEED) == 0, "where nothing is waited for, nothing is lost"
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.5])

@@ -2,12 +2,12 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from ..events import Acquire, Begin, End, Expect, Grant, Read, ReadDone, Release
-from ..units import BlockId
 from .devices import Drive, Memory, line
 from .recording import Recording
 from .rerun import passes_of
@@ -48,67 +48,42 @@ def expert_seconds(recording: Recording) -> list[Taken]:
 
 
 class Computed(NamedTuple):
-    """One pass of a model without experts: the ``seconds`` in which it did not wait. Of these, what multiplying by
-    streamed blocks took that it had to wait for (``waited``), and by others (``there``)."""
+    """One pass of a model without experts: the ``seconds`` in which it did not wait, and of how many bytes it did wait
+    for the block."""
 
     seconds: float
-    waited: Taken
-    there: Taken
+    waited: int
 
 
 def dense_passes(recording: Recording) -> list[Computed]:
     """What each pass of a model without experts computed."""
     found: list[Computed] = []
     computed: dict[int, float] = {}  # by stream: seconds so far, less when it began
+    waited: Counter[int] = Counter()  # by stream: bytes
     owner: dict[int, int] = {}  # stream by ticket
     latest: dict[int, float] = {}  # by ticket: when it was asked, or the last block came
-    held: dict[tuple[int, BlockId], tuple[float, bool]] = {}  # since when, and whether it was waited for
-    products: dict[int, list[tuple[int, float, bool]]] = {}  # by stream: bytes, seconds, whether they were waited for
-    homes = recording.setup.homes
     for now, event, actions in recording.steps:
         if isinstance(event, Begin):
-            computed[event.stream], products[event.stream] = -now, []
+            computed[event.stream] = -now
         if isinstance(event, Acquire):
             owner[event.ticket], latest[event.ticket] = event.stream, now
         for action in actions:
             if isinstance(action, Grant) and (stream := owner[action.ticket]) in computed:
-                held[stream, action.block] = now, not isinstance(event, Acquire)
+                if not isinstance(event, Acquire):
+                    waited[stream] += recording.setup.homes[action.block].extent.length
                 computed[stream] -= now - latest[action.ticket]
                 latest[action.ticket] = now
-        if isinstance(event, Release) and len(event.blocks) == 1 and event.stream in computed:
-            (block,) = event.blocks
-            since, waited = held[event.stream, block]
-            products[event.stream].append((homes[block].extent.length, now - since, waited))
         if isinstance(event, End):
-            each = products.pop(event.stream)
-            sums = (
-                Taken(sum(s for s, _, w in each if w is kind), sum(t for _, t, w in each if w is kind))
-                for kind in (True, False)
-            )
-            found.append(Computed(computed.pop(event.stream) + now, *sums))
+            found.append(Computed(computed.pop(event.stream) + now, waited.pop(event.stream, 0)))
     return found
 
 
-class Losses(NamedTuple):
-    """Shares of their speed that cores lose: whatever they compute while a drive delivers, and besides with dense
-    blocks that were waited for."""
-
-    contention: float
-    waking: float
-
-
-def dense_losses(alone: Sequence[Computed], tight: Sequence[Computed]) -> Losses:
-    """From passes with all weights in memory, and with few of them. Where every block was waited for, or none, nothing
-    tells the two apart: then nothing counts as lost by waiting."""
-    before, after = (statistics.median(each.seconds for each in passes) for passes in (alone, tight))
-    late, there = (
-        Taken(*map(sum, zip(*kind, strict=True))) for kind in zip(*(each[1:] for each in tight), strict=True)
-    )
-    if not (late.size and there.size):
-        return Losses(lost_share(before, after), 0.0)
-    pace = there.seconds / there.size
-    waking = max(0.0, late.seconds - late.size * pace) / len(tight)
-    return Losses(lost_share(before, after - waking), lost_share(late.size * pace, late.seconds))
+def waking_share(alone: Sequence[Computed], tight: Sequence[Computed], memory: float) -> float:
+    """The share of its speed that is lost on a dense block that was waited for, from passes with all weights in
+    ``memory`` (bytes per second), and with few of them."""
+    seconds = statistics.median(each.seconds for each in tight) - statistics.median(each.seconds for each in alone)
+    waited = statistics.median(each.waited for each in tight)
+    return lost_share(waited / memory, waited / memory + seconds) if waited else 0.0
 
 
 class Delivered(NamedTuple):
