@@ -27,7 +27,7 @@ processors reach 70 to 85 %."""
 class Reference(NamedTuple):
     """Two cores (Zen 5) of a virtual machine: medians of four turns of penstock.runtime.reference.measure, in seconds
     and shares. ``dense`` is how fast dense layers are read, of the speed with which experts are. Cores that compute
-    experts lose ``contention`` while a drive delivers, with dense layers that were waited for ``dense_waking``; a drive
+    experts lose ``contention`` while a drive delivers, those that compute dense layers ``dense_contention``; a drive
     loses ``drive_contention`` while cores compute. A core verifies ``checksum`` bytes per second and takes ``handling``
     seconds for each read."""
 
@@ -40,7 +40,7 @@ class Reference(NamedTuple):
     token: float = 1.9e-4
     dense: float = 0.56
     contention: float = 0.31
-    dense_waking: float = 0.4
+    dense_contention: float = 0.4
     drive_contention: float = 0.25
     checksum: float = 3e10
     handling: float = 5e-5
@@ -127,7 +127,7 @@ class Machine:
             cold=REFERENCE.cold,
             dense_memory=speed * REFERENCE.dense,
             dense_layer=REFERENCE.dense_layer * self.besides,
-            dense_waking=REFERENCE.dense_waking,
+            dense_contention=REFERENCE.dense_contention * disturbed,
             token=REFERENCE.token * self.besides,
             delivery=_AS_DESCRIBED,
             dense_delivery=_AS_DESCRIBED,

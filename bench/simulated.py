@@ -30,14 +30,14 @@ from penstock.kernels.machine import measure_memory
 from penstock.runtime.recording import recorded
 from penstock.tiering.sim.calibration import (
     delivered,
-    dense_passes,
+    dense_seconds,
     expert_seconds,
     guess_seconds,
     layer_seconds,
+    lost_share,
     memory_of,
     timed,
     typical,
-    waking_share,
 )
 from penstock.tiering.sim.devices import Drive, Memory
 from penstock.tiering.sim.outcome import Outcome
@@ -88,8 +88,8 @@ def measured_computing(token: float, whole: Recording, tight: Recording) -> Comp
     if any(block.kind == "expert" for block in whole.setup.homes):
         memory = memory_of(*(typical(expert_seconds(recording)) for recording in (whole, tight)))
     else:
-        speed = measure_memory()
-        memory = Memory(speed, waking=waking_share(dense_passes(whole)[1:], dense_passes(tight)[1:], speed))
+        lost = lost_share(*(statistics.median(dense_seconds(recording)[1:]) for recording in (whole, tight)))
+        memory = Memory(measure_memory(), contention=lost)
     return Computing(memory, layer_seconds(whole, memory, token), guess_seconds(tight))
 
 

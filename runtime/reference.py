@@ -23,16 +23,15 @@ from ..tiering.events import Read
 from ..tiering.policy.reads import LARGEST_READ
 from ..tiering.progress import Quiet
 from ..tiering.sim.calibration import (
-    Computed,
     bytes_used,
     delivered,
-    dense_passes,
+    dense_seconds,
     expert_seconds,
     guess_seconds,
     layer_seconds,
+    lost_share,
     memory_of,
     typical,
-    waking_share,
 )
 from ..tiering.sim.devices import line
 from ..tiering.sim.recording import Recording
@@ -116,7 +115,7 @@ def _measure(folder: Path, threads: int | str) -> Timings:
         cold=bytes_used(cold.recording) // _EXPERTS[-1][1],
         dense_memory=1 / dense_pace,
         dense_layer=dense_layer,
-        dense_waking=waking_share(_computed(wide), _computed(dense_tight), 1 / dense_pace),
+        dense_contention=lost_share(*(_computed(run) for run in (wide, dense_tight))),
         token=token,
         delivery=_delivery(folder, tight.recording),
         dense_delivery=_delivery(folder, dense_tight.recording),
@@ -188,9 +187,9 @@ def _delivery(folder: Path, recording: Recording) -> Delivery:
     return Delivery(share=found.waiting / alone.best.bytes_per_second, contention=found.lost)
 
 
-def _computed(run: _Run) -> list[Computed]:
-    """What the tokens that count computed."""
-    return dense_passes(run.recording)[1 + _UNTIMED :]
+def _computed(run: _Run) -> float:
+    """The median seconds that a token was computed."""
+    return statistics.median(dense_seconds(run.recording)[1 + _UNTIMED :])
 
 
 def _products(dtype: torch.dtype) -> Products:

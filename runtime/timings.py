@@ -43,8 +43,8 @@ class Timings(_Strict):
     ``layer_cold`` where ``cold`` bytes push all else out of them. A dense layer computes ``dense_layer`` besides, and a
     token ``token``, whatever its layers.
 
-    While the drive delivers, experts lose the share ``contention`` of their speed; dense layers that were waited for
-    lose ``dense_waking``. What the drive delivers then is in ``delivery`` and ``dense_delivery``.
+    While the drive delivers, experts lose the share ``contention`` of their speed, dense layers ``dense_contention``;
+    what the drive delivers then is in ``delivery`` and ``dense_delivery``.
     """
 
     memory: float = _Speed
@@ -56,7 +56,7 @@ class Timings(_Strict):
     cold: int = Field(gt=0)
     dense_memory: float = _Speed
     dense_layer: float = _Seconds
-    dense_waking: float = _Share
+    dense_contention: float = _Share
     token: float = _Seconds
     delivery: Delivery
     dense_delivery: Delivery
@@ -70,8 +70,7 @@ class Timings(_Strict):
             bandwidth,
             self.overhead if experts else 0.0,
             products=max(own.many, bandwidth),
-            contention=self.contention if experts else 0.0,
-            waking=0.0 if experts else self.dense_waking,
+            contention=self.contention if experts else self.dense_contention,
         )
 
     def beside_cores(self, drive: Drive, *, experts: bool) -> Drive:

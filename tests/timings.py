@@ -13,7 +13,7 @@ TIMINGS = Timings(
     cold=MiB,
     dense_memory=1e10,
     dense_layer=0.0,
-    dense_waking=0.0,
+    dense_contention=0.0,
     token=0.0,
     delivery=Delivery(share=1.0, contention=0.0),
     dense_delivery=Delivery(share=1.0, contention=0.0),

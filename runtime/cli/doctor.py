@@ -120,12 +120,14 @@ def _print(found: _Found, store: Path) -> None:
         f"{found.computing.dense_layer * 1e3:.2f} ms for each layer, {found.computing.layer_warm * 1e3:.2f} to "
         f"{found.computing.layer_cold * 1e3:.2f} ms if it has experts"
     )
-    took = found.computing
-    for what, there in (
-        (f"dense layers that were waited for lose {took.dense_waking:.0%} of their speed", took.dense_delivery),
-        (f"experts beside the drive lose {took.contention:.0%} of theirs", took.delivery),
+    for name, lost, found_there in (
+        ("dense layers", found.computing.dense_contention, found.computing.dense_delivery),
+        ("experts", found.computing.contention, found.computing.delivery),
     ):
-        print(f"{what}; it delivers {there.share:.0%} of its own, while cores compute {there.contention:.0%} less")
+        print(
+            f"{name} beside the drive: computing loses {lost:.0%} of its speed; the drive delivers "
+            f"{found_there.share:.0%} of its own, while cores compute {found_there.contention:.0%} less"
+        )
     print(
         f"store: {store} on {found.file_system}, {format_size(found.free)} free, "
         f"direct reads: {'yes' if drive.direct else 'no'}; GB/s by backend, read size and reads in flight:"

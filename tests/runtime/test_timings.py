@@ -84,12 +84,12 @@ def test_a_dtype_has_the_speed_of_its_products() -> None:
 
 def test_a_model_gets_of_a_drive_what_reference_models_got() -> None:
     experts, dense = (timings.Delivery(share=share, contention=lost) for share, lost in ((0.5, 0.1), (0.8, 0.2)))
-    own = TIMINGS.model_copy(update={"delivery": experts, "dense_delivery": dense, "dense_waking": 0.4})
+    own = TIMINGS.model_copy(update={"delivery": experts, "dense_delivery": dense, "dense_contention": 0.4})
     drive = Drive(2e9, latency=1e-4, single=1e9)
     assert own.beside_cores(drive, experts=True) == Drive(1e9, latency=2e-4, single=5e8, contention=0.1)
     assert own.beside_cores(drive, experts=False) == Drive(1.6e9, latency=1.25e-4, single=8e8, contention=0.2)
-    assert own.memory_for("bfloat16", experts=False).waking == 0.4
-    assert own.memory_for("bfloat16", experts=True).waking == 0.0
+    assert own.memory_for("bfloat16", experts=False).contention == 0.4
+    assert own.memory_for("bfloat16", experts=True).contention == 0.0
 
 
 @given(st.integers(1, 1 << 40), st.integers(1, 1 << 40))

@@ -15,7 +15,7 @@ from penstock.tiering.sim.calibration import (
     Taken,
     bytes_used,
     delivered,
-    dense_passes,
+    dense_seconds,
     expert_seconds,
     guess_seconds,
     is_deep,
@@ -23,7 +23,6 @@ from penstock.tiering.sim.calibration import (
     memory_of,
     timed,
     typical,
-    waking_share,
 )
 from penstock.tiering.sim.devices import Drive, Memory
 from penstock.tiering.sim.recording import Recording, Step
@@ -33,7 +32,6 @@ from penstock.tiering.units import PAGE, BlockId, Extent
 
 LAYERS, PER_LAYER, BLOCK = 3, 6, 10 * PAGE
 BESIDES = 3e-3
-SPEED = 2 * BLOCK / 1e-3
 TOKENS = [[sorted({token % 6, (token * 5 + layer + 1) % 6}) for layer in range(LAYERS)] for token in range(60)]
 """One expert or two."""
 
@@ -82,7 +80,7 @@ def run(cached: int, memory: Memory, passes: Sequence[Pass], guess: float = 0.0)
     return recorded(made, layers_of(made.homes, seconds=BESIDES), passes, Drive(1e4 * BLOCK), memory, guess)
 
 
-def dense_run(drive: Drive, waking: float = 0.0) -> tuple[Recording, float]:
+def dense_run(drive: Drive) -> tuple[Recording, float]:
     """Of a model all of whose layers are streamed, one block after the other, from ``drive``."""
     blocks = [BlockId("dense", f"layers.{layer}.{name}") for layer in range(LAYERS) for name in "ab"]
     homes = {block: Home(Extent(0, place * BLOCK, BLOCK), STREAM) for place, block in enumerate(blocks)}
@@ -90,7 +88,7 @@ def dense_run(drive: Drive, waking: float = 0.0) -> tuple[Recording, float]:
         {PINNED: 0, KEPT: 0, STREAM: 2 * BLOCK, EXPERTS: 0}, {}, homes, blocks, "lru", depth=2, read_limit=PAGE
     )
     layers = layers_of(homes, seconds=BESIDES)
-    return recorded(made, layers, [Pass(1)] * 5, drive, Memory(SPEED, waking=waking))
+    return recorded(made, layers, [Pass(1)] * 5, drive, Memory(2 * BLOCK / 1e-3))
 
 
 def decoded() -> list[Pass]:
@@ -117,18 +115,10 @@ def test_computing_beside_reads_shows_what_is_lost():
 
 
 def test_what_a_dense_model_computes_is_told_from_its_waiting():
-    slow, fast = (dense_passes(dense_run(Drive(speed))[0]) for speed in (BLOCK / 1e-2, 1e6 * BLOCK))
-    assert [each.seconds for each in slow] == pytest.approx([LAYERS * (BESIDES + 1e-3)] * len(slow))
-    assert fast[-1].seconds == pytest.approx(slow[-1].seconds)
-    assert slow[-1].waited == LAYERS * BLOCK, "two are read at a time, and come at the same time"
-    assert fast[-1].waited == 0
-
-
-@pytest.mark.parametrize("waking", [0.0, 0.3])
-def test_what_is_lost_on_waiting_is_told_from_what_computing_takes(waking):
-    alone, tight = (dense_passes(dense_run(Drive(speed), waking)[0]) for speed in (1e6 * BLOCK, BLOCK / 1e-2))
-    assert waking_share(alone[1:], tight[1:], SPEED) == pytest.approx(waking)
-    assert waking_share(alone[1:], alone[1:], SPEED) == 0, "where nothing is waited for, nothing is lost"
+    seconds = dense_seconds(dense_run(Drive(BLOCK / 1e-2))[0])
+    assert seconds == pytest.approx([seconds[0]] * len(seconds))
+    assert seconds[0] == pytest.approx(LAYERS * (BESIDES + 1e-3))
+    assert dense_seconds(dense_run(Drive(1e6 * BLOCK))[0])[-1] == pytest.approx(seconds[0])
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.5])

@@ -41,7 +41,6 @@ def test_a_drive_without_speed_is_refused(field: str, value: float) -> None:
         (Memory, {"bandwidth": 1e9, "overhead": -1}, "overhead"),
         (Memory, {"bandwidth": 1e9, "products": 0}, "products"),
         (Memory, {"bandwidth": 1e9, "contention": 1.0}, "contention"),
-        (Memory, {"bandwidth": 1e9, "waking": 1.0}, "waking"),
         (Noise, {"failing": 1.1}, "failing"),
         (Noise, {"jitter": math.nan}, "jitter"),
         (Noise, {"slowdown": 0.5}, "slowdown"),

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -47,19 +46,10 @@ def expert_seconds(recording: Recording) -> list[Taken]:
     return found
 
 
-class Computed(NamedTuple):
-    """One pass of a model without experts: the ``seconds`` in which it did not wait, and of how many bytes it did wait
-    for the block."""
-
-    seconds: float
-    waited: int
-
-
-def dense_passes(recording: Recording) -> list[Computed]:
-    """What each pass of a model without experts computed."""
-    found: list[Computed] = []
+def dense_seconds(recording: Recording) -> list[float]:
+    """What each pass of a model without experts computed: all but the time in which it waited."""
+    found: list[float] = []
     computed: dict[int, float] = {}  # by stream: seconds so far, less when it began
-    waited: Counter[int] = Counter()  # by stream: bytes
     owner: dict[int, int] = {}  # stream by ticket
     latest: dict[int, float] = {}  # by ticket: when it was asked, or the last block came
     for now, event, actions in recording.steps:
@@ -68,22 +58,12 @@ def dense_passes(recording: Recording) -> list[Computed]:
         if isinstance(event, Acquire):
             owner[event.ticket], latest[event.ticket] = event.stream, now
         for action in actions:
-            if isinstance(action, Grant) and (stream := owner[action.ticket]) in computed:
-                if not isinstance(event, Acquire):
-                    waited[stream] += recording.setup.homes[action.block].extent.length
-                computed[stream] -= now - latest[action.ticket]
+            if isinstance(action, Grant) and owner[action.ticket] in computed:
+                computed[owner[action.ticket]] -= now - latest[action.ticket]
                 latest[action.ticket] = now
         if isinstance(event, End):
-            found.append(Computed(computed.pop(event.stream) + now, waited.pop(event.stream, 0)))
+            found.append(computed.pop(event.stream) + now)
     return found
-
-
-def waking_share(alone: Sequence[Computed], tight: Sequence[Computed], memory: float) -> float:
-    """The share of its speed that is lost on a dense block that was waited for, from passes with all weights in
-    ``memory`` (bytes per second), and with few of them."""
-    seconds = statistics.median(each.seconds for each in tight) - statistics.median(each.seconds for each in alone)
-    waited = statistics.median(each.waited for each in tight)
-    return lost_share(waited / memory, waited / memory + seconds) if waited else 0.0
 
 
 class Delivered(NamedTuple):

@@ -47,8 +47,7 @@ class Drive:
 class Memory:
     """Weights come out of memory at ``bandwidth``. Of many tokens at once the arithmetic may take longer: ``products``
     is bytes of weights times tokens per second. Whenever experts are computed, several at a time or one, that takes
-    ``overhead`` seconds besides. While a drive delivers, computing loses the share ``contention`` of its speed; with a
-    dense block that was waited for, the share ``waking``: threads wake up, and find their caches empty.
+    ``overhead`` seconds besides. While a drive delivers, computing loses the share ``contention`` of its speed.
 
     Raises DeviceModelError for a number that cannot be.
     """
@@ -57,16 +56,13 @@ class Memory:
     overhead: float = 0.0
     products: float = math.inf
     contention: float = 0.0
-    waking: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, bandwidth=_speed, overhead=_duration, products=_speed_or_unbounded)
-        _check(self, contention=_share, waking=_share)
+        _check(self, bandwidth=_speed, overhead=_duration, products=_speed_or_unbounded, contention=_share)
 
-    def seconds(self, size: int, tokens: int = 1, *, waited: bool = False) -> float:
-        """Seconds to multiply ``tokens`` tokens by ``size`` bytes of weights; ``waited``: for their block."""
-        alone = size * max(1 / self.bandwidth, tokens / self.products)
-        return alone / (1 - self.waking) if waited else alone
+    def seconds(self, size: int, tokens: int = 1) -> float:
+        """Seconds to multiply ``tokens`` tokens by ``size`` bytes of weights."""
+        return size * max(1 / self.bandwidth, tokens / self.products)
 
 
 def fitted(rates: Sequence[Rate]) -> Drive:

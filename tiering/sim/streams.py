@@ -106,12 +106,11 @@ class Walker:
             if block in self._pinned or block in together:
                 self._owed += self._memory.seconds(self._lengths[block], tokens)
                 continue
-            waited = False
             if block not in self._kept or self._kept[block].streamable:
-                waited = yield from self._lease([block])
+                yield from self._lease([block])
             elif not (yield from self._lease_resident([block])):
                 continue  # an embedding, read by row
-            self._owed += self._memory.seconds(self._lengths[block], tokens, waited=waited)
+            self._owed += self._memory.seconds(self._lengths[block], tokens)
             yield from self._flush()
             self._post(Release(self.number, (block,)))
 
@@ -139,14 +138,12 @@ class Walker:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def _lease(self, blocks: Sequence[BlockId]) -> Generator[float | Wait, bool, bool]:
-        """Acquire ``blocks``, and wait for all of them; whether that took waiting."""
+    def _lease(self, blocks: Sequence[BlockId]) -> Steps:
+        """Acquire ``blocks``, and wait for all of them."""
         yield from self._acquire(blocks)
         self._here()
-        waited = self._left > 0
         while self._left:
             yield from self._arrival()
-        return waited
 
     def _lease_resident(
         self, blocks: Sequence[BlockId], region: str | None = None
