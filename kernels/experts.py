@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from .packed_weight import Many, PackedWeight, several
 from .parts import VERDICTS, divisible, parts
-from .products import MOST_ROWS, Products, products
+from .products import MOST_ROWS, products
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
+Form = tuple[str, str]
+"""Formats of an expert's two matrices."""
 
 _AT_ONCE = 32768  # elements that torch's elementwise operations share out over threads, and then round otherwise
 _ROUND = 16
@@ -40,10 +43,10 @@ def expert_products(
     Yields positions in ``experts`` with their results [positions, rows, hidden]. Those of the same few rows are
     computed side by side, where there is such a product with the same bits.
     """
-    by_rows: dict[int, list[int]] = {}
+    alike: dict[tuple[int, Form], list[int]] = {}
     for position, state in enumerate(states):
-        by_rows.setdefault(len(state), []).append(position)
-    for rows, positions in by_rows.items():
+        alike.setdefault((len(state), form(experts[position])), []).append(position)
+    for (rows, _), positions in alike.items():
         several = side_by_side(rows, experts[positions[0]], recipe)
         if several is not None:
             addresses = [states[position].data_ptr() for position in positions]
@@ -51,6 +54,15 @@ def expert_products(
             continue
         for position in positions:
             yield [position], _rounded(states[position], experts[position], recipe)[None]
+
+
+def form(expert: Expert) -> Form:
+    """Experts of equal form are computed side by side. "" is a matrix as it is."""
+    up, down = (
+        f"{weight.format.name}/{len(weight.planes)}" if isinstance(weight, PackedWeight) else ""
+        for weight in (expert.up, expert.down)
+    )
+    return up, down
 
 
 def expert_product(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
@@ -105,7 +117,8 @@ def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tenso
 def _shapes(expert: Expert, recipe: Recipe) -> str:
     transposed = "transposed " * recipe.transposed
     biased = "biased " * (expert.up_bias is not None or expert.down_bias is not None)
-    return f"{tuple(expert.up.shape)} {tuple(expert.down.shape)} {transposed}{biased}{expert.up.dtype}"
+    formats = "".join(f"{name} " for name in form(expert) if name)
+    return f"{tuple(expert.up.shape)} {tuple(expert.down.shape)} {formats}{transposed}{biased}{expert.up.dtype}"
 
 
 def _kind(activation: Activation) -> str | None:
@@ -125,29 +138,38 @@ def _linear(state: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 
 class SideBySide(NamedTuple):
-    """The products of experts of one shape, several of them at a time."""
+    """The products of ``rows`` rows with experts of one shape and format, several of them at a time."""
 
-    up: Products
-    down: Products
+    rows: int
+    up: Many
+    down: Many
 
     def __call__(self, states: Sequence[int], experts: Sequence[Expert], recipe: Recipe) -> torch.Tensor:
         """``expert_product`` of what lies at the addresses ``states`` with each expert: [experts, rows, hidden]."""
-        up, down = self
-        inner = up([expert.up.data_ptr() for expert in experts], states)
+        inner = self.up([expert.up for expert in experts], states)
         if inner.numel() <= _AT_ONCE:
-            active = recipe.activation(inner.view(-1, up.n)).contiguous().view(len(experts), up.rows, -1)
+            active = recipe.activation(inner.flatten(0, 1)).contiguous().view(len(experts), self.rows, -1)
         else:
             active = torch.stack([recipe.activation(one) for one in inner])
-        first, size = active.data_ptr(), 2 * down.rows * down.k
-        out = down([expert.down.data_ptr() for expert in experts], range(first, first + len(experts) * size, size))
+        first, size = active.data_ptr(), active[0].nbytes
+        out = self.down([expert.down for expert in experts], range(first, first + len(experts) * size, size))
         return out if recipe.post is None else torch.stack([recipe.post(one) for one in out])
 
 
 def side_by_side(rows: int, expert: Expert, recipe: Recipe) -> SideBySide | None:
     """The products of ``rows`` rows with experts of the shapes of ``expert``, if there are some with the same bits."""
-    if rows > MOST_ROWS or recipe.transposed or expert.up_bias is not None or expert.down_bias is not None:
+    if recipe.transposed or expert.up_bias is not None or expert.down_bias is not None:
         return None
-    if expert.up.dtype != torch.bfloat16 or expert.down.dtype != torch.bfloat16:
+    up, down = _many(rows, expert.up), _many(rows, expert.down)
+    return SideBySide(rows, up, down) if up is not None and down is not None else None
+
+
+def _many(rows: int, weight: torch.Tensor) -> Many | None:
+    if weight.dtype != torch.bfloat16:
         return None
-    up, down = products(rows, *expert.up.shape), products(rows, *expert.down.shape)
-    return SideBySide(up, down) if up is not None and down is not None else None
+    if isinstance(weight, PackedWeight):
+        return several(weight, rows)
+    product = products(rows, *weight.shape) if rows <= MOST_ROWS else None
+    if product is None:
+        return None
+    return lambda weights, inputs: product([weight.data_ptr() for weight in weights], inputs)

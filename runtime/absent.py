@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from ..kernels.looks import LOOKS
 from ..tiering.errors import UnplaceableModule
 
 
@@ -41,11 +42,3 @@ class Absent(torch.Tensor):
             )
         args, kwargs = tree_map_only(cls, lambda absent: absent._fetch(), (tuple(args), kwargs or {}))
         return func(*args, **kwargs)
-
-
-LOOKS = {
-    *(getattr(torch.Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "layout", "requires_grad")),
-    *(getattr(torch.Tensor, name).__get__ for name in ("is_meta", "is_cuda", "is_cpu", "is_sparse", "itemsize")),
-    *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "element_size")),
-}
-"""What can be answered without the weight."""

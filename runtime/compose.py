@@ -5,6 +5,7 @@ import inspect
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..kernels import backends
+from ..kernels.formats.registry import FORMATS
 from ..kernels.heap import bound_kernel_caches
 from ..kernels.machine import MemoryMeter, usable_cores
 from ..kernels.parts import VERDICTS
@@ -147,7 +149,7 @@ def load(
                 host_memory=settings.host_budget(),
                 dtype=None if dtype in (None, "auto") else _dtype(dtype),
                 flash_limit=settings.flash_limit,
-                codec=settings.weights.format,
+                rules=settings.rules,
                 stripes=settings.store.stripes,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
@@ -181,6 +183,7 @@ def wrap(
             model,
             store=Path(settings.store.path),
             flash_limit=settings.flash_limit,
+            rules=settings.rules,
             stripes=settings.store.stripes,
             direct=settings.direct,
             progress=bar,
@@ -269,7 +272,7 @@ def _install(
     blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in manifest.blocks]
     budget = settings.host_budget(sum(block.length for block in blocks))
     readable = embeddings(model, bundle.manifest.blocks, bundle.manifest.tied)
-    placement = place(blocks, budget, embeddings=readable)
+    placement = place(blocks, budget, embeddings=readable, scratch=scratch_bytes(manifest.blocks))
     _set_threads(settings.compute.threads)
     verdicts.load(VERDICTS)
     divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
@@ -318,7 +321,8 @@ def _move_out(model: nn.Module, manifest: Manifest) -> None:
 def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
     """The bundle must hold the weights of the model that this version of transformers builds, and no others."""
     expected, found = (
-        {_content(block) for block in blocks} for blocks in (layout(bare).blocks, bundle.manifest.blocks)
+        {_content(block) for block in blocks if block.id.kind != "residual"}
+        for blocks in (layout(bare).blocks, bundle.manifest.blocks)
     )
     if expected != found:
         block, _ = min(expected ^ found, key=str)
@@ -338,10 +342,19 @@ def embeddings(model: nn.Module, blocks: Iterable[Block], tied: Mapping[str, str
     alone: dict[BlockId, bool] = {}
     for block in blocks:
         if block.id.kind == "dense" and not block.resident and len(block.tensors) == 1:
+            if block.tensors[0].packing is not None:
+                continue  # its rows are not apart
             name = block.tensors[0].name
             if name == f"{block.id.module}.weight" and row_readable(model.get_submodule(block.id.module)):
                 alone[block.id] = name not in shared
     return alone
+
+
+def scratch_bytes(blocks: Iterable[Block]) -> int:
+    """Bytes that decoding takes: of a matrix in an exact format as a whole."""
+    specs = (spec for block in blocks for spec in block.tensors)
+    whole = (spec for spec in specs if spec.packing is not None and FORMATS[spec.packing.format].exact)
+    return max((prod(spec.shape) * getattr(torch, spec.dtype).itemsize for spec in whole), default=0)
 
 
 def _own_tensors(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, torch.Tensor]]:

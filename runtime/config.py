@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,9 @@ from ..tiering.policy.placement import with_working_memory
 from ..tiering.units import GiB, format_size
 from . import configfile
 from .settings import LATER, NOT_YET, OVERRIDES, Compute, Experts, Io, Memory, NoDevice, Store, Weights
+
+if TYPE_CHECKING:
+    from .formats import Rules
 
 
 class Fault(NamedTuple):
@@ -85,6 +88,14 @@ class Config(BaseModel):
     def direct(self) -> bool | None:
         """Direct reads: no, or (None) where the file system can."""
         return False if self.io.backend == "buffered" else None
+
+    @property
+    def rules(self) -> "Rules":
+        """Which part of a model is stored in which format."""
+        from .formats import Rules  # here: it loads torch
+
+        parts: dict[str, Any] = {part: None if name == "auto" else name for part, name in self.weights}
+        return Rules(**parts)
 
     def host_budget(self, model_bytes: int | None = None) -> int:
         """Bytes of host memory to work in: as written; for "auto" what fits this machine and a model whose weights have

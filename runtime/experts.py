@@ -15,13 +15,14 @@ import threading
 import time
 from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ..kernels import parts
-from ..kernels.experts import Expert, Recipe, expert_parts, expert_products, side_by_side
+from ..kernels.experts import Expert, Form, Recipe, expert_parts, expert_products, form, side_by_side
 from ..kernels.products import MOST_ROWS
 from ..kernels.weighted_sum import add_weighted, weighted_sum
 from ..tiering.errors import UnplaceableModule
@@ -29,10 +30,9 @@ from ..tiering.events import Slot
 from ..tiering.policy.asking import at_a_time
 from ..tiering.store.manifest import Block
 from ..tiering.units import BlockId, MiB
-from .absent import placeholder
 from .bridge import Bridge
 from .guessing import Guesses
-from .views import AllViews
+from .views import AllViews, like
 
 IMPLEMENTATION = "penstock"
 """The name under which transformers knows our experts function."""
@@ -74,9 +74,8 @@ class StreamedExperts:
             activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
             post=module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None,  # type: ignore[arg-type]
         )
-        self._like = self._on_slot(
-            tuple(placeholder(getattr(torch, spec.dtype), spec.shape) for spec in blocks[0].tensors)
-        ).expert
+        kinds = {tuple(replace(spec, name="") for spec in block.tensors): block.tensors for block in blocks}
+        self._like = [self._on_slot(tuple(map(like, specs))).expert for specs in kinds.values()]
         self._plain = threading.local()
         self.next: tuple[StreamedExperts, Guesses] | None = None
         """The experts of the next layer, and who guesses which of them come."""
@@ -115,8 +114,12 @@ class StreamedExperts:
 
     def _token(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
         """The forward of one token where its experts can be computed side by side: as few steps as possible."""
-        several = side_by_side(1, self._like, self._recipe)
-        if several is None or hidden.dtype != torch.bfloat16 or weights.dtype not in (torch.bfloat16, torch.float32):
+        ways = {form(expert): side_by_side(1, expert, self._recipe) for expert in self._like}
+        if (
+            None in ways.values()
+            or hidden.dtype != torch.bfloat16
+            or weights.dtype not in (torch.bfloat16, torch.float32)
+        ):
             return None
         experts = len(self._blocks)
         chosen = sorted(pair for pair in zip(index[0].tolist(), weights[0].tolist(), strict=True) if pair[0] < experts)
@@ -127,12 +130,18 @@ class StreamedExperts:
         wanted = self.in_order_of_flash(expert for expert, _ in chosen)
         with closing(self._arriving(wanted, (), guess)) as arriving:
             for arrived in arriving:
-                here = [self._views[block.part][slot].expert for block, slot in arrived]
-                out = several([hidden.data_ptr()] * len(here), here, self._recipe)
+                alike: dict[Form, list[tuple[int, Expert]]] = {}
+                for block, slot in arrived:
+                    expert = self._views[block.part][slot].expert
+                    alike.setdefault(form(expert), []).append((block.part, expert))
+                for kind, here in alike.items():
+                    several = ways[kind]
+                    assert several is not None
+                    out = several([hidden.data_ptr()] * len(here), [expert for _, expert in here], self._recipe)
+                    outs.append(out)  # what lies at the addresses must stay
+                    first, size = out.data_ptr(), 2 * out.shape[-1]
+                    rows |= {part: first + number * size for number, (part, _) in enumerate(here)}
                 self._bridge.release(*(block for block, _ in arrived))
-                outs.append(out)  # what lies at the addresses must stay
-                first, size = out.data_ptr(), 2 * out.shape[-1]
-                rows |= {block.part: first + number * size for number, (block, _) in enumerate(arrived)}
         return weighted_sum([rows[expert] for expert, _ in chosen], [weight for _, weight in chosen], hidden.shape[1])
 
     def _many(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

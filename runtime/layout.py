@@ -9,7 +9,7 @@ registers them, and in each layer the dense blocks before the experts.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -198,6 +198,20 @@ def _place(blocks: Sequence[tuple[BlockId, list[Entry], bool]], addresses: Mappi
     extents = _in_a_row(length for *_, length in placed)
     for (id_, resident, tensors, _), extent in zip(placed, extents, strict=True):
         yield Block(id_, extent, "", tensors, resident)
+
+
+def relaid(blocks: Iterable[Block]) -> tuple[Block, ...]:
+    """``blocks`` with new places for encoded tensors, and so for all that lies behind them; tensors that are stored as
+    they are keep their addresses."""
+    placed = []
+    for block in blocks:
+        entries = [(spec.name, spec.dtype, spec.shape, spec.length) for spec in block.tensors]
+        addresses = {spec.name: spec.offset for spec in block.tensors if spec.packing is None}
+        places, length = place_tensors(entries, addresses)
+        tensors = tuple(replace(spec, offset=at.offset) for spec, at in zip(block.tensors, places, strict=True))
+        placed.append((replace(block, tensors=tensors), max(length, PAGE)))
+    extents = _in_a_row(length for _, length in placed)
+    return tuple(replace(block, extent=extent) for (block, _), extent in zip(placed, extents, strict=True))
 
 
 def _in_a_row(lengths: Iterable[int]) -> Iterator[Extent]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..kernels.packed_weight import PackedWeight
 from ..kernels.products import MOST_ROWS, products
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -51,6 +52,8 @@ class _LeanWeight(nn.Parameter):
 
 def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
     """``functional.linear(input, weight)``, if there is a product for it."""
+    if isinstance(weight, PackedWeight):
+        return None  # it has products of its own
     if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or weight.dim() != 2:
         return None
     n, k = weight.shape

@@ -31,7 +31,7 @@ from .layout import is_experts, layer_of
 from .linear import few_rows, lean_weight
 from .prediction import prediction
 from .rows import RowReader
-from .views import SlotViews, tensors_on
+from .views import SlotViews, parameter, tensors_on
 
 
 def attach(model: nn.Module, engine: Engine) -> None:
@@ -149,8 +149,9 @@ class _Attachment:
         if key not in self._bound:
             (tensor,) = tensors_on(self._engine.arena, (spec,), self._engine.pinned[block.id])
             # torch's own modules have a lean forward where they need one; every look at a lean weight costs a call.
-            parameter = nn.Parameter if isinstance(module, nn.Linear | nn.Embedding) else lean_weight
-            self._bound[key] = parameter(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
+            lean = spec.packing is None and not isinstance(module, nn.Linear | nn.Embedding)
+            made = lean_weight if lean else parameter
+            self._bound[key] = made(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
         bound: torch.Tensor = self._bound[key]
         return bound
 
@@ -225,7 +226,7 @@ class _Streamed:
         grads = tuple(self._parameters.placeholders[name].requires_grad for name in specs)
 
         def make(tensors: tuple[torch.Tensor, ...]) -> tuple[nn.Parameter, ...]:
-            return tuple(map(nn.Parameter, tensors, grads))
+            return tuple(map(parameter, tensors, grads))
 
         return self._engine.views.of([*specs.values()], make, kind=grads)
 

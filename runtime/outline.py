@@ -14,7 +14,7 @@ from ..tiering.policy.reads import Reading
 from ..tiering.setup import Setup, setup_of
 from ..tiering.sim.workload import Layer, layers_of
 from ..tiering.units import BlockId, Extent
-from .compose import embeddings
+from .compose import embeddings, scratch_bytes
 from .layout import Layout
 from .prediction import router_of
 from .routing import experts_per_token
@@ -33,7 +33,8 @@ class ExpertLayer(NamedTuple):
 class Outline:
     """``blocks`` in the order of the bundle, each with its extent. ``embeddings`` are blocks that can be read by row,
     each with whether nothing else uses them. ``guessed``: nothing tells how many experts a token uses, so all are taken
-    to be used. ``foreseen``: a layer's experts can be guessed from the layer before. ``dtype`` is the model's."""
+    to be used. ``foreseen``: a layer's experts can be guessed from the layer before. ``dtype`` is the model's;
+    decoding takes ``scratch`` bytes."""
 
     blocks: tuple[SizedBlock, ...]
     extents: tuple[Extent, ...]
@@ -42,6 +43,7 @@ class Outline:
     guessed: bool
     foreseen: bool
     dtype: str
+    scratch: int
 
     @classmethod
     def of(cls, model: nn.Module, layout: Layout) -> "Outline":
@@ -65,6 +67,7 @@ class Outline:
             guessed=any(per_token.get(path) is None for path in lengths),
             foreseen=any(router_of(model, after) is not None for _, after in pairwise(lengths)),
             dtype=str(model.dtype).removeprefix("torch."),
+            scratch=scratch_bytes(layout.blocks),
         )
 
     @property
@@ -86,7 +89,7 @@ class Outline:
 
     def place(self, budget: int) -> Placement:
         """What goes where with ``budget`` bytes of host memory. Raises BudgetTooSmall."""
-        return place(self.blocks, budget, embeddings=self.embeddings)
+        return place(self.blocks, budget, embeddings=self.embeddings, scratch=self.scratch)
 
     def divisions(self, placement: Placement, floor: int | None) -> Divisions:
         """What stays of ``placement`` under memory pressure; ``floor`` bytes of it, if given and possible."""

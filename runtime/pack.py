@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..tiering.errors import CheckpointError, ConfigError
+from ..tiering.errors import CheckpointError
 from ..tiering.progress import Progress, Quiet
 from ..tiering.store.folder import PARTIAL, ensure_room, locked, prepare
 from ..tiering.store.manifest import PLAIN, Block, Drive, Manifest
@@ -25,6 +25,8 @@ from .by_use import arrange
 from .checkpoint import Checkpoint
 from .digest import digest_files
 from .drives import drives_for
+from .encoding import EncodedWeights, encoded
+from .formats import Choice, Rules, choices
 from .layout import Layout, layout
 from .model_files import copy_model_files, write_model_folder
 from .profiling import experts_of
@@ -33,9 +35,6 @@ from .skeleton import skeleton
 from .striping import striped
 from .threads import one_torch_thread
 from .weights import CheckpointWeights, ModelWeights, Weights
-
-CODECS = ("as-is",)
-"""Weight formats that a bundle can have."""
 
 LEAST_MEMORY = 4 * MiB
 """Packing may use this much whatever the budget: less would only make it slow."""
@@ -50,7 +49,7 @@ def pack(
     host_memory: int,
     dtype: torch.dtype | None = None,
     flash_limit: int | None = None,
-    codec: str = "as-is",
+    rules: Rules | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     stripes: Sequence[Path] = (),
@@ -59,10 +58,11 @@ def pack(
     progress: Progress | None = None,
 ) -> Bundle:
     """The bundle of the checkpoint ``source`` (a folder or hub id) in ``store``, written if it is not there: weights in
-    ``dtype`` (None: the checkpoint's own), in at most ``host_memory`` bytes of memory, with all bundles in at most
-    ``flash_limit`` bytes. ``stripes`` are folders on other drives, to which blocks are dealt by measured speed. With
-    ``routes``, experts that are used together lie together where that pays. A bundle that is there is taken as it is,
-    whatever drives it was dealt to, and without ``routes`` whatever the order of its experts.
+    ``dtype`` (None: the checkpoint's own) and in the formats of ``rules`` (as they are if not given), in at most
+    ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit`` bytes. ``stripes`` are folders on other
+    drives, to which blocks are dealt by measured speed. With ``routes``, experts that are used together lie together
+    where that pays. A bundle that is there is taken as it is, whatever drives it was dealt to, and without ``routes``
+    whatever the order of its experts.
 
     Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when a drive
     fails, ConfigError when a folder cannot be used, TraceError when ``routes`` are of another model. What an
@@ -70,8 +70,7 @@ def pack(
     """
     quiet = progress is None or isinstance(progress, Quiet)
     checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
-    if codec not in CODECS:
-        raise ConfigError(f"weights format {codec!r} is not known; there is {', '.join(CODECS)}")
+    rules = rules or Rules()
     dtype = dtype or checkpoint.dtype()
     memory = max(host_memory, LEAST_MEMORY)
     model = skeleton(checkpoint.config, dtype, trust_remote_code=trust_remote_code)
@@ -82,22 +81,24 @@ def pack(
         order = arrange(routes, plan.blocks).orders
     store = prepare(store)
     digest = digest_files(checkpoint.content, store, progress)
-    identity = _identity(digest, str(dtype), codec, plan)
+    identity = _identity(digest, str(dtype), rules, plan)
     target = store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}"
     if order:
-        identity = _identity(digest, str(dtype), codec, layout(model, order=order))
+        identity = _identity(digest, str(dtype), rules, layout(model, order=order))
         target = target.with_name(f"{target.name}-{identity[:8]}")
     elif routes is None:
         target = _by_use(target) or target
 
     def job() -> _Job:
-        weights, used, untied = _checkpoint_weights(checkpoint, model, order, dtype, memory - _staging(memory))
+        weights, used, used_model, untied = _checkpoint_weights(
+            checkpoint, model, order, dtype, memory - _staging(memory)
+        )
         name = str(dtype).removeprefix("torch.")
-        return _Job(
-            used,
-            weights,
-            Manifest(identity, digest, name, codec, used.tied, (), ()),
-            lambda folder: copy_model_files(checkpoint.folder, folder, untied),
+        manifest = Manifest(identity, digest, name, str(rules), used.tied, (), ())
+        return _encoded(
+            _Job(used, weights, manifest, lambda folder: copy_model_files(checkpoint.folder, folder, untied)),
+            choices(used_model, used, rules),
+            progress,
         )
 
     return _pack(
@@ -116,31 +117,34 @@ def pack_model(
     *,
     store: Path,
     flash_limit: int | None = None,
+    rules: Rules | None = None,
     stripes: Sequence[Path] = (),
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """The bundle of a ``model`` whose weights are in memory, in its own dtypes, written if it is not in ``store``.
+    """The bundle of a ``model`` whose weights are in memory, in its own dtypes and the formats of ``rules`` (as they
+    are if not given), written if it is not in ``store``.
 
     Errors as for ``pack``.
     """
+    rules = rules or Rules()
     plan = layout(model, {name: tensor.data_ptr() for name, tensor in model.state_dict().items()})
     store = prepare(store)
     weights = ModelWeights(model)
     digest = _digest_model(plan, weights, progress or Quiet())
     dtype = str(model.dtype)
-    identity = _identity(digest, dtype, "as-is", plan)
+    identity = _identity(digest, dtype, rules, plan)
 
     def write_model(folder: Path) -> None:
         model.config.save_pretrained(folder)
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
 
-    manifest = Manifest(identity, digest, dtype.removeprefix("torch."), "as-is", plan.tied, (), ())
+    manifest = Manifest(identity, digest, dtype.removeprefix("torch."), str(rules), plan.tied, (), ())
     target = store / f"{_file_name(model.config.model_type)}-{identity[:16]}"
     return _pack(
         target,
-        lambda: _Job(plan, weights, manifest, write_model),
+        lambda: _encoded(_Job(plan, weights, manifest, write_model), choices(model, plan, rules), progress),
         staging=_STAGING,
         flash_limit=flash_limit,
         stripes=stripes,
@@ -165,14 +169,14 @@ def _checkpoint_weights(
     order: Mapping[str, Sequence[int]],
     dtype: torch.dtype,
     memory: int,
-) -> tuple[CheckpointWeights, Layout, bool]:
-    """The weights, their layout with experts in ``order``, and whether the model had to be untied.
+) -> tuple[CheckpointWeights, Layout, PreTrainedModel, bool]:
+    """The weights, their layout with experts in ``order``, the model, and whether it had to be untied.
 
     Like transformers, a model that ties weights for which the checkpoint has different values is not tied.
     """
     weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=memory)
     if not weights.contradictions():
-        return weights, layout(model, weights.addresses(), order), False
+        return weights, layout(model, weights.addresses(), order), model, False
     weights.close()
     config = copy.deepcopy(checkpoint.config)
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
@@ -181,7 +185,23 @@ def _checkpoint_weights(
     if differing := weights.contradictions():
         one, other = differing[0]
         raise CheckpointError(f"the model shares one weight between {one} and {other}, the checkpoint has two for them")
-    return weights, layout(model, weights.addresses(), order), True
+    return weights, layout(model, weights.addresses(), order), model, True
+
+
+def _encoded(job: _Job, chosen: Mapping[str, Choice], progress: Progress | None) -> _Job:
+    """``job`` with the matrices in ``chosen`` encoded. Where a format's length depends on the numbers, they are encoded
+    once more, to find it out: places must be known before anything is written."""
+    if not chosen:
+        return job
+    weights = EncodedWeights(job.weights)
+    bar = progress or Quiet()
+    bar.start("measuring", job.plan.total_bytes)
+    try:
+        with one_torch_thread():
+            plan, notes = encoded(job.plan, chosen, weights.lengths, bar.advance)
+    finally:
+        bar.finish()
+    return replace(job, plan=plan, weights=weights, manifest=replace(job.manifest, notes=notes))
 
 
 def _by_use(target: Path) -> Path | None:
@@ -256,19 +276,18 @@ def _write(writer: BundleWriter, job: _Job, progress: Progress) -> None:
 
 def _pieces(block: Block, weights: Weights) -> Iterator[tuple[int, memoryview]]:
     """The block's content: offsets in the block and the bytes there."""
-    expert = block.id.part if block.id.kind == "expert" else None
     for spec in block.tensors:
         at = spec.offset
-        for piece in weights.pieces(spec, expert):
+        for piece in weights.pieces(spec, block.id.expert):
             yield at, piece
             at += len(piece)
         assert at == spec.offset + spec.length, f"{spec.name} has {at - spec.offset} bytes instead of {spec.length}"
 
 
-def _identity(digest: str, dtype: str, codec: str, plan: Layout) -> str:
+def _identity(digest: str, dtype: str, rules: Rules, plan: Layout) -> str:
     """SHA-256 of all that decides what the bundle holds. The layout too: it depends on transformers' version. Not the
     drives: a bundle holds the same, however it is dealt."""
-    return hashlib.sha256(json.dumps([digest, dtype, codec, PLAIN, plan.digest()]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([digest, dtype, str(rules), PLAIN, plan.digest()]).encode()).hexdigest()
 
 
 def _digest_model(plan: Layout, weights: Weights, progress: Progress) -> str:

@@ -16,11 +16,11 @@ import xxhash
 from torch.overrides import TorchFunctionMode
 
 from ..kernels.arena import Arena
+from ..kernels.looks import LOOKS
 from ..tiering.policy.placement import row_cache_bytes
 from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
 from ..tiering.units import PAGE, MiB
-from .absent import LOOKS
 
 _STEP = 4 * MiB
 

@@ -1,5 +1,6 @@
 """The sections of the configuration: their keys, defaults, and which values are right."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,11 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "store": ("store", "path"),
     "store_stripes": ("store", "stripes"),
     "weights_format": ("weights", "format"),
+    "weights_experts": ("weights", "experts"),
+    "weights_attention": ("weights", "attention"),
+    "weights_dense": ("weights", "dense"),
+    "weights_embeddings": ("weights", "embeddings"),
+    "weights_output": ("weights", "output"),
     "experts_eviction": ("experts", "eviction"),
     "experts_prefetch": ("experts", "prefetch"),
     "io_backend": ("io", "backend"),
@@ -35,6 +41,9 @@ LATER: Mapping[str, tuple[str, str]] = {
     "kv_epsilon": ("kv", "epsilon"),
 }
 """Names that are settled but mean nothing yet: writing one must not look as if it had an effect."""
+
+WEIGHT_FORMATS = ("as-is", "lossless", "int8", "int4", "int4-32", "int4-64", "int4-128")
+"""Formats that weights can be stored in, by the names of kernels/formats, which takes torch to load."""
 
 MOST = 1024
 """Bound on counts (threads, reads in flight): what is above it is a slip of the pen."""
@@ -140,8 +149,35 @@ class Store(_Section):
     )
 
 
+def _format(value: object) -> object:
+    if value in WEIGHT_FORMATS:
+        return value
+    close = difflib.get_close_matches(str(value).lower(), WEIGHT_FORMATS, n=1)
+    hint = f'; did you mean "{close[0]}"?' if close else ""
+    raise ValueError(f"this version has {', '.join(WEIGHT_FORMATS)}{hint}")
+
+
+def _part(value: object) -> object:
+    return value if value == "auto" else _format(value)
+
+
+Format = Annotated[str, BeforeValidator(_format)]
+PartFormat = Annotated[str, BeforeValidator(_part)]
+
+
 class Weights(_Section):
-    format: Literal["as-is"] = Field(default="as-is", description='How weights are stored: "as-is" keeps every bit.')
+    format: Format = Field(
+        default="as-is",
+        description='How weights are stored: "as-is" and "lossless" keep every bit, "int8" and "int4" (or "int4-64", '
+        '"int4-128": larger groups) are smaller.',
+    )
+    experts: PartFormat = Field(default="auto", description='Those of experts; "auto" is what format says.')
+    attention: PartFormat = Field(default="auto", description="Those of attention.")
+    dense: PartFormat = Field(default="auto", description="Those of all other layers.")
+    embeddings: PartFormat = Field(
+        default="auto", description='Those of embeddings; "auto" is "as-is": a token takes only one row of them.'
+    )
+    output: PartFormat = Field(default="auto", description="Those of the output layer, also if embeddings share them.")
 
 
 class Experts(_Section):

@@ -111,7 +111,7 @@ class CheckpointWeights:
 
     def expect(self, block: Block) -> None:
         room = self._chunk
-        expert = block.id.part if block.id.kind == "expert" else None
+        expert = block.id.expert
         for spec in block.tensors:
             group = self._groups.get(self._found_as.get(spec.name, spec.name))
             for source in group.sources_of(expert) if group else ():

@@ -11,22 +11,35 @@ PAGE = 4096
 
 KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
-BlockKind = Literal["dense", "expert"]
+RESIDUALS = 4
+"""Planes that a matrix has, besides the first, at most."""
+
+BlockKind = Literal["dense", "expert", "residual"]
 
 
 class BlockId(NamedTuple):
     """Identity of a block: an immutable run of bytes that moves between tiers as a whole.
 
-    ``module`` is the dotted path of the module that computes on it; ``part`` is the expert's index for an expert,
-    a running number otherwise. A tuple rather than a dataclass: it is a dictionary key on the hit path.
+    ``module`` is the dotted path of the module that computes on it; ``part`` is the expert's index for an expert, as
+    ``residual`` says for a residual, a running number otherwise. A tuple rather than a dataclass: it is a dictionary
+    key on the hit path.
     """
 
     kind: BlockKind
     module: str
     part: int = 0
 
+    def residual(self, plane: int) -> "BlockId":
+        """The block with plane number ``plane``, from 1, of what this block has the first plane of."""
+        return BlockId("residual", self.module, self.part * RESIDUALS + plane - 1)
+
+    @property
+    def expert(self) -> int | None:
+        """The expert that this block is of; None for a dense one."""
+        return {"dense": None, "expert": self.part, "residual": self.part // RESIDUALS}[self.kind]
+
     def __str__(self) -> str:
-        return f"{self.kind}:{self.module}[{self.part}]" if self.kind == "expert" else f"{self.kind}:{self.module}"
+        return f"{self.kind}:{self.module}" if self.kind == "dense" else f"{self.kind}:{self.module}[{self.part}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def command(
                 store=config.store.path,
                 host_memory=config.host_budget(),
                 flash_limit=config.flash_limit,
-                codec=config.weights.format,
+                rules=config.rules,
                 stripes=config.store.stripes,
                 routes=routes,
                 revision=source.revision,

@@ -123,4 +123,4 @@ def test_an_embedding_is_read_by_row_as_soon_as_not_all_fits() -> None:
     division = divisions.at(divisions.ceiling - PAGE)
     assert division.kept == sum(block.length for block in blocks[1:] if block.id in divisions.elastic)
     assert division.stream == 0
-    assert division.row_cache > 0
+    assert division.aside > 0

@@ -31,16 +31,16 @@ class Division:
     kept: int
     stream: int
     experts: int
-    row_cache: int
+    aside: int
 
     @property
     def blocks(self) -> int:
-        """Bytes for blocks, which are all but the rows of embeddings."""
+        """Bytes for blocks: all but those set aside for rows of embeddings, and for decoding."""
         return self.bound + self.kept + self.stream + self.experts
 
     @property
     def host_bytes(self) -> int:
-        return self.blocks + self.row_cache
+        return self.blocks + self.aside
 
 
 class Divisions:
@@ -80,8 +80,9 @@ class Divisions:
 
         by_row = [block.id for block in pinned if block.id in embeddings]
         self._rows = tuple(block.id for block in rows)
-        self._row_cache = placement.row_cache_bytes + sum(row_cache_bytes(self._blocks[b].length) for b in by_row)
-        self._fixed = placement.resident_bytes + self._row_cache
+        self._aside = placement.scratch_bytes + placement.row_cache_bytes
+        self._aside += sum(row_cache_bytes(self._blocks[b].length) for b in by_row)
+        self._fixed = placement.resident_bytes + self._aside
         least = self._fixed + self._largest[0] + self._largest_expert
         self.ceiling = placement.budget
         if not placement.streamed and not placement.by_row and placement.expert_share == 1:
@@ -116,17 +117,20 @@ class Divisions:
         whole = self._placement
         if limit == self.ceiling:
             return self._divided(
-                whole.pinned_bytes, whole.stream_region_bytes, whole.expert_region_bytes, whole.row_cache_bytes
+                whole.pinned_bytes,
+                whole.stream_region_bytes,
+                whole.expert_region_bytes,
+                whole.row_cache_bytes + whole.scratch_bytes,
             )
         count = self._count(limit)
         room = self._room(limit) - self._first[count]
         stream = min(self._ample(count), room // PAGE * PAGE)
         experts = min(whole.expert_region_bytes, self._free(limit) - self._fixed - self._first[count] - stream)
-        return self._divided(self._first[count], stream, experts // self._unit * self._unit, self._row_cache)
+        return self._divided(self._first[count], stream, experts // self._unit * self._unit, self._aside)
 
-    def _divided(self, pinned: int, stream: int, experts: int, row_cache: int) -> Division:
+    def _divided(self, pinned: int, stream: int, experts: int, aside: int) -> Division:
         kept = self._placement.resident_bytes + pinned - self._bound
-        return Division(self._bound, kept, stream, experts, row_cache)
+        return Division(self._bound, kept, stream, experts, aside)
 
     def _free(self, limit: int) -> int:
         return limit - min(working_memory(limit), limit - self._least)

@@ -49,6 +49,7 @@ class Placement:
     streamed_bytes: int
     stream_region_bytes: int
     row_cache_bytes: int
+    scratch_bytes: int
     expert_count: int
     expert_total_bytes: int
     expert_region_bytes: int
@@ -61,6 +62,7 @@ class Placement:
             + self.pinned_bytes
             + self.stream_region_bytes
             + self.row_cache_bytes
+            + self.scratch_bytes
             + self.expert_region_bytes
         )
 
@@ -70,9 +72,11 @@ class Placement:
         return self.expert_region_bytes / self.expert_total_bytes if self.expert_total_bytes else 1.0
 
 
-def place(blocks: Iterable[SizedBlock], budget: int, *, embeddings: Mapping[BlockId, bool] | None = None) -> Placement:
+def place(
+    blocks: Iterable[SizedBlock], budget: int, *, embeddings: Mapping[BlockId, bool] | None = None, scratch: int = 0
+) -> Placement:
     """Divide ``budget`` bytes. ``embeddings`` names the blocks that an embedding can read by row, and says of each
-    whether the embedding is alone in using it (not tied to an output layer, say).
+    whether the embedding is alone in using it (not tied to an output layer, say). ``scratch`` bytes are for decoding.
 
     Raises BudgetTooSmall, which says the least that would do.
     """
@@ -85,12 +89,12 @@ def place(blocks: Iterable[SizedBlock], budget: int, *, embeddings: Mapping[Bloc
 
     rows: list[SizedBlock] = []
     row_cache = 0
-    if resident_bytes + _total(dense) + expert_total > budget - working_memory(budget):
+    if resident_bytes + scratch + _total(dense) + expert_total > budget - working_memory(budget):
         alone = embeddings or {}
         rows = [block for block in dense if block.id in alone]
         row_cache = sum(row_cache_bytes(block.length) for block in rows)
         dense = [block for block in dense if not alone.get(block.id, False)]
-    fixed = resident_bytes + row_cache
+    fixed = resident_bytes + scratch + row_cache
     minimum = fixed + max((block.length for block in dense), default=0) + largest_expert
     if budget < minimum:
         raise BudgetTooSmall(_explain(budget, minimum, fixed, dense, largest_expert))
@@ -120,6 +124,7 @@ def place(blocks: Iterable[SizedBlock], budget: int, *, embeddings: Mapping[Bloc
         streamed_bytes=_total(dense) - pinned_bytes,
         stream_region_bytes=region,
         row_cache_bytes=row_cache,
+        scratch_bytes=scratch,
         expert_count=len(experts),
         expert_total_bytes=expert_total,
         expert_region_bytes=expert_region,

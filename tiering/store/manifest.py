@@ -7,25 +7,27 @@ A bundle is a folder::
     data-00000.bin     blocks one after the other in order of use, each PAGE aligned and padded with zeros
 
 A bundle that is striped has its blocks dealt out to several drives: some of its data files lie in other folders, which
-the manifest names. Such a manifest has version 2; one of version 1 has all its files in the bundle's own folder.
+the manifest names. Such a manifest has version 2; one of version 1 has all its files in the bundle's own folder. One
+with encoded matrices has version 3.
 
 A *dense* block holds the weights of one module and is leased while that module runs. Blocks with ``resident`` set hold
 everything too small to be worth streaming (norms, biases, routers, buffers) and stay in memory. An *expert* block
-holds all matrices of one expert, each tensor named after the stacked parameter that it is a slice of.
+holds all matrices of one expert, each tensor named after the stacked parameter that it is a slice of. Where these are
+encoded in several planes, it holds the first ones, and *residual* blocks behind it hold the others.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleCorrupt, BundleVersionError
 from ..units import PAGE, BlockId, Extent, align_up
 
-PLAIN, VERSION = 1, 2
-"""The version without and with stripes. A plain bundle keeps the older one: penstock from before can read it."""
+PLAIN, STRIPED, ENCODED = 1, 2, 3
+"""The versions. A bundle has the least that says what it holds: penstock from before can read it then."""
 TENSOR_ALIGNMENT = 64
 """Bytes: what a tensor's address is modulo this is part of the result. Vectorised products treat what lies before the
 first aligned byte apart, so equal weights at another address can give other last bits. torch's own allocator gives
@@ -33,14 +35,30 @@ multiples of it; weights that transformers maps from a file lie where the file h
 
 
 @dataclass(frozen=True, slots=True)
+class Packing:
+    """How a matrix is stored: as plane number ``plane`` of the weight format called ``format``.
+
+    ``transposed``: what is encoded is its transpose. ``address`` is the one, modulo TENSOR_ALIGNMENT, that it would
+    have if it were stored as it is: an exact format decodes to such a place, for the same bits in products.
+    """
+
+    format: str
+    plane: int = 0
+    transposed: bool = False
+    address: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor inside a block: ``name`` as in the module's state dict, ``dtype`` as in ``torch.<dtype>``."""
+    """One tensor inside a block: ``name`` as in the module's state dict, ``dtype`` as in ``torch.<dtype>``. ``length``
+    bytes are stored, as ``packing`` says; as they are in memory where it is None."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
     length: int
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +93,8 @@ class Drive:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """``identity`` names what was packed (checkpoint digest, dtype, format); ``tied`` maps a state-dict name to the
-    name under which its weights are stored; ``codec`` is the weight format of every block; ``drives`` are those of a
-    striped bundle, its own first, and empty in a plain one."""
+    name under which its weights are stored; ``codec`` are the weight formats that were asked for; ``drives`` are those
+    of a striped bundle, its own first, and empty in a plain one. ``notes`` say what is not stored as asked for."""
 
     identity: str
     checkpoint: str
@@ -86,6 +104,14 @@ class Manifest:
     files: tuple[DataFile, ...]
     blocks: tuple[Block, ...]
     drives: tuple[Drive, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """The least version that says all this."""
+        if self.notes or any(spec.packing for block in self.blocks for spec in block.tensors):
+            return ENCODED
+        return STRIPED if self.drives else PLAIN
 
     @property
     def total_bytes(self) -> int:
@@ -126,12 +152,13 @@ def place_tensors(
 
 def dump(manifest: Manifest) -> str:
     """The manifest as JSON; equal manifests give equal text."""
-    version = VERSION if manifest.drives else PLAIN
-    document = {"format": "penstock-bundle", "version": version} | asdict(manifest)
-    document["files"] = [asdict(file) if manifest.drives else _plain(file) for file in manifest.files]
+    version = manifest.version
+    document = {"format": "penstock-bundle", "version": version} | asdict(replace(manifest, blocks=()))
+    document["files"] = [asdict(file) if version > PLAIN else _plain(file) for file in manifest.files]
     document["blocks"] = [_dump_block(block) for block in manifest.blocks]
-    if version == PLAIN:
-        del document["drives"]
+    for field, since in (("drives", STRIPED), ("notes", ENCODED)):
+        if version < since:
+            del document[field]
     return _encode(signed(document))
 
 
@@ -153,9 +180,9 @@ def parse(text: str, where: str) -> Manifest:
         if document["format"] != "penstock-bundle":
             raise ValueError("it is not a penstock manifest")
         version = int(document["version"])
-        if version > VERSION:
+        if version > ENCODED:
             raise BundleVersionError(
-                f"{where} has bundle version {version}, this penstock reads up to {VERSION}; "
+                f"{where} has bundle version {version}, this penstock reads up to {ENCODED}; "
                 "upgrade penstock, or delete the bundle and pack again"
             )
         if document["checksum"] != signed(document)["checksum"]:
@@ -174,6 +201,7 @@ def parse(text: str, where: str) -> Manifest:
             drives=tuple(
                 Drive(str(drive["folder"]), int(drive["bytes_per_second"])) for drive in document.get("drives", ())
             ),
+            notes=tuple(map(str, document.get("notes", ()))),
         )
         _check(manifest)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
@@ -192,7 +220,10 @@ def _dump_block(block: Block) -> dict[str, Any]:
         "extent": [extent.file, extent.offset, extent.length],
         "checksum": block.checksum,
         "resident": block.resident,
-        "tensors": [[t.name, t.dtype, list(t.shape), t.offset, t.length] for t in block.tensors],
+        "tensors": [
+            [t.name, t.dtype, list(t.shape), t.offset, t.length, *([list(astuple(t.packing))] if t.packing else [])]
+            for t in block.tensors
+        ],
     }
 
 
@@ -203,11 +234,16 @@ def _parse_block(raw: dict[str, Any]) -> Block:
         extent=Extent(*(int(n) for n in raw["extent"])),
         checksum=str(raw["checksum"]),
         tensors=tuple(
-            TensorSpec(str(n), str(d), tuple(int(s) for s in shape), int(o), int(length))
-            for n, d, shape, o, length in raw["tensors"]
+            TensorSpec(str(n), str(d), tuple(int(s) for s in shape), int(o), int(length), *map(_parse_packing, packing))
+            for n, d, shape, o, length, *packing in raw["tensors"]
         ),
         resident=bool(raw["resident"]),
     )
+
+
+def _parse_packing(raw: list[Any]) -> Packing:
+    format_, plane, transposed, address = raw
+    return Packing(str(format_), int(plane), bool(transposed), int(address))
 
 
 def _check(manifest: Manifest) -> None:

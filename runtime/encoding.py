@@ -1,0 +1,151 @@
+"""Encoded matrices in a bundle: where their planes lie (pure), and their bytes from the weights as they are."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..kernels.formats.base import SLAB, UnsuitableShape
+from ..kernels.formats.registry import FORMATS
+from ..tiering.errors import CheckpointError
+from ..tiering.store.manifest import TENSOR_ALIGNMENT, Block, Packing, TensorSpec
+from ..tiering.units import BlockId, MiB
+from .formats import Choice
+from .layout import Layout, relaid
+from .weights import Weights
+
+_PIECE = 4 * MiB
+
+Planes = tuple[int, ...]
+"""Bytes of each plane of a matrix."""
+
+
+def encoded(
+    plan: Layout,
+    choices: Mapping[str, Choice],
+    lengths: Callable[[TensorSpec, int | None, Choice], Planes],
+    advance: Callable[[int], None] = lambda _: None,
+) -> tuple[Layout, tuple[str, ...]]:
+    """``plan`` with the matrices in ``choices``, by name, encoded; and what had to stay as it is, in words.
+
+    ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot;
+    ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks
+    of their own, right behind it: what needs all reads them at once.
+    """
+    notes: dict[str, None] = {}
+    blocks: list[Block] = []
+    for block in plan.blocks:
+        stored: list[TensorSpec] = []
+        further: dict[int, list[TensorSpec]] = {}
+        for spec in block.tensors:
+            choice = choices.get(spec.name)
+            if choice is None:
+                stored.append(spec)
+                continue
+            try:
+                planes = FORMATS[choice.format].lengths(*_shape(spec, choice)) or lengths(spec, block.id.expert, choice)
+            except UnsuitableShape as error:
+                notes.setdefault(f"{_where(block.id)} {list(spec.shape)} is stored as it is: {error}")
+                stored.append(spec)
+                continue
+            address = spec.offset % TENSOR_ALIGNMENT
+            for plane, length in enumerate(planes):
+                packing = Packing(choice.format, plane, choice.transposed, address)
+                made = replace(spec, offset=0, length=length, packing=packing)
+                (further.setdefault(plane, []) if plane else stored).append(made)
+        blocks.append(replace(block, tensors=tuple(stored)))
+        blocks += [
+            replace(block, id=block.id.residual(plane), tensors=tuple(specs)) for plane, specs in further.items()
+        ]
+        advance(block.extent.length)
+    return replace(plan, blocks=relaid(blocks)), tuple(notes)
+
+
+class EncodedWeights:
+    """``weights`` as the blocks of an encoded layout have them: those of a spec without a packing as they are."""
+
+    def __init__(self, weights: Weights, importance: Mapping[str, torch.Tensor] | None = None) -> None:
+        """``importance`` [k] of the columns of matrices, by name, where it is known."""
+        self._weights, self._importance = weights, importance or {}
+        self._made: dict[str, tuple[torch.Tensor, ...]] = {}
+        self._of: tuple[str, int | None] | None = None
+
+    def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
+        """As Weights. Raises CheckpointError for numbers that the format cannot have."""
+        if spec.packing is None:
+            yield from self._weights.pieces(spec, expert)
+            return
+        whole = memoryview(self._planes(spec, expert)[spec.packing.plane].numpy())  # type: ignore[arg-type]
+        for start in range(0, len(whole), _PIECE):
+            yield whole[start : start + _PIECE]
+
+    def lengths(self, spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
+        """Bytes of the planes of a matrix, found out by encoding it."""
+        packed = replace(spec, packing=Packing(choice.format, transposed=choice.transposed))
+        found = tuple(plane.nbytes for plane in self._planes(packed, expert))
+        self._made.clear()
+        return found
+
+    def expect(self, block: Block) -> None:
+        self._weights.expect(block)
+
+    def close(self) -> None:
+        self._made.clear()
+        self._weights.close()
+
+    def _planes(self, spec: TensorSpec, expert: int | None) -> tuple[torch.Tensor, ...]:
+        """The planes of a matrix; those of a module, or of an expert, are kept until the next one comes."""
+        owner = spec.name.rpartition(".")[0], expert
+        if self._of != owner:
+            self._made.clear()
+            self._of = owner
+        if spec.name not in self._made:
+            assert spec.packing is not None
+            format_, choice = FORMATS[spec.packing.format], Choice(spec.packing.format, spec.packing.transposed)
+            slabs = _slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice)
+            try:
+                self._made[spec.name] = format_.encode(slabs, *_shape(spec, choice), self._importance.get(spec.name))
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{spec.name}{'' if expert is None else f' of expert {expert}'} cannot be stored as "
+                    f"{choice.format}: {error}; store this part as-is or lossless"
+                ) from error
+            if format_.planes == 1:
+                return self._made.pop(spec.name)  # nobody asks again
+        return self._made[spec.name]
+
+
+def _shape(spec: TensorSpec, choice: Choice) -> tuple[int, int]:
+    """The shape [n, k] of what is encoded."""
+    rows, columns = spec.shape
+    return (columns, rows) if choice.transposed else (rows, columns)
+
+
+def _where(block: BlockId) -> str:
+    return f"each expert of {block.module}" if block.kind == "expert" else block.module
+
+
+def _slabs(pieces: Iterable[memoryview], spec: TensorSpec, choice: Choice) -> Iterator[torch.Tensor]:
+    """The matrix that comes in ``pieces`` of any size, as slabs of whole rows."""
+    dtype = getattr(torch, spec.dtype)
+    rows, columns = spec.shape
+    at_once = rows if choice.transposed else max(SLAB, _PIECE // (columns * dtype.itemsize) // SLAB * SLAB)
+    buffer = np.empty(min(rows, at_once) * columns * dtype.itemsize, dtype=np.uint8)
+    filled = 0
+
+    def slab() -> torch.Tensor:
+        made = torch.from_numpy(buffer[:filled]).view(dtype).view(-1, columns)
+        return made.t().contiguous() if choice.transposed else made
+
+    for piece in pieces:
+        left = np.frombuffer(piece, dtype=np.uint8)
+        while len(left):
+            step = min(len(left), len(buffer) - filled)
+            buffer[filled : filled + step] = left[:step]
+            filled, left = filled + step, left[step:]
+            if filled == len(buffer):
+                yield slab()
+                filled = 0
+    if filled:
+        yield slab()
