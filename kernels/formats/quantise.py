@@ -92,7 +92,7 @@ class _Sums:
     def solution(
         self, numbers: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best scale for ``numbers``, rounded, and the best zero for that; ``scale`` where all numbers are equal."""
+        """The best scale for ``numbers``, rounded, and the best zero for that; ``scale`` where all are equal."""
         counted = numbers if self._weights is None else numbers * self._weights
         total, squares, common = counted.sum(0), (counted * numbers).sum(0), (counted * self._x).sum(0)
         spread = self._count * squares - total * total
@@ -106,9 +106,7 @@ class _Sums:
         return (errors if self._weights is None else errors.mul_(self._weights)).sum(0)
 
 
-def _grouped(
-    x: torch.Tensor, group: int, importance: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _grouped(x: torch.Tensor, group: int, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``x`` [r, k] as [group, r, groups], and what each column counts, [group, 1, groups], if not alike. Columns that
     fill up the last group are like the last one, and count nothing."""
     rows, k = x.shape
