@@ -17,9 +17,9 @@ from ..tiering.errors import EvaluationError
 from ..tiering.units import MiB
 from .logits import KeptLogits, in_pieces
 
-PIECE = 32 * MiB
+PIECE = 16 * MiB
 """Most bytes of logits at a time: they come on top of the memory for weights."""
-BLOCK = 4 * MiB
+BLOCK = 2 * MiB
 """Most bytes of one float64 matrix of probabilities; about five of them are there at a time."""
 
 
