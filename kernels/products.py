@@ -8,7 +8,8 @@ such product, and the caller takes torch's.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.nn import functional
@@ -29,7 +30,7 @@ class Products:
     """The product for matrices [n, k] and inputs [rows, k]. Made by ``products``; calls may come from any thread."""
 
     def __init__(self, rows: int, n: int, k: int, *, chunk: int, threads: int) -> None:
-        self.rows, self.n, self.k, self.chunk, self._threads = rows, n, k, chunk, threads
+        self.rows, self.n, self.k, self.chunk, self.threads = rows, n, k, chunk, threads
 
     def __call__(self, matrices: Sequence[int], inputs: Sequence[int]) -> torch.Tensor:
         """[len(matrices), rows, n], bfloat16: ``inputs[i] @ matrices[i].T``, both given by their addresses.
@@ -41,10 +42,7 @@ class Products:
         out = torch.empty(count, self.rows, self.n, dtype=torch.bfloat16)
         first, size = out.data_ptr(), 2 * self.rows * self.n
         numbers = ctypes.c_uint64 * count
-        # Several products at once share the cores: a team of threads for each would wait for its turns. No bit depends
-        # on how many there are.
-        _under_way.append(None)
-        try:
+        with shared(self.threads) as threads:
             LIBRARY.penstock_products(
                 count,
                 numbers(*matrices),
@@ -54,11 +52,23 @@ class Products:
                 self.n,
                 self.k,
                 self.chunk,
-                max(1, self._threads // len(_under_way)),
+                threads,
             )
-        finally:
-            _under_way.pop()
         return out
+
+
+@contextmanager
+def shared(threads: int) -> Iterator[int]:
+    """How many of ``threads`` a product that is computed meanwhile has for itself.
+
+    Several products at once share the cores: a team of threads for each would wait for its turns. No bit depends on how
+    many there are.
+    """
+    _under_way.append(None)
+    try:
+        yield max(1, threads // len(_under_way))
+    finally:
+        _under_way.pop()
 
 
 def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> Products | None:
