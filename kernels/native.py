@@ -9,12 +9,22 @@ def _library() -> ctypes.CDLL | None:
     if found is None or found.origin is None:
         return None
     library = ctypes.CDLL(found.origin)
+    if not library.penstock_available():
+        return None
     library.penstock_products.restype = None
     library.penstock_products.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3 + [ctypes.c_long] * 4 + [ctypes.c_int]
     library.penstock_add_weighted.restype = None
     library.penstock_add_weighted.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_int]
-    return library if library.penstock_available() else None
+    library.penstock_lossless_encode.restype = None
+    library.penstock_lossless_encode.argtypes = [ctypes.c_void_p] + [ctypes.c_long] * 2 + [ctypes.c_void_p] * 3
+    library.penstock_lossless_decode.argtypes = (
+        [ctypes.c_void_p] + [ctypes.c_long] * 5 + [ctypes.c_void_p, ctypes.c_int]
+    )
+    library.penstock_lossless_products.argtypes = (
+        [ctypes.c_long] + [ctypes.c_void_p] * 3 + [ctypes.c_long] * 4 + [ctypes.c_int]
+    )
+    return library
 
 
 LIBRARY = _library()
-"""products.c and weighted_sum.c; None where they cannot be used."""
+"""products.c, weighted_sum.c and lossless.c; None where they cannot be used."""
