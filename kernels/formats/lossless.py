@@ -3,11 +3,15 @@
 The exponents of weights are far from evenly spread (2.6 bits of entropy in their 8): they are coded, sign and mantissa
 kept as they are. The idea is that of "70% Size, 100% Accuracy: Lossless LLM Compression for Efficient GPU Inference via
 Dynamic-Length Float" (DFloat11). Its Huffman codes are read bit by bit, which suits a GPU; ours are made for AVX-512:
-three levels of two bits, each for the exponents that the level before has no code for. How bytes lie is said in
-lossless.c, which decodes and multiplies; lossless_tiles.py does the same anywhere, slowly.
+three levels of two bits, each for the exponents that the level before has no code for. Gaussian weights take 66.8 % of
+their bytes so, where their entropy is 65.9 %, and one core decodes 18 GB/s of them (31 GB/s as far as registers). Codes of
+three bits with a level of four behind them were decoded 1.4 times as fast, but take 69.3 %; zstd on the exponents alone
+takes 68 %, at 2 GB/s. How bytes lie is said in lossless.c, which decodes and multiplies; lossless_tiles.py does the same
+anywhere, slowly.
 """
 
 import ctypes
+import math
 import time
 from collections.abc import Iterable, Sequence
 
@@ -121,18 +125,20 @@ class _Product:
 
 
 def decode_speed() -> float:
-    """Bytes of weights per second that this machine decodes with torch's threads; takes about 0.1 s."""
-    lossless, n, k, copies = Lossless(), 512, 1024, 48
-    chance = torch.Generator().manual_seed(0)
-    weights = torch.randn(n, k, generator=chance).bfloat16()
+    """Bytes of weights per second that this machine decodes with torch's threads, the best of some rounds in 0.05 s."""
+    lossless, n, k, copies, each = Lossless(), 512, 1024, 48, 8
+    weights = torch.randn(n, k, generator=torch.Generator().manual_seed(0)).bfloat16()
     (plane,) = lossless.encode([weights], n, k)
     # Copies, since what was just read from flash is in no cache.
     planes = [plane.clone() for _ in range(copies)]
-    decoded, start, now = 0, time.perf_counter(), 0.0
-    while now < _TRIAL_SECONDS:
-        lossless.decode([planes[decoded % copies]], n, k, slice(0, n), weights)
-        decoded, now = decoded + 1, time.perf_counter() - start
-    return decoded * weights.nbytes / now
+    best, spent, at = math.inf, 0.0, 0
+    while spent < _TRIAL_SECONDS:
+        start = time.perf_counter()
+        for one in planes[at : at + each]:
+            lossless.decode([one], n, k, slice(0, n), weights)
+        took = time.perf_counter() - start
+        best, spent, at = min(best, took), spent + took, (at + each) % copies
+    return each * weights.nbytes / best
 
 
 def _encode(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
