@@ -1,6 +1,6 @@
 """Encoded matrices in a bundle: where their planes lie (pure), and their bytes from the weights as they are."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,10 @@ from .layout import Layout, relaid
 from .weights import Weights
 
 _PIECE = 4 * MiB
+_EQUAL = 1.02
+"""What equal lengths may cost, where a format's depend on the numbers."""
 
+Shape = tuple[int, ...]
 Planes = tuple[int, ...]
 """Bytes of each plane of a matrix."""
 
@@ -30,36 +33,53 @@ def encoded(
     """``plan`` with the matrices in ``choices``, by name, encoded; and what had to stay as it is, in words.
 
     ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot;
-    ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks
-    of their own, right behind it: what needs all reads them at once.
+    ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks of their own, right
+    behind it: what needs all reads them at once.
     """
     notes: dict[str, None] = {}
+    found: dict[tuple[BlockId, str], Planes] = {}
+    alike: dict[tuple[str, Shape], list[tuple[BlockId, str]]] = {}
+    for block in plan.blocks:
+        for spec in block.tensors:
+            if choice := choices.get(spec.name):
+                format_, key = FORMATS[choice.format], (block.id, spec.name)
+                try:
+                    known = format_.lengths(*_shape(spec, choice))
+                    found[key] = known or lengths(spec, block.id.expert, choice)
+                except UnsuitableShape as error:
+                    notes.setdefault(f"{_where(block.id)} {list(spec.shape)} is stored as it is: {error}")
+                    continue
+                if known is None:
+                    alike.setdefault((choice.format, spec.shape), []).append(key)
+        advance(block.extent.length)
+    for keys in alike.values():
+        _make_equal(found, keys)
+
     blocks: list[Block] = []
     for block in plan.blocks:
         stored: list[TensorSpec] = []
         further: dict[int, list[TensorSpec]] = {}
         for spec in block.tensors:
-            choice = choices.get(spec.name)
-            if choice is None:
+            planes = found.get((block.id, spec.name))
+            if planes is None:
                 stored.append(spec)
                 continue
-            try:
-                planes = FORMATS[choice.format].lengths(*_shape(spec, choice)) or lengths(spec, block.id.expert, choice)
-            except UnsuitableShape as error:
-                notes.setdefault(f"{_where(block.id)} {list(spec.shape)} is stored as it is: {error}")
-                stored.append(spec)
-                continue
-            address = spec.offset % TENSOR_ALIGNMENT
+            choice, address = choices[spec.name], spec.offset % TENSOR_ALIGNMENT
             for plane, length in enumerate(planes):
                 packing = Packing(choice.format, plane, choice.transposed, address)
                 made = replace(spec, offset=0, length=length, packing=packing)
                 (further.setdefault(plane, []) if plane else stored).append(made)
         blocks.append(replace(block, tensors=tuple(stored)))
-        blocks += [
-            replace(block, id=block.id.residual(plane), tensors=tuple(specs)) for plane, specs in further.items()
-        ]
-        advance(block.extent.length)
+        for plane, specs in further.items():
+            blocks.append(replace(block, id=block.id.residual(plane), tensors=tuple(specs)))
     return replace(plan, blocks=relaid(blocks)), tuple(notes)
+
+
+def _make_equal(found: dict[tuple[BlockId, str], Planes], keys: Sequence[tuple[BlockId, str]]) -> None:
+    """Give all matrices of ``keys`` the room of the largest, if that takes few bytes: equal blocks fill equal slots."""
+    longest = tuple(map(max, zip(*(found[key] for key in keys), strict=True)))
+    if sum(longest) * len(keys) <= _EQUAL * sum(sum(found[key]) for key in keys):
+        found.update(dict.fromkeys(keys, longest))
 
 
 class EncodedWeights:
@@ -79,6 +99,8 @@ class EncodedWeights:
         whole = memoryview(self._planes(spec, expert)[spec.packing.plane].numpy())  # type: ignore[arg-type]
         for start in range(0, len(whole), _PIECE):
             yield whole[start : start + _PIECE]
+        if len(whole) < spec.length:  # others alike have more
+            yield memoryview(bytes(spec.length - len(whole)))
 
     def lengths(self, spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
         """Bytes of the planes of a matrix, found out by encoding it."""
@@ -106,6 +128,8 @@ class EncodedWeights:
             slabs = _slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice)
             try:
                 self._made[spec.name] = format_.encode(slabs, *_shape(spec, choice), self._importance.get(spec.name))
+            except UnsuitableShape:
+                raise
             except ValueError as error:
                 raise CheckpointError(
                     f"{spec.name}{'' if expert is None else f' of expert {expert}'} cannot be stored as "
