@@ -33,8 +33,8 @@ def encoded(
     """``plan`` with the matrices in ``choices``, by name, encoded; and what had to stay as it is, in words.
 
     ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot;
-    ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks of their own, right
-    behind it: what needs all reads them at once.
+    ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks of their own,
+    right behind it: what needs all reads them at once.
     """
     notes: dict[str, None] = {}
     found: dict[tuple[BlockId, str], Planes] = {}

@@ -4,10 +4,10 @@ The exponents of weights are far from evenly spread (2.6 bits of entropy in thei
 kept as they are. The idea is that of "70% Size, 100% Accuracy: Lossless LLM Compression for Efficient GPU Inference via
 Dynamic-Length Float" (DFloat11). Its Huffman codes are read bit by bit, which suits a GPU; ours are made for AVX-512:
 three levels of two bits, each for the exponents that the level before has no code for. Gaussian weights take 66.8 % of
-their bytes so, where their entropy is 65.9 %, and one core decodes 18 GB/s of them (31 GB/s as far as registers). Codes of
-three bits with a level of four behind them were decoded 1.4 times as fast, but take 69.3 %; zstd on the exponents alone
-takes 68 %, at 2 GB/s. How bytes lie is said in lossless.c, which decodes and multiplies; lossless_tiles.py does the same
-anywhere, slowly.
+their bytes so, where their entropy is 65.9 %, and one core decodes 18 GB/s of them (31 GB/s as far as registers). Codes
+of three bits with a level of four behind them were decoded 1.4 times as fast, but take 69.3 %; zstd on the exponents
+alone takes 68 %, at 2 GB/s. How bytes lie is said in lossless.c, which decodes and multiplies; lossless_tiles.py does
+the same anywhere, slowly.
 """
 
 import math
