@@ -2,6 +2,15 @@
 
 import ctypes
 import importlib.util
+from ctypes import c_int, c_long, c_void_p
+
+_SIGNATURES = {
+    "penstock_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
+    "penstock_add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
+    "penstock_block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
+    "penstock_decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
+}
+"""Of functions that return nothing."""
 
 
 def _library() -> ctypes.CDLL | None:
@@ -9,12 +18,13 @@ def _library() -> ctypes.CDLL | None:
     if found is None or found.origin is None:
         return None
     library = ctypes.CDLL(found.origin)
-    library.penstock_products.restype = None
-    library.penstock_products.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3 + [ctypes.c_long] * 4 + [ctypes.c_int]
-    library.penstock_add_weighted.restype = None
-    library.penstock_add_weighted.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_int]
-    return library if library.penstock_available() else None
+    if not library.penstock_available():
+        return None
+    for name, types in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = None, types
+    return library
 
 
 LIBRARY = _library()
-"""products.c and weighted_sum.c; None where they cannot be used."""
+"""products.c, weighted_sum.c and blocks.c; None where they cannot be used."""

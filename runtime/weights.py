@@ -153,7 +153,7 @@ class CheckpointWeights:
         """A tensor of the checkpoint; with ``expert`` that slice, with a first dimension of one."""
         shape = source.shape if expert is None else (1, *source.shape[1:])
         result = torch.empty(shape, dtype=dtype)
-        into, done = _as_bytes(result), 0
+        into, done = as_bytes(result), 0
         for piece in self._read(source if expert is None else source.part(expert), dtype):
             into[done : done + len(piece)] = piece
             done += len(piece)
@@ -168,8 +168,8 @@ class CheckpointWeights:
         for start in range(0, source.length, step):
             raw = self._scratch[: min(step, source.length - start)]
             file.expect(source.offset + start + step, min(step, max(0, source.length - start - step)))
-            file.read(source.offset + start, _as_bytes(raw))
-            yield _as_bytes(raw if dtype == source.dtype else raw.view(source.dtype).to(dtype))
+            file.read(source.offset + start, as_bytes(raw))
+            yield as_bytes(raw if dtype == source.dtype else raw.view(source.dtype).to(dtype))
 
     def _file(self, path: Path) -> SourceFile:
         if path not in self._files:
@@ -223,13 +223,13 @@ def _needed(group: Group) -> int:
     return 2 * group.nbytes(0)
 
 
-def _as_bytes(tensor: torch.Tensor) -> memoryview:
+def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _bytes(tensor: torch.Tensor, step: int) -> Iterator[memoryview]:
     """The memory of a contiguous tensor, ``step`` bytes at a time."""
-    view = _as_bytes(tensor)
+    view = as_bytes(tensor)
     for start in range(0, len(view), step):
         yield view[start : start + step]

@@ -3,6 +3,18 @@
 from collections.abc import Mapping
 
 from .base import Format
+from .fp8 import Fp8
+from .gguf import GGUF
+from .mxfp4 import Mxfp4
+from .uint4 import Uint4
 
-FORMATS: Mapping[str, Format] = {}
+_SOURCES: tuple[Format, ...] = (
+    *GGUF,
+    Mxfp4(),
+    *(Fp8(rows) for rows in (128, 1)),
+    *(Uint4(group, ordered=ordered) for group in (32, 64, 128, 0) for ordered in (False, True)),
+)
+"""What checkpoints come in already."""
+
+FORMATS: Mapping[str, Format] = {format_.name: format_ for format_ in _SOURCES}
 """As manifests name them. A new format is a module, and a line here."""
