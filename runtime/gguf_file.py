@@ -115,7 +115,7 @@ class GgufFile:
         try:
             with _quiet():
                 values = load_gguf_checkpoint(path, return_tensors=False)["config"]
-                config = AutoConfig.for_model(**values)
+                config = AutoConfig.for_model(**values | _widths(values, fields))
         except Exception as error:  # configurations check themselves, each in its own way
             raise CheckpointError(f"{path}: transformers cannot read its configuration: {error}") from error
         return cls(path, config, values, tensors, fields)
@@ -188,6 +188,16 @@ def _tensor(path: Path, tensor: Any) -> GgufTensor:
     shape = tuple(int(size) for size in reversed(tensor.shape))
     kind, offset, length = tensor.tensor_type.name, int(tensor.data_offset), int(tensor.n_bytes)
     return GgufTensor(tensor.name, path, torch.uint8, shape, offset, length, kind)
+
+
+def _widths(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, int]:
+    """The widths of experts, where the file has them and transformers takes no notice."""
+    architecture = fields["general.architecture"]
+    names = {
+        "moe_intermediate_size": f"{architecture}.expert_feed_forward_length",
+        "shared_expert_intermediate_size": f"{architecture}.expert_shared_feed_forward_length",
+    }
+    return {name: fields[own] for name, own in names.items() if own in fields and name not in values}
 
 
 def _is_short(field: Any) -> bool:

@@ -28,11 +28,12 @@ from .drives import drives_for
 from .layout import Layout, layout
 from .model_files import copy_model_files, write_model_folder
 from .profiling import experts_of
+from .quantised_weights import QuantisedWeights
 from .routes import Routes
 from .skeleton import skeleton
 from .striping import striped
 from .threads import one_torch_thread
-from .weights import CheckpointWeights, ModelWeights, Weights
+from .weights import ModelWeights, Weights
 
 CODECS = ("as-is",)
 """Weight formats that a bundle can have."""
@@ -165,19 +166,19 @@ def _checkpoint_weights(
     order: Mapping[str, Sequence[int]],
     dtype: torch.dtype,
     memory: int,
-) -> tuple[CheckpointWeights, Layout, bool]:
+) -> tuple[QuantisedWeights, Layout, bool]:
     """The weights, their layout with experts in ``order``, and whether the model had to be untied.
 
     Like transformers, a model that ties weights for which the checkpoint has different values is not tied.
     """
-    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=memory)
+    weights = QuantisedWeights(model, checkpoint.tensors, layout(model), memory=memory)
     if not weights.contradictions():
         return weights, layout(model, weights.addresses(), order), False
     weights.close()
     config = copy.deepcopy(checkpoint.config)
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     model = skeleton(config, dtype, trust_remote_code=checkpoint.trust_remote_code)
-    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=memory)
+    weights = QuantisedWeights(model, checkpoint.tensors, layout(model), memory=memory)
     if differing := weights.contradictions():
         one, other = differing[0]
         raise CheckpointError(f"the model shares one weight between {one} and {other}, the checkpoint has two for them")

@@ -59,6 +59,11 @@ class QuantisedTensor(SourceTensor):
         n, k = self.shape[-2:]
         return (k, n) if self.transposed else (n, k)
 
+    @property
+    def order(self) -> SourceTensor | None:
+        """What says in which order the columns are stored, if they do not ascend."""
+        return self.tensors[-1] if _blocks(self.format).ordered else None
+
     def lines(self, read: Read) -> Lines:
         return self.read_lines(read, self.tensors)
 
@@ -113,14 +118,10 @@ def stacked_format(sources: Sequence[QuantisedTensor], mapping: torch.Tensor | N
     return name
 
 
-def plane(format_name: str, lines: Sequence[Lines], mapping: torch.Tensor | None, k: int) -> torch.Tensor | None:
-    """The plane of the matrix whose rows are ``lines`` of its sources, as ``mapping`` says; uint8 [length].
-
-    None where the sources have their columns in different orders.
-    """
-    first, *others = (each.order for each in lines)
-    if first is not None and not all(other is not None and torch.equal(first, other) for other in others):
-        return None
+def plane(format_name: str, lines: Sequence[Lines], mapping: torch.Tensor | None, k: int) -> torch.Tensor:
+    """The plane, uint8 [length], of the matrix whose rows are ``lines`` of its sources, as ``mapping`` says. All have
+    their columns in the same order."""
+    order = lines[0].order
     parts = [
         torch.cat(each) if len(each) > 1 else each[0] for each in zip(*(line.parts for line in lines), strict=True)
     ]
@@ -133,7 +134,7 @@ def plane(format_name: str, lines: Sequence[Lines], mapping: torch.Tensor | None
     format_ = _blocks(format_name)
     tables = format_.parts(n, k)
     stored = [part[:: table.rows] for part, table in zip(parts, tables, strict=False)]
-    return format_.join([*stored, *([] if first is None else [first])], n, k)
+    return format_.join([*stored, *([] if order is None else [order])], n, k)
 
 
 def _blocks(name: str) -> Blocks:
@@ -144,7 +145,7 @@ def _blocks(name: str) -> Blocks:
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """uint8 [rows, bytes per row] of a matrix."""
-    return tensor.contiguous().view(torch.uint8).view(len(tensor), -1)
+    return tensor.contiguous().view(-1).view(torch.uint8).view(len(tensor), -1)
 
 
 _FP8, _FP8_ROWS = f"fp8-{BLOCK}x{BLOCK}", f"fp8-1x{BLOCK}"
@@ -188,7 +189,7 @@ def _gptq(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> Quantis
     numbers = own[".qweight"]
     k, n = 8 * numbers.shape[0], numbers.shape[1]
     ordered = bool(config.get("desc_act")) and ".g_idx" in own
-    name = _uint4_name(0 if group in (-1, k) else group, ordered)
+    name = _uint4_name(group, k, ordered=ordered)
     # Packing in its first version stored zeros less one.
     less = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
     tensors = (numbers, own[".scales"], own[".qzeros"], *([own[".g_idx"]] if ordered else []))
@@ -232,7 +233,7 @@ def _awq(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> Quantise
         raise ValueError(f"version {version!r} of AWQ is not read, only 'gemm'")
     numbers = own[".qweight"]
     k, n = numbers.shape[0], 8 * numbers.shape[1]
-    name = _uint4_name(0 if group in (-1, k) else group, ordered=False)
+    name = _uint4_name(group, k, ordered=False)
     return _tensor(numbers, name, (n, k), (numbers, own[".scales"], own[".qzeros"]), _awq_lines)
 
 
@@ -273,11 +274,14 @@ def _check_bits(bits: int, own: Mapping[str, SourceTensor]) -> None:
         raise ValueError(f"its scales are {scales.dtype}, and penstock reads float16")
 
 
-def _uint4_name(group: int, ordered: bool) -> str:
-    name = f"uint4-{group or 'row'}{'-ordered' if ordered else ''}"
-    if name not in FORMATS:
+def _uint4_name(group: int, k: int, *, ordered: bool) -> str:
+    """Of groups of ``group`` numbers in rows of ``k``; -1: a whole row."""
+    sizes = [str(group), *(["row"] if group in (-1, k) else [])]
+    names = [f"uint4-{size}{'-ordered' if ordered else ''}" for size in sizes]
+    found = next((name for name in names if name in FORMATS), None)
+    if found is None:
         raise ValueError(f"groups of {group} numbers are not read")
-    return name
+    return found
 
 
 def _tensor(

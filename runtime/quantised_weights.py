@@ -58,9 +58,7 @@ class QuantisedWeights(CheckpointWeights):
         stack = self._stacks[name]
         sources = [source for source in stack.group.sources_of(expert) if isinstance(source, QuantisedTensor)]
         lines = [source.lines(self._whole) for source in sources]
-        made = plane(stack.stored.format, lines, stack.rows, sources[0].matrix[1])
-        assert made is not None, f"{name} is not in one order of columns"
-        return made
+        return plane(stack.stored.format, lines, stack.rows, sources[0].matrix[1])
 
     def _stack(self, group: Group, name: str, one_of_many: bool) -> _Stack | None:
         """How the weight ``name`` is stacked from quantised rows, if it is no more than that."""
@@ -75,7 +73,8 @@ class QuantisedWeights(CheckpointWeights):
             if rows is None or any(source.transposed for source in sources):
                 return None
         format_name = stacked_format(sources, rows)
-        if format_name is None or not self._in_one_order(sources):
+        experts = range(self._shapes[name][0]) if one_of_many else [None]
+        if format_name is None or not all(self._in_one_order(group.sources_of(expert)) for expert in experts):
             return None
         return _Stack(group, rows, Stored(format_name, sources[0].transposed))
 
@@ -97,12 +96,13 @@ class QuantisedWeights(CheckpointWeights):
         made = made if expert is None else made[0]
         return made if made.shape == (self._shapes[name][-2], 2) else None
 
-    def _in_one_order(self, sources: list[QuantisedTensor]) -> bool:
-        """Whether sources that are to be stacked have their columns in the same order."""
-        if len(sources) == 1 or not FORMATS[sources[0].format].ordered:  # type: ignore[attr-defined]
+    def _in_one_order(self, sources: list[SourceTensor]) -> bool:
+        """Whether quantised ``sources`` have their columns in the same order."""
+        orders = [source.order for source in sources if isinstance(source, QuantisedTensor)]
+        if len(orders) == 1 or orders[0] is None:
             return True
-        first, *others = (source.lines(self._whole).order for source in sources)
-        return all(torch.equal(first, other) for other in others)  # type: ignore[arg-type]
+        first, *others = (self._whole(order) for order in orders if order is not None)
+        return all(torch.equal(first, other) for other in others)
 
     def _whole(self, source: SourceTensor) -> torch.Tensor:
         return self._load(source, source.dtype, None)
@@ -119,7 +119,6 @@ class QuantisedWeights(CheckpointWeights):
         n, k = source.matrix
         format_ = FORMATS[source.format]
         stored = plane(source.format, [source.lines(self._whole)], None, k)
-        assert stored is not None
         step = n if source.transposed else max(SLAB, self._chunk // (k * dtype.itemsize) // SLAB * SLAB)
         for start in range(0, n, step):
             rows = slice(start, min(n, start + step))

@@ -1,8 +1,8 @@
 """What a weight format is: it encodes a matrix when a model is packed, decodes it, and may multiply by it as it is.
 
-A matrix [n, k] has one row per output, as ``functional.linear`` takes it. It is encoded to one or several *planes*, each
-a run of bytes, a uint8 tensor [length], which comes to lie at a multiple of 64 bytes in memory and is not changed there.
-The first plane alone is a matrix, and each further one makes it finer. Most formats have one.
+A matrix [n, k] has one row per output, as ``functional.linear`` takes it. It is encoded to one or several *planes*,
+each a run of bytes, a uint8 tensor [length], which comes to lie at a multiple of 64 bytes in memory and is not changed
+there. The first plane alone is a matrix, and each further one makes it finer. Most formats have one.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,8 +1,8 @@
 """Formats of weights that come quantised: rows in blocks of numbers with a scale, kept as they were found.
 
-A plane consists of parts, each a table of bytes with a line per row of the matrix, or per several rows; each part starts
-at a multiple of 64 bytes. Decoded numbers are those of the source's own definition in float32, rounded once to the dtype
-that is asked for. The compiled half is blocks.c; without it, torch decodes.
+A plane consists of parts, each a table of bytes with a line per row of the matrix, or per several rows; each part
+starts at a multiple of 64 bytes. Decoded numbers are those of the source's own definition in float32, rounded once to
+the dtype that is asked for. The compiled half is blocks.c; without it, torch decodes.
 """
 
 import ctypes
@@ -81,7 +81,7 @@ class Blocks:
         """The plane of the matrix [n, k], uint8 [length]: ``parts`` as they are, in any dtype."""
         plane = torch.zeros(*self.lengths(n, k), dtype=torch.uint8)
         for into, part in zip(self.split(plane, n, k), parts, strict=True):
-            into.copy_(part.contiguous().view(torch.uint8).view(into.shape))
+            into.copy_(part.contiguous().view(-1).view(torch.uint8).view(into.shape))
         return plane
 
     def split(self, plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, ...]:
