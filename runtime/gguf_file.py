@@ -21,6 +21,7 @@ from transformers.modeling_gguf_pytorch_utils import (
     load_gguf_checkpoint,
 )
 
+from ..kernels.formats.gguf import GGUF
 from ..kernels.formats.registry import FORMATS
 from ..tiering.errors import CheckpointError
 from .safetensors_file import SourceTensor
@@ -38,7 +39,8 @@ class GgufTensor(SourceTensor):
     @property
     def format(self) -> str | None:
         """The weight format that stores it as it is."""
-        return self.kind.lower() if self.kind.lower() in FORMATS else None
+        # Other names mean other bytes: MXFP4, for one, has its scales elsewhere.
+        return next((format_.name for format_ in GGUF if format_.name == self.kind.lower()), None)
 
     @property
     def row_bytes(self) -> int:

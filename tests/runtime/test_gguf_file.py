@@ -150,8 +150,9 @@ def test_every_format_is_kept(kind: str, tmp_path: Path):
     assert set(check(write(tmp_path / "model.gguf", "llama", lambda name: kind)).values()) == {kind}
 
 
-def test_types_without_a_format_are_stored_as_numbers(tmp_path: Path):
-    path = write(tmp_path / "model.gguf", "llama", lambda name: "q2_k" if "ffn" in name else "q8_0")
+@pytest.mark.parametrize("kind", ["q2_k", "mxfp4"])
+def test_types_without_a_format_are_stored_as_numbers(kind: str, tmp_path: Path):
+    path = write(tmp_path / "model.gguf", "llama", lambda name: kind if "ffn" in name else "q8_0")
     assert set(check(path).values()) == {"q8_0"}
 
 
