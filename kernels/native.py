@@ -12,6 +12,8 @@ _SIGNATURES = {
     "penstock_quantise_int4": [c_void_p] * 5 + [c_long] * 3 + [c_void_p] + [c_int] * 3,
     "penstock_decode_int8": [c_void_p] * 2 + [c_long] * 4 + [c_int],
     "penstock_decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],
+    "penstock_block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
+    "penstock_decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
     "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
 }
 """Of functions that return nothing."""
@@ -37,7 +39,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 LIBRARY = _library()
-"""lossless.c, products.c, quantise.c and weighted_sum.c; None where they cannot be used."""
+"""blocks.c, lossless.c, products.c, quantise.c and weighted_sum.c; None where they cannot be used."""
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
 """packed.c; it asks more of the processor."""

@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from ..kernels.formats.base import SLAB, UnsuitableShape
 from ..kernels.formats.registry import FORMATS
 from ..tiering.errors import CheckpointError
 from ..tiering.store.manifest import TENSOR_ALIGNMENT, Block, Packing, TensorSpec
 from ..tiering.units import BlockId, MiB
-from .formats import Choice
+from .formats import Choice, Rules, choices
 from .layout import Layout, relaid
-from .weights import Weights
+from .weights import Stored, Weights
 
 _PIECE = 4 * MiB
+_LOSSLESS = 0.67
+"""Share of their bytes that weights take in a format whose lengths depend on the numbers, about."""
 _EQUAL = 1.02
 """What equal lengths may cost, where a format's depend on the numbers."""
 
@@ -26,11 +30,11 @@ Planes = tuple[int, ...]
 
 def encoded(
     plan: Layout,
-    choices: Mapping[str, Choice],
+    chosen: Mapping[str, Choice],
     lengths: Callable[[TensorSpec, int | None, Choice], Planes],
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[Layout, tuple[str, ...]]:
-    """``plan`` with the matrices in ``choices``, by name, encoded; and what had to stay as it is, in words.
+    """``plan`` with the matrices in ``chosen``, by name, encoded; and what had to stay as it is, in words.
 
     ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot;
     ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks of their own,
@@ -41,7 +45,7 @@ def encoded(
     alike: dict[tuple[str, Shape], list[tuple[BlockId, str]]] = {}
     for block in plan.blocks:
         for spec in block.tensors:
-            if choice := choices.get(spec.name):
+            if choice := chosen.get(spec.name):
                 format_, key = FORMATS[choice.format], (block.id, spec.name)
                 try:
                     known = format_.lengths(*_shape(spec, choice))
@@ -64,7 +68,7 @@ def encoded(
             if planes is None:
                 stored.append(spec)
                 continue
-            choice, address = choices[spec.name], spec.offset % TENSOR_ALIGNMENT
+            choice, address = chosen[spec.name], spec.offset % TENSOR_ALIGNMENT
             for plane, length in enumerate(planes):
                 packing = Packing(choice.format, plane, choice.transposed, address)
                 made = replace(spec, offset=0, length=length, packing=packing)
@@ -82,12 +86,23 @@ def _make_equal(found: dict[tuple[BlockId, str], Planes], keys: Sequence[tuple[B
         found.update(dict.fromkeys(keys, longest))
 
 
+def estimated(model: PreTrainedModel, plan: Layout, rules: Rules, stored: Mapping[str, Stored]) -> Layout:
+    """``plan`` of ``model`` encoded by ``rules``, as far as that can be said without its numbers."""
+
+    def lengths(spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
+        return (int(_LOSSLESS * prod(spec.shape) * getattr(torch, spec.dtype).itemsize),)
+
+    chosen = choices(model, plan, rules, stored)
+    return encoded(plan, chosen, lengths)[0] if chosen else plan
+
+
 class EncodedWeights:
     """``weights`` as the blocks of an encoded layout have them: those of a spec without a packing as they are."""
 
     def __init__(self, weights: Weights, importance: Mapping[str, torch.Tensor] | None = None) -> None:
         """``importance`` [k] of the columns of matrices, by name, where it is known."""
         self._weights, self._importance = weights, importance or {}
+        self._stored = weights.stored()
         self._made: dict[str, tuple[torch.Tensor, ...]] = {}
         self._of: tuple[str, int | None] | None = None
 
@@ -112,6 +127,12 @@ class EncodedWeights:
     def expect(self, block: Block) -> None:
         self._weights.expect(block)
 
+    def stored(self) -> Mapping[str, Stored]:
+        return self._stored
+
+    def plane(self, name: str, expert: int | None) -> torch.Tensor:
+        return self._weights.plane(name, expert)
+
     def close(self) -> None:
         self._made.clear()
         self._weights.close()
@@ -124,6 +145,8 @@ class EncodedWeights:
             self._of = owner
         if spec.name not in self._made:
             assert spec.packing is not None
+            if self._stored.get(spec.name) == Stored(spec.packing.format, spec.packing.transposed):
+                return (self._weights.plane(spec.name, expert),)
             format_, choice = FORMATS[spec.packing.format], Choice(spec.packing.format, spec.packing.transposed)
             slabs = _slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice)
             try:
