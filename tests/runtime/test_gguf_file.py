@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.gguf_file import GgufFile
 from penstock.runtime.gguf_weights import GgufWeights
@@ -143,6 +144,26 @@ def test_weights_are_those_that_transformers_loads(architecture: str, tmp_path: 
         wanted |= {"mlp.gate_proj.weight": "q4_k", "mlp.up_proj.weight": "q4_k", "mlp.down_proj.weight": "q6_k"}
     assert layer == wanted
     assert "model.embed_tokens.weight" not in stored
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3moe"])
+def test_a_file_is_packed_and_computed_with(architecture: str, tmp_path: Path):
+    path = write(tmp_path / "model.gguf", architecture, lambda name: "F32" if "norm" in name else "Q8_0")
+    file, weights, _, loaded = opened(path)
+    weights.close()
+    own = AutoModelForCausalLM.from_config(file.config, dtype=DTYPE, experts_implementation="eager").eval()
+    own.load_state_dict(loaded, strict=False)
+    ids = torch.randint(3, 60, (1, 9))
+    with torch.no_grad():
+        wanted = own(ids).logits.float()
+    budget = 1 << 30
+    for _ in range(2):  # with all in memory, and with little of it
+        with penstock.load(path, store=tmp_path / "store", dtype=DTYPE, host_memory=budget) as model:
+            found = model(ids).logits.float()
+            budget = 2 * model.penstock.placement.minimum
+            specs = [spec for block in model.penstock._engine.bundle.manifest.blocks for spec in block.tensors]
+        assert {spec.packing.format for spec in specs if spec.packing} == {"q8_0"}, "the file's own blocks"
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
 
 
 @pytest.mark.parametrize("kind", GGUF_NAMES)

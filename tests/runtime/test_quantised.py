@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoint import Checkpoint
 from penstock.runtime.layout import layout
@@ -155,6 +156,30 @@ def test_a_bundle_holds_the_numbers_that_are_meant(name: str, tmp_path: Path):
         assert_equal(bundle, pair.plain)
         described = json.loads((bundle.folder / "model" / "config.json").read_text())
     assert "quantization_config" not in described
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_computes_with_what_its_source_stored(name: str, tmp_path: Path):
+    """Products of few rows sum in another order than torch's, but that is all."""
+    pair = CASES[name].save(tmp_path)
+    ids = torch.randint(3, 300, (1, 9))
+    plain = AutoModelForCausalLM.from_pretrained(pair.plain, dtype="auto", experts_implementation="eager").eval()
+    with torch.no_grad():
+        wanted = plain(ids).logits.float()
+    with penstock.load(pair.quantised, store=tmp_path / "store") as model:
+        found = model(ids).logits.float()
+        formats = {
+            s.packing.format for b in model.penstock._engine.bundle.manifest.blocks for s in b.tensors if s.packing
+        }
+    assert formats == {stored.format for stored in CASES[name].experts | CASES[name].others}
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_a_quantised_source_can_be_stored_in_another_format(tmp_path: Path):
+    pair = CASES["awq"].save(tmp_path)
+    with penstock.load(pair.quantised, store=tmp_path / "store", weights_format="int8") as model:
+        specs = [spec for b in model.penstock._engine.bundle.manifest.blocks for spec in b.tensors]
+        assert {spec.packing.format for spec in specs if spec.packing} == {"int8"}
 
 
 def test_a_quantised_matrix_has_no_place_in_the_file_to_keep(tmp_path: Path):
