@@ -13,6 +13,10 @@ def _library() -> ctypes.CDLL | None:
     library.penstock_products.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 3 + [ctypes.c_long] * 4 + [ctypes.c_int]
     library.penstock_add_weighted.restype = None
     library.penstock_add_weighted.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_int]
+    library.penstock_nested.restype = None
+    library.penstock_nested.argtypes = (
+        [ctypes.c_long] + [ctypes.c_void_p] * 3 + [ctypes.c_long] * 4 + [ctypes.c_void_p, ctypes.c_int]
+    )
     return library if library.penstock_available() else None
 
 
