@@ -6,7 +6,7 @@ and the best refined: the codes are the nearest ones for the step and offset, th
 codes (Lloyd, "Least Squares Quantization in PCM"). Steps and offsets that some r would not fit are moved until it does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch.nn import functional
@@ -20,7 +20,7 @@ LEFT = 8
 MOST_CODE = 15
 
 _LARGEST_STEP = 255
-_WIDTHS = (1.0, 0.93, 0.86)
+_WIDTHS = (0.93, 0.86)  # of the range, besides all of it
 _REFINEMENTS = 2
 _TINY = 1e-12
 
@@ -48,7 +48,7 @@ def line(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def nearest(steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """The integer nearest to ``steps / UNIT * codes``, upwards at the half; steps in units of ``1 / UNIT``, float32."""
-    return torch.floor((steps * codes + UNIT / 2) / UNIT)
+    return (steps / UNIT * codes).add_(0.5).floor_()
 
 
 def nest(weights: torch.Tensor, integers: torch.Tensor, importance: torch.Tensor | None) -> Nested:
@@ -57,15 +57,19 @@ def nest(weights: torch.Tensor, integers: torch.Tensor, importance: torch.Tensor
     fit = _Fit(weights, integers, importance)
     steps, offsets = fit.best()
     codes = fit.codes(steps, offsets)
-    left = fit.integers - nearest(steps, codes) - offsets
-    shift = (left >= LEFT).float().sub_((left < -LEFT).float())
-    codes += shift
-    left = fit.integers - nearest(steps, codes) - offsets
-    return Nested(steps, offsets, codes, left, fit.levels(steps, offsets, codes))
+    levels = fit.levels(steps, offsets, codes)
+    offsets += fit.centre
+    from_offset = fit.integers - offsets
+    left = from_offset - nearest(steps, codes)
+    # The nearest code of a long step may be one too far away.
+    codes += (left >= LEFT).float().sub_((left < -LEFT).float())
+    left = from_offset.sub_(nearest(steps, codes))
+    return Nested(steps, offsets, codes, left, levels)
 
 
 class _Fit:
-    """The search for the steps and offsets of groups; columns come first, so that sums over them run along rows."""
+    """The search for the steps and offsets of groups. Columns come first, so that sums over them run along rows; weights
+    are counted from an integer near the centre of their group, so that sums of squares lose nothing."""
 
     def __init__(self, weights: torch.Tensor, integers: torch.Tensor, importance: torch.Tensor | None) -> None:
         k = weights.shape[1]
@@ -73,91 +77,104 @@ class _Fit:
         # One that is clipped to 127 counts as that: else its code could not be made up for by what is left.
         self._weights = _grouped(torch.clamp(weights, integers - 0.5, integers + 0.5))
         self._least, self._most = self.integers.amin(0), self.integers.amax(0)
+        self.centre = ((self._least + self._most) / 2).round_()
+        self._weights -= self.centre
+        self._least -= self.centre
+        self._most -= self.centre
         self._counts: torch.Tensor | None = None
         if importance is not None or k % GROUP:
             counts = torch.ones(k) if importance is None else importance.float()
             self._counts = functional.pad(counts, (0, -k % GROUP)).reshape(-1, GROUP).T.unsqueeze(1)
         self._total = torch.full_like(self._least, GROUP) if self._counts is None else self._counts.sum(0)
-        self._sum = self._summed(self._weights)
+        counted = self._counted(self._weights)
+        self._first, self._second = counted.sum(0), (counted * self._weights).sum(0)
 
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Steps and offsets [h, G]."""
+        """Steps and offsets [h, G]; these from the centre on."""
         least, most = self._weights.amin(0), self._weights.amax(0)
-        centre, width = (least + most) / 2, most - least
-        steps, offsets = self._possible(width / MOST_CODE, least)
-        error = self._error(steps, offsets)
-        for part in _WIDTHS[1:]:
-            tried = self._possible(width * (part / MOST_CODE), centre - width * (part / 2))
-            steps, offsets, error = self._better(steps, offsets, error, *tried)
+        width = most - least
+        best = self._tried(width / MOST_CODE, least)
+        for part in _WIDTHS:
+            best = _better(best, self._tried(width * (part / MOST_CODE), least + width * ((1 - part) / 2)))
         for _ in range(_REFINEMENTS):
-            spread, at_zero = self._regression(self.codes(steps, offsets))
-            steps, offsets, error = self._better(steps, offsets, error, *self._possible(spread, at_zero))
-        return steps, offsets
+            best = _better(best, self._tried(best.slope, best.at_zero))
+        return best.steps, best.offsets
 
     def codes(self, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """[GROUP, h, G], the nearest ones."""
-        return (self._weights - offsets).mul_(UNIT / steps).round_().clamp_(0, MOST_CODE)
+        return self._unrounded(steps, offsets).round_().clamp_(0, MOST_CODE)
 
     def levels(self, steps: torch.Tensor, offsets: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """[h, G], the best ones."""
         upper = torch.floor(codes / 4).sub_(1.5)
-        spread, centre = self._regression(upper)
-        first, second = self._summed(upper), self._summed(upper * upper)
-        best = error = torch.zeros_like(steps)
-        for level in range(16):
-            there, by = line(torch.full_like(steps, level))
-            # How far the line is from the best one, over all columns.
-            apart = offsets + steps / UNIT * there - centre
-            turned = steps / UNIT * by - spread
-            more = apart * apart * self._total + 2 * apart * turned * first + turned * turned * second
-            if level:
-                best = torch.where(more < error, level, best)
-                error = torch.minimum(more, error)
-            else:
-                error = more
-        return best
+        counted = self._counted(upper)
+        first, second = counted.sum(0), (counted * upper).sum(0)
+        slope, at_zero = self._line(first, second, (counted * self._weights).sum(0))
+        # In codes; how far each spread is from the best one, and which centre is best with it.
+        slope, at_zero = slope * (UNIT / steps), (at_zero - offsets) * (UNIT / steps)
+        spreads = torch.arange(4.0).view(4, 1, 1)
+        turned = line(4 * spreads)[1] - slope
+        wanted = at_zero - turned * (first / self._total.clamp(min=_TINY))
+        centres = ((wanted - line(spreads[0])[0]) / 0.5).round_().clamp_(0, 3)
+        apart = line(centres)[0] - at_zero
+        error = apart * apart * self._total + 2 * apart * turned * first + turned * turned * second
+        best = error.argmin(0, keepdim=True)
+        return (4 * best + centres.gather(0, best))[0]
+
+    def _tried(self, step: torch.Tensor, offset: torch.Tensor) -> "_Candidate":
+        steps, offsets = self._possible(step, offset)
+        by = steps / UNIT
+        unrounded = self._unrounded(steps, offsets)
+        codes = unrounded.round().clamp_(0, MOST_CODE)
+        counted = self._counted(codes)
+        first, second, both = counted.sum(0), (codes * counted).sum(0), unrounded.mul_(counted).sum(0)
+        error = self._second - 2 * offsets * self._first + offsets * offsets * self._total
+        error += by * by * (second - 2 * both)
+        return _Candidate(steps, offsets, error, *self._line(first, second, by * both + offsets * first))
 
     def _possible(self, step: torch.Tensor, offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The nearest step and offset with which all integers can be made up: the least and the greatest of a group are
         at most what is left away from the ends."""
-        span = (self._most - self._least - (2 * LEFT - 1)).clamp_(min=0)
+        span = self._most - self._least - (2 * LEFT - 1)
         least = torch.ceil((span - 0.5) * (UNIT / MOST_CODE)).clamp_(min=1)
         steps = torch.maximum((step * UNIT).round(), least).clamp_(max=_LARGEST_STEP)
-        reach = nearest(steps, torch.full_like(steps, MOST_CODE))
-        lowest = self._most - (LEFT - 1) - reach
-        offsets = torch.minimum(torch.maximum(offset.round(), lowest), self._least + LEFT).clamp_(-128, 127)
-        return steps, offsets
+        lowest = self._most - (LEFT - 1) - nearest(steps, torch.tensor(float(MOST_CODE)))
+        offsets = torch.minimum(torch.maximum(offset.round(), lowest), self._least + LEFT)
+        return steps, (offsets + self.centre).clamp_(-128, 127).sub_(self.centre)
 
-    def _better(
-        self,
-        steps: torch.Tensor,
-        offsets: torch.Tensor,
-        error: torch.Tensor,
-        other_steps: torch.Tensor,
-        other_offsets: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        other = self._error(other_steps, other_offsets)
-        less = other < error
-        return (
-            torch.where(less, other_steps, steps),
-            torch.where(less, other_offsets, offsets),
-            torch.where(less, other, error),
-        )
+    def _unrounded(self, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        inverse = UNIT / steps
+        return torch.addcmul(-offsets * inverse, self._weights, inverse)
 
-    def _error(self, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        apart = self.codes(steps, offsets).mul_(steps / UNIT).add_(offsets).sub_(self._weights)
-        return self._summed(apart.mul_(apart))
-
-    def _regression(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The line through the weights over ``numbers``: its slope, and where it is at 0."""
-        first, second = self._summed(numbers), self._summed(numbers * numbers)
-        both = self._summed(numbers * self._weights)
+    def _line(self, first: torch.Tensor, second: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The line through the weights over numbers with these sums, of them, of their squares, and of their products
+        with the weights: its slope, and where it is at 0."""
         varied = (second * self._total - first * first).clamp_(min=_TINY)
-        slope = (both * self._total - first * self._sum) / varied
-        return slope, (self._sum - slope * first) / self._total.clamp(min=_TINY)
+        slope = (both * self._total - first * self._first) / varied
+        return slope, (self._first - slope * first) / self._total.clamp(min=_TINY)
 
-    def _summed(self, numbers: torch.Tensor) -> torch.Tensor:
-        return (numbers if self._counts is None else numbers * self._counts).sum(0)
+    def _counted(self, numbers: torch.Tensor) -> torch.Tensor:
+        return numbers if self._counts is None else numbers * self._counts
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """For each group, all [h, G]."""
+
+    steps: torch.Tensor
+    offsets: torch.Tensor
+    error: torch.Tensor
+    """The sum of squares, up to rounding."""
+    slope: torch.Tensor
+    at_zero: torch.Tensor
+    """The best step and offset for its codes."""
+
+
+def _better(one: _Candidate, other: _Candidate) -> _Candidate:
+    less = other.error < one.error
+    return _Candidate(
+        *(torch.where(less, getattr(other, field.name), getattr(one, field.name)) for field in fields(one))
+    )
 
 
 def _grouped(numbers: torch.Tensor) -> torch.Tensor:
