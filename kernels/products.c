@@ -8,41 +8,9 @@
 #include <stdint.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
+#include "lanes.h"
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
-#define INLINE static inline __attribute__((always_inline)) TARGET
-#define LANES 16 /* matrix rows that one register of float32 sums holds */
-#define STEP 32  /* bfloat16 numbers that one register holds */
-#define MOST 4   /* rows that are multiplied in one pass over the matrix */
-
-/* columns[j] gets number j (a pair of bfloat16) of each of the sixteen rows. */
-INLINE void transpose(const __m512i row[LANES], __m512i column[LANES])
-{
-    __m512i a[LANES], b[LANES];
-    for (int i = 0; i < LANES; i += 2) {
-        a[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
-        a[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
-    }
-    for (int i = 0; i < LANES; i += 4) {
-        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
-        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
-        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
-        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        a[i] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88);
-        a[i + 4] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
-        a[i + 8] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88);
-        a[i + 12] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        column[i] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
-        column[i + 4] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0x88);
-        column[i + 8] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
-        column[i + 12] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0xdd);
-    }
-}
+#define MOST 4 /* rows that are multiplied in one pass over the matrix */
 
 /* x [tokens, k] times `there` rows, at most `blocks` times sixteen, of w [.., k], into out [tokens, n]. */
 INLINE void multiply(const int tokens, const int blocks, const uint16_t *w, const uint16_t *x, uint16_t *out, long n,
@@ -130,10 +98,5 @@ void penstock_products(long count, const uint64_t *w, const uint64_t *x, const u
 #else
 
 int penstock_available(void) { return 0; }
-void penstock_products(long count, const uint64_t *w, const uint64_t *x, const uint64_t *out, long tokens, long n, long k,
-                       long chunk, int threads)
-{
-    (void)count, (void)w, (void)x, (void)out, (void)tokens, (void)n, (void)k, (void)chunk, (void)threads;
-}
 
 #endif

@@ -7,12 +7,12 @@ Without a compiler at installation, without the processor's bfloat16 instruction
 such product, and the caller takes torch's.
 """
 
-import ctypes
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
+from .calls import multiply
 from .native import LIBRARY
 
 MOST_ROWS = 4
@@ -21,8 +21,6 @@ MOST_ROWS = 4
 _CHUNKS = (512, 1024, 256, 2048, 384, 768, 128, 64, 4096)
 _TRIAL_BYTES = 32 << 20  # of memory that a trial may take for a matrix
 _LEAST = 64  # columns of the matrix: below, a call costs more than the product
-
-_under_way: list[None] = []  # one entry for each product that is computed at this moment
 
 
 class Products:
@@ -37,28 +35,16 @@ class Products:
         What lies at the addresses is contiguous bfloat16, and stays until the call returns.
         """
         assert LIBRARY is not None
-        count = len(matrices)
-        out = torch.empty(count, self.rows, self.n, dtype=torch.bfloat16)
-        first, size = out.data_ptr(), 2 * self.rows * self.n
-        numbers = ctypes.c_uint64 * count
-        # Several products at once share the cores: a team of threads for each would wait for its turns. No bit depends
-        # on how many there are.
-        _under_way.append(None)
-        try:
-            LIBRARY.penstock_products(
-                count,
-                numbers(*matrices),
-                numbers(*inputs),
-                numbers(*range(first, first + count * size, size)),
-                self.rows,
-                self.n,
-                self.k,
-                self.chunk,
-                max(1, self._threads // len(_under_way)),
-            )
-        finally:
-            _under_way.pop()
-        return out
+        return multiply(
+            LIBRARY.penstock_products,
+            matrices,
+            inputs,
+            self.rows,
+            self.n,
+            self.k,
+            self.chunk,
+            threads=self._threads,
+        )
 
 
 def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> Products | None:

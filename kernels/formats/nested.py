@@ -1,7 +1,7 @@
 """Bit-nested weights: the numbers of format ``int8`` in planes, the first of which is a 4-bit or 2-bit matrix.
 
 Idea: "D2MoE: Dual Routing and Dynamic Scheduling for Efficient On-Device MoE-based LLM Serving", and "Matryoshka
-Quantization". How an 8-bit number comes to be a code of four bits and four bits that are left: ``steps.py``. Two formats:
+Quantization". How an 8-bit number comes to be a code of four bits and four that are left: ``steps.py``. Two formats:
 
     nested     codes (4 bits) with all else | what is left (4 bits)
     stacked    upper bits of the codes (2) with all else | lower bits of the codes (2) | what is left (4)
@@ -18,6 +18,7 @@ The planes of ``stacked`` up to the second are the numbers of the first of ``nes
 What is left is stored with 8 added. kernels/nested.c multiplies by such matrices.
 """
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from torch.nn import functional
 from ..calls import multiply
 from ..native import LIBRARY
 from .base import SLAB, Product
+from .quantise import symmetric
 from .steps import GROUP, LEFT, UNIT, line, nearest, nest
 
 MOST_ROWS = 8
@@ -68,9 +70,14 @@ class BitNested:
         return planes
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        if LIBRARY is not None and out.dtype == torch.bfloat16:
+            addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
+            threads = torch.get_num_threads()
+            LIBRARY.penstock_decode_nested(addresses, out.data_ptr(), k, self.planes, rows.start, len(out), threads)
+            return
         shape = _Shape(n, k, self._split)
         tiles = slice(rows.start // _TILE, -(-rows.stop // _TILE))
-        parts = [plane.view(-1, length)[tiles] for plane, length in zip(planes, shape.tile_lengths, strict=False)]
+        parts = [plane.view(shape.tiles, -1)[tiles] for plane in planes]
         out.copy_(shape.decoded(parts)[: rows.stop - rows.start])
 
     def products(self, rows: int, n: int, k: int) -> Product | None:
@@ -95,7 +102,7 @@ class _Product:
         assert LIBRARY is not None
         room = torch.empty(len(inputs) * self._room, dtype=torch.uint8)
         return multiply(
-            LIBRARY.penstock_nested,
+            LIBRARY.penstock_products_nested,
             [address for planes in matrices for address in (*planes, *[0] * (self._planes - len(planes)))],
             inputs,
             self._rows,
@@ -140,9 +147,8 @@ class _Shape:
     def encoded(self, weights: torch.Tensor, importance: torch.Tensor | None) -> list[torch.Tensor]:
         """Tiles [t, length] of each plane, of some rows of the matrix."""
         weights = weights.float()
-        integers, scales = rows_of_integers(weights, importance)
-        inverse = torch.where(scales > 0, 1 / scales.float(), 0)
-        numbers = nest(weights * inverse.unsqueeze(1), integers, importance)
+        integers, scales = symmetric(weights, importance)
+        numbers = nest(weights, integers.float(), scales.float(), importance, leveled=self.split)
 
         tiles = -(-len(weights) // _TILE)
         head = torch.zeros(tiles, self._head, dtype=torch.uint8)
@@ -151,14 +157,16 @@ class _Shape:
         pairs = head[:, ends[0] : ends[1]].view(tiles, self.groups, 2, _TILE)
         pairs[:, :, 0] = _tiled(numbers.steps.byte()).transpose(1, 2)
         pairs[:, :, 1] = _tiled(numbers.offsets.char().view(torch.uint8)).transpose(1, 2)
-        codes, left = _by_tile(numbers.codes), _by_tile(numbers.left + LEFT)
+        left = _registers(numbers.left + LEFT, 4)
         if not self.split:
-            planes = [_registers(codes, 4), _registers(left, 4)]
+            planes = [_registers(numbers.codes, 4), left]
         else:
+            assert numbers.levels is not None
             levels = _tiled(numbers.levels.byte()).transpose(1, 2)
             packed = levels[:, :, : _TILE // 2] | levels[:, :, _TILE // 2 :] << 4
             head[:, ends[1] : ends[1] + packed[0].numel()] = packed.reshape(tiles, -1)
-            planes = [_registers(codes >> 2, 2), _registers(codes & 3, 2), _registers(left, 4)]
+            upper = (numbers.codes / 4).floor_()
+            planes = [_registers(upper, 2), _registers(numbers.codes - 4 * upper, 2), left]
         lengths = self.tile_lengths
         first = torch.cat((head, planes[0][:, : lengths[0] - self._head]), 1)
         return [first, *(plane[:, :length] for plane, length in zip(planes[1:], lengths[1:], strict=True))]
@@ -196,14 +204,6 @@ class _Shape:
         return torch.stack(parts, 6).permute(0, 3, 1, 2, 5, 6, 4).reshape(-1, self.groups, GROUP).float()
 
 
-def rows_of_integers(weights: torch.Tensor, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    if not bool(torch.isfinite(weights).all()):
-        raise ValueError("some numbers are not finite")
-    scales = (weights.abs().amax(1) / 127).bfloat16()
-    inverse = torch.where(scales > 0, 1 / scales.float(), 0)
-    return (weights * inverse.unsqueeze(1)).round_().clamp_(-127, 127), scales
-
-
 def _tiled(numbers: torch.Tensor) -> torch.Tensor:
     """[t, 16, ...] of [rows, ...], with zeros at the end."""
     missing = -len(numbers) % _TILE
@@ -212,16 +212,12 @@ def _tiled(numbers: torch.Tensor) -> torch.Tensor:
     return numbers.view(-1, _TILE, *numbers.shape[1:])
 
 
-def _by_tile(codes: torch.Tensor) -> torch.Tensor:
-    """[GROUP, t, 16, G] uint8 of [GROUP, rows, G]."""
-    return functional.pad(codes.byte(), (0, 0, 0, -codes.shape[1] % _TILE)).unflatten(1, (-1, _TILE))
-
-
 def _registers(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """[t, bytes] of codes [GROUP, t, 16, G]."""
-    _, tiles, rows, groups = codes.shape
-    columns = codes.view(GROUP * bits // 32, 2, 8 // bits, 2, tiles, rows, groups)  # register, byte, part, half word
-    packed = columns[:, :, 0].clone()
-    for part in range(1, 8 // bits):
-        packed |= columns[:, :, part] << bits * part
-    return packed.permute(3, 5, 0, 4, 2, 1).reshape(tiles, -1)
+    """[t, bytes] of codes [GROUP, rows, G], float32."""
+    _, rows, groups = codes.shape
+    pairs = 16 // bits
+    powers = torch.tensor([float(1 << bits * place) for place in range(pairs)])
+    halves = torch.matmul(powers, codes.view(-1, pairs, 2 * rows * groups)).to(torch.int32)  # sums below 1 << 16
+    lower, upper = halves.view(-1, 2, rows, groups).unbind(1)
+    words = functional.pad(lower | upper << 16, (0, 0, 0, -rows % _TILE)).unflatten(1, (-1, _TILE))
+    return words.permute(1, 3, 0, 2).contiguous().view(torch.uint8).flatten(1)

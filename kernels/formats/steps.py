@@ -7,9 +7,11 @@ codes (Lloyd, "Least Squares Quantization in PCM"). Steps and offsets that some 
 """
 
 from dataclasses import dataclass, fields
+from functools import reduce
 
 import torch
-from torch.nn import functional
+
+from .quantise import grouped
 
 GROUP = 32
 """Columns with one step and offset."""
@@ -20,7 +22,7 @@ LEFT = 8
 MOST_CODE = 15
 
 _LARGEST_STEP = 255
-_WIDTHS = (0.93, 0.86)  # of the range, besides all of it
+_WIDTHS = (1.0, 0.9)  # of the range
 _REFINEMENTS = 2
 _TINY = 1e-12
 
@@ -37,8 +39,8 @@ class Nested:
     """[GROUP, h, G], 0 to 15; past column k they mean nothing."""
     left: torch.Tensor
     """[GROUP, h, G], -LEFT to LEFT - 1."""
-    levels: torch.Tensor
-    """[h, G]: what the upper two bits of the codes mean by themselves, 0 to 15, see ``line``."""
+    levels: torch.Tensor | None
+    """[h, G], if wanted: what the upper two bits of the codes mean by themselves, 0 to 15, see ``line``."""
 
 
 def line(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,13 +53,22 @@ def nearest(steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return (steps / UNIT * codes).add_(0.5).floor_()
 
 
-def nest(weights: torch.Tensor, integers: torch.Tensor, importance: torch.Tensor | None) -> Nested:
-    """The numbers of ``weights`` [h, k], in units of their rows' scales, and of the ``integers`` that they were rounded
-    to; both float32. Errors in a column count by ``importance`` [k]."""
-    fit = _Fit(weights, integers, importance)
+def nest(
+    weights: torch.Tensor,
+    integers: torch.Tensor,
+    scales: torch.Tensor,
+    importance: torch.Tensor | None = None,
+    *,
+    leveled: bool = False,
+) -> Nested:
+    """The numbers for ``weights`` [h, k] that were rounded to ``integers * scales``, scales [h]; all float32. Errors in
+    a column count by ``importance`` [k]. ``levels`` are there if ``leveled``."""
+    # A weight that is clipped to 127 counts as that: else its code could not be made up for by what is left.
+    exact = torch.where(scales[:, None] > 0, weights / scales[:, None], 0).clamp_(integers - 0.5, integers + 0.5)
+    fit = _Fit(exact, integers, importance)
     steps, offsets = fit.best()
     codes = fit.codes(steps, offsets)
-    levels = fit.levels(steps, offsets, codes)
+    levels = fit.levels(steps, offsets, codes) if leveled else None
     offsets += fit.centre
     from_offset = fit.integers - offsets
     left = from_offset - nearest(steps, codes)
@@ -68,24 +79,19 @@ def nest(weights: torch.Tensor, integers: torch.Tensor, importance: torch.Tensor
 
 
 class _Fit:
-    """The search for the steps and offsets of groups. Columns come first, so that sums over them run along rows; weights
-    are counted from an integer near the centre of their group, so that sums of squares lose nothing."""
+    """The search for the steps and offsets of groups. Columns come first, so that sums over them run along rows;
+    weights are counted from an integer near the centre of their group, so that sums of squares lose nothing."""
 
     def __init__(self, weights: torch.Tensor, integers: torch.Tensor, importance: torch.Tensor | None) -> None:
-        k = weights.shape[1]
-        self.integers = _grouped(integers)
-        # One that is clipped to 127 counts as that: else its code could not be made up for by what is left.
-        self._weights = _grouped(torch.clamp(weights, integers - 0.5, integers + 0.5))
-        self._least, self._most = self.integers.amin(0), self.integers.amax(0)
-        self.centre = ((self._least + self._most) / 2).round_()
-        self._weights -= self.centre
-        self._least -= self.centre
-        self._most -= self.centre
-        self._counts: torch.Tensor | None = None
-        if importance is not None or k % GROUP:
-            counts = torch.ones(k) if importance is None else importance.float()
-            self._counts = functional.pad(counts, (0, -k % GROUP)).reshape(-1, GROUP).T.unsqueeze(1)
-        self._total = torch.full_like(self._least, GROUP) if self._counts is None else self._counts.sum(0)
+        self.integers, self._counts = grouped(integers, GROUP, importance)
+        least, most = self.integers.amin(0), self.integers.amax(0)
+        self.centre = ((least + most) / 2).round_()
+        self._weights = grouped(weights, GROUP, None)[0] - self.centre
+        # Bounds: what is left makes up for LEFT - 1 past the last code, and for LEFT before the first.
+        self._most_offset, self._least_end = least - self.centre + LEFT, most - self.centre - (LEFT - 1)
+        span = self._least_end - self._most_offset
+        self._least_steps = ((span - 0.5) * (UNIT / MOST_CODE)).ceil_().clamp_(1, _LARGEST_STEP)
+        self._total = torch.full_like(least, GROUP) if self._counts is None else self._counts.sum(0)
         counted = self._counted(self._weights)
         self._first, self._second = counted.sum(0), (counted * self._weights).sum(0)
 
@@ -93,9 +99,8 @@ class _Fit:
         """Steps and offsets [h, G]; these from the centre on."""
         least, most = self._weights.amin(0), self._weights.amax(0)
         width = most - least
-        best = self._tried(width / MOST_CODE, least)
-        for part in _WIDTHS:
-            best = _better(best, self._tried(width * (part / MOST_CODE), least + width * ((1 - part) / 2)))
+        first, *others = (self._tried(width * (part / MOST_CODE), least + width * ((1 - part) / 2)) for part in _WIDTHS)
+        best = reduce(_better, others, first)
         for _ in range(_REFINEMENTS):
             best = _better(best, self._tried(best.slope, best.at_zero))
         return best.steps, best.offsets
@@ -133,13 +138,10 @@ class _Fit:
         return _Candidate(steps, offsets, error, *self._line(first, second, by * both + offsets * first))
 
     def _possible(self, step: torch.Tensor, offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The nearest step and offset with which all integers can be made up: the least and the greatest of a group are
-        at most what is left away from the ends."""
-        span = self._most - self._least - (2 * LEFT - 1)
-        least = torch.ceil((span - 0.5) * (UNIT / MOST_CODE)).clamp_(min=1)
-        steps = torch.maximum((step * UNIT).round(), least).clamp_(max=_LARGEST_STEP)
-        lowest = self._most - (LEFT - 1) - nearest(steps, torch.tensor(float(MOST_CODE)))
-        offsets = torch.minimum(torch.maximum(offset.round(), lowest), self._least + LEFT)
+        """The nearest step and offset with which all integers can be made up."""
+        steps = torch.maximum((step * UNIT).round_(), self._least_steps).clamp_(max=_LARGEST_STEP)
+        lowest = self._least_end - nearest(steps, torch.tensor(float(MOST_CODE)))
+        offsets = torch.minimum(torch.maximum(offset.round(), lowest), self._most_offset)
         return steps, (offsets + self.centre).clamp_(-128, 127).sub_(self.centre)
 
     def _unrounded(self, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -175,10 +177,3 @@ def _better(one: _Candidate, other: _Candidate) -> _Candidate:
     return _Candidate(
         *(torch.where(less, getattr(other, field.name), getattr(one, field.name)) for field in fields(one))
     )
-
-
-def _grouped(numbers: torch.Tensor) -> torch.Tensor:
-    """[GROUP, h, G] of [h, k]; the last column fills up the last group, so that it is not wider for it."""
-    h, k = numbers.shape
-    filler = numbers[:, -1:].expand(h, -k % GROUP)
-    return torch.cat((numbers, filler), 1).view(h, -1, GROUP).permute(2, 0, 1).contiguous()

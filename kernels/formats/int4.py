@@ -1,0 +1,134 @@
+"""int4: whole numbers of 4 bits, a scale and a zero for each group of 32, 64 or 128 columns of a row.
+
+The bytes are those that ``torch._weight_int4pack_mm_for_cpu`` reads on a processor with AVX512, on all processors:
+
+    plane: blocks of 64 rows, uint8 [n / 64, k, 32]: byte d of column j has row d in its lower half, row d + 32 in its
+           upper half, as number + 8; then bfloat16 [k / group, n, 2]: scale and zero
+    a weight is number * scale + zero, number -8 to 7.
+
+n is filled up to a multiple of 64, k to one of the group. On other processors torch orders the bytes otherwise, and
+its product is not used.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import torch
+from torch.nn import functional
+
+from ..calls import memory, native_product
+from ..native import PACKED
+from .base import SLAB, Product, UnsuitableShape
+from .quantise import asymmetric
+
+MOST_ROWS = 32
+"""Rows up to which our product is faster than decoding and torch's."""
+TORCH_MOST_ROWS = 8
+"""The same for torch's product with such matrices."""
+_BLOCK = 64
+_HALF = _BLOCK // 2  # bytes of a column in a block
+
+
+class Int4:
+    exact = False
+    planes = 1
+
+    def __init__(self, group: int) -> None:
+        self.name = f"int4-{group}"
+        self.group = group
+
+    def lengths(self, n: int, k: int) -> tuple[int, ...]:
+        """Raises UnsuitableShape if the rows and columns that fill it up make it no smaller than in bfloat16."""
+        high, wide = self._whole(n, k)
+        length = high * wide // 2 + high * wide // self.group * 4
+        if length >= 2 * n * k:
+            raise UnsuitableShape(f"{self.name} stores no matrix [{n}, {k}] in less than bfloat16 takes")
+        return (length,)
+
+    def encode(
+        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        (length,) = self.lengths(n, k)
+        plane = torch.zeros(length, dtype=torch.uint8)
+        packed, scales_and_zeros = self.parts(plane, n, k)
+        block = 0
+        for slab in slabs:
+            for tile in slab.split(SLAB):
+                numbers, scales, zeros = asymmetric(tile, self.group, importance)
+                packed[block] = _packed(numbers)
+                place = slice(block * _BLOCK, block * _BLOCK + len(tile))
+                scales_and_zeros[:, place, 0], scales_and_zeros[:, place, 1] = scales.T, zeros.T
+                block += 1
+        return (plane,)
+
+    def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        (plane,) = planes
+        if PACKED is not None and out.dtype == torch.bfloat16:
+            PACKED.penstock_decode_int4(
+                plane.data_ptr(), out.data_ptr(), n, k, self.group, rows.start, len(out), torch.get_num_threads()
+            )
+            return
+        packed, scales_and_zeros = self.parts(plane, n, k)
+        dtype = torch.promote_types(out.dtype, torch.float32)
+        for first in range(0, len(out), SLAB):
+            block = (rows.start + first) // _BLOCK
+            scales, zeros = scales_and_zeros[:, block * _BLOCK : (block + 1) * _BLOCK].to(dtype).permute(2, 1, 0)
+            numbers = _unpacked(packed[block]).unflatten(1, (-1, self.group)).to(dtype)
+            weights = numbers.sub_(8).mul_(scales[..., None]).add_(zeros[..., None]).flatten(1)
+            tile = out[first : first + SLAB]
+            tile.copy_(weights[: len(tile), :k])
+
+    def products(self, rows: int, n: int, k: int) -> Product | None:
+        if PACKED is not None:
+            kernel = PACKED.penstock_products_int4
+            return native_product(kernel, rows, n, k, self.group) if rows <= MOST_ROWS else None
+        (length,) = self.lengths(n, k)
+        missing = -k % self.group
+
+        def product(matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
+            states = [memory(address, 2 * rows * k).view(torch.bfloat16).view(rows, k) for address in inputs]
+            outs = []
+            for (plane,), state in zip(matrices, states, strict=True):
+                packed, scales_and_zeros = self.parts(memory(plane, length), n, k)
+                outs.append(
+                    torch._weight_int4pack_mm_for_cpu(
+                        functional.pad(state, (0, missing)),
+                        packed.view(len(packed) * _BLOCK, -1),
+                        self.group,
+                        scales_and_zeros,
+                    )[:, :n]
+                )
+            return torch.stack(outs)
+
+        return product if rows <= TORCH_MOST_ROWS and torch_reads_this() else None
+
+    def parts(self, plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of the numbers, uint8 [blocks, columns, 32], and of scales and zeros, bfloat16 [groups, rows, 2]."""
+        high, wide = self._whole(n, k)
+        at = high * wide // 2
+        return (
+            plane[:at].view(high // _BLOCK, wide, _HALF),
+            plane[at:].view(torch.bfloat16).view(wide // self.group, high, 2),
+        )
+
+    def _whole(self, n: int, k: int) -> tuple[int, int]:
+        return -(-n // _BLOCK) * _BLOCK, -(-k // self.group) * self.group
+
+
+@cache
+def torch_reads_this() -> bool:
+    """Whether torch packs numbers on this processor as we do."""
+    numbers = torch.randint(0, 16, (_BLOCK, 32), generator=torch.Generator().manual_seed(0))
+    theirs = torch._convert_weight_to_int4pack_for_cpu(numbers.int(), 1)
+    return torch.equal(theirs.flatten(), _packed(numbers.byte()).flatten())
+
+
+def _packed(numbers: torch.Tensor) -> torch.Tensor:
+    """[k, 32] of up to 64 rows ``numbers`` [r, k], uint8; rows that are not there are number 0, which is stored as 8."""
+    whole = functional.pad(numbers, (0, 0, 0, _BLOCK - len(numbers)), value=8)
+    return (whole[:_HALF] | whole[_HALF:] << 4).T
+
+
+def _unpacked(packed: torch.Tensor) -> torch.Tensor:
+    """[64, k]: the inverse."""
+    return torch.cat([packed & 15, packed >> 4], dim=1).T

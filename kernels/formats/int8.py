@@ -1,0 +1,81 @@
+"""int8: whole numbers of 8 bits, a scale for each row. The bytes are those that ``torch._weight_int8pack_mm`` reads.
+
+    plane: int8 [n, k], filled up to a multiple of 64 bytes, then scales, bfloat16 [n]; a weight is number * scale.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+
+from ..calls import memory, native_product
+from ..native import PACKED
+from .base import SLAB, Product
+from .quantise import symmetric
+
+MOST_ROWS = 32
+"""Rows up to which our product is faster than decoding and torch's."""
+TORCH_MOST_ROWS = 8
+"""The same for torch's product with such matrices."""
+TORCH_STEP = 16
+"""Columns that torch's product takes at a time; it reads over the end of a matrix that has others."""
+
+
+class Int8:
+    name = "int8"
+    exact = False
+    planes = 1
+
+    def lengths(self, n: int, k: int) -> tuple[int, ...]:
+        return (_scales_at(n, k) + 2 * n,)
+
+    def encode(
+        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        (length,) = self.lengths(n, k)
+        plane = torch.zeros(length, dtype=torch.uint8)
+        numbers, scales = parts(plane, n, k)
+        first = 0
+        for slab in slabs:
+            for tile in slab.split(SLAB):
+                place = slice(first, first + len(tile))
+                numbers[place], scales[place] = symmetric(tile, importance)
+                first += len(tile)
+        return (plane,)
+
+    def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        (plane,) = planes
+        if PACKED is not None and out.dtype == torch.bfloat16:
+            PACKED.penstock_decode_int8(
+                plane.data_ptr(), out.data_ptr(), n, k, rows.start, len(out), torch.get_num_threads()
+            )
+            return
+        numbers, scales = parts(plane, n, k)
+        out.copy_(numbers[rows] * scales[rows, None].to(torch.promote_types(out.dtype, torch.float32)))
+
+    def products(self, rows: int, n: int, k: int) -> Product | None:
+        if PACKED is not None:
+            return native_product(PACKED.penstock_products_int8, rows, n, k) if rows <= MOST_ROWS else None
+        return partial(_torch_product, rows, n, k) if rows <= TORCH_MOST_ROWS and k % TORCH_STEP == 0 else None
+
+
+def _torch_product(
+    rows: int, n: int, k: int, matrices: Sequence[Sequence[int]], inputs: Sequence[int]
+) -> torch.Tensor:
+    length = _scales_at(n, k) + 2 * n
+    outs = []
+    for (address,), at in zip(matrices, inputs, strict=True):
+        # A copy, as torch's kernel asks for inputs at a multiple of 32 bytes.
+        state = memory(at, 2 * rows * k).view(torch.bfloat16).view(rows, k).clone()
+        outs.append(torch._weight_int8pack_mm(state, *parts(memory(address, length), n, k)))
+    return torch.stack(outs)
+
+
+def parts(plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of the numbers, int8 [n, k], and scales, bfloat16 [n], in a plane."""
+    at = _scales_at(n, k)
+    return plane[: n * k].view(torch.int8).view(n, k), plane[at : at + 2 * n].view(torch.bfloat16)
+
+
+def _scales_at(n: int, k: int) -> int:
+    return -(-n * k // 64) * 64
