@@ -31,7 +31,7 @@ from .base import SLAB, Product
 from .quantise import symmetric
 from .steps import GROUP, LEFT, UNIT, line, nearest, nest
 
-MOST_ROWS = 8
+MOST_ROWS = 16
 """Of inputs, up to which products with the planes are faster than decoding them."""
 
 _TILE = 16
@@ -62,10 +62,8 @@ class BitNested:
         for slab in slabs:
             for rows in torch.split(slab, SLAB):
                 tiles = slice(first // _TILE, -(-(first + len(rows)) // _TILE))
-                for plane, length, part in zip(
-                    planes, shape.tile_lengths, shape.encoded(rows, importance), strict=True
-                ):
-                    plane.view(-1, length)[tiles] = part
+                for plane, part in zip(planes, shape.encoded(rows, importance), strict=True):
+                    plane.view(shape.tiles, -1)[tiles] = part
                 first += len(rows)
         return planes
 
@@ -91,12 +89,11 @@ STACKED = BitNested("stacked", split=True)
 
 
 class _Product:
-    """The products of penstock_nested; a call may have matrices with different numbers of planes."""
+    """Of kernels/nested.c; a call may have matrices with different numbers of planes."""
 
     def __init__(self, rows: int, n: int, k: int, *, planes: int) -> None:
         self._rows, self._n, self._k, self._planes = rows, n, k, planes
         self._room = -(-k // GROUP) * rows * (GROUP * 2 + 4)
-        self._threads = torch.get_num_threads()
 
     def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
         assert LIBRARY is not None
@@ -110,7 +107,7 @@ class _Product:
             self._k,
             self._planes,
             room.data_ptr(),
-            threads=self._threads,
+            threads=torch.get_num_threads(),
         )
 
 
@@ -153,8 +150,8 @@ class _Shape:
         tiles = -(-len(weights) // _TILE)
         head = torch.zeros(tiles, self._head, dtype=torch.uint8)
         head[:, : 2 * _TILE] = _tiled(scales.unsqueeze(1)).view(torch.uint8).view(tiles, -1)
-        ends = 2 * _TILE, 2 * _TILE * (self.groups + 1)
-        pairs = head[:, ends[0] : ends[1]].view(tiles, self.groups, 2, _TILE)
+        end = 2 * _TILE * (self.groups + 1)
+        pairs = head[:, 2 * _TILE : end].view(tiles, self.groups, 2, _TILE)
         pairs[:, :, 0] = _tiled(numbers.steps.byte()).transpose(1, 2)
         pairs[:, :, 1] = _tiled(numbers.offsets.char().view(torch.uint8)).transpose(1, 2)
         left = _registers(numbers.left + LEFT, 4)
@@ -164,7 +161,7 @@ class _Shape:
             assert numbers.levels is not None
             levels = _tiled(numbers.levels.byte()).transpose(1, 2)
             packed = levels[:, :, : _TILE // 2] | levels[:, :, _TILE // 2 :] << 4
-            head[:, ends[1] : ends[1] + packed[0].numel()] = packed.reshape(tiles, -1)
+            head[:, end : end + packed[0].numel()] = packed.reshape(tiles, -1)
             upper = (numbers.codes / 4).floor_()
             planes = [_registers(upper, 2), _registers(numbers.codes - 4 * upper, 2), left]
         lengths = self.tile_lengths
