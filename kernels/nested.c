@@ -57,7 +57,7 @@ INLINE __m512i codes_of(const depth deep, const int split, const tile *from, lon
     }
     const __m512i low = _mm512_loadu_si512(from->low + number * REGISTER);
     const __m512i pair = _mm512_ternarylogic_epi32(placed(codes, 2, j, to + 2), placed(low, 2, j, to),
-                                                   _mm512_set1_epi16((short)(12 << to)), 0xe4); /* the mask says which */
+                                                   _mm512_set1_epi16((short)(12 << to)), 0xe4); /* one by the mask */
     return clean ? _mm512_and_si512(pair, _mm512_set1_epi16((short)(15 << to))) : pair;
 }
 
