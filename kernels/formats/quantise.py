@@ -42,7 +42,7 @@ def symmetric(rows: torch.Tensor, importance: torch.Tensor | None = None) -> tup
     ``importance`` [k]. Rows of one magnitude are exact. Raises ValueError for NaN and infinities.
     """
     x = _finite(rows)
-    weights = _weights(x.shape[1], importance)
+    weights = column_weights(x.shape[1], importance)
     sizes = x.abs()
     most = sizes.amax(1)
     # A row of one magnitude is that times plus or minus one.
@@ -69,7 +69,7 @@ def asymmetric(rows: torch.Tensor, group: int, importance: torch.Tensor | None =
     """
     x = _finite(rows)
     missing = -x.shape[1] % group
-    weights = torch.cat([_weights(x.shape[1], importance), torch.zeros(missing)])
+    weights = torch.cat([column_weights(x.shape[1], importance), torch.zeros(missing)])
     numbers, scales, zeros = (_found_by_torch if LIBRARY is None else _found_by_ours)(x, group, weights)
     return numbers, _storable(scales), _storable(zeros)
 
@@ -155,7 +155,7 @@ def _finite(rows: torch.Tensor) -> torch.Tensor:
     return numbers
 
 
-def _weights(k: int, importance: torch.Tensor | None) -> torch.Tensor:
+def column_weights(k: int, importance: torch.Tensor | None) -> torch.Tensor:
     """[k]: what the columns count, on average one. A column that never mattered so far still counts a little."""
     mean = 0.0 if importance is None else float(importance.mean())
     return torch.ones(k) if importance is None or mean == 0 else importance.float().clamp(min=1e-3 * mean) / mean

@@ -9,9 +9,10 @@ from .int4 import Int4
 from .int8 import Int8
 from .lossless import Lossless
 from .mxfp4 import Mxfp4
+from .nested import NESTED, STACKED
 from .uint4 import Uint4
 
-_OURS: tuple[Format, ...] = (Lossless(), Int8(), Int4(32), Int4(64), Int4(128))
+_OURS: tuple[Format, ...] = (Lossless(), Int8(), Int4(32), Int4(64), Int4(128), NESTED, STACKED)
 _SOURCES: tuple[Format, ...] = (
     *GGUF,
     Mxfp4(),
