@@ -9,6 +9,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from penstock.tiering.events import Acquire, Action, Discard, Event, Grant, Purpose, ReadDone, ReadFailed, Refuse, Slot
+from penstock.tiering.inflight import InFlight
 from penstock.tiering.limits import EXPERTS, Limits
 from penstock.tiering.planner import Planner
 from penstock.tiering.policy.cycle import Cycle
@@ -82,8 +83,8 @@ def a_grant_without_a_lease(patch: Patch) -> None:
 
 def one_more_read_in_flight(patch: Patch) -> None:
     """A drive gets one read more than it may have."""
-    patch.setattr(Planner, "_is_busy", lambda self, block: self._flying[self._homes[block].drive] > self._depth)
-    patch.setattr(Planner, "_has_idle_drive", lambda self: min(self._flying) <= self._depth)
+    patch.setattr(InFlight, "is_busy", lambda self, drive: self._counts[drive] > self.depth)
+    patch.setattr(InFlight, "has_room", property(lambda self: min(self._counts) <= self.depth))
 
 
 def guesses_before_demands(patch: Patch) -> None:
@@ -108,7 +109,7 @@ def room_is_left_unused(patch: Patch) -> None:
     real = Planner._schedule
 
     def schedule(self: Planner, actions: list[Action], now: float) -> None:
-        if not self._in_flight or isinstance(self._latest, Acquire | ReadDone):  # type: ignore[attr-defined]
+        if not self._in_flight.reads or isinstance(self._latest, Acquire | ReadDone):  # type: ignore[attr-defined]
             real(self, actions, now)
 
     handle = Planner.handle
