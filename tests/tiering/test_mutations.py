@@ -13,6 +13,7 @@ from penstock.tiering.inflight import InFlight
 from penstock.tiering.limits import EXPERTS, Limits
 from penstock.tiering.planner import Planner
 from penstock.tiering.policy.cycle import Cycle
+from penstock.tiering.policy.refinement import Refinement
 from penstock.tiering.residency import Residency
 from penstock.tiering.units import BlockId
 
@@ -122,6 +123,28 @@ def room_is_left_unused(patch: Patch) -> None:
     patch.setattr(Planner, "_schedule", schedule)
 
 
+def residuals_without_bound(patch: Patch) -> None:
+    """Whatever is of use is read as long as there is time."""
+    patch.setattr(Refinement, "allows", lambda self, block, size: True)
+
+
+def residuals_beside_other_reads(patch: Patch) -> None:
+    """A residual is read though the drive is at work."""
+    patch.setattr(InFlight, "is_idle", lambda self, drive: not self.is_busy(drive))
+
+
+def residuals_are_not_leased(patch: Patch) -> None:
+    """Who computes with a residual does not hold it."""
+    real = Planner._grant
+
+    def grant(self: Planner, number: int, stream: int, block: BlockId, slot: Slot, actions: list[Action]) -> None:
+        real(self, number, stream, block, slot, actions)
+        for residual in actions[-1].leased[1:]:  # type: ignore[union-attr]
+            self.residency.release(residual, stream)
+
+    patch.setattr(Planner, "_grant", grant)
+
+
 FOUND: dict[Callable[[Patch], None], str] = {
     a_lease_is_ignored: "evicted under a lease",
     a_budget_is_exceeded_by_one_block: "outside of its region",
@@ -134,6 +157,9 @@ FOUND: dict[Callable[[Patch], None], str] = {
     guesses_before_demands: "demand before prefetch",
     a_limit_is_ignored: "a prefetch beyond the limit",
     room_is_left_unused: "somebody waits, there is room",
+    residuals_without_bound: "more residuals than allowed",
+    residuals_beside_other_reads: "beside a read",
+    residuals_are_not_leased: "holds something else than it was granted",
 }
 """The bugs, and by which rule each is found first."""
 NAMED = tuple(FOUND)[:3]
