@@ -8,10 +8,12 @@ codes (Lloyd, "Least Squares Quantization in PCM"). Steps and offsets that some 
 
 from dataclasses import dataclass, fields
 from functools import reduce
+from typing import TypeVar
 
 import torch
+from torch.nn import functional
 
-from .quantise import grouped
+from .quantise import column_weights
 
 GROUP = 32
 """Columns with one step and offset."""
@@ -43,8 +45,11 @@ class Nested:
     """[h, G], if wanted: what the upper two bits of the codes mean by themselves, 0 to 15, see ``line``."""
 
 
-def line(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The codes that upper bits c stand for by themselves: ``centre + spread * (c - 1.5)``, float32."""
+Number = TypeVar("Number", float, torch.Tensor)
+
+
+def line(levels: Number) -> tuple[Number, Number]:
+    """What upper bits c stand for by themselves, the code ``centre + spread * (c - 1.5)``: these two."""
     return 6.75 + 0.5 * (levels % 4), 3.25 + 0.5 * (levels // 4)
 
 
@@ -83,10 +88,16 @@ class _Fit:
     weights are counted from an integer near the centre of their group, so that sums of squares lose nothing."""
 
     def __init__(self, weights: torch.Tensor, integers: torch.Tensor, importance: torch.Tensor | None) -> None:
-        self.integers, self._counts = grouped(integers, GROUP, importance)
+        k = integers.shape[1]
+        self.integers = _grouped(integers)
+        # What columns count; None if all alike. Those that fill up the last group count nothing.
+        self._counts: torch.Tensor | None = None
+        if importance is not None or k % GROUP:
+            counts = functional.pad(column_weights(k, importance), (0, -k % GROUP))
+            self._counts = counts.view(-1, GROUP).T[:, None].contiguous()
         least, most = self.integers.amin(0), self.integers.amax(0)
         self.centre = ((least + most) / 2).round_()
-        self._weights = grouped(weights, GROUP, None)[0] - self.centre
+        self._weights = _grouped(weights) - self.centre
         # Bounds: what is left makes up for LEFT - 1 past the last code, and for LEFT before the first.
         self._most_offset, self._least_end = least - self.centre + LEFT, most - self.centre - (LEFT - 1)
         span = self._least_end - self._most_offset
@@ -117,14 +128,17 @@ class _Fit:
         slope, at_zero = self._line(first, second, (counted * self._weights).sum(0))
         # In codes; how far each spread is from the best one, and which centre is best with it.
         slope, at_zero = slope * (UNIT / steps), (at_zero - offsets) * (UNIT / steps)
-        spreads = torch.arange(4.0).view(4, 1, 1)
-        turned = line(4 * spreads)[1] - slope
-        wanted = at_zero - turned * (first / self._total.clamp(min=_TINY))
-        centres = ((wanted - line(spreads[0])[0]) / 0.5).round_().clamp_(0, 3)
-        apart = line(centres)[0] - at_zero
-        error = apart * apart * self._total + 2 * apart * turned * first + turned * turned * second
-        best = error.argmin(0, keepdim=True)
-        return (4 * best + centres.gather(0, best))[0]
+        mean = first / self._total.clamp(min=_TINY)
+        best, least = torch.zeros_like(steps), torch.full_like(steps, torch.inf)
+        for level in range(0, 16, 4):
+            lowest, spread = line(level)
+            turned = spread - slope
+            centre = ((at_zero - turned * mean - lowest) * 2).round_().clamp_(0, 3)
+            apart = lowest + centre / 2 - at_zero
+            error = apart * apart * self._total + 2 * apart * turned * first + turned * turned * second
+            best = torch.where(error < least, centre + level, best)
+            least = torch.minimum(error, least)
+        return best
 
     def _tried(self, step: torch.Tensor, offset: torch.Tensor) -> "_Candidate":
         steps, offsets = self._possible(step, offset)
@@ -177,3 +191,10 @@ def _better(one: _Candidate, other: _Candidate) -> _Candidate:
     return _Candidate(
         *(torch.where(less, getattr(other, field.name), getattr(one, field.name)) for field in fields(one))
     )
+
+
+def _grouped(numbers: torch.Tensor) -> torch.Tensor:
+    """[GROUP, h, G] of [h, k]; the last column fills up the last group, so that it is not wider for it."""
+    rows, k = numbers.shape
+    filled = torch.cat((numbers, numbers[:, -1:].expand(rows, -k % GROUP)), 1)
+    return filled.view(rows, -1, GROUP).permute(2, 0, 1).contiguous()
