@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..tiering.store.manifest import Block, TensorSpec
 from .layout import Layout, is_experts
+from .weights import Stored
 
 AS_IS = "as-is"
 """Every number as the checkpoint has it."""
@@ -58,8 +59,11 @@ class Choice:
     transposed: bool = False
 
 
-def choices(model: PreTrainedModel, plan: Layout, rules: Rules) -> dict[str, Choice]:
+def choices(
+    model: PreTrainedModel, plan: Layout, rules: Rules, stored: Mapping[str, Stored] | None = None
+) -> dict[str, Choice]:
     """What the matrices in ``plan`` of ``model`` are encoded to, by name; those that stay as they are are left out.
+    What is ``stored`` quantised by the source stays so where it is to stay as it is.
 
     Only weights of linear layers, embeddings and experts are encoded: what other code does with its weights is not
     known.
@@ -73,9 +77,14 @@ def choices(model: PreTrainedModel, plan: Layout, rules: Rules) -> dict[str, Cho
             continue
         module = modules[block.id.module]
         for spec in block.tensors:
-            name = rules.of(_part(model, block, module, output, shared=spec.name in shared))
-            if name != AS_IS and len(spec.shape) == 2 and _is_product(module, spec):
+            if len(spec.shape) != 2 or not _is_product(module, spec):
+                continue
+            part = _part(model, block, module, output, shared=spec.name in shared)
+            source = (stored or {}).get(spec.name)
+            if (name := rules.of(part)) != AS_IS:
                 found[spec.name] = Choice(name, _is_transposed(module))
+            elif source is not None and part != "embeddings":  # rows that are read one by one are numbers
+                found[spec.name] = Choice(source.format, source.transposed)
     return found
 
 

@@ -1,6 +1,5 @@
 """Packs a checkpoint, or a model in memory, into a bundle in the store: within a memory budget, resumable, once."""
 
-import copy
 import hashlib
 import json
 import re
@@ -13,7 +12,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..tiering.errors import CheckpointError
 from ..tiering.progress import Progress, Quiet
 from ..tiering.store.folder import PARTIAL, ensure_room, locked, prepare
 from ..tiering.store.manifest import PLAIN, Block, Drive, Manifest
@@ -22,19 +20,19 @@ from ..tiering.store.stripes import parts_of, prepare_stripes, sweep
 from ..tiering.store.writer import BundleWriter, publish
 from ..tiering.units import KiB, MiB, align_up
 from .by_use import arrange
-from .checkpoint import Checkpoint
 from .digest import digest_files
 from .drives import drives_for
 from .encoding import EncodedWeights, encoded
-from .formats import Choice, Rules, choices
+from .formats import Rules, choices
 from .layout import Layout, layout
-from .model_files import copy_model_files, write_model_folder
+from .model_files import write_model_folder
 from .profiling import experts_of
 from .routes import Routes
 from .skeleton import skeleton
+from .source import Content, content_of, open_source
 from .striping import striped
 from .threads import one_torch_thread
-from .weights import CheckpointWeights, ModelWeights, Weights
+from .weights import ModelWeights, Weights
 
 LEAST_MEMORY = 4 * MiB
 """Packing may use this much whatever the budget: less would only make it slow."""
@@ -57,7 +55,7 @@ def pack(
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """The bundle of the checkpoint ``source`` (a folder or hub id) in ``store``, written if it is not there: weights in
+    """The bundle of ``source`` (a folder, GGUF file or hub id) in ``store``, written if it is not there: weights in
     ``dtype`` (None: the checkpoint's own) and in the formats of ``rules`` (as they are if not given), in at most
     ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit`` bytes. ``stripes`` are folders on other
     drives, to which blocks are dealt by measured speed. With ``routes``, experts that are used together lie together
@@ -69,20 +67,20 @@ def pack(
     interruption leaves is taken up by the next call; KeyboardInterrupt then says so.
     """
     quiet = progress is None or isinstance(progress, Quiet)
-    checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
+    opened = open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
     rules = rules or Rules()
-    dtype = dtype or checkpoint.dtype()
+    dtype = dtype or opened.dtype()
     memory = max(host_memory, LEAST_MEMORY)
-    model = skeleton(checkpoint.config, dtype, trust_remote_code=trust_remote_code)
+    model = skeleton(opened.config, dtype, trust_remote_code=trust_remote_code)
     plan = layout(model)
     order: Mapping[str, Sequence[int]] = {}
     if routes is not None:
         routes.check_model(experts_of(model), str(source))
         order = arrange(routes, plan.blocks).orders
     store = prepare(store)
-    digest = digest_files(checkpoint.content, store, progress)
+    digest = digest_files(opened.content, store, progress)
     identity = _identity(digest, str(dtype), rules, plan)
-    target = store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}"
+    target = store / f"{_file_name(opened.config.model_type)}-{identity[:16]}"
     if order:
         identity = _identity(digest, str(dtype), rules, layout(model, order=order))
         target = target.with_name(f"{target.name}-{identity[:8]}")
@@ -90,16 +88,10 @@ def pack(
         target = _by_use(target) or target
 
     def job() -> _Job:
-        weights, used, used_model, untied = _checkpoint_weights(
-            checkpoint, model, order, dtype, memory - _staging(memory)
-        )
+        content = content_of(opened, model, order, dtype, memory - _staging(memory))
         name = str(dtype).removeprefix("torch.")
-        manifest = Manifest(identity, digest, name, str(rules), used.tied, (), ())
-        return _encoded(
-            _Job(used, weights, manifest, lambda folder: copy_model_files(checkpoint.folder, folder, untied)),
-            choices(used_model, used, rules),
-            progress,
-        )
+        manifest = Manifest(identity, digest, name, str(rules), content.plan.tied, (), ())
+        return _encoded(content, manifest, rules, progress)
 
     return _pack(
         target,
@@ -144,7 +136,7 @@ def pack_model(
     target = store / f"{_file_name(model.config.model_type)}-{identity[:16]}"
     return _pack(
         target,
-        lambda: _encoded(_Job(plan, weights, manifest, write_model), choices(model, plan, rules), progress),
+        lambda: _encoded(Content(model, weights, plan, write_model), manifest, rules, progress),
         staging=_STAGING,
         flash_limit=flash_limit,
         stripes=stripes,
@@ -163,45 +155,21 @@ class _Job:
     write_model: Callable[[Path], None]
 
 
-def _checkpoint_weights(
-    checkpoint: Checkpoint,
-    model: PreTrainedModel,
-    order: Mapping[str, Sequence[int]],
-    dtype: torch.dtype,
-    memory: int,
-) -> tuple[CheckpointWeights, Layout, PreTrainedModel, bool]:
-    """The weights, their layout with experts in ``order``, the model, and whether it had to be untied.
-
-    Like transformers, a model that ties weights for which the checkpoint has different values is not tied.
-    """
-    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=memory)
-    if not weights.contradictions():
-        return weights, layout(model, weights.addresses(), order), model, False
-    weights.close()
-    config = copy.deepcopy(checkpoint.config)
-    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-    model = skeleton(config, dtype, trust_remote_code=checkpoint.trust_remote_code)
-    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=memory)
-    if differing := weights.contradictions():
-        one, other = differing[0]
-        raise CheckpointError(f"the model shares one weight between {one} and {other}, the checkpoint has two for them")
-    return weights, layout(model, weights.addresses(), order), model, True
-
-
-def _encoded(job: _Job, chosen: Mapping[str, Choice], progress: Progress | None) -> _Job:
-    """``job`` with the matrices in ``chosen`` encoded. Where a format's length depends on the numbers, they are encoded
-    once more, to find it out: places must be known before anything is written."""
-    if not chosen:
-        return job
-    weights = EncodedWeights(job.weights)
-    bar = progress or Quiet()
-    bar.start("measuring", job.plan.total_bytes)
-    try:
-        with one_torch_thread():
-            plan, notes = encoded(job.plan, chosen, weights.lengths, bar.advance)
-    finally:
-        bar.finish()
-    return replace(job, plan=plan, weights=weights, manifest=replace(job.manifest, notes=notes))
+def _encoded(content: Content, manifest: Manifest, rules: Rules, progress: Progress | None) -> _Job:
+    """What to write of ``content`` by ``rules``. Where a format's length depends on the numbers, they are encoded once
+    more, to find it out: places must be known before anything is written."""
+    plan, weights = content.plan, content.weights
+    if chosen := choices(content.model, plan, rules, weights.stored()):
+        weights = EncodedWeights(weights)
+        bar = progress or Quiet()
+        bar.start("measuring", plan.total_bytes)
+        try:
+            with one_torch_thread():
+                plan, notes = encoded(plan, chosen, weights.lengths, bar.advance)
+        finally:
+            bar.finish()
+        manifest = replace(manifest, notes=notes)
+    return _Job(plan, weights, manifest, content.write_model)
 
 
 def _by_use(target: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """Tensors on slots of the arena: as they are stored, or as weights that know how they are encoded."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -99,14 +100,8 @@ class AllViews:
     ) -> SlotViews[Made]:
         """Those on blocks with tensors ``parts``, see SlotViews; ``kind`` says in a word what ``make`` makes of
         them."""
-        names = {spec.name: number for number, spec in enumerate(parts[0])}
-        key = (
-            kind,
-            tuple(
-                tuple((names[spec.name], spec.dtype, spec.shape, spec.offset, spec.packing) for spec in specs)
-                for specs in parts
-            ),
-        )
+        number = {spec.name: n for n, spec in enumerate(parts[0])}
+        key = kind, tuple(tuple((number[spec.name], replace(spec, name="")) for spec in specs) for specs in parts)
         return self._views.setdefault(key, SlotViews(self._arena, parts, make))  # type: ignore[return-value]
 
     def forget(self) -> None:
