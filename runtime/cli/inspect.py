@@ -64,10 +64,10 @@ def command(source: Source, settings: Settings) -> None:
 
 
 def kinds(manifest: Manifest) -> dict[str, list[Block]]:
-    """The blocks by what becomes of them: always in memory, dense, expert."""
+    """The blocks by what becomes of them: always in memory, dense, expert, and residual where there are some."""
     found: dict[str, list[Block]] = {"resident": [], "dense": [], "expert": []}
     for block in manifest.blocks:
-        found["resident" if block.resident else block.id.kind].append(block)
+        found.setdefault("resident" if block.resident else block.id.kind, []).append(block)
     return found
 
 
