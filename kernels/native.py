@@ -11,6 +11,8 @@ _SIGNATURES = {
     "penstock_products_int4": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
     "penstock_decode_int8": [c_void_p] * 2 + [c_long] * 4 + [c_int],
     "penstock_decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],
+    "penstock_products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
+    "penstock_decode_nested": [c_void_p] * 2 + [c_long] * 4 + [c_int],
 }
 """Of functions that return nothing."""
 
@@ -29,7 +31,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 LIBRARY = _library()
-"""products.c and weighted_sum.c; None where they cannot be used."""
+"""products.c, weighted_sum.c and nested.c; None where they cannot be used."""
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
 """packed.c; it asks more of the processor."""

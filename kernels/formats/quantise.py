@@ -53,7 +53,7 @@ def asymmetric(rows: torch.Tensor, group: int, importance: torch.Tensor | None =
 
     ``importance`` [k]. Groups of one value are exact. Raises ValueError for NaN and infinities.
     """
-    x, weights = _grouped(finite(rows), group, importance)
+    x, weights = grouped(finite(rows), group, importance)
     low, high = x.amin(0), x.amax(0)
     middle, half = low / 2 + high / 2, high / 2 - low / 2
     sums = _Sums(x, weights)
@@ -106,9 +106,7 @@ class _Sums:
         return (errors if self._weights is None else errors.mul_(self._weights)).sum(0)
 
 
-def _grouped(
-    x: torch.Tensor, group: int, importance: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def grouped(x: torch.Tensor, group: int, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``x`` [r, k] as [group, r, groups], and what each column counts, [group, 1, groups], if not alike. Columns that
     fill up the last group are like the last one, and count nothing."""
     rows, k = x.shape

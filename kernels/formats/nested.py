@@ -1,0 +1,223 @@
+"""Bit-nested weights: the numbers of format ``int8`` in planes, the first of which is a 4-bit or 2-bit matrix.
+
+Idea: "D2MoE: Dual Routing and Dynamic Scheduling for Efficient On-Device MoE-based LLM Serving", and "Matryoshka
+Quantization". How an 8-bit number comes to be a code of four bits and four that are left: ``steps.py``. Two formats:
+
+    nested     codes (4 bits) with all else | what is left (4 bits)
+    stacked    upper bits of the codes (2) with all else | lower bits of the codes (2) | what is left (4)
+
+The planes of ``stacked`` up to the second are the numbers of the first of ``nested``, and all of either are those of
+``int8``. The matrix is stored in tiles of 16 rows, each plane a run of tiles, filled up with zeros at the end:
+
+    tile of the first plane     head | codes      of others: codes
+    head                        16 scales, bfloat16; per group 16 steps, uint8, and 16 offsets, int8; if stacked, per
+                                group 16 levels of 4 bits (row i and i + 8 in byte i); filled up to a multiple of 64
+    codes                       registers of 64 bytes, of 8 columns (4 bits) or 16 (2 bits): a word of 32 bits per row,
+                                even columns in its lower half and odd ones in its upper, from the lowest bits on
+
+What is left is stored with 8 added. kernels/nested.c multiplies by such matrices.
+"""
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ..calls import multiply
+from ..native import LIBRARY
+from .base import SLAB, Product
+from .quantise import symmetric
+from .steps import GROUP, LEFT, UNIT, line, nearest, nest
+
+MOST_ROWS = 8
+"""Of inputs, up to which products with the planes are faster than decoding them."""
+
+_TILE = 16
+_REGISTER = 64
+
+
+class BitNested:
+    """A format of nested planes, see above."""
+
+    exact = False
+
+    def __init__(self, name: str, *, split: bool) -> None:
+        """``split``: the codes are in two planes, of two bits each."""
+        self.name = name
+        self.planes = 3 if split else 2
+        self._split = split
+
+    def lengths(self, n: int, k: int) -> tuple[int, ...]:
+        shape = _Shape(n, k, self._split)
+        return tuple(shape.tiles * length for length in shape.tile_lengths)
+
+    def encode(
+        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        shape = _Shape(n, k, self._split)
+        planes = tuple(torch.empty(length, dtype=torch.uint8) for length in self.lengths(n, k))
+        first = 0
+        for slab in slabs:
+            for rows in slab.split(SLAB):
+                tiles = slice(first // _TILE, -(-(first + len(rows)) // _TILE))
+                for plane, length, part in zip(
+                    planes, shape.tile_lengths, shape.encoded(rows, importance), strict=True
+                ):
+                    plane.view(-1, length)[tiles] = part
+                first += len(rows)
+        return planes
+
+    def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        if LIBRARY is not None and out.dtype == torch.bfloat16:
+            addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
+            threads = torch.get_num_threads()
+            LIBRARY.penstock_decode_nested(addresses, out.data_ptr(), k, self.planes, rows.start, len(out), threads)
+            return
+        shape = _Shape(n, k, self._split)
+        tiles = slice(rows.start // _TILE, -(-rows.stop // _TILE))
+        parts = [plane.view(shape.tiles, -1)[tiles] for plane in planes]
+        out.copy_(shape.decoded(parts)[: rows.stop - rows.start])
+
+    def products(self, rows: int, n: int, k: int) -> Product | None:
+        if LIBRARY is None or rows > MOST_ROWS:
+            return None
+        return _Product(rows, n, k, planes=self.planes)
+
+
+NESTED = BitNested("nested", split=False)
+STACKED = BitNested("stacked", split=True)
+
+
+class _Product:
+    """The products of penstock_nested; a call may have matrices with different numbers of planes."""
+
+    def __init__(self, rows: int, n: int, k: int, *, planes: int) -> None:
+        self._rows, self._n, self._k, self._planes = rows, n, k, planes
+        self._room = -(-k // GROUP) * rows * (GROUP * 2 + 4)
+        self._threads = torch.get_num_threads()
+
+    def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
+        assert LIBRARY is not None
+        room = torch.empty(len(inputs) * self._room, dtype=torch.uint8)
+        return multiply(
+            LIBRARY.penstock_products_nested,
+            [address for planes in matrices for address in (*planes, *[0] * (self._planes - len(planes)))],
+            inputs,
+            self._rows,
+            self._n,
+            self._k,
+            self._planes,
+            room.data_ptr(),
+            threads=self._threads,
+        )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Where the numbers of a matrix [n, k] lie in its planes."""
+
+    n: int
+    k: int
+    split: bool
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.n // _TILE)
+
+    @property
+    def groups(self) -> int:
+        return -(-self.k // GROUP)
+
+    @property
+    def _head(self) -> int:
+        levels = self.groups * _TILE // 2 if self.split else 0
+        return -(-(2 * _TILE * (self.groups + 1) + levels) // _REGISTER) * _REGISTER
+
+    @property
+    def tile_lengths(self) -> tuple[int, ...]:
+        """Bytes of a tile of each plane."""
+        if not self.split:
+            codes = -(-self.k // 8) * _REGISTER
+            return self._head + codes, codes
+        codes = -(-self.k // 16) * _REGISTER
+        return self._head + codes, codes, 2 * codes
+
+    def encoded(self, weights: torch.Tensor, importance: torch.Tensor | None) -> list[torch.Tensor]:
+        """Tiles [t, length] of each plane, of some rows of the matrix."""
+        weights = weights.float()
+        integers, scales = symmetric(weights, importance)
+        numbers = nest(weights, integers.float(), scales.float(), importance, leveled=self.split)
+
+        tiles = -(-len(weights) // _TILE)
+        head = torch.zeros(tiles, self._head, dtype=torch.uint8)
+        head[:, : 2 * _TILE] = _tiled(scales.unsqueeze(1)).view(torch.uint8).view(tiles, -1)
+        ends = 2 * _TILE, 2 * _TILE * (self.groups + 1)
+        pairs = head[:, ends[0] : ends[1]].view(tiles, self.groups, 2, _TILE)
+        pairs[:, :, 0] = _tiled(numbers.steps.byte()).transpose(1, 2)
+        pairs[:, :, 1] = _tiled(numbers.offsets.char().view(torch.uint8)).transpose(1, 2)
+        left = _registers(numbers.left + LEFT, 4)
+        if not self.split:
+            planes = [_registers(numbers.codes, 4), left]
+        else:
+            assert numbers.levels is not None
+            levels = _tiled(numbers.levels.byte()).transpose(1, 2)
+            packed = levels[:, :, : _TILE // 2] | levels[:, :, _TILE // 2 :] << 4
+            head[:, ends[1] : ends[1] + packed[0].numel()] = packed.reshape(tiles, -1)
+            upper = (numbers.codes / 4).floor_()
+            planes = [_registers(upper, 2), _registers(numbers.codes - 4 * upper, 2), left]
+        lengths = self.tile_lengths
+        first = torch.cat((head, planes[0][:, : lengths[0] - self._head]), 1)
+        return [first, *(plane[:, :length] for plane, length in zip(planes[1:], lengths[1:], strict=True))]
+
+    def decoded(self, planes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[16 * t, k], float32, of tiles [t, length] of the first planes or all."""
+        tiles = len(planes[0])
+        head = planes[0][:, : self._head]
+        scales = head[:, : 2 * _TILE].contiguous().view(torch.bfloat16).float().view(-1, 1)
+        end = 2 * _TILE * (self.groups + 1)
+        pairs = head[:, 2 * _TILE : end].reshape(tiles, self.groups, 2, _TILE)
+        steps = pairs[:, :, 0].transpose(1, 2).reshape(-1, self.groups, 1).float()
+        offsets = pairs[:, :, 1].view(torch.int8).transpose(1, 2).reshape(-1, self.groups, 1).float()
+        codes = self._codes(planes[0][:, self._head :], 2 if self.split else 4)
+        if self.split and len(planes) == 1:
+            packed = head[:, end : end + self.groups * _TILE // 2].reshape(tiles, self.groups, -1)
+            levels = torch.cat((packed & 15, packed >> 4), 2).transpose(1, 2).reshape(-1, self.groups, 1).float()
+            centre, spread = line(levels)
+            codes = centre + spread * (codes - 1.5)
+        elif self.split:
+            codes = 4 * codes + self._codes(planes[1], 2)
+        if len(planes) == (3 if self.split else 2):
+            numbers = nearest(steps, codes) + offsets + self._codes(planes[-1], 4) - LEFT
+        else:
+            numbers = steps / UNIT * codes + offsets
+        return numbers.flatten(1)[:, : self.k] * scales
+
+    def _codes(self, registers: torch.Tensor, bits: int) -> torch.Tensor:
+        """[16 * t, G, GROUP], float32, of [t, bytes]; zeros past the last register."""
+        size = self.groups * GROUP * _TILE * bits // 8
+        whole = functional.pad(registers, (0, size - registers.shape[1])).view(
+            len(registers), self.groups, GROUP * bits // 32, _TILE, 2, 2
+        )  # tile, group, register, row, half word, byte
+        parts = [(whole >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+        return torch.stack(parts, 6).permute(0, 3, 1, 2, 5, 6, 4).reshape(-1, self.groups, GROUP).float()
+
+
+def _tiled(numbers: torch.Tensor) -> torch.Tensor:
+    """[t, 16, ...] of [rows, ...], with zeros at the end."""
+    missing = -len(numbers) % _TILE
+    if missing:
+        numbers = torch.cat((numbers, numbers.new_zeros(missing, *numbers.shape[1:])))
+    return numbers.view(-1, _TILE, *numbers.shape[1:])
+
+
+def _registers(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """[t, bytes] of codes [GROUP, rows, G], float32."""
+    _, rows, groups = codes.shape
+    pairs = 16 // bits
+    powers = torch.tensor([float(1 << bits * place) for place in range(pairs)])
+    halves = torch.matmul(powers, codes.view(-1, pairs, 2 * rows * groups)).to(torch.int32)  # sums below 1 << 16
+    lower, upper = halves.view(-1, 2, rows, groups).unbind(1)
+    words = functional.pad(lower | upper << 16, (0, 0, 0, -rows % _TILE)).unflatten(1, (-1, _TILE))
+    return words.permute(1, 3, 0, 2).contiguous().view(torch.uint8).flatten(1)

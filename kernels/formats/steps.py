@@ -1,0 +1,179 @@
+"""The base of bit-nested numbers: which 4-bit code, and of what step and offset, comes nearest to each 8-bit number.
+
+An integer q in [-127, 127] of a group of columns is ``z + round(d * b) + r``: offset z and step d of the group, code b
+in [0, 15], and what is left, r in [-8, 7]. Without r, the number is ``z + d * b``. Ranges of several widths are tried,
+and the best refined: the codes are the nearest ones for the step and offset, these the least-squares solution for the
+codes (Lloyd, "Least Squares Quantization in PCM"). Steps and offsets that some r would not fit are moved until it does.
+"""
+
+from dataclasses import dataclass, fields
+from functools import reduce
+
+import torch
+
+from .quantise import grouped
+
+GROUP = 32
+"""Columns with one step and offset."""
+UNIT = 16
+"""Steps are multiples of ``1 / UNIT``."""
+LEFT = 8
+"""What is left lies in [-LEFT, LEFT - 1]."""
+MOST_CODE = 15
+
+_LARGEST_STEP = 255
+_WIDTHS = (1.0, 0.9)  # of the range
+_REFINEMENTS = 2
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Nested:
+    """The numbers of rows [h, k] in G groups: float32, all but ``levels`` integers."""
+
+    steps: torch.Tensor
+    """[h, G], in units of ``1 / UNIT``, 1 to 255."""
+    offsets: torch.Tensor
+    """[h, G], -128 to 127."""
+    codes: torch.Tensor
+    """[GROUP, h, G], 0 to 15; past column k they mean nothing."""
+    left: torch.Tensor
+    """[GROUP, h, G], -LEFT to LEFT - 1."""
+    levels: torch.Tensor | None
+    """[h, G], if wanted: what the upper two bits of the codes mean by themselves, 0 to 15, see ``line``."""
+
+
+def line(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes that upper bits c stand for by themselves: ``centre + spread * (c - 1.5)``, float32."""
+    return 6.75 + 0.5 * (levels % 4), 3.25 + 0.5 * (levels // 4)
+
+
+def nearest(steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """The integer nearest to ``steps / UNIT * codes``, upwards at the half; steps in units of ``1 / UNIT``, float32."""
+    return (steps / UNIT * codes).add_(0.5).floor_()
+
+
+def nest(
+    weights: torch.Tensor,
+    integers: torch.Tensor,
+    scales: torch.Tensor,
+    importance: torch.Tensor | None = None,
+    *,
+    leveled: bool = False,
+) -> Nested:
+    """The numbers for ``weights`` [h, k] that were rounded to ``integers * scales``, scales [h]; all float32. Errors in
+    a column count by ``importance`` [k]. ``levels`` are there if ``leveled``."""
+    # A weight that is clipped to 127 counts as that: else its code could not be made up for by what is left.
+    exact = torch.where(scales[:, None] > 0, weights / scales[:, None], 0).clamp_(integers - 0.5, integers + 0.5)
+    fit = _Fit(exact, integers, importance)
+    steps, offsets = fit.best()
+    codes = fit.codes(steps, offsets)
+    levels = fit.levels(steps, offsets, codes) if leveled else None
+    offsets += fit.centre
+    from_offset = fit.integers - offsets
+    left = from_offset - nearest(steps, codes)
+    # The nearest code of a long step may be one too far away.
+    codes += (left >= LEFT).float().sub_((left < -LEFT).float())
+    left = from_offset.sub_(nearest(steps, codes))
+    return Nested(steps, offsets, codes, left, levels)
+
+
+class _Fit:
+    """The search for the steps and offsets of groups. Columns come first, so that sums over them run along rows;
+    weights are counted from an integer near the centre of their group, so that sums of squares lose nothing."""
+
+    def __init__(self, weights: torch.Tensor, integers: torch.Tensor, importance: torch.Tensor | None) -> None:
+        self.integers, self._counts = grouped(integers, GROUP, importance)
+        least, most = self.integers.amin(0), self.integers.amax(0)
+        self.centre = ((least + most) / 2).round_()
+        self._weights = grouped(weights, GROUP, None)[0] - self.centre
+        # Bounds: what is left makes up for LEFT - 1 past the last code, and for LEFT before the first.
+        self._most_offset, self._least_end = least - self.centre + LEFT, most - self.centre - (LEFT - 1)
+        span = self._least_end - self._most_offset
+        self._least_steps = ((span - 0.5) * (UNIT / MOST_CODE)).ceil_().clamp_(1, _LARGEST_STEP)
+        self._total = torch.full_like(least, GROUP) if self._counts is None else self._counts.sum(0)
+        counted = self._counted(self._weights)
+        self._first, self._second = counted.sum(0), (counted * self._weights).sum(0)
+
+    def best(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Steps and offsets [h, G]; these from the centre on."""
+        least, most = self._weights.amin(0), self._weights.amax(0)
+        width = most - least
+        first, *others = (self._tried(width * (part / MOST_CODE), least + width * ((1 - part) / 2)) for part in _WIDTHS)
+        best = reduce(_better, others, first)
+        for _ in range(_REFINEMENTS):
+            best = _better(best, self._tried(best.slope, best.at_zero))
+        return best.steps, best.offsets
+
+    def codes(self, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """[GROUP, h, G], the nearest ones."""
+        return self._unrounded(steps, offsets).round_().clamp_(0, MOST_CODE)
+
+    def levels(self, steps: torch.Tensor, offsets: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """[h, G], the best ones."""
+        upper = torch.floor(codes / 4).sub_(1.5)
+        counted = self._counted(upper)
+        first, second = counted.sum(0), (counted * upper).sum(0)
+        slope, at_zero = self._line(first, second, (counted * self._weights).sum(0))
+        # In codes; how far each spread is from the best one, and which centre is best with it.
+        slope, at_zero = slope * (UNIT / steps), (at_zero - offsets) * (UNIT / steps)
+        spreads = torch.arange(4.0).view(4, 1, 1)
+        turned = line(4 * spreads)[1] - slope
+        wanted = at_zero - turned * (first / self._total.clamp(min=_TINY))
+        centres = ((wanted - line(spreads[0])[0]) / 0.5).round_().clamp_(0, 3)
+        apart = line(centres)[0] - at_zero
+        error = apart * apart * self._total + 2 * apart * turned * first + turned * turned * second
+        best = error.argmin(0, keepdim=True)
+        return (4 * best + centres.gather(0, best))[0]
+
+    def _tried(self, step: torch.Tensor, offset: torch.Tensor) -> "_Candidate":
+        steps, offsets = self._possible(step, offset)
+        by = steps / UNIT
+        unrounded = self._unrounded(steps, offsets)
+        codes = unrounded.round().clamp_(0, MOST_CODE)
+        counted = self._counted(codes)
+        first, second, both = counted.sum(0), (codes * counted).sum(0), unrounded.mul_(counted).sum(0)
+        error = self._second - 2 * offsets * self._first + offsets * offsets * self._total
+        error += by * by * (second - 2 * both)
+        return _Candidate(steps, offsets, error, *self._line(first, second, by * both + offsets * first))
+
+    def _possible(self, step: torch.Tensor, offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The nearest step and offset with which all integers can be made up."""
+        steps = torch.maximum((step * UNIT).round_(), self._least_steps).clamp_(max=_LARGEST_STEP)
+        lowest = self._least_end - nearest(steps, torch.tensor(float(MOST_CODE)))
+        offsets = torch.minimum(torch.maximum(offset.round(), lowest), self._most_offset)
+        return steps, (offsets + self.centre).clamp_(-128, 127).sub_(self.centre)
+
+    def _unrounded(self, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        inverse = UNIT / steps
+        return torch.addcmul(-offsets * inverse, self._weights, inverse)
+
+    def _line(self, first: torch.Tensor, second: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The line through the weights over numbers with these sums, of them, of their squares, and of their products
+        with the weights: its slope, and where it is at 0."""
+        varied = (second * self._total - first * first).clamp_(min=_TINY)
+        slope = (both * self._total - first * self._first) / varied
+        return slope, (self._first - slope * first) / self._total.clamp(min=_TINY)
+
+    def _counted(self, numbers: torch.Tensor) -> torch.Tensor:
+        return numbers if self._counts is None else numbers * self._counts
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """For each group, all [h, G]."""
+
+    steps: torch.Tensor
+    offsets: torch.Tensor
+    error: torch.Tensor
+    """The sum of squares, up to rounding."""
+    slope: torch.Tensor
+    at_zero: torch.Tensor
+    """The best step and offset for its codes."""
+
+
+def _better(one: _Candidate, other: _Candidate) -> _Candidate:
+    less = other.error < one.error
+    return _Candidate(
+        *(torch.where(less, getattr(other, field.name), getattr(one, field.name)) for field in fields(one))
+    )
