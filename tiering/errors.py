@@ -49,6 +49,14 @@ class PromptTooLong(PenstockError):
     """The prompt has more tokens than the model has positions."""
 
 
+class TextError(PenstockError):
+    """A text for a model to read cannot be read, or is too short."""
+
+
+class EvaluationError(PenstockError):
+    """What a weight format does to a model cannot be measured."""
+
+
 class TraceError(PenstockError):
     """A trace cannot be recorded, written or used."""
 

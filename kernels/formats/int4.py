@@ -124,7 +124,7 @@ def torch_reads_this() -> bool:
 
 
 def _packed(numbers: torch.Tensor) -> torch.Tensor:
-    """[k, 32] of up to 64 rows ``numbers`` [r, k], uint8; rows that are not there are number 0, which is stored as 8."""
+    """[k, 32] of up to 64 rows ``numbers`` [r, k], uint8; rows that are not there are number 0, stored as 8."""
     whole = functional.pad(numbers, (0, 0, 0, _BLOCK - len(numbers)), value=8)
     return (whole[:_HALF] | whole[_HALF:] << 4).T
 

@@ -1,6 +1,6 @@
 """int8: whole numbers of 8 bits, a scale for each row. The bytes are those that ``torch._weight_int8pack_mm`` reads.
 
-    plane: int8 [n, k], filled up to a multiple of 64 bytes, then scales, bfloat16 [n]; a weight is number * scale.
+plane: int8 [n, k], filled up to a multiple of 64 bytes, then scales, bfloat16 [n]; a weight is number * scale.
 """
 
 from collections.abc import Iterable, Sequence
@@ -59,9 +59,7 @@ class Int8:
         return partial(_torch_product, rows, n, k) if rows <= TORCH_MOST_ROWS and k % TORCH_STEP == 0 else None
 
 
-def _torch_product(
-    rows: int, n: int, k: int, matrices: Sequence[Sequence[int]], inputs: Sequence[int]
-) -> torch.Tensor:
+def _torch_product(rows: int, n: int, k: int, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
     length = _scales_at(n, k) + 2 * n
     outs = []
     for (address,), at in zip(matrices, inputs, strict=True):

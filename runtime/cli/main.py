@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from ...tiering.errors import PenstockError
 from . import bench, config, doctor, generate, inspect, pack, plan, profile, verify
+from . import eval as evaluation
 from .console import BROKEN_PIPE, INTERRUPTED, drop_output, fail, say
 from .options import expand
 
@@ -62,7 +63,7 @@ def _options(
     pass
 
 
-for _module in (generate, pack, verify, inspect, plan, profile, doctor, config, bench):
+for _module in (generate, pack, verify, inspect, plan, profile, evaluation, doctor, config, bench):
     app.command(_module.__name__.rpartition(".")[2])(expand(_module.command))
 
 

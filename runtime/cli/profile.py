@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...tiering.errors import TraceError
+from ...tiering.errors import TextError, TraceError
 from ..progress import shown
 from ..tracefile import destination, write
 from .console import print_json, print_table, quiet_libraries, say, waiting
 from .opening import load_model, open_files, read_tokenizer
 from .options import Settings, Source
+from .text import WINDOW, beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 TOKENS = 4096
 """Tokens of the text when none are asked for."""
-WINDOW = 512
-"""Tokens that the model sees at a time: enough for the longest segments, little memory for what is computed."""
 LEAST = 16
 """Tokens of a text below which nothing can be said."""
 MIDDLE = 16
@@ -46,7 +45,7 @@ def command(
     """Run a text through MODEL, record which experts each token uses, and say how well that suits offloading them."""
     config = settings.load()
     trace_file, picture = _destinations(out, plot)
-    content = _read_text(text)
+    content = read_text(text)
     quiet_libraries()
     routes = _record(source, config, content, Path(text).name, tokens, window)
     if trace_file is not None:
@@ -76,8 +75,8 @@ def _record(
         _check_experts(opened.config, source)
         tokenizer = read_tokenizer(opened, "profile reads its text with one")
         ids = _encode(tokenizer, content, name, tokens)
-        first = _beginning(tokenizer)
-        size = _window(window, len(first), opened.positions)
+        first = beginning(tokenizer)
+        size = window_size(window, len(first), opened.positions, "--window")
         from ..profiling import profile
 
         model = load_model(source, config, bar)
@@ -100,17 +99,6 @@ def _destinations(out: str | None, plot: str | None) -> tuple[Path | None, Path 
     return destination(out) if out is not None else None, destination(plot) if plot is not None else None
 
 
-def _read_text(name: str) -> str:
-    try:
-        return Path(name).expanduser().read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise TraceError(
-            f"{name} is no text in UTF-8 ({error.reason} at byte {error.start}); name another file"
-        ) from error
-    except OSError as error:
-        raise TraceError(f"the text {name} cannot be read: {error.strerror}; name another file") from error
-
-
 def _check_experts(config: Any, source: Source) -> None:
     """Raise TraceError for a model without experts, before it is packed."""
     import torch
@@ -123,34 +111,14 @@ def _check_experts(config: Any, source: Source) -> None:
 
 
 def _encode(tokenizer: Any, content: str, name: str, wanted: int | None) -> list[int]:
-    """The first tokens of ``content``; no more of it is tokenized than is needed. Raises TraceError if it is short."""
-    most, characters = wanted or TOKENS, 8 * (wanted or TOKENS)
-    while True:
-        ids: list[int] = tokenizer(content[:characters], add_special_tokens=False)["input_ids"]
-        # The last of them may be another one when more of the text is known.
-        if len(ids) > most or characters >= len(content):
-            break
-        characters *= 2
+    """The first tokens of ``content``. Raises TextError if it is short."""
+    ids = encode(tokenizer, content, wanted or TOKENS)
     if len(ids) < (wanted or LEAST):
-        raise TraceError(
+        raise TextError(
             f"{name} has {len(ids)} tokens, {wanted or LEAST} are needed; name a longer text"
             + (f", or ask for --tokens {len(ids)}" if wanted and len(ids) >= LEAST else "")
         )
-    return ids[:most]
-
-
-def _beginning(tokenizer: Any) -> list[int]:
-    """The tokens that this model wants at the beginning of every text: at most one."""
-    special: list[int] = tokenizer("")["input_ids"]
-    return special[:1] if special[:1] == [tokenizer.bos_token_id] else []
-
-
-def _window(wanted: int | None, first: int, positions: int | None) -> int:
-    """Tokens of a sequence, with those that every text begins with."""
-    if wanted is not None and positions is not None and wanted > positions:
-        raise typer.BadParameter(f"the model has {positions} positions", param_hint="--window")
-    size = wanted or min(WINDOW, positions or WINDOW)
-    return max(size, first + 1)
+    return ids
 
 
 def _print(found: dict[str, Any]) -> None:

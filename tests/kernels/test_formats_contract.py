@@ -112,7 +112,11 @@ def test_numbers_that_are_none_are_refused_or_kept(weights: Format, bad: float) 
 
 @formats
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, -0.0, 1e-30, 3e-38]), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, -0.0, 1e-30, 3e-38]), min_size=1, max_size=4
+    )
+)
 def test_rows_of_one_number_are_exact(weights: Format, numbers: list[float]) -> None:
     whole = torch.tensor(numbers).bfloat16()[:, None].expand(len(numbers), 160).contiguous()
     whole = whole.repeat(64, 1)

@@ -1,4 +1,4 @@
-"""int8 and int4: the bytes are those that torch's kernels read, and the portable way gives what the compiled one does."""
+"""int8 and int4: the bytes that torch's kernels read; the portable way gives what the compiled one does."""
 
 from collections.abc import Iterator
 
@@ -74,7 +74,7 @@ def test_without_the_compiled_half_torch_multiplies(
 ) -> None:
     n, k = shape
     product = weights.products(2, n, k)
-    if (k % int8.TORCH_STEP if isinstance(weights, Int8) else not int4.torch_reads_this()):
+    if k % int8.TORCH_STEP if isinstance(weights, Int8) else not int4.torch_reads_this():
         assert product is None
         return
     assert product is not None

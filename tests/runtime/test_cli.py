@@ -23,7 +23,7 @@ from penstock.tiering.errors import PromptTooLong
 from penstock.tiering.units import GiB
 from tests.timings import TIMINGS
 
-COMMANDS = ("generate", "pack", "verify", "inspect", "plan", "profile", "doctor", "config", "bench")
+COMMANDS = ("generate", "pack", "verify", "inspect", "plan", "profile", "eval", "doctor", "config", "bench")
 PENSTOCK = (sys.executable, "-c", "from penstock.runtime.cli.main import run; run()")
 
 

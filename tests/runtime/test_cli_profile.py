@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from penstock.runtime.cli.main import main
-from penstock.runtime.cli.profile import _window
 from penstock.runtime.routes import Routes
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny-moe"
@@ -64,23 +63,6 @@ def test_by_default_all_of_a_short_text_and_a_table(run):
     assert "text: " in out.splitlines()[0]
     assert "knee: " in out
     assert out.count("model.layers.") == 6
-
-
-def test_only_as_much_is_tokenized_as_is_needed(run, monkeypatch):
-    from penstock.runtime.cli import profile
-
-    sizes = []
-    real = profile.read_tokenizer
-
-    def counting(*arguments):
-        tokenizer = real(*arguments)
-        return lambda text, **more: sizes.append(len(text)) or tokenizer(text, **more)
-
-    tokenizer = counting(type("O", (), {"folder": TINY, "trust_remote_code": False}), "")
-    ids = profile._encode(tokenizer, "word " * 100_000, "text", 100)
-    assert len(ids) == 100
-    assert sizes == [800]
-    assert len(profile._encode(tokenizer, "  " * 100_000, "text", 3000)) == 3000, "and as much as that is"
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])
@@ -160,13 +142,6 @@ def test_more_tokens_at_a_time_than_the_model_has_positions(run):
     code, _, err = run(TINY, "--text", "text", "--window", 1025)
     assert code == 2
     assert "1024 positions" in err
-
-
-def test_windows():
-    assert _window(None, 1, 4096) == 512
-    assert _window(None, 1, 100) == 100
-    assert _window(None, 0, None) == 512
-    assert _window(64, 1, 100) == 64
 
 
 def test_a_folder_that_is_no_model(run, tmp_path):

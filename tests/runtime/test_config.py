@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.runtime.config import Config, auto_host_memory
-from penstock.runtime.settings import LATER, OVERRIDES
+from penstock.runtime.settings import LATER, OVERRIDES, WEIGHT_FORMATS
 from penstock.tiering.errors import ConfigError, DeviceUnavailable
 from penstock.tiering.policy.placement import SizedBlock, place, with_working_memory
 from penstock.tiering.units import BlockId, GiB, MiB
@@ -81,7 +81,12 @@ def test_every_override_reaches_its_key(name, tmp_path):
         "flash_limit": 9,
         "store": tmp_path / "s",
         "store_stripes": (tmp_path / "a", tmp_path / "b"),
-        "weights_format": "as-is",
+        "weights_format": "int8",
+        "weights_experts": "int4-64",
+        "weights_attention": "as-is",
+        "weights_dense": "lossless",
+        "weights_embeddings": "int8",
+        "weights_output": "int4",
         "experts_eviction": "lfu",
         "experts_prefetch": "off",
         "io_backend": "threads",
@@ -141,7 +146,9 @@ def test_override_of_a_config():
         ("[store]\nstripes = 3", ["stripes = 3", "list of folders"]),
         ('[store]\nstripes = ["a", ""]', ["path of a folder"]),
         ('[store]\nstripes = ["a", "b/../a", "./a"]', ["named twice"]),
-        ('[weights]\nformat = "int4"', ['format = "int4"', 'only "as-is"']),
+        ('[weights]\nformat = "int3"', ['format = "int3"', "as-is, lossless", 'did you mean "int']),
+        ("[weights]\nexperts = 4", ["experts = 4", "as-is, lossless"]),
+        ('[weights]\nformat = "auto"', ['format = "auto"', "as-is, lossless"]),
         ('[experts]\neviction = "LUR"', ['one of "auto", "next-use", "lfu"', 'did you mean "lru"']),
         ('[io]\nbackend = "mmap"', ['one of "auto", "io_uring", "threads", "buffered"']),
         ('[io]\ndepth = "4"', ['depth = "4"', "number from 1"]),
@@ -208,7 +215,8 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
             "flash_limit": sizes,
             "store": texts.map(lambda text: "/" + text),
             "store_stripes": st.lists(texts.map(lambda text: "/" + text), max_size=3, unique_by=Path),
-            "weights_format": st.just("as-is"),
+            "weights_format": st.sampled_from(WEIGHT_FORMATS),
+            "weights_experts": st.sampled_from(("auto", *WEIGHT_FORMATS)),
             "experts_eviction": st.sampled_from(["auto", "lru", "lfu"]),
             "experts_prefetch": st.sampled_from(["auto", "off"]),
             "io_backend": st.sampled_from(["auto", "io_uring", "threads", "buffered"]),

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import penstock
 from penstock.runtime import convert
 from penstock.runtime.pack import pack_model
 from penstock.tiering.errors import CheckpointError, ConfigError
@@ -192,5 +193,5 @@ def test_a_missing_expert_is_noticed(tmp_path: Path) -> None:
 def test_an_unknown_weights_format_is_refused(tmp_path: Path) -> None:
     source = save_tiny("llama", tmp_path / "checkpoint")
     with pytest.raises(ConfigError, match="as-is"):
-        packed(source, tmp_path / "store", codec="int3")
+        penstock.load(source, store=tmp_path / "store", weights_format="int3")
     assert not (tmp_path / "store").exists()

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from penstock.tiering.errors import BundleCorrupt, BundleVersionError
 from penstock.tiering.store.manifest import (
+    ENCODED,
     TENSOR_ALIGNMENT,
-    VERSION,
     Block,
     DataFile,
     Drive,
     Manifest,
+    Packing,
     TensorSpec,
     dump,
     parse,
@@ -45,7 +46,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
     on = [draw(st.integers(0, max(0, len(drives) - 1))) for _ in lengths]
     files = tuple(DataFile(f"data-{n:05}.bin", length, on[n]) for n, length in enumerate(lengths))
     tied = draw(st.dictionaries(names, names, max_size=2))
-    return Manifest(draw(names), draw(names), "bfloat16", "as-is", tied, files, tuple(blocks), drives)
+    notes = tuple(draw(st.lists(names, max_size=2)))
+    return Manifest(draw(names), draw(names), "bfloat16", "as-is", tied, files, tuple(blocks), drives, notes)
 
 
 MANIFEST = Manifest(
@@ -75,12 +77,22 @@ STRIPED = replace(
 )
 
 
+def test_an_encoded_matrix_is_one_that_older_versions_refuse() -> None:
+    block = MANIFEST.blocks[1]
+    packed = replace(block.tensors[0], dtype="bfloat16", shape=(8, 8), packing=Packing("int8", 1, True, 24))
+    encoded = replace(MANIFEST, blocks=(MANIFEST.blocks[0], replace(block, tensors=(packed,))))
+    document = json.loads(dump(encoded))
+    assert document["version"] == 3
+    assert document["blocks"][1]["tensors"] == [["e.w", "bfloat16", [8, 8], 64, 1, ["int8", 1, True, 24]]]
+    assert parse(dump(encoded), "here") == encoded
+
+
 def test_a_plain_bundle_is_one_that_older_versions_read() -> None:
     document = json.loads(dump(MANIFEST))
     assert document["version"] == 1
     assert "drives" not in document
     assert document["files"] == [{"name": "data-00000.bin", "length": 3 * PAGE}]
-    assert json.loads(dump(STRIPED))["version"] == VERSION == 2
+    assert json.loads(dump(STRIPED))["version"] == 2
 
 
 def test_drives_have_places_and_bytes(tmp_path: Path) -> None:
@@ -124,8 +136,8 @@ def test_tensors_are_placed_aligned_and_apart(tensors: list[tuple[str, str, tupl
 
 
 def test_a_newer_version_says_so() -> None:
-    document = json.loads(dump(MANIFEST)) | {"version": VERSION + 1}
-    with pytest.raises(BundleVersionError, match=f"here has bundle version {VERSION + 1}.*upgrade penstock"):
+    document = json.loads(dump(MANIFEST)) | {"version": ENCODED + 1}
+    with pytest.raises(BundleVersionError, match=f"here has bundle version {ENCODED + 1}.*upgrade penstock"):
         parse(json.dumps(document), "here")
 
 

@@ -1,0 +1,49 @@
+"""A text that a command has a model read: its file, its tokens, how many of them at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ...tiering.errors import TextError
+
+WINDOW = 512
+"""Tokens that the model sees at a time: enough to say something, little memory for what is computed."""
+
+
+def read_text(name: str) -> str:
+    """The text in the file ``name``, UTF-8. Raises TextError."""
+    try:
+        return Path(name).expanduser().read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"{name} is no text in UTF-8 ({error.reason} at byte {error.start}); name another file"
+        ) from error
+    except OSError as error:
+        raise TextError(f"the text {name} cannot be read: {error.strerror}; name another file") from error
+
+
+def encode(tokenizer: Any, content: str, most: int) -> list[int]:
+    """The first tokens of ``content``, ``most`` of them at most; no more of it is tokenized than is needed."""
+    characters = 8 * most
+    while True:
+        ids: list[int] = tokenizer(content[:characters], add_special_tokens=False)["input_ids"]
+        # The last of them may be another one when more of the text is known.
+        if len(ids) > most or characters >= len(content):
+            return ids[:most]
+        characters *= 2
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """The tokens that this model wants at the beginning of every text: at most one."""
+    special: list[int] = tokenizer("")["input_ids"]
+    return special[:1] if special[:1] == [tokenizer.bos_token_id] else []
+
+
+def window_size(wanted: int | None, first: int, positions: int | None, option: str) -> int:
+    """Tokens that the model sees at a time, with the ``first`` ones that every text begins with; ``wanted`` came from
+    ``option``. Raises BadParameter."""
+    if wanted is not None and positions is not None and wanted > positions:
+        raise typer.BadParameter(f"the model has {positions} positions", param_hint=option)
+    size = wanted or min(WINDOW, positions or WINDOW)
+    return max(size, first + 1)
