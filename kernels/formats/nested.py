@@ -60,7 +60,7 @@ class BitNested:
         planes = tuple(torch.empty(length, dtype=torch.uint8) for length in self.lengths(n, k))
         first = 0
         for slab in slabs:
-            for rows in slab.split(SLAB):
+            for rows in torch.split(slab, SLAB):
                 tiles = slice(first // _TILE, -(-(first + len(rows)) // _TILE))
                 for plane, length, part in zip(
                     planes, shape.tile_lengths, shape.encoded(rows, importance), strict=True
@@ -219,5 +219,5 @@ def _registers(codes: torch.Tensor, bits: int) -> torch.Tensor:
     powers = torch.tensor([float(1 << bits * place) for place in range(pairs)])
     halves = torch.matmul(powers, codes.view(-1, pairs, 2 * rows * groups)).to(torch.int32)  # sums below 1 << 16
     lower, upper = halves.view(-1, 2, rows, groups).unbind(1)
-    words = functional.pad(lower | upper << 16, (0, 0, 0, -rows % _TILE)).unflatten(1, (-1, _TILE))
-    return words.permute(1, 3, 0, 2).contiguous().view(torch.uint8).flatten(1)
+    words = functional.pad(lower | upper << 16, (0, 0, 0, -rows % _TILE))
+    return words.view(len(words), -1, _TILE, groups).permute(1, 3, 0, 2).contiguous().view(torch.uint8).flatten(1)

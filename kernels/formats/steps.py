@@ -8,6 +8,7 @@ codes (Lloyd, "Least Squares Quantization in PCM"). Steps and offsets that some 
 
 from dataclasses import dataclass, fields
 from functools import reduce
+from typing import TypeVar
 
 import torch
 
@@ -43,8 +44,11 @@ class Nested:
     """[h, G], if wanted: what the upper two bits of the codes mean by themselves, 0 to 15, see ``line``."""
 
 
-def line(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The codes that upper bits c stand for by themselves: ``centre + spread * (c - 1.5)``, float32."""
+Number = TypeVar("Number", float, torch.Tensor)
+
+
+def line(levels: Number) -> tuple[Number, Number]:
+    """What upper bits c stand for by themselves, the code ``centre + spread * (c - 1.5)``: these two."""
     return 6.75 + 0.5 * (levels % 4), 3.25 + 0.5 * (levels // 4)
 
 
@@ -117,14 +121,17 @@ class _Fit:
         slope, at_zero = self._line(first, second, (counted * self._weights).sum(0))
         # In codes; how far each spread is from the best one, and which centre is best with it.
         slope, at_zero = slope * (UNIT / steps), (at_zero - offsets) * (UNIT / steps)
-        spreads = torch.arange(4.0).view(4, 1, 1)
-        turned = line(4 * spreads)[1] - slope
-        wanted = at_zero - turned * (first / self._total.clamp(min=_TINY))
-        centres = ((wanted - line(spreads[0])[0]) / 0.5).round_().clamp_(0, 3)
-        apart = line(centres)[0] - at_zero
-        error = apart * apart * self._total + 2 * apart * turned * first + turned * turned * second
-        best = error.argmin(0, keepdim=True)
-        return (4 * best + centres.gather(0, best))[0]
+        mean = first / self._total.clamp(min=_TINY)
+        best, least = torch.zeros_like(steps), torch.full_like(steps, torch.inf)
+        for level in range(0, 16, 4):
+            lowest, spread = line(level)
+            turned = spread - slope
+            centre = ((at_zero - turned * mean - lowest) * 2).round_().clamp_(0, 3)
+            apart = lowest + centre / 2 - at_zero
+            error = apart * apart * self._total + 2 * apart * turned * first + turned * turned * second
+            best = torch.where(error < least, centre + level, best)
+            least = torch.minimum(error, least)
+        return best
 
     def _tried(self, step: torch.Tensor, offset: torch.Tensor) -> "_Candidate":
         steps, offsets = self._possible(step, offset)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from penstock.kernels.formats.base import SLAB, Format, UnsuitableShape
 from penstock.kernels.formats.registry import FORMATS
 
-ERRORS = {"int8": 0.008, "int4-32": 0.075, "int4-64": 0.085, "int4-128": 0.095}
+ERRORS = {"int8": 0.008, "nested": 0.008, "stacked": 0.008, "int4-32": 0.075, "int4-64": 0.085, "int4-128": 0.095}
 """Of the weights' norm, at most, on Gaussian weights; for each format that is not exact."""
 
 SHAPES = [(144, 256), (256, 72), (64, 128), (200, 100), (65, 333), (129, 163)]
