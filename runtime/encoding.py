@@ -11,7 +11,7 @@ from ..kernels.formats.registry import FORMATS
 from ..tiering.errors import CheckpointError
 from ..tiering.store.manifest import TENSOR_ALIGNMENT, Block, Packing, TensorSpec
 from ..tiering.units import BlockId, MiB
-from .formats import Choice
+from .formats import Choice, Key, of_matrix
 from .layout import Layout, relaid
 from .weights import Weights
 
@@ -23,11 +23,11 @@ Planes = tuple[int, ...]
 
 def encoded(
     plan: Layout,
-    choices: Mapping[str, Choice],
+    choices: Mapping[Key, Choice],
     lengths: Callable[[TensorSpec, int | None, Choice], Planes],
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[Layout, tuple[str, ...]]:
-    """``plan`` with the matrices in ``choices``, by name, encoded; and what had to stay as it is, in words.
+    """``plan`` with the matrices in ``choices`` encoded; and what had to stay as it is, in words.
 
     ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot;
     ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks
@@ -39,18 +39,20 @@ def encoded(
         stored: list[TensorSpec] = []
         further: dict[int, list[TensorSpec]] = {}
         for spec in block.tensors:
-            choice = choices.get(spec.name)
+            choice = of_matrix(choices, spec.name, block.id.expert)
             if choice is None:
                 stored.append(spec)
                 continue
             try:
-                planes = FORMATS[choice.format].lengths(*_shape(spec, choice)) or lengths(spec, block.id.expert, choice)
+                planes = FORMATS[choice.format].lengths(*shape_of(spec, choice)) or lengths(
+                    spec, block.id.expert, choice
+                )
             except UnsuitableShape as error:
                 notes.setdefault(f"{_where(block.id)} {list(spec.shape)} is stored as it is: {error}")
                 stored.append(spec)
                 continue
             address = spec.offset % TENSOR_ALIGNMENT
-            for plane, length in enumerate(planes):
+            for plane, length in enumerate(planes[: choice.planes]):
                 packing = Packing(choice.format, plane, choice.transposed, address)
                 made = replace(spec, offset=0, length=length, packing=packing)
                 (further.setdefault(plane, []) if plane else stored).append(made)
@@ -65,8 +67,8 @@ def encoded(
 class EncodedWeights:
     """``weights`` as the blocks of an encoded layout have them: those of a spec without a packing as they are."""
 
-    def __init__(self, weights: Weights, importance: Mapping[str, torch.Tensor] | None = None) -> None:
-        """``importance`` [k] of the columns of matrices, by name, where it is known."""
+    def __init__(self, weights: Weights, importance: Mapping[Key, torch.Tensor] | None = None) -> None:
+        """``importance`` [k] of the columns of matrices, where it is known."""
         self._weights, self._importance = weights, importance or {}
         self._made: dict[str, tuple[torch.Tensor, ...]] = {}
         self._of: tuple[str, int | None] | None = None
@@ -103,9 +105,10 @@ class EncodedWeights:
         if spec.name not in self._made:
             assert spec.packing is not None
             format_, choice = FORMATS[spec.packing.format], Choice(spec.packing.format, spec.packing.transposed)
-            slabs = _slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice)
+            rows = slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice)
             try:
-                self._made[spec.name] = format_.encode(slabs, *_shape(spec, choice), self._importance.get(spec.name))
+                important = of_matrix(self._importance, spec.name, expert)
+                self._made[spec.name] = format_.encode(rows, *shape_of(spec, choice), important)
             except ValueError as error:
                 raise CheckpointError(
                     f"{spec.name}{'' if expert is None else f' of expert {expert}'} cannot be stored as "
@@ -116,7 +119,7 @@ class EncodedWeights:
         return self._made[spec.name]
 
 
-def _shape(spec: TensorSpec, choice: Choice) -> tuple[int, int]:
+def shape_of(spec: TensorSpec, choice: Choice) -> tuple[int, int]:
     """The shape [n, k] of what is encoded."""
     rows, columns = spec.shape
     return (columns, rows) if choice.transposed else (rows, columns)
@@ -126,7 +129,7 @@ def _where(block: BlockId) -> str:
     return f"each expert of {block.module}" if block.kind == "expert" else block.module
 
 
-def _slabs(pieces: Iterable[memoryview], spec: TensorSpec, choice: Choice) -> Iterator[torch.Tensor]:
+def slabs(pieces: Iterable[memoryview], spec: TensorSpec, choice: Choice) -> Iterator[torch.Tensor]:
     """The matrix that comes in ``pieces`` of any size, as slabs of whole rows."""
     dtype = getattr(torch, spec.dtype)
     rows, columns = spec.shape

@@ -10,7 +10,7 @@ larger size can miss. It ends soon: steps of which a part may be taken give a bo
 from bisect import bisect_right
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import fsum
 
 GRID = 1 << 14
@@ -84,7 +84,7 @@ class _Ladder:
         self._steps = [
             _Step(unit, after, after.bytes - before.bytes, before.loss - after.loss)
             for unit, hull in enumerate(hulls)
-            for before, after in zip(hull, hull[1:], strict=False)
+            for before, after in pairwise(hull)
         ]
         self._steps.sort(key=lambda step: -step.slope)
         self.least = _bytes(self._lowest)

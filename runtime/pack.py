@@ -22,11 +22,13 @@ from ..tiering.store.stripes import parts_of, prepare_stripes, sweep
 from ..tiering.store.writer import BundleWriter, publish
 from ..tiering.units import KiB, MiB, align_up
 from .by_use import arrange
+from .calibration import Calibration, Calibrator
 from .checkpoint import Checkpoint
+from .dial import fitted
 from .digest import digest_files
 from .drives import drives_for
 from .encoding import EncodedWeights, encoded
-from .formats import Choice, Rules, choices
+from .formats import Rules, choices
 from .layout import Layout, layout
 from .model_files import copy_model_files, write_model_folder
 from .profiling import experts_of
@@ -40,6 +42,7 @@ LEAST_MEMORY = 4 * MiB
 """Packing may use this much whatever the budget: less would only make it slow."""
 
 _STAGING = 8 * MiB
+_NOTHING = Calibration({}, {})
 
 
 def pack(
@@ -54,6 +57,7 @@ def pack(
     trust_remote_code: bool = False,
     stripes: Sequence[Path] = (),
     routes: Routes | None = None,
+    calibrator: Calibrator | None = None,
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -61,8 +65,9 @@ def pack(
     ``dtype`` (None: the checkpoint's own) and in the formats of ``rules`` (as they are if not given), in at most
     ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit`` bytes. ``stripes`` are folders on other
     drives, to which blocks are dealt by measured speed. With ``routes``, experts that are used together lie together
-    where that pays. A bundle that is there is taken as it is, whatever drives it was dealt to, and without ``routes``
-    whatever the order of its experts.
+    where that pays, and those that are used more have more of the size that is to be fitted. With a ``calibrator``,
+    errors count by what it measures. A bundle that is there is taken as it is, whatever drives it was dealt to, and
+    without either whatever the order of its experts and the text it was calibrated with.
 
     Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when a drive
     fails, ConfigError when a folder cannot be used, TraceError when ``routes`` are of another model. What an
@@ -83,21 +88,28 @@ def pack(
     digest = digest_files(checkpoint.content, store, progress)
     identity = _identity(digest, str(dtype), rules, plan)
     target = store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}"
-    if order:
-        identity = _identity(digest, str(dtype), rules, layout(model, order=order))
+    seen = [calibrator.digest] if calibrator is not None else []
+    if routes is not None and rules.size is not None:
+        seen.append(routes.uses_digest())
+    if order or seen:
+        identity = _identity(digest, str(dtype), rules, layout(model, order=order), *seen)
         target = target.with_name(f"{target.name}-{identity[:8]}")
     elif routes is None:
-        target = _by_use(target) or target
+        target = _special(target) or target
 
     def job() -> _Job:
+        calibration = _NOTHING if calibrator is None else calibrator()
         weights, used, used_model, untied = _checkpoint_weights(
-            checkpoint, model, order, dtype, memory - _staging(memory)
+            checkpoint, model, order, dtype, max(LEAST_MEMORY, memory - calibration.nbytes) - _staging(memory)
         )
         name = str(dtype).removeprefix("torch.")
         manifest = Manifest(identity, digest, name, str(rules), used.tied, (), ())
         return _encoded(
             _Job(used, weights, manifest, lambda folder: copy_model_files(checkpoint.folder, folder, untied)),
-            choices(used_model, used, rules),
+            used_model,
+            rules,
+            calibration,
+            routes,
             progress,
         )
 
@@ -144,7 +156,7 @@ def pack_model(
     target = store / f"{_file_name(model.config.model_type)}-{identity[:16]}"
     return _pack(
         target,
-        lambda: _encoded(_Job(plan, weights, manifest, write_model), choices(model, plan, rules), progress),
+        lambda: _encoded(_Job(plan, weights, manifest, write_model), model, rules, _NOTHING, None, progress),
         staging=_STAGING,
         flash_limit=flash_limit,
         stripes=stripes,
@@ -188,13 +200,25 @@ def _checkpoint_weights(
     return weights, layout(model, weights.addresses(), order), model, True
 
 
-def _encoded(job: _Job, chosen: Mapping[str, Choice], progress: Progress | None) -> _Job:
-    """``job`` with the matrices in ``chosen`` encoded. Where a format's length depends on the numbers, they are encoded
-    once more, to find it out: places must be known before anything is written."""
+def _encoded(
+    job: _Job,
+    model: PreTrainedModel,
+    rules: Rules,
+    calibration: Calibration,
+    routes: Routes | None,
+    progress: Progress | None,
+) -> _Job:
+    """``job`` for ``model`` with its matrices encoded as ``rules`` say. Where a format's length depends on the numbers,
+    they are encoded once more, to find it out: places must be known before anything is written."""
+    bar = progress or Quiet()
+    # Inputs were seen by all names of a weight.
+    tied = job.plan.tied
+    seen = {tied.get(key, key) if isinstance(key, str) else key: each for key, each in calibration.importance.items()}
+    calibration = replace(calibration, importance=seen)
+    chosen = fitted(model, job.plan, choices(model, job.plan, rules), job.weights, calibration, routes, bar)
     if not chosen:
         return job
-    weights = EncodedWeights(job.weights)
-    bar = progress or Quiet()
+    weights = EncodedWeights(job.weights, calibration.importance)
     bar.start("measuring", job.plan.total_bytes)
     try:
         with one_torch_thread():
@@ -204,8 +228,8 @@ def _encoded(job: _Job, chosen: Mapping[str, Choice], progress: Progress | None)
     return replace(job, plan=plan, weights=weights, manifest=replace(job.manifest, notes=notes))
 
 
-def _by_use(target: Path) -> Path | None:
-    """The latest bundle of what ``target`` is for whose experts lie in another order, if there is one."""
+def _special(target: Path) -> Path | None:
+    """The latest bundle of what ``target`` is for that was made with a routing trace or a text, if there is one."""
     found = [folder for folder in target.parent.glob(f"{target.name}-{'[0-9a-f]' * 8}") if Bundle.is_bundle(folder)]
     return max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns, default=None)
 
@@ -284,10 +308,10 @@ def _pieces(block: Block, weights: Weights) -> Iterator[tuple[int, memoryview]]:
         assert at == spec.offset + spec.length, f"{spec.name} has {at - spec.offset} bytes instead of {spec.length}"
 
 
-def _identity(digest: str, dtype: str, rules: Rules, plan: Layout) -> str:
-    """SHA-256 of all that decides what the bundle holds. The layout too: it depends on transformers' version. Not the
-    drives: a bundle holds the same, however it is dealt."""
-    return hashlib.sha256(json.dumps([digest, dtype, str(rules), PLAIN, plan.digest()]).encode()).hexdigest()
+def _identity(digest: str, dtype: str, rules: Rules, plan: Layout, *seen: str) -> str:
+    """SHA-256 of all that decides what the bundle holds; ``seen`` are digests of what it was calibrated with. The
+    layout too: it depends on transformers' version. Not the drives: a bundle holds the same, however it is dealt."""
+    return hashlib.sha256(json.dumps([digest, dtype, str(rules), PLAIN, plan.digest(), *seen]).encode()).hexdigest()
 
 
 def _digest_model(plan: Layout, weights: Weights, progress: Progress) -> str:

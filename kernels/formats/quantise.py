@@ -92,7 +92,7 @@ class _Sums:
     def solution(
         self, numbers: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best scale for ``numbers``, rounded, and the best zero for that; ``scale`` where all numbers are equal."""
+        """The best scale for ``numbers``, rounded, and the best zero for that; ``scale`` where all are equal."""
         counted = numbers if self._weights is None else numbers * self._weights
         total, squares, common = counted.sum(0), (counted * numbers).sum(0), (counted * self._x).sum(0)
         spread = self._count * squares - total * total
