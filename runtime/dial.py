@@ -64,8 +64,7 @@ def fitted(
         if room < least:
             raise ConfigError(
                 f"weights_format = {FIT}{size}: the least that this model can be stored in is "
-                f"{format_size(size - room + least)}; write {FIT}{size - room + least} or more, or give the parts that "
-                "stay as they are (embeddings, for one) a format"
+                f"{format_size(size - room + least)}; write {FIT}{size - room + least} or more"
             )
         shares = {**assumed_shares(model, plan, routes), **calibration.shares}
         rows = rows_of_each(blocks, open_)
