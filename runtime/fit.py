@@ -1,21 +1,17 @@
 """Which of its options each unit of a model takes, so that all fit into a size with the least expected loss (pure).
 
 A multiple-choice knapsack. Of each unit's options, those on the convex hull of loss over bytes are steps, taken in the
-order of what they gain per byte (Sinha and Zoltners, "The Multiple-Choice Knapsack Problem"); those that no longer fit
-are passed over, and what is left goes to any option that fits. Filling up like this, more bytes may give a larger loss.
-So it is done for this size and all less, on a grid that does not depend on the size, and the best is taken, which no
-larger size can miss. It ends soon: steps of which a part may be taken give a bound that only falls with the size.
+order of what they gain per byte (Sinha and Zoltners, "The Multiple-Choice Knapsack Problem"). A unit whose step does
+not fit is passed over from then on, so what is left in the end is less than the next step of any unit.
+
+More bytes never give a larger loss: where a larger size takes the first step that the smaller one could not, it gains
+more by it than the smaller one does by all that follows, which is fewer bytes and gains no more by each.
 """
 
-from bisect import bisect_right
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import fsum
-
-GRID = 1 << 14
-"""Sizes, from the least to the most, that are looked at."""
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +37,8 @@ def fit(units: Sequence[Sequence[Option]], size: int) -> list[Option]:
     ladder = _Ladder(units)
     if size < ladder.least:
         raise ValueError(f"the least is {ladder.least} bytes")
-    found = [ladder.filled(ladder.least), *(chosen for chosen in _uniform(units) if _bytes(chosen) <= size)]
-    best = min(found, key=_loss)
-    for limit in _grid(ladder.least, ladder.most, size):
-        loss = _loss(best)
-        if ladder.bound(limit) > loss * (1 + _ROUNDING):
-            break
-        best = min(best, ladder.filled(limit), key=_loss)
-    return best
-
-
-def _grid(least: int, most: int, size: int) -> Iterator[int]:
-    """Sizes up to ``size``, downwards: they are the same for all sizes."""
-    if size >= most:
-        yield most
-    step = max(1, (most - least) // GRID)
-    for number in range((min(size, most) - least) // step, -1, -1):
-        yield least + number * step
+    uniform = (chosen for chosen in _uniform(units) if _bytes(chosen) <= size)
+    return min([ladder.climbed(size), *uniform], key=_loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +60,6 @@ class _Ladder:
 
     def __init__(self, units: Sequence[Sequence[Option]]) -> None:
         hulls = [_hull(options) for options in units]
-        self._units = units
         self._lowest = [hull[0] for hull in hulls]
         self._steps = [
             _Step(unit, after, after.bytes - before.bytes, before.loss - after.loss)
@@ -88,36 +68,19 @@ class _Ladder:
         ]
         self._steps.sort(key=lambda step: -step.slope)
         self.least = _bytes(self._lowest)
-        self.most = self.least + sum(step.bytes for step in self._steps)
-        self._sizes = list(accumulate((step.bytes for step in self._steps), initial=self.least))
-        self._losses = list(accumulate((-step.gain for step in self._steps), initial=_loss(self._lowest)))
 
-    def bound(self, size: int) -> float:
-        """A loss that nothing of ``size`` bytes is below: that of all steps that fit, and a part of the next one."""
-        taken = bisect_right(self._sizes, size) - 1
-        if taken == len(self._steps):
-            return self._losses[taken]
-        return self._losses[taken] - (size - self._sizes[taken]) * self._steps[taken].slope
-
-    def filled(self, size: int) -> list[Option]:
-        """The steps that fit into ``size``, and what else does where one does not."""
+    def climbed(self, size: int) -> list[Option]:
+        """The options that are reached by the steps that fit into ``size``."""
         chosen, left = list(self._lowest), size - self.least
-        passed: dict[int, None] = {}
+        passed: set[int] = set()
         for step in self._steps:
             if step.unit in passed:
                 continue
             if step.bytes > left:
-                passed[step.unit] = None
+                passed.add(step.unit)
                 continue
             chosen[step.unit] = step.to
             left -= step.bytes
-        for unit in passed:
-            now = chosen[unit]
-            chosen[unit] = min(
-                (option for option in self._units[unit] if option.bytes <= now.bytes + left),
-                key=lambda option: (option.loss, option.bytes),
-            )
-            left -= chosen[unit].bytes - now.bytes
         return chosen
 
 

@@ -82,3 +82,15 @@ def test_what_a_large_unit_leaves_goes_to_small_ones() -> None:
 def test_losses_decide_who_has_more() -> None:
     sensitive, other = ([Option("small", 10, loss), Option("large", 20, 0.0)] for loss in (5.0, 1.0))
     assert [option.name for option in fit([other, sensitive, other], 40)] == ["small", "large", "small"]
+
+
+def test_one_name_for_all_is_taken_where_it_is_best() -> None:
+    """By gain per byte, one of two has all, and nothing is left for the other."""
+    units = [[Option("small", 1, 10.0), Option("middle", 6, 5.2), Option("large", 10, 1.0)]] * 2
+    assert [option.name for option in fit(units, 12)] == ["middle", "middle"]
+    assert [option.name for option in fit(units, 11)] == ["large", "small"]
+
+
+def test_no_step_is_taken_without_those_before_it() -> None:
+    unit = [Option("small", 1, 100.0), Option("middle", 51, 10.0), Option("large", 52, 9.9)]
+    assert [option.name for option in fit([unit], 50)] == ["small"]
