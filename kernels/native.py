@@ -9,6 +9,7 @@ _SIGNATURES = {
     "penstock_add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
     "penstock_products_int8": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_int],
     "penstock_products_int4": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
+    "penstock_quantise_int4": [c_void_p] * 5 + [c_long] * 3 + [c_void_p] + [c_int] * 3,
     "penstock_decode_int8": [c_void_p] * 2 + [c_long] * 4 + [c_int],
     "penstock_decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],
     "penstock_products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
@@ -31,7 +32,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 LIBRARY = _library()
-"""products.c, weighted_sum.c and nested.c; None where they cannot be used."""
+"""nested.c, products.c, quantise.c and weighted_sum.c; None where they cannot be used."""
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
 """packed.c; it asks more of the processor."""

@@ -1,10 +1,10 @@
-/* Products of a few rows with several bit-nested matrices in one call, each with as many of its planes as are there, and
+/* Products of a few rows with several bit-nested matrices in one call, each with as many of its planes as are there;
    decoding of such matrices.
 
-   How the planes lie and what their numbers mean: formats/nested.py. One 32-bit lane belongs to one of the sixteen rows of
-   a tile, and holds codes of neighbouring columns in its halves, so that a shift and a look-up make the bfloat16 pairs that
-   VDPBF16PS takes. All codes are small integers, exact in bfloat16; steps, offsets and scales are applied to the float32
-   sums of each group. */
+   How the planes lie and what their numbers mean: formats/nested.py. One 32-bit lane belongs to one of the sixteen rows
+   of a tile, and holds codes of neighbouring columns in its halves, so that a shift and a look-up make the bfloat16
+   pairs that VDPBF16PS takes. All codes are small integers, exact in bfloat16; steps, offsets and scales are applied to
+   the float32 sums of each group. */
 
 #include <stdint.h>
 
@@ -57,7 +57,7 @@ INLINE __m512i codes_of(const depth deep, const int split, const tile *from, lon
     }
     const __m512i low = _mm512_loadu_si512(from->low + number * REGISTER);
     const __m512i pair = _mm512_ternarylogic_epi32(placed(codes, 2, j, to + 2), placed(low, 2, j, to),
-                                                   _mm512_set1_epi16((short)(12 << to)), 0xe4); /* by the mask, one of both */
+                                                   _mm512_set1_epi16((short)(12 << to)), 0xe4); /* one by the mask */
     return clean ? _mm512_and_si512(pair, _mm512_set1_epi16((short)(15 << to))) : pair;
 }
 
@@ -70,8 +70,8 @@ INLINE __m512i integers_of(const int split, const tile *from, long number, const
     return _mm512_add_epi16(_mm512_mulhrs_epi16(codes, steps), left); /* mulhrs: (product >> 14) + 1 >> 1 */
 }
 
-/* A weight is `offset + by * number`, times its row's scale; the number is an integer as above or, unless all is there, a
-   code. `steps` has the step in both halves of a lane. */
+/* A weight is `offset + by * number`, times its row's scale; the number is an integer as above or, unless all is there,
+   a code. `steps` has the step in both halves of a lane. */
 typedef struct {
     __m512i steps;
     __m512 by, offset;
@@ -261,8 +261,8 @@ TARGET static void prepare(const uint16_t *x, uint16_t *padded, float *sums, lon
 
 static long smaller(long a, long b) { return a < b ? a : b; }
 
-/* Tile `at` of a matrix of k columns, whose planes are at these addresses, 0 for one that is not there: 2 in format nested,
-   3 in format stacked. */
+/* Tile `at` of a matrix of k columns, whose planes are at these addresses, 0 for one that is not there: 2 in format
+   nested, 3 in format stacked. */
 static tile tile_of(const uint64_t *planes, long most, long k, long at)
 {
     const int split = most == 3;
@@ -285,7 +285,8 @@ void penstock_products_nested(long count, const uint64_t *planes, const uint64_t
     uint16_t *padded = room;
     float *sums = (float *)(padded + count * tokens * wide);
     for (long row = 0; row < count * tokens; row++)
-        prepare((const uint16_t *)x[row / tokens] + row % tokens * k, padded + row * wide, sums + row * groups, k, wide);
+        prepare((const uint16_t *)x[row / tokens] + row % tokens * k, padded + row * wide, sums + row * groups, k,
+                wide);
 #pragma omp parallel for schedule(guided) num_threads(threads)
     for (long number = 0; number < count * tiles; number++) {
         const long i = number / tiles, first = number % tiles * TILE;
@@ -298,7 +299,8 @@ void penstock_products_nested(long count, const uint64_t *planes, const uint64_t
 }
 
 /* out [rows, k] bfloat16 = the rows from `first`, a multiple of TILE, of a matrix of k columns. */
-void penstock_decode_nested(const uint64_t *planes, uint16_t *out, long k, long most, long first, long rows, int threads)
+void penstock_decode_nested(const uint64_t *planes, uint16_t *out, long k, long most, long first, long rows,
+                            int threads)
 {
 #pragma omp parallel for num_threads(threads)
     for (long row = 0; row < rows; row += TILE) {

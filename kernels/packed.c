@@ -14,6 +14,7 @@
 #define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vbmi")))
 #define WIDE_INLINE static inline __attribute__((always_inline)) WIDE
 #define MOST 8   /* rows of inputs that are multiplied in one pass over the matrix */
+#define HIGHEST 8 /* rows of an int8 matrix that are multiplied at a time, at most */
 #define BLOCK 64 /* rows that an int4 matrix stores together */
 #define HALF 32  /* bytes of one column in a block: each holds two rows */
 #define LARGEST 128 /* columns in a group, at most */
@@ -50,35 +51,50 @@ INLINE void floats_of_bytes(const int8_t *from, __mmask32 mask, __m512 *low, __m
 
 INLINE __mmask32 columns_left(long left) { return left >= STEP ? ~(__mmask32)0 : ((__mmask32)1 << left) - 1; }
 
+/* Adds the products of STEP columns, or as many as `mask` has, to sum [tokens][high]. */
+INLINE void step_int8(const int tokens, const int high, const int8_t *w, const uint16_t *x, long k, __mmask32 mask,
+                      __m512 sum[MOST][HIGHEST])
+{
+    __m512bh row[HIGHEST];
+#pragma GCC unroll 8
+    for (int r = 0; r < high; r++) {
+        __m512 low, top;
+        floats_of_bytes(w + r * k, mask, &low, &top);
+        _mm_prefetch((const char *)(w + (r + high) * k), _MM_HINT_T1);
+        row[r] = _mm512_cvtne2ps_pbh(top, low);
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < tokens; t++) {
+        const __m512bh input = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + t * k);
+#pragma GCC unroll 8
+        for (int r = 0; r < high; r++)
+            sum[t][r] = _mm512_dpbf16_ps(sum[t][r], input, row[r]);
+    }
+}
+
 /* x [tokens, k] times `high` rows of w [.., k], into out [tokens, n]. */
 INLINE void multiply_int8(const int tokens, const int high, const int8_t *w, const uint16_t *scales, const uint16_t *x,
                           uint16_t *out, long n, long k)
 {
-    __m512 sum[MOST][LANES];
+    __m512 sum[MOST][HIGHEST];
+#pragma GCC unroll 8
     for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 8
         for (int r = 0; r < high; r++)
             sum[t][r] = _mm512_setzero_ps();
-    for (long at = 0; at < k; at += STEP) {
-        const __mmask32 mask = columns_left(k - at);
-        __m512bh row[LANES];
-        for (int r = 0; r < high; r++) {
-            __m512 low, top;
-            floats_of_bytes(w + r * k + at, mask, &low, &top);
-            _mm_prefetch((const char *)(w + (r + high) * k + at), _MM_HINT_T1);
-            row[r] = _mm512_cvtne2ps_pbh(top, low);
-        }
-        for (int t = 0; t < tokens; t++) {
-            const __m512bh input = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + t * k + at);
-            for (int r = 0; r < high; r++)
-                sum[t][r] = _mm512_dpbf16_ps(sum[t][r], input, row[r]);
-        }
-    }
+    long at = 0;
+    for (; at + STEP <= k; at += STEP)
+        step_int8(tokens, high, w + at, x + at, k, ~(__mmask32)0, sum);
+    if (at < k)
+        step_int8(tokens, high, w + at, x + at, k, columns_left(k - at), sum);
+#pragma GCC unroll 8
     for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 8
         for (int r = 0; r < high; r++)
             out[t * n + r] = narrowed(_mm512_reduce_add_ps(sum[t][r]) * widened(scales[r]));
 }
 
-#define ROWS_8(T) (T <= 2 ? 8 : T <= 4 ? 4 : 2) /* that keep all sums in registers */
+#define ROWS_8(T) (T <= 2 ? HIGHEST : T <= 4 ? 4 : 2) /* that keep all sums in registers */
 
 #define CASE_8(T)                                                                                                      \
     case T: {                                                                                                          \

@@ -19,9 +19,9 @@ from torch.nn import functional
 from ..calls import memory, native_product
 from ..native import PACKED
 from .base import SLAB, Product, UnsuitableShape
-from .quantise import asymmetric
+from .quantise import asymmetric, tiles
 
-MOST_ROWS = 32
+MOST_ROWS = 48
 """Rows up to which our product is faster than decoding and torch's."""
 TORCH_MOST_ROWS = 8
 """The same for torch's product with such matrices."""
@@ -51,14 +51,11 @@ class Int4:
         (length,) = self.lengths(n, k)
         plane = torch.zeros(length, dtype=torch.uint8)
         packed, scales_and_zeros = self.parts(plane, n, k)
-        block = 0
-        for slab in slabs:
-            for tile in slab.split(SLAB):
-                numbers, scales, zeros = asymmetric(tile, self.group, importance)
-                packed[block] = _packed(numbers)
-                place = slice(block * _BLOCK, block * _BLOCK + len(tile))
-                scales_and_zeros[:, place, 0], scales_and_zeros[:, place, 1] = scales.T, zeros.T
-                block += 1
+        for first, tile in tiles(slabs):
+            numbers, scales, zeros = asymmetric(tile, self.group, importance)
+            packed[first // _BLOCK] = _packed(numbers)
+            place = slice(first, first + len(tile))
+            scales_and_zeros[:, place, 0], scales_and_zeros[:, place, 1] = scales.T, zeros.T
         return (plane,)
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
@@ -73,7 +70,7 @@ class Int4:
         for first in range(0, len(out), SLAB):
             block = (rows.start + first) // _BLOCK
             scales, zeros = scales_and_zeros[:, block * _BLOCK : (block + 1) * _BLOCK].to(dtype).permute(2, 1, 0)
-            numbers = _unpacked(packed[block]).unflatten(1, (-1, self.group)).to(dtype)
+            numbers = _unpacked(packed[block]).reshape(_BLOCK, -1, self.group).to(dtype)
             weights = numbers.sub_(8).mul_(scales[..., None]).add_(zeros[..., None]).flatten(1)
             tile = out[first : first + SLAB]
             tile.copy_(weights[: len(tile), :k])
@@ -124,7 +121,7 @@ def torch_reads_this() -> bool:
 
 
 def _packed(numbers: torch.Tensor) -> torch.Tensor:
-    """[k, 32] of up to 64 rows ``numbers`` [r, k], uint8; rows that are not there are number 0, stored as 8."""
+    """[k, 32] of up to 64 rows ``numbers`` [r, k], uint8; missing rows are 8, which is no weight."""
     whole = functional.pad(numbers, (0, 0, 0, _BLOCK - len(numbers)), value=8)
     return (whole[:_HALF] | whole[_HALF:] << 4).T
 

@@ -10,10 +10,10 @@ import torch
 
 from ..calls import memory, native_product
 from ..native import PACKED
-from .base import SLAB, Product
-from .quantise import symmetric
+from .base import Product
+from .quantise import symmetric, tiles
 
-MOST_ROWS = 32
+MOST_ROWS = 48
 """Rows up to which our product is faster than decoding and torch's."""
 TORCH_MOST_ROWS = 8
 """The same for torch's product with such matrices."""
@@ -35,12 +35,9 @@ class Int8:
         (length,) = self.lengths(n, k)
         plane = torch.zeros(length, dtype=torch.uint8)
         numbers, scales = parts(plane, n, k)
-        first = 0
-        for slab in slabs:
-            for tile in slab.split(SLAB):
-                place = slice(first, first + len(tile))
-                numbers[place], scales[place] = symmetric(tile, importance)
-                first += len(tile)
+        for first, tile in tiles(slabs):
+            place = slice(first, first + len(tile))
+            numbers[place], scales[place] = symmetric(tile, importance)
         return (plane,)
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:

@@ -27,11 +27,11 @@ from torch.nn import functional
 
 from ..calls import multiply
 from ..native import LIBRARY
-from .base import SLAB, Product
-from .quantise import symmetric
+from .base import Product
+from .quantise import symmetric, tiles
 from .steps import GROUP, LEFT, UNIT, line, nearest, nest
 
-MOST_ROWS = 8
+MOST_ROWS = 16
 """Of inputs, up to which products with the planes are faster than decoding them."""
 
 _TILE = 16
@@ -58,15 +58,10 @@ class BitNested:
     ) -> tuple[torch.Tensor, ...]:
         shape = _Shape(n, k, self._split)
         planes = tuple(torch.empty(length, dtype=torch.uint8) for length in self.lengths(n, k))
-        first = 0
-        for slab in slabs:
-            for rows in torch.split(slab, SLAB):
-                tiles = slice(first // _TILE, -(-(first + len(rows)) // _TILE))
-                for plane, length, part in zip(
-                    planes, shape.tile_lengths, shape.encoded(rows, importance), strict=True
-                ):
-                    plane.view(-1, length)[tiles] = part
-                first += len(rows)
+        for first, rows in tiles(slabs):
+            place = slice(first // _TILE, -(-(first + len(rows)) // _TILE))
+            for plane, part in zip(planes, shape.encoded(rows, importance), strict=True):
+                plane.view(shape.tiles, -1)[place] = part
         return planes
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
@@ -76,8 +71,8 @@ class BitNested:
             LIBRARY.penstock_decode_nested(addresses, out.data_ptr(), k, self.planes, rows.start, len(out), threads)
             return
         shape = _Shape(n, k, self._split)
-        tiles = slice(rows.start // _TILE, -(-rows.stop // _TILE))
-        parts = [plane.view(shape.tiles, -1)[tiles] for plane in planes]
+        place = slice(rows.start // _TILE, -(-rows.stop // _TILE))
+        parts = [plane.view(shape.tiles, -1)[place] for plane in planes]
         out.copy_(shape.decoded(parts)[: rows.stop - rows.start])
 
     def products(self, rows: int, n: int, k: int) -> Product | None:
@@ -91,12 +86,11 @@ STACKED = BitNested("stacked", split=True)
 
 
 class _Product:
-    """The products of penstock_nested; a call may have matrices with different numbers of planes."""
+    """Of kernels/nested.c; a call may have matrices with different numbers of planes."""
 
     def __init__(self, rows: int, n: int, k: int, *, planes: int) -> None:
         self._rows, self._n, self._k, self._planes = rows, n, k, planes
         self._room = -(-k // GROUP) * rows * (GROUP * 2 + 4)
-        self._threads = torch.get_num_threads()
 
     def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
         assert LIBRARY is not None
@@ -110,7 +104,7 @@ class _Product:
             self._k,
             self._planes,
             room.data_ptr(),
-            threads=self._threads,
+            threads=torch.get_num_threads(),
         )
 
 
@@ -150,11 +144,11 @@ class _Shape:
         integers, scales = symmetric(weights, importance)
         numbers = nest(weights, integers.float(), scales.float(), importance, leveled=self.split)
 
-        tiles = -(-len(weights) // _TILE)
-        head = torch.zeros(tiles, self._head, dtype=torch.uint8)
-        head[:, : 2 * _TILE] = _tiled(scales.unsqueeze(1)).view(torch.uint8).view(tiles, -1)
-        ends = 2 * _TILE, 2 * _TILE * (self.groups + 1)
-        pairs = head[:, ends[0] : ends[1]].view(tiles, self.groups, 2, _TILE)
+        high = -(-len(weights) // _TILE)
+        head = torch.zeros(high, self._head, dtype=torch.uint8)
+        head[:, : 2 * _TILE] = _tiled(scales.unsqueeze(1)).view(torch.uint8).view(high, -1)
+        end = 2 * _TILE * (self.groups + 1)
+        pairs = head[:, 2 * _TILE : end].view(high, self.groups, 2, _TILE)
         pairs[:, :, 0] = _tiled(numbers.steps.byte()).transpose(1, 2)
         pairs[:, :, 1] = _tiled(numbers.offsets.char().view(torch.uint8)).transpose(1, 2)
         left = _registers(numbers.left + LEFT, 4)
@@ -164,7 +158,7 @@ class _Shape:
             assert numbers.levels is not None
             levels = _tiled(numbers.levels.byte()).transpose(1, 2)
             packed = levels[:, :, : _TILE // 2] | levels[:, :, _TILE // 2 :] << 4
-            head[:, ends[1] : ends[1] + packed[0].numel()] = packed.reshape(tiles, -1)
+            head[:, end : end + packed[0].numel()] = packed.reshape(high, -1)
             upper = (numbers.codes / 4).floor_()
             planes = [_registers(upper, 2), _registers(numbers.codes - 4 * upper, 2), left]
         lengths = self.tile_lengths
@@ -173,16 +167,16 @@ class _Shape:
 
     def decoded(self, planes: Sequence[torch.Tensor]) -> torch.Tensor:
         """[16 * t, k], float32, of tiles [t, length] of the first planes or all."""
-        tiles = len(planes[0])
+        high = len(planes[0])
         head = planes[0][:, : self._head]
         scales = head[:, : 2 * _TILE].contiguous().view(torch.bfloat16).float().view(-1, 1)
         end = 2 * _TILE * (self.groups + 1)
-        pairs = head[:, 2 * _TILE : end].reshape(tiles, self.groups, 2, _TILE)
+        pairs = head[:, 2 * _TILE : end].reshape(high, self.groups, 2, _TILE)
         steps = pairs[:, :, 0].transpose(1, 2).reshape(-1, self.groups, 1).float()
         offsets = pairs[:, :, 1].view(torch.int8).transpose(1, 2).reshape(-1, self.groups, 1).float()
         codes = self._codes(planes[0][:, self._head :], 2 if self.split else 4)
         if self.split and len(planes) == 1:
-            packed = head[:, end : end + self.groups * _TILE // 2].reshape(tiles, self.groups, -1)
+            packed = head[:, end : end + self.groups * _TILE // 2].reshape(high, self.groups, -1)
             levels = torch.cat((packed & 15, packed >> 4), 2).transpose(1, 2).reshape(-1, self.groups, 1).float()
             centre, spread = line(levels)
             codes = centre + spread * (codes - 1.5)

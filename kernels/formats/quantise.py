@@ -5,19 +5,35 @@ numbers and scales are refined in turn: the numbers are the nearest ones for the
 squares solution for the numbers (Lloyd, "Least Squares Quantization in PCM"; alternated as in "Half-Quadratic
 Quantization of Large Machine Learning Models"). The best is kept. Errors count by ``importance``, as in "AWQ:
 Activation-aware Weight Quantization". Scales and zeros are rounded to bfloat16 before errors and numbers are found.
+
+Groups of 4-bit numbers are found by quantise.c, or by torch's operations in the same steps.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
+
+from ..native import LIBRARY
+from .base import SLAB
 
 LEVELS_8 = 127
 LOWEST_4, HIGHEST_4 = -8, 7
 
-_WIDTHS = (1.0, 0.9, 0.8)  # of the range that spans all, for a start
-_ROUNDS = 2
-_OUTLIERS = 32  # largest numbers of a row among which the end of its range is sought
+_WIDTHS = (1.02, 0.98, 0.94, 0.9, 0.86, 0.82)  # of the range that spans all, for a start
+_ROUNDS = 4  # of refining 4-bit numbers
 _LEAST_SCALE = torch.finfo(torch.float32).tiny  # below, its inverse is no number
 
-Group = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def tiles(slabs: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    """SLAB rows at a time and which is the first, so that no sum depends on how many rows a slab has."""
+    first = 0
+    for slab in slabs:
+        for at in range(0, len(slab), SLAB):
+            tile = slab[at : at + SLAB]
+            yield first, tile
+            first += len(tile)
 
 
 def symmetric(rows: torch.Tensor, importance: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,130 +41,132 @@ def symmetric(rows: torch.Tensor, importance: torch.Tensor | None = None) -> tup
 
     ``importance`` [k]. Rows of one magnitude are exact. Raises ValueError for NaN and infinities.
     """
-    x = finite(rows)
-    weights = None if importance is None else _positive(importance)
+    x = _finite(rows)
+    weights = column_weights(x.shape[1], importance)
     sizes = x.abs()
     most = sizes.amax(1)
     # A row of one magnitude is that times plus or minus one.
-    best = torch.where(sizes.amin(1) == most, most, most / LEVELS_8)
-    best = _rounded(best)
-    least = _symmetric_error(x, best, weights)
-    for scale in (best, _range_end(sizes, weights) / LEVELS_8):
-        for _ in range(_ROUNDS):
-            numbers = _nearest_8(x, scale[:, None])
-            counted = numbers if weights is None else numbers * weights
-            total = (counted * numbers).sum(1)
-            scale = torch.where(total > 0, (counted * x).sum(1) / total, scale)
-        scale = _rounded(scale)
-        error = _symmetric_error(x, scale, weights)
+    first = _rounded(torch.where(sizes.amin(1) == most, most, most / LEVELS_8))
+    best, least = first, _error_8(x, first, weights)
+    for width in _WIDTHS:
+        scale = first * width
+        numbers = _nearest_8(x, scale)
+        counted = numbers * weights
+        squares = (counted * numbers).sum(1)
+        scale = _rounded(torch.where(squares > 0, counted.mul_(x).sum(1) / squares, scale))
+        error = _error_8(x, scale, weights)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
-    return _nearest_8(x, best[:, None]).to(torch.int8), _storable(best)
+    return _nearest_8(x, best).to(torch.int8), _storable(best)
 
 
-def asymmetric(rows: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> Group:
+def asymmetric(rows: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> Quantised:
     """uint8 numbers [r, columns], bfloat16 scales and zeros, each [r, columns / group], for ``rows`` [r, k], where
     columns is k, filled up to a multiple of ``group``: ``(number - 8) * scale + zero`` is near the weight, numbers are
     0 to 15.
 
     ``importance`` [k]. Groups of one value are exact. Raises ValueError for NaN and infinities.
     """
-    x, weights = grouped(finite(rows), group, importance)
-    low, high = x.amin(0), x.amax(0)
+    x = _finite(rows)
+    missing = -x.shape[1] % group
+    weights = torch.cat([column_weights(x.shape[1], importance), torch.zeros(missing)])
+    numbers, scales, zeros = (_found_by_torch if LIBRARY is None else _found_by_ours)(x, group, weights)
+    return numbers, _storable(scales), _storable(zeros)
+
+
+def _found_by_ours(x: torch.Tensor, group: int, weights: torch.Tensor) -> Quantised:
+    assert LIBRARY is not None
+    x = x.contiguous()
+    rows, columns = len(x), len(weights)
+    numbers = torch.empty(rows, columns, dtype=torch.uint8)
+    scales, zeros = torch.empty(2, rows, columns // group, dtype=torch.bfloat16)
+    widths = torch.tensor(_WIDTHS)
+    LIBRARY.penstock_quantise_int4(
+        *(part.data_ptr() for part in (x, weights, numbers, scales, zeros)),
+        rows,
+        x.shape[1],
+        group,
+        widths.data_ptr(),
+        len(widths),
+        _ROUNDS,
+        torch.get_num_threads(),
+    )
+    return numbers, scales, zeros
+
+
+def _found_by_torch(x: torch.Tensor, group: int, weights: torch.Tensor) -> Quantised:
+    rows, k = x.shape
+    # Columns that fill up the last group are like the last one, and count nothing.
+    x = torch.cat([x, x[:, -1:].expand(rows, len(weights) - k)], dim=1)
+    fit = _Fit(x.view(rows, -1, group).permute(2, 0, 1).contiguous(), weights.view(-1, group).T[:, None].contiguous())
+    low, high = fit.x.amin(0), fit.x.amax(0)
     middle, half = low / 2 + high / 2, high / 2 - low / 2
-    sums = _Sums(x, weights)
     best_scale, best_zero, least = middle, middle, torch.full_like(middle, torch.nan)
     for width in _WIDTHS:
         scale = half * (2 * width / (HIGHEST_4 - LOWEST_4))
         zero = middle + scale / 2
         for _ in range(_ROUNDS):
-            scale, zero = sums.solution(_nearest_4(x, scale, zero), scale, zero)
-        error = sums.error(scale, zero)
-        better = ~(error >= least)
+            scale, zero = fit.improved(scale, zero)
+        error = fit.error(scale, zero)
+        better = ~(error >= least)  # than NaN, all are
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
         least = torch.where(better, error, least)
-    numbers = (_nearest_4(x, best_scale, best_zero) - LOWEST_4).to(torch.uint8)
-    return numbers.permute(1, 2, 0).flatten(1), _storable(best_scale), _storable(best_zero)
+    numbers = fit.numbers(best_scale, best_zero).sub_(LOWEST_4).to(torch.uint8)
+    return numbers.permute(1, 2, 0).flatten(1), best_scale, best_zero
 
 
-def finite(rows: torch.Tensor) -> torch.Tensor:
-    """``rows`` in float32. Raises ValueError if there is a NaN or an infinity among them."""
-    numbers = rows.float()
-    if not numbers.isfinite().all():
-        raise ValueError("there are NaNs or infinities among the weights: they can only be stored as they are")
-    return numbers
+class _Fit:
+    """4-bit numbers for groups ``x`` [group, rows, groups], each column counting by ``weights`` [group, 1, groups]."""
 
+    def __init__(self, x: torch.Tensor, weights: torch.Tensor) -> None:
+        self.x, self._weights = x, weights
+        self._numbers, self._products = torch.empty_like(x), torch.empty_like(x)  # fresh memory costs more than a pass
+        self._count, self._total = weights.sum(0), (weights * x).sum(0)
 
-class _Sums:
-    """Least squares for groups ``x`` [group, ...], each column counting by ``weights`` [group, 1, ...] or alike."""
+    def numbers(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """The nearest ones, in memory that the next call takes again."""
+        inverse = _inverse(scale)
+        return torch.sub(self.x, zero, out=self._numbers).mul_(inverse).round_().clamp_(LOWEST_4, HIGHEST_4)
 
-    def __init__(self, x: torch.Tensor, weights: torch.Tensor | None) -> None:
-        self._x, self._weights = x, weights
-        if weights is None:
-            self._count, self._total = torch.tensor(float(len(x))), x.sum(0)
-        else:
-            self._count, self._total = weights.sum(0), (weights * x).sum(0)
-
-    def solution(
-        self, numbers: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best scale for ``numbers``, rounded, and the best zero for that; ``scale`` where all are equal."""
-        counted = numbers if self._weights is None else numbers * self._weights
-        total, squares, common = counted.sum(0), (counted * numbers).sum(0), (counted * self._x).sum(0)
+    def improved(self, scale: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best scale for the numbers nearest with these, rounded, and the best zero for that scale; ``scale`` as it
+        is where all these numbers are equal."""
+        numbers, products = self.numbers(scale, zero), self._products
+        squares = self._sum(torch.mul(numbers, numbers, out=products))
+        common = self._sum(torch.mul(numbers, self.x, out=products))
+        total = self._sum(numbers)
         spread = self._count * squares - total * total
         best = (self._count * common - total * self._total) / spread
         scale = _rounded(torch.where(spread > 1e-5 * self._count * squares, best, scale))
         return scale, _rounded((self._total - scale * total) / self._count)
 
     def error(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-        numbers = _nearest_4(self._x, scale, zero)
-        errors = numbers.mul_(scale).add_(zero).sub_(self._x).square_()
-        return (errors if self._weights is None else errors.mul_(self._weights)).sum(0)
+        return self._sum(self.numbers(scale, zero).mul_(scale).add_(zero).sub_(self.x).square_())
+
+    def _sum(self, terms: torch.Tensor) -> torch.Tensor:
+        """Overwrites ``terms``."""
+        return terms.mul_(self._weights).sum(0)
 
 
-def grouped(x: torch.Tensor, group: int, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``x`` [r, k] as [group, r, groups], and what each column counts, [group, 1, groups], if not alike. Columns that
-    fill up the last group are like the last one, and count nothing."""
-    rows, k = x.shape
-    missing = -k % group
-    weights = None if importance is None else _positive(importance)
-    if missing:
-        x = torch.cat([x, x[:, -1:].expand(rows, missing)], dim=1)
-        weights = torch.cat([torch.ones(k) if weights is None else weights, torch.zeros(missing)])
-    if weights is not None:
-        weights = weights.view(-1, group).T[:, None].contiguous()
-    return x.view(rows, -1, group).permute(2, 0, 1).contiguous(), weights
+def _finite(rows: torch.Tensor) -> torch.Tensor:
+    numbers = rows.float()
+    if not numbers.isfinite().all():
+        raise ValueError("there are NaNs or infinities among the weights: they can only be stored as they are")
+    return numbers
 
 
-def _positive(importance: torch.Tensor) -> torch.Tensor:
-    """A column that never mattered so far still counts a little."""
-    mean = importance.mean()
-    return importance.clamp(min=1e-3 * mean) / mean if mean > 0 else torch.ones_like(importance)
+def column_weights(k: int, importance: torch.Tensor | None) -> torch.Tensor:
+    """[k]: what the columns count, on average one. A column that never mattered so far still counts a little."""
+    mean = 0.0 if importance is None else float(importance.mean())
+    return torch.ones(k) if importance is None or mean == 0 else importance.float().clamp(min=1e-3 * mean) / mean
 
 
-def _range_end(sizes: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """[r]: the magnitude at which to cut off a row of int8 numbers, of the few largest of ``sizes`` [r, k] the one with
-    the least expected error: what is cut off, and a twelfth of a squared step for each other number."""
-    tops, at = sizes.topk(min(_OUTLIERS, sizes.shape[1]), dim=1)
-    cut_off = (tops[:, None, :] - tops[:, :, None]).clamp_(min=0).square_()
-    if weights is not None:
-        cut_off *= weights[at][:, None, :]
-    count = sizes.shape[1] if weights is None else weights.sum()
-    expected = cut_off.sum(2) + (tops / LEVELS_8).square() * (count / 12)
-    return tops.gather(1, expected.argmin(1, keepdim=True))[:, 0]
-
-
-def _symmetric_error(x: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    errors = _nearest_8(x, scale[:, None]).mul_(scale[:, None]).sub_(x).square_()
-    return (errors if weights is None else errors.mul_(weights)).sum(1)
+def _error_8(x: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return _nearest_8(x, scale).mul_(scale[:, None]).sub_(x).square_().mul_(weights).sum(1)
 
 
 def _nearest_8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return (x * _inverse(scale)).round_().clamp_(-LEVELS_8, LEVELS_8)
-
-
-def _nearest_4(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-    return (x - zero).mul_(_inverse(scale)).round_().clamp_(LOWEST_4, HIGHEST_4)
+    return (x * _inverse(scale)[:, None]).round_().clamp_(-LEVELS_8, LEVELS_8)
 
 
 def _inverse(scale: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,9 @@ from functools import reduce
 from typing import TypeVar
 
 import torch
+from torch.nn import functional
 
-from .quantise import grouped
+from .quantise import column_weights
 
 GROUP = 32
 """Columns with one step and offset."""
@@ -87,10 +88,16 @@ class _Fit:
     weights are counted from an integer near the centre of their group, so that sums of squares lose nothing."""
 
     def __init__(self, weights: torch.Tensor, integers: torch.Tensor, importance: torch.Tensor | None) -> None:
-        self.integers, self._counts = grouped(integers, GROUP, importance)
+        k = integers.shape[1]
+        self.integers = _grouped(integers)
+        # What columns count; None if all alike. Those that fill up the last group count nothing.
+        self._counts: torch.Tensor | None = None
+        if importance is not None or k % GROUP:
+            counts = functional.pad(column_weights(k, importance), (0, -k % GROUP))
+            self._counts = counts.view(-1, GROUP).T[:, None].contiguous()
         least, most = self.integers.amin(0), self.integers.amax(0)
         self.centre = ((least + most) / 2).round_()
-        self._weights = grouped(weights, GROUP, None)[0] - self.centre
+        self._weights = _grouped(weights) - self.centre
         # Bounds: what is left makes up for LEFT - 1 past the last code, and for LEFT before the first.
         self._most_offset, self._least_end = least - self.centre + LEFT, most - self.centre - (LEFT - 1)
         span = self._least_end - self._most_offset
@@ -184,3 +191,10 @@ def _better(one: _Candidate, other: _Candidate) -> _Candidate:
     return _Candidate(
         *(torch.where(less, getattr(other, field.name), getattr(one, field.name)) for field in fields(one))
     )
+
+
+def _grouped(numbers: torch.Tensor) -> torch.Tensor:
+    """[GROUP, h, G] of [h, k]; the last column fills up the last group, so that it is not wider for it."""
+    rows, k = numbers.shape
+    filled = torch.cat((numbers, numbers[:, -1:].expand(rows, -k % GROUP)), 1)
+    return filled.view(rows, -1, GROUP).permute(2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""int8 and int4: the bytes that torch's kernels read; the portable way gives what the compiled one does."""
+"""int8 and int4: torch's kernels read the same bytes, and the portable way gives what the compiled one does."""
 
 from collections.abc import Iterator
 

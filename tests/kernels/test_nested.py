@@ -78,7 +78,7 @@ def test_two_planes_of_stacked_are_the_first_of_nested(whole: torch.Tensor) -> N
 @alike
 def test_the_first_plane_of_nested_is_as_good_as_4_bits(name: str) -> None:
     """Int4 has finer scales and zeros, of 5 bits per weight in all; here it is 4.5."""
-    most = 1.2 if name == "heavy-tailed" else 1.06
+    most = 1.25 if name == "heavy-tailed" else 1.12
     assert error(NESTED, MATRICES[name]) <= most * error(Int4(32), MATRICES[name])
 
 
