@@ -14,8 +14,16 @@ _SIGNATURES = {
     "penstock_decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],
     "penstock_products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
     "penstock_decode_nested": [c_void_p] * 2 + [c_long] * 4 + [c_int],
+    "penstock_block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
+    "penstock_decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
+    "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
 }
 """Of functions that return nothing."""
+_TELLING = {
+    "penstock_lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p, c_int],
+    "penstock_lossless_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
+}
+"""Of functions that return whether they could."""
 
 
 def _library() -> ctypes.CDLL | None:
@@ -25,14 +33,15 @@ def _library() -> ctypes.CDLL | None:
     library = ctypes.CDLL(found.origin)
     if not library.penstock_available():
         return None
-    for name, types in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = None, types
+    for signatures, returns in ((_SIGNATURES, None), (_TELLING, c_int)):
+        for name, types in signatures.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = returns, types
     return library
 
 
 LIBRARY = _library()
-"""nested.c, products.c, quantise.c and weighted_sum.c; None where they cannot be used."""
+"""blocks.c, lossless.c, nested.c, products.c, quantise.c and weighted_sum.c; None where they cannot be used."""
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
 """packed.c; it asks more of the processor."""

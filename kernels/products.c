@@ -5,12 +5,9 @@
    the matrix into blocks first; here sixteen rows of the matrix are transposed in registers, so that memory is read
    once, at its own speed. */
 
-#include <stdint.h>
+#include "products.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include "lanes.h"
-
-#define MOST 4 /* rows that are multiplied in one pass over the matrix */
+#ifdef PENSTOCK_X86
 
 /* x [tokens, k] times `there` rows, at most `blocks` times sixteen, of w [.., k], into out [tokens, n]. */
 INLINE void multiply(const int tokens, const int blocks, const uint16_t *w, const uint16_t *x, uint16_t *out, long n,
@@ -18,8 +15,10 @@ INLINE void multiply(const int tokens, const int blocks, const uint16_t *w, cons
 {
     __m512 sum[MOST][2], total[MOST][2];
     for (int t = 0; t < tokens; t++)
-        for (int b = 0; b < blocks; b++)
-            sum[t][b] = total[t][b] = _mm512_setzero_ps();
+        for (int b = 0; b < blocks; b++) {
+            sum[t][b] = _mm512_setzero_ps();
+            total[t][b] = _mm512_set1_ps(-0.0f); /* what changes nothing that is added to it, -0 neither */
+        }
     for (long at = 0; at < k; at += STEP) {
         const long left = k - at;
         if (at && at % chunk == 0)
@@ -38,10 +37,11 @@ INLINE void multiply(const int tokens, const int blocks, const uint16_t *w, cons
                 _mm_prefetch((const char *)(from + blocks * LANES * k), _MM_HINT_T1);
             }
             transpose(row, column);
-            for (int j = 0; j < LANES; j++)
+            /* Nothing is added for pairs past the last: it would make 0 of -0. */
+            for (int j = 0; j < LANES && 2 * j < left; j++)
                 for (int t = 0; t < tokens; t++) {
                     const uint16_t *pair = x + t * k + at + 2 * j;
-                    const int32_t both = 2 * j + 1 < left ? *(const int32_t *)pair : 2 * j < left ? *pair : 0;
+                    const int32_t both = 2 * j + 1 < left ? *(const int32_t *)pair : *pair;
                     sum[t][b] = _mm512_dpbf16_ps(sum[t][b], (__m512bh)_mm512_set1_epi32(both), (__m512bh)column[j]);
                 }
         }
@@ -63,8 +63,8 @@ INLINE void multiply(const int tokens, const int blocks, const uint16_t *w, cons
             multiply(T, 1, w, x, out, n, k, chunk, there);                                                             \
         break;
 
-TARGET static void piece(int tokens, const uint16_t *w, const uint16_t *x, uint16_t *out, long n, long k, long chunk,
-                         long there)
+TARGET void penstock_piece(int tokens, const uint16_t *w, const uint16_t *x, uint16_t *out, long n, long k,
+                           long chunk, long there)
 {
     switch (tokens) {
         CASE(1)
@@ -90,13 +90,18 @@ void penstock_products(long count, const uint64_t *w, const uint64_t *x, const u
     for (long number = 0; number < count * pieces; number++) {
         const long i = number / pieces, first = number % pieces * high;
         const long there = n - first < high ? n - first : high;
-        piece((int)tokens, (const uint16_t *)w[i] + first * k, (const uint16_t *)x[i], (uint16_t *)out[i] + first, n, k,
-              chunk, there);
+        penstock_piece((int)tokens, (const uint16_t *)w[i] + first * k, (const uint16_t *)x[i], (uint16_t *)out[i] + first,
+                       n, k, chunk, there);
     }
 }
 
 #else
 
 int penstock_available(void) { return 0; }
+void penstock_products(long count, const uint64_t *w, const uint64_t *x, const uint64_t *out, long tokens, long n, long k,
+                       long chunk, int threads)
+{
+    (void)count, (void)w, (void)x, (void)out, (void)tokens, (void)n, (void)k, (void)chunk, (void)threads;
+}
 
 #endif

@@ -27,7 +27,7 @@ class Products:
     """The product for matrices [n, k] and inputs [rows, k]. Made by ``products``; calls may come from any thread."""
 
     def __init__(self, rows: int, n: int, k: int, *, chunk: int, threads: int) -> None:
-        self.rows, self.n, self.k, self.chunk, self._threads = rows, n, k, chunk, threads
+        self.rows, self.n, self.k, self.chunk, self.threads = rows, n, k, chunk, threads
 
     def __call__(self, matrices: Sequence[int], inputs: Sequence[int]) -> torch.Tensor:
         """[len(matrices), rows, n], bfloat16: ``inputs[i] @ matrices[i].T``, both given by their addresses.
@@ -43,7 +43,7 @@ class Products:
             self.n,
             self.k,
             self.chunk,
-            threads=self._threads,
+            threads=self.threads,
         )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +40,11 @@ class Calibration:
     @property
     def nbytes(self) -> int:
         return sum(each.nbytes for each in self.importance.values())
+
+    def of_stored(self, tied: Mapping[str, str]) -> "Calibration":
+        """The same with the names that weights are stored under: inputs are seen at all modules that share one."""
+        named = {tied.get(key, key) if isinstance(key, str) else key: each for key, each in self.importance.items()}
+        return replace(self, importance=named)
 
 
 class Calibrator(Protocol):

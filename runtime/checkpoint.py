@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from ..tiering.errors import CheckpointError
+from .quantised import quantised
 from .safetensors_file import SourceTensor, parse_header
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -19,8 +20,9 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Checkpoint:
-    """``folder`` holds it; ``config`` is transformers' own; ``files`` are the weights files and ``tensors`` all tensors
-    in them by name. Made by ``open``, which checks every header; nothing stays open."""
+    """``folder`` holds it; ``config`` is transformers' own; ``files`` are the weights files and ``tensors`` all weights
+    in them by name, quantised ones as QuantisedTensor. Made by ``open``, which checks every header; nothing stays
+    open."""
 
     def __init__(
         self,
@@ -52,7 +54,7 @@ class Checkpoint:
         Raises CheckpointError when there is none, when it holds no safetensors weights, or when they are damaged.
         """
         folder = _find(source, revision, trust_remote_code, quiet)
-        config = _read_config(folder, trust_remote_code)
+        config, quantisation = _read_config(folder, trust_remote_code)
         files = _weights_files(folder, config)
         tensors: dict[str, SourceTensor] = {}
         for file in files:
@@ -64,7 +66,12 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{index} names tensors that are in no file: {_some(absent)}; fetch the checkpoint again"
                 )
+        if quantisation is not None:
+            tensors = quantised(tensors, quantisation)
         return cls(folder, config, files, tensors, trust_remote_code=trust_remote_code)
+
+    tokenizer_file: str | None = None
+    """None: the tokenizer has files of its own, in ``folder``."""
 
     def dtype(self) -> torch.dtype:
         """What transformers takes for ``dtype="auto"``: the configured one, else that of the first floating tensor."""
@@ -114,7 +121,8 @@ def _download(name: str, revision: str | None, trust_remote_code: bool, quiet: b
         ) from error
 
 
-def _read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, dict[str, Any] | None]:
+    """The configuration as if the weights were not quantised, and how they are."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
@@ -122,14 +130,11 @@ def _read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # configurations check themselves, each in its own way
         raise CheckpointError(f"{path} cannot be used: {error}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        method = config.quantization_config
-        method = method.get("quant_method", "") if isinstance(method, dict) else method
-        raise CheckpointError(
-            f"{folder} holds quantised weights ({method}), which penstock does not read; "
-            "use the checkpoint with plain weights (bfloat16, float16 or float32)"
-        )
-    return config
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is None:
+        return config, None
+    del config.quantization_config
+    return config, quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
 
 
 def _expected(folder: Path, config: PretrainedConfig) -> list[str]:

@@ -1,6 +1,6 @@
 """Encoded matrices in a bundle: where their planes lie (pure), and their bytes from the weights as they are."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,55 +13,74 @@ from ..tiering.store.manifest import TENSOR_ALIGNMENT, Block, Packing, TensorSpe
 from ..tiering.units import BlockId, MiB
 from .formats import Choice, Key, of_matrix
 from .layout import Layout, relaid
-from .weights import Weights
+from .weights import Stored, Weights
 
 _PIECE = 4 * MiB
+_EQUAL = 1.02
+"""What equal lengths may cost, where a format's depend on the numbers."""
 
+Shape = tuple[int, ...]
 Planes = tuple[int, ...]
 """Bytes of each plane of a matrix."""
 
 
 def encoded(
     plan: Layout,
-    choices: Mapping[Key, Choice],
+    chosen: Mapping[Key, Choice],
     lengths: Callable[[TensorSpec, int | None, Choice], Planes],
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[Layout, tuple[str, ...]]:
-    """``plan`` with the matrices in ``choices`` encoded; and what had to stay as it is, in words.
+    """``plan`` with the matrices in ``chosen`` encoded; and what had to stay as it is, in words.
 
     ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot;
-    ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks
-    of their own, right behind it: what needs all reads them at once.
+    ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks of their own,
+    right behind it: what needs all reads them at once.
     """
     notes: dict[str, None] = {}
+    found: dict[tuple[BlockId, str], Planes] = {}
+    alike: dict[tuple[str, Shape], list[tuple[BlockId, str]]] = {}
+    for block in plan.blocks:
+        for spec in block.tensors:
+            if choice := of_matrix(chosen, spec.name, block.id.expert):
+                format_, key = FORMATS[choice.format], (block.id, spec.name)
+                try:
+                    known = format_.lengths(*shape_of(spec, choice))
+                    found[key] = (known or lengths(spec, block.id.expert, choice))[: choice.planes]
+                except UnsuitableShape as error:
+                    notes.setdefault(f"{_where(block.id)} {list(spec.shape)} is stored as it is: {error}")
+                    continue
+                if known is None:
+                    alike.setdefault((choice.format, spec.shape), []).append(key)
+        advance(block.extent.length)
+    for keys in alike.values():
+        _make_equal(found, keys)
+
     blocks: list[Block] = []
     for block in plan.blocks:
         stored: list[TensorSpec] = []
         further: dict[int, list[TensorSpec]] = {}
         for spec in block.tensors:
-            choice = of_matrix(choices, spec.name, block.id.expert)
-            if choice is None:
+            planes = found.get((block.id, spec.name))
+            if planes is None:
                 stored.append(spec)
                 continue
-            try:
-                planes = FORMATS[choice.format].lengths(*shape_of(spec, choice)) or lengths(
-                    spec, block.id.expert, choice
-                )
-            except UnsuitableShape as error:
-                notes.setdefault(f"{_where(block.id)} {list(spec.shape)} is stored as it is: {error}")
-                stored.append(spec)
-                continue
-            address = spec.offset % TENSOR_ALIGNMENT
-            for plane, length in enumerate(planes[: choice.planes]):
+            choice, address = of_matrix(chosen, spec.name, block.id.expert), spec.offset % TENSOR_ALIGNMENT
+            assert choice is not None
+            for plane, length in enumerate(planes):
                 packing = Packing(choice.format, plane, choice.transposed, address)
                 made = replace(spec, offset=0, length=length, packing=packing)
                 (further.setdefault(plane, []) if plane else stored).append(made)
         blocks.append(replace(block, tensors=tuple(stored)))
-        blocks += [
-            replace(block, id=block.id.residual(plane), tensors=tuple(specs)) for plane, specs in further.items()
-        ]
-        advance(block.extent.length)
+        for plane, specs in further.items():
+            blocks.append(replace(block, id=block.id.residual(plane), tensors=tuple(specs)))
     return replace(plan, blocks=relaid(blocks)), tuple(notes)
+
+
+def _make_equal(found: dict[tuple[BlockId, str], Planes], keys: Sequence[tuple[BlockId, str]]) -> None:
+    """Give all matrices of ``keys`` the room of the largest, if that takes few bytes: equal blocks fill equal slots."""
+    longest = tuple(map(max, zip(*(found[key] for key in keys), strict=True)))
+    if sum(longest) * len(keys) <= _EQUAL * sum(sum(found[key]) for key in keys):
+        found.update(dict.fromkeys(keys, longest))
 
 
 class EncodedWeights:
@@ -70,6 +89,7 @@ class EncodedWeights:
     def __init__(self, weights: Weights, importance: Mapping[Key, torch.Tensor] | None = None) -> None:
         """``importance`` [k] of the columns of matrices, where it is known."""
         self._weights, self._importance = weights, importance or {}
+        self._stored = weights.stored()
         self._made: dict[str, tuple[torch.Tensor, ...]] = {}
         self._of: tuple[str, int | None] | None = None
 
@@ -81,6 +101,8 @@ class EncodedWeights:
         whole = memoryview(self._planes(spec, expert)[spec.packing.plane].numpy())  # type: ignore[arg-type]
         for start in range(0, len(whole), _PIECE):
             yield whole[start : start + _PIECE]
+        if len(whole) < spec.length:  # others alike have more
+            yield memoryview(bytes(spec.length - len(whole)))
 
     def lengths(self, spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
         """Bytes of the planes of a matrix, found out by encoding it."""
@@ -91,6 +113,12 @@ class EncodedWeights:
 
     def expect(self, block: Block) -> None:
         self._weights.expect(block)
+
+    def stored(self) -> Mapping[str, Stored]:
+        return self._stored
+
+    def plane(self, name: str, expert: int | None) -> torch.Tensor:
+        return self._weights.plane(name, expert)
 
     def close(self) -> None:
         self._made.clear()
@@ -104,11 +132,15 @@ class EncodedWeights:
             self._of = owner
         if spec.name not in self._made:
             assert spec.packing is not None
+            if self._stored.get(spec.name) == Stored(spec.packing.format, spec.packing.transposed):
+                return (self._weights.plane(spec.name, expert),)
             format_, choice = FORMATS[spec.packing.format], Choice(spec.packing.format, spec.packing.transposed)
             rows = slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice)
             try:
                 important = of_matrix(self._importance, spec.name, expert)
                 self._made[spec.name] = format_.encode(rows, *shape_of(spec, choice), important)
+            except UnsuitableShape:
+                raise
             except ValueError as error:
                 raise CheckpointError(
                     f"{spec.name}{'' if expert is None else f' of expert {expert}'} cannot be stored as "

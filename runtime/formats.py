@@ -13,6 +13,7 @@ from ..kernels.formats.registry import FORMATS
 from ..tiering.store.manifest import Block, TensorSpec
 from .layout import Layout, is_experts
 from .settings import FIT, fit_size
+from .weights import Stored
 
 AS_IS = "as-is"
 """Every number as the checkpoint has it."""
@@ -88,8 +89,11 @@ def of_matrix(table: Mapping[Key, T], name: str, expert: int | None) -> T | None
     return table.get(name) if own is None else own
 
 
-def choices(model: PreTrainedModel, plan: Layout, rules: Rules) -> dict[str, Choice]:
+def choices(
+    model: PreTrainedModel, plan: Layout, rules: Rules, stored: Mapping[str, Stored] | None = None
+) -> dict[str, Choice]:
     """What the matrices in ``plan`` of ``model`` are encoded to, by name; those that stay as they are are left out.
+    What is ``stored`` quantised by the source stays so where it is to stay as it is.
 
     Only weights of linear layers, embeddings and experts are encoded: what other code does with its weights is not
     known.
@@ -103,9 +107,14 @@ def choices(model: PreTrainedModel, plan: Layout, rules: Rules) -> dict[str, Cho
             continue
         module = modules[block.id.module]
         for spec in block.tensors:
-            name = rules.of(_part(model, block, module, output, shared=spec.name in shared))
-            if name != AS_IS and len(spec.shape) == 2 and _is_product(module, spec):
+            if len(spec.shape) != 2 or not _is_product(module, spec):
+                continue
+            part = _part(model, block, module, output, shared=spec.name in shared)
+            source = (stored or {}).get(spec.name)
+            if (name := rules.of(part)) != AS_IS:
                 found[spec.name] = Choice(name, _is_transposed(module))
+            elif source is not None and part != "embeddings":  # rows that are read one by one are numbers
+                found[spec.name] = Choice(source.format, source.transposed)
     return found
 
 

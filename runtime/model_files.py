@@ -33,14 +33,17 @@ def write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def copy_model_files(source: Path, folder: Path, untied: bool) -> None:
-    """Copy configuration and tokenizer; say in the configuration if the weights turned out not to be tied."""
+    """Copy configuration and tokenizer. The configuration does not say how weights are quantised, for the bundle does;
+    it says if the weights turned out not to be tied."""
     for path in sorted({path for pattern in FILES for path in source.glob(pattern)}):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    quantised = config.pop("quantization_config", None) is not None
     if untied:
-        path = folder / "config.json"
-        config = json.loads(path.read_text())
         for part in (config, config.get("text_config")):
             if isinstance(part, dict):
                 part["tie_word_embeddings"] = False
+    if untied or quantised:
         path.write_text(json.dumps(config, indent=2) + "\n")

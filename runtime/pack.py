@@ -1,6 +1,5 @@
 """Packs a checkpoint, or a model in memory, into a bundle in the store: within a memory budget, resumable, once."""
 
-import copy
 import hashlib
 import json
 import re
@@ -13,7 +12,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..tiering.errors import CheckpointError
 from ..tiering.progress import Progress, Quiet
 from ..tiering.store.folder import PARTIAL, ensure_room, locked, prepare
 from ..tiering.store.manifest import PLAIN, Block, Drive, Manifest
@@ -23,20 +21,20 @@ from ..tiering.store.writer import BundleWriter, publish
 from ..tiering.units import KiB, MiB, align_up
 from .by_use import arrange
 from .calibration import Calibration, Calibrator
-from .checkpoint import Checkpoint
 from .dial import fitted
 from .digest import digest_files
 from .drives import drives_for
 from .encoding import EncodedWeights, encoded
 from .formats import Rules, choices
 from .layout import Layout, layout
-from .model_files import copy_model_files, write_model_folder
+from .model_files import write_model_folder
 from .profiling import experts_of
 from .routes import Routes
 from .skeleton import skeleton
+from .source import Content, content_of, open_source
 from .striping import striped
 from .threads import one_torch_thread
-from .weights import CheckpointWeights, ModelWeights, Weights
+from .weights import ModelWeights, Weights
 
 LEAST_MEMORY = 4 * MiB
 """Packing may use this much whatever the budget: less would only make it slow."""
@@ -61,7 +59,7 @@ def pack(
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """The bundle of the checkpoint ``source`` (a folder or hub id) in ``store``, written if it is not there: weights in
+    """The bundle of ``source`` (a folder, GGUF file or hub id) in ``store``, written if it is not there: weights in
     ``dtype`` (None: the checkpoint's own) and in the formats of ``rules`` (as they are if not given), in at most
     ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit`` bytes. ``stripes`` are folders on other
     drives, to which blocks are dealt by measured speed. With ``routes``, experts that are used together lie together
@@ -74,20 +72,20 @@ def pack(
     interruption leaves is taken up by the next call; KeyboardInterrupt then says so.
     """
     quiet = progress is None or isinstance(progress, Quiet)
-    checkpoint = Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
+    opened = open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
     rules = rules or Rules()
-    dtype = dtype or checkpoint.dtype()
+    dtype = dtype or opened.dtype()
     memory = max(host_memory, LEAST_MEMORY)
-    model = skeleton(checkpoint.config, dtype, trust_remote_code=trust_remote_code)
+    model = skeleton(opened.config, dtype, trust_remote_code=trust_remote_code)
     plan = layout(model)
     order: Mapping[str, Sequence[int]] = {}
     if routes is not None:
         routes.check_model(experts_of(model), str(source))
         order = arrange(routes, plan.blocks).orders
     store = prepare(store)
-    digest = digest_files(checkpoint.content, store, progress)
+    digest = digest_files(opened.content, store, progress)
     identity = _identity(digest, str(dtype), rules, plan)
-    target = store / f"{_file_name(checkpoint.config.model_type)}-{identity[:16]}"
+    target = store / f"{_file_name(opened.config.model_type)}-{identity[:16]}"
     seen = [calibrator.digest] if calibrator is not None else []
     if routes is not None and rules.size is not None:
         seen.append(routes.uses_digest())
@@ -99,19 +97,11 @@ def pack(
 
     def job() -> _Job:
         calibration = _NOTHING if calibrator is None else calibrator()
-        weights, used, used_model, untied = _checkpoint_weights(
-            checkpoint, model, order, dtype, max(LEAST_MEMORY, memory - calibration.nbytes) - _staging(memory)
-        )
+        room = max(LEAST_MEMORY, memory - calibration.nbytes) - _staging(memory)
+        content = content_of(opened, model, order, dtype, room)
         name = str(dtype).removeprefix("torch.")
-        manifest = Manifest(identity, digest, name, str(rules), used.tied, (), ())
-        return _encoded(
-            _Job(used, weights, manifest, lambda folder: copy_model_files(checkpoint.folder, folder, untied)),
-            used_model,
-            rules,
-            calibration,
-            routes,
-            progress,
-        )
+        manifest = Manifest(identity, digest, name, str(rules), content.plan.tied, (), ())
+        return _encoded(content, manifest, rules, progress, calibration, routes)
 
     return _pack(
         target,
@@ -156,7 +146,7 @@ def pack_model(
     target = store / f"{_file_name(model.config.model_type)}-{identity[:16]}"
     return _pack(
         target,
-        lambda: _encoded(_Job(plan, weights, manifest, write_model), model, rules, _NOTHING, None, progress),
+        lambda: _encoded(Content(model, weights, plan, write_model), manifest, rules, progress),
         staging=_STAGING,
         flash_limit=flash_limit,
         stripes=stripes,
@@ -175,57 +165,29 @@ class _Job:
     write_model: Callable[[Path], None]
 
 
-def _checkpoint_weights(
-    checkpoint: Checkpoint,
-    model: PreTrainedModel,
-    order: Mapping[str, Sequence[int]],
-    dtype: torch.dtype,
-    memory: int,
-) -> tuple[CheckpointWeights, Layout, PreTrainedModel, bool]:
-    """The weights, their layout with experts in ``order``, the model, and whether it had to be untied.
-
-    Like transformers, a model that ties weights for which the checkpoint has different values is not tied.
-    """
-    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=memory)
-    if not weights.contradictions():
-        return weights, layout(model, weights.addresses(), order), model, False
-    weights.close()
-    config = copy.deepcopy(checkpoint.config)
-    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-    model = skeleton(config, dtype, trust_remote_code=checkpoint.trust_remote_code)
-    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=memory)
-    if differing := weights.contradictions():
-        one, other = differing[0]
-        raise CheckpointError(f"the model shares one weight between {one} and {other}, the checkpoint has two for them")
-    return weights, layout(model, weights.addresses(), order), model, True
-
-
 def _encoded(
-    job: _Job,
-    model: PreTrainedModel,
+    content: Content,
+    manifest: Manifest,
     rules: Rules,
-    calibration: Calibration,
-    routes: Routes | None,
     progress: Progress | None,
+    calibration: Calibration = _NOTHING,
+    routes: Routes | None = None,
 ) -> _Job:
-    """``job`` for ``model`` with its matrices encoded as ``rules`` say. Where a format's length depends on the numbers,
-    they are encoded once more, to find it out: places must be known before anything is written."""
-    bar = progress or Quiet()
-    # Inputs were seen by all names of a weight.
-    tied = job.plan.tied
-    seen = {tied.get(key, key) if isinstance(key, str) else key: each for key, each in calibration.importance.items()}
-    calibration = replace(calibration, importance=seen)
-    chosen = fitted(model, job.plan, choices(model, job.plan, rules), job.weights, calibration, routes, bar)
-    if not chosen:
-        return job
-    weights = EncodedWeights(job.weights, calibration.importance)
-    bar.start("measuring", job.plan.total_bytes)
-    try:
-        with one_torch_thread():
-            plan, notes = encoded(job.plan, chosen, weights.lengths, bar.advance)
-    finally:
-        bar.finish()
-    return replace(job, plan=plan, weights=weights, manifest=replace(job.manifest, notes=notes))
+    """What to write of ``content`` by ``rules``. Where a format's length depends on the numbers, they are encoded once
+    more, to find it out: places must be known before anything is written."""
+    plan, weights, bar = content.plan, content.weights, progress or Quiet()
+    calibration = calibration.of_stored(plan.tied)
+    by_rule = choices(content.model, plan, rules, weights.stored())
+    if chosen := fitted(content.model, plan, by_rule, weights, calibration, routes, bar):
+        weights = EncodedWeights(weights, calibration.importance)
+        bar.start("measuring", plan.total_bytes)
+        try:
+            with one_torch_thread():
+                plan, notes = encoded(plan, chosen, weights.lengths, bar.advance)
+        finally:
+            bar.finish()
+        manifest = replace(manifest, notes=notes)
+    return _Job(plan, weights, manifest, content.write_model)
 
 
 def _special(target: Path) -> Path | None:

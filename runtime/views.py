@@ -87,7 +87,7 @@ class AllViews:
         self, specs: Sequence[TensorSpec], make: Callable[[tuple[torch.Tensor, ...]], Made], kind: object
     ) -> SlotViews[Made]:
         """Those on blocks with tensors ``specs``; ``kind`` says in a word what ``make`` makes of them."""
-        key = kind, tuple((spec.dtype, spec.shape, spec.offset, spec.packing) for spec in specs)
+        key = kind, tuple((spec.dtype, spec.shape, spec.offset, spec.length, spec.packing) for spec in specs)
         return self._views.setdefault(key, SlotViews(self._arena, specs, make))  # type: ignore[return-value]
 
     def forget(self) -> None:

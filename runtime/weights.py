@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import xxhash
@@ -21,6 +21,25 @@ CHUNK = 4 * MiB
 """Bytes of a weight that are read or cast at a time, where there is room."""
 
 
+class Stored(NamedTuple):
+    """How the source has a weight: in which weight format; if ``transposed``, it has its transpose."""
+
+    format: str
+    transposed: bool = False
+
+
+class Plain:
+    """Weights none of which come quantised."""
+
+    def stored(self) -> Mapping[str, Stored]:
+        """None."""
+        return {}
+
+    def plane(self, name: str, expert: int | None) -> torch.Tensor:
+        """Raises KeyError."""
+        raise KeyError(name)
+
+
 class Weights(Protocol):
     """The weights of a model as its modules hold them."""
 
@@ -32,10 +51,18 @@ class Weights(Protocol):
         """The weights of ``block`` will be asked for next."""
         ...
 
+    def stored(self) -> Mapping[str, Stored]:
+        """The weights that come quantised, by name, and can be stored as they come."""
+        ...
+
+    def plane(self, name: str, expert: int | None) -> torch.Tensor:
+        """The bytes, uint8 [length], of such a weight, or of one expert's slice of it: no number quantised anew."""
+        ...
+
     def close(self) -> None: ...
 
 
-class CheckpointWeights:
+class CheckpointWeights(Plain):
     """The weights of a skeleton ``model`` from a checkpoint's ``tensors``, within ``memory`` bytes.
 
     Raises CheckpointError when weights are missing, and BudgetTooSmall when a conversion does not fit into memory.
@@ -153,7 +180,7 @@ class CheckpointWeights:
         """A tensor of the checkpoint; with ``expert`` that slice, with a first dimension of one."""
         shape = source.shape if expert is None else (1, *source.shape[1:])
         result = torch.empty(shape, dtype=dtype)
-        into, done = _as_bytes(result), 0
+        into, done = as_bytes(result), 0
         for piece in self._read(source if expert is None else source.part(expert), dtype):
             into[done : done + len(piece)] = piece
             done += len(piece)
@@ -168,8 +195,8 @@ class CheckpointWeights:
         for start in range(0, source.length, step):
             raw = self._scratch[: min(step, source.length - start)]
             file.expect(source.offset + start + step, min(step, max(0, source.length - start - step)))
-            file.read(source.offset + start, _as_bytes(raw))
-            yield _as_bytes(raw if dtype == source.dtype else raw.view(source.dtype).to(dtype))
+            file.read(source.offset + start, as_bytes(raw))
+            yield as_bytes(raw if dtype == source.dtype else raw.view(source.dtype).to(dtype))
 
     def _file(self, path: Path) -> SourceFile:
         if path not in self._files:
@@ -198,7 +225,7 @@ class CheckpointWeights:
             )
 
 
-class ModelWeights:
+class ModelWeights(Plain):
     """The weights of a ``model`` that is in memory. Raises CheckpointError for one on the meta device."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -223,13 +250,13 @@ def _needed(group: Group) -> int:
     return 2 * group.nbytes(0)
 
 
-def _as_bytes(tensor: torch.Tensor) -> memoryview:
+def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _bytes(tensor: torch.Tensor, step: int) -> Iterator[memoryview]:
     """The memory of a contiguous tensor, ``step`` bytes at a time."""
-    view = _as_bytes(tensor)
+    view = as_bytes(tensor)
     for start in range(0, len(view), step):
         yield view[start : start + step]

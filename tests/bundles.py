@@ -7,7 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from penstock.kernels.arena import Arena
+from penstock.kernels.packed_weight import PackedWeight
 from penstock.runtime.pack import pack
+from penstock.runtime.views import tensors_on
+from penstock.tiering.events import Slot
 from penstock.tiering.store.reader import Bundle
 from penstock.tiering.units import MiB
 
@@ -15,14 +18,15 @@ from .tiering.blocks import fill
 
 
 def tensors_of(bundle: Bundle) -> dict[str, torch.Tensor]:
-    """Every tensor of the bundle by state-dict name: experts stacked again, tied names included."""
+    """Every tensor of the bundle by state-dict name, decoded: experts stacked again, tied names included."""
     found: dict[str, torch.Tensor] = {}
     slices: dict[str, dict[int, torch.Tensor]] = {}
     for block in bundle.manifest.blocks:
         arena = Arena(block.extent.length)
         fill(bundle, [block], [arena.view(0, block.extent.length)])
         for spec in block.tensors:
-            tensor = arena.tensor(spec.offset, getattr(torch, spec.dtype), spec.shape).clone()
+            (tensor,) = tensors_on(arena, (spec,), Slot("host", 0, block.extent.length))
+            tensor = tensor.decoded().detach() if isinstance(tensor, PackedWeight) else tensor.clone()
             if block.id.kind == "expert":
                 slices.setdefault(spec.name, {})[block.id.part] = tensor
             else:

@@ -20,6 +20,8 @@ class Opened:
     folder: Path
     config: Any
     trust_remote_code: bool
+    tokenizer_file: str | None = None
+    """The GGUF file in ``folder`` that has the tokenizer, if one does."""
 
     @property
     def positions(self) -> int | None:
@@ -48,7 +50,7 @@ def open_files(source: Source) -> Opened:
         folder = Path(source.model).expanduser() / "model"
         return Opened(folder, read_config(str(folder), source), source.trust_remote_code)
     checkpoint = open_checkpoint(source)
-    return Opened(checkpoint.folder, checkpoint.config, source.trust_remote_code)
+    return Opened(checkpoint.folder, checkpoint.config, source.trust_remote_code, checkpoint.tokenizer_file)
 
 
 def load_model(source: Source, config: "Config", progress: "Progress") -> Any:
@@ -65,13 +67,13 @@ def load_model(source: Source, config: "Config", progress: "Progress") -> Any:
 
 
 def open_checkpoint(source: Source) -> Any:
-    """The checkpoint, with every file of it looked at. Raises CheckpointError."""
-    from ..checkpoint import Checkpoint
+    """The checkpoint, or GGUF file, with every file of it looked at. Raises CheckpointError."""
+    from ..source import open_source
 
     folder = Path(source.model).expanduser()
     if any(folder.glob("data-*.bin")):
         raise BundleError(f"{folder} has data files but no manifest.json: it is no complete bundle; pack again")
-    return Checkpoint.open(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    return open_source(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
 
 
 def read_config(place: str, source: Source) -> Any:
@@ -91,7 +93,9 @@ def read_tokenizer(opened: Opened, purpose: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(opened.folder, trust_remote_code=opened.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            opened.folder, gguf_file=opened.tokenizer_file, trust_remote_code=opened.trust_remote_code
+        )
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up for some families
             raise ValueError("it has no vocabulary")
         return tokenizer
@@ -111,6 +115,8 @@ def find_bundle(source: Source, config: "Config", progress: "Progress | None" = 
     found = bundles_of(checkpoint, store, [file.parent for file in sorted(store.glob("*/manifest.json"))], progress)
     if not found:
         raise BundleError(f"{source.model} is not packed in {store}; run: penstock pack {source.model}")
+    wanted = [folder for folder in found if read_manifest(folder).codec == str(config.rules)]
+    found = wanted or found
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found)
         raise BundleError(f"{source.model} is packed more than once; name one of the bundles: {names}")

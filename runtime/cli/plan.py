@@ -44,7 +44,7 @@ def command(
     config = settings.load()
     quiet_libraries()
     routes = _routes(profile)
-    found = sketch(source, config.store.path)
+    found = sketch(source, config.store.path, config.rules)
     outline = found.outline
     if routes is not None:
         routes.check_model({layer.path: layer.experts for layer in outline.layers}, source.model)

@@ -16,6 +16,7 @@ from .opening import bundles_of, is_bundle, open_checkpoint, read_config, read_m
 from .options import Source
 
 if TYPE_CHECKING:
+    from ..formats import Rules
     from ..layout import Layout
     from ..outline import Outline
 
@@ -46,14 +47,16 @@ class Drives:
     bytes_per_second: float
 
 
-def sketch(source: Source, store: Path) -> Sketch:
+def sketch(source: Source, store: Path, rules: "Rules") -> Sketch:
     """From the manifest of a bundle, the files of a checkpoint, or the configuration alone: of a folder without weights
-    there is no more, and of a hub id no more is fetched."""
+    there is no more, and of a hub id no more is fetched. What is not packed yet is laid out by ``rules``; where the
+    bytes of a format depend on the numbers, they are estimated."""
     import torch
 
+    from ..dial import estimated
     from ..layout import Layout, layout
     from ..skeleton import skeleton
-    from ..weights import CheckpointWeights
+    from ..source import content_of
 
     path = Path(source.model).expanduser()
     trust = source.trust_remote_code
@@ -66,15 +69,15 @@ def sketch(source: Source, store: Path) -> Sketch:
     if not path.exists() or _configuration_only(path):
         config = read_config(source.model, source)
         model = skeleton(config, config.dtype or torch.float32, trust_remote_code=trust)
-        return Sketch(model, layout(model), None)
+        return Sketch(model, estimated(model, layout(model), rules, {}), None)
     checkpoint = open_checkpoint(source)
     model = skeleton(checkpoint.config, checkpoint.dtype(), trust_remote_code=trust)
-    weights = CheckpointWeights(model, checkpoint.tensors, layout(model), memory=1 << 62)
-    planned = layout(model, weights.addresses())
-    weights.close()
+    content = content_of(checkpoint, model, {}, checkpoint.dtype(), 1 << 62)
+    content.weights.close()
+    planned = estimated(content.model, content.plan, rules, content.weights.stored())
     # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
-    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, planned)]
-    return Sketch(model, planned, next(iter(bundles_of(checkpoint, store, alike)), None))
+    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, content.plan, rules)]
+    return Sketch(content.model, planned, next(iter(bundles_of(checkpoint, store, alike)), None))
 
 
 def _configuration_only(folder: Path) -> bool:
@@ -83,14 +86,16 @@ def _configuration_only(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not any(any(folder.glob(pattern)) for pattern in weights)
 
 
-def _same_shape(bundle: Path, planned: "Layout") -> bool:
+def _same_shape(bundle: Path, planned: "Layout", rules: "Rules") -> bool:
     try:
         found = read_manifest(bundle)
     except BundleError:
         return False
-    places = {block.id: place for place, block in enumerate(planned.blocks)}  # experts may lie in another order
-    blocks = tuple(sorted(found.blocks, key=lambda block: places.get(block.id, -1)))
-    return bool(type(planned)(blocks, found.tied).digest() == planned.digest())
+    return found.codec == str(rules) and {_content(b) for b in found.blocks} >= {_content(b) for b in planned.blocks}
+
+
+def _content(block: manifest.Block) -> tuple[Any, ...]:
+    return block.id, tuple((spec.name, spec.dtype, spec.shape) for spec in block.tensors)
 
 
 def drives_of(found: Sketch, placement: Placement, places: Sequence[Path], io: Io) -> tuple[Sketch, Drives]:

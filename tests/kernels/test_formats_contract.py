@@ -27,7 +27,10 @@ def matrix(n: int, k: int, seed: int = 0) -> torch.Tensor:
 
 
 def encoded(weights: Format, whole: torch.Tensor, high: int = SLAB) -> tuple[torch.Tensor, ...]:
-    return weights.encode(iter(whole.split(high)), *whole.shape)
+    try:
+        return weights.encode(iter(whole.split(high)), *whole.shape)
+    except UnsuitableShape:
+        pytest.skip("a shape that the format does not take")
 
 
 def decoded(

@@ -96,6 +96,22 @@ def test_infinities_and_nans_go_through() -> None:
     )
 
 
+@native
+@pytest.mark.parametrize(("n", "k"), [(512, 72), (512, 1024), (512, 1000)])
+def test_zeros_have_the_sign_that_torch_gives_them(n: int, k: int) -> None:
+    """Of numbers so small that sums come to -0: columns that are filled up with zeros, and a first sum of several."""
+    product = products(1, n, k)
+    assert product is not None
+    chance, negative = torch.Generator().manual_seed(0), 0
+    for _ in range(20):
+        matrix = (torch.randn(n, k, generator=chance) * 1e-38).bfloat16()
+        state = torch.randn(1, k, generator=chance).bfloat16()
+        found = product(addresses([matrix]), addresses([state]))[0]
+        assert torch.equal(found.view(torch.int16), functional.linear(state, matrix).view(torch.int16))
+        negative += int(((found == 0) & found.signbit()).sum())
+    assert negative > 0
+
+
 def test_no_product_for_many_rows_or_where_the_trial_would_take_too_much() -> None:
     assert products(MOST_ROWS + 1, 1024, 1024) is None
     assert products(1, 1 << 20, 4096) is None  # a trial would take gigabytes

@@ -187,9 +187,9 @@ def test_a_config_that_is_none(content: str, checkpoint: Path) -> None:
 
 def test_quantised_weights(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "mxfp4"}
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
     (checkpoint / "config.json").write_text(json.dumps(config))
-    refused(checkpoint, "quantised weights .mxfp4.")
+    refused(checkpoint, "quantised as .bitsandbytes., which penstock does not read")
 
 
 def test_code_in_a_checkpoint_is_not_run(checkpoint: Path) -> None:

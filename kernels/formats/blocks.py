@@ -1,0 +1,166 @@
+"""Formats of weights that come quantised: rows in blocks of numbers with a scale, kept as they were found.
+
+A plane consists of parts, each a table of bytes with a line per row of the matrix, or per several rows; each part
+starts at a multiple of 64 bytes. Decoded numbers are those of the source's own definition in float32, rounded once to
+the dtype that is asked for. The compiled half is blocks.c; without it, torch decodes.
+"""
+
+import ctypes
+import enum
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..calls import multiply, share
+from ..native import LIBRARY
+from .base import SLAB, Product, UnsuitableShape
+
+MOST_ROWS = 4
+"""Rows up to which one pass over the matrix serves all of them."""
+
+_ALIGNMENT = 64
+_AT_ONCE = 4 * SLAB  # rows that torch decodes at a time
+
+
+class Kind(enum.IntEnum):
+    """Which decoder of blocks.c; in the order of its table."""
+
+    Q8_0 = 0
+    Q4_0 = 1
+    Q4_1 = 2
+    Q5_0 = 3
+    Q5_1 = 4
+    Q4_K = 5
+    Q5_K = 6
+    Q6_K = 7
+    MXFP4 = 8
+    FP8 = 9
+    UINT4 = 10
+
+
+class Part(NamedTuple):
+    """A table of bytes, ``lines`` of ``width``. Each line belongs to ``rows`` rows of the matrix, the last one perhaps
+    to fewer; to all of them where that is 0."""
+
+    lines: int
+    width: int
+    rows: int = 1
+
+
+class Blocks:
+    """A Format whose matrices are stored in ``parts``. A subclass says which, and how torch decodes them."""
+
+    exact = False
+    planes = 1
+    name: str
+    kind: Kind
+    group = 1
+    """Numbers of a row that share a scale, where ``kind`` leaves that open."""
+    ordered = False
+    """Whether the last part is int32 [k]: which column each stored number belongs to."""
+
+    def parts(self, n: int, k: int) -> tuple[Part, ...]:
+        """The parts of a matrix [n, k]. Raises UnsuitableShape."""
+        raise NotImplementedError
+
+    def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
+        """float32 [rows, k] from the lines of all parts that belong to these rows, uint8 [rows, width] each."""
+        raise NotImplementedError
+
+    def lengths(self, n: int, k: int) -> tuple[int]:
+        parts = self.parts(n, k)
+        return (_offsets(parts)[-1] + parts[-1].lines * parts[-1].width,)
+
+    def encode(
+        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor]:
+        raise ValueError(f"{self.name} is what checkpoints come in; penstock does not quantise to it")
+
+    def join(self, parts: Sequence[torch.Tensor], n: int, k: int) -> torch.Tensor:
+        """The plane of the matrix [n, k], uint8 [length]: ``parts`` as they are, in any dtype."""
+        plane = torch.zeros(*self.lengths(n, k), dtype=torch.uint8)
+        for into, part in zip(self.split(plane, n, k), parts, strict=True):
+            into.copy_(part.contiguous().view(-1).view(torch.uint8).view(into.shape))
+        return plane
+
+    def split(self, plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, ...]:
+        """The parts of a plane, uint8 [lines, width] each, in its memory."""
+        parts = self.parts(n, k)
+        return tuple(
+            plane[at : at + part.lines * part.width].view(part.lines, part.width)
+            for part, at in zip(parts, _offsets(parts), strict=True)
+        )
+
+    def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        (plane,) = planes
+        if LIBRARY is not None and out.dtype in _DTYPES:
+            with share(torch.get_num_threads()) as threads:
+                LIBRARY.penstock_decode_blocks(
+                    self._shape(n, k),
+                    plane.data_ptr(),
+                    rows.start,
+                    len(out),
+                    k,
+                    out.data_ptr(),
+                    _DTYPES[out.dtype],
+                    threads,
+                )
+        else:
+            self._decode_portably(self.split(plane, n, k), n, k, rows, out)
+
+    def products(self, rows: int, n: int, k: int) -> Product | None:
+        if LIBRARY is None or not 1 <= rows <= MOST_ROWS:
+            return None
+        shape, kernel = self._shape(n, k), LIBRARY.penstock_block_products
+
+        def product(matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
+            space = torch.empty(len(inputs), rows, k, dtype=torch.float32)
+            addresses = [plane for (plane,) in matrices]
+            more = k, ctypes.addressof(shape), space.data_ptr()
+            return multiply(kernel, addresses, inputs, rows, n, *more, threads=torch.get_num_threads())
+
+        return product
+
+    def _decode_portably(self, parts: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        tables = [part for part in zip(parts, self.parts(n, k), strict=True) if part[1].rows]
+        for start in range(0, len(out), _AT_ONCE):
+            into = out[start : start + _AT_ONCE]
+            numbers = torch.arange(rows.start + start, rows.start + start + len(into))
+            made = self.numbers([table[numbers // part.rows] for table, part in tables], k)
+            into.copy_(made[:, torch.argsort(parts[-1].view(torch.int32)[0])] if self.ordered else made)
+
+    def _shape(self, n: int, k: int) -> "ctypes.Array[ctypes.c_int64]":
+        """``struct shape`` of blocks.c."""
+        parts = self.parts(n, k)
+        tables = [(at, part) for at, part in zip(_offsets(parts), parts, strict=True) if part.rows]
+        filled = tables + [(0, Part(0, 0))] * (3 - len(tables))
+        each = max(part.rows for _, part in tables)
+        order = _offsets(parts)[-1] if self.ordered else 0
+        numbers = [
+            self.kind,
+            *(at for at, _ in filled),
+            *(part.width for _, part in filled),
+            each,
+            self.group or k,
+            order,
+        ]
+        return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def whole(name: str, k: int, multiple: int) -> int:
+    """How many blocks of ``multiple`` columns ``k`` are; UnsuitableShape if they are no whole number."""
+    if k % multiple or not k:
+        raise UnsuitableShape(f"{name} needs a multiple of {multiple} columns, not {k}")
+    return k // multiple
+
+
+def _offsets(parts: Sequence[Part]) -> list[int]:
+    offsets, end = [], 0
+    for part in parts:
+        offsets.append(-(-end // _ALIGNMENT) * _ALIGNMENT)
+        end = offsets[-1] + part.lines * part.width
+    return offsets
+
+
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}

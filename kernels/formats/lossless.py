@@ -1,0 +1,173 @@
+"""The format "lossless": bfloat16 matrices in two thirds of their bytes, decoded to the very same bits.
+
+The exponents of weights are far from evenly spread (2.6 bits of entropy in their 8): they are coded, sign and mantissa
+kept as they are. The idea is that of "70% Size, 100% Accuracy: Lossless LLM Compression for Efficient GPU Inference via
+Dynamic-Length Float" (DFloat11). Its Huffman codes are read bit by bit, which suits a GPU; ours are made for AVX-512:
+three levels of two bits, each for the exponents that the level before has no code for. Gaussian weights take 66.8 % of
+their bytes so, where their entropy is 65.9 %, and one core decodes 18 GB/s of them (31 GB/s as far as registers). Codes
+of three bits with a level of four behind them were decoded 1.4 times as fast, but take 69.3 %; zstd on the exponents
+alone takes 68 %, at 2 GB/s. How bytes lie is said in lossless.c, which decodes and multiplies; lossless_tiles.py does
+the same anywhere, slowly.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..calls import multiply
+from ..native import LIBRARY
+from ..products import Products, products
+from .base import Product, UnsuitableShape
+from .lossless_tiles import ROWS, decode_tile, encode_tile
+
+_NATIVE = LIBRARY if LIBRARY is not None and LIBRARY.penstock_lossless_available() else None
+_TRIAL_SECONDS = 0.05
+
+
+class Lossless:
+    """Sixteen rows at a time. A matrix that gains nothing takes a thousandth more bytes than it has."""
+
+    name = "lossless"
+    exact = True
+    planes = 1
+
+    def lengths(self, n: int, k: int) -> None:
+        """None: the length depends on the numbers. Raises UnsuitableShape for fewer than 16 rows or k % 4 != 0."""
+        if n < ROWS or k < 1 or k % 4:
+            raise UnsuitableShape(f"lossless takes {ROWS} rows or more of 4, 8, 12, .. columns, not [{n}, {k}]")
+
+    def encode(
+        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """See Format. Slabs are bfloat16; raises UnsuitableShape for any other dtype. Any bits are right, NaNs too.
+
+        What is returned is the beginning of a buffer as large as the matrix, of which the rest was never touched.
+        """
+        self.lengths(n, k)
+        tiles = n // ROWS
+        plane = torch.empty(8 * tiles + 2 * n * k, dtype=torch.uint8)
+        at, row = 8 * tiles, 0
+        ends = torch.empty(tiles, dtype=torch.int64)
+        for slab in slabs:
+            if slab.dtype != torch.bfloat16:
+                raise UnsuitableShape(f"lossless takes bfloat16 weights, not {slab.dtype}")
+            whole = len(slab) // ROWS
+            lengths = _encode(slab[: whole * ROWS].contiguous(), plane[at:])
+            ends[row : row + whole] = at + lengths.cumsum(0)
+            at, row = int(at + lengths.sum()), row + whole
+            rest = slab[whole * ROWS :].contiguous().view(torch.uint8).flatten()
+            plane[at : at + len(rest)] = rest
+            at += len(rest)
+        plane[: 8 * tiles] = ends.view(torch.uint8)
+        return (plane[:at],)
+
+    def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        """See Format; ``out`` is bfloat16.
+
+        Raises ValueError if the plane is damaged, as far as that shows; nothing outside it is read in any case.
+        """
+        self.lengths(n, k)
+        (plane,) = planes
+        first, count = rows.start, rows.stop - rows.start
+        if first % ROWS or not 0 <= first <= rows.stop <= n:
+            raise ValueError(f"no slab begins, or no matrix of {n} rows ends, where {rows} does")
+        assert (out.shape, out.dtype, out.is_contiguous()) == ((count, k), torch.bfloat16, True)
+        if _NATIVE is None:
+            right = _decode(plane, n, k, first, out)
+        else:
+            right = _NATIVE.penstock_lossless_decode(
+                plane.data_ptr(), len(plane), n, k, first, count, out.data_ptr(), torch.get_num_threads()
+            )
+        if not right:
+            raise _damaged(n, k)
+
+    def products(self, rows: int, n: int, k: int) -> Product | None:
+        """See Format: the bits of ``functional.linear`` with the decoded matrix.
+
+        The product raises ValueError if a matrix does not fit together. Where a matrix ends, its own bytes say.
+        """
+        if _NATIVE is None or n < ROWS or k % 4:
+            return None
+        found = products(rows, n, k)
+        return None if found is None else _Product(found)
+
+
+class _Product:
+    """What ``plain`` computes, with matrices that are decoded on the way."""
+
+    def __init__(self, plain: Products) -> None:
+        self._plain = plain
+
+    def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
+        plain = self._plain
+        planes = [plane for (plane,) in matrices]
+        return multiply(self._kernel, planes, inputs, plain.rows, plain.n, plain.k, plain.chunk, threads=plain.threads)
+
+    def _kernel(self, *arguments: Any) -> None:
+        assert _NATIVE is not None
+        if not _NATIVE.penstock_lossless_products(*arguments):
+            raise _damaged(self._plain.n, self._plain.k)
+
+
+def decode_speed() -> float:
+    """Bytes of weights per second that this machine decodes with torch's threads, the best of some rounds in 0.05 s."""
+    lossless, n, k, copies, each = Lossless(), 512, 1024, 48, 8
+    weights = torch.randn(n, k, generator=torch.Generator().manual_seed(0)).bfloat16()
+    (plane,) = lossless.encode([weights], n, k)
+    # Copies, since what was just read from flash is in no cache.
+    planes = [plane.clone() for _ in range(copies)]
+    best, spent, at = math.inf, 0.0, 0
+    while spent < _TRIAL_SECONDS:
+        start = time.perf_counter()
+        for one in planes[at : at + each]:
+            lossless.decode([one], n, k, slice(0, n), weights)
+        took = time.perf_counter() - start
+        best, spent, at = min(best, took), spent + took, (at + each) % copies
+    return each * weights.nbytes / best
+
+
+def _encode(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Fill the beginning of ``out`` with the tiles of ``rows`` [16 * tiles, k]; their lengths in bytes."""
+    tiles, k = len(rows) // ROWS, rows.shape[1]
+    lengths = torch.zeros(tiles, dtype=torch.int64)
+    if _NATIVE is not None:
+        scratch = torch.empty(3 * (ROWS * k + 1), dtype=torch.uint8)
+        _NATIVE.penstock_lossless_encode(
+            rows.data_ptr(), tiles, k, out.data_ptr(), lengths.data_ptr(), scratch.data_ptr()
+        )
+        return lengths
+    at = 0
+    for number, words in enumerate(rows.view(torch.uint16).numpy().reshape(tiles, ROWS, k)):
+        tile = torch.from_numpy(encode_tile(words))
+        out[at : at + len(tile)] = tile
+        lengths[number] = len(tile)
+        at += len(tile)
+    return lengths
+
+
+def _decode(plane: torch.Tensor, n: int, k: int, first: int, out: torch.Tensor) -> bool:
+    """Fill ``out`` [rows, k] with the rows from ``first`` on; whether the plane allows it."""
+    tiles = n // ROWS
+    content, to = plane.numpy(), out.view(torch.uint16).numpy()
+    if len(content) < 8 * tiles:
+        return False
+    bounds = [8 * tiles, *np.frombuffer(content[: 8 * tiles].tobytes(), np.int64).tolist()]
+    bounds.append(bounds[-1] + 2 * (n % ROWS) * k)
+    if bounds != sorted(bounds) or bounds[-1] > len(content):
+        return False
+    for at in range(0, len(to), ROWS):
+        number = (first + at) // ROWS
+        found = content[bounds[number] : bounds[number + 1]]
+        words = decode_tile(found, k) if number < tiles else np.frombuffer(found.tobytes(), np.uint16).reshape(-1, k)
+        if words is None:
+            return False
+        to[at : at + ROWS] = words[: len(to) - at]
+    return True
+
+
+def _damaged(n: int, k: int) -> ValueError:
+    return ValueError(f"the bytes of a lossless matrix [{n}, {k}] are damaged")

@@ -1,0 +1,398 @@
+/* bfloat16 matrices in two thirds of their bytes, exactly: what formats/lossless.py says, compiled.
+
+   Sixteen rows are a tile. Its numbers come in groups of 64, four columns of the sixteen rows, in such an order that a
+   decoded group is two registers as the product wants them: a pair of columns in each. Of a number, sign and mantissa
+   are a byte as it is. The exponent has a code of two bits in level 0 if it is one of the three most frequent of the
+   tile, else 0 there and a code in level 1 for the next three, else 0 there too and a code in level 2, and if it is none
+   of those nine it is a byte of level 3. Each level holds only what the level before has no code for; the decoder spreads
+   it out again with VPEXPANDB.
+
+   A tile: uint32 table[3], by level the exponents of codes 1 to 3 in bytes 1 to 3; uint32 counts[2], codes in levels 1
+   and 2; then level 1, level 2, each filled up to a byte; level 3; level 0; signs and mantissas. Exponents are turned
+   right by a bit, so that each bit is where it goes in the two bytes of a number. A tile that would be no smaller than
+   its numbers is its sixteen rows as they are; its length tells.
+
+   A matrix of at least sixteen rows: uint64 ends[n / 16], where each tile ends, in bytes from the start of the matrix; the tiles; the n % 16 rows
+   that remain, as they are. */
+
+#include "products.h"
+
+#include <string.h>
+
+#define ROWS 16  /* of a tile */
+#define GROUP 64 /* numbers that are decoded at once */
+#define LEVELS 3 /* of codes with two bits */
+#define HEAD 20  /* bytes of a tile before its levels */
+
+static uint8_t turned(uint8_t exponent) { return (uint8_t)(exponent >> 1 | exponent << 7); }
+
+static uint64_t quarter(uint64_t codes) { return (codes + 3) / 4; }
+
+/* The level and code of each exponent by how often it comes: code << 2 * level, levels before 0; 0 if it has none.
+   Fills `table` and how many numbers there are in levels 1, 2 and 3. */
+static void assign(const uint32_t often[256], uint8_t codes[256], uint32_t table[LEVELS], uint32_t counts[LEVELS])
+{
+    uint32_t left = 0;
+    for (int e = 0; e < 256; e++)
+        left += often[e];
+    memset(codes, 0, 256);
+    for (int level = 0; level < LEVELS; level++) {
+        table[level] = 0;
+        for (int code = 1; code < 4; code++) {
+            int best = -1;
+            for (int e = 0; e < 256; e++)
+                if (often[e] && !codes[e] && (best < 0 || often[e] > often[best]))
+                    best = e;
+            if (best < 0)
+                break;
+            codes[best] = (uint8_t)(code << 2 * level);
+            table[level] |= (uint32_t)turned((uint8_t)best) << 8 * code;
+            left -= often[best];
+        }
+        counts[level] = left;
+    }
+}
+
+static void pack(const uint8_t *codes, uint32_t count, uint8_t *out)
+{
+    for (uint32_t i = 0; i < count; i += 4) {
+        uint8_t byte = 0;
+        for (uint32_t j = i; j < i + 4 && j < count; j++)
+            byte |= (uint8_t)(codes[j] << 2 * (j - i));
+        *out++ = byte;
+    }
+}
+
+/* One tile, from [16, k], k a multiple of 4; its bytes. `scratch` has 16 * k + 1 bytes for each level. */
+static uint64_t encode(const uint16_t *from, long k, uint8_t *out, uint8_t *scratch)
+{
+    const long numbers = ROWS * k;
+    uint32_t parts[4][256] = {{0}}, table[LEVELS], counts[LEVELS], at[LEVELS] = {0};
+    uint8_t codes[256], *levels[LEVELS];
+    /* Four counters for each exponent, since the same one often follows itself. */
+    for (long i = 0; i < numbers; i++)
+        parts[i & 3][from[i] >> 7 & 255]++;
+    for (int e = 0; e < 256; e++)
+        parts[0][e] += parts[1][e] + parts[2][e] + parts[3][e];
+    assign(parts[0], codes, table, counts);
+    const uint64_t escapes = quarter(counts[0]) + quarter(counts[1]) + counts[2];
+    const uint64_t length = HEAD + escapes + (uint64_t)(numbers / 4 + numbers);
+    if (length >= 2 * (uint64_t)numbers) {
+        memcpy(out, from, 2 * (size_t)numbers);
+        return 2 * (uint64_t)numbers;
+    }
+    for (int level = 0; level < LEVELS; level++)
+        levels[level] = scratch + level * (numbers + 1);
+    memcpy(out, table, sizeof table);
+    memcpy(out + sizeof table, counts, 2 * sizeof *counts);
+    uint8_t *low = out + HEAD + escapes, *rest = low + numbers / 4;
+    for (long group = 0; group < k / 4; group++, low += GROUP / 4, rest += GROUP) {
+        uint8_t first[GROUP];
+        for (int i = 0; i < GROUP; i++) {
+            const int row = i / 16 * 4 + i % 8 / 2, column = i / 8 % 2 * 2 + i % 2;
+            const uint16_t number = from[row * k + group * 4 + column];
+            const uint8_t exponent = (uint8_t)(number >> 7), code = codes[exponent];
+            const int none = (code & 3) == 0, none_too = none & ((code & 15) == 0);
+            rest[i] = (uint8_t)((number >> 8 & 0x80) | (number & 0x7f));
+            first[i] = code & 3;
+            levels[0][at[0]] = code >> 2 & 3;
+            at[0] += (uint32_t)none;
+            levels[1][at[1]] = code >> 4;
+            at[1] += (uint32_t)none_too;
+            levels[2][at[2]] = turned(exponent);
+            at[2] += (uint32_t)(code == 0);
+        }
+        for (int i = 0; i < GROUP / 4; i++)
+            low[i] = (uint8_t)(first[i] | first[i + 16] << 2 | first[i + 32] << 4 | first[i + 48] << 6);
+    }
+    out += HEAD;
+    pack(levels[0], counts[0], out);
+    out += quarter(counts[0]);
+    pack(levels[1], counts[1], out);
+    out += quarter(counts[1]);
+    memcpy(out, levels[2], counts[2]);
+    return length;
+}
+
+/* `tiles` tiles, from [16 * tiles, k], one behind the other to `out`, which has as many bytes as `from`. lengths[i] gets
+   the bytes of tile i; `scratch` has 48 * k + 3. */
+void penstock_lossless_encode(const uint16_t *from, long tiles, long k, uint8_t *out, int64_t *lengths,
+                              uint8_t *scratch)
+{
+    for (long i = 0; i < tiles; i++) {
+        lengths[i] = (int64_t)encode(from + i * ROWS * k, k, out, scratch);
+        out += lengths[i];
+    }
+}
+
+#ifdef PENSTOCK_X86
+
+#define WITH_BYTES __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vbmi,avx512vbmi2,bmi2,popcnt")))
+#define WITHIN static inline __attribute__((always_inline)) WITH_BYTES
+
+/* A tile that is being decoded. at[i] counts what was taken of level i + 1, of counts[i]. */
+struct tile {
+    __m512i table[LEVELS];
+    const uint8_t *codes, *rest;
+    const uint8_t *levels[LEVELS];
+    const uint8_t *ahead; /* about as far in the tile behind it, which is likely to be next */
+    uint64_t stride;
+    uint64_t counts[LEVELS], at[LEVELS];
+};
+
+/* Where tile `number` lies in a matrix whose tiles end at `coded`; 0 if that is not inside. */
+static const uint8_t *find(const uint8_t *matrix, uint64_t coded, long tiles, long number, uint64_t *bytes)
+{
+    uint64_t from = 8 * (uint64_t)tiles, to;
+    if (number)
+        memcpy(&from, matrix + 8 * (number - 1), 8);
+    memcpy(&to, matrix + 8 * number, 8);
+    if (from < 8 * (uint64_t)tiles || to < from || to > coded)
+        return 0;
+    *bytes = to - from;
+    return matrix + from;
+}
+
+/* 0 if `bytes` at `from` cannot be a tile of so many groups. */
+WITHIN int start(struct tile *tile, const uint8_t *from, uint64_t bytes, uint64_t groups)
+{
+    uint32_t table[LEVELS], counts[2];
+    if (bytes < HEAD + groups * (GROUP / 4 + GROUP))
+        return 0;
+    memcpy(table, from, sizeof table);
+    memcpy(counts, from + sizeof table, sizeof counts);
+    const uint64_t escapes = bytes - HEAD - groups * (GROUP / 4 + GROUP);
+    if (escapes < quarter(counts[0]) + quarter(counts[1]))
+        return 0;
+    for (int i = 0; i < LEVELS; i++) {
+        tile->table[i] = _mm512_set1_epi32((int)table[i]);
+        tile->at[i] = 0;
+    }
+    tile->ahead = from + bytes;
+    tile->stride = bytes / groups;
+    tile->levels[0] = from + HEAD;
+    tile->levels[1] = tile->levels[0] + quarter(counts[0]);
+    tile->levels[2] = tile->levels[1] + quarter(counts[1]);
+    tile->counts[0] = counts[0];
+    tile->counts[1] = counts[1];
+    tile->counts[2] = escapes - quarter(counts[0]) - quarter(counts[1]);
+    tile->codes = from + HEAD + escapes;
+    tile->rest = tile->codes + groups * (GROUP / 4);
+    return 1;
+}
+
+/* Whether the levels held what level 0 asked for, no more and no less. */
+WITHIN int finished(const struct tile *tile)
+{
+    return tile->at[0] == tile->counts[0] && tile->at[1] == tile->counts[1] && tile->at[2] == tile->counts[2];
+}
+
+/* What is next in a level: never past its end, whatever the levels before say. The loads may
+   reach 64 bytes past it, which are there: level 0 and the rest follow. */
+WITHIN uint64_t place(const struct tile *tile, int level)
+{
+    return tile->at[level] < tile->counts[level] ? tile->at[level] : tile->counts[level];
+}
+
+/* The numbers in `none` get the exponents that level + 1 has for them; returns those that it has none for. */
+WITHIN __mmask64 descend(struct tile *tile, const int level, __mmask64 none, __m512i *exponent)
+{
+    /* Codes follow each other, four in a byte: eight of them are in the 24 bits from byte 2i on. */
+    const __m512i eights = _mm512_add_epi64(_mm512_set1_epi64(0x0706050403020100),
+                                            _mm512_set_epi64(0x0e0e0e0e0e0e0e0e, 0x0c0c0c0c0c0c0c0c, 0x0a0a0a0a0a0a0a0a,
+                                                             0x0808080808080808, 0x0606060606060606, 0x0404040404040404,
+                                                             0x0202020202020202, 0));
+    const uint64_t at = place(tile, level);
+    const __m512i shift = _mm512_add_epi8(_mm512_set1_epi64(0x0e0c0a0806040200), _mm512_set1_epi8((char)(at % 4 * 2)));
+    const __m256i bytes = _mm256_loadu_si256((const __m256i *)(tile->levels[level] + at / 4));
+    __m512i code = _mm512_multishift_epi64_epi8(shift, _mm512_permutexvar_epi8(eights, _mm512_castsi256_si512(bytes)));
+    code = _mm512_maskz_expand_epi8(none, code);
+    *exponent = _mm512_mask_permutexvar_epi8(*exponent, none, code, tile->table[level + 1]);
+    tile->at[level] += (uint64_t)_mm_popcnt_u64(none);
+    return _mm512_mask_testn_epi8_mask(none, code, _mm512_set1_epi8(3));
+}
+
+/* The next group: columns 4g and 4g + 1 of each row in pairs[0], the two after them in pairs[1]. */
+WITHIN void next(struct tile *tile, __m512i pairs[2])
+{
+    const __m512i three = _mm512_set1_epi8(3), mantissa = _mm512_set1_epi8(0x7f);
+    /* Byte i of level 0 has the codes of numbers i, i + 16, i + 32 and i + 48. */
+    const __m512i apart = _mm512_add_epi64(_mm512_set1_epi64(0x3830282018100800),
+                                           _mm512_set_epi64(0x0606060606060606, 0x0606060606060606, 0x0404040404040404,
+                                                            0x0404040404040404, 0x0202020202020202, 0x0202020202020202,
+                                                            0, 0));
+    const __m512i first = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)tile->codes));
+    const __m512i code = _mm512_multishift_epi64_epi8(apart, first);
+    __m512i exponent = _mm512_permutexvar_epi8(code, tile->table[0]);
+    __mmask64 none = _mm512_testn_epi8_mask(code, three);
+    none = descend(tile, 0, none, &exponent);
+    none = descend(tile, 1, none, &exponent);
+    const __m512i others = _mm512_loadu_si512(tile->levels[2] + place(tile, 2));
+    exponent = _mm512_mask_expand_epi8(exponent, none, others);
+    tile->at[2] += (uint64_t)_mm_popcnt_u64(none);
+    const __m512i rest = _mm512_loadu_si512(tile->rest);
+    const __m512i low = _mm512_ternarylogic_epi32(mantissa, rest, exponent, 0xca); /* mantissa ? rest : exponent */
+    const __m512i high = _mm512_ternarylogic_epi32(mantissa, exponent, rest, 0xca);
+    pairs[0] = _mm512_unpacklo_epi8(low, high);
+    pairs[1] = _mm512_unpackhi_epi8(low, high);
+    tile->codes += GROUP / 4;
+    tile->rest += GROUP;
+    _mm_prefetch((const char *)tile->ahead, _MM_HINT_T1);
+    _mm_prefetch((const char *)tile->ahead + 64, _MM_HINT_T1);
+    tile->ahead += tile->stride;
+}
+
+/* The first `rows` rows of a tile to out [rows, k]; 0 if the tile is damaged. */
+WITH_BYTES static int decode(const uint8_t *from, uint64_t bytes, long rows, long k, uint16_t *out)
+{
+    struct tile tile;
+    if (bytes == 2 * ROWS * (uint64_t)k) {
+        memcpy(out, from, (size_t)(2 * rows * k));
+        return 1;
+    }
+    if (!start(&tile, from, bytes, (uint64_t)k / 4))
+        return 0;
+    for (long at = 0; at < k; at += STEP) {
+        const long left = k - at;
+        const __mmask32 mask = left >= STEP ? ~(__mmask32)0 : ((__mmask32)1 << left) - 1;
+        __m512i column[LANES], row[LANES];
+        if (left >= STEP)
+            for (int i = 0; i < LANES; i += 2)
+                next(&tile, column + i);
+        else
+            for (int i = 0; i < LANES; i += 2)
+                if (2 * i < left)
+                    next(&tile, column + i);
+                else
+                    column[i] = column[i + 1] = _mm512_setzero_si512();
+        transpose(column, row);
+        if (rows == ROWS)
+            for (int i = 0; i < ROWS; i++)
+                _mm512_mask_storeu_epi16(out + i * k + at, mask, row[i]);
+        else
+            for (int i = 0; i < ROWS; i++)
+                if (i < rows)
+                    _mm512_mask_storeu_epi16(out + i * k + at, mask, row[i]);
+    }
+    return finished(&tile);
+}
+
+/* x [tokens, k] times the sixteen rows of a tile, into out [tokens, n]: the order of summation of penstock_products. */
+WITHIN int multiply(const int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x, uint16_t *out, long n,
+                    long k, long chunk)
+{
+    struct tile tile;
+    __m512 sum[MOST], total[MOST];
+    if (!start(&tile, from, bytes, (uint64_t)k / 4))
+        return 0;
+    for (int t = 0; t < tokens; t++) {
+        sum[t] = _mm512_setzero_ps();
+        total[t] = _mm512_set1_ps(-0.0f);
+    }
+    for (long begin = 0; begin < k; begin += chunk) {
+        const long end = begin + chunk < k ? begin + chunk : k;
+        for (int t = 0; begin && t < tokens; t++) {
+            total[t] = _mm512_add_ps(total[t], sum[t]);
+            sum[t] = _mm512_setzero_ps();
+        }
+        for (long at = begin; at < end; at += 4) {
+            __m512i pairs[2];
+            next(&tile, pairs);
+            for (int i = 0; i < 2; i++)
+                for (int t = 0; t < tokens; t++) {
+                    int32_t both;
+                    memcpy(&both, x + t * k + at + 2 * i, sizeof both);
+                    sum[t] = _mm512_dpbf16_ps(sum[t], (__m512bh)_mm512_set1_epi32(both), (__m512bh)pairs[i]);
+                }
+        }
+    }
+    for (int t = 0; t < tokens; t++) {
+        const __m512 whole = chunk < k ? _mm512_add_ps(total[t], sum[t]) : sum[t];
+        _mm256_storeu_si256((__m256i *)(out + t * n), (__m256i)_mm512_cvtneps_pbh(whole));
+    }
+    return finished(&tile);
+}
+
+#define CASE(T)                                                                                                        \
+    case T:                                                                                                            \
+        return multiply(T, from, bytes, x, out, n, k, chunk);
+
+WITH_BYTES static int product(int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x, uint16_t *out, long n,
+                              long k, long chunk)
+{
+    switch (tokens) {
+        CASE(1)
+        CASE(2)
+        CASE(3)
+        CASE(4)
+    }
+    return 0;
+}
+
+int penstock_lossless_available(void)
+{
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+           __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+}
+
+/* Rows from `first`, a multiple of 16, of the matrix [n, k] in `length` bytes, to out [rows, k]. The tiles are shared out
+   over `threads` threads. 0 if the matrix is damaged; nothing outside it is read. */
+int penstock_lossless_decode(const uint8_t *matrix, long length, long n, long k, long first, long rows,
+                             uint16_t *out, int threads)
+{
+    const long tiles = n / ROWS;
+    uint64_t coded;
+    int damaged = 0;
+    if (length < 8 * tiles)
+        return 0;
+    memcpy(&coded, matrix + 8 * (tiles - 1), 8);
+    if (coded > (uint64_t)length || (uint64_t)length - coded < 2 * (uint64_t)(n % ROWS * k))
+        return 0;
+#pragma omp parallel for schedule(guided) num_threads(threads) reduction(| : damaged)
+    for (long at = 0; at < rows; at += ROWS) {
+        const long number = (first + at) / ROWS, there = rows - at < ROWS ? rows - at : ROWS;
+        uint64_t bytes;
+        if (number == tiles) {
+            memcpy(out + at * k, matrix + coded, (size_t)(2 * there * k));
+            continue;
+        }
+        const uint8_t *from = find(matrix, coded, tiles, number, &bytes);
+        damaged |= !from || !decode(from, bytes, there, k, out + at * k);
+    }
+    return !damaged;
+}
+
+/* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i, [n, k]; the same
+   sums in the same order as in penstock_products. tokens <= MOST. 0 if a matrix is damaged. */
+int penstock_lossless_products(long count, const uint64_t *matrices, const uint64_t *x, const uint64_t *out, long tokens,
+                               long n, long k, long chunk, int threads)
+{
+    const long tiles = n / ROWS, pieces = (n + ROWS - 1) / ROWS;
+    int damaged = 0;
+#pragma omp parallel for schedule(guided) num_threads(threads) reduction(| : damaged)
+    for (long number = 0; number < count * pieces; number++) {
+        const long i = number / pieces, tile = number % pieces;
+        const uint8_t *matrix = (const uint8_t *)matrices[i];
+        const uint16_t *state = (const uint16_t *)x[i];
+        uint16_t *to = (uint16_t *)out[i] + tile * ROWS;
+        uint64_t coded, bytes;
+        memcpy(&coded, matrix + 8 * (tiles - 1), 8);
+        if (tile == tiles) {
+            penstock_piece((int)tokens, (const uint16_t *)(matrix + coded), state, to, n, k, chunk, n % ROWS);
+            continue;
+        }
+        const uint8_t *from = find(matrix, coded, tiles, tile, &bytes);
+        if (from && bytes == 2 * ROWS * (uint64_t)k)
+            penstock_piece((int)tokens, (const uint16_t *)from, state, to, n, k, chunk, ROWS);
+        else
+            damaged |= !from || !product((int)tokens, from, bytes, state, to, n, k, chunk);
+    }
+    return !damaged;
+}
+
+#else
+
+int penstock_lossless_available(void) { return 0; }
+
+#endif
