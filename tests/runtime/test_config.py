@@ -217,6 +217,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
             "store_stripes": st.lists(texts.map(lambda text: "/" + text), max_size=3, unique_by=Path),
             "weights_format": st.sampled_from(WEIGHT_FORMATS),
             "weights_experts": st.sampled_from(("auto", *WEIGHT_FORMATS)),
+            "weights_quality": st.sampled_from(["full", "adaptive", "base"]),
             "experts_eviction": st.sampled_from(["auto", "lru", "lfu"]),
             "experts_prefetch": st.sampled_from(["auto", "off"]),
             "io_backend": st.sampled_from(["auto", "io_uring", "threads", "buffered"]),

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import penstock
+from penstock.kernels.trial import ReadRate
 from penstock.runtime import exact_format
 from penstock.runtime.config import Config
-from penstock.tiering.policy.reads import Rate
 from tests.tiny_models import save_tiny
 
 
@@ -22,7 +22,7 @@ def _forget() -> None:
 def test_lossless_is_taken_where_decoding_outruns_the_drive(
     drive: float, decoding: float, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exact_format, "drive_rates", lambda _: [Rate("threads", 1 << 20, 1, drive)])
+    monkeypatch.setattr(exact_format, "drive_rates", lambda _: [ReadRate(1 << 20, 1, drive)])
     monkeypatch.setattr(exact_format, "decode_speed", lambda: decoding)
     assert Config.load(weights_format="auto", store=tmp_path).rules.format == found
     assert Config.load(weights_format="auto", weights_experts="int4", store=tmp_path).rules.of("experts") == "int4-32"
