@@ -57,11 +57,8 @@ def expert_products(
 
 
 def form(expert: Expert) -> Form:
-    """Experts of equal form are computed side by side. "" is a matrix as it is."""
-    up, down = (
-        f"{weight.format.name}/{len(weight.planes)}" if isinstance(weight, PackedWeight) else ""
-        for weight in (expert.up, expert.down)
-    )
+    """Experts of equal form are computed side by side, each with the planes that it has. "" is a matrix as it is."""
+    up, down = (weight.format.name if isinstance(weight, PackedWeight) else "" for weight in (expert.up, expert.down))
     return up, down
 
 

@@ -97,9 +97,15 @@ class Bridge:
         if self._closed is None:
             self._post(Release(threading.get_ident(), blocks))
 
-    def expect(self, certain: Sequence[BlockId], guessed: Sequence[BlockId], seconds: float = 0.0) -> None:
-        """Say what the calling thread will acquire next; see Expect."""
-        self._post(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds))
+    def expect(
+        self,
+        certain: Sequence[BlockId],
+        guessed: Sequence[BlockId],
+        seconds: float = 0.0,
+        finer: Sequence[BlockId] = (),
+    ) -> None:
+        """Say what the calling thread will acquire next, and which residuals are of use; see Expect."""
+        self._post(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(finer)))
 
     @property
     def speculation(self) -> Speculation:
@@ -149,7 +155,7 @@ class Bridge:
             while not inbox.empty():
                 answer = inbox.get_nowait()
                 if isinstance(answer, Grant):
-                    untaken.append(answer.block)
+                    untaken += answer.leased
             if untaken:
                 self._post(Release(stream, tuple(untaken)))
         self._open.pop(ticket, None)
@@ -163,6 +169,12 @@ class Bridge:
                 if slot is None or region not in (None, slot.region):
                     return None
             return dict(self._request(blocks, threading.get_ident()))
+
+    def acquire_present(self, blocks: Sequence[BlockId]) -> dict[BlockId, Slot]:
+        """Lease those of ``blocks`` that are in memory now for the calling thread; reads nothing, waits for nobody."""
+        with no_waiting, self._lock:
+            here = [block for block in blocks if self._planner.residency.slot(block) is not None]
+            return dict(self._request(here, threading.get_ident())) if here else {}
 
     def resize(self, limits: Mapping[str, int]) -> None:
         """Let the regions named use so many bytes. What is over goes as soon as nobody computes on it."""
@@ -273,6 +285,18 @@ class Leases(Iterator[tuple[BlockId, Slot]]):
     def __init__(self, bridge: Bridge, ticket: int, stream: int, count: int) -> None:
         self._bridge, self.ticket, self.stream, self.left = bridge, ticket, stream, count
         self.inbox: Inbox = queue.SimpleQueue()
+        self._grants: dict[BlockId, Grant] = {}  # taken, with residuals
+
+    def finer(self, block: BlockId) -> tuple[Slot, ...]:
+        """Where the residuals of ``block`` lie that are leased with it."""
+        grant = self._grants.get(block)
+        return grant.finer if grant is not None else ()
+
+    def leased(self, blocks: Sequence[BlockId]) -> list[BlockId]:
+        """All that has to be given back for ``blocks``, which have been taken."""
+        if not self._grants:
+            return list(blocks)
+        return [each for block in blocks for each in (self._grants[block].leased if block in self._grants else [block])]
 
     def __next__(self) -> tuple[BlockId, Slot]:
         if not self.left:
@@ -315,6 +339,8 @@ class Leases(Iterator[tuple[BlockId, Slot]]):
             self.close()
             raise answer.error
         self.left -= 1
+        if answer.finer:
+            self._grants[answer.block] = answer
         if not self.left:
             self.close()
         return answer.block, answer.slot

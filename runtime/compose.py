@@ -37,6 +37,7 @@ from .model import attach
 from .pack import pack, pack_model
 from .profiling import Recording
 from .progress import shown
+from .quality import units
 from .reading import reading_of
 from .recording import RunRecording
 from .rows import row_readable
@@ -269,10 +270,11 @@ def _install(
     model: PreTrainedModel, bundle: Bundle, settings: Config, progress: Progress, record: str | Path | None
 ) -> PreTrainedModel:
     manifest = bundle.manifest
-    blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in manifest.blocks]
+    moved = units(manifest.blocks, settings.weights.quality)
+    blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in moved]
     budget = settings.host_budget(sum(block.length for block in blocks))
-    readable = embeddings(model, bundle.manifest.blocks, bundle.manifest.tied)
-    placement = place(blocks, budget, embeddings=readable, scratch=scratch_bytes(manifest.blocks))
+    readable = embeddings(model, moved, manifest.tied)
+    placement = place(blocks, budget, embeddings=readable, scratch=scratch_bytes(moved))
     _set_threads(settings.compute.threads)
     verdicts.load(VERDICTS)
     divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
@@ -283,6 +285,7 @@ def _install(
     with _closed_on_error(bundle):
         engine = Engine(
             bundle,
+            moved,
             placement,
             divisions,
             MemoryMeter(),

@@ -94,8 +94,8 @@ class Config(BaseModel):
         """Which part of a model is stored in which format."""
         from .formats import Rules  # here: it loads torch
 
-        parts: dict[str, Any] = {part: None if name == "auto" else name for part, name in self.weights}
-        return Rules(**parts)
+        formats: dict[str, str] = self.weights.model_dump(exclude={"quality"})
+        return Rules(**{part: None if name == "auto" else name for part, name in formats.items()})  # type: ignore[arg-type]
 
     def host_budget(self, model_bytes: int | None = None) -> int:
         """Bytes of host memory to work in: as written; for "auto" what fits this machine and a model whose weights have

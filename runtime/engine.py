@@ -3,6 +3,7 @@
 import _thread
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +26,14 @@ from ..tiering.ports import Machine
 from ..tiering.progress import Progress
 from ..tiering.setup import setup_of
 from ..tiering.store.flash import BundleFlash
+from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId, align_up
 from . import verdicts
 from .bridge import Bridge
 from .guessing import BOTH, ROUTER, TOGETHER
 from .metrics import Stats
+from .planes import PlaneCounts
 from .pressure import Pressure
 from .reading import open_reader
 from .recording import RunRecording
@@ -52,6 +55,7 @@ class Engine:
     def __init__(
         self,
         bundle: Bundle,
+        blocks: Sequence[Block],
         placement: Placement,
         divisions: Divisions,
         machine: Machine,
@@ -61,7 +65,8 @@ class Engine:
         reading: Reading,
         record: str | Path | None = None,
     ) -> None:
-        """``divisions`` of ``placement`` say what stays when ``machine`` runs short of memory.
+        """``blocks`` are what moves of ``bundle``: its own, or several of them joined. ``divisions`` of ``placement``
+        say what stays when ``machine`` runs short of memory.
 
         ``eviction`` is a name in EVICTION; ``guess`` allows reads of experts on a guess; ``reading`` says how reads are
         made on each drive; ``record`` is the file for a recording of all that the planner does.
@@ -71,11 +76,11 @@ class Engine:
         """
         self.bundle, self.placement, self.reading = bundle, placement, reading
         self._divisions = divisions
-        self.blocks = {block.id: block for block in bundle.manifest.blocks}
+        self.blocks = {block.id: block for block in blocks}
         self.pressure = Pressure(machine, divisions)
         manifest = bundle.manifest
         setup = setup_of(
-            ((block.id, block.extent, manifest.drive_of(block)) for block in manifest.blocks),
+            ((block.id, block.extent, manifest.drive_of(block)) for block in blocks),
             placement,
             divisions,
             reading,
@@ -102,6 +107,8 @@ class Engine:
         self.pinned: dict[BlockId, Slot] = {}
         self.elastic = frozenset(divisions.elastic)
         """Blocks that are leased, though they mostly stay in memory."""
+        self.planes = PlaneCounts()
+        """How finely experts were computed."""
         self._lock = threading.Lock()
         self._tokens = self._forwards = 0
         self._trace: Trace | None = None
@@ -183,6 +190,9 @@ class Engine:
             prefetch_bytes=counters.prefetch_bytes,
             guess_bytes=counters.guess_bytes,
             guess_bytes_used=counters.guess_bytes_used,
+            refine_bytes=counters.refine_bytes,
+            refine_failures=counters.refine_failures,
+            products_by_planes=self.planes.counts(),
             eviction=self.bridge.eviction,
             predictor=self.predictors.followed,
             predictors={name: replace(record) for name, record in self.predictors.records.items()},

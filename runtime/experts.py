@@ -13,9 +13,10 @@ lease, each added at once when it is the expert's turn.
 
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import takewhile, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ..kernels import parts
 from ..kernels.experts import Expert, Form, Recipe, expert_parts, expert_products, form, side_by_side
+from ..kernels.packed_weight import PackedWeight
 from ..kernels.products import MOST_ROWS
 from ..kernels.weighted_sum import add_weighted, weighted_sum
 from ..tiering.errors import UnplaceableModule
@@ -30,8 +32,9 @@ from ..tiering.events import Slot
 from ..tiering.policy.asking import at_a_time
 from ..tiering.store.manifest import Block
 from ..tiering.units import BlockId, MiB
-from .bridge import Bridge
+from .bridge import Bridge, Leases
 from .guessing import Guesses
+from .planes import PlaneCounts
 from .views import AllViews, like
 
 IMPLEMENTATION = "penstock"
@@ -57,29 +60,36 @@ class StreamedExperts:
         self,
         module: torch.nn.Module,
         path: str,
-        blocks: Sequence[Block],
+        stacks: Sequence[Sequence[Block]],
         bridge: Bridge,
         views: AllViews,
         trust: "Trust",
+        planes: PlaneCounts,
     ) -> None:
-        """``blocks`` in the order of flash."""
-        self._module, self._bridge, self._trust = module, bridge, trust
-        self._place = {block.id.part: place for place, block in enumerate(blocks)}
+        """``stacks`` in the order of flash: for each expert its block, and those that have further planes of it."""
+        self._module, self._bridge, self._trust, self._planes = module, bridge, trust, planes
+        self._place = {stack[0].id.part: place for place, stack in enumerate(stacks)}
         self._as_numbered = all(expert == place for expert, place in self._place.items())
-        blocks = sorted(blocks, key=lambda block: block.id.part)
-        self._blocks = [block.id for block in blocks]
-        self._names = {spec.name.removeprefix(f"{path}."): n for n, spec in enumerate(blocks[0].tensors)}
+        stacks = sorted(stacks, key=lambda stack: stack[0].id.part)
+        self._blocks = [stack[0].id for stack in stacks]
+        self._residuals = [[block.id for block in stack[1:]] for stack in stacks]
+        kinds = [[spec for spec in stack[0].tensors if not (spec.packing and spec.packing.plane)] for stack in stacks]
+        self._names = {spec.name.removeprefix(f"{path}."): n for n, spec in enumerate(kinds[0])}
         first = "gate_up_proj" if module.has_gate else "up_proj"
         self._order = [self._names.get(name) for name in (first, f"{first}_bias", "down_proj", "down_proj_bias")]
-        self._views = [views.of(block.tensors, self._on_slot, kind=("expert", *self._order)) for block in blocks]
+        self._views = [
+            views.of([block.tensors for block in stack], self._on_slot, kind=("expert", *self._order))
+            for stack in stacks
+        ]
         self._recipe = Recipe(
             transposed=bool(module.is_transposed),
             activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
             post=module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None,  # type: ignore[arg-type]
         )
-        kinds = {tuple(replace(spec, name="") for spec in block.tensors): block.tensors for block in blocks}
-        self._like = [self._on_slot(tuple(map(like, specs))).expert for specs in kinds.values()]
+        alike = {tuple(replace(spec, name="") for spec in specs): specs for specs in kinds}
+        self._like = [self._on_slot(tuple(map(like, specs))).expert for specs in alike.values()]
         self._plain = threading.local()
+        self._fixed = _Fixed()
         self.next: tuple[StreamedExperts, Guesses] | None = None
         """The experts of the next layer, and who guesses which of them come."""
         self.guesses: Guesses | None = None
@@ -107,14 +117,30 @@ class StreamedExperts:
         if trusted is None and len(hidden) > few:  # tried on a few: the eager code takes memory for all rows at once
             self._forward(hidden[:few], index[:few], weights[:few])
             return self._forward(hidden, index, weights)
+        if trusted:
+            return self._lean(hidden, index, weights)
+        with self._same_planes(index):
+            out, plain = self._lean(hidden, index, weights), self._eager(hidden, index, weights)
+        self._trust.set(kind, torch.equal(out, plain))
+        return plain
+
+    def _lean(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         out = self._token(hidden, index, weights) if len(hidden) == 1 else None
-        if out is None:
-            out = self._many(hidden, index, weights)
-        if trusted is None:
-            plain = self._eager(hidden, index, weights)
-            self._trust.set(kind, torch.equal(out, plain))
-            return plain
-        return out
+        return self._many(hidden, index, weights) if out is None else out
+
+    @contextmanager
+    def _same_planes(self, index: torch.Tensor) -> Iterator[None]:
+        """In here, this thread computes the experts ``index`` with the planes that are in memory now, and no others."""
+        chosen = {expert for expert in index.flatten().tolist() if expert < len(self._blocks)}
+        residuals = [block for expert in chosen for block in self._residuals[expert]]
+        held = self._bridge.acquire_present(residuals) if residuals else {}
+        self._fixed.planes = held.keys()
+        try:
+            yield
+        finally:
+            self._fixed.planes = None
+            if held:
+                self._bridge.release(*held)
 
     def _token(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
         """The forward of one token where its experts can be computed side by side: as few steps as possible."""
@@ -128,16 +154,15 @@ class StreamedExperts:
         experts = len(self._blocks)
         chosen = sorted(pair for pair in zip(index[0].tolist(), weights[0].tolist(), strict=True) if pair[0] < experts)
         hidden = hidden.contiguous()
-        guess = _Guess(self.next, self._bridge, hidden, index)
+        guess = _Guess(self.next, self._bridge, hidden, index, self._finest_first(index, weights))
         rows: dict[int, int] = {}
         outs: list[torch.Tensor] = []
         wanted = self.in_order_of_flash(expert for expert, _ in chosen)
         with closing(self._arriving(wanted, (), guess)) as arriving:
             for arrived in arriving:
                 alike: dict[Form, list[tuple[int, Expert]]] = {}
-                for block, slot in arrived:
-                    expert = self._views[block.part][slot].expert
-                    alike.setdefault(form(expert), []).append((block.part, expert))
+                for number, expert in arrived.experts:
+                    alike.setdefault(form(expert), []).append((number, expert))
                 for kind, here in alike.items():
                     several = ways[kind]
                     assert several is not None
@@ -145,7 +170,7 @@ class StreamedExperts:
                     outs.append(out)  # what lies at the addresses must stay
                     first, size = out.data_ptr(), 2 * out.shape[-1]
                     rows |= {part: first + number * size for number, (part, _) in enumerate(here)}
-                self._bridge.release(*(block for block, _ in arrived))
+                self._bridge.release(*arrived.leased)
         return weighted_sum([rows[expert] for expert, _ in chosen], [weight for _, weight in chosen], hidden.shape[1])
 
     def _many(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -157,7 +182,7 @@ class StreamedExperts:
         piled_up = index.numel() * hidden.shape[1] * hidden.element_size() > _HEAP
         wanted = [self._blocks[expert] for expert in ascending] if piled_up else self.in_order_of_flash(ascending)
         size = at_a_time(len(wanted), index.numel())
-        guess = _Guess(self.next, self._bridge, hidden, index)
+        guess = _Guess(self.next, self._bridge, hidden, index, self._finest_first(index, weights))
         outs: dict[int, list[tuple[slice, torch.Tensor]]] = {}
         final = torch.zeros_like(hidden)
         added = 0
@@ -192,46 +217,58 @@ class StreamedExperts:
             experts = sorted(experts, key=self._place.__getitem__)
         return [self._blocks[expert] for expert in experts]
 
+    def _finest_first(self, index: torch.Tensor, weights: torch.Tensor) -> list[BlockId]:
+        """The residuals of the experts ``index`` [tokens, top_k], those that change most first: the lower planes, and
+        there those of the experts with the largest ``weights``, over all tokens."""
+        if not any(self._residuals):
+            return []
+        experts = len(self._blocks)
+        total = torch.zeros(experts + 1).scatter_add_(0, index.flatten().clamp(max=experts), weights.flatten().float())
+        chosen = {expert for expert in index.flatten().tolist() if expert < experts}
+        hottest = sorted(chosen, key=total.tolist().__getitem__, reverse=True)
+        planes = zip_longest(*(self._residuals[expert] for expert in hottest))
+        return [block for plane in planes for block in plane if block is not None]
+
     def _arriving(
         self, window: Sequence[BlockId], rest: Sequence[BlockId], guess: "_Guess"
-    ) -> Generator[list[tuple[BlockId, Slot]], None, None]:
+    ) -> Generator["_Arrived", None, None]:
         """``window``, leased, as it arrives, as many as are there at a time. Before the first wait, or at once if there
         is none, it is announced what comes next: the drive has work as long as anybody waits for it."""
         with self._bridge.acquire(window) as leases:
             arrived = leases.here()
             if arrived and leases.left:
-                yield arrived
+                yield self._arrived(arrived, leases)
                 arrived = leases.here()
             guess.announce(rest)
             if arrived:
-                yield arrived
+                yield self._arrived(arrived, leases)
             while leases.left:
-                yield [next(leases), *leases.here()]
+                yield self._arrived([next(leases), *leases.here()], leases)
 
     def _products(
-        self, arrived: Sequence[tuple[BlockId, Slot]], groups: Groups, hidden: torch.Tensor
+        self, arrived: "_Arrived", groups: Groups, hidden: torch.Tensor
     ) -> Iterator[tuple[int, slice, torch.Tensor]]:
         """The outputs [rows, width] of the experts that ``arrived``, and which part of each one's rows they are, in
         order; all of an expert before the next one. In the end their leases are given back."""
         few: list[int] = []
         experts: list[Expert] = []
-        for block, slot in arrived:
-            expert, rows = self._views[block.part][slot].expert, groups[block.part][0]
+        for number, expert in arrived.experts:
+            rows = groups[number][0]
             if self.observer is not None:
-                self.observer(block.part, hidden[rows], expert, self._recipe)
+                self.observer(number, hidden[rows], expert, self._recipe)
             several = expert_parts(hidden, rows, expert, self._recipe)
             if len(several) == 1:
-                few.append(block.part)
+                few.append(number)
                 experts.append(expert)
                 continue
             for part in several:
                 for _, out in expert_products([hidden[rows[part]]], [expert], self._recipe):
-                    yield block.part, part, out[0]
+                    yield number, part, out[0]
         states = [hidden[groups[number][0]] for number in few]
         for positions, outs in expert_products(states, experts, self._recipe):
             for position, out in zip(positions, outs, strict=True):
                 yield few[position], slice(None), out
-        self._bridge.release(*(block for block, _ in arrived))
+        self._bridge.release(*arrived.leased)
 
     def _eager(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         eager = type(self._module).forward.__wrapped__  # type: ignore[attr-defined]
@@ -242,18 +279,34 @@ class StreamedExperts:
 
     def _on_slot(self, tensors: tuple[torch.Tensor, ...]) -> "_OnSlot":
         ordered: list[Any] = [None if position is None else tensors[position] for position in self._order]
-        return _OnSlot(tensors, Expert(*ordered))
+        planes = max(len(tensor.planes) if isinstance(tensor, PackedWeight) else 1 for tensor in tensors)
+        return _OnSlot(tensors, Expert(*ordered), planes)
+
+    def _arrived(self, arrived: Sequence[tuple[BlockId, Slot]], leases: Leases) -> "_Arrived":
+        """What of ``leases`` has ``arrived``, as it is to be computed with."""
+        views = [self._view(block, slot, leases.finer(block)) for block, slot in arrived]
+        self._planes.add([view.planes for view in views])
+        experts = [(block.part, view.expert) for (block, _), view in zip(arrived, views, strict=True)]
+        return _Arrived(experts, leases.leased([block for block, _ in arrived]))
+
+    def _view(self, block: BlockId, slot: Slot, finer: Sequence[Slot]) -> "_OnSlot":
+        """The expert ``block``, with its residuals in ``finer``, as far as this thread takes them now."""
+        fixed = self._fixed.planes
+        if fixed is not None:
+            taken = takewhile(lambda pair: pair[0] in fixed, zip(self._residuals[block.part], finer, strict=False))
+            finer = [slot for _, slot in taken]
+        return self._views[block.part].on(slot, *finer)
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
         """In here, indexing the module's stacked weights leases that expert and releases the one before."""
-        self._plain.expert, self._plain.block, self._plain.tensors = None, None, ()
+        self._plain.expert, self._plain.leased, self._plain.tensors = None, [], ()
         try:
             yield
         finally:
-            if self._plain.block is not None:
-                self._bridge.release(self._plain.block)
-            del self._plain.expert, self._plain.block, self._plain.tensors
+            if self._plain.leased:
+                self._bridge.release(*self._plain.leased)
+            del self._plain.expert, self._plain.leased, self._plain.tensors
 
     def stacked(self, name: str) -> "_Stacked | None":
         """The stand-in for the stacked parameter ``name`` while the module's eager code runs in this thread."""
@@ -263,11 +316,15 @@ class StreamedExperts:
         """Tensor number ``position`` of ``expert``, leased."""
         local = self._plain
         if local.expert != expert:
-            if local.block is not None:
-                self._bridge.release(local.block)
-                local.block = None
-            ((block, slot),) = self._bridge.acquire([self._blocks[expert]])
-            local.expert, local.block, local.tensors = expert, block, self._views[expert][slot].tensors
+            if local.leased:
+                self._bridge.release(*local.leased)
+                local.leased = []
+            leases = self._bridge.acquire([self._blocks[expert]])
+            ((block, slot),) = leases
+            local.leased = leases.leased([block])
+            view = self._view(block, slot, leases.finer(block))
+            self._planes.add([view.planes])
+            local.expert, local.tensors = expert, view.tensors
         return local.tensors[position]  # type: ignore[no-any-return]
 
 
@@ -275,13 +332,19 @@ class _Guess:
     """Which experts the next layer will choose, made at most once, when it is first announced."""
 
     def __init__(
-        self, next_: tuple[StreamedExperts, Guesses] | None, bridge: Bridge, hidden: torch.Tensor, index: torch.Tensor
+        self,
+        next_: tuple[StreamedExperts, Guesses] | None,
+        bridge: Bridge,
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        finer: Sequence[BlockId],
     ) -> None:
-        self._next, self._bridge, self._hidden, self._index = next_, bridge, hidden, index
+        """``finer`` are the residuals of the experts that this layer chose."""
+        self._next, self._bridge, self._hidden, self._index, self._finer = next_, bridge, hidden, index, finer
         self._blocks: list[BlockId] | None = None
 
     def announce(self, certain: Sequence[BlockId]) -> None:
-        """Tell the planner that ``certain`` come next, and then perhaps those guessed."""
+        """Tell the planner that ``certain`` come next, and then perhaps those guessed; and of the residuals."""
         seconds = 0.0
         if self._blocks is None:
             self._blocks = []
@@ -291,15 +354,29 @@ class _Guess:
                 chosen = guesses.experts(self._hidden, self._index)
                 self._blocks = experts.in_order_of_flash(chosen)
                 seconds = time.monotonic() - start
-        if certain or self._blocks:
-            self._bridge.expect(certain, self._blocks, seconds)
+        if certain or self._blocks or self._finer:
+            self._bridge.expect(certain, self._blocks, seconds, self._finer)
 
 
 class _OnSlot(NamedTuple):
-    """An expert in a slot: its tensors in the order of the block, and as they are computed with."""
+    """An expert in its slots: its tensors in the order of the block, and as they are computed with; how many planes."""
 
     tensors: tuple[torch.Tensor, ...]
     expert: Expert
+    planes: int
+
+
+class _Arrived(NamedTuple):
+    """Experts that are here, with their numbers, and what is leased for them."""
+
+    experts: list[tuple[int, Expert]]
+    leased: list[BlockId]
+
+
+class _Fixed(threading.local):
+    """Per thread: the residuals to compute with, no matter what else is here; all that are if None."""
+
+    planes: Collection[BlockId] | None = None
 
 
 class Trust:

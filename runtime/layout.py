@@ -19,7 +19,8 @@ from ..tiering.store.manifest import Block, DataFile, TensorSpec, place_tensors
 from ..tiering.units import PAGE, BlockId, Extent, GiB, KiB, MiB
 
 FILE_LIMIT = 4 * GiB
-"""Bytes of a data file that the next block may not pass; a single larger block has a file of its own."""
+"""Bytes of a data file that the next block may not pass; a single larger block has a file of its own. A residual lies
+behind its expert all the same."""
 
 RESIDENT_BLOCK = 8 * MiB
 """Bytes of small tensors that are gathered into one resident block."""
@@ -61,7 +62,7 @@ class Layout:
         parts = [
             [list(b.id), [extent.file, extent.offset, extent.length], b.resident]
             + [[t.name, t.dtype, list(t.shape), t.offset] for t in b.tensors]
-            for b, extent in zip(self.blocks, _in_a_row(b.extent.length for b in self.blocks), strict=True)
+            for b, extent in zip(self.blocks, _in_a_row((b.id, b.extent.length) for b in self.blocks), strict=True)
         ]
         return hashlib.sha256(json.dumps([parts, dict(self.tied)], sort_keys=True).encode()).hexdigest()
 
@@ -195,7 +196,7 @@ def _place(blocks: Sequence[tuple[BlockId, list[Entry], bool]], addresses: Mappi
         slices = id_.part if id_.kind == "expert" else 0
         tensors, length = place_tensors(entries, {n: addresses.get(n, 0) + slices * size for n, _, _, size in entries})
         placed.append((id_, resident, tensors, max(length, PAGE)))
-    extents = _in_a_row(length for *_, length in placed)
+    extents = _in_a_row((id_, length) for id_, *_, length in placed)
     for (id_, resident, tensors, _), extent in zip(placed, extents, strict=True):
         yield Block(id_, extent, "", tensors, resident)
 
@@ -210,15 +211,15 @@ def relaid(blocks: Iterable[Block]) -> tuple[Block, ...]:
         places, length = place_tensors(entries, addresses)
         tensors = tuple(replace(spec, offset=at.offset) for spec, at in zip(block.tensors, places, strict=True))
         placed.append((replace(block, tensors=tensors), max(length, PAGE)))
-    extents = _in_a_row(length for _, length in placed)
+    extents = _in_a_row((block.id, length) for block, length in placed)
     return tuple(replace(block, extent=extent) for (block, _), extent in zip(placed, extents, strict=True))
 
 
-def _in_a_row(lengths: Iterable[int]) -> Iterator[Extent]:
-    """Extents of these lengths, one after the other, in files of at most FILE_LIMIT bytes."""
+def _in_a_row(lengths: Iterable[tuple[BlockId, int]]) -> Iterator[Extent]:
+    """Extents of blocks of these lengths, one after the other, in files of at most FILE_LIMIT bytes."""
     file = offset = 0
-    for length in lengths:
-        if offset and offset + length > FILE_LIMIT:
+    for block, length in lengths:
+        if offset and offset + length > FILE_LIMIT and block.kind != "residual":
             file, offset = file + 1, 0
         yield Extent(file, offset, length)
         offset += length

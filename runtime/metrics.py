@@ -11,7 +11,10 @@ class Stats:
     """``hit_ratio`` is the share of requested experts that were in memory; for a model without experts, the share of
     requests for streamed layers that were. ``stall_seconds`` is the time in which a compute thread waited for a block.
     Of the bytes read, ``demand_bytes`` were waited for, ``prefetch_bytes`` were certain to be wanted, ``guess_bytes``
-    were guessed, of which ``guess_bytes_used`` were then asked for. ``eviction`` is the policy that decides now which
+    were guessed, of which ``guess_bytes_used`` were then asked for, and ``refine_bytes`` are of residuals, read while a
+    drive had nothing else to do; ``refine_failures`` of these could not be read. ``products_by_planes`` says how often
+    experts were computed with how many planes of their weights, one in most formats: all requests for experts, in all.
+    ``eviction`` is the policy that decides now which
     expert goes, ``predictor`` is who guesses, ``predictors`` what trials have shown of each. ``drive_bytes`` are those
     of ``flash_bytes_read`` that came from each drive of the bundle, its own first. ``flash_read_seconds`` is the time
     in which at least one read was in flight. ``host_limit`` is what memory pressure leaves of ``host_budget`` now,
@@ -26,6 +29,9 @@ class Stats:
     prefetch_bytes: int
     guess_bytes: int
     guess_bytes_used: int
+    refine_bytes: int
+    refine_failures: int
+    products_by_planes: Mapping[int, int]
     eviction: str
     predictor: str
     predictors: Mapping[str, Record]

@@ -30,6 +30,7 @@ from .guessing import Guesses
 from .layout import is_experts, layer_of
 from .linear import few_rows, lean_weight
 from .prediction import prediction
+from .quality import stacks
 from .rows import RowReader
 from .views import SlotViews, parameter, tensors_on
 
@@ -54,15 +55,14 @@ class _Attachment:
         tied = engine.bundle.manifest.tied
         self._home = {
             spec.name: (block, spec)
-            for block in engine.bundle.manifest.blocks
+            for block in engine.blocks.values()
             if block.id.kind == "dense"
             for spec in block.tensors
         }
         self._home |= {name: self._home[stored] for name, stored in tied.items() if stored in self._home}
-        self._experts: dict[str, list[Block]] = {}
-        for block in engine.bundle.manifest.blocks:
-            if block.id.kind == "expert":
-                self._experts.setdefault(block.id.module, []).append(block)
+        self._experts: dict[str, list[list[Block]]] = {}
+        for stack in stacks([*engine.blocks.values()]):
+            self._experts.setdefault(stack[0].id.module, []).append(stack)
         self._bound: dict[tuple[BlockId, str], Any] = {}
         self._scopes = _Scopes()
         self._streamed_experts: dict[str, StreamedExperts] = {}
@@ -90,10 +90,10 @@ class _Attachment:
     # --- what each kind of module gets ------------------------------------------------------------------------------
 
     def _attach_experts(self, path: str, module: nn.Module) -> None:
-        blocks = self._experts.get(path)
-        if blocks:
+        experts = self._experts.get(path)
+        if experts:
             self._streamed_experts[path] = StreamedExperts(
-                module, path, blocks, self._engine.bridge, self._engine.views, self._trust
+                module, path, experts, self._engine.bridge, self._engine.views, self._trust, self._engine.planes
             )
             cast(Any, module.config)._experts_implementation = IMPLEMENTATION
 
@@ -147,7 +147,7 @@ class _Attachment:
         """The tensor in the place of ``bare``, the same for every module that shares it."""
         key = (block.id, spec.name)
         if key not in self._bound:
-            (tensor,) = tensors_on(self._engine.arena, (spec,), self._engine.pinned[block.id])
+            (tensor,) = tensors_on(self._engine.arena, [((spec,), self._engine.pinned[block.id])])
             # torch's own modules have a lean forward where they need one; every look at a lean weight costs a call.
             lean = spec.packing is None and not isinstance(module, nn.Linear | nn.Embedding)
             made = lean_weight if lean else parameter
@@ -228,7 +228,7 @@ class _Streamed:
         def make(tensors: tuple[torch.Tensor, ...]) -> tuple[nn.Parameter, ...]:
             return tuple(map(parameter, tensors, grads))
 
-        return self._engine.views.of([*specs.values()], make, kind=grads)
+        return self._engine.views.of([[*specs.values()]], make, kind=grads)
 
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The module's forward, under a lease on its weights."""
@@ -275,7 +275,7 @@ class _Streamed:
         bound: dict[str, nn.Parameter] = {}
         for block in self.blocks:
             names, views = self._views[block]
-            bound.update(zip(names, views[slots[block]], strict=True))
+            bound.update(zip(names, views.on(slots[block]), strict=True))
         self._parameters.bind(bound)
 
     def unbind(self) -> None:

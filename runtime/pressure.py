@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
-from ..tiering.limits import EXPERTS, KEPT, STREAM
+from ..tiering.limits import EXPERTS, KEPT, RESIDUALS, STREAM
 from ..tiering.policy.division import Division, Divisions
 from ..tiering.policy.elastic import Elastic, low_mark
 from ..tiering.ports import Machine
@@ -28,7 +28,12 @@ class Tier(Protocol):
 
 def limits(division: Division) -> dict[str, int]:
     """The limits of the regions that change, in bytes."""
-    return {KEPT: division.kept, STREAM: division.stream, EXPERTS: division.experts}
+    return {
+        KEPT: division.kept,
+        STREAM: division.stream,
+        EXPERTS: division.experts,
+        RESIDUALS: division.residuals,
+    }
 
 
 class Pressure:

@@ -22,6 +22,7 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "weights_dense": ("weights", "dense"),
     "weights_embeddings": ("weights", "embeddings"),
     "weights_output": ("weights", "output"),
+    "weights_quality": ("weights", "quality"),
     "experts_eviction": ("experts", "eviction"),
     "experts_prefetch": ("experts", "prefetch"),
     "io_backend": ("io", "backend"),
@@ -42,7 +43,7 @@ LATER: Mapping[str, tuple[str, str]] = {
 }
 """Names that are settled but mean nothing yet: writing one must not look as if it had an effect."""
 
-WEIGHT_FORMATS = ("as-is", "lossless", "int8", "int4", "int4-32", "int4-64", "int4-128")
+WEIGHT_FORMATS = ("as-is", "lossless", "int8", "int4", "int4-32", "int4-64", "int4-128", "nested", "stacked")
 """Formats that weights can be stored in, by the names of kernels/formats, which takes torch to load."""
 
 FIT = "fit:"
@@ -191,7 +192,9 @@ class Weights(_Section):
     format: Format = Field(
         default="as-is",
         description='How weights are stored: "as-is" and "lossless" keep every bit, "int8" and "int4" (or "int4-64", '
-        '"int4-128": larger groups) are smaller; "fit:3.2GiB" chooses for each matrix, so that the bundle fits.',
+        '"int4-128": larger groups) are smaller. "nested" has the numbers of "int8", those of experts in two planes, '
+        '"stacked" in three: the first alone can be computed with, see quality. "fit:3.2GiB" chooses for each matrix, '
+        "so that the bundle fits.",
     )
     experts: PartFormat = Field(default="auto", description='Those of experts; "auto" is what format says.')
     attention: PartFormat = Field(default="auto", description="Those of attention.")
@@ -200,6 +203,11 @@ class Weights(_Section):
         default="auto", description='Those of embeddings; "auto" is "as-is": a token takes only one row of them.'
     )
     output: PartFormat = Field(default="auto", description="Those of the output layer, also if embeddings share them.")
+    quality: Literal["full", "adaptive", "base"] = Field(
+        default="full",
+        description='Of experts in several planes, "full" reads all; "base" the first alone, half as much; "adaptive" '
+        "that, and the others while the drive has nothing else to do, those of the most important experts first.",
+    )
 
 
 class Experts(_Section):

@@ -24,7 +24,7 @@ def striped(plan: Layout, drives: Sequence[Drive]) -> Layout:
     for block, drive in zip(plan.blocks, deal(plan.blocks, [d.bytes_per_second for d in drives]), strict=True):
         length = block.extent.length
         file, offset = ends.get(drive, (-1, 0))
-        if file < 0 or offset + length > layout.FILE_LIMIT:
+        if file < 0 or (offset + length > layout.FILE_LIMIT and block.id.kind != "residual"):
             file, offset = len(places), 0
             places.append(drive)
         ends[drive] = file, offset + length
@@ -37,8 +37,8 @@ def deal(blocks: Sequence[Block], speeds: Sequence[int]) -> list[int]:
 
     Every drive is credited its share of each block, and the one with the most credit gets it: neighbours alternate,
     and any run of blocks is shared as the speeds say, to within a block or two. Credit is kept apart for each kind of
-    block, since the kinds are read at different times. What is carried from one layer to the next is at most a block
-    of that layer, or a large embedding would send whole layers to the other drives.
+    block, since the kinds are read at different times; a residual goes where its expert went. What is carried from one
+    layer to the next is at most a block of that layer, or a large embedding would send whole layers to other drives.
     """
     largest: dict[tuple[object, ...], int] = {}
     for block in blocks:
@@ -47,7 +47,7 @@ def deal(blocks: Sequence[Block], speeds: Sequence[int]) -> list[int]:
     total = sum(speeds)
     owed: dict[tuple[object, ...], list[int]] = {}
     current: dict[tuple[object, ...], tuple[object, ...]] = {}
-    dealt = []
+    dealt: list[int] = []
     for block in blocks:
         group = _group(block)
         kind = group[:2]
@@ -59,7 +59,7 @@ def deal(blocks: Sequence[Block], speeds: Sequence[int]) -> list[int]:
         length = block.extent.length
         for drive, speed in enumerate(speeds):
             credit[drive] += speed * length
-        chosen = credit.index(max(credit))
+        chosen = dealt[-1] if block.id.kind == "residual" else credit.index(max(credit))
         credit[chosen] -= total * length
         dealt.append(chosen)
     return dealt
@@ -68,4 +68,4 @@ def deal(blocks: Sequence[Block], speeds: Sequence[int]) -> list[int]:
 def _group(block: Block) -> tuple[object, ...]:
     """What the block is read together with: its kind and its layer, the path up to the first number in it."""
     layer = re.match(r"(?:[^.]+\.)*?\d+(?=\.|$)", block.id.module)
-    return block.id.kind, block.resident, layer[0] if layer else block.id.module
+    return block.id.expert is None, block.resident, layer[0] if layer else block.id.module

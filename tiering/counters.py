@@ -15,6 +15,8 @@ class Counters:
     prefetch_bytes: int = 0
     guess_bytes: int = 0
     guess_bytes_used: int = 0
+    refine_bytes: int = 0
+    refine_failures: int = 0
     reads: int = 0
     evictions: int = 0
     busy_seconds: float = 0.0
@@ -23,7 +25,7 @@ class Counters:
     @property
     def flash_bytes(self) -> int:
         """Bytes of all reads."""
-        return self.demand_bytes + self.prefetch_bytes + self.guess_bytes
+        return self.demand_bytes + self.prefetch_bytes + self.guess_bytes + self.refine_bytes
 
 
 def hit_ratio(hits: int, misses: int) -> float:

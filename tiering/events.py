@@ -63,13 +63,15 @@ class Release:
 class Expect:
     """What a stream will ask for next, soonest first: ``certain``, then ``guessed``. Takes the place of the last one.
 
-    The guess took ``seconds`` to make.
+    The guess took ``seconds`` to make. ``finer`` are the residuals of the experts that it computes now, those of which
+    most depends first: they are of use if they are here, and are not waited for.
     """
 
     stream: Stream
     certain: tuple[BlockId, ...]
     guessed: tuple[BlockId, ...]
     seconds: float
+    finer: tuple[BlockId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,18 @@ Event = Begin | End | Acquire | Release | Expect | Cancel | ReadDone | ReadFaile
 
 
 class Grant(NamedTuple):
-    """``block`` is leased to the owner of ``ticket`` and lies in ``slot``."""
+    """``block`` is leased to the owner of ``ticket`` and lies in ``slot``. So are its first residuals, as far as they
+    are in memory without a gap: in ``finer``."""
 
     ticket: int
     block: BlockId
     slot: Slot
+    finer: tuple[Slot, ...] = ()
+
+    @property
+    def leased(self) -> tuple[BlockId, ...]:
+        """All that is leased by it."""
+        return self.block, *(self.block.residual(plane) for plane in range(1, len(self.finer) + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +156,13 @@ class Read:
 
 
 class Purpose(Enum):
-    """Why a read is made: somebody waits for it, it will certainly be wanted, or it was guessed."""
+    """Why a read is made: somebody waits for it, it will certainly be wanted, it was guessed, or it makes finer what
+    is computed."""
 
     DEMAND = "demand"
     CERTAIN = "prefetch"
     GUESS = "guess"
+    REFINE = "refine"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class Expectations:
         return any(block in expected for expected in self._expected.values())
 
     def of(self, purpose: Purpose) -> Iterable[BlockId]:
-        """The blocks expected for certain, or on a guess."""
+        """The blocks expected for certain, on a guess, or to make finer what is computed."""
         return dict.fromkeys(b for blocks in self._expected.values() for b in blocks if blocks[b] is purpose)
 
     # --- streams ----------------------------------------------------------------------------------------------------
@@ -41,7 +41,10 @@ class Expectations:
         for block in event.certain:
             self._came_true(block)
         self._expect_instead(
-            event.stream, dict.fromkeys(event.guessed, Purpose.GUESS) | dict.fromkeys(event.certain, Purpose.CERTAIN)
+            event.stream,
+            dict.fromkeys(event.finer, Purpose.REFINE)
+            | dict.fromkeys(event.guessed, Purpose.GUESS)
+            | dict.fromkeys(event.certain, Purpose.CERTAIN),
         )
 
     def asked(self, stream: Stream, blocks: Iterable[BlockId]) -> None:

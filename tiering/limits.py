@@ -13,9 +13,9 @@ from .policy.cycle import Cycle
 from .residency import Residency
 from .units import BlockId, Extent
 
-PINNED, KEPT, STREAM, EXPERTS = "pinned", "kept", "stream", "experts"
+PINNED, KEPT, STREAM, EXPERTS, RESIDUALS = "pinned", "kept", "stream", "experts", "residuals"
 """The regions of a tier: never evicted; dense blocks in places of their own, as many as the limit allows; dense blocks
-passing through; the cache of experts."""
+passing through; the cache of experts; that of further planes of experts which can be computed without them."""
 
 
 @dataclass(frozen=True, slots=True)

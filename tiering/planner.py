@@ -5,8 +5,9 @@ once. An absent one joins the demand queue, in the order asked for; the queue is
 ``depth`` are in flight on the block's drive and room can be made by evicting what is neither leased nor loading. Only
 when no demand is left that could be issued do prefetches go out: the dense blocks that come next in the cycle, which
 never evict a block that is needed sooner than the one they bring; then the experts that a stream expects, certain ones
-before guesses, which never evict one another. What could not be read is not prefetched again: it waits for the next
-demand.
+before guesses, which never evict one another; and last, to a drive that has nothing at all to read, residuals, which
+make finer what can be computed without them, as many as ``Refinement`` allows. What could not be read is not prefetched
+again: it waits for the next demand, a residual for some time.
 
 A block whose drive is busy is passed over, so that a slow drive does not hold up the others. A demand that goes past it
 may take the room that it would have had; a prefetch may not: it leaves the room for what is needed sooner, or blocks
@@ -22,9 +23,10 @@ of the memory must not fail for want of it; and if that does not help, one is re
 event          what it changes
 =============  ==========================================================================================
 Begin, End     position of the stream in the cycle; End also takes back leases and tickets left behind
-Acquire        grants for ready blocks, tickets on loading blocks, demand for absent ones
+Acquire        grants for ready blocks and their residuals, tickets on loading blocks, demand for absent ones
 Release        one lease less; room for the demand queue and for prefetch
-Expect         which experts a stream will ask for: read when nothing else is to do, and kept for it meanwhile
+Expect         which experts a stream will ask for, which residuals are of use to it: read when nothing else is to do,
+               and kept for it meanwhile
 Cancel         the ticket's wishes are forgotten
 ReadDone       loading -> ready; grants for all who wait
 ReadFailed     loading -> absent; refusals for all who wait
@@ -32,7 +34,6 @@ Resize         limits of the regions; what lies beyond goes as soon as nobody ho
 =============  ==========================================================================================
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -63,10 +64,12 @@ from .events import (
     Stream,
 )
 from .expectations import Expectations
-from .limits import EXPERTS, STREAM, Home, Limits
-from .policy.convoy import Convoy
+from .inflight import InFlight
+from .limits import EXPERTS, RESIDUALS, STREAM, Home, Limits
+from .policy.convoy import Convoys
 from .policy.cycle import Cycle
-from .policy.eviction import Eviction, Policy
+from .policy.eviction import EVICTION, Eviction, Policy
+from .policy.refinement import Refinement
 from .policy.route import Route
 from .policy.speculation import Speculation
 from .residency import Residency
@@ -102,18 +105,20 @@ class Planner:
         self._limits, self._cycle = Limits(residency, homes, cycle), cycle
         self._homes = self._limits.homes
         self._route = Route(block.module for block in homes)
-        self._eviction: dict[str, Eviction] = {STREAM: cycle, EXPERTS: experts(self._route)}
-        self._convoys = self._measure()
-        self._depth, self._read_limit = depth, read_limit
+        self._refinement = Refinement({block: home.extent.length for block, home in homes.items()})
+        self._eviction: dict[str, Eviction] = {
+            STREAM: cycle,
+            EXPERTS: experts(self._route),
+            RESIDUALS: EVICTION["lfu"](self._route),  # the hottest stay
+        }
+        self._convoys = Convoys(self._route, (STREAM, EXPERTS))
+        self._measure()
+        self._in_flight, self._read_limit = InFlight(drives, depth), read_limit
         self._tickets: dict[int, _Ticket] = {}
         self._waiting: dict[BlockId, list[int]] = {}
         self._queue: dict[BlockId, None] = {}  # absent blocks in demand, in order
-        self._in_flight: dict[int, Read] = {}
-        self._flying = [0] * drives  # how many of these each drive has
         self._gone = 0  # distance of the nearest block that this pass of prefetching evicted: none further is brought
         self._failed: set[BlockId] = set()  # read in vain, and not in demand since
-        self._busy_since = 0.0
-        self._next_read = 0
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take ``event`` in, at monotonic time ``now`` in seconds; the actions to perform, in order."""
@@ -130,6 +135,7 @@ class Planner:
                 if not wanted and not any(self._homes[block].region == STREAM for block in event.blocks):
                     return actions  # room that nobody wants
             case Expect():
+                self._eviction[RESIDUALS].used(event.finer)
                 self._expectations.expect(event)
             case ReadDone():
                 self._read_done(event, actions, now)
@@ -141,13 +147,14 @@ class Planner:
                 for policy in self._eviction.values():
                     policy.tick()
                 self.speculation.tick()
+                self._refinement.tick()
             case End():
                 self._end(event.stream)
             case Cancel():
                 self._forget(event.ticket)
             case Resize():
                 actions += self._limits.resize(event.limits)
-                self._convoys = self._measure()
+                self._measure()
         if self._limits.leaving:
             self._clear_out(actions)
         self._schedule(actions, now)
@@ -169,24 +176,14 @@ class Planner:
         return len(self._route.streams) > 1
 
     def hurries(self, stream: Stream, blocks: Iterable[BlockId]) -> bool:
-        """Whether ``stream`` is so far ahead of others that it had better wait before it acquires ``blocks``.
+        """Whether ``stream`` is so far ahead of others that it had better wait before it acquires ``blocks``."""
+        limits = {name: region.limit for name, region in self.residency.regions.items()}
+        holding = {self._homes[block].region for block in self.residency.held(stream)}
+        return self._convoys.hurries(stream, next(iter(blocks)).module, limits, holding)
 
-        An eighth of the room for what passes through may lie between them; the rest is for reading ahead. Who holds
-        some of that room never waits: they may need it to come nearer.
-        """
-        windows = {region: self.residency.regions[region].limit // 8 for region in self._convoys}
-        module = next(iter(blocks)).module
-        if not any(convoy.lead(stream, module) > windows[region] for region, convoy in self._convoys.items()):
-            return False
-        return not any(self._homes[block].region in windows for block in self.residency.held(stream))
-
-    def _measure(self) -> dict[str, Convoy]:
-        """The convoy of each region whose blocks come and go."""
-        lengths = {region: Counter[str]() for region in self._eviction}
-        for block, home in self._homes.items():
-            if home.region in lengths:
-                lengths[home.region][block.module] += home.extent.length
-        return {region: Convoy(self._route, lengths[region]) for region in lengths}
+    def _measure(self) -> None:
+        """Tell the convoys where blocks go now."""
+        self._convoys.measure((home.region, block.module, home.extent.length) for block, home in self._homes.items())
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -196,7 +193,8 @@ class Planner:
         self._expectations.asked(event.stream, event.blocks)
         if event.blocks:
             self._route.reach(event.stream, event.blocks[0].module)
-        for region, policy in self._eviction.items():
+        for region in (STREAM, EXPERTS):  # residuals are used when they are expected, here or not
+            policy = self._eviction[region]
             if used := [block for block in event.blocks if self._homes[block].region == region]:
                 policy.used(used)
         for block in event.blocks:
@@ -204,7 +202,7 @@ class Planner:
             slot = self.residency.slot(block)
             if region != EXPERTS:
                 self._cycle.advance(event.stream, block)
-            if region in self._eviction:
+            if region in (STREAM, EXPERTS):
                 self._count(block, slot is not None)
             if slot is not None:
                 self._grant(event.ticket, event.stream, block, slot, actions)
@@ -235,7 +233,11 @@ class Planner:
     def _read_failed(self, event: ReadFailed, actions: list[Action], now: float) -> None:
         for part in self._landed(event.read, now).parts:
             self.residency.abandon(part.block)
-            self._failed.add(part.block)
+            if self._homes[part.block].region == RESIDUALS:
+                self._refinement.failed(part.block)
+                self.counters.refine_failures += 1
+            else:
+                self._failed.add(part.block)
             self._limits.gone(part.block)
             self._expectations.unreadable(part.block)
             for number in tuple(self._waiting.get(part.block, ())):
@@ -256,7 +258,14 @@ class Planner:
 
     def _grant(self, number: int, stream: Stream, block: BlockId, slot: Slot, actions: list[Action]) -> None:
         self.residency.lease(block, stream)
-        actions.append(Grant(number, block, slot))
+        finer: list[Slot] = []
+        for residual in self._refinement.residuals(block):
+            there = self.residency.slot(residual)
+            if there is None:
+                break
+            self.residency.lease(residual, stream)
+            finer.append(there)
+        actions.append(Grant(number, block, slot, tuple(finer)))
 
     def _count(self, block: BlockId, hit: bool) -> None:
         name = f"{block.kind}_{'hits' if hit else 'misses'}"
@@ -281,11 +290,9 @@ class Planner:
         self._limits.gone(block)
 
     def _landed(self, number: int, now: float) -> Read:
-        read = self._in_flight.pop(number)
-        self._flying[self._homes[read.parts[0].block].drive] -= 1
-        self.counters.busy_seconds += now - self._busy_since
-        self._expectations.landed(read, now - self._busy_since)
-        self._busy_since = now
+        read, seconds = self._in_flight.land(number, now)
+        self.counters.busy_seconds += seconds
+        self._expectations.landed(read, seconds)
         return read
 
     def _forget(self, number: int) -> None:
@@ -300,28 +307,38 @@ class Planner:
     # --- reads ------------------------------------------------------------------------------------------------------
 
     def _schedule(self, actions: list[Action], now: float) -> None:
-        if self._queue and self._has_idle_drive():
+        if self._queue and self._in_flight.has_room:
             self._issue(tuple(self._queue), actions, now, Purpose.DEMAND)
-            if self._queue and self._has_idle_drive():
+            if self._queue and self._in_flight.has_room:
                 self._untangle(actions, now)
-        if self._has_idle_drive() and all(map(self._leaves_others_alone, self._queue)):
+        if self._in_flight.has_room and all(map(self._leaves_others_alone, self._queue)):
             self._gone = len(self._cycle.order)
             self._issue(self._unread(self._cycle.upcoming()), actions, now, Purpose.CERTAIN)
             for purpose in (Purpose.CERTAIN, Purpose.GUESS) if self._expectations else ():
-                if not self._queue and self._has_idle_drive():
+                if not self._queue and self._in_flight.has_room:
                     self._issue(self._unread(self._expectations.of(purpose)), actions, now, purpose)
+            if self._expectations and not self._queue:
+                self._refine(actions, now)
+
+    def _refine(self, actions: list[Action], now: float) -> None:
+        """Read residuals that are of use now, one on each drive that has nothing to read: a demand that comes meanwhile
+        finds at most one read before it."""
+        for block in self._unread(self._expectations.of(Purpose.REFINE)):
+            home = self._homes[block]
+            if not self._in_flight.is_idle(home.drive) or not self._refinement.allows(block, home.extent.length):
+                continue
+            slot = self._make_room(block, Purpose.REFINE)
+            if slot is None:
+                break
+            self._start([Part(block, home.extent, slot)], actions, now, Purpose.REFINE)
 
     def _unread(self, blocks: Iterable[BlockId]) -> Iterator[BlockId]:
         """Those of ``blocks`` worth prefetching."""
         return (block for block in blocks if self.residency.absent(block) and block not in self._failed)
 
-    def _has_idle_drive(self) -> bool:
-        """Whether a drive could take one more read."""
-        return min(self._flying) < self._depth
-
     def _is_busy(self, block: BlockId) -> bool:
         """Whether the drive of ``block`` has all the reads it may have."""
-        return self._flying[self._homes[block].drive] >= self._depth
+        return self._in_flight.is_busy(self._homes[block].drive)
 
     def _leaves_others_alone(self, block: BlockId) -> bool:
         """Whether ``block``, in demand, only waits for its drive: prefetches on the others take nothing from it."""
@@ -338,7 +355,7 @@ class Planner:
                 self._start(runs.pop(home.drive), actions, now, purpose)
                 run = None
             if not run and self._is_busy(block):
-                if not self._has_idle_drive():
+                if not self._in_flight.has_room:
                     break
                 owed += home.extent.length if home.region == STREAM else 0
                 continue
@@ -368,14 +385,9 @@ class Planner:
         return room >= owed
 
     def _start(self, parts: list[Part], actions: list[Action], now: float, purpose: Purpose) -> None:
-        if not self._in_flight:
-            self._busy_since = now
-        read = Read(self._next_read, tuple(parts), purpose)
-        self._next_read += 1
-        self._in_flight[read.read] = read
-        self.counters.reads += 1
         drive = self._homes[parts[0].block].drive
-        self._flying[drive] += 1
+        read = self._in_flight.start(parts, purpose, drive, now)
+        self.counters.reads += 1
         self.counters.drive_bytes[drive] += read.size
         match purpose:
             case Purpose.DEMAND:
@@ -384,8 +396,12 @@ class Planner:
                 self.counters.prefetch_bytes += read.size
             case Purpose.GUESS:
                 self._expectations.started(read)
+            case Purpose.REFINE:
+                self.counters.refine_bytes += read.size
         for part in parts:
             self._queue.pop(part.block, None)
+            if self._homes[part.block].region in (EXPERTS, RESIDUALS):
+                self._refinement.read(part.block, part.extent.length)
         actions.append(read)
 
     def _make_room(self, block: BlockId, purpose: Purpose) -> Slot | None:
@@ -424,7 +440,7 @@ class Planner:
 
     def _untangle(self, actions: list[Action], now: float) -> None:
         """If streams wait only for each other: let a demand overtake that fits, or else refuse one."""
-        reading = {part.slot.region for read in self._in_flight.values() for part in read.parts}
+        reading = {part.slot.region for part in self._in_flight.parts}
         wishes: dict[Stream, tuple[int, BlockId]] = {}
         moving: set[Stream] = set()  # these will get a block once its drive is less busy
         for block in self._queue:
@@ -472,10 +488,9 @@ class Planner:
         """Raise AssertionError unless every wish is queued or being read, and every read fills reserved slots."""
         self.residency.check_integrity()
         self._limits.check_integrity()
-        self._expectations.check_integrity(self.residency, self._in_flight)
-        reading = {part.block for read in self._in_flight.values() for part in read.parts}
-        assert all(0 <= flying <= self._depth for flying in self._flying), "more reads in flight than there may be"
-        assert sum(self._flying) == len(self._in_flight)
+        self._in_flight.check_integrity()
+        self._expectations.check_integrity(self.residency, self._in_flight.reads)
+        reading = {part.block for part in self._in_flight.parts}
         assert all(self.residency.loading(block) for block in reading)
         assert all(self.residency.absent(block) and block in self._waiting for block in self._queue)
         assert self._waiting.keys() <= self._queue.keys() | reading

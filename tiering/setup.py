@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .limits import EXPERTS, KEPT, PINNED, STREAM, Home
+from .limits import EXPERTS, KEPT, PINNED, RESIDUALS, STREAM, Home
 from .planner import Planner
 from .policy.cycle import Cycle
 from .policy.division import Divisions
@@ -50,6 +50,9 @@ class Setup:
         )
 
 
+_REGION = {"dense": STREAM, "expert": EXPERTS, "residual": RESIDUALS}
+
+
 def setup_of(
     blocks: Iterable[tuple[BlockId, Extent, int]],
     placement: Placement,
@@ -71,12 +74,13 @@ def setup_of(
         KEPT: whole.kept,
         STREAM: divisions.stream_capacity,
         EXPERTS: whole.experts,
+        RESIDUALS: whole.residuals,
     }
     bound = {*placement.resident, *divisions.bound}
     streamed = {*placement.streamed, *divisions.elastic}
     homes: dict[BlockId, Home] = {}
     for block, extent, drive in blocks:
-        region = PINNED if block in bound else EXPERTS if block.kind == "expert" else STREAM
+        region = PINNED if block in bound else _REGION[block.kind]
         homes[block] = Home(extent, region, drive)
     place = whole.bound  # where the places of the elastic blocks begin; those that go last come first
     for block in divisions.elastic:

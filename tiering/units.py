@@ -1,6 +1,7 @@
 """The vocabulary of tiering: block ids, extents on flash, byte sizes."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -40,6 +41,15 @@ class BlockId(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.module}" if self.kind == "dense" else f"{self.kind}:{self.module}[{self.part}]"
+
+
+def residuals(blocks: Iterable[BlockId]) -> dict[BlockId, tuple[BlockId, ...]]:
+    """The residuals among ``blocks``, by the expert that they are of, in the order of their planes."""
+    found: dict[BlockId, tuple[BlockId, ...]] = {}
+    for block in sorted(block for block in blocks if block.kind == "residual"):
+        expert = BlockId("expert", block.module, block.part // RESIDUALS)
+        found[expert] = (*found.get(expert, ()), block)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from typing import Annotated, Any
 
@@ -162,6 +163,8 @@ def _run(
         "tokens_per_second": tokens_per_second(start, times),
         "time_to_first_token_s": times[0] - start,
         "flash_bytes_read": stats.flash_bytes_read,
+        "refine_bytes": stats.refine_bytes,
+        "products_by_planes": stats.products_by_planes,
         "hit_ratio": stats.hit_ratio,
         "stall_s": stats.stall_seconds,
         "host_bytes": stats.host_bytes,
@@ -183,5 +186,14 @@ def _summary(report: dict[str, Any]) -> str:
         f"{len(report['token_ids'])} tokens, {report['tokens_per_second']:.1f}/s, "
         f"first after {report['time_to_first_token_s']:.2f} s; {report['hit_ratio']:.0%} found in memory, "
         f"{format_size(report['flash_bytes_read'])} read, {report['stall_s']:.1f} s waited for the drive; "
+        f"{_fineness(report['products_by_planes'])}"
         f"{format_size(report['host_bytes'])} of {format_size(report['host_budget'])} in use"
     )
+
+
+def _fineness(counts: Mapping[int, int]) -> str:
+    """How finely experts were computed, where that differs."""
+    total, most = sum(counts.values()), max(counts, default=1)
+    if most == 1:
+        return ""
+    return f"{counts[most] / total:.0%} of experts computed with {most} planes; "

@@ -46,6 +46,7 @@ class Settings:
     weights_dense: Annotated[str | None, _override("weights_dense", "FORMAT", "Of other layers.")] = None
     weights_embeddings: Annotated[str | None, _override("weights_embeddings", "FORMAT", "Of embeddings.")] = None
     weights_output: Annotated[str | None, _override("weights_output", "FORMAT", "Of the output layer.")] = None
+    weights_quality: Annotated[str | None, _override("weights_quality", "QUALITY", "full, adaptive, base.")] = None
     experts_eviction: Annotated[str | None, _override("experts_eviction", "POLICY", _EVICTION)] = None
     experts_prefetch: Annotated[str | None, _override("experts_prefetch", "WHEN", "auto, off.")] = None
     io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None

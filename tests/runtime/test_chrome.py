@@ -46,7 +46,7 @@ def test_reads_at_the_same_time_lie_on_different_rows() -> None:
     assert second["args"]["failed"]
     assert third["args"]["unfinished"]
     in_flight = [event["args"] for event in found if event["name"] == "bytes in flight"]
-    assert in_flight[1] == {"demand": 2 * PAGE, "prefetch": PAGE, "guess": 0}
+    assert in_flight[1] == {"demand": 2 * PAGE, "prefetch": PAGE, "guess": 0, "refine": 0}
     assert in_flight[-1] == {"demand": PAGE, "prefetch": 0, "guess": 0}
 
 

@@ -1,7 +1,7 @@
 """Small worlds that are written out, for single cases."""
 
 from penstock.tiering.events import Action, Read
-from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM
+from penstock.tiering.limits import EXPERTS, KEPT, PINNED, RESIDUALS, STREAM
 from penstock.tiering.units import PAGE, BlockId
 
 from .watch import Watch
@@ -11,12 +11,21 @@ D = [BlockId("dense", f"d{n}") for n in range(6)]
 X = [BlockId("expert", "m", n) for n in range(6)]
 
 
+_REGION = {"dense": STREAM, "expert": EXPERTS, "residual": RESIDUALS}
+
+
 def watch(
-    *sizes: tuple[BlockId, int], stream: int = 0, experts: int = 0, depth: int = 2, limit: int = 8, streams: int = 2
+    *sizes: tuple[BlockId, int],
+    stream: int = 0,
+    experts: int = 0,
+    residuals: int = 0,
+    depth: int = 2,
+    limit: int = 8,
+    streams: int = 2,
 ) -> Watch:
     """Blocks and their pages, in the order they lie on flash; pages of the regions and of the longest read."""
-    laid = [(block, EXPERTS if block in X else STREAM, pages) for block, pages in sizes]
-    capacity = {PINNED: 0, KEPT: 0, STREAM: stream * PAGE, EXPERTS: experts * PAGE}
+    laid = [(block, _REGION[block.kind], pages) for block, pages in sizes]
+    capacity = {PINNED: 0, KEPT: 0, STREAM: stream * PAGE, EXPERTS: experts * PAGE, RESIDUALS: residuals * PAGE}
     return Watch(World(lay_out(laid), capacity, depth, limit * PAGE), streams)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.tiering.events import HOUSE, Purpose, Read, Slot
-from penstock.tiering.limits import KEPT, PINNED, STREAM
-from penstock.tiering.units import PAGE, BlockId
+from penstock.tiering.limits import EXPERTS, KEPT, PINNED, RESIDUALS, STREAM
+from penstock.tiering.policy.refinement import MOST_READ
+from penstock.tiering.units import PAGE, BlockId, residuals
 
 from .worlds import REGIONS, World
 
@@ -42,6 +43,8 @@ class Ledger:
         self.positions: dict[int, int] = {}
         self.limits = dict(world.capacity)
         self.touched: set[int] = set()  # pages of the arena behind which there is memory
+        self.residuals = residuals(world.homes)
+        self.read_bytes = Counter[str]()  # by region
         starts, start = {}, 0
         for region in REGIONS:
             starts[region] = start
@@ -133,6 +136,17 @@ class Ledger:
         for page in range(slot.offset, slot.offset + slot.length, PAGE):
             if self.owner.get(page) == block:
                 del self.owner[page]
+
+    def account(self, read: Read) -> None:
+        """Bytes that are read: of experts and residuals together never more than a share of what reading each expert
+        with its residuals would have taken."""
+        for part in read.parts:
+            self.read_bytes[part.slot.region] += part.extent.length
+        total = Counter[str]()
+        for home in self.world.homes.values():
+            total[home.region] += home.extent.length
+        bound = max(0.0, MOST_READ * (total[EXPERTS] + total[RESIDUALS]) / max(1, total[EXPERTS]) - 1)
+        assert self.read_bytes[RESIDUALS] <= bound * self.read_bytes[EXPERTS] + 1e-6, "more residuals than allowed"
 
     def forget(self, stream: StreamModel) -> None:
         wants = stream.wants

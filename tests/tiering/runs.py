@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM
+from penstock.tiering.limits import EXPERTS, KEPT, PINNED, RESIDUALS, STREAM
 from penstock.tiering.planner import Planner
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.sim.devices import Drive, Memory
@@ -74,17 +74,22 @@ def random_run(seed: int) -> Run:
 
 def _world(dice: random.Random) -> World:
     sizes: list[tuple[BlockId, str, int]] = []
-    experts = dice.choice([0, 3, 5])
+    experts, finer = dice.choice([0, 3, 5]), dice.choice([0, 0, 1, 2])
     for layer in range(dice.randint(1, 3)):
         for name in "abc"[: dice.randint(1, 3)]:
             block = BlockId("dense", f"layers.{layer}.{name}")
             sizes.append((block, dice.choice([PINNED, KEPT, STREAM, STREAM]), dice.randint(1, 3)))
-        sizes += [(BlockId("expert", f"layers.{layer}.mlp", n), EXPERTS, 2) for n in range(experts)]
+        for n in range(experts):
+            expert = BlockId("expert", f"layers.{layer}.mlp", n)
+            sizes.append((expert, EXPERTS, 2))
+            sizes += [(expert.residual(plane), RESIDUALS, plane) for plane in range(1, finer + 1)]
     capacity = {}
     for region in (PINNED, KEPT, STREAM, EXPERTS):
         pages = [size for _, where, size in sizes if where in ((region, KEPT) if region == STREAM else (region,))]
         low = sum(pages) if region in (PINNED, KEPT) else max(pages, default=0)
         capacity[region] = dice.choice([low, dice.randint(low, sum(pages))]) * PAGE
+    pages = [size for _, where, size in sizes if where == RESIDUALS]
+    capacity[RESIDUALS] = dice.randint(0, sum(pages)) * PAGE
     drives = [dice.randint(0, 1) for _ in sizes] if dice.random() < 0.3 else []
     homes, place = lay_out(sizes, drives=drives), capacity[PINNED]
     for block, region, pages in sizes:
@@ -106,7 +111,7 @@ def _passes(layers: list[Layer], dice: random.Random) -> list[Pass]:
 
 def _limits(world: World, dice: random.Random) -> dict[str, int]:
     """Some limits, down to what is needed, or up again."""
-    least = {KEPT: 0, STREAM: world.largest(STREAM, KEPT), EXPERTS: world.largest(EXPERTS)}
+    least = {KEPT: 0, STREAM: world.largest(STREAM, KEPT), EXPERTS: world.largest(EXPERTS), RESIDUALS: 0}
     chosen = dice.sample(sorted(least), dice.randint(1, 3))
     return {
         region: dice.choice([least[region], dice.randint(least[region] // PAGE, world.capacity[region] // PAGE) * PAGE])

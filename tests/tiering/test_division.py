@@ -58,6 +58,9 @@ def test_every_limit_is_kept_and_sets_are_nested(model: Model, share: float, bet
         experts = [block.length for block in blocks if block.id.kind == "expert"]
         assert division.experts >= max(experts, default=0)
         assert division.experts <= placement.expert_region_bytes
+        assert division.residuals <= placement.residual_region_bytes
+        if division.experts < placement.expert_region_bytes:
+            assert division.residuals < max(experts), "residuals go before experts"
         assert all(part % PAGE == 0 for part in (division.bound, division.kept, division.stream, division.experts))
     assert all(block in embeddings for block in divisions.by_row)
     assert set(divisions.by_row) <= set(divisions.elastic)

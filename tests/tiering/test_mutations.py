@@ -9,9 +9,11 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from penstock.tiering.events import Acquire, Action, Discard, Event, Grant, Purpose, ReadDone, ReadFailed, Refuse, Slot
+from penstock.tiering.inflight import InFlight
 from penstock.tiering.limits import EXPERTS, Limits
 from penstock.tiering.planner import Planner
 from penstock.tiering.policy.cycle import Cycle
+from penstock.tiering.policy.refinement import Refinement
 from penstock.tiering.residency import Residency
 from penstock.tiering.units import BlockId
 
@@ -82,8 +84,8 @@ def a_grant_without_a_lease(patch: Patch) -> None:
 
 def one_more_read_in_flight(patch: Patch) -> None:
     """A drive gets one read more than it may have."""
-    patch.setattr(Planner, "_is_busy", lambda self, block: self._flying[self._homes[block].drive] > self._depth)
-    patch.setattr(Planner, "_has_idle_drive", lambda self: min(self._flying) <= self._depth)
+    patch.setattr(InFlight, "is_busy", lambda self, drive: self._counts[drive] > self.depth)
+    patch.setattr(InFlight, "has_room", property(lambda self: min(self._counts) <= self.depth))
 
 
 def guesses_before_demands(patch: Patch) -> None:
@@ -108,7 +110,7 @@ def room_is_left_unused(patch: Patch) -> None:
     real = Planner._schedule
 
     def schedule(self: Planner, actions: list[Action], now: float) -> None:
-        if not self._in_flight or isinstance(self._latest, Acquire | ReadDone):  # type: ignore[attr-defined]
+        if not self._in_flight.reads or isinstance(self._latest, Acquire | ReadDone):  # type: ignore[attr-defined]
             real(self, actions, now)
 
     handle = Planner.handle
@@ -119,6 +121,28 @@ def room_is_left_unused(patch: Patch) -> None:
 
     patch.setattr(Planner, "handle", note)
     patch.setattr(Planner, "_schedule", schedule)
+
+
+def residuals_without_bound(patch: Patch) -> None:
+    """Whatever is of use is read as long as there is time."""
+    patch.setattr(Refinement, "allows", lambda self, block, size: True)
+
+
+def residuals_beside_other_reads(patch: Patch) -> None:
+    """A residual is read though the drive is at work."""
+    patch.setattr(InFlight, "is_idle", lambda self, drive: not self.is_busy(drive))
+
+
+def residuals_are_not_leased(patch: Patch) -> None:
+    """Who computes with a residual does not hold it."""
+    real = Planner._grant
+
+    def grant(self: Planner, number: int, stream: int, block: BlockId, slot: Slot, actions: list[Action]) -> None:
+        real(self, number, stream, block, slot, actions)
+        for residual in actions[-1].leased[1:]:  # type: ignore[union-attr]
+            self.residency.release(residual, stream)
+
+    patch.setattr(Planner, "_grant", grant)
 
 
 FOUND: dict[Callable[[Patch], None], str] = {
@@ -133,6 +157,9 @@ FOUND: dict[Callable[[Patch], None], str] = {
     guesses_before_demands: "demand before prefetch",
     a_limit_is_ignored: "a prefetch beyond the limit",
     room_is_left_unused: "somebody waits, there is room",
+    residuals_without_bound: "more residuals than allowed",
+    residuals_beside_other_reads: "beside a read",
+    residuals_are_not_leased: "holds something else than it was granted",
 }
 """The bugs, and by which rule each is found first."""
 NAMED = tuple(FOUND)[:3]

@@ -24,6 +24,10 @@ def models(draw: st.DrawFn) -> tuple[list[SizedBlock], dict[BlockId, bool]]:
     blocks += [SizedBlock(BlockId("dense", f"layer{n}"), length, False) for n, length in enumerate(dense)]
     experts = draw(st.one_of(st.lists(sizes, max_size=12), sizes.map(lambda length: [length] * 12)))
     blocks += [SizedBlock(BlockId("expert", "experts", n), length, False) for n, length in enumerate(experts)]
+    if experts and draw(st.booleans()):
+        finer = draw(st.one_of(sizes.map(lambda length: [length]), st.lists(sizes, min_size=1, max_size=3)))
+        found = [BlockId("expert", "experts", n).residual(1) for n in range(len(experts))]
+        blocks += [SizedBlock(block, finer[n % len(finer)], False) for n, block in enumerate(found)]
     embeddings = {BlockId("dense", "layer0"): draw(st.booleans())} if dense and draw(st.booleans()) else {}
     return blocks, embeddings
 
@@ -50,7 +54,13 @@ def check(placement: Placement, blocks: list[SizedBlock]) -> None:
     experts = [block.length for block in blocks if block.id.kind == "expert"]
     assert placement.expert_region_bytes >= max(experts, default=0)
     regions = (placement.resident_bytes, placement.pinned_bytes, placement.stream_region_bytes)
-    assert all(region % PAGE == 0 for region in (*regions, placement.expert_region_bytes))
+    regions = (*regions, placement.expert_region_bytes, placement.residual_region_bytes)
+    assert all(region % PAGE == 0 for region in regions)
+    residuals = [block.length for block in blocks if block.id.kind == "residual"]
+    assert 0 <= placement.residual_region_bytes <= sum(residuals) == placement.residual_total_bytes
+    if placement.expert_region_bytes < sum(experts):
+        cache = placement.expert_region_bytes + placement.residual_region_bytes + max(experts)
+        assert placement.residual_region_bytes <= cache / 4, "experts come first"
 
 
 @given(models(), st.floats(0, 1.5))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.tiering.events import HOUSE
-from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM
+from penstock.tiering.limits import EXPERTS, KEPT, PINNED, RESIDUALS, STREAM
 from penstock.tiering.units import PAGE, BlockId
 
 from .ledger import StreamModel
@@ -37,7 +37,7 @@ def usable(stream: StreamModel) -> list[BlockId]:
     if stream.ticket is None:
         return sorted(stream.held)
     if all(block.kind == "expert" for block in stream.wants):
-        return sorted(block for block in stream.held if block.kind == "expert")
+        return sorted(block for block in stream.held if block.kind != "dense")
     return []
 
 
@@ -51,7 +51,7 @@ class PlannerMachine(RuleBasedStateMachine):
         self.watch = Watch(world, streams)
         self.bad: frozenset[BlockId] = frozenset()
         self.dense = world.inside(STREAM) + world.inside(PINNED) + world.inside(KEPT)
-        self.experts = world.inside(EXPERTS)
+        self.experts, self.residuals = world.inside(EXPERTS), world.inside(RESIDUALS)
         pinned = tuple(world.inside(PINNED))
         if pinned:
             self.watch.acquire(self.watch.streams[HOUSE], pinned)
@@ -75,7 +75,7 @@ class PlannerMachine(RuleBasedStateMachine):
             return
         n = data.draw(numbers)
         for block in list(stream.held.elements()):
-            if block.kind == "expert" or n % 4 == 0:
+            if block.kind != "dense" or n % 4 == 0:
                 self.watch.release(stream, block)
         inside = self.watch.world.inside(STREAM)
         follow = inside[self.watch.positions.get(stream.number, 0) % len(inside)] if inside else self.dense[0]
@@ -86,7 +86,7 @@ class PlannerMachine(RuleBasedStateMachine):
         if not self.experts:
             return
         for block in list(stream.held.elements()):
-            if block.kind == "expert":
+            if block.kind != "dense":
                 self.watch.release(stream, block)
         chosen = data.draw(st.lists(st.sampled_from(self.experts), min_size=1, unique=True))
         self.watch.acquire(stream, tuple(chosen))
@@ -98,7 +98,8 @@ class PlannerMachine(RuleBasedStateMachine):
             return
         chosen = data.draw(st.lists(st.sampled_from(self.experts), unique=True))
         certain = data.draw(st.integers(0, len(chosen)))
-        self.watch.expect(stream, tuple(chosen[:certain]), tuple(chosen[certain:]))
+        finer = data.draw(st.lists(st.sampled_from(self.residuals), unique=True)) if self.residuals else []
+        self.watch.expect(stream, tuple(chosen[:certain]), tuple(chosen[certain:]), tuple(finer))
 
     @some(lambda stream: bool(usable(stream)))
     def release(self, stream: StreamModel, data: st.DataObject) -> None:
@@ -114,7 +115,7 @@ class PlannerMachine(RuleBasedStateMachine):
     def resize(self, data: st.DataObject) -> None:
         """Some limits move: up, down, or to where it hurts."""
         world = self.watch.world
-        least = {KEPT: 0, STREAM: world.largest(STREAM, KEPT), EXPERTS: world.largest(EXPERTS)}
+        least = {KEPT: 0, STREAM: world.largest(STREAM, KEPT), EXPERTS: world.largest(EXPERTS), RESIDUALS: 0}
         limits = {}
         for region in data.draw(st.lists(st.sampled_from(sorted(least)), unique=True)):
             low, high = least[region] // PAGE, world.capacity[region] // PAGE

@@ -23,7 +23,7 @@ from penstock.tiering.events import (
     Resize,
     Slot,
 )
-from penstock.tiering.limits import EXPERTS, KEPT, STREAM
+from penstock.tiering.limits import EXPERTS, KEPT, RESIDUALS, STREAM
 from penstock.tiering.units import PAGE, BlockId
 
 from .ledger import Ledger, StreamModel
@@ -116,7 +116,7 @@ class Watch(Ledger):
             assert not self.issuable(), "demand before prefetch"
             waiting = {self.region(block) for block in self.queue} - {KEPT}  # there each has a place of its own
             assert not any(part.slot.region in waiting for part in read.parts), "room that a demand waits for"
-            if any(part.slot.region == EXPERTS for part in read.parts):
+            if any(part.slot.region in (EXPERTS, RESIDUALS) for part in read.parts):
                 wanted = {pair for stream in self.streams.values() for pair in stream.expects.items()}
                 assert all((part.block, read.purpose) in wanted for part in read.parts), "nobody expects it"
         for part in read.parts:
@@ -134,6 +134,7 @@ class Watch(Ledger):
             assert start <= slot.offset
             assert slot.offset + slot.length <= start + self.world.capacity[slot.region], "outside of its region"
             assert (block in self.queue) == demand
+            assert (slot.region == RESIDUALS) == (read.purpose is Purpose.REFINE)
             for page in range(slot.offset, slot.offset + slot.length, PAGE):
                 victim = self.owner.get(page)
                 if victim is not None:
@@ -145,6 +146,11 @@ class Watch(Ledger):
             self.slots[block] = slot
             if block in self.queue:
                 self.queue.remove(block)
+        if read.purpose is Purpose.REFINE:
+            assert not self.queue, "a residual though somebody waits"
+            drive = self.drive(read.parts[0].block)
+            assert all(self.drive(other.parts[0].block) != drive for other in self.in_flight.values()), "beside a read"
+        self.account(read)
         self.in_flight[read.read] = read
 
     def check_discard(self, discard: Discard) -> None:
@@ -161,7 +167,11 @@ class Watch(Ledger):
     def check_grant(self, grant: Grant) -> None:
         (stream,) = (s for s in self.streams.values() if s.ticket == grant.ticket)
         stream.wants.remove(grant.block)
-        stream.held[grant.block] += 1
+        finer = itertools.takewhile(self.ready.__contains__, self.residuals.get(grant.block, ()))
+        assert grant.leased == (grant.block, *finer), "residuals that are here are leased along"
+        stream.held.update(grant.leased)
+        for residual, slot in zip(grant.leased[1:], grant.finer, strict=True):
+            self.check_bytes(residual, slot)
         if not stream.wants:
             stream.ticket = None
         self.check_bytes(grant.block, grant.slot)
@@ -222,9 +232,16 @@ class Watch(Ledger):
                 del stream.held[block]
         return self.apply(Release(stream.number, blocks))
 
-    def expect(self, stream: StreamModel, certain: tuple[BlockId, ...], guessed: tuple[BlockId, ...]) -> None:
-        stream.expects = dict.fromkeys(guessed, Purpose.GUESS) | dict.fromkeys(certain, Purpose.CERTAIN)
-        self.apply(Expect(stream.number, certain, guessed, 0.001))
+    def expect(
+        self,
+        stream: StreamModel,
+        certain: tuple[BlockId, ...],
+        guessed: tuple[BlockId, ...],
+        finer: tuple[BlockId, ...] = (),
+    ) -> None:
+        stream.expects = dict.fromkeys(finer, Purpose.REFINE)
+        stream.expects |= dict.fromkeys(guessed, Purpose.GUESS) | dict.fromkeys(certain, Purpose.CERTAIN)
+        self.apply(Expect(stream.number, certain, guessed, 0.001, finer))
 
     def cancel(self, stream: StreamModel) -> None:
         ticket = stream.ticket

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM, Home
+from penstock.tiering.limits import EXPERTS, KEPT, PINNED, RESIDUALS, STREAM, Home
 from penstock.tiering.planner import Planner
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.setup import Setup
 from penstock.tiering.units import PAGE, BlockId, Extent
 
-REGIONS = (PINNED, KEPT, STREAM, EXPERTS)
+REGIONS = (PINNED, KEPT, STREAM, EXPERTS, RESIDUALS)
 
 
 @dataclass
@@ -24,6 +24,10 @@ class World:
     depth: int
     read_limit: int
     eviction: str = "lru"
+
+    def __post_init__(self) -> None:
+        """A region that is not named has no room."""
+        self.capacity = dict.fromkeys(REGIONS, 0) | self.capacity
 
     def setup(self) -> Setup:
         order = [block for block, home in self.homes.items() if home.region in (STREAM, KEPT)]
@@ -66,6 +70,7 @@ def lay_out(
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     sizes: list[tuple[BlockId, str, int]] = []
+    finer: list[tuple[BlockId, str, int]] = []
     capacity = {}
     expert_pages = draw(st.one_of(st.just(2), st.none()))  # all experts the same size, or not
     for region, most in ((PINNED, 2), (KEPT, 4), (STREAM, 6), (EXPERTS, 8)):
@@ -74,6 +79,9 @@ def worlds(draw: st.DrawFn) -> World:
             block = BlockId("expert", "m", part) if region == EXPERTS else BlockId("dense", f"{region}.{part}")
             pages = expert_pages if region == EXPERTS and expert_pages else draw(st.integers(1, 4))
             here.append((block, region, pages))
+        if region == EXPERTS and draw(st.booleans()):
+            planes = [(block, plane) for block, _, _ in here for plane in range(1, draw(st.integers(1, 3)))]
+            finer = [(block.residual(plane), RESIDUALS, draw(st.integers(1, 2))) for block, plane in planes]
         total, largest = sum(pages for _, _, pages in here), max((pages for _, _, pages in here), default=0)
         if region == STREAM:  # those of KEPT pass through it when they cannot be kept
             largest = max([largest, *(pages for _, other, pages in sizes if other == KEPT)])
@@ -81,6 +89,9 @@ def worlds(draw: st.DrawFn) -> World:
         low = total if region in (PINNED, KEPT) else largest
         capacity[region] = draw(st.one_of(st.just(low), st.integers(low, total))) * PAGE  # tight is where it hurts
         sizes += here
+    pages = sum(pages for _, _, pages in finer)
+    capacity[RESIDUALS] = draw(st.one_of(st.just(pages), st.integers(0, pages))) * PAGE
+    sizes += finer
     if draw(st.booleans()):
         sizes = draw(st.permutations(sizes))
     second = draw(st.one_of(st.none(), st.integers(0, len(sizes))))

@@ -5,7 +5,8 @@ together they all use a block while it is here (sharing one scan among many: "Co
 Sharing in a DBMS").
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate, pairwise
 
 from ..events import Stream
@@ -30,6 +31,30 @@ class Convoy:
             return 0
         places = {other: self._starts[at + 1] % length for other, at in streams.items()}
         return leads(places | {stream: self._starts[self._route.places[module]] % length}, length)[stream]
+
+
+class Convoys:
+    """The convoys of the regions whose blocks come and go. Who is so far ahead that it holds up the others had better
+    wait for them."""
+
+    def __init__(self, route: Route, regions: Iterable[str]) -> None:
+        self._route, self._regions = route, tuple(regions)
+        self._convoys: dict[str, Convoy] = {}
+
+    def measure(self, blocks: Iterable[tuple[str, str, int]]) -> None:
+        """``blocks`` (region, module, bytes) are those that there are."""
+        lengths = {region: Counter[str]() for region in self._regions}
+        for region, module, length in blocks:
+            if region in lengths:
+                lengths[region][module] += length
+        self._convoys = {region: Convoy(self._route, lengths[region]) for region in lengths}
+
+    def hurries(self, stream: Stream, module: str, limits: Mapping[str, int], holding: Collection[str]) -> bool:
+        """Whether ``stream``, which comes to ``module``, had better wait. ``limits`` are the bytes of each region, of
+        which an eighth may lie between streams: the rest is for reading ahead. Who is ``holding`` some of one of these
+        regions never waits: they may need it to come nearer."""
+        ahead = (convoy.lead(stream, module) > limits[region] // 8 for region, convoy in self._convoys.items())
+        return any(ahead) and not any(region in self._convoys for region in holding)
 
 
 def leads(places: Mapping[Stream, int], length: int) -> dict[Stream, int]:

@@ -2,7 +2,7 @@
 
 The blocks are kept in one fixed order, spread evenly over the layers at every length, and a limit decides how many of
 them stay. So what a lower limit keeps, a higher one keeps too, and each block has one place in the arena: the part of
-every region that is in use is always its beginning.
+every region that is in use is always its beginning. Residuals give way before anything else does.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +15,7 @@ from .placement import (
     Placement,
     SizedBlock,
     row_cache_bytes,
+    unit_of,
     with_working_memory,
     working_memory,
 )
@@ -31,12 +32,13 @@ class Division:
     kept: int
     stream: int
     experts: int
+    residuals: int
     aside: int
 
     @property
     def blocks(self) -> int:
         """Bytes for blocks: all but those set aside for rows of embeddings, and for decoding."""
-        return self.bound + self.kept + self.stream + self.experts
+        return self.bound + self.kept + self.stream + self.experts + self.residuals
 
     @property
     def host_bytes(self) -> int:
@@ -67,7 +69,8 @@ class Divisions:
         streamed = [self._blocks[block] for block in placement.streamed]
         experts = [block.length for block in self._blocks.values() if block.id.kind == "expert"]
         self._largest_expert = max(experts, default=0)
-        self._unit = self._largest_expert if experts and min(experts) == self._largest_expert else PAGE
+        self._unit = unit_of(experts)
+        self._residual_unit = unit_of([b.length for b in self._blocks.values() if b.id.kind == "residual"])
         # Bytes of the first n blocks; and of the rest, all and the largest.
         self._first, self._rest, self._largest = [0], [_total(streamed)], [_longest(streamed)]
         for block in kept:
@@ -120,17 +123,20 @@ class Divisions:
                 whole.pinned_bytes,
                 whole.stream_region_bytes,
                 whole.expert_region_bytes,
+                whole.residual_region_bytes,
                 whole.row_cache_bytes + whole.scratch_bytes,
             )
         count = self._count(limit)
         room = self._room(limit) - self._first[count]
         stream = min(self._ample(count), room // PAGE * PAGE)
-        experts = min(whole.expert_region_bytes, self._free(limit) - self._fixed - self._first[count] - stream)
-        return self._divided(self._first[count], stream, experts // self._unit * self._unit, self._aside)
+        left = self._free(limit) - self._fixed - self._first[count] - stream
+        experts = min(whole.expert_region_bytes, left) // self._unit * self._unit
+        residuals = min(whole.residual_region_bytes, left - experts) // self._residual_unit * self._residual_unit
+        return self._divided(self._first[count], stream, experts, residuals, self._aside)
 
-    def _divided(self, pinned: int, stream: int, experts: int, aside: int) -> Division:
+    def _divided(self, pinned: int, stream: int, experts: int, residuals: int, aside: int) -> Division:
         kept = self._placement.resident_bytes + pinned - self._bound
-        return Division(self._bound, kept, stream, experts, aside)
+        return Division(self._bound, kept, stream, experts, residuals, aside)
 
     def _free(self, limit: int) -> int:
         return limit - min(working_memory(limit), limit - self._least)

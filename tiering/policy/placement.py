@@ -2,7 +2,7 @@
 
 Dense weights are used at every token, a byte of an expert only at some: dense weights are placed first. Those that do
 not fit are streamed through a small region; which of them stay is spread evenly over the layers, so that the drive has
-the same work everywhere. What is left caches experts.
+the same work everywhere. What is left caches experts, and, where these can be computed without them, their residuals.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +23,10 @@ NO_OVERLAP = 1 / 8
 computed while the drive reads then, and memory is some eight times as fast as a drive."""
 EXPERT_SHARE = 0.1
 """Share of a short budget kept for experts before dense weights are pinned: below it every expert is read anew."""
+
+RESIDUAL_SHARE = 1 / 4
+"""Share of the cache of experts that goes to residuals where there is not room for all: even so more experts find room
+than with their residuals, which take nearly half of both."""
 
 
 class SizedBlock(NamedTuple):
@@ -53,6 +57,8 @@ class Placement:
     expert_count: int
     expert_total_bytes: int
     expert_region_bytes: int
+    residual_total_bytes: int
+    residual_region_bytes: int
 
     @property
     def host_bytes(self) -> int:
@@ -64,6 +70,7 @@ class Placement:
             + self.row_cache_bytes
             + self.scratch_bytes
             + self.expert_region_bytes
+            + self.residual_region_bytes
         )
 
     @property
@@ -84,12 +91,13 @@ def place(
     resident = [block for block in blocks if block.resident]
     dense = [block for block in blocks if block.id.kind == "dense" and not block.resident]
     experts = [block.length for block in blocks if block.id.kind == "expert"]
-    resident_bytes, expert_total = _total(resident), sum(experts)
+    residuals = [block.length for block in blocks if block.id.kind == "residual"]
+    resident_bytes, expert_total, residual_total = _total(resident), sum(experts), sum(residuals)
     largest_expert = max(experts, default=0)
 
     rows: list[SizedBlock] = []
     row_cache = 0
-    if resident_bytes + scratch + _total(dense) + expert_total > budget - working_memory(budget):
+    if resident_bytes + scratch + _total(dense) + expert_total + residual_total > budget - working_memory(budget):
         alone = embeddings or {}
         rows = [block for block in dense if block.id in alone]
         row_cache = sum(row_cache_bytes(block.length) for block in rows)
@@ -108,10 +116,10 @@ def place(
         pinned, region = _pin(dense, free - fixed - expert_floor)
     pinned_ids = {block.id for block in pinned}
     pinned_bytes = _total(pinned)
-    expert_region = min(expert_total, free - fixed - pinned_bytes - region)
-    if experts:
-        unit = largest_expert if min(experts) == largest_expert else PAGE
-        expert_region = expert_region // unit * unit
+    room = free - fixed - pinned_bytes - region
+    residual_region = min(max(room - expert_total, int(RESIDUAL_SHARE * room)), room - largest_expert, residual_total)
+    residual_region = residual_region // unit_of(residuals) * unit_of(residuals)
+    expert_region = min(expert_total, room - residual_region) // unit_of(experts) * unit_of(experts)
     return Placement(
         budget=budget,
         minimum=minimum,
@@ -128,7 +136,14 @@ def place(
         expert_count=len(experts),
         expert_total_bytes=expert_total,
         expert_region_bytes=expert_region,
+        residual_total_bytes=residual_total,
+        residual_region_bytes=residual_region,
     )
+
+
+def unit_of(lengths: Sequence[int]) -> int:
+    """What a region for blocks of these lengths is a multiple of, in bytes: where all are equal, nothing is lost."""
+    return lengths[0] if len(set(lengths)) == 1 else PAGE
 
 
 def working_memory(budget: int) -> int:

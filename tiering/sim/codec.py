@@ -86,7 +86,8 @@ class Codec:
             case Release():
                 return ["R", event.stream, self._many(event.blocks)]
             case Expect():
-                return ["X", event.stream, self._many(event.certain), self._many(event.guessed), event.seconds]
+                said = self._many(event.certain), self._many(event.guessed), event.seconds, self._many(event.finer)
+                return ["X", event.stream, *said]
             case Cancel():
                 return ["C", event.ticket]
             case ReadDone():
@@ -107,8 +108,10 @@ class Codec:
                 return Acquire(ticket, stream, self._blocks_of(blocks))
             case ["R", stream, blocks]:
                 return Release(stream, self._blocks_of(blocks))
-            case ["X", stream, certain, guessed, seconds]:
-                return Expect(stream, self._blocks_of(certain), self._blocks_of(guessed), seconds)
+            case ["X", stream, certain, guessed, seconds, finer]:
+                return Expect(
+                    stream, self._blocks_of(certain), self._blocks_of(guessed), seconds, self._blocks_of(finer)
+                )
             case ["C", ticket]:
                 return Cancel(ticket)
             case ["D", read]:
@@ -124,7 +127,11 @@ class Codec:
     def action(self, action: Action) -> Plain:
         match action:
             case Grant():
-                return ["g", action.ticket, self._number[action.block], *self._place(action.slot)]
+                finer = [
+                    [self._number[block], *self._place(slot)]
+                    for block, slot in zip(action.leased[1:], action.finer, strict=True)
+                ]
+                return ["g", action.ticket, self._number[action.block], *self._place(action.slot), finer]
             case Refuse():
                 return ["x", action.ticket, str(action.error)]
             case Read():
@@ -136,8 +143,9 @@ class Codec:
     def action_from(self, value: Plain) -> Action:
         """What ``action`` gave. Raises ValueError, LookupError or TypeError for anything else."""
         match value:
-            case ["g", ticket, block, *place]:
-                return Grant(ticket, self._blocks[block], self._slot(block, *place))
+            case ["g", ticket, block, region, offset, finer]:
+                slot = self._slot(block, region, offset)
+                return Grant(ticket, self._blocks[block], slot, tuple(self._slot(*place) for place in finer))
             case ["x", ticket, words]:
                 return Refuse(ticket, ReadError(words))
             case ["r", read, purpose, parts]:

@@ -16,7 +16,7 @@ from ..setup import Setup
 from .codec import Codec, setup_from, setup_to
 
 FORMAT = "penstock recording"
-VERSION = 1
+VERSION = 2
 
 
 class Step(NamedTuple):

@@ -14,7 +14,7 @@ from ..events import HOUSE, Acquire, Begin, Cancel, End, Event, Expect, Grant, R
 from ..limits import KEPT, PINNED
 from ..planner import Planner
 from ..policy.asking import at_a_time
-from ..units import BlockId
+from ..units import BlockId, residuals
 from .devices import Memory
 from .workload import Layer, Pass, Workload
 
@@ -47,6 +47,8 @@ class Walker:
         self._lengths = {block: home.extent.length for block, home in planner.homes.items()}
         self._pinned = {block: home for block, home in planner.homes.items() if home.region == PINNED}
         self._kept = {block: home for block, home in planner.homes.items() if home.place is not None}
+        self._residuals = residuals(planner.homes)
+        self._leased: dict[BlockId, tuple[BlockId, ...]] = {}  # experts with their residuals that are here
         self._left = 0  # answers to come
         self._owed = 0.0  # seconds computed since the last event
 
@@ -84,7 +86,8 @@ class Walker:
                     other, numbers = next(next_ones, None), next(guessed, ())
                     guess = [other.experts[number] for number in numbers] if other else []
                     wanted = [layer.experts[number] for number in next(chosen)]
-                    yield from self._experts(wanted, each, _Announcement(self, guess, guess_seconds))
+                    finer = [residual for block in wanted for residual in self._residuals.get(block, ())]
+                    yield from self._experts(wanted, each, _Announcement(self, guess, guess_seconds, finer))
                 yield from self._flush()
             except _Refused:
                 self._leave(together)
@@ -131,10 +134,11 @@ class Walker:
                 yield from self._products([*arrived, *self._here()], rows)
 
     def _products(self, blocks: Sequence[BlockId], rows: int) -> Steps:
-        size = sum(self._lengths[block] for block in blocks)
+        leased = tuple(each for block in blocks for each in self._leased.pop(block))
+        size = sum(self._lengths[block] for block in leased)
         self._owed += self._memory.overhead + self._memory.seconds(size, rows)
         yield from self._flush()
-        self._post(Release(self.number, tuple(blocks)))
+        self._post(Release(self.number, leased))
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -184,22 +188,26 @@ class Walker:
             self._give_up()
             raise _Refused
         self._left -= 1
+        if answer.block.kind == "expert":
+            self._leased[answer.block] = answer.leased
         return answer.block
 
     def _give_up(self) -> None:
         """Nothing more is taken of what was asked for."""
         self._post(Cancel(self.ticket))
-        untaken = tuple(answer.block for answer in self.inbox if isinstance(answer, Grant))
+        untaken = tuple(block for answer in self.inbox if isinstance(answer, Grant) for block in answer.leased)
         self.inbox.clear()
         self._left = 0
         if untaken:
             self._post(Release(self.number, untaken))
 
-    def expect(self, certain: Sequence[BlockId], guessed: Sequence[BlockId], seconds: float) -> Steps:
-        """Say what comes next; to guess took ``seconds``."""
+    def expect(
+        self, certain: Sequence[BlockId], guessed: Sequence[BlockId], seconds: float, finer: Sequence[BlockId]
+    ) -> Steps:
+        """Say what comes next, and which residuals are of use; to guess took ``seconds``."""
         self._owed += seconds
         yield from self._flush()
-        self._post(Expect(self.number, tuple(certain), tuple(guessed), seconds))
+        self._post(Expect(self.number, tuple(certain), tuple(guessed), seconds, tuple(finer)))
 
     @property
     def speculates(self) -> bool:
@@ -216,15 +224,15 @@ class Walker:
 class _Announcement:
     """What a layer says of what comes next; the guess is made once, when it first says something."""
 
-    def __init__(self, walker: Walker, guess: Sequence[BlockId], seconds: float) -> None:
-        self._walker, self._guess, self._seconds = walker, guess, seconds
+    def __init__(self, walker: Walker, guess: Sequence[BlockId], seconds: float, finer: Sequence[BlockId]) -> None:
+        self._walker, self._guess, self._seconds, self._finer = walker, guess, seconds, finer
         self._made: Sequence[BlockId] | None = None
 
     def make(self, certain: Sequence[BlockId]) -> Steps:
-        """Announce ``certain``, and then perhaps the guess."""
+        """Announce ``certain``, then perhaps the guess, and residuals."""
         seconds = 0.0
         if self._made is None:
             self._made = self._guess if self._walker.speculates else ()
             seconds = self._seconds if self._made else 0.0
-        if certain or self._made:
-            yield from self._walker.expect(certain, self._made, seconds)
+        if certain or self._made or self._finer:
+            yield from self._walker.expect(certain, self._made, seconds, self._finer)

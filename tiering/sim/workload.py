@@ -82,9 +82,12 @@ def guessing(passes: Sequence[Pass], experts: int, *, precision: float, seed: in
 
 def layers_of(blocks: Iterable[BlockId], seconds: float = 0.0) -> list[Layer]:
     """Layers of ``blocks`` in the order of use: those of one element of the model's outermost list
-    (``model.layers.3``) together, each of the others for itself. Each computes ``seconds`` besides."""
+    (``model.layers.3``) together, each of the others for itself. Each computes ``seconds`` besides. Residuals belong to
+    their experts."""
     found: dict[str, Layer] = {}
     for block in blocks:
+        if block.kind == "residual":
+            continue
         inside = re.match(r".*?\.\d+(?=\.)", block.module)
         name = inside[0] if inside else str(block)
         layer = found.get(name, Layer(seconds=seconds))

@@ -14,13 +14,25 @@ class BundleFlash:
     def __init__(self, bundle: Bundle, reader: Reader) -> None:
         """Closes neither of them."""
         self._bundle, self._reader = bundle, reader
-        self._blocks = {block.id: block for block in bundle.manifest.blocks}
+        self._blocks = bundle.manifest.blocks
+        self._number = {block.id: number for number, block in enumerate(self._blocks)}
 
     def read(
         self, parts: Sequence[Part], into: Sequence[memoryview], landed: Callable[[Exception | None], None]
     ) -> None:
-        """As Flash.read. An I/O error gets a second chance: one in passing should not end a long run."""
-        self._start([self._blocks[part.block] for part in parts], into, landed, again=True)
+        """As Flash.read. An I/O error gets a second chance: one in passing should not end a long run.
+
+        The extent of a part may take in the blocks that lie behind its own."""
+        blocks: list[Block] = []
+        views: list[memoryview] = []
+        for part, view in zip(parts, into, strict=True):
+            number = self._number[part.block]
+            while view:
+                block = self._blocks[number]
+                blocks.append(block)
+                views.append(view[: block.extent.length])
+                view, number = view[block.extent.length :], number + 1
+        self._start(blocks, views, landed, again=True)
 
     def _start(
         self,

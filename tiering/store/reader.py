@@ -14,6 +14,7 @@ from ..units import PAGE, MiB
 from .manifest import Block, Manifest, parse
 from .stripes import absent
 
+_WITHOUT = ', or compute without it (weights_quality = "base")'
 _STEP = 8 * MiB
 """Bytes that ``verify`` holds at a time."""
 
@@ -96,7 +97,8 @@ class Bundle:
                 broken = next(block for block in blocks if block.extent.end > there)
                 error = self.corrupt(broken, f"is cut off at {there}")
             case OSError():
-                error = _read_error(self._files[blocks[0].extent.file], blocks[0].extent.offset, problem)
+                finer = any(block.id.kind == "residual" for block in blocks)
+                error = _read_error(self._files[blocks[0].extent.file], blocks[0].extent.offset, problem, finer=finer)
             case _:
                 return problem
         error.__cause__ = problem
@@ -194,14 +196,15 @@ def _read(file: DirectFile, segments: Sequence[Segment]) -> None:
                 raise _read_error(file, segments[0].offset, error) from error
 
 
-def _read_error(file: DirectFile, offset: int, error: OSError) -> ReadError:
+def _read_error(file: DirectFile, offset: int, error: OSError, *, finer: bool = False) -> ReadError:
     return ReadError(
         f"{file.path} cannot be read at offset {offset}: {error.strerror or error}; "
-        "check the drive, then `penstock verify` the bundle"
+        f"check the drive, then `penstock verify` the bundle{_WITHOUT * finer}"
     )
 
 
 def _corrupt(path: Path, block: Block, what: str) -> BundleCorrupt:
     return BundleCorrupt(
         f"{path}: block {block.id} at offset {block.extent.offset} {what}; delete the bundle and pack again"
+        f"{_WITHOUT * (block.id.kind == 'residual')}"
     )
