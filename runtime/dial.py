@@ -19,6 +19,7 @@ from ..tiering.store.manifest import TENSOR_ALIGNMENT, Block, TensorSpec
 from ..tiering.units import format_size
 from .calibration import Calibration
 from .encoding import EncodedWeights, Planes, encoded
+from .exact_format import ENCODED
 from .fit import Option, fit, least_size
 from .formats import AS_IS, Choice, Key, Rules, choices
 from .layout import Layout
@@ -28,8 +29,6 @@ from .settings import FIT, fit_size
 from .threads import one_torch_thread
 from .weights import Stored, Weights
 
-_LOSSLESS = 0.67
-"""Share of their bytes that weights take in a format whose lengths depend on the numbers, about."""
 _NUMBERS: Mapping[Choice, float] = {
     Choice("int8"): 5e-5,
     Choice("int4-32"): 4e-3,
@@ -90,7 +89,7 @@ def estimated(model: PreTrainedModel, plan: Layout, rules: Rules, stored: Mappin
     as ``fitted``."""
 
     def lengths(spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
-        return (int(_LOSSLESS * prod(spec.shape) * getattr(torch, spec.dtype).itemsize),)
+        return (int(ENCODED * prod(spec.shape) * getattr(torch, spec.dtype).itemsize),)
 
     dial = _Dial(plan, choices(model, plan, rules, stored), stored, lengths)
     dial.check()

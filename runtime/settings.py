@@ -159,8 +159,10 @@ def fit_size(name: str) -> int | None:
 
 
 def _general(value: object) -> object:
+    if value == "auto":
+        return value
     if not isinstance(value, str) or not value.startswith(FIT):
-        return _format(value, f", {FIT}SIZE")
+        return _format(value, f", {FIT}SIZE, auto")
     try:
         size = fit_size(value)
     except (ConfigError, OverflowError) as error:
@@ -194,7 +196,7 @@ class Weights(_Section):
         description='How weights are stored: "as-is" and "lossless" keep every bit, "int8" and "int4" (or "int4-64", '
         '"int4-128": larger groups) are smaller. "nested" has the numbers of "int8", those of experts in two planes, '
         '"stacked" in three: the first alone can be computed with, see quality. "fit:3.2GiB" chooses for each matrix, '
-        "so that the bundle fits.",
+        'so that the bundle fits. "auto" is "lossless" where this machine decodes faster than it reads, else "as-is".',
     )
     experts: PartFormat = Field(default="auto", description='Those of experts; "auto" is what format says.')
     attention: PartFormat = Field(default="auto", description="Those of attention.")

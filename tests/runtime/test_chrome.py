@@ -47,7 +47,7 @@ def test_reads_at_the_same_time_lie_on_different_rows() -> None:
     assert third["args"]["unfinished"]
     in_flight = [event["args"] for event in found if event["name"] == "bytes in flight"]
     assert in_flight[1] == {"demand": 2 * PAGE, "prefetch": PAGE, "guess": 0, "refine": 0}
-    assert in_flight[-1] == {"demand": PAGE, "prefetch": 0, "guess": 0}
+    assert in_flight[-1] == {"demand": PAGE, "prefetch": 0, "guess": 0, "refine": 0}
 
 
 def test_what_was_not_left_ends_with_what_is_around_it() -> None:

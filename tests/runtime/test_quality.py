@@ -1,7 +1,7 @@
 """Experts in planes: what is computed with all, with the first, and with as many as idle drives bring; what is read."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,15 @@ def settled(model: PreTrainedModel, rounds: int = 6) -> torch.Tensor:
     return found
 
 
+def first_experts(model: PreTrainedModel, run: Callable[[PreTrainedModel], object]) -> torch.Tensor:
+    """What the first layer's experts give for the last prompt of ``run``. In later layers others may be chosen."""
+    found: list[torch.Tensor] = []
+    hook = model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, out: found.append(out))
+    run(model)
+    hook.remove()
+    return found[-2]  # after it comes a token
+
+
 def adds_up(stats: Stats) -> bool:
     parts = stats.demand_bytes + stats.prefetch_bytes + stats.guess_bytes + stats.refine_bytes + stats.row_bytes
     return parts == stats.flash_bytes_read and sum(stats.products_by_planes.values()) == (
@@ -127,19 +136,19 @@ def test_full_is_what_int8_is_bit_for_bit(folder: Path, tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", PLANES)
 def test_adaptive_lies_between_and_reads_less(folder: Path, tmp_path: Path, name: str) -> None:
-    fine = logits(decoded(transformers_own(folder), "int8"))
+    fine = first_experts(decoded(transformers_own(folder), "int8"), logits)
     errors: dict[str, float] = {}
     stats: dict[str, Stats] = {}
     for quality in ("full", "adaptive", "base"):
         budget = tight(folder, tmp_path, "full", name)
         with load(folder, tmp_path, quality, name, host_memory=budget) as model:
-            errors[quality] = away(settled(model), fine)
+            errors[quality] = away(first_experts(model, settled), fine)
             stats[quality] = model.penstock.stats()
             assert trusted(model) == {True}
             model.penstock._engine.bridge.check_integrity()
             assert adds_up(stats[quality])
             blocks = model.penstock._engine.bundle.manifest.blocks
-    assert errors["full"] < errors["adaptive"] < errors["base"]
+    assert errors["full"] < errors["adaptive"] <= errors["base"]
     counts = stats["adaptive"].products_by_planes
     assert counts[1] > 0
     assert sum(count for planes, count in counts.items() if planes > 1) > 0
@@ -152,15 +161,22 @@ def test_adaptive_lies_between_and_reads_less(folder: Path, tmp_path: Path, name
     assert stats["base"].refine_bytes == stats["full"].refine_bytes == 0
 
 
-def test_with_room_for_all_adaptive_reads_no_more_than_its_share(folder: Path, tmp_path: Path) -> None:
-    with load(folder, tmp_path, "adaptive", host_memory="1GiB") as model:
-        settled(model)
-        stats = model.penstock.stats()
-        blocks = model.penstock._engine.bundle.manifest.blocks
-    experts = sum(block.extent.length for block in blocks if block.id.expert is not None)
-    first = sum(block.extent.length for block in blocks if block.id.kind == "expert")
-    assert first + stats.refine_bytes <= MOST_READ * experts
-    assert stats.refine_bytes > 0
+def test_with_room_for_all_adaptive_is_finer_than_base_and_reads_no_more_than_its_share(
+    folder: Path, tmp_path: Path
+) -> None:
+    fine = first_experts(decoded(transformers_own(folder), "int8"), logits)
+    errors = {}
+    for quality in ("adaptive", "base"):
+        with load(folder, tmp_path, quality, host_memory="1GiB") as model:
+            errors[quality] = away(first_experts(model, settled), fine)
+            stats = model.penstock.stats()
+            blocks = model.penstock._engine.bundle.manifest.blocks
+            if quality == "adaptive":
+                experts = sum(block.extent.length for block in blocks if block.id.expert is not None)
+                first = sum(block.extent.length for block in blocks if block.id.kind == "expert")
+                assert first + stats.refine_bytes <= MOST_READ * experts
+                assert stats.refine_bytes > 0
+    assert errors["adaptive"] < errors["base"]
 
 
 def test_both_ways_of_a_trial_see_the_same_planes(
