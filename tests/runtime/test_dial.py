@@ -11,14 +11,18 @@ import torch
 import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.cli.main import main
+from penstock.runtime.dial import estimated
 from penstock.runtime.formats import Rules
+from penstock.runtime.layout import layout
 from penstock.runtime.pack import pack
 from penstock.runtime.routes import Routes
+from penstock.runtime.skeleton import skeleton
+from penstock.runtime.weights import Stored
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.store.manifest import TensorSpec
 from penstock.tiering.store.reader import Bundle
 from penstock.tiering.units import PAGE, MiB
-from tests.tiny_models import save_tiny
+from tests.tiny_models import save_tiny, tiny_config
 
 TINY = Path(__file__).parents[2] / "examples/tiny-moe"
 IDS = torch.randint(3, 300, (1, 24), generator=torch.Generator().manual_seed(3))
@@ -75,6 +79,26 @@ def test_parts_with_a_format_of_their_own_keep_it(folder: Path, tmp_path: Path) 
     assert stored["lm_head.weight"] is None
     assert str(rules) == f"fit:{MiB},attention=int8,output=as-is"
     assert str(Rules("fit:1MiB")) == str(Rules(f"fit:{MiB}"))
+
+
+def test_a_plan_knows_the_size_before_anything_is_packed() -> None:
+    model = skeleton(tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96), torch.bfloat16)
+    plan = layout(model)
+    for size in (600_000, 900_000):
+        assert size - 8 * PAGE < estimated(model, plan, Rules(f"fit:{size}"), {}).total_bytes <= size
+    with pytest.raises(ConfigError, match=r"write fit:\d+ or more"):
+        estimated(model, plan, Rules("fit:4KiB"), {})
+
+
+def test_what_comes_quantised_stays_so_where_there_is_room() -> None:
+    """No other format has fewer bytes without a loss; as numbers, the matrices would take twice as much."""
+    model = skeleton(tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96), torch.bfloat16)
+    plan = layout(model)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    found = estimated(model, plan, Rules("fit:1GB"), {name: Stored("mxfp4")})
+    packings = [spec.packing for block in found.blocks for spec in block.tensors if spec.name == name]
+    assert [packing and packing.format for packing in packings] == ["mxfp4"] * 8
+    assert found.total_bytes < plan.total_bytes
 
 
 def test_a_text_makes_another_bundle_which_is_taken_from_then_on(
