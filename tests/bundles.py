@@ -25,7 +25,7 @@ def tensors_of(bundle: Bundle) -> dict[str, torch.Tensor]:
         arena = Arena(block.extent.length)
         fill(bundle, [block], [arena.view(0, block.extent.length)])
         for spec in block.tensors:
-            (tensor,) = tensors_on(arena, (spec,), Slot("host", 0, block.extent.length))
+            (tensor,) = tensors_on(arena, [((spec,), Slot("host", 0, block.extent.length))])
             tensor = tensor.decoded().detach() if isinstance(tensor, PackedWeight) else tensor.clone()
             if block.id.kind == "expert":
                 slices.setdefault(spec.name, {})[block.id.part] = tensor
