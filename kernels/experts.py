@@ -64,9 +64,13 @@ def form(expert: Expert) -> Form:
 
 def expert_product(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
     """``post(activation(state @ up) @ down)`` for ``state`` [tokens, hidden]; the result has its shape and dtype."""
-    inner = recipe.activation(_linear(state, expert.up, expert.up_bias, recipe.transposed))
-    out = _linear(inner, expert.down, expert.down_bias, recipe.transposed)
+    out = _linear(inner(state, expert, recipe), expert.down, expert.down_bias, recipe.transposed)
     return out if recipe.post is None else recipe.post(out)
+
+
+def inner(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
+    """What goes into the expert's second matrix, for ``state`` [tokens, hidden]."""
+    return recipe.activation(_linear(state, expert.up, expert.up_bias, recipe.transposed))
 
 
 def expert_parts(hidden: torch.Tensor, rows: torch.Tensor, expert: Expert, recipe: Recipe) -> list[slice]:

@@ -9,14 +9,14 @@ _SIGNATURES = {
     "penstock_add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
     "penstock_products_int8": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_int],
     "penstock_products_int4": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
+    "penstock_products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
+    "penstock_decode_nested": [c_void_p] * 2 + [c_long] * 4 + [c_int],
     "penstock_quantise_int4": [c_void_p] * 5 + [c_long] * 3 + [c_void_p] + [c_int] * 3,
     "penstock_decode_int8": [c_void_p] * 2 + [c_long] * 4 + [c_int],
     "penstock_decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],
     "penstock_block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
     "penstock_decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
     "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
-    "penstock_products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
-    "penstock_decode_nested": [c_void_p] * 2 + [c_long] * 4 + [c_int],
 }
 """Of functions that return nothing."""
 _TELLING = {

@@ -91,11 +91,14 @@ class Config(BaseModel):
 
     @property
     def rules(self) -> "Rules":
-        """Which part of a model is stored in which format."""
-        from .formats import Rules  # here: it loads torch
+        """Which part of a model is stored in which format. Raises ConfigError where "auto" needs the store's drive
+        measured, and that cannot be."""
+        from .exact_format import exact_format  # here: it loads torch
+        from .formats import Rules
 
         formats: dict[str, str] = self.weights.model_dump(exclude={"quality"})
-        return Rules(**{part: None if name == "auto" else name for part, name in formats.items()})  # type: ignore[arg-type]
+        given = {part: name for part, name in formats.items() if name != "auto"}
+        return Rules(**{"format": given.get("format") or exact_format(self.store.path)} | given)
 
     def host_budget(self, model_bytes: int | None = None) -> int:
         """Bytes of host memory to work in: as written; for "auto" what fits this machine and a model whose weights have

@@ -2,24 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from ..kernels.formats.base import SLAB, UnsuitableShape
 from ..kernels.formats.registry import FORMATS
 from ..tiering.errors import CheckpointError
 from ..tiering.store.manifest import TENSOR_ALIGNMENT, Block, Packing, TensorSpec
 from ..tiering.units import BlockId, MiB
-from .formats import Choice, Rules, choices
+from .formats import Choice, Key, of_matrix
 from .layout import Layout, relaid
 from .weights import Stored, Weights
 
 _PIECE = 4 * MiB
-_LOSSLESS = 0.67
-"""Share of their bytes that weights take in a format whose lengths depend on the numbers, about."""
 _EQUAL = 1.02
 """What equal lengths may cost, where a format's depend on the numbers."""
 
@@ -30,11 +26,11 @@ Planes = tuple[int, ...]
 
 def encoded(
     plan: Layout,
-    chosen: Mapping[str, Choice],
+    chosen: Mapping[Key, Choice],
     lengths: Callable[[TensorSpec, int | None, Choice], Planes],
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[Layout, tuple[str, ...]]:
-    """``plan`` with the matrices in ``chosen``, by name, encoded; and what had to stay as it is, in words.
+    """``plan`` with the matrices in ``chosen`` encoded; and what had to stay as it is, in words.
 
     ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot;
     ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks of their own,
@@ -45,11 +41,11 @@ def encoded(
     alike: dict[tuple[str, Shape], list[tuple[BlockId, str]]] = {}
     for block in plan.blocks:
         for spec in block.tensors:
-            if choice := chosen.get(spec.name):
+            if choice := of_matrix(chosen, spec.name, block.id.expert):
                 format_, key = FORMATS[choice.format], (block.id, spec.name)
                 try:
-                    known = format_.lengths(*_shape(spec, choice))
-                    found[key] = known or lengths(spec, block.id.expert, choice)
+                    known = format_.lengths(*shape_of(spec, choice))
+                    found[key] = (known or lengths(spec, block.id.expert, choice))[: choice.planes]
                 except UnsuitableShape as error:
                     notes.setdefault(f"{_where(block.id)} {list(spec.shape)} is stored as it is: {error}")
                     continue
@@ -68,7 +64,8 @@ def encoded(
             if planes is None:
                 stored.append(spec)
                 continue
-            choice, address = chosen[spec.name], spec.offset % TENSOR_ALIGNMENT
+            choice, address = of_matrix(chosen, spec.name, block.id.expert), spec.offset % TENSOR_ALIGNMENT
+            assert choice is not None
             for plane, length in enumerate(planes):
                 packing = Packing(choice.format, plane, choice.transposed, address)
                 made = replace(spec, offset=0, length=length, packing=packing)
@@ -86,21 +83,11 @@ def _make_equal(found: dict[tuple[BlockId, str], Planes], keys: Sequence[tuple[B
         found.update(dict.fromkeys(keys, longest))
 
 
-def estimated(model: PreTrainedModel, plan: Layout, rules: Rules, stored: Mapping[str, Stored]) -> Layout:
-    """``plan`` of ``model`` encoded by ``rules``, as far as that can be said without its numbers."""
-
-    def lengths(spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
-        return (int(_LOSSLESS * prod(spec.shape) * getattr(torch, spec.dtype).itemsize),)
-
-    chosen = choices(model, plan, rules, stored)
-    return encoded(plan, chosen, lengths)[0] if chosen else plan
-
-
 class EncodedWeights:
     """``weights`` as the blocks of an encoded layout have them: those of a spec without a packing as they are."""
 
-    def __init__(self, weights: Weights, importance: Mapping[str, torch.Tensor] | None = None) -> None:
-        """``importance`` [k] of the columns of matrices, by name, where it is known."""
+    def __init__(self, weights: Weights, importance: Mapping[Key, torch.Tensor] | None = None) -> None:
+        """``importance`` [k] of the columns of matrices, where it is known."""
         self._weights, self._importance = weights, importance or {}
         self._stored = weights.stored()
         self._made: dict[str, tuple[torch.Tensor, ...]] = {}
@@ -148,9 +135,10 @@ class EncodedWeights:
             if self._stored.get(spec.name) == Stored(spec.packing.format, spec.packing.transposed):
                 return (self._weights.plane(spec.name, expert),)
             format_, choice = FORMATS[spec.packing.format], Choice(spec.packing.format, spec.packing.transposed)
-            slabs = _slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice)
+            rows = slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice)
             try:
-                self._made[spec.name] = format_.encode(slabs, *_shape(spec, choice), self._importance.get(spec.name))
+                important = of_matrix(self._importance, spec.name, expert)
+                self._made[spec.name] = format_.encode(rows, *shape_of(spec, choice), important)
             except UnsuitableShape:
                 raise
             except ValueError as error:
@@ -163,7 +151,7 @@ class EncodedWeights:
         return self._made[spec.name]
 
 
-def _shape(spec: TensorSpec, choice: Choice) -> tuple[int, int]:
+def shape_of(spec: TensorSpec, choice: Choice) -> tuple[int, int]:
     """The shape [n, k] of what is encoded."""
     rows, columns = spec.shape
     return (columns, rows) if choice.transposed else (rows, columns)
@@ -173,7 +161,7 @@ def _where(block: BlockId) -> str:
     return f"each expert of {block.module}" if block.kind == "expert" else block.module
 
 
-def _slabs(pieces: Iterable[memoryview], spec: TensorSpec, choice: Choice) -> Iterator[torch.Tensor]:
+def slabs(pieces: Iterable[memoryview], spec: TensorSpec, choice: Choice) -> Iterator[torch.Tensor]:
     """The matrix that comes in ``pieces`` of any size, as slabs of whole rows."""
     dtype = getattr(torch, spec.dtype)
     rows, columns = spec.shape

@@ -13,7 +13,7 @@ lease, each added at once when it is the expert's turn.
 
 import threading
 import time
-from collections.abc import Collection, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import takewhile, zip_longest
@@ -45,6 +45,9 @@ _FEW = 64
 """Router choices up to which grouping in Python beats tensor operations."""
 _HEAP = 8 * MiB
 """Bytes of a prompt's outputs up to which its experts are taken in the order of flash, if that is not theirs."""
+
+Observer = Callable[[int, torch.Tensor, Expert, Recipe], None]
+"""Is told which expert is computed on which states [tokens, width], for prompts; its weights are there meanwhile."""
 
 Groups = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Expert -> (token rows, positions among the top k)."""
@@ -91,6 +94,7 @@ class StreamedExperts:
         """The experts of the next layer, and who guesses which of them come."""
         self.guesses: Guesses | None = None
         """Who guesses which of these come."""
+        self.observer: Observer | None = None
         module._parameters = _ExpertParameters(module._parameters, path, self)
         setattr(module, _ATTRIBUTE, self)
 
@@ -250,6 +254,8 @@ class StreamedExperts:
         experts: list[Expert] = []
         for number, expert in arrived.experts:
             rows = groups[number][0]
+            if self.observer is not None:
+                self.observer(number, hidden[rows], expert, self._recipe)
             several = expert_parts(hidden, rows, expert, self._recipe)
             if len(several) == 1:
                 few.append(number)
@@ -440,6 +446,11 @@ def _group(index: torch.Tensor, experts: int) -> dict[int, tuple[torch.Tensor, t
     counts = torch.bincount(flat, minlength=experts + 1).tolist()
     parts = torch.split(order, counts)
     return {expert: (parts[expert] % tokens, parts[expert] // tokens) for expert in range(experts) if counts[expert]}
+
+
+def observe(module: torch.nn.Module, observer: Observer | None) -> None:
+    """Have ``observer`` told what the experts of ``module``, a streamed one, are computed on; None ends it."""
+    getattr(module, _ATTRIBUTE).observer = observer
 
 
 def _experts_forward(

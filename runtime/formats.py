@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..kernels.formats.registry import FORMATS
 from ..tiering.store.manifest import Block, TensorSpec
 from .layout import Layout, is_experts
+from .settings import FIT, fit_size
 from .weights import Stored
 
 AS_IS = "as-is"
@@ -20,10 +23,16 @@ WHOLE: Mapping[str, str] = {"nested": "int8", "stacked": "int8"}
 """The same numbers in one plane."""
 _PRODUCTS = (nn.Linear, nn.Embedding, Conv1D)
 
+T = TypeVar("T")
+
+Key = str | tuple[str, int]
+"""A matrix by its name, the matrices of all experts alike, or that of one expert by name and expert."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Names of formats: ``format`` for all matrices, the others for those of one part of the model, where given.
+    ``format`` may be ``fit:SIZE``: runtime/dial.py finds a format for each matrix of which no other rule tells it.
 
     ``attention`` is what lies in a module whose class is called so, ``output`` the output layer, ``embeddings`` what
     is read by row; they stay as they are if nothing else is said, for a token reads one row of them. ``dense`` is all
@@ -40,7 +49,20 @@ class Rules:
     def of(self, part: str) -> str:
         """The format of ``part``, the name of a field. What is not an expert is always read whole, in one plane."""
         name = getattr(self, part) or (AS_IS if part == "embeddings" else self.format)
+        if name == self.format and self.size is not None:
+            return f"{FIT}{self.size}"
         return SHORT.get(name, name) if part in ("format", "experts") else WHOLE.get(name, SHORT.get(name, name))
+
+    @property
+    def size(self) -> int | None:
+        """Bytes that the whole bundle is to fit in, if ``format`` says so."""
+        return fit_size(self.format)
+
+    @property
+    def changing(self) -> bool:
+        """Whether any matrix gets a format that does not keep every bit."""
+        names = {self.of(field.name) for field in fields(self)}
+        return any(name not in FORMATS or not FORMATS[name].exact for name in names - {AS_IS})
 
     def __str__(self) -> str:
         """As the manifest has it: equal for rules that say the same."""
@@ -53,10 +75,18 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The ``format`` of a matrix. ``transposed``: rows are its inputs, so its transpose is encoded."""
+    """The ``format`` of a matrix. ``transposed``: rows are its inputs, so its transpose is encoded. ``planes``: only
+    so many of the format's are stored, the first ones; all if not given."""
 
     format: str
     transposed: bool = False
+    planes: int | None = None
+
+
+def of_matrix(table: Mapping[Key, T], name: str, expert: int | None) -> T | None:
+    """What ``table`` has for a matrix, of ``expert`` if it is one's."""
+    own = None if expert is None else table.get((name, expert))
+    return table.get(name) if own is None else own
 
 
 def choices(

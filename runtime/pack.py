@@ -20,6 +20,8 @@ from ..tiering.store.stripes import parts_of, prepare_stripes, sweep
 from ..tiering.store.writer import BundleWriter, publish
 from ..tiering.units import KiB, MiB, align_up
 from .by_use import arrange
+from .calibration import Calibration, Calibrator
+from .dial import fitted
 from .digest import digest_files
 from .drives import drives_for
 from .encoding import EncodedWeights, encoded
@@ -38,6 +40,7 @@ LEAST_MEMORY = 4 * MiB
 """Packing may use this much whatever the budget: less would only make it slow."""
 
 _STAGING = 8 * MiB
+_NOTHING = Calibration({}, {})
 
 
 def pack(
@@ -52,6 +55,7 @@ def pack(
     trust_remote_code: bool = False,
     stripes: Sequence[Path] = (),
     routes: Routes | None = None,
+    calibrator: Calibrator | None = None,
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -59,8 +63,9 @@ def pack(
     ``dtype`` (None: the checkpoint's own) and in the formats of ``rules`` (as they are if not given), in at most
     ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit`` bytes. ``stripes`` are folders on other
     drives, to which blocks are dealt by measured speed. With ``routes``, experts that are used together lie together
-    where that pays. A bundle that is there is taken as it is, whatever drives it was dealt to, and without ``routes``
-    whatever the order of its experts.
+    where that pays, and those that are used more have more of the size that is to be fitted. With a ``calibrator``,
+    errors count by what it measures. A bundle that is there is taken as it is, whatever drives it was dealt to, and
+    without either whatever the order of its experts and the text it was calibrated with.
 
     Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when a drive
     fails, ConfigError when a folder cannot be used, TraceError when ``routes`` are of another model. What an
@@ -81,17 +86,22 @@ def pack(
     digest = digest_files(opened.content, store, progress)
     identity = _identity(digest, str(dtype), rules, plan)
     target = store / f"{_file_name(opened.config.model_type)}-{identity[:16]}"
-    if order:
-        identity = _identity(digest, str(dtype), rules, layout(model, order=order))
+    seen = [calibrator.digest] if calibrator is not None else []
+    if routes is not None and rules.size is not None:
+        seen.append(routes.uses_digest())
+    if order or seen:
+        identity = _identity(digest, str(dtype), rules, layout(model, order=order), *seen)
         target = target.with_name(f"{target.name}-{identity[:8]}")
     elif routes is None:
-        target = _by_use(target) or target
+        target = _special(target) or target
 
     def job() -> _Job:
-        content = content_of(opened, model, order, dtype, memory - _staging(memory))
+        calibration = _NOTHING if calibrator is None else calibrator()
+        room = max(LEAST_MEMORY, memory - calibration.nbytes) - _staging(memory)
+        content = content_of(opened, model, order, dtype, room)
         name = str(dtype).removeprefix("torch.")
         manifest = Manifest(identity, digest, name, str(rules), content.plan.tied, (), ())
-        return _encoded(content, manifest, rules, progress)
+        return _encoded(content, manifest, rules, progress, calibration, routes)
 
     return _pack(
         target,
@@ -155,13 +165,21 @@ class _Job:
     write_model: Callable[[Path], None]
 
 
-def _encoded(content: Content, manifest: Manifest, rules: Rules, progress: Progress | None) -> _Job:
+def _encoded(
+    content: Content,
+    manifest: Manifest,
+    rules: Rules,
+    progress: Progress | None,
+    calibration: Calibration = _NOTHING,
+    routes: Routes | None = None,
+) -> _Job:
     """What to write of ``content`` by ``rules``. Where a format's length depends on the numbers, they are encoded once
     more, to find it out: places must be known before anything is written."""
-    plan, weights = content.plan, content.weights
-    if chosen := choices(content.model, plan, rules, weights.stored()):
-        weights = EncodedWeights(weights)
-        bar = progress or Quiet()
+    plan, weights, bar = content.plan, content.weights, progress or Quiet()
+    calibration = calibration.of_stored(plan.tied)
+    by_rule = choices(content.model, plan, rules, weights.stored())
+    if chosen := fitted(content.model, plan, by_rule, weights, calibration, routes, bar):
+        weights = EncodedWeights(weights, calibration.importance)
         bar.start("measuring", plan.total_bytes)
         try:
             with one_torch_thread():
@@ -172,8 +190,8 @@ def _encoded(content: Content, manifest: Manifest, rules: Rules, progress: Progr
     return _Job(plan, weights, manifest, content.write_model)
 
 
-def _by_use(target: Path) -> Path | None:
-    """The latest bundle of what ``target`` is for whose experts lie in another order, if there is one."""
+def _special(target: Path) -> Path | None:
+    """The latest bundle of what ``target`` is for that was made with a routing trace or a text, if there is one."""
     found = [folder for folder in target.parent.glob(f"{target.name}-{'[0-9a-f]' * 8}") if Bundle.is_bundle(folder)]
     return max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns, default=None)
 
@@ -252,10 +270,10 @@ def _pieces(block: Block, weights: Weights) -> Iterator[tuple[int, memoryview]]:
         assert at == spec.offset + spec.length, f"{spec.name} has {at - spec.offset} bytes instead of {spec.length}"
 
 
-def _identity(digest: str, dtype: str, rules: Rules, plan: Layout) -> str:
-    """SHA-256 of all that decides what the bundle holds. The layout too: it depends on transformers' version. Not the
-    drives: a bundle holds the same, however it is dealt."""
-    return hashlib.sha256(json.dumps([digest, dtype, str(rules), PLAIN, plan.digest()]).encode()).hexdigest()
+def _identity(digest: str, dtype: str, rules: Rules, plan: Layout, *seen: str) -> str:
+    """SHA-256 of all that decides what the bundle holds; ``seen`` are digests of what it was calibrated with. The
+    layout too: it depends on transformers' version. Not the drives: a bundle holds the same, however it is dealt."""
+    return hashlib.sha256(json.dumps([digest, dtype, str(rules), PLAIN, plan.digest(), *seen]).encode()).hexdigest()
 
 
 def _digest_model(plan: Layout, weights: Weights, progress: Progress) -> str:

@@ -86,6 +86,11 @@ class Routes:
                 for blocks, rows in tables
             ]
 
+    def uses_digest(self) -> str:
+        """SHA-256 of how many tokens used each expert."""
+        uses = [(layer.path, layer.used().sum(0).tolist()) for layer in self.layers]
+        return hashlib.sha256(json.dumps(uses).encode()).hexdigest()
+
     def check_model(self, experts: Mapping[str, int], name: str) -> None:
         """Raise TraceError unless the model called ``name``, with ``experts`` experts by module path, is the kind of
         model that was recorded."""

@@ -46,6 +46,9 @@ LATER: Mapping[str, tuple[str, str]] = {
 WEIGHT_FORMATS = ("as-is", "lossless", "int8", "int4", "int4-32", "int4-64", "int4-128", "nested", "stacked")
 """Formats that weights can be stored in, by the names of kernels/formats, which takes torch to load."""
 
+FIT = "fit:"
+"""Begins a format that is chosen for each matrix, so that all fit the size that follows."""
+
 MOST = 1024
 """Bound on counts (threads, reads in flight): what is above it is a slip of the pen."""
 
@@ -150,19 +153,40 @@ class Store(_Section):
     )
 
 
-def _format(value: object) -> object:
+def fit_size(name: str) -> int | None:
+    """Bytes in ``fit:SIZE``; None for other formats. Raises ConfigError where SIZE is none."""
+    return parse_size(name.removeprefix(FIT)) if name.startswith(FIT) else None
+
+
+def _general(value: object) -> object:
+    if value == "auto":
+        return value
+    if not isinstance(value, str) or not value.startswith(FIT):
+        return _format(value, f", {FIT}SIZE, auto")
+    try:
+        size = fit_size(value)
+    except (ConfigError, OverflowError) as error:
+        raise ValueError(f"it takes the size of the whole bundle, as in {FIT}3.2GiB") from error
+    if not size or size > MOST_BYTES:
+        raise ValueError(f"no bundle has that size; write it as in {FIT}3.2GiB")
+    return value
+
+
+def _format(value: object, also: str = "") -> object:
     if value in WEIGHT_FORMATS:
         return value
     close = difflib.get_close_matches(str(value).lower(), WEIGHT_FORMATS, n=1)
     hint = f'; did you mean "{close[0]}"?' if close else ""
-    raise ValueError(f"this version has {', '.join(WEIGHT_FORMATS)}{hint}")
+    raise ValueError(f"this version has {', '.join(WEIGHT_FORMATS)}{also}{hint}")
 
 
 def _part(value: object) -> object:
+    if isinstance(value, str) and value.startswith(FIT):
+        raise ValueError("a size is that of the whole bundle: only format can have one")
     return value if value == "auto" else _format(value)
 
 
-Format = Annotated[str, BeforeValidator(_format)]
+Format = Annotated[str, BeforeValidator(_general)]
 PartFormat = Annotated[str, BeforeValidator(_part)]
 
 
@@ -171,7 +195,8 @@ class Weights(_Section):
         default="as-is",
         description='How weights are stored: "as-is" and "lossless" keep every bit, "int8" and "int4" (or "int4-64", '
         '"int4-128": larger groups) are smaller. "nested" has the numbers of "int8", those of experts in two planes, '
-        '"stacked" in three: the first alone can be computed with, see quality.',
+        '"stacked" in three: the first alone can be computed with, see quality. "fit:3.2GiB" chooses for each matrix, '
+        'so that the bundle fits. "auto" is "lossless" where this machine decodes faster than it reads, else "as-is".',
     )
     experts: PartFormat = Field(default="auto", description='Those of experts; "auto" is what format says.')
     attention: PartFormat = Field(default="auto", description="Those of attention.")

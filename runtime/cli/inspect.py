@@ -8,6 +8,7 @@ from ...tiering.store.stripes import on_one_drive
 from ...tiering.units import format_size
 from ..progress import shown
 from .console import print_json, print_table, quiet_libraries
+from .contents import AS_IS, shares
 from .opening import find_bundle, is_bundle, read_manifest
 from .options import Settings, Source
 
@@ -48,6 +49,19 @@ def command(source: Source, settings: Settings) -> None:
         for kind, blocks in kinds(manifest).items()
     ]
     print_table("", ["blocks", "count", "bytes", "largest"], rows)
+    print_table(
+        "",
+        ["format", "matrices", "bytes", "bits per weight"],
+        [
+            (
+                f"{share.format}, {share.planes} planes" if share.planes > 1 else share.format,
+                share.matrices,
+                format_size(share.bytes),
+                f"{share.bits:.2f}",
+            )
+            for share in shares(manifest)
+        ],
+    )
     modules: dict[str, list[Block]] = {}
     for block in manifest.blocks:
         modules.setdefault(f"{block.id.module or '(small weights)'}", []).append(block)
@@ -61,10 +75,12 @@ def command(source: Source, settings: Settings) -> None:
     )
     for name, stored in manifest.tied.items():
         print(f"{name} shares the weights of {stored}")
+    for note in manifest.notes:
+        print(note)
 
 
 def kinds(manifest: Manifest) -> dict[str, list[Block]]:
-    """The blocks by what becomes of them: always in memory, dense, expert, and residual where there are some."""
+    """The blocks by what becomes of them: always in memory, dense, expert; and further planes, if there are any."""
     found: dict[str, list[Block]] = {"resident": [], "dense": [], "expert": []}
     for block in manifest.blocks:
         found.setdefault("resident" if block.resident else block.id.kind, []).append(block)
@@ -99,6 +115,8 @@ def describe(manifest: Manifest) -> dict[str, Any]:
             kind: {"blocks": len(blocks), "bytes": sum(_lengths(blocks)), "largest": max(_lengths(blocks), default=0)}
             for kind, blocks in kinds(manifest).items()
         },
+        "formats": [share.described() for share in shares(manifest)],
+        "notes": list(manifest.notes),
         "tied": dict(manifest.tied),
         "blocks": [
             {
@@ -112,7 +130,13 @@ def describe(manifest: Manifest) -> dict[str, Any]:
                 "bytes": block.extent.length,
                 "checksum": block.checksum,
                 "tensors": [
-                    {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in block.tensors
+                    {
+                        "name": spec.name,
+                        "dtype": spec.dtype,
+                        "shape": list(spec.shape),
+                        "format": spec.packing.format if spec.packing else AS_IS,
+                    }
+                    for spec in block.tensors
                 ],
             }
             for block in manifest.blocks

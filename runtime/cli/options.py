@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ..config import Config
-from ..settings import OVERRIDES, WEIGHT_FORMATS
+from ..settings import FIT, OVERRIDES, WEIGHT_FORMATS
 
 _EVICTION = "auto, next-use, lfu, windowed-lfu, succinct, arc, lru."
 PANEL = "Configuration (each overrides its key of the file)"
@@ -38,7 +38,9 @@ class Settings:
         list[str] | None,
         _override("store_stripes", "FOLDER", "Further drives; repeat it, or separate by commas."),
     ] = None
-    weights_format: Annotated[str | None, _override("weights_format", "FORMAT", f"{', '.join(WEIGHT_FORMATS)}.")] = None
+    weights_format: Annotated[
+        str | None, _override("weights_format", "FORMAT", f"{', '.join(WEIGHT_FORMATS)}, {FIT}SIZE.")
+    ] = None
     weights_experts: Annotated[str | None, _override("weights_experts", "FORMAT", "The same, of experts.")] = None
     weights_attention: Annotated[str | None, _override("weights_attention", "FORMAT", "Of attention.")] = None
     weights_dense: Annotated[str | None, _override("weights_dense", "FORMAT", "Of other layers.")] = None

@@ -11,6 +11,7 @@ from ...tiering.errors import TraceError
 from ...tiering.store.manifest import Manifest
 from ...tiering.units import format_size
 from ..progress import shown
+from .calibrating import TextCalibrator
 from .console import print_json, print_table, quiet_libraries
 from .measure import peak_resident_bytes
 from .opening import is_bundle
@@ -29,6 +30,14 @@ def command(
             metavar="TRACE", help="A routing trace: experts used together lie together, where that saves reads."
         ),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A text in UTF-8, for smaller losses: the original, which is packed too, reads some thousand tokens "
+            "of it, and what is large in there counts more in int8, int4 and fit:SIZE.",
+        ),
+    ] = None,
 ) -> None:
     """Pack MODEL into the store; does nothing if it is there already. Interrupted, it resumes where it was."""
     config = settings.load()
@@ -43,7 +52,7 @@ def command(
 
     start = time.perf_counter()
     with shown() as bar:
-        if is_bundle(source.model):
+        if is_bundle(source.model) and text is None:
             bundle = Bundle.open(Path(source.model).expanduser(), direct=config.direct)
         else:
             bundle = pack(
@@ -54,6 +63,7 @@ def command(
                 rules=config.rules,
                 stripes=config.store.stripes,
                 routes=routes,
+                calibrator=None if text is None else TextCalibrator.of(source, config, text, bar),
                 revision=source.revision,
                 trust_remote_code=source.trust_remote_code,
                 direct=config.direct,

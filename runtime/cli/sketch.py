@@ -53,7 +53,7 @@ def sketch(source: Source, store: Path, rules: "Rules") -> Sketch:
     bytes of a format depend on the numbers, they are estimated."""
     import torch
 
-    from ..encoding import estimated
+    from ..dial import estimated
     from ..layout import Layout, layout
     from ..skeleton import skeleton
     from ..source import content_of

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from penstock.kernels.formats.base import SLAB, Format, UnsuitableShape
-from penstock.kernels.formats.registry import FORMATS
+from penstock.kernels.formats.registry import ENCODING, FORMATS
 
 ERRORS = {"int8": 0.008, "nested": 0.008, "stacked": 0.008, "int4-32": 0.075, "int4-64": 0.085, "int4-128": 0.095}
 """Of the weights' norm, at most, on Gaussian weights; for each format that is not exact."""
@@ -18,7 +18,7 @@ SHAPES = [(144, 256), (256, 72), (64, 128), (200, 100), (65, 333), (129, 163)]
 
 NUMBERS = st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, -0.0, 1e-30, 3e-38])
 
-formats = pytest.mark.parametrize("weights", FORMATS.values(), ids=FORMATS)
+formats = pytest.mark.parametrize("weights", ENCODING.values(), ids=ENCODING)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from penstock.kernels import packed_weight
 from penstock.kernels.formats.base import Format, Product
-from penstock.kernels.formats.registry import FORMATS
+from penstock.kernels.formats.registry import ENCODING, FORMATS
 from penstock.kernels.packed_weight import PackedWeight
 
 N, K = 300, 96
@@ -69,7 +69,7 @@ def test_an_exact_format_is_multiplied_as_a_whole(rows: int, bias: bool) -> None
     assert plain.decoded == [N]
 
 
-@pytest.mark.parametrize("name", [name for name, format_ in FORMATS.items() if not format_.exact])
+@pytest.mark.parametrize("name", [name for name, format_ in ENCODING.items() if not format_.exact])
 @pytest.mark.parametrize("rows", [1, 4, 200])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_products_are_those_of_the_decoded_matrix(name: str, rows: int, transposed: bool) -> None:

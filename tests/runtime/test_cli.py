@@ -125,7 +125,7 @@ def test_file_in_the_folder_is_used(run):
         (["config", "--host-memory", "2XB"], ["host_memory", "2XB"]),
         (["config", "--io-depth", "x"], ["io_depth", "number"]),
         (["config", "--weights-quality", "best"], ["weights_quality", "adaptive"]),
-        (["config", "--weights-format", "int4"], ["as-is"]),
+        (["config", "--weights-format", "int3"], ["as-is"]),
         (["config", "--config", "absent.toml"], ["absent.toml", "No such file"]),
         (["plan", "m", "--device", "cuda"], ["device", "CPU"]),
         (["inspect", "./absent"], ["absent"]),

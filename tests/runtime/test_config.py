@@ -149,7 +149,6 @@ def test_override_of_a_config():
         ('[store]\nstripes = ["a", "b/../a", "./a"]', ["named twice"]),
         ('[weights]\nformat = "int3"', ['format = "int3"', "as-is, lossless", 'did you mean "int']),
         ("[weights]\nexperts = 4", ["experts = 4", "as-is, lossless"]),
-        ('[weights]\nformat = "auto"', ['format = "auto"', "as-is, lossless"]),
         ('[experts]\neviction = "LUR"', ['one of "auto", "next-use", "lfu"', 'did you mean "lru"']),
         ('[io]\nbackend = "mmap"', ['one of "auto", "io_uring", "threads", "buffered"']),
         ('[io]\ndepth = "4"', ['depth = "4"', "number from 1"]),

@@ -1,0 +1,71 @@
+"""The text that ``penstock pack`` calibrates formats with: what is wrong is said before anything is packed."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...tiering.errors import ConfigError, TextError
+from ..config import Config
+from ..settings import Weights
+from .opening import is_bundle, load_model, open_files, read_tokenizer
+from .options import Source
+from .text import beginning, encode, read_text, window_size
+
+if TYPE_CHECKING:
+    from ...tiering.progress import Progress
+    from ..calibration import Calibration
+
+TOKENS = 4096
+"""Tokens of the text that are read, at most."""
+LEAST = 64
+"""Tokens below which inputs of matrices are not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextCalibrator:
+    """Has the original of ``source`` read ``windows``, of a text of ``length`` bytes."""
+
+    source: Source
+    config: Config
+    windows: Sequence[Sequence[int]]
+    length: int
+    bar: "Progress"
+
+    @classmethod
+    def of(cls, source: Source, config: Config, text: str, bar: "Progress") -> "TextCalibrator":
+        """Raises TextError, and ConfigError where nothing would be calibrated."""
+        if is_bundle(source.model):
+            raise ConfigError("a bundle is in its formats already; name the checkpoint with --text")
+        if not config.rules.changing:
+            raise ConfigError(
+                f"with format {config.rules} every bit is kept, so a text would change nothing; leave --text out, or "
+                "choose int8, int4 or fit:SIZE"
+            )
+        content = read_text(text)
+        opened = open_files(source)
+        tokenizer = read_tokenizer(opened, "pack reads its text with one")
+        first = beginning(tokenizer)
+        ids = encode(tokenizer, content, TOKENS)
+        if len(ids) < LEAST:
+            raise TextError(f"{text} has {len(ids)} tokens, {LEAST} are needed; name a longer text")
+        size = window_size(None, len(first), opened.positions, "--text")
+        from ..evaluation import windows
+
+        return cls(source, config, windows(ids, first, size), len(tokenizer.decode(ids).encode()), bar)
+
+    @property
+    def digest(self) -> str:
+        from ..calibration import digest_of
+
+        return digest_of(self.windows)
+
+    def __call__(self) -> "Calibration":
+        from ..calibration import calibrate
+
+        each = self.length / sum(map(len, self.windows))
+        original = self.config.model_copy(update={"weights": Weights()})
+        model = load_model(self.source, original, self.bar)
+        with closing(model.penstock):
+            self.bar.start("reading the text", self.length)
+            return calibrate(model, self.windows, advance=lambda count: self.bar.advance(round(count * each)))
