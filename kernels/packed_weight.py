@@ -5,6 +5,7 @@ stays in the processor's caches, and torch multiplies by the tile; a matrix in a
 an address like the one that transformers would have it at: a tile could give other bits.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ class PackedWeight(torch.Tensor):
             cls, tuple(shape), dtype=dtype, device=planes[0].device, requires_grad=requires_grad
         )
         made.format, made.planes, made.transposed = format, tuple(planes), transposed
-        made._place = address
+        made._place, made._numbers, made._grads = address, dtype, requires_grad
         made.encoded_shape = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
         made.addresses = [plane.data_ptr() for plane in planes]
         made._is_param = True  # modules look whether a weight is a parameter
@@ -66,6 +67,9 @@ class PackedWeight(torch.Tensor):
     addresses: list[int]
     """Of the planes."""
     _place: int
+    _numbers: torch.dtype
+    _grads: bool
+    # As dtype and requires_grad, which take a call of torch's to answer.
 
     def as_parameter(self, requires_grad: bool) -> "PackedWeight":
         """The same, as a parameter that ``requires_grad``, or not."""
@@ -119,7 +123,7 @@ class PackedWeight(torch.Tensor):
         raise NotImplementedError(f"{func} was not expected to see an encoded weight")
 
 
-def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``functional.linear``."""
     if isinstance(weight, PackedWeight):
         out = None if weight.transposed else _times(input, weight, biased=bias is not None)
@@ -154,7 +158,7 @@ def _times(input: torch.Tensor, weight: PackedWeight, *, biased: bool) -> torch.
     """``input`` [.., k] times the transpose of what is encoded [n, k], without decoding all of it at a time; None where
     bits would change, to which it belongs whether the sum is ``biased``: torch rounds but once."""
     n, k = weight.encoded_shape
-    if weight.format.exact and (biased or not (weight.requires_grad or input.is_contiguous())):
+    if weight.format.exact and (biased or not (weight._grads or input.is_contiguous())):
         return None
     many = several(weight, input.numel() // k) if input.dtype == torch.bfloat16 else None
     if many is not None:
@@ -169,11 +173,17 @@ def _times(input: torch.Tensor, weight: PackedWeight, *, biased: bool) -> torch.
 
 
 def several(weight: PackedWeight, rows: int) -> Many | None:
-    """Products of ``rows`` rows with several weights like ``weight``, in one call; None if there are
-    none in this format."""
-    if weight.dtype != torch.bfloat16:
+    """Products of ``rows`` rows with several weights like ``weight``, in one call; None if there are none in this
+    format."""
+    if weight._numbers != torch.bfloat16:
         return None
-    product = weight.format.products(rows, *weight.encoded_shape)
+    return _many(weight.format, rows, *weight.encoded_shape, torch.get_num_threads())
+
+
+@functools.lru_cache(maxsize=1024)
+def _many(format: Format, rows: int, n: int, k: int, threads: int) -> Many | None:
+    """What the format has; kept, for it is asked at every product."""
+    product = format.products(rows, n, k)
     if product is None:
         return None
     return lambda weights, inputs: product([weight.addresses for weight in weights], inputs)
@@ -227,7 +237,7 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 _OWN: dict[Any, Callable[..., Any]] = {
-    functional.linear: _linear,
+    functional.linear: linear,
     functional.embedding: _embedding,
     torch.matmul: _matmul,
     torch.Tensor.matmul: _matmul,

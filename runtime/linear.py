@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..kernels.packed_weight import PackedWeight
+from ..kernels.packed_weight import PackedWeight, linear
 from ..kernels.products import MOST_ROWS, products
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -16,12 +16,15 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 def few_rows(module: nn.Module, original: Forward) -> Forward | None:
     """A forward for ``module`` that takes the product for a few rows where there is one, and else goes on to
     ``original``; None where it never would."""
-    linear: Any = module
-    if type(module) is not nn.Linear or linear.bias is not None or linear.weight.dtype != torch.bfloat16:
+    layer: Any = module
+    if type(module) is not nn.Linear or layer.bias is not None or layer.weight.dtype != torch.bfloat16:
         return None
 
     def forward(input: torch.Tensor) -> torch.Tensor:
-        out = _product(input, linear._parameters["weight"])
+        weight = layer._parameters["weight"]
+        if isinstance(weight, PackedWeight):
+            return linear(input, weight)
+        out = _product(input, weight)
         return original(input) if out is None else out
 
     return forward
@@ -52,8 +55,8 @@ class _LeanWeight(nn.Parameter):
 
 def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
     """``functional.linear(input, weight)``, if there is a product for it."""
-    if isinstance(weight, PackedWeight):
-        return None  # it has products of its own
+    if isinstance(weight, PackedWeight):  # it has products of its own
+        return None
     if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or weight.dim() != 2:
         return None
     n, k = weight.shape

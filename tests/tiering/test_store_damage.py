@@ -87,7 +87,7 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path, target: Path) ->
 @pytest.mark.parametrize(
     ("old", "new", "kind", "says"),
     [
-        ('"version":1', '"version":3', BundleVersionError, "upgrade penstock"),
+        ('"version":1', '"version":4', BundleVersionError, "upgrade penstock"),
         ("data-00000.bin", "data-0.bin", BundleCorrupt, "checksum"),
         ("penstock-bundle", "other", BundleCorrupt, "damaged"),
         ("{", "\udcff", BundleCorrupt, "damaged"),
