@@ -181,7 +181,7 @@ def several(weight: PackedWeight, rows: int) -> Many | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _many(format: Format, rows: int, n: int, k: int, threads: int) -> Many | None:
+def _many(format: Any, rows: int, n: int, k: int, threads: int) -> Many | None:
     """What the format has; kept, for it is asked at every product."""
     product = format.products(rows, n, k)
     if product is None:
