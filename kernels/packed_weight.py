@@ -177,7 +177,8 @@ def several(weight: PackedWeight, rows: int) -> Many | None:
     format."""
     if weight._numbers != torch.bfloat16:
         return None
-    return _many(weight.format, rows, *weight.encoded_shape, torch.get_num_threads())
+    format: Any = weight.format
+    return _many(format, rows, *weight.encoded_shape, torch.get_num_threads())
 
 
 @functools.lru_cache(maxsize=1024)
