@@ -24,7 +24,7 @@ def test_bytes_under_a_lease_are_right_in_all_threads(depth: int, experts: int, 
 
     def compute(seed: int) -> None:
         choose = random.Random(seed)
-        for _ in range(12):
+        for _ in range(6):
             rig.bridge.begin()
             for dense in DENSE:
                 ((block, slot),) = rig.bridge.acquire([dense])
