@@ -11,6 +11,8 @@ _SIGNATURES = {
     "penstock_products_int4": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
     "penstock_products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
     "penstock_decode_nested": [c_void_p] * 2 + [c_long] * 4 + [c_int],
+    "penstock_nest": [c_void_p] * 5 + [c_long] * 4 + [c_int],
+    "penstock_quantise_int8": [c_void_p] * 4 + [c_long] * 2 + [c_void_p] + [c_int] * 2,
     "penstock_quantise_int4": [c_void_p] * 5 + [c_long] * 3 + [c_void_p] + [c_int] * 3,
     "penstock_decode_int8": [c_void_p] * 2 + [c_long] * 4 + [c_int],
     "penstock_decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],
@@ -41,7 +43,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 LIBRARY = _library()
-"""blocks.c, lossless.c, nested.c, products.c, quantise.c and weighted_sum.c; None where they cannot be used."""
+"""blocks.c, lossless.c, nest.c, nested.c, products.c, quantise.c, symmetric.c and weighted_sum.c; None where they cannot be used."""
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
 """packed.c; it asks more of the processor."""
