@@ -2,7 +2,9 @@
 
 import ctypes
 import importlib.util
+from collections.abc import Mapping
 from ctypes import c_int, c_long, c_void_p
+from typing import Any
 
 _SIGNATURES = {
     "penstock_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
@@ -18,29 +20,47 @@ _SIGNATURES = {
     "penstock_decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],
     "penstock_block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
     "penstock_decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
-    "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
 }
 """Of functions that return nothing."""
 _TELLING = {
-    "penstock_lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p, c_int],
     "penstock_lossless_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
 }
 """Of functions that return whether they could."""
+_ANYWHERE = {"penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3}
+"""Of functions that any processor can run, and that return nothing."""
+_ANYWHERE_TELLING = {
+    "penstock_lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p] + [c_int] * 2,
+    "penstock_lossless_way": [],
+}
+"""The same, of functions that return a number."""
 
 
-def _library() -> ctypes.CDLL | None:
+def _compiled() -> ctypes.CDLL | None:
     found = importlib.util.find_spec("penstock.kernels._native")
     if found is None or found.origin is None:
         return None
     library = ctypes.CDLL(found.origin)
-    if not library.penstock_available():
-        return None
-    for signatures, returns in ((_SIGNATURES, None), (_TELLING, c_int)):
-        for name, types in signatures.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = returns, types
+    _declare(library, _ANYWHERE, None)
+    _declare(library, _ANYWHERE_TELLING, c_int)
     return library
 
+
+def _library() -> ctypes.CDLL | None:
+    if COMPILED is None or not COMPILED.penstock_available():
+        return None
+    _declare(COMPILED, _SIGNATURES, None)
+    _declare(COMPILED, _TELLING, c_int)
+    return COMPILED
+
+
+def _declare(library: ctypes.CDLL, signatures: Mapping[str, list[Any]], returns: Any) -> None:
+    for name, types in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = returns, types
+
+
+COMPILED = _compiled()
+"""What any processor can run of lossless.c; None where nothing was compiled."""
 
 LIBRARY = _library()
 """blocks.c, lossless.c, nest.c, nested.c, products.c, quantise.c, symmetric.c and weighted_sum.c; None where they cannot be used."""
