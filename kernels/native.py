@@ -63,7 +63,8 @@ COMPILED = _compiled()
 """What any processor can run of lossless.c; None where nothing was compiled."""
 
 LIBRARY = _library()
-"""blocks.c, lossless.c, nest.c, nested.c, products.c, quantise.c, symmetric.c and weighted_sum.c; None where they cannot be used."""
+"""blocks.c, lossless.c, nest.c, nested.c, products.c, quantise.c, symmetric.c and weighted_sum.c; None where they
+cannot be used."""
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
 """packed.c; it asks more of the processor."""

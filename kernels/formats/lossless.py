@@ -6,9 +6,9 @@ Dynamic-Length Float" (DFloat11). Its Huffman codes are read bit by bit, which s
 three levels of two bits, each for the exponents that the level before has no code for. Gaussian weights take 66.8 % of
 their bytes so, where their entropy is 65.9 %, and one core decodes 18 GB/s of them (31 GB/s as far as registers). Codes
 of three bits with a level of four behind them were decoded 1.4 times as fast, but take 69.3 %; zstd on the exponents
-alone takes 68 %, at 2 GB/s. How bytes lie is said in lossless.c, which decodes and multiplies by AVX-512; lossless_tile.c
-decodes on other processors (5 GB/s a core with AVX2, 1.3 GB/s in plain C), and lossless_tiles.py where nothing was
-compiled (0.2 GB/s).
+alone takes 68 %, at 2 GB/s. How bytes lie is said in lossless.c, which decodes and multiplies by AVX-512;
+lossless_tile.c decodes on other processors (5 GB/s a core with AVX2, 1.3 GB/s in plain C), and lossless_tiles.py where
+nothing was compiled (0.2 GB/s).
 """
 
 import math
