@@ -2,7 +2,7 @@
 
 import ctypes
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import c_int, c_long, c_void_p
 from typing import Any
 
@@ -28,7 +28,7 @@ _TELLING = {
 """Of functions that return whether they could."""
 _ANYWHERE = {"penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3}
 """Of functions that any processor can run, and that return nothing."""
-_ANYWHERE_TELLING = {
+_ANYWHERE_TELLING: dict[str, list[Any]] = {
     "penstock_lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p] + [c_int] * 2,
     "penstock_lossless_way": [],
 }
@@ -53,7 +53,7 @@ def _library() -> ctypes.CDLL | None:
     return COMPILED
 
 
-def _declare(library: ctypes.CDLL, signatures: Mapping[str, list[Any]], returns: Any) -> None:
+def _declare(library: ctypes.CDLL, signatures: Mapping[str, Sequence[Any]], returns: Any) -> None:
     for name, types in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = returns, types
