@@ -2,11 +2,11 @@
 
 import ctypes
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from ctypes import c_int, c_long, c_void_p
 from typing import Any
 
-_SIGNATURES = {
+_SIGNATURES: dict[str, list[Any]] = {
     "penstock_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
     "penstock_add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
     "penstock_products_int8": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_int],
@@ -22,11 +22,11 @@ _SIGNATURES = {
     "penstock_decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
 }
 """Of functions that return nothing."""
-_TELLING = {
+_TELLING: dict[str, list[Any]] = {
     "penstock_lossless_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
 }
 """Of functions that return whether they could."""
-_ANYWHERE = {"penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3}
+_ANYWHERE: dict[str, list[Any]] = {"penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3}
 """Of functions that any processor can run, and that return nothing."""
 _ANYWHERE_TELLING: dict[str, list[Any]] = {
     "penstock_lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p] + [c_int] * 2,
@@ -53,7 +53,7 @@ def _library() -> ctypes.CDLL | None:
     return COMPILED
 
 
-def _declare(library: ctypes.CDLL, signatures: Mapping[str, Sequence[Any]], returns: Any) -> None:
+def _declare(library: ctypes.CDLL, signatures: Mapping[str, list[Any]], returns: Any) -> None:
     for name, types in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = returns, types
