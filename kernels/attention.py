@@ -7,9 +7,9 @@ import torch
 
 from .calls import memory, share
 from .kv.base import PageShape
-from .native import ATTENTION
+from .native import COMPILED
 
-LEVEL: int | None = ATTENTION.penstock_attention_level() if ATTENTION is not None else None
+LEVEL: int | None = COMPILED.penstock_attention_level() if COMPILED is not None else None
 """What attention.c may use: 0 any vectors, 1 AVX2, 2 AVX512 with bfloat16; None where it was not compiled."""
 
 _COMPILED = (torch.bfloat16, torch.float32)
@@ -23,8 +23,8 @@ def scores(
     if not query.numel():
         return
     rows = query.view(shape.heads, -1, shape.dim)
-    if ATTENTION is not None and _suits(shape):
-        _call(ATTENTION.penstock_scores, planes, rows, out, shape, at, out.shape[2], scaling)
+    if COMPILED is not None and _suits(shape):
+        _call(COMPILED.penstock_scores, planes, rows, out, shape, at, out.shape[2], scaling)
         return
     into = out.view(shape.heads, rows.shape[1], out.shape[2])
     wide = rows.to(torch.promote_types(query.dtype, torch.float32))
@@ -37,8 +37,8 @@ def weigh(probabilities: torch.Tensor, at: int, planes: Sequence[int], shape: Pa
     if not probabilities.numel():
         return
     rows = probabilities.view(shape.heads, -1, probabilities.shape[2])
-    if ATTENTION is not None and _suits(shape):
-        _call(ATTENTION.penstock_weigh, planes, rows, out, shape, at, rows.shape[2])
+    if COMPILED is not None and _suits(shape):
+        _call(COMPILED.penstock_weigh, planes, rows, out, shape, at, rows.shape[2])
         return
     into = out.view(shape.heads, rows.shape[1], shape.dim)
     for values, place in _pages(planes, shape, at, rows.shape[2]):
