@@ -34,6 +34,7 @@ class Ahead(Generic[L]):
         """Layers that have been looked at since somebody cleared this."""
         self._number: dict[L, int] = {}
         self._queue: deque[Page] = deque()
+        self._given_up = 0
         self._queued: deque[int] = deque()  # layers whose pages are in the queue, or have been
 
     def add(self, layer: L) -> None:
@@ -41,20 +42,21 @@ class Ahead(Generic[L]):
         self._number[layer] = len(self.layers)
         self.layers.append(layer)
 
-    def use(self, layer: L) -> None:
-        """``layer`` looks at its pages."""
+    def begin(self, layer: L) -> None:
+        """``layer`` will look at its pages now."""
         self.touched[layer] = None
         number = self._number[layer]
-        if number in self._queued:
+        if number in self._queued and self._given_up == self._pool.given_up:
             while self._queued[0] != number:
                 self._queued.popleft()
-        else:
+        else:  # what is on its way is not what will be asked for next
             self._queue.clear()
             self._queued.clear()
+            self._given_up = self._pool.given_up
             self._add(number)
-        self._go_on()
+        self.go_on()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         """There may be room for more."""
         while True:
             if not self._queue:

@@ -110,7 +110,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add ``key_states`` and ``value_states`` [B, H, n, D]; all that their queries see."""
         self._commit()
-        self._ahead.use(self)
+        self._ahead.begin(self)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._check(key_states, value_states)
@@ -211,7 +211,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                     yield first + at, run
                 finally:
                     pool.release(run)
-                    self._ahead.use(self)
+                    self._ahead.go_on()
         finally:
             pool.release(here)
 

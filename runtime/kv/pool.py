@@ -56,9 +56,10 @@ class PagePool:
         self._orphans: deque[Page] = deque()
         self._coming: dict[Page, Exception | None] = {}  # being read, or read and not asked for yet
         self._landed: set[Page] = set()
-        self._passing: set[Page] = set()
         self._dirty: deque[Page] = deque()
         self._writing: set[Page] = set()
+        self.given_up = 0
+        """Pages that were read ahead, and left memory before anybody looked at them."""
         self._trouble: PenstockError | None = None
         self._reading, self._since = 0, 0.0
         self._closed = False
@@ -131,8 +132,7 @@ class PagePool:
         with self._lock():
             for page in pages:
                 page.leases -= 1
-                if not page.leases and page in self._passing:
-                    self._passing.remove(page)
+                if not page.leases and page.passing:
                     self.memory.vacate(page)
                 if not page.refs and not page.leases:
                     self._free(page)
@@ -215,7 +215,7 @@ class PagePool:
     def _find_room(self, page: Page) -> None:
         while not self.memory.place(page, passing=False):
             self._check()
-            if self._evict_one():
+            if self._evict_one() or self._give_up_early_read():
                 continue
             if not self._dirty and not self._writing:
                 raise BudgetTooSmall(
@@ -225,7 +225,7 @@ class PagePool:
             self._wait()
 
     def _evict_one(self) -> bool:
-        """Let the best victim go, or what has been read too early; whether there was any to go at once."""
+        """Let the best victim go; whether there was any to go at once."""
         unwritten: list[Page] = []
         for page in self.memory.victims():
             if page.stored:
@@ -236,21 +236,22 @@ class PagePool:
                 unwritten.append(page)
         for page in reversed(unwritten):  # in the order of their tokens
             self._store(page)
-        return self._give_up_early_read()
+        return False
 
     def _give_up_early_read(self) -> bool:
+        """Let go of what has been read and will be needed last; whether there was any."""
         for page in reversed(self._coming):
             if page in self._landed and not page.leases:
                 del self._coming[page]
                 self._landed.discard(page)
-                self._passing.discard(page)
                 self.memory.vacate(page)
+                self.given_up += 1
                 return True
         return False
 
     def _make_room_to_pass(self, size: int) -> None:
         if not (self._give_up_early_read() or self._evict_one()):
-            if not self._reading and not self._writing and not self._dirty and not self._passing:
+            if not self._reading and not self._writing and not self._dirty and not self.memory.passing_bytes:
                 raise BudgetTooSmall(f"[kv] host has no room for a page of {format_size(size)} to pass; raise it")
             self._wait()
 
@@ -270,7 +271,6 @@ class PagePool:
     def _read(self, run: list[Page]) -> None:
         for page in run:
             self._coming[page] = None
-            self._passing.add(page)
         if not self._reading:
             self._since = time.monotonic()
         self._reading += 1
@@ -313,8 +313,7 @@ class PagePool:
             self._coming.pop(other, None)
             self._landed.discard(other)
             other.leases = max(0, other.leases - 1)
-            if not other.leases and other in self._passing:
-                self._passing.discard(other)
+            if not other.leases and other.passing:
                 self.memory.vacate(other)
         if isinstance(problem, PenstockError):
             raise problem
@@ -387,7 +386,6 @@ class PagePool:
         """Nobody has ``page`` any more, and nobody uses it."""
         if page.slot is not None:
             self.memory.forget(page)
-            self._passing.discard(page)
             self.memory.vacate(page)
         if page.place is not None:
             self.places.release(page.place)

@@ -22,6 +22,7 @@ class PageMemory:
         self.capacity = capacity // PAGE * PAGE
         self.ring = int(self.capacity * RING) // PAGE * PAGE
         self._free = FreeList(0, self.capacity)
+        self.passing_bytes = 0
         self._kept: dict[int, list[Page]] = {}  # by track: sealed pages in memory, oldest first
         self._bytes: dict[int, int] = {}
 
@@ -35,18 +36,24 @@ class PageMemory:
         return sum(self._bytes.values())
 
     def place(self, page: Page, *, passing: bool) -> bool:
-        """Give ``page`` a slot; whether there is one. Only pages ``passing`` through may use the ring."""
-        if not passing and self._free.free_bytes - page.size < self.ring:
+        """Give ``page`` a slot; whether there is one. Pages ``passing`` through have the ring, the others the rest."""
+        taken, room = (self.passing_bytes, self.ring) if passing else (self.used - self.passing_bytes, self.capacity - self.ring)
+        if taken + page.size > room:
             return False
         page.slot = self._free.allocate(page.size)
-        return page.slot is not None
+        if page.slot is None:
+            return False
+        page.passing = passing
+        self.passing_bytes += page.size * passing
+        return True
 
     def vacate(self, page: Page) -> None:
         """Take the slot of ``page``, which nobody uses, away."""
         assert page.slot is not None
         assert not page.leases
         self._free.release(page.slot, page.size)
-        page.slot = None
+        self.passing_bytes -= page.size * page.passing
+        page.slot, page.passing = None, False
 
     def keep(self, page: Page) -> None:
         """``page`` is sealed and in memory; it stays until it is a victim, or dropped."""

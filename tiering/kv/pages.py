@@ -28,6 +28,8 @@ class Page:
     """Whether its bytes are at its place."""
     sealed: bool = False
     checksum: int = 0
+    passing: bool = False
+    """Whether it leaves memory with its last use."""
     leases: int = 0
     """Uses of its bytes in memory under way."""
     refs: int = 1
