@@ -59,6 +59,9 @@ def _call(
     end: int,
     *more: float,
 ) -> None:
+    assert rows.dtype == shape.dtype
+    assert out.dtype == torch.float32
+    assert out.is_contiguous()
     with share(torch.get_num_threads()) as team:
         kernel(
             len(planes),
