@@ -2,7 +2,8 @@
 
 import ctypes
 import importlib.util
-from ctypes import c_int, c_long, c_void_p
+from collections.abc import Mapping, Sequence
+from ctypes import c_float, c_int, c_long, c_void_p
 
 _SIGNATURES = {
     "penstock_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
@@ -19,6 +20,20 @@ _SIGNATURES = {
     "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
 }
 """Of functions that return nothing."""
+_EVERYWHERE = {
+    "penstock_kv_scores": [c_long, c_void_p]
+    + [c_long] * 4
+    + [c_void_p, c_long, c_int, c_float, c_void_p]
+    + [c_long] * 2
+    + [c_int] * 2,
+    "penstock_kv_weigh": [c_long, c_void_p]
+    + [c_long] * 4
+    + [c_void_p, c_long, c_int, c_void_p]
+    + [c_long] * 2
+    + [c_int] * 2,
+    "penstock_kv_decode": [c_void_p] + [c_long] * 4 + [c_int, c_void_p] + [c_int] * 3,
+}
+"""The same; on any processor."""
 _TELLING = {
     "penstock_lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p, c_int],
     "penstock_lossless_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
@@ -26,21 +41,28 @@ _TELLING = {
 """Of functions that return whether they could."""
 
 
-def _library() -> ctypes.CDLL | None:
+def _compiled() -> ctypes.CDLL | None:
     found = importlib.util.find_spec("penstock.kernels._native")
     if found is None or found.origin is None:
         return None
     library = ctypes.CDLL(found.origin)
-    if not library.penstock_available():
-        return None
-    for signatures, returns in ((_SIGNATURES, None), (_TELLING, c_int)):
-        for name, types in signatures.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = returns, types
+    _declare(library, _EVERYWHERE, None)
+    if library.penstock_available():
+        _declare(library, _SIGNATURES, None)
+        _declare(library, _TELLING, c_int)
     return library
 
 
-LIBRARY = _library()
+def _declare(library: ctypes.CDLL, signatures: Mapping[str, Sequence[type]], returns: type | None) -> None:
+    for name, types in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = returns, types
+
+
+ATTENTION = _compiled()
+"""attention.c and kv_quantised.c; None where nothing was compiled."""
+
+LIBRARY = ATTENTION if ATTENTION is not None and ATTENTION.penstock_available() else None
 """blocks.c, lossless.c, nested.c, products.c, quantise.c and weighted_sum.c; None where they cannot be used."""
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
