@@ -15,6 +15,7 @@
 #include "bfloat16.h"
 
 #define WIDEST 32 /* numbers in a row of a strip, at most */
+#define LINE 64   /* bytes that memory delivers at a time */
 
 struct layout { /* of a plane: bits of a number; channels or tokens along all strips of a head; of a strip */
     long bits, along, strips; /* `strips` of a head */

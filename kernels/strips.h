@@ -61,20 +61,28 @@ INLINE void NAME(store)(NAME(Floats) numbers, float *to, long count)
 }
 
 /* factors[i] = x[i] * scale[i] for `count` rows of a strip; returns what their zeros give. */
-INLINE float NAME(fold)(struct inputs x, long at, struct layout layout, const uint8_t *strip, long count,
-                        float *factors)
+INLINE float NAME(fold_numbers)(const int brief, const void *x, const uint16_t *scales, const uint16_t *zeros,
+                                float offset, long count, float *factors)
 {
-    const uint16_t *scales = (const uint16_t *)(strip + layout.inner * layout.row), *zeros = scales + layout.inner;
-    const uint16_t *brief = (const uint16_t *)x.numbers + at;
-    const float *whole = (const float *)x.numbers + at, offset = offset_of(layout);
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (long i = 0; i < count; i++) {
-        const float number = x.brief ? widened(brief[i]) : whole[i], scale = widened(scales[i]);
+        const float number = brief ? widened(((const uint16_t *)x)[i]) : ((const float *)x)[i];
+        const float scale = widened(scales[i]);
         factors[i] = number * scale;
         sum += number * (widened(zeros[i]) - offset * scale);
     }
     return sum;
+}
+
+INLINE float NAME(fold)(struct inputs x, long at, struct layout layout, const uint8_t *strip, long count,
+                        float *factors)
+{
+    const uint16_t *scales = (const uint16_t *)(strip + layout.inner * layout.row), *zeros = scales + layout.inner;
+    const float offset = offset_of(layout);
+    /* Apart, as a loop that asks which at every number is not made one of vectors. */
+    return x.brief ? NAME(fold_numbers)(1, (const uint16_t *)x.numbers + at, scales, zeros, offset, count, factors)
+                   : NAME(fold_numbers)(0, (const float *)x.numbers + at, scales, zeros, offset, count, factors);
 }
 
 /* Adds to sum[r], for `rows` rows of x from number `first` on, that row times a strip; of each the `count` numbers from
@@ -83,12 +91,16 @@ INLINE void NAME(multiply)(const int rows, const int bits, struct inputs x, long
                            struct layout layout, const uint8_t *strip, float *factors, NAME(Floats) sum[][PARTS])
 {
     float rest[MOST];
+    /* The next strip comes while this one is multiplied; its scales lie behind its numbers. */
+    for (long i = 0; i < 4 * layout.inner; i += LINE)
+        __builtin_prefetch(strip + 2 * layout.size - i - 1);
     for (int r = 0; r < rows; r++)
         rest[r] = NAME(fold)(x, (first + r) * x.stride + at, layout, strip, count, factors + r * layout.inner);
     const uint8_t *row = strip;
     for (long i = 0; i < count; i++, row += layout.row) {
         NAME(Floats) numbers[PARTS];
         NAME(unpack)(bits, row, numbers);
+        __builtin_prefetch(row + layout.size);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
