@@ -66,9 +66,11 @@ def test_no_number_is_further_off_than_half_a_step_of_its_group(format_: Quantis
         page, error = page.mT, error.mT
     groups = page.reshape(2, 64, 2, GROUP)
     step = (groups.amax(-1) - groups.amin(-1)) / (255 if format_ is INT8 else 15)
-    # The scale and the zero are rounded; with 4 bits the largest errors are traded for a smaller sum of squares.
+    # The zero and the scale are rounded, which makes steps a little larger; with 4 bits the largest errors are traded
+    # for a smaller sum of squares.
+    step = (step + 2.0**-7 * groups.abs().amax(-1) / 255) * (1 + 2.0**-7)
     worst = error.reshape(2, 64, 2, GROUP).amax(-1)
-    assert bool((worst <= step * (0.5 if format_ is INT8 else 2) + 2.0**-7 * groups.abs().amax(-1) / 255).all())
+    assert bool((worst <= step * (0.5 if format_ is INT8 else 2) + 1e-5 * groups.abs().amax(-1)).all())
 
 
 @formats
