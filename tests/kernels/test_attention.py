@@ -33,7 +33,7 @@ shapes = st.tuples(
 def at(level: int | None) -> Iterator[None]:
     """Nothing compiled, or these vectors."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "ATTENTION", None if level is None else attention.ATTENTION)
+        patch.setattr(attention, "COMPILED", None if level is None else attention.COMPILED)
         patch.setattr(attention, "LEVEL", level)
         yield
 

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from penstock.kernels.kv.summaries.base import Bounds, Summary
 from penstock.kernels.kv.summaries.boxes import Boxes
-from penstock.kernels.kv.summaries.numbers import Numbers
+from penstock.kernels.kv.summaries.numbers import WIDE, Numbers
 from penstock.kernels.kv.summaries.registry import SUMMARIES
 from penstock.kernels.kv.summaries.sketch import Sketch
-from penstock.kernels.native import BOUNDS, WIDE_BOUNDS
+from penstock.kernels.native import COMPILED
 
 every = pytest.mark.parametrize("kind", SUMMARIES.values(), ids=SUMMARIES)
-native = pytest.mark.skipif(BOUNDS is None, reason="no compiler at installation")
-KERNELS = ["torch", *(["anywhere"] if BOUNDS is not None else []), *(["wide"] if WIDE_BOUNDS else [])]
+native = pytest.mark.skipif(COMPILED is None, reason="no compiler at installation")
+KERNELS = ["torch", *(["anywhere"] if COMPILED is not None else []), *(["wide"] if WIDE else [])]
 SHAPES = [(1, 1, 1, 16, 20), (2, 4, 1, 64, 32), (3, 1, 2, 16, 80), (1, 8, 3, 32, 64), (2, 1, 5, 256, 128)]
 """KV heads, query heads for each, rows, tokens, channels."""
 

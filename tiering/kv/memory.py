@@ -37,7 +37,9 @@ class PageMemory:
 
     def place(self, page: Page, *, passing: bool) -> bool:
         """Give ``page`` a slot; whether there is one. Pages ``passing`` through have the ring, the others the rest."""
-        taken, room = (self.passing_bytes, self.ring) if passing else (self.used - self.passing_bytes, self.capacity - self.ring)
+        taken, room = (
+            (self.passing_bytes, self.ring) if passing else (self.used - self.passing_bytes, self.capacity - self.ring)
+        )
         if taken + page.size > room:
             return False
         page.slot = self._free.allocate(page.size)

@@ -11,13 +11,17 @@ import math
 
 import torch
 
-from ...native import BOUNDS, WIDE_BOUNDS
+from ...native import COMPILED
 from .base import Bounds, known, norms, rounding, upwards
 
 _LANES = 16
 _HALF_ULP = 2.0**-24
 _WIDEST, _LONGEST = 512, 256
 """Columns and tokens that bounds.c computes with."""
+
+
+WIDE = COMPILED is not None and bool(COMPILED.penstock_bounds_wide())
+"""Whether bounds.c has its kernel for AVX-512 here."""
 
 
 class Numbers:
@@ -30,7 +34,7 @@ class Numbers:
         self.bits = bits
         self.name = f"int{bits}"
         self._levels = 127 if bits == 8 else 7
-        self._kernel = kernel or ("torch" if BOUNDS is None else "wide" if WIDE_BOUNDS else "anywhere")
+        self._kernel = kernel or ("torch" if COMPILED is None else "wide" if WIDE else "anywhere")
 
     def page_bytes(self, heads: int, tokens: int, dim: int) -> int:
         if tokens % _LANES:
@@ -111,12 +115,12 @@ class Numbers:
         softcap: float | None,
         share: float,
     ) -> Bounds:
-        assert BOUNDS is not None
+        assert COMPILED is not None
         heads, rows, dim = query.shape
         count = len(summaries)
-        room = torch.empty(heads * rows * BOUNDS.penstock_bounds_room(), dtype=torch.uint8)
+        room = torch.empty(heads * rows * COMPILED.penstock_bounds_room(), dtype=torch.uint8)
         lower, upper = torch.empty(2, heads, rows, count).unbind()
-        BOUNDS.penstock_bounds(
+        COMPILED.penstock_bounds(
             summaries.data_ptr(),
             summaries.stride(0),
             count,
