@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.kernels.kv.summaries.base import Bounds, Summary
 from penstock.kernels.kv.summaries.boxes import Boxes
-from penstock.kernels.kv.summaries.numbers import Numbers
+from penstock.kernels.kv.summaries.numbers import Numbers, rotated
 from penstock.kernels.kv.summaries.registry import SUMMARIES
 from penstock.kernels.kv.summaries.sketch import Sketch
 from penstock.kernels.native import BOUNDS, WIDE_BOUNDS
@@ -212,6 +212,16 @@ def test_every_kernel_equals_the_reference(
         assert (found["torch"].lower - found[kernel].lower).abs().max() < 0.1
         assert torch.allclose(found[kernel].upper, found["anywhere"].upper, atol=1e-4)
         assert torch.allclose(found[kernel].lower, found["anywhere"].lower, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("bits", "largest"), [(8, 127 / 128), (4, 7 / 8)])
+def test_what_the_numbers_of_a_query_leave_out_counts(bits: int, largest: float, kernel: str) -> None:
+    """Keys that are whole numbers without an error, and a query whose every channel is rounded down by half a step."""
+    key = rotated(torch.full((1, 8), largest))
+    keys = torch.stack([key, -key]).view(1, 1, 2, 8)
+    query = rotated(30 * torch.tensor([[16256, 2.49, 4.49, 8.49, 2.49, 6.49, 2.49, 2.49]]) / 16256)[None]
+    assert holds(bounded(Numbers(bits, kernel), query, keys, 16), scored(query.double(), keys, 8**-0.5, None))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
