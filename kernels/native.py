@@ -21,6 +21,8 @@ _SIGNATURES = {
 }
 """Of functions that return nothing."""
 _EVERYWHERE = {
+    "penstock_scores": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_float] + [c_int] * 3,
+    "penstock_weigh": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_int] * 3,
     "penstock_kv_scores": [c_long, c_void_p]
     + [c_long] * 4
     + [c_void_p, c_long, c_int, c_float, c_void_p]
