@@ -4,8 +4,9 @@ import ctypes
 import importlib.util
 from collections.abc import Mapping, Sequence
 from ctypes import c_float, c_int, c_long, c_void_p
+from typing import Any
 
-_SIGNATURES = {
+_SIGNATURES: Mapping[str, Sequence[Any]] = {
     "penstock_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
     "penstock_add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
     "penstock_products_int8": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_int],
@@ -20,7 +21,7 @@ _SIGNATURES = {
     "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
 }
 """Of functions that return nothing."""
-_EVERYWHERE = {
+_EVERYWHERE: Mapping[str, Sequence[Any]] = {
     "penstock_scores": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_float] + [c_int] * 3,
     "penstock_weigh": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_int] * 3,
     "penstock_kv_scores": [c_long, c_void_p]
@@ -36,7 +37,7 @@ _EVERYWHERE = {
     "penstock_kv_decode": [c_void_p] + [c_long] * 4 + [c_int, c_void_p] + [c_int] * 3,
 }
 """The same; on any processor."""
-_TELLING = {
+_TELLING: Mapping[str, Sequence[Any]] = {
     "penstock_lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p, c_int],
     "penstock_lossless_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
 }
@@ -55,7 +56,7 @@ def _compiled() -> ctypes.CDLL | None:
     return library
 
 
-def _declare(library: ctypes.CDLL, signatures: Mapping[str, Sequence[type]], returns: type | None) -> None:
+def _declare(library: ctypes.CDLL, signatures: Mapping[str, Sequence[Any]], returns: type | None) -> None:
     for name, types in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = returns, types
