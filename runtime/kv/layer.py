@@ -1,9 +1,9 @@
 """One layer of a paged cache: tracks of pages for each sequence, behind transformers' interface of a cache layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
@@ -16,18 +16,29 @@ from .ahead import Ahead
 from .states import Expand, PagedStates
 from .tier import KVTier
 
+if TYPE_CHECKING:
+    from .decode import Chooser
+    from .summed import Summed
+
 AS_IS = AsIs()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Row:
-    """The pages of one sequence."""
+    """The pages of one sequence, and what sums them up, if anything does."""
 
     keys: Track
     values: Track
+    summaries: "Summed | None" = None
 
-    def __iter__(self) -> Iterator[Track]:
-        return iter((self.keys, self.values))
+    @property
+    def tracks(self) -> tuple[Track, Track]:
+        return self.keys, self.values
+
+    def snapshot(self) -> "Row":
+        """The same pages, while the row itself changes."""
+        keys, values = (Track([*track.pages], track.first) for track in self.tracks)
+        return Row(keys, values)
 
 
 @dataclass(slots=True)
@@ -71,6 +82,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, tier: KVTier, ahead: "Ahead[PagedLayer]", *, window: int | None = None) -> None:
         self.tier, self._ahead = tier, ahead
         self.window = self.sliding_window = window
+        self.chooser: Chooser | None = None if window is not None else tier.chooser()
+        """Which pages few rows look at; None: all."""
         self.is_initialized = False
         self.record_past = False
         self.length = 0
@@ -127,7 +140,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                 self._begin_anew(key_states, value_states)
             else:
                 self._append(key_states, value_states)
-                rows = [Row(*(Track([*track.pages], track.first) for track in row)) for row in self.rows]
+                rows = [row.snapshot() for row in self.rows]
         visible = Visible(self, rows, start, paged, new, count)
         return PagedStates.of(visible, 0, key_states), PagedStates.of(visible, 1, value_states)
 
@@ -181,34 +194,35 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     # --- what attention asks ------------------------------------------------------------------------------------------
 
     def missing(self) -> Iterator[Page]:
-        """Pages that are not in memory, in the order in which attention looks at them."""
-        for row in self.rows:
-            for track in row:
-                yield from (page for page in track.pages if page.slot is None)
+        """Pages that are not in memory, in the order in which attention will look at them, as far as that is known."""
+        for number, row in enumerate(self.rows):
+            if self.chooser is None:
+                pages: Iterable[Page] = (page for track in row.tracks for page in track.pages)
+            else:
+                pages = self.chooser.expected(number, row)
+            yield from (page for page in pages if page.slot is None)
 
     def pieces(
-        self, track: Track, start: int, count: int, *, in_order: bool = False
+        self, track: Track, numbers: Sequence[int], *, in_order: bool = False
     ) -> Iterator[tuple[int, list[Page]]]:
-        """The pages of ``track`` with ``count`` tokens from number ``start`` on, in runs, held while they are looked
-        at; with the place of each run's first page among the track's. Those in memory come first, unless they are to
+        """The pages of ``track`` with these ``numbers`` among its pages, ascending, in runs of neighbours, held while
+        they are looked at; with the number of each run's first page. Those in memory come first, unless they are to
         come ``in_order``."""
-        pool, tokens = self.tier.pool, self.shapes[0].tokens
-        first = start // tokens - track.first
-        last = -(-(start + count) // tokens) - track.first
-        pages = track.pages[first:last]
+        pool = self.tier.pool
+        pages = [track.pages[number] for number in numbers]
         here = pool.hold(pages)
         held = set(here)
-        stretches = [*stretches_of(pages, held, pool.most)]
+        stretches = [*stretches_of(numbers, pages, held, pool.most)]
         if not in_order:
             stretches.sort(key=lambda stretch: stretch[1][0] not in held)
         try:
             for at, run in stretches:
                 if run[0] in held:
-                    yield first + at, run
+                    yield at, run
                     continue
                 pool.fetch(run)
                 try:
-                    yield first + at, run
+                    yield at, run
                 finally:
                     pool.release(run)
                     self._ahead.go_on()
@@ -218,15 +232,16 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def copied(self, row: Row, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of ``count`` tokens from number ``start`` on, [H, count, D]."""
         found = []
-        for plane, track in enumerate(row):
+        for plane, track in enumerate(row.tracks):
             shape = self.shapes[plane]
             tokens = shape.tokens
             origin = start // tokens  # number of the first page
             pages = -(-(start + count) // tokens) - origin if count else 0
             whole = torch.empty(shape.heads, pages * tokens, shape.dim, dtype=shape.dtype)
-            for at, run in self.pieces(track, start, count):
+            first = origin - track.first
+            for at, run in self.pieces(track, range(first, first + pages)):
                 for offset, page in enumerate(run):
-                    to = (track.first + at + offset - origin) * tokens
+                    to = (at - first + offset) * tokens
                     self.decode(plane, page, whole[:, to : to + tokens])
             skip = start - origin * tokens
             found.append(whole[:, skip : skip + count].contiguous())
@@ -281,7 +296,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             return
         first = max(0, self.length - self.window + 1) // self.shapes[0].tokens
         for row in self.rows:
-            for track in row:
+            for track in row.tracks:
                 gone = max(0, min(first - track.first, len(track.pages)))
                 self.tier.pool.drop(track.pages[:gone])
                 del track.pages[:gone]
@@ -310,7 +325,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             filled = self.length % tokens
             some = min(tokens - filled, count - done)
             for number, row in enumerate(self.rows):
-                for plane, (track, states) in enumerate(zip(row, (keys, values), strict=True)):
+                for plane, (track, states) in enumerate(zip(row.tracks, (keys, values), strict=True)):
                     page = self._open(plane, track, fresh=not filled)
                     numbers = numbers_in(self.tier.pool.view(page), self.shapes[plane])
                     numbers[:, filled : filled + some] = states[number, :, done : done + some]
@@ -318,6 +333,9 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                         self.tier.pool.seal(page)
             done += some
             self.length += some
+        if self.chooser is not None:
+            for row in self.rows:
+                self.chooser.added(self, row)
 
     def _open(self, plane: int, track: Track, *, fresh: bool) -> Page:
         """The last page of ``track``, a new one if it is to be ``fresh``, and no other's."""
@@ -339,12 +357,14 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         tokens, pool = self.shapes[0].tokens, self.tier.pool
         whole, rest = divmod(length, tokens)
         for row in self.rows:
-            for plane, track in enumerate(row):
+            for plane, track in enumerate(row.tracks):
                 stay = whole - track.first + (rest > 0)
                 pool.drop(track.pages[stay:])
                 del track.pages[stay:]
                 if rest and track.pages and track.pages[-1].sealed:
                     self._reopen(plane, track)
+            if row.summaries is not None:
+                row.summaries.cut(whole)
         self.length = length
 
     def _reopen(self, plane: int, track: Track) -> None:
@@ -371,31 +391,44 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             return
         self._commit()
-        taken = [Row(*(Track([*track.pages], track.first) for track in self.rows[row])) for row in rows]
-        for row in taken:
-            for track in row:
+        taken = [self.rows[row].snapshot() for row in rows]
+        for number, row in zip(rows, taken, strict=True):
+            summaries = self.rows[number].summaries
+            row.summaries = None if summaries is None else summaries.copy()
+            for track in row.tracks:
                 self.tier.pool.share(track.pages)
         self._drop(self.rows)
         self.rows = taken
 
     def _drop(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            for track in row:
+            if row.summaries is not None:
+                row.summaries.drop()
+            for track in row.tracks:
                 self.tier.pool.drop(track.pages)
 
     def abandon(self) -> None:
         """Let go of all pages; may be called by the garbage collector."""
         for row in (*self.rows, *self._before):
-            for track in row:
+            for track in row.tracks:
                 self.tier.pool.abandon(track.pages)
+            if row.summaries is not None:
+                self.tier.pool.abandon_reserve(row.summaries.taken)
 
 
-def stretches_of(pages: Sequence[Page], held: set[Page], most: int) -> Iterator[tuple[int, list[Page]]]:
-    """``pages`` in stretches of neighbours in one format, each with the place of its first page: all of them ``held``,
-    or none, and then one read of at most ``most`` bytes."""
-    at = 0
-    for (here, _), group in groupby(pages, key=lambda page: (page in held, page.format)):
-        some = [*group]
+def stretches_of(
+    numbers: Sequence[int], pages: Sequence[Page], held: set[Page], most: int
+) -> Iterator[tuple[int, list[Page]]]:
+    """``pages``, with these ``numbers``, in stretches of neighbours in one format, each with the number of its first
+    page: all of them ``held``, or none, and then one read of at most ``most`` bytes."""
+
+    def kind(at: int) -> tuple[bool, Hashable, int]:
+        return pages[at] in held, pages[at].format, numbers[at] - at  # the last is the same for neighbours
+
+    for (here, *_), group in groupby(range(len(pages)), key=kind):
+        places = [*group]
+        some = [pages[at] for at in places]
+        number = numbers[places[0]]
         for run in [some] if here else runs(some, most):
-            yield at, run
-            at += len(run)
+            yield number, run
+            number += len(run)

@@ -65,6 +65,7 @@ class PagePool:
         # Entered by whoever the garbage collector interrupts: what it does here never waits.
         self._changed = threading.Condition(threading.RLock())
         self._orphans: deque[Page] = deque()
+        self._unreserved: deque[int] = deque()
         self._coming: dict[Page, Exception | None] = {}  # being read, or read and not asked for yet
         self._landed: set[Page] = set()
         self._dirty: deque[Page] = deque()
@@ -120,6 +121,26 @@ class PagePool:
         """Bytes that are read at once, at most."""
         return min(EXTENT, self.memory.ring // 4)
 
+    def reserve(self, size: int) -> None:
+        """Take ``size`` bytes of the memory for something else; a negative number gives them back. Raises
+        BudgetTooSmall."""
+        with self._lock():
+            self.memory.reserve(size)
+            while self.memory.lacking > 0 and size > 0:
+                if self._evict_one():
+                    continue
+                if not self._dirty and not self._writing:
+                    self.memory.reserve(-size)
+                    raise BudgetTooSmall(
+                        f"[kv] host of {format_size(self.memory.capacity)} has no room for what sums up the keys of "
+                        'this context; raise it, or take [kv] attention = "exact"'
+                    )
+                self._wait()
+
+    def abandon_reserve(self, size: int) -> None:
+        """As ``reserve(-size)``, soon; may be called by the garbage collector."""
+        self._unreserved.append(size)
+
     # --- using them -------------------------------------------------------------------------------------------------
 
     def view(self, page: Page) -> torch.Tensor:
@@ -145,7 +166,7 @@ class PagePool:
         with self._lock():
             for page in pages:
                 page.leases -= 1
-                if not page.leases and page.passing:
+                if not page.leases and page.passing and not (page.refs and page.heat and self.memory.retain(page)):
                     self.memory.vacate(page)
                 if not page.refs and not page.leases:
                     self._free(page)
@@ -217,6 +238,8 @@ class PagePool:
         with no_waiting, self._changed:
             while self._orphans:
                 self._drop(self._orphans.popleft())
+            while self._unreserved:
+                self.memory.reserve(-self._unreserved.popleft())
             yield
 
     def _check(self) -> None:

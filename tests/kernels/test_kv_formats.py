@@ -109,10 +109,8 @@ def test_scores_are_rounded_products_with_the_keys(
     found = scored(format_, query, pages, 0.3, tokens)
     wanted = query.double() @ keys.mT * 0.3
     products = query.double().abs() @ keys.abs().mT * 0.3
-    slack = (
-        2.1 * ROUNDING[dtype] * wanted.abs()
-        + (2.0**-20 if format_.exact else max(2.0**-18, ROUNDING[dtype])) * products
-    )
+    sums = 2.0**-20 if format_.exact else max(2.0**-18, ROUNDING[dtype])
+    slack = 2.1 * ROUNDING[dtype] * wanted.abs() + sums * products
     assert bool(((found - wanted).abs() <= slack).all())
     assert torch.equal(found, found.to(dtype).float())
 

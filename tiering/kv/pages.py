@@ -32,6 +32,8 @@ class Page:
     """Whether it leaves memory with its last use."""
     leases: int = 0
     """Uses of its bytes in memory under way."""
+    heat: float = 0.0
+    """Attention that it has got; 0 where nobody keeps count."""
     refs: int = 1
     """Tracks that it is in."""
 
