@@ -71,6 +71,19 @@ class Looking:
         found: list[bool] = padded.view(-1, self.tokens).any(-1).tolist()
         return found
 
+    def masses(self, pages: Sequence[int], probabilities: torch.Tensor) -> list[float]:
+        """What each of ``pages``, ascending, got of ``probabilities`` [Hq, R, n], summed over rows and heads."""
+        skip = self.skip if pages and pages[0] == 0 else 0
+        share = functional.pad(probabilities.float().sum((0, 1)), (skip, 0))
+        share = functional.pad(share, (0, -len(share) % self.tokens))
+        found: list[float] = share.view(-1, self.tokens).sum(-1).tolist()
+        return found
+
+    def count_attention(self, probabilities: torch.Tensor) -> None:
+        """All pages get the heat of their ``probabilities`` [Hq, R, T]."""
+        for number, mass in enumerate(self.masses(range(self.count), probabilities)):
+            self.row.keys.pages[self._first + number].heat += mass
+
     def weigh(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
         """[Hq, R, Dv]: values of ``pages``, ascending, times ``probabilities`` [Hq, R, n] of their visible tokens."""
         skip = self.skip if pages and pages[0] == 0 else 0
@@ -120,4 +133,6 @@ def attend(look: Looking, number: int, chooser: Chooser | None) -> torch.Tensor:
     probabilities = look.softmax.probabilities(look.scores(pages))
     if chooser is not None:
         chooser.saw(look, number, pages, probabilities)
+    elif look.layer.tier.encoding.counts:
+        look.count_attention(probabilities)
     return look.weigh(pages, probabilities)
