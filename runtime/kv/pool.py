@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import xxhash
@@ -17,6 +17,7 @@ from ...tiering.kv.memory import PageMemory
 from ...tiering.kv.pages import Page, Track, runs
 from ...tiering.kv.places import EXTENT, Places
 from ...tiering.units import format_size
+from ..recorder import Recorder
 from .spill import Spill
 
 WRITE_EARLY = 3 / 4
@@ -36,6 +37,16 @@ class PoolCounters:
     """Seconds that computing waited for pages to be read, or for room."""
     drive_seconds: float = 0.0
     """Seconds in which at least one read was under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUsage:
+    """A snapshot; bytes. ``host_bytes`` of ``host_budget`` are in use, ``flash_bytes`` of the file."""
+
+    host_bytes: int = 0
+    host_budget: int = 0
+    flash_bytes: int = 0
+    counters: PoolCounters = field(default_factory=PoolCounters)
 
 
 class PagePool:
@@ -62,7 +73,9 @@ class PagePool:
         self.given_up = 0
         """Pages that were read ahead, and left memory before anybody looked at them."""
         self._trouble: PenstockError | None = None
-        self._reading, self._since = 0, 0.0
+        self._reading, self._reads, self._since = 0, 0, 0.0
+        self.recorder: Recorder | None = None
+        """Who takes notes, if anybody does."""
         self._closed = False
         self._writer = threading.Thread(target=self._write_back, name="penstock-kv-writer", daemon=True)
         self._writer.start()
@@ -193,6 +206,12 @@ class PagePool:
                     self._fail(pages, page, problem)
             return list(pages)
 
+    def usage(self) -> PoolUsage:
+        """What is in use now, and what has happened."""
+        with self._lock():
+            counters = replace(self.counters)
+            return PoolUsage(self.memory.used, self.memory.capacity, self.places.used, counters)
+
     def check_integrity(self) -> None:
         """Raises AssertionError where the books do not balance."""
         with self._lock():
@@ -233,7 +252,10 @@ class PagePool:
     def _wait(self) -> None:
         start = time.monotonic()
         self._changed.wait()
-        self.counters.stall_seconds += time.monotonic() - start
+        end = time.monotonic()
+        self.counters.stall_seconds += end - start
+        if (recorder := self.recorder) is not None:
+            recorder.kv_stall(start, end)
 
     def _find_room(self, page: Page) -> None:
         while not self.memory.place(page, passing=False):
@@ -298,6 +320,9 @@ class PagePool:
             self._since = time.monotonic()
         self._reading += 1
         views = [self._bytes(page) for page in run]
+        number, self._reads = self._reads, self._reads + 1
+        if (recorder := self.recorder) is not None:
+            recorder.kv_started(number, len(run), sum(page.size for page in run))
 
         def landed(problem: Exception | None) -> None:
             if problem is None:
@@ -311,6 +336,8 @@ class PagePool:
                         "KV pages on flash are not what was written; the drive or its memory is damaged"
                     )
             with self._changed:
+                if (recorder := self.recorder) is not None:
+                    recorder.kv_landed(number, problem is not None)
                 self._reading -= 1
                 if not self._reading:
                     self.counters.drive_seconds += time.monotonic() - self._since
