@@ -90,7 +90,8 @@ class Certified:
                 masses.add_outside(mass[..., None])
         if look.softmax.sinks is not None:
             masses.add_outside(look.softmax.sinks.float().view(-1, 1, 1).expand(-1, look.query.shape[1], -1))
-        certificate = self._read(look, masses, known, self._again(look, number))
+        again = [page for page in self._again(look, number) if page < summed.count and page not in known]
+        certificate = self._read(look, masses, known, again)
         pages, omitted = _lightest_left_out(known, certificate.omitted, self._all.epsilon)
         self._all.note(look, certificate, len(pages), omitted)
         self._last[number] = _Last(look.query, tuple(sorted(known)), tuple(pages), weakref.ref(look.row))
