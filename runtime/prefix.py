@@ -106,13 +106,7 @@ class Prefixes:
                 if not self._is_worth(found):
                     self._counts["declined"] += 1
                     return 0
-                began = time.perf_counter()
-                if restore(found, cache):
-                    seconds = time.perf_counter() - began
-                    self._measured(lambda speeds: speeds.after_read(found.bytes, seconds))
-                    self._counts["hits"] += 1
-                    self._counts["restored"] += found.tokens
-                    self._counts["bytes_read"] += found.bytes
+                if self._fill(found, cache):
                     return found.tokens
         return 0
 
@@ -134,19 +128,17 @@ class Prefixes:
             self._writing = self._later(lambda: self._write(chain, contents, explicit=False))
 
     def save(self, token_ids: Sequence[int], cache: Cache) -> int:
-        """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 where all was
-        there or has no room. Raises PrefixError where this cache cannot be stored, and what PrefixStore.save raises."""
+        """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 where all
+        was there or has no room. Raises PrefixError where it cannot be stored, and what PrefixStore.save raises."""
         length = min(len(token_ids), cache.get_seq_length())
         chain = chain_of(self.root, token_ids[:length], self.block)
-        contents = contents_of(cache, self.block) if self.supported else None
-        if contents is None:
-            raise PrefixError(
-                f"{self._label} keeps something in its cache that cannot be stored; only whole prompts work"
-            )
-        if self._with_state and len(chain.tokens) != cache.get_seq_length():
-            raise PrefixError(f"{self._label} can be stored only after a multiple of {self.block} tokens")
         if not chain.hashes:
             raise PrefixError(f"{length} tokens are less than a block of {self.block}; store a longer prompt")
+        contents = contents_of(cache, self.block) if self.supported else None
+        if contents is None:
+            raise PrefixError(f"{self._label} keeps something else than keys and values, which cannot be stored")
+        if self._with_state and len(chain.tokens) != cache.get_seq_length():
+            raise PrefixError(f"{self._label} can be stored only after a multiple of {self.block} tokens")
         return self._write(chain, contents, explicit=True)
 
     def prefilled(self, tokens: int, seconds: float) -> None:
@@ -177,6 +169,17 @@ class Prefixes:
     def _chain(self, token_ids: Sequence[int]) -> Chain:
         """Of as many blocks as could be restored for this prompt."""
         return chain_of(self.root, token_ids[: self.boundary(len(token_ids))], self.block)
+
+    def _fill(self, found: Found, cache: DynamicCache) -> bool:
+        began = time.perf_counter()
+        if not restore(found, cache):
+            return False
+        seconds = time.perf_counter() - began
+        self._measured(lambda speeds: speeds.after_read(found.bytes, seconds))
+        self._counts["hits"] += 1
+        self._counts["restored"] += found.tokens
+        self._counts["bytes_read"] += found.bytes
+        return True
 
     def _is_worth(self, found: Found) -> bool:
         speeds = self.store.speeds(self.root)

@@ -21,9 +21,9 @@ def identity_of(
 ) -> dict[str, Any]:
     """The identity of a model, for JSON.
 
-    ``weights`` is a digest of the weights and of the format they are stored in, ``adapters`` those of adapters in use, by
-    name. RoPE and the layers are in ``config``; how attention and experts are computed is part of it, since it changes
-    last bits. Nothing that depends on budgets.
+    ``weights`` is a digest of the weights and of the format they are stored in, ``adapters`` those of adapters in
+    use, by name. RoPE and the layers are in ``config``; how attention and experts are computed is part of the identity
+    too, since it changes last bits. Nothing that depends on budgets.
     """
     described = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
     return {

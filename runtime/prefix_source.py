@@ -1,8 +1,8 @@
 """What of a transformers cache a prefix is stored as, and how a fresh cache is filled from it again.
 
 Layers that keep every token give a part of each block, keys [Hkv, n, Dk] and values [Hkv, n, Dv]. Layers that forget,
-with a sliding window or a recurrent state, give tensors of the prefix as a whole, as they are at its end: the prefix can
-be gone on from there only. No code per architecture: what a layer is, its class in transformers says.
+with a sliding window or a recurrent state, give tensors of the prefix as a whole, as they are at its end: only from
+there can a prompt go on. No code per architecture: what a layer is, its class in transformers says.
 """
 
 import math
@@ -78,8 +78,8 @@ def has_state(cache: Cache) -> bool:
 
 
 def contents_of(cache: Cache, block: int) -> Contents | None:
-    """What of ``cache`` is stored in blocks of ``block`` tokens; None where that cannot be: of a layer of another class,
-    several sequences, a layer that holds nothing yet, another device."""
+    """What of ``cache`` is stored in blocks of ``block`` tokens; None where that cannot be: with a layer of another
+    class, or that holds nothing yet, several sequences, on another device."""
     if not is_supported(cache):
         return None
     tokens, state = dict(_token_tensors(cache)), dict(_state_tensors(cache))

@@ -97,7 +97,7 @@ def save(
         print(f"{report['tokens']} of {len(ids)} tokens were stored already")
     if not report["stored"]:
         raise PrefixError(
-            f"{report['tokens']} tokens find no room within {quota}; raise --quota, or remove others: penstock cache prune"
+            f"{report['tokens']} tokens find no room within {quota}; raise --quota, or make room: penstock cache prune"
         )
 
 

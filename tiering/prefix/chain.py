@@ -1,6 +1,6 @@
 """Names of prefixes (pure): a chain of SHA-256 over blocks of token ids, begun with what the numbers depend on.
 
-Each block's hash covers all tokens before it, so one look-up says whether a whole prefix is known, whatever continues it.
+Each block's hash covers all tokens before it: one look-up says whether a whole prefix is known, whatever follows.
 (vLLM's automatic prefix caching and SGLang's radix cache name blocks of a prompt in the same way.)
 """
 

@@ -125,7 +125,7 @@ class Cut:
 
 def make_room(records: Iterable[Record], wanted: int, *, spared: Collection[str] = ()) -> list[Cut]:
     """What goes for ``wanted`` bytes to become free: ends of prefixes, those first that were not used for longest.
-    No block goes that another follows, nor one that the hashes ``spared`` name. As much as there is, if that is less."""
+    No block goes that another follows, nor one that the hashes ``spared`` name. All that may go, if that is less."""
     left = {record.name: record for record in records}
     followers = Counter(record.parent for record in left.values()) + Counter(spared)
     cuts: dict[str, Cut] = {}
@@ -147,11 +147,12 @@ def make_room(records: Iterable[Record], wanted: int, *, spared: Collection[str]
 
 
 def orphans(records: Iterable[Record]) -> list[Record]:
-    """Those that follow a block which is not there; nobody can reach them."""
+    """Those that hold nothing, or follow a block which is not there: nobody can reach them."""
     there: set[str] = set()
     lost: list[Record] = []
     for record in sorted(records, key=lambda record: record.first):
-        if record.parent in there or (record.first == 0 and record.parent == record.root):
+        follows = record.parent in there or (record.first == 0 and record.parent == record.root)
+        if follows and (record.hashes or record.state):
             there.update(record.hashes)
         else:
             lost.append(record)

@@ -86,7 +86,7 @@ def sync(folder: Path) -> None:
 
 
 def write_durably(path: Path, text: str, *, mode: int = 0o666) -> None:
-    """Replace the file ``path`` by ``text`` so that a crash leaves the old content or the new; a new one gets ``mode``."""
+    """Replace the file ``path`` by ``text``, with ``mode``, so that a crash leaves the old content or the new."""
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "w", encoding="utf-8", opener=partial(os.open, mode=mode)) as file:
         file.write(text)

@@ -112,19 +112,29 @@ class PrefixStore:
         has its state. Each file's token ids are compared with the chain's."""
         without: set[str] = set()
         while (match := longest(self.records(), chain.hashes, with_state=with_state, without=without)).blocks:
+            files: dict[str, PrefixFile] = {}
             with ExitStack() as opened:
-                files: dict[str, PrefixFile] = {}
                 for name in match.names:
                     try:
                         files[name] = opened.enter_context(PrefixFile(self.folder / name, direct=self._direct))
+                    except PrefixDamaged:
+                        self.drop(name, 0)
                     except (PrefixError, FileNotFoundError):
-                        without.add(name)
-                found = None if without & match.names else Found.checked(self, chain, match, files)
+                        pass
+                found = Found.checked(self, chain, match, files) if files.keys() == match.names else None
                 if found is not None:
                     opened.pop_all()
                     return found
-                without |= match.names
+            wrong = (match.names - files.keys()) or match.names
+            without |= wrong
+            self._forget(wrong)
         return None
+
+    def _forget(self, names: Iterable[str]) -> None:
+        """The index has been wrong about these: their headers say."""
+        with self._scanning:
+            for name in names:
+                self._known.pop(name, None)
 
     def first_tokens(self, record: Record) -> tuple[int, ...]:
         """The tokens of the first run of blocks of the prefix that ``record`` ends. Raises what PrefixFile raises."""
@@ -422,10 +432,9 @@ class Found:
 
 def _read(piece: _Piece, into: Into) -> PrefixError | None:
     """What is wrong with ``piece``, if it could not be read."""
+    what = "the state" if piece.block is None else f"block {piece.number}"
     try:
-        piece.file.read(
-            piece.extent, into(piece.block), "the state" if piece.block is None else f"block {piece.number}"
-        )
+        piece.file.read(piece.extent, into(piece.block), what)
     except PrefixError as error:
         return error
     return None
