@@ -15,18 +15,10 @@
    A matrix of at least sixteen rows: uint64 ends[n / 16], where each tile ends, in bytes from the start of the matrix; the tiles; the n % 16 rows
    that remain, as they are. */
 
+#include "lossless.h"
 #include "products.h"
 
-#include <string.h>
-
-#define ROWS 16  /* of a tile */
-#define GROUP 64 /* numbers that are decoded at once */
-#define LEVELS 3 /* of codes with two bits */
-#define HEAD 20  /* bytes of a tile before its levels */
-
 static uint8_t turned(uint8_t exponent) { return (uint8_t)(exponent >> 1 | exponent << 7); }
-
-static uint64_t quarter(uint64_t codes) { return (codes + 3) / 4; }
 
 /* The level and code of each exponent by how often it comes: code << 2 * level, levels before 0; 0 if it has none.
    Fills `table` and how many numbers there are in levels 1, 2 and 3. */
@@ -125,6 +117,19 @@ void penstock_lossless_encode(const uint16_t *from, long tiles, long k, uint8_t 
     }
 }
 
+/* Where tile `number` lies in a matrix whose tiles end at `coded`; 0 if that is not inside. */
+static const uint8_t *find(const uint8_t *matrix, uint64_t coded, long tiles, long number, uint64_t *bytes)
+{
+    uint64_t from = 8 * (uint64_t)tiles, to;
+    if (number)
+        memcpy(&from, matrix + 8 * (number - 1), 8);
+    memcpy(&to, matrix + 8 * number, 8);
+    if (from < 8 * (uint64_t)tiles || to < from || to > coded)
+        return 0;
+    *bytes = to - from;
+    return matrix + from;
+}
+
 #ifdef PENSTOCK_X86
 
 #define WITH_BYTES __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vbmi,avx512vbmi2,bmi2,popcnt")))
@@ -139,19 +144,6 @@ struct tile {
     uint64_t stride;
     uint64_t counts[LEVELS], at[LEVELS];
 };
-
-/* Where tile `number` lies in a matrix whose tiles end at `coded`; 0 if that is not inside. */
-static const uint8_t *find(const uint8_t *matrix, uint64_t coded, long tiles, long number, uint64_t *bytes)
-{
-    uint64_t from = 8 * (uint64_t)tiles, to;
-    if (number)
-        memcpy(&from, matrix + 8 * (number - 1), 8);
-    memcpy(&to, matrix + 8 * number, 8);
-    if (from < 8 * (uint64_t)tiles || to < from || to > coded)
-        return 0;
-    *bytes = to - from;
-    return matrix + from;
-}
 
 /* 0 if `bytes` at `from` cannot be a tile of so many groups. */
 WITHIN int start(struct tile *tile, const uint8_t *from, uint64_t bytes, uint64_t groups)
@@ -243,7 +235,7 @@ WITHIN void next(struct tile *tile, __m512i pairs[2])
 }
 
 /* The first `rows` rows of a tile to out [rows, k]; 0 if the tile is damaged. */
-WITH_BYTES static int decode(const uint8_t *from, uint64_t bytes, long rows, long k, uint16_t *out)
+WITH_BYTES static int decode_64(const uint8_t *from, uint64_t bytes, long rows, long k, uint16_t *out)
 {
     struct tile tile;
     if (bytes == 2 * ROWS * (uint64_t)k) {
@@ -329,40 +321,6 @@ WITH_BYTES static int product(int tokens, const uint8_t *from, uint64_t bytes, c
     return 0;
 }
 
-int penstock_lossless_available(void)
-{
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-           __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
-}
-
-/* Rows from `first`, a multiple of 16, of the matrix [n, k] in `length` bytes, to out [rows, k]. The tiles are shared out
-   over `threads` threads. 0 if the matrix is damaged; nothing outside it is read. */
-int penstock_lossless_decode(const uint8_t *matrix, long length, long n, long k, long first, long rows,
-                             uint16_t *out, int threads)
-{
-    const long tiles = n / ROWS;
-    uint64_t coded;
-    int damaged = 0;
-    if (length < 8 * tiles)
-        return 0;
-    memcpy(&coded, matrix + 8 * (tiles - 1), 8);
-    if (coded > (uint64_t)length || (uint64_t)length - coded < 2 * (uint64_t)(n % ROWS * k))
-        return 0;
-#pragma omp parallel for schedule(guided) num_threads(threads) reduction(| : damaged)
-    for (long at = 0; at < rows; at += ROWS) {
-        const long number = (first + at) / ROWS, there = rows - at < ROWS ? rows - at : ROWS;
-        uint64_t bytes;
-        if (number == tiles) {
-            memcpy(out + at * k, matrix + coded, (size_t)(2 * there * k));
-            continue;
-        }
-        const uint8_t *from = find(matrix, coded, tiles, number, &bytes);
-        damaged |= !from || !decode(from, bytes, there, k, out + at * k);
-    }
-    return !damaged;
-}
-
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i, [n, k]; the same
    sums in the same order as in penstock_products. tokens <= MOST. 0 if a matrix is damaged. */
 int penstock_lossless_products(long count, const uint64_t *matrices, const uint64_t *x, const uint64_t *out, long tokens,
@@ -391,8 +349,56 @@ int penstock_lossless_products(long count, const uint64_t *matrices, const uint6
     return !damaged;
 }
 
+/* The best way to decode, see lossless.h; products ask for BYTES_64. */
+int penstock_lossless_way(void)
+{
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+        __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt"))
+        return BYTES_64;
+    return penstock_lossless_16() ? BYTES_16 : PLAIN;
+}
+
+static int decode(int way, const uint8_t *from, uint64_t bytes, long rows, long k, uint16_t *out)
+{
+    return way == BYTES_64 ? decode_64(from, bytes, rows, k, out)
+                           : penstock_lossless_tile(way, from, bytes, rows, k, out);
+}
+
 #else
 
-int penstock_lossless_available(void) { return 0; }
+int penstock_lossless_way(void) { return PLAIN; }
+
+static int decode(int way, const uint8_t *from, uint64_t bytes, long rows, long k, uint16_t *out)
+{
+    return penstock_lossless_tile(way, from, bytes, rows, k, out);
+}
 
 #endif
+
+/* Rows from `first`, a multiple of 16, of the matrix [n, k] in `length` bytes, to out [rows, k]. The tiles are shared out
+   over `threads` threads, each decoded in this `way`, which the processor can. 0 if the matrix is damaged; nothing outside it is read. */
+int penstock_lossless_decode(const uint8_t *matrix, long length, long n, long k, long first, long rows,
+                             uint16_t *out, int way, int threads)
+{
+    const long tiles = n / ROWS;
+    uint64_t coded;
+    int damaged = 0;
+    if (length < 8 * tiles)
+        return 0;
+    memcpy(&coded, matrix + 8 * (tiles - 1), 8);
+    if (coded > (uint64_t)length || (uint64_t)length - coded < 2 * (uint64_t)(n % ROWS * k))
+        return 0;
+#pragma omp parallel for schedule(guided) num_threads(threads) reduction(| : damaged)
+    for (long at = 0; at < rows; at += ROWS) {
+        const long number = (first + at) / ROWS, there = rows - at < ROWS ? rows - at : ROWS;
+        uint64_t bytes;
+        if (number == tiles) {
+            memcpy(out + at * k, matrix + coded, (size_t)(2 * there * k));
+            continue;
+        }
+        const uint8_t *from = find(matrix, coded, tiles, number, &bytes);
+        damaged |= !from || !decode(way, from, bytes, there, k, out + at * k);
+    }
+    return !damaged;
+}

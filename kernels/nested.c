@@ -9,22 +9,14 @@
 #include <stdint.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#include "lanes.h"
+#include "nested.h"
 
 #include <string.h>
 
-#define TILE LANES  /* matrix rows */
-#define GROUP 32    /* columns with one step and offset */
-#define REGISTER 64 /* bytes */
 #define MOST 4      /* rows of inputs in one pass over the matrix */
 #define AHEAD 2048  /* bytes from memory on the way */
 
 typedef enum { HALF, WHOLE, QUARTER } depth; /* how many bits of a number are there: 4, 8 or 2 */
-
-/* The planes of one tile. `low` is null in the format of two planes; `rest` is read only if the depth is WHOLE. */
-typedef struct {
-    const uint8_t *head, *codes, *low, *rest;
-} tile;
 
 /* bfloat16 of factor * (i % count) for the 32 values of the five bits that a look-up goes by. */
 INLINE __m512i multiples(int count, int factor)
@@ -260,20 +252,6 @@ TARGET static void prepare(const uint16_t *x, uint16_t *padded, float *sums, lon
 }
 
 static long smaller(long a, long b) { return a < b ? a : b; }
-
-/* Tile `at` of a matrix of k columns, whose planes are at these addresses, 0 for one that is not there: 2 in format
-   nested, 3 in format stacked. */
-static tile tile_of(const uint64_t *planes, long most, long k, long at)
-{
-    const int split = most == 3;
-    const long columns = split ? 16 : 8, groups = (k + GROUP - 1) / GROUP;
-    const long body = (k + columns - 1) / columns * REGISTER;
-    const long bytes = 2 * TILE * (groups + 1) + (split ? groups * TILE / 2 : 0);
-    const long head = (bytes + REGISTER - 1) / REGISTER * REGISTER;
-    const uint8_t *base = (const uint8_t *)planes[0] + at * (head + body);
-    const uint8_t *low = split ? (const uint8_t *)planes[1] : 0, *rest = (const uint8_t *)planes[most - 1];
-    return (tile){base, base + head, low ? low + at * body : 0, rest ? rest + at * body * (split ? 2 : 1) : 0};
-}
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i [n, k], whose planes are at
    planes[most * i] and after, see above. `room` has 68 bytes for each group of columns of each row of x. The pieces are

@@ -2,10 +2,10 @@
 
 With few rows the format's own products are taken. Otherwise it is decoded, tile by tile, into a scratch buffer that
 stays in the processor's caches, and torch multiplies by the tile; a matrix in an exact format is decoded as a whole, to
-an address like the one that transformers would have it at: a tile could give other bits.
+an address like the one that transformers would have it at: a tile could give other bits. Whether the product of a large
+one has torch's bits is found out on the matrix itself, decoded as a whole once for each number of rows.
 """
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from .formats.base import SLAB, Format
 from .looks import LOOKS
+from .products import products, untried
 
 TILE = 4 << 20
 """Bytes of a matrix that are decoded at a time."""
@@ -160,7 +161,7 @@ def _times(input: torch.Tensor, weight: PackedWeight, *, biased: bool) -> torch.
     n, k = weight.encoded_shape
     if weight.format.exact and (biased or not (weight._grads or input.is_contiguous())):
         return None
-    many = several(weight, input.numel() // k) if input.dtype == torch.bfloat16 else None
+    many = _found(weight, input.numel() // k) if input.dtype == torch.bfloat16 else None
     if many is not None:
         state = input.contiguous()
         return many([weight], [state.data_ptr()]).view(*input.shape[:-1], n)
@@ -181,13 +182,33 @@ def several(weight: PackedWeight, rows: int) -> Many | None:
     return _many(format, rows, *weight.encoded_shape, torch.get_num_threads())
 
 
-@functools.lru_cache(maxsize=1024)
 def _many(format: Any, rows: int, n: int, k: int, threads: int) -> Many | None:
-    """What the format has; kept, for it is asked at every product."""
-    product = format.products(rows, n, k)
-    if product is None:
-        return None
-    return lambda weights, inputs: product([weight.addresses for weight in weights], inputs)
+    """What the format has; kept once there is one, for it is asked at every product."""
+    key = format, rows, n, k, threads
+    if key not in _kept:
+        product = format.products(rows, n, k)
+        if product is None:
+            return None
+        _kept[key] = lambda weights, inputs: product([weight.addresses for weight in weights], inputs)
+    return _kept[key]
+
+
+_kept: dict[tuple[Any, int, int, int, int], Many] = {}
+
+
+def _found(weight: PackedWeight, rows: int) -> Many | None:
+    """As ``several``; where nothing smaller than the weight itself can tell whether it has torch's bits, that does."""
+    many = several(weight, rows)
+    n, k = weight.encoded_shape
+    if many is not None or not weight.format.exact or weight._numbers != torch.bfloat16 or not untried(rows, n, k):
+        return many
+    whole = weight.at_hand().detach()
+    products(rows, n, k, whole.t() if weight.transposed else whole)
+    many = several(weight, rows)
+    if many is not None:
+        del whole
+        _scratch.release()  # it may be hundreds of MiB, and nothing asks for it now
+    return many
 
 
 def _tiles(weight: PackedWeight) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -233,6 +254,9 @@ class _Scratch(threading.local):
         if len(self._buffer) < size:
             self._buffer = torch.empty(size, dtype=torch.uint8)
         return self._buffer[:size]
+
+    def release(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
 
 
 _scratch = _Scratch()

@@ -65,6 +65,13 @@ def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> P
     return _FOUND.get(shape)
 
 
+def untried(rows: int, n: int, k: int) -> bool:
+    """Whether there may be a product for these shapes that only a matrix at hand could tell."""
+    if LIBRARY is None or not 1 <= rows <= MOST_ROWS or k < _LEAST or n * k * 2 <= _TRIAL_BYTES:
+        return False
+    return (rows, n, k, torch.get_num_threads()) not in _FOUND
+
+
 _FOUND: dict[tuple[int, int, int, int], Products | None] = {}
 """By rows, n, k and number of threads."""
 

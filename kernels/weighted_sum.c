@@ -1,21 +1,8 @@
 /* Rows times a weight each, added to other rows, rounded as torch rounds bfloat16: after every product and every sum. */
 
-#include <stdint.h>
+#include "bfloat16.h"
 
 #define SHARED 32768 /* numbers from which on several threads are worth it */
-
-static inline float widened(uint16_t number)
-{
-    const union { uint32_t bits; float number; } wide = {(uint32_t)number << 16};
-    return wide.number;
-}
-
-/* To the nearest, ties to even. Unlike the processor's own conversion it keeps subnormal numbers. */
-static inline uint16_t rounded(float number)
-{
-    const union { float number; uint32_t bits; } wide = {number};
-    return number != number ? 0x7fc0 : (uint16_t)((wide.bits + 0x7fff + ((wide.bits >> 16) & 1)) >> 16);
-}
 
 static void add_span(uint16_t *restrict to, const uint16_t *restrict from, float weight, long first, long end)
 {

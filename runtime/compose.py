@@ -19,18 +19,20 @@ from ..kernels.formats.registry import FORMATS
 from ..kernels.heap import bound_kernel_caches
 from ..kernels.machine import MemoryMeter, usable_cores
 from ..kernels.parts import VERDICTS
-from ..tiering.errors import BundleError, CheckpointError, Closed, ConfigError, PenstockError
+from ..tiering.errors import BudgetTooSmall, BundleError, CheckpointError, Closed, ConfigError, PenstockError
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place
 from ..tiering.policy.reads import Reading, streamed_lengths, typical_read
 from ..tiering.progress import Progress
 from ..tiering.store.manifest import Block, Manifest
 from ..tiering.store.reader import Bundle
-from ..tiering.units import BlockId
+from ..tiering.units import BlockId, format_size
 from . import verdicts
 from .absent import placeholder
 from .config import Config
 from .engine import Engine
+from .kv.opening import kv_tier, positions
+from .kv.seam import PagedKV
 from .layout import layout
 from .metrics import Stats
 from .model import attach
@@ -49,8 +51,8 @@ from .trace import Trace
 class Handle:
     """``model.penstock``: what penstock says and does about a loaded model."""
 
-    def __init__(self, model: PreTrainedModel, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, model: PreTrainedModel, engine: Engine, paged: PagedKV | None) -> None:
+        self._engine, self.paged = engine, paged
         self._model = weakref.ref(model)
         self._finalizer = weakref.finalize(model, engine.close)
 
@@ -272,9 +274,9 @@ def _install(
     manifest = bundle.manifest
     moved = units(manifest.blocks, settings.weights.quality)
     blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in moved]
-    budget = settings.host_budget(sum(block.length for block in blocks))
+    budget = settings.host_budget(sum(block.length for block in blocks) + (settings.kv_host or 0))
     readable = embeddings(model, moved, manifest.tied)
-    placement = place(blocks, budget, embeddings=readable, scratch=scratch_bytes(moved))
+    placement = _placed(blocks, budget, settings.kv_host or 0, readable, scratch_bytes(moved))
     _set_threads(settings.compute.threads)
     verdicts.load(VERDICTS)
     divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
@@ -293,17 +295,31 @@ def _install(
             guess=settings.experts.prefetch == "auto",
             reading=reading,
             record=record,
+            kv=kv_tier(settings, reading, positions(model.config)),
         )
     try:
         engine.load(progress)
+        paged = None if engine.kv is None else PagedKV(model, engine.kv)
         _move_out(model, bundle.manifest)  # not before: until here, an error leaves a wrapped model as it was
-        attach(model, engine)
+        attach(model, engine, None if paged is None else paged.forward)
     except BaseException:
         engine.close()
         raise
     model.__class__ = _streamed_class(type(model))
-    model.penstock = Handle(model, engine)
+    model.penstock = Handle(model, engine, paged)
     return model
+
+
+def _placed(
+    blocks: list[SizedBlock], budget: int, kv: int, readable: Mapping[BlockId, bool], scratch: int
+) -> Placement:
+    """What is where in ``budget`` bytes, ``kv`` of them for KV. Raises BudgetTooSmall."""
+    try:
+        return place(blocks, budget - kv, embeddings=readable, scratch=scratch)
+    except BudgetTooSmall as error:
+        if not kv:
+            raise
+        raise BudgetTooSmall(f"{error}; [kv] host takes {format_size(kv)} of host_memory besides") from error
 
 
 def _set_threads(wanted: int | str) -> None:
@@ -395,7 +411,17 @@ def _streamed_class(base: type[Any]) -> type[Any]:
             "use the checkpoint it was packed from"
         )
 
+    def prepare_cache(self: Any, config: Any, kwargs: dict[str, Any], *args: Any, **named: Any) -> None:
+        base._prepare_cache_for_generation(self, config, kwargs, *args, **named)
+        paged: PagedKV | None = self.penstock.paged
+        if paged is not None and paged.replaces(kwargs.get("past_key_values")):
+            kwargs["past_key_values"] = paged.cache()
+            if config.is_assistant:
+                kwargs["past_key_values"].activate_past_recording()
+
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
-    methods = {"__enter__": enter, "__exit__": leave, "to": to}
+    methods: dict[str, Any] = {"__enter__": enter, "__exit__": leave, "to": to}
+    if hasattr(base, "_prepare_cache_for_generation"):
+        methods["_prepare_cache_for_generation"] = prepare_cache
     refused = dict.fromkeys(("state_dict", "save_pretrained", "_apply"), refuse)
     return type(base.__name__, (base,), names | methods | refused)

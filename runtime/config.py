@@ -12,7 +12,7 @@ from ..tiering.errors import ConfigError, DeviceUnavailable, PenstockError
 from ..tiering.policy.placement import with_working_memory
 from ..tiering.units import GiB, format_size
 from . import configfile
-from .settings import LATER, NOT_YET, OVERRIDES, Compute, Experts, Io, Memory, NoDevice, Store, Weights
+from .settings import LATER, NOT_YET, OVERRIDES, Compute, Experts, Io, Kv, Memory, NoDevice, Store, Weights
 
 if TYPE_CHECKING:
     from .formats import Rules
@@ -37,6 +37,7 @@ class Config(BaseModel):
     store: Store = Field(default_factory=Store)  # at each call: it depends on the home folder
     weights: Weights = Weights()
     experts: Experts = Experts()
+    kv: Kv = Kv()
     io: Io = Io()
     compute: Compute = Compute()
 
@@ -78,6 +79,16 @@ class Config(BaseModel):
     def flash_limit(self) -> int | None:
         """Bytes that all bundles may take together; None where only the drive's free space bounds them."""
         return None if self.memory.flash == "auto" else self.memory.flash
+
+    @property
+    def kv_host(self) -> int | None:
+        """Bytes of host memory for KV in pages; None where transformers keeps it."""
+        return None if self.kv.host == "auto" else self.kv.host
+
+    @property
+    def kv_flash_limit(self) -> int | None:
+        """Bytes that KV may take on flash; None where only the drive's free space bounds them."""
+        return None if self.kv.flash == "auto" else self.kv.flash
 
     @property
     def host_floor(self) -> int | None:

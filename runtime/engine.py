@@ -32,6 +32,7 @@ from ..tiering.units import BlockId, align_up
 from . import verdicts
 from .bridge import Bridge
 from .guessing import BOTH, ROUTER, TOGETHER
+from .kv.tier import KVTier
 from .metrics import Stats
 from .planes import PlaneCounts
 from .pressure import Pressure
@@ -64,17 +65,19 @@ class Engine:
         guess: bool,
         reading: Reading,
         record: str | Path | None = None,
+        kv: KVTier | None = None,
     ) -> None:
         """``blocks`` are what moves of ``bundle``: its own, or several of them joined. ``divisions`` of ``placement``
         say what stays when ``machine`` runs short of memory.
 
         ``eviction`` is a name in EVICTION; ``guess`` allows reads of experts on a guess; ``reading`` says how reads are
-        made on each drive; ``record`` is the file for a recording of all that the planner does.
+        made on each drive; ``record`` is the file for a recording of all that the planner does;
+        ``kv``, closed with the engine, is where KV lies, if not with transformers.
 
         Nothing is read before ``load``. Raises ConfigError where this machine cannot read so, and TraceError where
         ``record`` cannot be written.
         """
-        self.bundle, self.placement, self.reading = bundle, placement, reading
+        self.bundle, self.placement, self.reading, self.kv = bundle, placement, reading, kv
         self._divisions = divisions
         self.blocks = {block.id: block for block in blocks}
         self.pressure = Pressure(machine, divisions)
@@ -230,6 +233,8 @@ class Engine:
     def _close(self) -> None:
         self.bridge.close()
         self._reader.close()
+        if self.kv is not None:
+            self.kv.pool.close()
         self.arena.close()
         self.views.forget()
         for reader in self.rows.values():

@@ -9,7 +9,7 @@ tells the planner where each token begins and ends.
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, cast
 
@@ -34,10 +34,17 @@ from .quality import stacks
 from .rows import RowReader
 from .views import SlotViews, parameter, tensors_on
 
+Around = Callable[[dict[str, Any]], AbstractContextManager[None]]
+"""What is entered around each forward of the model, with its keyword arguments, which it may change."""
 
-def attach(model: nn.Module, engine: Engine) -> None:
+
+def attach(model: nn.Module, engine: Engine, around: Around | None = None) -> None:
     """Bind the weights of ``model``, built on placeholders, to the blocks of ``engine``, whose ``load`` has run."""
-    _Attachment(model, engine).attach()
+    _Attachment(model, engine, around or _nothing).attach()
+
+
+def _nothing(_: dict[str, Any]) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class _Scopes(threading.local):
@@ -50,8 +57,8 @@ class _Scopes(threading.local):
 
 
 class _Attachment:
-    def __init__(self, model: nn.Module, engine: Engine) -> None:
-        self._model, self._engine = model, engine
+    def __init__(self, model: nn.Module, engine: Engine, around: Around) -> None:
+        self._model, self._engine, self._around = model, engine, around
         tied = engine.bundle.manifest.tied
         self._home = {
             spec.name: (block, spec)
@@ -189,7 +196,7 @@ class _Attachment:
         ids = kwargs.get("input_ids", args[0] if args else None)
         engine.begin_forward()
         try:
-            with torch.no_grad():  # nothing may remember weights that will not stay
+            with torch.no_grad(), self._around(kwargs):  # nothing may remember weights that will not stay
                 out = self._scope(original, *args, **kwargs)
             engine.count_forward(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             return out

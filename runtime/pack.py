@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -27,6 +27,7 @@ from .drives import drives_for
 from .encoding import EncodedWeights, encoded
 from .formats import Rules, choices
 from .layout import Layout, layout
+from .lengths import KeptLengths
 from .model_files import write_model_folder
 from .profiling import experts_of
 from .routes import Routes
@@ -101,7 +102,7 @@ def pack(
         content = content_of(opened, model, order, dtype, room)
         name = str(dtype).removeprefix("torch.")
         manifest = Manifest(identity, digest, name, str(rules), content.plan.tied, (), ())
-        return _encoded(content, manifest, rules, progress, calibration, routes)
+        return _encoded(target, content, manifest, rules, progress, calibration, routes)
 
     return _pack(
         target,
@@ -146,7 +147,7 @@ def pack_model(
     target = store / f"{_file_name(model.config.model_type)}-{identity[:16]}"
     return _pack(
         target,
-        lambda: _encoded(Content(model, weights, plan, write_model), manifest, rules, progress),
+        lambda: _encoded(target, Content(model, weights, plan, write_model), manifest, rules, progress),
         staging=_STAGING,
         flash_limit=flash_limit,
         stripes=stripes,
@@ -166,6 +167,7 @@ class _Job:
 
 
 def _encoded(
+    target: Path,
     content: Content,
     manifest: Manifest,
     rules: Rules,
@@ -173,8 +175,9 @@ def _encoded(
     calibration: Calibration = _NOTHING,
     routes: Routes | None = None,
 ) -> _Job:
-    """What to write of ``content`` by ``rules``. Where a format's length depends on the numbers, they are encoded once
-    more, to find it out: places must be known before anything is written."""
+    """What to write of ``content`` by ``rules`` to ``target``. Where a format's length depends on the numbers, they are
+    encoded once more, to find it out: places must be known before anything is written. An interrupted packing's
+    findings are taken up."""
     plan, weights, bar = content.plan, content.weights, progress or Quiet()
     calibration = calibration.of_stored(plan.tied)
     by_rule = choices(content.model, plan, rules, weights.stored())
@@ -182,8 +185,11 @@ def _encoded(
         weights = EncodedWeights(weights, calibration.importance)
         bar.start("measuring", plan.total_bytes)
         try:
-            with one_torch_thread():
-                plan, notes = encoded(plan, chosen, weights.lengths, bar.advance)
+            with (
+                one_torch_thread(),
+                closing(KeptLengths(target.with_name(target.name + PARTIAL), weights.lengths)) as lengths,
+            ):
+                plan, notes = encoded(plan, chosen, lengths, bar.advance)
         finally:
             bar.finish()
         manifest = replace(manifest, notes=notes)

@@ -25,6 +25,8 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "weights_quality": ("weights", "quality"),
     "experts_eviction": ("experts", "eviction"),
     "experts_prefetch": ("experts", "prefetch"),
+    "kv_host_memory": ("kv", "host"),
+    "kv_flash_limit": ("kv", "flash"),
     "io_backend": ("io", "backend"),
     "io_depth": ("io", "depth"),
     "device": ("compute", "device"),
@@ -36,7 +38,6 @@ NOT_YET = "this is not in this version of penstock yet; take it out"
 
 LATER: Mapping[str, tuple[str, str]] = {
     "device_memory": ("memory", "device"),
-    "kv_host_memory": ("kv", "host"),
     "kv_format": ("kv", "format"),
     "kv_attention": ("kv", "attention"),
     "kv_epsilon": ("kv", "epsilon"),
@@ -222,6 +223,17 @@ class Experts(_Section):
     prefetch: Literal["auto", "off"] = Field(
         default="auto",
         description='"auto" guesses the experts of the next layer while that saves time; "off" never does.',
+    )
+
+
+class Kv(_Section):
+    host: Size = Field(
+        default="auto",
+        description="Memory for the KV of all contexts, a part of [memory] host; what does not fit goes to flash. "
+        '"auto" leaves KV to transformers, in memory and outside of the budget.',
+    )
+    flash: Size = Field(
+        default="auto", description='Most that KV may take on flash; "auto" is what the store\'s drive has free.'
     )
 
 

@@ -6,8 +6,9 @@ Dynamic-Length Float" (DFloat11). Its Huffman codes are read bit by bit, which s
 three levels of two bits, each for the exponents that the level before has no code for. Gaussian weights take 66.8 % of
 their bytes so, where their entropy is 65.9 %, and one core decodes 18 GB/s of them (31 GB/s as far as registers). Codes
 of three bits with a level of four behind them were decoded 1.4 times as fast, but take 69.3 %; zstd on the exponents
-alone takes 68 %, at 2 GB/s. How bytes lie is said in lossless.c, which decodes and multiplies; lossless_tiles.py does
-the same anywhere, slowly.
+alone takes 68 %, at 2 GB/s. How bytes lie is said in lossless.c, which decodes and multiplies by AVX-512;
+lossless_tile.c decodes on other processors (5 GB/s a core with AVX2, 1.3 GB/s in plain C), and lossless_tiles.py where
+nothing was compiled (0.2 GB/s).
 """
 
 import math
@@ -19,12 +20,15 @@ import numpy as np
 import torch
 
 from ..calls import multiply
-from ..native import LIBRARY
+from ..native import COMPILED, LIBRARY
 from ..products import Products, products
 from .base import Product, UnsuitableShape
 from .lossless_tiles import ROWS, decode_tile, encode_tile
 
-_NATIVE = LIBRARY if LIBRARY is not None and LIBRARY.penstock_lossless_available() else None
+_WAY = 0 if COMPILED is None else COMPILED.penstock_lossless_way()
+"""The best way to decode here, one of lossless.h."""
+_PRODUCTS = 2
+"""The way that is also one to multiply."""
 _TRIAL_SECONDS = 0.05
 
 
@@ -76,11 +80,11 @@ class Lossless:
         if first % ROWS or not 0 <= first <= rows.stop <= n:
             raise ValueError(f"no slab begins, or no matrix of {n} rows ends, where {rows} does")
         assert (out.shape, out.dtype, out.is_contiguous()) == ((count, k), torch.bfloat16, True)
-        if _NATIVE is None:
+        if COMPILED is None:
             right = _decode(plane, n, k, first, out)
         else:
-            right = _NATIVE.penstock_lossless_decode(
-                plane.data_ptr(), len(plane), n, k, first, count, out.data_ptr(), torch.get_num_threads()
+            right = COMPILED.penstock_lossless_decode(
+                plane.data_ptr(), len(plane), n, k, first, count, out.data_ptr(), _WAY, torch.get_num_threads()
             )
         if not right:
             raise _damaged(n, k)
@@ -90,7 +94,7 @@ class Lossless:
 
         The product raises ValueError if a matrix does not fit together. Where a matrix ends, its own bytes say.
         """
-        if _NATIVE is None or n < ROWS or k % 4:
+        if LIBRARY is None or _WAY < _PRODUCTS or n < ROWS or k % 4:
             return None
         found = products(rows, n, k)
         return None if found is None else _Product(found)
@@ -108,8 +112,8 @@ class _Product:
         return multiply(self._kernel, planes, inputs, plain.rows, plain.n, plain.k, plain.chunk, threads=plain.threads)
 
     def _kernel(self, *arguments: Any) -> None:
-        assert _NATIVE is not None
-        if not _NATIVE.penstock_lossless_products(*arguments):
+        assert LIBRARY is not None
+        if not LIBRARY.penstock_lossless_products(*arguments):
             raise _damaged(self._plain.n, self._plain.k)
 
 
@@ -134,9 +138,9 @@ def _encode(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Fill the beginning of ``out`` with the tiles of ``rows`` [16 * tiles, k]; their lengths in bytes."""
     tiles, k = len(rows) // ROWS, rows.shape[1]
     lengths = torch.zeros(tiles, dtype=torch.int64)
-    if _NATIVE is not None:
+    if COMPILED is not None:
         scratch = torch.empty(3 * (ROWS * k + 1), dtype=torch.uint8)
-        _NATIVE.penstock_lossless_encode(
+        COMPILED.penstock_lossless_encode(
             rows.data_ptr(), tiles, k, out.data_ptr(), lengths.data_ptr(), scratch.data_ptr()
         )
         return lengths

@@ -15,7 +15,7 @@ The planes of ``stacked`` up to the second are the numbers of the first of ``nes
     codes                       registers of 64 bytes, of 8 columns (4 bits) or 16 (2 bits): a word of 32 bits per row,
                                 even columns in its lower half and odd ones in its upper, from the lowest bits on
 
-What is left is stored with 8 added. kernels/nested.c multiplies by such matrices.
+What is left is stored with 8 added. kernels/nested.c multiplies by such matrices, nest.c makes them.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from ..calls import multiply
 from ..native import LIBRARY
 from .base import Product
 from .quantise import symmetric, tiles
-from .steps import GROUP, LEFT, UNIT, line, nearest, nest
+from .steps import GROUP, LEFT, UNIT, column_counts, line, nearest, nest
 
 MOST_ROWS = 16
 """Of inputs, up to which products with the planes are faster than decoding them."""
@@ -56,8 +56,11 @@ class BitNested:
     def encode(
         self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
+        planes = tuple(torch.zeros(length, dtype=torch.uint8) for length in self.lengths(n, k))
+        if LIBRARY is not None:
+            self._nest(slabs, k, importance, planes)
+            return planes
         shape = _Shape(n, k, self._split)
-        planes = tuple(torch.empty(length, dtype=torch.uint8) for length in self.lengths(n, k))
         for first, rows in tiles(slabs):
             place = slice(first // _TILE, -(-(first + len(rows)) // _TILE))
             for plane, part in zip(planes, shape.encoded(rows, importance), strict=True):
@@ -74,6 +77,26 @@ class BitNested:
         place = slice(rows.start // _TILE, -(-rows.stop // _TILE))
         parts = [plane.view(shape.tiles, -1)[place] for plane in planes]
         out.copy_(shape.decoded(parts)[: rows.stop - rows.start])
+
+    def _nest(
+        self, slabs: Iterable[torch.Tensor], k: int, importance: torch.Tensor | None, planes: Sequence[torch.Tensor]
+    ) -> None:
+        """Fill ``planes``, zeros so far, by nest.c."""
+        assert LIBRARY is not None
+        addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
+        counts = column_counts(k, importance)
+        for first, rows in tiles(slabs):
+            weights = rows.float().contiguous()
+            integers, scales = symmetric(weights, importance)
+            LIBRARY.penstock_nest(
+                *(part.data_ptr() for part in (weights, integers, scales, counts)),
+                addresses,
+                len(weights),
+                k,
+                first // _TILE,
+                self.planes,
+                torch.get_num_threads(),
+            )
 
     def products(self, rows: int, n: int, k: int) -> Product | None:
         if LIBRARY is None or rows > MOST_ROWS:

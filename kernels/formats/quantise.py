@@ -6,12 +6,14 @@ squares solution for the numbers (Lloyd, "Least Squares Quantization in PCM"; al
 Quantization of Large Machine Learning Models"). The best is kept. Errors count by ``importance``, as in "AWQ:
 Activation-aware Weight Quantization". Scales and zeros are rounded to bfloat16 before errors and numbers are found.
 
-Groups of 4-bit numbers are found by quantise.c, or by torch's operations in the same steps.
+Groups of 4-bit numbers are found by quantise.c, or by torch's operations in the same steps; rows of 8-bit numbers by
+symmetric.c, or by torch's operations in the same steps and with the same bits.
 """
 
 from collections.abc import Iterable, Iterator
 
 import torch
+from torch.nn import functional
 
 from ..native import LIBRARY
 from .base import SLAB
@@ -21,6 +23,7 @@ LOWEST_4, HIGHEST_4 = -8, 7
 
 _WIDTHS = (1.02, 0.98, 0.94, 0.9, 0.86, 0.82)  # of the range that spans all, for a start
 _ROUNDS = 4  # of refining 4-bit numbers
+_APART = 128  # columns whose sums over a row are separate at first
 _LEAST_SCALE = torch.finfo(torch.float32).tiny  # below, its inverse is no number
 
 Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -43,6 +46,28 @@ def symmetric(rows: torch.Tensor, importance: torch.Tensor | None = None) -> tup
     """
     x = _finite(rows)
     weights = column_weights(x.shape[1], importance)
+    numbers, scales = (_scaled_by_torch if LIBRARY is None else _scaled_by_ours)(x, weights)
+    return numbers, _storable(scales)
+
+
+def _scaled_by_ours(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    assert LIBRARY is not None
+    x = x.contiguous()
+    rows, k = x.shape
+    numbers, scales = torch.empty(rows, k, dtype=torch.int8), torch.empty(rows, dtype=torch.bfloat16)
+    widths = torch.tensor(_WIDTHS)
+    LIBRARY.penstock_quantise_int8(
+        *(part.data_ptr() for part in (x, weights, numbers, scales)),
+        rows,
+        k,
+        widths.data_ptr(),
+        len(widths),
+        torch.get_num_threads(),
+    )
+    return numbers, scales
+
+
+def _scaled_by_torch(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     sizes = x.abs()
     most = sizes.amax(1)
     # A row of one magnitude is that times plus or minus one.
@@ -52,12 +77,12 @@ def symmetric(rows: torch.Tensor, importance: torch.Tensor | None = None) -> tup
         scale = first * width
         numbers = _nearest_8(x, scale)
         counted = numbers * weights
-        squares = (counted * numbers).sum(1)
-        scale = _rounded(torch.where(squares > 0, counted.mul_(x).sum(1) / squares, scale))
+        squares = _row_sums(counted * numbers)
+        scale = _rounded(torch.where(squares > 0, _row_sums(counted.mul_(x)) / squares, scale))
         error = _error_8(x, scale, weights)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
-    return _nearest_8(x, best).to(torch.int8), _storable(best)
+    return _nearest_8(x, best).to(torch.int8), best
 
 
 def asymmetric(rows: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> Quantised:
@@ -162,7 +187,19 @@ def column_weights(k: int, importance: torch.Tensor | None) -> torch.Tensor:
 
 
 def _error_8(x: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return _nearest_8(x, scale).mul_(scale[:, None]).sub_(x).square_().mul_(weights).sum(1)
+    return _row_sums(_nearest_8(x, scale).mul_(scale[:, None]).sub_(x).square_().mul_(weights))
+
+
+def _row_sums(terms: torch.Tensor) -> torch.Tensor:
+    """[r] of [r, k], in an order that does not depend on torch: every 128th column, then in halves."""
+    parts = functional.pad(terms, (0, -terms.shape[1] % _APART)).view(len(terms), -1, _APART)
+    sums = parts[:, 0]
+    for number in range(1, parts.shape[1]):
+        sums = sums + parts[:, number]
+    while sums.shape[1] > 1:
+        lower, upper = sums.chunk(2, dim=1)
+        sums = lower + upper
+    return sums[:, 0]
 
 
 def _nearest_8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ An integer q in [-127, 127] of a group of columns is ``z + round(d * b) + r``: o
 in [0, 15], and what is left, r in [-8, 7]. Without r, the number is ``z + d * b``. Ranges of several widths are tried,
 and the best refined: the codes are the nearest ones for the step and offset, these the least-squares solution for the
 codes (Lloyd, "Least Squares Quantization in PCM"). Steps and offsets that some r would not fit are moved until it does.
+
+nest.c does the same, operation by operation: both give the same bits.
 """
 
 from dataclasses import dataclass, fields
@@ -58,6 +60,11 @@ def nearest(steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return (steps / UNIT * codes).add_(0.5).floor_()
 
 
+def column_counts(k: int, importance: torch.Tensor | None) -> torch.Tensor:
+    """What columns count, with zeros that fill up the last group."""
+    return functional.pad(column_weights(k, importance), (0, -k % GROUP))
+
+
 def nest(
     weights: torch.Tensor,
     integers: torch.Tensor,
@@ -93,8 +100,7 @@ class _Fit:
         # What columns count; None if all alike. Those that fill up the last group count nothing.
         self._counts: torch.Tensor | None = None
         if importance is not None or k % GROUP:
-            counts = functional.pad(column_weights(k, importance), (0, -k % GROUP))
-            self._counts = counts.view(-1, GROUP).T[:, None].contiguous()
+            self._counts = column_counts(k, importance).view(-1, GROUP).T[:, None].contiguous()
         least, most = self.integers.amin(0), self.integers.amax(0)
         self.centre = ((least + most) / 2).round_()
         self._weights = _grouped(weights) - self.centre
@@ -102,9 +108,9 @@ class _Fit:
         self._most_offset, self._least_end = least - self.centre + LEFT, most - self.centre - (LEFT - 1)
         span = self._least_end - self._most_offset
         self._least_steps = ((span - 0.5) * (UNIT / MOST_CODE)).ceil_().clamp_(1, _LARGEST_STEP)
-        self._total = torch.full_like(least, GROUP) if self._counts is None else self._counts.sum(0)
+        self._total = torch.full_like(least, GROUP) if self._counts is None else _sum(self._counts)
         counted = self._counted(self._weights)
-        self._first, self._second = counted.sum(0), (counted * self._weights).sum(0)
+        self._first, self._second = _sum(counted), _sum(counted * self._weights)
 
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Steps and offsets [h, G]; these from the centre on."""
@@ -124,8 +130,8 @@ class _Fit:
         """[h, G], the best ones."""
         upper = torch.floor(codes / 4).sub_(1.5)
         counted = self._counted(upper)
-        first, second = counted.sum(0), (counted * upper).sum(0)
-        slope, at_zero = self._line(first, second, (counted * self._weights).sum(0))
+        first, second = _sum(counted), _sum(counted * upper)
+        slope, at_zero = self._line(first, second, _sum(counted * self._weights))
         # In codes; how far each spread is from the best one, and which centre is best with it.
         slope, at_zero = slope * (UNIT / steps), (at_zero - offsets) * (UNIT / steps)
         mean = first / self._total.clamp(min=_TINY)
@@ -146,7 +152,7 @@ class _Fit:
         unrounded = self._unrounded(steps, offsets)
         codes = unrounded.round().clamp_(0, MOST_CODE)
         counted = self._counted(codes)
-        first, second, both = counted.sum(0), (codes * counted).sum(0), unrounded.mul_(counted).sum(0)
+        first, second, both = _sum(counted), _sum(codes * counted), _sum(unrounded.mul_(counted))
         error = self._second - 2 * offsets * self._first + offsets * offsets * self._total
         error += by * by * (second - 2 * both)
         return _Candidate(steps, offsets, error, *self._line(first, second, by * both + offsets * first))
@@ -160,7 +166,7 @@ class _Fit:
 
     def _unrounded(self, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         inverse = UNIT / steps
-        return torch.addcmul(-offsets * inverse, self._weights, inverse)
+        return (self._weights * inverse).sub_(offsets * inverse)
 
     def _line(self, first: torch.Tensor, second: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The line through the weights over numbers with these sums, of them, of their squares, and of their products
@@ -191,6 +197,14 @@ def _better(one: _Candidate, other: _Candidate) -> _Candidate:
     return _Candidate(
         *(torch.where(less, getattr(other, field.name), getattr(one, field.name)) for field in fields(one))
     )
+
+
+def _sum(terms: torch.Tensor) -> torch.Tensor:
+    """Over the first dimension, in an order that does not depend on torch."""
+    four = terms[:4]
+    for at in range(4, len(terms), 4):
+        four = four + terms[at : at + 4]
+    return (four[0] + four[2]) + (four[1] + four[3])
 
 
 def _grouped(numbers: torch.Tensor) -> torch.Tensor:

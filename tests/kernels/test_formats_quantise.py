@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from penstock.kernels.formats import quantise
 from penstock.kernels.formats.quantise import asymmetric, symmetric
 from penstock.kernels.native import LIBRARY
 
 ROWS, K = 64, 1024
+native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or not the processor's instructions")
 
 
 def gaussian() -> torch.Tensor:
@@ -100,7 +103,25 @@ def test_weights_too_large_for_sums_are_refused_or_right() -> None:
         asymmetric(x, 32)
 
 
-@pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or not the processor's instructions")
+@native
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 80),
+    st.integers(1, 1000),
+    st.sampled_from([1e-40, 1e-20, 1.0, 1e20, 1e34]),
+    st.booleans(),
+)
+def test_the_compiled_way_finds_the_very_bits_in_8(rows: int, k: int, size: float, important: bool) -> None:
+    x = torch.cat([heavy(), gaussian().sign(), torch.zeros(1, K)])[-rows:, :k] * size
+    importance = gaussian()[0, :k].square() if important else None
+    ours = symmetric(x, importance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantise, "LIBRARY", None)
+        theirs = symmetric(x, importance)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@native
 @pytest.mark.parametrize(("rows", "k", "group"), [(64, 1024, 32), (50, 200, 64), (1, 31, 128)])
 def test_the_compiled_way_finds_what_torch_finds(
     rows: int, k: int, group: int, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from penstock.kernels.formats import nested
+from penstock.kernels.formats import nested, quantise
 from penstock.kernels.formats.base import SLAB
 from penstock.kernels.formats.int4 import Int4
 from penstock.kernels.formats.int8 import Int8
@@ -169,6 +169,29 @@ def test_the_portable_way_decodes_the_same_bits(
     portable.undo()
     for some, wanted in zip(few, slow, strict=True):
         assert torch.equal(decoded(weights, some, *shape), wanted)
+
+
+@native
+@both
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(st.integers(1, 100), st.integers(1, 300)),
+    st.sampled_from([1e-39, 1e-30, 0.02, 1e30]),
+    st.booleans(),
+    st.sampled_from([torch.bfloat16, torch.float32]),
+)
+def test_the_portable_way_encodes_the_same_bits(
+    weights: BitNested, shape: tuple[int, int], size: float, important: bool, dtype: torch.dtype
+) -> None:
+    whole = (heavy_tailed(*shape).float() * size).clamp(-3e38, 3e38).to(dtype)
+    whole[len(whole) // 2] = 0
+    importance = torch.rand(shape[1], generator=torch.Generator().manual_seed(2)) if important else None
+    compiled = weights.encode(whole.split(SLAB), *shape, importance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nested, "LIBRARY", None)
+        patch.setattr(quantise, "LIBRARY", None)
+        portable = weights.encode(whole.split(SLAB), *shape, importance)
+    assert all(torch.equal(one, other) for one, other in zip(compiled, portable, strict=True))
 
 
 @native

@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from penstock.kernels import packed_weight
+from penstock.kernels import packed_weight, products
+from penstock.kernels.formats import lossless
 from penstock.kernels.formats.base import Format, Product
+from penstock.kernels.formats.lossless import Lossless
 from penstock.kernels.formats.registry import ENCODING, FORMATS
+from penstock.kernels.native import LIBRARY
 from penstock.kernels.packed_weight import PackedWeight
 
 N, K = 300, 96
@@ -103,7 +106,53 @@ def test_exact_products_keep_to_what_has_the_same_bits() -> None:
     assert plain.asked == []
     functional.linear(sliced, packed(matrix, plain, requires_grad=True))
     functional.linear(chance(2, K), packed(matrix, plain))
-    assert plain.asked == [2]
+    assert plain.asked == [2, 2]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows that the lossless format decodes, with matrices that are too large for a trial on another one."""
+    found: list[int] = []
+    decode = Lossless.decode
+
+    def watched(self: Lossless, planes: Any, n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        found.append(len(out))
+        decode(self, planes, n, k, rows, out)
+
+    monkeypatch.setattr(Lossless, "decode", watched)
+    monkeypatch.setattr(products, "_TRIAL_BYTES", 1 << 10)
+    monkeypatch.setattr(products, "_FOUND", {})
+    monkeypatch.setattr(packed_weight, "_kept", {})
+    return found
+
+
+@pytest.mark.skipif(lossless._WAY < 2, reason="no compiler at installation, or no such instructions")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_large_exact_matrix_tells_by_itself_whether_there_is_a_product(
+    rows: int, transposed: bool, counted: list[int]
+) -> None:
+    n, k = 16400, 256  # so many outputs that each order of summation shows on some
+    matrix = chance(k, n) if transposed else chance(n, k)
+    weight = packed(matrix, FORMATS["lossless"], transposed=transposed)
+    for number in range(4):
+        state = chance(rows, k) * 2.0**-number
+        wanted = state @ matrix if transposed else functional.linear(state, matrix)
+        found = state @ weight if transposed else functional.linear(state, weight)
+        assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
+    assert counted == [n], "once, to try it"
+    assert len(packed_weight._scratch._buffer) == 0
+
+
+def test_a_large_exact_matrix_without_a_product_is_tried_but_once(
+    counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_found", lambda *_, **__: None)
+    matrix, state = chance(496, 512), chance(1, 512)
+    weight = packed(matrix, FORMATS["lossless"])
+    for _ in range(3):
+        assert torch.equal(functional.linear(state, weight), functional.linear(state, matrix))
+    assert counted == [496] * (3 if LIBRARY is None else 4)
 
 
 def test_an_embedding_decodes_only_what_it_reads() -> None:

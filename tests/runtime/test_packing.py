@@ -10,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from penstock.kernels.formats.lossless import Lossless
 from penstock.runtime import convert
+from penstock.runtime.formats import Rules
 from penstock.tiering.errors import BudgetTooSmall, FlashFull
 from penstock.tiering.progress import Quiet
 from penstock.tiering.store import writer
+from penstock.tiering.store.journal import LENGTHS
 from penstock.tiering.units import MiB
 
 from ..bundles import assert_equal, files_of, packed
@@ -92,6 +95,44 @@ def test_control_c_says_how_to_go_on(at: int, tmp_path: Path, monkeypatch: pytes
         assert list(store.glob("*.partial"))
     assert not list(store.glob("*/manifest.json"))
     assert files_of(packed(source, store).folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "at", "most"),
+    [("measuring", 6, 1.9), ("packing", 1, 1.0), ("packing", 20, 0.7)],
+    ids=["measuring", "first block", "packing"],
+)
+def test_an_interrupted_lossless_packing_encodes_no_matrix_anew(
+    stage: str, at: int, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``most``: how often a matrix is encoded on average when packing goes on; twice if it had not begun. The last line
+    that was kept of what was measured is torn, as after a crash."""
+    monkeypatch.setattr(writer, "COMMIT", 40_000)
+    rules, source = Rules("lossless"), save_tiny("qwen3_moe", tmp_path / "checkpoint", torch.bfloat16)
+    encode, encoded = Lossless.encode, list[int]()
+    monkeypatch.setattr(Lossless, "encode", lambda *given: encoded.append(1) or encode(*given))
+    expected = files_of(packed(source, tmp_path / "whole", rules=rules).folder)
+    matrices = len(encoded) // 2
+    encoded.clear()
+
+    class Interrupt(Quiet):
+        left = 0
+
+        def start(self, label: str, total_bytes: int) -> None:
+            self.left = at if label == stage else 0
+
+        def advance(self, n: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        packed(source, tmp_path / "store", rules=rules, progress=Interrupt())
+    (kept,) = (tmp_path / "store").glob(f"*.partial/{LENGTHS}")
+    kept.write_bytes(kept.read_bytes()[:-3])
+    encoded.clear()
+    assert files_of(packed(source, tmp_path / "store", rules=rules).folder) == expected
+    assert 0 < len(encoded) - 1 <= most * matrices, "but for the one whose line is torn"
 
 
 def test_of_packings_at_once_one_writes(tmp_path: Path) -> None:

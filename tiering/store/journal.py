@@ -10,6 +10,8 @@ from .manifest import Block, Drive
 
 NAME = "journal.jsonl"
 DRIVES = "drives.json"
+LENGTHS = "lengths.jsonl"
+"""What was found out about lengths before the first block."""
 
 
 def line(block: Block) -> str:
@@ -73,5 +75,5 @@ def begin(folder: Path, drives: Sequence[Drive]) -> None:
 
 def end(folder: Path) -> None:
     """Remove the journal of a bundle that is whole."""
-    for name in (NAME, DRIVES):
+    for name in (NAME, DRIVES, LENGTHS):
         (folder / name).unlink(missing_ok=True)

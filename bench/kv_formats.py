@@ -1,0 +1,189 @@
+"""Quality against size of KV formats: perplexity of a text when old keys and values are stored in 8 or 4 bits.
+
+    python bench/kv_formats.py MODEL --text FILE [--tokens 16384] [--context 1024] [--shares 0.25 0.5]
+
+Each query sees what it would see in decoding token by token: the first page and the recent ones as they are, those
+before them as they were encoded when they left the recent window, once. A window of the text goes through the model in
+one forward, whose attention takes the queries a page at a time. `mixed` has the given share of old pages in int8, those
+that got most attention until they left, and the others in int4. Nothing here is timed.
+"""
+
+import argparse
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import Table, publish
+from torch.nn import functional
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+
+from penstock.kernels.kv.base import PageShape
+from penstock.kernels.kv.quantised import encodable
+from penstock.kernels.kv.registry import FORMATS
+from penstock.runtime.cli.text import beginning, encode, read_text
+from penstock.runtime.evaluation import Quality, evaluate, predicted, windows
+from penstock.runtime.logits import KeptLogits
+from penstock.tiering.policy.kv_precision import AS_IS, Page, Window, leave
+
+NAME = "penstock-kv-formats"
+BITS = {AS_IS: 16, "int8": 9, "int4": 5}
+"""Of a number with its share of scales."""
+
+
+@dataclass
+class Layer:
+    """The pages of one layer: planes of keys and of values, and what the policy knows of them."""
+
+    shape: PageShape
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """One more page, [H, tokens, D] each, as it is."""
+        missing = self.shape.tokens - keys.shape[1]
+        for planes, numbers, of_keys in ((self.keys, keys, True), (self.values, values, False)):
+            planes.append(self._encoded(AS_IS, functional.pad(numbers, (0, 0, 0, missing)), of_keys=of_keys))
+        self.pages.append(Page(age=0, encodable=encodable(keys, values)))
+
+    def encode(self, number: int, name: str) -> None:
+        """Page ``number``, which is as it is, in the format ``name``."""
+        for planes, of_keys in ((self.keys, True), (self.values, False)):
+            numbers = torch.empty(self.shape.heads, self.shape.tokens, self.shape.dim, dtype=self.shape.dtype)
+            was = FORMATS[AS_IS]
+            (was.decode_keys if of_keys else was.decode_values)(planes[number], self.shape, numbers)
+            planes[number] = self._encoded(name, numbers, of_keys=of_keys)
+        self.pages[number] = replace(self.pages[number], format=name)
+
+    def _encoded(self, name: str, numbers: torch.Tensor, *, of_keys: bool) -> torch.Tensor:
+        now = FORMATS[name]
+        length = now.key_bytes(self.shape) if of_keys else now.value_bytes(self.shape)
+        plane = torch.empty(length, dtype=torch.uint8)
+        (now.encode_keys if of_keys else now.encode_values)(numbers, plane)
+        return plane
+
+    def attend(self, query: torch.Tensor, tokens: int, scaling: float) -> torch.Tensor:
+        """[Hq, R, D] for ``query`` [Hq, R, D], the last R of ``tokens`` tokens. Adds to the masses of pages."""
+        heads, rows, dim = query.shape
+        high = self.shape.tokens
+        scores = torch.empty(heads, rows, tokens)
+        for number, page in enumerate(self.pages):
+            planes = [self.keys[number].data_ptr()]
+            FORMATS[page.format].scores(query, planes, self.shape, scaling, scores, number * high)
+        later = torch.arange(tokens) > torch.arange(tokens - rows, tokens)[:, None]
+        probabilities = scores.masked_fill_(later, -torch.inf).softmax(-1).to(query.dtype)
+        out = torch.zeros(heads, rows, dim)
+        for number, (page, part) in enumerate(zip(self.pages, probabilities.split(high, -1), strict=True)):
+            planes = [self.values[number].data_ptr()]
+            FORMATS[page.format].weigh(probabilities, number * high, planes, self.shape, out)
+            self.pages[number] = replace(page, mass=page.mass + part.sum().item(), age=page.age + rows)
+        return out.to(query.dtype)
+
+
+class Paged:
+    """An attention function over pages; ``fine_share`` None leaves all as they are. Counts pages by format."""
+
+    def __init__(self, window: Window, fine_share: float | None) -> None:
+        self._window, self._fine_share = window, fine_share
+        self.counts = dict.fromkeys(BITS, 0)
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Causal attention of query [1, Hq, T, D] to key and value [1, H, T, D], whatever the mask."""
+        high = self._window.page
+        layer = Layer(PageShape(key.shape[1], high, key.shape[3], key.dtype))
+        outs = []
+        for each in zip(query[0].split(high, 1), key[0].split(high, 1), value[0].split(high, 1), strict=True):
+            now, keys, values = (part.contiguous() for part in each)
+            layer.append(keys, values)
+            tokens = (len(layer.pages) - 1) * high + now.shape[1]
+            outs.append(layer.attend(now, tokens, scaling))
+            if now.shape[1] == high and self._fine_share is not None:
+                leaving = leave(layer.pages, tokens, window=self._window, fine_share=self._fine_share)
+                for number, name in leaving.items():
+                    layer.encode(number, name)
+        for page in layer.pages:
+            self.counts[page.format] += 1
+        return torch.cat(outs, 1).transpose(0, 1)[None].contiguous(), None
+
+
+def row_of(name: str, paged: Paged, quality: Quality, usual: Quality) -> dict[str, Any]:
+    old = {format_: count for format_, count in paged.counts.items() if format_ != AS_IS}
+    whole = sum(paged.counts.values())
+    return {
+        "format": name,
+        "bits_of_old_pages": sum(BITS[each] * count for each, count in old.items()) / max(1, sum(old.values())) or 16,
+        "bits": sum(BITS[each] * count for each, count in paged.counts.items()) / whole,
+        "perplexity": quality.perplexity,
+        "perplexity_change": quality.perplexity / usual.perplexity - 1,
+        "kl_divergence": quality.kl_divergence,
+        "top1_agreement": quality.top1_agreement,
+    }
+
+
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for as-is, int8, int4, and each share of a mixture."""
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    ids = encode(tokenizer, read_text(str(options.text)), options.tokens)
+    texts = windows(ids, beginning(tokenizer), options.context)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto")
+    window = Window(page=options.page, first=options.first, recent=options.recent)
+    shares: dict[str, float | None] = {AS_IS: None, "int8": 1.0, "int4": 0.0}
+    shares |= {f"mixed, {share:.0%} int8": share for share in options.shares}
+    rows: list[dict[str, Any]] = []
+    with KeptLogits(Path(tempfile.gettempdir()), predicted(texts)) as kept:
+        usual = None
+        for name, share in shares.items():
+            paged = Paged(window, share)
+            AttentionInterface.register(NAME, paged)
+            model.set_attn_implementation(NAME)
+            first = {"keep": kept} if usual is None else {"against": kept}
+            quality = evaluate(model, texts, **first).quality
+            usual = usual or quality
+            rows.append(row_of(name, paged, quality, usual))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--page", type=int, default=64)
+    parser.add_argument("--first", type=int, default=1, help="pages at the beginning that stay as they are")
+    parser.add_argument("--recent", type=int, default=128, help="tokens at the end that stay as they are")
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.25, 0.5], help="of old pages that are int8")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    found = measured(options)
+    rows = [
+        (
+            each["format"],
+            f"{each['bits_of_old_pages']:.1f}",
+            f"{each['bits']:.1f}",
+            f"{each['perplexity']:.3f}",
+            f"{each['perplexity_change']:+.2%}",
+            f"{each['kl_divergence']:.5f}",
+            f"{each['top1_agreement']:.1%}",
+        )
+        for each in found
+    ]
+    columns = ("format", "bits, old pages", "bits, all", "perplexity", "", "KL divergence", "same top token")
+    title = f"{options.model.name}, {options.tokens} tokens, windows of {options.context}"
+    publish([Table(title, columns, rows)], {"formats": found}, json_file=options.json, markdown=options.markdown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""int4: 5 bits a number with its share of scales, which are of least squared error."""
+
+import torch
+
+from ..formats.quantise import asymmetric
+from .quantised import Quantised
+
+
+def _quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    numbers, scales, zeros = asymmetric(rows, rows.shape[1])
+    return numbers, scales[:, 0], zeros[:, 0]
+
+
+INT4 = Quantised("int4", 4, _quantise)

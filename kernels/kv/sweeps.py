@@ -1,0 +1,125 @@
+"""Attention of many rows to keys and values that come in pieces, with the roundings of transformers' eager attention.
+
+Eager attention rounds probabilities before it multiplies them with values, so what a row sums up to has to be known
+first. Pieces are looked at in two sweeps: the first merges sums by log-sum-exp, in float32; the second makes the
+probabilities and adds up values, in float32. With sinks eager attention rounds once more, by a row's maximum: one more
+sweep finds that. So results differ from eager's in the order of float32 sums alone.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+SCRATCH = 16 << 20
+"""Bytes that scores of some rows, with what becomes of them, may take."""
+
+
+class Sweeps:
+    """Attention of ``query`` [Hq, R, D] to pieces of keys [H, n, D] and values [H, n, Dv]; head h of Hq looks at head
+    h // (Hq / H), as ``repeat_kv`` has it. ``softcap`` and ``sinks`` [Hq] as eager functions have them.
+
+    For each of the numbers ``range(first, 3)``, all pieces are shown to ``look``, in any order; then ``result`` has
+    the outcome [Hq, R, Dv]. ``first`` is 0 if there are sinks, else 1.
+    """
+
+    def __init__(
+        self,
+        query: torch.Tensor,
+        scaling: float,
+        *,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> None:
+        self._query, self._scaling, self._softcap = query, scaling, softcap
+        heads, rows, _ = query.shape
+        self._rounds = sinks is not None
+        self.first = 0 if self._rounds else 1
+        shape = (heads, rows, 1)
+        self._most = (
+            torch.full(shape, -torch.inf) if sinks is None else sinks.float().view(-1, 1, 1).expand(shape).clone()
+        )
+        self._sum = torch.zeros(shape)
+        self._sinks = sinks
+        self._out: torch.Tensor | None = None
+
+    def look(
+        self,
+        sweep: int,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        *,
+        offset: int = 0,
+        mask: torch.Tensor | None = None,
+        alone: bool = False,
+    ) -> None:
+        """Sweep number ``sweep`` comes to a piece. ``mask`` [1, R, n] or [Hq, R, n] is added to its scores; without
+        one, row r sees the first ``offset + r + 1`` tokens of the piece. ``alone``: there is no other piece."""
+        for part in self._parts(keys, 0 if mask is not None else offset):
+            scores = self._scores(keys, part, offset, mask)
+            if scores is None:
+                continue
+            if sweep == 0:
+                self._most[:, part] = torch.maximum(self._most[:, part], scores.amax(-1, keepdim=True).float())
+            elif sweep == 1:
+                self._add_up(part, scores)
+            else:
+                self._weigh(part, scores, values, alone)
+
+    def result(self) -> torch.Tensor:
+        """[Hq, R, Dv], in the dtype of the query."""
+        assert self._out is not None
+        return self._out.to(self._query.dtype)
+
+    def _parts(self, keys: torch.Tensor, offset: int) -> Iterator[slice]:
+        """Rows that are looked at together."""
+        heads, rows, _ = self._query.shape
+        each = max(1, SCRATCH // (heads * keys.shape[1] * 12))
+        for start in range(0, rows, each):
+            yield slice(start, min(rows, start + each))
+
+    def _scores(self, keys: torch.Tensor, part: slice, offset: int, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Of the rows ``part``, [Hq, rows, n], as eager attention has them; None where they see nothing of it."""
+        if mask is None and offset + part.stop <= 0:
+            return None
+        query = self._query[:, part]
+        heads, rows, _ = query.shape
+        grouped = query.reshape(len(keys), -1, query.shape[-1])
+        scores = torch.matmul(grouped, keys.transpose(1, 2)).view(heads, rows, -1) * self._scaling
+        if self._softcap is not None:
+            scores = torch.tanh(scores / self._softcap) * self._softcap
+        least = torch.finfo(scores.dtype).min
+        if mask is not None:
+            scores = scores + mask[:, part]
+        elif offset + part.start + 1 < keys.shape[1]:
+            seen = torch.arange(offset + part.start, offset + part.stop)
+            scores = scores.masked_fill(torch.arange(keys.shape[1]) > seen[:, None], least)
+        return scores
+
+    def _add_up(self, part: slice, scores: torch.Tensor) -> None:
+        if self._rounds:
+            self._sum[:, part] += self._above(part, scores).exp_().sum(-1, keepdim=True)
+            return
+        scores = scores.float()
+        before = self._most[:, part]
+        most = torch.maximum(before, scores.amax(-1, keepdim=True))
+        self._sum[:, part] = self._sum[:, part] * (before - most).exp() + (scores - most).exp_().sum(-1, keepdim=True)
+        self._most[:, part] = most
+
+    def _weigh(self, part: slice, scores: torch.Tensor, values: torch.Tensor, alone: bool) -> None:
+        heads, rows, _ = scores.shape
+        total = self._sum[:, part]
+        if self._sinks is not None:
+            sinks = self._sinks.view(-1, 1, 1).expand(-1, rows, -1)
+            total = total + self._above(part, sinks).exp()
+        shifted = self._above(part, scores) if self._rounds else scores.float() - self._most[:, part]
+        weights = (shifted.exp_() / total).to(scores.dtype).view(len(values), -1, scores.shape[-1])
+        if not alone:  # sums of parts stay in float32
+            weights, values = weights.float(), values.float()
+        out = torch.matmul(weights, values).view(heads, rows, -1)
+        if self._out is None:
+            self._out = torch.zeros(heads, self._query.shape[1], out.shape[-1])
+        self._out[:, part] += out
+
+    def _above(self, part: slice, scores: torch.Tensor) -> torch.Tensor:
+        """What ``scores`` are above their row's maximum, rounded to their dtype; float32."""
+        return (scores - self._most[:, part].to(scores.dtype)).float()

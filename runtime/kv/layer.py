@@ -1,0 +1,401 @@
+"""One layer of a paged cache: tracks of pages for each sequence, behind transformers' interface of a cache layer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from ...kernels.kv.as_is import AsIs, numbers_in
+from ...kernels.kv.base import PageShape
+from ...tiering.errors import ConfigError
+from ...tiering.kv.pages import Page, Track, runs
+from .ahead import Ahead
+from .states import Expand, PagedStates
+from .tier import KVTier
+
+AS_IS = AsIs()
+
+
+@dataclass(slots=True)
+class Row:
+    """The pages of one sequence."""
+
+    keys: Track
+    values: Track
+
+    def __iter__(self) -> Iterator[Track]:
+        return iter((self.keys, self.values))
+
+
+@dataclass(slots=True)
+class Visible:
+    """What the queries of one forward see of a layer: tokens in pages of ``rows``, from number ``start`` on, ``paged``
+    of them, and behind these ``new`` ones as they were computed (keys and values [B, H, n, D]; None: they are in the
+    pages)."""
+
+    layer: "PagedLayer"
+    rows: list[Row]
+    start: int
+    paged: int
+    new: tuple[torch.Tensor, torch.Tensor] | None
+    queries: int
+    """Rows of the query: the last of the tokens."""
+
+    @property
+    def length(self) -> int:
+        return self.paged + (0 if self.new is None else self.new[0].shape[-2])
+
+    def gathered(self, expand: Expand | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all tokens, [B, H, T, D]."""
+        batch = [self.layer.copied(row, self.start, self.paged) for row in self.rows]
+        keys, values = (torch.stack([pair[plane] for pair in batch]) for plane in (0, 1))
+        if self.new is not None:
+            keys, values = torch.cat([keys, self.new[0]], -2), torch.cat([values, self.new[1]], -2)
+        return (keys, values) if expand is None else expand(keys, values)
+
+
+class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
+    """A layer whose keys and values lie in pages of ``tier``. With a ``window`` only the tokens that a query can still
+    see are kept.
+
+    What a forward has added can be undone until the next one begins: until then nothing that it needs is dropped.
+    ``ahead`` is told when the layer is looked at. Errors are those of the pool: BudgetTooSmall, FlashFull, ReadError.
+    """
+
+    is_compileable = False
+    is_croppable = True
+
+    def __init__(self, tier: KVTier, ahead: "Ahead[PagedLayer]", *, window: int | None = None) -> None:
+        self.tier, self._ahead = tier, ahead
+        self.window = self.sliding_window = window
+        self.is_initialized = False
+        self.record_past = False
+        self.length = 0
+        self.rows: list[Row] = []
+        self.shapes: tuple[PageShape, PageShape]
+        self._before: list[Row] = []  # what the last forward has replaced
+        self._mark = 0  # tokens there were before it
+
+    # --- what transformers asks ---------------------------------------------------------------------------------------
+
+    @property
+    def is_sliding(self) -> bool:
+        return self.window is not None
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """A copy of all keys that a next query sees, [B, H, T, D]; None before the first."""
+        return self._seen().gathered()[0] if self.is_initialized else None
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """As ``keys``, of values."""
+        return self._seen().gathered()[1] if self.is_initialized else None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.shapes = self.tier.shapes(key_states, value_states)
+        self.rows = [Row(Track(), Track()) for _ in range(key_states.shape[0])]
+        self.is_initialized = True
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.rows) or -1
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add ``key_states`` and ``value_states`` [B, H, n, D]; all that their queries see."""
+        self._commit()
+        self._ahead.begin(self)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._check(key_states, value_states)
+        count = key_states.shape[-2]
+        past = self._seen_past()
+        start = self.length - past
+        if count < self.shapes[0].tokens:
+            rows, new = self.rows, None
+            self._append(key_states, value_states)
+            paged = past + count
+        else:
+            rows, new, paged = self.rows, (key_states, value_states), past
+            if self.window is not None and not self.record_past and count >= self.window:
+                self._begin_anew(key_states, value_states)
+            else:
+                self._append(key_states, value_states)
+                rows = [Row(*(Track([*track.pages], track.first) for track in row)) for row in self.rows]
+        visible = Visible(self, rows, start, paged, new, count)
+        return PagedStates.of(visible, 0, key_states), PagedStates.of(visible, 1, value_states)
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1 if self.window is None else self.window
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        past = self._seen_past()
+        return past + query_length, self.length - past
+
+    def activate_past_recording(self) -> None:
+        """Keep what leaves the window until the next ``crop``."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` tokens."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes a negative number, of tokens to remove; not {tokens_to_remove}")
+        if not self.is_initialized:
+            return
+        self._commit()
+        if self.window is not None and self.length >= self.window and not self.record_past and tokens_to_remove:
+            raise RuntimeError("this layer keeps its window alone: call `activate_past_recording` before `crop`")
+        self._cut(max(0, self.length + tokens_to_remove))
+        self._trim()
+
+    def reset(self) -> None:
+        self._drop(self.rows)
+        self._drop(self._before)
+        self.rows, self._before, self.length, self._mark, self.is_initialized = [], [], 0, 0, False
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._take_rows(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._take_rows([row for row in range(len(self.rows)) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        rows = torch.arange(len(self.rows))[indices]
+        self._take_rows(rows.tolist())
+
+    def offload(self) -> None:
+        """Pages are where there is room for them."""
+
+    def prefetch(self) -> None:
+        """Pages are read ahead."""
+
+    # --- what attention asks ------------------------------------------------------------------------------------------
+
+    def missing(self) -> Iterator[Page]:
+        """Pages that are not in memory, in the order in which attention looks at them."""
+        for row in self.rows:
+            for track in row:
+                yield from (page for page in track.pages if page.slot is None)
+
+    def pieces(
+        self, track: Track, start: int, count: int, *, in_order: bool = False
+    ) -> Iterator[tuple[int, list[Page]]]:
+        """The pages of ``track`` with ``count`` tokens from number ``start`` on, in runs, held while they are looked
+        at; with the place of each run's first page among the track's. Those in memory come first, unless they are to
+        come ``in_order``."""
+        pool, tokens = self.tier.pool, self.shapes[0].tokens
+        first = start // tokens - track.first
+        last = -(-(start + count) // tokens) - track.first
+        pages = track.pages[first:last]
+        here = pool.hold(pages)
+        held = set(here)
+        stretches = [*stretches_of(pages, held, pool.most)]
+        if not in_order:
+            stretches.sort(key=lambda stretch: stretch[1][0] not in held)
+        try:
+            for at, run in stretches:
+                if run[0] in held:
+                    yield first + at, run
+                    continue
+                pool.fetch(run)
+                try:
+                    yield first + at, run
+                finally:
+                    pool.release(run)
+                    self._ahead.go_on()
+        finally:
+            pool.release(here)
+
+    def copied(self, row: Row, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of ``count`` tokens from number ``start`` on, [H, count, D]."""
+        found = []
+        for plane, track in enumerate(row):
+            shape = self.shapes[plane]
+            tokens = shape.tokens
+            origin = start // tokens  # number of the first page
+            pages = -(-(start + count) // tokens) - origin if count else 0
+            whole = torch.empty(shape.heads, pages * tokens, shape.dim, dtype=shape.dtype)
+            for at, run in self.pieces(track, start, count):
+                for offset, page in enumerate(run):
+                    to = (track.first + at + offset - origin) * tokens
+                    self.decode(plane, page, whole[:, to : to + tokens])
+            skip = start - origin * tokens
+            found.append(whole[:, skip : skip + count].contiguous())
+        return found[0], found[1]
+
+    def decode(self, plane: int, page: Page, out: torch.Tensor) -> None:
+        """The numbers of ``page``, held, of keys (``plane`` 0) or values (1), to ``out`` [H, P, D]."""
+        format: Any = page.format
+        bytes_ = self.tier.pool.view(page)
+        (format.decode_values if plane else format.decode_keys)(bytes_, self.shapes[plane], out)
+
+    # --- a forward, and its end ---------------------------------------------------------------------------------------
+
+    def undo(self) -> None:
+        """Take back what the last forward has added; once."""
+        if self._before:
+            self._drop(self.rows)
+            self.rows, self._before = self._before, []
+            self.length = self._mark
+        else:
+            self._cut(self._mark)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _check(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        for shape, states in zip(self.shapes, (keys, values), strict=True):
+            heads, dim = states.shape[-3], states.shape[-1]
+            if (heads, dim, states.dtype) != (shape.heads, shape.dim, shape.dtype) or len(states) != len(self.rows):
+                raise ConfigError(
+                    f"this KV cache holds {len(self.rows)} sequences with {shape.heads} heads of {shape.dim} "
+                    f"{shape.dtype}, not {len(states)} with {heads} of {dim} {states.dtype}: "
+                    "it belongs to another model or batch; begin with a new one"
+                )
+
+    def _seen_past(self) -> int:
+        """Tokens in pages that the next query sees."""
+        return self.length if self.window is None else min(self.length, self.window - 1)
+
+    def _seen(self) -> Visible:
+        past = self._seen_past()
+        return Visible(self, self.rows, self.length - past, past, None, 0)
+
+    def _commit(self) -> None:
+        """What the last forward added stays; what nobody sees any more goes."""
+        self._drop(self._before)
+        self._before, self._mark = [], self.length
+        if not self.record_past:
+            self._trim()
+
+    def _trim(self) -> None:
+        if self.window is None or not self.is_initialized:
+            return
+        first = max(0, self.length - self.window + 1) // self.shapes[0].tokens
+        for row in self.rows:
+            for track in row:
+                gone = max(0, min(first - track.first, len(track.pages)))
+                self.tier.pool.drop(track.pages[:gone])
+                del track.pages[:gone]
+                track.first += gone
+
+    def _begin_anew(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Tracks with those of the new tokens alone that a later query sees; the others stay for ``undo``."""
+        assert self.window is not None
+        count, tokens = keys.shape[-2], self.shapes[0].tokens
+        end = self.length + count
+        first = max(self.length, end - self.window + 1)
+        # A page begins at a multiple of its tokens: what lies before the first token in it is never looked at.
+        skip = first % tokens
+        number = first // tokens
+        self._before = self.rows
+        self.rows = [Row(Track(first=number), Track(first=number)) for _ in self._before]
+        self.length = number * tokens
+        tail = [torch.nn.functional.pad(x[..., first - end :, :], (0, 0, skip, 0)) for x in (keys, values)]
+        self._append(tail[0], tail[1])
+
+    def _append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Add tokens [B, H, n, D] to the tracks of all rows."""
+        count, tokens = keys.shape[-2], self.shapes[0].tokens
+        done = 0
+        while done < count:
+            filled = self.length % tokens
+            some = min(tokens - filled, count - done)
+            for number, row in enumerate(self.rows):
+                for plane, (track, states) in enumerate(zip(row, (keys, values), strict=True)):
+                    page = self._open(plane, track, fresh=not filled)
+                    numbers = numbers_in(self.tier.pool.view(page), self.shapes[plane])
+                    numbers[:, filled : filled + some] = states[number, :, done : done + some]
+                    if filled + some == tokens:
+                        self.tier.pool.seal(page)
+            done += some
+            self.length += some
+
+    def _open(self, plane: int, track: Track, *, fresh: bool) -> Page:
+        """The last page of ``track``, a new one if it is to be ``fresh``, and no other's."""
+        pool = self.tier.pool
+        if not fresh and len(track.pages) and track.pages[-1].refs == 1:
+            return track.pages[-1]
+        shape = self.shapes[plane]
+        size = AS_IS.value_bytes(shape) if plane else AS_IS.key_bytes(shape)
+        if fresh:
+            return pool.append(track, size, AS_IS)
+        shared = track.pages[-1]
+        page = pool.append(track, size, AS_IS)
+        pool.view(page).copy_(pool.view(shared))
+        self._supersede(track)
+        return page
+
+    def _cut(self, length: int) -> None:
+        """Keep the first ``length`` tokens."""
+        tokens, pool = self.shapes[0].tokens, self.tier.pool
+        whole, rest = divmod(length, tokens)
+        for row in self.rows:
+            for plane, track in enumerate(row):
+                stay = whole - track.first + (rest > 0)
+                pool.drop(track.pages[stay:])
+                del track.pages[stay:]
+                if rest and track.pages and track.pages[-1].sealed:
+                    self._reopen(plane, track)
+        self.length = length
+
+    def _reopen(self, plane: int, track: Track) -> None:
+        """The last page of ``track`` is to take tokens again: a copy, as it does not change itself."""
+        pool, shape = self.tier.pool, self.shapes[plane]
+        sealed = track.pages[-1]
+        page = pool.append(track, AS_IS.value_bytes(shape) if plane else AS_IS.key_bytes(shape), AS_IS)
+        held = pool.hold([sealed]) or pool.fetch([sealed])
+        try:
+            self.decode(plane, sealed, numbers_in(pool.view(page), shape))
+        finally:
+            pool.release(held)
+        self._supersede(track)
+
+    def _supersede(self, track: Track) -> None:
+        """The last page of ``track`` takes the place of the one before it."""
+        *_, former, page = track.pages
+        page.index = former.index
+        del track.pages[-2]
+        self.tier.pool.drop([former])
+
+    def _take_rows(self, rows: Sequence[int]) -> None:
+        """The sequences with these numbers, in this order; one may be taken several times."""
+        if not self.is_initialized:
+            return
+        self._commit()
+        taken = [Row(*(Track([*track.pages], track.first) for track in self.rows[row])) for row in rows]
+        for row in taken:
+            for track in row:
+                self.tier.pool.share(track.pages)
+        self._drop(self.rows)
+        self.rows = taken
+
+    def _drop(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            for track in row:
+                self.tier.pool.drop(track.pages)
+
+    def abandon(self) -> None:
+        """Let go of all pages; may be called by the garbage collector."""
+        for row in (*self.rows, *self._before):
+            for track in row:
+                self.tier.pool.abandon(track.pages)
+
+
+def stretches_of(pages: Sequence[Page], held: set[Page], most: int) -> Iterator[tuple[int, list[Page]]]:
+    """``pages`` in stretches of neighbours in one format, each with the place of its first page: all of them ``held``,
+    or none, and then one read of at most ``most`` bytes."""
+    at = 0
+    for (here, _), group in groupby(pages, key=lambda page: (page in held, page.format)):
+        some = [*group]
+        for run in [some] if here else runs(some, most):
+            yield at, run
+            at += len(run)

@@ -1,0 +1,396 @@
+"""The memory and the flash that all KV pages of a loaded model share: slots, write-back, reads."""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import xxhash
+
+from ...kernels.arena import Arena
+from ...kernels.reading import no_waiting
+from ...tiering.errors import BudgetTooSmall, Closed, PenstockError, ReadError
+from ...tiering.kv.memory import PageMemory
+from ...tiering.kv.pages import Page, Track, runs
+from ...tiering.kv.places import EXTENT, Places
+from ...tiering.units import format_size
+from .spill import Spill
+
+WRITE_EARLY = 3 / 4
+"""Share of what may be kept in memory above which pages are written to flash as soon as they are sealed."""
+
+
+@dataclass(slots=True)
+class PoolCounters:
+    """What happened since the model was loaded; bytes, seconds."""
+
+    pages_read: int = 0
+    bytes_read: int = 0
+    reads: int = 0
+    pages_written: int = 0
+    bytes_written: int = 0
+    stall_seconds: float = 0.0
+    """Seconds that computing waited for pages to be read, or for room."""
+    drive_seconds: float = 0.0
+    """Seconds in which at least one read was under way."""
+
+
+class PagePool:
+    """Pages in ``capacity`` bytes of memory, and in ``spill`` up to ``flash_limit`` bytes. Thread-safe.
+
+    Who computes on pages holds them: ``hold`` for those in memory, ``fetch`` for those that are read. ``release`` ends
+    either; a page that was fetched leaves memory with its last use.
+    """
+
+    def __init__(self, capacity: int, spill: Spill, flash_limit: int | None) -> None:
+        self.memory = PageMemory(capacity)
+        self.counters = PoolCounters()
+        self.places = Places(flash_limit)
+        self._spill = spill
+        self._arena = Arena(max(1, self.memory.capacity))
+        # Entered by whoever the garbage collector interrupts: what it does here never waits.
+        self._changed = threading.Condition(threading.RLock())
+        self._orphans: deque[Page] = deque()
+        self._coming: dict[Page, Exception | None] = {}  # being read, or read and not asked for yet
+        self._landed: set[Page] = set()
+        self._dirty: deque[Page] = deque()
+        self._writing: set[Page] = set()
+        self.given_up = 0
+        """Pages that were read ahead, and left memory before anybody looked at them."""
+        self._trouble: PenstockError | None = None
+        self._reading, self._since = 0, 0.0
+        self._closed = False
+        self._writer = threading.Thread(target=self._write_back, name="penstock-kv-writer", daemon=True)
+        self._writer.start()
+
+    # --- pages come and go ------------------------------------------------------------------------------------------
+
+    def append(self, track: Track, size: int, format: object) -> Page:
+        """A new open page of ``size`` bytes, last in ``track``. Raises BudgetTooSmall, FlashFull, ReadError."""
+        page = Page(size, format, track.number, track.first + len(track.pages))
+        with self._lock():
+            self._check()
+            self._find_room(page)
+        self.view(page).zero_()  # behind the last token there shall be numbers, not NaN
+        track.pages.append(page)
+        return page
+
+    def seal(self, page: Page) -> None:
+        """``page`` is full: it will not change, and may leave memory."""
+        with self._lock():
+            page.sealed = True
+            self.memory.keep(page)
+            if self.memory.kept_bytes > WRITE_EARLY * (self.memory.capacity - self.memory.ring):
+                self._store(page)
+
+    def drop(self, pages: Sequence[Page]) -> None:
+        """One track less has each of ``pages``; those that none has are gone."""
+        with self._lock():
+            for page in pages:
+                self._drop(page)
+
+    def abandon(self, pages: Sequence[Page]) -> None:
+        """As ``drop``, soon; may be called by the garbage collector, from the middle of anything."""
+        self._orphans.extend(pages)
+
+    def share(self, pages: Sequence[Page]) -> None:
+        """One track more has each of ``pages``."""
+        with self._lock():
+            for page in pages:
+                page.refs += 1
+
+    @property
+    def most(self) -> int:
+        """Bytes that are read at once, at most."""
+        return min(EXTENT, self.memory.ring // 4)
+
+    # --- using them -------------------------------------------------------------------------------------------------
+
+    def view(self, page: Page) -> torch.Tensor:
+        """The bytes of ``page``, in memory and held, or open: uint8 [size]."""
+        assert page.slot is not None
+        return self._arena.tensor(page.slot, torch.uint8, (page.size,))
+
+    def address(self, page: Page) -> int:
+        """Where the bytes of ``page`` are, in memory and held, or open."""
+        assert page.slot is not None
+        return self._arena.address + page.slot
+
+    def hold(self, pages: Sequence[Page]) -> list[Page]:
+        """Those of ``pages`` that are in memory, each of them held; not those being read."""
+        with self._lock():
+            here = [page for page in pages if page.slot is not None and page not in self._coming]
+            for page in here:
+                page.leases += 1
+            return here
+
+    def release(self, pages: Sequence[Page]) -> None:
+        """Give back one use of each of ``pages``."""
+        with self._lock():
+            for page in pages:
+                page.leases -= 1
+                if not page.leases and page.passing:
+                    self.memory.vacate(page)
+                if not page.refs and not page.leases:
+                    self._free(page)
+            self._changed.notify_all()
+
+    def read_ahead(self, pages: Sequence[Page]) -> int:
+        """Start to read those of ``pages``, in their order, that are not in memory, as far as there is room in the ring
+        now; how many of ``pages`` need no further asking."""
+        with self._lock():
+            done = 0
+            for run in runs(pages, self.most):
+                wanted = [page for page in run if page.slot is None and page.stored and page.refs]
+                if wanted and not self._start(wanted):
+                    return done
+                done += len(run)
+            return done
+
+    def fetch(self, pages: Sequence[Page]) -> list[Page]:
+        """``pages``, read and held; of a run that can be read at once. Waits. Raises ReadError, BudgetTooSmall."""
+        with self._lock():
+            while True:
+                self._check()
+                absent = [page for page in pages if page.slot is None]
+                if absent and not self._start(absent):
+                    # Not all at once: as many as find room, the rest when these are done.
+                    self._make_room_to_pass(absent[0].size)
+                    continue
+                waiting = [page for page in pages if page in self._coming and page not in self._landed]
+                if not waiting:
+                    break
+                self._wait()
+            for page in pages:
+                problem = self._coming.pop(page, None)
+                self._landed.discard(page)
+                page.leases += 1
+                if problem is not None:
+                    self._fail(pages, page, problem)
+            return list(pages)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where the books do not balance."""
+        with self._lock():
+            assert self.memory.used <= self.memory.capacity
+            assert not self._landed - set(self._coming)
+
+    def close(self) -> None:
+        """Stop; all pages are gone. Waits for reads and writes under way. Idempotent."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+            while self._reading or self._writing:
+                self._changed.wait()
+        self._writer.join()
+        self._spill.close()
+        self._arena.close()
+
+    # --- inside, under the lock -------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with no_waiting, self._changed:
+            while self._orphans:
+                self._drop(self._orphans.popleft())
+            yield
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed("this model was closed, and its KV with it; load it again")
+        if self._trouble is not None:
+            trouble, self._trouble = self._trouble, None
+            raise trouble
+
+    def _wait(self) -> None:
+        start = time.monotonic()
+        self._changed.wait()
+        self.counters.stall_seconds += time.monotonic() - start
+
+    def _find_room(self, page: Page) -> None:
+        while not self.memory.place(page, passing=False):
+            self._check()
+            if self._evict_one() or self._give_up_early_read():
+                continue
+            if not self._dirty and not self._writing:
+                raise BudgetTooSmall(
+                    f"[kv] host of {format_size(self.memory.capacity)} is too little for the newest tokens of all "
+                    "layers and sequences at once; raise it, or compute fewer sequences at a time"
+                )
+            self._wait()
+
+    def _evict_one(self) -> bool:
+        """Let the best victim go; whether there was any to go at once."""
+        unwritten: list[Page] = []
+        for page in self.memory.victims():
+            if page.stored:
+                self.memory.forget(page)
+                self.memory.vacate(page)
+                return True
+            if sum(other.size for other in unwritten) < EXTENT:
+                unwritten.append(page)
+        for page in reversed(unwritten):  # in the order of their tokens
+            self._store(page)
+        return False
+
+    def _give_up_early_read(self) -> bool:
+        """Let go of what has been read and will be needed last; whether there was any."""
+        for page in reversed(self._coming):
+            if page in self._landed and not page.leases:
+                del self._coming[page]
+                self._landed.discard(page)
+                self.memory.vacate(page)
+                self.given_up += 1
+                return True
+        return False
+
+    def _make_room_to_pass(self, size: int) -> None:
+        if not (self._give_up_early_read() or self._evict_one()):
+            if not self._reading and not self._writing and not self._dirty and not self.memory.passing_bytes:
+                raise BudgetTooSmall(f"[kv] host has no room for a page of {format_size(size)} to pass; raise it")
+            self._wait()
+
+    def _start(self, pages: Sequence[Page]) -> bool:
+        """Start a read of ``pages``, neighbours on flash or not; whether there was room for all of them."""
+        placed: list[Page] = []
+        for page in pages:
+            if not self.memory.place(page, passing=True):
+                for other in placed:
+                    self.memory.vacate(other)
+                return False
+            placed.append(page)
+        for run in runs(pages, self.most):
+            self._read(run)
+        return True
+
+    def _read(self, run: list[Page]) -> None:
+        for page in run:
+            self._coming[page] = None
+        if not self._reading:
+            self._since = time.monotonic()
+        self._reading += 1
+        views = [self._bytes(page) for page in run]
+
+        def landed(problem: Exception | None) -> None:
+            if problem is None:
+                wrong = [
+                    page
+                    for page, view in zip(run, views, strict=True)
+                    if xxhash.xxh3_64_intdigest(view) != page.checksum
+                ]
+                if wrong:
+                    problem = ReadError(
+                        "KV pages on flash are not what was written; the drive or its memory is damaged"
+                    )
+            with self._changed:
+                self._reading -= 1
+                if not self._reading:
+                    self.counters.drive_seconds += time.monotonic() - self._since
+                self.counters.reads += 1
+                self.counters.pages_read += len(run)
+                self.counters.bytes_read += sum(page.size for page in run)
+                for page in run:
+                    if page in self._coming:
+                        self._coming[page] = problem
+                        self._landed.add(page)
+                    if not page.refs:
+                        self._coming.pop(page, None)
+                        self._landed.discard(page)
+                        self._free(page)
+                self._changed.notify_all()
+
+        assert run[0].place is not None
+        self._spill.read(run[0].place, views, landed)
+
+    def _fail(self, pages: Sequence[Page], page: Page, problem: Exception) -> None:
+        """The read of ``page`` failed; nothing is held."""
+        for other in pages:
+            self._coming.pop(other, None)
+            self._landed.discard(other)
+            other.leases = max(0, other.leases - 1)
+            if not other.leases and other.passing:
+                self.memory.vacate(other)
+        if isinstance(problem, PenstockError):
+            raise problem
+        raise ReadError(f"KV pages cannot be read back from flash: {problem}") from problem
+
+    def _store(self, page: Page) -> None:
+        """Have ``page`` written to flash, soon."""
+        if page.place is None:
+            place = self.places.take(page)
+            try:
+                self._spill.reserve(self.places.length)
+            except PenstockError:
+                self.places.release(place)
+                raise
+            page.place = place
+            page.leases += 1
+            self._dirty.append(page)
+            self._changed.notify_all()
+
+    def _write_back(self) -> None:
+        while True:
+            with self._changed:
+                while not self._dirty and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    for page in self._dirty:
+                        page.leases -= 1
+                    self._dirty.clear()
+                    return
+                run = runs([*self._dirty], EXTENT)[0]
+                for _ in run:
+                    self._dirty.popleft()
+                self._writing.update(run)
+                views = [self._bytes(page) for page in run]
+            problem: PenstockError | None = None
+            try:
+                for page, view in zip(run, views, strict=True):
+                    page.checksum = xxhash.xxh3_64_intdigest(view)
+                assert run[0].place is not None
+                self._spill.write(run[0].place, views)
+            except PenstockError as error:
+                problem = error
+            with self._changed:
+                for page in run:
+                    page.leases -= 1
+                    self._writing.discard(page)
+                    if problem is None:
+                        page.stored = True
+                        self.counters.pages_written += 1
+                        self.counters.bytes_written += page.size
+                    elif page.place is not None:
+                        self.places.release(page.place)
+                        page.place = None
+                    if not page.refs and not page.leases:
+                        self._free(page)
+                self._trouble = problem or self._trouble
+                self._changed.notify_all()
+
+    def _drop(self, page: Page) -> None:
+        page.refs -= 1
+        if page.refs:
+            return
+        if page in self._landed:
+            self._coming.pop(page)
+            self._landed.discard(page)
+        if not page.leases and page not in self._coming:
+            self._free(page)
+
+    def _free(self, page: Page) -> None:
+        """Nobody has ``page`` any more, and nobody uses it."""
+        if page.slot is not None:
+            self.memory.forget(page)
+            self.memory.vacate(page)
+        if page.place is not None:
+            self.places.release(page.place)
+            page.place = None
+
+    def _bytes(self, page: Page) -> memoryview:
+        assert page.slot is not None
+        return self._arena.view(page.slot, page.size)

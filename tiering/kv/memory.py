@@ -1,0 +1,80 @@
+"""Which KV pages are in memory (pure): slots for them, and which page goes when there is no room.
+
+Every token looks at all pages of all layers in the same order, a cycle. Of a cycle, what was used last will be needed
+last: pages leave newest first, from the track that has most in memory, and those that stay are spread evenly. A part of
+the memory, the ring, is left to pages on their way through.
+"""
+
+from collections.abc import Iterator
+
+from ..freelist import FreeList
+from ..units import PAGE
+from .pages import Page
+
+RING = 1 / 4
+"""Share of the memory that pages pass through."""
+
+
+class PageMemory:
+    """Slots in ``capacity`` bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity // PAGE * PAGE
+        self.ring = int(self.capacity * RING) // PAGE * PAGE
+        self._free = FreeList(0, self.capacity)
+        self.passing_bytes = 0
+        self._kept: dict[int, list[Page]] = {}  # by track: sealed pages in memory, oldest first
+        self._bytes: dict[int, int] = {}
+
+    @property
+    def used(self) -> int:
+        return self.capacity - self._free.free_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of sealed pages that stay until they are chosen to leave."""
+        return sum(self._bytes.values())
+
+    def place(self, page: Page, *, passing: bool) -> bool:
+        """Give ``page`` a slot; whether there is one. Pages ``passing`` through have the ring, the others the rest."""
+        taken, room = (
+            (self.passing_bytes, self.ring) if passing else (self.used - self.passing_bytes, self.capacity - self.ring)
+        )
+        if taken + page.size > room:
+            return False
+        page.slot = self._free.allocate(page.size)
+        if page.slot is None:
+            return False
+        page.passing = passing
+        self.passing_bytes += page.size * passing
+        return True
+
+    def vacate(self, page: Page) -> None:
+        """Take the slot of ``page``, which nobody uses, away."""
+        assert page.slot is not None
+        assert not page.leases
+        self._free.release(page.slot, page.size)
+        self.passing_bytes -= page.size * page.passing
+        page.slot, page.passing = None, False
+
+    def keep(self, page: Page) -> None:
+        """``page`` is sealed and in memory; it stays until it is a victim, or dropped."""
+        self._kept.setdefault(page.track, []).append(page)
+        self._bytes[page.track] = self._bytes.get(page.track, 0) + page.size
+
+    def forget(self, page: Page) -> None:
+        """``page`` is not kept any more, if it was."""
+        kept = self._kept.get(page.track, [])
+        for at in range(len(kept) - 1, -1, -1):  # it is mostly near the end
+            if kept[at] is page:
+                del kept[at]
+                self._bytes[page.track] -= page.size
+                break
+        if not kept:
+            self._kept.pop(page.track, None)
+            self._bytes.pop(page.track, None)
+
+    def victims(self) -> Iterator[Page]:
+        """Kept pages, best victim first; sought only as far as they are looked at."""
+        for number in sorted(self._bytes, key=lambda number: (-self._bytes[number], number)):
+            yield from (page for page in reversed(self._kept[number]) if page.evictable)

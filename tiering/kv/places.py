@@ -1,0 +1,68 @@
+"""Where pages lie on flash (pure): in extents, so that neighbours in a track can be read at once."""
+
+from dataclasses import dataclass
+
+from ..errors import FlashFull
+from ..units import MiB, format_size
+from .pages import Page
+
+EXTENT = MiB
+"""Bytes of an extent, about: pages of one track, side by side."""
+
+
+@dataclass(slots=True)
+class _Extent:
+    offset: int
+    size: int
+    used: int = 0
+
+
+class Places:
+    """Space in a file that grows up to ``limit`` bytes (None: without bound). Freed extents are used again."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.length = 0
+        """Bytes of the file that have been given out."""
+        self.used = 0
+        """Bytes in use now, whole extents."""
+        self._limit = limit
+        self._extents: dict[tuple[int, int, int], _Extent] = {}
+        self._of: dict[int, tuple[tuple[int, int, int], _Extent]] = {}
+        self._free: dict[int, list[int]] = {}
+
+    def take(self, page: Page) -> int:
+        """A place for ``page``. Raises FlashFull beyond the limit."""
+        size, index = page.size, page.index
+        each = max(1, EXTENT // size)
+        key = (page.track, size, index // each)
+        extent = self._extents.get(key)
+        if extent is None:
+            extent = self._extents[key] = self._extent(each * size)
+        place = extent.offset + index % each * size
+        assert place not in self._of
+        self._of[place] = (key, extent)
+        extent.used += 1
+        return place
+
+    def release(self, place: int) -> None:
+        """Give back what ``take`` gave."""
+        key, extent = self._of.pop(place)
+        extent.used -= 1
+        if not extent.used:
+            del self._extents[key]
+            self.used -= extent.size
+            self._free.setdefault(extent.size, []).append(extent.offset)
+
+    def _extent(self, size: int) -> _Extent:
+        if free := self._free.get(size):
+            offset = free.pop()
+        else:
+            if self._limit is not None and self.length + size > self._limit:
+                raise FlashFull(
+                    f"the KV of this context takes more flash than [kv] flash allows ({format_size(self._limit)}); "
+                    "raise it, or shorten the context"
+                )
+            offset = self.length
+            self.length += size
+        self.used += size
+        return _Extent(offset, size)
