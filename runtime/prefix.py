@@ -124,8 +124,11 @@ class Prefixes:
         if self.store.longest(chain, with_state=self._with_state) == len(chain.hashes):
             return
         contents = contents_of(cache, self.block)
-        if contents is not None and (self._writing is None or self._writing.done()):
-            self._writing = self._later(lambda: self._write(chain, contents, explicit=False))
+        if contents is None or not (self._writing is None or self._writing.done()):
+            return
+        self._writing = self._later(lambda: self._write(chain, contents, explicit=False))
+        if contents.live:
+            self._writing.result()
 
     def save(self, token_ids: Sequence[int], cache: Cache) -> int:
         """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 where all

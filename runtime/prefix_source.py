@@ -29,6 +29,7 @@ from transformers.cache_utils import (
 from ..kernels.arena import Arena
 from ..tiering.prefix.header import Part
 from ..tiering.store.prefixes import Found
+from .kv.layer import PagedLayer
 
 _KNOWN = (
     DummyLayer,
@@ -41,40 +42,41 @@ _KNOWN = (
 _STEP = 2 << 20
 
 
+Cut = Callable[[int, int], torch.Tensor]
+"""The keys, or values, of so many tokens from one on: [H, n, D]."""
+
+
 @dataclass(frozen=True, slots=True)
 class Contents:
     """A cache of one sequence as it is now: ``length`` tokens, ``blocks`` full blocks of which can be stored.
 
-    ``tokens`` are the tensors [1, H, T, D] that blocks are cut out of, ``state`` those of the whole. Neither changes
-    when the model goes on.
+    ``cuts`` give the tensors of blocks, ``state`` has those of the whole. Unless the cache is ``live``,
+    neither changes when the model goes on.
     """
 
     length: int
     parts: tuple[Part, ...]
     state_parts: tuple[Part, ...]
-    tokens: tuple[torch.Tensor, ...]
+    cuts: tuple[Cut, ...]
     state: tuple[torch.Tensor, ...]
     block: int
+    live: bool
 
     def fill(self, block: int | None, part: int, buffer: memoryview) -> None:
         """As tiering's Fill."""
-        if block is None:
-            tensor = self.state[part]
-        else:
-            tensor = self.tokens[part][0, :, block * self.block : (block + 1) * self.block]
+        tensor = self.state[part] if block is None else self.cuts[part](block * self.block, self.block)
         # numpy copies on this thread only, torch would take those that the model computes with.
         np.copyto(_bytes_as(buffer, tensor), tensor.view(_bits(tensor.dtype)).numpy())
 
 
 def is_supported(cache: Cache) -> bool:
     """Whether prefixes of a model that makes such a ``cache`` can be stored: every layer is of a class known here."""
-    layers = cache.layers
-    return bool(layers) and all(type(layer) in _KNOWN for layer in layers)
+    return bool(cache.layers) and all(type(layer) in _KNOWN or isinstance(layer, PagedLayer) for layer in cache.layers)
 
 
 def has_state(cache: Cache) -> bool:
     """Whether a prefix can be gone on from only where its state was stored."""
-    return any(isinstance(layer, (DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin)) for layer in cache.layers)
+    return any(_has_window(layer) or isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 def contents_of(cache: Cache, block: int) -> Contents | None:
@@ -82,20 +84,23 @@ def contents_of(cache: Cache, block: int) -> Contents | None:
     class, or that holds nothing yet, several sequences, on another device."""
     if not is_supported(cache):
         return None
-    tokens, state = dict(_token_tensors(cache)), dict(_state_tensors(cache))
-    tensors = [*tokens.values(), *state.values()]
-    if not tensors or any(t is None or t.shape[0] != 1 or t.device.type != "cpu" for t in tensors):
+    if any(getattr(layer, "is_initialized", True) is False for layer in cache.layers):
         return None
-    if not _is_whole(cache, {*tokens, *state}):
+    tokens, state = dict(_token_cuts(cache)), dict(_state_tensors(cache))
+    first = [cut(0, 0) for cut in tokens.values()]
+    if not _is_whole(cache, {*tokens, *state}) or not all(_is_single(layer) for layer in cache.layers):
         return None
-    state = {name: tensor.detach().clone() for name, tensor in state.items()}  # they may be overwritten in place
+    if any(tensor.device.type != "cpu" for tensor in (*first, *state.values())):
+        return None
     return Contents(
         length=cache.get_seq_length(),
-        parts=tuple(_part(name, t, (t.shape[1], block, t.shape[3])) for name, t in tokens.items()),
+        parts=tuple(_part(name, t, (t.shape[0], block, t.shape[2])) for name, t in zip(tokens, first, strict=True)),
         state_parts=tuple(_part(name, t, tuple(t.shape)) for name, t in state.items()),
-        tokens=tuple(tensor.detach() for tensor in tokens.values()),
-        state=tuple(state.values()),
+        cuts=tuple(tokens.values()),
+        # They may be overwritten in place.
+        state=tuple(tensor.detach().clone() for tensor in state.values()),
         block=block,
+        live=any(isinstance(layer, PagedLayer) for layer in cache.layers),
     )
 
 
@@ -152,16 +157,43 @@ def _copy(source: memoryview, tensor: torch.Tensor) -> None:
     np.copyto(tensor.view(_bits(tensor.dtype)).numpy(), _bytes_as(source, tensor))
 
 
-def _token_tensors(cache: Cache) -> Iterator[tuple[str, Any]]:
-    for number, layer in enumerate(cache.layers):
-        if isinstance(layer, DynamicLayer) and not isinstance(layer, DynamicSlidingWindowLayer):
-            yield f"{number}.keys", layer.keys
-            yield f"{number}.values", layer.values
+def _has_window(layer: Any) -> bool:
+    return getattr(layer, "sliding_window", None) is not None
 
 
-def _state_tensors(cache: Cache) -> Iterator[tuple[str, Any]]:
+def _is_single(layer: Any) -> bool:
+    """Whether ``layer`` holds one sequence."""
+    if isinstance(layer, PagedLayer):
+        return len(layer.rows) == 1
+    held = [layer.keys] if isinstance(layer, DynamicLayer) else []
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        held += [*layer.conv_states.values(), *layer.recurrent_states.values()]
+    return all(tensor.shape[0] == 1 for tensor in held if tensor is not None)
+
+
+def _token_cuts(cache: Cache) -> Iterator[tuple[str, Cut]]:
     for number, layer in enumerate(cache.layers):
-        if isinstance(layer, DynamicSlidingWindowLayer):
+        if _has_window(layer):
+            continue
+        if isinstance(layer, PagedLayer):
+            for plane, name in enumerate(("keys", "values")):
+                yield f"{number}.{name}", partial(_from_pages, layer, plane)
+        elif isinstance(layer, DynamicLayer):
+            for name in ("keys", "values"):
+                yield f"{number}.{name}", partial(_from_tensor, getattr(layer, name).detach())
+
+
+def _from_tensor(tensor: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    return tensor[0, :, start : start + count]
+
+
+def _from_pages(layer: PagedLayer, plane: int, start: int, count: int) -> torch.Tensor:
+    return layer.copied(layer.rows[0], start, count)[plane]
+
+
+def _state_tensors(cache: Cache) -> Iterator[tuple[str, torch.Tensor]]:
+    for number, layer in enumerate(cache.layers):
+        if _has_window(layer):
             yield f"{number}.keys", layer.keys
             yield f"{number}.values", layer.values
         if isinstance(layer, LinearAttentionCacheLayerMixin):
@@ -175,7 +207,7 @@ def _is_whole(cache: Cache, names: set[str]) -> bool:
     """Whether tensors called ``names`` are what the layers of ``cache`` hold, of all of them and of no others."""
     wanted: set[str] = set()
     for number, layer in enumerate(cache.layers):
-        if isinstance(layer, DynamicLayer):
+        if isinstance(layer, (DynamicLayer, PagedLayer)):
             wanted |= {f"{number}.keys", f"{number}.values"}
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             kinds = {f"{number}.{kind}.{i}" for kind in ("conv", "recurrent") for i in range(layer.number_of_states)}
@@ -187,7 +219,9 @@ def _is_whole(cache: Cache, names: set[str]) -> bool:
 
 def _set(layer: Any, tokens: int, tensors: Mapping[str, torch.Tensor]) -> None:
     """Make ``layer`` as it is after ``tokens`` tokens, with its ``tensors``."""
-    if "keys" in tensors:
+    if "keys" in tensors and isinstance(layer, PagedLayer):
+        layer.begin_with(tokens, tensors["keys"], tensors["values"])
+    elif "keys" in tensors:
         layer.lazy_initialization(tensors["keys"], tensors["values"])
         layer.keys, layer.values = tensors["keys"], tensors["values"]
         if isinstance(layer, DynamicSlidingWindowLayer):

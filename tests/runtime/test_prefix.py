@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from penstock.runtime import prefix as prefix_module
+from penstock.runtime.compose import load
 from penstock.runtime.prefix import Prefixes, prefill
 from penstock.runtime.prefix_identity import identity_of
 from penstock.tiering.errors import PrefixError
 from penstock.tiering.store.prefixes import PrefixStore
 from penstock.tiering.units import MiB
-from tests.tiny_models import tiny_config
+from tests.tiny_models import save_tiny, tiny_config
 
 BLOCK = 32
 WITHOUT_STATE = ("llama", "deepseek_v3", "gpt2")
@@ -95,6 +96,21 @@ def test_at_least_one_token_is_left_to_compute(name, tmp_path):
         assert prefixes.restore(prompt, fresh(model)) == 32
         assert prefixes.restore([*prompt, 5], fresh(model)) == 64
         assert prefixes.restore(prompt[:32], fresh(model)) == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "qwen3_next", "deepseek_v3"])
+def test_a_paged_cache_is_stored_and_filled_too(name, tmp_path):
+    folder, prompt = save_tiny(name, tmp_path / "checkpoint"), tokens(110)
+    with load(folder, store=tmp_path / "store", host_memory="64MiB", kv_host_memory="4MiB") as model:
+        paged = model.penstock.paged
+        with prefixes_of(model, tmp_path) as prefixes:
+            cache = paged.cache()
+            prefill(model, prompt[:96], cache, block=BLOCK)
+            prefixes.save(prompt[:96], cache)
+            cache = paged.cache()
+            assert prefixes.restore(prompt, cache) == 96 == cache.get_seq_length()
+            warm = continued(model, prompt, cache)
+            assert all(map(torch.equal, warm, continued(model, prompt, paged.cache())))
 
 
 def test_whoever_differs_finds_nothing(tmp_path):
@@ -175,7 +191,7 @@ def test_a_layer_that_is_lacking_is_a_miss(tmp_path):
     prefill(model, prompt, cache, block=BLOCK)
     with prefixes_of(model, tmp_path) as prefixes:
         contents = prefix_module.contents_of(cache, BLOCK)
-        short = dataclasses.replace(contents, parts=contents.parts[:-2], tokens=contents.tokens[:-2])
+        short = dataclasses.replace(contents, parts=contents.parts[:-2], cuts=contents.cuts[:-2])
         chain = prefix_module.chain_of(prefixes.root, prompt, BLOCK)
         assert prefixes._write(chain, short, explicit=True) > 0
         assert prefixes.restore(prompt, fresh(model)) == 0
