@@ -49,6 +49,8 @@ class Settings:
     weights_quality: Annotated[str | None, _override("weights_quality", "QUALITY", "full, adaptive, base.")] = None
     experts_eviction: Annotated[str | None, _override("experts_eviction", "POLICY", _EVICTION)] = None
     experts_prefetch: Annotated[str | None, _override("experts_prefetch", "WHEN", "auto, off.")] = None
+    kv_host_memory: Annotated[str | None, _override("kv_host_memory", "SIZE", 'Memory for KV, or "auto".')] = None
+    kv_flash_limit: Annotated[str | None, _override("kv_flash_limit", "SIZE", "Most KV on flash.")] = None
     io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
     io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
     device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu.")] = None
