@@ -252,6 +252,17 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         bytes_ = self.tier.pool.view(page)
         (format.decode_values if plane else format.decode_keys)(bytes_, self.shapes[plane], out)
 
+    def begin_with(self, length: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Be as after ``length`` tokens: ``keys`` and ``values`` [B, H, n, D] are those of them that a query can still
+        see. For a layer that holds nothing."""
+        self.lazy_initialization(keys, values)
+        self.length = length - keys.shape[-2]
+        if self.window is None:
+            self._append(keys, values)
+        else:
+            self._begin_anew(keys, values)
+        self._commit()
+
     # --- a forward, and its end ---------------------------------------------------------------------------------------
 
     def undo(self) -> None:
