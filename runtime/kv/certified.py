@@ -68,7 +68,7 @@ class Certified:
         summed = look.row.summaries
         every = range(look.count)
         if summed is None or summed.count < LEAST_PAGES or look.skip:
-            look.read(every)
+            look.read_all()
             return every
         sure = self._always(look, summed.count)
         bounds = summed.kind.log_bounds(

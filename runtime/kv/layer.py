@@ -228,6 +228,28 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         finally:
             pool.release(here)
 
+    def together(self, track: Track, numbers: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
+        """The pages of ``track`` with these ``numbers`` among its pages, in this order, as many at a time as can be
+        held, in one format; with the place of the first among ``numbers``."""
+        pool = self.tier.pool
+        pages = [track.pages[number] for number in numbers]
+        pool.read_ahead([page for page in pages if page.slot is None])
+        at = 0
+        for _, group in groupby(pages, key=lambda page: page.format):
+            some = [*group]
+            each = max(1, pool.memory.ring // 4 // some[0].size)
+            for start in range(0, len(some), each):
+                part = some[start : start + each]
+                here = pool.hold(part)
+                held = set(here)
+                try:
+                    here += pool.fetch([page for page in part if page not in held])
+                    yield at, part
+                finally:
+                    pool.release(here)
+                at += len(part)
+        self._ahead.go_on()
+
     def copied(self, row: Row, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of ``count`` tokens from number ``start`` on, [H, count, D]."""
         found = []
