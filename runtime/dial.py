@@ -26,6 +26,7 @@ from .layout import Layout
 from .routes import Routes
 from .sensitivity import assumed_shares, relative_errors, rows_of_each
 from .settings import FIT, fit_size
+from .spill import Spill
 from .threads import one_torch_thread
 from .weights import Stored, Weights
 
@@ -55,14 +56,15 @@ def fitted(
     calibration: Calibration,
     routes: Routes | None,
     progress: Progress,
+    spill: Spill,
 ) -> dict[Key, Choice]:
     """``chosen`` for ``plan`` of ``model`` with those that say ``fit:SIZE`` made out.
 
-    Errors are measured on ``weights`` and counted by ``calibration``, and by ``routes`` where that says nothing. Raises
-    ConfigError, which says the least size, for one that is too small, and CheckpointError for numbers that no format
-    can have.
+    Errors are measured on ``weights`` and counted by ``calibration``, and by ``routes`` where that says nothing. What
+    is encoded for it lies in ``spill``. Raises ConfigError, which says the least size, for one that is too small, and
+    CheckpointError for numbers that no format can have.
     """
-    dial = _Dial(plan, chosen, weights.stored(), EncodedWeights(weights).lengths)
+    dial = _Dial(plan, chosen, weights.stored(), EncodedWeights(weights, spill).lengths)
     if not dial.blocks:
         return dial.found
     with one_torch_thread():

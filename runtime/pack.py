@@ -32,6 +32,7 @@ from .profiling import experts_of
 from .routes import Routes
 from .skeleton import skeleton
 from .source import Content, content_of, open_source
+from .spill import Spill
 from .striping import striped
 from .threads import one_torch_thread
 from .weights import ModelWeights, Weights
@@ -40,6 +41,8 @@ LEAST_MEMORY = 4 * MiB
 """Packing may use this much whatever the budget: less would only make it slow."""
 
 _STAGING = 8 * MiB
+_MOST_ENCODED = 32 * MiB
+"""An encoded matrix that is larger lies in a file until it is written."""
 _NOTHING = Calibration({}, {})
 
 
@@ -101,7 +104,7 @@ def pack(
         content = content_of(opened, model, order, dtype, room)
         name = str(dtype).removeprefix("torch.")
         manifest = Manifest(identity, digest, name, str(rules), content.plan.tied, (), ())
-        return _encoded(content, manifest, rules, progress, calibration, routes)
+        return _encoded(content, manifest, rules, progress, _spill(store, memory), calibration, routes)
 
     return _pack(
         target,
@@ -137,6 +140,8 @@ def pack_model(
     dtype = str(model.dtype)
     identity = _identity(digest, dtype, rules, plan)
 
+    spill = Spill(store, _MOST_ENCODED)
+
     def write_model(folder: Path) -> None:
         model.config.save_pretrained(folder)
         if model.can_generate():
@@ -146,7 +151,7 @@ def pack_model(
     target = store / f"{_file_name(model.config.model_type)}-{identity[:16]}"
     return _pack(
         target,
-        lambda: _encoded(Content(model, weights, plan, write_model), manifest, rules, progress),
+        lambda: _encoded(Content(model, weights, plan, write_model), manifest, rules, progress, spill),
         staging=_STAGING,
         flash_limit=flash_limit,
         stripes=stripes,
@@ -170,6 +175,7 @@ def _encoded(
     manifest: Manifest,
     rules: Rules,
     progress: Progress | None,
+    spill: Spill,
     calibration: Calibration = _NOTHING,
     routes: Routes | None = None,
 ) -> _Job:
@@ -178,8 +184,8 @@ def _encoded(
     plan, weights, bar = content.plan, content.weights, progress or Quiet()
     calibration = calibration.of_stored(plan.tied)
     by_rule = choices(content.model, plan, rules, weights.stored())
-    if chosen := fitted(content.model, plan, by_rule, weights, calibration, routes, bar):
-        weights = EncodedWeights(weights, calibration.importance)
+    if chosen := fitted(content.model, plan, by_rule, weights, calibration, routes, bar, spill):
+        weights = EncodedWeights(weights, spill, calibration.importance)
         bar.start("measuring", plan.total_bytes)
         try:
             with one_torch_thread():
@@ -286,6 +292,10 @@ def _digest_model(plan: Layout, weights: Weights, progress: Progress) -> str:
         progress.advance(block.extent.length)
     progress.finish()
     return digest.hexdigest()
+
+
+def _spill(store: Path, memory: int) -> Spill:
+    return Spill(store, min(_MOST_ENCODED, memory // 8))
 
 
 def _staging(memory: int) -> int:

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from ..calls import multiply
 from ..native import LIBRARY
-from .base import Product
+from .base import Product, Room, on_heap
 from .quantise import symmetric, tiles
 from .steps import GROUP, LEFT, UNIT, line, nearest, nest
 
@@ -54,10 +54,15 @@ class BitNested:
         return tuple(shape.tiles * length for length in shape.tile_lengths)
 
     def encode(
-        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+        self,
+        slabs: Iterable[torch.Tensor],
+        n: int,
+        k: int,
+        importance: torch.Tensor | None = None,
+        room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
         shape = _Shape(n, k, self._split)
-        planes = tuple(torch.empty(length, dtype=torch.uint8) for length in self.lengths(n, k))
+        planes = tuple(room(length) for length in self.lengths(n, k))
         for first, rows in tiles(slabs):
             place = slice(first // _TILE, -(-(first + len(rows)) // _TILE))
             for plane, part in zip(planes, shape.encoded(rows, importance), strict=True):
