@@ -24,6 +24,7 @@ from .fit import Option, fit, least_size
 from .formats import AS_IS, Choice, Key, Rules, choices
 from .layout import Layout
 from .routes import Routes
+from .scratch_file import ScratchFile
 from .sensitivity import assumed_shares, relative_errors, rows_of_each
 from .settings import FIT, fit_size
 from .threads import one_torch_thread
@@ -55,14 +56,15 @@ def fitted(
     calibration: Calibration,
     routes: Routes | None,
     progress: Progress,
+    scratch: ScratchFile,
 ) -> dict[Key, Choice]:
     """``chosen`` for ``plan`` of ``model`` with those that say ``fit:SIZE`` made out.
 
-    Errors are measured on ``weights`` and counted by ``calibration``, and by ``routes`` where that says nothing. Raises
-    ConfigError, which says the least size, for one that is too small, and CheckpointError for numbers that no format
-    can have.
+    Errors are measured on ``weights`` and counted by ``calibration``, and by ``routes`` where that says nothing. What
+    is encoded for it lies in ``scratch``. Raises ConfigError, which says the least size, for one that is too small, and
+    CheckpointError for numbers that no format can have.
     """
-    dial = _Dial(plan, chosen, weights.stored(), EncodedWeights(weights).lengths)
+    dial = _Dial(plan, chosen, weights.stored(), EncodedWeights(weights, scratch).lengths)
     if not dial.blocks:
         return dial.found
     with one_torch_thread():

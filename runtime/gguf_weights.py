@@ -55,12 +55,15 @@ class GgufWeights:
         formats = {name: source.format for name, source in self._sources.items() if len(self._shapes[name]) > 1}
         return {name: Stored(format_) for name, format_ in formats.items() if format_ is not None}
 
-    def plane(self, name: str, expert: int | None) -> torch.Tensor:
-        """The plane, uint8 [length], of a weight in ``stored``, or of one expert's slice of it: the file's blocks."""
+    def plane(self, name: str, expert: int | None) -> Iterator[memoryview]:
+        """The plane of a weight in ``stored``, or of one expert's slice of it, in pieces: the file's blocks."""
         source = self._sources[name]
-        rows = [self._rows(tensor if expert is None else tensor.part(expert)) for tensor in source.tensors]
-        whole = torch.cat(rows) if len(rows) > 1 else rows[0]
-        return (whole if source.order is None else whole[source.order]).view(-1)
+        for tensor in source.tensors:
+            one = tensor if expert is None else tensor.part(expert)
+            if source.order is not None:
+                yield as_bytes(self._rows(one)[source.order])
+            else:
+                yield from map(as_bytes, self._slabs(one))
 
     def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
         dtype = getattr(torch, spec.dtype)

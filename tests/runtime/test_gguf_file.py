@@ -21,6 +21,7 @@ from penstock.runtime.skeleton import skeleton
 from penstock.tiering.errors import CheckpointError
 
 from ..blocks import GGUF_NAMES, random_blocks
+from ..bundles import joined
 
 HIDDEN, INNER, VOCABULARY, LAYERS, EXPERTS = 256, 256, 96, 2, 4
 DTYPE = torch.bfloat16
@@ -122,7 +123,7 @@ def check(path: Path) -> dict[str, str]:
             if spec.name in stored:
                 seen.add(spec.name)
                 format_ = FORMATS[stored[spec.name].format]
-                plane, out = weights.plane(spec.name, expert), torch.empty(spec.shape, dtype=DTYPE)
+                plane, out = joined(weights.plane(spec.name, expert)), torch.empty(spec.shape, dtype=DTYPE)
                 n, k = spec.shape
                 assert (len(plane),) == format_.lengths(n, k)
                 format_.decode([plane], n, k, slice(0, n), out)
@@ -190,7 +191,7 @@ def test_rows_of_heads_that_llama_cpp_has_in_another_order_come_back(tmp_path: P
     assert order[:4].tolist() == [0, 2, 4, 6], "the halves of a head lie between each other in the file"
     raw = file.tensors["blk.0.attn_q.weight"]
     whole = np.fromfile(path, np.uint8, raw.length, offset=raw.offset).reshape(HIDDEN, -1)
-    plane = weights.plane("model.layers.0.self_attn.q_proj.weight", None)
+    plane = joined(weights.plane("model.layers.0.self_attn.q_proj.weight", None))
     assert np.array_equal(plane.numpy().reshape(HIDDEN, -1), whole[order.numpy()])
 
 
