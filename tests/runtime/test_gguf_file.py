@@ -14,6 +14,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 import penstock
 from penstock.kernels.formats.registry import FORMATS
+from penstock.runtime import gguf_weights
 from penstock.runtime.gguf_file import GgufFile
 from penstock.runtime.gguf_weights import GgufWeights
 from penstock.runtime.layout import Layout, layout
@@ -183,7 +184,11 @@ def test_gates_of_another_type_than_the_rest_are_stored_as_numbers(tmp_path: Pat
     assert {name.rpartition(".")[2] for name in stored if "experts" in name} == {"down_proj"}
 
 
-def test_rows_of_heads_that_llama_cpp_has_in_another_order_come_back(tmp_path: Path):
+@pytest.mark.parametrize("rows", [5, HIDDEN], ids=["some at a time", "whole"])
+def test_rows_of_heads_that_llama_cpp_has_in_another_order_come_back(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gguf_weights, "CHUNK", 4 * HIDDEN * rows)
     path = write(tmp_path / "model.gguf", "llama", lambda name: "q8_0")
     file, weights, _, _ = opened(path)
     order = file.row_order(file.tensors["blk.0.attn_q.weight"])
@@ -191,7 +196,9 @@ def test_rows_of_heads_that_llama_cpp_has_in_another_order_come_back(tmp_path: P
     assert order[:4].tolist() == [0, 2, 4, 6], "the halves of a head lie between each other in the file"
     raw = file.tensors["blk.0.attn_q.weight"]
     whole = np.fromfile(path, np.uint8, raw.length, offset=raw.offset).reshape(HIDDEN, -1)
-    plane = joined(weights.plane("model.layers.0.self_attn.q_proj.weight", None))
+    pieces = list(weights.plane("model.layers.0.self_attn.q_proj.weight", None))
+    assert len(pieces) == -(-HIDDEN // rows)
+    plane = joined(pieces)
     assert np.array_equal(plane.numpy().reshape(HIDDEN, -1), whole[order.numpy()])
 
 

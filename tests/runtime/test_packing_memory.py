@@ -74,8 +74,8 @@ def in_gguf(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """``over``: what packing may take besides the budget. Numbers that come quantised are held whole, matrix by
-    matrix; what penstock encodes itself is not."""
+    """``over``: what packing may take besides the budget. Numbers that come quantised in safetensors are held whole,
+    matrix by matrix; those of a GGUF file, and what penstock encodes itself, are not."""
 
     save: Callable[[Path], Path]
     formats: tuple[str, ...]
@@ -85,7 +85,7 @@ class Case:
 CASES: Mapping[str, Case] = {
     "bfloat16": Case(experts, ("as-is", "lossless", "int8", "int4", "nested"), 24 * MiB),
     "bfloat16, other formats": Case(experts, ("int4-64", "int4-128", "stacked", "fit:140MB"), 24 * MiB),
-    "gguf": Case(in_gguf, ("as-is", "int8"), 48 * MiB),  # the gguf package is loaded as well
+    "gguf": Case(in_gguf, ("as-is", "int8"), 24 * MiB),
     "gptq": Case(in_gptq, ("as-is", "int8"), 128 * MiB),
     "fp8": Case(in_fp8, ("as-is", "nested"), 128 * MiB),
     "mxfp4": Case(in_mxfp4, ("as-is", "int4"), 128 * MiB),
