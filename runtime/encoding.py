@@ -30,12 +30,15 @@ def encoded(
     chosen: Mapping[Key, Choice],
     lengths: Callable[[TensorSpec, int | None, Choice], Planes],
     advance: Callable[[int], None] = lambda _: None,
+    *,
+    equal: bool = True,
 ) -> tuple[Layout, tuple[str, ...]]:
     """``plan`` with the matrices in ``chosen`` encoded; and what had to stay as it is, in words.
 
-    ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot;
-    ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks of their own,
-    right behind it: what needs all reads them at once.
+    ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot; where
+    these differ little, matrices of one shape have room for the longest, unless ``equal`` is false. ``advance`` is told
+    the bytes of each block that is done. Further planes of a block lie in blocks of their own, right behind it: what
+    needs all reads them at once.
     """
     notes: dict[str, None] = {}
     found: dict[tuple[BlockId, str], Planes] = {}
@@ -50,7 +53,7 @@ def encoded(
                 except UnsuitableShape as error:
                     notes.setdefault(f"{_where(block.id)} {list(spec.shape)} is stored as it is: {error}")
                     continue
-                if known is None:
+                if known is None and equal:
                     alike.setdefault((choice.format, spec.shape), []).append(key)
         advance(block.extent.length)
     for keys in alike.values():

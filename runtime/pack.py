@@ -186,18 +186,16 @@ def _encoded(
     plan, weights, bar = content.plan, content.weights, progress or Quiet()
     calibration = calibration.of_stored(plan.tied)
     by_rule = choices(content.model, plan, rules, weights.stored())
-    if chosen := fitted(content.model, plan, by_rule, weights, calibration, routes, bar, scratch):
-        weights = EncodedWeights(weights, scratch, calibration.importance)
-        bar.start("measuring", plan.total_bytes)
-        try:
-            with (
-                one_torch_thread(),
-                closing(KeptLengths(target.with_name(target.name + PARTIAL), weights.lengths)) as lengths,
-            ):
-                plan, notes = encoded(plan, chosen, lengths, bar.advance)
-        finally:
-            bar.finish()
-        manifest = replace(manifest, notes=notes)
+    coded = EncodedWeights(weights, scratch, calibration.importance)
+    with closing(KeptLengths(target.with_name(target.name + PARTIAL), coded.lengths)) as lengths:
+        if chosen := fitted(content.model, plan, by_rule, weights, calibration, routes, bar, lengths):
+            bar.start("measuring", plan.total_bytes)
+            try:
+                with one_torch_thread():
+                    plan, notes = encoded(plan, chosen, lengths, bar.advance, equal=rules.size is None)
+            finally:
+                bar.finish()
+            weights, manifest = coded, replace(manifest, notes=notes)
     return _Job(plan, weights, manifest, content.write_model)
 
 
