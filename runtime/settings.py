@@ -27,6 +27,7 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "experts_prefetch": ("experts", "prefetch"),
     "kv_host_memory": ("kv", "host"),
     "kv_flash_limit": ("kv", "flash"),
+    "kv_format": ("kv", "format"),
     "kv_attention": ("kv", "attention"),
     "kv_epsilon": ("kv", "epsilon"),
     "kv_summary": ("kv", "summary"),
@@ -41,7 +42,6 @@ NOT_YET = "this is not in this version of penstock yet; take it out"
 
 LATER: Mapping[str, tuple[str, str]] = {
     "device_memory": ("memory", "device"),
-    "kv_format": ("kv", "format"),
 }
 """Names that are settled but mean nothing yet: writing one must not look as if it had an effect."""
 
@@ -241,6 +241,11 @@ class Kv(_Section):
     )
     flash: Size = Field(
         default="auto", description='Most that KV may take on flash; "auto" is what the store\'s drive has free.'
+    )
+    format: Literal["as-is", "int8", "int4", "mixed"] = Field(
+        default="as-is",
+        description='How pages are kept, but for the first one and the last 128 tokens: "int8", "int4", or "mixed", '
+        "those that get most attention in int8 and the others in int4.",
     )
     attention: Literal["exact", "certified"] = Field(
         default="exact",

@@ -54,6 +54,7 @@ class Settings:
         str | None, _override("kv_host_memory", "SIZE", "Memory for KV, a part of --host-memory; the rest is on flash.")
     ] = None
     kv_flash_limit: Annotated[str | None, _override("kv_flash_limit", "SIZE", "Bound on KV on flash.")] = None
+    kv_format: Annotated[str | None, _override("kv_format", "FORMAT", "as-is, int8, int4, mixed.")] = None
     kv_attention: Annotated[str | None, _override("kv_attention", "KIND", "exact, certified.")] = None
     kv_epsilon: Annotated[
         str | None, _override("kv_epsilon", "SHARE", "Of a softmax, that certified attention may leave out.")

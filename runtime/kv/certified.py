@@ -68,7 +68,7 @@ class Certified:
         summed = look.row.summaries
         every = range(look.count)
         if summed is None or summed.count < LEAST_PAGES or look.skip:
-            look.read(every)
+            look.read_all()
             return every
         sure = self._always(look, summed.count)
         bounds = summed.kind.log_bounds(
@@ -82,14 +82,16 @@ class Certified:
         masses = Masses(bounds)
         self._ask(look, self._guess(look, number))
         look.read(sure)
-        known = dict(zip(sure, look.log_masses(sure).unbind(-1), strict=True))
-        inside = [page for page in sure if page < summed.count]
-        if inside:
-            masses.add(inside, torch.stack([known[page] for page in inside], -1))
-        masses.add_outside(torch.stack([known[page] for page in sure if page >= summed.count], -1))
+        known = dict(zip(sure, look.log_masses(sure).unbind(-1), strict=True)) if sure else {}
+        for page, mass in known.items():
+            if page < summed.count:
+                masses.add([page], mass[..., None])
+            else:
+                masses.add_outside(mass[..., None])
         if look.softmax.sinks is not None:
             masses.add_outside(look.softmax.sinks.float().view(-1, 1, 1).expand(-1, look.query.shape[1], -1))
-        certificate = self._read(look, masses, known, self._again(look, number))
+        again = [page for page in self._again(look, number) if page < summed.count and page not in known]
+        certificate = self._read(look, masses, known, again)
         pages, omitted = _lightest_left_out(known, certificate.omitted, self._all.epsilon)
         self._all.note(look, certificate, len(pages), omitted)
         self._last[number] = _Last(look.query, tuple(sorted(known)), tuple(pages), weakref.ref(look.row))
@@ -98,12 +100,9 @@ class Certified:
     def saw(self, look: Looking, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
         """Pages that get attention stay in memory rather than others."""
         self._weight *= _FADE
-        share = probabilities.float().mean((0, 1))
-        pad = -(share.shape[-1]) % look.tokens
-        mass = torch.nn.functional.pad(share, (0, pad)).view(-1, look.tokens).sum(-1) * self._weight
-        for page, heat in zip(pages, mass.tolist(), strict=False):
+        for page, mass in zip(pages, look.masses(pages, probabilities), strict=True):
             for track in look.row.tracks:
-                track.pages[page].heat += heat
+                track.pages[page].heat += mass * self._weight
 
     def expected(self, number: int, row: Row) -> Iterable[Page]:
         """What the next look at a sequence will probably read."""
@@ -119,7 +118,7 @@ class Certified:
         """Sum up pages of ``row`` that are full and not summed up yet."""
         kind, shape = self._all.kind, layer.shapes[0]
         done = 0 if row.summaries is None else row.summaries.count
-        full = range(done, len(row.keys.pages) - (not row.keys.pages[-1].sealed))
+        full = range(done, done + sum(page.sealed for page in row.keys.pages[done:]))
         if not full:
             return
         if row.summaries is None:

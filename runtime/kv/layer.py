@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from ...kernels.kv.as_is import AsIs, numbers_in
-from ...kernels.kv.base import PageShape
+from ...kernels.kv.as_is import numbers_in
+from ...kernels.kv.base import KVFormat, PageShape
 from ...tiering.errors import ConfigError
 from ...tiering.kv.pages import Page, Track, runs
 from .ahead import Ahead
+from .formats import AS_IS, suits
 from .states import Expand, PagedStates
 from .tier import KVTier
 
 if TYPE_CHECKING:
     from .decode import Chooser
     from .summed import Summed
-
-AS_IS = AsIs()
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -229,6 +228,28 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         finally:
             pool.release(here)
 
+    def together(self, track: Track, numbers: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
+        """The pages of ``track`` with these ``numbers`` among its pages, in this order, as many at a time as can be
+        held, in one format; with the place of the first among ``numbers``."""
+        pool = self.tier.pool
+        pages = [track.pages[number] for number in numbers]
+        pool.read_ahead([page for page in pages if page.slot is None])
+        at = 0
+        for _, group in groupby(pages, key=lambda page: page.format):
+            some = [*group]
+            each = max(1, pool.memory.ring // 4 // some[0].size)
+            for start in range(0, len(some), each):
+                part = some[start : start + each]
+                here = pool.hold(part)
+                held = set(here)
+                try:
+                    here += pool.fetch([page for page in part if page not in held])
+                    yield at, part
+                finally:
+                    pool.release(here)
+                at += len(part)
+        self._ahead.go_on()
+
     def copied(self, row: Row, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of ``count`` tokens from number ``start`` on, [H, count, D]."""
         found = []
@@ -252,6 +273,17 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         format: Any = page.format
         bytes_ = self.tier.pool.view(page)
         (format.decode_values if plane else format.decode_keys)(bytes_, self.shapes[plane], out)
+
+    def begin_with(self, length: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Be as after ``length`` tokens: ``keys`` and ``values`` [B, H, n, D] are those of them that a query can still
+        see. For a layer that holds nothing."""
+        self.lazy_initialization(keys, values)
+        self.length = length - keys.shape[-2]
+        if self.window is None:
+            self._append(keys, values)
+        else:
+            self._begin_anew(keys, values)
+        self._commit()
 
     # --- a forward, and its end ---------------------------------------------------------------------------------------
 
@@ -329,28 +361,53 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                     page = self._open(plane, track, fresh=not filled)
                     numbers = numbers_in(self.tier.pool.view(page), self.shapes[plane])
                     numbers[:, filled : filled + some] = states[number, :, done : done + some]
-                    if filled + some == tokens:
-                        self.tier.pool.seal(page)
             done += some
             self.length += some
+            for row in self.rows:
+                self._seal(row)
         if self.chooser is not None:
             for row in self.rows:
                 self.chooser.added(self, row)
 
     def _open(self, plane: int, track: Track, *, fresh: bool) -> Page:
         """The last page of ``track``, a new one if it is to be ``fresh``, and no other's."""
-        pool = self.tier.pool
-        if not fresh and len(track.pages) and track.pages[-1].refs == 1:
-            return track.pages[-1]
-        shape = self.shapes[plane]
-        size = AS_IS.value_bytes(shape) if plane else AS_IS.key_bytes(shape)
         if fresh:
-            return pool.append(track, size, AS_IS)
-        shared = track.pages[-1]
-        page = pool.append(track, size, AS_IS)
-        pool.view(page).copy_(pool.view(shared))
-        self._supersede(track)
-        return page
+            track.pages.append(self._page(plane, track, len(track.pages), AS_IS))
+        elif track.pages[-1].refs > 1:
+            page = self._page(plane, track, len(track.pages) - 1, AS_IS)
+            self.tier.pool.view(page).copy_(self.tier.pool.view(track.pages[-1]))
+            self._put(track, len(track.pages) - 1, page)
+        return track.pages[-1]
+
+    def _page(self, plane: int, track: Track, at: int, format: KVFormat) -> Page:
+        shape = self.shapes[plane]
+        size = format.value_bytes(shape) if plane else format.key_bytes(shape)
+        return self.tier.pool.new(track, track.first + at, size, format)
+
+    def _put(self, track: Track, at: int, page: Page) -> None:
+        """``page`` takes the place of the page number ``at`` of ``track``."""
+        former, track.pages[at] = track.pages[at], page
+        self.tier.pool.drop([former])
+
+    def _seal(self, row: Row) -> None:
+        """Full pages that are not recent any more get their format, and do not change from now on."""
+        pool, tokens, encoding = self.tier.pool, self.shapes[0].tokens, self.tier.encoding
+        keys, values = row.tracks
+        leaving = encoding.leaving(keys.pages, keys.first, self.length, tokens)
+        for at, format in zip(leaving, encoding.formats(keys, leaving, self.length, tokens), strict=True):
+            numbers = [
+                numbers_in(pool.view(track.pages[at]), shape)
+                for track, shape in zip(row.tracks, self.shapes, strict=True)
+            ]
+            if format is not AS_IS and suits(format, *numbers):
+                for plane, track in enumerate(row.tracks):
+                    page = self._page(plane, track, at, format)
+                    encode = format.encode_values if plane else format.encode_keys
+                    encode(numbers[plane], pool.view(page))
+                    page.heat = track.pages[at].heat
+                    self._put(track, at, page)
+            pool.seal(keys.pages[at])
+            pool.seal(values.pages[at])
 
     def _cut(self, length: int) -> None:
         """Keep the first ``length`` tokens."""
@@ -369,22 +426,14 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _reopen(self, plane: int, track: Track) -> None:
         """The last page of ``track`` is to take tokens again: a copy, as it does not change itself."""
-        pool, shape = self.tier.pool, self.shapes[plane]
-        sealed = track.pages[-1]
-        page = pool.append(track, AS_IS.value_bytes(shape) if plane else AS_IS.key_bytes(shape), AS_IS)
+        pool, at = self.tier.pool, len(track.pages) - 1
+        sealed, page = track.pages[at], self._page(plane, track, at, AS_IS)
         held = pool.hold([sealed]) or pool.fetch([sealed])
         try:
-            self.decode(plane, sealed, numbers_in(pool.view(page), shape))
+            self.decode(plane, sealed, numbers_in(pool.view(page), self.shapes[plane]))
         finally:
             pool.release(held)
-        self._supersede(track)
-
-    def _supersede(self, track: Track) -> None:
-        """The last page of ``track`` takes the place of the one before it."""
-        *_, former, page = track.pages
-        page.index = former.index
-        del track.pages[-2]
-        self.tier.pool.drop([former])
+        self._put(track, at, page)
 
     def _take_rows(self, rows: Sequence[int]) -> None:
         """The sequences with these numbers, in this order; one may be taken several times."""

@@ -7,6 +7,7 @@ from ...tiering.policy.reads import Reading
 from ..config import Config
 from ..reading import open_reader
 from .certified import Certificates
+from .formats import Encoding
 from .pool import PagePool
 from .spill import Spill
 from .tier import KVTier
@@ -29,12 +30,14 @@ def kv_tier(settings: Config, reading: Reading, model: Any) -> KVTier | None:
     certificates = None
     if settings.kv.attention == "certified":
         certificates = Certificates(settings.kv.epsilon, SUMMARIES[settings.kv.summary])
+    encoding = Encoding(settings.kv.format)
     decoder = model.get_text_config(decoder=True)
     return KVTier(
         pool,
         int(settings.kv_host * STAGING),
         layers=getattr(decoder, "num_hidden_layers", 1),
         positions=getattr(decoder, "max_position_embeddings", None),
-        page_tokens=None if certificates is None else CHOSEN_TOKENS,
+        page_tokens=None if certificates is None and encoding.keeps else CHOSEN_TOKENS,
+        encoding=encoding,
         certificates=certificates,
     )

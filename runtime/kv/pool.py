@@ -82,14 +82,14 @@ class PagePool:
 
     # --- pages come and go ------------------------------------------------------------------------------------------
 
-    def append(self, track: Track, size: int, format: object) -> Page:
-        """A new open page of ``size`` bytes, last in ``track``. Raises BudgetTooSmall, FlashFull, ReadError."""
-        page = Page(size, format, track.number, track.first + len(track.pages))
+    def new(self, track: Track, index: int, size: int, format: object) -> Page:
+        """An open page of ``size`` zero bytes, to be number ``index`` of ``track``. Raises BudgetTooSmall, FlashFull,
+        ReadError."""
+        page = Page(size, format, track.number, index)
         with self._lock():
             self._check()
             self._find_room(page)
         self.view(page).zero_()  # behind the last token there shall be numbers, not NaN
-        track.pages.append(page)
         return page
 
     def seal(self, page: Page) -> None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...kernels.kv.as_is import AsIs
-from ...kernels.kv.base import KVFormat, PageShape
+from ...kernels.kv.base import PageShape
 from ...tiering.units import KiB
+from .formats import Encoding
 from .pool import PagePool
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class KVTier:
     """Tokens that a context may have; None: not known."""
     page_tokens: int | None = None
     """Tokens of a page; None: by their size."""
-    format: KVFormat = field(default_factory=AsIs)
+    encoding: Encoding = field(default_factory=Encoding)
     certificates: "Certificates | None" = None
     """What certified attention comes to; None: attention is exact."""
 

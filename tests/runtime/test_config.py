@@ -92,6 +92,7 @@ def test_every_override_reaches_its_key(name, tmp_path):
         "experts_prefetch": "off",
         "kv_host_memory": 5 * MiB,
         "kv_flash_limit": 8,
+        "kv_format": "int4",
         "kv_attention": "certified",
         "kv_epsilon": 0.01,
         "kv_summary": "boxes",
