@@ -1,7 +1,7 @@
 """One run of one engine: fixed random tokens, a prompt at once, then one by one; prints one JSON object.
 
     python bench/decode.py penstock|accelerate|llama.cpp|ram MODEL TOKENS [--host-memory SIZE] [--store FOLDER]
-                           [--gguf FILE] [--prompt 64] [--warm]
+                           [--set NAME=VALUE] [--gguf FILE] [--prompt 64] [--warm]
 
 Only the tokens one by one are the speed; the prompt of 64 before them has filled what caches there are. ``--warm``
 first feeds other tokens, untimed, until nothing is read from the drive any more: for a budget that holds everything.
@@ -97,11 +97,13 @@ def main() -> None:
     parser.add_argument(
         "--io-depth", type=int, default=None, help="reads in flight; penstock's own choice if not given"
     )
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of penstock")
     parser.add_argument("--gguf", type=Path, default=None, help="the model for llama.cpp")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
     parser.add_argument("--warm", action="store_true")
     options = parser.parse_args()
     settings = {"host_memory": options.host_memory, "store": options.store, "io_depth": options.io_depth}
+    settings |= dict(setting.split("=", 1) for setting in options.set)
     watch = ResidentSet()
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         start = time.perf_counter()

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,25 @@ class Runner:
         self._reads: tuple[Path, list[str]] | None = None
 
     def run(
-        self, mode: str, tokens: int, *, cap: int, host_memory: int | str = "auto", prompt: int = 64
+        self,
+        mode: str,
+        tokens: int,
+        *,
+        cap: int,
+        host_memory: int | str = "auto",
+        prompt: int = 64,
+        settings: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """What bench/decode.py says, under ``cap`` bytes. ``mode`` may also be "compute": penstock, uncapped, with
-        everything in memory. For penstock, ``drive`` is the drive's own speed, read before and after. Raises RunFailed.
+        everything in memory; ``settings`` are further ones of penstock. For penstock without any, ``drive`` is the
+        drive's own speed, read before and after. Raises RunFailed.
         """
+        further = ["--set", *(f"{name}={value}" for name, value in settings.items())] if settings else []
         if mode == "compute":
-            return self._child("penstock", tokens, UNCAPPED, self.everything(), prompt, "--warm") | {"mode": mode}
+            found = self._child("penstock", tokens, UNCAPPED, self.everything(), prompt, "--warm", *further)
+            return found | {"mode": mode}
+        if mode == "penstock" and further:
+            return self._child(mode, tokens, cap, host_memory, prompt, *further)
         if mode != "penstock":
             return self._child(mode, tokens, UNCAPPED if mode == "ram" else cap, "auto", prompt)
         before = self._drive()
