@@ -13,12 +13,18 @@ NAME = "penstock_recorded"
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one new token asks of one layer: query [Hq, 1, D], keys [H, T, D], the token's own included."""
+class Steps:
+    """What S tokens ask of one layer, each in a step of its own: queries [Hq, S, D], keys [H, T, D]. If ``causal``,
+    they are the last S of the T tokens, and none sees those after it; else each sees all keys."""
 
     query: torch.Tensor
     keys: torch.Tensor
     scaling: float
+    causal: bool
+
+    def seen(self, step: int) -> int:
+        """Tokens whose keys that step sees."""
+        return self.keys.shape[1] - (self.query.shape[1] - 1 - step if self.causal else 0)
 
 
 class Recorder:
@@ -41,7 +47,7 @@ class Recorder:
 
 
 @torch.inference_mode()
-def of_model(folder: Path, text: str, context: int, *, windows: int, per_window: int) -> Iterator[Step]:
+def of_model(folder: Path, text: str, context: int, *, windows: int, per_window: int) -> Iterator[Steps]:
     """Of each layer: the last ``per_window`` tokens of ``windows`` windows of ``context`` tokens each, as if each token
     were the newest. Raises ValueError if the text is too short."""
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
@@ -54,19 +60,18 @@ def of_model(folder: Path, text: str, context: int, *, windows: int, per_window:
         recorder.layers.clear()
         model(ids[None, start : start + context], use_cache=False)
         for query, keys, scaling in recorder.layers:
-            for end in range(context - per_window + 1, context + 1):
-                yield Step(query[:, end - 1 : end], keys[:, :end], scaling)
+            yield Steps(query[:, -per_window:], keys, scaling, causal=True)
 
 
-def isotropic(context: int, *, steps: int, dim: int, seed: int) -> Iterator[Step]:
+def isotropic(context: int, *, steps: int, dim: int, seed: int) -> Iterator[Steps]:
     """Keys and queries without any structure, scores with a standard deviation of 2.5: eight heads on two."""
     chance = torch.Generator().manual_seed(seed)
     keys = torch.randn(2, context, dim, generator=chance).bfloat16()
-    for _ in range(steps):
-        yield Step((2.5 * torch.randn(8, 1, dim, generator=chance)).bfloat16(), keys, dim**-0.5)
+    queries = 2.5 * torch.randn(8, steps, dim, generator=chance)
+    yield Steps(queries.bfloat16(), keys, dim**-0.5, causal=False)
 
 
-def peaked(context: int, *, steps: int, dim: int, seed: int) -> Iterator[Step]:
+def peaked(context: int, *, steps: int, dim: int, seed: int) -> Iterator[Steps]:
     """Keys in passages of 32 to 256 tokens that have a direction each; a query is about one passage, and half of its
     heads about the newest. The passage's scores are some 16 above all others, whose standard deviation is 3."""
     chance = torch.Generator().manual_seed(seed)
@@ -78,9 +83,9 @@ def peaked(context: int, *, steps: int, dim: int, seed: int) -> Iterator[Step]:
         count += 1
     topics = torch.randn(2, count, dim, generator=chance)
     keys = (topics[:, passage] + torch.randn(2, context, dim, generator=chance)).bfloat16()
-    for _ in range(steps):
-        about = torch.randint(count, (8,), generator=chance)
-        about[::2] = count - 1
-        # topic . topic is about dim, so the passage's scores are 16 higher; of the others, noise is left.
-        query = 16 * dim**-0.5 * topics[torch.arange(8) // 4, about] + 0.5 * torch.randn(8, dim, generator=chance)
-        yield Step(query[:, None].bfloat16(), keys, dim**-0.5)
+    about = torch.randint(count, (8, steps), generator=chance)
+    about[::2] = count - 1
+    # topic . topic is about dim, so the passage's scores are 16 higher; of the others, noise is left.
+    own = topics[torch.arange(8)[:, None] // 4, about]
+    queries = 16 * dim**-0.5 * own + 0.5 * torch.randn(8, steps, dim, generator=chance)
+    yield Steps(queries.bfloat16(), keys, dim**-0.5, causal=False)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attention_rows import Step, isotropic, of_model, peaked
+from attention_rows import Steps, isotropic, of_model, peaked
 from report import Table, publish
 
 from penstock.kernels.kv.certify import Masses
@@ -53,6 +53,19 @@ class Tally:
         self.rounds = dict.fromkeys(EPSILONS, 0)
         self.omitted = dict.fromkeys(EPSILONS, 0.0)
 
+    def add(self, bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor) -> None:
+        """One step: bounds and true log-masses [Hq, 1, n], scores [Hq, 1, ..] of tokens that are in no page."""
+        self.steps += 1
+        self.rows += len(masses)
+        for epsilon in EPSILONS:
+            certificate = selected(bounds, masses, outside, epsilon)
+            share = omitted(certificate.pages, masses, outside)
+            self.share[epsilon] += len(certificate.pages) / masses.shape[-1]
+            self.rounds[epsilon] += certificate.rounds
+            self.omitted[epsilon] = max(self.omitted[epsilon], share / epsilon)
+            self.broken += share > certificate.most * (1 + 1e-6)
+            self.alone[epsilon] += alone(bounds, masses, outside, epsilon)
+
     def summary(self) -> dict[str, Any]:
         return {
             "rows": self.rows,
@@ -67,16 +80,15 @@ class Tally:
         }
 
 
-def log_masses(scores: torch.Tensor, tokens: int) -> torch.Tensor:
-    """[Hq, 1, n], float64, of whole pages of ``tokens`` tokens."""
-    pages = scores.shape[-1] // tokens
-    return scores[..., : pages * tokens].double().unflatten(-1, (pages, tokens)).logsumexp(-1)
+def log_masses(scores: torch.Tensor, tokens: int, count: int) -> torch.Tensor:
+    """[Hq, S, count], float64, of the first ``count`` pages of ``tokens`` tokens."""
+    return scores[..., : count * tokens].double().unflatten(-1, (count, tokens)).logsumexp(-1)
 
 
-def scores(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-    """[Hq, 1, T]: in float64, and as eager attention has them."""
-    keys = step.keys.repeat_interleave(len(step.query) // len(step.keys), 0)
-    return (step.query.double() @ keys.double().mT) * step.scaling, (step.query @ keys.mT) * step.scaling
+def scores(steps: Steps) -> tuple[torch.Tensor, torch.Tensor]:
+    """[Hq, S, T]: in float64, and as eager attention has them."""
+    keys = steps.keys.repeat_interleave(len(steps.query) // len(steps.keys), 0)
+    return (steps.query.double() @ keys.double().mT) * steps.scaling, (steps.query @ keys.mT) * steps.scaling
 
 
 def selected(bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor, epsilon: float) -> Certificate:
@@ -113,52 +125,40 @@ def alone(bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor, epsilon: 
     return float(omitted.to(torch.uint8).argmax(-1).float().mean() / upper.shape[-1])
 
 
-def measure(steps: Iterable[Step], tokens: int) -> dict[str, dict[str, Any]]:
+def measure(cases: Iterable[Steps], tokens: int) -> dict[str, dict[str, Any]]:
     """For each kind of summary, over all steps, with pages of ``tokens`` tokens."""
     tallies: dict[str, Tally] = defaultdict(Tally)
-    built: dict[str, tuple[torch.Tensor, Summary]] = {}
-    last: torch.Tensor | None = None
-    for step in steps:
-        count = step.keys.shape[1] // tokens
-        whole = step.keys[:, : count * tokens]
-        if last is None or last.data_ptr() != whole.data_ptr() or last.shape != whole.shape:
-            built = {name: summarised(kind, whole, tokens) for name, kind in SUMMARIES.items()}
-            last = whole
-        real, rounded = scores(step)
-        true, masses, outside = log_masses(real, tokens), log_masses(rounded, tokens), rounded[..., count * tokens :]
-        for name in (*SUMMARIES, ORACLE):
-            tally = tallies[name]
+    for steps in cases:
+        count = steps.seen(0) // tokens
+        real, rounded = scores(steps)
+        true, masses = log_masses(real, tokens, count), log_masses(rounded, tokens, count)
+        for name, tally in ((name, tallies[name]) for name in (*SUMMARIES, ORACLE)):
             if name == ORACLE:
                 bounds = Bounds(masses, masses)
             else:
-                summaries, kind = built[name]
-                heads = len(step.keys)
-                bounds = kind.log_bounds(step.query, summaries, heads=heads, tokens=tokens, scaling=step.scaling)
-                tally.bytes_per_token = (summaries.shape[1] + kind.shared_bytes / count) / tokens
+                bounds, tally.bytes_per_token = bounded(SUMMARIES[name], steps, tokens, count)
                 tally.slack += float((bounds.upper - true).sum())
                 tally.bounds += true.numel()
                 tally.outside += sum(
                     int(((bounds.upper < each) | (bounds.lower > each)).sum()) for each in (true, masses)
                 )
-            tally.steps += 1
-            tally.rows += len(step.query)
-            for epsilon in EPSILONS:
-                certificate = selected(bounds, masses, outside, epsilon)
-                tally.share[epsilon] += len(certificate.pages) / count
-                tally.rounds[epsilon] += certificate.rounds
-                share = omitted(certificate.pages, masses, outside)
-                tally.omitted[epsilon] = max(
-                    tally.omitted[epsilon], share / epsilon, share / max(certificate.most, 1e-300)
-                )
+            for step in range(steps.query.shape[1]):
+                now = slice(step, step + 1)
+                outside = rounded[:, now, count * tokens : steps.seen(step)]
+                tally.add(Bounds(bounds.lower[:, now], bounds.upper[:, now]), masses[:, now], outside)
     return {name: tally.summary() for name, tally in tallies.items()}
 
 
-def summarised(kind: Summary, keys: torch.Tensor, tokens: int) -> tuple[torch.Tensor, Summary]:
-    fitted = kind.fitted(keys[:, : SHARED * tokens])
-    return fitted.build(keys.unflatten(1, (-1, tokens)).transpose(0, 1)), fitted
+def bounded(kind: Summary, steps: Steps, tokens: int, count: int) -> tuple[Bounds, float]:
+    """Of the first ``count`` pages; and bytes in memory for each of their tokens."""
+    heads = len(steps.keys)
+    fitted = kind.fitted(steps.keys[:, : SHARED * tokens])
+    summaries = fitted.build(steps.keys[:, : count * tokens].unflatten(1, (count, tokens)).transpose(0, 1))
+    bounds = fitted.log_bounds(steps.query, summaries, heads=heads, tokens=tokens, scaling=steps.scaling)
+    return bounds, (summaries.shape[1] + fitted.shared_bytes / count) / tokens
 
 
-def sources(options: argparse.Namespace, text: str) -> Iterator[tuple[str, int, list[Step]]]:
+def sources(options: argparse.Namespace, text: str) -> Iterator[tuple[str, int, list[Steps]]]:
     """Name, context, and steps."""
     for context in MODEL_CONTEXTS:
         more = {"windows": options.windows, "per_window": options.per_window}
@@ -176,6 +176,7 @@ def tables(found: list[dict[str, Any]], largest: dict[str, int]) -> Iterator[Tab
         "slack",
         "outside",
         *(f"pages {e:g}" for e in EPSILONS),
+        f"alone {PLOTTED:g}",
         "rounds",
         "omitted",
     )
@@ -210,7 +211,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
             axes.plot(
                 [e["context"] for e in mine], [100 * e["pages"][str(PLOTTED)] for e in mine], style, ms=3, label=kind
             )
-        axes.set(xscale="log", xlabel="tokens of context", ylim=(0, 103))
+        axes.set(xlabel="tokens of context", ylim=(0, 103))
         axes.set_xscale("log", base=2)
         axes.set_title(source, fontsize=9)
         axes.grid(alpha=0.3)
@@ -224,9 +225,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "examples" / "tiny-moe")
     parser.add_argument("--text", type=Path, help="for the model to read")
-    parser.add_argument("--windows", type=int, default=6, help="of the text")
+    parser.add_argument("--windows", type=int, default=4, help="of the text")
     parser.add_argument(
-        "--per-window", type=int, default=8, help="tokens of each window that are measured, in each layer"
+        "--per-window", type=int, default=12, help="tokens of each window that are measured, in each layer"
     )
     parser.add_argument("--steps", type=int, default=40, help="of each kind of random rows and context")
     parser.add_argument("--dim", type=int, default=64, help="of random rows")

@@ -1,21 +1,36 @@
 """Turns notes into a trace in Chrome's Trace Event Format (pure), which Perfetto and chrome://tracing show.
 
-Two groups of rows: "compute", one row per thread, on which the model's forward, its layers and stalls are nested; and
-"flash", one row per read in flight, so that reads at the same time lie on different rows, and the counters.
+Groups of rows: "compute", one row per thread, on which the model's forward, its layers and stalls are nested; "flash",
+one row per read in flight, so that reads at the same time lie on different rows, and the counters; and "KV", the same
+for reads of KV pages, if there are any.
 """
 
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..tiering.events import Purpose
 from ..tiering.units import BlockId
-from .recorder import FORWARD, Enter, Forward, Landed, Leave, Note, Sample, Stall, Started, Tokens
+from .recorder import (
+    FORWARD,
+    Enter,
+    Forward,
+    KVLanded,
+    KVStall,
+    KVStarted,
+    Landed,
+    Leave,
+    Note,
+    Sample,
+    Stall,
+    Started,
+    Tokens,
+)
 
-COMPUTE, FLASH = 1, 2
-"""Numbers of the two groups of rows, which the format calls processes."""
+COMPUTE, FLASH, KV = 1, 2, 3
+"""Numbers of the groups of rows, which the format calls processes."""
 
 KINDS = tuple(purpose.value for purpose in Purpose)
 
@@ -44,17 +59,20 @@ def events(notes: Iterable[Note], *, since: float, until: float, files: Sequence
     yield from _group(COMPUTE, "compute")
     yield from _group(FLASH, "flash")
     clock = _Clock(since)
-    compute, flash = _Compute(clock), _Flash(clock, files)
+    compute, flash, kv = _Compute(clock), _Flash(clock, files), _KVReads(clock)
     last = since
     for note in notes:
         last = note.at
         if isinstance(note, Started | Landed | Sample):
             yield from flash.take(note)
+        elif isinstance(note, KVStarted | KVLanded):
+            yield from kv.take(note)
         else:
             yield from compute.take(note)
     end = last if full else max(last, until)
     yield from compute.finish(end)
     yield from flash.finish(end)
+    yield from kv.finish(end)
     if full:
         at = clock.microseconds(end)
         yield {"ph": "i", "s": "g", "name": "the recorder was full", "pid": COMPUTE, "tid": 0, "ts": at}
@@ -123,7 +141,7 @@ class _Compute:
         self._clock = clock
         self._threads: dict[int, _Thread] = {}
 
-    def take(self, note: Forward | Enter | Leave | Tokens | Stall) -> Iterator[_Event]:
+    def take(self, note: Forward | Enter | Leave | Tokens | Stall | KVStall) -> Iterator[_Event]:
         thread = self._threads.setdefault(note.thread, _Thread(len(self._threads) + 1))
         called = note.called if isinstance(note, Forward) else thread.called or f"thread {thread.row}"
         if called != thread.called:
@@ -144,13 +162,18 @@ class _Compute:
                     thread.open[0].args["tokens"] = note.given
             case Stall():
                 name = "stall" if note.block is None else f"stall: {label(note.block)}"
-                thread.done.append(_Span(name, "stall", note.since, len(thread.open), note.at))
-                if not thread.open:
-                    yield from self._flush(thread)
+                yield from self._stalled(thread, _Span(name, "stall", note.since, len(thread.open), note.at))
+            case KVStall():
+                yield from self._stalled(thread, _Span("stall: KV", "KV stall", note.since, len(thread.open), note.at))
 
     def finish(self, until: float) -> Iterator[_Event]:
         for thread in self._threads.values():
             yield from self._close(thread, 0, until)
+
+    def _stalled(self, thread: _Thread, span: _Span) -> Iterator[_Event]:
+        thread.done.append(span)
+        if not thread.open:
+            yield from self._flush(thread)
 
     def _close(self, thread: _Thread, depth: int, at: float) -> Iterator[_Event]:
         for span in thread.open[depth:]:
@@ -170,32 +193,49 @@ class _Compute:
 # --- flash ----------------------------------------------------------------------------------------------------------
 
 
+class _Rows:
+    """The rows of a ``group`` of reads: each gets the lowest that is free."""
+
+    def __init__(self, group: int) -> None:
+        self._group = group
+        self._free: list[int] = []
+        self._rows = 0
+
+    def take(self) -> Generator[_Event, None, int]:
+        """A read begins: what introduces its row, if that is new; returns its number."""
+        if not self._free:
+            self._rows += 1
+            self._free.append(self._rows)
+            yield from _row(self._group, self._rows, f"read {self._rows}")
+        return heapq.heappop(self._free)
+
+    def give_back(self, row: int) -> None:
+        """The read on ``row`` has ended."""
+        heapq.heappush(self._free, row)
+
+
 class _Flash:
-    """Gives every read the lowest row that is free, and counts bytes in flight and hits."""
+    """Puts reads of weights on rows, and counts bytes in flight and hits."""
 
     def __init__(self, clock: _Clock, files: Sequence[str]) -> None:
         self._clock, self._files = clock, files
         self._reads: dict[int, tuple[Started, int]] = {}
-        self._free: list[int] = []
-        self._rows = 0
+        self._rows = _Rows(FLASH)
         self._bytes = dict.fromkeys(KINDS, 0)
         self._counted: Sample | None = None
 
     def take(self, note: Started | Landed | Sample) -> Iterator[_Event]:
         match note:
             case Started():
-                if not self._free:
-                    self._rows += 1
-                    self._free.append(self._rows)
-                    yield from _row(FLASH, self._rows, f"read {self._rows}")
-                self._reads[note.read.read] = note, heapq.heappop(self._free)
+                row = yield from self._rows.take()
+                self._reads[note.read.read] = note, row
                 self._bytes[note.read.purpose.value] += note.read.size
                 yield self._counter("bytes in flight", note.at, self._bytes)
             case Landed():
                 started, row = self._reads.pop(note.read, (None, 0))
                 if started is None:
                     return  # it was started before the trace began
-                heapq.heappush(self._free, row)
+                self._rows.give_back(row)
                 self._bytes[started.read.purpose.value] -= started.read.size
                 yield self._span(started, row, note.at, {"failed": True} if note.failed else {})
                 yield self._counter("bytes in flight", note.at, self._bytes)
@@ -216,8 +256,7 @@ class _Flash:
         read, seconds = started.read, until - started.at
         extent = read.parts[0].extent
         where = {"file": self._files[extent.file], "offset": extent.offset}
-        speed = {"MB/s": round(read.size / 1e6 / seconds, 1)} if seconds > 0 and not more else {}
-        args = {"kind": read.purpose.value, "bytes": read.size} | where | speed
+        args = {"kind": read.purpose.value, "bytes": read.size} | where | ({} if more else _speed(read.size, seconds))
         event = {"ph": "X", "name": labels([part.block for part in read.parts]), "cat": "read", "pid": FLASH}
         return event | {"tid": row} | self._clock.span(started.at, until) | {"args": args | more}
 
@@ -230,6 +269,47 @@ class _Flash:
             "ts": self._clock.microseconds(at),
             "args": dict(values),
         }
+
+
+# --- KV -------------------------------------------------------------------------------------------------------------
+
+
+class _KVReads:
+    """Puts reads of KV pages on rows of their own."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self._clock = clock
+        self._reads: dict[int, tuple[KVStarted, int]] = {}
+        self._rows = _Rows(KV)
+        self._named = False
+
+    def take(self, note: KVStarted | KVLanded) -> Iterator[_Event]:
+        match note:
+            case KVStarted():
+                if not self._named:
+                    self._named = True
+                    yield from _group(KV, "KV")
+                row = yield from self._rows.take()
+                self._reads[note.read] = note, row
+            case KVLanded():
+                started, row = self._reads.pop(note.read, (None, 0))
+                if started is not None:  # else it was started before the trace began
+                    self._rows.give_back(row)
+                    yield self._span(started, row, note.at, {"failed": True} if note.failed else {})
+
+    def finish(self, until: float) -> Iterator[_Event]:
+        for started, row in self._reads.values():
+            yield self._span(started, row, until, {"unfinished": True})
+
+    def _span(self, started: KVStarted, row: int, until: float, more: dict[str, Any]) -> _Event:
+        args: dict[str, Any] = {"bytes": started.size, "pages": started.pages}
+        args |= more or _speed(started.size, until - started.at)
+        event = {"ph": "X", "name": f"{started.pages} KV pages", "cat": "KV read", "pid": KV, "tid": row}
+        return event | self._clock.span(started.at, until) | {"args": args}
+
+
+def _speed(size: int, seconds: float) -> dict[str, float]:
+    return {"MB/s": round(size / 1e6 / seconds, 1)} if seconds > 0 else {}
 
 
 # --- names of rows --------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from . import verdicts
 from .absent import placeholder
 from .config import Config
 from .engine import Engine
-from .kv.opening import kv_tier, positions
+from .kv.opening import kv_tier
 from .kv.seam import PagedKV
 from .layout import layout
 from .metrics import Stats
@@ -295,7 +295,7 @@ def _install(
             guess=settings.experts.prefetch == "auto",
             reading=reading,
             record=record,
-            kv=kv_tier(settings, reading, positions(model.config)),
+            kv=kv_tier(settings, reading, model.config),
         )
     try:
         engine.load(progress)

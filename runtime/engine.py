@@ -32,6 +32,7 @@ from ..tiering.units import BlockId, align_up
 from . import verdicts
 from .bridge import Bridge
 from .guessing import BOTH, ROUTER, TOGETHER
+from .kv.pool import PoolUsage
 from .kv.tier import KVTier
 from .metrics import Stats
 from .planes import PlaneCounts
@@ -170,13 +171,15 @@ class Engine:
         with self._lock:
             if self._trace is not None and self._trace.running:
                 raise TraceError(f"a trace to {self._trace.path} is being recorded; stop it before the next one")
-            self._trace = Trace(model, self.bridge, [file.name for file in self.bundle.manifest.files], path)
+            files = [file.name for file in self.bundle.manifest.files]
+            self._trace = Trace(model, self.bridge, files, path, kv=None if self.kv is None else self.kv.pool)
             return self._trace
 
     def stats(self) -> Stats:
         """A snapshot since loading."""
         counters, elastic = self.bridge.counters(), self.pressure.elastic
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
+        kv = PoolUsage() if self.kv is None else self.kv.pool.usage()
         drive_bytes = list(counters.drive_bytes)
         for block, reader in self.rows.items():
             drive_bytes[self.bundle.manifest.drive_of(self.blocks[block])] += reader.bytes_read
@@ -209,13 +212,22 @@ class Engine:
             evictions=counters.evictions,
             hit_ratio=ratio,
             stall_seconds=self.bridge.stall_seconds,
-            resident_bytes=self.bridge.resident_bytes() + sum(reader.resident_bytes for reader in self.rows.values()),
-            host_bytes=self.pressure.division.host_bytes,
-            host_budget=self.placement.budget,
-            host_limit=elastic.limit,
-            host_floor=elastic.floor,
+            resident_bytes=self.bridge.resident_bytes()
+            + sum(reader.resident_bytes for reader in self.rows.values())
+            + kv.host_bytes,
+            host_bytes=self.pressure.division.host_bytes + kv.host_budget,
+            host_budget=self.placement.budget + kv.host_budget,
+            host_limit=elastic.limit + kv.host_budget,
+            host_floor=elastic.floor + kv.host_budget,
             host_shrinks=elastic.shrinks,
             host_growths=elastic.growths,
+            kv_host_bytes=kv.host_bytes,
+            kv_host_budget=kv.host_budget,
+            kv_flash_bytes=kv.flash_bytes,
+            kv_bytes_read=kv.counters.bytes_read,
+            kv_bytes_written=kv.counters.bytes_written,
+            kv_pages_read=kv.counters.pages_read,
+            kv_stall_seconds=kv.counters.stall_seconds,
         )
 
     def close(self) -> None:

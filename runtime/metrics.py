@@ -19,7 +19,13 @@ class Stats:
     of ``flash_bytes_read`` that came from each drive of the bundle, its own first. ``flash_read_seconds`` is the time
     in which at least one read was in flight. ``host_limit`` is what memory pressure leaves of ``host_budget`` now,
     never less than ``host_floor``; it was lowered ``host_shrinks`` times and raised ``host_growths`` times.
-    ``host_bytes`` is what the arenas may hold now, ``resident_bytes`` what they do hold."""
+    ``host_bytes`` is what the arenas may hold now, ``resident_bytes`` what they do hold; the memory for KV in pages is
+    a part of these five.
+
+    Of KV in pages, ``kv_host_bytes`` of ``kv_host_budget`` are in use in memory and ``kv_flash_bytes`` on flash;
+    ``kv_pages_read`` of ``kv_bytes_read`` were read back, ``kv_bytes_written`` were written, all of them apart from the
+    bytes of weights above, and compute threads waited ``kv_stall_seconds`` for pages or for room. 0 for a model whose
+    KV transformers keeps."""
 
     tokens: int
     forwards: int
@@ -52,6 +58,13 @@ class Stats:
     host_floor: int
     host_shrinks: int
     host_growths: int
+    kv_host_bytes: int
+    kv_host_budget: int
+    kv_flash_bytes: int
+    kv_bytes_read: int
+    kv_bytes_written: int
+    kv_pages_read: int
+    kv_stall_seconds: float
 
     @property
     def drive_bytes_per_second(self) -> float:

@@ -82,7 +82,32 @@ class Sample(NamedTuple):
     misses: int
 
 
-Note = Forward | Enter | Leave | Tokens | Stall | Started | Landed | Sample
+class KVStarted(NamedTuple):
+    """Read number ``read`` of ``pages`` neighbouring KV pages, ``size`` bytes, is handed to the drive."""
+
+    at: float
+    read: int
+    pages: int
+    size: int
+
+
+class KVLanded(NamedTuple):
+    """The pages of KV read number ``read`` are in memory, verified, or it has ``failed``."""
+
+    at: float
+    read: int
+    failed: bool
+
+
+class KVStall(NamedTuple):
+    """A thread has waited since ``since`` for KV pages, or for room for them."""
+
+    at: float
+    thread: int
+    since: float
+
+
+Note = Forward | Enter | Leave | Tokens | Stall | Started | Landed | Sample | KVStarted | KVLanded | KVStall
 
 
 class Recorder:
@@ -122,6 +147,16 @@ class Recorder:
         """``event`` is the end of a read."""
         if isinstance(event, ReadDone | ReadFailed):
             self._keep(Landed(time.monotonic(), event.read, isinstance(event, ReadFailed)))
+
+    def kv_started(self, read: int, pages: int, size: int) -> None:
+        self._keep(KVStarted(time.monotonic(), read, pages, size))
+
+    def kv_landed(self, read: int, failed: bool) -> None:
+        self._keep(KVLanded(time.monotonic(), read, failed))
+
+    def kv_stall(self, since: float, until: float) -> None:
+        """The calling thread waited for KV pages, or for room for them."""
+        self._keep(KVStall(until, threading.get_ident(), since))
 
     def sample(self, counters: Counters) -> None:
         hits, misses = counters.expert_hits + counters.dense_hits, counters.expert_misses + counters.dense_misses

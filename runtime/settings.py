@@ -27,6 +27,10 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "experts_prefetch": ("experts", "prefetch"),
     "kv_host_memory": ("kv", "host"),
     "kv_flash_limit": ("kv", "flash"),
+    "kv_format": ("kv", "format"),
+    "kv_attention": ("kv", "attention"),
+    "kv_epsilon": ("kv", "epsilon"),
+    "kv_summary": ("kv", "summary"),
     "io_backend": ("io", "backend"),
     "io_depth": ("io", "depth"),
     "device": ("compute", "device"),
@@ -38,9 +42,6 @@ NOT_YET = "this is not in this version of penstock yet; take it out"
 
 LATER: Mapping[str, tuple[str, str]] = {
     "device_memory": ("memory", "device"),
-    "kv_format": ("kv", "format"),
-    "kv_attention": ("kv", "attention"),
-    "kv_epsilon": ("kv", "epsilon"),
 }
 """Names that are settled but mean nothing yet: writing one must not look as if it had an effect."""
 
@@ -74,6 +75,12 @@ def _count(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST):
         return value
     raise ValueError(f'it is a number from 1 to {MOST} or "auto"')
+
+
+def _share(value: object) -> object:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1:
+        return float(value)
+    raise ValueError("it is a number between 0 and 1, like 1e-3")
 
 
 def _folder(value: object) -> object:
@@ -234,6 +241,24 @@ class Kv(_Section):
     )
     flash: Size = Field(
         default="auto", description='Most that KV may take on flash; "auto" is what the store\'s drive has free.'
+    )
+    format: Literal["as-is", "int8", "int4", "mixed"] = Field(
+        default="as-is",
+        description='How pages are kept, but for the first one and the last 128 tokens: "int8", "int4", or "mixed", '
+        "those that get most attention in int8 and the others in int4.",
+    )
+    attention: Literal["exact", "certified"] = Field(
+        default="exact",
+        description='"exact" looks at all pages; "certified" at those that matter, until the others can have no more '
+        "than epsilon of any softmax.",
+    )
+    epsilon: Annotated[float, BeforeValidator(_share)] = Field(
+        default=1e-3, description="Share of a softmax that certified attention may leave out."
+    )
+    summary: Literal["int8", "int4", "boxes"] = Field(
+        default="int8",
+        description="What certified attention keeps of each page's keys in memory: half of their bytes, a third, or "
+        "next to nothing; the less, the more pages it reads.",
     )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from .bridge import Bridge
 from .chrome import document
+from .kv.pool import PagePool
 from .layout import is_experts, layer_of
 from .recorder import Recorder
 from .tracefile import destination, write
@@ -18,11 +19,14 @@ from .tracefile import destination, write
 class Trace:
     """Records from the moment it is made until ``stop``; as a context manager it stops itself."""
 
-    def __init__(self, model: nn.Module, bridge: Bridge, files: Sequence[str], path: str | Path) -> None:
-        """``files``: names of the bundle's data files by number. Raises TraceError when ``path`` cannot be written."""
+    def __init__(
+        self, model: nn.Module, bridge: Bridge, files: Sequence[str], path: str | Path, *, kv: PagePool | None = None
+    ) -> None:
+        """``files``: names of the bundle's data files by number; ``kv``: where KV pages are, if KV is in pages. Raises
+        TraceError when ``path`` cannot be written."""
         self.path = destination(path)
         """The file that the trace goes to."""
-        self._bridge, self._files, self._recorder = bridge, files, Recorder()
+        self._bridge, self._files, self._kv, self._recorder = bridge, files, kv, Recorder()
         self._lock = threading.RLock()  # the garbage collector may stop it while this thread does
         self._running = True
         self._recorder.sample(bridge.counters())
@@ -30,6 +34,8 @@ class Trace:
         for name, module in _watched(model).items():
             self._watch(name, module)
         bridge.recorder = self._recorder
+        if kv is not None:
+            kv.recorder = self._recorder
 
     @property
     def running(self) -> bool:
@@ -43,6 +49,8 @@ class Trace:
                 return
             self._running = False
             self._bridge.recorder = None
+            if self._kv is not None:
+                self._kv.recorder = None
             for hook in self._hooks:
                 hook.remove()
             recorder, until = self._recorder, time.monotonic()

@@ -25,6 +25,18 @@ class BundleVersionError(BundleError):
     """The bundle was written by a newer penstock."""
 
 
+class PrefixError(PenstockError):
+    """A stored prefix, or the folder of them, cannot be used as it is."""
+
+
+class PrefixDamaged(PrefixError):
+    """A prefix file is truncated or altered; names it, and what of it."""
+
+
+class PrefixVersionError(PrefixError):
+    """A prefix file was written by a newer penstock."""
+
+
 class FlashFull(PenstockError):
     """The store has no room for what must be written."""
 

@@ -12,6 +12,10 @@ import torch
 
 SCRATCH = 16 << 20
 """Bytes that scores of some rows, with what becomes of them, may take."""
+COLUMNS = 2048
+"""Tokens of a block, at most."""
+
+_SCORE = 12  # bytes that a score takes, with what is made of it
 
 
 class Sweeps:
@@ -54,45 +58,56 @@ class Sweeps:
     ) -> None:
         """Sweep number ``sweep`` comes to a piece. ``mask`` [1, R, n] or [Hq, R, n] is added to its scores; without
         one, row r sees the first ``offset + r + 1`` tokens of the piece. ``alone``: there is no other piece."""
-        for part in self._parts(keys, 0 if mask is not None else offset):
-            scores = self._scores(keys, part, offset, mask)
-            if scores is None:
-                continue
-            if sweep == 0:
-                self._most[:, part] = torch.maximum(self._most[:, part], scores.amax(-1, keepdim=True).float())
-            elif sweep == 1:
-                self._add_up(part, scores)
-            else:
-                self._weigh(part, scores, values, alone)
+        columns = self._columns(keys, values)
+        whole = alone and len(columns) == 1
+        for some in columns:
+            weighed = values[:, some] if whole or sweep < 2 else values[:, some].float()
+            first = 0 if mask is not None else max(0, some.start - offset)  # row that sees any of these
+            for part in self._parts(first, some.stop - some.start):
+                seen = some.stop if mask is not None else min(some.stop, offset + part.stop)
+                span = slice(some.start, seen)
+                scores = self._scores(keys, part, span, offset, mask)
+                if sweep == 0:
+                    self._most[:, part] = torch.maximum(self._most[:, part], scores.amax(-1, keepdim=True).float())
+                elif sweep == 1:
+                    self._add_up(part, scores)
+                else:
+                    self._weigh(part, scores, weighed[:, : seen - some.start])
 
     def result(self) -> torch.Tensor:
         """[Hq, R, Dv], in the dtype of the query."""
         assert self._out is not None
         return self._out.to(self._query.dtype)
 
-    def _parts(self, keys: torch.Tensor, offset: int) -> Iterator[slice]:
-        """Rows that are looked at together."""
+    def _columns(self, keys: torch.Tensor, values: torch.Tensor) -> list[slice]:
+        """Tokens that are looked at together; their values in float32 fit into the scratch too."""
+        heads, tokens, dim = values.shape
+        each = max(1, min(COLUMNS, SCRATCH // (heads * dim * 4)))
+        return [slice(start, min(tokens, start + each)) for start in range(0, tokens, each)]
+
+    def _parts(self, first: int, tokens: int) -> Iterator[slice]:
+        """Rows from number ``first`` on that look at ``tokens`` tokens together."""
         heads, rows, _ = self._query.shape
-        each = max(1, SCRATCH // (heads * keys.shape[1] * 12))
-        for start in range(0, rows, each):
+        each = max(1, SCRATCH // (heads * tokens * _SCORE))
+        for start in range(first, rows, each):
             yield slice(start, min(rows, start + each))
 
-    def _scores(self, keys: torch.Tensor, part: slice, offset: int, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Of the rows ``part``, [Hq, rows, n], as eager attention has them; None where they see nothing of it."""
-        if mask is None and offset + part.stop <= 0:
-            return None
+    def _scores(
+        self, keys: torch.Tensor, part: slice, span: slice, offset: int, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Of the rows ``part`` and the tokens ``span``, [Hq, rows, n], as eager attention has them."""
         query = self._query[:, part]
         heads, rows, _ = query.shape
         grouped = query.reshape(len(keys), -1, query.shape[-1])
-        scores = torch.matmul(grouped, keys.transpose(1, 2)).view(heads, rows, -1) * self._scaling
+        scores = torch.matmul(grouped, keys[:, span].transpose(1, 2)).view(heads, rows, -1).mul_(self._scaling)
         if self._softcap is not None:
             scores = torch.tanh(scores / self._softcap) * self._softcap
-        least = torch.finfo(scores.dtype).min
         if mask is not None:
-            scores = scores + mask[:, part]
-        elif offset + part.start + 1 < keys.shape[1]:
+            scores = scores + mask[:, part, span]
+        elif offset + part.start + 1 < span.stop:
             seen = torch.arange(offset + part.start, offset + part.stop)
-            scores = scores.masked_fill(torch.arange(keys.shape[1]) > seen[:, None], least)
+            hidden = torch.arange(span.start, span.stop) > seen[:, None]
+            scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
         return scores
 
     def _add_up(self, part: slice, scores: torch.Tensor) -> None:
@@ -105,17 +120,16 @@ class Sweeps:
         self._sum[:, part] = self._sum[:, part] * (before - most).exp() + (scores - most).exp_().sum(-1, keepdim=True)
         self._most[:, part] = most
 
-    def _weigh(self, part: slice, scores: torch.Tensor, values: torch.Tensor, alone: bool) -> None:
+    def _weigh(self, part: slice, scores: torch.Tensor, values: torch.Tensor) -> None:
+        """``values`` [H, n, Dv] are in float32 where there are more to come: sums of parts stay so."""
         heads, rows, _ = scores.shape
         total = self._sum[:, part]
         if self._sinks is not None:
             sinks = self._sinks.view(-1, 1, 1).expand(-1, rows, -1)
             total = total + self._above(part, sinks).exp()
         shifted = self._above(part, scores) if self._rounds else scores.float() - self._most[:, part]
-        weights = (shifted.exp_() / total).to(scores.dtype).view(len(values), -1, scores.shape[-1])
-        if not alone:  # sums of parts stay in float32
-            weights, values = weights.float(), values.float()
-        out = torch.matmul(weights, values).view(heads, rows, -1)
+        weights = shifted.exp_().div_(total).to(scores.dtype).to(values.dtype)
+        out = torch.matmul(weights.view(len(values), -1, scores.shape[-1]), values).view(heads, rows, -1)
         if self._out is None:
             self._out = torch.zeros(heads, self._query.shape[1], out.shape[-1])
         self._out[:, part] += out

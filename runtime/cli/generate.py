@@ -170,6 +170,13 @@ def _run(
         "host_bytes": stats.host_bytes,
         "host_budget": stats.host_budget,
         "host_limit": stats.host_limit,
+        "kv_host_bytes": stats.kv_host_bytes,
+        "kv_host_budget": stats.kv_host_budget,
+        "kv_flash_bytes": stats.kv_flash_bytes,
+        "kv_bytes_read": stats.kv_bytes_read,
+        "kv_bytes_written": stats.kv_bytes_written,
+        "kv_pages_read": stats.kv_pages_read,
+        "kv_stall_s": stats.kv_stall_seconds,
         "peak_rss_bytes": peak_resident_bytes(),
     }
 

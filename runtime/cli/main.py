@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ...tiering.errors import PenstockError
-from . import bench, config, doctor, generate, inspect, pack, plan, profile, verify
+from . import bench, cache, config, doctor, generate, inspect, pack, plan, profile, verify
 from . import eval as evaluation
 from .console import BROKEN_PIPE, INTERRUPTED, drop_output, fail, say
 from .options import expand
@@ -65,6 +65,11 @@ def _options(
 
 for _module in (generate, pack, verify, inspect, plan, profile, evaluation, doctor, config, bench):
     app.command(_module.__name__.rpartition(".")[2])(expand(_module.command))
+
+_cache = typer.Typer(help="Prompts stored on flash.", no_args_is_help=True, rich_markup_mode=None)
+for _name, _command in cache.COMMANDS.items():
+    _cache.command(_name)(expand(_command))
+app.add_typer(_cache, name="cache")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -49,6 +49,16 @@ class Settings:
     weights_quality: Annotated[str | None, _override("weights_quality", "QUALITY", "full, adaptive, base.")] = None
     experts_eviction: Annotated[str | None, _override("experts_eviction", "POLICY", _EVICTION)] = None
     experts_prefetch: Annotated[str | None, _override("experts_prefetch", "WHEN", "auto, off.")] = None
+    kv_host_memory: Annotated[
+        str | None, _override("kv_host_memory", "SIZE", "Memory for KV, a part of --host-memory; the rest is on flash.")
+    ] = None
+    kv_flash_limit: Annotated[str | None, _override("kv_flash_limit", "SIZE", "Bound on KV on flash.")] = None
+    kv_format: Annotated[str | None, _override("kv_format", "FORMAT", "as-is, int8, int4, mixed.")] = None
+    kv_attention: Annotated[str | None, _override("kv_attention", "WAY", "exact, certified.")] = None
+    kv_epsilon: Annotated[
+        float | None, _override("kv_epsilon", "SHARE", "What certified attention may leave out of a softmax.")
+    ] = None
+    kv_summary: Annotated[str | None, _override("kv_summary", "KIND", "int8, int4, boxes.")] = None
     io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
     io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
     device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu.")] = None

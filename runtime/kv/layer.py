@@ -1,33 +1,43 @@
 """One layer of a paged cache: tracks of pages for each sequence, behind transformers' interface of a cache layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from ...kernels.kv.as_is import AsIs, numbers_in
-from ...kernels.kv.base import PageShape
+from ...kernels.kv.as_is import numbers_in
+from ...kernels.kv.base import KVFormat, PageShape
 from ...tiering.errors import ConfigError
 from ...tiering.kv.pages import Page, Track, runs
 from .ahead import Ahead
+from .formats import AS_IS, suits
 from .states import Expand, PagedStates
 from .tier import KVTier
 
-AS_IS = AsIs()
+if TYPE_CHECKING:
+    from .decode import Chooser
+    from .summed import Summed
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Row:
-    """The pages of one sequence."""
+    """The pages of one sequence, and what sums them up, if anything does."""
 
     keys: Track
     values: Track
+    summaries: "Summed | None" = None
 
-    def __iter__(self) -> Iterator[Track]:
-        return iter((self.keys, self.values))
+    @property
+    def tracks(self) -> tuple[Track, Track]:
+        return self.keys, self.values
+
+    def snapshot(self) -> "Row":
+        """The same pages, while the row itself changes."""
+        keys, values = (Track([*track.pages], track.first) for track in self.tracks)
+        return Row(keys, values)
 
 
 @dataclass(slots=True)
@@ -71,6 +81,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, tier: KVTier, ahead: "Ahead[PagedLayer]", *, window: int | None = None) -> None:
         self.tier, self._ahead = tier, ahead
         self.window = self.sliding_window = window
+        self.chooser: Chooser | None = None if window is not None else tier.chooser()
+        """Which pages few rows look at; None: all."""
         self.is_initialized = False
         self.record_past = False
         self.length = 0
@@ -127,7 +139,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                 self._begin_anew(key_states, value_states)
             else:
                 self._append(key_states, value_states)
-                rows = [Row(*(Track([*track.pages], track.first) for track in row)) for row in self.rows]
+                rows = [row.snapshot() for row in self.rows]
         visible = Visible(self, rows, start, paged, new, count)
         return PagedStates.of(visible, 0, key_states), PagedStates.of(visible, 1, value_states)
 
@@ -181,34 +193,35 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     # --- what attention asks ------------------------------------------------------------------------------------------
 
     def missing(self) -> Iterator[Page]:
-        """Pages that are not in memory, in the order in which attention looks at them."""
-        for row in self.rows:
-            for track in row:
-                yield from (page for page in track.pages if page.slot is None)
+        """Pages that are not in memory, in the order in which attention will look at them, as far as that is known."""
+        for number, row in enumerate(self.rows):
+            if self.chooser is None:
+                pages: Iterable[Page] = (page for track in row.tracks for page in track.pages)
+            else:
+                pages = self.chooser.expected(number, row)
+            yield from (page for page in pages if page.slot is None)
 
     def pieces(
-        self, track: Track, start: int, count: int, *, in_order: bool = False
+        self, track: Track, numbers: Sequence[int], *, in_order: bool = False
     ) -> Iterator[tuple[int, list[Page]]]:
-        """The pages of ``track`` with ``count`` tokens from number ``start`` on, in runs, held while they are looked
-        at; with the place of each run's first page among the track's. Those in memory come first, unless they are to
+        """The pages of ``track`` with these ``numbers`` among its pages, ascending, in runs of neighbours, held while
+        they are looked at; with the number of each run's first page. Those in memory come first, unless they are to
         come ``in_order``."""
-        pool, tokens = self.tier.pool, self.shapes[0].tokens
-        first = start // tokens - track.first
-        last = -(-(start + count) // tokens) - track.first
-        pages = track.pages[first:last]
+        pool = self.tier.pool
+        pages = [track.pages[number] for number in numbers]
         here = pool.hold(pages)
         held = set(here)
-        stretches = [*stretches_of(pages, held, pool.most)]
+        stretches = [*stretches_of(numbers, pages, held, pool.most)]
         if not in_order:
             stretches.sort(key=lambda stretch: stretch[1][0] not in held)
         try:
             for at, run in stretches:
                 if run[0] in held:
-                    yield first + at, run
+                    yield at, run
                     continue
                 pool.fetch(run)
                 try:
-                    yield first + at, run
+                    yield at, run
                 finally:
                     pool.release(run)
                     self._ahead.go_on()
@@ -218,15 +231,16 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def copied(self, row: Row, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of ``count`` tokens from number ``start`` on, [H, count, D]."""
         found = []
-        for plane, track in enumerate(row):
+        for plane, track in enumerate(row.tracks):
             shape = self.shapes[plane]
             tokens = shape.tokens
             origin = start // tokens  # number of the first page
             pages = -(-(start + count) // tokens) - origin if count else 0
             whole = torch.empty(shape.heads, pages * tokens, shape.dim, dtype=shape.dtype)
-            for at, run in self.pieces(track, start, count):
+            first = origin - track.first
+            for at, run in self.pieces(track, range(first, first + pages)):
                 for offset, page in enumerate(run):
-                    to = (track.first + at + offset - origin) * tokens
+                    to = (at - first + offset) * tokens
                     self.decode(plane, page, whole[:, to : to + tokens])
             skip = start - origin * tokens
             found.append(whole[:, skip : skip + count].contiguous())
@@ -237,6 +251,17 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         format: Any = page.format
         bytes_ = self.tier.pool.view(page)
         (format.decode_values if plane else format.decode_keys)(bytes_, self.shapes[plane], out)
+
+    def begin_with(self, length: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Be as after ``length`` tokens: ``keys`` and ``values`` [B, H, n, D] are those of them that a query can still
+        see. For a layer that holds nothing."""
+        self.lazy_initialization(keys, values)
+        self.length = length - keys.shape[-2]
+        if self.window is None:
+            self._append(keys, values)
+        else:
+            self._begin_anew(keys, values)
+        self._commit()
 
     # --- a forward, and its end ---------------------------------------------------------------------------------------
 
@@ -281,7 +306,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             return
         first = max(0, self.length - self.window + 1) // self.shapes[0].tokens
         for row in self.rows:
-            for track in row:
+            for track in row.tracks:
                 gone = max(0, min(first - track.first, len(track.pages)))
                 self.tier.pool.drop(track.pages[:gone])
                 del track.pages[:gone]
@@ -310,92 +335,127 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             filled = self.length % tokens
             some = min(tokens - filled, count - done)
             for number, row in enumerate(self.rows):
-                for plane, (track, states) in enumerate(zip(row, (keys, values), strict=True)):
+                for plane, (track, states) in enumerate(zip(row.tracks, (keys, values), strict=True)):
                     page = self._open(plane, track, fresh=not filled)
                     numbers = numbers_in(self.tier.pool.view(page), self.shapes[plane])
                     numbers[:, filled : filled + some] = states[number, :, done : done + some]
-                    if filled + some == tokens:
-                        self.tier.pool.seal(page)
             done += some
             self.length += some
+            for row in self.rows:
+                self._seal(row)
+        if self.chooser is not None:
+            for row in self.rows:
+                self.chooser.added(self, row)
 
     def _open(self, plane: int, track: Track, *, fresh: bool) -> Page:
         """The last page of ``track``, a new one if it is to be ``fresh``, and no other's."""
-        pool = self.tier.pool
-        if not fresh and len(track.pages) and track.pages[-1].refs == 1:
-            return track.pages[-1]
-        shape = self.shapes[plane]
-        size = AS_IS.value_bytes(shape) if plane else AS_IS.key_bytes(shape)
         if fresh:
-            return pool.append(track, size, AS_IS)
-        shared = track.pages[-1]
-        page = pool.append(track, size, AS_IS)
-        pool.view(page).copy_(pool.view(shared))
-        self._supersede(track)
-        return page
+            track.pages.append(self._page(plane, track, len(track.pages), AS_IS))
+        elif track.pages[-1].refs > 1:
+            page = self._page(plane, track, len(track.pages) - 1, AS_IS)
+            self.tier.pool.view(page).copy_(self.tier.pool.view(track.pages[-1]))
+            self._put(track, len(track.pages) - 1, page)
+        return track.pages[-1]
+
+    def _page(self, plane: int, track: Track, at: int, format: KVFormat) -> Page:
+        shape = self.shapes[plane]
+        size = format.value_bytes(shape) if plane else format.key_bytes(shape)
+        return self.tier.pool.new(track, track.first + at, size, format)
+
+    def _put(self, track: Track, at: int, page: Page) -> None:
+        """``page`` takes the place of the page number ``at`` of ``track``."""
+        former, track.pages[at] = track.pages[at], page
+        self.tier.pool.drop([former])
+
+    def _seal(self, row: Row) -> None:
+        """Full pages that are not recent any more get their format, and do not change from now on."""
+        pool, tokens, encoding = self.tier.pool, self.shapes[0].tokens, self.tier.encoding
+        keys, values = row.tracks
+        leaving = encoding.leaving(keys.pages, keys.first, self.length, tokens)
+        for at, format in zip(leaving, encoding.formats(keys, leaving, self.length, tokens), strict=True):
+            numbers = [
+                numbers_in(pool.view(track.pages[at]), shape)
+                for track, shape in zip(row.tracks, self.shapes, strict=True)
+            ]
+            if format is not AS_IS and suits(format, *numbers):
+                for plane, track in enumerate(row.tracks):
+                    page = self._page(plane, track, at, format)
+                    encode = format.encode_values if plane else format.encode_keys
+                    encode(numbers[plane], pool.view(page))
+                    page.heat = track.pages[at].heat
+                    self._put(track, at, page)
+            pool.seal(keys.pages[at])
+            pool.seal(values.pages[at])
 
     def _cut(self, length: int) -> None:
         """Keep the first ``length`` tokens."""
         tokens, pool = self.shapes[0].tokens, self.tier.pool
         whole, rest = divmod(length, tokens)
         for row in self.rows:
-            for plane, track in enumerate(row):
+            for plane, track in enumerate(row.tracks):
                 stay = whole - track.first + (rest > 0)
                 pool.drop(track.pages[stay:])
                 del track.pages[stay:]
                 if rest and track.pages and track.pages[-1].sealed:
                     self._reopen(plane, track)
+            if row.summaries is not None:
+                row.summaries.cut(whole)
         self.length = length
 
     def _reopen(self, plane: int, track: Track) -> None:
         """The last page of ``track`` is to take tokens again: a copy, as it does not change itself."""
-        pool, shape = self.tier.pool, self.shapes[plane]
-        sealed = track.pages[-1]
-        page = pool.append(track, AS_IS.value_bytes(shape) if plane else AS_IS.key_bytes(shape), AS_IS)
+        pool, at = self.tier.pool, len(track.pages) - 1
+        sealed, page = track.pages[at], self._page(plane, track, at, AS_IS)
         held = pool.hold([sealed]) or pool.fetch([sealed])
         try:
-            self.decode(plane, sealed, numbers_in(pool.view(page), shape))
+            self.decode(plane, sealed, numbers_in(pool.view(page), self.shapes[plane]))
         finally:
             pool.release(held)
-        self._supersede(track)
-
-    def _supersede(self, track: Track) -> None:
-        """The last page of ``track`` takes the place of the one before it."""
-        *_, former, page = track.pages
-        page.index = former.index
-        del track.pages[-2]
-        self.tier.pool.drop([former])
+        self._put(track, at, page)
 
     def _take_rows(self, rows: Sequence[int]) -> None:
         """The sequences with these numbers, in this order; one may be taken several times."""
         if not self.is_initialized:
             return
         self._commit()
-        taken = [Row(*(Track([*track.pages], track.first) for track in self.rows[row])) for row in rows]
-        for row in taken:
-            for track in row:
+        taken = [self.rows[row].snapshot() for row in rows]
+        for number, row in zip(rows, taken, strict=True):
+            summaries = self.rows[number].summaries
+            row.summaries = None if summaries is None else summaries.copy()
+            for track in row.tracks:
                 self.tier.pool.share(track.pages)
         self._drop(self.rows)
         self.rows = taken
 
     def _drop(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            for track in row:
+            if row.summaries is not None:
+                row.summaries.drop()
+            for track in row.tracks:
                 self.tier.pool.drop(track.pages)
 
     def abandon(self) -> None:
         """Let go of all pages; may be called by the garbage collector."""
         for row in (*self.rows, *self._before):
-            for track in row:
+            for track in row.tracks:
                 self.tier.pool.abandon(track.pages)
+            if row.summaries is not None:
+                self.tier.pool.abandon_reserve(row.summaries.taken)
 
 
-def stretches_of(pages: Sequence[Page], held: set[Page], most: int) -> Iterator[tuple[int, list[Page]]]:
-    """``pages`` in stretches of neighbours in one format, each with the place of its first page: all of them ``held``,
-    or none, and then one read of at most ``most`` bytes."""
-    at = 0
-    for (here, _), group in groupby(pages, key=lambda page: (page in held, page.format)):
-        some = [*group]
+def stretches_of(
+    numbers: Sequence[int], pages: Sequence[Page], held: set[Page], most: int
+) -> Iterator[tuple[int, list[Page]]]:
+    """``pages``, with these ``numbers``, in stretches of neighbours in one format, each with the number of its first
+    page: all of them ``held``, or none, and then one read of at most ``most`` bytes."""
+
+    def kind(at: int) -> tuple[bool, Hashable, int]:
+        return pages[at] in held, pages[at].format, numbers[at] - at  # the last is the same for neighbours
+
+    for (here, *_), group in groupby(range(len(pages)), key=kind):
+        places = [*group]
+        some = [pages[at] for at in places]
+        number = numbers[places[0]]
         for run in [some] if here else runs(some, most):
-            yield at, run
-            at += len(run)
+            yield number, run
+            number += len(run)

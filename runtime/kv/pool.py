@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import xxhash
@@ -17,6 +17,7 @@ from ...tiering.kv.memory import PageMemory
 from ...tiering.kv.pages import Page, Track, runs
 from ...tiering.kv.places import EXTENT, Places
 from ...tiering.units import format_size
+from ..recorder import Recorder
 from .spill import Spill
 
 WRITE_EARLY = 3 / 4
@@ -38,6 +39,16 @@ class PoolCounters:
     """Seconds in which at least one read was under way."""
 
 
+@dataclass(frozen=True, slots=True)
+class PoolUsage:
+    """A snapshot; bytes. ``host_bytes`` of ``host_budget`` are in use, ``flash_bytes`` of the file."""
+
+    host_bytes: int = 0
+    host_budget: int = 0
+    flash_bytes: int = 0
+    counters: PoolCounters = field(default_factory=PoolCounters)
+
+
 class PagePool:
     """Pages in ``capacity`` bytes of memory, and in ``spill`` up to ``flash_limit`` bytes. Thread-safe.
 
@@ -54,6 +65,7 @@ class PagePool:
         # Entered by whoever the garbage collector interrupts: what it does here never waits.
         self._changed = threading.Condition(threading.RLock())
         self._orphans: deque[Page] = deque()
+        self._unreserved: deque[int] = deque()
         self._coming: dict[Page, Exception | None] = {}  # being read, or read and not asked for yet
         self._landed: set[Page] = set()
         self._dirty: deque[Page] = deque()
@@ -61,21 +73,23 @@ class PagePool:
         self.given_up = 0
         """Pages that were read ahead, and left memory before anybody looked at them."""
         self._trouble: PenstockError | None = None
-        self._reading, self._since = 0, 0.0
+        self._reading, self._reads, self._since = 0, 0, 0.0
+        self.recorder: Recorder | None = None
+        """Who takes notes, if anybody does."""
         self._closed = False
         self._writer = threading.Thread(target=self._write_back, name="penstock-kv-writer", daemon=True)
         self._writer.start()
 
     # --- pages come and go ------------------------------------------------------------------------------------------
 
-    def append(self, track: Track, size: int, format: object) -> Page:
-        """A new open page of ``size`` bytes, last in ``track``. Raises BudgetTooSmall, FlashFull, ReadError."""
-        page = Page(size, format, track.number, track.first + len(track.pages))
+    def new(self, track: Track, index: int, size: int, format: object) -> Page:
+        """An open page of ``size`` zero bytes, to be number ``index`` of ``track``. Raises BudgetTooSmall, FlashFull,
+        ReadError."""
+        page = Page(size, format, track.number, index)
         with self._lock():
             self._check()
             self._find_room(page)
         self.view(page).zero_()  # behind the last token there shall be numbers, not NaN
-        track.pages.append(page)
         return page
 
     def seal(self, page: Page) -> None:
@@ -107,6 +121,26 @@ class PagePool:
         """Bytes that are read at once, at most."""
         return min(EXTENT, self.memory.ring // 4)
 
+    def reserve(self, size: int) -> None:
+        """Take ``size`` bytes of the memory for something else; a negative number gives them back. Raises
+        BudgetTooSmall."""
+        with self._lock():
+            self.memory.reserve(size)
+            while self.memory.lacking > 0 and size > 0:
+                if self._evict_one():
+                    continue
+                if not self._dirty and not self._writing:
+                    self.memory.reserve(-size)
+                    raise BudgetTooSmall(
+                        f"[kv] host of {format_size(self.memory.capacity)} has no room for what sums up the keys of "
+                        'this context; raise it, or take [kv] attention = "exact"'
+                    )
+                self._wait()
+
+    def abandon_reserve(self, size: int) -> None:
+        """As ``reserve(-size)``, soon; may be called by the garbage collector."""
+        self._unreserved.append(size)
+
     # --- using them -------------------------------------------------------------------------------------------------
 
     def view(self, page: Page) -> torch.Tensor:
@@ -132,7 +166,7 @@ class PagePool:
         with self._lock():
             for page in pages:
                 page.leases -= 1
-                if not page.leases and page.passing:
+                if not page.leases and page.passing and not (page.refs and page.heat and self.memory.retain(page)):
                     self.memory.vacate(page)
                 if not page.refs and not page.leases:
                     self._free(page)
@@ -172,6 +206,12 @@ class PagePool:
                     self._fail(pages, page, problem)
             return list(pages)
 
+    def usage(self) -> PoolUsage:
+        """What is in use now, and what has happened."""
+        with self._lock():
+            counters = replace(self.counters)
+            return PoolUsage(self.memory.used, self.memory.capacity, self.places.used, counters)
+
     def check_integrity(self) -> None:
         """Raises AssertionError where the books do not balance."""
         with self._lock():
@@ -198,6 +238,8 @@ class PagePool:
         with no_waiting, self._changed:
             while self._orphans:
                 self._drop(self._orphans.popleft())
+            while self._unreserved:
+                self.memory.reserve(-self._unreserved.popleft())
             yield
 
     def _check(self) -> None:
@@ -210,7 +252,10 @@ class PagePool:
     def _wait(self) -> None:
         start = time.monotonic()
         self._changed.wait()
-        self.counters.stall_seconds += time.monotonic() - start
+        end = time.monotonic()
+        self.counters.stall_seconds += end - start
+        if (recorder := self.recorder) is not None:
+            recorder.kv_stall(start, end)
 
     def _find_room(self, page: Page) -> None:
         while not self.memory.place(page, passing=False):
@@ -275,6 +320,9 @@ class PagePool:
             self._since = time.monotonic()
         self._reading += 1
         views = [self._bytes(page) for page in run]
+        number, self._reads = self._reads, self._reads + 1
+        if (recorder := self.recorder) is not None:
+            recorder.kv_started(number, len(run), sum(page.size for page in run))
 
         def landed(problem: Exception | None) -> None:
             if problem is None:
@@ -288,6 +336,8 @@ class PagePool:
                         "KV pages on flash are not what was written; the drive or its memory is damaged"
                     )
             with self._changed:
+                if (recorder := self.recorder) is not None:
+                    recorder.kv_landed(number, problem is not None)
                 self._reading -= 1
                 if not self._reading:
                     self.counters.drive_seconds += time.monotonic() - self._since

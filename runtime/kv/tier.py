@@ -1,17 +1,24 @@
 """What the KV caches of one loaded model share: pages, formats, how attention is computed."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
-from ...kernels.kv.as_is import AsIs
-from ...kernels.kv.base import KVFormat, PageShape
+from ...kernels.kv.base import PageShape
 from ...tiering.units import KiB
+from .formats import Encoding
 from .pool import PagePool
+
+if TYPE_CHECKING:
+    from .certified import Certificates
+    from .decode import Chooser
 
 LARGE = 256 * KiB
 """Bytes of a plane below which a page takes more tokens: every page costs some time of the interpreter."""
-MOST_TOKENS, LEAST_TOKENS = 256, 16
+OPEN = 1 / 4
+"""Share of the memory that the newest pages of all layers, which cannot leave it, may take for one sequence."""
+MOST_TOKENS, LEAST_TOKENS = 512, 16
 
 
 @dataclass(slots=True)
@@ -21,21 +28,31 @@ class KVTier:
 
     pool: PagePool
     staging: int
+    layers: int = 1
+    """Of the model, about."""
     positions: int | None = None
     """Tokens that a context may have; None: not known."""
     page_tokens: int | None = None
     """Tokens of a page; None: by their size."""
-    format: KVFormat = field(default_factory=AsIs)
+    encoding: Encoding = field(default_factory=Encoding)
+    certificates: "Certificates | None" = None
+    """What certified attention comes to; None: attention is exact."""
+
+    def chooser(self) -> "Chooser | None":
+        """Which pages a layer looks at; None: all."""
+        from .certified import Certified  # here: it knows layers, which know tiers
+
+        return None if self.certificates is None else Certified(self.certificates)
 
     def shapes(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[PageShape, PageShape]:
         """Of pages for ``keys`` and ``values`` [.., H, n, D]."""
-        tokens = self.page_tokens or self._tokens(max(k.shape[-3] * k.shape[-1] * k.itemsize for k in (keys, values)))
+        tokens = self.page_tokens or self._tokens(*(x.shape[-3] * x.shape[-1] * x.itemsize for x in (keys, values)))
         key, value = (PageShape(x.shape[-3], tokens, x.shape[-1], x.dtype) for x in (keys, values))
         return key, value
 
-    def _tokens(self, each: int) -> int:
-        """``each``: bytes of one token."""
-        tokens = MOST_TOKENS
-        while tokens > LEAST_TOKENS and tokens * each > LARGE:
+    def _tokens(self, *each: int) -> int:
+        """``each``: bytes of one token's keys, and of its values."""
+        tokens, room = MOST_TOKENS, self.pool.memory.capacity * OPEN / max(1, self.layers)
+        while tokens > LEAST_TOKENS and (tokens * max(each) > LARGE or tokens * sum(each) > room):
             tokens //= 2
         return tokens

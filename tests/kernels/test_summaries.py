@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.kernels.kv.summaries.base import Bounds, Summary
 from penstock.kernels.kv.summaries.boxes import Boxes
-from penstock.kernels.kv.summaries.numbers import WIDE, Numbers
+from penstock.kernels.kv.summaries.numbers import WIDE, Numbers, rotated
 from penstock.kernels.kv.summaries.registry import SUMMARIES
 from penstock.kernels.kv.summaries.sketch import Sketch
 from penstock.kernels.native import COMPILED
@@ -101,6 +101,23 @@ def test_the_bounds_hold(
 
 
 @every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("there", "dim"), [(1, 20), (2, 20), (2, 12), (2, 8)])
+def test_no_query_is_beyond_the_bounds(kind: Summary, dim: int, there: int, dtype: torch.dtype) -> None:
+    """Of many in few dimensions, some point to where a summary is wrong: no part of its error can be spared."""
+    rank = getattr(kind, "rank", 0)
+    if rank >= dim:
+        pytest.skip("it has no place for so few channels")
+    fitted = kind.fitted(torch.randn(1, 40, dim, generator=chance(0)))
+    for seed in range(4):
+        keys = torch.randn(1, 1, there, dim, generator=chance(seed)).to(dtype)
+        query = (30 * torch.randn(1, 8192, dim, generator=chance(9 + seed))).to(dtype)
+        bounds = fitted.log_bounds(query, fitted.build(keys, 16), heads=1, tokens=16, scaling=0.3)
+        assert holds(bounds, scored(query.double(), keys, 0.3, None))
+        assert holds(bounds, scored(query, keys, 0.3, None))
+
+
+@every
 def test_the_whole_softcap_is_used(kind: Summary) -> None:
     """Scores far beyond it are next to it, and the bounds with them."""
     keys = torch.full((1, 1, 16, 32), 9.0).bfloat16()
@@ -136,6 +153,15 @@ def test_a_query_of_zeros_counts_tokens(kind: Summary, there: int) -> None:
     bounds = bounded(kind, torch.zeros(2, 1, 64), torch.randn(1, 2, there, 64, generator=chance(0)), 32)
     assert bounds.upper == pytest.approx(math.log(there), abs=1e-3)
     assert bounds.lower == pytest.approx(math.log(there), abs=1e-3)
+
+
+@every
+def test_queries_may_lie_as_attention_has_them(kind: Summary) -> None:
+    """Tokens before heads."""
+    keys = torch.randn(2, 2, 32, 64, generator=chance(0))
+    query = torch.randn(3, 4, 64, generator=chance(1)).transpose(0, 1)
+    found, wanted = bounded(kind, query, keys, 32), bounded(kind, query.contiguous(), keys, 32)
+    assert torch.equal(found.upper, wanted.upper)
 
 
 @every
@@ -186,6 +212,16 @@ def test_every_kernel_equals_the_reference(
         assert (found["torch"].lower - found[kernel].lower).abs().max() < 0.1
         assert torch.allclose(found[kernel].upper, found["anywhere"].upper, atol=1e-4)
         assert torch.allclose(found[kernel].lower, found["anywhere"].lower, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("bits", "largest"), [(8, 127 / 128), (4, 7 / 8)])
+def test_what_the_numbers_of_a_query_leave_out_counts(bits: int, largest: float, kernel: str) -> None:
+    """Keys that are whole numbers without an error, and a query whose every channel is rounded down by half a step."""
+    key = rotated(torch.full((1, 8), largest))
+    keys = torch.stack([key, -key]).view(1, 1, 2, 8)
+    query = rotated(30 * torch.tensor([[16256, 2.49, 4.49, 8.49, 2.49, 6.49, 2.49, 2.49]]) / 16256)[None]
+    assert holds(bounded(Numbers(bits, kernel), query, keys, 16), scored(query.double(), keys, 8**-0.5, None))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

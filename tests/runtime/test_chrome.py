@@ -4,7 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.runtime.chrome import events, labels
-from penstock.runtime.recorder import FORWARD, Enter, Forward, Landed, Leave, Note, Sample, Stall, Started, Tokens
+from penstock.runtime.recorder import (
+    FORWARD,
+    Enter,
+    Forward,
+    KVLanded,
+    KVStall,
+    KVStarted,
+    Landed,
+    Leave,
+    Note,
+    Sample,
+    Stall,
+    Started,
+    Tokens,
+)
 from penstock.tiering.events import Part, Purpose, Read, Slot
 from penstock.tiering.units import PAGE, BlockId, Extent
 from tests.traces import Event, check, nanoseconds, spans
@@ -48,6 +62,34 @@ def test_reads_at_the_same_time_lie_on_different_rows() -> None:
     in_flight = [event["args"] for event in found if event["name"] == "bytes in flight"]
     assert in_flight[1] == {"demand": 2 * PAGE, "prefetch": PAGE, "guess": 0, "refine": 0}
     assert in_flight[-1] == {"demand": PAGE, "prefetch": 0, "guess": 0, "refine": 0}
+
+
+def test_reads_of_kv_have_rows_of_their_own() -> None:
+    found = traced(
+        KVLanded(0.5, 7, False),
+        Forward(1.0, 1, "main"),
+        Started(1.0, read(0)),
+        KVStarted(1.0, 8, 2, 2 * PAGE),
+        KVStarted(2.0, 9, 1, PAGE),
+        KVStall(3.0, 1, 2.5),
+        KVLanded(3.0, 8, False),
+        KVStarted(4.0, 10, 1, PAGE),
+        KVLanded(5.0, 9, True),
+    )
+    reads = {(*times(span), span["pid"], span["tid"]): span["args"] for span in spans(found, "KV read")}
+    assert reads == {
+        (1.0, 3.0, 3, 1): {"pages": 2, "bytes": 2 * PAGE, "MB/s": round(PAGE / 1e6, 1)},
+        (2.0, 5.0, 3, 2): {"pages": 1, "bytes": PAGE, "failed": True},
+        (4.0, 10.0, 3, 1): {"pages": 1, "bytes": PAGE, "unfinished": True},
+    }
+    (stall,) = spans(found, "KV stall")
+    assert (stall["name"], stall["pid"], times(stall)) == ("stall: KV", 1, (2.5, 3.0))
+    assert [span["pid"] for span in spans(found, "read")] == [2]
+    assert any(event["name"] == "process_name" and event["args"] == {"name": "KV"} for event in found)
+
+
+def test_without_kv_in_pages_there_are_no_rows_for_it() -> None:
+    assert {event["pid"] for event in traced(Forward(1.0, 1, "main"), Started(1.0, read(0)))} == {1, 2}
 
 
 def test_what_was_not_left_ends_with_what_is_around_it() -> None:

@@ -24,6 +24,8 @@ from penstock.tiering.units import GiB
 from tests.timings import TIMINGS
 
 COMMANDS = ("generate", "pack", "verify", "inspect", "plan", "profile", "eval", "doctor", "config", "bench")
+GROUPS = {"cache": ("ls", "save", "verify", "prune")}
+SUBCOMMANDS = tuple(f"{group} {name}" for group, names in GROUPS.items() for name in names)
 PENSTOCK = (sys.executable, "-c", "from penstock.runtime.cli.main import run; run()")
 
 
@@ -51,25 +53,31 @@ def run(capsys):
 def test_help_names_every_command(run):
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    for name in COMMANDS:
+    for name in (*COMMANDS, *GROUPS):
         assert f"\n  {name} " in out
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS + SUBCOMMANDS)
 def test_every_command_takes_the_shared_options(name, run):
-    code, out, _ = run(name, "--help")
+    code, out, _ = run(*name.split(), "--help")
     assert code == 0
     for override in OVERRIDES:
         assert f"--{override.replace('_', '-')} " in out
     assert "--json " in out
     assert "--config " in out
-    assert ("--revision" in out) == ("--trust-remote-code" in out) == (name not in ("doctor", "config"))
+    assert (
+        ("--revision" in out)
+        == ("--trust-remote-code" in out)
+        == (name not in ("doctor", "config", "cache ls", "cache verify", "cache prune"))
+    )
 
 
 def test_options_are_the_overrides_of_the_configuration():
     shared = {field for field in options.Settings.__dataclass_fields__ if field not in ("json", "config_file")}
     assert shared == set(OVERRIDES)
-    assert set(typer.main.get_command(app).commands) == set(COMMANDS)
+    commands = typer.main.get_command(app).commands
+    assert set(commands) == {*COMMANDS, *GROUPS}
+    assert {name: tuple(commands[name].commands) for name in GROUPS} == GROUPS
 
 
 def test_version(run):
@@ -78,7 +86,9 @@ def test_version(run):
     assert out.startswith("penstock 0.")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["config"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["cache", "save", "--help"], ["config"], ["--version"]]
+)
 def test_quick_answers_load_no_torch(arguments):
     code = (
         "import sys; from penstock.runtime.cli.main import main; main(sys.argv[1:]);"
@@ -134,6 +144,9 @@ def test_file_in_the_folder_is_used(run):
         (["plan", "./absent"], ["absent"]),
         (["generate", "./absent", "-p", "x"], ["absent"]),
         (["bench", "./absent"], ["absent"]),
+        (["cache", "save", "./absent", "-p", "x"], ["absent"]),
+        (["cache", "prune", "--model", "absent"], ["absent", "ls"]),
+        (["cache", "prune", "--to", "2XB"], ["2XB"]),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(run, arguments, parts):

@@ -83,3 +83,8 @@ def test_a_page_is_int4_where_more_important_ones_left_before():
     window = Window(page=16, first=0, recent=0)
     assert leave(pages, 64, window=window, fine_share=0.5) == {3: FINE}
     assert leave(pages, 64, window=window, fine_share=0.25) == {3: COARSE}
+
+
+def test_a_page_less_important_than_those_in_int4_is_int4_too():
+    pages = [Page(COARSE, mass=9.0), Page(mass=1.0)]
+    assert leave(pages, 32, window=Window(page=16, first=0, recent=0), fine_share=0.5) == {1: COARSE}

@@ -1,8 +1,9 @@
 """Which KV pages are in memory (pure): slots for them, and which page goes when there is no room.
 
 Every token looks at all pages of all layers in the same order, a cycle. Of a cycle, what was used last will be needed
-last: pages leave newest first, from the track that has most in memory, and those that stay are spread evenly. A part of
-the memory, the ring, is left to pages on their way through.
+last: pages leave newest first, from the track that has most in memory, and those that stay are spread evenly. Where
+attention chooses its pages, those that got least of it leave first. A part of the memory, the ring, is left to pages on
+their way through.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ class PageMemory:
         self.ring = int(self.capacity * RING) // PAGE * PAGE
         self._free = FreeList(0, self.capacity)
         self.passing_bytes = 0
+        self.reserved = 0
+        """Bytes taken for something else."""
         self._kept: dict[int, list[Page]] = {}  # by track: sealed pages in memory, oldest first
         self._bytes: dict[int, int] = {}
 
@@ -77,4 +80,30 @@ class PageMemory:
     def victims(self) -> Iterator[Page]:
         """Kept pages, best victim first; sought only as far as they are looked at."""
         for number in sorted(self._bytes, key=lambda number: (-self._bytes[number], number)):
-            yield from (page for page in reversed(self._kept[number]) if page.evictable)
+            kept = sorted(self._kept[number], key=lambda page: (page.heat, -page.index))
+            yield from (page for page in kept if page.evictable)
+
+    def retain(self, page: Page) -> bool:
+        """Keep ``page``, which is passing, in the place of a colder one of its track; whether it is kept."""
+        coldest = min(
+            (other for other in self._kept.get(page.track, ()) if other.stored and other.evictable),
+            key=lambda other: other.heat,
+            default=None,
+        )
+        if coldest is None or coldest.heat >= page.heat or coldest.size < page.size:
+            return False
+        self.forget(coldest)
+        self.vacate(coldest)
+        self.passing_bytes -= page.size
+        page.passing = False
+        self.keep(page)
+        return True
+
+    def reserve(self, size: int) -> None:
+        """Take ``size`` bytes for what is not in pages; a negative number gives them back."""
+        self.reserved += size
+
+    @property
+    def lacking(self) -> int:
+        """Bytes that pages take beyond what they may."""
+        return self.used - self.passing_bytes - (self.capacity - self.ring - self.reserved)

@@ -4,7 +4,7 @@ A page has the keys, or the values, of a few consecutive tokens of one layer and
 track is open: tokens are added to it. A sealed page never changes.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -16,7 +16,7 @@ class Page:
     """``size`` bytes, in a ``slot`` of memory, at a ``place`` on flash, or both; offsets in bytes."""
 
     size: int
-    format: Hashable
+    format: object
     """In which the bytes are; who computes on them knows what that means."""
     track: int
     """Number of the track that it was made for."""
@@ -32,6 +32,8 @@ class Page:
     """Whether it leaves memory with its last use."""
     leases: int = 0
     """Uses of its bytes in memory under way."""
+    heat: float = 0.0
+    """Attention that it has got; 0 where nobody keeps count."""
     refs: int = 1
     """Tracks that it is in."""
 

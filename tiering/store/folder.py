@@ -4,6 +4,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ..errors import ConfigError, FlashFull
@@ -84,10 +85,10 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Replace the file ``path`` by ``text`` so that a crash leaves the old content or the new."""
+def write_durably(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Replace the file ``path`` by ``text``, with ``mode``, so that a crash leaves the old content or the new."""
     aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8") as file:
+    with open(aside, "w", encoding="utf-8", opener=partial(os.open, mode=mode)) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

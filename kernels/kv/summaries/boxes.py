@@ -48,7 +48,7 @@ class Boxes:
         softcap: float | None = None,
     ) -> Bounds:
         all_heads, rows, dim = query.shape
-        asked = query.float().view(heads, -1, dim)
+        asked = query.float().reshape(heads, -1, dim)
         per_head = summaries.view(len(summaries), heads, -1).transpose(0, 1)
         count = per_head[..., :4].contiguous().view(torch.int32).view(heads, 1, -1)
         reach = per_head[..., 4:_HEAD].contiguous().view(torch.float32).view(heads, 1, -1)

@@ -74,7 +74,7 @@ class Sketch:
     ) -> Bounds:
         centre, basis = self._fit()
         all_heads, rows, dim = query.shape
-        asked = query.float().view(heads, -1, dim)
+        asked = query.float().reshape(heads, -1, dim)
         per_head = summaries.view(len(summaries), heads, -1).transpose(0, 1)
         count = per_head[..., :4].contiguous().view(torch.int32)
         reach = per_head[..., 4:_HEAD].contiguous().view(torch.float32)

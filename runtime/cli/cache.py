@@ -1,0 +1,213 @@
+"""``penstock cache``: prompts stored on flash, so that nobody waits for them again: list, save, check, remove."""
+
+import re
+import sys
+import time
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...tiering.errors import CheckpointError, PrefixError
+from ...tiering.prefix.tree import Record
+from ...tiering.units import GiB, format_size, parse_size
+from ..progress import shown
+from .console import fail, print_json, print_table, quiet_libraries
+from .opening import Opened, load_model, open_files, read_manifest, read_tokenizer
+from .options import Settings, Source
+from .text import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...tiering.store.prefixes import PrefixStore
+    from ..config import Config
+
+QUOTA = 10 * GiB
+"""Bytes that stored prompts may take when nothing else is said."""
+
+_WORDS = 16
+"""Tokens that --text shows."""
+
+_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def ls(
+    settings: Settings,
+    text: Annotated[bool, typer.Option("--text", help="Show how each begins, in the clear.")] = False,
+) -> None:
+    """List what is stored: each prompt, or what was added to one."""
+    config = settings.load()
+    store = _open(config)
+    records = sorted(store.records(), key=lambda record: -record.used)
+    if text:
+        quiet_libraries()
+    words = [_beginning(store, record, config.store.path) if text else None for record in records]
+    if settings.json:
+        entries = [_described(record) | ({"text": w} if text else {}) for record, w in zip(records, words, strict=True)]
+        print_json({"folder": str(store.folder), "bytes": store.used_bytes(), "entries": entries})
+        return
+    columns = ["model", "tokens", "size", "last used", "kept because", *(["text"] if text else [])]
+    rows = [
+        [
+            record.label,
+            record.tokens,
+            format_size(record.length),
+            datetime.fromtimestamp(record.used / 1e9).strftime("%Y-%m-%d %H:%M"),
+            "saved" if record.explicit else "seen again",
+            *([w or ""] if text else []),
+        ]
+        for record, w in zip(records, words, strict=True)
+    ]
+    print_table(f"{store.folder}: {format_size(store.used_bytes())}", columns, rows)
+
+
+def save(
+    source: Source,
+    settings: Settings,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help='"-" reads stdin.')] = None,
+    text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="The prompt, in a file.")] = None,
+    namespace: Annotated[
+        str, typer.Option("--namespace", metavar="NAME", help="Found again only by who names it too.")
+    ] = "",
+    quota: Annotated[
+        str, typer.Option("--quota", metavar="SIZE", help="Most that all prompts may take.")
+    ] = format_size(QUOTA),
+) -> None:
+    """Compute a prompt with MODEL and store it: whatever begins with it starts at once."""
+    if (prompt is None) == (text is None):
+        raise typer.BadParameter("give the prompt with -p, or a file with --text", param_hint="-p")
+    most = parse_size(quota)
+    config = settings.load()
+    content = read_text(text) if text is not None else sys.stdin.read() if prompt == "-" else str(prompt)
+    quiet_libraries()
+    with shown() as bar:
+        tokenizer = read_tokenizer(open_files(source), "cache save reads the prompt with one")
+        ids: list[int] = tokenizer(content)["input_ids"]
+        model = load_model(source, config, bar)
+    with closing(model.penstock):
+        report = _save(model, ids, _open(config, most), config, namespace)
+    if settings.json:
+        print_json(report)
+    elif report["bytes"]:
+        print(f"{report['tokens']} of {len(ids)} tokens stored, {format_size(report['bytes'])}")
+    elif report["stored"]:
+        print(f"{report['tokens']} of {len(ids)} tokens were stored already")
+    if not report["stored"]:
+        raise PrefixError(
+            f"{report['tokens']} tokens find no room within {quota}; raise --quota, or make room: penstock cache prune"
+        )
+
+
+def verify(settings: Settings) -> None:
+    """Read all that is stored and check it; exit code 1 if something is damaged."""
+    config = settings.load()
+    store = _open(config)
+    with shown() as bar:
+        wrong = store.verify(bar)
+    if settings.json:
+        print_json({"folder": str(store.folder), "intact": not wrong, "damaged": [str(error) for error in wrong]})
+    elif not wrong:
+        print(f"{store.folder}: all intact, {format_size(store.used_bytes())}")
+    if wrong:
+        if not settings.json:
+            for error in wrong:
+                fail(error)
+        raise typer.Exit(1)
+
+
+def prune(
+    settings: Settings,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="SIZE", help="Until so much is left: least recently used first.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="AGE", help='What was not used for "12h", "7d", "4w".')
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="What is of this model, as ls names it.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
+) -> None:
+    """Remove what is stored."""
+    if to is None and older_than is None and model is None and not everything:
+        raise typer.BadParameter("say what goes: --to, --older-than, --model or --all", param_hint="--to")
+    size = None if to is None else parse_size(to)
+    before = None if older_than is None else time.time_ns() - _age(older_than) * 10**9
+    config = settings.load()
+    store = _open(config)
+    if model is not None and model not in {record.label for record in store.records()}:
+        raise PrefixError(f"nothing is stored of a model {model}; penstock cache ls names those that are")
+    freed = store.prune(to=size, before=before, label=model, everything=everything)
+    if settings.json:
+        print_json({"folder": str(store.folder), "freed": freed, "bytes": store.used_bytes()})
+    else:
+        print(f"{format_size(freed)} came free, {format_size(store.used_bytes())} left")
+
+
+COMMANDS: "dict[str, Callable[..., None]]" = {"ls": ls, "save": save, "verify": verify, "prune": prune}
+
+
+def _open(config: "Config", quota: int = QUOTA) -> "PrefixStore":
+    from ...tiering.store.prefixes import PrefixStore
+
+    return PrefixStore(config.store.path, quota, direct=config.direct)
+
+
+def _save(model: Any, ids: list[int], store: "PrefixStore", config: "Config", namespace: str) -> dict[str, Any]:
+    """Compute and store the full blocks of ``ids``; the fields of ``--json``."""
+    from transformers import DynamicCache
+
+    from ..prefix import Prefixes, prefill
+    from ..prefix_identity import identity_of
+
+    manifest = read_manifest(model.penstock.bundle)
+    identity = identity_of(model.config, weights=f"{manifest.identity} {config.weights.quality}", dtype=manifest.dtype)
+    with Prefixes(store, identity, model.config, label=model.penstock.bundle.name, salt=namespace) as prefixes:
+        kept = ids[: len(ids) // prefixes.block * prefixes.block]
+        cache = DynamicCache(config=model.config)
+        done = prefixes.restore([*kept, 0], cache)
+        began = time.perf_counter()
+        prefill(model, kept, cache)
+        prefixes.prefilled(len(kept) - done, time.perf_counter() - began)
+        written = prefixes.save(ids, cache)
+        return {
+            "tokens": len(kept),
+            "prompt_tokens": len(ids),
+            "computed": len(kept) - done,
+            "bytes": written,
+            "stored": prefixes.stored(kept) == len(kept),
+            "folder": str(store.folder),
+        }
+
+
+def _described(record: Record) -> dict[str, Any]:
+    """The fields of ``ls --json``."""
+    return {
+        "file": record.name,
+        "model": record.label,
+        "tokens": record.tokens,
+        "bytes": record.length,
+        "used": datetime.fromtimestamp(record.used / 1e9).astimezone().isoformat(timespec="seconds"),
+        "saved": record.explicit,
+    }
+
+
+def _beginning(store: "PrefixStore", record: Record, bundles: Path) -> str | None:
+    """The first words of a prompt, where its bundle, which has the tokenizer, is still there."""
+    folder = bundles / record.label / "model"
+    try:
+        tokenizer = read_tokenizer(Opened(folder, None, trust_remote_code=False), "ls shows text with one")
+        return " ".join(str(tokenizer.decode(store.first_tokens(record)[:_WORDS])).split())
+    except (CheckpointError, PrefixError, FileNotFoundError, KeyError):
+        return None
+
+
+def _age(text: str) -> int:
+    """Seconds in "12h"."""
+    match = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip())
+    if match is None:
+        raise typer.BadParameter('it is like "30m", "12h", "7d" or "4w"', param_hint="--older-than")
+    return int(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,138 @@
+"""Attention of a few rows of queries to pages where they are: scores, a softmax over them all, values.
+
+What eager attention computes, with the same roundings, in another order of float32 sums; to all pages, or to those that
+a chooser wants.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional
+
+from ...tiering.kv.pages import Page
+from .layer import PagedLayer, Row, Visible
+from .softmax import Softmax
+
+
+class Looking:
+    """A look of ``query`` [Hq, R, D] at the pages of one sequence, which are numbered from the first visible one on.
+
+    ``bias`` [1 or Hq, R, T] is added to the scores of the T visible tokens.
+    """
+
+    def __init__(
+        self, visible: Visible, row: Row, query: torch.Tensor, softmax: Softmax, bias: torch.Tensor | None
+    ) -> None:
+        self.layer, self.row, self.query, self.softmax = visible.layer, row, query, softmax
+        tokens = self.layer.shapes[0].tokens
+        self._first = visible.start // tokens - row.keys.first  # among the track's pages
+        self.skip = visible.start % tokens
+        """Tokens of the first page that are not visible."""
+        self.end = self.skip + visible.paged
+        """Where the last visible token ends, counted from the first page's beginning."""
+        self.count = -(-self.end // tokens)
+        """Pages."""
+        self.tokens = tokens
+        self._bias = bias
+        self._raw = torch.empty(*query.shape[:2], self.end, dtype=torch.float32)
+
+    def read(self, pages: Sequence[int]) -> None:
+        """Compute the scores of ``pages``, ascending."""
+        track, pool = self.row.keys, self.layer.tier.pool
+        for at, run in self.layer.pieces(track, [self._first + page for page in pages]):
+            format: Any = run[0].format
+            place = (at - self._first) * self.tokens
+            addresses = [pool.address(page) for page in run]
+            format.scores(self.query, addresses, self.layer.shapes[0], self.softmax.scaling, self._raw, place)
+
+    def scores(self, pages: Sequence[int]) -> torch.Tensor:
+        """Of the visible tokens of ``pages``, ascending and read: [Hq, R, n], in the query's dtype, as eager attention
+        has them before the softmax."""
+        columns = slice(self.skip, None) if len(pages) == self.count else self._columns(pages)
+        scores = self.softmax.capped(self._raw[..., columns].to(self.query.dtype))
+        if self._bias is None:
+            return scores
+        return scores + (self._bias if isinstance(columns, slice) else self._bias[..., columns - self.skip])
+
+    def log_masses(self, pages: Sequence[int]) -> torch.Tensor:
+        """The logarithms of the sums of exp(score) of ``pages``, ascending and read: float32 [Hq, R, len(pages)]."""
+        scores = self.scores(pages).float()
+        skip = self.skip if pages[0] == 0 else 0
+        scores = functional.pad(scores, (skip, -(skip + scores.shape[-1]) % self.tokens), value=-torch.inf)
+        return scores.view(*scores.shape[:2], len(pages), self.tokens).logsumexp(-1)
+
+    def hidden(self) -> list[bool]:
+        """For each page, whether the bias makes a difference to its tokens."""
+        if self._bias is None:
+            return [False] * self.count
+        changed = (self._bias != 0).flatten(0, -2).any(0)
+        padded = functional.pad(changed, (self.skip, -self.end % self.tokens))
+        found: list[bool] = padded.view(-1, self.tokens).any(-1).tolist()
+        return found
+
+    def masses(self, pages: Sequence[int], probabilities: torch.Tensor) -> list[float]:
+        """What each of ``pages``, ascending, got of ``probabilities`` [Hq, R, n], summed over rows and heads."""
+        skip = self.skip if pages and pages[0] == 0 else 0
+        share = functional.pad(probabilities.float().sum((0, 1)), (skip, 0))
+        share = functional.pad(share, (0, -len(share) % self.tokens))
+        found: list[float] = share.view(-1, self.tokens).sum(-1).tolist()
+        return found
+
+    def count_attention(self, probabilities: torch.Tensor) -> None:
+        """All pages get the heat of their ``probabilities`` [Hq, R, T]."""
+        for number, mass in enumerate(self.masses(range(self.count), probabilities)):
+            self.row.keys.pages[self._first + number].heat += mass
+
+    def weigh(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
+        """[Hq, R, Dv]: values of ``pages``, ascending, times ``probabilities`` [Hq, R, n] of their visible tokens."""
+        skip = self.skip if pages and pages[0] == 0 else 0
+        weights = functional.pad(probabilities, (skip, 0)) if skip else probabilities.contiguous()
+        track, pool, shape = self.row.values, self.layer.tier.pool, self.layer.shapes[1]
+        out = torch.zeros(*self.query.shape[:2], shape.dim, dtype=torch.float32)
+        wanted = [self._first + page for page in pages]
+        place = {page: number * self.tokens for number, page in enumerate(wanted)}
+        for at, run in self.layer.pieces(track, wanted, in_order=True):
+            format: Any = run[0].format
+            format.weigh(weights, place[at], [pool.address(page) for page in run], shape, out)
+        return out.to(self.query.dtype)
+
+    def _columns(self, pages: Sequence[int]) -> torch.Tensor:
+        starts = torch.tensor(pages).view(-1, 1) * self.tokens
+        columns = (starts + torch.arange(self.tokens)).flatten()
+        return columns[(columns >= self.skip) & (columns < self.end)]
+
+
+class Chooser(Protocol):
+    """Which pages a look is at."""
+
+    def choose(self, look: Looking, number: int) -> Sequence[int]:
+        """Those whose values count, ascending, of sequence ``number``; their keys have been read."""
+        ...
+
+    def saw(self, look: Looking, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
+        """What the softmax of ``pages`` came to, [Hq, R, n]."""
+        ...
+
+    def added(self, layer: PagedLayer, row: Row) -> None:
+        """Tokens were added to ``row``."""
+        ...
+
+    def expected(self, number: int, row: Row) -> Iterable[Page]:
+        """Pages that the next look at sequence ``number``, which ``row`` has, will probably be at."""
+        ...
+
+
+def attend(look: Looking, number: int, chooser: Chooser | None) -> torch.Tensor:
+    """[Hq, R, Dv] for sequence ``number``; of all pages, or of those that ``chooser`` wants."""
+    if chooser is None:
+        pages: Sequence[int] = range(look.count)
+        look.read(pages)
+    else:
+        pages = chooser.choose(look, number)
+    probabilities = look.softmax.probabilities(look.scores(pages))
+    if chooser is not None:
+        chooser.saw(look, number, pages, probabilities)
+    elif look.layer.tier.encoding.counts:
+        look.count_attention(probabilities)
+    return look.weigh(pages, probabilities)

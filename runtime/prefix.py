@@ -1,0 +1,251 @@
+"""Prompts' keys and values over restarts: a fresh cache begins with the longest prefix that is stored.
+
+A restored prefix has the bits it was computed with. A prompt that goes on from it gives the same bits as one computed
+from its beginning if both compute the same tokens in the same forward calls: ``prefill`` computes prompts block by
+block, so that each block's numbers depend on nothing that comes after it.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicCache
+
+from ..tiering.errors import PenstockError, PrefixError
+from ..tiering.prefix.breakeven import Speeds, worth_reading
+from ..tiering.prefix.chain import BLOCK, Chain, chain_of, root_of
+from ..tiering.store.prefixes import Found, PrefixStore
+from .prefix_source import Contents, contents_of, has_state, is_supported, restore
+
+_TRIES = 4
+_LOWEST_PRIORITY = 19
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixStats:
+    """``restored`` tokens were not computed, in ``hits`` prompts of ``prompts``; ``declined`` had a prefix that would
+    have taken longer to read. ``written`` bytes; ``problem`` is what went wrong last while writing."""
+
+    prompts: int = 0
+    hits: int = 0
+    declined: int = 0
+    restored: int = 0
+    bytes_read: int = 0
+    written: int = 0
+    problem: str = ""
+
+
+class Prefixes:
+    """The stored prefixes of one model, in the namespace ``salt``. For one thread at a time; has to be closed.
+
+    ``identity`` says what the numbers depend on (runtime/prefix_identity.py), ``label`` names the model for people;
+    ``config`` is the model's. ``block`` tokens are stored together.
+    """
+
+    def __init__(
+        self,
+        store: PrefixStore,
+        identity: dict[str, Any],
+        config: PreTrainedConfig,
+        *,
+        label: str,
+        salt: str = "",
+        block: int = BLOCK,
+    ) -> None:
+        self.store, self.block = store, block
+        self.root = root_of(identity | {"block": block}, salt)  # as many tokens are computed at a time
+        fresh = DynamicCache(config=config)
+        self.supported = is_supported(fresh)
+        self._with_state = has_state(fresh)
+        self._label = label
+        self._writer = ThreadPoolExecutor(1, "penstock-prefix-writer", initializer=_give_way)
+        self._writing: Future[None] | None = None
+        self._counts = dict.fromkeys(("prompts", "hits", "declined", "restored", "bytes_read", "written"), 0)
+        self._problem = ""
+
+    def boundary(self, tokens: int) -> int:
+        """The last end of a block that leaves at least one of ``tokens`` to be computed."""
+        return max(0, tokens - 1) // self.block * self.block
+
+    def stored(self, token_ids: Sequence[int]) -> int:
+        """How many of ``token_ids`` a longer prompt that begins with them would find."""
+        chain = chain_of(self.root, token_ids, self.block)
+        return self.store.longest(chain, with_state=self._with_state) * self.block
+
+    def stop(self, token_ids: Sequence[int]) -> int:
+        """Where in its prefill a prompt is to be offered: how many of its tokens come a second time, in full blocks,
+        and are not stored; 0 if there is nothing to store. With windows or recurrent states it has to be offered just
+        there; without, any time later."""
+        if not self.supported:
+            return 0
+        chain = self._chain(token_ids)
+        blocks = self.store.seen(chain)
+        return blocks * self.block if blocks > self.store.longest(chain, with_state=self._with_state) else 0
+
+    def restore(self, token_ids: Sequence[int], cache: DynamicCache) -> int:
+        """Fill the fresh ``cache`` with the longest stored prefix of ``token_ids``, if that takes less time than
+        computing it; how many tokens that are, never all. Whatever is damaged counts as absent."""
+        self._counts["prompts"] += 1
+        if not self.supported or cache.get_seq_length():
+            return 0
+        chain = self._chain(token_ids)
+        for _ in range(_TRIES):
+            found = self.store.open(chain, with_state=self._with_state)
+            if found is None:
+                return 0
+            with found:
+                if not self._is_worth(found):
+                    self._counts["declined"] += 1
+                    return 0
+                if self._fill(found, cache):
+                    return found.tokens
+        return 0
+
+    def offer(self, token_ids: Sequence[int], cache: Cache) -> None:
+        """The prompt ``token_ids`` is computed, or so much of it as ``cache`` has: store what of it comes a second
+        time, beside what the model does next. Once for a prompt. Not stored: what comes while the last one is still
+        being written, and what the cache cannot give (see ``stop``)."""
+        if not self.supported:
+            return
+        prompt = self._chain(token_ids)
+        chain = prompt.first(min(self.store.seen(prompt), cache.get_seq_length() // self.block))
+        self._later(lambda: self.store.note(prompt))
+        if not chain.hashes or (self._with_state and len(chain.tokens) != cache.get_seq_length()):
+            return
+        if self.store.longest(chain, with_state=self._with_state) == len(chain.hashes):
+            return
+        contents = contents_of(cache, self.block)
+        if contents is None or not (self._writing is None or self._writing.done()):
+            return
+        self._writing = self._later(lambda: self._write(chain, contents, explicit=False))
+        if contents.live:
+            self._writing.result()
+
+    def save(self, token_ids: Sequence[int], cache: Cache) -> int:
+        """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 where all
+        was there or has no room. Raises PrefixError where it cannot be stored, and what PrefixStore.save raises."""
+        length = min(len(token_ids), cache.get_seq_length())
+        chain = chain_of(self.root, token_ids[:length], self.block)
+        if not chain.hashes:
+            raise PrefixError(f"{length} tokens are less than a block of {self.block}; store a longer prompt")
+        contents = contents_of(cache, self.block) if self.supported else None
+        if contents is None:
+            raise PrefixError(f"{self._label} keeps something else than keys and values, which cannot be stored")
+        if self._with_state and len(chain.tokens) != cache.get_seq_length():
+            raise PrefixError(f"{self._label} can be stored only after a multiple of {self.block} tokens")
+        return self._write(chain, contents, explicit=True)
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """Computing ``tokens`` of a prompt took ``seconds``: what a stored prefix has to be faster than."""
+        if tokens:
+            self._measured(lambda speeds: speeds.after_prompt(tokens, seconds))
+
+    def stats(self) -> PrefixStats:
+        """Counts since this was made."""
+        return PrefixStats(**self._counts, problem=self._problem)
+
+    def flush(self) -> None:
+        """Wait until all that was offered is stored."""
+        self._writer.submit(lambda: None).result()
+
+    def close(self) -> None:
+        """Wait until all that was offered is stored, and take no more. Idempotent."""
+        self._writer.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _chain(self, token_ids: Sequence[int]) -> Chain:
+        """Of as many blocks as could be restored for this prompt."""
+        return chain_of(self.root, token_ids[: self.boundary(len(token_ids))], self.block)
+
+    def _fill(self, found: Found, cache: DynamicCache) -> bool:
+        began = time.perf_counter()
+        if not restore(found, cache):
+            return False
+        seconds = time.perf_counter() - began
+        self._measured(lambda speeds: speeds.after_read(found.bytes, seconds))
+        self._counts["hits"] += 1
+        self._counts["restored"] += found.tokens
+        self._counts["bytes_read"] += found.bytes
+        return True
+
+    def _is_worth(self, found: Found) -> bool:
+        speeds = self.store.speeds(self.root)
+        worth = worth_reading(speeds, bytes_=found.bytes, tokens=found.tokens, saved=found.explicit)
+        if worth != speeds.reading:
+            self._measured(lambda speeds: replace(speeds, reading=worth))
+        return worth
+
+    def _measured(self, change: Callable[[Speeds], Speeds]) -> None:
+        self._later(lambda: self.store.measured(self.root, change))
+
+    def _write(self, chain: Chain, contents: Contents, *, explicit: bool) -> int:
+        written = self.store.save(
+            chain,
+            contents.fill,
+            label=self._label,
+            parts=contents.parts,
+            state_parts=contents.state_parts,
+            explicit=explicit,
+        )
+        self._counts["written"] += written
+        if written and self.store.speeds(self.root).read is None:
+            self._try_reading(chain)
+        return written
+
+    def _try_reading(self, chain: Chain) -> None:
+        """Measure how fast what was just written is read; until then nobody knows whether that pays."""
+        found = self.store.open(chain, with_state=self._with_state)
+        if found is None:
+            return
+        with found:
+            began = time.perf_counter()
+            if found.read_through():
+                rate = partial(Speeds.after_read, bytes_=found.bytes, seconds=time.perf_counter() - began)
+                self.store.measured(self.root, rate)
+
+    def _later(self, work: Callable[[], object]) -> Future[None]:
+        """Do ``work`` on the writer's thread; the model goes on whatever comes of it."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except (PenstockError, OSError) as error:
+                self._problem = str(error)
+
+        return self._writer.submit(guarded)
+
+
+def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int = BLOCK) -> torch.Tensor:
+    """Compute what ``cache`` lacks of ``token_ids``, in forward calls that end where blocks do; the logits of the last
+    token, [vocabulary]."""
+    done = cache.get_seq_length()
+    ids = torch.tensor([list(token_ids)])
+    logits = torch.empty(0)
+    with torch.no_grad():
+        while done < len(token_ids):
+            end = min(len(token_ids), done - done % block + block)
+            logits = model(ids[:, done:end], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+            done = end
+    return logits
+
+
+def _give_way() -> None:
+    """The calling thread computes only when nobody else wants to."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

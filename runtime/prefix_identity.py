@@ -1,0 +1,47 @@
+"""What keys and values of a model depend on, besides the tokens: whoever differs in any of it must find nothing."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+_VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "use_cache", "output_attentions",
+             "output_hidden_states", "return_dict", "architectures"}  # fmt: skip
+"""Keys of a configuration that say nothing about numbers."""
+
+
+def identity_of(
+    config: PreTrainedConfig,
+    *,
+    weights: str,
+    dtype: str,
+    kv_format: str = "as-is",
+    adapters: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The identity of a model, for JSON.
+
+    ``weights`` is a digest of the weights and of the format they are stored in, ``adapters`` those of adapters in
+    use, by name. RoPE and the layers are in ``config``; how attention and experts are computed is part of the identity
+    too, since it changes last bits. Nothing that depends on budgets.
+    """
+    described = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
+    return {
+        "config": _plain(described),
+        "attention": config._attn_implementation,
+        "experts": getattr(config, "_experts_implementation", None),
+        "weights": weights,
+        "dtype": dtype,
+        "kv_format": kv_format,
+        "adapters": dict(adapters or {}),
+        "byteorder": sys.byteorder,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items() if key not in _VOLATILE}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
