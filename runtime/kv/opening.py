@@ -4,6 +4,7 @@ from typing import Any
 
 from ...kernels.kv.summaries.registry import SUMMARIES
 from ...tiering.policy.reads import Reading
+from ...tiering.units import MiB
 from ..config import Config
 from ..reading import open_reader
 from .certified import Certificates
@@ -12,8 +13,9 @@ from .pool import PagePool
 from .spill import Spill
 from .tier import KVTier
 
-STAGING = 1 / 4
-"""Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host, as a share of it."""
+STAGING, MOST_STAGING = 1 / 4, 8 * MiB
+"""Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host: a share of that, and at
+most. Eager attention of more takes several times as long as ours."""
 
 
 CHOSEN_TOKENS = 64
@@ -34,7 +36,7 @@ def kv_tier(settings: Config, reading: Reading, model: Any) -> KVTier | None:
     decoder = model.get_text_config(decoder=True)
     return KVTier(
         pool,
-        int(settings.kv_host * STAGING),
+        min(int(settings.kv_host * STAGING), MOST_STAGING),
         layers=getattr(decoder, "num_hidden_layers", 1),
         positions=getattr(decoder, "max_position_embeddings", None),
         page_tokens=None if certificates is None and encoding.keeps else CHOSEN_TOKENS,
