@@ -78,12 +78,8 @@ def _count(value: object) -> object:
 
 
 def _share(value: object) -> object:
-    try:
-        share = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
-    except ValueError:
-        share = 0.0
-    if 0 < share < 1:
-        return share
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1:
+        return float(value)
     raise ValueError("it is a number between 0 and 1, like 1e-3")
 
 
