@@ -9,6 +9,9 @@ from typing import Any
 from ..tiering.errors import ConfigError
 from ..tiering.units import GiB, KiB, MiB
 
+SIZES = ("memory", "kv")
+"""Sections whose whole numbers are bytes."""
+
 
 def usual_file() -> Path | None:
     """./penstock.toml, else ~/.config/penstock/penstock.toml, else None."""
@@ -46,12 +49,13 @@ def _beside(file: Path, folder: object) -> object:
 
 
 def write(sections: Iterable[tuple[str, Iterable[tuple[str, str, object]]]]) -> str:
-    """A commented file of ``(section, [(key, comment, value)])``; values: bytes in [memory], numbers, text, lists."""
+    """A commented file of ``(section, [(key, comment, value)])``; values: bytes in [memory] and [kv], numbers, text,
+    lists."""
     lines = ["# penstock configuration; every key is optional, these are the values in effect."]
     for section, keys in sections:
         lines += ["", f"[{section}]"]
         for key, comment, value in keys:
-            lines += [f"# {comment}", f"{key} = {_value(value, is_size=section == 'memory')}"]
+            lines += [f"# {comment}", f"{key} = {_value(value, is_size=section in SIZES)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -62,6 +66,8 @@ def _value(value: object, *, is_size: bool) -> str:
                 if value % unit == 0:
                     return f'"{value // unit}{name}"'
         return str(value)
+    if isinstance(value, float):
+        return repr(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_value(each, is_size=False) for each in value)}]"
     # JSON quotes as TOML does, but for DEL.

@@ -13,14 +13,15 @@ from math import prod
 import torch
 from transformers import PreTrainedModel
 
+from ..kernels.formats.base import UnsuitableShape
 from ..tiering.errors import ConfigError
 from ..tiering.progress import Progress
 from ..tiering.store.manifest import TENSOR_ALIGNMENT, Block, TensorSpec
 from ..tiering.units import format_size
 from .calibration import Calibration
-from .encoding import EncodedWeights, Planes, encoded
+from .encoding import Planes, encoded
 from .exact_format import ENCODED
-from .fit import Option, fit, least_size
+from .fit import Option, fit, least_size, loss
 from .formats import AS_IS, Choice, Key, Rules, choices
 from .layout import Layout
 from .routes import Routes
@@ -42,7 +43,9 @@ WAYS: Mapping[str, Mapping[Choice, float]] = {
     "dense": {**_NUMBERS, Choice("nested", planes=1): 5e-3, **_TWO_BITS},
 }
 """How a block of each kind may be stored, besides as it is; and the usual squared error of a matrix, relative to it."""
-_KEPT = Choice(AS_IS)
+_NEAR = Choice("int8")
+_KEPT, _EXACT = Choice(AS_IS), Choice("lossless")
+"""Ways that lose nothing: the second only for a size in which all could have ``_NEAR``."""
 
 Lengths = Callable[[TensorSpec, int | None, Choice], Planes]
 
@@ -55,14 +58,16 @@ def fitted(
     calibration: Calibration,
     routes: Routes | None,
     progress: Progress,
+    lengths: Lengths,
 ) -> dict[Key, Choice]:
-    """``chosen`` for ``plan`` of ``model`` with those that say ``fit:SIZE`` made out.
+    """``chosen`` for ``plan`` of ``model`` with those that say ``fit:SIZE`` made out; it has that size if ``encoded``
+    with ``equal`` false.
 
-    Errors are measured on ``weights`` and counted by ``calibration``, and by ``routes`` where that says nothing. Raises
-    ConfigError, which says the least size, for one that is too small, and CheckpointError for numbers that no format
-    can have.
+    Errors are measured on ``weights`` and counted by ``calibration``, and by ``routes`` where that says nothing;
+    ``lengths`` as in ``encoded``. Raises ConfigError, which says the least size, for one that is too small, and
+    CheckpointError for numbers that no format can have.
     """
-    dial = _Dial(plan, chosen, weights.stored(), EncodedWeights(weights).lengths)
+    dial = _Dial(plan, chosen, weights.stored(), lengths)
     if not dial.blocks:
         return dial.found
     with one_torch_thread():
@@ -78,6 +83,7 @@ def fitted(
                 ways = [*WAYS[block.id.kind]]
                 errors = relative_errors(block, dial.open, ways, weights, calibration.importance, rows=rows)
                 losses.append([error * shares[block.id] for error in errors])
+                dial.measure(block)
                 progress.advance(block.extent.length)
         finally:
             progress.finish()
@@ -89,6 +95,8 @@ def estimated(model: PreTrainedModel, plan: Layout, rules: Rules, stored: Mappin
     as ``fitted``."""
 
     def lengths(spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
+        if spec.dtype != "bfloat16":
+            raise UnsuitableShape(f"{choice.format} takes bfloat16 weights, not {spec.dtype}")
         return (int(ENCODED * prod(spec.shape) * getattr(torch, spec.dtype).itemsize),)
 
     dial = _Dial(plan, choices(model, plan, rules, stored), stored, lengths)
@@ -115,7 +123,9 @@ class _Dial:
         self._size = next((fit_size(choice.format) for choice in self.open.values()), None) or 0
         ours = {block.id for block in self.blocks}
         others = tuple(block for block in plan.blocks if block.id not in ours)
-        self._fixed = encoded(Layout(others, {}), self.found, lengths)[0].total_bytes if ours else 0
+        self._fixed = self._total(Layout(others, {}), self.found) if ours else 0
+        # In less, a few exact matrices hardly gain what others lose; and how long they are is found out by encoding.
+        self._exact = self._size >= self._fixed + sum(self._bytes(block, _NEAR) for block in self.blocks)
 
     def check(self) -> None:
         """Raise ConfigError for a size that is too small."""
@@ -128,11 +138,25 @@ class _Dial:
                 f"{format_size(least)}; write {FIT}{least} or more"
             )
 
+    def measure(self, block: Block) -> None:
+        """Find out what ``block`` takes where that depends on its numbers, if it will be asked for."""
+        if self._exact:
+            self._bytes(block, _EXACT)
+
     def turned(self, losses: list[list[float]]) -> dict[Key, Choice]:
         """All choices, where each block has these ``losses`` by way."""
         options = [self._options(block, each) for block, each in zip(self.blocks, losses, strict=True)]
+        room = self._size - self._fixed
+        ways = [fit(options, room)]
+        if self._exact:  # without, too: no larger size loses more, though a smaller one has fewer options
+            more = [
+                [*each, Option(_EXACT, self._bytes(block, _EXACT), 0.0)]
+                for block, each in zip(self.blocks, options, strict=True)
+            ]
+            ways.insert(0, fit(more, room))
+        best = min(ways, key=loss)
         found = dict(self.found)
-        for block, option in zip(self.blocks, fit(options, self._size - self._fixed), strict=True):
+        for block, option in zip(self.blocks, best, strict=True):
             found |= self._choices(block, option.name)  # type: ignore[arg-type]
         return found
 
@@ -141,19 +165,19 @@ class _Dial:
         return [Option(way, self._bytes(block, way), loss) for way, loss in zip(ways, [*losses, 0.0], strict=True)]
 
     def _choices(self, block: Block, way: Choice) -> dict[Key, Choice]:
-        """Of the block's matrices; as it is, one that the source has quantised stays so."""
+        """Of the block's matrices; where nothing is to be lost, one that the source has quantised stays so."""
         found: dict[Key, Choice] = {}
         for spec in block.tensors:
             choice, source = self.open.get(spec.name), self._stored.get(spec.name)
             key = spec.name if block.id.expert is None else (spec.name, block.id.expert)
-            if choice is not None and way != _KEPT:
-                found[key] = replace(way, transposed=choice.transposed)
-            elif choice is not None and source is not None:
+            if choice is not None and source is not None and way in (_KEPT, _EXACT):
                 found[key] = Choice(source.format, source.transposed)
+            elif choice is not None and way != _KEPT:
+                found[key] = replace(way, transposed=choice.transposed)
         return found
 
     def _bytes(self, block: Block, way: Choice) -> int:
-        """What the block takes; equal ones are looked at once."""
+        """What the block takes; equal ones are looked at once, unless it depends on their numbers."""
         shapes = tuple(
             (
                 spec.dtype,
@@ -164,8 +188,10 @@ class _Dial:
             )
             for spec in block.tensors
         )
-        key = block.id.kind, shapes, way
+        key = block.id if way == _EXACT else (block.id.kind, shapes, way)
         if key not in self._known:
-            layout = Layout((block,), {})
-            self._known[key] = encoded(layout, self._choices(block, way), self._lengths)[0].total_bytes
+            self._known[key] = self._total(Layout((block,), {}), self._choices(block, way))
         return self._known[key]
+
+    def _total(self, plan: Layout, chosen: Mapping[Key, Choice]) -> int:
+        return encoded(plan, chosen, self._lengths, equal=False)[0].total_bytes

@@ -13,6 +13,7 @@ from ..tiering.store.manifest import TENSOR_ALIGNMENT, Block, Packing, TensorSpe
 from ..tiering.units import BlockId, MiB
 from .formats import Choice, Key, of_matrix
 from .layout import Layout, relaid
+from .scratch_file import ScratchFile
 from .weights import Stored, Weights
 
 _PIECE = 4 * MiB
@@ -29,12 +30,15 @@ def encoded(
     chosen: Mapping[Key, Choice],
     lengths: Callable[[TensorSpec, int | None, Choice], Planes],
     advance: Callable[[int], None] = lambda _: None,
+    *,
+    equal: bool = True,
 ) -> tuple[Layout, tuple[str, ...]]:
     """``plan`` with the matrices in ``chosen`` encoded; and what had to stay as it is, in words.
 
-    ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot;
-    ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks of their own,
-    right behind it: what needs all reads them at once.
+    ``lengths`` tells the bytes of a matrix's planes (of an expert's, with its number) where its format cannot; where
+    these differ little, matrices of one shape have room for the longest, unless ``equal`` is false. ``advance`` is told
+    the bytes of each block that is done. Further planes of a block lie in blocks of their own, right behind it: what
+    needs all reads them at once.
     """
     notes: dict[str, None] = {}
     found: dict[tuple[BlockId, str], Planes] = {}
@@ -49,7 +53,7 @@ def encoded(
                 except UnsuitableShape as error:
                     notes.setdefault(f"{_where(block.id)} {list(spec.shape)} is stored as it is: {error}")
                     continue
-                if known is None:
+                if known is None and equal:
                     alike.setdefault((choice.format, spec.shape), []).append(key)
         advance(block.extent.length)
     for keys in alike.values():
@@ -86,9 +90,11 @@ def _make_equal(found: dict[tuple[BlockId, str], Planes], keys: Sequence[tuple[B
 class EncodedWeights:
     """``weights`` as the blocks of an encoded layout have them: those of a spec without a packing as they are."""
 
-    def __init__(self, weights: Weights, importance: Mapping[Key, torch.Tensor] | None = None) -> None:
-        """``importance`` [k] of the columns of matrices, where it is known."""
-        self._weights, self._importance = weights, importance or {}
+    def __init__(
+        self, weights: Weights, scratch: ScratchFile, importance: Mapping[Key, torch.Tensor] | None = None
+    ) -> None:
+        """Encoded matrices lie in ``scratch``. ``importance`` [k] of the columns of matrices, where it is known."""
+        self._weights, self._scratch, self._importance = weights, scratch, importance or {}
         self._stored = weights.stored()
         self._made: dict[str, tuple[torch.Tensor, ...]] = {}
         self._of: tuple[str, int | None] | None = None
@@ -98,9 +104,13 @@ class EncodedWeights:
         if spec.packing is None:
             yield from self._weights.pieces(spec, expert)
             return
+        if self._comes_as(spec):
+            yield from self._weights.plane(spec.name, expert)
+            return
         whole = memoryview(self._planes(spec, expert)[spec.packing.plane].numpy())  # type: ignore[arg-type]
         for start in range(0, len(whole), _PIECE):
             yield whole[start : start + _PIECE]
+            self._scratch.let_go()
         if len(whole) < spec.length:  # others alike have more
             yield memoryview(bytes(spec.length - len(whole)))
 
@@ -117,7 +127,7 @@ class EncodedWeights:
     def stored(self) -> Mapping[str, Stored]:
         return self._stored
 
-    def plane(self, name: str, expert: int | None) -> torch.Tensor:
+    def plane(self, name: str, expert: int | None) -> Iterator[memoryview]:
         return self._weights.plane(name, expert)
 
     def close(self) -> None:
@@ -132,13 +142,11 @@ class EncodedWeights:
             self._of = owner
         if spec.name not in self._made:
             assert spec.packing is not None
-            if self._stored.get(spec.name) == Stored(spec.packing.format, spec.packing.transposed):
-                return (self._weights.plane(spec.name, expert),)
             format_, choice = FORMATS[spec.packing.format], Choice(spec.packing.format, spec.packing.transposed)
-            rows = slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice)
+            rows = self._letting_go(slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice))
             try:
                 important = of_matrix(self._importance, spec.name, expert)
-                self._made[spec.name] = format_.encode(rows, *shape_of(spec, choice), important)
+                self._made[spec.name] = format_.encode(rows, *shape_of(spec, choice), important, self._scratch.room)
             except UnsuitableShape:
                 raise
             except ValueError as error:
@@ -149,6 +157,16 @@ class EncodedWeights:
             if format_.planes == 1:
                 return self._made.pop(spec.name)  # nobody asks again
         return self._made[spec.name]
+
+    def _comes_as(self, spec: TensorSpec) -> bool:
+        """Whether the source has the matrix as it is to be stored."""
+        packing = spec.packing
+        return packing is not None and self._stored.get(spec.name) == Stored(packing.format, packing.transposed)
+
+    def _letting_go(self, slabs: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for slab in slabs:
+            yield slab
+            self._scratch.let_go()
 
 
 def shape_of(spec: TensorSpec, choice: Choice) -> tuple[int, int]:

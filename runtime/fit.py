@@ -38,7 +38,12 @@ def fit(units: Sequence[Sequence[Option]], size: int) -> list[Option]:
     if size < ladder.least:
         raise ValueError(f"the least is {ladder.least} bytes")
     uniform = (chosen for chosen in _uniform(units) if _bytes(chosen) <= size)
-    return min([ladder.climbed(size), *uniform], key=_loss)
+    return min([ladder.climbed(size), *uniform], key=loss)
+
+
+def loss(chosen: Sequence[Option]) -> float:
+    """What is expected of all together."""
+    return fsum(option.loss for option in chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,3 @@ def _uniform(units: Sequence[Sequence[Option]]) -> Iterator[list[Option]]:
 
 def _bytes(chosen: Sequence[Option]) -> int:
     return sum(option.bytes for option in chosen)
-
-
-def _loss(chosen: Sequence[Option]) -> float:
-    return fsum(option.loss for option in chosen)

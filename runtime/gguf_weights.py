@@ -55,12 +55,12 @@ class GgufWeights:
         formats = {name: source.format for name, source in self._sources.items() if len(self._shapes[name]) > 1}
         return {name: Stored(format_) for name, format_ in formats.items() if format_ is not None}
 
-    def plane(self, name: str, expert: int | None) -> torch.Tensor:
-        """The plane, uint8 [length], of a weight in ``stored``, or of one expert's slice of it: the file's blocks."""
+    def plane(self, name: str, expert: int | None) -> Iterator[memoryview]:
+        """The plane of a weight in ``stored``, or of one expert's slice of it, in pieces: the file's blocks."""
         source = self._sources[name]
-        rows = [self._rows(tensor if expert is None else tensor.part(expert)) for tensor in source.tensors]
-        whole = torch.cat(rows) if len(rows) > 1 else rows[0]
-        return (whole if source.order is None else whole[source.order]).view(-1)
+        for tensor in source.tensors:
+            one = tensor if expert is None else tensor.part(expert)
+            yield from map(as_bytes, self._slabs(one, source.order))
 
     def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
         dtype = getattr(torch, spec.dtype)
@@ -68,13 +68,12 @@ class GgufWeights:
         for tensor in source.tensors:
             one = tensor if expert is None else tensor.part(expert)
             if source.changed:
-                made = self._gguf.changed(one.numbers(self._rows(one)).view(one.shape), tensor.name)
+                rows = self._read(one, 0, one.length // one.row_bytes)
+                made = self._gguf.changed(one.numbers(rows).view(one.shape), tensor.name)
                 self._check_shape(spec.name, tuple(made.shape))
                 yield as_bytes(made.to(dtype).contiguous())
-            elif source.order is not None:
-                yield as_bytes(one.numbers(self._rows(one)[source.order]).to(dtype))
             else:
-                for rows in self._slabs(one):
+                for rows in self._slabs(one, source.order):
                     yield as_bytes(one.numbers(rows).to(dtype))
 
     def expect(self, block: Block) -> None:
@@ -106,18 +105,20 @@ class GgufWeights:
                 f"{self._gguf.path} has {name} as {list(shape)}, the model needs {list(self._shapes[name])}"
             )
 
-    def _rows(self, tensor: GgufTensor) -> torch.Tensor:
-        """uint8 [rows, row_bytes] of all of ``tensor``."""
-        made = torch.empty(tensor.length // tensor.row_bytes, tensor.row_bytes, dtype=torch.uint8)
-        self._reader.read(tensor.offset, as_bytes(made))
-        return made
+    def _slabs(self, tensor: GgufTensor, order: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        """uint8 [rows, row_bytes] of all of ``tensor``, some rows at a time; in ``order``, if given. That moves rows
+        within an attention head, so those of a slab lie close together."""
+        count, step = tensor.length // tensor.row_bytes, max(1, CHUNK // (4 * tensor.shape[-1]))
+        for start in range(0, count, step):
+            if order is None:
+                yield self._read(tensor, start, min(start + step, count))
+                continue
+            wanted = order[start : start + step]
+            first = int(wanted.min())
+            yield self._read(tensor, first, int(wanted.max()) + 1)[wanted - first]
 
-    def _slabs(self, tensor: GgufTensor) -> Iterator[torch.Tensor]:
-        """The same, some rows at a time."""
-        step = max(1, CHUNK // (4 * tensor.shape[-1])) * tensor.row_bytes
-        for start in range(0, tensor.length, step):
-            rows = torch.empty(
-                min(step, tensor.length - start) // tensor.row_bytes, tensor.row_bytes, dtype=torch.uint8
-            )
-            self._reader.read(tensor.offset + start, as_bytes(rows))
-            yield rows
+    def _read(self, tensor: GgufTensor, start: int, stop: int) -> torch.Tensor:
+        """uint8 [stop - start, row_bytes]: these rows of ``tensor``."""
+        rows = torch.empty(stop - start, tensor.row_bytes, dtype=torch.uint8)
+        self._reader.read(tensor.offset + start * tensor.row_bytes, as_bytes(rows))
+        return rows

@@ -31,6 +31,7 @@ from .lengths import KeptLengths
 from .model_files import write_model_folder
 from .profiling import experts_of
 from .routes import Routes
+from .scratch_file import ScratchFile
 from .skeleton import skeleton
 from .source import Content, content_of, open_source
 from .striping import striped
@@ -41,6 +42,8 @@ LEAST_MEMORY = 4 * MiB
 """Packing may use this much whatever the budget: less would only make it slow."""
 
 _STAGING = 8 * MiB
+_MOST_ENCODED = 32 * MiB
+"""An encoded matrix that is larger lies in a file until it is written."""
 _NOTHING = Calibration({}, {})
 
 
@@ -102,7 +105,7 @@ def pack(
         content = content_of(opened, model, order, dtype, room)
         name = str(dtype).removeprefix("torch.")
         manifest = Manifest(identity, digest, name, str(rules), content.plan.tied, (), ())
-        return _encoded(target, content, manifest, rules, progress, calibration, routes)
+        return _encoded(target, content, manifest, rules, progress, _scratch(store, memory), calibration, routes)
 
     return _pack(
         target,
@@ -137,6 +140,7 @@ def pack_model(
     digest = _digest_model(plan, weights, progress or Quiet())
     dtype = str(model.dtype)
     identity = _identity(digest, dtype, rules, plan)
+    scratch = ScratchFile(store, _MOST_ENCODED)
 
     def write_model(folder: Path) -> None:
         model.config.save_pretrained(folder)
@@ -147,7 +151,7 @@ def pack_model(
     target = store / f"{_file_name(model.config.model_type)}-{identity[:16]}"
     return _pack(
         target,
-        lambda: _encoded(target, Content(model, weights, plan, write_model), manifest, rules, progress),
+        lambda: _encoded(target, Content(model, weights, plan, write_model), manifest, rules, progress, scratch),
         staging=_STAGING,
         flash_limit=flash_limit,
         stripes=stripes,
@@ -172,6 +176,7 @@ def _encoded(
     manifest: Manifest,
     rules: Rules,
     progress: Progress | None,
+    scratch: ScratchFile,
     calibration: Calibration = _NOTHING,
     routes: Routes | None = None,
 ) -> _Job:
@@ -181,18 +186,16 @@ def _encoded(
     plan, weights, bar = content.plan, content.weights, progress or Quiet()
     calibration = calibration.of_stored(plan.tied)
     by_rule = choices(content.model, plan, rules, weights.stored())
-    if chosen := fitted(content.model, plan, by_rule, weights, calibration, routes, bar):
-        weights = EncodedWeights(weights, calibration.importance)
-        bar.start("measuring", plan.total_bytes)
-        try:
-            with (
-                one_torch_thread(),
-                closing(KeptLengths(target.with_name(target.name + PARTIAL), weights.lengths)) as lengths,
-            ):
-                plan, notes = encoded(plan, chosen, lengths, bar.advance)
-        finally:
-            bar.finish()
-        manifest = replace(manifest, notes=notes)
+    coded = EncodedWeights(weights, scratch, calibration.importance)
+    with closing(KeptLengths(target.with_name(target.name + PARTIAL), coded.lengths)) as lengths:
+        if chosen := fitted(content.model, plan, by_rule, weights, calibration, routes, bar, lengths):
+            bar.start("measuring", plan.total_bytes)
+            try:
+                with one_torch_thread():
+                    plan, notes = encoded(plan, chosen, lengths, bar.advance, equal=rules.size is None)
+            finally:
+                bar.finish()
+            weights, manifest = coded, replace(manifest, notes=notes)
     return _Job(plan, weights, manifest, content.write_model)
 
 
@@ -292,6 +295,10 @@ def _digest_model(plan: Layout, weights: Weights, progress: Progress) -> str:
         progress.advance(block.extent.length)
     progress.finish()
     return digest.hexdigest()
+
+
+def _scratch(store: Path, memory: int) -> ScratchFile:
+    return ScratchFile(store, min(_MOST_ENCODED, memory // 8))
 
 
 def _staging(memory: int) -> int:

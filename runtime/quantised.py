@@ -257,7 +257,12 @@ def _awq_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
 
 def _packed(rows: Callable[[int], torch.Tensor], n: int) -> torch.Tensor:
     """The values of a matrix of n rows as uint4 has them, from ``rows(start)``, at most _SLAB of them."""
-    return torch.cat([packed(rows(start)) for start in range(0, n, _SLAB)])
+    first = packed(rows(0))
+    made = torch.empty(n, first.shape[1], dtype=first.dtype)
+    made[:_SLAB] = first
+    for start in range(_SLAB, n, _SLAB):
+        made[start : start + _SLAB] = packed(rows(start))
+    return made
 
 
 def _nibbles(eights: torch.Tensor) -> torch.Tensor:

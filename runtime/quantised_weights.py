@@ -44,13 +44,13 @@ class QuantisedWeights(CheckpointWeights):
         """The weights that can be stored as the planes that ``plane`` gives, by name."""
         return {name: stack.stored for name, stack in self._stacks.items()}
 
-    def plane(self, name: str, expert: int | None) -> torch.Tensor:
-        """The plane, uint8 [length], of a weight in ``stored``, or of one expert's slice of it: the numbers of the
+    def plane(self, name: str, expert: int | None) -> Iterator[memoryview]:
+        """The plane of a weight in ``stored``, or of one expert's slice of it, in one piece: the numbers of the
         checkpoint, none quantised anew."""
         stack = self._stacks[name]
         sources = [source for source in stack.group.sources_of(expert) if isinstance(source, QuantisedTensor)]
         lines = [source.lines(self._whole) for source in sources]
-        return plane(stack.stored.format, lines, stack.rows, sources[0].matrix[1])
+        yield as_bytes(plane(stack.stored.format, lines, stack.rows, sources[0].matrix[1]))
 
     def _stack(self, group: Group, name: str, one_of_many: bool) -> _Stack | None:
         """How the weight ``name`` is stacked from quantised rows, if it is no more than that."""

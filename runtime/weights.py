@@ -35,7 +35,7 @@ class Plain:
         """None."""
         return {}
 
-    def plane(self, name: str, expert: int | None) -> torch.Tensor:
+    def plane(self, name: str, expert: int | None) -> Iterator[memoryview]:
         """Raises KeyError."""
         raise KeyError(name)
 
@@ -55,8 +55,8 @@ class Weights(Protocol):
         """The weights that come quantised, by name, and can be stored as they come."""
         ...
 
-    def plane(self, name: str, expert: int | None) -> torch.Tensor:
-        """The bytes, uint8 [length], of such a weight, or of one expert's slice of it: no number quantised anew."""
+    def plane(self, name: str, expert: int | None) -> Iterator[memoryview]:
+        """The bytes of such a weight, or of one expert's slice of it, in pieces: no number quantised anew."""
         ...
 
     def close(self) -> None: ...

@@ -1,5 +1,6 @@
 """Bundles for tests: made, and read back without the engine."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,8 @@ def assert_equal(bundle: Bundle, source: Path, **options: Any) -> None:
     for key, tensor in expected.items():
         assert found[key].dtype == tensor.dtype, key
         assert torch.equal(found[key], tensor), key
+
+
+def joined(pieces: Iterable[memoryview]) -> torch.Tensor:
+    """uint8 [length] of all ``pieces``."""
+    return torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.uint8)

@@ -19,6 +19,14 @@ the addresses of its planes, the first ones or all; inputs [rows, k], contiguous
 stays until the call returns."""
 
 
+Room = Callable[[int], torch.Tensor]
+"""Makes room for a plane of so many bytes: uint8 [length], with any content."""
+
+
+def on_heap(length: int) -> torch.Tensor:
+    return torch.empty(length, dtype=torch.uint8)
+
+
 class Format(Protocol):
     """A weight format. Stateless, safe to use from several threads."""
 
@@ -37,13 +45,19 @@ class Format(Protocol):
         ...
 
     def encode(
-        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+        self,
+        slabs: Iterable[torch.Tensor],
+        n: int,
+        k: int,
+        importance: torch.Tensor | None = None,
+        room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """The planes of the matrix [n, k]. ``slabs`` are its rows from the top, SLAB at a time or a multiple of that
         (fewer only in the last), in a floating-point dtype; one is used up before the next is asked for.
 
         ``importance`` [k], float32, says how much an error in each column counts (its mean squared input); all columns
-        alike if not given. Raises ValueError, saying what, for numbers that the format cannot have, as NaN.
+        alike if not given. Planes lie in what ``room`` gives, all of it before the first slab is taken. Raises
+        ValueError, saying what, for numbers that the format cannot have, as NaN.
         """
         ...
 

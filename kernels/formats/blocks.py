@@ -14,7 +14,7 @@ import torch
 
 from ..calls import multiply, share
 from ..native import LIBRARY
-from .base import SLAB, Product, UnsuitableShape
+from .base import SLAB, Product, Room, UnsuitableShape, on_heap
 
 MOST_ROWS = 4
 """Rows up to which one pass over the matrix serves all of them."""
@@ -73,7 +73,12 @@ class Blocks:
         return (_offsets(parts)[-1] + parts[-1].lines * parts[-1].width,)
 
     def encode(
-        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+        self,
+        slabs: Iterable[torch.Tensor],
+        n: int,
+        k: int,
+        importance: torch.Tensor | None = None,
+        room: Room = on_heap,
     ) -> tuple[torch.Tensor]:
         raise ValueError(f"{self.name} is what checkpoints come in; penstock does not quantise to it")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from .base import Format
+from .base import Format, Room, on_heap
 from .blocks import Blocks, Kind, Part, whole
 
 _Unpack = Callable[[torch.Tensor], torch.Tensor]
@@ -29,10 +29,15 @@ class Gguf(Blocks):
         return self._unpack(lines.reshape(-1, self._size)).view(len(lines), k)
 
     def encode(
-        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+        self,
+        slabs: Iterable[torch.Tensor],
+        n: int,
+        k: int,
+        importance: torch.Tensor | None = None,
+        room: Room = on_heap,
     ) -> tuple[torch.Tensor]:
         """By the quantiser of the ``gguf`` package. Raises ValueError where it has none, or is not installed."""
-        plane = torch.empty(*self.lengths(n, k), dtype=torch.uint8)
+        plane = room(*self.lengths(n, k))
         try:
             from gguf import GGMLQuantizationType
             from gguf.quants import quantize

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ..calls import memory, native_product
 from ..native import PACKED
-from .base import SLAB, Product, UnsuitableShape
+from .base import SLAB, Product, Room, UnsuitableShape, on_heap
 from .quantise import asymmetric, tiles
 
 MOST_ROWS = 48
@@ -46,11 +46,17 @@ class Int4:
         return (length,)
 
     def encode(
-        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+        self,
+        slabs: Iterable[torch.Tensor],
+        n: int,
+        k: int,
+        importance: torch.Tensor | None = None,
+        room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
         (length,) = self.lengths(n, k)
-        plane = torch.zeros(length, dtype=torch.uint8)
+        plane = room(length)
         packed, scales_and_zeros = self.parts(plane, n, k)
+        scales_and_zeros[:, n:] = 0
         for first, tile in tiles(slabs):
             numbers, scales, zeros = asymmetric(tile, self.group, importance)
             packed[first // _BLOCK] = _packed(numbers)

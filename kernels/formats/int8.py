@@ -10,7 +10,7 @@ import torch
 
 from ..calls import memory, native_product
 from ..native import PACKED
-from .base import Product
+from .base import Product, Room, on_heap
 from .quantise import symmetric, tiles
 
 MOST_ROWS = 48
@@ -30,10 +30,16 @@ class Int8:
         return (_scales_at(n, k) + 2 * n,)
 
     def encode(
-        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+        self,
+        slabs: Iterable[torch.Tensor],
+        n: int,
+        k: int,
+        importance: torch.Tensor | None = None,
+        room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
         (length,) = self.lengths(n, k)
-        plane = torch.zeros(length, dtype=torch.uint8)
+        plane = room(length)
+        plane[n * k : _scales_at(n, k)] = 0
         numbers, scales = parts(plane, n, k)
         for first, tile in tiles(slabs):
             place = slice(first, first + len(tile))

@@ -22,7 +22,7 @@ import torch
 from ..calls import multiply
 from ..native import COMPILED, LIBRARY
 from ..products import Products, products
-from .base import Product, UnsuitableShape
+from .base import Product, Room, UnsuitableShape, on_heap
 from .lossless_tiles import ROWS, decode_tile, encode_tile
 
 _WAY = 0 if COMPILED is None else COMPILED.penstock_lossless_way()
@@ -45,7 +45,12 @@ class Lossless:
             raise UnsuitableShape(f"lossless takes {ROWS} rows or more of 4, 8, 12, .. columns, not [{n}, {k}]")
 
     def encode(
-        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+        self,
+        slabs: Iterable[torch.Tensor],
+        n: int,
+        k: int,
+        importance: torch.Tensor | None = None,
+        room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """See Format. Slabs are bfloat16; raises UnsuitableShape for any other dtype. Any bits are right, NaNs too.
 
@@ -53,7 +58,7 @@ class Lossless:
         """
         self.lengths(n, k)
         tiles = n // ROWS
-        plane = torch.empty(8 * tiles + 2 * n * k, dtype=torch.uint8)
+        plane = room(8 * tiles + 2 * n * k)
         at, row = 8 * tiles, 0
         ends = torch.empty(tiles, dtype=torch.int64)
         for slab in slabs:

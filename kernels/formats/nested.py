@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from ..calls import multiply
 from ..native import LIBRARY
-from .base import Product
+from .base import Product, Room, on_heap
 from .quantise import symmetric, tiles
 from .steps import GROUP, LEFT, UNIT, column_counts, line, nearest, nest
 
@@ -54,17 +54,21 @@ class BitNested:
         return tuple(shape.tiles * length for length in shape.tile_lengths)
 
     def encode(
-        self, slabs: Iterable[torch.Tensor], n: int, k: int, importance: torch.Tensor | None = None
+        self,
+        slabs: Iterable[torch.Tensor],
+        n: int,
+        k: int,
+        importance: torch.Tensor | None = None,
+        room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
-        planes = tuple(torch.zeros(length, dtype=torch.uint8) for length in self.lengths(n, k))
-        if LIBRARY is not None:
-            self._nest(slabs, k, importance, planes)
-            return planes
         shape = _Shape(n, k, self._split)
+        planes = tuple(room(length) for length in self.lengths(n, k))
+        if LIBRARY is not None:
+            self._nest(slabs, shape, importance, planes)
+            return planes
         for first, rows in tiles(slabs):
-            place = slice(first // _TILE, -(-(first + len(rows)) // _TILE))
             for plane, part in zip(planes, shape.encoded(rows, importance), strict=True):
-                plane.view(shape.tiles, -1)[place] = part
+                plane.view(shape.tiles, -1)[_tiles_of(first, rows)] = part
         return planes
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
@@ -79,20 +83,26 @@ class BitNested:
         out.copy_(shape.decoded(parts)[: rows.stop - rows.start])
 
     def _nest(
-        self, slabs: Iterable[torch.Tensor], k: int, importance: torch.Tensor | None, planes: Sequence[torch.Tensor]
+        self,
+        slabs: Iterable[torch.Tensor],
+        shape: "_Shape",
+        importance: torch.Tensor | None,
+        planes: Sequence[torch.Tensor],
     ) -> None:
-        """Fill ``planes``, zeros so far, by nest.c."""
+        """Fill ``planes`` by nest.c."""
         assert LIBRARY is not None
         addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
-        counts = column_counts(k, importance)
+        counts = column_counts(shape.k, importance)
         for first, rows in tiles(slabs):
+            for plane in planes:  # nest.c leaves out what fills up
+                plane.view(shape.tiles, -1)[_tiles_of(first, rows)] = 0
             weights = rows.float().contiguous()
             integers, scales = symmetric(weights, importance)
             LIBRARY.penstock_nest(
                 *(part.data_ptr() for part in (weights, integers, scales, counts)),
                 addresses,
                 len(weights),
-                k,
+                shape.k,
                 first // _TILE,
                 self.planes,
                 torch.get_num_threads(),
@@ -219,6 +229,11 @@ class _Shape:
         )  # tile, group, register, row, half word, byte
         parts = [(whole >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
         return torch.stack(parts, 6).permute(0, 3, 1, 2, 5, 6, 4).reshape(-1, self.groups, GROUP).float()
+
+
+def _tiles_of(first: int, rows: torch.Tensor) -> slice:
+    """The tiles of some rows of a matrix, the first of which is its row ``first``."""
+    return slice(first // _TILE, -(-(first + len(rows)) // _TILE))
 
 
 def _tiled(numbers: torch.Tensor) -> torch.Tensor:

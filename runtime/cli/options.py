@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -55,16 +56,18 @@ class Settings:
     kv_flash_limit: Annotated[str | None, _override("kv_flash_limit", "SIZE", "Bound on KV on flash.")] = None
     kv_format: Annotated[str | None, _override("kv_format", "FORMAT", "as-is, int8, int4, mixed.")] = None
     kv_attention: Annotated[
-        str | None, _override("kv_attention", "WAY", "exact, certified, window, h2o, snapkv, quest.")
+        str | None, _override("kv_attention", "KIND", "exact, certified, window, h2o, snapkv, quest.")
     ] = None
     kv_epsilon: Annotated[
-        float | None, _override("kv_epsilon", "SHARE", "What certified attention may leave out of a softmax.")
+        str | None, _override("kv_epsilon", "SHARE", "Of a softmax, that certified attention may leave out.")
     ] = None
-    kv_summary: Annotated[str | None, _override("kv_summary", "KIND", "int8, int4, boxes.")] = None
+    kv_summary: Annotated[str | None, _override("kv_summary", "KIND", "What it keeps of keys: int8, int4, boxes.")] = (
+        None
+    )
     kv_budget: Annotated[
         str | None, _override("kv_budget", "SIZE", "Tokens for window, h2o, snapkv and quest, or a share like 25%.")
     ] = None
-    kv_layers: Annotated[str | None, _override("kv_layers", "WAY", "even, by-need.")] = None
+    kv_layers: Annotated[str | None, _override("kv_layers", "KIND", "even, by-need.")] = None
     io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
     io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
     device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu.")] = None
@@ -72,11 +75,14 @@ class Settings:
 
     def load(self) -> Config:
         """The configuration in effect. Raises ConfigError and DeviceUnavailable."""
-        overrides: dict[str, str | int | list[str] | None] = {name: getattr(self, name) for name in OVERRIDES}
+        overrides: dict[str, str | float | list[str] | None] = {name: getattr(self, name) for name in OVERRIDES}
         for name in ("io_depth", "threads"):
             text = overrides[name]
             if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 10:
                 overrides[name] = int(text)
+        if self.kv_epsilon is not None:
+            with suppress(ValueError):  # what is no number is named as it was written
+                overrides["kv_epsilon"] = float(self.kv_epsilon)
         if self.store_stripes is not None:
             overrides["store_stripes"] = ",".join(self.store_stripes)
         return Config.load(self.config_file, **overrides)

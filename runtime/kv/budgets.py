@@ -28,7 +28,7 @@ class Budgets:
 
     @property
     def dropped_share(self) -> float | None:
-        """Of the attention that was counted, the share that dropped pages had got until they were; None: not counted."""
+        """Of the attention that was counted, the share that pages had got which were dropped; None: not counted."""
         return self.dropped_mass / self.counted_mass if self.counted_mass else None
 
     def looked(self, pages: int, looked_at: int) -> None:

@@ -53,7 +53,7 @@ class Certified(Summing):
         summed = look.row.summaries
         every = range(look.count)
         if summed is None or summed.count < LEAST_PAGES or look.skip:
-            look.read(every)
+            look.read_all()
             return every
         sure = self._always(look, summed.count)
         masses = Masses(self._bounds(look, summed))

@@ -4,7 +4,7 @@ What eager attention computes, with the same roundings, in another order of floa
 a chooser wants.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -35,30 +35,49 @@ class Looking:
         """Pages."""
         self.tokens = tokens
         self._bias = bias
-        self._raw = torch.empty(*query.shape[:2], self.end, dtype=torch.float32)
+        self._raw = torch.empty(0)
+        self._whole = False  # all pages were read, and are in _raw in their order
+        self._place: dict[int, int] = {}  # otherwise: of each page that was read, among the pages in _raw
 
     @property
     def last_bias(self) -> torch.Tensor | None:
         """What is added to the scores of the last query, [T]; None if it sees all tokens."""
         return None if self._bias is None else self._bias[0, -1]
 
-    def read(self, pages: Sequence[int]) -> None:
-        """Compute the scores of ``pages``, ascending."""
-        track, pool = self.row.keys, self.layer.tier.pool
-        for at, run in self.layer.pieces(track, [self._first + page for page in pages]):
+    def read_all(self) -> None:
+        """Compute the scores of all pages, as they come into memory."""
+        self._raw = torch.empty(*self.query.shape[:2], self.end, dtype=torch.float32)
+        self._whole = True
+        address, shape = self.layer.tier.pool.address, self.layer.shapes[0]
+        for at, run in self.layer.pieces(self.row.keys, range(self._first, self._first + self.count)):
             format: Any = run[0].format
             place = (at - self._first) * self.tokens
-            addresses = [pool.address(page) for page in run]
-            format.scores(self.query, addresses, self.layer.shapes[0], self.softmax.scaling, self._raw, place)
+            format.scores(self.query, [*map(address, run)], shape, self.softmax.scaling, self._raw, place)
+
+    def read(self, pages: Sequence[int]) -> None:
+        """Compute the scores of ``pages`` besides those that were read."""
+        if not self._place:
+            self._raw = torch.empty(*self.query.shape[:2], self.count * self.tokens, dtype=torch.float32)
+        address, shape = self.layer.tier.pool.address, self.layer.shapes[0]
+        before = len(self._place)
+        for at, run in self.layer.together(self.row.keys, [self._first + page for page in pages]):
+            format: Any = run[0].format
+            place = (before + at) * self.tokens
+            format.scores(self.query, [*map(address, run)], shape, self.softmax.scaling, self._raw, place)
+        self._place.update({page: before + at for at, page in enumerate(pages)})
 
     def scores(self, pages: Sequence[int]) -> torch.Tensor:
         """Of the visible tokens of ``pages``, ascending and read: [Hq, R, n], in the query's dtype, as eager attention
         has them before the softmax."""
-        columns = slice(self.skip, None) if len(pages) == self.count else self._columns(pages)
-        scores = self.softmax.capped(self._raw[..., columns].to(self.query.dtype))
-        if self._bias is None:
-            return scores
-        return scores + (self._bias if isinstance(columns, slice) else self._bias[..., columns - self.skip])
+        if self._whole:
+            raw, bias = self._raw[..., self.skip :], self._bias
+        else:
+            tokens = self._columns(pages)
+            seen = (tokens >= self.skip) & (tokens < self.end)
+            raw = self._raw[..., self._columns([self._place[page] for page in pages])[seen]]
+            bias = None if self._bias is None else self._bias[..., tokens[seen] - self.skip]
+        scores = self.softmax.capped(raw.to(self.query.dtype))
+        return scores if bias is None else scores + bias
 
     def log_masses(self, pages: Sequence[int]) -> torch.Tensor:
         """The logarithms of the sums of exp(score) of ``pages``, ascending and read: float32 [Hq, R, len(pages)]."""
@@ -96,16 +115,18 @@ class Looking:
         track, pool, shape = self.row.values, self.layer.tier.pool, self.layer.shapes[1]
         out = torch.zeros(*self.query.shape[:2], shape.dim, dtype=torch.float32)
         wanted = [self._first + page for page in pages]
-        place = {page: number * self.tokens for number, page in enumerate(wanted)}
-        for at, run in self.layer.pieces(track, wanted, in_order=True):
+        runs: Iterator[tuple[int, list[Page]]]
+        if self._whole:
+            runs = ((at - self._first, run) for at, run in self.layer.pieces(track, wanted, in_order=True))
+        else:
+            runs = self.layer.together(track, wanted)
+        for at, run in runs:
             format: Any = run[0].format
-            format.weigh(weights, place[at], [pool.address(page) for page in run], shape, out)
+            format.weigh(weights, at * self.tokens, [*map(pool.address, run)], shape, out)
         return out.to(self.query.dtype)
 
     def _columns(self, pages: Sequence[int]) -> torch.Tensor:
-        starts = torch.tensor(pages).view(-1, 1) * self.tokens
-        columns = (starts + torch.arange(self.tokens)).flatten()
-        return columns[(columns >= self.skip) & (columns < self.end)]
+        return (torch.tensor(pages).view(-1, 1) * self.tokens + torch.arange(self.tokens)).flatten()
 
 
 class Chooser(Protocol):
@@ -144,7 +165,7 @@ def attend(look: Looking, number: int, chooser: Chooser | None) -> torch.Tensor:
     """[Hq, R, Dv] for sequence ``number``; of all pages, or of those that ``chooser`` wants."""
     if chooser is None:
         pages: Sequence[int] = range(look.count)
-        look.read(pages)
+        look.read_all()
     else:
         pages = chooser.choose(look, number)
     probabilities = look.softmax.probabilities(look.scores(pages))

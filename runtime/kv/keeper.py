@@ -54,7 +54,10 @@ class Keeper:
 
     def choose(self, look: Looking, number: int) -> Sequence[int]:
         pages = _there(look.row)
-        look.read(pages)
+        if len(pages) == look.count:
+            look.read_all()
+        else:
+            look.read(pages)
         self._all.looked(look.count, len(pages))
         return pages
 

@@ -235,8 +235,30 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         finally:
             pool.release(here)
 
+    def together(self, track: Track, numbers: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
+        """The pages of ``track`` with these ``numbers`` among its pages, in this order, as many at a time as can be
+        held, in one format; with the place of the first among ``numbers``."""
+        pool = self.tier.pool
+        pages = [track.pages[number] for number in numbers]
+        pool.read_ahead([page for page in pages if page.slot is None])
+        at = 0
+        for _, group in groupby(pages, key=lambda page: page.format):
+            some = [*group]
+            each = max(1, pool.memory.ring // 4 // some[0].size)
+            for start in range(0, len(some), each):
+                part = some[start : start + each]
+                here = pool.hold(part)
+                held = set(here)
+                try:
+                    here += pool.fetch([page for page in part if page not in held])
+                    yield at, part
+                finally:
+                    pool.release(here)
+                at += len(part)
+        self._ahead.go_on()
+
     def kept(self, row: Row, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Where the tokens from number ``start`` to ``end`` have not been dropped: where each stretch begins and ends."""
+        """Stretches of the tokens from number ``start`` to ``end`` that were not dropped: where each begins and ends."""
         tokens = self.shapes[0].tokens
         pages = row.keys.pages[start // tokens - row.keys.first : -(-end // tokens) - row.keys.first]
         for is_gone, group in groupby(pages, key=lambda page: page.is_gone):

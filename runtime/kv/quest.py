@@ -22,11 +22,13 @@ class Quest(Summing):
     def choose(self, look: Looking, number: int) -> Sequence[int]:
         summed, budget = look.row.summaries, self._all.budget.pages(look.end, look.tokens)
         pages: Sequence[int] = range(look.count)
-        if summed is not None and look.count > budget and not look.skip:
+        if summed is None or look.count <= budget or look.skip:
+            look.read_all()
+        else:
             scores = _by_rank(self._bounds(look, summed).upper)
             pages = top(scores, range(summed.count, look.count), budget)
             self._ask(look, pages)
-        look.read(pages)
+            look.read(pages)
         self._all.looked(look.count, len(pages))
         self._last[number] = Last(look.query, tuple(pages), tuple(pages), weakref.ref(look.row))
         return pages

@@ -80,6 +80,21 @@ def test_no_byte_depends_on_how_many_rows_come_at_a_time(weights: Format, high: 
 
 @formats
 @shapes
+def test_planes_lie_in_the_room_that_is_given_whatever_was_there(weights: Format, shape: tuple[int, int]) -> None:
+    whole, given = matrix(*shape), []
+
+    def room(length: int) -> torch.Tensor:
+        given.append(torch.full((length,), 0xA5, dtype=torch.uint8))
+        return given[-1]
+
+    wanted = encoded(weights, whole)
+    planes = weights.encode(whole.split(SLAB), *shape, None, room)
+    assert addresses(planes) == addresses(given)
+    assert all(torch.equal(one, other) for one, other in zip(planes, wanted, strict=True))
+
+
+@formats
+@shapes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_rows_are_decoded_as_in_the_whole(weights: Format, shape: tuple[int, int], dtype: torch.dtype) -> None:
     n, k = shape

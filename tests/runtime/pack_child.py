@@ -2,7 +2,9 @@
 
     pack_child.py kill CHECKPOINT STORES POINT...    a packing per POINT into STORES/POINT, killed there
     pack_child.py together CHECKPOINT STORE N        N packings at once; prints how many of them wrote
-    pack_child.py memory CHECKPOINT STORE BUDGET     prints the bytes by which packing raised the resident set
+    pack_child.py memory SOURCE STORE BUDGET FORMAT...
+                                                     prints for each format, one after the other in one process, by how
+                                                     many bytes packing raised the resident set
 
 Behind these, ``--stripe FOLDER SPEED SPEED`` deals to a second drive as well (with POINTs to FOLDER/POINT), as if the
 store's and that one had these speeds.
@@ -20,9 +22,11 @@ from pathlib import Path
 import torch  # before the forks, or each would import it anew
 import transformers  # noqa: F401
 
+from penstock.kernels.heap import trim
 from penstock.runtime import drives
-from penstock.runtime.checkpoint import Checkpoint
+from penstock.runtime.formats import Rules
 from penstock.runtime.pack import pack
+from penstock.runtime.source import open_source
 from penstock.tiering.progress import Quiet
 from penstock.tiering.store import writer
 from penstock.tiering.units import MiB
@@ -97,14 +101,16 @@ def together(checkpoint: Path, store: Path, count: int, stripe: str | None) -> N
     print(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
 
 
-def memory(checkpoint: Path, store: Path, budget: int) -> None:
+def memory(source: Path, store: Path, budget: int, formats: list[str]) -> None:
     torch.set_num_threads(2)
-    model_type = Checkpoint.open(checkpoint).config.model_type
+    model_type = open_source(source).config.model_type
     importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    before = resident("VmHWM")
-    pack(checkpoint, store=store, host_memory=budget).close()
-    print(resident("VmHWM") - before)
+    before = resident("VmRSS")
+    for name in formats:
+        trim()
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        pack(source, store=store / name, host_memory=budget, rules=Rules(name)).close()
+        print(resident("VmHWM") - before)
 
 
 def resident(field: str) -> int:
@@ -126,4 +132,4 @@ if __name__ == "__main__":
     elif mode == "together":
         together(Path(source), Path(place), int(rest[0]), second)
     else:
-        memory(Path(source), Path(place), int(rest[0]))
+        memory(Path(source), Path(place), int(rest[0]), rest[1:])

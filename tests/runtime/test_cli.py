@@ -124,6 +124,7 @@ def test_file_in_the_folder_is_used(run):
     Path("penstock.toml").write_text('[experts]\neviction = "lru"\n')
     assert 'eviction = "lru"' in run("config")[1]
     assert 'eviction = "lfu"' in run("config", "--experts-eviction", "lfu")[1]
+    assert "epsilon = 0.25" in run("config", "--kv-epsilon", "0.25")[1]
 
 
 # --- errors ---
@@ -133,6 +134,7 @@ def test_file_in_the_folder_is_used(run):
     ("arguments", "parts"),
     [
         (["config", "--host-memory", "2XB"], ["host_memory", "2XB"]),
+        (["config", "--kv-epsilon", "few"], ["kv_epsilon", "few", "between 0 and 1"]),
         (["config", "--io-depth", "x"], ["io_depth", "number"]),
         (["config", "--weights-quality", "best"], ["weights_quality", "adaptive"]),
         (["config", "--weights-format", "int3"], ["as-is"]),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import penstock
+from penstock.kernels.formats.lossless import Lossless
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.cli.main import main
 from penstock.runtime.dial import estimated
@@ -39,6 +40,12 @@ def fitted(folder: Path, store: Path, size: int, routes: Routes | None = None) -
     return pack(folder, store=store, host_memory=32 * MiB, rules=Rules(f"fit:{size}"), routes=routes)
 
 
+def uniform(folder: Path, store: Path, name: str) -> int:
+    """Bytes of the bundle in one format."""
+    with pack(folder, store=store, host_memory=32 * MiB, rules=Rules(name)) as bundle:
+        return bundle.manifest.total_bytes
+
+
 def least(folder: Path, store: Path) -> int:
     with pytest.raises(ConfigError, match=r"write fit:\d+ or more") as caught:
         fitted(folder, store, PAGE)
@@ -52,11 +59,11 @@ def test_a_bundle_fits_and_uses_the_size(folder: Path, tmp_path: Path) -> None:
     smallest = least(folder, store)
     with pytest.raises(ConfigError, match=f"write fit:{smallest} or more"):
         fitted(folder, store, smallest - 1)
-    whole = pack(folder, store=store, host_memory=32 * MiB).manifest.total_bytes
+    int8, lossless = (uniform(folder, store, name) for name in ("int8", "lossless"))
     wanted, errors = [], []
     with penstock.load(folder, store=store, attn_implementation="eager") as original:
         wanted = original(IDS).logits.float()
-    for size in (smallest, (2 * smallest + whole) // 3, (smallest + 2 * whole) // 3, whole):
+    for size in (smallest, (smallest + int8) // 2, int8, (int8 + lossless) // 2, lossless):
         bundle = fitted(folder, store, size)
         assert size - 8 * PAGE < bundle.manifest.total_bytes <= size
         assert bundle.verify() == []
@@ -65,7 +72,47 @@ def test_a_bundle_fits_and_uses_the_size(folder: Path, tmp_path: Path) -> None:
             assert model.generate(IDS, max_new_tokens=3, do_sample=False).shape == (1, 27)
         bundle.close()
     assert errors == sorted(errors, reverse=True)
-    assert errors[-1] == 0 < errors[-2] < errors[0] / 3, "with room for all, all is as it is"
+    assert errors[-1] == 0 < errors[-2] < errors[0] / 3, "with room for all bits, every bit is kept"
+
+
+def test_what_has_room_for_every_bit_takes_no_more_than_these_need(folder: Path, tmp_path: Path) -> None:
+    lossless = uniform(folder, tmp_path, "lossless")
+    with fitted(folder, tmp_path, 100 * MiB) as bundle:
+        found = {spec.packing and spec.packing.format for block in bundle.manifest.blocks for spec in block.tensors}
+        assert found == {None, "lossless"}
+        assert bundle.manifest.total_bytes <= lossless
+
+
+def test_exact_matrices_are_encoded_only_where_int8_fits(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then once to find out their lengths, however many are taken, and once to be written."""
+    encoded: list[int] = []
+    encode = Lossless.encode
+    monkeypatch.setattr(Lossless, "encode", lambda *given: encoded.append(1) or encode(*given))
+    int8 = uniform(folder, tmp_path, "int8")
+    fitted(folder, tmp_path, int8 - PAGE).close()
+    assert encoded == []
+    with fitted(folder, tmp_path, int8 + 30 * PAGE) as bundle:
+        specs = [spec for block in bundle.manifest.blocks for spec in block.tensors]
+        written = [spec for spec in specs if spec.packing and spec.packing.format == "lossless"]
+        assert 0 < len(written) < len(encoded)
+        whole = pack(folder, store=tmp_path, host_memory=32 * MiB, rules=Rules("int8")).manifest
+        matrices = [spec for block in whole.blocks for spec in block.tensors if spec.packing]
+        assert len(encoded) == len(matrices) + len(written)
+
+
+def test_an_exact_matrix_is_of_the_dtype_that_can_be(folder: Path, tmp_path: Path) -> None:
+    """Of others, lossless has none, and in a plan neither."""
+    config = tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96)
+    model = skeleton(config, torch.float32)
+    plan = layout(model)
+    assert estimated(model, plan, Rules(f"fit:{2 * plan.total_bytes}"), {}).total_bytes == plan.total_bytes
+    half = skeleton(config, torch.bfloat16)
+    assert estimated(half, layout(half), Rules("fit:1GB"), {}).total_bytes < 0.75 * layout(half).total_bytes
+    with pack(folder, store=tmp_path, host_memory=32 * MiB, dtype=torch.float32, rules=Rules("fit:1GB")) as bundle:
+        assert not any(spec.packing for block in bundle.manifest.blocks for spec in block.tensors)
+        assert bundle.manifest.notes == ()
 
 
 def test_parts_with_a_format_of_their_own_keep_it(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 import penstock
 from penstock.kernels.formats.registry import FORMATS
+from penstock.runtime import gguf_weights
 from penstock.runtime.gguf_file import GgufFile
 from penstock.runtime.gguf_weights import GgufWeights
 from penstock.runtime.layout import Layout, layout
@@ -21,6 +22,7 @@ from penstock.runtime.skeleton import skeleton
 from penstock.tiering.errors import CheckpointError
 
 from ..blocks import GGUF_NAMES, random_blocks
+from ..bundles import joined
 
 HIDDEN, INNER, VOCABULARY, LAYERS, EXPERTS = 256, 256, 96, 2, 4
 DTYPE = torch.bfloat16
@@ -122,7 +124,7 @@ def check(path: Path) -> dict[str, str]:
             if spec.name in stored:
                 seen.add(spec.name)
                 format_ = FORMATS[stored[spec.name].format]
-                plane, out = weights.plane(spec.name, expert), torch.empty(spec.shape, dtype=DTYPE)
+                plane, out = joined(weights.plane(spec.name, expert)), torch.empty(spec.shape, dtype=DTYPE)
                 n, k = spec.shape
                 assert (len(plane),) == format_.lengths(n, k)
                 format_.decode([plane], n, k, slice(0, n), out)
@@ -182,7 +184,11 @@ def test_gates_of_another_type_than_the_rest_are_stored_as_numbers(tmp_path: Pat
     assert {name.rpartition(".")[2] for name in stored if "experts" in name} == {"down_proj"}
 
 
-def test_rows_of_heads_that_llama_cpp_has_in_another_order_come_back(tmp_path: Path):
+@pytest.mark.parametrize("rows", [5, HIDDEN], ids=["some at a time", "whole"])
+def test_rows_of_heads_that_llama_cpp_has_in_another_order_come_back(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gguf_weights, "CHUNK", 4 * HIDDEN * rows)
     path = write(tmp_path / "model.gguf", "llama", lambda name: "q8_0")
     file, weights, _, _ = opened(path)
     order = file.row_order(file.tensors["blk.0.attn_q.weight"])
@@ -190,7 +196,9 @@ def test_rows_of_heads_that_llama_cpp_has_in_another_order_come_back(tmp_path: P
     assert order[:4].tolist() == [0, 2, 4, 6], "the halves of a head lie between each other in the file"
     raw = file.tensors["blk.0.attn_q.weight"]
     whole = np.fromfile(path, np.uint8, raw.length, offset=raw.offset).reshape(HIDDEN, -1)
-    plane = weights.plane("model.layers.0.self_attn.q_proj.weight", None)
+    pieces = list(weights.plane("model.layers.0.self_attn.q_proj.weight", None))
+    assert len(pieces) == -(-HIDDEN // rows)
+    plane = joined(pieces)
     assert np.array_equal(plane.numpy().reshape(HIDDEN, -1), whole[order.numpy()])
 
 

@@ -200,9 +200,9 @@ def test_memory_and_page_cache_stay_within_the_budget(tmp_path: Path) -> None:
         with open(path, "rb+") as file:
             os.fsync(file.fileno())  # pages that wait to be written cannot be dropped
     store = tmp_path / "store"
-    grown = int(child("memory", source, store, 32 * MiB))
+    grown = int(child("memory", source, store, 32 * MiB, "as-is"))
     assert grown < (32 + 32) * MiB
-    for path in [*weights, *store.glob("*/data-*.bin")]:
+    for path in [*weights, *store.glob("*/*/data-*.bin")]:
         assert cached(path) <= 8 * MiB, path
 
 

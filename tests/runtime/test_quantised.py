@@ -18,7 +18,7 @@ from penstock.runtime.skeleton import skeleton
 from penstock.tiering.errors import CheckpointError
 from penstock.tiering.units import MiB
 
-from ..bundles import assert_equal, packed
+from ..bundles import assert_equal, joined, packed
 from ..quantised_checkpoints import Pair, awq, fp8, gptq, mxfp4, save_pair
 
 MEMORY = 64 * MiB
@@ -120,7 +120,7 @@ def test_weights_are_those_that_transformers_loads(name: str, tmp_path: Path):
             assert torch.equal(made, wanted), spec.name
             if spec.name in stored:
                 found[spec.name] = stored[spec.name]
-                plane = weights.plane(spec.name, expert)
+                plane = joined(weights.plane(spec.name, expert))
                 assert torch.equal(decoded(plane, stored[spec.name], spec.shape, wanted.dtype), wanted), spec.name
     weights.close()
     assert found == stored
