@@ -114,12 +114,14 @@ class Keeper:
         """Let pages go that are beyond the budget, or will be with the next token."""
         row = layer.rows[number]
         there = _there(row)
-        budget = self._pages(layer, number) - (layer.length % layer.shapes[0].tokens == 0)
-        if len(there) <= budget:
+        heat = {page: row.keys.pages[page].heat for page in there}
+        if layer.length % layer.shapes[0].tokens == 0:
+            heat[len(row.keys.pages)] = 0.0  # the next token's
+        budget = self._pages(layer, number)
+        if len(heat) <= budget:
             return
-        heats = [row.keys.pages[page].heat for page in there]
-        stay = {there[place] for place in self._keeping.stay(heats, budget)}
-        heat = dict(zip(there, heats, strict=True))
+        pages = [*heat]
+        stay = {pages[place] for place in self._keeping.stay([*heat.values()], budget)}
         gone = layer.let_go(row, [page for page in there if page not in stay])
         self._all.dropped += len(gone)
         self._all.dropped_mass += sum(heat[page] for page in gone)

@@ -258,7 +258,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         self._ahead.go_on()
 
     def kept(self, row: Row, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Stretches of the tokens from ``start`` to ``end`` that were not dropped: where each begins and ends."""
+        """Stretches of the tokens from number ``start`` to ``end`` that were not dropped: where they begin and end."""
         tokens = self.shapes[0].tokens
         pages = row.keys.pages[start // tokens - row.keys.first : -(-end // tokens) - row.keys.first]
         for is_gone, group in groupby(pages, key=lambda page: page.is_gone):

@@ -26,7 +26,7 @@ class Keeping:
     scored: Literal["no", "last", "all"]
 
     def stay(self, scores: Sequence[float], budget: int) -> list[int]:
-        """Places of the pages that stay, ascending, at most ``budget``, which is 3 or more; ``scores`` are those of all
+        """Places of the pages that stay, ascending, at most ``budget``, which is 4 or more; ``scores`` are those of all
         pages that there are, in the order of their tokens. Of equal ones the newer stays."""
         count = len(scores)
         if count <= budget:
