@@ -62,6 +62,8 @@ def _value(value: object, *, is_size: bool) -> str:
                 if value % unit == 0:
                     return f'"{value // unit}{name}"'
         return str(value)
+    if isinstance(value, float):
+        return repr(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_value(each, is_size=False) for each in value)}]"
     # JSON quotes as TOML does, but for DEL.

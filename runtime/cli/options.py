@@ -59,6 +59,10 @@ class Settings:
         float | None, _override("kv_epsilon", "SHARE", "What certified attention may leave out of a softmax.")
     ] = None
     kv_summary: Annotated[str | None, _override("kv_summary", "KIND", "int8, int4, boxes.")] = None
+    kv_prefix: Annotated[str | None, _override("kv_prefix", "SIZE", "Room for prompts that come again; off.")] = None
+    kv_namespace: Annotated[
+        str | None, _override("kv_namespace", "NAME", "Prompts are found again only under this name.")
+    ] = None
     io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
     io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
     device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu.")] = None
