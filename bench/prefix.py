@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from penstock.runtime.prefix import Prefixes, prefill
+from penstock.runtime.prefill import prefill
+from penstock.runtime.prefix import Prefixes
 from penstock.runtime.prefix_identity import identity_of
 from penstock.tiering.prefix.chain import BLOCK
 from penstock.tiering.store.prefixes import PrefixStore

@@ -5,6 +5,8 @@ import inspect
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
 from ..kernels import backends
@@ -33,10 +36,14 @@ from .config import Config
 from .engine import Engine
 from .kv.opening import kv_tier
 from .kv.seam import PagedKV
+from .kv.tier import KVTier
 from .layout import layout
 from .metrics import Stats
 from .model import attach
 from .pack import pack, pack_model
+from .prefill import is_plain, with_prefixes
+from .prefix import Prefixes
+from .prefix_opening import open_prefixes
 from .profiling import Recording
 from .progress import shown
 from .quality import units
@@ -51,8 +58,15 @@ from .trace import Trace
 class Handle:
     """``model.penstock``: what penstock says and does about a loaded model."""
 
-    def __init__(self, model: PreTrainedModel, engine: Engine, paged: PagedKV | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, engine: Engine, paged: PagedKV | None, prefixes: Prefixes | str | None
+    ) -> None:
+        """``prefixes``, or why there are none, if they were asked for."""
         self._engine, self.paged = engine, paged
+        self.prefixes = None if isinstance(prefixes, str) else prefixes
+        """Prompts that are kept on flash, if ``kv_prefix`` asked for it: for those who call the model themselves."""
+        self._prefix_problem = prefixes if isinstance(prefixes, str) else ""
+        self._modules = _count_modules(model)
         self._model = weakref.ref(model)
         self._finalizer = weakref.finalize(model, engine.close)
 
@@ -73,7 +87,30 @@ class Handle:
 
     def stats(self) -> Stats:
         """Counts, bytes and seconds since the model was loaded."""
-        return self._engine.stats()
+        stats = self._engine.stats()
+        if self.prefixes is None:
+            return replace(stats, prefix_problem=self._prefix_problem)
+        prompts = self.prefixes.stats()
+        return replace(
+            stats,
+            prefix_hits=prompts.hits,
+            prefix_tokens_restored=prompts.restored,
+            prefix_bytes_read=prompts.bytes_read,
+            prefix_bytes_written=prompts.written,
+            prefix_problem=prompts.problem,
+        )
+
+    def cache(self) -> DynamicCache:
+        """An empty KV cache, in pages if the model's KV is. Raises Closed."""
+        return DynamicCache(config=self._running("make a cache").config) if self.paged is None else self.paged.cache()
+
+    def keeps(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
+        """Whether a prompt that is generated from with these arguments may come from flash, and go there."""
+        model = self._model()
+        if self.prefixes is None or not self.prefixes.supported or model is None:
+            return False
+        # An adapter that somebody put in changes KV.
+        return is_plain(input_ids, kwargs) and _count_modules(model) == self._modules
 
     @property
     def recording(self) -> RunRecording | None:
@@ -101,6 +138,8 @@ class Handle:
         """Stop reading, give the memory back, write what is recorded. Idempotent; the model cannot compute any more.
         Raises TraceError, when all else is done, if something cannot be written."""
         model = self._model()
+        if self.prefixes is not None:
+            self.prefixes.close()  # what is still to be written may lie in pages
         if self._finalizer.detach() and model is not None:
             for _, own, name, tensor in _own_tensors(model):
                 if self._engine.holds(tensor):
@@ -306,8 +345,19 @@ def _install(
         engine.close()
         raise
     model.__class__ = _streamed_class(type(model))
-    model.penstock = Handle(model, engine, paged)
+    model.penstock = Handle(model, engine, paged, _prefixes(settings, model, bundle, engine.kv))
     return model
+
+
+def _prefixes(settings: Config, model: PreTrainedModel, bundle: Bundle, tier: KVTier | None) -> Prefixes | str | None:
+    """Kept prompts, None where none are asked for, or why there are none: the model can do without."""
+    if settings.prefix_quota is None:
+        return None
+    try:
+        label = bundle.folder.name
+        return open_prefixes(settings, settings.prefix_quota, model, bundle.manifest, tier, label=label)
+    except (PenstockError, OSError) as error:
+        return str(error)
 
 
 def _placed(
@@ -376,6 +426,10 @@ def scratch_bytes(blocks: Iterable[Block]) -> int:
     return max((prod(spec.shape) * getattr(torch, spec.dtype).itemsize for spec in whole), default=0)
 
 
+def _count_modules(model: nn.Module) -> int:
+    return sum(1 for _ in model.modules())
+
+
 def _own_tensors(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, torch.Tensor]]:
     """Full name, holder, name and tensor of every parameter and buffer, shared ones at each of their places."""
     for path, module in model.named_modules():
@@ -419,9 +473,20 @@ def _streamed_class(base: type[Any]) -> type[Any]:
             if config.is_assistant:
                 kwargs["past_key_values"].activate_past_recording()
 
+    def prefill(
+        self: Any, input_ids: torch.Tensor, config: Any, kwargs: dict[str, Any], is_first_iteration: bool = True
+    ) -> Any:
+        transformers_own = partial(base._prefill, self, input_ids, config, kwargs, is_first_iteration)
+        whole = is_first_iteration and config.prefill_chunk_size is None
+        if not whole or not self.penstock.keeps(input_ids, kwargs):
+            return transformers_own()
+        return with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], transformers_own)
+
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
     methods: dict[str, Any] = {"__enter__": enter, "__exit__": leave, "to": to}
     if hasattr(base, "_prepare_cache_for_generation"):
         methods["_prepare_cache_for_generation"] = prepare_cache
+    if hasattr(base, "_prefill"):
+        methods["_prefill"] = prefill
     refused = dict.fromkeys(("state_dict", "save_pretrained", "_apply"), refuse)
     return type(base.__name__, (base,), names | methods | refused)

@@ -91,6 +91,11 @@ class Config(BaseModel):
         return None if self.kv.flash == "auto" else self.kv.flash
 
     @property
+    def prefix_quota(self) -> int | None:
+        """Bytes that prompts may take in the store; None where none are kept."""
+        return None if self.kv.prefix == "off" else self.kv.prefix
+
+    @property
     def host_floor(self) -> int | None:
         """Bytes of host memory that are kept under pressure; None for the least that a model runs with."""
         return None if self.memory.floor == "auto" else self.memory.floor
@@ -156,7 +161,7 @@ def find_fault(raw: Mapping[str, Any]) -> Fault | None:
             error = invalid.errors()[0]
             key = str(error["loc"][0])
             return _fault(section, key, values[key], model, error)
-    return _floor_above_ceiling(raw.get("memory", {}))
+    return _floor_above_ceiling(raw.get("memory", {})) or _prompts_of_lossy_pages(raw.get("kv", {}))
 
 
 def _floor_above_ceiling(memory: Any) -> Fault | None:
@@ -165,6 +170,13 @@ def _floor_above_ceiling(memory: Any) -> Fault | None:
         return None
     shown = format_size(found.host)
     return Fault("memory", "floor", found.floor, f"it is above host, which is {shown}; lower it or raise host")
+
+
+def _prompts_of_lossy_pages(kv: Any) -> Fault | None:
+    found = kv if isinstance(kv, Kv) else Kv.model_validate(dict(kv))
+    if found.prefix == "off" or found.format == "as-is":
+        return None
+    return Fault("kv", "format", found.format, 'prompts are kept as they are; take "as-is", or prefix = "off"')
 
 
 def _fault(section: str, key: str, value: object, model: type[BaseModel], error: Any) -> Fault:

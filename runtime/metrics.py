@@ -25,7 +25,10 @@ class Stats:
     Of KV in pages, ``kv_host_bytes`` of ``kv_host_budget`` are in use in memory and ``kv_flash_bytes`` on flash;
     ``kv_pages_read`` of ``kv_bytes_read`` were read back, ``kv_bytes_written`` were written, all of them apart from the
     bytes of weights above, and compute threads waited ``kv_stall_seconds`` for pages or for room. 0 for a model whose
-    KV transformers keeps."""
+    KV transformers keeps.
+
+    Of kept prompts, ``prefix_hits`` were found, so that ``prefix_tokens_restored`` tokens were read instead of
+    computed; ``prefix_problem`` is what went wrong with them last: then prompts are computed, or not kept."""
 
     tokens: int
     forwards: int
@@ -65,6 +68,11 @@ class Stats:
     kv_bytes_written: int
     kv_pages_read: int
     kv_stall_seconds: float
+    prefix_hits: int = 0
+    prefix_tokens_restored: int = 0
+    prefix_bytes_read: int = 0
+    prefix_bytes_written: int = 0
+    prefix_problem: str = ""
 
     @property
     def drive_bytes_per_second(self) -> float:

@@ -1,29 +1,29 @@
 """Prompts' keys and values over restarts: a fresh cache begins with the longest prefix that is stored.
 
 A restored prefix has the bits it was computed with. A prompt that goes on from it gives the same bits as one computed
-from its beginning if both compute the same tokens in the same forward calls: ``prefill`` computes prompts block by
-block, so that each block's numbers depend on nothing that comes after it.
+from its beginning if both compute the same tokens in the same forward calls: prompts are computed block by block
+(runtime/prefill.py), so that each block's numbers depend on nothing that comes after it.
 """
 
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..tiering.errors import PenstockError, PrefixError
 from ..tiering.prefix.breakeven import Speeds, worth_reading
-from ..tiering.prefix.chain import BLOCK, Chain, chain_of, root_of
-from ..tiering.store.prefixes import Found, PrefixStore
+from ..tiering.prefix.chain import Chain, chain_of, root_of
+from ..tiering.store.found import Found
+from ..tiering.store.prefixes import PrefixStore
 from .prefix_source import Contents, contents_of, has_state, is_supported, restore
 
 _TRIES = 4
@@ -45,7 +45,9 @@ class PrefixStats:
 
 
 class Prefixes:
-    """The stored prefixes of one model, in the namespace ``salt``. For one thread at a time; has to be closed.
+    """The stored prefixes of one model, in the namespace ``salt``. Thread-safe; has to be closed.
+
+    A store that fails is one that has nothing: the model goes on, and ``stats`` has the problem.
 
     ``identity`` says what the numbers depend on (runtime/prefix_identity.py), ``label`` names the model for people;
     ``config`` is the model's. ``block`` tokens are stored together.
@@ -59,16 +61,18 @@ class Prefixes:
         *,
         label: str,
         salt: str = "",
-        block: int = BLOCK,
+        block: int,
     ) -> None:
         self.store, self.block = store, block
         self.root = root_of(identity | {"block": block}, salt)  # as many tokens are computed at a time
         fresh = DynamicCache(config=config)
         self.supported = is_supported(fresh)
-        self._with_state = has_state(fresh)
+        self.with_state = has_state(fresh)
+        """Whether a prompt can be offered only where ``stop`` says."""
         self._label = label
         self._writer = ThreadPoolExecutor(1, "penstock-prefix-writer", initializer=_give_way)
         self._writing: Future[None] | None = None
+        self._lock = threading.Lock()
         self._counts = dict.fromkeys(("prompts", "hits", "declined", "restored", "bytes_read", "written"), 0)
         self._problem = ""
 
@@ -79,7 +83,7 @@ class Prefixes:
     def stored(self, token_ids: Sequence[int]) -> int:
         """How many of ``token_ids`` a longer prompt that begins with them would find."""
         chain = chain_of(self.root, token_ids, self.block)
-        return self.store.longest(chain, with_state=self._with_state) * self.block
+        return self.store.longest(chain, with_state=self.with_state) * self.block
 
     def stop(self, token_ids: Sequence[int]) -> int:
         """Where in its prefill a prompt is to be offered: how many of its tokens come a second time, in full blocks,
@@ -87,24 +91,33 @@ class Prefixes:
         there; without, any time later."""
         if not self.supported:
             return 0
-        chain = self._chain(token_ids)
-        blocks = self.store.seen(chain)
-        return blocks * self.block if blocks > self.store.longest(chain, with_state=self._with_state) else 0
+        blocks = 0
+        with self._noting_problems():
+            chain = self._chain(token_ids)
+            seen = self.store.seen(chain)
+            blocks = seen if seen > self.store.longest(chain, with_state=self.with_state) else 0
+        return blocks * self.block
 
     def restore(self, token_ids: Sequence[int], cache: DynamicCache) -> int:
         """Fill the fresh ``cache`` with the longest stored prefix of ``token_ids``, if that takes less time than
-        computing it; how many tokens that are, never all. Whatever is damaged counts as absent."""
-        self._counts["prompts"] += 1
+        computing it; how many tokens that are, never all. Whatever is damaged counts as absent.
+
+        Raises what a paged cache raises that cannot take it.
+        """
+        self._count(prompts=1)
         if not self.supported or cache.get_seq_length():
             return 0
-        chain = self._chain(token_ids)
+        with self._noting_problems():
+            return self._restored(self._chain(token_ids), cache)
+
+    def _restored(self, chain: Chain, cache: DynamicCache) -> int:
         for _ in range(_TRIES):
-            found = self.store.open(chain, with_state=self._with_state)
+            found = self.store.open(chain, with_state=self.with_state)
             if found is None:
                 return 0
             with found:
                 if not self._is_worth(found):
-                    self._counts["declined"] += 1
+                    self._count(declined=1)
                     return 0
                 if self._fill(found, cache):
                     return found.tokens
@@ -116,19 +129,19 @@ class Prefixes:
         being written, and what the cache cannot give (see ``stop``)."""
         if not self.supported:
             return
-        prompt = self._chain(token_ids)
-        chain = prompt.first(min(self.store.seen(prompt), cache.get_seq_length() // self.block))
-        self._later(lambda: self.store.note(prompt))
-        if not chain.hashes or (self._with_state and len(chain.tokens) != cache.get_seq_length()):
-            return
-        if self.store.longest(chain, with_state=self._with_state) == len(chain.hashes):
-            return
-        contents = contents_of(cache, self.block)
-        if contents is None or not (self._writing is None or self._writing.done()):
-            return
-        self._writing = self._later(lambda: self._write(chain, contents, explicit=False))
-        if contents.live:
-            self._writing.result()
+        with self._noting_problems():
+            prompt = self._chain(token_ids)
+            chain = prompt.first(min(self.store.seen(prompt), cache.get_seq_length() // self.block))
+            self._later(lambda: self.store.note(prompt))
+            if not chain.hashes or (self.with_state and len(chain.tokens) != cache.get_seq_length()):
+                return
+            if self.store.longest(chain, with_state=self.with_state) == len(chain.hashes):
+                return
+            if not (self._writing is None or self._writing.done()):
+                return
+            contents = contents_of(cache, self.block)
+            if contents is not None:
+                self._writing = self._later(lambda: self._write(chain, contents, explicit=False))
 
     def save(self, token_ids: Sequence[int], cache: Cache) -> int:
         """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 where all
@@ -140,7 +153,7 @@ class Prefixes:
         contents = contents_of(cache, self.block) if self.supported else None
         if contents is None:
             raise PrefixError(f"{self._label} keeps something else than keys and values, which cannot be stored")
-        if self._with_state and len(chain.tokens) != cache.get_seq_length():
+        if self.with_state and len(chain.tokens) != cache.get_seq_length():
             raise PrefixError(f"{self._label} can be stored only after a multiple of {self.block} tokens")
         return self._write(chain, contents, explicit=True)
 
@@ -148,6 +161,19 @@ class Prefixes:
         """Computing ``tokens`` of a prompt took ``seconds``: what a stored prefix has to be faster than."""
         if tokens:
             self._measured(lambda speeds: speeds.after_prompt(tokens, seconds))
+
+    @contextmanager
+    def _noting_problems(self) -> Iterator[None]:
+        """What is wrong with the store is no reason to stop."""
+        try:
+            yield
+        except (PrefixError, OSError) as error:
+            self._problem = str(error)
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            for name, count in more.items():
+                self._counts[name] += count
 
     def stats(self) -> PrefixStats:
         """Counts since this was made."""
@@ -179,9 +205,7 @@ class Prefixes:
             return False
         seconds = time.perf_counter() - began
         self._measured(lambda speeds: speeds.after_read(found.bytes, seconds))
-        self._counts["hits"] += 1
-        self._counts["restored"] += found.tokens
-        self._counts["bytes_read"] += found.bytes
+        self._count(hits=1, restored=found.tokens, bytes_read=found.bytes)
         return True
 
     def _is_worth(self, found: Found) -> bool:
@@ -195,22 +219,25 @@ class Prefixes:
         self._later(lambda: self.store.measured(self.root, change))
 
     def _write(self, chain: Chain, contents: Contents, *, explicit: bool) -> int:
-        written = self.store.save(
-            chain,
-            contents.fill,
-            label=self._label,
-            parts=contents.parts,
-            state_parts=contents.state_parts,
-            explicit=explicit,
-        )
-        self._counts["written"] += written
+        try:
+            written = self.store.save(
+                chain,
+                contents.fill,
+                label=self._label,
+                parts=contents.parts,
+                state_parts=contents.state_parts,
+                explicit=explicit,
+            )
+        finally:
+            contents.release()
+        self._count(written=written)
         if written and self.store.speeds(self.root).read is None:
             self._try_reading(chain)
         return written
 
     def _try_reading(self, chain: Chain) -> None:
         """Measure how fast what was just written is read; until then nobody knows whether that pays."""
-        found = self.store.open(chain, with_state=self._with_state)
+        found = self.store.open(chain, with_state=self.with_state)
         if found is None:
             return
         with found:
@@ -229,20 +256,6 @@ class Prefixes:
                 self._problem = str(error)
 
         return self._writer.submit(guarded)
-
-
-def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int = BLOCK) -> torch.Tensor:
-    """Compute what ``cache`` lacks of ``token_ids``, in forward calls that end where blocks do; the logits of the last
-    token, [vocabulary]."""
-    done = cache.get_seq_length()
-    ids = torch.tensor([list(token_ids)])
-    logits = torch.empty(0)
-    with torch.no_grad():
-        while done < len(token_ids):
-            end = min(len(token_ids), done - done % block + block)
-            logits = model(ids[:, done:end], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-            done = end
-    return logits
 
 
 def _give_way() -> None:

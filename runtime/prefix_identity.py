@@ -4,6 +4,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import transformers
 from transformers import PreTrainedConfig
 
 _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "use_cache", "output_attentions",
@@ -12,18 +14,13 @@ _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "use_cache
 
 
 def identity_of(
-    config: PreTrainedConfig,
-    *,
-    weights: str,
-    dtype: str,
-    kv_format: str = "as-is",
-    adapters: Mapping[str, str] | None = None,
+    config: PreTrainedConfig, *, weights: str, dtype: str, paged: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """The identity of a model, for JSON.
 
-    ``weights`` is a digest of the weights and of the format they are stored in, ``adapters`` those of adapters in
-    use, by name. RoPE and the layers are in ``config``; how attention and experts are computed is part of the identity
-    too, since it changes last bits. Nothing that depends on budgets.
+    ``weights`` is a digest of the weights and of the format they are stored in, ``paged`` says how attention looks at
+    pages, if KV is in pages. RoPE and the layers are in ``config``; how attention and experts are computed is part of
+    the identity too, and so are the libraries and the threads that do it, since all of these change last bits.
     """
     described = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
     return {
@@ -32,8 +29,9 @@ def identity_of(
         "experts": getattr(config, "_experts_implementation", None),
         "weights": weights,
         "dtype": dtype,
-        "kv_format": kv_format,
-        "adapters": dict(adapters or {}),
+        "paged": _plain(paged),
+        "libraries": [torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability()],
+        "threads": torch.get_num_threads(),
         "byteorder": sys.byteorder,
     }
 

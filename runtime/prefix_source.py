@@ -28,8 +28,8 @@ from transformers.cache_utils import (
 
 from ..kernels.arena import Arena
 from ..tiering.prefix.header import Part
-from ..tiering.store.prefixes import Found
-from .kv.layer import PagedLayer
+from ..tiering.store.found import Found
+from .kv.layer import PagedLayer, Row
 
 _KNOWN = (
     DummyLayer,
@@ -45,13 +45,16 @@ _STEP = 2 << 20
 Cut = Callable[[int, int], torch.Tensor]
 """The keys, or values, of so many tokens from one on: [H, n, D]."""
 
+Taker = Callable[[memoryview], None]
+"""Takes the bytes of one tensor, which are overwritten afterwards."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contents:
     """A cache of one sequence as it is now: ``length`` tokens, ``blocks`` full blocks of which can be stored.
 
-    ``cuts`` give the tensors of blocks, ``state`` has those of the whole. Unless the cache is ``live``,
-    neither changes when the model goes on.
+    ``cuts`` give the tensors of blocks, ``state`` has those of the whole; neither changes when the model goes on.
+    ``release`` has to be called at the end, in any thread.
     """
 
     length: int
@@ -60,7 +63,7 @@ class Contents:
     cuts: tuple[Cut, ...]
     state: tuple[torch.Tensor, ...]
     block: int
-    live: bool
+    release: Callable[[], None]
 
     def fill(self, block: int | None, part: int, buffer: memoryview) -> None:
         """As tiering's Fill."""
@@ -91,11 +94,19 @@ def contents_of(cache: Cache, block: int) -> Contents | None:
         return None
     if any(getattr(layer, "is_initialized", True) is False for layer in cache.layers):
         return None
-    tokens, state = dict(_token_cuts(cache)), dict(_state_tensors(cache))
-    first = [cut(0, 0) for cut in tokens.values()]
-    if not _is_whole(cache, {*tokens, *state}) or not all(_is_single(layer) for layer in cache.layers):
+    if not all(_is_single(layer) for layer in cache.layers):
         return None
-    if any(tensor.device.type != "cpu" for tensor in (*first, *state.values())):
+    shared = [(layer, layer.shared(0)) for layer in cache.layers if _is_paged(layer)]
+    tokens, state = dict(_token_cuts(cache, dict(shared))), dict(_state_tensors(cache))
+
+    def release() -> None:
+        for layer, row in shared:
+            layer.give_back(row)
+
+    first = [cut(0, 0) for cut in tokens.values()]
+    on_cpu = all(tensor.device.type == "cpu" for tensor in (*first, *state.values()))
+    if not on_cpu or not _is_whole(cache, {*tokens, *state}):
+        release()
         return None
     return Contents(
         length=cache.get_seq_length(),
@@ -105,61 +116,107 @@ def contents_of(cache: Cache, block: int) -> Contents | None:
         # They may be overwritten in place.
         state=tuple(tensor.detach().clone() for tensor in state.values()),
         block=block,
-        live=any(isinstance(layer, PagedLayer) for layer in cache.layers),
+        release=release,
     )
 
 
 def restore(found: Found, cache: DynamicCache) -> bool:
     """Fill the fresh ``cache`` with ``found``; whether that could be done. It is left fresh where not: a tensor is
-    lacking, or damaged."""
+    lacking, or damaged. Raises what the pool of a paged cache raises; it is left fresh then, too."""
     if not _is_whole(cache, {part.name for part in (*found.parts, *found.state_parts)}):
         return False
+    whole = False
+    try:
+        whole = _fill_pages(found, cache) if any(map(_is_paged, cache.layers)) else _fill_tensors(found, cache)
+    finally:
+        if not whole:
+            for layer in cache.layers:
+                if isinstance(layer, PagedLayer) and layer.is_initialized:
+                    layer.reset()
+    return whole
+
+
+def _fill_tensors(found: Found, cache: DynamicCache) -> bool:
+    """Read several blocks at a time, to tensors that have room for all tokens."""
     tokens = [torch.empty((1, p.shape[0], found.tokens, p.shape[2]), dtype=_dtype(p)) for p in found.parts]
     state = [torch.empty(p.shape, dtype=_dtype(p)) for p in found.state_parts]
+    size = found.tokens // found.blocks
     buffers = threading.local()
 
     def into(block: int | None) -> Iterator[Sequence[memoryview]]:
-        if block is None:
-            parts, tensors = found.state_parts, state
-        else:
-            size = found.tokens // found.blocks
-            parts = found.parts
-            tensors = [tensor[0, :, block * size : (block + 1) * size] for tensor in tokens]
         if not hasattr(buffers, "view"):
-            length = max(_STEP, *(part.room for part in (*found.parts, *found.state_parts)))
-            buffers.view = Arena(length, huge_pages=False).view(0, length)
-        return _through(buffers.view, parts, tensors)
+            buffers.view = _buffer(found)
+        if block is None:
+            return _through(buffers.view, found.state_parts, _copies(state))
+        tensors = [tensor[0, :, block * size : (block + 1) * size] for tensor in tokens]
+        return _through(buffers.view, found.parts, _copies(tensors))
 
     if not found.read(into):
         return False
-    named = dict(zip((p.name for p in (*found.parts, *found.state_parts)), (*tokens, *state), strict=True))
-    for number, layer in enumerate(cache.layers):
-        own = f"{number}."
-        _set(layer, found.tokens, {n.removeprefix(own): tensor for n, tensor in named.items() if n.startswith(own)})
+    parts = (*found.parts, *found.state_parts)
+    _set_layers(cache, found.tokens, {part.name: t for part, t in zip(parts, (*tokens, *state), strict=True)})
     return True
 
 
-def _through(
-    view: memoryview, parts: Sequence[Part], tensors: Sequence[torch.Tensor]
-) -> Iterator[Sequence[memoryview]]:
-    """Steps that read ``parts`` into ``view``, several where they fit, and copy them to ``tensors``."""
+def _fill_pages(found: Found, cache: DynamicCache) -> bool:
+    """Read block after block, one layer's keys and values of a block at a time, which go into its pages."""
+    state = [torch.empty(p.shape, dtype=_dtype(p)) for p in found.state_parts]
+    view = _buffer(found)
+    keys: list[torch.Tensor] = []
+
+    def take(part: Part, source: memoryview) -> None:
+        tensor = torch.empty(part.shape, dtype=_dtype(part))
+        _copy(tensor, source)
+        number, _, name = part.name.partition(".")
+        keys.append(tensor)
+        if name == "values":  # they come after the keys
+            cache.layers[int(number)].extend(keys[0][None], keys[1][None])
+            keys.clear()
+
+    def into(block: int | None) -> Iterator[Sequence[memoryview]]:
+        if block is None:
+            return _through(view, found.state_parts, _copies(state))
+        return _through(view, found.parts, [partial(take, part) for part in found.parts])
+
+    if not found.read(into, in_order=True):
+        return False
+    _set_layers(cache, found.tokens, {part.name: t for part, t in zip(found.state_parts, state, strict=True)})
+    return True
+
+
+def _buffer(found: Found) -> memoryview:
+    length = max(_STEP, *(part.room for part in (*found.parts, *found.state_parts)))
+    return Arena(length, huge_pages=False).view(0, length)
+
+
+def _through(view: memoryview, parts: Sequence[Part], takers: Sequence[Taker]) -> Iterator[Sequence[memoryview]]:
+    """Steps that read ``parts`` into ``view``, several where they fit, and hand each to its one of ``takers``."""
     gathered: list[Callable[[], None]] = []
     filled = 0
-    for part, tensor in zip(parts, tensors, strict=True):
+    for part, take in zip(parts, takers, strict=True):
         if filled + part.room > len(view):
             yield [view[:filled]]
-            for copy in gathered:
-                copy()
+            for hand_on in gathered:
+                hand_on()
             gathered, filled = [], 0
-        gathered.append(partial(_copy, view[filled : filled + part.length], tensor))
+        gathered.append(partial(take, view[filled : filled + part.length]))
         filled += part.room
     yield [view[:filled]]
-    for copy in gathered:
-        copy()
+    for hand_on in gathered:
+        hand_on()
 
 
-def _copy(source: memoryview, tensor: torch.Tensor) -> None:
+def _copies(tensors: Sequence[torch.Tensor]) -> list[Taker]:
+    return [partial(_copy, tensor) for tensor in tensors]
+
+
+def _copy(tensor: torch.Tensor, source: memoryview) -> None:
     np.copyto(tensor.view(_bits(tensor.dtype)).numpy(), _bytes_as(source, tensor))
+
+
+def _is_paged(layer: Any) -> bool:
+    """Whether ``layer`` has all tokens in pages."""
+    return isinstance(layer, PagedLayer) and not _has_window(layer)
 
 
 def _has_window(layer: Any) -> bool:
@@ -176,13 +233,13 @@ def _is_single(layer: Any) -> bool:
     return all(tensor.shape[0] == 1 for tensor in held if tensor is not None)
 
 
-def _token_cuts(cache: Cache) -> Iterator[tuple[str, Cut]]:
+def _token_cuts(cache: Cache, shared: Mapping[PagedLayer, Row]) -> Iterator[tuple[str, Cut]]:
     for number, layer in enumerate(cache.layers):
         if _has_window(layer):
             continue
         if isinstance(layer, PagedLayer):
             for plane, name in enumerate(("keys", "values")):
-                yield f"{number}.{name}", partial(_from_pages, layer, plane)
+                yield f"{number}.{name}", partial(layer.copied_plane, shared[layer], plane, aside=True)
         elif isinstance(layer, DynamicLayer):
             for name in ("keys", "values"):
                 yield f"{number}.{name}", partial(_from_tensor, getattr(layer, name).detach())
@@ -190,10 +247,6 @@ def _token_cuts(cache: Cache) -> Iterator[tuple[str, Cut]]:
 
 def _from_tensor(tensor: torch.Tensor, start: int, count: int) -> torch.Tensor:
     return tensor[0, :, start : start + count]
-
-
-def _from_pages(layer: PagedLayer, plane: int, start: int, count: int) -> torch.Tensor:
-    return layer.copied(layer.rows[0], start, count)[plane]
 
 
 def _state_tensors(cache: Cache) -> Iterator[tuple[str, torch.Tensor]]:
@@ -220,6 +273,13 @@ def _is_whole(cache: Cache, names: set[str]) -> bool:
                 return False
             wanted |= kinds & names
     return wanted == names
+
+
+def _set_layers(cache: DynamicCache, tokens: int, named: Mapping[str, torch.Tensor]) -> None:
+    """Give the layers of ``cache`` their tensors, ``named`` as in files, as they are after ``tokens`` tokens."""
+    for number, layer in enumerate(cache.layers):
+        own = f"{number}."
+        _set(layer, tokens, {n.removeprefix(own): tensor for n, tensor in named.items() if n.startswith(own)})
 
 
 def _set(layer: Any, tokens: int, tensors: Mapping[str, torch.Tensor]) -> None:

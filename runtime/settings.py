@@ -34,6 +34,8 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "kv_summary": ("kv", "summary"),
     "kv_budget": ("kv", "budget"),
     "kv_layers": ("kv", "layers"),
+    "kv_prefix": ("kv", "prefix"),
+    "kv_namespace": ("kv", "namespace"),
     "io_backend": ("io", "backend"),
     "io_depth": ("io", "depth"),
     "device": ("compute", "device"),
@@ -60,18 +62,22 @@ MOST = 1024
 MOST_BYTES = 1 << 60
 
 
-def _size(value: object) -> object:
-    if value == "auto":
+def _size(value: object, other: str = "auto") -> object:
+    if value == other:
         return value
     try:
         size = parse_size(value)  # type: ignore[arg-type]
     except OverflowError:
         size = MOST_BYTES + 1
     except ConfigError as error:
-        raise ValueError(f'{error}; "auto" is possible too') from error
+        raise ValueError(f'{error}; "{other}" is possible too') from error
     if size > MOST_BYTES:
         raise ValueError("no machine has so many bytes")
     return size
+
+
+def _quota(value: object) -> object:
+    return _size(value, "off")
 
 
 def _count(value: object) -> object:
@@ -285,6 +291,12 @@ class Kv(_Section):
         description='Whether "window", "h2o" and "snapkv" give all layers the same budget, or more to those whose '
         "attention to a prompt is spread out, of the same sum.",
     )
+    prefix: Annotated[int | Literal["off"], BeforeValidator(_quota)] = Field(
+        default="off",
+        description="Most that prompts may take in the store: those that come again are kept there, with what was "
+        'computed of them, and are not computed any more. "off" keeps none.',
+    )
+    namespace: str = Field(default="", description="Prompts are found again only under the name they were kept with.")
 
 
 class Io(_Section):

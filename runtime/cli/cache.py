@@ -15,7 +15,7 @@ from ...tiering.prefix.tree import Record
 from ...tiering.units import GiB, format_size, parse_size
 from ..progress import shown
 from .console import fail, print_json, print_table, quiet_libraries
-from .opening import Opened, load_model, open_files, read_manifest, read_tokenizer
+from .opening import Opened, load_model, open_files, read_tokenizer
 from .options import Settings, Source
 from .text import read_text
 
@@ -69,18 +69,13 @@ def save(
     settings: Settings,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help='"-" reads stdin.')] = None,
     text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="The prompt, in a file.")] = None,
-    namespace: Annotated[
-        str, typer.Option("--namespace", metavar="NAME", help="Found again only by who names it too.")
-    ] = "",
-    quota: Annotated[
-        str, typer.Option("--quota", metavar="SIZE", help="Most that all prompts may take.")
-    ] = format_size(QUOTA),
 ) -> None:
-    """Compute a prompt with MODEL and store it: whatever begins with it starts at once."""
+    """Compute a prompt with MODEL and store it: whatever begins with it starts at once, if run with --kv-prefix too."""
     if (prompt is None) == (text is None):
         raise typer.BadParameter("give the prompt with -p, or a file with --text", param_hint="-p")
-    most = parse_size(quota)
     config = settings.load()
+    if config.prefix_quota is None:
+        config = config.override(kv_prefix=QUOTA)
     content = read_text(text) if text is not None else sys.stdin.read() if prompt == "-" else str(prompt)
     quiet_libraries()
     with shown() as bar:
@@ -88,7 +83,7 @@ def save(
         ids: list[int] = tokenizer(content)["input_ids"]
         model = load_model(source, config, bar)
     with closing(model.penstock):
-        report = _save(model, ids, _open(config, most), config, namespace)
+        report = _save(model, ids)
     if settings.json:
         print_json(report)
     elif report["bytes"]:
@@ -97,7 +92,8 @@ def save(
         print(f"{report['tokens']} of {len(ids)} tokens were stored already")
     if not report["stored"]:
         raise PrefixError(
-            f"{report['tokens']} tokens find no room within {quota}; raise --quota, or make room: penstock cache prune"
+            f"{report['tokens']} tokens find no room within {format_size(config.prefix_quota or QUOTA)}; "
+            "raise --kv-prefix, or make room: penstock cache prune"
         )
 
 
@@ -150,37 +146,35 @@ def prune(
 COMMANDS: "dict[str, Callable[..., None]]" = {"ls": ls, "save": save, "verify": verify, "prune": prune}
 
 
-def _open(config: "Config", quota: int = QUOTA) -> "PrefixStore":
+def _open(config: "Config") -> "PrefixStore":
     from ...tiering.store.prefixes import PrefixStore
 
-    return PrefixStore(config.store.path, quota, direct=config.direct)
+    return PrefixStore(config.store.path, config.prefix_quota or QUOTA, direct=config.direct)
 
 
-def _save(model: Any, ids: list[int], store: "PrefixStore", config: "Config", namespace: str) -> dict[str, Any]:
+def _save(model: Any, ids: list[int]) -> dict[str, Any]:
     """Compute and store the full blocks of ``ids``; the fields of ``--json``."""
-    from transformers import DynamicCache
+    from ..prefill import prefill
 
-    from ..prefix import Prefixes, prefill
-    from ..prefix_identity import identity_of
-
-    manifest = read_manifest(model.penstock.bundle)
-    identity = identity_of(model.config, weights=f"{manifest.identity} {config.weights.quality}", dtype=manifest.dtype)
-    with Prefixes(store, identity, model.config, label=model.penstock.bundle.name, salt=namespace) as prefixes:
-        kept = ids[: len(ids) // prefixes.block * prefixes.block]
-        cache = DynamicCache(config=model.config)
-        done = prefixes.restore([*kept, 0], cache)
-        began = time.perf_counter()
-        prefill(model, kept, cache)
-        prefixes.prefilled(len(kept) - done, time.perf_counter() - began)
-        written = prefixes.save(ids, cache)
-        return {
-            "tokens": len(kept),
-            "prompt_tokens": len(ids),
-            "computed": len(kept) - done,
-            "bytes": written,
-            "stored": prefixes.stored(kept) == len(kept),
-            "folder": str(store.folder),
-        }
+    handle = model.penstock
+    prefixes = handle.prefixes
+    if prefixes is None:
+        raise PrefixError(handle.stats().prefix_problem)
+    kept = ids[: len(ids) // prefixes.block * prefixes.block]
+    cache = handle.cache()
+    done = prefixes.restore([*kept, 0], cache)
+    began = time.perf_counter()
+    prefill(model, kept, cache, block=prefixes.block)
+    prefixes.prefilled(len(kept) - done, time.perf_counter() - began)
+    written = prefixes.save(ids, cache)
+    return {
+        "tokens": len(kept),
+        "prompt_tokens": len(ids),
+        "computed": len(kept) - done,
+        "bytes": written,
+        "stored": prefixes.stored(kept) == len(kept),
+        "folder": str(prefixes.store.folder),
+    }
 
 
 def _described(record: Record) -> dict[str, Any]:

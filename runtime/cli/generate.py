@@ -177,6 +177,10 @@ def _run(
         "kv_bytes_written": stats.kv_bytes_written,
         "kv_pages_read": stats.kv_pages_read,
         "kv_stall_s": stats.kv_stall_seconds,
+        "prefix_tokens_restored": stats.prefix_tokens_restored,
+        "prefix_bytes_read": stats.prefix_bytes_read,
+        "prefix_bytes_written": stats.prefix_bytes_written,
+        "prefix_problem": stats.prefix_problem,
         "peak_rss_bytes": peak_resident_bytes(),
     }
 

@@ -68,6 +68,10 @@ class Settings:
         str | None, _override("kv_budget", "SIZE", "Tokens for window, h2o, snapkv and quest, or a share like 25%.")
     ] = None
     kv_layers: Annotated[str | None, _override("kv_layers", "KIND", "even, by-need.")] = None
+    kv_prefix: Annotated[str | None, _override("kv_prefix", "SIZE", "Room for prompts that come again; off.")] = None
+    kv_namespace: Annotated[
+        str | None, _override("kv_namespace", "NAME", "Prompts are found again only under this name.")
+    ] = None
     io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
     io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
     device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu.")] = None

@@ -12,7 +12,7 @@ import typer
 from ...tiering.errors import BudgetTooSmall
 from ...tiering.policy.budgets import ENOUGH, budgets, enough
 from ...tiering.policy.placement import Placement, with_working_memory
-from ...tiering.store.folder import size_of
+from ...tiering.store.folder import bundle_bytes, size_of
 from ...tiering.store.stripes import parts_of
 from ...tiering.units import GiB, format_size
 from ..speeds import existing
@@ -213,7 +213,7 @@ def flash_free(places: Sequence[Path], limit: int | None, shares: Sequence[float
         return room
     store = places[0]
     elsewhere = [part for stripe in places[1:] for part in parts_of(store, stripe) if not part.is_relative_to(store)]
-    return max(0, min(room, limit - size_of(store) - sum(map(size_of, elsewhere))))
+    return max(0, min(room, limit - bundle_bytes(store) - sum(map(size_of, elsewhere))))
 
 
 def _print(report: dict[str, Any], placement: Placement | None) -> None:

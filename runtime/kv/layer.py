@@ -209,11 +209,11 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             yield from (page for page in pages if page.slot is None)
 
     def pieces(
-        self, track: Track, numbers: Sequence[int], *, in_order: bool = False
+        self, track: Track, numbers: Sequence[int], *, in_order: bool = False, aside: bool = False
     ) -> Iterator[tuple[int, list[Page]]]:
         """The pages of ``track`` with these ``numbers`` among its pages, ascending, in runs of neighbours, held while
         they are looked at; with the number of each run's first page. Those in memory come first, unless they are to
-        come ``in_order``."""
+        come ``in_order``. ``aside``: in another thread than the one that uses the cache."""
         pool = self.tier.pool
         pages = [track.pages[number] for number in numbers]
         here = pool.hold(pages)
@@ -231,7 +231,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                     yield at, run
                 finally:
                     pool.release(run)
-                    self._ahead.go_on()
+                    if not aside:
+                        self._ahead.go_on()
         finally:
             pool.release(here)
 
@@ -280,26 +281,27 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def copied(self, row: Row, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of ``count`` tokens from number ``start`` on, [H, count, D]. Raises ConfigError where some
         have been dropped."""
+        return self.copied_plane(row, 0, start, count), self.copied_plane(row, 1, start, count)
+
+    def copied_plane(self, row: Row, plane: int, start: int, count: int, *, aside: bool = False) -> torch.Tensor:
+        """As ``copied``, of keys (``plane`` 0) or values (1) alone; ``aside`` as in ``pieces``."""
         if [*self.kept(row, start, start + count)] != ([(start, start + count)] if count else []):
             raise ConfigError(
                 "keys and values of this context were dropped, and something asked for all of them; this cache, or "
                 'this model, needs [kv] attention = "exact"'
             )
-        found = []
-        for plane, track in enumerate(row.tracks):
-            shape = self.shapes[plane]
-            tokens = shape.tokens
-            origin = start // tokens  # number of the first page
-            pages = -(-(start + count) // tokens) - origin if count else 0
-            whole = torch.empty(shape.heads, pages * tokens, shape.dim, dtype=shape.dtype)
-            first = origin - track.first
-            for at, run in self.pieces(track, range(first, first + pages)):
-                for offset, page in enumerate(run):
-                    to = (at - first + offset) * tokens
-                    self.decode(plane, page, whole[:, to : to + tokens])
-            skip = start - origin * tokens
-            found.append(whole[:, skip : skip + count].contiguous())
-        return found[0], found[1]
+        track, shape = row.tracks[plane], self.shapes[plane]
+        tokens = shape.tokens
+        origin = start // tokens  # number of the first page
+        pages = -(-(start + count) // tokens) - origin if count else 0
+        whole = torch.empty(shape.heads, pages * tokens, shape.dim, dtype=shape.dtype)
+        first = origin - track.first
+        for at, run in self.pieces(track, range(first, first + pages), aside=aside):
+            for offset, page in enumerate(run):
+                to = (at - first + offset) * tokens
+                self.decode(plane, page, whole[:, to : to + tokens])
+        skip = start - origin * tokens
+        return whole[:, skip : skip + count].contiguous()
 
     def decode(self, plane: int, page: Page, out: torch.Tensor) -> None:
         """The numbers of ``page``, held, of keys (``plane`` 0) or values (1), to ``out`` [H, P, D]."""
@@ -307,15 +309,30 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         bytes_ = self.tier.pool.view(page)
         (format.decode_values if plane else format.decode_keys)(bytes_, self.shapes[plane], out)
 
+    def shared(self, number: int) -> Row:
+        """The pages of sequence ``number`` as they are now, which stay until ``give_back`` whatever happens to it."""
+        row = self.rows[number].snapshot()
+        for track in row.tracks:
+            self.tier.pool.share(track.pages)
+        return row
+
+    def give_back(self, row: Row) -> None:
+        """Let go of a ``shared`` row; in any thread."""
+        self._drop([row])
+
+    def extend(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Add ``keys`` and ``values`` [B, H, n, D] of tokens that were computed before. For a layer without window."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self._append(keys, values)
+        self._commit()
+
     def begin_with(self, length: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Be as after ``length`` tokens: ``keys`` and ``values`` [B, H, n, D] are those of them that a query can still
-        see. For a layer that holds nothing."""
+        see. For a layer with a window that holds nothing."""
         self.lazy_initialization(keys, values)
         self.length = length - keys.shape[-2]
-        if self.window is None:
-            self._append(keys, values)
-        else:
-            self._begin_anew(keys, values)
+        self._begin_anew(keys, values)
         self._commit()
 
     # --- a forward, and its end ---------------------------------------------------------------------------------------

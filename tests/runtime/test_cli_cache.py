@@ -64,7 +64,7 @@ def test_a_prompt_is_saved_listed_checked_and_removed(run, tmp_path):
 
 def test_a_namespace_is_apart(run):
     run("save", MODEL, "-p", TEXT)
-    report = json.loads(run("save", MODEL, "-p", TEXT, "--namespace", "me", "--json")[1])
+    report = json.loads(run("save", MODEL, "-p", TEXT, "--kv-namespace", "me", "--json")[1])
     assert report["computed"] == report["tokens"]
     assert len(entries(run)) == 2
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_is_said(run):
     code, _, err = run("save", MODEL, "-p", "short")
     assert code == 1
     assert "less than a block" in err
-    code, _, err = run("save", MODEL, "-p", TEXT, "--quota", "10KiB")
+    code, _, err = run("save", MODEL, "-p", TEXT, "--kv-prefix", "10KiB")
     assert code == 1
     assert "no room" in err
     assert run("save", MODEL)[0] == run("prune")[0] == run("prune", "--older-than", "soon")[0] == 2

@@ -13,7 +13,8 @@ from transformers.cache_utils import DynamicCache
 
 from penstock.runtime import prefix as prefix_module
 from penstock.runtime.compose import load
-from penstock.runtime.prefix import Prefixes, prefill
+from penstock.runtime.prefill import prefill
+from penstock.runtime.prefix import Prefixes
 from penstock.runtime.prefix_identity import identity_of
 from penstock.tiering.errors import PrefixError
 from penstock.tiering.store.prefixes import PrefixStore

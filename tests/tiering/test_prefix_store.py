@@ -13,6 +13,7 @@ from penstock.tiering.errors import FlashFull, PrefixDamaged, PrefixVersionError
 from penstock.tiering.prefix import header as headers
 from penstock.tiering.prefix.breakeven import Speeds
 from penstock.tiering.store import prefix_notes, prefixes
+from penstock.tiering.store.folder import PREFIXES
 from penstock.tiering.store.prefixes import PrefixStore
 from penstock.tiering.units import PAGE, MiB
 
@@ -70,7 +71,7 @@ def test_another_model_finds_nothing(store):
 
 
 def test_only_this_user_can_look(tmp_path):
-    (tmp_path / prefixes.FOLDER).mkdir(mode=0o755)
+    (tmp_path / PREFIXES).mkdir(mode=0o755)
     store = PrefixStore(tmp_path, ENOUGH)
     save(store, chain(1))
     store.note(chain(1))

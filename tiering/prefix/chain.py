@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from json import dumps
 
-BLOCK = 256
-"""Tokens of a block when nothing else is said."""
-
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -48,7 +45,7 @@ def root_of(identity: Mapping[str, object], salt: str = "") -> str:
     return hashlib.sha256(hashlib.sha256(described).digest() + salt.encode()).hexdigest()
 
 
-def chain_of(root: str, tokens: Sequence[int], block: int = BLOCK) -> Chain:
+def chain_of(root: str, tokens: Sequence[int], block: int) -> Chain:
     """The chain over the full blocks of ``tokens``; what is left over at the end belongs to no block."""
     full = len(tokens) // block
     kept = tuple(map(int, tokens[: full * block]))

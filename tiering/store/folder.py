@@ -13,6 +13,9 @@ from ..units import format_size
 PARTIAL = ".partial"
 """What the name of a bundle that is still being written ends with."""
 
+PREFIXES = "prefix"
+"""The folder in the store that prompts are kept in, under a quota of their own."""
+
 
 def prepare(store: Path, *, what: str = "store") -> Path:
     """The folder ``store``, made for this user only if it was not there. Raises ConfigError when it cannot be used;
@@ -48,7 +51,7 @@ def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
 
 def ensure_room(store: Path, needs: Mapping[Path, int], limit: int | None, *, elsewhere: Iterable[Path] = ()) -> None:
     """Raise FlashFull unless each folder of ``needs`` can grow to so many bytes: on its drive, and with all that lies
-    in the store and in the folders ``elsewhere`` already within ``limit`` bytes.
+    in the store, but for prompts, and in the folders ``elsewhere`` already within ``limit`` bytes.
 
     What an interrupted packing has written to a folder counts as there; a folder need not be there yet, the one that it
     is to lie in must.
@@ -68,7 +71,7 @@ def ensure_room(store: Path, needs: Mapping[Path, int], limit: int | None, *, el
                 f"make room or choose another [store] {'path' if place == store else 'stripes'}"
             )
     total = sum(missing.values())
-    used = size_of(store) + sum(size_of(folder) for folder in elsewhere if not folder.is_relative_to(store))
+    used = bundle_bytes(store) + sum(size_of(folder) for folder in elsewhere if not folder.is_relative_to(store))
     if limit is not None and used + total > limit:
         raise FlashFull(
             f"packing needs {format_size(total)} in {store}, which holds {format_size(used)} already and may hold "
@@ -94,6 +97,11 @@ def write_durably(path: Path, text: str, *, mode: int = 0o666) -> None:
         os.fsync(file.fileno())
     os.replace(aside, path)
     sync(path.parent)
+
+
+def bundle_bytes(store: Path) -> int:
+    """Bytes of all that lies in ``store`` but prompts."""
+    return size_of(store) - size_of(store / PREFIXES)
 
 
 def size_of(folder: Path) -> int:

@@ -3,7 +3,7 @@
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -155,6 +155,15 @@ class PrefixFile:
         if digest.hexdigest() != extent.checksum:
             raise PrefixDamaged(f"{self.path} is damaged: {what}, at {extent.offset}, has another checksum")
 
+    def check(self, buffer: memoryview) -> None:
+        """Read all that is there, through ``buffer``. Raises PrefixDamaged, and PrefixError when the drive fails."""
+        for number, extent in enumerate(self.header.extents):
+            if extent.end > self.length:
+                if self.length != extent.offset:
+                    raise PrefixDamaged(f"{self.path} is damaged: it ends within block {number}, at {self.length}")
+                return
+            self.read(extent, in_steps(extent, buffer), f"block {number}")
+
     def _fill(self, offset: int, buffers: Sequence[memoryview]) -> None:
         segments: list[Segment] = []
         for buffer in buffers:
@@ -178,6 +187,12 @@ class PrefixFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def in_steps(extent: Stored, buffer: memoryview) -> Iterator[Sequence[memoryview]]:
+    """``extent`` through ``buffer``, piece by piece."""
+    for at in range(0, extent.length, len(buffer)):
+        yield [buffer[: min(len(buffer), extent.length - at)]]
 
 
 def is_abandoned(path: Path) -> bool:

@@ -10,10 +10,8 @@ import fcntl
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,23 +20,17 @@ from ...kernels.arena import Arena
 from ..errors import ConfigError, PrefixDamaged, PrefixError, PrefixVersionError
 from ..prefix.breakeven import Speeds
 from ..prefix.chain import Chain
-from ..prefix.header import Header, Part, Stored, lay_out
-from ..prefix.tree import Cut, Match, Record, longest, make_room, orphans, record_of, stale
+from ..prefix.header import Header, Part, lay_out
+from ..prefix.tree import Cut, Record, longest, make_room, orphans, record_of, stale
 from ..progress import Progress, Quiet
 from . import prefix_notes as notes
-from .folder import PARTIAL, locked, prepare, sync
+from .folder import PARTIAL, PREFIXES, locked, prepare, sync
+from .found import Found
 from .prefix_file import STAGING, Fill, PrefixFile, is_abandoned, write
 
-FOLDER = "prefix"
 SUFFIX = ".kv"
-READERS = 4
-"""Blocks read at the same time: while one is checked and handed on, the drive delivers others."""
-
 _SEEN = 1 << 14
 _BYTES_PER_SEEN = 1 << 12  # of quota
-
-Into = Callable[[int | None], Iterable[Sequence[memoryview]]]
-"""Yields where the bytes of block number ``block`` of a prefix (None: of its state) go, as PrefixFile.read takes it."""
 
 
 class PrefixStore:
@@ -48,7 +40,7 @@ class PrefixStore:
     """
 
     def __init__(self, store: Path, quota: int, *, direct: bool | None = None) -> None:
-        self.folder = prepare(store) / FOLDER
+        self.folder = prepare(store) / PREFIXES
         self.quota = quota
         self._direct = direct
         self._most_seen = min(_SEEN, quota // _BYTES_PER_SEEN)
@@ -107,7 +99,7 @@ class PrefixStore:
         """How many leading blocks of ``chain`` are stored; ``with_state``, up to where a state is."""
         return longest(self.records(), chain.hashes, with_state=with_state).blocks
 
-    def open(self, chain: Chain, *, with_state: bool) -> "Found | None":
+    def open(self, chain: Chain, *, with_state: bool) -> Found | None:
         """The longest stored prefix of ``chain``, open for reading; None if there is none. ``with_state`` only one that
         has its state. Each file's token ids are compared with the chain's."""
         without: set[str] = set()
@@ -316,7 +308,7 @@ class PrefixStore:
         for name, size in sorted(sizes.items()):
             try:
                 with PrefixFile(self.folder / name, direct=self._direct) as file:
-                    _check(file, buffer)
+                    file.check(buffer)
             except FileNotFoundError:
                 pass  # evicted meanwhile
             except PrefixError as error:
@@ -324,120 +316,6 @@ class PrefixStore:
             progress.advance(size)
         progress.finish()
         return wrong
-
-
-def _check(file: PrefixFile, buffer: memoryview) -> None:
-    """Read all that ``file`` has. Raises PrefixDamaged."""
-    for number, extent in enumerate(file.header.extents):
-        if extent.end > file.length:
-            if file.length != extent.offset:
-                raise PrefixDamaged(f"{file.path} is damaged: it ends within block {number}, at {file.length}")
-            return
-        file.read(extent, in_steps(extent, buffer), f"block {number}")
-
-
-def in_steps(extent: Stored, buffer: memoryview) -> Iterator[Sequence[memoryview]]:
-    """``extent`` through ``buffer``, piece by piece."""
-    for at in range(0, extent.length, len(buffer)):
-        yield [buffer[: min(len(buffer), extent.length - at)]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """An extent to be read: of block ``block`` of the prefix, None for its state; ``number`` in its file."""
-
-    file: PrefixFile
-    extent: Stored
-    block: int | None
-    number: int
-
-
-class Found:
-    """A stored prefix, open for reading; has to be closed. ``tokens`` of it, of ``block`` each; ``bytes`` to be read.
-
-    ``parts`` are the tensors of each block, ``state_parts`` those of its state, if it was asked for.
-    """
-
-    def __init__(self, store: PrefixStore, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> None:
-        self._store, self._files = store, files
-        self._names = match.names
-        self.blocks, self.tokens, self.explicit = match.blocks, match.blocks * chain.block, match.explicit
-        self.parts = files[match.spans[0].name].header.parts
-        self.state_parts = files[match.state].header.state_parts if match.state else ()
-        self._pieces: list[_Piece] = []
-        for span in match.spans:
-            for number in range(span.index, span.index + span.count):
-                file = files[span.name]
-                self._pieces.append(_Piece(file, file.header.blocks[number], len(self._pieces), number))
-        if match.state:
-            file = files[match.state]
-            assert file.header.state is not None
-            self._pieces.append(_Piece(file, file.header.state, None, len(file.header.blocks)))
-        self.bytes = sum(piece.extent.length for piece in self._pieces)
-
-    @classmethod
-    def checked(cls, store: PrefixStore, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> "Found | None":
-        """What ``match`` says ``files`` hold, if their headers say the same of ``chain``; else None."""
-        first = 0
-        for span in match.spans:
-            header = files[span.name].header
-            if header.first + span.index != first or not files[span.name].belongs(chain, first, span.count):
-                return None
-            if header.parts != files[match.spans[0].name].header.parts:
-                return None
-            first += span.count
-        if match.state:
-            header = files[match.state].header
-            count = len(header.blocks)
-            if header.first + count != match.blocks or header.state is None:
-                return None
-            if not files[match.state].belongs(chain, header.first, count):
-                return None
-        return cls(store, chain, match, files)
-
-    def read(self, into: Into) -> bool:
-        """Read all of it, several blocks at a time, on threads of its own; whether it is intact.
-
-        ``into`` is asked for each block and for the state. What is damaged is taken out of the store, and then nothing
-        that was read is to be used.
-        """
-        with ThreadPoolExecutor(min(READERS, len(self._pieces)), "penstock-prefix") as pool:
-            problems = list(pool.map(lambda piece: _read(piece, into), self._pieces))
-        for piece, problem in zip(self._pieces, problems, strict=True):
-            if isinstance(problem, PrefixDamaged):
-                self._store.drop(piece.file.path.name, piece.extent.offset if piece.number else 0)
-        if any(problems):
-            return False
-        self._store.touch(self._names)
-        return True
-
-    def read_through(self) -> bool:
-        """Read all of it as ``read`` does, and keep nothing."""
-        extents = {piece.block: piece.extent for piece in self._pieces}
-        return self.read(lambda block: in_steps(extents[block], Arena(STAGING, huge_pages=False).view(0, STAGING)))
-
-    def close(self) -> None:
-        """Let go of the files. Idempotent."""
-        for file in self._files.values():
-            file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _read(piece: _Piece, into: Into) -> PrefixError | None:
-    """What is wrong with ``piece``, if it could not be read."""
-    what = "the state" if piece.block is None else f"block {piece.number}"
-    try:
-        piece.file.read(piece.extent, into(piece.block), what)
-    except PrefixError as error:
-        return error
-    return None
 
 
 class _Aside:
