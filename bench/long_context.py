@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, engine: str, settings: dict[str, str]) -> d
         settings = {"host_memory": str(options.host_memory), "store": options.store, **settings}
         command += ["--set", *(f"{name}={value}" for name, value in settings.items())]
     drop_page_cache()
-    ended = subprocess.run(command, check=True, capture_output=True, text=True)
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found
 

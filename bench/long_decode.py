@@ -80,7 +80,9 @@ def main() -> None:
             model = AutoModelForCausalLM.from_pretrained(options.model, attn_implementation="eager").eval()
             found = decode(model, DynamicCache(config=model.config), options, memory)
         else:
-            settings = dict(each.split("=", 1) for each in options.set)
+            settings: dict[str, Any] = dict(each.split("=", 1) for each in options.set)
+            if "kv_epsilon" in settings:
+                settings["kv_epsilon"] = float(settings["kv_epsilon"])
             with penstock.load(options.model, **settings) as model:
                 tier = model.penstock.paged.tier
                 tier.positions = positions  # what random numbers are attended to needs no trained positions

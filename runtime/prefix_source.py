@@ -71,7 +71,12 @@ class Contents:
 
 def is_supported(cache: Cache) -> bool:
     """Whether prefixes of a model that makes such a ``cache`` can be stored: every layer is of a class known here."""
-    return bool(cache.layers) and all(type(layer) in _KNOWN or isinstance(layer, PagedLayer) for layer in cache.layers)
+    return bool(cache.layers) and all(type(layer) in _KNOWN or _keeps_all(layer) for layer in cache.layers)
+
+
+def _keeps_all(layer: Any) -> bool:
+    """Whether it is a layer in pages, and drops none that a query could see."""
+    return isinstance(layer, PagedLayer) and (layer.chooser is None or not layer.chooser.drops)
 
 
 def has_state(cache: Cache) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..tiering.errors import ConfigError
+from ..tiering.policy.kv_budget.budget import parse_budget
 from ..tiering.units import parse_size
 
 OVERRIDES: Mapping[str, tuple[str, str]] = {
@@ -31,6 +32,8 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "kv_attention": ("kv", "attention"),
     "kv_epsilon": ("kv", "epsilon"),
     "kv_summary": ("kv", "summary"),
+    "kv_budget": ("kv", "budget"),
+    "kv_layers": ("kv", "layers"),
     "io_backend": ("io", "backend"),
     "io_depth": ("io", "depth"),
     "device": ("compute", "device"),
@@ -81,6 +84,16 @@ def _share(value: object) -> object:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1:
         return float(value)
     raise ValueError("it is a number between 0 and 1, like 1e-3")
+
+
+def _budget(value: object) -> object:
+    if value == "auto":
+        return value
+    try:
+        parse_budget(value)
+    except ConfigError as error:
+        raise ValueError(f'{error}; "auto" is possible too') from error
+    return value
 
 
 def _folder(value: object) -> object:
@@ -247,10 +260,12 @@ class Kv(_Section):
         description='How pages are kept, but for the first one and the last 128 tokens: "int8", "int4", or "mixed", '
         "those that get most attention in int8 and the others in int4.",
     )
-    attention: Literal["exact", "certified"] = Field(
+    attention: Literal["exact", "certified", "window", "h2o", "snapkv", "quest"] = Field(
         default="exact",
         description='"exact" looks at all pages; "certified" at those that matter, until the others can have no more '
-        "than epsilon of any softmax.",
+        'than epsilon of any softmax. The others promise nothing, and have a budget: "quest" looks at the pages that '
+        'look best to each query; three drop pages for good, and keep the first, the recent, and of the rest: "window" '
+        'nothing, "h2o" those that got most attention, "snapkv" those of a prompt that its last queries attend to.',
     )
     epsilon: Annotated[float, BeforeValidator(_share)] = Field(
         default=1e-3, description="Share of a softmax that certified attention may leave out."
@@ -259,6 +274,16 @@ class Kv(_Section):
         default="int8",
         description="What certified attention keeps of each page's keys in memory: half of their bytes, a third, or "
         "next to nothing; the less, the more pages it reads.",
+    )
+    budget: Annotated[int | str, BeforeValidator(_budget)] = Field(
+        default="auto",
+        description='Tokens that "window", "h2o", "snapkv" and "quest" have for each layer, like 4096, or the share of '
+        'the context, like "25%", which is "auto"; at least four pages of 64.',
+    )
+    layers: Literal["even", "by-need"] = Field(
+        default="even",
+        description='Whether "window", "h2o" and "snapkv" give all layers the same budget, or more to those whose '
+        "attention to a prompt is spread out, of the same sum.",
     )
 
 

@@ -33,10 +33,13 @@ class Sweeps:
         *,
         softcap: float | None = None,
         sinks: torch.Tensor | None = None,
+        watched: int = 0,
     ) -> None:
+        """Of the last ``watched`` rows it is counted what tokens get."""
         self._query, self._scaling, self._softcap = query, scaling, softcap
         heads, rows, _ = query.shape
         self._rounds = sinks is not None
+        self._watched = rows - watched  # the first of them
         self.first = 0 if self._rounds else 1
         shape = (heads, rows, 1)
         self._most = (
@@ -55,9 +58,11 @@ class Sweeps:
         offset: int = 0,
         mask: torch.Tensor | None = None,
         alone: bool = False,
+        masses: torch.Tensor | None = None,
     ) -> None:
         """Sweep number ``sweep`` comes to a piece. ``mask`` [1, R, n] or [Hq, R, n] is added to its scores; without
-        one, row r sees the first ``offset + r + 1`` tokens of the piece. ``alone``: there is no other piece."""
+        one, row r sees the first ``offset + r + 1`` tokens of the piece. ``alone``: there is no other piece. To
+        ``masses``, float32 [n], sweep 2 adds what its tokens get of the softmax, summed over heads and watched rows."""
         columns = self._columns(keys, values)
         whole = alone and len(columns) == 1
         for some in columns:
@@ -72,7 +77,10 @@ class Sweeps:
                 elif sweep == 1:
                     self._add_up(part, scores)
                 else:
-                    self._weigh(part, scores, weighed[:, : seen - some.start])
+                    weights = self._weigh(part, scores, weighed[:, : seen - some.start])
+                    if masses is not None and part.stop > self._watched:
+                        watched = weights[:, max(0, self._watched - part.start) :]
+                        masses[span] += watched.sum((0, 1), dtype=torch.float32)
 
     def result(self) -> torch.Tensor:
         """[Hq, R, Dv], in the dtype of the query."""
@@ -120,8 +128,9 @@ class Sweeps:
         self._sum[:, part] = self._sum[:, part] * (before - most).exp() + (scores - most).exp_().sum(-1, keepdim=True)
         self._most[:, part] = most
 
-    def _weigh(self, part: slice, scores: torch.Tensor, values: torch.Tensor) -> None:
-        """``values`` [H, n, Dv] are in float32 where there are more to come: sums of parts stay so."""
+    def _weigh(self, part: slice, scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What the ``values`` [H, n, Dv] are weighed with, [Hq, rows, n]. They are in float32 where there are more to
+        come: sums of parts stay so."""
         heads, rows, _ = scores.shape
         total = self._sum[:, part]
         if self._sinks is not None:
@@ -133,6 +142,7 @@ class Sweeps:
         if self._out is None:
             self._out = torch.zeros(heads, self._query.shape[1], out.shape[-1])
         self._out[:, part] += out
+        return weights
 
     def _above(self, part: slice, scores: torch.Tensor) -> torch.Tensor:
         """What ``scores`` are above their row's maximum, rounded to their dtype; float32."""

@@ -55,13 +55,19 @@ class Settings:
     ] = None
     kv_flash_limit: Annotated[str | None, _override("kv_flash_limit", "SIZE", "Bound on KV on flash.")] = None
     kv_format: Annotated[str | None, _override("kv_format", "FORMAT", "as-is, int8, int4, mixed.")] = None
-    kv_attention: Annotated[str | None, _override("kv_attention", "KIND", "exact, certified.")] = None
+    kv_attention: Annotated[
+        str | None, _override("kv_attention", "KIND", "exact, certified, window, h2o, snapkv, quest.")
+    ] = None
     kv_epsilon: Annotated[
         str | None, _override("kv_epsilon", "SHARE", "Of a softmax, that certified attention may leave out.")
     ] = None
     kv_summary: Annotated[str | None, _override("kv_summary", "KIND", "What it keeps of keys: int8, int4, boxes.")] = (
         None
     )
+    kv_budget: Annotated[
+        str | None, _override("kv_budget", "SIZE", "Tokens for window, h2o, snapkv and quest, or a share like 25%.")
+    ] = None
+    kv_layers: Annotated[str | None, _override("kv_layers", "KIND", "even, by-need.")] = None
     io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
     io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
     device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu.")] = None

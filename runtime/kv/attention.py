@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...kernels.kv.sweeps import Sweeps
+from ...tiering.errors import ConfigError
 from .decode import Looking, attend
 from .layer import Row, Visible
 from .masks import CausalMask, causal
@@ -43,10 +44,15 @@ def paged_attention(
         scaling = query.shape[-1] ** -0.5
     if isinstance(key, PagedStates) and isinstance(value, PagedStates):
         layer = key.visible.layer
-        small = _eager_bytes(query, key, value) <= layer.tier.staging
-        if not (small and layer.chooser is None) and trusted(module, eager, query, key, value, scaling, options):
+        small = layer.chooser is None and _eager_bytes(query, key, value) <= layer.tier.staging
+        if not small and trusted(module, eager, query, key, value, scaling, options):
             out = torch.stack([*_in_pages(query, key, attention_mask, Softmax.of(scaling, options))])
             return out.transpose(1, 2).contiguous(), None
+        if layer.chooser is not None and layer.chooser.drops:
+            raise ConfigError(
+                f"{type(module).__name__} has attention of its own kind, which needs all keys and values; take [kv] "
+                'attention = "exact"'
+            )
         key, value = key.visible.gathered(key.expansion)
     mask = _additive(attention_mask, query, key)
     return eager(module, query, key, value, mask, scaling=scaling, dropout=dropout, **options)
@@ -78,7 +84,10 @@ def _many(
     mask: torch.Tensor | None,
     softmax: Softmax,
 ) -> torch.Tensor:
-    sweeps = Sweeps(query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks)
+    chooser = visible.layer.chooser
+    watched = 0 if chooser is None else chooser.watched(query.shape[1])
+    masses = torch.zeros(visible.length) if watched else None
+    sweeps = Sweeps(query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks, watched=watched)
     first_query = visible.length - query.shape[1]
     alone = not visible.paged
     for sweep in range(sweeps.first, 3):
@@ -86,7 +95,10 @@ def _many(
             if key.expansion is not None:
                 keys, values = (x[0] for x in key.expansion(keys[None], values[None]))
             part = None if mask is None else mask[..., at : at + keys.shape[1]]
-            sweeps.look(sweep, keys, values, offset=first_query - at, mask=part, alone=alone)
+            counted = None if masses is None else masses[at : at + keys.shape[1]]
+            sweeps.look(sweep, keys, values, offset=first_query - at, mask=part, alone=alone, masses=counted)
+    if chooser is not None:
+        chooser.prompted(visible.layer, number, masses, None if mask is None else mask[0, -1])
     return sweeps.result()
 
 
@@ -97,12 +109,12 @@ def _pieces(visible: Visible, number: int, row: Row) -> Iterator[tuple[int, torc
     tokens = layer.shapes[0].tokens
     each = sum(shape.heads * shape.dim * shape.dtype.itemsize for shape in layer.shapes)
     room = max(tokens, layer.tier.staging // 4 // each // tokens * tokens)
-    start, end = visible.start, visible.start + visible.paged
-    while start < end:
-        stop = min(end, (start + room) // tokens * tokens)
-        keys, values = layer.copied(row, start, stop - start)
-        yield start - visible.start, keys, values
-        start = stop
+    for start, end in layer.kept(row, visible.start, visible.start + visible.paged):
+        while start < end:
+            stop = min(end, (start + room) // tokens * tokens)
+            keys, values = layer.copied(row, start, stop - start)
+            yield start - visible.start, keys, values
+            start = stop
     if visible.new is not None:
         yield visible.paged, visible.new[0][number], visible.new[1][number]
 

@@ -2,24 +2,20 @@
 
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from ...kernels.kv.certify import Masses
 from ...kernels.kv.summaries.base import Summary
-from ...tiering.kv.pages import Page
 from ...tiering.policy.certificate import Certificate, Run, Selection, select
 from .decode import Looking
-from .layer import PagedLayer, Row
-from .summed import Summed
+from .summing import Last, Summing
 
 LEAST_PAGES = 8
 """Summed-up pages below which all are read: there is little to save."""
 GAP = 1
 """Pages between two that are read with them."""
-_BATCH = 32  # pages summed up at a time
-_FADE = 1.05  # newer attention counts so much more, step by step
 
 
 @dataclass(slots=True)
@@ -46,23 +42,12 @@ class Certificates:
         self.most_omitted = max(self.most_omitted, omitted)
 
 
-@dataclass(slots=True)
-class _Last:
-    """The last look at a sequence."""
-
-    query: torch.Tensor
-    keys: tuple[int, ...]
-    values: tuple[int, ...]
-    row: "weakref.ref[Row]" = field(repr=False)
-
-
-class Certified:
+class Certified(Summing):
     """The Chooser of one layer."""
 
     def __init__(self, certificates: Certificates) -> None:
+        super().__init__(certificates.kind)
         self._all = certificates
-        self._last: dict[int, _Last] = {}
-        self._weight = 1.0
 
     def choose(self, look: Looking, number: int) -> Sequence[int]:
         summed = look.row.summaries
@@ -71,15 +56,7 @@ class Certified:
             look.read_all()
             return every
         sure = self._always(look, summed.count)
-        bounds = summed.kind.log_bounds(
-            look.query,
-            summed.bytes,
-            heads=look.layer.shapes[0].heads,
-            tokens=look.tokens,
-            scaling=look.softmax.scaling,
-            softcap=look.softmax.softcap,
-        )
-        masses = Masses(bounds)
+        masses = Masses(self._bounds(look, summed))
         self._ask(look, self._guess(look, number))
         look.read(sure)
         known = dict(zip(sure, look.log_masses(sure).unbind(-1), strict=True)) if sure else {}
@@ -94,46 +71,10 @@ class Certified:
         certificate = self._read(look, masses, known, again)
         pages, omitted = _lightest_left_out(known, certificate.omitted, self._all.epsilon)
         self._all.note(look, certificate, len(pages), omitted)
-        self._last[number] = _Last(look.query, tuple(sorted(known)), tuple(pages), weakref.ref(look.row))
+        self._last[number] = Last(look.query, tuple(sorted(known)), tuple(pages), weakref.ref(look.row))
         return pages
 
-    def saw(self, look: Looking, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
-        """Pages that get attention stay in memory rather than others."""
-        self._weight *= _FADE
-        for page, mass in zip(pages, look.masses(pages, probabilities), strict=True):
-            for track in look.row.tracks:
-                track.pages[page].heat += mass * self._weight
-
-    def expected(self, number: int, row: Row) -> Iterable[Page]:
-        """What the next look at a sequence will probably read."""
-        last = self._last.get(number)
-        if last is None or last.row() is not row:
-            return
-        for track, pages in zip(row.tracks, (last.keys, last.values), strict=True):
-            yield from (track.pages[page] for page in pages if page < len(track.pages))
-
     # --- inside -----------------------------------------------------------------------------------------------------
-
-    def added(self, layer: PagedLayer, row: Row) -> None:
-        """Sum up pages of ``row`` that are full and not summed up yet."""
-        kind, shape = self._all.kind, layer.shapes[0]
-        done = 0 if row.summaries is None else row.summaries.count
-        full = range(done, done + sum(page.sealed for page in row.keys.pages[done:]))
-        if not full:
-            return
-        if row.summaries is None:
-            try:
-                page_bytes = kind.page_bytes(shape.heads, shape.tokens, shape.dim)
-            except ValueError:  # heads of a size that it has no code for: all pages are read
-                return
-            row.summaries = Summed(layer.tier.pool, kind, page_bytes)
-        for _, run in layer.pieces(row.keys, full, in_order=True):
-            for start in range(0, len(run), _BATCH):
-                some = run[start : start + _BATCH]
-                keys = torch.empty(len(some), shape.heads, shape.tokens, shape.dim, dtype=shape.dtype)
-                for page, out in zip(some, keys, strict=True):
-                    layer.decode(0, page, out)
-                row.summaries.add(kind.build(keys))
 
     def _always(self, look: Looking, summed: int) -> list[int]:
         """Pages that are read in any case: not summed up, or with tokens that are hidden, which no summary knows."""
@@ -168,11 +109,6 @@ class Certified:
             look.read(new)
             known.update(zip(new, look.log_masses(new).unbind(-1), strict=True))
             masses.add(pages, torch.stack([known[page] for page in pages], -1))
-
-    def _ask(self, look: Looking, pages: Sequence[int]) -> None:
-        """Have keys of ``pages`` read, and values after them."""
-        wanted = [track.pages[page] for track in look.row.tracks for page in pages if page < len(track.pages)]
-        look.layer.tier.pool.read_ahead([page for page in wanted if page.slot is None])
 
 
 def _lightest_left_out(

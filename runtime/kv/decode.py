@@ -39,6 +39,11 @@ class Looking:
         self._whole = False  # all pages were read, and are in _raw in their order
         self._place: dict[int, int] = {}  # otherwise: of each page that was read, among the pages in _raw
 
+    @property
+    def last_bias(self) -> torch.Tensor | None:
+        """What is added to the scores of the last query, [T]; None if it sees all tokens."""
+        return None if self._bias is None else self._bias[0, -1]
+
     def read_all(self) -> None:
         """Compute the scores of all pages, as they come into memory."""
         self._raw = torch.empty(*self.query.shape[:2], self.end, dtype=torch.float32)
@@ -129,6 +134,18 @@ class Looking:
 
 class Chooser(Protocol):
     """Which pages a look is at."""
+
+    drops: bool
+    """Whether pages go that later queries could see."""
+
+    def watched(self, rows: int) -> int:
+        """Of a prompt of ``rows`` tokens, how many of the last ones' attention is to be counted."""
+        ...
+
+    def prompted(self, layer: PagedLayer, number: int, masses: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        """The attention of many rows of sequence ``number`` has been computed, to all pages; the watched ones gave
+        ``masses`` [T] to its tokens. ``bias`` [T] is the mask of the last one, None if it sees all tokens."""
+        ...
 
     def choose(self, look: Looking, number: int) -> Sequence[int]:
         """Those whose values count, ascending, of sequence ``number``; their keys have been read."""

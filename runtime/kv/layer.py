@@ -89,6 +89,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.rows: list[Row] = []
         self.shapes: tuple[PageShape, PageShape]
         self._before: list[Row] = []  # what the last forward has replaced
+        self._leaving: dict[tuple[Row, int], None] = {}  # pages that nobody will look at, with their numbers
         self._mark = 0  # tokens there were before it
 
     # --- what transformers asks ---------------------------------------------------------------------------------------
@@ -172,6 +173,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def reset(self) -> None:
         self._drop(self.rows)
         self._drop(self._before)
+        self._leaving.clear()
         self.rows, self._before, self.length, self._mark, self.is_initialized = [], [], 0, 0, False
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -191,6 +193,11 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         """Pages are read ahead."""
 
     # --- what attention asks ------------------------------------------------------------------------------------------
+
+    @property
+    def siblings(self) -> "list[PagedLayer]":
+        """All layers of the cache, this one too, in their order."""
+        return self._ahead.layers
 
     def missing(self) -> Iterator[Page]:
         """Pages that are not in memory, in the order in which attention will look at them, as far as that is known."""
@@ -250,8 +257,34 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                 at += len(part)
         self._ahead.go_on()
 
+    def kept(self, row: Row, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Stretches of the tokens from number ``start`` to ``end`` that were not dropped: where they begin and end."""
+        tokens = self.shapes[0].tokens
+        pages = row.keys.pages[start // tokens - row.keys.first : -(-end // tokens) - row.keys.first]
+        for is_gone, group in groupby(pages, key=lambda page: page.is_gone):
+            stretch = [*group]
+            if not is_gone:
+                yield max(start, stretch[0].index * tokens), min(end, (stretch[-1].index + 1) * tokens)
+
+    def let_go(self, row: Row, numbers: Iterable[int]) -> list[int]:
+        """Nobody looks at the pages with these numbers in ``row`` any more; those of them that are not on their way out
+        already. What was there before this forward leaves when the next one begins."""
+        news = [number for number in numbers if (row, number) not in self._leaving]
+        for number in news:
+            if number * self.shapes[0].tokens < self._mark:
+                self._leaving[row, number] = None
+            else:
+                self._forget(row, number)
+        return news
+
     def copied(self, row: Row, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of ``count`` tokens from number ``start`` on, [H, count, D]."""
+        """Keys and values of ``count`` tokens from number ``start`` on, [H, count, D]. Raises ConfigError where some
+        have been dropped."""
+        if [*self.kept(row, start, start + count)] != ([(start, start + count)] if count else []):
+            raise ConfigError(
+                "keys and values of this context were dropped, and something asked for all of them; this cache, or "
+                'this model, needs [kv] attention = "exact"'
+            )
         found = []
         for plane, track in enumerate(row.tracks):
             shape = self.shapes[plane]
@@ -289,6 +322,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def undo(self) -> None:
         """Take back what the last forward has added; once."""
+        self._leaving.clear()
         if self._before:
             self._drop(self.rows)
             self.rows, self._before = self._before, []
@@ -321,6 +355,9 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def _commit(self) -> None:
         """What the last forward added stays; what nobody sees any more goes."""
         self._drop(self._before)
+        for row, number in self._leaving:
+            self._forget(row, number)
+        self._leaving.clear()
         self._before, self._mark = [], self.length
         if not self.record_past:
             self._trim()
@@ -391,6 +428,10 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         former, track.pages[at] = track.pages[at], page
         self.tier.pool.drop([former])
 
+    def _forget(self, row: Row, number: int) -> None:
+        for track in row.tracks:
+            self._put(track, number, Page.gone(track.number, track.first + number))
+
     def _seal(self, row: Row) -> None:
         """Full pages that are not recent any more get their format, and do not change from now on."""
         pool, tokens, encoding = self.tier.pool, self.shapes[0].tokens, self.tier.encoding
@@ -421,6 +462,11 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                 pool.drop(track.pages[stay:])
                 del track.pages[stay:]
                 if rest and track.pages and track.pages[-1].sealed:
+                    if track.pages[-1].is_gone:
+                        raise ConfigError(
+                            "the tokens that this cache would end with were dropped; it can be cropped to recent ones "
+                            'alone. Begin a new one, or take [kv] attention = "exact"'
+                        )
                     self._reopen(plane, track)
             if row.summaries is not None:
                 row.summaries.cut(whole)

@@ -1,29 +1,45 @@
 """Makes the KV tier of a model, from its settings."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from ...kernels.kv.summaries.registry import SUMMARIES
+from ...tiering.errors import ConfigError
+from ...tiering.policy.kv_budget.budget import LEAST, parse_budget
+from ...tiering.policy.kv_budget.keeping import KEEPING
 from ...tiering.policy.reads import Reading
+from ...tiering.units import MiB
 from ..config import Config
 from ..reading import open_reader
+from ..settings import Kv
+from .budgets import Budgets
 from .certified import Certificates
 from .formats import Encoding
 from .pool import PagePool
 from .spill import Spill
 from .tier import KVTier
 
-STAGING = 1 / 4
-"""Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host, as a share of it."""
+STAGING, MOST_STAGING = 1 / 4, 8 * MiB
+"""Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host: a share of that, and at
+most. Eager attention of more takes several times as long as ours."""
 
 
 CHOSEN_TOKENS = 64
 """Tokens of a page where attention chooses among pages: larger ones hold more that is not needed."""
 
+SHARE, QUEST = "25%", "quest"
+"""[kv] budget = "auto"; the mode that drops no page."""
+
 
 def kv_tier(settings: Config, reading: Reading, model: Any) -> KVTier | None:
     """Where KV lies, for a model with the configuration ``model``; None where transformers keeps it. ``reading`` is how
     the store's drive is read best. Raises PenstockError where the store can take no file."""
+    budgets = _budgets(settings.kv)
     if settings.kv_host is None:
+        if budgets is not None:
+            raise ConfigError(
+                f'[kv] attention = "{settings.kv.attention}" is for KV in pages; set [kv] host, the memory for them'
+            )
         return None
     spill = Spill(settings.store.path / "kv", open_reader(reading), direct=settings.direct)
     pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit)
@@ -34,10 +50,32 @@ def kv_tier(settings: Config, reading: Reading, model: Any) -> KVTier | None:
     decoder = model.get_text_config(decoder=True)
     return KVTier(
         pool,
-        int(settings.kv_host * STAGING),
+        min(int(settings.kv_host * STAGING), MOST_STAGING),
         layers=getattr(decoder, "num_hidden_layers", 1),
         positions=getattr(decoder, "max_position_embeddings", None),
-        page_tokens=None if certificates is None and encoding.keeps else CHOSEN_TOKENS,
+        page_tokens=None if certificates is None and budgets is None and encoding.keeps else CHOSEN_TOKENS,
         encoding=encoding,
         certificates=certificates,
+        budgets=budgets,
     )
+
+
+def _budgets(kv: Kv) -> Budgets | None:
+    """Of the modes that have a fixed budget. Raises ConfigError for settings that this mode has no use for."""
+    keeping = KEEPING.get(kv.attention)
+    if keeping is None and kv.layers != "even":
+        raise ConfigError(f'[kv] layers = "{kv.layers}" is for [kv] attention = {_listed(KEEPING)}; take it out')
+    if keeping is None and kv.attention != QUEST:
+        if kv.budget != "auto":
+            raise ConfigError(
+                f"[kv] budget = {kv.budget} is for [kv] attention = {_listed([*KEEPING, QUEST])}; take it out"
+            )
+        return None
+    budget = parse_budget(SHARE if kv.budget == "auto" else kv.budget)
+    if budget.tokens is not None and budget.tokens < LEAST * CHOSEN_TOKENS:
+        raise ConfigError(f"[kv] budget = {kv.budget}: it is at least {LEAST * CHOSEN_TOKENS} tokens")
+    return Budgets(budget, keeping, by_need=kv.layers == "by-need")
+
+
+def _listed(modes: Iterable[str]) -> str:
+    return ", ".join(f'"{mode}"' for mode in modes)

@@ -11,6 +11,7 @@ from .formats import Encoding
 from .pool import PagePool
 
 if TYPE_CHECKING:
+    from .budgets import Budgets
     from .certified import Certificates
     from .decode import Chooser
 
@@ -36,13 +37,22 @@ class KVTier:
     """Tokens of a page; None: by their size."""
     encoding: Encoding = field(default_factory=Encoding)
     certificates: "Certificates | None" = None
-    """What certified attention comes to; None: attention is exact."""
+    """What certified attention comes to; None: attention is not certified."""
+    budgets: "Budgets | None" = None
+    """What attention with a fixed budget comes to; None: it has none."""
 
     def chooser(self) -> "Chooser | None":
         """Which pages a layer looks at; None: all."""
-        from .certified import Certified  # here: it knows layers, which know tiers
+        from .certified import Certified  # here: they know layers, which know tiers
+        from .keeper import Keeper
+        from .quest import Quest
 
-        return None if self.certificates is None else Certified(self.certificates)
+        if self.certificates is not None:
+            return Certified(self.certificates)
+        if self.budgets is None:
+            return None
+        keeping = self.budgets.keeping
+        return Quest(self.budgets) if keeping is None else Keeper(self.budgets, keeping)
 
     def shapes(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[PageShape, PageShape]:
         """Of pages for ``keys`` and ``values`` [.., H, n, D]."""

@@ -37,6 +37,15 @@ class Page:
     refs: int = 1
     """Tracks that it is in."""
 
+    @classmethod
+    def gone(cls, track: int, index: int) -> "Page":
+        """Stands where a page was dropped that later queries could have seen; nobody looks at it."""
+        return cls(0, None, track, index, sealed=True)
+
+    @property
+    def is_gone(self) -> bool:
+        return self.size == 0
+
     @property
     def evictable(self) -> bool:
         """Whether it may leave memory, once it is stored."""
