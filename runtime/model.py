@@ -7,6 +7,7 @@ tells the planner where each token begins and ends.
 """
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -193,11 +194,12 @@ class _Attachment:
         engine = self._engine
         if self._scopes.open:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        kwargs |= dict(zip(inspect.signature(original).parameters, args, strict=False))  # whoever is around knows names
+        ids = kwargs.get("input_ids")
         engine.begin_forward()
         try:
             with torch.no_grad(), self._around(kwargs):  # nothing may remember weights that will not stay
-                out = self._scope(original, *args, **kwargs)
+                out = self._scope(original, **kwargs)
             engine.count_forward(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             return out
         finally:

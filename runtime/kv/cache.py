@@ -67,11 +67,14 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
                 layer.undo()
         except PenstockError:
             self._spoiled = True
-        # A state that was updated in place has no former value.
-        self._spoiled |= bool(self._ahead.touched) and any(
-            isinstance(each, LinearAttentionLayer) for each in self.layers
-        )
+        # What is not paged has no former value.
+        self._spoiled |= any(type(layer) is not PagedLayer for layer in self.layers)
         self._ahead.touched.clear()
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        super().reset()
+        self._spoiled = False
 
     def _converted(self, layer: Any) -> Any:
         if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):

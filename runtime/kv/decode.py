@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
-from ...tiering.kv.pages import Page
+from ...tiering.kv.pages import Page, Track
 from .layer import PagedLayer, Row, Visible
 from .softmax import Softmax
 
@@ -115,15 +115,18 @@ class Looking:
         track, pool, shape = self.row.values, self.layer.tier.pool, self.layer.shapes[1]
         out = torch.zeros(*self.query.shape[:2], shape.dim, dtype=torch.float32)
         wanted = [self._first + page for page in pages]
-        runs: Iterator[tuple[int, list[Page]]]
-        if self._whole:
-            runs = ((at - self._first, run) for at, run in self.layer.pieces(track, wanted, in_order=True))
-        else:
-            runs = self.layer.together(track, wanted)
-        for at, run in runs:
+        for at, run in self._runs(track, wanted):
             format: Any = run[0].format
             format.weigh(weights, at * self.tokens, [*map(pool.address, run)], shape, out)
         return out.to(self.query.dtype)
+
+    def _runs(self, track: Track, wanted: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
+        # No name is given to what holds pages: an error on the way lets go of them at once, not with its traceback.
+        if self._whole:
+            for at, run in self.layer.pieces(track, wanted, in_order=True):
+                yield at - self._first, run
+        else:
+            yield from self.layer.together(track, wanted)
 
     def _columns(self, pages: Sequence[int]) -> torch.Tensor:
         return (torch.tensor(pages).view(-1, 1) * self.tokens + torch.arange(self.tokens)).flatten()

@@ -344,8 +344,10 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             self._drop(self.rows)
             self.rows, self._before = self._before, []
             self.length = self._mark
-        else:
+        elif self._mark:
             self._cut(self._mark)
+        else:
+            self.reset()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import xxhash
 
 from ...kernels.arena import Arena
 from ...kernels.reading import no_waiting
-from ...tiering.errors import BudgetTooSmall, Closed, PenstockError, ReadError
+from ...tiering.errors import BudgetTooSmall, Closed, FlashFull, PenstockError, ReadError
 from ...tiering.kv.memory import PageMemory
 from ...tiering.kv.pages import Page, Track, runs
 from ...tiering.kv.places import EXTENT, Places
@@ -62,6 +62,11 @@ class PagePool:
         self.places = Places(flash_limit)
         self._spill = spill
         self._arena = Arena(max(1, self.memory.capacity))
+        # Keeps the memory while somebody computes on addresses in it, past ``close``.
+        self._memory: torch.Tensor | None = self._arena.tensor(0, torch.uint8, (self.memory.capacity,))
+        self._pages: set[Page] = set()
+        self._held = 0
+        """Uses of pages under way, of those that compute."""
         # Entered by whoever the garbage collector interrupts: what it does here never waits.
         self._changed = threading.Condition(threading.RLock())
         self._orphans: deque[Page] = deque()
@@ -89,6 +94,7 @@ class PagePool:
         with self._lock():
             self._check()
             self._find_room(page)
+            self._pages.add(page)
         self.view(page).zero_()  # behind the last token there shall be numbers, not NaN
         return page
 
@@ -98,7 +104,8 @@ class PagePool:
             page.sealed = True
             self.memory.keep(page)
             if self.memory.kept_bytes > WRITE_EARLY * (self.memory.capacity - self.memory.ring):
-                self._store(page)
+                with contextlib.suppress(FlashFull):  # there is room in memory yet
+                    self._store(page)
 
     def drop(self, pages: Sequence[Page]) -> None:
         """One track less has each of ``pages``; those that none has are gone."""
@@ -129,7 +136,7 @@ class PagePool:
             while self.memory.lacking > 0 and size > 0:
                 if self._evict_one():
                     continue
-                if not self._dirty and not self._writing:
+                if self._stuck():
                     self.memory.reserve(-size)
                     raise BudgetTooSmall(
                         f"[kv] host of {format_size(self.memory.capacity)} has no room for what sums up the keys of "
@@ -156,26 +163,30 @@ class PagePool:
     def hold(self, pages: Sequence[Page]) -> list[Page]:
         """Those of ``pages`` that are in memory, each of them held; not those being read."""
         with self._lock():
+            self._check()
             here = [page for page in pages if page.slot is not None and page not in self._coming]
-            for page in here:
-                page.leases += 1
+            self._lease(here)
             return here
 
     def release(self, pages: Sequence[Page]) -> None:
         """Give back one use of each of ``pages``."""
         with self._lock():
+            self._held -= len(pages)
             for page in pages:
                 page.leases -= 1
                 if not page.leases and page.passing and not (page.refs and page.heat and self.memory.retain(page)):
                     self.memory.vacate(page)
                 if not page.refs and not page.leases:
                     self._free(page)
+            if self._closed and not self._held:
+                self._memory = None
             self._changed.notify_all()
 
     def read_ahead(self, pages: Sequence[Page]) -> int:
         """Start to read those of ``pages``, in their order, that are not in memory, as far as there is room in the ring
         now; how many of ``pages`` need no further asking."""
         with self._lock():
+            self._check()
             done = 0
             for run in runs(pages, self.most):
                 wanted = [page for page in run if page.slot is None and page.stored and page.refs]
@@ -190,20 +201,25 @@ class PagePool:
             while True:
                 self._check()
                 absent = [page for page in pages if page.slot is None]
-                if absent and not self._start(absent):
-                    # Not all at once: as many as find room, the rest when these are done.
-                    self._make_room_to_pass(absent[0].size)
-                    continue
-                waiting = [page for page in pages if page in self._coming and page not in self._landed]
-                if not waiting:
+                if not absent or self._start(absent):
                     break
+                self._make_room_to_pass(sum(page.size for page in absent))
+            self._lease(pages)  # now, so that nobody gives them up
+            while any(page in self._coming and page not in self._landed for page in pages):
                 self._wait()
+            problems = [problem for page in pages if (problem := self._coming.get(page)) is not None]
+            if problems or self._closed:
+                self._give_back_unseen(pages)
+                self._check()
+                if isinstance(problems[0], PenstockError):
+                    raise problems[0]
+                raise ReadError(
+                    f"KV pages cannot be read back from flash ({problems[0]}); nothing was computed on them. Try it "
+                    "again; if it stays so, see to the drive that [store] path is on"
+                ) from problems[0]
             for page in pages:
-                problem = self._coming.pop(page, None)
+                self._coming.pop(page, None)
                 self._landed.discard(page)
-                page.leases += 1
-                if problem is not None:
-                    self._fail(pages, page, problem)
             return list(pages)
 
     def usage(self) -> PoolUsage:
@@ -215,8 +231,16 @@ class PagePool:
     def check_integrity(self) -> None:
         """Raises AssertionError where the books do not balance."""
         with self._lock():
-            assert self.memory.used <= self.memory.capacity
-            assert not self._landed - set(self._coming)
+            self.memory.check_integrity(self._pages)
+            self.places.check_integrity(self._pages)
+            assert self._landed <= self._coming.keys() <= self._pages
+            assert all(page.passing for page in self._coming)
+            busy = {*self._dirty, *self._writing}
+            assert all(page.leases and page.slot is not None and page.place is not None for page in busy)
+            for page in self._pages:
+                assert page.slot is not None or page.stored, "its bytes are nowhere"
+                assert page.refs > 0 or page.leases > 0 or page in self._coming, "nobody has it"
+            assert sum(page.leases for page in self._pages) == self._held + len(busy)
 
     def close(self) -> None:
         """Stop; all pages are gone. Waits for reads and writes under way. Idempotent."""
@@ -230,6 +254,9 @@ class PagePool:
         self._writer.join()
         self._spill.close()
         self._arena.close()
+        with self._changed:
+            if not self._held:
+                self._memory = None
 
     # --- inside, under the lock -------------------------------------------------------------------------------------
 
@@ -245,9 +272,32 @@ class PagePool:
     def _check(self) -> None:
         if self._closed:
             raise Closed("this model was closed, and its KV with it; load it again")
+
+    def _check_writes(self) -> None:
+        """Raises what went wrong with the last write: there is no room without it."""
         if self._trouble is not None:
             trouble, self._trouble = self._trouble, None
             raise trouble
+
+    def _stuck(self) -> bool:
+        """Whether nothing is under way that could make room. Raises what keeps it from being made."""
+        self._check()
+        self._check_writes()
+        return not (self._dirty or self._writing or self._held)
+
+    def _lease(self, pages: Sequence[Page]) -> None:
+        self._held += len(pages)
+        for page in pages:
+            page.leases += 1
+
+    def _give_back_unseen(self, pages: Sequence[Page]) -> None:
+        """As ``release``, of pages that could not be read, or that nobody wants any more."""
+        for page in pages:
+            if page in self._coming and page.leases == 1:  # else somebody else is to hear of it yet
+                del self._coming[page]
+                self._landed.discard(page)
+                page.heat = 0.0
+        self.release(pages)
 
     def _wait(self) -> None:
         start = time.monotonic()
@@ -259,10 +309,9 @@ class PagePool:
 
     def _find_room(self, page: Page) -> None:
         while not self.memory.place(page, passing=False):
-            self._check()
             if self._evict_one() or self._give_up_early_read():
                 continue
-            if not self._dirty and not self._writing:
+            if self._stuck():
                 raise BudgetTooSmall(
                     f"[kv] host of {format_size(self.memory.capacity)} is too little for the newest tokens of all "
                     "layers and sequences at once; raise it, or compute fewer sequences at a time"
@@ -280,7 +329,12 @@ class PagePool:
             if sum(other.size for other in unwritten) < EXTENT:
                 unwritten.append(page)
         for page in reversed(unwritten):  # in the order of their tokens
-            self._store(page)
+            try:
+                self._store(page)
+            except FlashFull:
+                if not (self._dirty or self._writing):
+                    raise
+                break
         return False
 
     def _give_up_early_read(self) -> bool:
@@ -295,10 +349,12 @@ class PagePool:
         return False
 
     def _make_room_to_pass(self, size: int) -> None:
-        if not (self._give_up_early_read() or self._evict_one()):
-            if not self._reading and not self._writing and not self._dirty and not self.memory.passing_bytes:
-                raise BudgetTooSmall(f"[kv] host has no room for a page of {format_size(size)} to pass; raise it")
-            self._wait()
+        crowded = self.memory.passing_bytes + size > self.memory.ring  # else the room is in pieces
+        if self._give_up_early_read() or (not crowded and self._evict_one()):
+            return
+        if not self.memory.passing_bytes and self._stuck():
+            raise BudgetTooSmall(f"[kv] host has no room for pages of {format_size(size)} to pass; raise it")
+        self._wait()
 
     def _start(self, pages: Sequence[Page]) -> bool:
         """Start a read of ``pages``, neighbours on flash or not; whether there was room for all of them."""
@@ -333,7 +389,8 @@ class PagePool:
                 ]
                 if wrong:
                     problem = ReadError(
-                        "KV pages on flash are not what was written; the drive or its memory is damaged"
+                        "KV pages on flash are not what was written, and nothing was computed on them: the drive or "
+                        "its memory is damaged. Compute the context again, with [store] path on another drive"
                     )
             with self._changed:
                 if (recorder := self.recorder) is not None:
@@ -342,32 +399,24 @@ class PagePool:
                 if not self._reading:
                     self.counters.drive_seconds += time.monotonic() - self._since
                 self.counters.reads += 1
-                self.counters.pages_read += len(run)
-                self.counters.bytes_read += sum(page.size for page in run)
+                if problem is None:
+                    self.counters.pages_read += len(run)
+                    self.counters.bytes_read += sum(page.size for page in run)
                 for page in run:
                     if page in self._coming:
                         self._coming[page] = problem
                         self._landed.add(page)
-                    if not page.refs:
+                    if not page.refs and not page.leases:
                         self._coming.pop(page, None)
                         self._landed.discard(page)
                         self._free(page)
                 self._changed.notify_all()
 
         assert run[0].place is not None
-        self._spill.read(run[0].place, views, landed)
-
-    def _fail(self, pages: Sequence[Page], page: Page, problem: Exception) -> None:
-        """The read of ``page`` failed; nothing is held."""
-        for other in pages:
-            self._coming.pop(other, None)
-            self._landed.discard(other)
-            other.leases = max(0, other.leases - 1)
-            if not other.leases and other.passing:
-                self.memory.vacate(other)
-        if isinstance(problem, PenstockError):
-            raise problem
-        raise ReadError(f"KV pages cannot be read back from flash: {problem}") from problem
+        try:
+            self._spill.read(run[0].place, views, landed)
+        except (OSError, ValueError) as error:  # not even begun
+            landed(error)
 
     def _store(self, page: Page) -> None:
         """Have ``page`` written to flash, soon."""
@@ -419,14 +468,14 @@ class PagePool:
                         page.place = None
                     if not page.refs and not page.leases:
                         self._free(page)
-                self._trouble = problem or self._trouble
+                self._trouble = problem
                 self._changed.notify_all()
 
     def _drop(self, page: Page) -> None:
         page.refs -= 1
         if page.refs:
             return
-        if page in self._landed:
+        if page in self._landed and not page.leases:
             self._coming.pop(page)
             self._landed.discard(page)
         if not page.leases and page not in self._coming:
@@ -440,6 +489,7 @@ class PagePool:
         if page.place is not None:
             self.places.release(page.place)
             page.place = None
+        self._pages.discard(page)
 
     def _bytes(self, page: Page) -> memoryview:
         assert page.slot is not None

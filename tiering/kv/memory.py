@@ -6,7 +6,7 @@ attention chooses its pages, those that got least of it leave first. A part of t
 their way through.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ..freelist import FreeList
 from ..units import PAGE
@@ -40,10 +40,7 @@ class PageMemory:
 
     def place(self, page: Page, *, passing: bool) -> bool:
         """Give ``page`` a slot; whether there is one. Pages ``passing`` through have the ring, the others the rest."""
-        taken, room = (
-            (self.passing_bytes, self.ring) if passing else (self.used - self.passing_bytes, self.capacity - self.ring)
-        )
-        if taken + page.size > room:
+        if (self.passing_bytes + page.size > self.ring) if passing else (self.lacking + page.size > 0):
             return False
         page.slot = self._free.allocate(page.size)
         if page.slot is None:
@@ -103,7 +100,23 @@ class PageMemory:
         """Take ``size`` bytes for what is not in pages; a negative number gives them back."""
         self.reserved += size
 
+    def check_integrity(self, pages: Collection[Page]) -> None:
+        """Raises AssertionError where the books do not agree with ``pages``, all that there are."""
+        here = sorted((page for page in pages if page.slot is not None), key=lambda page: page.slot or 0)
+        end = 0
+        for page in here:
+            assert page.slot is not None
+            assert page.slot >= end, "slots overlap"
+            end = page.slot + page.size
+        assert end <= self.capacity
+        assert sum(page.size for page in here) == self.used
+        assert sum(page.size for page in here if page.passing) == self.passing_bytes <= self.ring
+        kept = [page for track in self._kept.values() for page in track]
+        assert len(set(kept)) == len(kept)
+        assert set(kept) == {page for page in here if page.sealed and not page.passing}
+        assert sum(page.size for page in kept) == self.kept_bytes
+
     @property
     def lacking(self) -> int:
-        """Bytes that pages take beyond what they may."""
+        """Bytes that pages take beyond what they may, those passing left aside; below 0, what they may take yet."""
         return self.used - self.passing_bytes - (self.capacity - self.ring - self.reserved)

@@ -1,5 +1,6 @@
 """Where pages lie on flash (pure): in extents, so that neighbours in a track can be read at once."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..errors import FlashFull
@@ -52,6 +53,21 @@ class Places:
             del self._extents[key]
             self.used -= extent.size
             self._free.setdefault(extent.size, []).append(extent.offset)
+
+    def check_integrity(self, pages: Collection[Page]) -> None:
+        """Raises AssertionError where the books do not agree with ``pages``, all that there are."""
+        placed = sorted((page for page in pages if page.place is not None), key=lambda page: page.place or 0)
+        assert [page.place for page in placed] == sorted(self._of)
+        end = 0
+        for page in placed:
+            assert page.place is not None
+            assert page.place >= end, "places overlap"
+            end = page.place + page.size
+        assert end <= self.length
+        assert sum(extent.used for extent in self._extents.values()) == len(placed)
+        assert sum(extent.size for extent in self._extents.values()) == self.used
+        free = sum(size * len(offsets) for size, offsets in self._free.items())
+        assert self.used + free == self.length
 
     def _extent(self, size: int) -> _Extent:
         if free := self._free.get(size):
