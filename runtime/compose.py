@@ -1,47 +1,43 @@
 """The front door's two calls: ``load`` a checkpoint, ``wrap`` a model; both give back a transformers model."""
 
 import difflib
-import inspect
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
-from transformers.utils import logging
 
 from ..kernels import backends
 from ..kernels.formats.registry import FORMATS
 from ..kernels.heap import bound_kernel_caches
 from ..kernels.machine import MemoryMeter, usable_cores
 from ..kernels.parts import VERDICTS
-from ..tiering.errors import BudgetTooSmall, BundleError, CheckpointError, Closed, ConfigError, PenstockError
+from ..tiering.errors import BudgetTooSmall, Closed, ConfigError, PenstockError
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place
 from ..tiering.policy.reads import Reading, streamed_lengths, typical_read
 from ..tiering.progress import Progress
-from ..tiering.store.manifest import Block, Manifest
+from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId, format_size
 from . import verdicts
-from .absent import placeholder
+from .bare import bare_model, dtype_of, move_out, replace_tensors
 from .config import Config
 from .engine import Engine
 from .kv.opening import kv_tier
 from .kv.seam import PagedKV
 from .kv.tier import KVTier
-from .layout import layout
 from .metrics import Stats
 from .model import attach
 from .pack import pack, pack_model
-from .prefill import is_plain, with_prefixes
+from .prefill import is_plain
 from .prefix import Prefixes
 from .prefix_opening import open_prefixes
 from .profiling import Recording
@@ -51,7 +47,7 @@ from .reading import reading_of
 from .recording import RunRecording
 from .rows import row_readable
 from .settings import OVERRIDES
-from .skeleton import skeleton
+from .streamed_class import streamed_class
 from .trace import Trace
 
 
@@ -141,9 +137,7 @@ class Handle:
         if self.prefixes is not None:
             self.prefixes.close()  # what is still to be written may lie in pages
         if self._finalizer.detach() and model is not None:
-            for _, own, name, tensor in _own_tensors(model):
-                if self._engine.holds(tensor):
-                    own[name] = _stand_in(tensor)
+            replace_tensors(model, lambda _, tensor: self._engine.holds(tensor))
         self._engine.close()
 
     def _running(self, purpose: str) -> PreTrainedModel:
@@ -181,7 +175,7 @@ def load(
     with shown(progress) as bar:
         if Bundle.is_bundle(source):
             bundle = Bundle.open(Path(source), direct=settings.direct)
-            if dtype not in (None, "auto") and _dtype(dtype) != _dtype(bundle.manifest.dtype):
+            if dtype not in (None, "auto") and dtype_of(dtype) != dtype_of(bundle.manifest.dtype):
                 bundle.close()
                 raise ConfigError(f"{source} holds {bundle.manifest.dtype} weights; pack the checkpoint as {dtype}")
         else:
@@ -189,7 +183,7 @@ def load(
                 source,
                 store=Path(settings.store.path),
                 host_memory=settings.host_budget(),
-                dtype=None if dtype in (None, "auto") else _dtype(dtype),
+                dtype=None if dtype in (None, "auto") else dtype_of(dtype),
                 flash_limit=settings.flash_limit,
                 rules=settings.rules,
                 stripes=settings.store.stripes,
@@ -199,7 +193,7 @@ def load(
                 progress=bar,
             )
         with _closed_on_error(bundle):
-            return _install(_skeleton(bundle, trust_remote_code, options), bundle, settings, bar, record)
+            return _install(bare_model(bundle, trust_remote_code, options), bundle, settings, bar, record)
 
 
 def wrap(
@@ -262,49 +256,7 @@ def _settings(config: str | Path | Config | None, options: dict[str, Any]) -> tu
     return settings, rest
 
 
-def _dtype(name: torch.dtype | str | None) -> torch.dtype:
-    found = name if isinstance(name, torch.dtype) else getattr(torch, str(name).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise ConfigError(f'dtype {name!r} is none that torch knows; write "bfloat16", "float32" or "auto"')
-    return found
-
-
 # --- the model ------------------------------------------------------------------------------------------------------
-
-
-def _skeleton(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) -> PreTrainedModel:
-    """The model on placeholders: built by transformers' own loading, which also sets up buffers and ties weights."""
-    verbosity = logging.get_verbosity()
-    shown = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(bundle.model_folder, trust_remote_code=trust_remote_code)
-        bare = skeleton(config, _dtype(bundle.manifest.dtype), trust_remote_code=trust_remote_code)
-        _check_layout(bare, bundle)
-        model: PreTrainedModel = type(bare).from_pretrained(
-            None,
-            config=config,
-            state_dict={name: placeholder(t.dtype, tuple(t.shape)) for name, t in bare.state_dict().items()},
-            dtype=bare.dtype,
-            **options,
-        )
-        if (bundle.model_folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(bundle.model_folder)
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise ConfigError(
-            f"neither penstock nor transformers knows one of the options {', '.join(options)}: {error}"
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"transformers cannot build the model in {bundle.model_folder}: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-    model.config.name_or_path = str(bundle.model_folder)
-    return model
 
 
 def _install(
@@ -339,12 +291,12 @@ def _install(
     try:
         engine.load(progress)
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
-        _move_out(model, bundle.manifest)  # not before: until here, an error leaves a wrapped model as it was
+        move_out(model, bundle.manifest)  # not before: until here, an error leaves a wrapped model as it was
         attach(model, engine, None if paged is None else paged.forward)
     except BaseException:
         engine.close()
         raise
-    model.__class__ = _streamed_class(type(model))
+    model.__class__ = streamed_class(type(model))
     model.penstock = Handle(model, engine, paged, _prefixes(settings, model, bundle, engine.kv))
     return model
 
@@ -379,32 +331,6 @@ def _set_threads(wanted: int | str) -> None:
         torch.set_num_threads(threads)
 
 
-def _move_out(model: nn.Module, manifest: Manifest) -> None:
-    """Replace what the bundle holds by placeholders."""
-    stored = {spec.name for block in manifest.blocks for spec in block.tensors} | manifest.tied.keys()
-    for full_name, own, name, tensor in list(_own_tensors(model)):
-        if full_name in stored:
-            own[name] = _stand_in(tensor)
-
-
-def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
-    """The bundle must hold the weights of the model that this version of transformers builds, and no others."""
-    expected, found = (
-        {_content(block) for block in blocks if block.id.kind != "residual"}
-        for blocks in (layout(bare).blocks, bundle.manifest.blocks)
-    )
-    if expected != found:
-        block, _ = min(expected ^ found, key=str)
-        raise BundleError(
-            f"{bundle.folder} was packed with another version of transformers or penstock ({block} differs); "
-            "delete the bundle and pack again"
-        )
-
-
-def _content(block: Block) -> tuple[BlockId, tuple[tuple[str, str, tuple[int, ...]], ...]]:
-    return block.id, tuple((spec.name, spec.dtype, spec.shape) for spec in block.tensors)
-
-
 def embeddings(model: nn.Module, blocks: Iterable[Block], tied: Mapping[str, str]) -> dict[BlockId, bool]:
     """Blocks that an embedding can read by row, and whether nothing else uses them."""
     shared = set(tied.values())
@@ -419,74 +345,12 @@ def embeddings(model: nn.Module, blocks: Iterable[Block], tied: Mapping[str, str
     return alone
 
 
+def _count_modules(model: nn.Module) -> int:
+    return sum(1 for _ in model.modules())
+
+
 def scratch_bytes(blocks: Iterable[Block]) -> int:
     """Bytes that decoding takes: of a matrix in an exact format as a whole."""
     specs = (spec for block in blocks for spec in block.tensors)
     whole = (spec for spec in specs if spec.packing is not None and FORMATS[spec.packing.format].exact)
     return max((prod(spec.shape) * getattr(torch, spec.dtype).itemsize for spec in whole), default=0)
-
-
-def _count_modules(model: nn.Module) -> int:
-    return sum(1 for _ in model.modules())
-
-
-def _own_tensors(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, torch.Tensor]]:
-    """Full name, holder, name and tensor of every parameter and buffer, shared ones at each of their places."""
-    for path, module in model.named_modules():
-        for own in (module._parameters, module._buffers):
-            for name, tensor in own.items():
-                if tensor is not None:
-                    yield f"{path}.{name}" if path else name, own, name, tensor
-
-
-def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
-    bare = placeholder(tensor.dtype, tuple(tensor.shape))
-    return nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
-
-
-def _streamed_class(base: type[Any]) -> type[Any]:
-    """``base`` as a context manager that does not let go of weights it does not have."""
-
-    def enter(self: Any) -> Any:
-        return self
-
-    def leave(self: Any, *_: object) -> None:
-        self.penstock.close()
-
-    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if (device is None or device.type == "cpu") and dtype in (None, self.dtype):
-            return self
-        raise ConfigError("penstock places the weights itself; choose device and dtype when loading")
-
-    def refuse(self: Any, *_: Any, **__: Any) -> Any:
-        raise PenstockError(
-            f"the weights of this model live in {self.penstock.bundle} and are not in memory as a whole; "
-            "use the checkpoint it was packed from"
-        )
-
-    def prepare_cache(self: Any, config: Any, kwargs: dict[str, Any], *args: Any, **named: Any) -> None:
-        base._prepare_cache_for_generation(self, config, kwargs, *args, **named)
-        paged: PagedKV | None = self.penstock.paged
-        if paged is not None and paged.replaces(kwargs.get("past_key_values")):
-            kwargs["past_key_values"] = paged.cache()
-            if config.is_assistant:
-                kwargs["past_key_values"].activate_past_recording()
-
-    def prefill(
-        self: Any, input_ids: torch.Tensor, config: Any, kwargs: dict[str, Any], is_first_iteration: bool = True
-    ) -> Any:
-        transformers_own = partial(base._prefill, self, input_ids, config, kwargs, is_first_iteration)
-        whole = is_first_iteration and config.prefill_chunk_size is None
-        if not whole or not self.penstock.keeps(input_ids, kwargs):
-            return transformers_own()
-        return with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], transformers_own)
-
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
-    methods: dict[str, Any] = {"__enter__": enter, "__exit__": leave, "to": to}
-    if hasattr(base, "_prepare_cache_for_generation"):
-        methods["_prepare_cache_for_generation"] = prepare_cache
-    if hasattr(base, "_prefill"):
-        methods["_prefill"] = prefill
-    refused = dict.fromkeys(("state_dict", "save_pretrained", "_apply"), refuse)
-    return type(base.__name__, (base,), names | methods | refused)

@@ -182,8 +182,10 @@ class Planner:
         return self._convoys.hurries(stream, next(iter(blocks)).module, limits, holding)
 
     def _measure(self) -> None:
-        """Tell the convoys where blocks go now."""
+        """Tell the convoys where blocks go now, and what residuals have room for."""
         self._convoys.measure((home.region, block.module, home.extent.length) for block, home in self._homes.items())
+        limits = {name: region.limit for name, region in self.residency.regions.items()}
+        self._refinement.measure(limits.get(EXPERTS, 0), limits.get(RESIDUALS, 0))
 
     # --- events -----------------------------------------------------------------------------------------------------
 

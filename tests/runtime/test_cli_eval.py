@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import penstock
 from penstock.runtime.cli import eval as command
-from penstock.runtime.cli.main import main
 from penstock.runtime.cli.options import Source
 from penstock.runtime.cli.text import beginning
 from penstock.runtime.config import Config
@@ -24,27 +23,16 @@ TEXT = "It was a fine day, and the old man went down to the river with his dog. 
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """A home of the test's own; one thread, since tiny products on a busy machine only wait for others."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+def text(elsewhere):
+    """Lies in the folder that the command runs in."""
     Path("text").write_text(TEXT)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
-def run(capsys, store):
-    """Run ``penstock eval`` in this process; exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(["eval", *map(str, arguments), "--store", str(store), "--host-memory", "10MiB"])
-        return code, *capsys.readouterr()
-
-    return run
+def run(run, store):
+    """Run ``penstock eval``; exit code, stdout, stderr."""
+    options = ("--store", store, "--host-memory", "10MiB")
+    return lambda *arguments: run("eval", *arguments, *options)
 
 
 @pytest.fixture

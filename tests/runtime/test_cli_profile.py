@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from penstock.runtime.cli.main import main
 from penstock.runtime.routes import Routes
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny-moe"
@@ -17,27 +15,16 @@ TEXT = "It was a fine day, and the old man went down to the river with his dog. 
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """A home of the test's own; one thread, since tiny products on a busy machine only wait for others."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+def text(elsewhere):
+    """Lies in the folder that the command runs in."""
     Path("text").write_text(TEXT)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
-def run(capsys, store):
-    """Run ``penstock profile`` in this process; exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(["profile", *map(str, arguments), "--store", str(store), "--host-memory", "8MiB"])
-        return code, *capsys.readouterr()
-
-    return run
+def run(run, store):
+    """Run ``penstock profile``; exit code, stdout, stderr."""
+    options = ("--store", store, "--host-memory", "8MiB")
+    return lambda *arguments: run("profile", *arguments, *options)
 
 
 def test_a_text_is_recorded_and_reported(run):

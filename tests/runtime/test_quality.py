@@ -161,22 +161,23 @@ def test_adaptive_lies_between_and_reads_less(folder: Path, tmp_path: Path, name
     assert stats["base"].refine_bytes == stats["full"].refine_bytes == 0
 
 
-def test_with_room_for_all_adaptive_is_finer_than_base_and_reads_no_more_than_its_share(
-    folder: Path, tmp_path: Path
-) -> None:
-    fine = first_experts(decoded(transformers_own(folder), "int8"), logits)
-    errors = {}
-    for quality in ("adaptive", "base"):
-        with load(folder, tmp_path, quality, host_memory="1GiB") as model:
-            errors[quality] = away(first_experts(model, settled), fine)
-            stats = model.penstock.stats()
-            blocks = model.penstock._engine.bundle.manifest.blocks
-            if quality == "adaptive":
-                experts = sum(block.extent.length for block in blocks if block.id.expert is not None)
-                first = sum(block.extent.length for block in blocks if block.id.kind == "expert")
-                assert first + stats.refine_bytes <= MOST_READ * experts
-                assert stats.refine_bytes > 0
-    assert errors["adaptive"] < errors["base"]
+@pytest.mark.parametrize("name", PLANES)
+def test_with_room_for_all_adaptive_ends_at_full(folder: Path, tmp_path: Path, name: str) -> None:
+    with load(folder, tmp_path, "full", name, host_memory="1GiB") as model:
+        fine = logits(model)
+    with load(folder, tmp_path, "adaptive", name, host_memory="1GiB") as model:
+        first = logits(model)
+        settled(model, 10 * PLANES[name])  # a forward brings some, one after the other
+        before = model.penstock.stats()
+        assert torch.equal(logits(model), fine)
+        after = model.penstock.stats()
+        blocks = model.penstock._engine.bundle.manifest.blocks
+        model.penstock._engine.bridge.check_integrity()
+    assert not torch.equal(first, fine)
+    assert after.flash_bytes_read == before.flash_bytes_read, "all that is used is here"
+    assert after.refine_bytes <= sum(block.extent.length for block in blocks if block.id.kind == "residual")
+    fewer = {planes: count for planes, count in after.products_by_planes.items() if planes < PLANES[name]}
+    assert fewer == {planes: before.products_by_planes[planes] for planes in fewer}
 
 
 def test_both_ways_of_a_trial_see_the_same_planes(

@@ -139,12 +139,14 @@ class Ledger:
 
     def account(self, read: Read) -> None:
         """Bytes that are read: of experts and residuals together never more than a share of what reading each expert
-        with its residuals would have taken."""
-        for part in read.parts:
-            self.read_bytes[part.slot.region] += part.extent.length
+        with its residuals would have taken, as long as there is no room for all."""
         total = Counter[str]()
         for home in self.world.homes.values():
             total[home.region] += home.extent.length
+        if all(self.limits[region] >= total[region] for region in (EXPERTS, RESIDUALS)):
+            return
+        for part in read.parts:
+            self.read_bytes[part.slot.region] += part.extent.length
         bound = max(0.0, MOST_READ * (total[EXPERTS] + total[RESIDUALS]) / max(1, total[EXPERTS]) - 1)
         assert self.read_bytes[RESIDUALS] <= bound * self.read_bytes[EXPERTS] + 1e-6, "more residuals than allowed"
 

@@ -13,9 +13,10 @@ from .watch import Watch
 R = [x.residual(1) for x in X]
 
 
-def warm(room: int = 12, times: int = 1) -> Watch:
-    """Six experts of two pages and their residuals of two, none of these in memory; ``room`` pages for residuals. The
-    experts were read so many ``times``, which each time allows 4.8 pages of residuals."""
+def warm(room: int = 10, times: int = 1) -> Watch:
+    """Six experts of two pages and their residuals of two, none of these in memory; ``room`` pages for residuals, by
+    default not enough for all. The experts were read so many ``times``, which each time allows 4.8 pages of
+    residuals."""
     sizes = [size for x, r in zip(X, R, strict=True) for size in ((x, 2), (r, 2))]
     w = watch(*sizes, experts=12, residuals=room, limit=2)
     w.begin(w.streams[1])
@@ -103,6 +104,28 @@ def test_no_more_is_read_than_the_share_allows() -> None:
     w = warm()
     assert expect(w, *R) == [(R[0],), (R[1],)]
     assert w.planner.counters.flash_bytes <= MOST_READ * 24 * PAGE
+    w.run_out()
+
+
+def test_with_room_for_all_everything_comes_in_once() -> None:
+    w = warm(room=12)
+    assert expect(w, *R) == [(r,) for r in R]
+    assert take(w, *X) == [block for pair in zip(X, R, strict=True) for block in pair]
+    assert expect(w, *R) == []
+    w.run_out()
+
+
+@pytest.mark.parametrize("region", ["experts", RESIDUALS])
+def test_the_share_holds_again_once_a_lower_limit_leaves_no_room_for_all(region: str) -> None:
+    """What was read before is not made up for: 12 pages of experts allow 4.8 of residuals, as if nothing had been."""
+    w = warm(room=12)
+    expect(w, *R)
+    expect(w)
+    w.resize({"experts": 0, RESIDUALS: 0})
+    w.resize({"experts": 12 * PAGE, RESIDUALS: 12 * PAGE} | {region: 10 * PAGE})
+    take(w, *X[:5])
+    take(w, X[5])
+    assert expect(w, *R) == [(R[0],), (R[1],)]
     w.run_out()
 
 
