@@ -1,0 +1,100 @@
+"""Slots in memory and places on flash: whatever is taken, kept and given back, the books agree with the pages."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.tiering.errors import FlashFull
+from penstock.tiering.kv.memory import PageMemory
+from penstock.tiering.kv.pages import Page, runs
+from penstock.tiering.kv.places import EXTENT, Places
+from penstock.tiering.units import PAGE, MiB
+
+SIZES = st.sampled_from([PAGE, 2 * PAGE, 5 * PAGE])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["open", "pass", "seal", "go", "reserve"]), SIZES, st.integers(0, 40))))
+def test_memory(steps: list[tuple[str, int, int]]) -> None:
+    memory, pages = PageMemory(40 * PAGE), list[Page]()
+    for what, size, number in steps:
+        page = pages[number % len(pages)] if pages else None
+        match what:
+            case "open" | "pass":
+                made = Page(size, None, number % 3, number)
+                free = memory.ring - memory.passing_bytes if what == "pass" else -memory.lacking
+                if memory.place(made, passing=what == "pass"):
+                    assert size <= free
+                    made.sealed = what == "pass"
+                    pages.append(made)
+                else:
+                    assert made.slot is None
+            case "seal" if page is not None and not page.sealed:
+                page.sealed = True
+                memory.keep(page)
+            case "go" if page is not None:
+                victims = [*memory.victims()]
+                assert set(victims) == {each for each in pages if each.sealed and not each.passing}
+                memory.forget(page)
+                memory.vacate(page)
+                pages.remove(page)
+            case "reserve":
+                memory.reserve(PAGE if number % 2 else -min(PAGE, memory.reserved))
+        memory.check_integrity(pages)
+        assert memory.used <= memory.capacity
+
+
+def test_what_is_used_is_no_victim() -> None:
+    memory = PageMemory(40 * PAGE)
+    pages = [Page(PAGE, None, 0, index) for index in range(4)]
+    for page in pages:
+        assert memory.place(page, passing=False)
+        page.sealed = page.index != 3
+        if page.sealed:
+            memory.keep(page)
+    pages[1].leases = 1
+    assert [page.index for page in memory.victims()] == [2, 0], "newest first"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), SIZES, st.integers(0, 2), st.integers(0, 600)), max_size=60))
+def test_places(steps: list[tuple[bool, int, int, int]]) -> None:
+    places, placed = Places(3 * MiB), dict[tuple[int, int, int], Page]()
+    for taking, size, track, index in steps:
+        key = (track, size, index)
+        if taking and key not in placed:
+            page = Page(size, None, track, index)
+            full = places.length + EXTENT // size * size > 3 * MiB
+            try:
+                page.place = places.take(page)
+                placed[key] = page
+            except FlashFull:
+                assert full
+        elif not taking and placed:
+            page = placed.pop(min(placed))
+            assert page.place is not None
+            places.release(page.place)
+        places.check_integrity(placed.values())
+        assert places.length <= 3 * MiB
+    for page in placed.values():
+        assert page.place is not None
+        places.release(page.place)
+    assert places.used == 0
+
+
+def test_neighbours_lie_side_by_side() -> None:
+    places = Places(None)
+    pages = [Page(PAGE, None, 0, index) for index in range(6)]
+    for page in pages:
+        page.place = places.take(page)
+    assert [len(run) for run in runs(pages, 4 * PAGE)] == [4, 2]
+    assert [len(run) for run in runs([pages[0], pages[2], pages[3]], 4 * PAGE)] == [1, 2]
+    assert [len(run) for run in runs(pages[:2], 1)] == [1, 1]
+
+
+@pytest.mark.parametrize("most", [PAGE, 3 * PAGE, 100 * PAGE])
+def test_runs_leave_nothing_out(most: int) -> None:
+    pages = [Page(PAGE, None, 0, index, place=PAGE * (index + index // 5)) for index in range(17)]
+    found = runs(pages, most)
+    assert [page for run in found for page in run] == pages
+    assert all(sum(page.size for page in run) <= most for run in found)
