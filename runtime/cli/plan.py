@@ -44,7 +44,7 @@ def command(
     config = settings.load()
     quiet_libraries()
     routes = _routes(profile)
-    found = sketch(source, config.store.path, config.rules)
+    found = sketch(source, config.store.path, config.rules, config.weights.quality)
     outline = found.outline
     if routes is not None:
         routes.check_model({layer.path: layer.experts for layer in outline.layers}, source.model)
@@ -55,7 +55,7 @@ def command(
         found, drives = drives_of(found, outline.place(max(budget, least)), places, config.io)
         plan = _Plan(found, drives, config, routes, prompt_tokens)
         curve = {each: plan.at(each) for each in budgets(least, whole, budget)}
-    needed = 0 if found.bundle else outline.total_bytes
+    needed = 0 if found.bundle else found.layout.total_bytes
     free = flash_free(places, config.flash_limit, None if found.bundle else drives.shares)
     notes: list[str] = []
     if needed > free:
@@ -70,7 +70,7 @@ def command(
         "minimum_host_memory": least,
         "host_memory": budget,
         "host_memory_floor": None,
-        "model_bytes": outline.total_bytes,
+        "model_bytes": found.layout.total_bytes,
         "flash_needed": needed,
         "flash_free": free,
         "prompt_tokens": prompt_tokens,

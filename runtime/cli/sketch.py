@@ -1,7 +1,7 @@
 """What a MODEL argument will be like on this machine before anything is packed: its blocks, and its drives."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from ...tiering.policy.reads import Reading, streamed_lengths, typical_read
 from ...tiering.sim.devices import Drive
 from ...tiering.store import manifest
 from ..drives import modelled, places_of
+from ..quality import units
 from ..settings import Io
 from .opening import bundles_of, is_bundle, open_checkpoint, read_config, read_manifest
 from .options import Source
@@ -23,17 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """A ``model`` without weights, the ``layout`` of its bundle, and the ``bundle`` that it is packed into already."""
+    """A ``model`` without weights, the ``layout`` of its bundle, and the ``bundle`` that it is packed into already;
+    with which ``quality`` its experts are to be computed."""
 
     model: Any
     layout: "Layout"
     bundle: Path | None
+    quality: str
 
     @property
     def outline(self) -> "Outline":
         from ..outline import Outline
 
-        return Outline.of(self.model, self.layout)
+        return Outline.of(self.model, replace(self.layout, blocks=units(self.layout.blocks, self.quality)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Drives:
     bytes_per_second: float
 
 
-def sketch(source: Source, store: Path, rules: "Rules") -> Sketch:
+def sketch(source: Source, store: Path, rules: "Rules", quality: str) -> Sketch:
     """From the manifest of a bundle, the files of a checkpoint, or the configuration alone: of a folder without weights
     there is no more, and of a hub id no more is fetched. What is not packed yet is laid out by ``rules``; where the
     bytes of a format depend on the numbers, they are estimated."""
@@ -65,11 +68,11 @@ def sketch(source: Source, store: Path, rules: "Rules") -> Sketch:
         config = read_config(str(path / "model"), source)
         model = skeleton(config, getattr(torch, found.dtype), trust_remote_code=trust)
         drives = tuple(file.drive for file in found.files)
-        return Sketch(model, Layout(found.blocks, found.tied, drives), path)
+        return Sketch(model, Layout(found.blocks, found.tied, drives), path, quality)
     if not path.exists() or _configuration_only(path):
         config = read_config(source.model, source)
         model = skeleton(config, config.dtype or torch.float32, trust_remote_code=trust)
-        return Sketch(model, estimated(model, layout(model), rules, {}), None)
+        return Sketch(model, estimated(model, layout(model), rules, {}), None, quality)
     checkpoint = open_checkpoint(source)
     model = skeleton(checkpoint.config, checkpoint.dtype(), trust_remote_code=trust)
     content = content_of(checkpoint, model, {}, checkpoint.dtype(), 1 << 62)
@@ -77,7 +80,7 @@ def sketch(source: Source, store: Path, rules: "Rules") -> Sketch:
     planned = estimated(content.model, content.plan, rules, content.weights.stored())
     # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
     alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, content.plan, rules)]
-    return Sketch(content.model, planned, next(iter(bundles_of(checkpoint, store, alike)), None))
+    return Sketch(content.model, planned, next(iter(bundles_of(checkpoint, store, alike)), None), quality)
 
 
 def _configuration_only(folder: Path) -> bool:
@@ -116,6 +119,6 @@ def drives_of(found: Sketch, placement: Placement, places: Sequence[Path], io: I
     if not found.bundle:
         shares = speeds
         dealt = [manifest.Drive(str(place), max(1, round(speed))) for place, speed in zip(places, speeds, strict=True)]
-        found = Sketch(found.model, striped(found.layout, dealt if len(places) > 1 else ()), None)
+        found = replace(found, layout=striped(found.layout, dealt if len(places) > 1 else ()))
     slowest = max(share / speed for share, speed in zip(shares, speeds, strict=True))
     return found, Drives(models, reading, shares, sum(shares) / slowest)

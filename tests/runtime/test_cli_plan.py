@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from penstock.tiering.units import PAGE, GiB, KiB
 from tests.routes import made_up
@@ -42,6 +43,28 @@ def test_plan_counts_what_a_token_touches(ask, checkpoint, quick):
     expected = got["model_bytes"] - embedding - experts * 3 // 4
     assert got["memory_bytes_per_token"] == pytest.approx(expected, abs=PAGE)  # blocks are padded to pages
     assert got["tokens_per_second"] == pytest.approx(1e10 / got["memory_bytes_per_token"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_plan_reads_the_planes_that_the_quality_asks_for(run, ask, tmp_path, quick, packed):
+    """The bundle is the same; of experts in two planes, a token with the first alone reads about half."""
+    source = save_tiny("qwen3_moe", tmp_path / "moe", torch.bfloat16, hidden_size=128, moe_intermediate_size=128)
+    if packed:
+        source = ask("pack", source, "--weights-format", "nested")["bundle"]
+    found = {
+        quality: ask(
+            *("plan", source, "--weights-format", "nested", "--weights-quality", quality, "--host-memory", "500KB")
+        )
+        for quality in ("full", "adaptive", "base")
+    }
+    full, adaptive, base = found.values()
+    assert len({(each["model_bytes"], each["flash_needed"]) for each in found.values()}) == 1
+    assert base["placement"]["expert_total_bytes"] == adaptive["placement"]["expert_total_bytes"]
+    assert base["placement"]["expert_total_bytes"] < 0.6 * full["placement"]["expert_total_bytes"]
+    assert base["minimum_host_memory"] < full["minimum_host_memory"]
+    assert base["memory_bytes_per_token"] < full["memory_bytes_per_token"]
+    assert base["flash_bytes_per_token"] < adaptive["flash_bytes_per_token"] < full["flash_bytes_per_token"]
+    assert base["hit_ratio"] > full["hit_ratio"]
 
 
 def test_plan_shows_a_curve_and_recommends_from_it(ask, checkpoint, quick):
