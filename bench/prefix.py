@@ -1,80 +1,79 @@
-"""Time to the first token of a long prompt: computed, and with its prefix restored from flash by another process.
+"""Time to the first token of a long prompt after a restart: computed, found on flash, not found, and without a store.
 
-    python bench/prefix.py CHECKPOINT STORE --tokens 4097 --rounds 3
+    python bench/prefix.py CHECKPOINT STORE --tokens 4097 --host-memory 3GiB --rounds 3
 
-Both compute in blocks of the same size, so their logits must be equal to the bit.
+Each is a process of its own, all in turn; the first two fill the store.
 """
 
 import argparse
-import hashlib
 import json
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
 
-from penstock.runtime.prefill import prefill
-from penstock.runtime.prefix import Prefixes
-from penstock.runtime.prefix_identity import identity_of
-from penstock.tiering.prefix.chain import BLOCK
-from penstock.tiering.store.prefixes import PrefixStore
-from penstock.tiering.units import GiB
+import penstock
+
+KINDS = ("off", "miss", "hit")
+"""Without a store, with another prompt each time, with the same."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
-    parser.add_argument("store", type=Path)
+    parser.add_argument("store")
     parser.add_argument("--tokens", type=int, default=4097)
+    parser.add_argument("--host-memory", default="auto")
+    parser.add_argument("--kv-host-memory", default="auto")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", choices=("cold", "warm", "miss"), help="what one process of it measures")
+    parser.add_argument("--one", choices=KINDS, help="what one process of it measures")
     asked = parser.parse_args()
     if asked.one:
-        print(json.dumps(measure(asked.checkpoint, asked.store, asked.tokens, asked.one)))
+        print(json.dumps(measure(asked)))
         return
-    found: dict[str, list[dict[str, object]]] = {"cold": [], "warm": [], "miss": []}
+    for _ in range(2):
+        again("hit")
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(asked.rounds):
         for kind, reports in found.items():
-            again = [sys.executable, __file__, asked.checkpoint, str(asked.store), "--one", kind]
-            out = subprocess.run([*again, "--tokens", str(asked.tokens)], check=True, stdout=subprocess.PIPE, text=True)
-            reports.append(json.loads(out.stdout))
-    seconds = {kind: statistics.median(report["seconds"] for report in reports) for kind, reports in found.items()}
+            reports.append(again(kind))
     print(json.dumps(found, indent=1))
-    cold, warm = seconds["cold"], seconds["warm"]
-    beside = statistics.median(report["beside"] for report in found["miss"])
-    print(f"computed {cold:.3f} s, restored {warm:.3f} s: {cold / warm:.0f} times faster")
-    print(f"a miss takes {beside * 1e3:.1f} ms besides, {beside / cold:.3%}: to look, and to offer what was computed")
-    print("same logits:", len({report["logits"] for kind in ("cold", "warm") for report in found[kind]}) == 1)
+    seconds = {kind: statistics.median(report["seconds"] for report in reports) for kind, reports in found.items()}
+    print(
+        f"without a store {seconds['off']:.3f} s, found {seconds['hit']:.3f} s: {seconds['off'] / seconds['hit']:.0f} x"
+    )
+    print(f"not found {seconds['miss']:.3f} s: {seconds['miss'] / seconds['off'] - 1:+.1%}")
+    print("same token:", len({report["token"] for kind in ("off", "hit") for report in found[kind]}) == 1)
 
 
-def measure(checkpoint: str, folder: Path, tokens: int, kind: str) -> dict[str, object]:
-    """Seconds to the logits of the last token, and ``beside`` the model's own work. ``cold`` is stored afterwards,
-    ``miss`` is another prompt each time."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="sdpa").eval()
-    seed = time.time_ns() if kind == "miss" else 0
-    ids = torch.randint(3, model.config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
-    prefill(model, ids[:BLOCK], DynamicCache(config=model.config))  # what the first call of a process takes besides
-    identity = identity_of(model.config, weights=checkpoint, dtype=str(model.dtype))
-    with Prefixes(PrefixStore(folder, 10 * GiB), identity, model.config, label=Path(checkpoint).name) as prefixes:
-        cache = DynamicCache(config=model.config)
+def again(kind: str) -> dict[str, float]:
+    """What a new process measures."""
+    out = subprocess.run([sys.executable, *sys.argv, "--one", kind], check=True, stdout=subprocess.PIPE, text=True)
+    report: dict[str, float] = json.loads(out.stdout)
+    return report
+
+
+def measure(asked: argparse.Namespace) -> dict[str, float]:
+    """Seconds to the first token, after a short prompt has brought the process to speed."""
+    sizes = {"host_memory": asked.host_memory, "kv_host_memory": asked.kv_host_memory}
+    prefix = "off" if asked.one == "off" else "10GiB"
+    with penstock.load(asked.checkpoint, store=asked.store, kv_prefix=prefix, **sizes) as model:
+        seed = time.time_ns() if asked.one == "miss" else 0
+        shape = (1, asked.tokens)
+        ids = torch.randint(3, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+        model.generate(ids[:, :64].flip(1), max_new_tokens=2, do_sample=False)
         began = time.perf_counter()
-        restored = prefixes.restore(ids, cache) if kind != "cold" else 0
-        beside = time.perf_counter() - began
-        logits = prefill(model, ids, cache)
+        token = model.generate(ids, max_new_tokens=1, do_sample=False)[0, -1].item()
         seconds = time.perf_counter() - began
-        if kind == "miss":
-            prefixes.offer(ids, cache)
-            beside += time.perf_counter() - began - seconds
-        if kind == "cold":
-            prefixes.prefilled(tokens, seconds)
-            prefixes.save(ids, cache)
-        stats = prefixes.stats()
-    digest = hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()[:16]
-    return {"seconds": seconds, "restored": restored, "beside": beside, "bytes": stats.bytes_read, "logits": digest}
+    stats = model.penstock.stats()
+    return {
+        "seconds": seconds,
+        "token": token,
+        "restored": stats.prefix_tokens_restored,
+        "read": stats.prefix_bytes_read,
+    }
 
 
 if __name__ == "__main__":

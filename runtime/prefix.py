@@ -107,10 +107,11 @@ class Prefixes:
         self._count(prompts=1)
         if not self.supported or cache.get_seq_length():
             return 0
-        restored = 0
-        with self._noting_problems():
-            restored = self._restored(self._chain(token_ids), cache)
-        return restored  # noqa: RET504 (a problem is noted, and nothing restored)
+        try:
+            return self._restored(self._chain(token_ids), cache)
+        except (PrefixError, OSError) as error:
+            self._problem = str(error)
+            return 0
 
     def _restored(self, chain: Chain, cache: DynamicCache) -> int:
         for _ in range(_TRIES):
