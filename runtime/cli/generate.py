@@ -177,6 +177,10 @@ def _run(
         "kv_bytes_written": stats.kv_bytes_written,
         "kv_pages_read": stats.kv_pages_read,
         "kv_stall_s": stats.kv_stall_seconds,
+        "kv_pages_looked_at": stats.kv_pages_looked_at,
+        "kv_pages_passed_over": stats.kv_pages_passed_over,
+        "kv_pages_dropped": stats.kv_pages_dropped,
+        "kv_dropped_share": stats.kv_dropped_share,
         "peak_rss_bytes": peak_resident_bytes(),
     }
 

@@ -61,6 +61,10 @@ def test_they_are_zero_where_transformers_keeps_the_cache(tiny_dense_folder: Pat
         "kv_bytes_written": 0,
         "kv_pages_read": 0,
         "kv_stall_seconds": 0.0,
+        "kv_pages_looked_at": 0,
+        "kv_pages_passed_over": 0,
+        "kv_pages_dropped": 0,
+        "kv_dropped_share": 0.0,
     }
 
 
