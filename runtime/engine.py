@@ -33,7 +33,7 @@ from . import verdicts
 from .bridge import Bridge
 from .guessing import BOTH, ROUTER, TOGETHER
 from .kv.pool import PoolUsage
-from .kv.tier import KVTier
+from .kv.tier import Chosen, KVTier
 from .metrics import Stats
 from .planes import PlaneCounts
 from .pressure import Pressure
@@ -180,6 +180,7 @@ class Engine:
         counters, elastic = self.bridge.counters(), self.pressure.elastic
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
         kv = PoolUsage() if self.kv is None else self.kv.pool.usage()
+        chosen = Chosen() if self.kv is None else self.kv.chosen()
         drive_bytes = list(counters.drive_bytes)
         for block, reader in self.rows.items():
             drive_bytes[self.bundle.manifest.drive_of(self.blocks[block])] += reader.bytes_read
@@ -228,6 +229,10 @@ class Engine:
             kv_bytes_written=kv.counters.bytes_written,
             kv_pages_read=kv.counters.pages_read,
             kv_stall_seconds=kv.counters.stall_seconds,
+            kv_pages_looked_at=chosen.looked_at,
+            kv_pages_passed_over=chosen.pages - chosen.looked_at,
+            kv_pages_dropped=chosen.dropped,
+            kv_dropped_share=chosen.dropped_share,
         )
 
     def close(self) -> None:

@@ -25,7 +25,9 @@ class Stats:
     Of KV in pages, ``kv_host_bytes`` of ``kv_host_budget`` are in use in memory and ``kv_flash_bytes`` on flash;
     ``kv_pages_read`` of ``kv_bytes_read`` were read back, ``kv_bytes_written`` were written, all of them apart from the
     bytes of weights above, and compute threads waited ``kv_stall_seconds`` for pages or for room. 0 for a model whose
-    KV transformers keeps.
+    KV transformers keeps. Where [kv] attention chooses among pages, single tokens looked at ``kv_pages_looked_at`` and
+    not at ``kv_pages_passed_over``; ``kv_pages_dropped`` are gone for good, which had ``kv_dropped_share`` of the
+    attention that was counted until then (0 where none is counted).
 
     Of kept prompts, ``prefix_hits`` were found, so that ``prefix_tokens_restored`` tokens were read instead of
     computed; ``prefix_problem`` is what went wrong with them last: then prompts are computed, or not kept."""
@@ -68,6 +70,10 @@ class Stats:
     kv_bytes_written: int
     kv_pages_read: int
     kv_stall_seconds: float
+    kv_pages_looked_at: int
+    kv_pages_passed_over: int
+    kv_pages_dropped: int
+    kv_dropped_share: float
     prefix_hits: int = 0
     prefix_tokens_restored: int = 0
     prefix_bytes_read: int = 0

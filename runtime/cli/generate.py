@@ -181,6 +181,10 @@ def _run(
         "prefix_bytes_read": stats.prefix_bytes_read,
         "prefix_bytes_written": stats.prefix_bytes_written,
         "prefix_problem": stats.prefix_problem,
+        "kv_pages_looked_at": stats.kv_pages_looked_at,
+        "kv_pages_passed_over": stats.kv_pages_passed_over,
+        "kv_pages_dropped": stats.kv_pages_dropped,
+        "kv_dropped_share": stats.kv_dropped_share,
         "peak_rss_bytes": peak_resident_bytes(),
     }
 

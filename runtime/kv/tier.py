@@ -22,6 +22,17 @@ OPEN = 1 / 4
 MOST_TOKENS, LEAST_TOKENS = 512, 16
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Of ``pages`` that there were for looks at chosen pages, ``looked_at`` were; ``dropped`` ones are gone, which had
+    ``dropped_share`` of the attention that was counted."""
+
+    pages: int = 0
+    looked_at: int = 0
+    dropped: int = 0
+    dropped_share: float = 0.0
+
+
 @dataclass(slots=True)
 class KVTier:
     """``pool`` is shared by caches. ``staging`` bytes may be taken for a layer's keys and values as transformers wants
@@ -53,6 +64,14 @@ class KVTier:
             return None
         keeping = self.budgets.keeping
         return Quest(self.budgets) if keeping is None else Keeper(self.budgets, keeping)
+
+    def chosen(self) -> Chosen:
+        """What choosers have done since the model was loaded."""
+        if self.certificates is not None:
+            return Chosen(self.certificates.pages, self.certificates.looked_at)
+        if (all_ := self.budgets) is not None:
+            return Chosen(all_.pages, all_.looked_at, all_.dropped, all_.dropped_share or 0.0)
+        return Chosen()
 
     def shapes(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[PageShape, PageShape]:
         """Of pages for ``keys`` and ``values`` [.., H, n, D]."""

@@ -86,6 +86,10 @@ def test_what_is_kept_stays_within_the_budget_over_200_steps(folder: Path, store
         assert len(tier.pool.places._of) <= 2 * sum(map(len, kept)), "what was dropped gave its place back"
         assert tier.budgets.dropped == sum(26 - len(pages) for pages in kept)
         assert tier.budgets.looked_at <= 6 * tier.budgets.looks
+        stats = model.penstock.stats()
+        assert stats.kv_pages_dropped == tier.budgets.dropped
+        assert stats.kv_pages_looked_at + stats.kv_pages_passed_over == 2 * sum(-(-(201 + n) // 16) for n in range(201))
+        assert (0 < stats.kv_dropped_share < 1) == (mode != "window")
 
 
 def test_quest_drops_nothing_and_looks_at_its_budget(folder: Path, store: Path, exact: torch.Tensor) -> None:

@@ -11,9 +11,7 @@ from penstock.runtime.cli.main import main
 from tests.traces import load, spans
 
 from .paged import paged, settle, tier_of
-from .test_cli_models import IDS, PROMPT, checkpoint
-
-__all__ = ["checkpoint"]  # the fixture
+from .test_cli_models import IDS, PROMPT
 
 KiB, MiB = 1 << 10, 1 << 20
 LONG = torch.randint(3, 300, (2, 200), generator=torch.Generator().manual_seed(1))
@@ -61,6 +59,10 @@ def test_they_are_zero_where_transformers_keeps_the_cache(tiny_dense_folder: Pat
         "kv_bytes_written": 0,
         "kv_pages_read": 0,
         "kv_stall_seconds": 0.0,
+        "kv_pages_looked_at": 0,
+        "kv_pages_passed_over": 0,
+        "kv_pages_dropped": 0,
+        "kv_dropped_share": 0.0,
     }
 
 
