@@ -98,7 +98,7 @@ def _many(
             counted = None if masses is None else masses[at : at + keys.shape[1]]
             sweeps.look(sweep, keys, values, offset=first_query - at, mask=part, alone=alone, masses=counted)
     if chooser is not None:
-        chooser.prompted(visible.layer, number, masses, None if mask is None else mask[0, -1])
+        chooser.prompted(visible.layer, number, query.shape[1], masses, None if mask is None else mask[0, -1])
     return sweeps.result()
 
 

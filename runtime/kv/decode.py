@@ -142,9 +142,11 @@ class Chooser(Protocol):
         """Of a prompt of ``rows`` tokens, how many of the last ones' attention is to be counted."""
         ...
 
-    def prompted(self, layer: PagedLayer, number: int, masses: torch.Tensor | None, bias: torch.Tensor | None) -> None:
-        """The attention of many rows of sequence ``number`` has been computed, to all pages; the watched ones gave
-        ``masses`` [T] to its tokens. ``bias`` [T] is the mask of the last one, None if it sees all tokens."""
+    def prompted(
+        self, layer: PagedLayer, number: int, queries: int, masses: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> None:
+        """The attention of many ``queries`` of sequence ``number`` has been computed, to all pages; the watched ones
+        gave ``masses`` [T] to its tokens. ``bias`` [T] is the mask of the last one, None if it sees all tokens."""
         ...
 
     def choose(self, look: Looking, number: int) -> Sequence[int]:

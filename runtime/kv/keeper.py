@@ -38,7 +38,9 @@ class Keeper:
         counts = self._keeping.scored == "last" or self._all.by_need
         return min(rows, LAST) if counts and rows >= PROMPT else 0
 
-    def prompted(self, layer: PagedLayer, number: int, masses: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+    def prompted(
+        self, layer: PagedLayer, number: int, queries: int, masses: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> None:
         row, tokens = layer.rows[number], layer.shapes[0].tokens
         self._let_padding_go(layer, number, bias)
         if masses is not None:
@@ -46,8 +48,9 @@ class Keeper:
             if self._keeping.scored == "last":
                 scores = functional.avg_pool1d(masses[None], POOLED, 1, POOLED // 2)[0]
             self._count(row, range(len(row.keys.pages)), _by_page(scores, tokens))
-            if self._all.by_need:
-                self._needs[number] = _by_page(masses, tokens)
+            if self._all.by_need and queries >= PROMPT:
+                by_page = zip(row.keys.pages, _by_page(masses, tokens), strict=True)
+                self._needs[number] = [mass for page, mass in by_page if not page.is_gone]
                 self._deal(layer, number)
                 return
         self._settle(layer, number)

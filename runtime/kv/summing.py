@@ -39,7 +39,9 @@ class Summing:
     def watched(self, rows: int) -> int:
         return 0
 
-    def prompted(self, layer: PagedLayer, number: int, masses: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+    def prompted(
+        self, layer: PagedLayer, number: int, queries: int, masses: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> None:
         """Nothing."""
 
     def saw(self, look: Looking, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
