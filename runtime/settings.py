@@ -99,7 +99,7 @@ def _budget(value: object) -> object:
         parse_budget(value)
     except ConfigError as error:
         raise ValueError(f'{error}; "auto" is possible too') from error
-    return value
+    return str(value)  # a number would be printed as one of bytes
 
 
 def _folder(value: object) -> object:
@@ -281,7 +281,7 @@ class Kv(_Section):
         description="What certified attention keeps of each page's keys in memory: half of their bytes, a third, or "
         "next to nothing; the less, the more pages it reads.",
     )
-    budget: Annotated[int | str, BeforeValidator(_budget)] = Field(
+    budget: Annotated[str, BeforeValidator(_budget)] = Field(
         default="auto",
         description='Tokens that "window", "h2o", "snapkv" and "quest" have for each layer, like 4096, or the share of '
         'the context, like "25%", which is "auto"; at least four pages of 64.',

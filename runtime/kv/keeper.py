@@ -102,8 +102,11 @@ class Keeper:
         known = [(each, chooser) for each, chooser in layers if number in chooser._needs]
         counts = distribute([chooser._needs[number] for _, chooser in known], total, least=LEAST)
         for (each, chooser), count in zip(known, counts, strict=True):
+            # Later layers wait for their own turn: what is known of them is of the prompt before.
             chooser._share[number] = Fraction(count, total)
             chooser._settle(each, number)
+            if each is layer:
+                break
 
     def _pages(self, layer: PagedLayer, number: int) -> int:
         """The budget with one more token."""
