@@ -3,11 +3,11 @@
 Their definitions are those of ggml (ggml-quants.c). Decoding gives the numbers of the ``gguf`` package, bit for bit.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from .base import Format, Room, on_heap
+from .base import Format
 from .blocks import Blocks, Kind, Part, whole
 
 _Unpack = Callable[[torch.Tensor], torch.Tensor]
@@ -27,33 +27,6 @@ class Gguf(Blocks):
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
         (lines,) = parts
         return self._unpack(lines.reshape(-1, self._size)).view(len(lines), k)
-
-    def encode(
-        self,
-        slabs: Iterable[torch.Tensor],
-        n: int,
-        k: int,
-        importance: torch.Tensor | None = None,
-        room: Room = on_heap,
-    ) -> tuple[torch.Tensor]:
-        """By the quantiser of the ``gguf`` package. Raises ValueError where it has none, or is not installed."""
-        plane = room(*self.lengths(n, k))
-        try:
-            from gguf import GGMLQuantizationType
-            from gguf.quants import quantize
-        except ImportError as error:
-            raise ValueError(f"{self.name} is quantised by the gguf package: pip install 'penstock[gguf]'") from error
-        done = 0
-        for slab in slabs:
-            if not bool(slab.isfinite().all()):
-                raise ValueError(f"{self.name} has no numbers that are not finite")
-            try:
-                blocks = quantize(slab.float().numpy(), GGMLQuantizationType[self.kind.name])
-            except NotImplementedError:
-                return super().encode(slabs, n, k)
-            plane[done : done + blocks.size] = torch.from_numpy(blocks).view(-1)
-            done += blocks.size
-        return (plane,)
 
 
 def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:

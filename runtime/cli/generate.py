@@ -62,6 +62,8 @@ def command(
         print_json(report)
     elif sys.stderr.isatty():
         say(_summary(report))
+    if report["prefix_problem"] and not settings.json:
+        say(f"penstock: note: prompts are not kept: {report['prefix_problem']}")
 
 
 def room_for(prompt_tokens: int, wanted: int | None, positions: int | None) -> int:

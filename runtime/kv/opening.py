@@ -22,8 +22,6 @@ from .tier import KVTier
 STAGING, MOST_STAGING = 1 / 4, 8 * MiB
 """Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host: a share of that, and at
 most. Eager attention of more takes several times as long as ours."""
-
-
 CHOSEN_TOKENS = 64
 """Tokens of a page where attention chooses among pages: larger ones hold more that is not needed."""
 
@@ -36,10 +34,9 @@ def kv_tier(settings: Config, reading: Reading, model: Any) -> KVTier | None:
     the store's drive is read best. Raises PenstockError where the store can take no file."""
     budgets = _budgets(settings.kv)
     if settings.kv_host is None:
-        if budgets is not None:
-            raise ConfigError(
-                f'[kv] attention = "{settings.kv.attention}" is for KV in pages; set [kv] host, the memory for them'
-            )
+        for key in ("attention", "format", "flash"):
+            if (value := getattr(settings.kv, key)) != Kv.model_fields[key].default:
+                raise ConfigError(f"[kv] {key} = {value} is for KV in pages; set [kv] host, the memory for them")
         return None
     spill = Spill(settings.store.path / "kv", open_reader(reading), direct=settings.direct)
     pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit)

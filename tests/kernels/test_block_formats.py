@@ -1,10 +1,9 @@
 """Formats of weights that come quantised: decoded as their definitions say, by the compiled half and without it."""
 
-import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from gguf.quants import dequantize, quantize
+from gguf.quants import dequantize
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -144,19 +143,7 @@ def test_widths_that_do_not_fit_are_refused(name: str, k: int):
         of(name).lengths(64, k)
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q5_1"])
-def test_encoding_is_that_of_the_gguf_package(name: str):
-    matrix = torch.randn(N, K).bfloat16()
-    (plane,) = of(name).encode(matrix.split(64), N, K)
-    assert np.array_equal(plane.numpy(), quantize(matrix.float().numpy(), GGMLQuantizationType[name.upper()]).ravel())
-
-
-@pytest.mark.parametrize("name", ["q4_k", "mxfp4", "fp8-128x128", "uint4-64"])
+@pytest.mark.parametrize("name", ["q8_0", "q4_k", "mxfp4", "fp8-128x128", "uint4-64"])
 def test_formats_that_only_come_from_files_say_so(name: str):
     with pytest.raises(ValueError, match=rf"{name}.*does not quantise"):
         of(name).encode([torch.zeros(N, K)], N, K)
-
-
-def test_numbers_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="finite"):
-        of("q8_0").encode([torch.full((N, K), torch.nan)], N, K)

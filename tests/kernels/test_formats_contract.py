@@ -16,7 +16,7 @@ ERRORS = {"int8": 0.008, "nested": 0.008, "stacked": 0.008, "int4-32": 0.075, "i
 
 SHAPES = [(144, 256), (256, 72), (64, 128), (200, 100), (65, 333), (129, 163)]
 
-NUMBERS = st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, -0.0, 1e-30, 3e-38])
+NUMBERS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 1e-30, 3e-38])
 
 formats = pytest.mark.parametrize("weights", ENCODING.values(), ids=ENCODING)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -132,11 +132,7 @@ def test_numbers_that_are_none_are_refused_or_kept(weights: Format, bad: float) 
 
 @formats
 @settings(max_examples=30, deadline=None)
-@given(
-    st.lists(
-        st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, -0.0, 1e-30, 3e-38]), min_size=1, max_size=4
-    )
-)
+@given(st.lists(NUMBERS, min_size=1, max_size=4))
 def test_rows_of_one_number_are_exact(weights: Format, numbers: list[float]) -> None:
     whole = torch.tensor(numbers).bfloat16()[:, None].expand(len(numbers), 160).contiguous()
     whole = whole.repeat(64, 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.runtime import prefix
 from penstock.runtime.cli.main import main
 
 MODEL = str(Path(__file__).parents[2] / "examples" / "tiny-moe")
@@ -67,6 +68,19 @@ def test_a_namespace_is_apart(run):
     report = json.loads(run("save", MODEL, "-p", TEXT, "--kv-namespace", "me", "--json")[1])
     assert report["computed"] == report["tokens"]
     assert len(entries(run)) == 2
+
+
+def test_generate_finds_what_was_saved(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prefix, "worth_reading", lambda *_, **__: True)
+    saved = json.loads(run("save", MODEL, "-p", TEXT, "--json")[1])
+    command = ["generate", MODEL, "-p", TEXT + "Then", "-n", "4", "--json", "--store", str(tmp_path / "store")]
+    texts = []
+    for options, restored in ((["--kv-prefix", "1GiB"], saved["tokens"]), ([], 0)):
+        assert main([*command, *options]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["prefix_tokens_restored"] == restored
+        texts.append(report["text"])
+    assert texts[0] == texts[1]
 
 
 def test_what_cannot_be_is_said(run):

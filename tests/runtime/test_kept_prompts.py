@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import penstock
 from penstock.runtime import prefix
+from penstock.runtime.prefix_opening import block_of
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.store.folder import PREFIXES
 from penstock.tiering.store.prefixes import PrefixStore
 from penstock.tiering.units import MiB
-from tests.tiny_models import save_tiny
+from tests.tiny_models import save_tiny, tiny_config
 
 from .kept_prompts import LENGTHS, PROMPT, generate, start, start_and_kill
 
@@ -162,3 +164,20 @@ def test_those_who_call_the_model_themselves_restore_too(kept):
 def test_lossy_pages_are_refused():
     with pytest.raises(ConfigError, match="prompts are kept as they are"):
         penstock.Config.load(kv_format="int8", kv_prefix="1GiB")
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "block"),
+    [
+        ("llama", {}, 64),  # a quarter of its positions
+        ("llama", {"max_position_embeddings": 8192}, 1024),
+        ("qwen3_moe", {"max_position_embeddings": 8192, "num_experts": 32}, 2048),
+        ("qwen3_moe", {"max_position_embeddings": 8192, "num_experts": 64, "num_experts_per_tok": 8}, 2048),
+        ("qwen3_moe", {"max_position_embeddings": 1 << 20, "num_experts": 128}, 4096),
+        ("gpt2", {}, 64),
+    ],
+)
+def test_blocks_give_experts_enough_tokens(name, sizes, block):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config(name, **sizes))
+    assert block_of(model) == block

@@ -255,3 +255,12 @@ def test_recurrent_states_cannot_be_taken_back(tmp_path: Path, store: Path) -> N
             model(IDS[:, :1], past_key_values=past)
         past.reset()
         assert torch.equal(model(IDS, past_key_values=past).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"kv_attention": "certified"}, {"kv_attention": "h2o"}, {"kv_format": "int8"}, {"kv_flash_limit": 1 << 20}],
+)
+def test_what_only_pages_have_needs_memory_for_pages(setting: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(penstock.ConfigError, match="set \\[kv\\] host"):
+        penstock.load(folder, store=tmp_path, **setting)

@@ -70,8 +70,14 @@ def kv_bytes(model: PreTrainedModel) -> int:
     return len(IDS) * pages * sum(-(-shape.size // 4096) * 4096 for shape in shapes)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", KINDS)
+CASES = [
+    *(pytest.param(name, torch.float32, id=f"{name}-float32") for name in KINDS),
+    pytest.param("llama", torch.bfloat16, id="llama-bfloat16"),
+    *(pytest.param(name, torch.bfloat16, id=f"{name}-bfloat16", marks=pytest.mark.soak) for name in [*KINDS][1:]),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_two_hundred_tokens(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     folder = save_tiny(name, tmp_path / name, dtype, max_position_embeddings=512, **KINDS[name])
     options = {"attn_implementation": "eager", "experts_implementation": "eager"}

@@ -16,6 +16,7 @@ from penstock.runtime.formats import Rules
 from penstock.tiering.errors import BudgetTooSmall, FlashFull
 from penstock.tiering.progress import Quiet
 from penstock.tiering.store import writer
+from penstock.tiering.store.folder import PREFIXES
 from penstock.tiering.store.journal import LENGTHS
 from penstock.tiering.units import MiB
 
@@ -172,6 +173,8 @@ def test_the_limit_on_flash_holds_over_all_bundles(tmp_path: Path) -> None:
     with pytest.raises(FlashFull, match=r"\[memory\] flash"):
         packed(source, store, flash_limit=100_000)
     assert not list(store.glob("llama-*[!k]"))
+    (store / PREFIXES).mkdir()
+    (store / PREFIXES / "kept.kv").write_bytes(bytes(700_000))  # prompts have a quota of their own
     size = packed(source, store, flash_limit=600_000).manifest.total_bytes
     packed(source, store, flash_limit=100_000)  # it is there already
     with pytest.raises(FlashFull, match="holds"):
