@@ -33,9 +33,7 @@ def measured(run: Runner, name: str, tokens: int, options: argparse.Namespace, b
     return run.run(mode, tokens, cap=cap, host_memory=memory, settings=settings_of(name)) | {"mode": name}
 
 
-def table(
-    model: str, rounds: list[dict[str, dict[str, Any]]], budget: int | None, options: argparse.Namespace
-) -> Table:
+def table(rounds: list[dict[str, dict[str, Any]]], budget: int | None, options: argparse.Namespace) -> Table:
     first = next(iter(options.formats))
     rows = []
     for name in options.formats:
