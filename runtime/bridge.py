@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -33,13 +33,16 @@ from ..tiering.events import (
 from ..tiering.planner import Planner
 from ..tiering.policy.convoy import PATIENCE
 from ..tiering.policy.speculation import Speculation
-from ..tiering.ports import Flash, Memory
+from ..tiering.ports import Memory, Place, Source
 from ..tiering.units import BlockId
 from .recorder import FORWARD, Recorder
 from .recording import RunRecording
 
 Inbox = queue.SimpleQueue[Grant | Refuse]
 """Where the answers to one request arrive."""
+
+Answer = Callable[[Grant | Refuse], None]
+"""Is told each answer to a request, under the lock of the bridge that gives it."""
 
 
 class Bridge:
@@ -50,8 +53,8 @@ class Bridge:
     def __init__(
         self,
         planner: Planner,
-        flash: Flash,
-        memory: Memory,
+        flash: Source[Place],
+        memory: Memory[Place],
         *,
         watch: "Callable[[Bridge], Coroutine[None, None, None]] | None" = None,
         recording: RunRecording | None = None,
@@ -63,7 +66,7 @@ class Bridge:
         self._moved = threading.Condition(self._lock)  # a stream has come further
         self._busy = False
         self._late: deque[Event] = deque()
-        self._open: dict[int, tuple[int, Inbox]] = {}  # by ticket, with the stream
+        self._open: dict[int, tuple[int, Answer]] = {}  # by ticket, with the stream: who is told
         self._numbers = itertools.count()
         self._closed: str | None = None
         self._stall_seconds = 0.0
@@ -84,7 +87,7 @@ class Bridge:
 
     def _request(self, blocks: Sequence[BlockId], stream: int) -> "Leases":
         leases = Leases(self, next(self._numbers), stream, len(blocks))
-        self._open[leases.ticket] = (leases.stream, leases.inbox)
+        self._open[leases.ticket] = (leases.stream, leases.inbox.put)
         try:
             self._post(Acquire(leases.ticket, leases.stream, tuple(blocks)))
         except BaseException:
@@ -106,6 +109,31 @@ class Bridge:
     ) -> None:
         """Say what the calling thread will acquire next, and which residuals are of use; see Expect."""
         self._post(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(finer)))
+
+    def ticket(self) -> int:
+        """A number for a request of the tier above."""
+        return next(self._numbers)
+
+    def relay(self, events: Iterable[Event], answer: Answer | None = None) -> None:
+        """Take in what the tier above does here; ``answer`` is told what becomes of what it acquires, from whichever
+        thread. Raises Closed."""
+        for event in events:
+            if isinstance(event, Acquire) and answer is not None:
+                self._open[event.ticket] = (event.stream, self._counted(event, answer))
+            self._post(event)
+
+    def _counted(self, event: Acquire, answer: Answer) -> Answer:
+        """``answer``, until all of ``event`` is answered."""
+        left = len(event.blocks)
+
+        def counted(given: Grant | Refuse) -> None:
+            nonlocal left
+            left -= 1
+            if not left or isinstance(given, Refuse):
+                self._open.pop(event.ticket, None)
+            answer(given)
+
+        return counted
 
     @property
     def speculation(self) -> Speculation:
@@ -146,10 +174,10 @@ class Bridge:
         if (recorder := self.recorder) is not None:
             recorder.stall(start, end, block)
 
-    def forget(self, ticket: int, *, withdraw: bool) -> None:
+    def forget(self, ticket: int, inbox: Inbox, *, withdraw: bool) -> None:
         """Nothing more is taken for ``ticket``; ``withdraw`` what it still waits for or was not taken."""
-        stream, inbox = self._open.get(ticket, (None, None))
-        if withdraw and inbox is not None and stream is not None:
+        stream, _ = self._open.get(ticket, (None, None))
+        if withdraw and stream is not None:
             self._post(Cancel(ticket))
             untaken: list[BlockId] = []
             while not inbox.empty():
@@ -232,8 +260,8 @@ class Bridge:
     def _stop(self, reason: str) -> None:
         self._closed = self._closed or reason
         self._moved.notify_all()
-        for ticket, (_, inbox) in tuple(self._open.items()):
-            inbox.put(Refuse(ticket, Closed(self._closed)))
+        for ticket, (_, answer) in tuple(self._open.items()):
+            answer(Refuse(ticket, Closed(self._closed)))
 
     def _post(self, event: Event) -> None:
         with no_waiting, self._lock:
@@ -270,9 +298,9 @@ class Bridge:
             elif isinstance(action, Discard):
                 self._memory.discard(action.offset, action.length)
             else:
-                _, inbox = self._open.get(action.ticket, (None, None))
-                if inbox is not None:
-                    inbox.put(action)
+                _, answer = self._open.get(action.ticket, (None, None))
+                if answer is not None:
+                    answer(action)
 
 
 class Leases(Iterator[tuple[BlockId, Slot]]):
@@ -322,7 +350,7 @@ class Leases(Iterator[tuple[BlockId, Slot]]):
     def close(self) -> None:
         """Give up the rest. Idempotent."""
         left, self.left = self.left, 0
-        self._bridge.forget(self.ticket, withdraw=left > 0)
+        self._bridge.forget(self.ticket, self.inbox, withdraw=left > 0)
 
     def __enter__(self) -> Self:
         return self

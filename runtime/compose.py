@@ -30,6 +30,7 @@ from ..tiering.units import BlockId, format_size
 from . import verdicts
 from .bare import bare_model, dtype_of, move_out, replace_tensors
 from .config import Config
+from .device.opening import open_device, place_above
 from .engine import Engine
 from .kv.opening import kv_tier
 from .kv.seam import PagedKV
@@ -68,8 +69,13 @@ class Handle:
 
     @property
     def placement(self) -> Placement:
-        """What is where, under which budget."""
-        return self._engine.placement
+        """What of the model is where in host memory, under which budget."""
+        return self._engine.host_placement
+
+    @property
+    def device_placement(self) -> Placement | None:
+        """The same of the device's memory; None where the CPU computes."""
+        return None if self._engine.device is None else self._engine.device.placement
 
     @property
     def bundle(self) -> Path:
@@ -267,10 +273,19 @@ def _install(
     blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in moved]
     budget = settings.host_budget(sum(block.length for block in blocks) + (settings.kv_host or 0))
     readable = embeddings(model, moved, manifest.tied)
-    placement = _placed(blocks, budget, settings.kv_host or 0, readable, scratch_bytes(moved))
+    device = open_device(settings)
+    with _kv_beside(kv := settings.kv_host or 0):
+        if device is None:
+            placement, above = place(blocks, budget - kv, embeddings=readable, scratch=scratch_bytes(moved)), None
+            divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
+        else:
+            placement, above = place_above(
+                blocks, device, settings, host=budget - kv, embeddings=readable, scratch=scratch_bytes(moved)
+            )
+            # What a device fetches from by itself stays where it is: nothing goes when the machine runs short.
+            divisions = Divisions([b for b in blocks if b.id in above.below], placement, floor=placement.budget)
     _set_threads(settings.compute.threads)
     verdicts.load(VERDICTS)
-    divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
     reading = reading_of(bundle.paths, settings.io, block=typical_read(streamed_lengths(blocks, placement)))
     if bundle.direct and backends.directness(reading.backend) is False:
         bundle.close()
@@ -287,6 +302,7 @@ def _install(
             reading=reading,
             record=record,
             kv=kv_tier(settings, reading, model.config),
+            above=above,
         )
     try:
         engine.load(progress)
@@ -312,12 +328,11 @@ def _prefixes(settings: Config, model: PreTrainedModel, bundle: Bundle, tier: KV
         return str(error)
 
 
-def _placed(
-    blocks: list[SizedBlock], budget: int, kv: int, readable: Mapping[BlockId, bool], scratch: int
-) -> Placement:
-    """What is where in ``budget`` bytes, ``kv`` of them for KV. Raises BudgetTooSmall."""
+@contextmanager
+def _kv_beside(kv: int) -> Iterator[None]:
+    """Where a budget is too small, say that ``kv`` bytes of it are for KV."""
     try:
-        return place(blocks, budget - kv, embeddings=readable, scratch=scratch)
+        yield
     except BudgetTooSmall as error:
         if not kv:
             raise

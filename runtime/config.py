@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..tiering.errors import ConfigError, DeviceUnavailable, PenstockError
+from ..tiering.errors import ConfigError
 from ..tiering.policy.placement import with_working_memory
 from ..tiering.units import GiB, format_size
 from . import configfile
-from .settings import LATER, NOT_YET, OVERRIDES, Compute, Experts, Io, Kv, Memory, NoDevice, Store, Weights
+from .settings import OVERRIDES, Compute, Experts, Io, Kv, Memory, Store, Weights
 
 if TYPE_CHECKING:
     from .formats import Rules
@@ -25,7 +25,6 @@ class Fault(NamedTuple):
     key: str
     value: object
     what: str
-    error: type[PenstockError] = ConfigError
 
 
 class Config(BaseModel):
@@ -43,7 +42,7 @@ class Config(BaseModel):
 
     def __init__(self, **sections: Any) -> None:
         if fault := find_fault(sections):
-            raise fault.error(f"{_in_file(fault)}: {fault.what}")
+            raise ConfigError(f"{_in_file(fault)}: {fault.what}")
         super().__init__(**sections)
 
     @classmethod
@@ -51,28 +50,26 @@ class Config(BaseModel):
         """The file at ``path`` (else ./penstock.toml, else ~/.config/penstock/penstock.toml, else defaults), then
         ``overrides`` by the names in OVERRIDES; an override of None counts as not given.
 
-        Raises ConfigError (file, key, value, what is right) and DeviceUnavailable.
+        Raises ConfigError (file, key, value, what is right).
         """
         file = Path(path) if path is not None else configfile.usual_file()
         raw = configfile.read(file) if file else {}
         if fault := find_fault(raw):
-            raise fault.error(f"{file}: {_in_file(fault)}: {fault.what}")
+            raise ConfigError(f"{file}: {_in_file(fault)}: {fault.what}")
         return cls(**raw).override(**overrides)
 
     def override(self, **overrides: Any) -> Self:
-        """A copy with these overrides; None counts as not given. Raises ConfigError and DeviceUnavailable."""
+        """A copy with these overrides; None counts as not given. Raises ConfigError."""
         raw: dict[str, dict[str, Any]] = self.model_dump()
         for name, value in overrides.items():
             if name not in OVERRIDES:
-                raise ConfigError(
-                    f"{name} = {_show(value)}: {NOT_YET if name in LATER else _unknown(name, OVERRIDES, 'option')}"
-                )
+                raise ConfigError(f"{name} = {_show(value)}: {_unknown(name, OVERRIDES, 'option')}")
             if value is not None:
                 section, key = OVERRIDES[name]
                 raw[section][key] = value
         if fault := find_fault(raw):
             name = next(name for name, place in OVERRIDES.items() if place == (fault.section, fault.key))
-            raise fault.error(f"{name} = {_show(fault.value)}: {fault.what}")
+            raise ConfigError(f"{name} = {_show(fault.value)}: {fault.what}")
         return type(self)(**raw)
 
     @property
@@ -181,11 +178,9 @@ def _prompts_of_lossy_pages(kv: Any) -> Fault | None:
 
 def _fault(section: str, key: str, value: object, model: type[BaseModel], error: Any) -> Fault:
     if error["type"] == "extra_forbidden":
-        what = NOT_YET if (section, key) in LATER.values() else _unknown(key, model.model_fields, f"key in [{section}]")
-        return Fault(section, key, value, what)
+        return Fault(section, key, value, _unknown(key, model.model_fields, f"key in [{section}]"))
     if error["type"] == "value_error":
-        cause = error["ctx"]["error"]
-        return Fault(section, key, value, str(cause), DeviceUnavailable if isinstance(cause, NoDevice) else ConfigError)
+        return Fault(section, key, value, str(error["ctx"]["error"]))
     choices = get_args(model.model_fields[key].annotation)
     listed = ", ".join(f'"{choice}"' for choice in choices)
     what = f"it is one of {listed}" if len(choices) > 1 else f"this version has only {listed}"
@@ -193,8 +188,6 @@ def _fault(section: str, key: str, value: object, model: type[BaseModel], error:
 
 
 def _unknown_section(name: str, values: object) -> str:
-    if any(name == section for section, _ in LATER.values()):
-        return NOT_YET
     for section, key in OVERRIDES.values():
         if not isinstance(values, Mapping) and (name == key or OVERRIDES.get(name) == (section, key)):
             return f"this stands outside of a section; write {key} = ... under [{section}]"

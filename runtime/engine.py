@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..kernels.arena import Arena
+from ..kernels.devices.base import DeviceArena
 from ..kernels.heap import trim
 from ..kernels.parts import VERDICTS
 from ..kernels.reading import may_wait
@@ -31,6 +32,7 @@ from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId, align_up
 from . import verdicts
 from .bridge import Bridge
+from .device.tier import Above, DeviceTier, device_setup
 from .guessing import BOTH, ROUTER, TOGETHER
 from .kv.pool import PoolUsage
 from .kv.tier import Chosen, KVTier
@@ -67,24 +69,27 @@ class Engine:
         reading: Reading,
         record: str | Path | None = None,
         kv: KVTier | None = None,
+        above: Above | None = None,
     ) -> None:
         """``blocks`` are what moves of ``bundle``: its own, or several of them joined. ``divisions`` of ``placement``
-        say what stays when ``machine`` runs short of memory.
+        say what stays when ``machine`` runs short of memory. With a device tier ``above``, both are of what passes
+        through host memory alone.
 
         ``eviction`` is a name in EVICTION; ``guess`` allows reads of experts on a guess; ``reading`` says how reads are
         made on each drive; ``record`` is the file for a recording of all that the planner does;
         ``kv``, closed with the engine, is where KV lies, if not with transformers.
 
-        Nothing is read before ``load``. Raises ConfigError where this machine cannot read so, and TraceError where
-        ``record`` cannot be written.
+        Nothing is read before ``load``. Raises ConfigError where this machine cannot read so, TraceError where
+        ``record`` cannot be written, and DeviceFull.
         """
-        self.bundle, self.placement, self.reading, self.kv = bundle, placement, reading, kv
+        self.bundle, self.host_placement, self.reading, self.kv = bundle, placement, reading, kv
         self._divisions = divisions
         self.blocks = {block.id: block for block in blocks}
         self.pressure = Pressure(machine, divisions)
         manifest = bundle.manifest
+        passing = blocks if above is None else [block for block in blocks if block.id in above.below]
         setup = setup_of(
-            ((block.id, block.extent, manifest.drive_of(block)) for block in blocks),
+            ((block.id, block.extent, manifest.drive_of(block)) for block in passing),
             placement,
             divisions,
             reading,
@@ -97,13 +102,27 @@ class Engine:
         planner = setup.planner()
         cache = planner.residency.regions[EXPERTS]
         self._cache = (cache.start, cache.capacity)
-        self.arena = Arena(max(planner.residency.capacity, 1))
-        self.views = AllViews(self.arena)
+        self._host_arena = Arena(max(planner.residency.capacity, 1))
         watch = self.pressure.watch if divisions.floor < divisions.ceiling else None
         self._reader = open_reader(reading, setup.drives)
         flash = BundleFlash(bundle, self._reader)
-        self.bridge = Bridge(planner, flash, self.arena, watch=watch, recording=self.recording)
-        by_row = (*placement.by_row, *divisions.by_row)
+        self.host = Bridge(planner, flash, self._host_arena, watch=watch, recording=self.recording)
+        """The bridge over the host tier."""
+        self.device: DeviceTier | None = None
+        if above is not None:
+            drives = setup.drives
+            top = device_setup(blocks, above.placement, reading, drives=drives, eviction=eviction, guess=guess)
+            try:
+                self.device = DeviceTier(above, top, setup, bundle, self.host, self._host_arena)
+            except BaseException:
+                self._close_host()
+                raise
+        self.bridge: Bridge = self.host if self.device is None else self.device.bridge
+        """The way to the tier that is computed on; the next three are that tier's too."""
+        self.arena: DeviceArena = self._host_arena if self.device is None else self.device.arena
+        self.placement = placement if self.device is None else self.device.placement
+        self.views = AllViews(self.arena)
+        by_row = (*self.placement.by_row, *divisions.by_row)
         self.predictors = Predictors((ROUTER, BOTH, TOGETHER))
         """Who guesses experts; one for all layers."""
         self._expert_bytes = placement.expert_total_bytes / max(1, placement.expert_count)
@@ -120,11 +139,16 @@ class Engine:
     def load(self, progress: Progress) -> None:
         """Read what stays in memory. Raises what reading raises."""
         prefaulting, until = self._prefault(), time.monotonic() + _PATIENCE
-        wanted = [*self.placement.resident, *self._divisions.bound]
-        progress.start("loading", self.placement.resident_bytes + self.placement.pinned_bytes)
-        for block, slot in self.bridge.acquire(wanted, stream=HOUSE):
-            self.pinned[block] = slot
-            progress.advance(slot.length)
+        tiers = [(self.host, self.host_placement, [*self.host_placement.resident, *self._divisions.bound])]
+        if self.device is not None:
+            stay = self.device.placement
+            tiers.insert(0, (self.bridge, stay, [*stay.resident, *stay.pinned]))
+        progress.start("loading", sum(stay.resident_bytes + stay.pinned_bytes for _, stay, _ in tiers))
+        for bridge, _, wanted in tiers:
+            for block, slot in bridge.acquire(wanted, stream=HOUSE):
+                if bridge is self.bridge:
+                    self.pinned[block] = slot
+                progress.advance(slot.length)
         for block in filter(self.elastic.__contains__, self.blocks):  # the others are read ahead meanwhile
             for _, slot in self.bridge.acquire([block]):
                 self.bridge.release(block)
@@ -138,7 +162,9 @@ class Engine:
         each = align_up(length // _PREFAULTS + 1)
         spans = [(where + start, min(each, length - start)) for start in range(0, length, each)]
         name = "penstock-prefault"
-        threads = [threading.Thread(target=self.arena.prefault, args=span, name=name, daemon=True) for span in spans]
+        threads = [
+            threading.Thread(target=self._host_arena.prefault, args=span, name=name, daemon=True) for span in spans
+        ]
         for thread in threads:
             thread.start()
         return threads
@@ -177,7 +203,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """A snapshot since loading."""
-        counters, elastic = self.bridge.counters(), self.pressure.elastic
+        counters, elastic = self.host.counters(), self.pressure.elastic
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
         kv = PoolUsage() if self.kv is None else self.kv.pool.usage()
         chosen = Chosen() if self.kv is None else self.kv.chosen()
@@ -248,11 +274,11 @@ class Engine:
             _thread.start_new_thread(self._close, ())
 
     def _close(self) -> None:
-        self.bridge.close()
-        self._reader.close()
+        if self.device is not None:
+            self.device.close()
+        self._close_host()
         if self.kv is not None:
             self.kv.pool.close()
-        self.arena.close()
         self.views.forget()
         for reader in self.rows.values():
             reader.close()
@@ -261,3 +287,8 @@ class Engine:
         for recorded in (self._trace, self.recording):
             if recorded is not None:
                 recorded.stop()
+
+    def _close_host(self) -> None:
+        self.host.close()
+        self._reader.close()
+        self._host_arena.close()

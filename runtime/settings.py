@@ -1,6 +1,7 @@
 """The sections of the configuration: their keys, defaults, and which values are right."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from ..tiering.units import parse_size
 OVERRIDES: Mapping[str, tuple[str, str]] = {
     "host_memory": ("memory", "host"),
     "host_memory_floor": ("memory", "floor"),
+    "device_memory": ("memory", "device"),
     "flash_limit": ("memory", "flash"),
     "store": ("store", "path"),
     "store_stripes": ("store", "stripes"),
@@ -42,13 +44,6 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "threads": ("compute", "threads"),
 }
 """Keyword override (on the command line ``--host-memory`` ...) -> section and key of the file."""
-
-NOT_YET = "this is not in this version of penstock yet; take it out"
-
-LATER: Mapping[str, tuple[str, str]] = {
-    "device_memory": ("memory", "device"),
-}
-"""Names that are settled but mean nothing yet: writing one must not look as if it had an effect."""
 
 WEIGHT_FORMATS = ("as-is", "lossless", "int8", "int4", "int4-32", "int4-64", "int4-128", "nested", "stacked")
 """Formats that weights can be stored in, by the names of kernels/formats, which takes torch to load."""
@@ -128,19 +123,16 @@ def _folders(value: object) -> object:
 
 
 def _device(value: object) -> object:
-    if isinstance(value, str) and value.split(":")[0] == "cuda":
-        raise NoDevice(f'this version of penstock computes on the CPU{_without_cuda()}; write "auto" or "cpu"')
-    return value
-
-
-class NoDevice(ValueError):
-    """The device is a sensible wish that this machine or version cannot grant."""
-
-
-def _without_cuda() -> str:
-    import torch  # here: the configuration must be readable without loading torch
-
-    return "" if torch.cuda.is_available() else ", and torch finds no CUDA device on this machine"
+    if isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|emulated", value):
+        return value
+    if isinstance(value, str) and value.startswith("emulated:"):
+        try:
+            if parse_size(value.removeprefix("emulated:")):
+                return value
+        except (ConfigError, OverflowError):
+            pass
+        raise ValueError('behind "emulated:" stand the bytes that are copied in a second, as in "emulated:8GB"')
+    raise ValueError('it is "auto", "cpu", "cuda", "cuda:0", ..., or "emulated"')
 
 
 Size = Annotated[int | Literal["auto"], BeforeValidator(_size)]
@@ -162,6 +154,11 @@ class Memory(_Section):
         default="auto",
         description="What is kept of it when the machine runs short of memory; it grows back when there is enough. "
         '"auto" is the least the model runs with, the value of host switches this off.',
+    )
+    device: Size = Field(
+        default="auto",
+        description="Most memory of [compute] device that penstock takes for weights; "
+        '"auto" is what is free there, but for an eighth.',
     )
     flash: Size = Field(
         default="auto",
@@ -308,8 +305,11 @@ class Io(_Section):
 
 
 class Compute(_Section):
-    device: Annotated[Literal["auto", "cpu"], BeforeValidator(_device)] = Field(
-        default="auto", description='"auto" or "cpu".'
+    device: Annotated[str, BeforeValidator(_device)] = Field(
+        default="auto",
+        description='Where is computed: "cpu", which is "auto", or "cuda:0" with weights in its memory, in that of the '
+        'host and on flash. "emulated" has a part of host memory stand for a device\'s, to try that anywhere; '
+        '"emulated:8GB" copies at most so much in a second.',
     )
     threads: Count = Field(
         default="auto",

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from ..kernels.arena import Arena
+from ..kernels.devices.base import DeviceArena
 from ..kernels.formats.registry import FORMATS
 from ..kernels.packed_weight import PackedWeight
 from ..tiering.events import Slot
@@ -17,7 +17,7 @@ from .absent import placeholder
 Made = TypeVar("Made")
 
 
-def tensors_on(arena: Arena, parts: Iterable[tuple[Sequence[TensorSpec], Slot]]) -> tuple[torch.Tensor, ...]:
+def tensors_on(arena: DeviceArena, parts: Iterable[tuple[Sequence[TensorSpec], Slot]]) -> tuple[torch.Tensor, ...]:
     """A tensor for each name in ``parts``, each the tensors that a slot holds: views on their bytes, no copies. The
     planes of a matrix, in one slot or in several, are one weight."""
     found: dict[str, list[tuple[TensorSpec, int]]] = {}
@@ -27,7 +27,7 @@ def tensors_on(arena: Arena, parts: Iterable[tuple[Sequence[TensorSpec], Slot]])
     return tuple(_tensor(arena, planes) for planes in found.values())
 
 
-def _tensor(arena: Arena, planes: Sequence[tuple[TensorSpec, int]]) -> torch.Tensor:
+def _tensor(arena: DeviceArena, planes: Sequence[tuple[TensorSpec, int]]) -> torch.Tensor:
     """The tensor whose ``planes`` lie at these offsets of ``arena``."""
     spec, offset = planes[0]
     if spec.packing is None:
@@ -67,7 +67,10 @@ class SlotViews(Generic[Made]):
     """What is made of the tensors of equal blocks, once per slot: slots recur, so a hit makes nothing new."""
 
     def __init__(
-        self, arena: Arena, parts: Sequence[Sequence[TensorSpec]], make: Callable[[tuple[torch.Tensor, ...]], Made]
+        self,
+        arena: DeviceArena,
+        parts: Sequence[Sequence[TensorSpec]],
+        make: Callable[[tuple[torch.Tensor, ...]], Made],
     ) -> None:
         """``parts``: the tensors of such a block, then those of each block that has further planes of them. ``make``
         takes a tensor for each name."""
@@ -91,7 +94,7 @@ class SlotViews(Generic[Made]):
 class AllViews:
     """The views of one model: one for all blocks in which tensors of the same kinds lie at the same places."""
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: DeviceArena) -> None:
         self._arena = arena
         self._views: dict[object, SlotViews[object]] = {}
 

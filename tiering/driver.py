@@ -2,14 +2,15 @@
 
 import threading
 from collections.abc import Callable
+from typing import Generic
 
 from ..kernels.reading import may_wait, no_waiting
 from .beside import Beside, Work
 from .events import Event, Read, ReadDone, ReadFailed
-from .ports import Flash, Memory
+from .ports import Memory, Place, Source
 
 
-class Driver:
+class Driver(Generic[Place]):
     """``submit`` may be called from any thread; ``post`` is called with each completion, on a thread of the flash.
 
     Nothing lies between a read's end and its event, nor between an event and the reads that follow from it. The
@@ -19,7 +20,12 @@ class Driver:
     """
 
     def __init__(
-        self, flash: Flash, memory: Memory, post: Callable[[Event], None], *, beside: Work | None = None
+        self,
+        flash: Source[Place],
+        memory: Memory[Place],
+        post: Callable[[Event], None],
+        *,
+        beside: Work | None = None,
     ) -> None:
         self._flash, self._memory, self._post = flash, memory, post
         self._lock = threading.RLock()  # may be taken again by the thread that has it: see ``may_wait``

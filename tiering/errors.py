@@ -53,6 +53,10 @@ class DeviceUnavailable(PenstockError):
     """The compute device asked for is not on this machine."""
 
 
+class DeviceFull(PenstockError):
+    """A device has less memory free than it was given to use, or computing took more than was left."""
+
+
 class UnplaceableModule(PenstockError):
     """A module's weights cannot be streamed under this budget; names the module."""
 

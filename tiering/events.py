@@ -13,6 +13,9 @@ Stream = int
 HOUSE: Stream = -1
 """The stream that holds the leases which are never given back."""
 
+COPIER: Stream = -2
+"""The stream that copies blocks to the tier above: what it holds it gives back whatever else happens."""
+
 
 class Slot(NamedTuple):
     """A place in the arena of a tier: ``length`` bytes at ``offset``, inside ``region``."""

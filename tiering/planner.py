@@ -43,6 +43,7 @@ from .counters import Counters
 from .deadlock import stuck
 from .errors import UnplaceableModule
 from .events import (
+    COPIER,
     Acquire,
     Action,
     Begin,
@@ -452,9 +453,11 @@ class Planner:
                 elif self._homes[block].region not in reading:
                     wishes.setdefault(self._tickets[number].stream, (number, block))
         wishes = {stream: wish for stream, wish in wishes.items() if stream not in moving}
+        holders = {region: set(self.residency.holders(region)) for region in self.residency.regions}
+        if COPIER in wishes and COPIER in holders[self._homes[wishes[COPIER][1]].region]:
+            del wishes[COPIER]  # what is being copied makes room
         if not wishes:
             return
-        holders = {region: set(self.residency.holders(region)) for region in self.residency.regions}
         waits = {stream: self._homes[block].region for stream, (_, block) in wishes.items()}
         tangled = stuck(waits, holders, takes_turns=EXPERTS)
         for stream in waits:

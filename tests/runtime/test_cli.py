@@ -139,7 +139,7 @@ def test_file_in_the_folder_is_used(run):
         (["config", "--weights-quality", "best"], ["weights_quality", "adaptive"]),
         (["config", "--weights-format", "int3"], ["as-is"]),
         (["config", "--config", "absent.toml"], ["absent.toml", "No such file"]),
-        (["plan", "m", "--device", "cuda"], ["device", "CPU"]),
+        (["plan", "m", "--device", "gpu"], ["device", "cuda:0"]),
         (["inspect", "./absent"], ["absent"]),
         (["verify", "./absent"], ["absent"]),
         (["pack", "./absent"], ["absent"]),

@@ -57,6 +57,7 @@ class Cycle:
     # --- what the streams do ----------------------------------------------------------------------------------------
 
     def begin(self, stream: Stream) -> None:
+        self.end(stream)  # if it is in a pass: that is over
         self._next[stream] = 0
         self._seen[stream] = []
 

@@ -80,10 +80,16 @@ class Placement:
 
 
 def place(
-    blocks: Iterable[SizedBlock], budget: int, *, embeddings: Mapping[BlockId, bool] | None = None, scratch: int = 0
+    blocks: Iterable[SizedBlock],
+    budget: int,
+    *,
+    embeddings: Mapping[BlockId, bool] | None = None,
+    scratch: int = 0,
+    tier: str = "host",
 ) -> Placement:
     """Divide ``budget`` bytes. ``embeddings`` names the blocks that an embedding can read by row, and says of each
     whether the embedding is alone in using it (not tied to an output layer, say). ``scratch`` bytes are for decoding.
+    Rows that are read lie in host memory, whichever ``tier`` is divided.
 
     Raises BudgetTooSmall, which says the least that would do.
     """
@@ -100,12 +106,12 @@ def place(
     if resident_bytes + scratch + _total(dense) + expert_total + residual_total > budget - working_memory(budget):
         alone = embeddings or {}
         rows = [block for block in dense if block.id in alone]
-        row_cache = sum(row_cache_bytes(block.length) for block in rows)
+        row_cache = sum(row_cache_bytes(block.length) for block in rows) if tier == "host" else 0
         dense = [block for block in dense if not alone.get(block.id, False)]
     fixed = resident_bytes + scratch + row_cache
     minimum = fixed + max((block.length for block in dense), default=0) + largest_expert
     if budget < minimum:
-        raise BudgetTooSmall(_explain(budget, minimum, fixed, dense, largest_expert))
+        raise BudgetTooSmall(_explain(f"{tier}_memory", budget, minimum, fixed, dense, largest_expert))
     free = budget - min(working_memory(budget), budget - minimum)
 
     expert_floor = min(expert_total, max(largest_expert, int(EXPERT_SHARE * budget)))
@@ -165,7 +171,9 @@ def _total(blocks: Iterable[SizedBlock]) -> int:
     return sum(block.length for block in blocks)
 
 
-def _explain(budget: int, minimum: int, fixed: int, dense: Sequence[SizedBlock], largest_expert: int) -> str:
+def _explain(
+    setting: str, budget: int, minimum: int, fixed: int, dense: Sequence[SizedBlock], largest_expert: int
+) -> str:
     parts = [f"{format_size(fixed)} that is always in memory"]
     if dense:
         largest = max(dense, key=lambda block: block.length)
@@ -173,8 +181,8 @@ def _explain(budget: int, minimum: int, fixed: int, dense: Sequence[SizedBlock],
     if largest_expert:
         parts.append(f"one expert with {format_size(largest_expert)}")
     return (
-        f"host_memory is {format_size(budget)}, but this model needs {' + '.join(parts)}; "
-        f"set host_memory to at least {minimum} bytes ({format_size(minimum)})"
+        f"{setting} is {format_size(budget)}, but this model needs {' + '.join(parts)}; "
+        f"set {setting} to at least {minimum} bytes ({format_size(minimum)})"
     )
 
 

@@ -1,0 +1,1 @@
+"""Devices that a tier of memory lies on, and copies to them."""

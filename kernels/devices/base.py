@@ -1,0 +1,62 @@
+"""What a device tier needs of a device: memory, copies up beside everything else, and marks in what is computed."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from ..arena import Arena
+from .copies import Copies
+
+
+class NoDevice(Exception):
+    """This machine has no such device, or it lacks what is needed."""
+
+
+class Mark(Protocol):
+    """A place in what a device has been given to compute; a copy can be told to wait until it is reached."""
+
+
+class DeviceArena(Protocol):
+    """``length`` bytes of a device's memory."""
+
+    length: int
+    address: int
+
+    def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """A contiguous tensor on the bytes at ``offset``, a multiple of the item's size; no copy. It keeps the memory
+        alive, also past ``close``. Raises ValueError outside the arena or after ``close``."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """Nothing in this range is needed any more."""
+
+    def close(self) -> None:
+        """Hand out no more tensors. Idempotent."""
+
+
+class Device(Protocol):
+    """A device that models can be computed on."""
+
+    name: str
+    """As it is written in the configuration."""
+    compute: torch.device
+    """Where torch computes on what lies in its memory."""
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of its memory that are free now, and in all."""
+
+    def arena(self, length: int) -> DeviceArena:
+        """That much of its memory, in one piece. Raises MemoryError."""
+
+    def lock_pages(self, arena: Arena) -> bool:
+        """Keep the pages of ``arena`` in place until it goes, so that the device can fetch from them by itself;
+        whether the system lets it."""
+
+    def copies(self) -> Copies:
+        """A way up: copies on it are made in order, and beside all others."""
+
+    def mark(self) -> Mark | None:
+        """The end of what the calling thread has had computed until now; None if all of that is done."""
+
+
+Marks = Sequence[Mark]

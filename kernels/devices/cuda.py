@@ -1,0 +1,99 @@
+"""A CUDA device: one plain allocation as the arena, page-locked host memory, copies on a stream of their own.
+
+A copy waits for marks, events behind what computed on the memory that it overwrites, and for nothing else; a thread of
+the copies waits for the copy's own event. The device is never synchronised as a whole.
+"""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+
+from ..arena import Arena
+from .base import NoDevice
+from .copies import Copies, Wait
+
+
+class CudaArena:
+    """``length`` bytes on ``device``. Raises MemoryError."""
+
+    def __init__(self, device: torch.device, length: int) -> None:
+        try:
+            self._memory: torch.Tensor | None = torch.empty(length, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+        self.length, self.address = length, self._memory.data_ptr()
+
+    def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        if self._memory is None:
+            raise ValueError("the arena is closed")
+        size = dtype.itemsize
+        for extent in shape:
+            size *= extent
+        if offset < 0 or offset + size > self.length:
+            raise ValueError(f"{size} bytes at {offset} are outside an arena of {self.length} bytes")
+        return self._memory[offset : offset + size].view(dtype).view(shape)
+
+    def discard(self, offset: int, length: int) -> None:
+        """The allocation stays as it is."""
+
+    def close(self) -> None:
+        self._memory = None
+
+
+class Cuda:
+    """The device ``name``, "cuda" or "cuda:N". Raises NoDevice."""
+
+    def __init__(self, name: str) -> None:
+        if not torch.cuda.is_available():
+            why = "this torch is built without CUDA" if torch.version.cuda is None else "no CUDA device or driver"
+            raise NoDevice(f"torch finds no CUDA device on this machine ({why})")
+        index = torch.device(name).index or 0
+        if index >= torch.cuda.device_count():
+            raise NoDevice(f"there is no {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        self.name, self.compute = name, torch.device("cuda", index)
+        try:
+            torch.cuda.mem_get_info(self.compute)
+        except RuntimeError as error:
+            raise NoDevice(f"{name} does not answer: {error}") from error
+
+    def memory(self) -> tuple[int, int]:
+        free, total = torch.cuda.mem_get_info(self.compute)
+        return free, total
+
+    def arena(self, length: int) -> CudaArena:
+        return CudaArena(self.compute, length)
+
+    def lock_pages(self, arena: Arena) -> bool:
+        """Registered where it lies, and as long as it is: allocators of page-locked memory round up to powers of
+        two."""
+        runtime = cast(Any, torch.cuda.cudart())  # type: ignore[no-untyped-call]
+        address = arena.address
+        if int(runtime.cudaHostRegister(address, arena.length, 0)):
+            return False
+        weakref.finalize(arena, runtime.cudaHostUnregister, address)
+        return True
+
+    def copies(self) -> Copies:
+        stream = torch.cuda.Stream(self.compute)  # type: ignore[no-untyped-call]
+
+        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> Wait:
+            with torch.cuda.stream(stream):
+                for mark in after:
+                    stream.wait_event(mark)
+                target.copy_(source, non_blocking=True)
+                end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                end.record(stream)
+
+            def wait(held: torch.Tensor = source) -> None:  # what is copied from must stay until then
+                end.synchronize()
+
+            return wait
+
+        return Copies(begin)
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.compute))
+        return event

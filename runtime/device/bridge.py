@@ -1,0 +1,63 @@
+"""The bridge over the device tier: what compute threads do to it, the host tier below is told of."""
+
+import threading
+from collections.abc import Sequence
+
+from ...kernels.devices.base import Device, Mark
+from ...kernels.devices.fences import Fences
+from ...tiering.events import COPIER, Expect
+from ...tiering.planner import Planner
+from ...tiering.units import BlockId
+from ..bridge import Bridge
+from .uplink import DeviceMemory, Uplink
+
+
+class DeviceBridge(Bridge):
+    """A lease given back leaves a mark behind what was computed under it: the device may not have come so far."""
+
+    def __init__(
+        self, planner: Planner, uplink: Uplink, memory: DeviceMemory, device: Device, fences: Fences[Mark], host: Bridge
+    ) -> None:
+        super().__init__(planner, uplink, memory)
+        self._uplink, self._device, self._fences, self._host = uplink, device, fences, host
+
+    def begin(self) -> None:
+        """The calling thread enters the model's forward."""
+        self._uplink.begin()
+        super().begin()
+
+    def end(self) -> None:
+        """The calling thread leaves the model's forward; what it still holds goes."""
+        self._mark([*self._planner.residency.held(threading.get_ident())])
+        super().end()
+
+    def release(self, *blocks: BlockId) -> None:
+        """Give back one lease of the calling thread on each of ``blocks``."""
+        self._mark(blocks)
+        super().release(*blocks)
+
+    def expect(
+        self,
+        certain: Sequence[BlockId],
+        guessed: Sequence[BlockId],
+        seconds: float = 0.0,
+        finer: Sequence[BlockId] = (),
+    ) -> None:
+        """As Bridge.expect. What is not on the device is expected of the host; guesses are copied up only once they
+        are there: nobody waits for flash on a guess."""
+        absent = [block for block in guessed if self.is_absent(block)]
+        self._host.relay([Expect(COPIER, tuple(filter(self.is_absent, certain)), tuple(absent), 0.0)])
+        near = [block for block in guessed if block not in absent or not self._host.is_absent(block)]
+        super().expect(certain, near, seconds, finer)
+
+    def close(self) -> None:
+        """Refuse all who wait, let copies under way land, end their threads. Idempotent."""
+        super().close()
+        self._uplink.close()
+
+    def _mark(self, blocks: Sequence[BlockId]) -> None:
+        mark = self._device.mark() if blocks else None
+        for block in blocks if mark is not None else ():
+            slot = self._planner.residency.where(block)
+            if slot is not None and mark is not None:
+                self._fences.used(slot.offset, slot.length, mark)

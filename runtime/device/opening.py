@@ -1,0 +1,68 @@
+"""The device that the settings name, and how much of its memory is used."""
+
+from collections.abc import Mapping, Sequence
+
+from ...kernels.devices.base import Device, NoDevice
+from ...kernels.devices.cuda import Cuda
+from ...kernels.devices.emulated import Emulated
+from ...tiering.errors import ConfigError, DeviceFull, DeviceUnavailable
+from ...tiering.policy.placement import Placement, SizedBlock, with_working_memory
+from ...tiering.policy.tiers import place_in_tiers
+from ...tiering.units import BlockId, GiB, format_size, parse_size
+from ..config import Config
+from .tier import Above
+
+EMULATED = "emulated"
+
+
+def open_device(settings: Config) -> Device | None:
+    """The device to compute on; None for the CPU. Raises DeviceUnavailable, and ConfigError for memory of a device that
+    nobody named."""
+    name = settings.compute.device
+    if name in ("auto", "cpu"):
+        if settings.memory.device != "auto":
+            raise ConfigError(
+                f"[memory] device = {format_size(settings.memory.device)} is for a device; name it in [compute] device"
+            )
+        return None
+    if name.split(":")[0] == EMULATED:
+        rate = name.partition(":")[2]
+        return Emulated(rate=parse_size(rate) if rate else None, name=name)
+    try:
+        return Cuda(name)
+    except NoDevice as error:
+        raise DeviceUnavailable(f'{error}; write device = "cpu"') from error
+
+
+def device_budget(settings: Config, device: Device, model_bytes: int) -> int:
+    """Bytes of ``device``'s memory to work in: as written; for "auto" what is free, but for an eighth, as far as a
+    model of ``model_bytes`` has use for it. Raises DeviceFull where less is free than is written, and ConfigError for
+    "auto" on an emulated device, which has no memory of its own."""
+    free, total = device.memory()
+    if settings.memory.device != "auto":
+        if settings.memory.device > free:
+            raise DeviceFull(
+                f"device_memory is {format_size(settings.memory.device)}, but of the {format_size(total)} of "
+                f"{device.name} {format_size(free)} are free: other processes may have the rest; lower device_memory, "
+                "or end them"
+            )
+        return settings.memory.device
+    if device.name.split(":")[0] == EMULATED:
+        raise ConfigError(f"{device.name} has no memory of its own; write how much it may use in [memory] device")
+    return min(free - max(free // 8, min(GiB // 2, free // 2)), with_working_memory(model_bytes))
+
+
+def place_above(
+    blocks: Sequence[SizedBlock],
+    device: Device,
+    settings: Config,
+    *,
+    host: int,
+    embeddings: Mapping[BlockId, bool],
+    scratch: int,
+) -> tuple[Placement, Above]:
+    """What is where in ``host`` bytes of host memory, and on ``device`` above it; see place_in_tiers. Raises
+    BudgetTooSmall, DeviceFull and ConfigError."""
+    budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch)
+    tiers = place_in_tiers(blocks, device=budget, host=host, embeddings=embeddings, scratch=scratch)
+    return tiers.host, Above(device, tiers.device, frozenset(block.id for block in tiers.below))
