@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from ..kernels.devices.base import DeviceArena
 from ..kernels.heap import trim
 from ..kernels.parts import VERDICTS
 from ..kernels.reading import may_wait
-from ..tiering.counters import hit_ratio
+from ..tiering.counters import found_ratio
 from ..tiering.errors import TraceError
 from ..tiering.events import HOUSE, Slot
 from ..tiering.limits import EXPERTS
@@ -32,7 +33,7 @@ from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId, align_up
 from . import verdicts
 from .bridge import Bridge
-from .device.tier import Above, DeviceTier, device_setup
+from .device.tier import Above, DeviceTier, DeviceUsage, device_setup
 from .guessing import BOTH, ROUTER, TOGETHER
 from .kv.pool import PoolUsage
 from .kv.tier import Chosen, KVTier
@@ -42,7 +43,7 @@ from .pressure import Pressure
 from .reading import open_reader
 from .recording import RunRecording
 from .rows import RowReader
-from .trace import Trace
+from .trace import TakesNotes, Trace
 from .views import AllViews
 
 _PROMPT = 16
@@ -198,7 +199,9 @@ class Engine:
             if self._trace is not None and self._trace.running:
                 raise TraceError(f"a trace to {self._trace.path} is being recorded; stop it before the next one")
             files = [file.name for file in self.bundle.manifest.files]
-            self._trace = Trace(model, self.bridge, files, path, kv=None if self.kv is None else self.kv.pool)
+            others: list[TakesNotes] = [] if self.kv is None else [self.kv.pool]
+            others += [] if self.device is None else [self.host, self.device.uplink]
+            self._trace = Trace(model, self.bridge, files, path, others=others)
             return self._trace
 
     def stats(self) -> Stats:
@@ -207,18 +210,22 @@ class Engine:
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
         kv = PoolUsage() if self.kv is None else self.kv.pool.usage()
         chosen = Chosen() if self.kv is None else self.kv.chosen()
-        drive_bytes = list(counters.drive_bytes)
+        above = DeviceUsage() if self.device is None else self.device.usage()
+        drive_bytes = [*map(sum, zip_longest(counters.drive_bytes, above.straight_bytes, fillvalue=0))]
         for block, reader in self.rows.items():
             drive_bytes[self.bundle.manifest.drive_of(self.blocks[block])] += reader.bytes_read
+        asked = counters if self.device is None else self.bridge.counters()
         if self.placement.expert_count:
-            ratio = hit_ratio(counters.expert_hits, counters.expert_misses)
+            ratio = found_ratio(asked.expert_hits, asked.expert_misses, counters.expert_misses)
         else:
-            ratio = hit_ratio(counters.dense_hits, counters.dense_misses)
+            ratio = found_ratio(asked.dense_hits, asked.dense_misses, counters.dense_misses)
         return Stats(
             tokens=self._tokens,
             forwards=self._forwards,
-            flash_bytes_read=counters.flash_bytes + row_bytes,
-            flash_read_seconds=counters.busy_seconds + sum(reader.seconds for reader in self.rows.values()),
+            flash_bytes_read=counters.flash_bytes + row_bytes + sum(above.straight_bytes),
+            flash_read_seconds=counters.busy_seconds
+            + sum(reader.seconds for reader in self.rows.values())
+            + above.straight_seconds,
             demand_bytes=counters.demand_bytes,
             prefetch_bytes=counters.prefetch_bytes,
             guess_bytes=counters.guess_bytes,
@@ -232,10 +239,10 @@ class Engine:
             row_bytes=row_bytes,
             drive_bytes=tuple(drive_bytes),
             reads=counters.reads,
-            expert_hits=counters.expert_hits,
-            expert_misses=counters.expert_misses,
-            dense_hits=counters.dense_hits,
-            dense_misses=counters.dense_misses,
+            expert_hits=asked.expert_hits,
+            expert_misses=asked.expert_misses,
+            dense_hits=asked.dense_hits,
+            dense_misses=asked.dense_misses,
             evictions=counters.evictions,
             hit_ratio=ratio,
             stall_seconds=self.bridge.stall_seconds,
@@ -259,6 +266,11 @@ class Engine:
             kv_pages_passed_over=chosen.pages - chosen.looked_at,
             kv_pages_dropped=chosen.dropped,
             kv_dropped_share=chosen.dropped_share,
+            device_bytes=above.bytes,
+            device_budget=above.budget,
+            device_evictions=asked.evictions if self.device is not None else 0,
+            bytes_copied=above.copied.size,
+            copy_seconds=above.copied.seconds,
         )
 
     def close(self) -> None:

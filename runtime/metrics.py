@@ -8,9 +8,10 @@ from ..tiering.policy.predictors import Record
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """``hit_ratio`` is the share of requested experts that were in memory; for a model without experts, the share of
-    requests for streamed layers that were. ``stall_seconds`` is the time in which a compute thread waited for a block.
-    Of the bytes read, ``demand_bytes`` were waited for, ``prefetch_bytes`` were certain to be wanted, ``guess_bytes``
+    """``hit_ratio`` is the share of requested experts that were in memory (on the device, or the host's); for a model
+    without experts, the share of requests for streamed layers that were. ``stall_seconds`` is the time in which a
+    compute thread waited for a block. Of the bytes read, ``demand_bytes`` were waited for, ``prefetch_bytes`` were
+    certain to be wanted, ``guess_bytes``
     were guessed, of which ``guess_bytes_used`` were then asked for, and ``refine_bytes`` are of residuals, read while a
     drive had nothing else to do; ``refine_failures`` of these could not be read. ``products_by_planes`` says how often
     experts were computed with how many planes of their weights, one in most formats: all requests for experts, in all.
@@ -21,6 +22,10 @@ class Stats:
     never less than ``host_floor``; it was lowered ``host_shrinks`` times and raised ``host_growths`` times.
     ``host_bytes`` is what the arenas may hold now, ``resident_bytes`` what they do hold; the memory for KV in pages is
     a part of these five.
+
+    With a device tier, hits and misses are those of requests to the device: a miss may still be found in host memory.
+    ``device_bytes`` of ``device_budget`` are the device's arena, from which ``device_evictions`` blocks went;
+    ``bytes_copied`` went up to it, in ``copy_seconds`` in which a copy was under way.
 
     Of KV in pages, ``kv_host_bytes`` of ``kv_host_budget`` are in use in memory and ``kv_flash_bytes`` on flash;
     ``kv_pages_read`` of ``kv_bytes_read`` were read back, ``kv_bytes_written`` were written, all of them apart from the
@@ -74,6 +79,11 @@ class Stats:
     kv_pages_passed_over: int
     kv_pages_dropped: int
     kv_dropped_share: float
+    device_bytes: int = 0
+    device_budget: int = 0
+    device_evictions: int = 0
+    bytes_copied: int = 0
+    copy_seconds: float = 0.0
     prefix_hits: int = 0
     prefix_tokens_restored: int = 0
     prefix_bytes_read: int = 0

@@ -172,6 +172,9 @@ def _run(
         "host_bytes": stats.host_bytes,
         "host_budget": stats.host_budget,
         "host_limit": stats.host_limit,
+        "device_bytes": stats.device_bytes,
+        "device_budget": stats.device_budget,
+        "bytes_copied": stats.bytes_copied,
         "kv_host_bytes": stats.kv_host_bytes,
         "kv_host_budget": stats.kv_host_budget,
         "kv_flash_bytes": stats.kv_flash_bytes,
@@ -205,6 +208,7 @@ def _summary(report: dict[str, Any]) -> str:
         f"{format_size(report['flash_bytes_read'])} read, {report['stall_s']:.1f} s waited for the drive; "
         f"{_fineness(report['products_by_planes'])}"
         f"{format_size(report['host_bytes'])} of {format_size(report['host_budget'])} in use"
+        + (f", {format_size(report['device_bytes'])} on the device" if report["device_budget"] else "")
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ...kernels.devices.base import Device, Mark
 from ...kernels.devices.fences import Fences
-from ...tiering.events import COPIER, Expect
+from ...tiering.events import COPIER, Event, Expect, Read
 from ...tiering.planner import Planner
 from ...tiering.units import BlockId
 from ..bridge import Bridge
@@ -54,6 +54,11 @@ class DeviceBridge(Bridge):
         """Refuse all who wait, let copies under way land, end their threads. Idempotent."""
         super().close()
         self._uplink.close()
+
+    def _note_start(self, read: Read) -> None:
+        """Copies are noted when they are made."""
+
+    def _note_end(self, event: Event) -> None: ...
 
     def _mark(self, blocks: Sequence[BlockId]) -> None:
         mark = self._device.mark() if blocks else None

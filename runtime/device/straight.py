@@ -6,6 +6,7 @@ Piece by piece through a little staging memory, so that the host's budget need n
 import contextlib
 import queue
 import threading
+import time
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from ...kernels.devices.copies import Copies
 from ...kernels.devices.fences import Fences
 from ...kernels.reading import mark_thread
 from ...tiering.events import Part
+from ...tiering.store.manifest import Block
 from ...tiering.store.reader import Bundle
 from ...tiering.units import PAGE, MiB
 from .uplink import Done
@@ -37,6 +39,8 @@ class StraightUp:
     def __init__(self, bundle: Bundle, device: Device, copies: Copies, fences: Fences[Mark]) -> None:
         self._bundle, self._device, self._copies, self._fences = bundle, device, copies, fences
         self._blocks = {block.id: block for block in bundle.manifest.blocks}
+        self.read_bytes, self.read_seconds = [0] * len(bundle.manifest.drive_bytes), 0.0
+        """Bytes read from each drive, and seconds in which that was done."""
         self._wanted: queue.SimpleQueue[_Wanted | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="penstock-straight", daemon=True)
@@ -89,7 +93,7 @@ class StraightUp:
                 place = number % 2 * half
                 view = staging.view(place, size)
                 try:
-                    self._bundle.read_rows(block, start // PAGE, view)
+                    self._read_piece(block, start, view)
                 except BaseException:
                     free.release()
                     raise
@@ -104,3 +108,9 @@ class StraightUp:
         if not failed and whole.hexdigest() != block.checksum:
             failed.append(self._bundle.corrupt(block, "is altered: its checksum does not match"))
         return failed[0] if failed else None
+
+    def _read_piece(self, block: Block, start: int, view: memoryview) -> None:
+        began = time.monotonic()
+        self._bundle.read_rows(block, start // PAGE, view)
+        self.read_bytes[self._bundle.manifest.drive_of(block)] += len(view)
+        self.read_seconds += time.monotonic() - began

@@ -1,14 +1,14 @@
 """The device tier of one model: its arena, the planner's bridge over it, and its way down to the host tier."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from ...kernels.arena import Arena
 from ...kernels.devices.base import Device, Mark
-from ...kernels.devices.copies import Copied
+from ...kernels.devices.copies import NOTHING, Copied
 from ...kernels.devices.fences import Fences
 from ...tiering.errors import DeviceFull
 from ...tiering.policy.division import Divisions
@@ -23,6 +23,19 @@ from ..bridge import Bridge
 from .bridge import DeviceBridge
 from .straight import StraightUp
 from .uplink import DeviceMemory, Uplink
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUsage:
+    """What a device tier has and has done: ``bytes`` of its arena, of ``budget``; what was ``copied`` up; bytes that
+    came straight from each drive, and seconds that took."""
+
+    bytes: int = 0
+    budget: int = 0
+    copied: Copied = NOTHING
+    straight_bytes: tuple[int, ...] = ()
+    straight_seconds: float = 0.0
+
 
 COPIES_AHEAD = 2
 """Blocks that may wait for their copy, beside those that wait for flash."""
@@ -54,26 +67,22 @@ class DeviceTier:
             ) from error
         self.page_locked = above.device.lock_pages(arena)
         fences: Fences[Mark] = Fences()
-        uplink = Uplink(
-            host,
-            arena,
-            below.homes.__contains__,
-            Relay(order_of(below.homes)),
-            self._copies,
-            fences,
-            StraightUp(bundle, above.device, self._copies, fences),
-        )
-        self.bridge = DeviceBridge(planner, uplink, DeviceMemory(self.arena), above.device, fences, host)
+        self._straight = StraightUp(bundle, above.device, self._copies, fences)
+        relay = Relay(order_of(below.homes))
+        self.uplink = Uplink(host, arena, below.homes.__contains__, relay, self._copies, fences, self._straight)
+        self.bridge = DeviceBridge(planner, self.uplink, DeviceMemory(self.arena), above.device, fences, host)
 
     @property
     def compute(self) -> torch.device:
         """Where torch computes."""
         return self.device.compute
 
-    @property
-    def copied(self) -> Copied:
-        """What was copied up."""
-        return self._copies.copied
+    def usage(self) -> DeviceUsage:
+        """A snapshot since loading."""
+        read = self._straight.read_bytes
+        return DeviceUsage(
+            self.arena.length, self.placement.budget, self._copies.copied, tuple(read), self._straight.read_seconds
+        )
 
     def close(self) -> None:
         """Let copies land, give the memory back. The host tier must still be there. Idempotent."""
