@@ -11,7 +11,6 @@ the limit" is that over what it took. With a CUDA device, accelerate's CPU offlo
 
 import argparse
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,33 +26,12 @@ from report import Table, publish
 from rounds import Runner, size
 from tokens import fixed_tokens
 
-from penstock.kernels.arena import Arena
-from penstock.kernels.devices.base import Device
+from penstock.kernels.devices.measure import bus_speed
 from penstock.runtime.config import Config
 from penstock.runtime.device.opening import open_device
-from penstock.tiering.units import MiB, format_size
+from penstock.tiering.units import format_size
 
 PROMPT = 64
-COPIES, BLOCK = 64, 8 * MiB
-"""What the bus is measured with."""
-
-
-def bus_speed(device: Device) -> float:
-    """Bytes per second of copies from page-locked memory, one right behind the other."""
-    host, above = Arena(4 * BLOCK), device.arena(4 * BLOCK)
-    host.tensor(0, torch.uint8, (host.length,)).fill_(1)
-    device.lock_pages(host)
-    copies, ended = device.copies(), threading.Semaphore(0)
-    start = time.perf_counter()
-    for number in range(COPIES):
-        place = number % 4 * BLOCK
-        source, target = host.tensor(place, torch.uint8, (BLOCK,)), above.tensor(place, torch.uint8, (BLOCK,))
-        copies.up(source, target, (), lambda _: ended.release())
-    for _ in range(COPIES):
-        ended.acquire()
-    seconds = time.perf_counter() - start
-    copies.close()
-    return COPIES * BLOCK / seconds
 
 
 def decode(engine: Transformers, tokens: int, trace: Path | None = None) -> dict[str, Any]:
@@ -95,7 +73,7 @@ def measure(options: argparse.Namespace, store: str, scratch: str) -> list[dict[
     budgets = {"device_memory": options.device_memory, "host_memory": options.host_memory}
     rounds = []
     for number in range(options.rounds):
-        round: dict[str, Any] = {"bus": bus_speed(device)}
+        round: dict[str, Any] = {"bus": bus_speed(device)[0]}
         with open_engine(
             "penstock", options.model, settings=place | budgets | {"device_memory": whole}, **common
         ) as engine:

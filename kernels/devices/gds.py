@@ -1,6 +1,6 @@
 """Files read straight into a CUDA device's memory (GPUDirect Storage), through kvikio, where the system has it.
 
-kvikio also works without, through buffers of its own in host memory; that would be a second way of what we do ourselves.
+kvikio also works without, through buffers of its own in host memory; that would be a second way of what we do.
 So nothing is read in this way unless the driver says that it can.
 """
 
