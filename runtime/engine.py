@@ -21,19 +21,19 @@ from ..tiering.errors import TraceError
 from ..tiering.events import HOUSE, Slot
 from ..tiering.limits import EXPERTS
 from ..tiering.policy.division import Divisions
-from ..tiering.policy.placement import Placement
+from ..tiering.policy.placement import Placement, SizedBlock
 from ..tiering.policy.predictors import Predictors
 from ..tiering.policy.reads import Reading
 from ..tiering.ports import Machine
 from ..tiering.progress import Progress
-from ..tiering.setup import setup_of
+from ..tiering.setup import device_setup, setup_of
 from ..tiering.store.flash import BundleFlash
 from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId, align_up
 from . import verdicts
 from .bridge import Bridge
-from .device.tier import Above, DeviceTier, DeviceUsage, device_setup
+from .device.tier import Above, DeviceTier, DeviceUsage
 from .guessing import BOTH, ROUTER, TOGETHER
 from .kv.pool import PoolUsage
 from .kv.tier import Chosen, KVTier
@@ -111,8 +111,14 @@ class Engine:
         """The bridge over the host tier."""
         self.device: DeviceTier | None = None
         if above is not None:
-            drives = setup.drives
-            top = device_setup(blocks, above.placement, reading, drives=drives, eviction=eviction, guess=guess)
+            top = device_setup(
+                ((SizedBlock(block.id, block.extent.length, block.resident), block.extent) for block in blocks),
+                above.placement,
+                reading,
+                drives=setup.drives,
+                eviction=eviction,
+                guess=guess,
+            )
             try:
                 self.device = DeviceTier(above, top, setup, bundle, self.host, self._host_arena)
             except BaseException:

@@ -1,7 +1,6 @@
 """The device tier of one model: its arena, the planner's bridge over it, and its way down to the host tier."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,12 +10,9 @@ from ...kernels.devices.base import Device, Mark
 from ...kernels.devices.copies import NOTHING, Copied
 from ...kernels.devices.fences import Fences
 from ...tiering.errors import DeviceFull
-from ...tiering.policy.division import Divisions
-from ...tiering.policy.placement import Placement, SizedBlock
-from ...tiering.policy.reads import Reading
+from ...tiering.policy.placement import Placement
 from ...tiering.relay import Relay, order_of
-from ...tiering.setup import Setup, setup_of
-from ...tiering.store.manifest import Block
+from ...tiering.setup import Setup
 from ...tiering.store.reader import Bundle
 from ...tiering.units import BlockId, format_size
 from ..bridge import Bridge
@@ -35,10 +31,6 @@ class DeviceUsage:
     copied: Copied = NOTHING
     straight_bytes: tuple[int, ...] = ()
     straight_seconds: float = 0.0
-
-
-COPIES_AHEAD = 2
-"""Blocks that may wait for their copy, beside those that wait for flash."""
 
 
 class Above(NamedTuple):
@@ -88,27 +80,3 @@ class DeviceTier:
         """Let copies land, give the memory back. The host tier must still be there. Idempotent."""
         self.bridge.close()
         self.arena.close()
-
-
-def device_setup(
-    blocks: Sequence[Block],
-    placement: Placement,
-    reading: Reading,
-    *,
-    drives: int,
-    eviction: str,
-    guess: bool,
-) -> Setup:
-    """The setup of the device's planner: the host tier is its one drive, which takes as many reads as all drives of the
-    host do and some more that are only to be copied; every block is copied by itself."""
-    sizes = [SizedBlock(block.id, block.extent.length, block.resident) for block in blocks]
-    divisions = Divisions(sizes, placement, floor=placement.budget)
-    return setup_of(
-        ((block.id, block.extent, 0) for block in blocks),
-        placement,
-        divisions,
-        replace(reading, depth=reading.depth * drives + COPIES_AHEAD, size=0),
-        drives=1,
-        eviction=eviction,
-        guess=guess,
-    )
