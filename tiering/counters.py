@@ -29,7 +29,7 @@ class Counters:
 
 
 def found_ratio(hits: int, misses: int, read: int) -> float:
-    """Share of what was asked for (``hits`` and ``misses`` of a tier) that did not have to be ``read`` from flash; 1.0 when nothing
-    was."""
+    """Share of what was asked for (``hits`` and ``misses`` of a tier) that did not have to be ``read`` from flash; 1.0
+    when nothing was asked for."""
     asked = hits + misses
     return max(0, asked - read) / asked if asked else 1.0

@@ -18,11 +18,13 @@ from ...tiering.units import GiB, format_size
 from ..speeds import existing
 from .console import print_json, print_table, quiet_libraries, waiting
 from .options import Settings, Source
+from .planned_device import DeviceAbove, device_of
 from .sketch import Drives, Sketch, drives_of, sketch
 
 if TYPE_CHECKING:
     from ..config import Config
     from ..forecast import Forecast
+    from ..outline import Outline
     from ..routes import Routes
 
 
@@ -48,12 +50,13 @@ def command(
     outline = found.outline
     if routes is not None:
         routes.check_model({layer.path: layer.experts for layer in outline.layers}, source.model)
-    least, whole = outline.least_budget, with_working_memory(outline.total_bytes)
-    budget = config.host_budget(outline.total_bytes)
+    above = device_of(config, outline.total_bytes + outline.scratch)
+    least = outline.least_budget if above is None else outline.least_below(above.memory)
+    whole, budget = with_working_memory(outline.total_bytes), config.host_budget(outline.total_bytes)
     with waiting("measuring and simulating"):
         places = [config.store.path, *config.store.stripes]
-        found, drives = drives_of(found, outline.place(max(budget, least)), places, config.io)
-        plan = _Plan(found, drives, config, routes, prompt_tokens)
+        found, drives = drives_of(found, _place(outline, max(budget, least), above)[0], places, config.io)
+        plan = _Plan(found, drives, config, routes, prompt_tokens, above)
         curve = {each: plan.at(each) for each in budgets(least, whole, budget)}
     needed = 0 if found.bundle else found.layout.total_bytes
     free = flash_free(places, config.flash_limit, None if found.bundle else drives.shares)
@@ -70,6 +73,7 @@ def command(
         "minimum_host_memory": least,
         "host_memory": budget,
         "host_memory_floor": None,
+        "device_memory": 0 if above is None else above.memory,
         "model_bytes": found.layout.total_bytes,
         "flash_needed": needed,
         "flash_free": free,
@@ -79,20 +83,29 @@ def command(
         "routing": plan.routing,
         "notes": notes,
     }
-    placement: Placement | None = None
+    placement, on_device = None, None
     try:
-        placement = plan.outline.place(budget)
+        placement, on_device = _place(plan.outline, budget, above)
     except BudgetTooSmall as error:
         notes.append(str(error))
     else:
-        floor = plan.outline.divisions(placement, config.host_floor).floor
+        floor = budget if above else plan.outline.divisions(placement, config.host_floor).floor
         report |= {"fits": needed <= free, "host_memory_floor": floor}
         report |= asdict(curve[budget]) | plan.speeds | {"placement": _placed(placement)}
+        report |= {"device_placement": _placed(on_device)} if on_device else {}
         notes += plan.caveats
     if settings.json:
         print_json(report)
     else:
-        _print(report, placement)
+        _print(report, placement, on_device)
+
+
+def _place(outline: "Outline", host: int, above: DeviceAbove | None) -> tuple[Placement, Placement | None]:
+    """What goes where in ``host`` bytes, and on a device above them. Raises BudgetTooSmall."""
+    if above is None:
+        return outline.place(host), None
+    tiers = outline.place_in_tiers(above.memory, host)
+    return tiers.host, tiers.device
 
 
 def _routes(profile: str | None) -> "Routes | None":
@@ -108,14 +121,20 @@ class _Plan:
     """What a sketched model does on its drives and on the cores of this machine, under any budget."""
 
     def __init__(
-        self, found: Sketch, drives: Drives, config: "Config", routes: "Routes | None", prompt_tokens: int
+        self,
+        found: Sketch,
+        drives: Drives,
+        config: "Config",
+        routes: "Routes | None",
+        prompt_tokens: int,
+        above: DeviceAbove | None,
     ) -> None:
         from ..assumed import assumed_routes
         from ..forecast import Devices, Forecaster, routed_tokens
         from ..reference import timings_here
 
         self.outline = found.outline
-        self._config, self._drives = config, drives
+        self._config, self._drives, self._above = config, drives, above
         layers = self.outline.layers
         self.routing = None if not layers else routes.text if routes else "assumed"
         if layers and routes is None:
@@ -127,14 +146,14 @@ class _Plan:
 
     def at(self, budget: int) -> "Forecast":
         """Under ``budget`` bytes of host memory, which must be enough."""
-        placement = self.outline.place(budget)
         experts = self._config.experts
-        return self._forecaster.forecast(
-            placement,
-            self.outline.divisions(placement, self._config.host_floor),
-            eviction=experts.eviction,
-            guess=experts.prefetch == "auto",
-        )
+        policy: Any = {"eviction": experts.eviction, "guess": experts.prefetch == "auto"}
+        if self._above is not None:
+            tiers = self.outline.place_in_tiers(self._above.memory, budget)
+            return self._forecaster.forecast_tiers(tiers, self._above.bus, **policy)
+        placement = self.outline.place(budget)
+        divisions = self.outline.divisions(placement, self._config.host_floor)
+        return self._forecaster.forecast(placement, divisions, **policy)
 
     @property
     def speeds(self) -> dict[str, Any]:
@@ -142,6 +161,7 @@ class _Plan:
             "memory_bytes_per_token": self._forecaster.bytes_per_token,
             "flash_bytes_per_second": self._drives.bytes_per_second,
             "memory_bytes_per_second": self._forecaster.memory.bandwidth,
+            "bus_bytes_per_second": None if self._above is None else self._above.bus.bandwidth,
         }
 
     @property
@@ -155,6 +175,8 @@ class _Plan:
             )
         if self.outline.guessed:
             notes.append("nothing says how many experts a token uses; all of them are counted")
+        if self._above is not None and self._above.unmeasured:
+            notes.append("what computing takes on the device was not measured: the CPU's time is taken for it")
         notes.append("attention over a long context, and what else runs on the machine, are not counted")
         return notes
 
@@ -216,19 +238,23 @@ def flash_free(places: Sequence[Path], limit: int | None, shares: Sequence[float
     return max(0, min(room, limit - bundle_bytes(store) - sum(map(size_of, elsewhere))))
 
 
-def _print(report: dict[str, Any], placement: Placement | None) -> None:
+def _print(report: dict[str, Any], placement: Placement | None, on_device: Placement | None) -> None:
     verdict = "fits" if report["fits"] else "does not fit"
     print(
         f"{format_size(report['model_bytes'])} of weights, {format_size(report['host_memory'])} of host memory: "
         f"{verdict}. The least that would do: {format_size(report['minimum_host_memory'])}."
     )
+    if on_device is not None:
+        columns = ["what", "blocks", "bytes", "device memory", "where"]
+        print_table("", columns, _where(on_device, "device", "host memory"))
     if placement is not None:
-        print_table("", ["what", "blocks", "bytes", "host memory", "where"], _where(placement))
+        print_table("", ["what", "blocks", "bytes", "host memory", "where"], _where(placement, "memory", "flash"))
         print(
             f"About {report['tokens_per_second']:.2f} tokens/s, limited by {report['limited_by']}; "
             f"{format_size(report['flash_bytes_per_token'])} from flash and "
             f"{format_size(report['memory_bytes_per_token'])} from memory per token, {report['hit_ratio']:.0%} hits.\n"
-            f"First token of a prompt of {report['prompt_tokens']} after "
+            + _copying(report)
+            + f"First token of a prompt of {report['prompt_tokens']} after "
             f"about {report['time_to_first_token_s']:.2f} s.\n"
             f"Measured: flash {report['flash_bytes_per_second'] / 1e9:.2f} GB/s, "
             f"memory {report['memory_bytes_per_second'] / 1e9:.1f} GB/s.\n"
@@ -245,6 +271,14 @@ def _print(report: dict[str, Any], placement: Placement | None) -> None:
         print(f"Note: {note}.")
 
 
+def _copying(report: dict[str, Any]) -> str:
+    """What goes over the bus, if there is one."""
+    if report["bus_bytes_per_second"] is None:
+        return ""
+    rate = report["bus_bytes_per_second"] / 1e9
+    return f"{format_size(report['bytes_copied_per_token'])} copied to the device per token, at {rate:.1f} GB/s.\n"
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     """A row of the curve's table."""
     gained = row["tokens_per_second_per_gib"]
@@ -259,19 +293,20 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _where(placement: Placement) -> list[tuple[str, object, str, str, str]]:
-    """Rows of the table; what the model does not have is left out."""
+def _where(placement: Placement, here: str, below: str) -> list[tuple[str, object, str, str, str]]:
+    """Rows of the table of what is ``here`` and what comes from ``below``; what the model does not have is left
+    out."""
     rows = [
-        ("small weights", len(placement.resident), placement.resident_bytes, placement.resident_bytes, "memory"),
-        ("layers, kept", len(placement.pinned), placement.pinned_bytes, placement.pinned_bytes, "memory"),
-        ("layers, streamed", len(placement.streamed), placement.streamed_bytes, placement.stream_region_bytes, "flash"),
+        ("small weights", len(placement.resident), placement.resident_bytes, placement.resident_bytes, here),
+        ("layers, kept", len(placement.pinned), placement.pinned_bytes, placement.pinned_bytes, here),
+        ("layers, streamed", len(placement.streamed), placement.streamed_bytes, placement.stream_region_bytes, below),
         ("embeddings, by row", len(placement.by_row), None, placement.row_cache_bytes, "flash"),
         (
             "experts",
             placement.expert_count,
             placement.expert_total_bytes,
             placement.expert_region_bytes,
-            "flash, cached",
+            f"{below}, cached",
         ),
     ]
     return [

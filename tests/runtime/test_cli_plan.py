@@ -181,3 +181,21 @@ def test_bench_reports_decoding(run, ask, checkpoint, quick):
     assert got["drive_fraction"] == pytest.approx(got["flash_bytes_per_second"] / 1e9)
     assert 0 <= got["stall_share"] <= 1
     assert "tokens/s" in run("bench", checkpoint, "-n", 1)[1]
+
+
+def test_plan_has_a_device_above(run, ask, checkpoint, quick, monkeypatch):
+    monkeypatch.setattr("penstock.kernels.devices.measure.bus_speed", lambda _: (1e8, True))
+    device = ("--device", "emulated", "--device-memory", "250KiB")
+    got = ask("plan", checkpoint, *device, "--host-memory", "200KiB")
+    assert (got["fits"], got["device_memory"], got["bus_bytes_per_second"]) == (True, 250 * KiB, 1e8)
+    both = got["placement"], got["device_placement"]
+    assert got["model_bytes"] > sum(each["pinned_bytes"] + each["expert_region_bytes"] for each in both)
+    assert got["bytes_copied_per_token"] > got["flash_bytes_per_token"] > 0
+    assert got["tokens_per_second"] <= 1e8 / got["bytes_copied_per_token"]
+    assert got["limited_by"] == "bus"
+    least = got["minimum_host_memory"]
+    assert run("generate", checkpoint, "-p", PROMPT, "-n", 1, *device, "--host-memory", least)[0] == 0
+    assert run("generate", checkpoint, "-p", PROMPT, "-n", 1, *device, "--host-memory", least - 1)[0] == 1
+    code, _, err = run("plan", checkpoint, "--device", "emulated")
+    assert code == 1
+    assert "no memory of its own" in err
