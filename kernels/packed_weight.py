@@ -196,7 +196,9 @@ def _device_product(input: torch.Tensor, weight: PackedWeight, on_device: Device
 def _on_device(format: Format) -> DeviceFormat:
     found = device_format(format.name)
     if found is None:
-        raise ValueError(f"no {format.name} weights on a CUDA device: decode them with kernels.cuda.registry.decoded_to")
+        raise ValueError(
+            f"no {format.name} weights on a CUDA device: decode them with kernels.cuda.registry.decoded_to"
+        )
     return found
 
 
@@ -258,7 +260,7 @@ def _buffer(weight: PackedWeight, size: int) -> torch.Tensor:
 
 
 def _embedding(ids: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """``functional.embedding``; only the slabs that the rows ``ids`` lie in are decoded, on a device only those rows."""
+    """``functional.embedding``; only the slabs that the rows ``ids`` lie in are decoded; on a device those rows."""
     if not isinstance(weight, PackedWeight) or weight.transposed:
         return functional.embedding(ids, _decoded(weight), *args, **kwargs)
     n, k = weight.encoded_shape

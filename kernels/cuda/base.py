@@ -16,7 +16,7 @@ class DeviceFormat(Protocol):
     def rows(
         self, planes: Sequence[torch.Tensor], n: int, k: int, ids: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
-        """[len(ids), k]: the rows ``ids`` (integers, 0 to n - 1, in any order) of the matrix, as ``decode`` has them."""
+        """[len(ids), k]: rows of the matrix, as ``decode`` has them; ``ids`` are integers, 0 to n - 1, in any order."""
         ...
 
     def product(self, planes: Sequence[torch.Tensor], n: int, k: int, x: torch.Tensor) -> torch.Tensor | None:

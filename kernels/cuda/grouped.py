@@ -5,8 +5,6 @@ expert, and a program takes a block of one expert's tokens. Which one it finds o
 device, however tokens are routed.
 """
 
-from typing import Any
-
 import torch
 
 from ..formats.int8 import scales_at
@@ -61,15 +59,15 @@ def grouped_product(
 
 @triton.jit
 def _multiply(
-    x: Any,
-    starts: Any,
-    arena: Any,
-    offsets: Any,
-    out: Any,
-    n: Any,
-    k: Any,
-    experts: Any,
-    scales: Any,
+    x: tl.tensor,
+    starts: tl.tensor,
+    arena: tl.tensor,
+    offsets: tl.tensor,
+    out: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    experts: tl.tensor,
+    scales: tl.tensor,
     EXPERTS: tl.constexpr,
     INT8: tl.constexpr,
     OPERAND: tl.constexpr,

@@ -1,7 +1,6 @@
 """Formats ``int4``, ``int4-64`` and ``int4-128`` on a device. Layout: formats/int4.py."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -9,7 +8,6 @@ from ..formats.int4 import Int4
 from .language import OPERAND, ROWS, splits, store, target, tl, triton
 
 _BLOCK = 64  # rows that are stored together
-_COLUMNS = 64  # that a program decodes
 
 
 class Int4OnDevice:
@@ -20,16 +18,14 @@ class Int4OnDevice:
         numbers, scales_and_zeros = self._format.parts(planes[0], n, k)
         first, count = rows.start // _BLOCK, len(out)
         if count:
-            _decode[triton.cdiv(count, _BLOCK), triton.cdiv(k, _COLUMNS)](
+            _decode[triton.cdiv(count, _BLOCK), len(scales_and_zeros)](
                 numbers[first:],
                 scales_and_zeros[:, rows.start :],
                 target(out),
                 count,
                 k,
-                numbers.shape[1],
                 scales_and_zeros.shape[1],
                 GROUP=self._group,
-                COLUMNS=_COLUMNS,
             )
 
     def rows(
@@ -40,7 +36,7 @@ class Int4OnDevice:
         half = _BLOCK // 2
         found = numbers[ids // _BLOCK, :, place % half] >> (place // half * 4).to(torch.uint8)[:, None] & 15
         scales, zeros = scales_and_zeros[:, ids].float().permute(2, 1, 0)[..., None]
-        weights = (found.view(len(ids), -1, self._group).float() - 8) * scales + zeros
+        weights: torch.Tensor = (found.view(len(ids), len(scales_and_zeros), self._group).float() - 8) * scales + zeros
         return weights.flatten(1)[:, :k].to(dtype)
 
     def product(self, planes: Sequence[torch.Tensor], n: int, k: int, x: torch.Tensor) -> torch.Tensor | None:
@@ -70,42 +66,39 @@ class Int4OnDevice:
 
 @triton.jit
 def _decode(
-    numbers: Any,
-    scales_and_zeros: Any,
-    out: Any,
-    rows: Any,
-    k: Any,
-    wide: Any,
-    high: Any,
+    numbers: tl.tensor,
+    scales_and_zeros: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    k: tl.tensor,
+    high: tl.tensor,
     GROUP: tl.constexpr,
-    COLUMNS: tl.constexpr,
 ) -> None:
-    """Program (i, j): columns j * COLUMNS and on of block i, to out [rows, k]. ``wide`` and ``high``: with the columns
-    and rows that fill up the last group and block."""
-    block = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[:, None]
-    lane = tl.arange(0, 32)[None, :]
-    packed = tl.load(numbers + (block * wide + column) * 32 + lane, mask=column < wide, other=0).to(tl.int32)
+    """Program (i, j): group j of the columns of block i, to out [rows, k]. ``high``: rows with those that fill up the
+    last block."""
+    block, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    column, lane = tl.arange(0, GROUP)[:, None], tl.arange(0, 32)[None, :]
+    packed = tl.load(numbers + ((block * tl.num_programs(1) + group) * GROUP + column) * 32 + lane).to(tl.int32)
+    column += group * GROUP
     for half in tl.static_range(2):
         row = block * 64 + half * 32 + lane
-        pair = scales_and_zeros + (column // GROUP * high + row) * 2
-        scale = tl.load(pair, mask=column < wide, other=0.0).to(tl.float32)
-        zero = tl.load(pair + 1, mask=column < wide, other=0.0).to(tl.float32)
+        pair = scales_and_zeros + (group * high + row) * 2
+        scale, zero = tl.load(pair).to(tl.float32), tl.load(pair + 1).to(tl.float32)
         number = ((packed >> (4 * half)) & 15) - 8
         store(out + row * k + column, number.to(tl.float32) * scale + zero, (row < rows) & (column < k))
 
 
 @triton.jit
 def _multiply(
-    x: Any,
-    numbers: Any,
-    scales_and_zeros: Any,
-    out: Any,
-    rows: Any,
-    n: Any,
-    k: Any,
-    groups: Any,
-    span: Any,
+    x: tl.tensor,
+    numbers: tl.tensor,
+    scales_and_zeros: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    groups: tl.tensor,
+    span: tl.tensor,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     OPERAND: tl.constexpr,

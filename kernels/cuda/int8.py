@@ -1,7 +1,6 @@
 """Format ``int8`` on a device. Layout: formats/int8.py. Decoding is torch's; products read the numbers once."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -49,14 +48,14 @@ class Int8OnDevice:
 
 @triton.jit
 def _multiply(
-    x: Any,
-    numbers: Any,
-    scales: Any,
-    out: Any,
-    rows: Any,
-    n: Any,
-    k: Any,
-    span: Any,
+    x: tl.tensor,
+    numbers: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    span: tl.tensor,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,

@@ -1,8 +1,8 @@
 """Triton, which is an extra, and what all kernels share."""
 
-from typing import Any
-
 import torch
+
+__all__ = ["OPERAND", "ROWS", "NoTriton", "splits", "store", "target", "tl", "triton"]
 
 
 class NoTriton(ImportError):
@@ -18,7 +18,7 @@ except ImportError as error:
     ) from error
 
 OPERAND = tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16
-"""What is multiplied by ``tl.dot``. Triton's interpreter has no dot of bfloat16; in float32 its products are the same."""
+"""What is multiplied by ``tl.dot``. Triton's interpreter has no dot of bfloat16; float32 has the same products."""
 
 ROWS = 16
 """Of inputs, in one pass over a matrix: as few as ``tl.dot`` takes."""
@@ -40,12 +40,12 @@ def target(out: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def store(to: Any, numbers: Any, mask: Any) -> None:
+def store(to: tl.tensor, numbers: tl.tensor, mask: tl.tensor) -> None:
     """Store float32 ``numbers``, rounded to the nearest if ``to`` is another dtype; int16 stands for bfloat16."""
     if to.dtype.element_ty == tl.int16:
         # Triton's own rounding, in its interpreter, is towards zero.
         bits = numbers.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        tl.store(to, tl.where(numbers == numbers, rounded, 0x7FC0).to(tl.int16), mask=mask)  # noqa: PLR0124
+        tl.store(to, tl.where(numbers == numbers, rounded, 0x7FC0).to(tl.int16), mask=mask)
     else:
         tl.store(to, numbers.to(to.dtype.element_ty), mask=mask)

@@ -6,7 +6,6 @@ shows, becomes NaNs; nothing outside the plane is read in any case.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -57,20 +56,20 @@ class LosslessOnDevice:
 
 
 @triton.jit
-def _word(at: Any) -> Any:
+def _word(at: tl.tensor) -> tl.tensor:
     """The four bytes at any address, as int64."""
     byte = tl.load(at + tl.arange(0, 4)).to(tl.int64)
     return tl.sum(byte << (8 * tl.arange(0, 4)), 0)
 
 
 @triton.jit
-def _code(level: Any, at: Any, mask: Any) -> Any:
+def _code(level: tl.tensor, at: tl.tensor, mask: tl.tensor) -> tl.tensor:
     """Codes of two bits, number ``at`` of a level."""
     return (tl.load(level + at // 4, mask=mask, other=0).to(tl.int32) >> (at % 4 * 2).to(tl.int32)) & 3
 
 
 @triton.jit
-def _before(which: Any) -> Any:
+def _before(which: tl.tensor) -> tl.tensor:
     """How many are set before each."""
     ones = which.to(tl.int32)
     return tl.cumsum(ones, 0) - ones
@@ -78,15 +77,15 @@ def _before(which: Any) -> Any:
 
 @triton.jit
 def _decode(
-    plane: Any,
-    length: Any,
-    ends: Any,
-    ids: Any,
-    out: Any,
-    rows: Any,
-    n: Any,
-    k: Any,
-    first: Any,
+    plane: tl.tensor,
+    length: tl.tensor,
+    ends: tl.tensor,
+    ids: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    first: tl.tensor,
     GATHER: tl.constexpr,
     NUMBERS: tl.constexpr,
 ) -> None:
@@ -112,12 +111,12 @@ def _decode(
     lane = tl.arange(0, NUMBERS)
 
     if right & ((number == tiles) | (size == 2 * count)):
-        for at in range(low_row * k, high_row * k, NUMBERS):
-            index = at + lane
-            inside = index < high_row * k
-            low = tl.load(plane + start + 2 * index, mask=inside, other=0).to(tl.int32)
-            high = tl.load(plane + start + 2 * index + 1, mask=inside, other=0).to(tl.int32)
-            tl.store(to + index, (low | high << 8).to(tl.int16), mask=inside)
+        for begin in range(low_row * k, high_row * k, NUMBERS):
+            kept = begin + lane < high_row * k
+            pair = plane + start + 2 * (begin + lane)
+            low = tl.load(pair, mask=kept, other=0).to(tl.int32)
+            high = tl.load(pair + 1, mask=kept, other=0).to(tl.int32)
+            tl.store(to + begin + lane, (low | high << 8).to(tl.int16), mask=kept)
     else:
         escaped = size - 20 - count // 4 - count
         right = right & (escaped >= 0)
@@ -168,5 +167,5 @@ def _decode(
             kept = inside & (row >= low_row) & (row < high_row)
             tl.store(to + row.to(tl.int64) * k + column, (low | high << 8).to(tl.int16), mask=kept)
         if ((right == 0) | (taken_1 != count_1)) | ((taken_2 != count_2) | (taken_3 != count_3)):
-            for at in range(low_row * k, high_row * k, NUMBERS):
-                tl.store(to + at + lane, tl.full((NUMBERS,), 0x7FC0, tl.int16), mask=at + lane < high_row * k)
+            for begin in range(low_row * k, high_row * k, NUMBERS):
+                tl.store(to + begin + lane, tl.full((NUMBERS,), 0x7FC0, tl.int16), mask=begin + lane < high_row * k)

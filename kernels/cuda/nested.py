@@ -1,7 +1,6 @@
 """Formats ``nested`` and ``stacked`` on a device, with as many planes as are there. Layout: formats/nested.py."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -58,17 +57,17 @@ class NestedOnDevice:
 
 @triton.jit
 def _decode(
-    planes_0: Any,
-    planes_1: Any,
-    planes_last: Any,
-    ids: Any,
-    out: Any,
-    rows: Any,
-    k: Any,
-    first: Any,
-    length: Any,
-    length_last: Any,
-    head: Any,
+    planes_0: tl.tensor,
+    planes_1: tl.tensor,
+    planes_last: tl.tensor,
+    ids: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    k: tl.tensor,
+    first: tl.tensor,
+    length: tl.tensor,
+    length_last: tl.tensor,
+    head: tl.tensor,
     GATHER: tl.constexpr,
     SPLIT: tl.constexpr,
     MISSING: tl.constexpr,
@@ -79,10 +78,7 @@ def _decode(
     there. Dimensions are [row, unit of eight columns, column in the unit]."""
     place = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     there = place < rows
-    if GATHER:
-        row = tl.load(ids + place, mask=there, other=0).to(tl.int64)
-    else:
-        row = tl.where(there, place + first, first)
+    row = tl.load(ids + place, mask=there, other=0).to(tl.int64) if GATHER else tl.where(there, place + first, first)
     tile, row = (row // 16)[:, None, None], (row % 16).to(tl.int32)[:, None, None]
     unit = tl.program_id(1) * UNITS + tl.arange(0, UNITS)[None, :, None]
     inside = unit * 8 < k
