@@ -1,45 +1,46 @@
-"""Compiles the kernels of kernels/cuda for a device that need not be there."""
+"""Has the kernels of kernels/cuda compiled as they are launched, for a device that need not be there."""
 
-from typing import Any
+from functools import partialmethod
+from itertools import product
+from types import SimpleNamespace
 
-import triton
-import triton.language as tl
+import torch
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-from penstock.kernels.cuda import grouped, int4, int8, lossless, nested
+from penstock.kernels.cuda.grouped import grouped_product
+from penstock.kernels.cuda.registry import device_format
+from penstock.kernels.formats.registry import FORMATS
 
-_TARGET = GPUTarget("cuda", 80, 32)
-_POINTERS = {
-    **dict.fromkeys(("x", "scales_and_zeros"), "*bf16"),
-    **dict.fromkeys(("plane", "planes_0", "planes_1", "planes_last", "arena"), "*u8"),
-    **dict.fromkeys(("ids", "starts", "offsets", "ends"), "*i64"),
-    "out": "*i16",
-}
-"""Types of arguments; all others are int32."""
+N, K = 144, 128
 
 
 def compile_all() -> None:
-    _compile(int8._multiply, numbers="*i8", scales="*bf16", ROWS=16, BLOCK_N=32, BLOCK_K=128, OPERAND=tl.bfloat16)
-    for group in (32, 128):
-        _compile(int4._decode, numbers="*u8", GROUP=group)
-        _compile(int4._multiply, numbers="*u8", out="*fp32", GROUP=group, ROWS=16, OPERAND=tl.bfloat16)
-    for split, missing in ((False, 0), (False, 1), (True, 0), (True, 1), (True, 2)):
-        _compile(nested._decode, GATHER=missing == 0, SPLIT=split, MISSING=missing, UNITS=32)
-    for gather in (False, True):
-        _compile(lossless._decode, GATHER=gather, NUMBERS=2048, num_warps=8)
-    for sizes in (grouped._NARROW, grouped._WIDE):
-        for packed in (False, True):
-            _compile(grouped._multiply, EXPERTS=64, INT8=packed, OPERAND=tl.bfloat16, **sizes)
+    driver.set_active(
+        SimpleNamespace(
+            get_current_device=lambda: 0,
+            get_current_stream=lambda _: 0,
+            get_current_target=lambda: GPUTarget("cuda", 80, 32),
+        )
+    )
+    JITFunction.run = partialmethod(JITFunction.run, warmup=True)  # not launched
+    JITFunction.__getitem__ = lambda self, grid: lambda *args, **options: self.run(*args, grid=grid, **options)
+    for name in ("int8", "int4-32", "int4-128", "nested", "stacked", "lossless"):
+        _use(name)
+    for tokens, int8 in product((1, 40), (False, True)):
+        offsets, starts = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1, tokens])
+        arena = torch.zeros(4 * N * K, dtype=torch.uint8)
+        grouped_product(torch.zeros(tokens, K).bfloat16(), starts, arena, offsets, N, int8=int8)
 
 
-def _compile(kernel: Any, num_warps: int = 4, **arguments: Any) -> None:
-    """Constants, and types that are not as usual, in ``arguments``."""
-    names = kernel.arg_names
-    types, constants = {}, {}
-    for place, name in enumerate(names):
-        given = arguments.get(name, _POINTERS.get(name, "i32"))
-        types[name] = given if isinstance(given, str) else "constexpr"
-        if not isinstance(given, str):
-            constants[(place,)] = given
-    triton.compile(ASTSource(kernel, types, constants), target=_TARGET, options={"num_warps": num_warps})
+def _use(name: str) -> None:
+    format, kernels = FORMATS[name], device_format(name)
+    assert kernels is not None
+    planes = format.encode([torch.randn(N, K).bfloat16()], N, K)
+    out = torch.empty(N, K, dtype=torch.bfloat16)
+    for depth in range(1, len(planes) + 1):
+        kernels.decode(planes[:depth], N, K, slice(0, N), out)
+    kernels.rows(planes, N, K, torch.tensor([3]), out.dtype)
+    for rows in (1, 7):
+        kernels.product(planes, N, K, torch.zeros(rows, K).bfloat16())

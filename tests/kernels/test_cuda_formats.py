@@ -98,8 +98,11 @@ def test_a_damaged_lossless_tile_is_nan_and_no_other(device: str) -> None:
     assert kernels is not None
     (plane,) = FORMATS["lossless"].encode([weights], n, k)
     ends = plane[: n // ROWS * 8].view(torch.int64).tolist()
+    # Of the third tile: where its first codes are, and those of level 2.
     codes = ends[2] - ROWS * k * 5 // 4
-    for at, damage in [(ends[1] + 12, 7), (ends[1] + 15, 255), (codes, int(plane[codes]) or 0x55)]:
+    level_2 = ends[1] + 20 + -(-int(plane[ends[1] + 12 : ends[1] + 16].clone().view(torch.int32)) // 4)
+    other = [(at, int(plane[at]) or 0x55) for at in (codes, level_2)]
+    for at, damage in [(ends[1] + 12, 7), (ends[1] + 15, 255), *other]:
         damaged = plane.clone()
         damaged[at] ^= damage
         out = torch.zeros(n, k, dtype=torch.bfloat16, device=device)
