@@ -241,7 +241,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         held, in one format; with the place of the first among ``numbers``."""
         pool = self.tier.pool
         pages = [track.pages[number] for number in numbers]
-        pool.read_ahead([page for page in pages if page.slot is None])
+        if missing := [page for page in pages if page.slot is None]:
+            pool.read_ahead(missing)
         at = 0
         for _, group in groupby(pages, key=lambda page: page.format):
             some = [*group]
@@ -249,9 +250,10 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             for start in range(0, len(some), each):
                 part = some[start : start + each]
                 here = pool.hold(part)
-                held = set(here)
                 try:
-                    here += pool.fetch([page for page in part if page not in held])
+                    if len(here) < len(part):
+                        held = set(here)
+                        here += pool.fetch([page for page in part if page not in held])
                     yield at, part
                 finally:
                     pool.release(here)
