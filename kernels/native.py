@@ -88,8 +88,8 @@ def _declare(library: ctypes.CDLL, signatures: Mapping[str, list[Any]], returns:
 
 
 COMPILED = _compiled()
-"""attention.c, bounds.c, certify.c, kv_quantised.c, and what any processor can run of lossless.c; None where nothing was
-compiled."""
+"""attention.c, bounds.c, certify.c, kv_quantised.c, and what any processor can run of lossless.c; None where nothing
+was compiled."""
 
 LIBRARY = _library()
 """blocks.c, lossless.c, nest.c, nested.c, products.c, quantise.c, symmetric.c and weighted_sum.c; None where they

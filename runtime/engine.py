@@ -233,6 +233,7 @@ class Engine:
             kv_pages_passed_over=chosen.pages - chosen.looked_at,
             kv_pages_dropped=chosen.dropped,
             kv_dropped_share=chosen.dropped_share,
+            kv_exact_layers=chosen.exact_layers,
         )
 
     def close(self) -> None:

@@ -172,7 +172,5 @@ def page_masses(scores: torch.Tensor, tokens: int) -> torch.Tensor:
     logs = torch.empty(heads, rows, pages)
     missing = pages * tokens - there
     stride = scores.stride(0) if rows == 1 else scores.stride(1)
-    COMPILED.penstock_page_masses(
-        scores.data_ptr(), heads * rows, stride, pages, tokens, missing, logs.data_ptr()
-    )
+    COMPILED.penstock_page_masses(scores.data_ptr(), heads * rows, stride, pages, tokens, missing, logs.data_ptr())
     return logs

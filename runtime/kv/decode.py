@@ -85,7 +85,9 @@ class Looking:
     def log_masses(self, pages: Sequence[int]) -> torch.Tensor:
         """The logarithms of the sums of exp(score) of ``pages``, ascending and read: float32 [Hq, R, len(pages)]."""
         scores, skip = self.scores(pages), self.skip * (pages[0] == 0)
-        return page_masses(functional.pad(scores.float(), (skip, 0), value=-torch.inf) if skip else scores.float(), self.tokens)
+        return page_masses(
+            functional.pad(scores.float(), (skip, 0), value=-torch.inf) if skip else scores.float(), self.tokens
+        )
 
     def hidden(self) -> list[int]:
         """Pages with tokens to which the bias makes a difference."""

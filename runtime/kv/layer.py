@@ -113,6 +113,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.shapes = self.tier.shapes(key_states, value_states)
         self.rows = [Row(Track(), Track()) for _ in range(key_states.shape[0])]
         self.is_initialized = True
+        if self.siblings.index(self) in self.tier.exact:
+            self.look_at_all()
 
     @property
     def batch_size(self) -> int:
@@ -198,6 +200,17 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def siblings(self) -> "list[PagedLayer]":
         """All layers of the cache, this one too, in their order."""
         return self._ahead.layers
+
+    def look_at_all(self) -> None:
+        """Keys are made of what is cached (latents), which no summary knows: pages are not chosen by summaries here."""
+        if self.chooser is None or self.chooser.drops:
+            return
+        self.chooser = None
+        self.tier.exact.add(self.siblings.index(self))
+        for row in self.rows:
+            if row.summaries is not None:
+                row.summaries.drop()
+                row.summaries = None
 
     def missing(self) -> Iterator[Page]:
         """Pages that are not in memory, in the order in which attention will look at them, as far as that is known."""
