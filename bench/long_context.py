@@ -5,7 +5,8 @@
 Weights are in memory, in every engine, each run is a process of its own. The context is random numbers put into the
 cache; with ``--hot N`` keys are peaked, so that attention needs one page of N. "of the limit": the bytes of KV read for
 a token, by the drive's speed (1 MiB reads, as many at a time as penstock makes, measured after each run), over the
-time that the token took. "of exact": certified runs beside an exact one with the same [kv] host. Resident is over budget if it exceeds host_memory by more than 128 MiB.
+time that the token took. "of exact": certified runs beside an exact one with the same [kv] host. Resident is over
+budget if it exceeds host_memory by more than 128 MiB.
 """
 
 import argparse

@@ -22,7 +22,7 @@ INLINE void keep_greater(floats *most, floats x)
 /* sum + exp(x), to a relative error of 2e-7; exp(x) is 0 below -87. */
 INLINE void add_power(floats *sum, floats x)
 {
-    const whole_numbers in = x >= -87; /* all bits where it is; NaN is not */
+    const whole_numbers in = x >= -87.0f; /* all bits where it is; NaN is not */
     const floats inside = (floats)((whole_numbers)x & in);
     const floats whole = (inside * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest */
     const floats r = (inside - whole * 0.693145752f) - whole * 1.42860677e-6f;
