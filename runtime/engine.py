@@ -277,6 +277,7 @@ class Engine:
             device_evictions=asked.evictions if self.device is not None else 0,
             bytes_copied=above.copied.size,
             copy_seconds=above.copied.seconds,
+            kv_exact_layers=chosen.exact_layers,
         )
 
     def close(self) -> None:

@@ -32,7 +32,8 @@ class Stats:
     bytes of weights above, and compute threads waited ``kv_stall_seconds`` for pages or for room. 0 for a model whose
     KV transformers keeps. Where [kv] attention chooses among pages, single tokens looked at ``kv_pages_looked_at`` and
     not at ``kv_pages_passed_over``; ``kv_pages_dropped`` are gone for good, which had ``kv_dropped_share`` of the
-    attention that was counted until then (0 where none is counted).
+    attention that was counted until then (0 where none is counted). ``kv_exact_layers`` look at all pages all the
+    same, for "certified" and "quest" cannot choose among latents.
 
     Of kept prompts, ``prefix_hits`` were found, so that ``prefix_tokens_restored`` tokens were read instead of
     computed; ``prefix_problem`` is what went wrong with them last: then prompts are computed, or not kept."""
@@ -79,6 +80,7 @@ class Stats:
     kv_pages_passed_over: int
     kv_pages_dropped: int
     kv_dropped_share: float
+    kv_exact_layers: int
     device_bytes: int = 0
     device_budget: int = 0
     device_evictions: int = 0

@@ -190,6 +190,7 @@ def _run(
         "kv_pages_passed_over": stats.kv_pages_passed_over,
         "kv_pages_dropped": stats.kv_pages_dropped,
         "kv_dropped_share": stats.kv_dropped_share,
+        "kv_exact_layers": stats.kv_exact_layers,
         "peak_rss_bytes": peak_resident_bytes(),
     }
 

@@ -44,6 +44,8 @@ def paged_attention(
         scaling = query.shape[-1] ** -0.5
     if isinstance(key, PagedStates) and isinstance(value, PagedStates):
         layer = key.visible.layer
+        if key.expansion is not None:
+            layer.look_at_all()
         small = layer.chooser is None and _eager_bytes(query, key, value) <= layer.tier.staging
         if not small and trusted(module, eager, query, key, value, scaling, options):
             out = torch.stack([*_in_pages(query, key, attention_mask, Softmax.of(scaling, options))])

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from ...kernels.kv.certify import page_masses
 from ...tiering.kv.pages import Page, Track
 from .layer import PagedLayer, Row, Visible
 from .softmax import Softmax
@@ -72,27 +73,29 @@ class Looking:
         if self._whole:
             raw, bias = self._raw[..., self.skip :], self._bias
         else:
-            tokens = self._columns(pages)
-            seen = (tokens >= self.skip) & (tokens < self.end)
-            raw = self._raw[..., self._columns([self._place[page] for page in pages])[seen]]
-            bias = None if self._bias is None else self._bias[..., tokens[seen] - self.skip]
+            before, after = self._unseen(pages)
+            raw = self._paged_raw(pages).flatten(-2)
+            raw, bias = raw[..., before : raw.shape[-1] - after], self._bias
+            if bias is not None:
+                tokens = (torch.tensor(pages).view(-1, 1) * self.tokens + torch.arange(self.tokens)).flatten()
+                bias = bias[..., tokens[before : len(tokens) - after] - self.skip]
         scores = self.softmax.capped(raw.to(self.query.dtype))
         return scores if bias is None else scores + bias
 
     def log_masses(self, pages: Sequence[int]) -> torch.Tensor:
         """The logarithms of the sums of exp(score) of ``pages``, ascending and read: float32 [Hq, R, len(pages)]."""
-        scores = self.scores(pages).float()
-        skip = self.skip if pages[0] == 0 else 0
-        scores = functional.pad(scores, (skip, -(skip + scores.shape[-1]) % self.tokens), value=-torch.inf)
-        return scores.view(*scores.shape[:2], len(pages), self.tokens).logsumexp(-1)
+        scores, skip = self.scores(pages), self.skip * (pages[0] == 0)
+        return page_masses(
+            functional.pad(scores.float(), (skip, 0), value=-torch.inf) if skip else scores.float(), self.tokens
+        )
 
-    def hidden(self) -> list[bool]:
-        """For each page, whether the bias makes a difference to its tokens."""
+    def hidden(self) -> list[int]:
+        """Pages with tokens to which the bias makes a difference."""
         if self._bias is None:
-            return [False] * self.count
+            return []
         changed = (self._bias != 0).flatten(0, -2).any(0)
         padded = functional.pad(changed, (self.skip, -self.end % self.tokens))
-        found: list[bool] = padded.view(-1, self.tokens).any(-1).tolist()
+        found: list[int] = padded.view(-1, self.tokens).any(-1).nonzero().flatten().tolist()
         return found
 
     def masses(self, pages: Sequence[int], probabilities: torch.Tensor) -> list[float]:
@@ -128,8 +131,17 @@ class Looking:
         else:
             yield from self.layer.together(track, wanted)
 
-    def _columns(self, pages: Sequence[int]) -> torch.Tensor:
-        return (torch.tensor(pages).view(-1, 1) * self.tokens + torch.arange(self.tokens)).flatten()
+    def _paged_raw(self, pages: Sequence[int]) -> torch.Tensor:
+        """[Hq, R, len(pages), tokens]."""
+        paged = self._raw.view(*self._raw.shape[:2], -1, self.tokens)
+        places = [self._place[page] for page in pages]
+        if places == [*range(places[0], places[0] + len(places))]:  # as they were read
+            return paged[:, :, places[0] : places[0] + len(places)]
+        return paged[:, :, places]
+
+    def _unseen(self, pages: Sequence[int]) -> tuple[int, int]:
+        """Of ``pages``, ascending, how many of the first and of the last tokens are not visible."""
+        return self.skip * (pages[0] == 0), (-self.end % self.tokens) * (pages[-1] == self.count - 1)
 
 
 class Chooser(Protocol):

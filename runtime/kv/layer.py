@@ -113,6 +113,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.shapes = self.tier.shapes(key_states, value_states)
         self.rows = [Row(Track(), Track()) for _ in range(key_states.shape[0])]
         self.is_initialized = True
+        if self.siblings.index(self) in self.tier.exact:
+            self.look_at_all()
 
     @property
     def batch_size(self) -> int:
@@ -199,6 +201,17 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         """All layers of the cache, this one too, in their order."""
         return self._ahead.layers
 
+    def look_at_all(self) -> None:
+        """Keys are made of what is cached (latents), which no summary knows: pages are not chosen by summaries here."""
+        if self.chooser is None or self.chooser.drops:
+            return
+        self.chooser = None
+        self.tier.exact.add(self.siblings.index(self))
+        for row in self.rows:
+            if row.summaries is not None:
+                row.summaries.drop()
+                row.summaries = None
+
     def missing(self) -> Iterator[Page]:
         """Pages that are not in memory, in the order in which attention will look at them, as far as that is known."""
         for number, row in enumerate(self.rows):
@@ -241,7 +254,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         held, in one format; with the place of the first among ``numbers``."""
         pool = self.tier.pool
         pages = [track.pages[number] for number in numbers]
-        pool.read_ahead([page for page in pages if page.slot is None])
+        if missing := [page for page in pages if page.slot is None]:
+            pool.read_ahead(missing)
         at = 0
         for _, group in groupby(pages, key=lambda page: page.format):
             some = [*group]
@@ -249,9 +263,10 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             for start in range(0, len(some), each):
                 part = some[start : start + each]
                 here = pool.hold(part)
-                held = set(here)
                 try:
-                    here += pool.fetch([page for page in part if page not in held])
+                    if len(here) < len(part):
+                        held = set(here)
+                        here += pool.fetch([page for page in part if page not in held])
                     yield at, part
                 finally:
                     pool.release(here)

@@ -174,7 +174,7 @@ class PagePool:
             self._held -= len(pages)
             for page in pages:
                 page.leases -= 1
-                if not page.leases and page.passing and not (page.refs and page.heat and self.memory.retain(page)):
+                if not page.leases and page.passing and not self._retained(page):
                     self.memory.vacate(page)
                 if not page.refs and not page.leases:
                     self._free(page)
@@ -335,6 +335,18 @@ class PagePool:
                 if not (self._dirty or self._writing):
                     raise
                 break
+        return False
+
+    def _retained(self, page: Page) -> bool:
+        """Whether ``page``, which has passed, stays in the place of a colder one: of one that is on flash. What is not
+        yet will be, for the next time."""
+        other = self.memory.colder(page) if page.refs and page.heat else None
+        if other is not None and not other.stored:
+            with contextlib.suppress(FlashFull):
+                self._store(other)
+        elif other is not None:
+            self.memory.replace(other, page)
+            return True
         return False
 
     def _give_up_early_read(self) -> bool:

@@ -63,6 +63,7 @@ def test_they_are_zero_where_transformers_keeps_the_cache(tiny_dense_folder: Pat
         "kv_pages_passed_over": 0,
         "kv_pages_dropped": 0,
         "kv_dropped_share": 0.0,
+        "kv_exact_layers": 0,
     }
 
 

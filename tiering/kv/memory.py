@@ -80,21 +80,30 @@ class PageMemory:
             kept = sorted(self._kept[number], key=lambda page: (page.heat, -page.index))
             yield from (page for page in kept if page.evictable)
 
-    def retain(self, page: Page) -> bool:
-        """Keep ``page``, which is passing, in the place of a colder one of its track; whether it is kept."""
-        coldest = min(
-            (other for other in self._kept.get(page.track, ()) if other.stored and other.evictable),
-            key=lambda other: other.heat,
-            default=None,
-        )
-        if coldest is None or coldest.heat >= page.heat or coldest.size < page.size:
-            return False
-        self.forget(coldest)
-        self.vacate(coldest)
+    def colder(self, page: Page) -> Page | None:
+        """What ``page``, which is passing, can take the place of: a page that got less attention, of its track or else
+        of the one that has most in memory; the coldest."""
+        if (found := self._coldest(page.track, page)) is not None or not self._bytes:
+            return found
+        most = max(self._bytes, key=lambda number: (self._bytes[number], -number))
+        return self._coldest(most, page) if self._bytes[most] > self._bytes.get(page.track, 0) else None
+
+    def replace(self, other: Page, page: Page) -> None:
+        """``page``, which is passing, stays in the place of ``other``, which leaves."""
+        self.forget(other)
+        self.vacate(other)
         self.passing_bytes -= page.size
         page.passing = False
         self.keep(page)
-        return True
+
+    def _coldest(self, track: int, page: Page) -> Page | None:
+        """Of ``track``, if that is colder than ``page`` and not smaller."""
+        coldest = min(
+            (other for other in self._kept.get(track, ()) if other.evictable),
+            key=lambda other: other.heat,
+            default=None,
+        )
+        return coldest if coldest is not None and coldest.heat < page.heat and coldest.size >= page.size else None
 
     def reserve(self, size: int) -> None:
         """Take ``size`` bytes for what is not in pages; a negative number gives them back."""
