@@ -72,10 +72,9 @@ class Looking:
         if self._whole:
             raw, bias = self._raw[..., self.skip :], self._bias
         else:
-            tokens = self._columns(pages)
-            seen = (tokens >= self.skip) & (tokens < self.end)
+            tokens, seen = self._tokens_of(pages)
             raw = self._raw[..., self._columns([self._place[page] for page in pages])[seen]]
-            bias = None if self._bias is None else self._bias[..., tokens[seen] - self.skip]
+            bias = None if self._bias is None else self._bias[..., tokens]
         scores = self.softmax.capped(raw.to(self.query.dtype))
         return scores if bias is None else scores + bias
 
@@ -108,6 +107,14 @@ class Looking:
         for number, mass in enumerate(self.masses(range(self.count), probabilities)):
             self.row.keys.pages[self._first + number].heat += mass
 
+    def spread(self, pages: Sequence[int], probabilities: torch.Tensor, weights: torch.Tensor) -> None:
+        """Put the ``probabilities`` [Hq, R, n] of the visible tokens of ``pages``, ascending and read, where they
+        belong in ``weights`` [Hq, R, T]."""
+        if self._whole:
+            weights.copy_(probabilities)
+        else:
+            weights[..., self._tokens_of(pages)[0]] = probabilities
+
     def weigh(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
         """[Hq, R, Dv]: values of ``pages``, ascending, times ``probabilities`` [Hq, R, n] of their visible tokens."""
         skip = self.skip if pages and pages[0] == 0 else 0
@@ -127,6 +134,13 @@ class Looking:
                 yield at - self._first, run
         else:
             yield from self.layer.together(track, wanted)
+
+    def _tokens_of(self, pages: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Numbers of the visible tokens of ``pages``, counted from the first visible one; and which of all their tokens
+        they are."""
+        tokens = self._columns(pages)
+        seen = (tokens >= self.skip) & (tokens < self.end)
+        return tokens[seen] - self.skip, seen
 
     def _columns(self, pages: Sequence[int]) -> torch.Tensor:
         return (torch.tensor(pages).view(-1, 1) * self.tokens + torch.arange(self.tokens)).flatten()
@@ -166,14 +180,17 @@ class Chooser(Protocol):
         ...
 
 
-def attend(look: Looking, number: int, chooser: Chooser | None) -> torch.Tensor:
-    """[Hq, R, Dv] for sequence ``number``; of all pages, or of those that ``chooser`` wants."""
+def attend(look: Looking, number: int, chooser: Chooser | None, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """[Hq, R, Dv] for sequence ``number``; of all pages, or of those that ``chooser`` wants. ``weights`` [Hq, R, T],
+    zeros, are filled with what each token counts."""
     if chooser is None:
         pages: Sequence[int] = range(look.count)
         look.read_all()
     else:
         pages = chooser.choose(look, number)
     probabilities = look.softmax.probabilities(look.scores(pages))
+    if weights is not None:
+        look.spread(pages, probabilities, weights)
     if chooser is not None:
         chooser.saw(look, number, pages, probabilities)
     elif look.layer.tier.encoding.counts:
