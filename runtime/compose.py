@@ -270,7 +270,10 @@ def _install(
     placement = _placed(blocks, budget, settings.kv_host or 0, readable, scratch_bytes(moved))
     _set_threads(settings.compute.threads)
     verdicts.load(VERDICTS)
-    divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
+    floor = settings.host_floor
+    if floor is not None:  # weights and KV have the same share of it as of the budget
+        floor = floor * placement.budget // budget
+    divisions = Divisions(blocks, placement, floor=floor, embeddings=readable)
     reading = reading_of(bundle.paths, settings.io, block=typical_read(streamed_lengths(blocks, placement)))
     if bundle.direct and backends.directness(reading.backend) is False:
         bundle.close()
@@ -286,7 +289,7 @@ def _install(
             guess=settings.experts.prefetch == "auto",
             reading=reading,
             record=record,
-            kv=kv_tier(settings, reading, model.config),
+            kv=kv_tier(settings, reading, model.config, budget),
         )
     try:
         engine.load(progress)

@@ -81,7 +81,7 @@ class Engine:
         self.bundle, self.placement, self.reading, self.kv = bundle, placement, reading, kv
         self._divisions = divisions
         self.blocks = {block.id: block for block in blocks}
-        self.pressure = Pressure(machine, divisions)
+        self.pressure = Pressure(machine, divisions, None if kv is None else kv.pool)
         manifest = bundle.manifest
         setup = setup_of(
             ((block.id, block.extent, manifest.drive_of(block)) for block in blocks),
@@ -99,7 +99,8 @@ class Engine:
         self._cache = (cache.start, cache.capacity)
         self.arena = Arena(max(planner.residency.capacity, 1))
         self.views = AllViews(self.arena)
-        watch = self.pressure.watch if divisions.floor < divisions.ceiling else None
+        elastic = self.pressure.elastic
+        watch = self.pressure.watch if elastic.floor < elastic.ceiling else None
         self._reader = open_reader(reading, setup.drives)
         flash = BundleFlash(bundle, self._reader)
         self.bridge = Bridge(planner, flash, self.arena, watch=watch, recording=self.recording)
@@ -216,14 +217,15 @@ class Engine:
             resident_bytes=self.bridge.resident_bytes()
             + sum(reader.resident_bytes for reader in self.rows.values())
             + kv.host_bytes,
-            host_bytes=self.pressure.division.host_bytes + kv.host_budget,
+            host_bytes=self.pressure.division.host_bytes + kv.host_limit,
             host_budget=self.placement.budget + kv.host_budget,
-            host_limit=elastic.limit + kv.host_budget,
-            host_floor=elastic.floor + kv.host_budget,
+            host_limit=elastic.limit,
+            host_floor=elastic.floor,
             host_shrinks=elastic.shrinks,
             host_growths=elastic.growths,
             kv_host_bytes=kv.host_bytes,
             kv_host_budget=kv.host_budget,
+            kv_host_limit=kv.host_limit,
             kv_flash_bytes=kv.flash_bytes,
             kv_bytes_read=kv.counters.bytes_read,
             kv_bytes_written=kv.counters.bytes_written,

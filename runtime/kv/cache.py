@@ -72,7 +72,7 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
         self._ahead.touched.clear()
 
     def crop(self, *args: Any) -> None:
-        """As DynamicCache does it. Where a layer cannot be cropped that others match already, the cache cannot go on."""
+        """As DynamicCache does it. If it fails when some layers have been cropped already, the cache cannot go on."""
         lengths = {layer.get_seq_length() for layer in self._ahead.layers}
         try:
             super().crop(*args)

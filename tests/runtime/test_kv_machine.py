@@ -208,6 +208,13 @@ class PoolMachine(RuleBasedStateMachine):
         if tracks := self.caches[which % len(self.caches)].tracks:
             self.pool.read_ahead([page for page in tracks[track % len(tracks)].pages if page.slot is None])
 
+    # --- the machine ------------------------------------------------------------------------------------------------
+
+    @rule(sixteenths=st.integers(8, 16))
+    def resize(self, sixteenths: int) -> None:
+        """Memory runs short, and comes back."""
+        self.pool.resize(CAPACITY * sixteenths // 16)
+
     # --- what always holds ------------------------------------------------------------------------------------------
 
     @invariant()
