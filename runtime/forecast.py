@@ -12,6 +12,7 @@ from ..tiering.policy.placement import Placement
 from ..tiering.policy.reads import Reading
 from ..tiering.sim.calibration import timed
 from ..tiering.sim.devices import Drive, Memory
+from ..tiering.sim.kv import KvLoad, seconds_with
 from ..tiering.sim.outcome import Outcome
 from ..tiering.sim.simulator import simulate
 from ..tiering.sim.workload import Layer, Pass, Workload, guessing
@@ -105,6 +106,13 @@ class Forecaster:
             hit_ratio=outcome.hit_ratio,
             limited_by=self._limit(outcome),
         )
+
+    def with_kv(self, found: Forecast, kv: KvLoad) -> Forecast:
+        """``found`` with ``kv`` behind every token, read from the first drive."""
+        drive = self._devices.drives[0]
+        seconds, busy = seconds_with(kv, 1 / found.tokens_per_second, found.flash_bytes_per_token, drive, self.memory)
+        limited = "flash" if busy >= seconds else "compute" if found.limited_by == "flash" else found.limited_by
+        return replace(found, tokens_per_second=1 / seconds, limited_by=limited)
 
     def _limit(self, outcome: Outcome) -> Limit:
         if outcome.limited_by == "flash":

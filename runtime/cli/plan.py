@@ -21,6 +21,7 @@ from .options import Settings, Source
 from .sketch import Drives, Sketch, drives_of, sketch
 
 if TYPE_CHECKING:
+    from ...tiering.sim.kv import KvLoad
     from ..config import Config
     from ..forecast import Forecast
     from ..routes import Routes
@@ -32,6 +33,9 @@ def command(
     prompt_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Length of the prompt for the time to the first token.")
     ] = 512,
+    context: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Tokens whose keys and values each token looks at.")
+    ] = None,
     profile: Annotated[
         str | None, typer.Option("--profile", metavar="TRACE", help="Routing trace, from penstock profile --out.")
     ] = None,
@@ -49,15 +53,19 @@ def command(
     if routes is not None:
         routes.check_model({layer.path: layer.experts for layer in outline.layers}, source.model)
     least, whole = outline.least_budget, with_working_memory(outline.total_bytes)
-    budget = config.host_budget(outline.total_bytes)
+    kv = None if context is None else _kv(found.model, context, config)
+    pages = config.kv_host if kv is not None and config.kv_host else 0
+    budget = config.host_budget(outline.total_bytes + pages) - pages
     with waiting("measuring and simulating"):
         places = [config.store.path, *config.store.stripes]
         found, drives = drives_of(found, outline.place(max(budget, least)), places, config.io)
-        plan = _Plan(found, drives, config, routes, prompt_tokens)
+        plan = _Plan(found, drives, config, routes, prompt_tokens, kv)
         curve = {each: plan.at(each) for each in budgets(least, whole, budget)}
     needed = 0 if found.bundle else found.layout.total_bytes
     free = flash_free(places, config.flash_limit, None if found.bundle else drives.shares)
     notes: list[str] = []
+    if context is not None and kv is None:
+        notes.append("what keys and values of this model take cannot be told without its weights; they are not counted")
     if needed > free:
         notes.append(f"packing needs {format_size(needed)} on flash, there is room for {format_size(free)}")
     report: dict[str, Any] = {
@@ -67,15 +75,16 @@ def command(
         "flash_bytes_per_token": None,
         "hit_ratio": None,
         "limited_by": None,
-        "minimum_host_memory": least,
-        "host_memory": budget,
+        "minimum_host_memory": least + pages,
+        "host_memory": budget + pages,
         "host_memory_floor": None,
         "model_bytes": found.layout.total_bytes,
         "flash_needed": needed,
         "flash_free": free,
         "prompt_tokens": prompt_tokens,
+        **_kv_report(kv, context, pages),
         "recommended_host_memory": _recommended(curve),
-        "curve": _rows(curve),
+        "curve": [row | {"host_memory": row["host_memory"] + pages} for row in _rows(curve)],
         "routing": plan.routing,
         "notes": notes,
     }
@@ -108,14 +117,20 @@ class _Plan:
     """What a sketched model does on its drives and on the cores of this machine, under any budget."""
 
     def __init__(
-        self, found: Sketch, drives: Drives, config: "Config", routes: "Routes | None", prompt_tokens: int
+        self,
+        found: Sketch,
+        drives: Drives,
+        config: "Config",
+        routes: "Routes | None",
+        prompt_tokens: int,
+        kv: "KvLoad | None",
     ) -> None:
         from ..assumed import assumed_routes
         from ..forecast import Devices, Forecaster, routed_tokens
         from ..reference import timings_here
 
         self.outline = found.outline
-        self._config, self._drives = config, drives
+        self._config, self._drives, self._kv = config, drives, kv
         layers = self.outline.layers
         self.routing = None if not layers else routes.text if routes else "assumed"
         if layers and routes is None:
@@ -129,12 +144,13 @@ class _Plan:
         """Under ``budget`` bytes of host memory, which must be enough."""
         placement = self.outline.place(budget)
         experts = self._config.experts
-        return self._forecaster.forecast(
+        found = self._forecaster.forecast(
             placement,
             self.outline.divisions(placement, self._config.host_floor),
             eviction=experts.eviction,
             guess=experts.prefetch == "auto",
         )
+        return found if self._kv is None else self._forecaster.with_kv(found, self._kv)
 
     @property
     def speeds(self) -> dict[str, Any]:
@@ -155,8 +171,33 @@ class _Plan:
             )
         if self.outline.guessed:
             notes.append("nothing says how many experts a token uses; all of them are counted")
-        notes.append("attention over a long context, and what else runs on the machine, are not counted")
+        if self._kv is None:
+            notes.append("attention over a long context, and what else runs on the machine, are not counted")
+        else:
+            notes.append("KV is taken to be read beside weights without waiting, and attention to be exact")
         return notes
+
+
+def _kv(model: Any, context: int, config: "Config") -> "KvLoad | None":
+    """What KV of ``context`` tokens comes to; None where that is not known."""
+    from ...tiering.sim.kv import KvLoad
+    from ..kv.outlook import kv_bytes, kv_layers
+
+    layers = kv_layers(model)
+    return None if layers is None else KvLoad.of(*kv_bytes(layers, context, config.kv.format), config.kv_host)
+
+
+def _kv_report(kv: "KvLoad | None", context: int | None, pages: int) -> dict[str, int | None]:
+    if context is None:
+        return {}
+    return {
+        "context": context,
+        "kv_bytes": None if kv is None else kv.total,
+        "kv_bytes_per_token": None if kv is None else kv.per_token,
+        "kv_host_memory": pages,
+        "kv_flash_bytes": None if kv is None else kv.flash,
+        "kv_flash_bytes_per_token": None if kv is None else kv.flash,
+    }
 
 
 def _recommended(curve: Mapping[int, "Forecast"]) -> int | None:
@@ -222,6 +263,14 @@ def _print(report: dict[str, Any], placement: Placement | None) -> None:
         f"{format_size(report['model_bytes'])} of weights, {format_size(report['host_memory'])} of host memory: "
         f"{verdict}. The least that would do: {format_size(report['minimum_host_memory'])}."
     )
+    if report.get("kv_bytes") is not None:
+        where = f"{format_size(report['kv_flash_bytes'])} of it on flash, read for each token"
+        if not report["kv_host_memory"]:
+            where = "left to transformers, in memory beside host memory; see [kv] host"
+        print(
+            f"KV of {report['context']} tokens: {format_size(report['kv_bytes'])} "
+            f"({format_size(report['kv_bytes_per_token'])} a token), {where}."
+        )
     if placement is not None:
         print_table("", ["what", "blocks", "bytes", "host memory", "where"], _where(placement))
         print(
