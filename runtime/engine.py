@@ -86,7 +86,7 @@ class Engine:
         self.bundle, self.host_placement, self.reading, self.kv = bundle, placement, reading, kv
         self._divisions = divisions
         self.blocks = {block.id: block for block in blocks}
-        self.pressure = Pressure(machine, divisions)
+        self.pressure = Pressure(machine, divisions, None if kv is None else kv.pool)
         manifest = bundle.manifest
         passing = blocks if above is None else [block for block in blocks if block.id in above.below]
         setup = setup_of(
@@ -104,7 +104,8 @@ class Engine:
         cache = planner.residency.regions[EXPERTS]
         self._cache = (cache.start, cache.capacity)
         self._host_arena = Arena(max(planner.residency.capacity, 1))
-        watch = self.pressure.watch if divisions.floor < divisions.ceiling else None
+        elastic = self.pressure.elastic
+        watch = self.pressure.watch if elastic.floor < elastic.ceiling else None
         self._reader = open_reader(reading, setup.drives)
         flash = BundleFlash(bundle, self._reader)
         self.host = Bridge(planner, flash, self._host_arena, watch=watch, recording=self.recording)
@@ -255,14 +256,15 @@ class Engine:
             resident_bytes=self.bridge.resident_bytes()
             + sum(reader.resident_bytes for reader in self.rows.values())
             + kv.host_bytes,
-            host_bytes=self.pressure.division.host_bytes + kv.host_budget,
+            host_bytes=self.pressure.division.host_bytes + kv.host_limit,
             host_budget=self.placement.budget + kv.host_budget,
-            host_limit=elastic.limit + kv.host_budget,
-            host_floor=elastic.floor + kv.host_budget,
+            host_limit=elastic.limit,
+            host_floor=elastic.floor,
             host_shrinks=elastic.shrinks,
             host_growths=elastic.growths,
             kv_host_bytes=kv.host_bytes,
             kv_host_budget=kv.host_budget,
+            kv_host_limit=kv.host_limit,
             kv_flash_bytes=kv.flash_bytes,
             kv_bytes_read=kv.counters.bytes_read,
             kv_bytes_written=kv.counters.bytes_written,

@@ -15,6 +15,7 @@ from ..tiering.policy.tiers import Tiers
 from ..tiering.sim.below import Below
 from ..tiering.sim.calibration import timed
 from ..tiering.sim.devices import Bus, Drive, Memory
+from ..tiering.sim.kv import KvLoad, seconds_with
 from ..tiering.sim.outcome import Outcome
 from ..tiering.sim.simulator import simulate
 from ..tiering.sim.workload import Layer, Pass, Workload, guessing
@@ -119,6 +120,13 @@ class Forecaster:
             limited_by=self._limit(outcome),
             bytes_copied_per_token=round(outcome.bytes_copied / outcome.tokens),
         )
+
+    def with_kv(self, found: Forecast, kv: KvLoad) -> Forecast:
+        """``found`` with ``kv`` behind every token, read from the first drive."""
+        drive = self._devices.drives[0]
+        seconds, busy = seconds_with(kv, 1 / found.tokens_per_second, found.flash_bytes_per_token, drive, self.memory)
+        limited = "flash" if busy >= seconds else "compute" if found.limited_by == "flash" else found.limited_by
+        return replace(found, tokens_per_second=1 / seconds, limited_by=limited)
 
     def _limit(self, outcome: Outcome) -> Limit:
         if outcome.limited_by != "memory":

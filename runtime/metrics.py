@@ -28,6 +28,7 @@ class Stats:
     ``bytes_copied`` went up to it, in ``copy_seconds`` in which a copy was under way.
 
     Of KV in pages, ``kv_host_bytes`` of ``kv_host_budget`` are in use in memory and ``kv_flash_bytes`` on flash;
+    memory pressure leaves ``kv_host_limit`` of the budget now;
     ``kv_pages_read`` of ``kv_bytes_read`` were read back, ``kv_bytes_written`` were written, all of them apart from the
     bytes of weights above, and compute threads waited ``kv_stall_seconds`` for pages or for room. 0 for a model whose
     KV transformers keeps. Where [kv] attention chooses among pages, single tokens looked at ``kv_pages_looked_at`` and
@@ -71,6 +72,7 @@ class Stats:
     host_growths: int
     kv_host_bytes: int
     kv_host_budget: int
+    kv_host_limit: int
     kv_flash_bytes: int
     kv_bytes_read: int
     kv_bytes_written: int

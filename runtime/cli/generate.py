@@ -177,6 +177,7 @@ def _run(
         "bytes_copied": stats.bytes_copied,
         "kv_host_bytes": stats.kv_host_bytes,
         "kv_host_budget": stats.kv_host_budget,
+        "kv_host_limit": stats.kv_host_limit,
         "kv_flash_bytes": stats.kv_flash_bytes,
         "kv_bytes_read": stats.kv_bytes_read,
         "kv_bytes_written": stats.kv_bytes_written,

@@ -22,6 +22,7 @@ from .planned_device import DeviceAbove, device_of
 from .sketch import Drives, Sketch, drives_of, sketch
 
 if TYPE_CHECKING:
+    from ...tiering.sim.kv import KvLoad
     from ..config import Config
     from ..forecast import Forecast
     from ..outline import Outline
@@ -34,6 +35,9 @@ def command(
     prompt_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Length of the prompt for the time to the first token.")
     ] = 512,
+    context: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Tokens whose keys and values each token looks at.")
+    ] = None,
     profile: Annotated[
         str | None, typer.Option("--profile", metavar="TRACE", help="Routing trace, from penstock profile --out.")
     ] = None,
@@ -52,15 +56,20 @@ def command(
         routes.check_model({layer.path: layer.experts for layer in outline.layers}, source.model)
     above = device_of(config, outline.total_bytes + outline.scratch)
     least = outline.least_budget if above is None else outline.least_below(above.memory)
-    whole, budget = with_working_memory(outline.total_bytes), config.host_budget(outline.total_bytes)
+    whole = with_working_memory(outline.total_bytes)
+    kv = None if context is None else _kv(found.model, context, config)
+    pages = config.kv_host if kv is not None and config.kv_host else 0
+    budget = config.host_budget(outline.total_bytes + pages) - pages
     with waiting("measuring and simulating"):
         places = [config.store.path, *config.store.stripes]
         found, drives = drives_of(found, _place(outline, max(budget, least), above)[0], places, config.io)
-        plan = _Plan(found, drives, config, routes, prompt_tokens, above)
+        plan = _Plan(found, drives, config, routes, prompt_tokens, above, kv)
         curve = {each: plan.at(each) for each in budgets(least, whole, budget)}
     needed = 0 if found.bundle else found.layout.total_bytes
     free = flash_free(places, config.flash_limit, None if found.bundle else drives.shares)
     notes: list[str] = []
+    if context is not None and kv is None:
+        notes.append("what keys and values of this model take cannot be told without its weights; they are not counted")
     if needed > free:
         notes.append(f"packing needs {format_size(needed)} on flash, there is room for {format_size(free)}")
     report: dict[str, Any] = {
@@ -70,16 +79,17 @@ def command(
         "flash_bytes_per_token": None,
         "hit_ratio": None,
         "limited_by": None,
-        "minimum_host_memory": least,
-        "host_memory": budget,
+        "minimum_host_memory": least + pages,
+        "host_memory": budget + pages,
         "host_memory_floor": None,
         "device_memory": 0 if above is None else above.memory,
         "model_bytes": found.layout.total_bytes,
         "flash_needed": needed,
         "flash_free": free,
         "prompt_tokens": prompt_tokens,
+        **_kv_report(kv, context, pages),
         "recommended_host_memory": _recommended(curve),
-        "curve": _rows(curve),
+        "curve": [row | {"host_memory": row["host_memory"] + pages} for row in _rows(curve)],
         "routing": plan.routing,
         "notes": notes,
     }
@@ -128,13 +138,14 @@ class _Plan:
         routes: "Routes | None",
         prompt_tokens: int,
         above: DeviceAbove | None,
+        kv: "KvLoad | None",
     ) -> None:
         from ..assumed import assumed_routes
         from ..forecast import Devices, Forecaster, routed_tokens
         from ..reference import timings_here
 
         self.outline = found.outline
-        self._config, self._drives, self._above = config, drives, above
+        self._config, self._drives, self._above, self._kv = config, drives, above, kv
         layers = self.outline.layers
         self.routing = None if not layers else routes.text if routes else "assumed"
         if layers and routes is None:
@@ -150,10 +161,12 @@ class _Plan:
         policy: Any = {"eviction": experts.eviction, "guess": experts.prefetch == "auto"}
         if self._above is not None:
             tiers = self.outline.place_in_tiers(self._above.memory, budget)
-            return self._forecaster.forecast_tiers(tiers, self._above.bus, **policy)
-        placement = self.outline.place(budget)
-        divisions = self.outline.divisions(placement, self._config.host_floor)
-        return self._forecaster.forecast(placement, divisions, **policy)
+            found = self._forecaster.forecast_tiers(tiers, self._above.bus, **policy)
+        else:
+            placement = self.outline.place(budget)
+            divisions = self.outline.divisions(placement, self._config.host_floor)
+            found = self._forecaster.forecast(placement, divisions, **policy)
+        return found if self._kv is None else self._forecaster.with_kv(found, self._kv)
 
     @property
     def speeds(self) -> dict[str, Any]:
@@ -177,8 +190,33 @@ class _Plan:
             notes.append("nothing says how many experts a token uses; all of them are counted")
         if self._above is not None and self._above.unmeasured:
             notes.append("what computing takes on the device was not measured: the CPU's time is taken for it")
-        notes.append("attention over a long context, and what else runs on the machine, are not counted")
+        if self._kv is None:
+            notes.append("attention over a long context, and what else runs on the machine, are not counted")
+        else:
+            notes.append("KV is taken to be read beside weights without waiting, and attention to be exact")
         return notes
+
+
+def _kv(model: Any, context: int, config: "Config") -> "KvLoad | None":
+    """What KV of ``context`` tokens comes to; None where that is not known."""
+    from ...tiering.sim.kv import KvLoad
+    from ..kv.outlook import kv_bytes, kv_layers
+
+    layers = kv_layers(model)
+    return None if layers is None else KvLoad.of(*kv_bytes(layers, context, config.kv.format), config.kv_host)
+
+
+def _kv_report(kv: "KvLoad | None", context: int | None, pages: int) -> dict[str, int | None]:
+    if context is None:
+        return {}
+    return {
+        "context": context,
+        "kv_bytes": None if kv is None else kv.total,
+        "kv_bytes_per_token": None if kv is None else kv.per_token,
+        "kv_host_memory": pages,
+        "kv_flash_bytes": None if kv is None else kv.flash,
+        "kv_flash_bytes_per_token": None if kv is None else kv.flash,
+    }
 
 
 def _recommended(curve: Mapping[int, "Forecast"]) -> int | None:
@@ -247,6 +285,14 @@ def _print(report: dict[str, Any], placement: Placement | None, on_device: Place
     if on_device is not None:
         columns = ["what", "blocks", "bytes", "device memory", "where"]
         print_table("", columns, _where(on_device, "device", "host memory"))
+    if report.get("kv_bytes") is not None:
+        where = f"{format_size(report['kv_flash_bytes'])} of it on flash, read for each token"
+        if not report["kv_host_memory"]:
+            where = "left to transformers, in memory beside host memory; see [kv] host"
+        print(
+            f"KV of {report['context']} tokens: {format_size(report['kv_bytes'])} "
+            f"({format_size(report['kv_bytes_per_token'])} a token), {where}."
+        )
     if placement is not None:
         print_table("", ["what", "blocks", "bytes", "host memory", "where"], _where(placement, "memory", "flash"))
         print(

@@ -75,10 +75,8 @@ class Looking:
         else:
             before, after = self._unseen(pages)
             raw = self._paged_raw(pages).flatten(-2)
-            raw, bias = raw[..., before : raw.shape[-1] - after], self._bias
-            if bias is not None:
-                tokens = (torch.tensor(pages).view(-1, 1) * self.tokens + torch.arange(self.tokens)).flatten()
-                bias = bias[..., tokens[before : len(tokens) - after] - self.skip]
+            raw = raw[..., before : raw.shape[-1] - after]
+            bias = None if self._bias is None else self._bias[..., self._tokens_of(pages)]
         scores = self.softmax.capped(raw.to(self.query.dtype))
         return scores if bias is None else scores + bias
 
@@ -111,6 +109,14 @@ class Looking:
         for number, mass in enumerate(self.masses(range(self.count), probabilities)):
             self.row.keys.pages[self._first + number].heat += mass
 
+    def spread(self, pages: Sequence[int], probabilities: torch.Tensor, weights: torch.Tensor) -> None:
+        """Put the ``probabilities`` [Hq, R, n] of the visible tokens of ``pages``, ascending and read, where they
+        belong in ``weights`` [Hq, R, T]."""
+        if self._whole:
+            weights.copy_(probabilities)
+        else:
+            weights[..., self._tokens_of(pages)] = probabilities
+
     def weigh(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
         """[Hq, R, Dv]: values of ``pages``, ascending, times ``probabilities`` [Hq, R, n] of their visible tokens."""
         skip = self.skip if pages and pages[0] == 0 else 0
@@ -142,6 +148,12 @@ class Looking:
     def _unseen(self, pages: Sequence[int]) -> tuple[int, int]:
         """Of ``pages``, ascending, how many of the first and of the last tokens are not visible."""
         return self.skip * (pages[0] == 0), (-self.end % self.tokens) * (pages[-1] == self.count - 1)
+
+    def _tokens_of(self, pages: Sequence[int]) -> torch.Tensor:
+        """Numbers of the visible tokens of ``pages``, ascending, counted from the first visible one."""
+        before, after = self._unseen(pages)
+        tokens = (torch.tensor(pages).view(-1, 1) * self.tokens + torch.arange(self.tokens)).flatten()
+        return tokens[before : len(tokens) - after] - self.skip
 
 
 class Chooser(Protocol):
@@ -178,14 +190,17 @@ class Chooser(Protocol):
         ...
 
 
-def attend(look: Looking, number: int, chooser: Chooser | None) -> torch.Tensor:
-    """[Hq, R, Dv] for sequence ``number``; of all pages, or of those that ``chooser`` wants."""
+def attend(look: Looking, number: int, chooser: Chooser | None, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """[Hq, R, Dv] for sequence ``number``; of all pages, or of those that ``chooser`` wants. ``weights`` [Hq, R, T],
+    zeros, are filled with what each token counts."""
     if chooser is None:
         pages: Sequence[int] = range(look.count)
         look.read_all()
     else:
         pages = chooser.choose(look, number)
     probabilities = look.softmax.probabilities(look.scores(pages))
+    if weights is not None:
+        look.spread(pages, probabilities, weights)
     if chooser is not None:
         chooser.saw(look, number, pages, probabilities)
     elif look.layer.tier.encoding.counts:

@@ -14,7 +14,9 @@ SIZES = st.sampled_from([PAGE, 2 * PAGE, 5 * PAGE])
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["open", "pass", "seal", "go", "reserve"]), SIZES, st.integers(0, 40))))
+@given(
+    st.lists(st.tuples(st.sampled_from(["open", "pass", "seal", "go", "reserve", "limit"]), SIZES, st.integers(0, 40)))
+)
 def test_memory(steps: list[tuple[str, int, int]]) -> None:
     memory, pages = PageMemory(40 * PAGE), list[Page]()
     for what, size, number in steps:
@@ -35,11 +37,16 @@ def test_memory(steps: list[tuple[str, int, int]]) -> None:
             case "go" if page is not None:
                 victims = [*memory.victims()]
                 assert set(victims) == {each for each in pages if each.sealed and not each.passing}
+                assert set(memory.beyond()) == {each for each in victims if (each.slot or 0) + each.size > memory.limit}
                 memory.forget(page)
                 memory.vacate(page)
                 pages.remove(page)
             case "reserve":
                 memory.reserve(PAGE if number % 2 else -min(PAGE, memory.reserved))
+            case "limit":
+                for start, length in memory.resize(number * PAGE):
+                    assert start >= memory.limit
+                    assert all(p.slot is None or p.slot + p.size <= start or p.slot >= start + length for p in pages)
         memory.check_integrity(pages)
         assert memory.used <= memory.capacity
 
@@ -123,3 +130,29 @@ def test_runs_leave_nothing_out(most: int) -> None:
     found = runs(pages, most)
     assert [page for run in found for page in run] == pages
     assert all(sum(page.size for page in run) <= most for run in found)
+
+
+def test_below_a_limit_pages_have_no_place_beyond_it_but_to_pass_or_in_need() -> None:
+    memory = PageMemory(40 * PAGE)
+    first = [Page(PAGE, None, 0, index) for index in range(12)]
+    assert all(memory.place(page, passing=False) for page in first)
+    memory.resize(16 * PAGE)
+    assert memory.held == 12 * PAGE
+    page = Page(PAGE, None, 0, 12)
+    assert not memory.place(page, passing=False)
+    assert memory.place(page, passing=False, beyond=True)
+    assert [memory.place(Page(4 * PAGE, None, 0, 0), passing=True) for _ in range(2)] == [True, False]
+    assert memory.held == memory.used == 17 * PAGE
+
+
+def test_what_has_been_read_stays_where_there_is_room_and_no_track_has_more_than_its_share() -> None:
+    memory = PageMemory(16 * PAGE)  # 12 of them to stay
+    stayed = []
+    for index in range(9):
+        page = Page(PAGE, None, 0, index, sealed=True, stored=True)
+        assert memory.place(page, passing=True)
+        stayed.append(memory.stay(page, tracks=2))
+        if not stayed[-1]:
+            memory.vacate(page)
+    assert stayed == [True] * 6 + [False] * 3
+    assert (memory.kept_bytes, memory.passing_bytes) == (6 * PAGE, 0)
