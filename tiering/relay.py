@@ -42,7 +42,7 @@ class Relay:
 
     def __init__(self, order: Iterable[BlockId]) -> None:
         self._place = {block: place for place, block in enumerate(order)}
-        self._last = -1
+        self._last = len(self._place)
         self._lifts: dict[int, _Lift] = {}
 
     @property
@@ -92,7 +92,7 @@ class Relay:
         for block in blocks:
             place = self._place.get(block)
             if place is not None:
-                if place < self._last or self._last < 0:
+                if place <= self._last:
                     begins = [Begin(COPIER)]
                 self._last = place
         return begins
