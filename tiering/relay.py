@@ -66,8 +66,11 @@ class Relay:
         return Copy(grant.ticket, part, grant.slot, grant.leased)
 
     def refused(self, refusal: Refuse) -> list[Landed]:
-        """Nothing more is granted for that ticket; the read has failed once what is being copied for it is done."""
-        lift = self._lifts[refusal.ticket]
+        """Nothing more is granted for that ticket; the read has failed once what is being copied for it is done. It
+        may be told twice."""
+        lift = self._lifts.get(refusal.ticket)
+        if lift is None:
+            return []
         lift.wanted.clear()
         lift.error = lift.error or refusal.error
         return self._end(refusal.ticket)

@@ -15,7 +15,7 @@ from ...kernels.arena import Arena
 from ...kernels.devices.base import Device, Mark
 from ...kernels.devices.copies import Copies
 from ...kernels.devices.fences import Fences
-from ...kernels.reading import mark_thread
+from ...kernels.reading import deliver, mark_thread
 from ...tiering.events import Part
 from ...tiering.store.reader import Bundle
 from ...tiering.units import PAGE, MiB
@@ -60,7 +60,7 @@ class StraightUp:
             with contextlib.closing(Arena(STAGING)) as staging:
                 self._device.lock_pages(staging)
                 while wanted is not None:
-                    wanted.landed(self._read(wanted, staging))
+                    deliver(wanted.landed, self._read(wanted, staging))
                     with contextlib.suppress(queue.Empty):
                         wanted = self._wanted.get_nowait()
                         continue

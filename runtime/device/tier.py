@@ -94,7 +94,7 @@ def device_setup(
     host do and some more that are only to be copied; every block is copied by itself."""
     sizes = [SizedBlock(block.id, block.extent.length, block.resident) for block in blocks]
     divisions = Divisions(sizes, placement, floor=placement.budget)
-    return setup_of(
+    setup = setup_of(
         ((block.id, block.extent, 0) for block in blocks),
         placement,
         divisions,
@@ -103,3 +103,4 @@ def device_setup(
         eviction=eviction,
         guess=guess,
     )
+    return replace(setup, tier="device")

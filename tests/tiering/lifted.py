@@ -160,5 +160,3 @@ def _model(dice: random.Random) -> list[SizedBlock]:
             blocks.append(SizedBlock(expert, (alike or dice.randint(1, 3)) * PAGE, False))
             blocks += [SizedBlock(expert.residual(plane), plane * PAGE, False) for plane in range(1, finer + 1)]
     return blocks
-
-

@@ -53,7 +53,9 @@ class Above(Watch):
 
     def check_grant(self, grant: Grant) -> None:
         super().check_grant(grant)
-        assert {self.bytes_in[page] for page in pages(grant.slot)} == {grant.block}, "granted, and other bytes are there"
+        assert {self.bytes_in[page] for page in pages(grant.slot)} == {grant.block}, (
+            "granted, and other bytes are there"
+        )
 
     def write(self, part: Part, content: BlockId | None) -> None:
         """A copy writes to the place of ``part``; ``content`` is whose bytes lie there then."""
@@ -274,4 +276,3 @@ class Tiers:
     @staticmethod
     def _fails(number: int, one_in: int) -> bool:
         return one_in > 0 and number % one_in == one_in - 1
-

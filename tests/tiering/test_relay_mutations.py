@@ -77,5 +77,4 @@ FOUND: dict[Callable[[Patch], None], str] = {
 def test_worlds_of_three_tiers_find(mutant: Callable[[Patch], None], monkeypatch: Patch) -> None:
     mutant(monkeypatch)
     with pytest.raises(AssertionError, match=FOUND[mutant]):
-        for seed in range(WORLDS):
-            Run(seed).go()
+        all(Run(seed).go() for seed in range(WORLDS))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.tiering.errors import BudgetTooSmall
-from penstock.tiering.policy.placement import NO_OVERLAP, SizedBlock, row_cache_bytes, working_memory
+from penstock.tiering.policy.placement import NO_OVERLAP, SizedBlock, row_cache_bytes
 from penstock.tiering.policy.tiers import Tiers, place_in_tiers
 from penstock.tiering.units import PAGE, BlockId
 
