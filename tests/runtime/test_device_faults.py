@@ -1,9 +1,11 @@
-"""Three tiers when something goes wrong: nothing is computed on what did not arrive, who waits is told, nobody hangs."""
+"""Three tiers when something goes wrong: nothing is computed on what did not arrive, who waits is told."""
 
+import contextlib
 import errno
 import gc
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ from .rig import SOON, Worker
 from .test_exact import logits
 
 
+class BusError(OSError): ...
+
+
 class Bus(Emulated):
     """Emulated; ``fails`` says of each copy, by its number, whether it fails."""
 
@@ -39,7 +44,7 @@ class Bus(Emulated):
 
             def wait() -> None:
                 if fails:
-                    raise OSError("the bus failed")
+                    raise BusError("the bus failed")
                 target.copy_(source)
 
             return wait
@@ -105,23 +110,28 @@ def test_a_damaged_block_that_stays_on_the_device_is_named(tiny_moe_folder: Path
 def test_an_error_of_the_drive_in_passing(
     tiny_moe_folder: Path, store: Path, expected: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, count = threading.Lock(), 0
+    lock, counts = threading.Lock(), Counter[str]()
 
     def fail_sometimes(got: int) -> int:
-        nonlocal count
+        name = (
+            threading.current_thread().name.removeprefix("penstock-").split("-")[0]
+        )  # what opens files has no second chance
         with lock:
-            count += 1
-            fails = count % 10 == 1
+            counts[name] += 1
+            fails = counts[name] % 10 == 1 and name in ("io", "straight")
         if fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return got
 
+    with tight(tiny_moe_folder, store) as model:
+        bundle = model.penstock._engine.bundle.folder  # nothing but blocks is read of it
     with monkeypatch.context() as patch:
         ThreadsBackend().fault(patch, fail_sometimes)
-        with tight(tiny_moe_folder, store, io_backend="threads", io_depth=1) as model:
+        with tight(bundle, store, io_backend="threads", io_depth=1) as model:
             assert equal(expected, model)
             check(model)
-    assert count > 10
+    assert counts["io"] > 10
+    assert counts["straight"] > 0
 
 
 # --- copies ---------------------------------------------------------------------------------------------------------
@@ -132,12 +142,8 @@ def test_a_copy_that_fails_once(tiny_moe_folder: Path, store: Path, expected: li
         for after in (1, 7, 20):
             failing = bus.count + after
             bus.fails = lambda number, failing=failing: number == failing
-            try:  # unless nobody waited for what it was to bring
-                found = logits(model)
-            except OSError as error:
-                assert "the bus failed" in str(error)
-            else:
-                assert all(map(torch.equal, expected, found))
+            with contextlib.suppress(BusError):  # or nobody waited for what it was to bring
+                assert equal(expected, model)
             assert bus.count >= failing
             check(model)
             assert equal(expected, model)
@@ -147,9 +153,8 @@ def test_copies_that_fail_always(tiny_moe_folder: Path, store: Path, expected: l
     with tight(tiny_moe_folder, store) as model:
         bus.fails = lambda number: True
         for _ in range(2):
-            with pytest.raises(OSError, match="the bus failed"):
-                for _ in range(2):  # what is there already is used once
-                    logits(model)
+            with pytest.raises(BusError):
+                logits(model)
         check(model)
         bus.fails = lambda number: False
         assert equal(expected, model)
@@ -158,7 +163,7 @@ def test_copies_that_fail_always(tiny_moe_folder: Path, store: Path, expected: l
 def test_copies_that_fail_while_the_model_is_loaded(tiny_moe_folder: Path, store: Path, bus: Bus) -> None:
     before = threads()
     bus.fails = lambda number: True
-    with pytest.raises(OSError, match="the bus failed"):
+    with pytest.raises(BusError):
         on_device(tiny_moe_folder, store, device_memory="64MiB", host_memory="64MiB")
     assert threads() <= before, "what was opened is closed"
 
@@ -184,7 +189,9 @@ def test_closed_while_others_compute(tiny_moe_folder: Path, store: Path) -> None
     workers = [Worker(compute) for _ in range(2)]
     assert started.acquire(timeout=SOON)
     model.penstock.close()
-    assert all(isinstance(worker.result(), Closed) for worker in workers)
+    errors = [worker.result() for worker in workers]
+    # With a lease, but no view yet, it is the memory that is closed.
+    assert all(isinstance(error, Closed) or str(error) == "the arena is closed" for error in errors), errors
     assert threads() <= before
 
 
