@@ -118,7 +118,7 @@ def test_an_error_of_the_drive_in_passing(
         )  # what opens files has no second chance
         with lock:
             counts[name] += 1
-            fails = counts[name] % 10 == 1 and name in ("io", "straight")
+            fails = counts[name] % 10 == 1 and name in ("io", "straight")  # opening a file has no second chance
         if fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return got
