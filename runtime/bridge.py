@@ -120,7 +120,12 @@ class Bridge:
         for event in events:
             if isinstance(event, Acquire) and answer is not None:
                 self._open[event.ticket] = (event.stream, self._counted(event, answer))
-            self._post(event)
+            try:
+                self._post(event)
+            except BaseException:
+                if isinstance(event, Acquire):
+                    self._open.pop(event.ticket, None)
+                raise
 
     def _counted(self, event: Acquire, answer: Answer) -> Answer:
         """``answer``, until all of ``event`` is answered."""
@@ -176,17 +181,23 @@ class Bridge:
 
     def forget(self, ticket: int, inbox: Inbox, *, withdraw: bool) -> None:
         """Nothing more is taken for ``ticket``; ``withdraw`` what it still waits for or was not taken."""
-        stream, _ = self._open.get(ticket, (None, None))
-        if withdraw and stream is not None:
-            self._post(Cancel(ticket))
-            untaken: list[BlockId] = []
-            while not inbox.empty():
-                answer = inbox.get_nowait()
-                if isinstance(answer, Grant):
-                    untaken += answer.leased
-            if untaken:
-                self._post(Release(stream, tuple(untaken)))
+        if withdraw:
+            with no_waiting, self._lock:  # the stream must not end in the middle
+                self._withdrawn(ticket, inbox)
         self._open.pop(ticket, None)
+
+    def _withdrawn(self, ticket: int, inbox: Inbox) -> None:
+        stream, _ = self._open.get(ticket, (None, None))
+        if stream is None:
+            return
+        self._post(Cancel(ticket))
+        untaken: list[BlockId] = []
+        while not inbox.empty():
+            answer = inbox.get_nowait()
+            if isinstance(answer, Grant):
+                untaken += answer.leased
+        if untaken:
+            self._post(Release(stream, tuple(untaken)))
 
     def acquire_resident(self, blocks: Sequence[BlockId], *, region: str | None = None) -> dict[BlockId, Slot] | None:
         """Lease ``blocks`` for the calling thread if all of them are in memory now, and in ``region`` if that is given;
@@ -217,11 +228,12 @@ class Bridge:
     def end(self) -> None:
         """The calling thread leaves the model's forward, in whatever way; its leases go."""
         me = threading.get_ident()
-        for ticket, (stream, _) in tuple(self._open.items()):
-            if stream == me:  # its leases live on in a traceback; they have nothing to give back any more
-                self._open.pop(ticket, None)
-        if self._closed is None:
-            self._post(End(me))
+        with no_waiting, self._lock:
+            for ticket, (stream, _) in tuple(self._open.items()):
+                if stream == me:  # its leases live on in a traceback; they have nothing to give back any more
+                    self._open.pop(ticket, None)
+            if self._closed is None:
+                self._post(End(me))
         if (recorder := self.recorder) is not None:
             recorder.leave(FORWARD)
 

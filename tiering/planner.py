@@ -482,7 +482,7 @@ class Planner:
         error = UnplaceableModule(
             f"the weights of {block.module!r} ({format_size(home.extent.length)}) do not fit beside "
             f"{format_size(region.capacity - region.space.free_bytes)} that must stay while they are used; "
-            "raise host_memory"
+            f"raise {self.residency.name}_memory"
         )
         self._forget(number)
         actions.append(Refuse(number, error))

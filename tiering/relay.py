@@ -42,7 +42,7 @@ class Relay:
 
     def __init__(self, order: Iterable[BlockId]) -> None:
         self._place = {block: place for place, block in enumerate(order)}
-        self._last = -1
+        self._last = len(self._place)
         self._lifts: dict[int, _Lift] = {}
 
     @property
@@ -66,8 +66,11 @@ class Relay:
         return Copy(grant.ticket, part, grant.slot, grant.leased)
 
     def refused(self, refusal: Refuse) -> list[Landed]:
-        """Nothing more is granted for that ticket; the read has failed once what is being copied for it is done."""
-        lift = self._lifts[refusal.ticket]
+        """Nothing more is granted for that ticket; the read has failed once what is being copied for it is done. It
+        may be told twice."""
+        lift = self._lifts.get(refusal.ticket)
+        if lift is None:
+            return []
         lift.wanted.clear()
         lift.error = lift.error or refusal.error
         return self._end(refusal.ticket)
@@ -92,7 +95,7 @@ class Relay:
         for block in blocks:
             place = self._place.get(block)
             if place is not None:
-                if place < self._last or self._last < 0:
+                if place <= self._last:
                     begins = [Begin(COPIER)]
                 self._last = place
         return begins

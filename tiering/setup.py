@@ -20,7 +20,8 @@ class Setup:
     """``regions`` and ``limits``: capacities in bytes, and what may be used of them at first, by the region's name.
 
     ``homes`` in the order of the bundle; ``cycle`` is the order of the dense blocks that may be streamed; ``eviction``
-    is a name in EVICTION; ``depth``, ``read_limit`` and ``drives`` as for Planner; ``guess`` allows reads on a guess.
+    is a name in EVICTION; ``depth``, ``read_limit`` and ``drives`` as for Planner; ``guess`` allows reads on a guess;
+    ``tier`` is whose memory this is.
     """
 
     regions: Mapping[str, int]
@@ -32,10 +33,11 @@ class Setup:
     read_limit: int
     drives: int = 1
     guess: bool = True
+    tier: str = "host"
 
     def planner(self) -> Planner:
         """A planner to which nothing has happened yet."""
-        residency = Residency("host", self.regions)
+        residency = Residency(self.tier, self.regions)
         for region, limit in self.limits.items():
             residency.resize(region, limit)
         return Planner(
@@ -118,7 +120,7 @@ def device_setup(
     takes as many reads as all ``drives`` of that do, and some more that are only to be copied; every block is copied by
     itself."""
     blocks = tuple(blocks)
-    return setup_of(
+    setup = setup_of(
         ((block.id, extent, 0) for block, extent in blocks),
         placement,
         Divisions([block for block, _ in blocks], placement, floor=placement.budget),
@@ -127,3 +129,4 @@ def device_setup(
         eviction=eviction,
         guess=guess,
     )
+    return replace(setup, tier="device")

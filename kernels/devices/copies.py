@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..reading import mark_thread
+from ..reading import deliver, mark_thread, no_waiting
 
 Wait = Callable[[], None]
 """Returns when a copy has ended; raises what it ran into."""
@@ -50,8 +50,9 @@ class Copies:
 
     def up(self, source: torch.Tensor, target: torch.Tensor, after: Sequence[Any], done: Done) -> None:
         """Copy ``source``, bytes in host memory, to ``target``, as many on the device, once the marks ``after`` are
-        reached. ``done`` is called on the copies' thread when the bytes are there, or with what went wrong."""
-        with self._lock:
+        reached. ``done`` is called on the copies' thread when the bytes are there, or with what went wrong; it must not
+        raise."""
+        with no_waiting, self._lock:
             try:
                 wait = self._begin(source, target, after)
             except Exception as error:  # told where ends are told: who asks may have locks
@@ -67,7 +68,7 @@ class Copies:
         return self._copied
 
     def close(self) -> None:
-        with self._lock:
+        with no_waiting, self._lock:
             if not self._closed:
                 self._closed = True
                 self._ends.put(None)
@@ -88,8 +89,9 @@ class Copies:
             if error is None and size:
                 self._copied = Copied(self._copied.size + size, self._copied.seconds + now - max(asked, ended))
             ended = now
-            del wait  # it holds tensors
-            done(error)
+            del copy, wait  # they hold tensors
+            deliver(done, error)
+            del done, error
 
 
 def _nothing() -> None: ...

@@ -4,6 +4,8 @@ A copy waits for marks, events behind what computed on the memory that it overwr
 the copies waits for the copy's own event. The device is never synchronised as a whole.
 """
 
+import contextlib
+import math
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +32,11 @@ class CudaArena:
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         if self._memory is None:
             raise ValueError("the arena is closed")
-        size = dtype.itemsize
-        for extent in shape:
-            size *= extent
+        size = dtype.itemsize * math.prod(shape)
         if offset < 0 or offset + size > self.length:
             raise ValueError(f"{size} bytes at {offset} are outside an arena of {self.length} bytes")
+        if offset % dtype.itemsize:
+            raise ValueError(f"offset {offset} is not a multiple of {dtype}'s {dtype.itemsize} bytes")
         return self._memory[offset : offset + size].view(dtype).view(shape)
 
     def discard(self, offset: int, length: int) -> None:
@@ -73,6 +75,8 @@ class Cuda:
         runtime = cast(Any, torch.cuda.cudart())  # type: ignore[no-untyped-call]
         address = arena.address
         if int(runtime.cudaHostRegister(address, arena.length, 0)):
+            with contextlib.suppress(RuntimeError):  # the next kernel, whosoever, would report this error as its own
+                torch.zeros(1, device=self.compute)
             return False
         weakref.finalize(arena, runtime.cudaHostUnregister, address)
         return True

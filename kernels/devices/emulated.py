@@ -29,7 +29,10 @@ class Emulated:
     def arena(self, length: int) -> Arena:
         if self._size is not None and length > self._size:
             raise MemoryError(f"{length} bytes of {self._size}")
-        return Arena(length)
+        try:
+            return Arena(length)
+        except OSError as error:
+            raise MemoryError(str(error)) from error
 
     def lock_pages(self, arena: Arena) -> bool:
         """Nothing fetches from them by itself."""

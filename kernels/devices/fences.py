@@ -4,6 +4,8 @@ import threading
 from bisect import bisect_left, bisect_right
 from typing import Generic, TypeVar
 
+from ..reading import no_waiting
+
 Mark = TypeVar("Mark")
 
 
@@ -17,7 +19,7 @@ class Fences(Generic[Mark]):
 
     def used(self, offset: int, length: int, mark: Mark) -> None:
         """What lies in this span was computed on until ``mark``; earlier marks there are behind it."""
-        with self._lock:
+        with no_waiting, self._lock:
             self._cut(offset, offset + length)
             at = bisect_left(self._starts, offset)
             self._starts.insert(at, offset)
@@ -25,7 +27,7 @@ class Fences(Generic[Mark]):
 
     def before(self, offset: int, length: int) -> list[Mark]:
         """The marks to wait for before this span is written to; they are forgotten there."""
-        with self._lock:
+        with no_waiting, self._lock:
             return self._cut(offset, offset + length)
 
     def _cut(self, start: int, end: int) -> list[Mark]:

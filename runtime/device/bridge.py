@@ -1,15 +1,17 @@
 """The bridge over the device tier: what compute threads do to it, the host tier below is told of."""
 
+import _thread
 import threading
 from collections.abc import Sequence
 
 from ...kernels.devices.base import Device, Mark
 from ...kernels.devices.fences import Fences
+from ...kernels.reading import may_wait
 from ...tiering.events import Event, Expect, Read
 from ...tiering.planner import Planner
 from ...tiering.relay import expected
 from ...tiering.units import BlockId
-from ..bridge import Bridge
+from ..bridge import Bridge, Inbox
 from .uplink import DeviceMemory, Uplink
 
 
@@ -49,6 +51,17 @@ class DeviceBridge(Bridge):
         below, above = expected(event, self.is_absent, self._host.is_absent)
         self._host.relay([below])
         self.relay([above])
+
+    def forget(self, ticket: int, inbox: Inbox, *, withdraw: bool) -> None:
+        """As Bridge.forget. The garbage collector comes here from wherever it runs, also where the host's bridge is
+        held, or what it needs: then a thread of its own does it, soon."""
+        if withdraw and not may_wait():
+            _thread.start_new_thread(self._withdraw, (ticket, inbox))
+        else:
+            super().forget(ticket, inbox, withdraw=withdraw)
+
+    def _withdraw(self, ticket: int, inbox: Inbox) -> None:
+        super().forget(ticket, inbox, withdraw=True)
 
     def close(self) -> None:
         """Refuse all who wait, let copies under way land, end their threads. Idempotent."""

@@ -18,7 +18,7 @@ from ...kernels.arena import Arena
 from ...kernels.devices.base import Device, DirectFile, Mark
 from ...kernels.devices.copies import Copies
 from ...kernels.devices.fences import Fences
-from ...kernels.reading import mark_thread
+from ...kernels.reading import deliver, mark_thread
 from ...tiering.events import Part
 from ...tiering.store.manifest import Block
 from ...tiering.store.reader import Bundle
@@ -69,7 +69,7 @@ class StraightUp:
             with contextlib.closing(Arena(STAGING)) as staging:
                 self._device.lock_pages(staging)
                 while wanted is not None:
-                    wanted.landed(self._read(wanted, staging))
+                    deliver(wanted.landed, self._read(wanted, staging))
                     with contextlib.suppress(queue.Empty):
                         wanted = self._wanted.get_nowait()
                         continue

@@ -15,7 +15,7 @@ from ...kernels.arena import Arena
 from ...kernels.devices.base import DeviceArena, Mark
 from ...kernels.devices.copies import Copies
 from ...kernels.devices.fences import Fences
-from ...tiering.errors import Closed
+from ...kernels.reading import no_waiting
 from ...tiering.events import Event, Grant, Part, Refuse
 from ...tiering.relay import Copy, Landed, Relay
 from ...tiering.units import BlockId
@@ -65,7 +65,7 @@ class Uplink:
     ) -> None:
         self._host, self._arena, self._inside, self._relay = host, arena, inside, relay
         self._copies, self._fences, self._straight = copies, fences, straight
-        self._lock = threading.Lock()  # over the relay and what follows; nothing else is taken under it
+        self._lock = threading.Lock()  # over the relay and what follows, in no_waiting; nothing else is taken under it
         self._into: dict[tuple[int, BlockId], torch.Tensor] = {}
         self._landed: dict[int, Done] = {}
         self._ended = 0.0  # when the last copy did
@@ -78,7 +78,7 @@ class Uplink:
             self._straight.read(part, target, landed)
             return
         ticket = self._host.ticket()
-        with self._lock:
+        with no_waiting, self._lock:
             events = self._relay.start(ticket, parts)
             self._landed[ticket] = landed
             self._into |= {(ticket, part.block): target for part, target in zip(parts, into, strict=True)}
@@ -86,7 +86,7 @@ class Uplink:
 
     def begin(self) -> None:
         """A forward begins."""
-        with self._lock:
+        with no_waiting, self._lock:
             events = self._relay.begin()
         self._host.relay(events, self._answered)
 
@@ -98,17 +98,17 @@ class Uplink:
     def _tell(self, events: Sequence[Event], ticket: int) -> None:
         try:
             self._host.relay(events, self._answered)
-        except Closed as error:
+        except Exception as error:  # closed, now or before: whoever waits is told once
             self._answered(Refuse(ticket, error))
 
     def _answered(self, answer: Grant | Refuse) -> None:
         """Under the lock of the host's bridge."""
         if isinstance(answer, Refuse):
-            with self._lock:
-                ends = self._relay.refused(answer) if answer.ticket in self._landed else []
+            with no_waiting, self._lock:
+                ends = self._relay.refused(answer)
             self._copies.later(lambda: self._land(ends))
             return
-        with self._lock:
+        with no_waiting, self._lock:
             copy = self._relay.granted(answer)
             target = self._into.pop((copy.ticket, copy.part.block))
         source = self._arena.tensor(copy.source.offset, torch.uint8, (copy.part.extent.length,))
@@ -121,14 +121,14 @@ class Uplink:
         since, self._ended = max(asked, self._ended), time.monotonic()
         if (recorder := self.recorder) is not None:
             recorder.copied(since, self._ended, copy.part.block, copy.part.extent.length, failed=error is not None)
-        with self._lock:
+        with no_waiting, self._lock:
             release, ends = self._relay.copied(copy, error)
         self._host.relay([release], self._answered)
         self._land(ends)
 
     def _land(self, ends: Sequence[Landed]) -> None:
         for end in ends:
-            with self._lock:
+            with no_waiting, self._lock:
                 landed = self._landed.pop(end.ticket)
                 for key in [key for key in self._into if key[0] == end.ticket]:
                     del self._into[key]

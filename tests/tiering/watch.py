@@ -64,6 +64,8 @@ class Watch(Ledger):
                     self.check_grant(action)
                 case Refuse():
                     self.check_refusal(action)
+                    for block in {block for block in before & self.ready if self.planner.residency.slot(block) is None}:
+                        self.vacate(block)  # went for its sake, in vain
                 case Discard():
                     self.check_discard(action)
         gone = {block for block in before if self.planner.residency.slot(block) is None}
@@ -272,19 +274,26 @@ class Watch(Ledger):
                 number = min(self.in_flight)
                 broken = any(part.block in bad for part in self.in_flight[number].parts)
                 (self.fail if broken else self.complete)(number)
-                continue
-            for stream in self.streams.values():
-                experts = [b for b in stream.held if b.kind == "expert"]
-                if stream.failed or (stream.ticket is None and stream.held):
-                    self.end(stream)
-                    break
-                if experts:
-                    self.release(stream, experts[0])
-                    break
-            else:
+            elif not self.let_go():
                 break
         else:
             raise AssertionError("reads go on for ever though nobody asks")
+        self.check_done()
+
+    def let_go(self) -> bool:
+        """Some stream uses what it has got and gives it back, or is through; whether there was one."""
+        for stream in self.streams.values():
+            experts = [b for b in stream.held if b.kind == "expert"]
+            if stream.failed or (stream.ticket is None and stream.held):
+                self.end(stream)
+                return True
+            if experts:
+                self.release(stream, experts[0])
+                return True
+        return False
+
+    def check_done(self) -> None:
+        """Nobody waits any more."""
         assert not any(stream.ticket is not None for stream in self.streams.values()), "left waiting"
         assert not self.planner._tickets
         assert not self.planner._queue

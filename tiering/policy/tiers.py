@@ -37,4 +37,12 @@ def place_in_tiers(
     stay = {*above.resident, *above.pinned}
     passing = {*above.streamed} | {block.id for block in blocks if block.id.kind != "dense"}
     below = tuple(block for block in blocks if block.id in passing - stay)
-    return Tiers(above, place(below, host, scratch=rows), below)
+    placement = place(below, host, scratch=rows)
+    if placement.residual_region_bytes < max((block.length for block in below if _is_residual(block)), default=0):
+        below = tuple(block for block in below if not _is_residual(block))  # they would never be there
+        placement = place(below, host, scratch=rows)
+    return Tiers(above, placement, below)
+
+
+def _is_residual(block: SizedBlock) -> bool:
+    return block.id.kind == "residual"
