@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from ..kernels import backends
+from ..kernels.devices.base import Device
 from ..kernels.formats.registry import FORMATS
 from ..kernels.heap import bound_kernel_caches
 from ..kernels.machine import MemoryMeter, usable_cores
@@ -178,6 +179,7 @@ def load(
     """
     bound_kernel_caches()
     settings, options = _settings(config, options)
+    device = open_device(settings)  # before anything long
     with shown(progress) as bar:
         if Bundle.is_bundle(source):
             bundle = Bundle.open(Path(source), direct=settings.direct)
@@ -199,7 +201,7 @@ def load(
                 progress=bar,
             )
         with _closed_on_error(bundle):
-            return _install(bare_model(bundle, trust_remote_code, options), bundle, settings, bar, record)
+            return _install(bare_model(bundle, trust_remote_code, options), bundle, settings, device, bar, record)
 
 
 def wrap(
@@ -220,6 +222,7 @@ def wrap(
         raise ConfigError(f"wrap does not know {', '.join(sorted(options))}; it takes {', '.join(sorted(OVERRIDES))}")
     if isinstance(getattr(model, "penstock", None), Handle):
         raise ConfigError("this model is already wrapped; close it and load it again to change its settings")
+    device = open_device(settings)
     with shown(progress) as bar:
         bundle = pack_model(
             model,
@@ -231,7 +234,7 @@ def wrap(
             progress=bar,
         )
         with _closed_on_error(bundle):
-            return _install(model.eval(), bundle, settings, bar, record)
+            return _install(model.eval(), bundle, settings, device, bar, record)
 
 
 @contextmanager
@@ -266,14 +269,18 @@ def _settings(config: str | Path | Config | None, options: dict[str, Any]) -> tu
 
 
 def _install(
-    model: PreTrainedModel, bundle: Bundle, settings: Config, progress: Progress, record: str | Path | None
+    model: PreTrainedModel,
+    bundle: Bundle,
+    settings: Config,
+    device: Device | None,
+    progress: Progress,
+    record: str | Path | None,
 ) -> PreTrainedModel:
     manifest = bundle.manifest
     moved = units(manifest.blocks, settings.weights.quality)
     blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in moved]
     budget = settings.host_budget(sum(block.length for block in blocks) + (settings.kv_host or 0))
     readable = embeddings(model, moved, manifest.tied)
-    device = open_device(settings)
     with _kv_beside(kv := settings.kv_host or 0):
         if device is None:
             placement, above = place(blocks, budget - kv, embeddings=readable, scratch=scratch_bytes(moved)), None
