@@ -14,7 +14,8 @@ class Stats:
     were guessed, of which ``guess_bytes_used`` were then asked for, and ``refine_bytes`` are of residuals, read while a
     drive had nothing else to do; ``refine_failures`` of these could not be read. ``products_by_planes`` says how often
     experts were computed with how many planes of their weights, one in most formats: all requests for experts, in all.
-    ``eviction`` is the policy that decides now which
+    With a device, ``misses_copied`` experts that were not there were copied up, and ``misses_computed`` were computed
+    by the CPU instead. ``eviction`` is the policy that decides now which
     expert goes, ``predictor`` is who guesses, ``predictors`` what trials have shown of each. ``drive_bytes`` are those
     of ``flash_bytes_read`` that came from each drive of the bundle, its own first. ``flash_read_seconds`` is the time
     in which at least one read was in flight. ``host_limit`` is what memory pressure leaves of ``host_budget`` now,
@@ -74,6 +75,8 @@ class Stats:
     kv_pages_passed_over: int
     kv_pages_dropped: int
     kv_dropped_share: float
+    misses_copied: int = 0
+    misses_computed: int = 0
     prefix_hits: int = 0
     prefix_tokens_restored: int = 0
     prefix_bytes_read: int = 0

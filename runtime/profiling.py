@@ -106,7 +106,7 @@ class Recording:
 
         def chose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             index = args[1] if len(args) > 1 else kwargs["top_k_index"]
-            self._local.forward.chosen.setdefault(path, []).append(narrow(index.clamp(max=count).numpy(), count))
+            self._local.forward.chosen.setdefault(path, []).append(narrow(index.clamp(max=count).cpu().numpy(), count))
 
         def scored(_: nn.Module, __: Any, output: Any) -> None:
             probabilities = probabilities_in(output, count)
@@ -138,7 +138,7 @@ def probabilities_in(output: Any, experts: int) -> npt.NDArray[np.float32] | Non
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.shape[-1:] == (experts,):
             scores = tensor.detach().reshape(-1, experts).float()
             adds_up = bool((scores >= 0).all()) and bool(((scores.sum(-1) - 1).abs() < 0.02).all())
-            return (scores if adds_up else scores.softmax(-1)).numpy()
+            return (scores if adds_up else scores.softmax(-1)).cpu().numpy()
     return None
 
 
