@@ -307,9 +307,8 @@ def _install(
     try:
         engine.load(progress)
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
-        move_out(
-            model, bundle.manifest, engine.compute
-        )  # not before: until here, an error leaves a wrapped model whole
+        # Not before: until here, an error leaves a wrapped model as it was.
+        move_out(model, bundle.manifest, engine.compute)
         attach(model, engine, None if paged is None else paged.forward)
     except BaseException:
         engine.close()

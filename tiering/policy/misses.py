@@ -32,8 +32,8 @@ class Costs:
 
 
 def below(misses: Sequence[Miss], costs: Costs, *, queued: int = 0) -> frozenset[int]:
-    """The experts to compute on the CPU, so that the last of ``misses``, in the order they are read in, is done soonest;
-    of several such choices the one with the fewest. ``queued`` bytes are copied before any of these.
+    """The experts to compute on the CPU, so that the last of ``misses``, in the order of flash, is done soonest; of
+    several such choices the one with the fewest. ``queued`` bytes are copied before any of these.
 
     Those with the fewest rows go to the CPU: copying takes no longer for many. How many, is tried for all numbers, so
     the end is never later than if all were copied, or none.
