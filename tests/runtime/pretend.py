@@ -1,16 +1,15 @@
-"""A device that is not the CPU, as far as torch and penstock can tell: its tensors refuse to meet others, have no numpy,
-and lie at addresses that nobody can read. The CPU computes on them, operation by operation.
+"""A device that is not the CPU, as far as torch and penstock can tell: its tensors refuse to meet others, have no
+numpy, and lie at addresses that nobody can read. The CPU computes on them, operation by operation.
 
 For a process of its own: torch has room for one backend that is not built in.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from penstock.kernels.arena import Arena
 from penstock.kernels.devices.emulated import Emulated

@@ -1,6 +1,9 @@
 """Models on an emulated device: experts that are not there are copied or computed by the CPU; memory that runs out."""
 
+import json
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -65,14 +68,31 @@ def test_no_bit_depends_on_where_experts_are_computed(
 def test_without_our_own_products_bits_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a device computes with that the CPU's products cannot be used on."""
     monkeypatch.setattr("penstock.runtime.engine.Engine.native", False)
-    for taken in ("kernels.experts.expert_outputs", "kernels.weighted_sum.add_weighted", "runtime.linear.few_rows"):
-        name = taken.rpartition(".")[2]
-        for user in ("lane", "experts", "model"):
-            monkeypatch.delattr(f"penstock.runtime.{user}.{name}", raising=False)
+    ours = ["lane.expert_outputs", "experts.add_weighted", "experts.weighted_sum", "engine.trim"]
+    for name in [*ours, "model.few_rows", "model.lean_weight", "model.in_parts"]:
+        monkeypatch.delattr(f"penstock.runtime.{name}")
     for name in ("qwen3_moe", "gpt_oss", "llama"):
         folder, store = save_tiny(name, tmp_path / name, torch.bfloat16), tmp_path / "store"
         with penstock.load(folder, store=store, **OPTIONS, **tight(folder, store)) as model:
             assert same(model, expected_of(folder))
+
+
+def test_on_another_device_than_the_cpu_bits_are_its_own(tmp_path: Path) -> None:
+    """One whose tensors do not mix with others, in a process of its own: weights, buffers, rows of embeddings, experts
+    that are copied and experts that the CPU computes."""
+    names = ["llama", "gemma3_text", "qwen3_moe", "deepseek_v3"]
+    child = [sys.executable, Path(__file__).with_name("pretend_child.py"), tmp_path, "auto", "bfloat16", *names]
+    out = subprocess.run(list(map(str, child)), stdout=subprocess.PIPE, text=True, check=True, timeout=300).stdout
+    found = {one.pop("name"): one for one in map(json.loads, out.splitlines())}
+    assert list(found) == names
+    for one in found.values():
+        assert one["equal"]
+        assert one["misplaced"] == [], "also when it is closed"
+        assert one["stays"]
+        assert one["by_row"] == 1
+    for name in names[2:]:
+        assert found[name]["copied"] > 0
+        assert found[name]["computed"] > 0
 
 
 def test_a_device_must_be_named_for_its_misses(tiny_moe_folder: Path, store: Path) -> None:
@@ -95,7 +115,9 @@ def test_memory_that_runs_out_is_one_error_and_the_next_forward_is_right(
 
         for register in ("register_forward_pre_hook", "register_forward_hook"):
             hook = getattr(model.get_submodule(f"model.layers.1.{at}"), register)(fail)
-            with pytest.raises(penstock.DeviceFull, match=r"weights have .*free; lower device_memory.*2.00 GiB") as full:
+            with pytest.raises(
+                penstock.DeviceFull, match=r"weights have .*free; lower device_memory.*2.00 GiB"
+            ) as full:
                 model(torch.tensor([[5, 6, 7]]))
             assert full.value.__cause__.__traceback__ is None, "its frames hold what was computed"
             hook.remove()

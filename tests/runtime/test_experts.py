@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.kernels import experts as kernel
 from penstock.runtime import experts
-from penstock.runtime.grouping import group
+from penstock.runtime.grouping import group, moved
 from tests.runtime.test_exact import least_budget, logits
 
 
@@ -29,6 +29,10 @@ def test_grouping_is_that_of_the_eager_code(tokens: int, top_k: int, count: int,
         picks, rows = torch.where(mask[expert])
         assert torch.equal(found[expert][0], rows)
         assert torch.equal(found[expert][1], picks)
+    elsewhere = moved(found, torch.device("meta"))
+    assert list(elsewhere) == expected
+    assert all(len(rows) == len(found[expert][0]) for expert, (rows, _) in elsewhere.items())
+    assert all(each.is_meta and each.dtype == torch.long for both in elsewhere.values() for each in both)
 
 
 @pytest.fixture
