@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
+from penstock.runtime.lane import Lane
 from penstock.tiering.policy.miss_costs import MissCosts
 from tests.runtime.test_exact import logits
 from tests.tiny_models import EXPERT_NAMES, save_tiny
@@ -126,6 +127,26 @@ def test_memory_that_runs_out_is_one_error_and_the_next_forward_is_right(
                 assert not bridge._planner.residency.held(threading.get_ident())
             assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, first)
         assert same(model, expected)
+
+
+def test_what_the_cpu_held_for_experts_is_given_back_too(
+    tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = tight(tiny_moe_folder, store)
+    monkeypatch.setattr(MissCosts, "below", lambda self, misses, **_: frozenset(miss.expert for miss in misses))
+    with penstock.load(tiny_moe_folder, store=store, experts_misses="auto", **OPTIONS, **budgets) as model:
+        first, host = logits(model), model.penstock._engine.host
+
+        def fail(self: Lane, *_: object) -> None:
+            assert self.bridge is not host or host._planner.residency.held(threading.get_ident())
+            raise torch.OutOfMemoryError("none")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Lane, "outputs", fail)
+            with pytest.raises(penstock.DeviceFull):
+                logits(model)
+        assert not host._planner.residency.held(threading.get_ident())
+        assert same(model, first)
 
 
 def test_without_a_device_it_is_torchs_error(tiny_moe_folder: Path, store: Path) -> None:
