@@ -167,9 +167,10 @@ def profile(
     size = window - len(first)
     # The logits of all tokens would be larger than all else, and nobody looks at them.
     lean = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    device = cast(Any, model).device
     with Recording(model, text) as recording, torch.no_grad():
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
-            model(torch.tensor([[*first, *part]]), use_cache=False, **lean)
+            model(torch.tensor([[*first, *part]], device=device), use_cache=False, **lean)
             advance(len(part))
         return recording.routes()
