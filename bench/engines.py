@@ -9,9 +9,10 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-MODES = ("penstock", "accelerate", "llama.cpp", "ram")
-"""``accelerate`` keeps every decoder layer on disk; ``llama.cpp`` maps the file; ``ram`` is transformers with
-everything in memory and eager experts, the code whose bits penstock promises."""
+MODES = ("penstock", "accelerate", "accelerate-cpu", "llama.cpp", "ram")
+"""``accelerate`` keeps every decoder layer on disk, ``accelerate-cpu`` in host memory, and computes on a CUDA device;
+``llama.cpp`` maps the file; ``ram`` is transformers with everything in memory and eager experts, the code whose bits
+penstock promises."""
 
 
 class Transformers:
@@ -31,7 +32,9 @@ class Transformers:
 
     def feed(self, ids: list[int]) -> None:
         """Compute on ``ids``, at once, behind what was fed before; logits of the last one only."""
-        out = self.model(torch.tensor([ids]), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        out = self.model(
+            torch.tensor([ids], device=self.model.device), past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        )
         self._cache, self.logits = out.past_key_values, out.logits
 
     def close(self) -> None:
@@ -102,9 +105,10 @@ def open_engine(
             raise SystemExit("llama.cpp needs the model as a GGUF file: --gguf FILE (bench/to_gguf.py makes one)")
         return closing(LlamaCpp(gguf, longest, threads))
     options: dict[str, Any] = {"experts_implementation": "eager"}
-    if mode == "accelerate":
+    if mode.startswith("accelerate"):
         layers = AutoConfig.from_pretrained(model).num_hidden_layers
-        place = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
-        place |= {f"model.layers.{layer}": "disk" for layer in range(layers)}
+        outside, inside = ("cpu", "disk") if mode == "accelerate" else (0, "cpu")
+        place = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), outside)
+        place |= {f"model.layers.{layer}": inside for layer in range(layers)}
         options = {"device_map": place, "offload_folder": scratch}
     return closing(Transformers(AutoModelForCausalLM.from_pretrained(model, **options).eval()))

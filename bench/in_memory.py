@@ -1,6 +1,6 @@
 """Everything in memory: penstock and transformers (eager experts) in one process, taking turns every few tokens.
 
-    python bench/in_memory.py MODEL [--tokens 8] [--rounds 24]
+    python bench/in_memory.py MODEL [--tokens 8] [--rounds 24] [--device cuda:0]
 
 Machines are noisy; blocks of a few tokens that alternate see the same noise. Each computes the same fixed random
 tokens on a KV cache of its own. A round is one block of each, who is first changes; its ratio is transformers' time
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8, help="tokens of a block")
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--host-memory", type=size, help="penstock's budget; the model and a little more if not given")
+    parser.add_argument("--device", help="compute there, with everything in its memory")
     parser.add_argument("--store", help="where the bundle is kept; a temporary folder if not given")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -75,13 +76,16 @@ def main() -> None:
         store = options.store or scratch
         budget = options.host_memory or Runner(options.model, store=store, gguf=None, depth=None).everything()
         common: dict[str, Any] = {"longest": 0, "threads": 0, "scratch": scratch}
-        settings = {"host_memory": budget, "store": store}
+        settings: dict[str, Any] = {"host_memory": budget, "store": store}
+        if options.device:
+            settings |= {"device": options.device, "device_memory": budget}
         threads = {"transformers": torch.get_num_threads()}
         with (
             open_engine("ram", options.model, **common) as theirs,
             open_engine("penstock", options.model, settings=settings, **common) as ours,
         ):
             threads["penstock"] = torch.get_num_threads()
+            theirs.model.to(ours.model.device)
             warm(ours)
             found = measure(ours, theirs, threads, options)
     each = {name: [options.tokens / round[name] for round in found["rounds"]] for name in ("penstock", "transformers")}

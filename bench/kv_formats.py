@@ -9,6 +9,7 @@ that got most attention until they left, and the others in int4. Nothing here is
 """
 
 import argparse
+import random
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,10 +84,12 @@ class Layer:
 
 
 class Paged:
-    """An attention function over pages; ``fine_share`` None leaves all as they are. Counts pages by format."""
+    """An attention function over pages; ``fine_share`` None leaves all as they are. Counts pages by format. Of pages
+    that are ``drawn`` the fine ones are chosen at random, not by the attention that they got."""
 
-    def __init__(self, window: Window, fine_share: float | None) -> None:
+    def __init__(self, window: Window, fine_share: float | None, *, drawn: bool = False) -> None:
         self._window, self._fine_share = window, fine_share
+        self._chance = random.Random(0) if drawn else None
         self.counts = dict.fromkeys(BITS, 0)
 
     def __call__(
@@ -109,12 +112,18 @@ class Paged:
             tokens = (len(layer.pages) - 1) * high + now.shape[1]
             outs.append(layer.attend(now, tokens, scaling))
             if now.shape[1] == high and self._fine_share is not None:
-                leaving = leave(layer.pages, tokens, window=self._window, fine_share=self._fine_share)
+                leaving = leave(self._seen(layer.pages), tokens, window=self._window, fine_share=self._fine_share)
                 for number, name in leaving.items():
                     layer.encode(number, name)
         for page in layer.pages:
             self.counts[page.format] += 1
         return torch.cat(outs, 1).transpose(0, 1)[None].contiguous(), None
+
+    def _seen(self, pages: list[Page]) -> list[Page]:
+        """``pages`` as those see them who choose."""
+        if self._chance is None:
+            return pages
+        return [replace(page, mass=self._chance.random() * page.age) for page in pages]
 
 
 def row_of(name: str, paged: Paged, quality: Quality, usual: Quality) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def row_of(name: str, paged: Paged, quality: Quality, usual: Quality) -> dict[st
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for as-is, int8, int4, and each share of a mixture."""
+    """A row for as-is, int8, int4, and each share of a mixture, of important pages and of random ones."""
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     ids = encode(tokenizer, read_text(str(options.text)), options.tokens)
     texts = windows(ids, beginning(tokenizer), options.context)
@@ -143,8 +152,10 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with KeptLogits(Path(tempfile.gettempdir()), predicted(texts)) as kept:
         usual = None
-        for name, share in shares.items():
-            paged = Paged(window, share)
+        cases = [(name, share, False) for name, share in shares.items()]
+        cases += [(f"random, {share:.0%} int8", share, True) for share in options.shares]
+        for name, share, drawn in cases:
+            paged = Paged(window, share, drawn=drawn)
             AttentionInterface.register(NAME, paged)
             model.set_attn_implementation(NAME)
             first = {"keep": kept} if usual is None else {"against": kept}

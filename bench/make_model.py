@@ -1,8 +1,9 @@
 """Writes the random checkpoints that are measured: bfloat16, no download.
 
-    python bench/make_model.py moe|dense|moe-small|dense-small FOLDER
+    python bench/make_model.py moe|dense|moe-small|dense-small|heavy-kv FOLDER
 
 ``moe`` is a Qwen3-MoE of 2.5 B parameters (5.1 GB), ``dense`` a Llama of 1.1 B (2.2 GB); the small ones are for trials.
+``heavy-kv`` is a Llama whose KV outweighs it: 267 MB of weights, 32 KiB of KV for each token.
 """
 
 import argparse
@@ -51,15 +52,25 @@ def dense(layers: int) -> PreTrainedModel:
     )
 
 
+def heavy_kv() -> PreTrainedModel:
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64}
+    return LlamaForCausalLM(
+        LlamaConfig(**_COMMON | heads, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("moe", "dense", "moe-small", "dense-small"))
+    parser.add_argument("kind", choices=("moe", "dense", "moe-small", "dense-small", "heavy-kv"))
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     small = options.kind.endswith("-small")
-    model = moe(4 if small else 24) if options.kind.startswith("moe") else dense(4 if small else 22)
+    if options.kind == "heavy-kv":
+        model = heavy_kv()
+    else:
+        model = moe(4 if small else 24) if options.kind.startswith("moe") else dense(4 if small else 22)
     model.generation_config.eos_token_id = None
     model.to(torch.bfloat16).save_pretrained(options.folder, max_shard_size="1GB")
     print(options.folder, f"{sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters")

@@ -23,7 +23,7 @@ Event = dict[str, Any]
 
 SHADES = ("#4878a8", "#7fa6cc")
 """Of layers in turn, so that neighbours can be told apart."""
-EXPERTS, STALL = "#9bbf85", "#d1495b"
+EXPERTS, STALL, COPY = "#9bbf85", "#d1495b", "#c9a227"
 READS = {"demand": "#e07b39", "prefetch": "#3a9188", "guess": "#8e6bb0"}
 LABEL_SHARE = 0.012
 """Share of the picture's width from which on a bar has room for its number."""
@@ -77,6 +77,7 @@ def draw(spans: Sequence[Event], called: dict[tuple[int, int], str], start: floa
     axes.spines[["top", "right"]].set_visible(False)
     shown = {span["args"]["kind"] for span in spans if span["cat"] == "read"}
     legend = {"layer": SHADES[0], "experts in it": EXPERTS, "stall": STALL}
+    legend |= {"copy to the device": COPY} if any(span["cat"] == "copy" for span in spans) else {}
     legend |= {f"read: {kind}": shade for kind, shade in READS.items() if kind in shown}
     patches = [Patch(color=shade, label=name) for name, shade in legend.items()]
     figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), fontsize=8, frameon=False)
@@ -85,7 +86,7 @@ def draw(spans: Sequence[Event], called: dict[tuple[int, int], str], start: floa
 
 def rows_of(spans: Sequence[Event]) -> dict[tuple[int, int, str], list[Event]]:
     """The bars by group, row and kind, in the order in which they are drawn from the top."""
-    order = ("layer", "experts", "stall", "read")
+    order = ("layer", "experts", "stall", "copy", "read")
     rows: dict[tuple[int, int, str], list[Event]] = {}
     for span in sorted(spans, key=lambda span: (span["pid"], span["tid"], span["ts"])):
         if span["cat"] != "forward":
@@ -100,20 +101,20 @@ def part(span: Event) -> str:
 def title(key: tuple[int, int, str], called: dict[tuple[int, int], str]) -> str:
     group, row, kind = key
     name = called.get((group, row), str(row))
-    return {"read": name, "layer": f"{name}: layers"}.get(kind, kind)
+    return {"read": name, "copy": name, "layer": f"{name}: layers"}.get(kind, kind)
 
 
 def colour(span: Event, number: int) -> str:
     if span["cat"] == "read":
         return READS[span["args"]["kind"]]
-    return {"experts": EXPERTS, "stall": STALL}.get(part(span), SHADES[number % 2])
+    return {"experts": EXPERTS, "stall": STALL, "copy": COPY}.get(part(span), SHADES[number % 2])
 
 
 def bar(axes: Axes, span: Event, height: int, shade: str, length: float) -> None:
     begin, duration = span["ts"] / 1e3, span["dur"] / 1e3
     axes.barh(height, duration, left=begin, height=0.8, color=shade, linewidth=0.3, edgecolor="white")
     numbers = [piece for piece in span["name"].split(".") if piece.isdigit()]
-    if span["cat"] == "layer" and numbers and duration > LABEL_SHARE * length:
+    if span["cat"] in ("layer", "copy", "read") and numbers and duration > LABEL_SHARE * length:
         middle = begin + duration / 2
         axes.text(middle, height, numbers[0], ha="center", va="center", fontsize=7, color="white", clip_on=True)
 

@@ -185,11 +185,12 @@ static void page_anywhere(const struct query *q, const struct summary *s, long w
             const float scale = widened(s->scale[t]), left = q->norm * widened(s->error[t]), half = q->half_sum * scale;
             const float error = (left < half ? left : half) + q->unresolved * scale + slip;
             const float score = (float)products[t - first] * (q->step * scale) + product;
-            bounds[t] = bounded(rule->scaling * (score + error), rule);
+            const float most = rule->scaling * (score + error);
+            bounds[t] = bounded(most, rule);
             top = fmaxf(top, bounds[t]);
             worst = fmaxf(worst, rule->scaling * error);
             largest = fmaxf(largest, fabsf(bounds[t]));
-            if (!isfinite(bounds[t]))
+            if (!isfinite(most)) /* a softcap would hide it */
                 worst = INFINITY;
         }
     }
@@ -244,14 +245,23 @@ WIDE_INLINE __m512 bounded_wide(__m512 bound, const struct rule *rule)
     return _mm512_fmadd_ps(_mm512_set1_ps(rule->rounding), _mm512_abs_ps(bound), bound);
 }
 
+/* Four numbers of a query, for each of the lanes. */
+WIDE_INLINE __m512i four(const int8_t *numbers)
+{
+    int32_t together;
+    memcpy(&together, numbers, 4);
+    return _mm512_set1_epi32(together);
+}
+
 /* products[t] = those of query t's numbers with those of 16 tokens. */
 WIDE_INLINE void sixteen_wide(const int queries, const int bits, const struct query *q, const uint8_t *numbers,
                               long wide, __m512i products[MOST])
 {
-    __m512i high[MOST], low[MOST];
+    const int other = queries <= MOST / 2; /* few queries have sums of their own for every second step: none waits */
+    __m512i high[2][MOST], low[2][MOST];
 #pragma GCC unroll 8
     for (int t = 0; t < queries; t++)
-        high[t] = low[t] = _mm512_setzero_si512();
+        high[0][t] = low[0][t] = high[1][t] = low[1][t] = _mm512_setzero_si512();
     const __m512i half = _mm512_set1_epi8(15);
     for (long j = 0; j < wide; j += 8) {
         __m512i first, second;
@@ -265,16 +275,35 @@ WIDE_INLINE void sixteen_wide(const int queries, const int bits, const struct qu
         }
 #pragma GCC unroll 8
         for (int t = 0; t < queries; t++) {
-            high[t] = _mm512_dpbusd_epi32(high[t], first, _mm512_set1_epi32(*(const int32_t *)(q[t].high + j)));
-            low[t] = _mm512_dpbusd_epi32(low[t], first, _mm512_set1_epi32(*(const int32_t *)(q[t].low + j)));
-            high[t] = _mm512_dpbusd_epi32(high[t], second, _mm512_set1_epi32(*(const int32_t *)(q[t].high + j + 4)));
-            low[t] = _mm512_dpbusd_epi32(low[t], second, _mm512_set1_epi32(*(const int32_t *)(q[t].low + j + 4)));
+            high[0][t] = _mm512_dpbusd_epi32(high[0][t], first, four(q[t].high + j));
+            low[0][t] = _mm512_dpbusd_epi32(low[0][t], first, four(q[t].low + j));
+            high[other][t] = _mm512_dpbusd_epi32(high[other][t], second, four(q[t].high + j + 4));
+            low[other][t] = _mm512_dpbusd_epi32(low[other][t], second, four(q[t].low + j + 4));
         }
     }
 #pragma GCC unroll 8
+    for (int t = 0; t < queries; t++) {
+        const __m512i sum = _mm512_add_epi32(high[0][t], high[1][t]), rest = _mm512_add_epi32(low[0][t], low[1][t]);
+        products[t] = _mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(sum, 7), rest), _mm512_set1_epi32(q[t].offset));
+    }
+}
+
+/* product[t] = query t times the page's centre. */
+WIDE_INLINE void centre_wide(const int queries, const struct query *q, const struct summary *s, long wide,
+                             float product[MOST])
+{
+    __m512 sums[MOST];
     for (int t = 0; t < queries; t++)
-        products[t] = _mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(high[t], 7), low[t]),
-                                       _mm512_set1_epi32(q[t].offset));
+        sums[t] = _mm512_setzero_ps();
+    for (long j = 0; j < wide; j += LANES) { /* behind the last column a query has zeros, and a summary other numbers */
+        const __mmask16 there = wide - j >= LANES ? 0xffff : 0xff;
+        const __m512 centre = _mm512_maskz_mov_ps(there, floats(s->centre + j));
+#pragma GCC unroll 8
+        for (int t = 0; t < queries; t++)
+            sums[t] = _mm512_fmadd_ps(_mm512_loadu_ps(q[t].plain + j), centre, sums[t]);
+    }
+    for (int t = 0; t < queries; t++)
+        product[t] = _mm512_reduce_add_ps(sums[t]);
 }
 
 WIDE_INLINE void page_wide(const int queries, const int bits, const struct query *q, const struct summary *s, long wide,
@@ -287,8 +316,8 @@ WIDE_INLINE void page_wide(const int queries, const int bits, const struct query
     for (int t = 0; t < queries; t++) {
         top[t] = none;
         worst[t] = largest[t] = _mm512_setzero_ps();
-        product[t] = centre_product(q + t, s, wide);
     }
+    centre_wide(queries, q, s, wide, product);
     const int blocks = (s->count + LANES - 1) / LANES;
     for (int b = 0; b < blocks; b++) {
         __m512i products[MOST];
@@ -305,8 +334,9 @@ WIDE_INLINE void page_wide(const int queries, const int bits, const struct query
             const __m512 score = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[t]),
                                                  _mm512_mul_ps(_mm512_set1_ps(q[t].step), scale),
                                                  _mm512_set1_ps(product[t]));
-            const __m512 bound = bounded_wide(_mm512_mul_ps(scaling, _mm512_add_ps(score, wrong)), rule);
-            strange[t] |= _mm512_mask_fpclass_ps_mask(there, bound, 0x99); /* NaN or infinite */
+            const __m512 most = _mm512_mul_ps(scaling, _mm512_add_ps(score, wrong));
+            strange[t] |= _mm512_mask_fpclass_ps_mask(there, most, 0x99); /* NaN or infinite: a softcap would hide it */
+            const __m512 bound = bounded_wide(most, rule);
             bounds[t][b] = _mm512_mask_mov_ps(none, there, bound);
             top[t] = _mm512_max_ps(top[t], bounds[t][b]);
             worst[t] = _mm512_mask_max_ps(worst[t], there, worst[t], _mm512_mul_ps(scaling, wrong));

@@ -193,7 +193,7 @@ def _many(rows: int, weight: torch.Tensor) -> Many | None:
         return None
     if isinstance(weight, PackedWeight):
         return several(weight, rows)
-    product = products(rows, *weight.shape) if rows <= MOST_ROWS else None
+    product = products(rows, *weight.shape) if rows <= MOST_ROWS and weight.is_cpu else None
     if product is None:
         return None
     return lambda weights, inputs: product([weight.data_ptr() for weight in weights], inputs)

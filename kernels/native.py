@@ -3,7 +3,7 @@
 import ctypes
 import importlib.util
 from collections.abc import Mapping
-from ctypes import c_float, c_int, c_long, c_void_p
+from ctypes import c_double, c_float, c_int, c_long, c_void_p
 from typing import Any
 
 _SIGNATURES: dict[str, list[Any]] = {
@@ -49,6 +49,10 @@ _ANYWHERE: dict[str, list[Any]] = {
     + [c_float] * 3
     + [c_void_p] * 3
     + [c_int] * 2,
+    "penstock_page_masses": [c_void_p] + [c_long] * 5 + [c_void_p],
+    "penstock_shares": [c_void_p] + [c_long] * 2 + [c_void_p] * 2 + [c_int],
+    "penstock_omitted": [c_void_p] * 2 + [c_long] * 2 + [c_void_p] * 2,
+    "penstock_needed": [c_void_p] * 4 + [c_long] * 2 + [c_void_p, c_double] + [c_void_p] * 2 + [c_int],
 }
 """Of functions that any processor can run, and that return nothing."""
 _ANYWHERE_TELLING: dict[str, list[Any]] = {
@@ -84,8 +88,8 @@ def _declare(library: ctypes.CDLL, signatures: Mapping[str, list[Any]], returns:
 
 
 COMPILED = _compiled()
-"""attention.c, bounds.c, kv_quantised.c, and what any processor can run of lossless.c; None where nothing was compiled.
-"""
+"""attention.c, bounds.c, certify.c, kv_quantised.c, and what any processor can run of lossless.c; None where nothing
+was compiled."""
 
 LIBRARY = _library()
 """blocks.c, lossless.c, nest.c, nested.c, products.c, quantise.c, symmetric.c and weighted_sum.c; None where they

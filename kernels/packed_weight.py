@@ -4,6 +4,8 @@ With few rows the format's own products are taken. Otherwise it is decoded, tile
 stays in the processor's caches, and torch multiplies by the tile; a matrix in an exact format is decoded as a whole, to
 an address like the one that transformers would have it at: a tile could give other bits. Whether the product of a large
 one has torch's bits is found out on the matrix itself, decoded as a whole once for each number of rows.
+
+With planes on a CUDA device, kernels/cuda does all of that there; only tiles are larger.
 """
 
 import threading
@@ -15,12 +17,16 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
+from .cuda.base import DeviceFormat
+from .cuda.registry import device_format
 from .formats.base import SLAB, Format
 from .looks import LOOKS
 from .products import products, untried
 
 TILE = 4 << 20
 """Bytes of a matrix that are decoded at a time."""
+DEVICE_TILE = 64 << 20
+"""The same on a device, where a launch costs more, and nothing is to stay in a cache."""
 _ALIGNMENT = 64
 
 Many = Callable[[Sequence[Any], Sequence[int]], torch.Tensor]
@@ -57,6 +63,7 @@ class PackedWeight(torch.Tensor):
         made._place, made._numbers, made._grads = address, dtype, requires_grad
         made.encoded_shape = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
         made.addresses = [plane.data_ptr() for plane in planes]
+        made.on_device = _on_device(format) if planes[0].is_cuda else None
         made._is_param = True  # modules look whether a weight is a parameter
         return made
 
@@ -67,6 +74,8 @@ class PackedWeight(torch.Tensor):
     """[n, k] of the matrix as it is encoded."""
     addresses: list[int]
     """Of the planes."""
+    on_device: DeviceFormat | None
+    """What computes with the planes, which are on a device; None in memory."""
     _place: int
     _numbers: torch.dtype
     _grads: bool
@@ -87,11 +96,11 @@ class PackedWeight(torch.Tensor):
 
     def decoded(self) -> torch.Tensor:
         """The whole matrix, as a new tensor of our shape and dtype."""
-        return self._decode(torch.empty(self._room, dtype=torch.uint8))
+        return self._decode(self.planes[0].new_empty(self._room))
 
     def at_hand(self) -> torch.Tensor:
         """The whole matrix, valid until this thread decodes the next one."""
-        return self._decode(_scratch.buffer(self._room))
+        return self._decode(_buffer(self, self._room))
 
     @property
     def _room(self) -> int:
@@ -101,7 +110,7 @@ class PackedWeight(torch.Tensor):
         n, k = self.encoded_shape
         start = -room.data_ptr() % _ALIGNMENT + self._place
         out = room[start : start + n * k * self.dtype.itemsize].view(self.dtype).view(n, k)
-        self.format.decode(self.planes, n, k, slice(0, n), out)
+        (self.on_device or self.format).decode(self.planes, n, k, slice(0, n), out)
         # Whether a weight requires gradients is part of the bits.
         return nn.Parameter(out.t() if self.transposed else out, self.requires_grad)
 
@@ -161,8 +170,11 @@ def _times(input: torch.Tensor, weight: PackedWeight, *, biased: bool) -> torch.
     n, k = weight.encoded_shape
     if weight.format.exact and (biased or not (weight._grads or input.is_contiguous())):
         return None
-    many = _found(weight, input.numel() // k) if input.dtype == torch.bfloat16 else None
-    if many is not None:
+    if weight.on_device is not None:
+        found = _device_product(input, weight, weight.on_device)
+        if found is not None:
+            return found
+    elif input.dtype == torch.bfloat16 and (many := _found(weight, input.numel() // k)) is not None:
         state = input.contiguous()
         return many([weight], [state.data_ptr()]).view(*input.shape[:-1], n)
     if weight.format.exact:
@@ -173,10 +185,27 @@ def _times(input: torch.Tensor, weight: PackedWeight, *, biased: bool) -> torch.
     return out
 
 
+def _device_product(input: torch.Tensor, weight: PackedWeight, on_device: DeviceFormat) -> torch.Tensor | None:
+    n, k = weight.encoded_shape
+    if input.dtype != torch.bfloat16 or weight._numbers != torch.bfloat16:
+        return None
+    out = on_device.product(weight.planes, n, k, input.reshape(-1, k))
+    return None if out is None else out.view(*input.shape[:-1], n)
+
+
+def _on_device(format: Format) -> DeviceFormat:
+    found = device_format(format.name)
+    if found is None:
+        raise ValueError(
+            f"no {format.name} weights on a CUDA device: decode them with kernels.cuda.registry.decoded_to"
+        )
+    return found
+
+
 def several(weight: PackedWeight, rows: int) -> Many | None:
     """Products of ``rows`` rows with several weights like ``weight``, in one call; None if there are none in this
     format."""
-    if weight._numbers != torch.bfloat16:
+    if weight._numbers != torch.bfloat16 or weight.on_device is not None:
         return None
     format: Any = weight.format
     return _many(format, rows, *weight.encoded_shape, torch.get_num_threads())
@@ -214,24 +243,32 @@ def _found(weight: PackedWeight, rows: int) -> Many | None:
 def _tiles(weight: PackedWeight) -> Iterator[tuple[slice, torch.Tensor]]:
     """Runs of rows of what is encoded, decoded; each is valid until the next."""
     n, k = weight.encoded_shape
-    rows = max(SLAB, TILE // (k * weight.dtype.itemsize) // SLAB * SLAB)
-    buffer = _scratch.buffer(min(rows, n) * k * weight.dtype.itemsize)
+    tile = TILE if weight.on_device is None else DEVICE_TILE
+    rows = max(SLAB, tile // (k * weight.dtype.itemsize) // SLAB * SLAB)
+    buffer = _buffer(weight, min(rows, n) * k * weight.dtype.itemsize)
     for start in range(0, n, rows):
         part = slice(start, min(n, start + rows))
         size = (part.stop - start) * k * weight.dtype.itemsize
         out = buffer[:size].view(weight.dtype).view(-1, k)
-        weight.format.decode(weight.planes, n, k, part, out)
+        (weight.on_device or weight.format).decode(weight.planes, n, k, part, out)
         yield part, out
 
 
+def _buffer(weight: PackedWeight, size: int) -> torch.Tensor:
+    """uint8 [size], where the planes are. On a device torch keeps what is given back, in the order of its work."""
+    return _scratch.buffer(size) if weight.on_device is None else weight.planes[0].new_empty(size)
+
+
 def _embedding(ids: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """``functional.embedding``; only the slabs that the rows ``ids`` lie in are decoded."""
+    """``functional.embedding``; only the slabs that the rows ``ids`` lie in are decoded; on a device those rows."""
     if not isinstance(weight, PackedWeight) or weight.transposed:
         return functional.embedding(ids, _decoded(weight), *args, **kwargs)
     n, k = weight.encoded_shape
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n:
         raise IndexError("index out of range in self")  # as torch says it
     flat = ids.reshape(-1)
+    if weight.on_device is not None:
+        return weight.on_device.rows(weight.planes, n, k, flat, weight.dtype).view(*ids.shape, k)
     out = torch.empty(len(flat), k, dtype=weight.dtype)
     buffer = torch.empty(SLAB, k, dtype=weight.dtype)
     slabs = flat // SLAB

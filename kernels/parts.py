@@ -48,7 +48,7 @@ def divisible(compute: Compute, sample: Callable[[int], torch.Tensor], rows: int
     threads, dtype = torch.get_num_threads(), sample(1).dtype
     key = f"parts of {ROWS} rows, {dtype}, {kind}, {threads} threads"
     anywhere = f"any number of {key}"
-    whole = all(_leaves_nothing(n, widths, dtype, threads) for n in (ROWS, 2 * ROWS))
+    whole = all(leaves_nothing(n, widths, dtype, threads) for n in (ROWS, 2 * ROWS))
     if key not in VERDICTS or anywhere not in VERDICTS:
         part = sample(ROWS)
         with Probe() as probe:
@@ -61,7 +61,7 @@ def divisible(compute: Compute, sample: Callable[[int], torch.Tensor], rows: int
         return False
     last = parts(rows)[-1]
     return VERDICTS[anywhere] or all(
-        _leaves_nothing(n, widths, dtype, threads) for n in (rows, ROWS, last.stop - last.start)
+        leaves_nothing(n, widths, dtype, threads) for n in (rows, ROWS, last.stop - last.start)
     )
 
 
@@ -75,7 +75,7 @@ def _equal(compute: Compute, sample: torch.Tensor) -> bool | None:
     return torch.equal(whole, torch.cat([compute(sample[..., part, :]) for part in parts(sample.shape[-2])], dim=-2))
 
 
-def _leaves_nothing(rows: int, widths: Iterable[int], dtype: torch.dtype, threads: int) -> bool:
+def leaves_nothing(rows: int, widths: Iterable[int], dtype: torch.dtype, threads: int) -> bool:
     """Whether every thread's share of ``rows`` rows of each width is made of whole vectors."""
     step = _STEP // dtype.itemsize
     for width in widths:

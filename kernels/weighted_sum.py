@@ -30,7 +30,8 @@ def weighted_sum(rows: Sequence[int], weights: Sequence[float], width: int) -> t
 def add_weighted(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weights: torch.Tensor) -> None:
     """``to[rows[i]] += out[i] * weights[i]`` for each i: ``to`` [tokens, width], contiguous, ``rows`` and ``weights``
     [count], ``out`` [count, width]. Every product is rounded to the dtype of ``to`` before it is added."""
-    if LIBRARY is None or to.dtype != torch.bfloat16 or out.dtype != torch.bfloat16 or weights.dtype not in _WEIGHTS:
+    ours = to.is_cpu and to.dtype == out.dtype == torch.bfloat16 and weights.dtype in _WEIGHTS
+    if LIBRARY is None or not ours:
         add_by_torch(to, rows, out, weights)
         return
     count, width = out.shape

@@ -253,9 +253,16 @@ class Bridge:
 
     def _landed(self, event: Event) -> None:
         """A read came to its end; called on a thread of the flash."""
+        self._note_end(event)
+        self._post(event)
+
+    def _note_start(self, read: Read) -> None:
+        if (recorder := self.recorder) is not None:
+            recorder.started(read)
+
+    def _note_end(self, event: Event) -> None:
         if (recorder := self.recorder) is not None:
             recorder.landed(event)
-        self._post(event)
 
     def _stop(self, reason: str) -> None:
         self._closed = self._closed or reason
@@ -292,8 +299,7 @@ class Bridge:
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Read):
-                if (recorder := self.recorder) is not None:
-                    recorder.started(action)
+                self._note_start(action)
                 self._driver.submit(action)
             elif isinstance(action, Discard):
                 self._memory.discard(action.offset, action.length)

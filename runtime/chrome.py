@@ -1,8 +1,8 @@
 """Turns notes into a trace in Chrome's Trace Event Format (pure), which Perfetto and chrome://tracing show.
 
 Groups of rows: "compute", one row per thread, on which the model's forward, its layers and stalls are nested; "flash",
-one row per read in flight, so that reads at the same time lie on different rows, and the counters; and "KV", the same
-for reads of KV pages, if there are any.
+one row per read in flight, so that reads at the same time lie on different rows, and the counters; "KV", the same for
+reads of KV pages, if there are any; and "device", copies to a device, one after the other.
 """
 
 import heapq
@@ -15,6 +15,7 @@ from ..tiering.events import Purpose
 from ..tiering.units import BlockId
 from .recorder import (
     FORWARD,
+    Copied,
     Enter,
     Forward,
     KVLanded,
@@ -29,7 +30,7 @@ from .recorder import (
     Tokens,
 )
 
-COMPUTE, FLASH, KV = 1, 2, 3
+COMPUTE, FLASH, KV, DEVICE = 1, 2, 3, 4
 """Numbers of the groups of rows, which the format calls processes."""
 
 KINDS = tuple(purpose.value for purpose in Purpose)
@@ -59,7 +60,7 @@ def events(notes: Iterable[Note], *, since: float, until: float, files: Sequence
     yield from _group(COMPUTE, "compute")
     yield from _group(FLASH, "flash")
     clock = _Clock(since)
-    compute, flash, kv = _Compute(clock), _Flash(clock, files), _KVReads(clock)
+    compute, flash, kv, copies = _Compute(clock), _Flash(clock, files), _KVReads(clock), _Copies(clock)
     last = since
     for note in notes:
         last = note.at
@@ -67,6 +68,8 @@ def events(notes: Iterable[Note], *, since: float, until: float, files: Sequence
             yield from flash.take(note)
         elif isinstance(note, KVStarted | KVLanded):
             yield from kv.take(note)
+        elif isinstance(note, Copied):
+            yield from copies.take(note)
         else:
             yield from compute.take(note)
     end = last if full else max(last, until)
@@ -310,6 +313,26 @@ class _KVReads:
 
 def _speed(size: int, seconds: float) -> dict[str, float]:
     return {"MB/s": round(size / 1e6 / seconds, 1)} if seconds > 0 else {}
+
+
+# --- copies ---------------------------------------------------------------------------------------------------------
+
+
+class _Copies:
+    """Puts copies to a device on a row."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self._clock, self._named = clock, False
+
+    def take(self, note: Copied) -> Iterator[_Event]:
+        if not self._named:
+            self._named = True
+            yield from _group(DEVICE, "device")
+            yield from _row(DEVICE, 1, "copies")
+        args: dict[str, Any] = {"bytes": note.size}
+        args |= {"failed": True} if note.failed else _speed(note.size, note.at - note.since)
+        event = {"ph": "X", "name": label(note.block), "cat": "copy", "pid": DEVICE, "tid": 1}
+        yield event | self._clock.span(note.since, note.at) | {"args": args}
 
 
 # --- names of rows --------------------------------------------------------------------------------------------------

@@ -25,9 +25,14 @@ def is_divisible(module: nn.Module) -> bool:
     inside = [*module.modules()]
     if any(is_experts(each) or each._buffers for each in inside):
         return False
-    if any(type(each).__module__.partition(".")[0] not in ("torch", "transformers") for each in inside):
+    if not all(map(is_library_code, inside)):
         return False
     return sum(any(weight is not None for weight in each._parameters.values()) for each in inside) > 1
+
+
+def is_library_code(module: nn.Module) -> bool:
+    """Whether the class of ``module`` is one of torch's or transformers'."""
+    return type(module).__module__.partition(".")[0] in ("torch", "transformers")
 
 
 def in_parts(module: nn.Module, original: Forward, held: Callable[[], AbstractContextManager[bool]]) -> Forward:

@@ -277,7 +277,10 @@ def _install(
     with _kv_beside(kv := settings.kv_host or 0):
         if device is None:
             placement, above = place(blocks, budget - kv, embeddings=readable, scratch=scratch_bytes(moved)), None
-            divisions = Divisions(blocks, placement, floor=settings.host_floor, embeddings=readable)
+            floor = settings.host_floor
+            if floor is not None:  # weights and KV have the same share of it as of the budget
+                floor = floor * placement.budget // budget
+            divisions = Divisions(blocks, placement, floor=floor, embeddings=readable)
         else:
             placement, above = place_above(
                 blocks, device, settings, host=budget - kv, embeddings=readable, scratch=scratch_bytes(moved)
@@ -301,7 +304,7 @@ def _install(
             guess=settings.experts.prefetch == "auto",
             reading=reading,
             record=record,
-            kv=kv_tier(settings, reading, model.config),
+            kv=kv_tier(settings, reading, model.config, budget),
             above=above,
         )
     try:

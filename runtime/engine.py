@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -15,17 +16,17 @@ from ..kernels.devices.base import DeviceArena
 from ..kernels.heap import trim
 from ..kernels.parts import VERDICTS
 from ..kernels.reading import may_wait
-from ..tiering.counters import hit_ratio
+from ..tiering.counters import found_ratio
 from ..tiering.errors import TraceError
 from ..tiering.events import HOUSE, Slot
 from ..tiering.limits import EXPERTS
 from ..tiering.policy.division import Divisions
-from ..tiering.policy.placement import Placement
+from ..tiering.policy.placement import Placement, SizedBlock
 from ..tiering.policy.predictors import Predictors
 from ..tiering.policy.reads import Reading
 from ..tiering.ports import Machine
 from ..tiering.progress import Progress
-from ..tiering.setup import setup_of
+from ..tiering.setup import device_setup, setup_of
 from ..tiering.store.flash import BundleFlash
 from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
@@ -33,7 +34,7 @@ from ..tiering.units import BlockId, align_up
 from . import verdicts
 from .bridge import Bridge
 from .device.experts import Misses
-from .device.tier import Above, DeviceTier, device_setup
+from .device.tier import Above, DeviceTier, DeviceUsage
 from .guessing import BOTH, ROUTER, TOGETHER
 from .kv.pool import PoolUsage
 from .kv.tier import Chosen, KVTier
@@ -43,7 +44,7 @@ from .pressure import Pressure
 from .reading import open_reader
 from .recording import RunRecording
 from .rows import RowReader
-from .trace import Trace
+from .trace import TakesNotes, Trace
 from .views import AllViews
 
 _PROMPT = 16
@@ -86,7 +87,7 @@ class Engine:
         self.bundle, self.host_placement, self.reading, self.kv = bundle, placement, reading, kv
         self._divisions = divisions
         self.blocks = {block.id: block for block in blocks}
-        self.pressure = Pressure(machine, divisions)
+        self.pressure = Pressure(machine, divisions, None if kv is None else kv.pool)
         manifest = bundle.manifest
         passing = blocks if above is None else [block for block in blocks if block.id in above.below]
         setup = setup_of(
@@ -104,15 +105,22 @@ class Engine:
         cache = planner.residency.regions[EXPERTS]
         self._cache = (cache.start, cache.capacity)
         self._host_arena = Arena(max(planner.residency.capacity, 1))
-        watch = self.pressure.watch if divisions.floor < divisions.ceiling else None
+        elastic = self.pressure.elastic
+        watch = self.pressure.watch if elastic.floor < elastic.ceiling else None
         self._reader = open_reader(reading, setup.drives)
         flash = BundleFlash(bundle, self._reader)
         self.host = Bridge(planner, flash, self._host_arena, watch=watch, recording=self.recording)
         """The bridge over the host tier."""
         self.device: DeviceTier | None = None
         if above is not None:
-            drives = setup.drives
-            top = device_setup(blocks, above.placement, reading, drives=drives, eviction=eviction, guess=guess)
+            top = device_setup(
+                ((SizedBlock(block.id, block.extent.length, block.resident), block.extent) for block in blocks),
+                above.placement,
+                reading,
+                drives=setup.drives,
+                eviction=eviction,
+                guess=guess,
+            )
             try:
                 self.device = DeviceTier(above, top, setup, bundle, self.host, self._host_arena)
             except BaseException:
@@ -210,7 +218,9 @@ class Engine:
             if self._trace is not None and self._trace.running:
                 raise TraceError(f"a trace to {self._trace.path} is being recorded; stop it before the next one")
             files = [file.name for file in self.bundle.manifest.files]
-            self._trace = Trace(model, self.bridge, files, path, kv=None if self.kv is None else self.kv.pool)
+            others: list[TakesNotes] = [] if self.kv is None else [self.kv.pool]
+            others += [] if self.device is None else [self.host, self.device.uplink]
+            self._trace = Trace(model, self.bridge, files, path, others=others)
             return self._trace
 
     def stats(self) -> Stats:
@@ -219,18 +229,23 @@ class Engine:
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
         kv = PoolUsage() if self.kv is None else self.kv.pool.usage()
         chosen = Chosen() if self.kv is None else self.kv.chosen()
-        drive_bytes = list(counters.drive_bytes)
+        above = DeviceUsage() if self.device is None else self.device.usage()
+        drive_bytes = [*map(sum, zip_longest(counters.drive_bytes, above.straight_bytes, fillvalue=0))]
         for block, reader in self.rows.items():
             drive_bytes[self.bundle.manifest.drive_of(self.blocks[block])] += reader.bytes_read
+        asked = counters if self.device is None else self.bridge.counters()
+        computed = 0 if self.misses is None else self.misses.count
         if self.placement.expert_count:
-            ratio = hit_ratio(counters.expert_hits, counters.expert_misses)
+            ratio = found_ratio(asked.expert_hits, asked.expert_misses + computed, counters.expert_misses)
         else:
-            ratio = hit_ratio(counters.dense_hits, counters.dense_misses)
+            ratio = found_ratio(asked.dense_hits, asked.dense_misses, counters.dense_misses)
         return Stats(
             tokens=self._tokens,
             forwards=self._forwards,
-            flash_bytes_read=counters.flash_bytes + row_bytes,
-            flash_read_seconds=counters.busy_seconds + sum(reader.seconds for reader in self.rows.values()),
+            flash_bytes_read=counters.flash_bytes + row_bytes + sum(above.straight_bytes),
+            flash_read_seconds=counters.busy_seconds
+            + sum(reader.seconds for reader in self.rows.values())
+            + above.straight_seconds,
             demand_bytes=counters.demand_bytes,
             prefetch_bytes=counters.prefetch_bytes,
             guess_bytes=counters.guess_bytes,
@@ -244,26 +259,26 @@ class Engine:
             row_bytes=row_bytes,
             drive_bytes=tuple(drive_bytes),
             reads=counters.reads,
-            expert_hits=counters.expert_hits,
-            expert_misses=counters.expert_misses,
-            dense_hits=counters.dense_hits,
-            dense_misses=counters.dense_misses,
+            expert_hits=asked.expert_hits,
+            expert_misses=asked.expert_misses + computed,
+            misses_computed=computed,
+            dense_hits=asked.dense_hits,
+            dense_misses=asked.dense_misses,
             evictions=counters.evictions,
             hit_ratio=ratio,
-            misses_copied=0 if self.device is None else self.bridge.counters().expert_misses,
-            misses_computed=0 if self.misses is None else self.misses.count,
             stall_seconds=self.bridge.stall_seconds,
             resident_bytes=self.bridge.resident_bytes()
             + sum(reader.resident_bytes for reader in self.rows.values())
             + kv.host_bytes,
-            host_bytes=self.pressure.division.host_bytes + kv.host_budget,
+            host_bytes=self.pressure.division.host_bytes + kv.host_limit,
             host_budget=self.placement.budget + kv.host_budget,
-            host_limit=elastic.limit + kv.host_budget,
-            host_floor=elastic.floor + kv.host_budget,
+            host_limit=elastic.limit,
+            host_floor=elastic.floor,
             host_shrinks=elastic.shrinks,
             host_growths=elastic.growths,
             kv_host_bytes=kv.host_bytes,
             kv_host_budget=kv.host_budget,
+            kv_host_limit=kv.host_limit,
             kv_flash_bytes=kv.flash_bytes,
             kv_bytes_read=kv.counters.bytes_read,
             kv_bytes_written=kv.counters.bytes_written,
@@ -273,6 +288,12 @@ class Engine:
             kv_pages_passed_over=chosen.pages - chosen.looked_at,
             kv_pages_dropped=chosen.dropped,
             kv_dropped_share=chosen.dropped_share,
+            device_bytes=above.bytes,
+            device_budget=above.budget,
+            device_evictions=asked.evictions if self.device is not None else 0,
+            bytes_copied=above.copied.size,
+            copy_seconds=above.copied.seconds,
+            kv_exact_layers=chosen.exact_layers,
         )
 
     def close(self) -> None:

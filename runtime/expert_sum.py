@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from .grouping import Groups
+from .expert_groups import Groups
 
 Output = tuple[int, slice, torch.Tensor]
 """An expert, a part of its rows, and what it gives for them [rows, width]."""

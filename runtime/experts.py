@@ -33,8 +33,8 @@ from ..tiering.units import BlockId, MiB
 from .bridge import Bridge
 from .device.experts import HostExperts
 from .engine import Engine
+from .expert_groups import group, moved
 from .expert_sum import ExpertSum
-from .grouping import group, moved
 from .guessing import Guesses
 from .lane import Arrived, Lane, on_slot
 from .views import like

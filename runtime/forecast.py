@@ -7,11 +7,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..tiering.planner import Planner
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement
 from ..tiering.policy.reads import Reading
+from ..tiering.policy.tiers import Tiers
+from ..tiering.sim.below import Below
 from ..tiering.sim.calibration import timed
-from ..tiering.sim.devices import Drive, Memory
+from ..tiering.sim.devices import Bus, Drive, Memory
+from ..tiering.sim.kv import KvLoad, seconds_with
 from ..tiering.sim.outcome import Outcome
 from ..tiering.sim.simulator import simulate
 from ..tiering.sim.workload import Layer, Pass, Workload, guessing
@@ -27,7 +31,7 @@ PROMPT = 256
 PRECISION = 0.75
 """Share of the guessed experts that come, where nothing else is said: what docs/performance.md has, in bytes."""
 
-Limit = Literal["flash", "memory", "compute"]
+Limit = Literal["flash", "bus", "memory", "compute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +46,15 @@ class Devices:
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """Of decoding, with the cache warm, and of a prompt, with the cache empty. ``hit_ratio`` is that of the requests
-    for experts, or, in a model without any, for streamed layers. ``limited_by`` is what is busy longest: a drive, cores
-    that wait for memory, or cores with all else."""
+    for experts, or, in a model without any, for streamed layers. ``limited_by`` is what is busy longest: a drive, the
+    bus to a device, cores that wait for memory, or cores with all else."""
 
     tokens_per_second: float
     time_to_first_token_s: float
     flash_bytes_per_token: int
     hit_ratio: float
     limited_by: Limit
+    bytes_copied_per_token: int = 0
 
 
 class Forecaster:
@@ -88,13 +93,22 @@ class Forecaster:
 
     def forecast(self, placement: Placement, divisions: Divisions, *, eviction: str, guess: bool) -> Forecast:
         """What ``placement`` promises; ``eviction`` and ``guess`` as for ``setup_of``."""
-        devices = self._devices
-        setup = self._outline.setup(placement, divisions, devices.reading, eviction=eviction, guess=guess)
+        setup = self._outline.setup(placement, divisions, self._devices.reading, eviction=eviction, guess=guess)
+        return self._simulated(setup.planner(), None)
+
+    def forecast_tiers(self, tiers: Tiers, bus: Bus, *, eviction: str, guess: bool) -> Forecast:
+        """What ``tiers`` promise, with ``bus`` between device and host."""
+        reading = self._devices.reading
+        above, below = self._outline.device_setup(tiers, reading, eviction=eviction, guess=guess)
+        return self._simulated(above.planner(), Below(below.planner(), bus))
+
+    def _simulated(self, planner: Planner, below: Below | None) -> Forecast:
         outcome = simulate(
-            Workload(self._layers, [self._passes], guess_seconds=devices.timings.guess),
-            setup.planner(),
-            drives=devices.drives,
+            Workload(self._layers, [self._passes], guess_seconds=self._devices.timings.guess),
+            planner,
+            drives=self._devices.drives,
             memory=self.memory,
+            below=below,
             untimed=1 + decoded(self._outline.layers),
         )
         prompt = outcome.untimed[0]
@@ -104,11 +118,19 @@ class Forecaster:
             flash_bytes_per_token=round(outcome.bytes_read / outcome.tokens),
             hit_ratio=outcome.hit_ratio,
             limited_by=self._limit(outcome),
+            bytes_copied_per_token=round(outcome.bytes_copied / outcome.tokens),
         )
 
+    def with_kv(self, found: Forecast, kv: KvLoad) -> Forecast:
+        """``found`` with ``kv`` behind every token, read from the first drive."""
+        drive = self._devices.drives[0]
+        seconds, busy = seconds_with(kv, 1 / found.tokens_per_second, found.flash_bytes_per_token, drive, self.memory)
+        limited = "flash" if busy >= seconds else "compute" if found.limited_by == "flash" else found.limited_by
+        return replace(found, tokens_per_second=1 / seconds, limited_by=limited)
+
     def _limit(self, outcome: Outcome) -> Limit:
-        if outcome.limited_by == "flash":
-            return "flash"
+        if outcome.limited_by != "memory":
+            return outcome.limited_by
         weights = outcome.tokens * self.memory.seconds(self.bytes_per_token)
         return "memory" if weights >= outcome.compute_seconds / 2 else "compute"
 

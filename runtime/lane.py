@@ -14,8 +14,8 @@ from ..tiering.events import Slot
 from ..tiering.store.manifest import Block
 from ..tiering.units import BlockId
 from .bridge import Bridge, Leases
+from .expert_groups import Groups
 from .expert_sum import Output
-from .grouping import Groups
 from .planes import PlaneCounts
 from .views import AllViews
 

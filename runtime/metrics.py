@@ -8,14 +8,15 @@ from ..tiering.policy.predictors import Record
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """``hit_ratio`` is the share of requested experts that were in memory; for a model without experts, the share of
-    requests for streamed layers that were. ``stall_seconds`` is the time in which a compute thread waited for a block.
-    Of the bytes read, ``demand_bytes`` were waited for, ``prefetch_bytes`` were certain to be wanted, ``guess_bytes``
+    """``hit_ratio`` is the share of requested experts that were in memory (on the device, or the host's); for a model
+    without experts, the share of requests for streamed layers that were. ``stall_seconds`` is the time in which a
+    compute thread waited for a block. Of the bytes read, ``demand_bytes`` were waited for, ``prefetch_bytes`` were
+    certain to be wanted, ``guess_bytes``
     were guessed, of which ``guess_bytes_used`` were then asked for, and ``refine_bytes`` are of residuals, read while a
     drive had nothing else to do; ``refine_failures`` of these could not be read. ``products_by_planes`` says how often
     experts were computed with how many planes of their weights, one in most formats: all requests for experts, in all.
-    With a device, ``misses_copied`` experts that were not there were copied up, and ``misses_computed`` were computed
-    by the CPU instead. ``eviction`` is the policy that decides now which
+    With a device, ``misses_computed`` of ``expert_misses`` were computed by the CPU, the others were copied up.
+    ``eviction`` is the policy that decides now which
     expert goes, ``predictor`` is who guesses, ``predictors`` what trials have shown of each. ``drive_bytes`` are those
     of ``flash_bytes_read`` that came from each drive of the bundle, its own first. ``flash_read_seconds`` is the time
     in which at least one read was in flight. ``host_limit`` is what memory pressure leaves of ``host_budget`` now,
@@ -23,12 +24,18 @@ class Stats:
     ``host_bytes`` is what the arenas may hold now, ``resident_bytes`` what they do hold; the memory for KV in pages is
     a part of these five.
 
+    With a device tier, hits and misses are those of requests to the device: a miss may still be found in host memory.
+    ``device_bytes`` of ``device_budget`` are the device's arena, from which ``device_evictions`` blocks went;
+    ``bytes_copied`` went up to it, in ``copy_seconds`` in which a copy was under way.
+
     Of KV in pages, ``kv_host_bytes`` of ``kv_host_budget`` are in use in memory and ``kv_flash_bytes`` on flash;
+    memory pressure leaves ``kv_host_limit`` of the budget now;
     ``kv_pages_read`` of ``kv_bytes_read`` were read back, ``kv_bytes_written`` were written, all of them apart from the
     bytes of weights above, and compute threads waited ``kv_stall_seconds`` for pages or for room. 0 for a model whose
     KV transformers keeps. Where [kv] attention chooses among pages, single tokens looked at ``kv_pages_looked_at`` and
     not at ``kv_pages_passed_over``; ``kv_pages_dropped`` are gone for good, which had ``kv_dropped_share`` of the
-    attention that was counted until then (0 where none is counted).
+    attention that was counted until then (0 where none is counted). ``kv_exact_layers`` look at all pages all the
+    same, for "certified" and "quest" cannot choose among latents.
 
     Of kept prompts, ``prefix_hits`` were found, so that ``prefix_tokens_restored`` tokens were read instead of
     computed; ``prefix_problem`` is what went wrong with them last: then prompts are computed, or not kept."""
@@ -66,6 +73,7 @@ class Stats:
     host_growths: int
     kv_host_bytes: int
     kv_host_budget: int
+    kv_host_limit: int
     kv_flash_bytes: int
     kv_bytes_read: int
     kv_bytes_written: int
@@ -75,8 +83,13 @@ class Stats:
     kv_pages_passed_over: int
     kv_pages_dropped: int
     kv_dropped_share: float
-    misses_copied: int = 0
+    kv_exact_layers: int
     misses_computed: int = 0
+    device_bytes: int = 0
+    device_budget: int = 0
+    device_evictions: int = 0
+    bytes_copied: int = 0
+    copy_seconds: float = 0.0
     prefix_hits: int = 0
     prefix_tokens_restored: int = 0
     prefix_bytes_read: int = 0

@@ -1,7 +1,8 @@
 """A model's outline: which blocks it has or will have, and what a token asks of them; no weight is read for it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from ..tiering.errors import BudgetTooSmall
 from ..tiering.policy.division import Divisions
 from ..tiering.policy.placement import Placement, SizedBlock, place, with_working_memory
 from ..tiering.policy.reads import Reading
-from ..tiering.setup import Setup, setup_of
+from ..tiering.policy.tiers import Tiers, place_in_tiers
+from ..tiering.setup import Setup, device_setup, setup_of
 from ..tiering.sim.workload import Layer, layers_of
 from ..tiering.units import BlockId, Extent
 from .compose import embeddings, scratch_bytes
@@ -77,11 +79,20 @@ class Outline:
     @property
     def least_budget(self) -> int:
         """The least host memory in bytes that ``place`` accepts."""
-        too_small, enough = 0, 2 * with_working_memory(self.total_bytes)
+        return self._least(self.place)
+
+    def least_below(self, device: int) -> int:
+        """The least host memory in bytes below ``device`` bytes of a device. Raises BudgetTooSmall where those are too
+        few."""
+        self.place_in_tiers(device, 2 * with_working_memory(self.total_bytes))
+        return self._least(partial(self.place_in_tiers, device))
+
+    def _least(self, fits: Callable[[int], object]) -> int:
+        too_small, enough = -1, 2 * with_working_memory(self.total_bytes)
         while enough - too_small > 1:
             budget = (too_small + enough) // 2
             try:
-                self.place(budget)
+                fits(budget)
                 enough = budget
             except BudgetTooSmall:
                 too_small = budget
@@ -90,6 +101,26 @@ class Outline:
     def place(self, budget: int) -> Placement:
         """What goes where with ``budget`` bytes of host memory. Raises BudgetTooSmall."""
         return place(self.blocks, budget, embeddings=self.embeddings, scratch=self.scratch)
+
+    def place_in_tiers(self, device: int, host: int) -> Tiers:
+        """What goes where with ``device`` bytes of a device's memory above ``host`` bytes. Raises BudgetTooSmall."""
+        return place_in_tiers(self.blocks, device=device, host=host, embeddings=self.embeddings, scratch=self.scratch)
+
+    def device_setup(self, tiers: Tiers, reading: Reading, *, eviction: str, guess: bool) -> tuple[Setup, Setup]:
+        """What the planners of both tiers begin with, the device's first."""
+        pairs = tuple(zip(self.blocks, self.extents, strict=True))
+        passing = {block.id for block in tiers.below}
+        drives = 1 + max(block.drive for block in self.blocks)
+        below = setup_of(
+            ((block.id, extent, block.drive) for block, extent in pairs if block.id in passing),
+            tiers.host,
+            Divisions(tiers.below, tiers.host, floor=tiers.host.budget),
+            reading,
+            drives=drives,
+            eviction=eviction,
+            guess=guess,
+        )
+        return device_setup(pairs, tiers.device, reading, drives=drives, eviction=eviction, guess=guess), below
 
     def divisions(self, placement: Placement, floor: int | None) -> Divisions:
         """What stays of ``placement`` under memory pressure; ``floor`` bytes of it, if given and possible."""

@@ -1,11 +1,14 @@
-"""Computes prompts block by block: what a block gives depends on nothing behind it, so it can be kept for others."""
+"""Computes prompts block by block, or several together where that gives the same bits: what a block gives depends on
+nothing behind it, so it can be kept for others."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
+
+from .grouping import call_ends, may_be_together
 
 if TYPE_CHECKING:
     from .prefix import Prefixes
@@ -18,14 +21,18 @@ transformers makes them."""
 def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int) -> torch.Tensor:
     """Compute what ``cache`` lacks of ``token_ids``, in forward calls that end where blocks do; the logits of the last
     token, [vocabulary]."""
-    done = cache.get_seq_length()
+    ends = call_ends(cache.get_seq_length(), len(token_ids), block=block, together=False)
+    return _compute(model, token_ids, cache, ends)
+
+
+def _compute(model: Any, token_ids: Sequence[int], cache: Cache, ends: Iterable[int]) -> torch.Tensor:
+    """Compute ``token_ids`` from where ``cache`` is, in forward calls up to each of ``ends``; as ``prefill``."""
     ids = torch.tensor([list(token_ids)])
     logits = torch.empty(0)
     with torch.no_grad():
-        while done < len(token_ids):
-            end = min(len(token_ids), done - done % block + block)
+        for end in ends:
+            done = cache.get_seq_length()
             logits = model(ids[:, done:end], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-            done = end
     return logits
 
 
@@ -33,17 +40,20 @@ def with_prefixes(
     prefixes: "Prefixes", model: Any, input_ids: torch.Tensor, cache: DynamicCache, last: Callable[[], Any]
 ) -> Any:
     """What ``last`` gives, transformers' own prefill of all of ``input_ids`` [1, N] that the fresh ``cache`` has not
-    got: after as much as possible of it was restored, and the other full blocks computed. The prompt is offered."""
+    got: after as much as possible of it was restored, and other full blocks computed. The prompt is offered."""
     ids: list[int] = input_ids[0].tolist()
-    restored = prefixes.restore(ids, cache)
+    prefixes.restore(ids, cache)
+    together = may_be_together(model, ids, cache, block=prefixes.block, kind=prefixes.kind)
+    done = cache.get_seq_length()
     began = time.perf_counter()
     stop = prefixes.stop(ids) if prefixes.with_state else 0
     if stop:
         prefill(model, ids[:stop], cache, block=prefixes.block)
         prefixes.offer(ids, cache)
-    prefill(model, ids[: prefixes.boundary(len(ids))], cache, block=prefixes.block)
+    *ends, _ = call_ends(cache.get_seq_length(), len(ids), block=prefixes.block, together=together)
+    _compute(model, ids, cache, ends)
     out = last()
-    prefixes.prefilled(len(ids) - restored, time.perf_counter() - began)
+    prefixes.prefilled(len(ids) - done, time.perf_counter() - began)
     if not stop:
         prefixes.offer(ids, cache)
     return out

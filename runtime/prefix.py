@@ -64,7 +64,10 @@ class Prefixes:
         block: int,
     ) -> None:
         self.store, self.block = store, block
-        self.root = root_of(identity | {"block": block}, salt)  # as many tokens are computed at a time
+        described = identity | {"block": block}  # as many tokens are computed at a time
+        self.root = root_of(described, salt)
+        self.kind = root_of(described)
+        """Names what the numbers depend on."""
         fresh = DynamicCache(config=config)
         self.supported = is_supported(fresh)
         self.with_state = has_state(fresh)

@@ -8,7 +8,9 @@ from typing import Protocol
 from ..tiering.limits import EXPERTS, KEPT, RESIDUALS, STREAM
 from ..tiering.policy.division import Division, Divisions
 from ..tiering.policy.elastic import Elastic, low_mark
+from ..tiering.policy.sharing import Part, shared
 from ..tiering.ports import Machine
+from ..tiering.units import PAGE
 
 PERIOD = 0.2
 """Seconds between two looks at the memory; one takes a tenth of a millisecond, a quarter in a control group."""
@@ -26,6 +28,29 @@ class Tier(Protocol):
         """Bytes of blocks that are in memory or on their way."""
 
 
+class Pages(Protocol):
+    """Memory for KV, which is resized too."""
+
+    @property
+    def part(self) -> Part:
+        """Between which sizes."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes that may be used now."""
+
+    @property
+    def held(self) -> int:
+        """Bytes that are in memory."""
+
+    @property
+    def wanted(self) -> int:
+        """Bytes that could be used now."""
+
+    def resize(self, limit: int) -> None:
+        """Use ``limit`` bytes."""
+
+
 def limits(division: Division) -> dict[str, int]:
     """The limits of the regions that change, in bytes."""
     return {
@@ -37,11 +62,14 @@ def limits(division: Division) -> dict[str, int]:
 
 
 class Pressure:
-    """The present limit of one model's host tier, and the task that moves it."""
+    """The present limits of one model's host tier and of its ``kv``, if that is in pages; the task that moves them."""
 
-    def __init__(self, machine: Machine, divisions: Divisions) -> None:
-        self._machine, self._divisions = machine, divisions
-        self.elastic = Elastic(divisions.floor, divisions.ceiling)
+    def __init__(self, machine: Machine, divisions: Divisions, kv: Pages | None = None) -> None:
+        self._machine, self._divisions, self._kv = machine, divisions, kv
+        self._weights = Part(divisions.floor, divisions.ceiling)
+        pages = Part(0, 0) if kv is None else kv.part
+        self.elastic = Elastic(divisions.floor + pages.floor, divisions.ceiling + pages.ceiling)
+        self._limit = divisions.ceiling
         self.division = divisions.at(divisions.ceiling)
         self._close = False
 
@@ -58,8 +86,16 @@ class Pressure:
         except OSError:
             return  # a system that does not tell, or not now: leave everything as it is
         self._close = available < 4 * low_mark(total)
-        before = self.elastic.limit
-        limit = self.elastic.advise(now, available, total, self.division.blocks - tier.resident_bytes())
-        if limit != before:
-            self.division = self._divisions.at(limit)
+        unused = self.division.blocks - tier.resident_bytes()
+        if self._kv is None:
+            weights = self.elastic.advise(now, available, total, unused)
+        else:
+            limit = self.elastic.advise(now, available, total, unused + self._kv.limit - self._kv.held)
+            weights, pages = shared(limit, self._weights, self._kv.part, wanted=self._kv.wanted)
+            pages = pages // PAGE * PAGE
+            if pages != self._kv.limit:
+                self._kv.resize(pages)
+        if weights != self._limit:
+            self._limit = weights
+            self.division = self._divisions.at(weights)
             tier.resize(limits(self.division))

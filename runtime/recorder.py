@@ -107,7 +107,17 @@ class KVStall(NamedTuple):
     since: float
 
 
-Note = Forward | Enter | Leave | Tokens | Stall | Started | Landed | Sample | KVStarted | KVLanded | KVStall
+class Copied(NamedTuple):
+    """``block`` of ``size`` bytes was copied to the device since ``since``, or that has ``failed``."""
+
+    at: float
+    since: float
+    block: BlockId
+    size: int
+    failed: bool
+
+
+Note = Forward | Enter | Leave | Tokens | Stall | Started | Landed | Sample | KVStarted | KVLanded | KVStall | Copied
 
 
 class Recorder:
@@ -157,6 +167,10 @@ class Recorder:
     def kv_stall(self, since: float, until: float) -> None:
         """The calling thread waited for KV pages, or for room for them."""
         self._keep(KVStall(until, threading.get_ident(), since))
+
+    def copied(self, since: float, until: float, block: BlockId, size: int, *, failed: bool) -> None:
+        """``block`` was copied to the device, or could not be."""
+        self._keep(Copied(until, since, block, size, failed))
 
     def sample(self, counters: Counters) -> None:
         hits, misses = counters.expert_hits + counters.dense_hits, counters.expert_misses + counters.dense_misses

@@ -4,38 +4,49 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from .bridge import Bridge
 from .chrome import document
-from .kv.pool import PagePool
 from .layout import is_experts, layer_of
 from .recorder import Recorder
 from .tracefile import destination, write
+
+
+class TakesNotes(Protocol):
+    """Tells a recorder, while it has one, what it does."""
+
+    recorder: Recorder | None
 
 
 class Trace:
     """Records from the moment it is made until ``stop``; as a context manager it stops itself."""
 
     def __init__(
-        self, model: nn.Module, bridge: Bridge, files: Sequence[str], path: str | Path, *, kv: PagePool | None = None
+        self,
+        model: nn.Module,
+        bridge: Bridge,
+        files: Sequence[str],
+        path: str | Path,
+        *,
+        others: Sequence[TakesNotes] = (),
     ) -> None:
-        """``files``: names of the bundle's data files by number; ``kv``: where KV pages are, if KV is in pages. Raises
-        TraceError when ``path`` cannot be written."""
+        """``files``: names of the bundle's data files by number; ``others`` beside ``bridge`` have something to note.
+        Raises TraceError when ``path`` cannot be written."""
         self.path = destination(path)
         """The file that the trace goes to."""
-        self._bridge, self._files, self._kv, self._recorder = bridge, files, kv, Recorder()
+        self._noting, self._files, self._recorder = [bridge, *others], files, Recorder()
+        self._bridge = bridge
         self._lock = threading.RLock()  # the garbage collector may stop it while this thread does
         self._running = True
         self._recorder.sample(bridge.counters())
         self._hooks: list[Any] = []  # by these torch keeps no module alive
         for name, module in _watched(model).items():
             self._watch(name, module)
-        bridge.recorder = self._recorder
-        if kv is not None:
-            kv.recorder = self._recorder
+        for each in self._noting:
+            each.recorder = self._recorder
 
     @property
     def running(self) -> bool:
@@ -48,9 +59,8 @@ class Trace:
             if not self._running:
                 return
             self._running = False
-            self._bridge.recorder = None
-            if self._kv is not None:
-                self._kv.recorder = None
+            for each in self._noting:
+                each.recorder = None
             for hook in self._hooks:
                 hook.remove()
             recorder, until = self._recorder, time.monotonic()

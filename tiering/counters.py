@@ -28,6 +28,8 @@ class Counters:
         return self.demand_bytes + self.prefetch_bytes + self.guess_bytes + self.refine_bytes
 
 
-def hit_ratio(hits: int, misses: int) -> float:
-    """Share of hits; 1.0 when nothing was asked for."""
-    return hits / (hits + misses) if hits + misses else 1.0
+def found_ratio(hits: int, misses: int, read: int) -> float:
+    """Share of what was asked for (``hits`` and ``misses`` of a tier) that did not have to be ``read`` from flash; 1.0
+    when nothing was asked for."""
+    asked = hits + misses
+    return max(0, asked - read) / asked if asked else 1.0

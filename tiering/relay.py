@@ -5,10 +5,10 @@ The tier above reads from the tier below as that one reads from flash. A read as
 all are. Whoever leases for copies never waits while it needs what it holds, so it is no part of any deadlock there.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .events import COPIER, Acquire, Begin, Event, Grant, Part, Refuse, Release, Slot
+from .events import COPIER, Acquire, Begin, Event, Expect, Grant, Part, Refuse, Release, Slot
 from .units import BlockId
 
 
@@ -101,3 +101,16 @@ class Relay:
 def order_of(homes: Mapping[BlockId, object]) -> list[BlockId]:
     """The dense blocks among ``homes``, which are in the order of use."""
     return [block for block in homes if block.kind == "dense"]
+
+
+def expected(
+    event: Expect, absent_above: Callable[[BlockId], bool], absent_below: Callable[[BlockId], bool]
+) -> tuple[Expect, Expect]:
+    """What to tell the tier below and the one above of ``event``: below, what is absent above; above, of the guesses
+    those that need only be copied. Nobody waits for flash on a guess."""
+    absent = [block for block in event.guessed if absent_above(block)]
+    certain = tuple(block for block in event.certain if absent_above(block))
+    far = {block for block in absent if absent_below(block)}
+    near = tuple(block for block in event.guessed if block not in far)
+    below = Expect(COPIER, certain, tuple(absent), 0.0)
+    return below, Expect(event.stream, event.certain, near, event.seconds, event.finer)

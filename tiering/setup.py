@@ -1,14 +1,14 @@
 """All that a planner begins with (pure): plain values, from which the same planner can be built again and again."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .limits import EXPERTS, KEPT, PINNED, RESIDUALS, STREAM, Home
 from .planner import Planner
 from .policy.cycle import Cycle
 from .policy.division import Divisions
 from .policy.eviction import EVICTION
-from .policy.placement import Placement
+from .policy.placement import Placement, SizedBlock
 from .policy.reads import Reading
 from .policy.speculation import Speculation
 from .residency import Residency
@@ -97,5 +97,33 @@ def setup_of(
         depth=reading.depth,
         read_limit=reading.size,
         drives=drives,
+        guess=guess,
+    )
+
+
+COPIES_AHEAD = 2
+"""Blocks that may wait for their copy to a device, beside those that wait for flash."""
+
+
+def device_setup(
+    blocks: Iterable[tuple[SizedBlock, Extent]],
+    placement: Placement,
+    reading: Reading,
+    *,
+    drives: int,
+    eviction: str,
+    guess: bool,
+) -> Setup:
+    """The setup of a device's planner, for a ``placement`` of ``blocks`` there. The host tier is its one drive, which
+    takes as many reads as all ``drives`` of that do, and some more that are only to be copied; every block is copied by
+    itself."""
+    blocks = tuple(blocks)
+    return setup_of(
+        ((block.id, extent, 0) for block, extent in blocks),
+        placement,
+        Divisions([block for block, _ in blocks], placement, floor=placement.budget),
+        replace(reading, depth=reading.depth * drives + COPIES_AHEAD, size=0),
+        drives=1,
+        eviction=eviction,
         guess=guess,
     )

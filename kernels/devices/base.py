@@ -1,6 +1,6 @@
 """What a device tier needs of a device: memory, copies up beside everything else, and marks in what is computed."""
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -15,6 +15,18 @@ class NoDevice(Exception):
 
 class Mark(Protocol):
     """A place in what a device has been given to compute; a copy can be told to wait until it is reached."""
+
+    def synchronize(self) -> None:
+        """Wait until it is."""
+
+
+class DirectFile(Protocol):
+    """A file that is read into a device's memory by the drive itself."""
+
+    def read(self, into: torch.Tensor, offset: int) -> None:
+        """Fill ``into``, bytes on the device, from ``offset`` on. Raises OSError."""
+
+    def close(self) -> None: ...
 
 
 class DeviceArena(Protocol):
@@ -55,8 +67,11 @@ class Device(Protocol):
     def copies(self) -> Copies:
         """A way up: copies on it are made in order, and beside all others."""
 
+    def down(self, source: torch.Tensor, into: torch.Tensor) -> None:
+        """Copy ``source``, bytes on the device, to ``into``, as many in host memory, and wait for that."""
+
+    def direct_file(self, path: Path) -> DirectFile | None:
+        """The file ``path``, where this system has a way from drives to the device past host memory."""
+
     def mark(self) -> Mark | None:
         """The end of what the calling thread has had computed until now; None if all of that is done."""
-
-
-Marks = Sequence[Mark]

@@ -33,6 +33,9 @@ class Copied(NamedTuple):
         return self.size / self.seconds if self.seconds else 0.0
 
 
+NOTHING = Copied(0, 0.0)
+
+
 class Copies:
     """Any thread may ask; ``close`` is idempotent and lets copies under way end."""
 
@@ -40,7 +43,7 @@ class Copies:
         self._begin = begin
         self._lock = threading.Lock()
         self._ends: queue.SimpleQueue[tuple[Wait, Done, int, float] | None] = queue.SimpleQueue()
-        self._copied = Copied(0, 0.0)
+        self._copied = NOTHING
         self._asked = self._ended = 0  # bytes
         self._thread = threading.Thread(target=self._end_all, name="penstock-copies", daemon=True)
         self._closed = False

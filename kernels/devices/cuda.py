@@ -6,6 +6,7 @@ the copies waits for the copy's own event. The device is never synchronised as a
 
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from ..arena import Arena
 from .base import NoDevice
 from .copies import Copies, Wait
+from .gds import GdsFile, is_direct
 
 
 class CudaArena:
@@ -92,6 +94,18 @@ class Cuda:
             return wait
 
         return Copies(begin)
+
+    def down(self, source: torch.Tensor, into: torch.Tensor) -> None:
+        """As Device.down."""
+        with torch.cuda.stream(torch.cuda.Stream(self.compute)):  # type: ignore[no-untyped-call]
+            into.copy_(source, non_blocking=True)
+            end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            end.record()
+        end.synchronize()
+
+    def direct_file(self, path: Path) -> GdsFile | None:
+        """As Device.direct_file."""
+        return GdsFile(path) if is_direct() else None
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ the rate that is asked for.
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -51,6 +52,13 @@ class Emulated:
             return wait
 
         return Copies(begin)
+
+    def down(self, source: torch.Tensor, into: torch.Tensor) -> None:
+        """As Device.down."""
+        into.copy_(source)
+
+    def direct_file(self, path: Path) -> None:
+        """No drive knows of this device."""
 
     def mark(self) -> None:
         """The CPU computes at once."""

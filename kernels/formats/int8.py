@@ -27,7 +27,7 @@ class Int8:
     planes = 1
 
     def lengths(self, n: int, k: int) -> tuple[int, ...]:
-        return (_scales_at(n, k) + 2 * n,)
+        return (scales_at(n, k) + 2 * n,)
 
     def encode(
         self,
@@ -39,7 +39,7 @@ class Int8:
     ) -> tuple[torch.Tensor, ...]:
         (length,) = self.lengths(n, k)
         plane = room(length)
-        plane[n * k : _scales_at(n, k)] = 0
+        plane[n * k : scales_at(n, k)] = 0
         numbers, scales = parts(plane, n, k)
         for first, tile in tiles(slabs):
             place = slice(first, first + len(tile))
@@ -63,7 +63,7 @@ class Int8:
 
 
 def _torch_product(rows: int, n: int, k: int, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
-    length = _scales_at(n, k) + 2 * n
+    length = scales_at(n, k) + 2 * n
     outs = []
     for (address,), at in zip(matrices, inputs, strict=True):
         # A copy, as torch's kernel asks for inputs at a multiple of 32 bytes.
@@ -74,9 +74,10 @@ def _torch_product(rows: int, n: int, k: int, matrices: Sequence[Sequence[int]],
 
 def parts(plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Views of the numbers, int8 [n, k], and scales, bfloat16 [n], in a plane."""
-    at = _scales_at(n, k)
+    at = scales_at(n, k)
     return plane[: n * k].view(torch.int8).view(n, k), plane[at : at + 2 * n].view(torch.bfloat16)
 
 
-def _scales_at(n: int, k: int) -> int:
+def scales_at(n: int, k: int) -> int:
+    """Where in a plane the scales begin."""
     return -(-n * k // 64) * 64

@@ -34,7 +34,8 @@ from .steps import GROUP, LEFT, UNIT, column_counts, line, nearest, nest
 MOST_ROWS = 16
 """Of inputs, up to which products with the planes are faster than decoding them."""
 
-_TILE = 16
+TILE = 16
+"""Rows."""
 _REGISTER = 64
 
 
@@ -78,7 +79,7 @@ class BitNested:
             LIBRARY.penstock_decode_nested(addresses, out.data_ptr(), k, self.planes, rows.start, len(out), threads)
             return
         shape = _Shape(n, k, self._split)
-        place = slice(rows.start // _TILE, -(-rows.stop // _TILE))
+        place = slice(rows.start // TILE, -(-rows.stop // TILE))
         parts = [plane.view(shape.tiles, -1)[place] for plane in planes]
         out.copy_(shape.decoded(parts)[: rows.stop - rows.start])
 
@@ -103,7 +104,7 @@ class BitNested:
                 addresses,
                 len(weights),
                 shape.k,
-                first // _TILE,
+                first // TILE,
                 self.planes,
                 torch.get_num_threads(),
             )
@@ -151,7 +152,7 @@ class _Shape:
 
     @property
     def tiles(self) -> int:
-        return -(-self.n // _TILE)
+        return -(-self.n // TILE)
 
     @property
     def groups(self) -> int:
@@ -159,8 +160,8 @@ class _Shape:
 
     @property
     def _head(self) -> int:
-        levels = self.groups * _TILE // 2 if self.split else 0
-        return -(-(2 * _TILE * (self.groups + 1) + levels) // _REGISTER) * _REGISTER
+        levels = self.groups * TILE // 2 if self.split else 0
+        return -(-(2 * TILE * (self.groups + 1) + levels) // _REGISTER) * _REGISTER
 
     @property
     def tile_lengths(self) -> tuple[int, ...]:
@@ -177,11 +178,11 @@ class _Shape:
         integers, scales = symmetric(weights, importance)
         numbers = nest(weights, integers.float(), scales.float(), importance, leveled=self.split)
 
-        high = -(-len(weights) // _TILE)
+        high = -(-len(weights) // TILE)
         head = torch.zeros(high, self._head, dtype=torch.uint8)
-        head[:, : 2 * _TILE] = _tiled(scales.unsqueeze(1)).view(torch.uint8).view(high, -1)
-        end = 2 * _TILE * (self.groups + 1)
-        pairs = head[:, 2 * _TILE : end].view(high, self.groups, 2, _TILE)
+        head[:, : 2 * TILE] = _tiled(scales.unsqueeze(1)).view(torch.uint8).view(high, -1)
+        end = 2 * TILE * (self.groups + 1)
+        pairs = head[:, 2 * TILE : end].view(high, self.groups, 2, TILE)
         pairs[:, :, 0] = _tiled(numbers.steps.byte()).transpose(1, 2)
         pairs[:, :, 1] = _tiled(numbers.offsets.char().view(torch.uint8)).transpose(1, 2)
         left = _registers(numbers.left + LEFT, 4)
@@ -190,7 +191,7 @@ class _Shape:
         else:
             assert numbers.levels is not None
             levels = _tiled(numbers.levels.byte()).transpose(1, 2)
-            packed = levels[:, :, : _TILE // 2] | levels[:, :, _TILE // 2 :] << 4
+            packed = levels[:, :, : TILE // 2] | levels[:, :, TILE // 2 :] << 4
             head[:, end : end + packed[0].numel()] = packed.reshape(high, -1)
             upper = (numbers.codes / 4).floor_()
             planes = [_registers(upper, 2), _registers(numbers.codes - 4 * upper, 2), left]
@@ -202,14 +203,14 @@ class _Shape:
         """[16 * t, k], float32, of tiles [t, length] of the first planes or all."""
         high = len(planes[0])
         head = planes[0][:, : self._head]
-        scales = head[:, : 2 * _TILE].contiguous().view(torch.bfloat16).float().view(-1, 1)
-        end = 2 * _TILE * (self.groups + 1)
-        pairs = head[:, 2 * _TILE : end].reshape(high, self.groups, 2, _TILE)
+        scales = head[:, : 2 * TILE].contiguous().view(torch.bfloat16).float().view(-1, 1)
+        end = 2 * TILE * (self.groups + 1)
+        pairs = head[:, 2 * TILE : end].reshape(high, self.groups, 2, TILE)
         steps = pairs[:, :, 0].transpose(1, 2).reshape(-1, self.groups, 1).float()
         offsets = pairs[:, :, 1].view(torch.int8).transpose(1, 2).reshape(-1, self.groups, 1).float()
         codes = self._codes(planes[0][:, self._head :], 2 if self.split else 4)
         if self.split and len(planes) == 1:
-            packed = head[:, end : end + self.groups * _TILE // 2].reshape(high, self.groups, -1)
+            packed = head[:, end : end + self.groups * TILE // 2].reshape(high, self.groups, -1)
             levels = torch.cat((packed & 15, packed >> 4), 2).transpose(1, 2).reshape(-1, self.groups, 1).float()
             centre, spread = line(levels)
             codes = centre + spread * (codes - 1.5)
@@ -223,9 +224,9 @@ class _Shape:
 
     def _codes(self, registers: torch.Tensor, bits: int) -> torch.Tensor:
         """[16 * t, G, GROUP], float32, of [t, bytes]; zeros past the last register."""
-        size = self.groups * GROUP * _TILE * bits // 8
+        size = self.groups * GROUP * TILE * bits // 8
         whole = functional.pad(registers, (0, size - registers.shape[1])).view(
-            len(registers), self.groups, GROUP * bits // 32, _TILE, 2, 2
+            len(registers), self.groups, GROUP * bits // 32, TILE, 2, 2
         )  # tile, group, register, row, half word, byte
         parts = [(whole >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
         return torch.stack(parts, 6).permute(0, 3, 1, 2, 5, 6, 4).reshape(-1, self.groups, GROUP).float()
@@ -233,15 +234,15 @@ class _Shape:
 
 def _tiles_of(first: int, rows: torch.Tensor) -> slice:
     """The tiles of some rows of a matrix, the first of which is its row ``first``."""
-    return slice(first // _TILE, -(-(first + len(rows)) // _TILE))
+    return slice(first // TILE, -(-(first + len(rows)) // TILE))
 
 
 def _tiled(numbers: torch.Tensor) -> torch.Tensor:
     """[t, 16, ...] of [rows, ...], with zeros at the end."""
-    missing = -len(numbers) % _TILE
+    missing = -len(numbers) % TILE
     if missing:
         numbers = torch.cat((numbers, numbers.new_zeros(missing, *numbers.shape[1:])))
-    return numbers.view(-1, _TILE, *numbers.shape[1:])
+    return numbers.view(-1, TILE, *numbers.shape[1:])
 
 
 def _registers(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -251,5 +252,5 @@ def _registers(codes: torch.Tensor, bits: int) -> torch.Tensor:
     powers = torch.tensor([float(1 << bits * place) for place in range(pairs)])
     halves = torch.matmul(powers, codes.view(-1, pairs, 2 * rows * groups)).to(torch.int32)  # sums below 1 << 16
     lower, upper = halves.view(-1, 2, rows, groups).unbind(1)
-    words = functional.pad(lower | upper << 16, (0, 0, 0, -rows % _TILE))
-    return words.view(len(words), -1, _TILE, groups).permute(1, 3, 0, 2).contiguous().view(torch.uint8).flatten(1)
+    words = functional.pad(lower | upper << 16, (0, 0, 0, -rows % TILE))
+    return words.view(len(words), -1, TILE, groups).permute(1, 3, 0, 2).contiguous().view(torch.uint8).flatten(1)

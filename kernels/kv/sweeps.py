@@ -59,10 +59,12 @@ class Sweeps:
         mask: torch.Tensor | None = None,
         alone: bool = False,
         masses: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
     ) -> None:
         """Sweep number ``sweep`` comes to a piece. ``mask`` [1, R, n] or [Hq, R, n] is added to its scores; without
         one, row r sees the first ``offset + r + 1`` tokens of the piece. ``alone``: there is no other piece. To
-        ``masses``, float32 [n], sweep 2 adds what its tokens get of the softmax, summed over heads and watched rows."""
+        ``masses``, float32 [n], sweep 2 adds what its tokens get of the softmax, summed over heads and watched rows;
+        ``weights`` [Hq, R, n], zeros, it fills with what each row and head gives them."""
         columns = self._columns(keys, values)
         whole = alone and len(columns) == 1
         for some in columns:
@@ -77,9 +79,11 @@ class Sweeps:
                 elif sweep == 1:
                     self._add_up(part, scores)
                 else:
-                    weights = self._weigh(part, scores, weighed[:, : seen - some.start])
+                    given = self._weigh(part, scores, weighed[:, : seen - some.start])
+                    if weights is not None:
+                        weights[:, part, span] = given
                     if masses is not None and part.stop > self._watched:
-                        watched = weights[:, max(0, self._watched - part.start) :]
+                        watched = given[:, max(0, self._watched - part.start) :]
                         masses[span] += watched.sum((0, 1), dtype=torch.float32)
 
     def result(self) -> torch.Tensor:

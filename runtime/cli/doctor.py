@@ -14,6 +14,7 @@ from .console import print_json, print_table, quiet_libraries, say
 from .options import Settings
 
 if TYPE_CHECKING:
+    from ...kernels.devices.measure import DeviceReport
     from ...kernels.machine import DriveReport, MachineReport
     from ..timings import Timings
 
@@ -35,6 +36,7 @@ def command(settings: Settings) -> None:
     import psutil
 
     from ...kernels import machine
+    from ...kernels.devices.measure import cuda_reports
     from .. import drivecache, timings
     from ..reading import kept_reading
     from ..reference import measure
@@ -61,6 +63,7 @@ def command(settings: Settings) -> None:
         memory=machine.measure_memory(),
         computing=computing,
         budget=config.host_budget(),
+        devices=cuda_reports(),
         warnings=warnings_for(
             swap_used=psutil.swap_memory().used,
             available=report.available_memory,
@@ -90,6 +93,7 @@ class _Found:
     memory: float
     computing: "Timings"
     budget: int
+    devices: list["DeviceReport"]
     warnings: list[str]
 
 
@@ -103,6 +107,7 @@ def _fields(found: _Found) -> dict[str, Any]:
         "memory_bytes_per_second": found.memory,
         "computing": found.computing.model_dump(),
         "host_memory": found.budget,
+        "devices": [asdict(device) for device in found.devices],
         "warnings": found.warnings,
     }
 
@@ -145,6 +150,12 @@ def _print(found: _Found, store: Path) -> None:
         print(
             f"blocks of {format_size(TYPICAL)} are read by {reading.backend}, {reading.depth} reads in flight, "
             f"smaller neighbours joined up to {format_size(reading.size)}; kept in {found.kept}"
+        )
+    for device in found.devices:
+        print(
+            f"{device.name}: {device.model}, {format_size(device.free)} of {format_size(device.total)} free, "
+            f"{device.bus / 1e9:.1f} GB/s from {'page-locked' if device.page_locked else 'pageable'} memory, "
+            f"drives reach into its memory: {'yes' if device.direct else 'no'}"
         )
     for note in found.warnings:
         say(f"penstock: warning: {note}")

@@ -172,8 +172,12 @@ def _run(
         "host_bytes": stats.host_bytes,
         "host_budget": stats.host_budget,
         "host_limit": stats.host_limit,
+        "device_bytes": stats.device_bytes,
+        "device_budget": stats.device_budget,
+        "bytes_copied": stats.bytes_copied,
         "kv_host_bytes": stats.kv_host_bytes,
         "kv_host_budget": stats.kv_host_budget,
+        "kv_host_limit": stats.kv_host_limit,
         "kv_flash_bytes": stats.kv_flash_bytes,
         "kv_bytes_read": stats.kv_bytes_read,
         "kv_bytes_written": stats.kv_bytes_written,
@@ -187,6 +191,7 @@ def _run(
         "kv_pages_passed_over": stats.kv_pages_passed_over,
         "kv_pages_dropped": stats.kv_pages_dropped,
         "kv_dropped_share": stats.kv_dropped_share,
+        "kv_exact_layers": stats.kv_exact_layers,
         "peak_rss_bytes": peak_resident_bytes(),
     }
 
@@ -205,6 +210,7 @@ def _summary(report: dict[str, Any]) -> str:
         f"{format_size(report['flash_bytes_read'])} read, {report['stall_s']:.1f} s waited for the drive; "
         f"{_fineness(report['products_by_planes'])}"
         f"{format_size(report['host_bytes'])} of {format_size(report['host_budget'])} in use"
+        + (f", {format_size(report['device_bytes'])} on the device" if report["device_budget"] else "")
     )
 
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from ...kernels.devices.base import Device, Mark
 from ...kernels.devices.fences import Fences
-from ...tiering.events import COPIER, Expect
+from ...tiering.events import Event, Expect, Read
 from ...tiering.planner import Planner
+from ...tiering.relay import expected
 from ...tiering.units import BlockId
 from ..bridge import Bridge
 from .uplink import DeviceMemory, Uplink
@@ -44,17 +45,21 @@ class DeviceBridge(Bridge):
         seconds: float = 0.0,
         finer: Sequence[BlockId] = (),
     ) -> None:
-        """As Bridge.expect. What is not on the device is expected of the host; guesses are copied up only once they
-        are there: nobody waits for flash on a guess."""
-        absent = [block for block in guessed if self.is_absent(block)]
-        self._host.relay([Expect(COPIER, tuple(filter(self.is_absent, certain)), tuple(absent), 0.0)])
-        near = [block for block in guessed if block not in absent or not self._host.is_absent(block)]
-        super().expect(certain, near, seconds, finer)
+        """As Bridge.expect, of the device's tier and of the host's."""
+        event = Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(finer))
+        below, above = expected(event, self.is_absent, self._host.is_absent)
+        self._host.relay([below])
+        self.relay([above])
 
     def close(self) -> None:
         """Refuse all who wait, let copies under way land, end their threads. Idempotent."""
         super().close()
         self._uplink.close()
+
+    def _note_start(self, read: Read) -> None:
+        """Copies are noted when they are made."""
+
+    def _note_end(self, event: Event) -> None: ...
 
     def _mark(self, blocks: Sequence[BlockId]) -> None:
         mark = self._device.mark() if blocks else None

@@ -13,8 +13,8 @@ from ...tiering.policy.miss_costs import MissCosts
 from ...tiering.policy.misses import Miss
 from ...tiering.units import BlockId
 from ..bridge import Bridge
+from ..expert_groups import Groups
 from ..expert_sum import Output
-from ..grouping import Groups
 from ..lane import Lane
 from ..views import AllViews
 from .tier import DeviceTier
@@ -41,7 +41,7 @@ class Misses:
 
     def below(self, misses: Sequence[Miss]) -> frozenset[int]:
         """Those of ``misses`` that the CPU had better compute."""
-        rate, read = self._tier.copied.rate, self.host.speculation.pace
+        rate, read = self._tier.usage().copied.rate, self.host.speculation.pace
         with self._lock:
             return self._costs.below(misses, copy=1 / rate if rate else 0.0, read=read, queued=self._tier.queued)
 

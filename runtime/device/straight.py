@@ -1,22 +1,26 @@
 """Blocks from flash to the device past the host tier: those that stay on the device, read once.
 
-Piece by piece through a little staging memory, so that the host's budget need not hold a block that only passes.
+Piece by piece through a little staging memory, so that the host's budget need not hold a block that only passes; or by
+the drive itself, where the system has a way to the device.
 """
 
 import contextlib
 import queue
 import threading
+import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import xxhash
 
 from ...kernels.arena import Arena
-from ...kernels.devices.base import Device, Mark
+from ...kernels.devices.base import Device, DirectFile, Mark
 from ...kernels.devices.copies import Copies
 from ...kernels.devices.fences import Fences
 from ...kernels.reading import mark_thread
 from ...tiering.events import Part
+from ...tiering.store.manifest import Block
 from ...tiering.store.reader import Bundle
 from ...tiering.units import PAGE, MiB
 from .uplink import Done
@@ -37,6 +41,9 @@ class StraightUp:
     def __init__(self, bundle: Bundle, device: Device, copies: Copies, fences: Fences[Mark]) -> None:
         self._bundle, self._device, self._copies, self._fences = bundle, device, copies, fences
         self._blocks = {block.id: block for block in bundle.manifest.blocks}
+        self._files = [device.direct_file(path) for path in bundle.paths]
+        self.read_bytes, self.read_seconds = [0] * len(bundle.manifest.drive_bytes), 0.0
+        """Bytes read from each drive, and seconds in which that was done."""
         self._wanted: queue.SimpleQueue[_Wanted | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="penstock-straight", daemon=True)
@@ -53,6 +60,8 @@ class StraightUp:
             self._wanted.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        for file in filter(None, self._files):
+            file.close()
 
     def _run(self) -> None:
         mark_thread()
@@ -71,8 +80,21 @@ class StraightUp:
     def _read(self, wanted: _Wanted, staging: Arena) -> Exception | None:
         """What went wrong, when nothing writes to the block's place any more."""
         block = self._blocks[wanted.part.block]
-        half, length = STAGING // 2, block.extent.length
         after = self._fences.before(wanted.part.slot.offset, wanted.part.slot.length)
+        try:
+            file = self._files[block.extent.file]
+            whole = self._past(block, file, wanted.into, after, staging) if file else None
+            if whole is None:
+                whole = self._staged(block, wanted.into, after, staging)
+        except Exception as error:
+            return error
+        if whole != block.checksum:
+            return self._bundle.corrupt(block, "is altered: its checksum does not match")
+        return None
+
+    def _staged(self, block: Block, into: torch.Tensor, after: Sequence[Mark], staging: Arena) -> str:
+        """Read ``block`` through host memory; its checksum."""
+        half, length = STAGING // 2, block.extent.length
         whole = xxhash.xxh3_64()
         failed: list[Exception] = []
         free = threading.Semaphore(2)  # halves that nothing is copied from
@@ -89,18 +111,46 @@ class StraightUp:
                 place = number % 2 * half
                 view = staging.view(place, size)
                 try:
-                    self._bundle.read_rows(block, start // PAGE, view)
+                    self._read_piece(block, start, view)
                 except BaseException:
                     free.release()
                     raise
                 whole.update(view)
                 source = staging.tensor(place, torch.uint8, (size,))
-                self._copies.up(source, wanted.into[start : start + size], after, copied)
-                after = []
-        except Exception as error:
-            failed.append(error)
-        for _ in range(2):
-            free.acquire()
-        if not failed and whole.hexdigest() != block.checksum:
-            failed.append(self._bundle.corrupt(block, "is altered: its checksum does not match"))
-        return failed[0] if failed else None
+                self._copies.up(source, into[start : start + size], after, copied)
+                after = ()
+        finally:
+            for _ in range(2):  # nothing writes there any more
+                free.acquire()
+        if failed:
+            raise failed[0]
+        return whole.hexdigest()
+
+    def _past(
+        self, block: Block, file: DirectFile, into: torch.Tensor, after: Sequence[Mark], staging: Arena
+    ) -> str | None:
+        """Have the drive fill ``into``; the checksum of what is there then, which is copied down for that: the bus
+        takes both ways at once. None where that fails, for which there may be reasons that reading has not."""
+        began = time.monotonic()
+        for mark in after:
+            mark.synchronize()
+        try:
+            file.read(into, block.extent.offset)
+        except OSError:
+            return None
+        self._count(block, block.extent.length, time.monotonic() - began)
+        whole = xxhash.xxh3_64()
+        for start in range(0, block.extent.length, STAGING):
+            size = min(STAGING, block.extent.length - start)
+            self._device.down(into[start : start + size], staging.tensor(0, torch.uint8, (size,)))
+            whole.update(staging.view(0, size))
+        return whole.hexdigest()
+
+    def _read_piece(self, block: Block, start: int, view: memoryview) -> None:
+        began = time.monotonic()
+        self._bundle.read_rows(block, start // PAGE, view)
+        self._count(block, len(view), time.monotonic() - began)
+
+    def _count(self, block: Block, size: int, seconds: float) -> None:
+        self.read_bytes[self._bundle.manifest.drive_of(block)] += size
+        self.read_seconds += seconds

@@ -1,22 +1,18 @@
 """The device tier of one model: its arena, the planner's bridge over it, and its way down to the host tier."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from ...kernels.arena import Arena
 from ...kernels.devices.base import Device, Mark
-from ...kernels.devices.copies import Copied
+from ...kernels.devices.copies import NOTHING, Copied
 from ...kernels.devices.fences import Fences
 from ...tiering.errors import DeviceFull
-from ...tiering.policy.division import Divisions
-from ...tiering.policy.placement import Placement, SizedBlock
-from ...tiering.policy.reads import Reading
+from ...tiering.policy.placement import Placement
 from ...tiering.relay import Relay, order_of
-from ...tiering.setup import Setup, setup_of
-from ...tiering.store.manifest import Block
+from ...tiering.setup import Setup
 from ...tiering.store.reader import Bundle
 from ...tiering.units import BlockId, format_size
 from ..bridge import Bridge
@@ -24,8 +20,17 @@ from .bridge import DeviceBridge
 from .straight import StraightUp
 from .uplink import DeviceMemory, Uplink
 
-COPIES_AHEAD = 2
-"""Blocks that may wait for their copy, beside those that wait for flash."""
+
+@dataclass(frozen=True, slots=True)
+class DeviceUsage:
+    """What a device tier has and has done: ``bytes`` of its arena, of ``budget``; what was ``copied`` up; bytes that
+    came straight from each drive, and seconds that took."""
+
+    bytes: int = 0
+    budget: int = 0
+    copied: Copied = NOTHING
+    straight_bytes: tuple[int, ...] = ()
+    straight_seconds: float = 0.0
 
 
 class Above(NamedTuple):
@@ -56,26 +61,22 @@ class DeviceTier:
             ) from error
         self.page_locked = above.device.lock_pages(arena)
         fences: Fences[Mark] = Fences()
-        uplink = Uplink(
-            host,
-            arena,
-            below.homes.__contains__,
-            Relay(order_of(below.homes)),
-            self._copies,
-            fences,
-            StraightUp(bundle, above.device, self._copies, fences),
-        )
-        self.bridge = DeviceBridge(planner, uplink, DeviceMemory(self.arena), above.device, fences, host)
+        self._straight = StraightUp(bundle, above.device, self._copies, fences)
+        relay = Relay(order_of(below.homes))
+        self.uplink = Uplink(host, arena, below.homes.__contains__, relay, self._copies, fences, self._straight)
+        self.bridge = DeviceBridge(planner, self.uplink, DeviceMemory(self.arena), above.device, fences, host)
 
     @property
     def compute(self) -> torch.device:
         """Where torch computes."""
         return self.device.compute
 
-    @property
-    def copied(self) -> Copied:
-        """What was copied up."""
-        return self._copies.copied
+    def usage(self) -> DeviceUsage:
+        """A snapshot since loading."""
+        read = self._straight.read_bytes
+        return DeviceUsage(
+            self.arena.length, self.placement.budget, self._copies.copied, tuple(read), self._straight.read_seconds
+        )
 
     @property
     def queued(self) -> int:
@@ -95,27 +96,3 @@ class DeviceTier:
         """Let copies land, give the memory back. The host tier must still be there. Idempotent."""
         self.bridge.close()
         self.arena.close()
-
-
-def device_setup(
-    blocks: Sequence[Block],
-    placement: Placement,
-    reading: Reading,
-    *,
-    drives: int,
-    eviction: str,
-    guess: bool,
-) -> Setup:
-    """The setup of the device's planner: the host tier is its one drive, which takes as many reads as all drives of the
-    host do and some more that are only to be copied; every block is copied by itself."""
-    sizes = [SizedBlock(block.id, block.extent.length, block.resident) for block in blocks]
-    divisions = Divisions(sizes, placement, floor=placement.budget)
-    return setup_of(
-        ((block.id, block.extent, 0) for block in blocks),
-        placement,
-        divisions,
-        replace(reading, depth=reading.depth * drives + COPIES_AHEAD, size=0),
-        drives=1,
-        eviction=eviction,
-        guess=guess,
-    )

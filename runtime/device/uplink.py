@@ -5,6 +5,7 @@ way round. So what the host's bridge answers is not passed on to the device's fr
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from ...tiering.events import Event, Grant, Part, Refuse
 from ...tiering.relay import Copy, Landed, Relay
 from ...tiering.units import BlockId
 from ..bridge import Bridge
+from ..recorder import Recorder
 
 Done = Callable[[Exception | None], None]
 
@@ -66,6 +68,8 @@ class Uplink:
         self._lock = threading.Lock()  # over the relay and what follows; nothing else is taken under it
         self._into: dict[tuple[int, BlockId], torch.Tensor] = {}
         self._landed: dict[int, Done] = {}
+        self._ended = 0.0  # when the last copy did
+        self.recorder: Recorder | None = None  # who takes notes, if anybody does
 
     def read(self, parts: Sequence[Part], into: Sequence[torch.Tensor], landed: Done) -> None:
         """As Source.read."""
@@ -109,10 +113,14 @@ class Uplink:
             target = self._into.pop((copy.ticket, copy.part.block))
         source = self._arena.tensor(copy.source.offset, torch.uint8, (copy.part.extent.length,))
         after = self._fences.before(copy.part.slot.offset, copy.part.slot.length)
-        self._copies.up(source, target, after, lambda error: self._copied(copy, error))
+        asked = time.monotonic()
+        self._copies.up(source, target, after, lambda error: self._copied(copy, asked, error))
 
-    def _copied(self, copy: Copy, error: Exception | None) -> None:
+    def _copied(self, copy: Copy, asked: float, error: Exception | None) -> None:
         """On the copies' thread."""
+        since, self._ended = max(asked, self._ended), time.monotonic()
+        if (recorder := self.recorder) is not None:
+            recorder.copied(since, self._ended, copy.part.block, copy.part.extent.length, failed=error is not None)
         with self._lock:
             release, ends = self._relay.copied(copy, error)
         self._host.relay([release], self._answered)

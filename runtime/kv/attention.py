@@ -6,7 +6,9 @@ module's own eager function computes it: the same bits. Otherwise it is computed
 whose eager function has been seen to compute just that is trusted to it.
 """
 
+import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,6 +26,18 @@ from .trust import eager_of, trusted
 FEW_ROWS = 16
 """Rows of queries up to which scores of all tokens are kept."""
 
+_weights_wanted: ContextVar[bool] = ContextVar("penstock_attention_weights", default=False)
+
+
+@contextlib.contextmanager
+def with_weights(wanted: bool) -> Iterator[None]:
+    """Whether attention gives its weights too, inside. Not all models tell their attention functions so."""
+    token = _weights_wanted.set(wanted)
+    try:
+        yield
+    finally:
+        _weights_wanted.reset(token)
+
 
 def paged_attention(
     module: nn.Module,
@@ -35,8 +49,9 @@ def paged_attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention of ``query`` [B, Hq, R, D] to ``key`` and ``value`` [B, H, T, D]; [B, R, Hq, D], as eager functions
-    have it."""
+    """Attention of ``query`` [B, Hq, R, D] to ``key`` and ``value`` [B, H, T, D], as eager functions have it:
+    [B, R, Hq, D], and the weights [B, Hq, R, T] in the query's dtype, if they are wanted. What no query looks at, as it
+    was dropped or passed over, has the weight 0."""
     eager = eager_of(module)
     if isinstance(attention_mask, CausalMask):
         attention_mask = None
@@ -44,10 +59,13 @@ def paged_attention(
         scaling = query.shape[-1] ** -0.5
     if isinstance(key, PagedStates) and isinstance(value, PagedStates):
         layer = key.visible.layer
+        if key.expansion is not None:
+            layer.look_at_all()
         small = layer.chooser is None and _eager_bytes(query, key, value) <= layer.tier.staging
         if not small and trusted(module, eager, query, key, value, scaling, options):
-            out = torch.stack([*_in_pages(query, key, attention_mask, Softmax.of(scaling, options))])
-            return out.transpose(1, 2).contiguous(), None
+            weights = query.new_zeros(*query.shape[:3], key.shape[2]) if _weights_wanted.get() else None
+            out = torch.stack([*_in_pages(query, key, attention_mask, Softmax.of(scaling, options), weights)])
+            return out.transpose(1, 2).contiguous(), weights
         if layer.chooser is not None and layer.chooser.drops:
             raise ConfigError(
                 f"{type(module).__name__} has attention of its own kind, which needs all keys and values; take [kv] "
@@ -59,20 +77,25 @@ def paged_attention(
 
 
 def _in_pages(
-    query: torch.Tensor, key: PagedStates, mask: torch.Tensor | None, softmax: Softmax
+    query: torch.Tensor,
+    key: PagedStates,
+    mask: torch.Tensor | None,
+    softmax: Softmax,
+    weights: torch.Tensor | None,
 ) -> Iterator[torch.Tensor]:
-    """For each sequence, [Hq, R, D]."""
+    """For each sequence, [Hq, R, D]; ``weights`` [B, Hq, R, T], zeros, are filled."""
     visible = key.visible
     few = visible.new is None and key.expansion is None and query.shape[2] <= FEW_ROWS
     for number, row in enumerate(visible.rows):
         here = None if mask is None else mask[min(number, len(mask) - 1)][..., : key.shape[2]]
         own = query[number].contiguous()
+        kept = None if weights is None else weights[number]
         if few:
             bias = _additive(None if here is None else here[None], query, key)
             look = Looking(visible, row, own, softmax, None if bias is None else bias[0])
-            yield attend(look, number, visible.layer.chooser)
+            yield attend(look, number, visible.layer.chooser, kept)
         else:
-            yield _many(visible, number, row, own, key, here, softmax)
+            yield _many(visible, number, row, own, key, here, softmax, kept)
 
 
 def _many(
@@ -83,6 +106,7 @@ def _many(
     key: PagedStates,
     mask: torch.Tensor | None,
     softmax: Softmax,
+    weights: torch.Tensor | None,
 ) -> torch.Tensor:
     chooser = visible.layer.chooser
     watched = 0 if chooser is None else chooser.watched(query.shape[1])
@@ -94,9 +118,10 @@ def _many(
         for at, keys, values in _pieces(visible, number, row):
             if key.expansion is not None:
                 keys, values = (x[0] for x in key.expansion(keys[None], values[None]))
-            part = None if mask is None else mask[..., at : at + keys.shape[1]]
-            counted = None if masses is None else masses[at : at + keys.shape[1]]
-            sweeps.look(sweep, keys, values, offset=first_query - at, mask=part, alone=alone, masses=counted)
+            span = slice(at, at + keys.shape[1])
+            part, counted, kept = (None if x is None else x[..., span] for x in (mask, masses, weights))
+            offset = first_query - at
+            sweeps.look(sweep, keys, values, offset=offset, mask=part, alone=alone, masses=counted, weights=kept)
     if chooser is not None:
         chooser.prompted(visible.layer, number, query.shape[1], masses, None if mask is None else mask[0, -1])
     return sweeps.result()

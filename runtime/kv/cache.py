@@ -71,6 +71,15 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
         self._spoiled |= any(type(layer) is not PagedLayer for layer in self.layers)
         self._ahead.touched.clear()
 
+    def crop(self, *args: Any) -> None:
+        """As DynamicCache does it. If it fails when some layers have been cropped already, the cache cannot go on."""
+        lengths = {layer.get_seq_length() for layer in self._ahead.layers}
+        try:
+            super().crop(*args)
+        except BaseException:
+            self._spoiled |= lengths != {layer.get_seq_length() for layer in self._ahead.layers}
+            raise
+
     def reset(self) -> None:
         """Forget all tokens."""
         super().reset()

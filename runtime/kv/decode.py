@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from ...kernels.kv.certify import page_masses
 from ...tiering.kv.pages import Page, Track
 from .layer import PagedLayer, Row, Visible
 from .softmax import Softmax
@@ -72,27 +73,27 @@ class Looking:
         if self._whole:
             raw, bias = self._raw[..., self.skip :], self._bias
         else:
-            tokens = self._columns(pages)
-            seen = (tokens >= self.skip) & (tokens < self.end)
-            raw = self._raw[..., self._columns([self._place[page] for page in pages])[seen]]
-            bias = None if self._bias is None else self._bias[..., tokens[seen] - self.skip]
+            before, after = self._unseen(pages)
+            raw = self._paged_raw(pages).flatten(-2)
+            raw = raw[..., before : raw.shape[-1] - after]
+            bias = None if self._bias is None else self._bias[..., self._tokens_of(pages)]
         scores = self.softmax.capped(raw.to(self.query.dtype))
         return scores if bias is None else scores + bias
 
     def log_masses(self, pages: Sequence[int]) -> torch.Tensor:
         """The logarithms of the sums of exp(score) of ``pages``, ascending and read: float32 [Hq, R, len(pages)]."""
-        scores = self.scores(pages).float()
-        skip = self.skip if pages[0] == 0 else 0
-        scores = functional.pad(scores, (skip, -(skip + scores.shape[-1]) % self.tokens), value=-torch.inf)
-        return scores.view(*scores.shape[:2], len(pages), self.tokens).logsumexp(-1)
+        scores, skip = self.scores(pages), self.skip * (pages[0] == 0)
+        return page_masses(
+            functional.pad(scores.float(), (skip, 0), value=-torch.inf) if skip else scores.float(), self.tokens
+        )
 
-    def hidden(self) -> list[bool]:
-        """For each page, whether the bias makes a difference to its tokens."""
+    def hidden(self) -> list[int]:
+        """Pages with tokens to which the bias makes a difference."""
         if self._bias is None:
-            return [False] * self.count
+            return []
         changed = (self._bias != 0).flatten(0, -2).any(0)
         padded = functional.pad(changed, (self.skip, -self.end % self.tokens))
-        found: list[bool] = padded.view(-1, self.tokens).any(-1).tolist()
+        found: list[int] = padded.view(-1, self.tokens).any(-1).nonzero().flatten().tolist()
         return found
 
     def masses(self, pages: Sequence[int], probabilities: torch.Tensor) -> list[float]:
@@ -107,6 +108,14 @@ class Looking:
         """All pages get the heat of their ``probabilities`` [Hq, R, T]."""
         for number, mass in enumerate(self.masses(range(self.count), probabilities)):
             self.row.keys.pages[self._first + number].heat += mass
+
+    def spread(self, pages: Sequence[int], probabilities: torch.Tensor, weights: torch.Tensor) -> None:
+        """Put the ``probabilities`` [Hq, R, n] of the visible tokens of ``pages``, ascending and read, where they
+        belong in ``weights`` [Hq, R, T]."""
+        if self._whole:
+            weights.copy_(probabilities)
+        else:
+            weights[..., self._tokens_of(pages)] = probabilities
 
     def weigh(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
         """[Hq, R, Dv]: values of ``pages``, ascending, times ``probabilities`` [Hq, R, n] of their visible tokens."""
@@ -128,8 +137,23 @@ class Looking:
         else:
             yield from self.layer.together(track, wanted)
 
-    def _columns(self, pages: Sequence[int]) -> torch.Tensor:
-        return (torch.tensor(pages).view(-1, 1) * self.tokens + torch.arange(self.tokens)).flatten()
+    def _paged_raw(self, pages: Sequence[int]) -> torch.Tensor:
+        """[Hq, R, len(pages), tokens]."""
+        paged = self._raw.view(*self._raw.shape[:2], -1, self.tokens)
+        places = [self._place[page] for page in pages]
+        if places == [*range(places[0], places[0] + len(places))]:  # as they were read
+            return paged[:, :, places[0] : places[0] + len(places)]
+        return paged[:, :, places]
+
+    def _unseen(self, pages: Sequence[int]) -> tuple[int, int]:
+        """Of ``pages``, ascending, how many of the first and of the last tokens are not visible."""
+        return self.skip * (pages[0] == 0), (-self.end % self.tokens) * (pages[-1] == self.count - 1)
+
+    def _tokens_of(self, pages: Sequence[int]) -> torch.Tensor:
+        """Numbers of the visible tokens of ``pages``, ascending, counted from the first visible one."""
+        before, after = self._unseen(pages)
+        tokens = (torch.tensor(pages).view(-1, 1) * self.tokens + torch.arange(self.tokens)).flatten()
+        return tokens[before : len(tokens) - after] - self.skip
 
 
 class Chooser(Protocol):
@@ -166,14 +190,17 @@ class Chooser(Protocol):
         ...
 
 
-def attend(look: Looking, number: int, chooser: Chooser | None) -> torch.Tensor:
-    """[Hq, R, Dv] for sequence ``number``; of all pages, or of those that ``chooser`` wants."""
+def attend(look: Looking, number: int, chooser: Chooser | None, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """[Hq, R, Dv] for sequence ``number``; of all pages, or of those that ``chooser`` wants. ``weights`` [Hq, R, T],
+    zeros, are filled with what each token counts."""
     if chooser is None:
         pages: Sequence[int] = range(look.count)
         look.read_all()
     else:
         pages = chooser.choose(look, number)
     probabilities = look.softmax.probabilities(look.scores(pages))
+    if weights is not None:
+        look.spread(pages, probabilities, weights)
     if chooser is not None:
         chooser.saw(look, number, pages, probabilities)
     elif look.layer.tier.encoding.counts:

@@ -113,6 +113,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.shapes = self.tier.shapes(key_states, value_states)
         self.rows = [Row(Track(), Track()) for _ in range(key_states.shape[0])]
         self.is_initialized = True
+        if self.siblings.index(self) in self.tier.exact:
+            self.look_at_all()
 
     @property
     def batch_size(self) -> int:
@@ -199,6 +201,17 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         """All layers of the cache, this one too, in their order."""
         return self._ahead.layers
 
+    def look_at_all(self) -> None:
+        """Keys are made of what is cached (latents), which no summary knows: pages are not chosen by summaries here."""
+        if self.chooser is None or self.chooser.drops:
+            return
+        self.chooser = None
+        self.tier.exact.add(self.siblings.index(self))
+        for row in self.rows:
+            if row.summaries is not None:
+                row.summaries.drop()
+                row.summaries = None
+
     def missing(self) -> Iterator[Page]:
         """Pages that are not in memory, in the order in which attention will look at them, as far as that is known."""
         for number, row in enumerate(self.rows):
@@ -241,7 +254,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         held, in one format; with the place of the first among ``numbers``."""
         pool = self.tier.pool
         pages = [track.pages[number] for number in numbers]
-        pool.read_ahead([page for page in pages if page.slot is None])
+        if missing := [page for page in pages if page.slot is None]:
+            pool.read_ahead(missing)
         at = 0
         for _, group in groupby(pages, key=lambda page: page.format):
             some = [*group]
@@ -249,9 +263,10 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             for start in range(0, len(some), each):
                 part = some[start : start + each]
                 here = pool.hold(part)
-                held = set(here)
                 try:
-                    here += pool.fetch([page for page in part if page not in held])
+                    if len(here) < len(part):
+                        held = set(here)
+                        here += pool.fetch([page for page in part if page not in held])
                     yield at, part
                 finally:
                     pool.release(here)
@@ -471,34 +486,47 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _cut(self, length: int) -> None:
         """Keep the first ``length`` tokens."""
-        tokens, pool = self.shapes[0].tokens, self.tier.pool
-        whole, rest = divmod(length, tokens)
+        pool, (whole, rest) = self.tier.pool, divmod(length, self.shapes[0].tokens)
+        opened: list[tuple[Track, Page]] = []
+        try:  # what may fail comes first
+            for row in self.rows:
+                for plane, track in enumerate(row.tracks):
+                    at = whole - track.first
+                    if rest and 0 <= at < len(track.pages) and track.pages[at].sealed:
+                        opened.append((track, self._opened(plane, track, at)))
+        except BaseException:
+            pool.drop([page for _, page in opened])
+            raise
         for row in self.rows:
-            for plane, track in enumerate(row.tracks):
+            for track in row.tracks:
                 stay = whole - track.first + (rest > 0)
                 pool.drop(track.pages[stay:])
                 del track.pages[stay:]
-                if rest and track.pages and track.pages[-1].sealed:
-                    if track.pages[-1].is_gone:
-                        raise ConfigError(
-                            "the tokens that this cache would end with were dropped; it can be cropped to recent ones "
-                            'alone. Begin a new one, or take [kv] attention = "exact"'
-                        )
-                    self._reopen(plane, track)
             if row.summaries is not None:
                 row.summaries.cut(whole)
+        for track, page in opened:
+            self._put(track, -1, page)
         self.length = length
 
-    def _reopen(self, plane: int, track: Track) -> None:
-        """The last page of ``track`` is to take tokens again: a copy, as it does not change itself."""
-        pool, at = self.tier.pool, len(track.pages) - 1
-        sealed, page = track.pages[at], self._page(plane, track, at, AS_IS)
-        held = pool.hold([sealed]) or pool.fetch([sealed])
+    def _opened(self, plane: int, track: Track, at: int) -> Page:
+        """The page number ``at`` of ``track``, as one that takes tokens again: a copy, as it does not change itself."""
+        pool, sealed = self.tier.pool, track.pages[at]
+        if sealed.is_gone:
+            raise ConfigError(
+                "the tokens that this cache would end with were dropped; it can be cropped to recent ones "
+                'alone. Begin a new one, or take [kv] attention = "exact"'
+            )
+        page = self._page(plane, track, at, AS_IS)  # not while a page is held: room for it may have to be made
         try:
-            self.decode(plane, sealed, numbers_in(pool.view(page), self.shapes[plane]))
-        finally:
-            pool.release(held)
-        self._put(track, at, page)
+            held = pool.hold([sealed]) or pool.fetch([sealed])
+            try:
+                self.decode(plane, sealed, numbers_in(pool.view(page), self.shapes[plane]))
+            finally:
+                pool.release(held)
+        except BaseException:
+            pool.drop([page])
+            raise
+        return page
 
     def _take_rows(self, rows: Sequence[int]) -> None:
         """The sequences with these numbers, in this order; one may be taken several times."""

@@ -8,6 +8,7 @@ from ...tiering.errors import ConfigError
 from ...tiering.policy.kv_budget.budget import LEAST, parse_budget
 from ...tiering.policy.kv_budget.keeping import KEEPING
 from ...tiering.policy.reads import Reading
+from ...tiering.policy.sharing import least_kv
 from ...tiering.units import MiB
 from ..config import Config
 from ..reading import open_reader
@@ -17,11 +18,13 @@ from .certified import Certificates
 from .formats import Encoding
 from .pool import PagePool
 from .spill import Spill
-from .tier import KVTier
+from .tier import LARGE, OPEN, KVTier
 
 STAGING, MOST_STAGING = 1 / 4, 8 * MiB
 """Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host: a share of that, and at
 most. Eager attention of more takes several times as long as ours."""
+LEAST_PASSING = 32 * MiB
+"""Bytes of which a quarter lets pages pass through without the drive waiting."""
 CHOSEN_TOKENS = 64
 """Tokens of a page where attention chooses among pages: larger ones hold more that is not needed."""
 
@@ -29,9 +32,10 @@ SHARE, QUEST = "25%", "quest"
 """[kv] budget = "auto"; the mode that drops no page."""
 
 
-def kv_tier(settings: Config, reading: Reading, model: Any) -> KVTier | None:
+def kv_tier(settings: Config, reading: Reading, model: Any, budget: int) -> KVTier | None:
     """Where KV lies, for a model with the configuration ``model``; None where transformers keeps it. ``reading`` is how
-    the store's drive is read best. Raises PenstockError where the store can take no file."""
+    the store's drive is read best, ``budget`` that of weights and KV together. Raises PenstockError where the store can
+    take no file."""
     budgets = _budgets(settings.kv)
     if settings.kv_host is None:
         for key in ("attention", "format", "flash"):
@@ -39,16 +43,21 @@ def kv_tier(settings: Config, reading: Reading, model: Any) -> KVTier | None:
                 raise ConfigError(f"[kv] {key} = {value} is for KV in pages; set [kv] host, the memory for them")
         return None
     spill = Spill(settings.store.path / "kv", open_reader(reading), direct=settings.direct)
-    pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit)
+    decoder = model.get_text_config(decoder=True)
+    layers = getattr(decoder, "num_hidden_layers", 1)
+    newest = min(2 * LARGE * layers, int(OPEN * settings.kv_host))
+    floor = least_kv(settings.kv_host, newest, LEAST_PASSING)
+    if settings.host_floor is not None:
+        floor = max(floor, settings.host_floor * settings.kv_host // budget)
+    pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit, floor=floor)
     certificates = None
     if settings.kv.attention == "certified":
         certificates = Certificates(settings.kv.epsilon, SUMMARIES[settings.kv.summary])
     encoding = Encoding(settings.kv.format)
-    decoder = model.get_text_config(decoder=True)
     return KVTier(
         pool,
         min(int(settings.kv_host * STAGING), MOST_STAGING),
-        layers=getattr(decoder, "num_hidden_layers", 1),
+        layers=layers,
         positions=getattr(decoder, "max_position_embeddings", None),
         page_tokens=None if certificates is None and budgets is None and encoding.keeps else CHOSEN_TOKENS,
         encoding=encoding,

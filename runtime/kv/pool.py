@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,9 +13,10 @@ import xxhash
 from ...kernels.arena import Arena
 from ...kernels.reading import no_waiting
 from ...tiering.errors import BudgetTooSmall, Closed, FlashFull, PenstockError, ReadError
-from ...tiering.kv.memory import PageMemory
+from ...tiering.kv.memory import RING, PageMemory
 from ...tiering.kv.pages import Page, Track, runs
 from ...tiering.kv.places import EXTENT, Places
+from ...tiering.policy.sharing import Part
 from ...tiering.units import format_size
 from ..recorder import Recorder
 from .spill import Spill
@@ -41,10 +42,12 @@ class PoolCounters:
 
 @dataclass(frozen=True, slots=True)
 class PoolUsage:
-    """A snapshot; bytes. ``host_bytes`` of ``host_budget`` are in use, ``flash_bytes`` of the file."""
+    """A snapshot; bytes. ``host_bytes`` of ``host_budget`` are in use, ``flash_bytes`` of the file. ``host_limit`` is
+    what memory pressure leaves of the budget."""
 
     host_bytes: int = 0
     host_budget: int = 0
+    host_limit: int = 0
     flash_bytes: int = 0
     counters: PoolCounters = field(default_factory=PoolCounters)
 
@@ -53,11 +56,14 @@ class PagePool:
     """Pages in ``capacity`` bytes of memory, and in ``spill`` up to ``flash_limit`` bytes. Thread-safe.
 
     Who computes on pages holds them: ``hold`` for those in memory, ``fetch`` for those that are read. ``release`` ends
-    either; a page that was fetched leaves memory with its last use.
+    either; a page that was fetched leaves memory with its last use, unless there is room to stay.
     """
 
-    def __init__(self, capacity: int, spill: Spill, flash_limit: int | None) -> None:
+    def __init__(self, capacity: int, spill: Spill, flash_limit: int | None, *, floor: int | None = None) -> None:
+        """``floor`` bytes of the memory stay when the machine runs short; None: all."""
         self.memory = PageMemory(capacity)
+        self.part = Part(self.memory.capacity if floor is None else min(floor, capacity), self.memory.capacity)
+        """Between which sizes ``resize`` may be called."""
         self.counters = PoolCounters()
         self.places = Places(flash_limit)
         self._spill = spill
@@ -65,6 +71,8 @@ class PagePool:
         # Keeps the memory while somebody computes on addresses in it, past ``close``.
         self._memory: torch.Tensor | None = self._arena.tensor(0, torch.uint8, (self.memory.capacity,))
         self._pages: set[Page] = set()
+        self._tracks: Counter[int] = Counter()
+        """Bytes of the pages that there are, in memory or not, by track."""
         self._held = 0
         """Uses of pages under way, of those that compute."""
         # Entered by whoever the garbage collector interrupts: what it does here never waits.
@@ -95,6 +103,7 @@ class PagePool:
             self._check()
             self._find_room(page)
             self._pages.add(page)
+            self._tracks[page.track] += page.size
         self.view(page).zero_()  # behind the last token there shall be numbers, not NaN
         return page
 
@@ -103,7 +112,7 @@ class PagePool:
         with self._lock():
             page.sealed = True
             self.memory.keep(page)
-            if self.memory.kept_bytes > WRITE_EARLY * (self.memory.capacity - self.memory.ring):
+            if self.memory.kept_bytes > WRITE_EARLY * (self.memory.limit - self.memory.ring):
                 with contextlib.suppress(FlashFull):  # there is room in memory yet
                     self._store(page)
 
@@ -137,6 +146,8 @@ class PagePool:
                 if self._evict_one():
                     continue
                 if self._stuck():
+                    if not self.memory.is_short:
+                        return
                     self.memory.reserve(-size)
                     raise BudgetTooSmall(
                         f"[kv] host of {format_size(self.memory.capacity)} has no room for what sums up the keys of "
@@ -171,16 +182,7 @@ class PagePool:
     def release(self, pages: Sequence[Page]) -> None:
         """Give back one use of each of ``pages``."""
         with self._lock():
-            self._held -= len(pages)
-            for page in pages:
-                page.leases -= 1
-                if not page.leases and page.passing and not (page.refs and page.heat and self.memory.retain(page)):
-                    self.memory.vacate(page)
-                if not page.refs and not page.leases:
-                    self._free(page)
-            if self._closed and not self._held:
-                self._memory = None
-            self._changed.notify_all()
+            self._release(pages)
 
     def read_ahead(self, pages: Sequence[Page]) -> int:
         """Start to read those of ``pages``, in their order, that are not in memory, as far as there is room in the ring
@@ -226,7 +228,36 @@ class PagePool:
         """What is in use now, and what has happened."""
         with self._lock():
             counters = replace(self.counters)
-            return PoolUsage(self.memory.used, self.memory.capacity, self.places.used, counters)
+            memory = self.memory
+            return PoolUsage(memory.used, memory.capacity, memory.limit, self.places.used, counters)
+
+    # --- under pressure ---------------------------------------------------------------------------------------------
+
+    @property
+    def limit(self) -> int:
+        """Bytes of memory that may be used now."""
+        return self.memory.limit
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that the system may have given us."""
+        return self.memory.held
+
+    @property
+    def wanted(self) -> int:
+        """Bytes of memory with which all pages that there are would have room, in sixteenths of the capacity."""
+        least = self._tracks.total() / (1 - RING) + self.memory.reserved
+        return -(-int(least) * 16 // self.memory.capacity) * self.memory.capacity // 16
+
+    def resize(self, limit: int) -> None:
+        """Use ``limit`` bytes of memory from now on. What lies beyond leaves as soon as nobody needs it there."""
+        with self._lock():
+            if not self._closed:
+                for span in self.memory.resize(limit):
+                    self._arena.discard(*span)
+                while any(map(self.memory.is_beyond, self._landed)) and self._give_up_early_read():
+                    pass
+                self._changed.notify_all()
 
     def check_integrity(self) -> None:
         """Raises AssertionError where the books do not balance."""
@@ -241,6 +272,7 @@ class PagePool:
                 assert page.slot is not None or page.stored, "its bytes are nowhere"
                 assert page.refs > 0 or page.leases > 0 or page in self._coming, "nobody has it"
             assert sum(page.leases for page in self._pages) == self._held + len(busy)
+            assert self._tracks.total() == sum(page.size for page in self._pages)
 
     def close(self) -> None:
         """Stop; all pages are gone. Waits for reads and writes under way. Idempotent."""
@@ -268,6 +300,7 @@ class PagePool:
             while self._unreserved:
                 self.memory.reserve(-self._unreserved.popleft())
             yield
+            self._retreat()
 
     def _check(self) -> None:
         if self._closed:
@@ -296,8 +329,41 @@ class PagePool:
             if page in self._coming and page.leases == 1:  # else somebody else is to hear of it yet
                 del self._coming[page]
                 self._landed.discard(page)
-                page.heat = 0.0
-        self.release(pages)
+        self._release(pages, stay=False)
+
+    def _release(self, pages: Sequence[Page], *, stay: bool = True) -> None:
+        """``stay``: their bytes are right, and may be kept."""
+        self._held -= len(pages)
+        for page in pages:
+            page.leases -= 1
+            if not page.leases and page.passing and not (stay and page.refs and self._stays(page)):
+                self._vacate(page)
+            if not page.refs and not page.leases:
+                self._free(page)
+        if self._closed and not self._held:
+            self._memory = None
+        self._changed.notify_all()
+
+    def _stays(self, page: Page) -> bool:
+        return self.memory.stay(page, len(self._tracks)) or self._retained(page)
+
+    def _vacate(self, page: Page) -> None:
+        """``page`` leaves memory, and beyond the limit the memory itself goes."""
+        slot, is_beyond = page.slot, self.memory.is_beyond(page)
+        self.memory.vacate(page)
+        if is_beyond and slot is not None and not self._closed:
+            self._arena.discard(slot, page.size)
+
+    def _retreat(self) -> None:
+        """Pages beyond the limit leave, or are written to."""
+        if self.memory.held > self.memory.limit and not self._closed:
+            for page in self.memory.beyond():
+                if page.stored:
+                    self.memory.forget(page)
+                    self._vacate(page)
+                else:
+                    with contextlib.suppress(PenstockError):  # it stays where it is
+                        self._store(page)
 
     def _wait(self) -> None:
         start = time.monotonic()
@@ -312,6 +378,8 @@ class PagePool:
             if self._evict_one() or self._give_up_early_read():
                 continue
             if self._stuck():
+                if self.memory.place(page, passing=False, beyond=True):
+                    return  # what has room in the whole budget does not fail for a limit
                 raise BudgetTooSmall(
                     f"[kv] host of {format_size(self.memory.capacity)} is too little for the newest tokens of all "
                     "layers and sequences at once; raise it, or compute fewer sequences at a time"
@@ -324,7 +392,7 @@ class PagePool:
         for page in self.memory.victims():
             if page.stored:
                 self.memory.forget(page)
-                self.memory.vacate(page)
+                self._vacate(page)
                 return True
             if sum(other.size for other in unwritten) < EXTENT:
                 unwritten.append(page)
@@ -337,13 +405,25 @@ class PagePool:
                 break
         return False
 
+    def _retained(self, page: Page) -> bool:
+        """Whether ``page``, which has passed, stays in the place of a colder one: of one that is on flash. What is not
+        yet will be, for the next time."""
+        other = self.memory.colder(page) if page.heat else None
+        if other is not None and not other.stored:
+            with contextlib.suppress(FlashFull):
+                self._store(other)
+        elif other is not None:
+            self.memory.replace(other, page)
+            return True
+        return False
+
     def _give_up_early_read(self) -> bool:
         """Let go of what has been read and will be needed last; whether there was any."""
         for page in reversed(self._coming):
             if page in self._landed and not page.leases:
                 del self._coming[page]
                 self._landed.discard(page)
-                self.memory.vacate(page)
+                self._vacate(page)
                 self.given_up += 1
                 return True
         return False
@@ -362,7 +442,7 @@ class PagePool:
         for page in pages:
             if not self.memory.place(page, passing=True):
                 for other in placed:
-                    self.memory.vacate(other)
+                    self._vacate(other)
                 return False
             placed.append(page)
         for run in runs(pages, self.most):
@@ -468,6 +548,8 @@ class PagePool:
                         page.place = None
                     if not page.refs and not page.leases:
                         self._free(page)
+                if problem is None:
+                    self._retreat()
                 self._trouble = problem
                 self._changed.notify_all()
 
@@ -485,11 +567,14 @@ class PagePool:
         """Nobody has ``page`` any more, and nobody uses it."""
         if page.slot is not None:
             self.memory.forget(page)
-            self.memory.vacate(page)
+            self._vacate(page)
         if page.place is not None:
             self.places.release(page.place)
             page.place = None
         self._pages.discard(page)
+        self._tracks[page.track] -= page.size
+        if not self._tracks[page.track]:
+            del self._tracks[page.track]
 
     def _bytes(self, page: Page) -> memoryview:
         assert page.slot is not None

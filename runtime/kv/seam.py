@@ -11,7 +11,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...tiering.errors import ConfigError
-from .attention import paged_attention
+from .attention import paged_attention, with_weights
 from .cache import PagedCache
 from .masks import paged_mask
 from .states import expanding
@@ -58,8 +58,10 @@ class PagedKV:
             raise ConfigError("this KV cache belongs to another model; begin with a new one")
         given = kwargs.get("input_ids", kwargs.get("inputs_embeds"))
         past.begin_forward(0 if given is None else given.shape[1])
+        wanted = kwargs.get("output_attentions", getattr(self._config, "output_attentions", False))
         try:
-            yield
+            with with_weights(bool(wanted)):
+                yield
         except BaseException:
             past.undo_forward()
             raise

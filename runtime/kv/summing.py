@@ -94,4 +94,5 @@ class Summing:
     def _ask(self, look: Looking, pages: Sequence[int]) -> None:
         """Have keys of ``pages`` read, and values after them."""
         wanted = [track.pages[page] for track in look.row.tracks for page in pages if page < len(track.pages)]
-        look.layer.tier.pool.read_ahead([page for page in wanted if page.slot is None])
+        if missing := [page for page in wanted if page.slot is None]:
+            look.layer.tier.pool.read_ahead(missing)

@@ -25,12 +25,13 @@ MOST_TOKENS, LEAST_TOKENS = 512, 16
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """Of ``pages`` that there were for looks at chosen pages, ``looked_at`` were; ``dropped`` ones are gone, which had
-    ``dropped_share`` of the attention that was counted."""
+    ``dropped_share`` of the attention that was counted. ``exact_layers`` looked at all pages all the same."""
 
     pages: int = 0
     looked_at: int = 0
     dropped: int = 0
     dropped_share: float = 0.0
+    exact_layers: int = 0
 
 
 @dataclass(slots=True)
@@ -51,6 +52,8 @@ class KVTier:
     """What certified attention comes to; None: attention is not certified."""
     budgets: "Budgets | None" = None
     """What attention with a fixed budget comes to; None: it has none."""
+    exact: set[int] = field(default_factory=set)
+    """Layers of a cache that look at all pages although a chooser was to choose: it cannot for latents."""
 
     def chooser(self) -> "Chooser | None":
         """Which pages a layer looks at; None: all."""
@@ -68,9 +71,9 @@ class KVTier:
     def chosen(self) -> Chosen:
         """What choosers have done since the model was loaded."""
         if self.certificates is not None:
-            return Chosen(self.certificates.pages, self.certificates.looked_at)
+            return Chosen(self.certificates.pages, self.certificates.looked_at, exact_layers=len(self.exact))
         if (all_ := self.budgets) is not None:
-            return Chosen(all_.pages, all_.looked_at, all_.dropped, all_.dropped_share or 0.0)
+            return Chosen(all_.pages, all_.looked_at, all_.dropped, all_.dropped_share or 0.0, len(self.exact))
         return Chosen()
 
     def shapes(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[PageShape, PageShape]:

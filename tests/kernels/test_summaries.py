@@ -100,6 +100,15 @@ def test_the_bounds_hold(
     assert holds(bounds, scored(query, keys, scaling, softcap))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_softcap_hides_no_score_that_was_too_large(kernel: str) -> None:
+    """For float32, in which a product of large numbers with opposite signs is -inf, and the cap makes -30 of it."""
+    keys = (sample((3, 1, 15, 20), "normal", chance(1)) * 4).bfloat16()
+    query = (sample((1, 1, 20), "outliers", chance(1)) * 2.0**120).bfloat16()
+    bounds = bounded(Numbers(8, kernel), query, keys, 16, softcap=30.0)
+    assert holds(bounds, scored(query.double(), keys, 20**-0.5, 30.0))
+
+
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("there", "dim"), [(1, 20), (2, 20), (2, 12), (2, 8)])

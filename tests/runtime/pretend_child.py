@@ -76,7 +76,7 @@ def compared(folder: Path, store: Path, misses: str) -> dict[str, Any]:
                 pass
             stats = model.penstock.stats()
             if device_memory == small:
-                found["copied"] = found.get("copied", 0) + stats.misses_copied
+                found["copied"] = found.get("copied", 0) + stats.expert_misses - stats.misses_computed
                 found["computed"] = found.get("computed", 0) + stats.misses_computed
                 found["by_row"] = len(model.penstock.device_placement.by_row)
         found["misplaced"] += misplaced(model)

@@ -45,6 +45,24 @@ def test_plan_counts_what_a_token_touches(ask, checkpoint, quick):
     assert got["tokens_per_second"] == pytest.approx(1e10 / got["memory_bytes_per_token"])
 
 
+def test_plan_counts_the_keys_and_values_of_a_context(ask, tmp_path, quick):
+    model = save_tiny("llama", tmp_path / "llama", torch.float32)
+    plain = ask("plan", model, "--host-memory", "4MiB")
+    assert not any(name.startswith("kv_") for name in plain)
+    free = ask("plan", model, "--host-memory", "4MiB", "--context", "20000")
+    size = 20000 * 2 * 2 * 2 * 16 * 4
+    assert (free["kv_bytes"], free["kv_flash_bytes_per_token"], free["kv_host_memory"]) == (size, 0, 0)
+    assert free["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
+    assert free["tokens_per_second"] < plain["tokens_per_second"]
+    paged = ask("plan", model, "--host-memory", "4MiB", "--kv-host-memory", "2MiB", "--context", "20000")
+    assert (paged["host_memory"], paged["kv_host_memory"]) == (4 << 20, 2 << 20)
+    assert paged["kv_flash_bytes_per_token"] == size - (3 << 19)
+    assert paged["tokens_per_second"] < free["tokens_per_second"]
+    assert paged["tokens_per_second"] <= 1e9 / paged["kv_flash_bytes_per_token"]
+    assert paged["limited_by"] == "flash"
+    assert paged["minimum_host_memory"] == free["minimum_host_memory"] + (2 << 20)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_plan_reads_the_planes_that_the_quality_asks_for(run, ask, tmp_path, quick, packed):
     """The bundle is the same; of experts in two planes, a token with the first alone reads about half."""
@@ -181,3 +199,21 @@ def test_bench_reports_decoding(run, ask, checkpoint, quick):
     assert got["drive_fraction"] == pytest.approx(got["flash_bytes_per_second"] / 1e9)
     assert 0 <= got["stall_share"] <= 1
     assert "tokens/s" in run("bench", checkpoint, "-n", 1)[1]
+
+
+def test_plan_has_a_device_above(run, ask, checkpoint, quick, monkeypatch):
+    monkeypatch.setattr("penstock.kernels.devices.measure.bus_speed", lambda _: (1e8, True))
+    device = ("--device", "emulated", "--device-memory", "250KiB")
+    got = ask("plan", checkpoint, *device, "--host-memory", "200KiB")
+    assert (got["fits"], got["device_memory"], got["bus_bytes_per_second"]) == (True, 250 * KiB, 1e8)
+    both = got["placement"], got["device_placement"]
+    assert got["model_bytes"] > sum(each["pinned_bytes"] + each["expert_region_bytes"] for each in both)
+    assert got["bytes_copied_per_token"] > got["flash_bytes_per_token"] > 0
+    assert got["tokens_per_second"] <= 1e8 / got["bytes_copied_per_token"]
+    assert got["limited_by"] == "bus"
+    least = got["minimum_host_memory"]
+    assert run("generate", checkpoint, "-p", PROMPT, "-n", 1, *device, "--host-memory", least)[0] == 0
+    assert run("generate", checkpoint, "-p", PROMPT, "-n", 1, *device, "--host-memory", least - 1)[0] == 1
+    code, _, err = run("plan", checkpoint, "--device", "emulated")
+    assert code == 1
+    assert "no memory of its own" in err

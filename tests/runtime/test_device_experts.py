@@ -59,7 +59,7 @@ def test_no_bit_depends_on_where_experts_are_computed(
             assert same(model, expected)
             assert same(model, expected), "with each kind of experts tried"
             stats = model.penstock.stats()
-        assert stats.misses_copied > 0
+        assert stats.expert_misses > stats.misses_computed
         assert stats.misses_computed > 0
     with penstock.load(folder, store=store, **OPTIONS, **budgets) as model:
         assert same(model, expected)
@@ -81,7 +81,7 @@ def test_without_our_own_products_bits_stay(tmp_path: Path, monkeypatch: pytest.
 def test_on_another_device_than_the_cpu_bits_are_its_own(tmp_path: Path) -> None:
     """One whose tensors do not mix with others, in a process of its own: weights, buffers, rows of embeddings, experts
     that are copied and experts that the CPU computes."""
-    names = ["llama", "gemma3_text", "qwen3_moe", "deepseek_v3"]
+    names = ["gemma3_text", "qwen3_moe"]
     child = [sys.executable, Path(__file__).with_name("pretend_child.py"), tmp_path, "auto", "bfloat16", *names]
     out = subprocess.run(list(map(str, child)), stdout=subprocess.PIPE, text=True, check=True, timeout=300).stdout
     found = {one.pop("name"): one for one in map(json.loads, out.splitlines())}
@@ -91,9 +91,8 @@ def test_on_another_device_than_the_cpu_bits_are_its_own(tmp_path: Path) -> None
         assert one["misplaced"] == [], "also when it is closed"
         assert one["stays"]
         assert one["by_row"] == 1
-    for name in names[2:]:
-        assert found[name]["copied"] > 0
-        assert found[name]["computed"] > 0
+    assert found["qwen3_moe"]["copied"] > 0
+    assert found["qwen3_moe"]["computed"] > 0
 
 
 def test_a_device_must_be_named_for_its_misses(tiny_moe_folder: Path, store: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.kernels import experts as kernel
 from penstock.runtime import experts
-from penstock.runtime.grouping import group, moved
+from penstock.runtime.expert_groups import group, moved
 from tests.runtime.test_exact import least_budget, logits
 
 

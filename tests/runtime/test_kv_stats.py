@@ -54,6 +54,7 @@ def test_they_are_zero_where_transformers_keeps_the_cache(tiny_dense_folder: Pat
     assert {name: getattr(stats, name) for name in stats.__slots__ if name.startswith("kv_")} == {
         "kv_host_bytes": 0,
         "kv_host_budget": 0,
+        "kv_host_limit": 0,
         "kv_flash_bytes": 0,
         "kv_bytes_read": 0,
         "kv_bytes_written": 0,
@@ -63,6 +64,7 @@ def test_they_are_zero_where_transformers_keeps_the_cache(tiny_dense_folder: Pat
         "kv_pages_passed_over": 0,
         "kv_pages_dropped": 0,
         "kv_dropped_share": 0.0,
+        "kv_exact_layers": 0,
     }
 
 

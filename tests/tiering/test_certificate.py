@@ -1,4 +1,4 @@
-"""Which pages are read until a certificate holds: rounds, runs of neighbours, reuse, and the choice of a summary."""
+"""Which pages are read until a certificate holds: rounds, runs of neighbours, reuse."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from penstock.tiering.policy.certificate import (
     Certificate,
-    Measured,
     NotBounded,
     Run,
     Selection,
-    choose_summary,
     runs,
     select,
 )
@@ -132,27 +130,3 @@ def test_a_selection_is_reused_while_every_head_asks_for_much_the_same() -> None
     assert last.reused([0.95, 0.7]) == ()
     assert last.reused([0.7], least=0.5) == (3, 4, 9)
     assert last.reused([float("nan")]) == ()
-
-
-SMALL = Measured("boxes", 4, 400)
-MIDDLE = Measured("int4", 39, 100)
-LARGE = Measured("int8", 70, 98)
-
-
-def test_the_summary_is_the_one_with_the_shortest_step() -> None:
-    def chosen(room: float, drive_rate: float) -> Measured | None:
-        kinds = [SMALL, MIDDLE, LARGE]
-        return choose_summary(kinds, tokens=1000, room=room, memory_rate=10e9, drive_rate=drive_rate)
-
-    assert chosen(1e6, 1e9) == MIDDLE
-    assert chosen(1e6, 1e8) == LARGE  # on a slow drive every byte that is not read counts
-    assert chosen(1e6, 1e12) == SMALL  # and on one as fast as memory none does
-    assert chosen(38999, 1e9) == SMALL
-    assert chosen(3999, 1e9) is None
-
-
-def test_of_equal_summaries_the_smaller_is_chosen() -> None:
-    kinds = [Measured("one", 20, 0), Measured("other", 10, 100)]
-    chosen = choose_summary(kinds, tokens=1, room=1e6, memory_rate=1e9, drive_rate=1e10)
-    assert chosen is not None
-    assert chosen.name == "other"

@@ -11,7 +11,8 @@ from penstock.tiering.events import Action, Event, Grant
 from penstock.tiering.limits import EXPERTS, KEPT, PINNED, STREAM, Home
 from penstock.tiering.planner import Planner
 from penstock.tiering.setup import Setup
-from penstock.tiering.sim.devices import Drive, Memory
+from penstock.tiering.sim.below import Below
+from penstock.tiering.sim.devices import Bus, Drive, Memory
 from penstock.tiering.sim.noise import Noise, Spell
 from penstock.tiering.sim.outcome import Outcome
 from penstock.tiering.sim.simulator import simulate
@@ -59,6 +60,25 @@ def test_what_is_in_memory_is_bound_by_memory() -> None:
     assert done.tokens_per_second == pytest.approx(1000 / 3)
     assert done.seconds_per_token == pytest.approx([0.003] * 5)
     assert (done.limited_by, done.bytes_read, done.hit_ratio, done.stall_seconds) == ("memory", 0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(("bus", "drive", "limit"), [(1000, 600, "bus"), (1000, 400, "flash")])
+def test_three_tiers_are_bound_by_the_bus_or_the_drive(bus: int, drive: int, limit: str) -> None:
+    """Six blocks pass through the device; half of them stay in host memory."""
+    above = setup(6, dense=STREAM, room=3)
+    below = setup(6, dense=STREAM, room=2)
+    homes = {
+        block: replace(home, region=PINNED if n % 2 else STREAM) for n, (block, home) in enumerate(below.homes.items())
+    }
+    cycle = [block for block, home in homes.items() if home.region == STREAM]
+    below = replace(below, homes=homes, cycle=cycle, regions={**below.regions, PINNED: 3 * BLOCK})
+    lower = Below(below.planner(), Bus(bus * BLOCK))
+    done = run(above, [Pass(1)] * 40, drive=drive * BLOCK, untimed=10, below=lower)
+    assert (done.bytes_copied, done.bytes_read) == (6 * BLOCK * done.tokens, 3 * BLOCK * done.tokens)
+    assert done.limited_by == limit
+    busy = {"bus": done.bus_busy_seconds, "flash": done.drive_busy_seconds[0]}[limit]
+    assert busy == pytest.approx(done.seconds, rel=0.05)
+    lower.planner.check_integrity()
 
 
 def test_a_cycle_is_bound_by_the_drive() -> None:

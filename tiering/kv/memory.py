@@ -4,6 +4,9 @@ Every token looks at all pages of all layers in the same order, a cycle. Of a cy
 last: pages leave newest first, from the track that has most in memory, and those that stay are spread evenly. Where
 attention chooses its pages, those that got least of it leave first. A part of the memory, the ring, is left to pages on
 their way through.
+
+Under memory pressure a limit below the capacity holds: pages that lie beyond it leave, and new ones are put there only
+to pass through, or where nothing else can make room.
 """
 
 from collections.abc import Collection, Iterator
@@ -20,14 +23,21 @@ class PageMemory:
     """Slots in ``capacity`` bytes."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity // PAGE * PAGE
-        self.ring = int(self.capacity * RING) // PAGE * PAGE
+        self.capacity = self.limit = capacity // PAGE * PAGE
+        self.held = 0
+        """Bytes, from the beginning, that may be in memory: used once, and not given back."""
         self._free = FreeList(0, self.capacity)
         self.passing_bytes = 0
         self.reserved = 0
         """Bytes taken for something else."""
         self._kept: dict[int, list[Page]] = {}  # by track: sealed pages in memory, oldest first
         self._bytes: dict[int, int] = {}
+        self._beyond: set[Page] = set()
+
+    @property
+    def ring(self) -> int:
+        """Bytes for pages passing through."""
+        return _ring(self.limit)
 
     @property
     def used(self) -> int:
@@ -38,13 +48,20 @@ class PageMemory:
         """Bytes of sealed pages that stay until they are chosen to leave."""
         return sum(self._bytes.values())
 
-    def place(self, page: Page, *, passing: bool) -> bool:
-        """Give ``page`` a slot; whether there is one. Pages ``passing`` through have the ring, the others the rest."""
-        if (self.passing_bytes + page.size > self.ring) if passing else (self.lacking + page.size > 0):
+    def place(self, page: Page, *, passing: bool, beyond: bool = False) -> bool:
+        """Give ``page`` a slot; whether there is one. Pages ``passing`` through have the ring, the others the rest, up
+        to the limit, or ``beyond`` it."""
+        if passing:
+            if self.passing_bytes + page.size > self.ring:
+                return False
+        elif (self._lacking(self.capacity) if beyond else self.lacking) + page.size > 0:
             return False
-        page.slot = self._free.allocate(page.size)
+        page.slot = self._free.allocate(page.size, below=self.limit)
+        if page.slot is None and (passing or beyond):
+            page.slot = self._free.allocate(page.size)
         if page.slot is None:
             return False
+        self.held = max(self.held, page.slot + page.size)
         page.passing = passing
         self.passing_bytes += page.size * passing
         return True
@@ -56,14 +73,19 @@ class PageMemory:
         self._free.release(page.slot, page.size)
         self.passing_bytes -= page.size * page.passing
         page.slot, page.passing = None, False
+        if self.held > self.limit:
+            self.held = min(self.held, max(self.limit, self._end))
 
     def keep(self, page: Page) -> None:
         """``page`` is sealed and in memory; it stays until it is a victim, or dropped."""
         self._kept.setdefault(page.track, []).append(page)
         self._bytes[page.track] = self._bytes.get(page.track, 0) + page.size
+        if self.is_beyond(page):
+            self._beyond.add(page)
 
     def forget(self, page: Page) -> None:
         """``page`` is not kept any more, if it was."""
+        self._beyond.discard(page)
         kept = self._kept.get(page.track, [])
         for at in range(len(kept) - 1, -1, -1):  # it is mostly near the end
             if kept[at] is page:
@@ -80,21 +102,59 @@ class PageMemory:
             kept = sorted(self._kept[number], key=lambda page: (page.heat, -page.index))
             yield from (page for page in kept if page.evictable)
 
-    def retain(self, page: Page) -> bool:
-        """Keep ``page``, which is passing, in the place of a colder one of its track; whether it is kept."""
-        coldest = min(
-            (other for other in self._kept.get(page.track, ()) if other.stored and other.evictable),
-            key=lambda other: other.heat,
-            default=None,
-        )
-        if coldest is None or coldest.heat >= page.heat or coldest.size < page.size:
+    def stay(self, page: Page, tracks: int) -> bool:
+        """Keep ``page``, which is passing, if there is room and its track has less than a fair share, one of
+        ``tracks``; whether it is kept."""
+        assert page.slot is not None
+        fair = (self.limit - self.ring - self.reserved) // max(1, tracks)
+        if self.lacking + page.size > 0 or self._bytes.get(page.track, 0) + page.size > fair or self.is_beyond(page):
             return False
-        self.forget(coldest)
-        self.vacate(coldest)
         self.passing_bytes -= page.size
         page.passing = False
         self.keep(page)
         return True
+
+    def is_beyond(self, page: Page) -> bool:
+        """Whether ``page`` lies beyond the limit."""
+        return page.slot is not None and page.slot + page.size > self.limit
+
+    def beyond(self) -> list[Page]:
+        """Kept pages that are to leave, as they lie beyond the limit."""
+        return [page for page in self._beyond if page.evictable]
+
+    def resize(self, limit: int) -> list[tuple[int, int]]:
+        """Have ``limit`` bytes of the capacity used from now on. The free spans beyond, (offset, length), which need no
+        memory any more."""
+        self.limit = limit // PAGE * PAGE
+        self._beyond = {page for kept in self._kept.values() for page in kept if self.is_beyond(page)}
+        self.held = min(self.held, max(self.limit, self._end))
+        spans = ((max(at, self.limit), at + length) for at, length in self._free.holes())
+        return [(start, end - start) for start, end in spans if start < end]
+
+    def colder(self, page: Page) -> Page | None:
+        """What ``page``, which is passing, can take the place of: a page that got less attention, of its track or else
+        of the one that has most in memory; the coldest."""
+        if (found := self._coldest(page.track, page)) is not None or not self._bytes:
+            return found
+        most = max(self._bytes, key=lambda number: (self._bytes[number], -number))
+        return self._coldest(most, page) if self._bytes[most] > self._bytes.get(page.track, 0) else None
+
+    def replace(self, other: Page, page: Page) -> None:
+        """``page``, which is passing, stays in the place of ``other``, which leaves."""
+        self.forget(other)
+        self.vacate(other)
+        self.passing_bytes -= page.size
+        page.passing = False
+        self.keep(page)
+
+    def _coldest(self, track: int, page: Page) -> Page | None:
+        """Of ``track``, if that is colder than ``page`` and not smaller."""
+        coldest = min(
+            (other for other in self._kept.get(track, ()) if other.evictable),
+            key=lambda other: other.heat,
+            default=None,
+        )
+        return coldest if coldest is not None and coldest.heat < page.heat and coldest.size >= page.size else None
 
     def reserve(self, size: int) -> None:
         """Take ``size`` bytes for what is not in pages; a negative number gives them back."""
@@ -110,13 +170,33 @@ class PageMemory:
             end = page.slot + page.size
         assert end <= self.capacity
         assert sum(page.size for page in here) == self.used
-        assert sum(page.size for page in here if page.passing) == self.passing_bytes <= self.ring
+        assert sum(page.size for page in here if page.passing) == self.passing_bytes <= _ring(self.capacity)
         kept = [page for track in self._kept.values() for page in track]
         assert len(set(kept)) == len(kept)
         assert set(kept) == {page for page in here if page.sealed and not page.passing}
         assert sum(page.size for page in kept) == self.kept_bytes
+        assert {page for page in kept if self.is_beyond(page)} == self._beyond
+        assert end <= self.held <= self.capacity
 
     @property
     def lacking(self) -> int:
         """Bytes that pages take beyond what they may, those passing left aside; below 0, what they may take yet."""
-        return self.used - self.passing_bytes - (self.capacity - self.ring - self.reserved)
+        return self._lacking(self.limit)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether pages take more than they could without a limit."""
+        return self._lacking(self.capacity) > 0
+
+    @property
+    def _end(self) -> int:
+        """Where the last page ends."""
+        holes = self._free.holes()
+        return holes[-1][0] if holes and sum(holes[-1]) == self.capacity else self.capacity
+
+    def _lacking(self, limit: int) -> int:
+        return self.used - self.passing_bytes - (limit - _ring(limit) - self.reserved)
+
+
+def _ring(limit: int) -> int:
+    return int(limit * RING) // PAGE * PAGE

@@ -112,28 +112,3 @@ class Selection:
         """Its pages, to be read before the bounds are known, if every head's query has a cosine of ``least`` with the
         one it was made for. That saves a round; what is missing is read after, so the certificate holds either way."""
         return self.pages if all(cosine >= least for cosine in cosines) else ()
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A kind of summary on samples of real queries. Bytes per token of context and layer."""
-
-    name: str
-    resident_bytes: float
-    """Of the summary."""
-    read_bytes: float
-    """Of keys and values read in a step, for the epsilon in force."""
-
-
-def choose_summary(
-    measured: Sequence[Measured], *, tokens: int, room: float, memory_rate: float, drive_rate: float
-) -> Measured | None:
-    """The one with which a step takes the least time: it scans all summaries in memory and reads pages from the drive,
-    both in bytes per second. Only those count which fit ``room`` bytes for ``tokens`` tokens (of all layers together);
-    None if there is none. Of equals the smaller one."""
-    fitting = [each for each in measured if each.resident_bytes * tokens <= room]
-    return min(
-        fitting,
-        key=lambda each: (each.resident_bytes / memory_rate + each.read_bytes / drive_rate, each.resident_bytes),
-        default=None,
-    )

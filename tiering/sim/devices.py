@@ -44,6 +44,18 @@ class Drive:
 
 
 @dataclass(frozen=True, slots=True)
+class Bus:
+    """What blocks are copied over from host memory to a device, one after the other, at ``bandwidth``; each takes
+    ``latency`` besides. Raises DeviceModelError for a number that cannot be."""
+
+    bandwidth: float
+    latency: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, bandwidth=_speed, latency=_duration)
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Weights come out of memory at ``bandwidth``. Of many tokens at once the arithmetic may take longer: ``products``
     is bytes of weights times tokens per second. Whenever experts are computed, several at a time or one, that takes

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..counters import Counters, hit_ratio
+from ..counters import Counters, found_ratio
 
 
 class Passed(NamedTuple):
@@ -21,8 +21,10 @@ class Outcome:
     """A run from its first timed pass to the end of the last one; all but the passes are of these ``seconds``.
     ``untimed`` are the passes before.
 
-    ``counters`` are the planner's. ``stall_seconds`` is what streams waited for blocks, ``compute_seconds`` the time in
-    which cores computed, ``drive_busy_seconds`` that in which each drive had a read under way.
+    ``counters`` are the planner's, that of host memory where there is a device tier; ``above`` are the device's, to
+    which ``bytes_copied`` went in ``bus_busy_seconds``. ``stall_seconds`` is what streams waited for blocks,
+    ``compute_seconds`` the time in which cores computed, ``drive_busy_seconds`` that in which each drive had a read
+    under way.
     """
 
     untimed: tuple[Passed, ...]
@@ -34,6 +36,9 @@ class Outcome:
     compute_seconds: float
     drive_busy_seconds: tuple[float, ...]
     events: int
+    above: Counters | None = None
+    bytes_copied: int = 0
+    bus_busy_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -52,15 +57,18 @@ class Outcome:
     def hit_ratio(self) -> float:
         """Share of the requests for experts that found them in memory; where none were asked for, of those for streamed
         layers."""
-        found = self.counters
-        if found.expert_hits + found.expert_misses:
-            return hit_ratio(found.expert_hits, found.expert_misses)
-        return hit_ratio(found.dense_hits, found.dense_misses)
+        read, asked = self.counters, self.above or self.counters
+        if asked.expert_hits + asked.expert_misses:
+            return found_ratio(asked.expert_hits, asked.expert_misses, read.expert_misses)
+        return found_ratio(asked.dense_hits, asked.dense_misses, read.dense_misses)
 
     @property
-    def limited_by(self) -> Literal["flash", "memory"]:
-        """What was busy longer: a drive, or the cores, which mostly wait for memory."""
-        return "flash" if max(self.drive_busy_seconds, default=0.0) > self.compute_seconds else "memory"
+    def limited_by(self) -> Literal["flash", "bus", "memory"]:
+        """What was busy longest: a drive, the bus to a device, or the cores, which mostly wait for memory."""
+        drive = max(self.drive_busy_seconds, default=0.0)
+        if max(drive, self.bus_busy_seconds) <= self.compute_seconds:
+            return "memory"
+        return "flash" if drive > self.bus_busy_seconds else "bus"
 
 
 def since(before: Counters, after: Counters) -> Counters:

@@ -11,6 +11,7 @@ from ..events import Acquire, Begin, Discard, End, Event, Grant, Read, ReadDone,
 from ..planner import Planner
 from ..policy.convoy import PATIENCE
 from .agenda import Agenda, Shared
+from .below import Below, Lower
 from .devices import Drive, Memory
 from .drive import Reads
 from .noise import Dice, Noise
@@ -27,6 +28,7 @@ def simulate(
     *,
     drives: Sequence[Drive],
     memory: Memory,
+    below: Below | None = None,
     noise: Noise = _QUIET,
     seed: int = 0,
     untimed: int = 0,
@@ -36,21 +38,22 @@ def simulate(
 
     What stays in memory is loaded first, without noise. Then the time begins; it counts from when every stream has made
     ``untimed`` passes. ``resizes``: at what second regions get other limits, in bytes. ``seed`` decides what ``noise``
-    does.
+    does. With ``below``, ``planner`` is that of a device tier, and the drives are read by the one below it.
 
     Raises DeviceModelError where a drive is meant that is not described; AssertionError when the planner leaves a
     stream waiting for ever.
     """
-    meant = {home.drive for home in planner.homes.values()} | {spell.drive for spell in noise.spells}
+    reading = planner if below is None else below.planner
+    meant = {home.drive for home in reading.homes.values()} | {spell.drive for spell in noise.spells}
     if missing := meant - set(range(len(drives))):
         raise DeviceModelError(
             f"blocks or spells are on drive number {max(missing)}, and {len(drives)} are described; describe every one"
         )
-    run = _Run(workload, planner, drives, memory)
+    run = _Run(workload, planner, drives, memory, below)
     run.load()
     run.trouble(noise, seed)
     for second, limits in resizes:
-        run.agenda.after(second, run.post, Resize(limits))
+        run.agenda.after(second, run.resize, Resize(limits))
     return run.timed(untimed)
 
 
@@ -74,11 +77,17 @@ class _Mark(NamedTuple):
     stalled: float
     computed: float
     drives: tuple[float, ...]
+    above: Counters | None
+    copied: int
+    bus: float
 
 
 class _Run:
-    def __init__(self, workload: Workload, planner: Planner, drives: Sequence[Drive], memory: Memory) -> None:
+    def __init__(
+        self, workload: Workload, planner: Planner, drives: Sequence[Drive], memory: Memory, below: Below | None
+    ) -> None:
         self.agenda = Agenda()
+        self._lower = None if below is None else Lower(below, self.agenda, self._submit, self.post)
         self._workload, self._planner = workload, planner
         self._cores = Shared(self.agenda, self._speed)
         self._slowed = 1 - memory.contention  # what is left of their speed while a drive delivers
@@ -102,6 +111,10 @@ class _Run:
         """Have read what stays in memory."""
         for lane in self._lanes[:1]:
             self._go({lane: lane.walker.load()})
+        if self._lower is not None:
+            self._lower.load()
+            while self.agenda.step():
+                pass
 
     def trouble(self, noise: Noise, seed: int) -> None:
         """From now on ``noise`` happens."""
@@ -127,6 +140,9 @@ class _Run:
             seconds=end.now - begin.now,
             tokens=sum(each.tokens for each in passes if not each.failed),
             counters=since(begin.counters, end.counters),
+            above=since(begin.above, end.above) if begin.above and end.above else None,
+            bytes_copied=end.copied - begin.copied,
+            bus_busy_seconds=end.bus - begin.bus,
             stall_seconds=end.stalled - begin.stalled,
             compute_seconds=end.computed - begin.computed,
             drive_busy_seconds=tuple(b - a for a, b in zip(begin.drives, end.drives, strict=True)),
@@ -150,9 +166,13 @@ class _Run:
                 self._mark = self._accounts()
 
     def _accounts(self) -> _Mark:
+        top, lower = self._planner.counters, self._lower
         return _Mark(
             now=self.agenda.now,
-            counters=replace(self._planner.counters, drive_bytes=list(self._planner.counters.drive_bytes)),
+            counters=_copy(top if lower is None else lower.planner.counters),
+            above=None if lower is None else _copy(top),
+            copied=0 if lower is None else lower.bytes_copied,
+            bus=0.0 if lower is None else lower.busy_seconds,
             passes=len(self._passes),
             events=self._events,
             stalled=self._stalled,
@@ -165,15 +185,25 @@ class _Run:
     def post(self, event: Event) -> None:
         """Hand ``event`` to the planner, and do what it says."""
         self._events += 1
+        if self._lower is not None:
+            event = self._lower.told(event, self._planner)
         for action in self._planner.handle(event, self.agenda.now):
             if isinstance(action, Read):
-                self._drives[self._planner.homes[action.parts[0].block].drive].submit(action)
+                (self._submit if self._lower is None else self._lower.read)(action)
             elif not isinstance(action, Discard):
                 self._answer(action.ticket, action)
         if isinstance(event, Acquire | Begin | End):
             for lane in self._steps:
                 if lane.waits is Wait.OTHERS:
                     self._wake(lane, True)
+
+    def resize(self, event: Resize) -> None:
+        """The regions of the tier that reads from the drives get other limits."""
+        (self.post if self._lower is None else self._lower.post)(event)
+
+    def _submit(self, read: Read) -> None:
+        reading = self._planner if self._lower is None else self._lower.planner
+        self._drives[reading.homes[read.parts[0].block].drive].submit(read)
 
     def _speed(self, jobs: int) -> float:
         """Of the cores together: each job, alone, would have them all."""
@@ -194,7 +224,8 @@ class _Run:
             self._landed(read, failed)
 
     def _landed(self, read: Read, failed: bool) -> None:
-        self.post(ReadFailed(read.read, ReadError("simulated")) if failed else ReadDone(read.read))
+        event = ReadFailed(read.read, ReadError("simulated")) if failed else ReadDone(read.read)
+        (self.post if self._lower is None else self._lower.post)(event)
 
     def _answer(self, ticket: int, answer: Grant | Refuse) -> None:
         for lane in self._steps:
@@ -240,3 +271,7 @@ class _Run:
     def _run_out(self, lane: _Lane, waited: int) -> None:
         if lane.waits is Wait.OTHERS and lane.waited == waited:
             self._wake(lane, False)
+
+
+def _copy(counters: Counters) -> Counters:
+    return replace(counters, drive_bytes=list(counters.drive_bytes))

@@ -1,0 +1,47 @@
+"""The weight formats that a CUDA device can use as they are stored, by name, and what to do with the others."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from ..formats.base import Format
+from ..formats.int4 import Int4
+from ..formats.nested import BitNested
+from ..formats.registry import FORMATS
+from .base import DeviceFormat
+
+
+@cache
+def device_format(name: str) -> DeviceFormat | None:
+    """The format ``name`` on a device; None if there is none: then ``decoded_to`` is the way.
+
+    Modules with kernels are loaded here, when a device first asks. Raises NoTriton where that package is absent.
+    """
+    format = FORMATS.get(name)
+    if name == "int8":
+        from .int8 import Int8OnDevice
+
+        return Int8OnDevice()
+    if name == "lossless":
+        from .lossless import LosslessOnDevice
+
+        return LosslessOnDevice()
+    if isinstance(format, Int4):
+        from .int4 import Int4OnDevice
+
+        return Int4OnDevice(format)
+    if isinstance(format, BitNested):
+        from .nested import NestedOnDevice
+
+        return NestedOnDevice(format)
+    return None
+
+
+def decoded_to(
+    device: torch.device, format: Format, planes: Sequence[torch.Tensor], n: int, k: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """[n, k] on ``device``: decoded on the processor, ``planes`` in its memory, and copied up."""
+    decoded = torch.empty(n, k, dtype=dtype)
+    format.decode(planes, n, k, slice(0, n), decoded)
+    return decoded.to(device)

@@ -1,0 +1,63 @@
+"""What a device and the way to it can do, measured."""
+
+import threading
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ..arena import Arena
+from .base import Device, NoDevice
+from .cuda import Cuda
+from .gds import is_direct
+
+_BLOCK, _BLOCKS, _COPIES = 8 << 20, 4, 64
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """``free`` of ``total`` bytes; ``bus``: bytes per second of copies up, from page-locked memory if ``page_locked``;
+    ``direct``: whether drives reach into its memory."""
+
+    name: str
+    model: str
+    free: int
+    total: int
+    bus: float
+    page_locked: bool
+    direct: bool
+
+
+def bus_speed(device: Device) -> tuple[float, bool]:
+    """Bytes per second of copies of 8 MiB to ``device``, one right behind the other; whether the memory that they come
+    from could be page-locked. Raises MemoryError."""
+    host, above = Arena(_BLOCKS * _BLOCK), device.arena(_BLOCKS * _BLOCK)
+    host.tensor(0, torch.uint8, (host.length,)).fill_(1)
+    locked = device.lock_pages(host)
+    copies, ended = device.copies(), threading.Semaphore(0)
+    start = time.perf_counter()
+    for number in range(_COPIES):
+        place = number % _BLOCKS * _BLOCK
+        source, target = (arena.tensor(place, torch.uint8, (_BLOCK,)) for arena in (host, above))
+        copies.up(source, target, (), lambda _: ended.release())
+    for _ in range(_COPIES):
+        ended.acquire()
+    seconds = time.perf_counter() - start
+    copies.close()
+    above.close()
+    return _COPIES * _BLOCK / seconds, locked
+
+
+def cuda_reports() -> list[DeviceReport]:
+    """The CUDA devices of this machine that answer."""
+    reports = []
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        try:
+            device = Cuda(f"cuda:{number}")
+            free, total = device.memory()
+            bus, locked = bus_speed(device)
+        except (NoDevice, MemoryError):
+            continue
+        model = torch.cuda.get_device_name(number)
+        reports.append(DeviceReport(device.name, model, free, total, bus, locked, is_direct()))
+    return reports
