@@ -56,6 +56,29 @@ def expert_products(
             yield [position], _rounded(states[position], experts[position], recipe)[None]
 
 
+def expert_outputs(
+    hidden: torch.Tensor, rows: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe
+) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """``expert_product`` of ``hidden`` [tokens, width], contiguous, at ``rows``, row numbers for each of ``experts``.
+
+    Yields positions in ``experts``, parts of their rows, in order, and the results [rows, width]; all of an expert
+    before the next one. Long ones are computed in parts, the others as by ``expert_products``.
+    """
+    few: list[int] = []
+    for position, expert in enumerate(experts):
+        several = expert_parts(hidden, rows[position], expert, recipe)
+        if len(several) == 1:
+            few.append(position)
+            continue
+        for part in several:
+            for _, out in expert_products([hidden[rows[position][part]]], [expert], recipe):
+                yield position, part, out[0]
+    states = [hidden[rows[position]] for position in few]
+    for positions, outs in expert_products(states, [experts[position] for position in few], recipe):
+        for position, out in zip(positions, outs, strict=True):
+            yield few[position], slice(None), out
+
+
 def form(expert: Expert) -> Form:
     """Experts of equal form are computed side by side, each with the planes that it has. "" is a matrix as it is."""
     up, down = (weight.format.name if isinstance(weight, PackedWeight) else "" for weight in (expert.up, expert.down))

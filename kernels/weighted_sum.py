@@ -1,4 +1,7 @@
-"""What experts add to their tokens, bit for bit as torch does it step by step. The compiled half is weighted_sum.c."""
+"""What experts add to their tokens, bit for bit as torch does it step by step. The compiled half is weighted_sum.c.
+
+All but ``add_by_torch`` takes tensors in host memory alone.
+"""
 
 import ctypes
 from collections.abc import Sequence
@@ -29,7 +32,7 @@ def add_weighted(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weight
     [count], ``out`` [count, width]. Every product is rounded to the dtype of ``to`` before it is added."""
     ours = to.is_cpu and to.dtype == out.dtype == torch.bfloat16 and weights.dtype in _WEIGHTS
     if LIBRARY is None or not ours:
-        to.index_add_(0, rows, (out * weights[:, None]).to(to.dtype))
+        add_by_torch(to, rows, out, weights)
         return
     count, width = out.shape
     out, numbers = out.contiguous(), weights.float().contiguous()
@@ -43,3 +46,8 @@ def add_weighted(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weight
         width,
         torch.get_num_threads(),
     )
+
+
+def add_by_torch(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weights: torch.Tensor) -> None:
+    """The same, on any device. No two of ``rows`` are equal: their order would be the device's."""
+    to.index_add_(0, rows, (out * weights[:, None]).to(to.dtype))

@@ -9,11 +9,14 @@ from torch.utils._pytree import tree_map_only
 from ..kernels.looks import LOOKS
 from ..tiering.errors import UnplaceableModule
 
+CPU = torch.device("cpu")
 
-def placeholder(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor of this dtype and shape that takes no memory; NaN where there is one, so that none can be mistaken."""
+
+def placeholder(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device = CPU) -> torch.Tensor:
+    """A tensor of this dtype and shape on ``device`` that takes no memory; NaN where there is one, so that none can be
+    mistaken."""
     value = float("nan") if dtype.is_floating_point else 0
-    return torch.full((), value, dtype=dtype).expand(shape)
+    return torch.full((), value, dtype=dtype, device=device).expand(shape)
 
 
 class Absent(torch.Tensor):

@@ -59,20 +59,36 @@ def dtype_of(name: torch.dtype | str | None) -> torch.dtype:
     return found
 
 
-def move_out(model: nn.Module, manifest: Manifest) -> None:
-    """Replace what the bundle holds by placeholders."""
+def move_out(model: nn.Module, manifest: Manifest, device: torch.device) -> None:
+    """Replace what the bundle holds by placeholders on ``device``, and move there what it does not hold."""
     stored = {spec.name for block in manifest.blocks for spec in block.tensors} | manifest.tied.keys()
-    replace_tensors(model, lambda name, _: name in stored)
+    moved: dict[torch.Tensor, torch.Tensor] = {}  # by identity
+
+    def there(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name in stored:
+            return _stand_in(tensor, device)
+        if tensor.device == device:
+            return tensor
+        if tensor not in moved:
+            moved[tensor] = _alike(tensor, tensor.detach().to(device))
+        return moved[tensor]
+
+    _replace(model, there)
 
 
-def replace_tensors(model: nn.Module, chosen: Callable[[str, torch.Tensor], bool]) -> None:
-    """Put placeholders where ``model`` has parameters and buffers that are ``chosen``, by full name and tensor; shared
-    ones at each of their places."""
+def replace_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:
+    """Put placeholders where ``model`` has parameters and buffers that are ``chosen``; shared ones at each of their
+    places."""
+    _replace(model, lambda _, tensor: _stand_in(tensor, tensor.device) if chosen(tensor) else tensor)
+
+
+def _replace(model: nn.Module, by: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    """Put what ``by`` gives, for its full name and itself, in the place of each parameter and buffer of ``model``."""
     for path, module in model.named_modules():
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
-                if tensor is not None and chosen(f"{path}.{name}" if path else name, tensor):
-                    own[name] = _stand_in(tensor)
+                if tensor is not None:
+                    own[name] = by(f"{path}.{name}" if path else name, tensor)
 
 
 def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
@@ -93,6 +109,10 @@ def _content(block: Block) -> tuple[BlockId, tuple[tuple[str, str, tuple[int, ..
     return block.id, tuple((spec.name, spec.dtype, spec.shape) for spec in block.tensors)
 
 
-def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
-    bare = placeholder(tensor.dtype, tuple(tensor.shape))
-    return nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+def _stand_in(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return _alike(tensor, placeholder(tensor.dtype, tuple(tensor.shape), device))
+
+
+def _alike(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """``other`` as a parameter if ``tensor`` is one."""
+    return nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other

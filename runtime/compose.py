@@ -144,7 +144,7 @@ class Handle:
         if self.prefixes is not None:
             self.prefixes.close()  # what is still to be written may lie in pages
         if self._finalizer.detach() and model is not None:
-            replace_tensors(model, lambda _, tensor: self._engine.holds(tensor))
+            replace_tensors(model, self._engine.holds)
         self._engine.close()
 
     def _running(self, purpose: str) -> PreTrainedModel:
@@ -317,7 +317,8 @@ def _install(
     try:
         engine.load(progress)
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
-        move_out(model, bundle.manifest)  # not before: until here, an error leaves a wrapped model as it was
+        # Not before: until here, an error leaves a wrapped model as it was.
+        move_out(model, bundle.manifest, engine.compute)
         attach(model, engine, None if paged is None else paged.forward)
     except BaseException:
         engine.close()

@@ -33,6 +33,7 @@ from ..tiering.store.reader import Bundle
 from ..tiering.units import BlockId, align_up
 from . import verdicts
 from .bridge import Bridge
+from .device.experts import Misses
 from .device.tier import Above, DeviceTier, DeviceUsage
 from .guessing import BOTH, ROUTER, TOGETHER
 from .kv.pool import PoolUsage
@@ -129,12 +130,18 @@ class Engine:
         """The way to the tier that is computed on; the next three are that tier's too."""
         self.arena: DeviceArena = self._host_arena if self.device is None else self.device.arena
         self.placement = placement if self.device is None else self.device.placement
+        self.compute = torch.device("cpu") if self.device is None else self.device.compute
+        """Where torch computes."""
         self.views = AllViews(self.arena)
+        self.misses: Misses | None = None
+        """Who decides which experts the CPU computes that are not on the device, if it may."""
+        if above is not None and above.aside and self.device is not None:
+            self.misses = Misses(self.device, self.host, AllViews(self._host_arena))
         by_row = (*self.placement.by_row, *divisions.by_row)
         self.predictors = Predictors((ROUTER, BOTH, TOGETHER))
         """Who guesses experts; one for all layers."""
         self._expert_bytes = placement.expert_total_bytes / max(1, placement.expert_count)
-        self.rows = {block: RowReader(bundle, self.blocks[block]) for block in by_row}
+        self.rows = {block: RowReader(bundle, self.blocks[block], self.compute) for block in by_row}
         self.pinned: dict[BlockId, Slot] = {}
         self.elastic = frozenset(divisions.elastic)
         """Blocks that are leased, though they mostly stay in memory."""
@@ -190,8 +197,13 @@ class Engine:
             self._tokens += tokens
         if (recorder := self.bridge.recorder) is not None:
             recorder.tokens(tokens)
-        if tokens > _PROMPT:
+        if tokens > _PROMPT and self.native:
             trim()
+
+    @property
+    def native(self) -> bool:
+        """Whether the CPU computes, so that our own products may: these never see an address of a device."""
+        return self.compute.type == "cpu"
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` lies in the arena, so that its bytes may change once its lease is given back."""
@@ -222,8 +234,9 @@ class Engine:
         for block, reader in self.rows.items():
             drive_bytes[self.bundle.manifest.drive_of(self.blocks[block])] += reader.bytes_read
         asked = counters if self.device is None else self.bridge.counters()
+        computed = 0 if self.misses is None else self.misses.count
         if self.placement.expert_count:
-            ratio = found_ratio(asked.expert_hits, asked.expert_misses, counters.expert_misses)
+            ratio = found_ratio(asked.expert_hits, asked.expert_misses + computed, counters.expert_misses)
         else:
             ratio = found_ratio(asked.dense_hits, asked.dense_misses, counters.dense_misses)
         return Stats(
@@ -247,7 +260,8 @@ class Engine:
             drive_bytes=tuple(drive_bytes),
             reads=counters.reads,
             expert_hits=asked.expert_hits,
-            expert_misses=asked.expert_misses,
+            expert_misses=asked.expert_misses + computed,
+            misses_computed=computed,
             dense_hits=asked.dense_hits,
             dense_misses=asked.dense_misses,
             evictions=counters.evictions,
@@ -301,6 +315,8 @@ class Engine:
         if self.kv is not None:
             self.kv.pool.close()
         self.views.forget()
+        if self.misses is not None:
+            self.misses.views.forget()
         for reader in self.rows.values():
             reader.close()
         self.bundle.close()

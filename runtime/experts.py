@@ -13,61 +13,51 @@ lease, each added at once when it is the expert's turn.
 
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import takewhile, zip_longest
-from typing import Any, NamedTuple
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ..kernels import parts
-from ..kernels.experts import Expert, Form, Recipe, expert_parts, expert_products, form, side_by_side
-from ..kernels.packed_weight import PackedWeight
+from ..kernels.experts import Expert, Form, Recipe, form, side_by_side
 from ..kernels.products import MOST_ROWS
-from ..kernels.weighted_sum import add_weighted, weighted_sum
+from ..kernels.weighted_sum import add_by_torch, add_weighted, weighted_sum
 from ..tiering.errors import UnplaceableModule
-from ..tiering.events import Slot
 from ..tiering.policy.asking import at_a_time
 from ..tiering.store.manifest import Block
 from ..tiering.units import BlockId, MiB
-from .bridge import Bridge, Leases
+from .bridge import Bridge
+from .device.experts import HostExperts
+from .engine import Engine
+from .expert_groups import group, moved
+from .expert_sum import ExpertSum
 from .guessing import Guesses
-from .planes import PlaneCounts
-from .views import AllViews, like
+from .lane import Arrived, Lane, on_slot
+from .views import like
 
 IMPLEMENTATION = "penstock"
 """The name under which transformers knows our experts function."""
 
 _ATTRIBUTE = "_penstock_experts"
-_FEW = 64
-"""Router choices up to which grouping in Python beats tensor operations."""
 _HEAP = 8 * MiB
 """Bytes of a prompt's outputs up to which its experts are taken in the order of flash, if that is not theirs."""
 
 Observer = Callable[[int, torch.Tensor, Expert, Recipe], None]
 """Is told which expert is computed on which states [tokens, width], for prompts; its weights are there meanwhile."""
 
-Groups = dict[int, tuple[torch.Tensor, torch.Tensor]]
-"""Expert -> (token rows, positions among the top k)."""
-
 
 class StreamedExperts:
     """The experts of one module: which blocks they are and how to compute on them."""
 
     def __init__(
-        self,
-        module: torch.nn.Module,
-        path: str,
-        stacks: Sequence[Sequence[Block]],
-        bridge: Bridge,
-        views: AllViews,
-        trust: "Trust",
-        planes: PlaneCounts,
+        self, module: torch.nn.Module, path: str, stacks: Sequence[Sequence[Block]], engine: Engine, trust: "Trust"
     ) -> None:
         """``stacks`` in the order of flash: for each expert its block, and those that have further planes of it."""
-        self._module, self._bridge, self._trust, self._planes = module, bridge, trust, planes
+        self._module, self._bridge, self._trust = module, engine.bridge, trust
         self._place = {stack[0].id.part: place for place, stack in enumerate(stacks)}
         self._as_numbered = all(expert == place for expert, place in self._place.items())
         stacks = sorted(stacks, key=lambda stack: stack[0].id.part)
@@ -76,20 +66,25 @@ class StreamedExperts:
         kinds = [[spec for spec in stack[0].tensors if not (spec.packing and spec.packing.plane)] for stack in stacks]
         self._names = {spec.name.removeprefix(f"{path}."): n for n, spec in enumerate(kinds[0])}
         first = "gate_up_proj" if module.has_gate else "up_proj"
-        self._order = [self._names.get(name) for name in (first, f"{first}_bias", "down_proj", "down_proj_bias")]
-        self._views = [
-            views.of([block.tensors for block in stack], self._on_slot, kind=("expert", *self._order))
-            for stack in stacks
-        ]
+        order = [self._names.get(name) for name in (first, f"{first}_bias", "down_proj", "down_proj_bias")]
+        self._whole = order[0] is not None and order[2] is not None
         self._recipe = Recipe(
             transposed=bool(module.is_transposed),
             activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
             post=module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None,  # type: ignore[arg-type]
         )
+        planes, native = engine.planes, engine.native
+        self._lane = Lane(stacks, order, self._recipe, engine.bridge, engine.views, planes, native=native)
+        self._host: HostExperts | None = None
+        """Who computes experts that are not on the device, if anybody may."""
+        if engine.misses is not None:
+            below = Lane(stacks, order, self._recipe, engine.misses.host, engine.misses.views, planes, native=True)
+            sizes = {stack[0].id: stack[0].extent.length for stack in stacks}
+            self._host = HostExperts(below, engine.misses, sizes)
+        self._add = add_weighted if native else add_by_torch
         alike = {tuple(replace(spec, name="") for spec in specs): specs for specs in kinds}
-        self._like = [self._on_slot(tuple(map(like, specs))).expert for specs in alike.values()]
+        self._like = [on_slot(tuple(map(like, specs)), order).expert for specs in alike.values()]
         self._plain = threading.local()
-        self._fixed = _Fixed()
         self.next: tuple[StreamedExperts, Guesses] | None = None
         """The experts of the next layer, and who guesses which of them come."""
         self.guesses: Guesses | None = None
@@ -102,12 +97,16 @@ class StreamedExperts:
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``hidden`` [tokens, width], ``index`` and ``weights`` [tokens, top_k] -> [tokens, width]."""
+        chosen = index.cpu()  # which experts are needed, only the host can say
         if self.guesses is not None:
-            self.guesses.used(index)
-        return self._forward(hidden, index, weights)
+            self.guesses.used(chosen)
+        return self._forward(hidden, index, weights, chosen)
 
-    def _forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        if None in (self._order[0], self._order[2]):
+    def _forward(
+        self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor
+    ) -> torch.Tensor:
+        """``chosen`` is ``index`` in host memory."""
+        if not self._whole:
             return self._eager(hidden, index, weights)
         kind = (type(self._module), hidden.dtype, len(hidden) if len(hidden) <= MOST_ROWS else 0)
         trusted = self._trust.get(kind)
@@ -115,32 +114,23 @@ class StreamedExperts:
             return self._eager(hidden, index, weights)
         few = 2 * parts.ROWS
         if trusted is None and len(hidden) > few:  # tried on a few: the eager code takes memory for all rows at once
-            self._forward(hidden[:few], index[:few], weights[:few])
-            return self._forward(hidden, index, weights)
+            self._forward(hidden[:few], index[:few], weights[:few], chosen[:few])
+            return self._forward(hidden, index, weights, chosen)
         if trusted:
-            return self._lean(hidden, index, weights)
-        with self._same_planes(index):
-            out, plain = self._lean(hidden, index, weights), self._eager(hidden, index, weights)
+            return self._lean(hidden, chosen, weights, self._host)
+        experts = {expert for expert in chosen.flatten().tolist() if expert < len(self._blocks)}
+        with self._lane.same_planes(experts):
+            out, plain = self._lean(hidden, chosen, weights, None), self._eager(hidden, index, weights)
         self._trust.set(kind, torch.equal(out, plain))
         return plain
 
-    def _lean(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        out = self._token(hidden, index, weights) if len(hidden) == 1 else None
-        return self._many(hidden, index, weights) if out is None else out
-
-    @contextmanager
-    def _same_planes(self, index: torch.Tensor) -> Iterator[None]:
-        """In here, this thread computes the experts ``index`` with the planes that are in memory now, and no others."""
-        chosen = {expert for expert in index.flatten().tolist() if expert < len(self._blocks)}
-        residuals = [block for expert in chosen for block in self._residuals[expert]]
-        held = self._bridge.acquire_present(residuals) if residuals else {}
-        self._fixed.planes = held.keys()
-        try:
-            yield
-        finally:
-            self._fixed.planes = None
-            if held:
-                self._bridge.release(*held)
+    def _lean(
+        self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, host: HostExperts | None
+    ) -> torch.Tensor:
+        """``host`` may compute some of the experts."""
+        alone = len(hidden) == 1 and self._lane.native and self._host is None
+        out = self._token(hidden, chosen, weights) if alone else None
+        return self._many(hidden, chosen, weights, host) if out is None else out
 
     def _token(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
         """The forward of one token where its experts can be computed side by side: as few steps as possible."""
@@ -173,39 +163,45 @@ class StreamedExperts:
                 self._bridge.release(*arrived.leased)
         return weighted_sum([rows[expert] for expert, _ in chosen], [weight for _, weight in chosen], hidden.shape[1])
 
-    def _many(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The forward of any number of tokens."""
+    def _many(
+        self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, host: HostExperts | None
+    ) -> torch.Tensor:
+        """The forward of any number of tokens; ``index`` is in host memory."""
         hidden = hidden.contiguous()
-        groups = _group(index, len(self._blocks))
-        ascending = list(groups)
+        near = group(index, len(self._blocks))
+        groups = moved(near, hidden.device)
         # In another order, outputs wait for those of lower experts: only where that takes little memory.
         piled_up = index.numel() * hidden.shape[1] * hidden.element_size() > _HEAP
-        wanted = [self._blocks[expert] for expert in ascending] if piled_up else self.in_order_of_flash(ascending)
-        size = at_a_time(len(wanted), index.numel())
+        wanted = [self._blocks[expert] for expert in groups] if piled_up else self.in_order_of_flash(groups)
+        below: list[BlockId] = []
+        if host is not None and self.observer is None:
+            below = host.chosen([*filter(self._bridge.is_absent, wanted)], near)
+            there = set(wanted).difference(below)
+            wanted = [block for block in wanted if block in there]
         guess = _Guess(self.next, self._bridge, hidden, index, self._finest_first(index, weights))
-        outs: dict[int, list[tuple[slice, torch.Tensor]]] = {}
-        final = torch.zeros_like(hidden)
-        added = 0
+        total = ExpertSum(hidden, groups, weights, self._add)
+        # The states come down before the device is given more to do, behind which they would wait.
+        outputs = host.outputs(below, near, hidden.cpu()) if host is not None and below else iter(())
 
-        def add(expert: int, part: slice, out: torch.Tensor) -> None:
-            rows, picks = groups[expert][0][part], groups[expert][1][part]
-            add_weighted(final, rows, out, weights[rows, picks])
+        def meanwhile() -> bool:
+            some = next(outputs, None)
+            total.take(some or ())
+            return some is not None
 
+        size = at_a_time(len(wanted), index.numel()) or 1
         for start in range(0, len(wanted), size):
             window, rest = wanted[start : start + size], wanted[start + size :]
-            with closing(self._arriving(window, rest, guess)) as arriving:
+            with closing(self._arriving(window, rest, guess, meanwhile)) as arriving:
                 for arrived in arriving:
-                    for expert, part, out in self._products(arrived, groups, hidden):
-                        kept = outs.setdefault(expert, [])
-                        if expert == ascending[added]:
-                            add(expert, part, out)
-                        else:
-                            kept.append((part, out))
-                    while added < len(ascending) and ascending[added] in outs:
-                        for part, out in outs.pop(ascending[added]):
-                            add(ascending[added], part, out)
-                        added += 1
-        return final
+                    if self.observer is not None:
+                        for number, expert in arrived.experts:
+                            self.observer(number, hidden[groups[number][0]], expert, self._recipe)
+                    total.take(self._lane.outputs(arrived, groups, hidden))
+        if not wanted:
+            guess.announce(())
+        while meanwhile():
+            pass
+        return total.total
 
     def absent(self, experts: Iterable[int]) -> frozenset[int]:
         """Those of ``experts`` that are not in memory."""
@@ -223,52 +219,35 @@ class StreamedExperts:
         if not any(self._residuals):
             return []
         experts = len(self._blocks)
-        total = torch.zeros(experts + 1).scatter_add_(0, index.flatten().clamp(max=experts), weights.flatten().float())
+        shares = weights.cpu().flatten().float()
+        total = torch.zeros(experts + 1).scatter_add_(0, index.flatten().clamp(max=experts), shares)
         chosen = {expert for expert in index.flatten().tolist() if expert < experts}
         hottest = sorted(chosen, key=total.tolist().__getitem__, reverse=True)
         planes = zip_longest(*(self._residuals[expert] for expert in hottest))
         return [block for plane in planes for block in plane if block is not None]
 
     def _arriving(
-        self, window: Sequence[BlockId], rest: Sequence[BlockId], guess: "_Guess"
-    ) -> Generator["_Arrived", None, None]:
+        self,
+        window: Sequence[BlockId],
+        rest: Sequence[BlockId],
+        guess: "_Guess",
+        meanwhile: Callable[[], bool] = lambda: False,
+    ) -> Generator[Arrived, None, None]:
         """``window``, leased, as it arrives, as many as are there at a time. Before the first wait, or at once if there
-        is none, it is announced what comes next: the drive has work as long as anybody waits for it."""
+        is none, it is announced what comes next: the drive has work as long as anybody waits for it. Instead of waiting
+        ``meanwhile`` is called, as long as that says that there was something to do."""
         with self._bridge.acquire(window) as leases:
             arrived = leases.here()
             if arrived and leases.left:
-                yield self._arrived(arrived, leases)
+                yield self._lane.arrived(arrived, leases)
                 arrived = leases.here()
             guess.announce(rest)
             if arrived:
-                yield self._arrived(arrived, leases)
+                yield self._lane.arrived(arrived, leases)
             while leases.left:
-                yield self._arrived([next(leases), *leases.here()], leases)
-
-    def _products(
-        self, arrived: "_Arrived", groups: Groups, hidden: torch.Tensor
-    ) -> Iterator[tuple[int, slice, torch.Tensor]]:
-        """The outputs [rows, width] of the experts that ``arrived``, and which part of each one's rows they are, in
-        order; all of an expert before the next one. In the end their leases are given back."""
-        few: list[int] = []
-        experts: list[Expert] = []
-        for number, expert in arrived.experts:
-            rows = groups[number][0]
-            if self.observer is not None:
-                self.observer(number, hidden[rows], expert, self._recipe)
-            several = expert_parts(hidden, rows, expert, self._recipe)
-            if len(several) == 1:
-                few.append(number)
-                experts.append(expert)
-                continue
-            for part in several:
-                for _, out in expert_products([hidden[rows[part]]], [expert], self._recipe):
-                    yield number, part, out[0]
-        states = [hidden[groups[number][0]] for number in few]
-        for positions, outs in expert_products(states, experts, self._recipe):
-            for position, out in zip(positions, outs, strict=True):
-                yield few[position], slice(None), out
-        self._bridge.release(*arrived.leased)
+                arrived = leases.here()
+                if arrived or not meanwhile():
+                    yield self._lane.arrived(arrived or [next(leases), *leases.here()], leases)
 
     def _eager(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         eager = type(self._module).forward.__wrapped__  # type: ignore[attr-defined]
@@ -276,26 +255,6 @@ class StreamedExperts:
             return eager(self._module, hidden, index, weights)  # type: ignore[no-any-return]
 
     # --- weights ----------------------------------------------------------------------------------------------------
-
-    def _on_slot(self, tensors: tuple[torch.Tensor, ...]) -> "_OnSlot":
-        ordered: list[Any] = [None if position is None else tensors[position] for position in self._order]
-        planes = max(len(tensor.planes) if isinstance(tensor, PackedWeight) else 1 for tensor in tensors)
-        return _OnSlot(tensors, Expert(*ordered), planes)
-
-    def _arrived(self, arrived: Sequence[tuple[BlockId, Slot]], leases: Leases) -> "_Arrived":
-        """What of ``leases`` has ``arrived``, as it is to be computed with."""
-        views = [self._view(block, slot, leases.finer(block)) for block, slot in arrived]
-        self._planes.add([view.planes for view in views])
-        experts = [(block.part, view.expert) for (block, _), view in zip(arrived, views, strict=True)]
-        return _Arrived(experts, leases.leased([block for block, _ in arrived]))
-
-    def _view(self, block: BlockId, slot: Slot, finer: Sequence[Slot]) -> "_OnSlot":
-        """The expert ``block``, with its residuals in ``finer``, as far as this thread takes them now."""
-        fixed = self._fixed.planes
-        if fixed is not None:
-            taken = takewhile(lambda pair: pair[0] in fixed, zip(self._residuals[block.part], finer, strict=False))
-            finer = [slot for _, slot in taken]
-        return self._views[block.part].on(slot, *finer)
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
@@ -319,12 +278,8 @@ class StreamedExperts:
             if local.leased:
                 self._bridge.release(*local.leased)
                 local.leased = []
-            leases = self._bridge.acquire([self._blocks[expert]])
-            ((block, slot),) = leases
-            local.leased = leases.leased([block])
-            view = self._view(block, slot, leases.finer(block))
-            self._planes.add([view.planes])
-            local.expert, local.tensors = expert, view.tensors
+            local.tensors, local.leased = self._lane.one(self._blocks[expert])
+            local.expert = expert
         return local.tensors[position]  # type: ignore[no-any-return]
 
 
@@ -356,27 +311,6 @@ class _Guess:
                 seconds = time.monotonic() - start
         if certain or self._blocks or self._finer:
             self._bridge.expect(certain, self._blocks, seconds, self._finer)
-
-
-class _OnSlot(NamedTuple):
-    """An expert in its slots: its tensors in the order of the block, and as they are computed with; how many planes."""
-
-    tensors: tuple[torch.Tensor, ...]
-    expert: Expert
-    planes: int
-
-
-class _Arrived(NamedTuple):
-    """Experts that are here, with their numbers, and what is leased for them."""
-
-    experts: list[tuple[int, Expert]]
-    leased: list[BlockId]
-
-
-class _Fixed(threading.local):
-    """Per thread: the residuals to compute with, no matter what else is here; all that are if None."""
-
-    planes: Collection[BlockId] | None = None
 
 
 class Trust:
@@ -420,32 +354,6 @@ class _ExpertParameters(dict[str, Any]):
                 "load the model with transformers instead"
             )
         return super().__getitem__(name)
-
-
-def _group(index: torch.Tensor, experts: int) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """Expert -> (token rows, positions among the top k), experts ascending, rows in the order eager code takes them.
-
-    ``index`` is [tokens, top_k]; entries >= ``experts`` mean "no expert" and are left out.
-    """
-    tokens, top_k = index.shape
-    if tokens * top_k <= _FEW:
-        grouped: dict[int, tuple[list[int], list[int]]] = {}
-        picked = index.tolist()
-        for pick in range(top_k):
-            for row in range(tokens):
-                rows, picks = grouped.setdefault(picked[row][pick], ([], []))
-                rows.append(row)
-                picks.append(pick)
-        return {
-            expert: (torch.tensor(grouped[expert][0]), torch.tensor(grouped[expert][1]))
-            for expert in sorted(grouped)
-            if expert < experts
-        }
-    flat = index.t().reshape(-1)
-    order = flat.argsort(stable=True)
-    counts = torch.bincount(flat, minlength=experts + 1).tolist()
-    parts = torch.split(order, counts)
-    return {expert: (parts[expert] % tokens, parts[expert] // tokens) for expert in range(experts) if counts[expert]}
 
 
 def observe(module: torch.nn.Module, observer: Observer | None) -> None:

@@ -58,6 +58,8 @@ def _is_rowwise(model: Any, cache: Cache) -> bool:
     plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
     if not plain or model.config._attn_implementation != "sdpa":
         return False
+    if model.device.type != "cpu":  # a device's attention divides keys in another way
+        return False
     return not any(is_experts(module) or not is_library_code(module) for module in model.modules())
 
 

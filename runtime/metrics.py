@@ -15,6 +15,7 @@ class Stats:
     were guessed, of which ``guess_bytes_used`` were then asked for, and ``refine_bytes`` are of residuals, read while a
     drive had nothing else to do; ``refine_failures`` of these could not be read. ``products_by_planes`` says how often
     experts were computed with how many planes of their weights, one in most formats: all requests for experts, in all.
+    With a device, ``misses_computed`` of ``expert_misses`` were computed by the CPU, the others were copied up.
     ``eviction`` is the policy that decides now which
     expert goes, ``predictor`` is who guesses, ``predictors`` what trials have shown of each. ``drive_bytes`` are those
     of ``flash_bytes_read`` that came from each drive of the bundle, its own first. ``flash_read_seconds`` is the time
@@ -83,6 +84,7 @@ class Stats:
     kv_pages_dropped: int
     kv_dropped_share: float
     kv_exact_layers: int
+    misses_computed: int = 0
     device_bytes: int = 0
     device_budget: int = 0
     device_evictions: int = 0

@@ -100,9 +100,7 @@ class _Attachment:
     def _attach_experts(self, path: str, module: nn.Module) -> None:
         experts = self._experts.get(path)
         if experts:
-            self._streamed_experts[path] = StreamedExperts(
-                module, path, experts, self._engine.bridge, self._engine.views, self._trust, self._engine.planes
-            )
+            self._streamed_experts[path] = StreamedExperts(module, path, experts, self._engine, self._trust)
             cast(Any, module.config)._experts_implementation = IMPLEMENTATION
 
     def _link_experts(self) -> None:
@@ -116,7 +114,7 @@ class _Attachment:
 
     def _attach_dense(self, path: str, module: nn.Module) -> "_Streamed | None":
         """Bind or stream the module's own weights; who leases those that are streamed."""
-        lean = few_rows(module, module.forward)
+        lean = few_rows(module, module.forward) if self._engine.native else None
         if lean is not None:
             module.forward = lean
         streamed: dict[Block, dict[str, TensorSpec]] = {}
@@ -140,7 +138,11 @@ class _Attachment:
         return leased
 
     def _attach_parts(self, modules: Mapping[str, nn.Module], streamed: Mapping[str, "_Streamed"]) -> None:
-        """Have long prompts pass in parts through those modules of layers whose weights can be in memory together."""
+        """Have long prompts pass in parts through those modules of layers whose weights can be in memory together.
+
+        On a device they go as a whole: what was found out about parts holds for the CPU."""
+        if not self._engine.native:
+            return
         sizes = {id_: self._engine.blocks[id_].extent.length for id_ in self._engine.placement.streamed}
         room = self._engine.placement.stream_region_bytes
         for path, module in modules.items():
@@ -157,7 +159,7 @@ class _Attachment:
         if key not in self._bound:
             (tensor,) = tensors_on(self._engine.arena, [((spec,), self._engine.pinned[block.id])])
             # torch's own modules have a lean forward where they need one; every look at a lean weight costs a call.
-            lean = spec.packing is None and not isinstance(module, nn.Linear | nn.Embedding)
+            lean = self._engine.native and spec.packing is None and not isinstance(module, nn.Linear | nn.Embedding)
             made = lean_weight if lean else parameter
             self._bound[key] = made(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
         bound: torch.Tensor = self._bound[key]
@@ -202,6 +204,11 @@ class _Attachment:
                 out = self._scope(original, **kwargs)
             engine.count_forward(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             return out
+        except torch.OutOfMemoryError as error:
+            if engine.device is None:
+                raise
+            # Without its frames, which hold what was computed until then.
+            raise engine.device.full(error) from error.with_traceback(None)
         finally:
             self._scopes.open.clear()
             self._scopes.leased.clear()
@@ -384,7 +391,7 @@ class _LeasedParameters(dict[str, Any]):
             return self._late(name)
         return super().__getitem__(name)
 
-    def bind(self, parameters: dict[str, nn.Parameter]) -> None:
+    def bind(self, parameters: Mapping[str, torch.Tensor]) -> None:
         with self._lock:
             self._threads.add(threading.get_ident())
             self.update(parameters)

@@ -106,7 +106,7 @@ class Recording:
 
         def chose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             index = args[1] if len(args) > 1 else kwargs["top_k_index"]
-            self._local.forward.chosen.setdefault(path, []).append(narrow(index.clamp(max=count).numpy(), count))
+            self._local.forward.chosen.setdefault(path, []).append(narrow(index.clamp(max=count).cpu().numpy(), count))
 
         def scored(_: nn.Module, __: Any, output: Any) -> None:
             probabilities = probabilities_in(output, count)
@@ -138,7 +138,7 @@ def probabilities_in(output: Any, experts: int) -> npt.NDArray[np.float32] | Non
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.shape[-1:] == (experts,):
             scores = tensor.detach().reshape(-1, experts).float()
             adds_up = bool((scores >= 0).all()) and bool(((scores.sum(-1) - 1).abs() < 0.02).all())
-            return (scores if adds_up else scores.softmax(-1)).numpy()
+            return (scores if adds_up else scores.softmax(-1)).cpu().numpy()
     return None
 
 
@@ -167,9 +167,10 @@ def profile(
     size = window - len(first)
     # The logits of all tokens would be larger than all else, and nobody looks at them.
     lean = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    device = cast(Any, model).device
     with Recording(model, text) as recording, torch.no_grad():
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
-            model(torch.tensor([[*first, *part]]), use_cache=False, **lean)
+            model(torch.tensor([[*first, *part]], device=device), use_cache=False, **lean)
             advance(len(part))
         return recording.routes()

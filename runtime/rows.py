@@ -1,7 +1,8 @@
 """Embeddings read by row: a full-sized weight over sparse memory, in which only the pages asked for are filled in.
 
 The module computes on a tensor of its usual shape, so its own code runs unchanged. Only an embedding of which torch is
-seen to take rows and nothing else is read this way: ``row_readable`` finds out by running it on the meta device.
+seen to take rows and nothing else is read this way: ``row_readable`` finds out by running it on the meta device. Rows
+for a device are looked up in host memory, and copied there.
 """
 
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..kernels.arena import Arena
@@ -21,6 +23,7 @@ from ..tiering.policy.placement import row_cache_bytes
 from ..tiering.store.manifest import Block
 from ..tiering.store.reader import Bundle
 from ..tiering.units import PAGE, MiB
+from .absent import CPU, placeholder
 
 _STEP = 4 * MiB
 
@@ -60,18 +63,39 @@ def row_readable(module: torch.nn.Module) -> bool:
     return watch.looked_up and not watch.misused
 
 
+class _HostRows(torch.Tensor):
+    """Looks like a weight on a device. Rows of it are taken from the weight in host memory that it stands for."""
+
+    _weight: torch.Tensor
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, device: torch.device) -> "_HostRows":
+        rows = placeholder(weight.dtype, tuple(weight.shape), device).as_subclass(cls)
+        rows._weight = weight
+        rows._is_param = True  # modules look whether a weight is a parameter
+        return rows
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.embedding:  # by a module that was seen to do nothing else
+            ids, rows, *others = args
+            found: torch.Tensor = func(ids.cpu(), rows._weight, *others, **(kwargs or {}))
+            return found.to(rows.device)
+        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+
 class RowReader:
     """The weight of one embedding block, [rows, width], filled in by row."""
 
-    def __init__(self, bundle: Bundle, block: Block) -> None:
-        """Reads the block once to check it, and keeps a checksum of each page to check every later read against."""
+    def __init__(self, bundle: Bundle, block: Block, device: torch.device = CPU) -> None:
+        """Reads the block once to check it, and keeps a checksum of each page to check every later read against. Rows
+        are for ``device``."""
         (self._spec,) = block.tensors
         self._bundle, self._block = bundle, block
         self._arena = Arena(block.extent.length, huge_pages=False)
-        self.weight = torch.nn.Parameter(
-            self._arena.tensor(self._spec.offset, getattr(torch, self._spec.dtype), self._spec.shape),
-            requires_grad=False,
-        )
+        here = self._arena.tensor(self._spec.offset, getattr(torch, self._spec.dtype), self._spec.shape)
+        host = torch.nn.Parameter(here, requires_grad=False)
+        self.weight: torch.Tensor = host if device.type == "cpu" else _HostRows.of(host, device)
         self._row_bytes = self._spec.length // self._spec.shape[0]
         self._present = np.zeros(block.extent.length // PAGE, dtype=bool)
         self._keep = row_cache_bytes(block.extent.length)
@@ -81,7 +105,7 @@ class RowReader:
         self._checksums = self._check_all()
 
     @contextmanager
-    def rows(self, ids: torch.Tensor) -> Iterator[torch.nn.Parameter]:
+    def rows(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
         """The weight with the rows ``ids`` (any shape, integer) filled in, for as long as the context lasts."""
         with self._lock:
             self._fill(ids)
@@ -117,7 +141,7 @@ class RowReader:
         self._arena.close()
 
     def _fill(self, ids: torch.Tensor) -> None:
-        rows = np.unique(ids.detach().reshape(-1).numpy())
+        rows = np.unique(ids.detach().reshape(-1).cpu().numpy())
         rows = rows[(rows >= 0) & (rows < self._spec.shape[0])]  # torch itself complains about the others
         start = (self._spec.offset + rows * self._row_bytes) // PAGE
         end = (self._spec.offset + (rows + 1) * self._row_bytes - 1) // PAGE

@@ -28,6 +28,7 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "weights_quality": ("weights", "quality"),
     "experts_eviction": ("experts", "eviction"),
     "experts_prefetch": ("experts", "prefetch"),
+    "experts_misses": ("experts", "misses"),
     "kv_host_memory": ("kv", "host"),
     "kv_flash_limit": ("kv", "flash"),
     "kv_format": ("kv", "format"),
@@ -246,6 +247,11 @@ class Experts(_Section):
     prefetch: Literal["auto", "off"] = Field(
         default="auto",
         description='"auto" guesses the experts of the next layer while that saves time; "off" never does.',
+    )
+    misses: Literal["copy", "auto"] = Field(
+        default="copy",
+        description='Experts that are not in the memory of [compute] device: "copy" brings them there; "auto" has the '
+        "CPU compute those of which it is sooner done, with its own rounding.",
     )
 
 

@@ -11,6 +11,11 @@ from .kv.seam import PagedKV
 from .prefill import with_prefixes
 
 
+def _names(device: torch.device, own: torch.device) -> bool:
+    """Whether ``device`` stands for ``own``; without an index it may."""
+    return device.type == own.type and (None in (device.index, own.index) or device.index == own.index)
+
+
 def streamed_class(base: type[Any]) -> type[Any]:
     """``base`` as a context manager that does not let go of weights it does not have."""
 
@@ -22,7 +27,7 @@ def streamed_class(base: type[Any]) -> type[Any]:
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if (device is None or device.type == "cpu") and dtype in (None, self.dtype):
+        if (device is None or _names(device, self.device)) and dtype in (None, self.dtype):
             return self
         raise ConfigError("penstock places the weights itself; choose device and dtype when loading")
 

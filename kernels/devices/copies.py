@@ -44,6 +44,7 @@ class Copies:
         self._lock = threading.Lock()
         self._ends: queue.SimpleQueue[tuple[Wait, Done, int, float] | None] = queue.SimpleQueue()
         self._copied = NOTHING
+        self._asked = self._ended = 0  # bytes
         self._thread = threading.Thread(target=self._end_all, name="penstock-copies", daemon=True)
         self._closed = False
         self._thread.start()
@@ -57,6 +58,7 @@ class Copies:
                 wait = self._begin(source, target, after)
             except Exception as error:  # told where ends are told: who asks may have locks
                 wait = _failed(error)
+            self._asked += source.nbytes
             self._ends.put((wait, done, source.nbytes, time.monotonic()))
 
     def later(self, call: Callable[[], None]) -> None:
@@ -66,6 +68,11 @@ class Copies:
     @property
     def copied(self) -> Copied:
         return self._copied
+
+    @property
+    def queued(self) -> int:
+        """Bytes whose copies have been asked for and have not ended, at some moment during the call."""
+        return max(0, self._asked - self._ended)
 
     def close(self) -> None:
         with no_waiting, self._lock:
@@ -89,6 +96,7 @@ class Copies:
             if error is None and size:
                 self._copied = Copied(self._copied.size + size, self._copied.seconds + now - max(asked, ended))
             ended = now
+            self._ended += size
             del copy, wait  # they hold tensors
             deliver(done, error)
             del done, error

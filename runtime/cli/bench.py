@@ -55,7 +55,7 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
 
     handle = model.penstock
     vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (1, prefill + steps), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(vocabulary, (1, prefill + steps), generator=torch.Generator().manual_seed(0)).to(model.device)
     size = typical_read(lengths_of(handle))
     manifest = read_manifest(handle.bundle)
     drive = [bundle_speed(handle.bundle, manifest, size, handle.reading)]

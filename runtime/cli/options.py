@@ -51,6 +51,9 @@ class Settings:
     weights_quality: Annotated[str | None, _override("weights_quality", "QUALITY", "full, adaptive, base.")] = None
     experts_eviction: Annotated[str | None, _override("experts_eviction", "POLICY", _EVICTION)] = None
     experts_prefetch: Annotated[str | None, _override("experts_prefetch", "WHEN", "auto, off.")] = None
+    experts_misses: Annotated[
+        str | None, _override("experts_misses", "WAY", "copy, auto: those that are not on --device.")
+    ] = None
     kv_host_memory: Annotated[
         str | None, _override("kv_host_memory", "SIZE", "Memory for KV, a part of --host-memory; the rest is on flash.")
     ] = None

@@ -33,6 +33,7 @@ class DeviceBridge(Bridge):
         """The calling thread leaves the model's forward; what it still holds goes."""
         self._mark([*self._planner.residency.held(threading.get_ident())])
         super().end()
+        self._host.end()  # what it computed there
 
     def release(self, *blocks: BlockId) -> None:
         """Give back one lease of the calling thread on each of ``blocks``."""

@@ -16,13 +16,17 @@ EMULATED = "emulated"
 
 
 def open_device(settings: Config) -> Device | None:
-    """The device to compute on; None for the CPU. Raises DeviceUnavailable, and ConfigError for memory of a device that
-    nobody named."""
+    """The device to compute on; None for the CPU. Raises DeviceUnavailable, and ConfigError for what is
+    only for a device where nobody named one."""
     name = settings.compute.device
     if name in ("auto", "cpu"):
         if settings.memory.device != "auto":
             raise ConfigError(
                 f"[memory] device = {format_size(settings.memory.device)} is for a device; name it in [compute] device"
+            )
+        if settings.experts.misses != "copy":
+            raise ConfigError(
+                f'[experts] misses = "{settings.experts.misses}" is for a device; name it in [compute] device'
             )
         return None
     if name.split(":")[0] == EMULATED:
@@ -65,4 +69,5 @@ def place_above(
     BudgetTooSmall, DeviceFull and ConfigError."""
     budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch)
     tiers = place_in_tiers(blocks, device=budget, host=host, embeddings=embeddings, scratch=scratch)
-    return tiers.host, Above(device, tiers.device, frozenset(block.id for block in tiers.below))
+    below = frozenset(block.id for block in tiers.below)
+    return tiers.host, Above(device, tiers.device, below, aside=settings.experts.misses == "auto")

@@ -34,11 +34,13 @@ class DeviceUsage:
 
 
 class Above(NamedTuple):
-    """A device, what of a model lies where in its budget, and which blocks pass through host memory."""
+    """A device, what of a model lies where in its budget, and which blocks pass through host memory; whether the CPU
+    may compute experts ``aside``, with its own bits."""
 
     device: Device
     placement: Placement
     below: frozenset[BlockId]
+    aside: bool = False
 
 
 class DeviceTier:
@@ -74,6 +76,20 @@ class DeviceTier:
         read = self._straight.read_bytes
         return DeviceUsage(
             self.arena.length, self.placement.budget, self._copies.copied, tuple(read), self._straight.read_seconds
+        )
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait for their copy, or are being copied."""
+        return self._copies.queued
+
+    def full(self, error: torch.OutOfMemoryError) -> DeviceFull:
+        """What to raise where computing took more memory than was left."""
+        free, total = self.device.memory()
+        return DeviceFull(
+            f"computing took more of {self.device.name} than penstock leaves for it: its weights have "
+            f"{format_size(self.arena.length)} there, {format_size(free)} of {format_size(total)} are free; lower "
+            f"device_memory, or compute on fewer tokens at a time ({str(error).splitlines()[0]})"
         )
 
     def close(self) -> None:

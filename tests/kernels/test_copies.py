@@ -203,3 +203,15 @@ def test_nothing_is_held_once_it_is_copied(bus: Bus, copies: Copies) -> None:
     bus.go.release()
     ends.wait(1)
     assert [ref() for ref in watched] == [None, None]
+
+
+def test_bytes_are_queued_until_their_copy_has_ended_well_or_not(bus: Bus, copies: Copies) -> None:
+    bus.fail = {1}
+    ends = Ends()
+    for number in range(2):
+        copies.up(*pair(10), [], ends.of(number))
+    for left in (20, 10, 0):
+        assert copies.queued == left
+        if left:
+            bus.go.release()
+            ends.wait(1)

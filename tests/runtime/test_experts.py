@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.kernels import experts as kernel
 from penstock.runtime import experts
+from penstock.runtime.expert_groups import group, moved
 from tests.runtime.test_exact import least_budget, logits
 
 
@@ -20,7 +21,7 @@ def test_grouping_is_that_of_the_eager_code(tokens: int, top_k: int, count: int,
     generator = torch.Generator().manual_seed(seed)
     # Distinct experts per token; the number ``count`` itself means "none".
     index = torch.stack([torch.randperm(count + 1, generator=generator)[:top_k] for _ in range(tokens)])
-    found = experts._group(index, count)
+    found = group(index, count)
     mask = torch.nn.functional.one_hot(index, num_classes=count + 1).permute(2, 1, 0)
     expected = [expert for expert in range(count) if mask[expert].any()]
     assert list(found) == expected
@@ -28,6 +29,10 @@ def test_grouping_is_that_of_the_eager_code(tokens: int, top_k: int, count: int,
         picks, rows = torch.where(mask[expert])
         assert torch.equal(found[expert][0], rows)
         assert torch.equal(found[expert][1], picks)
+    elsewhere = moved(found, torch.device("meta"))
+    assert list(elsewhere) == expected
+    assert all(len(rows) == len(found[expert][0]) for expert, (rows, _) in elsewhere.items())
+    assert all(each.is_meta and each.dtype == torch.long for both in elsewhere.values() for each in both)
 
 
 @pytest.fixture
