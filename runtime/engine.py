@@ -133,6 +133,8 @@ class Engine:
         self.compute = torch.device("cpu") if self.device is None else self.device.compute
         """Where torch computes."""
         self.views = AllViews(self.arena)
+        self.grouped = above is not None and above.grouped
+        """Whether experts may be computed together, in sums of another order."""
         self.misses: Misses | None = None
         """Who decides which experts the CPU computes that are not on the device, if it may."""
         if above is not None and above.aside and self.device is not None:

@@ -74,7 +74,10 @@ class StreamedExperts:
             post=module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None,  # type: ignore[arg-type]
         )
         planes, native = engine.planes, engine.native
-        self._lane = Lane(stacks, order, self._recipe, engine.bridge, engine.views, planes, native=native)
+        self._grouped = engine.grouped
+        self._lane = Lane(
+            stacks, order, self._recipe, engine.bridge, engine.views, planes, native=native, grouped=engine.grouped
+        )
         self._host: HostExperts | None = None
         """Who computes experts that are not on the device, if anybody may."""
         if engine.misses is not None:
@@ -108,6 +111,8 @@ class StreamedExperts:
         """``chosen`` is ``index`` in host memory."""
         if not self._whole:
             return self._eager(hidden, index, weights)
+        if self._grouped:  # other bits are welcome
+            return self._lean(hidden, chosen, weights, self._host)
         kind = (type(self._module), hidden.dtype, len(hidden) if len(hidden) <= MOST_ROWS else 0)
         trusted = self._trust.get(kind)
         if trusted is False:

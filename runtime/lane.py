@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..kernels.cuda.experts import together
 from ..kernels.experts import Expert, Recipe, expert_outputs, expert_product
 from ..kernels.packed_weight import PackedWeight
 from ..tiering.events import Slot
@@ -61,10 +62,12 @@ class Lane:
         planes: PlaneCounts,
         *,
         native: bool,
+        grouped: bool = False,
     ) -> None:
         """``stacks`` by number: for each expert its block, and those that have further planes of it; ``order`` as for
-        ``on_slot``; ``views`` are on the memory behind ``bridge``; used planes are counted in ``planes``."""
-        self.bridge, self.recipe, self.native = bridge, recipe, native
+        ``on_slot``; ``views`` are on the memory behind ``bridge``; used planes are counted in ``planes``. ``grouped``:
+        what is here may be computed together, in sums of another order."""
+        self.bridge, self.recipe, self.native, self._grouped = bridge, recipe, native, grouped
         self._planes = planes
         self._residuals = [[block.id for block in stack[1:]] for stack in stacks]
         self._views = [
@@ -114,8 +117,11 @@ class Lane:
             ):
                 yield numbers[at], part, out
         else:
-            for number, expert in arrived.experts:
-                yield number, slice(None), expert_product(hidden[groups[number][0]], expert, self.recipe)
+            states = [hidden[groups[number][0]] for number, _ in arrived.experts]
+            experts = [expert for _, expert in arrived.experts]
+            outs = together(states, experts, self.recipe) if self._grouped else None
+            for at, (number, expert) in enumerate(arrived.experts):
+                yield number, slice(None), expert_product(states[at], expert, self.recipe) if outs is None else outs[at]
         self.bridge.release(*arrived.leased)
 
     def _view(self, block: BlockId, slot: Slot, finer: Sequence[Slot]) -> OnSlot:

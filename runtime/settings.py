@@ -29,6 +29,7 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "experts_eviction": ("experts", "eviction"),
     "experts_prefetch": ("experts", "prefetch"),
     "experts_misses": ("experts", "misses"),
+    "experts_products": ("experts", "products"),
     "kv_host_memory": ("kv", "host"),
     "kv_flash_limit": ("kv", "flash"),
     "kv_format": ("kv", "format"),
@@ -252,6 +253,11 @@ class Experts(_Section):
         default="copy",
         description='Experts that are not in the memory of [compute] device: "copy" brings them there; "auto" has the '
         "CPU compute those of which it is sooner done, with its own rounding.",
+    )
+    products: Literal["each", "grouped"] = Field(
+        default="each",
+        description='On a CUDA device, "each" computes expert by expert, as transformers does; "grouped" those that '
+        "are there in two launches, with sums in another order: other last bits.",
     )
 
 

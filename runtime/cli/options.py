@@ -54,6 +54,7 @@ class Settings:
     experts_misses: Annotated[
         str | None, _override("experts_misses", "WAY", "copy, auto: those that are not on --device.")
     ] = None
+    experts_products: Annotated[str | None, _override("experts_products", "WAY", "each, grouped: on cuda.")] = None
     kv_host_memory: Annotated[
         str | None, _override("kv_host_memory", "SIZE", "Memory for KV, a part of --host-memory; the rest is on flash.")
     ] = None

@@ -1,6 +1,7 @@
 """The device that the settings name, and how much of its memory is used."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 from ...kernels.devices.base import Device, NoDevice
 from ...kernels.devices.cuda import Cuda
@@ -28,14 +29,23 @@ def open_device(settings: Config) -> Device | None:
             raise ConfigError(
                 f'[experts] misses = "{settings.experts.misses}" is for a device; name it in [compute] device'
             )
+        _refuse_grouped(settings)
         return None
     if name.split(":")[0] == EMULATED:
+        _refuse_grouped(settings)
         rate = name.partition(":")[2]
         return Emulated(rate=parse_size(rate) if rate else None, name=name)
+    if settings.experts.products == "grouped" and find_spec("triton") is None:
+        raise ConfigError("[experts] products = \"grouped\" needs the triton package: pip install 'penstock[cuda]'")
     try:
         return Cuda(name)
     except NoDevice as error:
         raise DeviceUnavailable(f'{error}; write device = "cpu"') from error
+
+
+def _refuse_grouped(settings: Config) -> None:
+    if settings.experts.products == "grouped":
+        raise ConfigError('[experts] products = "grouped" is for a CUDA device; name it in [compute] device')
 
 
 def device_budget(settings: Config, device: Device, model_bytes: int) -> int:
@@ -70,4 +80,6 @@ def place_above(
     budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch)
     tiers = place_in_tiers(blocks, device=budget, host=host, embeddings=embeddings, scratch=scratch)
     below = frozenset(block.id for block in tiers.below)
-    return tiers.host, Above(device, tiers.device, below, aside=settings.experts.misses == "auto")
+    experts = settings.experts
+    aside, grouped = experts.misses == "auto", experts.products == "grouped"
+    return tiers.host, Above(device, tiers.device, below, aside=aside, grouped=grouped)

@@ -35,12 +35,14 @@ class DeviceUsage:
 
 class Above(NamedTuple):
     """A device, what of a model lies where in its budget, and which blocks pass through host memory; whether the CPU
-    may compute experts ``aside``, with its own bits."""
+    may compute experts ``aside``, with its own bits; the device may compute several ``grouped``, in sums of another
+    order."""
 
     device: Device
     placement: Placement
     below: frozenset[BlockId]
     aside: bool = False
+    grouped: bool = False
 
 
 class DeviceTier:
