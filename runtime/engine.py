@@ -36,6 +36,7 @@ from .device.tier import Above, DeviceTier, device_setup
 from .guessing import BOTH, ROUTER, TOGETHER
 from .kv.pool import PoolUsage
 from .kv.tier import Chosen, KVTier
+from .kv.upper import UpperUsage
 from .metrics import Stats
 from .planes import PlaneCounts
 from .pressure import Pressure
@@ -206,6 +207,7 @@ class Engine:
         counters, elastic = self.host.counters(), self.pressure.elastic
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
         kv = PoolUsage() if self.kv is None else self.kv.pool.usage()
+        upper = UpperUsage() if self.kv is None or self.kv.upper is None else self.kv.upper.usage()
         chosen = Chosen() if self.kv is None else self.kv.chosen()
         drive_bytes = list(counters.drive_bytes)
         for block, reader in self.rows.items():
@@ -250,7 +252,11 @@ class Engine:
             host_growths=elastic.growths,
             kv_host_bytes=kv.host_bytes,
             kv_host_budget=kv.host_budget,
+            kv_device_bytes=upper.device_bytes,
+            kv_device_budget=upper.device_budget,
             kv_flash_bytes=kv.flash_bytes,
+            kv_pages_up=upper.pages_up,
+            kv_bytes_up=upper.bytes_up,
             kv_bytes_read=kv.counters.bytes_read,
             kv_bytes_written=kv.counters.bytes_written,
             kv_pages_read=kv.counters.pages_read,
@@ -278,7 +284,7 @@ class Engine:
             self.device.close()
         self._close_host()
         if self.kv is not None:
-            self.kv.pool.close()
+            self.kv.close()
         self.views.forget()
         for reader in self.rows.values():
             reader.close()

@@ -22,12 +22,14 @@ class Stats:
     ``host_bytes`` is what the arenas may hold now, ``resident_bytes`` what they do hold; the memory for KV in pages is
     a part of these five.
 
-    Of KV in pages, ``kv_host_bytes`` of ``kv_host_budget`` are in use in memory and ``kv_flash_bytes`` on flash;
-    ``kv_pages_read`` of ``kv_bytes_read`` were read back, ``kv_bytes_written`` were written, all of them apart from the
-    bytes of weights above, and compute threads waited ``kv_stall_seconds`` for pages or for room. 0 for a model whose
-    KV transformers keeps. Where [kv] attention chooses among pages, single tokens looked at ``kv_pages_looked_at`` and
-    not at ``kv_pages_passed_over``; ``kv_pages_dropped`` are gone for good, which had ``kv_dropped_share`` of the
-    attention that was counted until then (0 where none is counted).
+    Of KV in pages, ``kv_host_bytes`` of ``kv_host_budget`` are in use in memory and ``kv_flash_bytes`` on flash; copies
+    of the newest pages take ``kv_device_bytes`` of ``kv_device_budget`` on the device, where ``kv_pages_up`` were
+    copied to stay; ``kv_bytes_up`` are those of all copies there, also of what only passes; ``kv_pages_read`` of
+    ``kv_bytes_read`` were read back, ``kv_bytes_written`` were written, all of them apart from the bytes of weights
+    above, and compute threads waited ``kv_stall_seconds`` for pages or for room. 0 for a model whose KV transformers
+    keeps. Where [kv] attention chooses among pages, single tokens looked at ``kv_pages_looked_at`` and not at
+    ``kv_pages_passed_over``; ``kv_pages_dropped`` are gone for good, which had ``kv_dropped_share`` of the attention
+    that was counted until then (0 where none is counted).
 
     Of kept prompts, ``prefix_hits`` were found, so that ``prefix_tokens_restored`` tokens were read instead of
     computed; ``prefix_problem`` is what went wrong with them last: then prompts are computed, or not kept."""
@@ -65,10 +67,14 @@ class Stats:
     host_growths: int
     kv_host_bytes: int
     kv_host_budget: int
+    kv_device_bytes: int
+    kv_device_budget: int
     kv_flash_bytes: int
     kv_bytes_read: int
     kv_bytes_written: int
     kv_pages_read: int
+    kv_pages_up: int
+    kv_bytes_up: int
     kv_stall_seconds: float
     kv_pages_looked_at: int
     kv_pages_passed_over: int

@@ -4,13 +4,14 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 import xxhash
 
 from ...kernels.arena import Arena
+from ...kernels.devices.base import Device
 from ...kernels.reading import no_waiting
 from ...tiering.errors import BudgetTooSmall, Closed, FlashFull, PenstockError, ReadError
 from ...tiering.kv.memory import PageMemory
@@ -65,6 +66,8 @@ class PagePool:
         # Keeps the memory while somebody computes on addresses in it, past ``close``.
         self._memory: torch.Tensor | None = self._arena.tensor(0, torch.uint8, (self.memory.capacity,))
         self._pages: set[Page] = set()
+        self.freed: Callable[[Page], None] | None = None
+        """Is told, under the pool's lock, of pages that nobody has any more, if anybody is to know."""
         self._held = 0
         """Uses of pages under way, of those that compute."""
         # Entered by whoever the garbage collector interrupts: what it does here never waits.
@@ -143,6 +146,10 @@ class PagePool:
                         'this context; raise it, or take [kv] attention = "exact"'
                     )
                 self._wait()
+
+    def lock_pages(self, device: Device) -> bool:
+        """Keep the memory in place for ``device`` to fetch from; whether the system lets it."""
+        return device.lock_pages(self._arena)
 
     def abandon_reserve(self, size: int) -> None:
         """As ``reserve(-size)``, soon; may be called by the garbage collector."""
@@ -483,6 +490,8 @@ class PagePool:
 
     def _free(self, page: Page) -> None:
         """Nobody has ``page`` any more, and nobody uses it."""
+        if self.freed is not None:
+            self.freed(page)
         if page.slot is not None:
             self.memory.forget(page)
             self.memory.vacate(page)
