@@ -1,7 +1,8 @@
-"""Attention to a part of the keys and values, and how parts become the whole: merged by log-sum-exp, in float32.
+"""A softmax whose scores lie in several places: what their rows sum up to is merged by log-sum-exp, in float32.
 
-Parts may be computed in different places, from different pieces. Only the sums of a part go from one to the other. (As
-in "FlashAttention" and "Flash-Decoding", which compute parts of a row beside each other.)
+Only these sums, and values that were weighed, go from one place to another. "Flash-Decoding" computes parts of a row
+beside each other and merges what they weighed; here the sums are merged before, and probabilities rounded, as eager
+attention does it. So the result differs from eager's in the order of float32 sums alone, unless there are sinks.
 """
 
 from collections.abc import Sequence
@@ -10,39 +11,44 @@ from typing import NamedTuple
 import torch
 
 
-class Partial(NamedTuple):
-    """What attention to some tokens comes to, float32: the largest score ``most`` [Hq, R, 1] of each row; the ``total``
-    [Hq, R, 1] of exp(score - most); values ``weighted`` [Hq, R, Dv] with these."""
+class Sums(NamedTuple):
+    """Of the rows of some scores, float32 [Hq, R, 1]: the largest one, and the ``total`` of exp(score - most)."""
 
     most: torch.Tensor
     total: torch.Tensor
-    weighted: torch.Tensor
 
-    def on(self, device: torch.device) -> "Partial":
-        """The same on ``device``; nothing waits for the copy but what is computed there."""
-        return Partial(*(part.to(device, non_blocking=True) for part in self))
+    @classmethod
+    def of(cls, scores: torch.Tensor) -> "Sums":
+        """Of ``scores`` [Hq, R, n], n > 0."""
+        wide = scores.float()
+        most = wide.amax(-1, keepdim=True)
+        return cls(most, (wide - most).exp_().sum(-1, keepdim=True))
+
+    @classmethod
+    def of_sinks(cls, sinks: torch.Tensor, rows: int) -> "Sums":
+        """Of ``sinks`` [Hq], one more score of each row."""
+        most = sinks.float().view(-1, 1, 1).expand(-1, rows, -1)
+        return cls(most, torch.ones_like(most))
+
+    @classmethod
+    def merged(cls, parts: Sequence["Sums"]) -> "Sums":
+        """Of all scores that ``parts`` are of."""
+        most = torch.stack([part.most for part in parts]).amax(0)
+        total = torch.stack([part.total * (part.most - most).exp() for part in parts]).sum(0)
+        return cls(most, total)
+
+    def on(self, device: torch.device) -> "Sums":
+        """The same on ``device``; to a CUDA device, nothing waits for the copy but what is computed there."""
+        return Sums(*(part.to(device, non_blocking=device.type != "cpu") for part in self))
+
+    def probabilities(self, scores: torch.Tensor) -> torch.Tensor:
+        """The softmax of ``scores`` [Hq, R, n], some of those that these are the sums of, in their dtype."""
+        return (scores.float() - self.most).exp_().div_(self.total).to(scores.dtype)
 
 
-def attended(scores: torch.Tensor, values: torch.Tensor) -> Partial:
-    """Attention with ``scores`` [Hq, R, n] to ``values`` [H, n, Dv]; head h of Hq looks at head h // (Hq / H)."""
-    scores = scores.float()
-    most = scores.amax(-1, keepdim=True)
-    weights = (scores - most).exp_()
-    heads, rows, tokens = weights.shape
-    weighted = torch.matmul(weights.view(len(values), -1, tokens), values.float())
-    return Partial(most, weights.sum(-1, keepdim=True), weighted.view(heads, rows, -1))
-
-
-def sink(sinks: torch.Tensor, rows: int, dim: int) -> Partial:
-    """``sinks`` [Hq] as one more score of each row, whose value is 0."""
-    most = sinks.float().view(-1, 1, 1).expand(-1, rows, -1)
-    return Partial(most, torch.ones_like(most), most.new_zeros(len(sinks), rows, dim))
-
-
-def merged(parts: Sequence[Partial], dtype: torch.dtype) -> torch.Tensor:
-    """[Hq, R, Dv] in ``dtype``, rounded once: attention to all tokens of ``parts``, which lie in one place."""
-    most = torch.stack([part.most for part in parts]).amax(0)
-    scales = [(part.most - most).exp() for part in parts]
-    total = torch.stack([part.total * scale for part, scale in zip(parts, scales, strict=True)]).sum(0)
-    weighted = torch.stack([part.weighted * scale for part, scale in zip(parts, scales, strict=True)]).sum(0)
-    return (weighted / total).to(dtype)
+def weighed(probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``values`` [H, n, Dv] times ``probabilities`` [Hq, R, n], float32 [Hq, R, Dv]; head h of Hq has the values of
+    head h // (Hq / H)."""
+    heads, rows, tokens = probabilities.shape
+    grouped = probabilities.float().view(len(values), -1, tokens)
+    return torch.matmul(grouped, values.float()).view(heads, rows, -1)

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
-from ...kernels.kv.partial import Partial
 from ...tiering.kv.pages import Page, Track
 from .layer import PagedLayer, Row, Visible
 from .softmax import Softmax
@@ -125,18 +124,11 @@ class Looking:
         for number, mass in enumerate(self.masses(range(self.count), probabilities)):
             self.row.keys.pages[self._first + number].heat += mass
 
-    def part(self, pages: Sequence[int]) -> Partial:
-        """What attention to the visible tokens of ``pages``, ascending and read, comes to."""
-        scores = self.scores(pages).float()
-        most = scores.amax(-1, keepdim=True)
-        weights = (scores - most).exp_()
-        return Partial(most, weights.sum(-1, keepdim=True), self._weighted(pages, weights.to(self.query.dtype)))
-
     def weigh(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
         """[Hq, R, Dv]: values of ``pages``, ascending, times ``probabilities`` [Hq, R, n] of their visible tokens."""
-        return self._weighted(pages, probabilities).to(self.query.dtype)
+        return self.weighed(pages, probabilities).to(self.query.dtype)
 
-    def _weighted(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
+    def weighed(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
         """As ``weigh``, not rounded yet: float32."""
         skip = self.skip if pages and pages[0] == 0 else 0
         weights = functional.pad(probabilities, (skip, 0)) if skip else probabilities.contiguous()

@@ -12,7 +12,7 @@ from ...kernels.devices.base import Device, Mark
 from ...kernels.devices.fences import Fences
 from ...kernels.kv.base import PageShape
 from ...kernels.reading import no_waiting
-from ...tiering.errors import Closed, DeviceFull
+from ...tiering.errors import Closed, DeviceFull, ReadError
 from ...tiering.kv.pages import Page
 from ...tiering.kv.upper import Pair, UpperPages
 from ...tiering.units import format_size
@@ -131,7 +131,7 @@ class UpperTier:
                 yield keys, values
 
     def _up(self, keys: torch.Tensor, values: torch.Tensor) -> Plane:
-        """Copies on the device, which are there. Raises Closed."""
+        """Copies on the device, which are there. Raises Closed, ReadError."""
         targets = torch.empty_like(keys, device=self.compute), torch.empty_like(values, device=self.compute)
         # What computed on this memory before may not be done with it.
         after = [mark] if (mark := self._device.mark()) is not None else []
@@ -150,7 +150,10 @@ class UpperTier:
         for _ in targets:
             ended.acquire()
         for problem in filter(None, problems):
-            raise problem
+            raise ReadError(
+                f"KV pages cannot be copied to {self._device.name} ({problem}); nothing was computed on them. Try it "
+                "again, or take [compute] device out"
+            ) from problem
         return targets
 
     # --- the whole ----------------------------------------------------------------------------------------------------
