@@ -33,7 +33,7 @@ from .bare import bare_model, dtype_of, move_out, replace_tensors
 from .config import Config
 from .device.opening import open_device, place_above
 from .engine import Engine
-from .kv.opening import kv_tier
+from .kv.opening import kv_device_bytes, kv_tier
 from .kv.seam import PagedKV
 from .kv.tier import KVTier
 from .metrics import Stats
@@ -238,11 +238,12 @@ def wrap(
 
 
 @contextmanager
-def _closed_on_error(bundle: Bundle) -> Iterator[None]:
+def _closed_on_error(opened: Bundle | KVTier | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        bundle.close()
+        if opened is not None:
+            opened.close()
         raise
 
 
@@ -281,16 +282,18 @@ def _install(
     blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in moved]
     budget = settings.host_budget(sum(block.length for block in blocks) + (settings.kv_host or 0))
     readable = embeddings(model, moved, manifest.tied)
-    with _kv_beside(kv := settings.kv_host or 0):
+    scratch = scratch_bytes(moved)
+    on_device = kv_device_bytes(settings, sum(block.length for block in blocks) + scratch)
+    with _kv_beside(on_host := settings.kv_host or 0, on_device):
         if device is None:
-            placement, above = place(blocks, budget - kv, embeddings=readable, scratch=scratch_bytes(moved)), None
+            placement, above = place(blocks, budget - on_host, embeddings=readable, scratch=scratch), None
             floor = settings.host_floor
             if floor is not None:  # weights and KV have the same share of it as of the budget
                 floor = floor * placement.budget // budget
             divisions = Divisions(blocks, placement, floor=floor, embeddings=readable)
         else:
             placement, above = place_above(
-                blocks, device, settings, host=budget - kv, embeddings=readable, scratch=scratch_bytes(moved)
+                blocks, device, settings, host=budget - on_host, kv=on_device, embeddings=readable, scratch=scratch
             )
             # What a device fetches from by itself stays where it is: nothing goes when the machine runs short.
             divisions = Divisions([b for b in blocks if b.id in above.below], placement, floor=placement.budget)
@@ -301,19 +304,21 @@ def _install(
         bundle.close()
         bundle = Bundle.open(bundle.folder, direct=False)
     with _closed_on_error(bundle):
-        engine = Engine(
-            bundle,
-            moved,
-            placement,
-            divisions,
-            MemoryMeter(),
-            eviction=settings.experts.eviction,
-            guess=settings.experts.prefetch == "auto",
-            reading=reading,
-            record=record,
-            kv=kv_tier(settings, reading, model.config, budget),
-            above=above,
-        )
+        kv = kv_tier(settings, reading, model.config, budget, device, on_device)
+        with _closed_on_error(kv):
+            engine = Engine(
+                bundle,
+                moved,
+                placement,
+                divisions,
+                MemoryMeter(),
+                eviction=settings.experts.eviction,
+                guess=settings.experts.prefetch == "auto",
+                reading=reading,
+                record=record,
+                kv=kv,
+                above=above,
+            )
     try:
         engine.load(progress)
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
@@ -340,14 +345,16 @@ def _prefixes(settings: Config, model: PreTrainedModel, bundle: Bundle, tier: KV
 
 
 @contextmanager
-def _kv_beside(kv: int) -> Iterator[None]:
-    """Where a budget is too small, say that ``kv`` bytes of it are for KV."""
+def _kv_beside(kv: int, on_device: int) -> Iterator[None]:
+    """Where a budget is too small, say that ``kv`` bytes of host memory, and so many ``on_device``, are for KV."""
     try:
         yield
     except BudgetTooSmall as error:
-        if not kv:
+        taken = [("host", "host_memory", kv), ("device", "device_memory", on_device)]
+        besides = [f"[kv] {key} takes {format_size(size)} of {budget} besides" for key, budget, size in taken if size]
+        if not besides:
             raise
-        raise BudgetTooSmall(f"{error}; [kv] host takes {format_size(kv)} of host_memory besides") from error
+        raise BudgetTooSmall("; ".join([str(error), *besides])) from error
 
 
 def _set_threads(wanted: int | str) -> None:

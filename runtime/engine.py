@@ -38,6 +38,7 @@ from .device.tier import Above, DeviceTier, DeviceUsage
 from .guessing import BOTH, ROUTER, TOGETHER
 from .kv.pool import PoolUsage
 from .kv.tier import Chosen, KVTier
+from .kv.upper import UpperUsage
 from .metrics import Stats
 from .planes import PlaneCounts
 from .pressure import Pressure
@@ -230,6 +231,7 @@ class Engine:
         counters, elastic = self.host.counters(), self.pressure.elastic
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
         kv = PoolUsage() if self.kv is None else self.kv.pool.usage()
+        upper = UpperUsage() if self.kv is None or self.kv.upper is None else self.kv.upper.usage()
         chosen = Chosen() if self.kv is None else self.kv.chosen()
         above = DeviceUsage() if self.device is None else self.device.usage()
         drive_bytes = [*map(sum, zip_longest(counters.drive_bytes, above.straight_bytes, fillvalue=0))]
@@ -281,7 +283,11 @@ class Engine:
             kv_host_bytes=kv.host_bytes,
             kv_host_budget=kv.host_budget,
             kv_host_limit=kv.host_limit,
+            kv_device_bytes=upper.device_bytes,
+            kv_device_budget=upper.device_budget,
             kv_flash_bytes=kv.flash_bytes,
+            kv_pages_up=upper.pages_up,
+            kv_bytes_up=upper.bytes_up,
             kv_bytes_read=kv.counters.bytes_read,
             kv_bytes_written=kv.counters.bytes_written,
             kv_pages_read=kv.counters.pages_read,
@@ -315,7 +321,7 @@ class Engine:
             self.device.close()
         self._close_host()
         if self.kv is not None:
-            self.kv.pool.close()
+            self.kv.close()
         self.views.forget()
         if self.misses is not None:
             self.misses.views.forget()

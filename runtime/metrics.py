@@ -29,13 +29,14 @@ class Stats:
     ``bytes_copied`` went up to it, in ``copy_seconds`` in which a copy was under way.
 
     Of KV in pages, ``kv_host_bytes`` of ``kv_host_budget`` are in use in memory and ``kv_flash_bytes`` on flash;
-    memory pressure leaves ``kv_host_limit`` of the budget now;
-    ``kv_pages_read`` of ``kv_bytes_read`` were read back, ``kv_bytes_written`` were written, all of them apart from the
-    bytes of weights above, and compute threads waited ``kv_stall_seconds`` for pages or for room. 0 for a model whose
-    KV transformers keeps. Where [kv] attention chooses among pages, single tokens looked at ``kv_pages_looked_at`` and
-    not at ``kv_pages_passed_over``; ``kv_pages_dropped`` are gone for good, which had ``kv_dropped_share`` of the
-    attention that was counted until then (0 where none is counted). ``kv_exact_layers`` look at all pages all the
-    same, for "certified" and "quest" cannot choose among latents.
+    memory pressure leaves ``kv_host_limit`` of the budget now. Copies of the newest pages take ``kv_device_bytes`` of
+    ``kv_device_budget`` on the device, where ``kv_pages_up`` were copied to stay; ``kv_bytes_up`` are those of all
+    copies there, also of what only passes. ``kv_pages_read`` of ``kv_bytes_read`` were read back, ``kv_bytes_written``
+    were written, all of them apart from the bytes of weights above, and compute threads waited ``kv_stall_seconds`` for
+    pages or for room. 0 for a model whose KV transformers keeps. Where [kv] attention chooses among pages, single
+    tokens looked at ``kv_pages_looked_at`` and not at ``kv_pages_passed_over``; ``kv_pages_dropped`` are gone for good,
+    which had ``kv_dropped_share`` of the attention that was counted until then (0 where none is counted).
+    ``kv_exact_layers`` look at all pages all the same, for "certified" and "quest" cannot choose among latents.
 
     Of kept prompts, ``prefix_hits`` were found, so that ``prefix_tokens_restored`` tokens were read instead of
     computed; ``prefix_problem`` is what went wrong with them last: then prompts are computed, or not kept."""
@@ -74,10 +75,14 @@ class Stats:
     kv_host_bytes: int
     kv_host_budget: int
     kv_host_limit: int
+    kv_device_bytes: int
+    kv_device_budget: int
     kv_flash_bytes: int
     kv_bytes_read: int
     kv_bytes_written: int
     kv_pages_read: int
+    kv_pages_up: int
+    kv_bytes_up: int
     kv_stall_seconds: float
     kv_pages_looked_at: int
     kv_pages_passed_over: int

@@ -31,6 +31,7 @@ OVERRIDES: Mapping[str, tuple[str, str]] = {
     "experts_misses": ("experts", "misses"),
     "experts_products": ("experts", "products"),
     "kv_host_memory": ("kv", "host"),
+    "kv_device_memory": ("kv", "device"),
     "kv_flash_limit": ("kv", "flash"),
     "kv_format": ("kv", "format"),
     "kv_attention": ("kv", "attention"),
@@ -266,6 +267,11 @@ class Kv(_Section):
         default="auto",
         description="Memory for the KV of all contexts, a part of [memory] host; what does not fit goes to flash. "
         '"auto" leaves KV to transformers, in memory and outside of the budget.',
+    )
+    device: Size = Field(
+        default="auto",
+        description="Memory of [compute] device for the newest pages, a part of [memory] device; the CPU looks at the "
+        'others. "auto" is what the weights leave of [memory] device, where that is written.',
     )
     flash: Size = Field(
         default="auto", description='Most that KV may take on flash; "auto" is what the store\'s drive has free.'

@@ -42,10 +42,9 @@ class Sweeps:
         self._watched = rows - watched  # the first of them
         self.first = 0 if self._rounds else 1
         shape = (heads, rows, 1)
-        self._most = (
-            torch.full(shape, -torch.inf) if sinks is None else sinks.float().view(-1, 1, 1).expand(shape).clone()
-        )
-        self._sum = torch.zeros(shape)
+        least = torch.tensor(-torch.inf, device=query.device) if sinks is None else sinks.float().view(-1, 1, 1)
+        self._most = least.expand(shape).clone()
+        self._sum = torch.zeros(shape, device=query.device)
         self._sinks = sinks
         self._out: torch.Tensor | None = None
 
@@ -117,8 +116,8 @@ class Sweeps:
         if mask is not None:
             scores = scores + mask[:, part, span]
         elif offset + part.start + 1 < span.stop:
-            seen = torch.arange(offset + part.start, offset + part.stop)
-            hidden = torch.arange(span.start, span.stop) > seen[:, None]
+            seen = torch.arange(offset + part.start, offset + part.stop, device=scores.device)
+            hidden = torch.arange(span.start, span.stop, device=scores.device) > seen[:, None]
             scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
         return scores
 
@@ -144,7 +143,7 @@ class Sweeps:
         weights = shifted.exp_().div_(total).to(scores.dtype).to(values.dtype)
         out = torch.matmul(weights.view(len(values), -1, scores.shape[-1]), values).view(heads, rows, -1)
         if self._out is None:
-            self._out = torch.zeros(heads, self._query.shape[1], out.shape[-1])
+            self._out = torch.zeros(heads, self._query.shape[1], out.shape[-1], device=out.device)
         self._out[:, part] += out
         return weights
 

@@ -58,6 +58,9 @@ class Settings:
     kv_host_memory: Annotated[
         str | None, _override("kv_host_memory", "SIZE", "Memory for KV, a part of --host-memory; the rest is on flash.")
     ] = None
+    kv_device_memory: Annotated[
+        str | None, _override("kv_device_memory", "SIZE", "Memory for KV, a part of --device-memory.")
+    ] = None
     kv_flash_limit: Annotated[str | None, _override("kv_flash_limit", "SIZE", "Bound on KV on flash.")] = None
     kv_format: Annotated[str | None, _override("kv_format", "FORMAT", "as-is, int8, int4, mixed.")] = None
     kv_attention: Annotated[

@@ -48,10 +48,10 @@ def _refuse_grouped(settings: Config) -> None:
         raise ConfigError('[experts] products = "grouped" is for a CUDA device; name it in [compute] device')
 
 
-def device_budget(settings: Config, device: Device, model_bytes: int) -> int:
+def device_budget(settings: Config, device: Device, model_bytes: int, kv: int = 0) -> int:
     """Bytes of ``device``'s memory to work in: as written; for "auto" what is free, but for an eighth, as far as a
-    model of ``model_bytes`` has use for it. Raises DeviceFull where less is free than is written, and ConfigError for
-    "auto" on an emulated device, which has no memory of its own."""
+    model of ``model_bytes`` and ``kv`` bytes of KV have use for it. Raises DeviceFull where less is free than is
+    written, and ConfigError for "auto" on an emulated device, which has no memory of its own."""
     free, total = device.memory()
     if settings.memory.device != "auto":
         if settings.memory.device > free:
@@ -63,7 +63,7 @@ def device_budget(settings: Config, device: Device, model_bytes: int) -> int:
         return settings.memory.device
     if device.name.split(":")[0] == EMULATED:
         raise ConfigError(f"{device.name} has no memory of its own; write how much it may use in [memory] device")
-    return min(free - max(free // 8, min(GiB // 2, free // 2)), with_working_memory(model_bytes))
+    return min(free - max(free // 8, min(GiB // 2, free // 2)), with_working_memory(model_bytes) + kv)
 
 
 def place_above(
@@ -72,12 +72,13 @@ def place_above(
     settings: Config,
     *,
     host: int,
+    kv: int,
     embeddings: Mapping[BlockId, bool],
     scratch: int,
 ) -> tuple[Placement, Above]:
-    """What is where in ``host`` bytes of host memory, and on ``device`` above it; see place_in_tiers. Raises
-    BudgetTooSmall, DeviceFull and ConfigError."""
-    budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch)
+    """What is where in ``host`` bytes of host memory, and on ``device`` above it, beside ``kv`` bytes there; see
+    place_in_tiers. Raises BudgetTooSmall, DeviceFull and ConfigError."""
+    budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch, kv) - kv
     tiers = place_in_tiers(blocks, device=budget, host=host, embeddings=embeddings, scratch=scratch)
     below = frozenset(block.id for block in tiers.below)
     experts = settings.experts

@@ -20,6 +20,7 @@ from .decode import Looking, attend
 from .layer import Row, Visible
 from .masks import CausalMask, causal
 from .softmax import Softmax
+from .split import attend_split
 from .states import PagedStates
 from .trust import eager_of, trusted
 
@@ -86,16 +87,23 @@ def _in_pages(
     """For each sequence, [Hq, R, D]; ``weights`` [B, Hq, R, T], zeros, are filled."""
     visible = key.visible
     few = visible.new is None and key.expansion is None and query.shape[2] <= FEW_ROWS
+    masks = [
+        None if mask is None else mask[min(number, len(mask) - 1)][..., : key.shape[2]]
+        for number in range(len(visible.rows))
+    ]
+    if few:
+        written = [_additive(None if here is None else here[None], query, key) for here in masks]
+        biases = [None if bias is None else bias[0] for bias in written]
+        if (upper := visible.layer.tier.upper) is not None:
+            yield from attend_split(visible, upper, query, softmax, biases, weights)
+            return
     for number, row in enumerate(visible.rows):
-        here = None if mask is None else mask[min(number, len(mask) - 1)][..., : key.shape[2]]
         own = query[number].contiguous()
         kept = None if weights is None else weights[number]
         if few:
-            bias = _additive(None if here is None else here[None], query, key)
-            look = Looking(visible, row, own, softmax, None if bias is None else bias[0])
-            yield attend(look, number, visible.layer.chooser, kept)
+            yield attend(Looking(visible, row, own, softmax, biases[number]), number, visible.layer.chooser, kept)
         else:
-            yield _many(visible, number, row, own, key, here, softmax, kept)
+            yield _many(visible, number, row, own, key, masks[number], softmax, kept)
 
 
 def _many(
@@ -110,7 +118,7 @@ def _many(
 ) -> torch.Tensor:
     chooser = visible.layer.chooser
     watched = 0 if chooser is None else chooser.watched(query.shape[1])
-    masses = torch.zeros(visible.length) if watched else None
+    masses = torch.zeros(visible.length, device=query.device) if watched else None
     sweeps = Sweeps(query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks, watched=watched)
     first_query = visible.length - query.shape[1]
     alone = not visible.paged
@@ -123,7 +131,8 @@ def _many(
             offset = first_query - at
             sweeps.look(sweep, keys, values, offset=offset, mask=part, alone=alone, masses=counted, weights=kept)
     if chooser is not None:
-        chooser.prompted(visible.layer, number, query.shape[1], masses, None if mask is None else mask[0, -1])
+        last = None if mask is None else mask[0, -1].cpu()
+        chooser.prompted(visible.layer, number, query.shape[1], None if masses is None else masses.cpu(), last)
     return sweeps.result()
 
 
@@ -137,7 +146,7 @@ def _pieces(visible: Visible, number: int, row: Row) -> Iterator[tuple[int, torc
     for start, end in layer.kept(row, visible.start, visible.start + visible.paged):
         while start < end:
             stop = min(end, (start + room) // tokens * tokens)
-            keys, values = layer.copied(row, start, stop - start)
+            keys, values = layer.gathered(row, start, stop - start)
             yield start - visible.start, keys, values
             start = stop
     if visible.new is not None:
@@ -159,4 +168,4 @@ def _additive(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor)
     rows, tokens = query.shape[2], key.shape[2]
     if mask is not None:
         return mask[..., :tokens]
-    return None if rows == 1 else causal(rows, tokens, query.dtype)
+    return None if rows == 1 else causal(rows, tokens, query.dtype, query.device)

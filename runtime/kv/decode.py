@@ -38,6 +38,7 @@ class Looking:
         self._bias = bias
         self._raw = torch.empty(0)
         self._whole = False  # all pages were read, and are in _raw in their order
+        self._in_order = False  # pages are looked at as a sequence has them, not as somebody chose them
         self._place: dict[int, int] = {}  # otherwise: of each page that was read, among the pages in _raw
 
     @property
@@ -49,10 +50,25 @@ class Looking:
         """Compute the scores of all pages, as they come into memory."""
         self._raw = torch.empty(*self.query.shape[:2], self.end, dtype=torch.float32)
         self._whole = True
+        self._read(range(self.count))
+
+    @property
+    def keys(self) -> list[Page]:
+        """All pages, those of keys."""
+        return self.row.keys.pages[self._first : self._first + self.count]
+
+    def read_here(self, pages: Sequence[int]) -> None:
+        """Compute the scores of ``pages`` alone, ascending, as they come into memory."""
+        self._raw = torch.empty(*self.query.shape[:2], len(pages) * self.tokens, dtype=torch.float32)
+        self._place = {page: at for at, page in enumerate(pages)}
+        self._read(pages)
+
+    def _read(self, pages: Sequence[int]) -> None:
+        self._in_order = True
         address, shape = self.layer.tier.pool.address, self.layer.shapes[0]
-        for at, run in self.layer.pieces(self.row.keys, range(self._first, self._first + self.count)):
+        for at, run in self.layer.pieces(self.row.keys, [self._first + page for page in pages]):
             format: Any = run[0].format
-            place = (at - self._first) * self.tokens
+            place = self._column(at) * self.tokens
             format.scores(self.query, [*map(address, run)], shape, self.softmax.scaling, self._raw, place)
 
     def read(self, pages: Sequence[int]) -> None:
@@ -119,6 +135,10 @@ class Looking:
 
     def weigh(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
         """[Hq, R, Dv]: values of ``pages``, ascending, times ``probabilities`` [Hq, R, n] of their visible tokens."""
+        return self.weighed(pages, probabilities).to(self.query.dtype)
+
+    def weighed(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
+        """As ``weigh``, not rounded yet: float32."""
         skip = self.skip if pages and pages[0] == 0 else 0
         weights = functional.pad(probabilities, (skip, 0)) if skip else probabilities.contiguous()
         track, pool, shape = self.row.values, self.layer.tier.pool, self.layer.shapes[1]
@@ -127,15 +147,20 @@ class Looking:
         for at, run in self._runs(track, wanted):
             format: Any = run[0].format
             format.weigh(weights, at * self.tokens, [*map(pool.address, run)], shape, out)
-        return out.to(self.query.dtype)
+        return out
 
     def _runs(self, track: Track, wanted: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
         # No name is given to what holds pages: an error on the way lets go of them at once, not with its traceback.
-        if self._whole:
+        if self._in_order:
             for at, run in self.layer.pieces(track, wanted, in_order=True):
-                yield at - self._first, run
+                yield self._column(at), run
         else:
             yield from self.layer.together(track, wanted)
+
+    def _column(self, number: int) -> int:
+        """Of the track's page ``number``, its place among the pages that were read."""
+        page = number - self._first
+        return page if self._whole else self._place[page]
 
     def _paged_raw(self, pages: Sequence[int]) -> torch.Tensor:
         """[Hq, R, len(pages), tokens]."""

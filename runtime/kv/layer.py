@@ -60,7 +60,7 @@ class Visible:
 
     def gathered(self, expand: Expand | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of all tokens, [B, H, T, D]."""
-        batch = [self.layer.copied(row, self.start, self.paged) for row in self.rows]
+        batch = [self.layer.gathered(row, self.start, self.paged) for row in self.rows]
         keys, values = (torch.stack([pair[plane] for pair in batch]) for plane in (0, 1))
         if self.new is not None:
             keys, values = torch.cat([keys, self.new[0]], -2), torch.cat([values, self.new[1]], -2)
@@ -185,7 +185,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         self._take_rows([row for row in range(len(self.rows)) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        rows = torch.arange(len(self.rows))[indices]
+        rows = torch.arange(len(self.rows))[indices.cpu()]
         self._take_rows(rows.tolist())
 
     def offload(self) -> None:
@@ -213,13 +213,14 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                 row.summaries = None
 
     def missing(self) -> Iterator[Page]:
-        """Pages that are not in memory, in the order in which attention will look at them, as far as that is known."""
+        """Pages that are nowhere in memory, in the order in which attention will look at them, as far as that is
+        known."""
         for number, row in enumerate(self.rows):
             if self.chooser is None:
                 pages: Iterable[Page] = (page for track in row.tracks for page in track.pages)
             else:
                 pages = self.chooser.expected(number, row)
-            yield from (page for page in pages if page.slot is None)
+            yield from (page for page in pages if page.slot is None and not page.up)
 
     def pieces(
         self, track: Track, numbers: Sequence[int], *, in_order: bool = False, aside: bool = False
@@ -297,6 +298,11 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         """Keys and values of ``count`` tokens from number ``start`` on, [H, count, D]. Raises ConfigError where some
         have been dropped."""
         return self.copied_plane(row, 0, start, count), self.copied_plane(row, 1, start, count)
+
+    def gathered(self, row: Row, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``copied``, where the model computes."""
+        upper = self.tier.upper
+        return self.copied(row, start, count) if upper is None else upper.copied(self, row, start, count)
 
     def copied_plane(self, row: Row, plane: int, start: int, count: int, *, aside: bool = False) -> torch.Tensor:
         """As ``copied``, of keys (``plane`` 0) or values (1) alone; ``aside`` as in ``pieces``."""
@@ -422,6 +428,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Add tokens [B, H, n, D] to the tracks of all rows."""
+        keys, values = keys.cpu(), values.cpu()
         count, tokens = keys.shape[-2], self.shapes[0].tokens
         done = 0
         while done < count:
@@ -435,7 +442,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             done += some
             self.length += some
             for row in self.rows:
-                self._seal(row)
+                self._seal(row, count - done)
         if self.chooser is not None:
             for row in self.rows:
                 self.chooser.added(self, row)
@@ -464,8 +471,9 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         for track in row.tracks:
             self._put(track, number, Page.gone(track.number, track.first + number))
 
-    def _seal(self, row: Row) -> None:
-        """Full pages that are not recent any more get their format, and do not change from now on."""
+    def _seal(self, row: Row, to_come: int) -> None:
+        """Full pages that are not recent any more get their format, and do not change from now on; so many tokens more
+        are about to be added."""
         pool, tokens, encoding = self.tier.pool, self.shapes[0].tokens, self.tier.encoding
         keys, values = row.tracks
         leaving = encoding.leaving(keys.pages, keys.first, self.length, tokens)
@@ -483,6 +491,9 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                     self._put(track, at, page)
             pool.seal(keys.pages[at])
             pool.seal(values.pages[at])
+            if self.tier.upper is not None:
+                newer = to_come // tokens * (keys.pages[at].size + values.pages[at].size)
+                self.tier.upper.offer(keys.pages[at], values.pages[at], newer=newer)
 
     def _cut(self, length: int) -> None:
         """Keep the first ``length`` tokens."""

@@ -14,14 +14,15 @@ class CausalMask(torch.Tensor):
     """The additive mask [B, 1, R, T] under which each of R last tokens sees all tokens up to itself."""
 
     @staticmethod
-    def of(batch: int, rows: int, tokens: int, dtype: torch.dtype) -> "CausalMask":
-        made: CausalMask = torch.Tensor._make_wrapper_subclass(CausalMask, (batch, 1, rows, tokens), dtype=dtype)
+    def of(batch: int, rows: int, tokens: int, dtype: torch.dtype, device: torch.device | None = None) -> "CausalMask":
+        shape = (batch, 1, rows, tokens)
+        made: CausalMask = torch.Tensor._make_wrapper_subclass(CausalMask, shape, dtype=dtype, device=device)
         return made
 
     def written(self) -> torch.Tensor:
         """The numbers."""
         with torch._C.DisableTorchFunctionSubclass():
-            return causal(self.shape[2], self.shape[3], self.dtype).expand(self.shape[0], -1, -1, -1)
+            return causal(self.shape[2], self.shape[3], self.dtype, self.device).expand(self.shape[0], -1, -1, -1)
 
     @classmethod
     def __torch_function__(
@@ -38,10 +39,10 @@ class CausalMask(torch.Tensor):
         raise NotImplementedError(f"{func} was not expected to see a mask that is not written out")
 
 
-def causal(rows: int, tokens: int, dtype: torch.dtype) -> torch.Tensor:
+def causal(rows: int, tokens: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
     """[1, 1, rows, tokens]: 0 where one of the last ``rows`` tokens sees another, the least number elsewhere."""
-    sees = torch.ones(rows, tokens, dtype=torch.bool).tril(tokens - rows)
-    return torch.where(sees, torch.zeros((), dtype=dtype), torch.finfo(dtype).min)[None, None]
+    sees = torch.ones(rows, tokens, dtype=torch.bool, device=device).tril(tokens - rows)
+    return torch.where(sees, torch.zeros((), dtype=dtype, device=device), torch.finfo(dtype).min)[None, None]
 
 
 def paged_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -50,6 +51,7 @@ def paged_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     plain = kwargs.get("allow_is_causal_skip", False) and kwargs.get("local_size") is None
     at_the_end = kwargs.get("q_offset", 0) + kwargs["q_length"] == kwargs.get("kv_offset", 0) + kwargs["kv_length"]
     if plain and at_the_end and (padding is None or bool(padding.all())):
-        return CausalMask.of(kwargs["batch_size"], kwargs["q_length"], kwargs["kv_length"], kwargs["dtype"])
+        shape = (kwargs["batch_size"], kwargs["q_length"], kwargs["kv_length"])
+        return CausalMask.of(*shape, kwargs["dtype"], torch.device(kwargs.get("device", "cpu")))
     written: torch.Tensor | None = eager_mask(*args, **kwargs)
     return written

@@ -3,13 +3,15 @@
 from collections.abc import Iterable
 from typing import Any
 
+from ...kernels.devices.base import Device
 from ...kernels.kv.summaries.registry import SUMMARIES
 from ...tiering.errors import ConfigError
 from ...tiering.policy.kv_budget.budget import LEAST, parse_budget
 from ...tiering.policy.kv_budget.keeping import KEEPING
+from ...tiering.policy.placement import with_working_memory
 from ...tiering.policy.reads import Reading
 from ...tiering.policy.sharing import least_kv
-from ...tiering.units import MiB
+from ...tiering.units import MiB, format_size
 from ..config import Config
 from ..reading import open_reader
 from ..settings import Kv
@@ -19,6 +21,7 @@ from .formats import Encoding
 from .pool import PagePool
 from .spill import Spill
 from .tier import LARGE, OPEN, KVTier
+from .upper import UpperTier
 
 STAGING, MOST_STAGING = 1 / 4, 8 * MiB
 """Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host: a share of that, and at
@@ -32,10 +35,42 @@ SHARE, QUEST = "25%", "quest"
 """[kv] budget = "auto"; the mode that drops no page."""
 
 
-def kv_tier(settings: Config, reading: Reading, model: Any, budget: int) -> KVTier | None:
+def kv_device_bytes(settings: Config, weights: int) -> int:
+    """Bytes of the device's memory for KV, beside ``weights`` bytes of weights: as written; for "auto" what these leave
+    of [memory] device, if that is written: what they do not need, nothing else does. Raises ConfigError for what no
+    attention would look at."""
+    kv = settings.kv
+    strange = [key for key in ("attention", "format") if getattr(kv, key) != Kv.model_fields[key].default]
+    if kv.device == "auto":
+        if settings.memory.device == "auto" or settings.kv_host is None or strange:
+            return 0
+        return max(0, settings.memory.device - with_working_memory(weights))
+    if not kv.device:
+        return 0
+    size = format_size(kv.device)
+    if settings.compute.device in ("auto", "cpu"):
+        raise ConfigError(f"[kv] device = {size} is for a device; name it in [compute] device")
+    if settings.kv_host is None:
+        raise ConfigError(f"[kv] device = {size} is for KV in pages; set [kv] host, the memory for those below")
+    if strange:
+        raise ConfigError(
+            f'[kv] device = {size} is for [kv] attention = "exact" on pages as they are; take it out, or [kv] '
+            f'{strange[0]} = "{getattr(kv, strange[0])}"'
+        )
+    return kv.device
+
+
+def kv_tier(
+    settings: Config,
+    reading: Reading,
+    model: Any,
+    budget: int,
+    device: Device | None = None,
+    on_device: int = 0,
+) -> KVTier | None:
     """Where KV lies, for a model with the configuration ``model``; None where transformers keeps it. ``reading`` is how
-    the store's drive is read best, ``budget`` that of weights and KV together. Raises PenstockError where the store can
-    take no file."""
+    the store's drive is read best, ``budget`` that of weights and KV together. With a ``device`` to compute on,
+    ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can take no file, DeviceFull."""
     budgets = _budgets(settings.kv)
     if settings.kv_host is None:
         for key in ("attention", "format", "flash"):
@@ -47,7 +82,9 @@ def kv_tier(settings: Config, reading: Reading, model: Any, budget: int) -> KVTi
     layers = getattr(decoder, "num_hidden_layers", 1)
     newest = min(2 * LARGE * layers, int(OPEN * settings.kv_host))
     floor = least_kv(settings.kv_host, newest, LEAST_PASSING)
-    if settings.host_floor is not None:
+    if device is not None:  # what a device fetches from by itself stays where it is
+        floor = settings.kv_host
+    elif settings.host_floor is not None:
         floor = max(floor, settings.host_floor * settings.kv_host // budget)
     pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit, floor=floor)
     certificates = None
@@ -59,6 +96,7 @@ def kv_tier(settings: Config, reading: Reading, model: Any, budget: int) -> KVTi
         min(int(settings.kv_host * STAGING), MOST_STAGING),
         layers=layers,
         positions=getattr(decoder, "max_position_embeddings", None),
+        upper=None if device is None else UpperTier(on_device, device, pool),
         page_tokens=None if certificates is None and budgets is None and encoding.keeps else CHOSEN_TOKENS,
         encoding=encoding,
         certificates=certificates,

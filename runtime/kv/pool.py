@@ -4,13 +4,14 @@ import contextlib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 import xxhash
 
 from ...kernels.arena import Arena
+from ...kernels.devices.base import Device
 from ...kernels.reading import no_waiting
 from ...tiering.errors import BudgetTooSmall, Closed, FlashFull, PenstockError, ReadError
 from ...tiering.kv.memory import RING, PageMemory
@@ -73,6 +74,8 @@ class PagePool:
         self._pages: set[Page] = set()
         self._tracks: Counter[int] = Counter()
         """Bytes of the pages that there are, in memory or not, by track."""
+        self.freed: Callable[[Page], None] | None = None
+        """Is told, under the pool's lock, of pages that nobody has any more, if anybody is to know."""
         self._held = 0
         """Uses of pages under way, of those that compute."""
         # Entered by whoever the garbage collector interrupts: what it does here never waits.
@@ -154,6 +157,10 @@ class PagePool:
                         'this context; raise it, or take [kv] attention = "exact"'
                     )
                 self._wait()
+
+    def lock_pages(self, device: Device) -> bool:
+        """Keep the memory in place for ``device`` to fetch from; whether the system lets it."""
+        return device.lock_pages(self._arena)
 
     def abandon_reserve(self, size: int) -> None:
         """As ``reserve(-size)``, soon; may be called by the garbage collector."""
@@ -565,6 +572,8 @@ class PagePool:
 
     def _free(self, page: Page) -> None:
         """Nobody has ``page`` any more, and nobody uses it."""
+        if self.freed is not None:
+            self.freed(page)
         if page.slot is not None:
             self.memory.forget(page)
             self._vacate(page)

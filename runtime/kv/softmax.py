@@ -1,7 +1,7 @@
 """Scores to probabilities as transformers' eager functions make them: what differs between models besides numbers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ class Softmax:
     def of(cls, scaling: float, options: Mapping[str, Any]) -> "Softmax":
         """As a module says it to its attention function."""
         return cls(scaling, options.get("softcap"), options.get("s_aux"))
+
+    def on(self, device: torch.device) -> "Softmax":
+        """The same for scores on ``device``."""
+        return self if self.sinks is None else replace(self, sinks=self.sinks.to(device))
 
     def capped(self, scores: torch.Tensor) -> torch.Tensor:
         """``scores``, scaled, with the softcap."""

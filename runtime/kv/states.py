@@ -62,7 +62,9 @@ def expanding(original: Expand) -> Expand:
     def expand_kv(latents: torch.Tensor, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not (isinstance(latents, PagedStates) and isinstance(rotated, PagedStates)):
             return original(latents, rotated)
-        token = [torch.zeros((1, s.shape[1], 1, s.shape[3]), dtype=s.dtype) for s in (latents, rotated)]
+        token = [
+            torch.zeros((1, s.shape[1], 1, s.shape[3]), dtype=s.dtype, device=s.device) for s in (latents, rotated)
+        ]
         keys, values = (x.expand(latents.shape[0], -1, -1, -1) for x in original(*token))
         visible = latents.visible
         return PagedStates.of(visible, 0, keys, original), PagedStates.of(visible, 1, values, original)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .budgets import Budgets
     from .certified import Certificates
     from .decode import Chooser
+    from .upper import UpperTier
 
 LARGE = 256 * KiB
 """Bytes of a plane below which a page takes more tokens: every page costs some time of the interpreter."""
@@ -50,6 +51,8 @@ class KVTier:
     encoding: Encoding = field(default_factory=Encoding)
     certificates: "Certificates | None" = None
     """What certified attention comes to; None: attention is not certified."""
+    upper: "UpperTier | None" = None
+    """Pages on the device that the model computes on; None: the CPU computes."""
     budgets: "Budgets | None" = None
     """What attention with a fixed budget comes to; None: it has none."""
     exact: set[int] = field(default_factory=set)
@@ -75,6 +78,12 @@ class KVTier:
         if (all_ := self.budgets) is not None:
             return Chosen(all_.pages, all_.looked_at, all_.dropped, all_.dropped_share or 0.0, len(self.exact))
         return Chosen()
+
+    def close(self) -> None:
+        """Let what is under way end, give the memory back; all pages are gone. Idempotent."""
+        if self.upper is not None:
+            self.upper.close()
+        self.pool.close()
 
     def shapes(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[PageShape, PageShape]:
         """Of pages for ``keys`` and ``values`` [.., H, n, D]."""

@@ -58,11 +58,11 @@ def _tried(
     chance = torch.Generator().manual_seed(0)
 
     def numbers(heads: int, tokens: int, dim: int) -> torch.Tensor:
-        return torch.randn(1, heads, tokens, dim, generator=chance).to(query.dtype)
+        return torch.randn(1, heads, tokens, dim, generator=chance).to(query.device, query.dtype)
 
     q = numbers(query.shape[1], _ROWS, query.shape[3]) * 2
     k, v = (numbers(x.shape[1], _TOKENS, x.shape[3]) for x in (key, value))
-    mask = causal(_ROWS, _TOKENS, query.dtype)
+    mask = causal(_ROWS, _TOKENS, query.dtype, query.device)
     try:
         expected = eager(module, q, k, v, mask, scaling=scaling, dropout=0.0, **options)[0]
     except (RuntimeError, ValueError, TypeError, AttributeError):

@@ -36,6 +36,8 @@ class Page:
     """Attention that it has got; 0 where nobody keeps count."""
     refs: int = 1
     """Tracks that it is in."""
+    up: bool = False
+    """Whether there is a copy of it on the device."""
 
     @classmethod
     def gone(cls, track: int, index: int) -> "Page":
