@@ -1,6 +1,5 @@
-"""Where tests of kernels/cuda run: on a CUDA device, or without one on the CPU, through Triton's interpreter."""
+"""Where tests of kernels/cuda run: on a CUDA device, or on the CPU through Triton's interpreter (tests/conftest.py)."""
 
-import os
 from collections.abc import Sequence
 
 import pytest
@@ -8,8 +7,6 @@ import torch
 
 from penstock.kernels.formats.registry import FORMATS
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported
 pytest.importorskip("triton")
 
 on_device = pytest.mark.parametrize(
