@@ -284,16 +284,18 @@ def _install(
     readable = embeddings(model, moved, manifest.tied)
     scratch = scratch_bytes(moved)
     on_device = kv_device_bytes(settings, sum(block.length for block in blocks) + scratch)
-    with _kv_beside(on_host := settings.kv_host or 0, on_device):
+    on_host = settings.kv_host or 0
+    room = max(0, budget - on_host)
+    with _kv_beside(on_host, on_device):
         if device is None:
-            placement, above = place(blocks, budget - on_host, embeddings=readable, scratch=scratch), None
+            placement, above = place(blocks, room, embeddings=readable, scratch=scratch), None
             floor = settings.host_floor
             if floor is not None:  # weights and KV have the same share of it as of the budget
                 floor = floor * placement.budget // budget
             divisions = Divisions(blocks, placement, floor=floor, embeddings=readable)
         else:
             placement, above = place_above(
-                blocks, device, settings, host=budget - on_host, kv=on_device, embeddings=readable, scratch=scratch
+                blocks, device, settings, host=room, kv=on_device, embeddings=readable, scratch=scratch
             )
             # What a device fetches from by itself stays where it is: nothing goes when the machine runs short.
             divisions = Divisions([b for b in blocks if b.id in above.below], placement, floor=placement.budget)
@@ -351,7 +353,11 @@ def _kv_beside(kv: int, on_device: int) -> Iterator[None]:
         yield
     except BudgetTooSmall as error:
         taken = [("host", "host_memory", kv), ("device", "device_memory", on_device)]
-        besides = [f"[kv] {key} takes {format_size(size)} of {budget} besides" for key, budget, size in taken if size]
+        besides = [
+            f"[kv] {key} takes {format_size(size)} of {budget} besides"
+            for key, budget, size in taken
+            if size and str(error).startswith(budget)
+        ]
         if not besides:
             raise
         raise BudgetTooSmall("; ".join([str(error), *besides])) from error

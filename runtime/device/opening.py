@@ -78,8 +78,9 @@ def place_above(
 ) -> tuple[Placement, Above]:
     """What is where in ``host`` bytes of host memory, and on ``device`` above it, beside ``kv`` bytes there; see
     place_in_tiers. Raises BudgetTooSmall, DeviceFull and ConfigError."""
-    budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch, kv) - kv
-    tiers = place_in_tiers(blocks, device=budget, host=host, embeddings=embeddings, scratch=scratch)
+    budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch, kv)
+    room = max(0, budget - kv)
+    tiers = place_in_tiers(blocks, device=room, host=host, embeddings=embeddings, scratch=scratch)
     below = frozenset(block.id for block in tiers.below)
     experts = settings.experts
     aside, grouped = experts.misses == "auto", experts.products == "grouped"
