@@ -31,7 +31,7 @@ from ..tiering.units import BlockId, format_size
 from . import verdicts
 from .bare import bare_model, dtype_of, move_out, replace_tensors
 from .config import Config
-from .device.opening import open_device, place_above
+from .device.opening import device_budget, open_device, place_above
 from .engine import Engine
 from .kv.opening import kv_device_bytes, kv_tier
 from .kv.seam import PagedKV
@@ -179,7 +179,7 @@ def load(
     """
     bound_kernel_caches()
     settings, options = _settings(config, options)
-    device = open_device(settings)  # before anything long
+    device = _device(settings)
     with shown(progress) as bar:
         if Bundle.is_bundle(source):
             bundle = Bundle.open(Path(source), direct=settings.direct)
@@ -222,7 +222,7 @@ def wrap(
         raise ConfigError(f"wrap does not know {', '.join(sorted(options))}; it takes {', '.join(sorted(OVERRIDES))}")
     if isinstance(getattr(model, "penstock", None), Handle):
         raise ConfigError("this model is already wrapped; close it and load it again to change its settings")
-    device = open_device(settings)
+    device = _device(settings)
     with shown(progress) as bar:
         bundle = pack_model(
             model,
@@ -235,6 +235,16 @@ def wrap(
         )
         with _closed_on_error(bundle):
             return _install(model.eval(), bundle, settings, device, bar, record)
+
+
+def _device(settings: Config) -> Device | None:
+    """The device to compute on, if not the CPU does. What speaks against its settings is raised here, before anything
+    long."""
+    device = open_device(settings)
+    if device is not None:
+        device_budget(settings, device, 0)
+    kv_device_bytes(settings, 0)
+    return device
 
 
 @contextmanager

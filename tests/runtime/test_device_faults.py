@@ -260,13 +260,17 @@ def test_leases_that_the_collector_gives_back_wait_for_no_lock(tiny_moe_folder: 
         ({"device": "emulated"}, ConfigError, r"write how much it may use in \[memory\] device"),
         ({"device": "gpu"}, ConfigError, '"cuda:0"'),
         ({"device": "emulated:fast", "device_memory": "1GiB"}, ConfigError, "emulated:8GB"),
+        ({"device_memory": 1 << 50}, DeviceFull, "lower device_memory"),
+        ({"device_memory": "1GiB", "kv_device_memory": "1MiB"}, ConfigError, r"set \[kv\] host"),
+        ({"device": "cpu", "kv_device_memory": "1MiB"}, ConfigError, r"name it in \[compute\] device"),
     ],
 )
 def test_settings_that_do_not_go_together(
-    tiny_moe_folder: Path, store: Path, options: dict[str, str], error: type[Exception], says: str
+    tiny_moe_folder: Path, tmp_path: Path, options: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        on_device(tiny_moe_folder, store, **options)
+        on_device(tiny_moe_folder, tmp_path / "store", **options)
+    assert not (tmp_path / "store").exists(), "it was packed before"
 
 
 def test_no_cuda(tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
