@@ -31,7 +31,7 @@ from ..tiering.units import BlockId, format_size
 from . import verdicts
 from .bare import bare_model, dtype_of, move_out, replace_tensors
 from .config import Config
-from .device.opening import device_budget, open_device, place_above
+from .device.opening import check_formats, device_budget, open_device, place_above
 from .engine import Engine
 from .kv.opening import kv_device_bytes, kv_tier
 from .kv.seam import PagedKV
@@ -304,6 +304,7 @@ def _install(
                 floor = floor * placement.budget // budget
             divisions = Divisions(blocks, placement, floor=floor, embeddings=readable)
         else:
+            check_formats(device, {spec.packing.format for b in moved for spec in b.tensors if spec.packing})
             placement, above = place_above(
                 blocks, device, settings, host=room, kv=on_device, embeddings=readable, scratch=scratch
             )

@@ -1,8 +1,9 @@
 """The device that the settings name, and how much of its memory is used."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 
+from ...kernels.cuda.registry import device_format
 from ...kernels.devices.base import Device, NoDevice
 from ...kernels.devices.cuda import Cuda
 from ...kernels.devices.emulated import Emulated
@@ -41,6 +42,21 @@ def open_device(settings: Config) -> Device | None:
         return Cuda(name)
     except NoDevice as error:
         raise DeviceUnavailable(f'{error}; write device = "cpu"') from error
+
+
+def check_formats(device: Device, formats: Iterable[str]) -> None:
+    """Raises ConfigError where ``device`` cannot compute with weights in one of ``formats``, as manifests name them."""
+    if device.compute.type == "cpu":
+        return
+    try:
+        strange = sorted(name for name in formats if device_format(name) is None)
+    except ImportError as error:  # Triton, which says so
+        raise ConfigError(str(error)) from error
+    if strange:
+        raise ConfigError(
+            f'weights in {", ".join(strange)} cannot be computed with on {device.name}; write device = "cpu", or take '
+            "the checkpoint that they were made of"
+        )
 
 
 def _refuse_grouped(settings: Config) -> None:
