@@ -5,6 +5,7 @@ import ctypes
 import math
 import mmap
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,6 +20,16 @@ _PREFAULT = 8 << 20  # bytes at a time
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+
+
+class _Map(mmap.mmap):
+    """A mapping that tells when it goes. A weak reference would be told too late: when it is gone already."""
+
+    going: tuple[Callable[[], object], ...] = ()
+
+    def __del__(self) -> None:
+        for call in self.going:
+            call()
 
 
 class Arena:
@@ -38,7 +49,7 @@ class Arena:
         # Address space to spare, so that the region can start where a huge page does.
         spare = _HUGE if huge_pages and self.length >= _HUGE else 0
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._map: mmap.mmap | None = mmap.mmap(-1, self.length + spare, flags=flags)
+        self._map: _Map | None = _Map(-1, self.length + spare, flags=flags)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._base = -start % _HUGE if spare else 0
         self.address = start + self._base
@@ -99,13 +110,19 @@ class Arena:
             raise OSError(ctypes.get_errno(), "mincore failed")
         return int(np.count_nonzero(pages & 1)) * PAGE
 
+    def before_it_goes(self, call: Callable[[], object]) -> None:
+        """Have ``call`` made when nothing lies in the memory any more, right before the system gets it back. Raises
+        ValueError after ``close``."""
+        whole = self._at(0, 0)
+        whole.going = (*whole.going, call)
+
     def close(self) -> None:
         """Hand out no more views. Idempotent; the memory goes when the last view or tensor on it does."""
         # Never mmap.close(): tensors hold the object without exporting its buffer, and would point at nothing.
         with self._lock:
             self._map = None
 
-    def _at(self, offset: int, length: int) -> mmap.mmap:
+    def _at(self, offset: int, length: int) -> _Map:
         """The mapping, if the range lies in it."""
         if self._map is None:
             raise ValueError("the arena is closed")

@@ -31,7 +31,7 @@ from ..tiering.units import BlockId, format_size
 from . import verdicts
 from .bare import bare_model, dtype_of, move_out, replace_tensors
 from .config import Config
-from .device.opening import open_device, place_above
+from .device.opening import check_formats, device_budget, open_device, place_above
 from .engine import Engine
 from .kv.opening import kv_device_bytes, kv_tier
 from .kv.seam import PagedKV
@@ -179,7 +179,7 @@ def load(
     """
     bound_kernel_caches()
     settings, options = _settings(config, options)
-    device = open_device(settings)  # before anything long
+    device = _device(settings)
     with shown(progress) as bar:
         if Bundle.is_bundle(source):
             bundle = Bundle.open(Path(source), direct=settings.direct)
@@ -222,7 +222,7 @@ def wrap(
         raise ConfigError(f"wrap does not know {', '.join(sorted(options))}; it takes {', '.join(sorted(OVERRIDES))}")
     if isinstance(getattr(model, "penstock", None), Handle):
         raise ConfigError("this model is already wrapped; close it and load it again to change its settings")
-    device = open_device(settings)
+    device = _device(settings)
     with shown(progress) as bar:
         bundle = pack_model(
             model,
@@ -235,6 +235,16 @@ def wrap(
         )
         with _closed_on_error(bundle):
             return _install(model.eval(), bundle, settings, device, bar, record)
+
+
+def _device(settings: Config) -> Device | None:
+    """The device to compute on, if not the CPU does. What speaks against its settings is raised here, before anything
+    long."""
+    device = open_device(settings)
+    if device is not None:
+        device_budget(settings, device, 0)
+    kv_device_bytes(settings, 0)
+    return device
 
 
 @contextmanager
@@ -284,16 +294,19 @@ def _install(
     readable = embeddings(model, moved, manifest.tied)
     scratch = scratch_bytes(moved)
     on_device = kv_device_bytes(settings, sum(block.length for block in blocks) + scratch)
-    with _kv_beside(on_host := settings.kv_host or 0, on_device):
+    on_host = settings.kv_host or 0
+    room = max(0, budget - on_host)
+    with _kv_beside(on_host, on_device):
         if device is None:
-            placement, above = place(blocks, budget - on_host, embeddings=readable, scratch=scratch), None
+            placement, above = place(blocks, room, embeddings=readable, scratch=scratch), None
             floor = settings.host_floor
             if floor is not None:  # weights and KV have the same share of it as of the budget
                 floor = floor * placement.budget // budget
             divisions = Divisions(blocks, placement, floor=floor, embeddings=readable)
         else:
+            check_formats(device, {spec.packing.format for b in moved for spec in b.tensors if spec.packing})
             placement, above = place_above(
-                blocks, device, settings, host=budget - on_host, kv=on_device, embeddings=readable, scratch=scratch
+                blocks, device, settings, host=room, kv=on_device, embeddings=readable, scratch=scratch
             )
             # What a device fetches from by itself stays where it is: nothing goes when the machine runs short.
             divisions = Divisions([b for b in blocks if b.id in above.below], placement, floor=placement.budget)
@@ -351,7 +364,11 @@ def _kv_beside(kv: int, on_device: int) -> Iterator[None]:
         yield
     except BudgetTooSmall as error:
         taken = [("host", "host_memory", kv), ("device", "device_memory", on_device)]
-        besides = [f"[kv] {key} takes {format_size(size)} of {budget} besides" for key, budget, size in taken if size]
+        besides = [
+            f"[kv] {key} takes {format_size(size)} of {budget} besides"
+            for key, budget, size in taken
+            if size and str(error).startswith(budget)
+        ]
         if not besides:
             raise
         raise BudgetTooSmall("; ".join([str(error), *besides])) from error

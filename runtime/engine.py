@@ -4,6 +4,7 @@ import _thread
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -208,6 +209,10 @@ class Engine:
         """Whether the CPU computes, so that our own products may: these never see an address of a device."""
         return self.compute.type == "cpu"
 
+    def current(self) -> AbstractContextManager[None]:
+        """Entered by who computes; see Device.current."""
+        return nullcontext() if self.device is None else self.device.device.current()
+
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` lies in the arena, so that its bytes may change once its lease is given back."""
         return self.arena.address <= tensor.data_ptr() < self.arena.address + self.arena.length
@@ -271,11 +276,11 @@ class Engine:
             evictions=counters.evictions,
             hit_ratio=ratio,
             stall_seconds=self.bridge.stall_seconds,
-            resident_bytes=self.bridge.resident_bytes()
+            resident_bytes=self.host.resident_bytes()
             + sum(reader.resident_bytes for reader in self.rows.values())
             + kv.host_bytes,
             host_bytes=self.pressure.division.host_bytes + kv.host_limit,
-            host_budget=self.placement.budget + kv.host_budget,
+            host_budget=self.host_placement.budget + kv.host_budget,
             host_limit=elastic.limit,
             host_floor=elastic.floor,
             host_shrinks=elastic.shrinks,

@@ -200,7 +200,8 @@ class _Attachment:
         ids = kwargs.get("input_ids")
         engine.begin_forward()
         try:
-            with torch.no_grad(), self._around(kwargs):  # nothing may remember weights that will not stay
+            # Nothing may remember weights that will not stay.
+            with torch.no_grad(), engine.current(), self._around(kwargs):
                 out = self._scope(original, **kwargs)
             engine.count_forward(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             return out

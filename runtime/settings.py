@@ -135,7 +135,7 @@ def _device(value: object) -> object:
         except (ConfigError, OverflowError):
             pass
         raise ValueError('behind "emulated:" stand the bytes that are copied in a second, as in "emulated:8GB"')
-    raise ValueError('it is "auto", "cpu", "cuda", "cuda:0", ..., or "emulated"')
+    raise ValueError('it is "auto", "cpu", "cuda", "cuda:0", ..., "emulated" or "emulated:8GB"')
 
 
 Size = Annotated[int | Literal["auto"], BeforeValidator(_size)]
@@ -151,7 +151,8 @@ class _Section(BaseModel):
 class Memory(_Section):
     host: Size = Field(
         default="auto",
-        description='Most memory penstock takes for weights, in bytes or like "2GiB"; "auto" fits the machine.',
+        description="Most memory penstock takes for weights, and for KV where [kv] host is set, in bytes or like "
+        '"2GiB"; "auto" fits the machine.',
     )
     floor: Size = Field(
         default="auto",
@@ -160,8 +161,8 @@ class Memory(_Section):
     )
     device: Size = Field(
         default="auto",
-        description="Most memory of [compute] device that penstock takes for weights; "
-        '"auto" is what is free there, but for an eighth.',
+        description="Most memory of [compute] device that penstock takes, for weights and for [kv] device; "
+        '"auto" is what is free there, but for an eighth, as far as there is use for it. "emulated" needs a size.',
     )
     flash: Size = Field(
         default="auto",

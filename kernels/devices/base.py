@@ -1,5 +1,6 @@
 """What a device tier needs of a device: memory, copies up beside everything else, and marks in what is computed."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -53,6 +54,9 @@ class Device(Protocol):
     """As it is written in the configuration."""
     compute: torch.device
     """Where torch computes on what lies in its memory."""
+
+    def current(self) -> AbstractContextManager[None]:
+        """In here, what the calling thread launches goes to it: Triton asks for a thread's device, not a tensor's."""
 
     def memory(self) -> tuple[int, int]:
         """Bytes of its memory that are free now, and in all."""

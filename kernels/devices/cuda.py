@@ -6,7 +6,6 @@ the copies waits for the copy's own event. The device is never synchronised as a
 
 import contextlib
 import math
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -62,6 +61,10 @@ class Cuda:
         except RuntimeError as error:
             raise NoDevice(f"{name} does not answer: {error}") from error
 
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        """As Device.current."""
+        return torch.cuda.device(self.compute)
+
     def memory(self) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(self.compute)
         return free, total
@@ -71,14 +74,15 @@ class Cuda:
 
     def lock_pages(self, arena: Arena) -> bool:
         """Registered where it lies, and as long as it is: allocators of page-locked memory round up to powers of
-        two."""
+        two. Never longer: copies from what comes to lie there next would take the bytes of the pages that were."""
         runtime = cast(Any, torch.cuda.cudart())  # type: ignore[no-untyped-call]
         address = arena.address
-        if int(runtime.cudaHostRegister(address, arena.length, 0)):
-            with contextlib.suppress(RuntimeError):  # the next kernel, whosoever, would report this error as its own
-                torch.zeros(1, device=self.compute)
-            return False
-        weakref.finalize(arena, runtime.cudaHostUnregister, address)
+        with self.current():  # it is that device's context that knows of them
+            if int(runtime.cudaHostRegister(address, arena.length, 0)):
+                with contextlib.suppress(RuntimeError):  # the next kernel would report this error as its own
+                    torch.zeros(1, device=self.compute)
+                return False
+        arena.before_it_goes(lambda: runtime.cudaHostUnregister(address))
         return True
 
     def copies(self) -> Copies:
@@ -92,7 +96,7 @@ class Cuda:
                 end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 end.record(stream)
 
-            def wait(held: torch.Tensor = source) -> None:  # what is copied from must stay until then
+            def wait(held: object = (source, target)) -> None:  # both must stay until then
                 end.synchronize()
 
             return wait

@@ -6,6 +6,7 @@ the rate that is asked for.
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -22,6 +23,10 @@ class Emulated:
     def __init__(self, *, rate: float | None = None, size: int | None = None, name: str = "emulated") -> None:
         self.name, self.compute = name, torch.device("cpu")
         self._rate, self._size = rate, size
+
+    def current(self) -> AbstractContextManager[None]:
+        """The CPU needs no saying."""
+        return nullcontext()
 
     def memory(self) -> tuple[int, int]:
         return MemoryMeter().memory() if self._size is None else (self._size, self._size)

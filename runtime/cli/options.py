@@ -33,7 +33,9 @@ class Settings:
     host_memory_floor: Annotated[
         str | None, _override("host_memory_floor", "SIZE", "What is kept of it under memory pressure.")
     ] = None
-    device_memory: Annotated[str | None, _override("device_memory", "SIZE", "Memory of --device for weights.")] = None
+    device_memory: Annotated[
+        str | None, _override("device_memory", "SIZE", "Memory of --device for weights and KV.")
+    ] = None
     flash_limit: Annotated[str | None, _override("flash_limit", "SIZE", "Bound on all packed models.")] = None
     store: Annotated[str | None, _override("store", "FOLDER", "Where packed models lie.")] = None
     store_stripes: Annotated[
@@ -82,7 +84,7 @@ class Settings:
     ] = None
     io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
     io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
-    device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu, cuda:0, emulated.")] = None
+    device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu, cuda:0, emulated:8GB.")] = None
     threads: Annotated[str | None, _override("threads", "N", 'Threads that compute, or "auto".')] = None
 
     def load(self) -> Config:

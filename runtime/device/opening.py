@@ -1,8 +1,9 @@
 """The device that the settings name, and how much of its memory is used."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 
+from ...kernels.cuda.registry import device_format
 from ...kernels.devices.base import Device, NoDevice
 from ...kernels.devices.cuda import Cuda
 from ...kernels.devices.emulated import Emulated
@@ -43,6 +44,21 @@ def open_device(settings: Config) -> Device | None:
         raise DeviceUnavailable(f'{error}; write device = "cpu"') from error
 
 
+def check_formats(device: Device, formats: Iterable[str]) -> None:
+    """Raises ConfigError where ``device`` cannot compute with weights in one of ``formats``, as manifests name them."""
+    if device.compute.type == "cpu":
+        return
+    try:
+        strange = sorted(name for name in formats if device_format(name) is None)
+    except ImportError as error:  # Triton, which says so
+        raise ConfigError(str(error)) from error
+    if strange:
+        raise ConfigError(
+            f'weights in {", ".join(strange)} cannot be computed with on {device.name}; write device = "cpu", or take '
+            "the checkpoint that they were made of"
+        )
+
+
 def _refuse_grouped(settings: Config) -> None:
     if settings.experts.products == "grouped":
         raise ConfigError('[experts] products = "grouped" is for a CUDA device; name it in [compute] device')
@@ -78,8 +94,9 @@ def place_above(
 ) -> tuple[Placement, Above]:
     """What is where in ``host`` bytes of host memory, and on ``device`` above it, beside ``kv`` bytes there; see
     place_in_tiers. Raises BudgetTooSmall, DeviceFull and ConfigError."""
-    budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch, kv) - kv
-    tiers = place_in_tiers(blocks, device=budget, host=host, embeddings=embeddings, scratch=scratch)
+    budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch, kv)
+    room = max(0, budget - kv)
+    tiers = place_in_tiers(blocks, device=room, host=host, embeddings=embeddings, scratch=scratch)
     below = frozenset(block.id for block in tiers.below)
     experts = settings.experts
     aside, grouped = experts.misses == "auto", experts.products == "grouped"

@@ -91,12 +91,17 @@ def kv_tier(
     if settings.kv.attention == "certified":
         certificates = Certificates(settings.kv.epsilon, SUMMARIES[settings.kv.summary])
     encoding = Encoding(settings.kv.format)
+    try:
+        upper = None if device is None else UpperTier(on_device, device, pool)
+    except BaseException:
+        pool.close()
+        raise
     return KVTier(
         pool,
         min(int(settings.kv_host * STAGING), MOST_STAGING),
         layers=layers,
         positions=getattr(decoder, "max_position_embeddings", None),
-        upper=None if device is None else UpperTier(on_device, device, pool),
+        upper=upper,
         page_tokens=None if certificates is None and budgets is None and encoding.keeps else CHOSEN_TOKENS,
         encoding=encoding,
         certificates=certificates,

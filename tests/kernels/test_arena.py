@@ -184,3 +184,18 @@ def test_prefault_of_a_closed_arena() -> None:
     arena.close()
     with pytest.raises(ValueError, match="closed"):
         arena.prefault(0, MiB)
+
+
+@pytest.mark.parametrize("huge_pages", [True, False])
+def test_what_is_to_be_done_before_the_memory_goes_is_done_while_it_is_there(huge_pages):
+    arena, found = Arena(4 * HUGE, huge_pages=huge_pages), []
+    address = arena.address
+    for number in (1, 2):
+        arena.before_it_goes(lambda number=number: found.append((number, ctypes.string_at(address, 1))))
+    tensor = arena.tensor(0, torch.uint8, (16,)).fill_(7)
+    arena.close()
+    assert found == []
+    del tensor
+    assert found == [(1, b"\x07"), (2, b"\x07")]  # though the arena itself is still here
+    with pytest.raises(ValueError, match="closed"):
+        arena.before_it_goes(found.clear)

@@ -1,5 +1,6 @@
 """What every device does, emulated or real."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
@@ -191,3 +192,41 @@ class TestEmulated:
         assert told.acquire(timeout=SOON)
         copies.close()
         assert ends == [2.0, 4.0, 6.0, 108.0]
+
+
+class _Runtime:
+    """What CUDA's runtime is told of page-locked memory."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+
+    def cudaHostRegister(self, address: int, length: int, flags: int) -> int:
+        self.calls.append(("register", address))
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        self.calls.append(("unregister", address))
+        return 0
+
+
+def test_pages_are_locked_as_long_as_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No longer, also where somebody keeps a closed arena: what lies at their addresses next is not locked."""
+    runtime, current = _Runtime(), []
+
+    @contextlib.contextmanager
+    def made_current(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", made_current)
+    device = Cuda.__new__(Cuda)
+    device.compute = torch.device("cuda", 1)
+    arena = Arena(64 * KiB)
+    tensor = arena.tensor(0, torch.uint8, (64 * KiB,))
+    assert device.lock_pages(arena)
+    assert current == [device.compute], "another device would not know of them"
+    arena.close()
+    assert runtime.calls == [("register", arena.address)]
+    del tensor
+    assert runtime.calls == [("register", arena.address), ("unregister", arena.address)]

@@ -17,6 +17,8 @@ import penstock
 from penstock.kernels.devices.copies import Copies, Wait
 from penstock.kernels.devices.emulated import Emulated
 from penstock.kernels.reading import no_waiting
+from penstock.runtime.device import opening
+from penstock.runtime.device.opening import check_formats
 from penstock.tiering.errors import BundleCorrupt, Closed, ConfigError, DeviceFull, DeviceUnavailable
 from penstock.tiering.store.manifest import Block
 
@@ -260,19 +262,40 @@ def test_leases_that_the_collector_gives_back_wait_for_no_lock(tiny_moe_folder: 
         ({"device": "emulated"}, ConfigError, r"write how much it may use in \[memory\] device"),
         ({"device": "gpu"}, ConfigError, '"cuda:0"'),
         ({"device": "emulated:fast", "device_memory": "1GiB"}, ConfigError, "emulated:8GB"),
+        ({"device_memory": 1 << 50}, DeviceFull, "lower device_memory"),
+        ({"device_memory": "1GiB", "kv_device_memory": "1MiB"}, ConfigError, r"set \[kv\] host"),
+        ({"device": "cpu", "kv_device_memory": "1MiB"}, ConfigError, r"name it in \[compute\] device"),
     ],
 )
 def test_settings_that_do_not_go_together(
-    tiny_moe_folder: Path, store: Path, options: dict[str, str], error: type[Exception], says: str
+    tiny_moe_folder: Path, tmp_path: Path, options: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        on_device(tiny_moe_folder, store, **options)
+        on_device(tiny_moe_folder, tmp_path / "store", **options)
+    assert not (tmp_path / "store").exists(), "it was packed before"
 
 
 def test_no_cuda(tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceUnavailable, match='write device = "cpu"'):
         on_device(tiny_moe_folder, store, device="cuda:0")
+
+
+def test_weights_that_a_device_cannot_compute_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a GGUF file, which penstock packs as they are; and all that are packed, without Triton."""
+    device = Emulated(name="cuda:0")
+    check_formats(device, {"q8_0"})
+    device.compute = torch.device("cuda", 0)
+    check_formats(device, {"int8", "lossless"})
+    with pytest.raises(ConfigError, match=r"weights in q6_k, q8_0 cannot .* on cuda:0; write device = \"cpu\""):
+        check_formats(device, {"q8_0", "int8", "q6_k"})
+
+    def absent(name: str) -> None:
+        raise ImportError("pip install 'penstock[cuda]'")
+
+    monkeypatch.setattr(opening, "device_format", absent)
+    with pytest.raises(ConfigError, match="pip install"):
+        check_formats(device, {"int8"})
 
 
 def test_more_than_the_device_has(tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

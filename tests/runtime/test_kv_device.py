@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
+from penstock.kernels.arena import Arena
 from penstock.kernels.devices.copies import Copies, Wait
+from penstock.kernels.devices.emulated import Emulated
 from penstock.runtime.config import Config
 from penstock.runtime.kv.opening import kv_device_bytes
 from penstock.tiering.policy.placement import with_working_memory
@@ -271,10 +273,26 @@ def test_what_does_not_go_together(folder: Path, store: Path, options: dict[str,
         penstock.load(folder, store=store, host_memory="64MiB", **given)
 
 
-def test_too_much_for_pages(folder: Path, store: Path) -> None:
-    options = {**ON_DEVICE, "device_memory": "1MiB", "kv_device_memory": "1000KiB"}
-    with pytest.raises(penstock.BudgetTooSmall, match=r"\[kv\] device takes 1000.00 KiB of device_memory besides"):
+@pytest.mark.parametrize("size", ["1000KiB", "8MiB"])
+def test_too_much_for_pages(folder: Path, store: Path, size: str) -> None:
+    options = {**ON_DEVICE, "device_memory": "1MiB", "kv_device_memory": size}
+    takes = rf"\[kv\] device takes {float(size[:-3]):.2f} {size[-3:]} of device_memory besides$"
+    with pytest.raises(penstock.BudgetTooSmall, match=takes) as refused:
         penstock.load(folder, store=store, host_memory="64MiB", kv_host_memory="1MiB", **options)
+    assert "is -" not in str(refused.value)
+
+
+def test_a_device_without_room_for_pages_leaves_nothing_behind(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Emulated, length: int) -> Arena:
+        raise MemoryError
+
+    monkeypatch.setattr(Emulated, "arena", full)
+    before = threading.active_count()
+    with pytest.raises(penstock.DeviceFull, match=r"for \[kv\] device in one piece"):
+        penstock.load(folder, store=store, host_memory="64MiB", kv_host_memory="1MiB", **ON_DEVICE)
+    assert threading.active_count() == before
 
 
 def test_chosen_attention_stays_below(tiny_dense_folder: Path, store: Path) -> None:

@@ -65,6 +65,13 @@ def test_a_device_with_room_for_all_reads_everything_once(
         assert model.penstock._engine.bridge.counters().evictions == 0
 
 
+def test_each_tier_has_its_own_budget(tiny_moe_folder: Path, store: Path) -> None:
+    with on_device(tiny_moe_folder, store, device_memory="64MiB", host_memory="48MiB") as model:
+        stats = model.penstock.stats()
+        assert (stats.device_budget, stats.host_budget) == (64 << 20, 48 << 20)
+        assert stats.resident_bytes <= stats.host_bytes <= stats.host_budget
+
+
 def test_a_host_with_room_for_the_rest_reads_it_once(
     tiny_moe_folder: Path, store: Path, moe: list[torch.Tensor]
 ) -> None:
