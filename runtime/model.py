@@ -201,6 +201,7 @@ class _Attachment:
             with torch.no_grad(), self._around(kwargs):  # nothing may remember weights that will not stay
                 out = self._scope(original, **kwargs)
             engine.count_forward(ids.numel() if isinstance(ids, torch.Tensor) else 0)
+            engine.note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
             return out
         finally:
             self._scopes.open.clear()
