@@ -39,6 +39,7 @@ from .device.tier import Above, DeviceTier, DeviceUsage
 from .guessing import BOTH, ROUTER, TOGETHER
 from .kv.pool import PoolUsage
 from .kv.tier import Chosen, KVTier
+from .kv.unbounded import Unbounded
 from .kv.upper import UpperUsage
 from .metrics import Stats
 from .planes import PlaneCounts
@@ -151,6 +152,7 @@ class Engine:
         """Blocks that are leased, though they mostly stay in memory."""
         self.planes = PlaneCounts()
         """How finely experts were computed."""
+        self._unbounded = Unbounded()
         self._lock = threading.Lock()
         self._tokens = self._forwards = 0
         self._trace: Trace | None = None
@@ -203,6 +205,16 @@ class Engine:
             recorder.tokens(tokens)
         if tokens > _PROMPT and self.native:
             trim()
+
+    def note_cache(self, cache: object) -> None:
+        """A forward has filled ``cache``, or none (None)."""
+        size = self._unbounded.add(cache)
+        # KV in pages is bounded, and a device's is in its own memory.
+        if self.kv is None and self.device is None and not self._unbounded.problem:
+            self._unbounded.check(size, self._weights_resident(), self.placement.budget)
+
+    def _weights_resident(self) -> int:
+        return self.host.resident_bytes() + sum(reader.resident_bytes for reader in self.rows.values())
 
     @property
     def native(self) -> bool:
@@ -276,9 +288,7 @@ class Engine:
             evictions=counters.evictions,
             hit_ratio=ratio,
             stall_seconds=self.bridge.stall_seconds,
-            resident_bytes=self.host.resident_bytes()
-            + sum(reader.resident_bytes for reader in self.rows.values())
-            + kv.host_bytes,
+            resident_bytes=self._weights_resident() + kv.host_bytes,
             host_bytes=self.pressure.division.host_bytes + kv.host_limit,
             host_budget=self.host_placement.budget + kv.host_budget,
             host_limit=elastic.limit,
@@ -307,6 +317,9 @@ class Engine:
             bytes_copied=above.copied.size,
             copy_seconds=above.copied.seconds,
             kv_exact_layers=chosen.exact_layers,
+            kv_unbounded_bytes=self._unbounded.size(),
+            kv_unbounded_peak_bytes=self._unbounded.peak,
+            kv_unbounded_problem=self._unbounded.problem,
         )
 
     def close(self) -> None:

@@ -38,6 +38,11 @@ class Stats:
     which had ``kv_dropped_share`` of the attention that was counted until then (0 where none is counted).
     ``kv_exact_layers`` look at all pages all the same, for "certified" and "quest" cannot choose among latents.
 
+    Caches that transformers keeps take ``kv_unbounded_bytes`` beside ``host_budget`` now, and took at most
+    ``kv_unbounded_peak_bytes`` after a forward: all KV that is not in pages, and states of one size. Caches count that
+    the model has computed with and that are alive. ``kv_unbounded_problem`` is what was warned of when they and the
+    weights in memory passed ``host_budget``.
+
     Of kept prompts, ``prefix_hits`` were found, so that ``prefix_tokens_restored`` tokens were read instead of
     computed; ``prefix_problem`` is what went wrong with them last: then prompts are computed, or not kept."""
 
@@ -89,6 +94,9 @@ class Stats:
     kv_pages_dropped: int
     kv_dropped_share: float
     kv_exact_layers: int
+    kv_unbounded_bytes: int
+    kv_unbounded_peak_bytes: int
+    kv_unbounded_problem: str
     misses_computed: int = 0
     device_bytes: int = 0
     device_budget: int = 0

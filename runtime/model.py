@@ -204,6 +204,7 @@ class _Attachment:
             with torch.no_grad(), engine.current(), self._around(kwargs):
                 out = self._scope(original, **kwargs)
             engine.count_forward(ids.numel() if isinstance(ids, torch.Tensor) else 0)
+            engine.note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
             return out
         except torch.OutOfMemoryError as error:
             if engine.device is None:

@@ -64,6 +64,8 @@ def command(
         say(_summary(report))
     if report["prefix_problem"] and not settings.json:
         say(f"penstock: note: prompts are not kept: {report['prefix_problem']}")
+    if report["kv_unbounded_problem"] and not settings.json:
+        say(f"penstock: note: {report['kv_unbounded_problem']}")
 
 
 def room_for(prompt_tokens: int, wanted: int | None, positions: int | None) -> int:
@@ -196,6 +198,8 @@ def _run(
         "kv_pages_dropped": stats.kv_pages_dropped,
         "kv_dropped_share": stats.kv_dropped_share,
         "kv_exact_layers": stats.kv_exact_layers,
+        "kv_unbounded_peak_bytes": stats.kv_unbounded_peak_bytes,
+        "kv_unbounded_problem": stats.kv_unbounded_problem,
         "peak_rss_bytes": peak_resident_bytes(),
     }
 
