@@ -21,6 +21,10 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
+class ArenaClosed(ValueError):
+    """An arena that has been closed was asked for memory."""
+
+
 class Arena:
     """``length`` bytes (rounded up to PAGE) of memory at ``address``; nothing is resident until it is touched.
 
@@ -108,7 +112,7 @@ class Arena:
     def _at(self, offset: int, length: int) -> mmap.mmap:
         """The mapping, if the range lies in it."""
         if self._map is None:
-            raise ValueError("the arena is closed")
+            raise ArenaClosed("the arena is closed")
         if offset < 0 or length < 0 or offset + length > self.length:
             raise ValueError(f"{length} bytes at {offset} are outside an arena of {self.length} bytes")
         return self._map
