@@ -22,6 +22,10 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
+class ArenaClosed(ValueError):
+    """An arena that has been closed was asked for memory."""
+
+
 class _Map(mmap.mmap):
     """A mapping that tells when it goes. A weak reference would be told too late: when it is gone already."""
 
@@ -125,7 +129,7 @@ class Arena:
     def _at(self, offset: int, length: int) -> _Map:
         """The mapping, if the range lies in it."""
         if self._map is None:
-            raise ValueError("the arena is closed")
+            raise ArenaClosed("the arena is closed")
         if offset < 0 or length < 0 or offset + length > self.length:
             raise ValueError(f"{length} bytes at {offset} are outside an arena of {self.length} bytes")
         return self._map

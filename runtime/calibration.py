@@ -72,7 +72,7 @@ def calibrate(
     try:
         with torch.no_grad():
             for window in windows:
-                model(torch.tensor([window]), use_cache=False, **options)
+                model(torch.tensor([window], device=model.device), use_cache=False, **options)
                 advance(len(window))
     finally:
         sums.stop()
@@ -139,7 +139,8 @@ class _Sums:
             self._add(f"{path}.{first}", hidden)
             none = count  # a number from there on means that no expert was chosen
             used = torch.zeros(count + 1, dtype=torch.float64)
-            used.index_add_(0, top_k_index.flatten().clamp(max=none), top_k_weights.flatten().double().square())
+            index, weights = top_k_index.flatten().cpu(), top_k_weights.flatten().cpu()
+            used.index_add_(0, index.clamp(max=none), weights.double().square())
             self._uses[path] = self._uses.get(path, 0) + used[:-1]
 
         def seen(expert: int, state: torch.Tensor, weights: Expert, recipe: Recipe) -> None:
@@ -175,7 +176,7 @@ class _Sums:
 
     def _add(self, key: Key, inputs: torch.Tensor) -> None:
         rows = inputs.flatten(0, -2)
-        squares = rows.float().square().sum(0)
+        squares = rows.float().square().sum(0).cpu()  # a device's memory is for weights
         total, count = self._inputs.get(key, (0.0, 0))
         self._inputs[key] = total + squares, count + len(rows)
 

@@ -103,6 +103,12 @@ class Handle:
             prefix_problem=prompts.problem,
         )
 
+    def synchronize(self) -> None:
+        """Wait until a device has computed what the calling thread has given it: whoever measures time must. The CPU
+        has always done so."""
+        if self._engine.device is not None:
+            self._engine.device.synchronize()
+
     def cache(self) -> DynamicCache:
         """An empty KV cache, in pages if the model's KV is. Raises Closed."""
         return DynamicCache(config=self._running("make a cache").config) if self.paged is None else self.paged.cache()

@@ -113,6 +113,7 @@ def evaluate(
 
     def take(logits: torch.Tensor) -> None:
         nonlocal done, seconds
+        logits = logits.cpu()  # waits for them
         began = time.perf_counter()
         for part in torch.split(logits, block):
             original = against.read(len(part)) if against is not None else None
@@ -126,6 +127,6 @@ def evaluate(
     began = time.perf_counter()
     with torch.no_grad():
         for window in windows:
-            in_pieces(model, torch.tensor([window]), piece, take)
+            in_pieces(model, torch.tensor([window], device=model.device), piece, take)
     seconds += time.perf_counter() - began
     return Evaluation(measure.quality(), seconds)

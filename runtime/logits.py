@@ -29,7 +29,7 @@ def in_pieces(model: Any, ids: torch.Tensor, rows: int, take: Callable[[torch.Te
         logits: torch.Tensor = model(ids, use_cache=False, logits_to_keep=keep).logits[0]
         return logits
 
-    positions = torch.arange(ids.shape[1] - 1)
+    positions = torch.arange(ids.shape[1] - 1, device=ids.device)
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         take(model(ids, use_cache=False).logits[0, :-1])
         return

@@ -17,7 +17,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..tiering.errors import UnplaceableModule
+from ..kernels.arena import ArenaClosed
+from ..tiering.errors import Closed, UnplaceableModule
 from ..tiering.events import Slot
 from ..tiering.limits import KEPT
 from ..tiering.store.manifest import Block, TensorSpec
@@ -206,6 +207,8 @@ class _Attachment:
             engine.count_forward(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             engine.note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
             return out
+        except ArenaClosed as error:  # what was leased, or read by row, when somebody closed the model
+            raise Closed("this model was closed; load it again to use it") from error
         except torch.OutOfMemoryError as error:
             if engine.device is None:
                 raise
@@ -315,9 +318,10 @@ class _Streamed:
     def _fetch(self, name: str) -> Any:
         """The weight ``name``, used outside of the module's forward: leased until the layer around it is done."""
         if not self._whole:
+            budget = "host_memory" if self._engine.device is None else "device_memory"
             raise UnplaceableModule(
                 f"{self._path}.{name} is used as a whole, but under this budget it is read by row; "
-                "raise host_memory until the model fits, or load it with transformers instead"
+                f"raise {budget} until the model fits, or load it with transformers instead"
             )
         self._enter()
         self._scopes.open[-1].append(self)

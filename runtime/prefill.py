@@ -27,7 +27,7 @@ def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int) -
 
 def _compute(model: Any, token_ids: Sequence[int], cache: Cache, ends: Iterable[int]) -> torch.Tensor:
     """Compute ``token_ids`` from where ``cache`` is, in forward calls up to each of ``ends``; as ``prefill``."""
-    ids = torch.tensor([list(token_ids)])
+    ids = torch.tensor([list(token_ids)], device=model.device)
     logits = torch.empty(0)
     with torch.no_grad():
         for end in ends:
@@ -69,4 +69,4 @@ def is_plain(input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
     if not isinstance(cache, DynamicCache) or cache.get_seq_length() or not (mask is None or bool((mask == 1).all())):
         return False
     places = (kwargs.get(name) for name in ("position_ids", "cache_position"))
-    return all(at is None or torch.equal(at.flatten(), torch.arange(count)) for at in places)
+    return all(at is None or torch.equal(at.flatten().cpu(), torch.arange(count)) for at in places)

@@ -16,6 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -24,6 +25,7 @@ from ..tiering.prefix.breakeven import Speeds, worth_reading
 from ..tiering.prefix.chain import Chain, chain_of, root_of
 from ..tiering.store.found import Found
 from ..tiering.store.prefixes import PrefixStore
+from .absent import CPU
 from .prefix_source import Contents, contents_of, has_state, is_supported, restore
 
 _TRIES = 4
@@ -50,7 +52,7 @@ class Prefixes:
     A store that fails is one that has nothing: the model goes on, and ``stats`` has the problem.
 
     ``identity`` says what the numbers depend on (runtime/prefix_identity.py), ``label`` names the model for people;
-    ``config`` is the model's. ``block`` tokens are stored together.
+    ``config`` is the model's, which computes on ``device``. ``block`` tokens are stored together.
     """
 
     def __init__(
@@ -62,8 +64,9 @@ class Prefixes:
         label: str,
         salt: str = "",
         block: int,
+        device: torch.device = CPU,
     ) -> None:
-        self.store, self.block = store, block
+        self.store, self.block, self._device = store, block, device
         described = identity | {"block": block}  # as many tokens are computed at a time
         self.root = root_of(described, salt)
         self.kind = root_of(described)
@@ -207,7 +210,7 @@ class Prefixes:
 
     def _fill(self, found: Found, cache: DynamicCache) -> bool:
         began = time.perf_counter()
-        if not restore(found, cache):
+        if not restore(found, cache, self._device):
             return False
         seconds = time.perf_counter() - began
         self._measured(lambda speeds: speeds.after_read(found.bytes, seconds))

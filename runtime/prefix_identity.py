@@ -14,13 +14,19 @@ _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "use_cache
 
 
 def identity_of(
-    config: PreTrainedConfig, *, weights: str, dtype: str, paged: Mapping[str, object] | None = None
+    config: PreTrainedConfig,
+    *,
+    weights: str,
+    dtype: str,
+    paged: Mapping[str, object] | None = None,
+    device: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """The identity of a model, for JSON.
 
     ``weights`` is a digest of the weights and of the format they are stored in, ``paged`` says how attention looks at
-    pages, if KV is in pages. RoPE and the layers are in ``config``; how attention and experts are computed is part of
-    the identity too, and so are the libraries and the threads that do it, since all of these change last bits.
+    pages, if KV is in pages, ``device`` what computes and how, if not the CPU. RoPE and the layers are in ``config``;
+    how attention and experts are computed is part of the identity too, and so are the libraries and the threads that do
+    it, since all of these change last bits.
     """
     described = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
     return {
@@ -30,6 +36,7 @@ def identity_of(
         "weights": weights,
         "dtype": dtype,
         "paged": _plain(paged),
+        "device": _plain(device),
         "libraries": [torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability()],
         "threads": torch.get_num_threads(),
         "byteorder": sys.byteorder,

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from ..tiering.store.manifest import Manifest
 from ..tiering.store.prefixes import PrefixStore
 from .config import Config
@@ -26,14 +28,31 @@ def open_prefixes(
     where the store cannot be used."""
     # In pages, what is summed up together follows from how much there is room for.
     paged = None if tier is None else settings.kv.model_dump(include={"attention", "epsilon", "summary", "host"})
+    device = None
+    if model.device.type != "cpu":
+        device = {"kind": _kind(model.device)} | settings.experts.model_dump(include={"misses", "products"})
     identity = identity_of(
         model.config,
         weights=f"{manifest.identity} {settings.weights.quality}",
         dtype=manifest.dtype,
         paged=paged,
+        device=device,
     )
     store = PrefixStore(settings.store.path, quota, direct=settings.direct)
-    return Prefixes(store, identity, model.config, label=label, salt=settings.kv.namespace, block=block_of(model))
+    return Prefixes(
+        store,
+        identity,
+        model.config,
+        label=label,
+        salt=settings.kv.namespace,
+        block=block_of(model),
+        device=model.device,
+    )
+
+
+def _kind(device: torch.device) -> str:
+    """Devices of one kind compute the same bits."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def block_of(model: Any) -> int:

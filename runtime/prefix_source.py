@@ -89,7 +89,8 @@ def has_state(cache: Cache) -> bool:
 
 def contents_of(cache: Cache, block: int) -> Contents | None:
     """What of ``cache`` is stored in blocks of ``block`` tokens; None where that cannot be: with a layer of another
-    class, or that holds nothing yet, several sequences, on another device."""
+    class, or that holds nothing yet, several sequences. What lies on a device is copied down at once, behind what the
+    calling thread has had computed there."""
     if not is_supported(cache):
         return None
     if any(getattr(layer, "is_initialized", True) is False for layer in cache.layers):
@@ -104,8 +105,7 @@ def contents_of(cache: Cache, block: int) -> Contents | None:
             layer.give_back(row)
 
     first = [cut(0, 0) for cut in tokens.values()]
-    on_cpu = all(tensor.device.type == "cpu" for tensor in (*first, *state.values()))
-    if not on_cpu or not _is_whole(cache, {*tokens, *state}):
+    if not _is_whole(cache, {*tokens, *state}):
         release()
         return None
     return Contents(
@@ -114,20 +114,22 @@ def contents_of(cache: Cache, block: int) -> Contents | None:
         state_parts=tuple(_part(name, t, tuple(t.shape)) for name, t in state.items()),
         cuts=tuple(tokens.values()),
         # They may be overwritten in place.
-        state=tuple(tensor.detach().clone() for tensor in state.values()),
+        state=tuple(tensor.detach().to("cpu", copy=True) for tensor in state.values()),
         block=block,
         release=release,
     )
 
 
-def restore(found: Found, cache: DynamicCache) -> bool:
-    """Fill the fresh ``cache`` with ``found``; whether that could be done. It is left fresh where not: a tensor is
-    lacking, or damaged. Raises what the pool of a paged cache raises; it is left fresh then, too."""
+def restore(found: Found, cache: DynamicCache, device: torch.device) -> bool:
+    """Fill the fresh ``cache`` of a model on ``device`` with ``found``; whether that could be done. It is left fresh
+    where not: a tensor is lacking, or damaged. Raises what the pool of a paged cache raises; it is left fresh then,
+    too."""
     if not _is_whole(cache, {part.name for part in (*found.parts, *found.state_parts)}):
         return False
     whole = False
     try:
-        whole = _fill_pages(found, cache) if any(map(_is_paged, cache.layers)) else _fill_tensors(found, cache)
+        fill = _fill_pages if any(map(_is_paged, cache.layers)) else _fill_tensors
+        whole = fill(found, cache, device)
     finally:
         if not whole:
             for layer in cache.layers:
@@ -136,7 +138,7 @@ def restore(found: Found, cache: DynamicCache) -> bool:
     return whole
 
 
-def _fill_tensors(found: Found, cache: DynamicCache) -> bool:
+def _fill_tensors(found: Found, cache: DynamicCache, device: torch.device) -> bool:
     """Read several blocks at a time, to tensors that have room for all tokens."""
     tokens = [torch.empty((1, p.shape[0], found.tokens, p.shape[2]), dtype=_dtype(p)) for p in found.parts]
     state = [torch.empty(p.shape, dtype=_dtype(p)) for p in found.state_parts]
@@ -154,11 +156,11 @@ def _fill_tensors(found: Found, cache: DynamicCache) -> bool:
     if not found.read(into):
         return False
     parts = (*found.parts, *found.state_parts)
-    _set_layers(cache, found.tokens, {part.name: t for part, t in zip(parts, (*tokens, *state), strict=True)})
+    _set_layers(cache, found.tokens, {part.name: t for part, t in zip(parts, (*tokens, *state), strict=True)}, device)
     return True
 
 
-def _fill_pages(found: Found, cache: DynamicCache) -> bool:
+def _fill_pages(found: Found, cache: DynamicCache, device: torch.device) -> bool:
     """Read block after block, one layer's keys and values of a block at a time, which go into its pages."""
     state = [torch.empty(p.shape, dtype=_dtype(p)) for p in found.state_parts]
     view = _buffer(found)
@@ -180,7 +182,7 @@ def _fill_pages(found: Found, cache: DynamicCache) -> bool:
 
     if not found.read(into, in_order=True):
         return False
-    _set_layers(cache, found.tokens, {part.name: t for part, t in zip(found.state_parts, state, strict=True)})
+    _set_layers(cache, found.tokens, {part.name: t for part, t in zip(found.state_parts, state, strict=True)}, device)
     return True
 
 
@@ -242,7 +244,7 @@ def _token_cuts(cache: Cache, shared: Mapping[PagedLayer, Row]) -> Iterator[tupl
                 yield f"{number}.{name}", partial(layer.copied_plane, shared[layer], plane, aside=True)
         elif isinstance(layer, DynamicLayer):
             for name in ("keys", "values"):
-                yield f"{number}.{name}", partial(_from_tensor, getattr(layer, name).detach())
+                yield f"{number}.{name}", partial(_from_tensor, getattr(layer, name).detach().cpu())
 
 
 def _from_tensor(tensor: torch.Tensor, start: int, count: int) -> torch.Tensor:
@@ -275,11 +277,12 @@ def _is_whole(cache: Cache, names: set[str]) -> bool:
     return wanted == names
 
 
-def _set_layers(cache: DynamicCache, tokens: int, named: Mapping[str, torch.Tensor]) -> None:
-    """Give the layers of ``cache`` their tensors, ``named`` as in files, as they are after ``tokens`` tokens."""
+def _set_layers(cache: DynamicCache, tokens: int, named: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Give the layers of ``cache``, on ``device``, their tensors, ``named`` as in files, as they are after ``tokens``
+    tokens."""
     for number, layer in enumerate(cache.layers):
         own = f"{number}."
-        _set(layer, tokens, {n.removeprefix(own): tensor for n, tensor in named.items() if n.startswith(own)})
+        _set(layer, tokens, {n.removeprefix(own): t.to(device) for n, t in named.items() if n.startswith(own)})
 
 
 def _set(layer: Any, tokens: int, tensors: Mapping[str, torch.Tensor]) -> None:

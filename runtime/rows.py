@@ -138,7 +138,9 @@ class RowReader:
         return int(np.count_nonzero(self._present)) * PAGE
 
     def close(self) -> None:
-        self._arena.close()
+        """Let a read that is under way end: its file is closed next."""
+        with self._lock:
+            self._arena.close()
 
     def _fill(self, ids: torch.Tensor) -> None:
         rows = np.unique(ids.detach().reshape(-1).cpu().numpy())

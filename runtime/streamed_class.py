@@ -52,7 +52,13 @@ def streamed_class(base: type[Any]) -> type[Any]:
         whole = is_first_iteration and config.prefill_chunk_size is None
         if not whole or not self.penstock.keeps(input_ids, kwargs):
             return transformers_own()
-        return with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], transformers_own)
+
+        def finished() -> Any:
+            out = transformers_own()
+            self.penstock.synchronize()  # prefixes are told how long it took
+            return out
+
+        return with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], finished)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
     methods: dict[str, Any] = {"__enter__": enter, "__exit__": leave, "to": to}

@@ -38,7 +38,7 @@ class DeviceArena(Protocol):
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A contiguous tensor on the bytes at ``offset``, a multiple of the item's size; no copy. It keeps the memory
-        alive, also past ``close``. Raises ValueError outside the arena or after ``close``."""
+        alive, also past ``close``. Raises ValueError outside the arena, ArenaClosed after ``close``."""
 
     def discard(self, offset: int, length: int) -> None:
         """Nothing in this range is needed any more."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from ..arena import Arena
+from ..arena import Arena, ArenaClosed
 from .base import NoDevice
 from .copies import Copies, Wait
 from .gds import GdsFile, is_direct
@@ -30,7 +30,7 @@ class CudaArena:
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         if self._memory is None:
-            raise ValueError("the arena is closed")
+            raise ArenaClosed("the arena is closed")
         size = dtype.itemsize * math.prod(shape)
         if offset < 0 or offset + size > self.length:
             raise ValueError(f"{size} bytes at {offset} are outside an arena of {self.length} bytes")

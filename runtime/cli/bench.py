@@ -62,11 +62,13 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
     with torch.inference_mode(), nullcontext() if trace is None else handle.trace(trace):
         start = time.perf_counter()
         out = model(ids[:, :prefill], use_cache=True)
+        handle.synchronize()
         prefill_s = time.perf_counter() - start
         before, times = handle.stats(), []
         for step in range(prefill, prefill + steps):
             start = time.perf_counter()
             out = model(ids[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
+            handle.synchronize()
             times.append(time.perf_counter() - start)
     after = handle.stats()
     drive.append(bundle_speed(handle.bundle, manifest, size, handle.reading))

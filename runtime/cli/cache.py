@@ -165,6 +165,7 @@ def _save(model: Any, ids: list[int]) -> dict[str, Any]:
     done = prefixes.restore([*kept, 0], cache)
     began = time.perf_counter()
     prefill(model, kept, cache, block=prefixes.block)
+    handle.synchronize()
     prefixes.prefilled(len(kept) - done, time.perf_counter() - began)
     written = prefixes.save(ids, cache)
     return {

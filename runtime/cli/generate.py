@@ -124,6 +124,7 @@ def _run(
 
     if seed is not None:
         torch.manual_seed(seed)
+    inputs = inputs.to(model.device)
     prompt_tokens = inputs["input_ids"].shape[1]
     # transformers streams no beams: which of them wins is known at the end.
     live = stream and choice["num_beams"] == 1
@@ -136,6 +137,7 @@ def _run(
 
     def note_time(ids: Any, scores: Any, **_: Any) -> Any:
         """A stopping criterion that never stops: it is called once for each new token."""
+        model.penstock.synchronize()
         times.append(time.perf_counter())
         return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 

@@ -80,6 +80,11 @@ class DeviceTier:
             self.arena.length, self.placement.budget, self._copies.copied, tuple(read), self._straight.read_seconds
         )
 
+    def synchronize(self) -> None:
+        """Wait for what the calling thread has given the device to compute, and for nothing else."""
+        if (mark := self.device.mark()) is not None:
+            mark.synchronize()
+
     @property
     def queued(self) -> int:
         """Bytes that wait for their copy, or are being copied."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from penstock.kernels.arena import Arena
+from penstock.kernels.arena import Arena, ArenaClosed
 from penstock.kernels.devices import emulated
 from penstock.kernels.devices.base import Device, DeviceArena, NoDevice
 from penstock.kernels.devices.copies import Copies
@@ -71,7 +71,7 @@ class TestArena:
         arena.discard(4096, 4096)
         arena.close()
         arena.close()
-        with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(ArenaClosed):
             arena.tensor(0, torch.uint8, (16,))
         assert tensor.sum() == 7 * 16
 

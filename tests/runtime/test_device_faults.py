@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,13 @@ from penstock.kernels.devices.emulated import Emulated
 from penstock.kernels.reading import no_waiting
 from penstock.runtime.device import opening
 from penstock.runtime.device.opening import check_formats
+from penstock.runtime.rows import RowReader
+from penstock.runtime.views import SlotViews
 from penstock.tiering.errors import BundleCorrupt, Closed, ConfigError, DeviceFull, DeviceUnavailable
 from penstock.tiering.store.manifest import Block
 
 from ..backends import ThreadsBackend
+from ..tiny_models import save_tiny
 from .device_tiers import check, equal, least, on_device, reference, tight
 from .rig import SOON, Worker
 from .test_exact import logits
@@ -192,9 +196,48 @@ def test_closed_while_others_compute(tiny_moe_folder: Path, store: Path) -> None
     assert started.acquire(timeout=SOON)
     model.penstock.close()
     errors = [worker.result() for worker in workers]
-    # With a lease, but no view yet, it is the memory that is closed.
-    assert all(isinstance(error, Closed) or str(error) == "the arena is closed" for error in errors), errors
+    assert all(isinstance(error, Closed) for error in errors), errors
     assert threads() <= before
+
+
+@pytest.mark.parametrize(("owner", "name"), [(SlotViews, "on"), (RowReader, "rows")], ids=["views", "rows"])
+def test_what_was_leased_when_the_model_was_closed_is_no_more(
+    owner: Any, name: str, tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is gone before anybody had a view on it."""
+    model = tight(tiny_moe_folder, store)
+    engine = model.penstock._engine
+    looked_at = getattr(owner, name)
+
+    def close_before(*args: Any) -> Any:
+        engine.arena.close()
+        for reader in engine.rows.values():
+            reader.close()
+        return looked_at(*args)
+
+    monkeypatch.setattr(owner, name, close_before)
+    with pytest.raises(Closed, match="load it again"):
+        logits(model)
+    model.penstock.close()
+
+
+@pytest.mark.parametrize(("device", "budget"), [("cpu", "host_memory"), ("emulated", "device_memory")])
+def test_an_embedding_that_is_used_as_a_whole_names_the_budget(
+    device: str, budget: str, tmp_path: Path, store: Path
+) -> None:
+    folder = save_tiny("llama", tmp_path / "llama")
+    least_device = {"device_memory": least(folder, store, device_memory=1, host_memory="1GiB")}
+    options: dict[str, Any] = {"host_memory": "1GiB"} | least_device
+    if device == "cpu":
+        with pytest.raises(penstock.BudgetTooSmall, match=r"at least (\d+)") as refused:
+            on_device(folder, store, device="cpu", host_memory=1)
+        options = {"host_memory": int(re.findall(r"at least (\d+)", str(refused.value))[0])}
+    with on_device(folder, store, device=device, **options) as model:
+        embedding = model.get_input_embeddings()
+        model.model.layers[0].register_forward_pre_hook(lambda *_: embedding.weight.sum())
+        with pytest.raises(penstock.UnplaceableModule, match=f"embed_tokens.weight is used as a whole.*raise {budget}"):
+            logits(model)
+        model.penstock._engine.bridge.check_integrity()
 
 
 def test_a_model_that_nobody_has_any_more(tiny_moe_folder: Path, store: Path) -> None:
