@@ -40,14 +40,14 @@ class Places:
         """A place for ``page``. Raises FlashFull beyond the limit."""
         size, index = page.size, page.index
         each = max(1, EXTENT // size)
-        for turn in count():  # another page of this number may have been dropped, and be on its way yet
-            key = (page.track, size, index // each, turn)
-            extent = self._extents.get(key)
-            if extent is None:
-                extent = self._extents[key] = self._extent(each * size)
-            place = extent.offset + index % each * size
-            if place not in self._of:
-                break
+        at = index % each * size
+        # Another page of this number may have been dropped, and be on its way yet: it has its place in the first extent.
+        keys = ((page.track, size, index // each, turn) for turn in count())
+        key = next(key for key in keys if key not in self._extents or self._extents[key].offset + at not in self._of)
+        if key not in self._extents:
+            self._extents[key] = self._extent(each * size)
+        extent = self._extents[key]
+        place = extent.offset + at
         self._of[place] = (key, extent)
         extent.used += 1
         return place
