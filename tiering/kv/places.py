@@ -41,7 +41,7 @@ class Places:
         size, index = page.size, page.index
         each = max(1, EXTENT // size)
         at = index % each * size
-        # Another page of this number may have been dropped, and be on its way yet: it has its place in the first extent.
+        # Another page of this number may have been dropped, and be on its way yet: that has its place in the first.
         keys = ((page.track, size, index // each, turn) for turn in count())
         key = next(key for key in keys if key not in self._extents or self._extents[key].offset + at not in self._of)
         if key not in self._extents:
