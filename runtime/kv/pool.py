@@ -384,9 +384,10 @@ class PagePool:
         while not self.memory.place(page, passing=False):
             if self._evict_one() or self._give_up_early_read():
                 continue
-            if self._stuck():
-                if self.memory.place(page, passing=False, beyond=True):
-                    return  # what has room in the whole budget does not fail for a limit
+            stuck = self._stuck()
+            if not (self._dirty or self._writing) and self.memory.place(page, passing=False, beyond=True):
+                return  # what has room in the whole budget does not fail for a limit, nor wait for who holds pages
+            if stuck:
                 raise BudgetTooSmall(
                     f"[kv] host of {format_size(self.memory.capacity)} is too little for the newest tokens of all "
                     "layers and sequences at once; raise it, or compute fewer sequences at a time"

@@ -29,8 +29,13 @@ def tier_of(model: PreTrainedModel) -> KVTier:
 
 
 def settle(pool: PagePool) -> None:
-    """Wait until nothing is read or written any more, and look at the books."""
+    """Have caches that are gone let go of their pages, and rest."""
     gc.collect()
+    rest(pool)
+
+
+def rest(pool: PagePool) -> None:
+    """Wait until nothing is read or written any more, and look at the books."""
     with pool._changed:
         assert pool._changed.wait_for(lambda: not (pool._reading or pool._writing or pool._dirty), 60)
     pool.check_integrity()

@@ -1,6 +1,7 @@
 """Whatever is done with several caches on one pool of pages, on a drive that fails now and then: they hold what
 transformers' own would, and the pool's books balance after every step."""
 
+import contextlib
 import errno
 import tempfile
 from collections import Counter
@@ -23,7 +24,7 @@ from penstock.tiering.errors import FlashFull, PenstockError, ReadError
 from penstock.tiering.kv.pages import Page, Track
 from penstock.tiering.units import PAGE
 
-from .paged import TOKENS, settle
+from .paged import TOKENS, rest, settle
 from .test_kv_pool import FAULTS, Faulty
 
 CAPACITY = 32 * PAGE
@@ -99,7 +100,14 @@ class PoolMachine(RuleBasedStateMachine):
     def it_is_well_again(self) -> None:
         self.spill.fails, self.reading = False, ""
         self.reader.outcome = lambda _, problem: problem
-        self.pool._trouble = None  # of the last write, for the next one who needs room
+        # What failed before is told to whoever asks next, once.
+        with self.pool._changed:
+            assert self.pool._changed.wait_for(lambda: not (self.pool._reading or self.pool._writing), 60)
+            self.pool._trouble = None
+            failed = [page for page, problem in self.pool._coming.items() if problem is not None]
+        for page in failed:
+            with pytest.raises(PenstockError):
+                self.pool.fetch([page])
 
     def attempt(self, do: Any, *arguments: Any) -> bool:
         """Whether it went well; a healthy drive leaves no other choice."""
@@ -147,8 +155,12 @@ class PoolMachine(RuleBasedStateMachine):
     def crop(self, which: int, count: int) -> None:
         model = self.caches[which % len(self.caches)]
         length = model.states.shape[3]
-        if 0 < count < length and self.attempt(model.cache.crop, -count):
+        if not 0 < count < length:
+            return
+        if self.attempt(model.cache.crop, -count):
             model.states = model.states[:, :, :, : length - count]
+        elif model.cache.spoiled:  # some layers are shorter, others are not
+            self.forget(model.cache)
 
     @precondition(lambda self: self.caches)
     @rule(which=st.integers(0, 9), rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS))
@@ -234,20 +246,28 @@ class PoolMachine(RuleBasedStateMachine):
             assert torch.equal(self.pool.view(page), bytes_)
 
     def teardown(self) -> None:
+        with contextlib.closing(self.pool), self.folder:
+            self.end()
+
+    def end(self) -> None:
+        """Everything is right yet, and everything is given back."""
         self.it_is_well_again()
         self.pool.release([page for page, _ in self.leased])
         for model in [*self.caches]:
             assert model.agrees()
             self.forget(model.cache)
-        settle(self.pool)
+        rest(self.pool)
         usage = self.pool.usage()
         assert (usage.host_bytes, usage.flash_bytes) == (0, 0)
-        self.pool.close()
-        self.folder.cleanup()
 
 
-PoolMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
-TestPool = PoolMachine.TestCase
+class TestPool(PoolMachine.TestCase):
+    settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.soak
+class TestPoolForLong(PoolMachine.TestCase):
+    settings = settings(max_examples=1500, stateful_step_count=60, deadline=None)
 
 
 @pytest.mark.parametrize("failing", range(LAYERS))

@@ -14,6 +14,7 @@ from penstock.runtime.kv.pool import PagePool
 from penstock.runtime.kv.spill import Spill
 from penstock.tiering.errors import Closed
 from penstock.tiering.kv.pages import Page, Track
+from penstock.tiering.kv.places import EXTENT
 from penstock.tiering.units import PAGE
 
 from .paged import settle
@@ -113,6 +114,57 @@ def test_a_failed_read_is_an_error_and_can_be_tried_again(
     assert not pool._held
     reader.outcome = lambda _, problem: problem
     looked_at(pool, track.pages)
+
+
+def test_what_is_read_when_its_cache_goes_is_there_until_it_lands(pool: PagePool, reader: Faulty) -> None:
+    """No leak: the drive writes into this memory yet."""
+    track = filled(pool, 60)
+    settle(pool)
+    missing = [page for page in track.pages if page.slot is None][:2]
+    reader.gate.clear()
+    assert pool.read_ahead(missing) == 2
+    pool.drop(track.pages)
+    usage = pool.usage()
+    assert (usage.host_bytes, usage.flash_bytes) == (2 * PAGE, EXTENT)
+    reader.gate.set()
+    settle(pool)
+    usage = pool.usage()
+    assert (usage.host_bytes, usage.flash_bytes) == (0, 0)
+
+
+def test_a_page_takes_the_number_of_one_that_is_used_yet(pool: PagePool) -> None:
+    """As after a crop: what was dropped keeps its place until nobody reads or writes it."""
+    track = filled(pool, 60)
+    settle(pool)
+    stored = [page for page in track.pages if page.stored][:1]
+    held = pool.hold(stored) or pool.fetch(stored)
+    pool.drop(track.pages)
+    again = filled(pool, 60, Track(number=track.number))
+    looked_at(pool, again.pages)
+    assert bool((pool.view(held[0]) == held[0].index % 251).all())
+    pool.release(held)
+    settle(pool)
+    looked_at(pool, again.pages)
+
+
+def test_room_beyond_the_limit_is_not_waited_for(pool: PagePool) -> None:
+    """The one page that could leave is held, maybe by who asks for room."""
+    held = filled(pool, 1).pages
+    pool.hold(held)
+    pool.resize(8 * PAGE)  # 2 of them passing
+    made: list[Page] = []
+
+    def fill() -> None:
+        made.extend(pool.new(Track(), 0, PAGE, None) for _ in range(11))
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    thread.join(20)
+    stuck = thread.is_alive()
+    pool.release(held)
+    thread.join()
+    assert not stuck
+    assert len(made) == 11
 
 
 def test_a_limit_of_flash(tmp_path: Path) -> None:

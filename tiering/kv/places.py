@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import count
 
 from ..errors import FlashFull
 from ..units import MiB, format_size
@@ -9,6 +10,10 @@ from .pages import Page
 
 EXTENT = MiB
 """Bytes of an extent, about: pages of one track, side by side."""
+
+
+_Key = tuple[int, int, int, int]
+"""Track, size of a page, which extent of the track's, and which of those that are for the same pages."""
 
 
 @dataclass(slots=True)
@@ -27,20 +32,22 @@ class Places:
         self.used = 0
         """Bytes in use now, whole extents."""
         self._limit = limit
-        self._extents: dict[tuple[int, int, int], _Extent] = {}
-        self._of: dict[int, tuple[tuple[int, int, int], _Extent]] = {}
+        self._extents: dict[_Key, _Extent] = {}
+        self._of: dict[int, tuple[_Key, _Extent]] = {}
         self._free: dict[int, list[int]] = {}
 
     def take(self, page: Page) -> int:
         """A place for ``page``. Raises FlashFull beyond the limit."""
         size, index = page.size, page.index
         each = max(1, EXTENT // size)
-        key = (page.track, size, index // each)
-        extent = self._extents.get(key)
-        if extent is None:
-            extent = self._extents[key] = self._extent(each * size)
-        place = extent.offset + index % each * size
-        assert place not in self._of
+        at = index % each * size
+        # Another page of this number may have been dropped, and be on its way yet: that has its place in the first.
+        keys = ((page.track, size, index // each, turn) for turn in count())
+        key = next(key for key in keys if key not in self._extents or self._extents[key].offset + at not in self._of)
+        if key not in self._extents:
+            self._extents[key] = self._extent(each * size)
+        extent = self._extents[key]
+        place = extent.offset + at
         self._of[place] = (key, extent)
         extent.used += 1
         return place
