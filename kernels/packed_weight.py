@@ -196,9 +196,7 @@ def _device_product(input: torch.Tensor, weight: PackedWeight, on_device: Device
 def _on_device(format: Format) -> DeviceFormat:
     found = device_format(format.name)
     if found is None:
-        raise ValueError(
-            f"no {format.name} weights on a CUDA device: decode them with kernels.cuda.registry.decoded_to"
-        )
+        raise ValueError(f"there are no {format.name} weights on a CUDA device")
     return found
 
 

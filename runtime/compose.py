@@ -201,6 +201,7 @@ def load(
                 flash_limit=settings.flash_limit,
                 rules=settings.rules,
                 stripes=settings.store.stripes,
+                aligned=settings.aligned,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 direct=settings.direct,
@@ -236,6 +237,7 @@ def wrap(
             flash_limit=settings.flash_limit,
             rules=settings.rules,
             stripes=settings.store.stripes,
+            aligned=settings.aligned,
             direct=settings.direct,
             progress=bar,
         )

@@ -103,6 +103,11 @@ class Config(BaseModel):
         return False if self.io.backend == "buffered" else None
 
     @property
+    def aligned(self) -> bool:
+        """Whether weights are for a device that has memory, and an allocator, of its own."""
+        return self.compute.device.startswith("cuda")
+
+    @property
     def rules(self) -> "Rules":
         """Which part of a model is stored in which format. Raises ConfigError where "auto" needs the store's drive
         measured, and that cannot be."""

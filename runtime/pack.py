@@ -60,6 +60,7 @@ def pack(
     stripes: Sequence[Path] = (),
     routes: Routes | None = None,
     calibrator: Calibrator | None = None,
+    aligned: bool = False,
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -69,7 +70,8 @@ def pack(
     drives, to which blocks are dealt by measured speed. With ``routes``, experts that are used together lie together
     where that pays, and those that are used more have more of the size that is to be fitted. With a ``calibrator``,
     errors count by what it measures. A bundle that is there is taken as it is, whatever drives it was dealt to, and
-    without either whatever the order of its experts and the text it was calibrated with.
+    without either whatever the order of its experts and the text it was calibrated with. ``aligned`` is for a device,
+    on which transformers has every weight at a multiple of TENSOR_ALIGNMENT, wherever that is in the checkpoint.
 
     Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when a drive
     fails, ConfigError when a folder cannot be used, TraceError when ``routes`` are of another model. What an
@@ -88,13 +90,14 @@ def pack(
         order = arrange(routes, plan.blocks).orders
     store = prepare(store)
     digest = digest_files(opened.content, store, progress)
-    identity = _identity(digest, str(dtype), rules, plan)
+    kind = ["aligned"] if aligned else []
+    identity = _identity(digest, str(dtype), rules, plan, *kind)
     target = store / f"{_file_name(opened.config.model_type)}-{identity[:16]}"
     seen = [calibrator.digest] if calibrator is not None else []
     if routes is not None and rules.size is not None:
         seen.append(routes.uses_digest())
     if order or seen:
-        identity = _identity(digest, str(dtype), rules, layout(model, order=order), *seen)
+        identity = _identity(digest, str(dtype), rules, layout(model, order=order), *kind, *seen)
         target = target.with_name(f"{target.name}-{identity[:8]}")
     elif routes is None:
         target = _special(target) or target
@@ -102,7 +105,7 @@ def pack(
     def job() -> _Job:
         calibration = _NOTHING if calibrator is None else calibrator()
         room = max(LEAST_MEMORY, memory - calibration.nbytes) - _staging(memory)
-        content = content_of(opened, model, order, dtype, room)
+        content = content_of(opened, model, order, dtype, room, aligned=aligned)
         name = str(dtype).removeprefix("torch.")
         manifest = Manifest(identity, digest, name, str(rules), content.plan.tied, (), ())
         return _encoded(target, content, manifest, rules, progress, _scratch(store, memory), calibration, routes)
@@ -125,16 +128,18 @@ def pack_model(
     flash_limit: int | None = None,
     rules: Rules | None = None,
     stripes: Sequence[Path] = (),
+    aligned: bool = False,
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """The bundle of a ``model`` whose weights are in memory, in its own dtypes and the formats of ``rules`` (as they
-    are if not given), written if it is not in ``store``.
+    are if not given), written if it is not in ``store``; ``aligned`` as for ``pack``.
 
     Errors as for ``pack``.
     """
     rules = rules or Rules()
-    plan = layout(model, {name: tensor.data_ptr() for name, tensor in model.state_dict().items()})
+    addresses = {} if aligned else {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    plan = layout(model, addresses)
     store = prepare(store)
     weights = ModelWeights(model)
     digest = _digest_model(plan, weights, progress or Quiet())
@@ -280,8 +285,9 @@ def _pieces(block: Block, weights: Weights) -> Iterator[tuple[int, memoryview]]:
 
 
 def _identity(digest: str, dtype: str, rules: Rules, plan: Layout, *seen: str) -> str:
-    """SHA-256 of all that decides what the bundle holds; ``seen`` are digests of what it was calibrated with. The
-    layout too: it depends on transformers' version. Not the drives: a bundle holds the same, however it is dealt."""
+    """SHA-256 of all that decides what the bundle holds; ``seen`` is what else does, as digests of what it was calibrated
+    with. The layout too: it depends on transformers' version. Not the drives: a bundle holds the same, however it is
+    dealt."""
     return hashlib.sha256(json.dumps([digest, dtype, str(rules), PLAIN, plan.digest(), *seen]).encode()).hexdigest()
 
 

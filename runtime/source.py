@@ -46,9 +46,11 @@ def content_of(
     order: Mapping[str, Sequence[int]],
     dtype: torch.dtype,
     memory: int,
+    *,
+    aligned: bool = False,
 ) -> Content:
     """The content of what is ``opened``, for the skeleton ``model``, with experts in ``order``; read in at most
-    ``memory`` bytes. Raises what the weights raise."""
+    ``memory`` bytes; ``aligned`` as for pack. Raises what the weights raise."""
     if isinstance(opened, GgufFile):
         plan = layout(model, order=order)
         return Content(
@@ -65,7 +67,7 @@ def content_of(
             raise CheckpointError(
                 f"the model shares one weight between {one} and {other}, the checkpoint has two for them"
             )
-    plan = layout(model, weights.addresses(), order)
+    plan = layout(model, {} if aligned else weights.addresses(), order)
     return Content(model, weights, plan, lambda to: copy_model_files(opened.folder, to, untied))
 
 

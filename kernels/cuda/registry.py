@@ -1,11 +1,7 @@
-"""The weight formats that a CUDA device can use as they are stored, by name, and what to do with the others."""
+"""The weight formats that a CUDA device can use as they are stored, by name."""
 
-from collections.abc import Sequence
 from functools import cache
 
-import torch
-
-from ..formats.base import Format
 from ..formats.int4 import Int4
 from ..formats.nested import BitNested
 from ..formats.registry import FORMATS
@@ -14,7 +10,7 @@ from .base import DeviceFormat
 
 @cache
 def device_format(name: str) -> DeviceFormat | None:
-    """The format ``name`` on a device; None if there is none: then ``decoded_to`` is the way.
+    """The format ``name`` on a device; None if there is none.
 
     Modules with kernels are loaded here, when a device first asks. Raises NoTriton where that package is absent.
     """
@@ -36,12 +32,3 @@ def device_format(name: str) -> DeviceFormat | None:
 
         return NestedOnDevice(format)
     return None
-
-
-def decoded_to(
-    device: torch.device, format: Format, planes: Sequence[torch.Tensor], n: int, k: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """[n, k] on ``device``: decoded on the processor, ``planes`` in its memory, and copied up."""
-    decoded = torch.empty(n, k, dtype=dtype)
-    format.decode(planes, n, k, slice(0, n), decoded)
-    return decoded.to(device)

@@ -88,7 +88,7 @@ class Cuda:
     def copies(self) -> Copies:
         stream = torch.cuda.Stream(self.compute)  # type: ignore[no-untyped-call]
 
-        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> Wait:
+        def start(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> Wait:
             with torch.cuda.stream(stream):
                 for mark in after:
                     stream.wait_event(mark)
@@ -100,6 +100,12 @@ class Cuda:
                 end.synchronize()
 
             return wait
+
+        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> Wait:
+            if source.is_pinned():
+                return start(source, target, after)
+            # From other memory the system has whoever begins wait, who may have locks: the copies' thread waits instead.
+            return lambda: start(source, target, after)()
 
         return Copies(begin)
 

@@ -1,7 +1,8 @@
 """What a device and the way to it can do, measured."""
 
-import threading
+import queue
 import time
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -30,21 +31,21 @@ class DeviceReport:
 
 def bus_speed(device: Device) -> tuple[float, bool]:
     """Bytes per second of copies of 8 MiB to ``device``, one right behind the other; whether the memory that they come
-    from could be page-locked. Raises MemoryError."""
+    from could be page-locked. Raises MemoryError, and what a copy ran into."""
     host, above = Arena(_BLOCKS * _BLOCK), device.arena(_BLOCKS * _BLOCK)
     host.tensor(0, torch.uint8, (host.length,)).fill_(1)
     locked = device.lock_pages(host)
-    copies, ended = device.copies(), threading.Semaphore(0)
-    start = time.perf_counter()
-    for number in range(_COPIES):
-        place = number % _BLOCKS * _BLOCK
-        source, target = (arena.tensor(place, torch.uint8, (_BLOCK,)) for arena in (host, above))
-        copies.up(source, target, (), lambda _: ended.release())
-    for _ in range(_COPIES):
-        ended.acquire()
-    seconds = time.perf_counter() - start
-    copies.close()
-    above.close()
+    ends: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    with closing(above), closing(device.copies()) as copies:
+        start = time.perf_counter()
+        for number in range(_COPIES):
+            place = number % _BLOCKS * _BLOCK
+            source, target = (arena.tensor(place, torch.uint8, (_BLOCK,)) for arena in (host, above))
+            copies.up(source, target, (), ends.put)
+        for _ in range(_COPIES):
+            if (error := ends.get()) is not None:
+                raise error
+        seconds = time.perf_counter() - start
     return _COPIES * _BLOCK / seconds, locked
 
 
@@ -56,7 +57,7 @@ def cuda_reports() -> list[DeviceReport]:
             device = Cuda(f"cuda:{number}")
             free, total = device.memory()
             bus, locked = bus_speed(device)
-        except (NoDevice, MemoryError):
+        except (NoDevice, MemoryError, RuntimeError):
             continue
         model = torch.cuda.get_device_name(number)
         reports.append(DeviceReport(device.name, model, free, total, bus, locked, is_direct()))

@@ -62,6 +62,7 @@ def command(
                 flash_limit=config.flash_limit,
                 rules=config.rules,
                 stripes=config.store.stripes,
+                aligned=config.aligned,
                 routes=routes,
                 calibrator=None if text is None else TextCalibrator.of(source, config, text, bar),
                 revision=source.revision,

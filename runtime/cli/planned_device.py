@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class DeviceAbove(NamedTuple):
-    """``memory`` bytes of a device above the ``bus``. ``unmeasured``: what computing takes there."""
+    """``memory`` bytes for weights of a device above the ``bus``. ``unmeasured``: what computing takes there."""
 
     memory: int
     bus: Bus
@@ -21,9 +21,11 @@ def device_of(config: "Config", model_bytes: int) -> DeviceAbove | None:
     DeviceUnavailable, DeviceFull and ConfigError."""
     from ...kernels.devices.measure import bus_speed
     from ..device.opening import device_budget, open_device
+    from ..kv.opening import kv_device_bytes
 
     device = open_device(config)
     if device is None:
         return None
-    memory = device_budget(config, device, model_bytes)
+    kv = kv_device_bytes(config, model_bytes)
+    memory = device_budget(config, device, model_bytes, kv) - kv
     return DeviceAbove(memory, Bus(bus_speed(device)[0]), unmeasured=device.compute.type != "cpu")

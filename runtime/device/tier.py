@@ -51,19 +51,23 @@ class DeviceTier:
     def __init__(self, above: Above, setup: Setup, below: Setup, bundle: Bundle, host: Bridge, arena: Arena) -> None:
         self.device, self.placement = above.device, above.placement
         planner = setup.planner()
-        self._copies = above.device.copies()
         try:
             self.arena = above.device.arena(max(planner.residency.capacity, 1))
         except MemoryError as error:
-            self._copies.close()
             free, total = above.device.memory()
             raise DeviceFull(
                 f"{above.device.name} has no {format_size(planner.residency.capacity)} in one piece: "
                 f"{format_size(free)} of {format_size(total)} are free; lower device_memory, or end what takes the rest"
             ) from error
-        self.page_locked = above.device.lock_pages(arena)
+        above.device.lock_pages(arena)  # where that fails, copies are right all the same
         fences: Fences[Mark] = Fences()
-        self._straight = StraightUp(bundle, above.device, self._copies, fences)
+        self._copies = above.device.copies()
+        try:
+            self._straight = StraightUp(bundle, above.device, self._copies, fences)
+        except BaseException:
+            self._copies.close()
+            self.arena.close()
+            raise
         relay = Relay(order_of(below.homes))
         self.uplink = Uplink(host, arena, below.homes.__contains__, relay, self._copies, fences, self._straight)
         self.bridge = DeviceBridge(planner, self.uplink, DeviceMemory(self.arena), above.device, fences, host)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.kernels.cuda.registry import decoded_to, device_format
+from penstock.kernels.cuda.registry import device_format
 from penstock.kernels.formats.lossless_tiles import ROWS
 from penstock.kernels.formats.registry import FORMATS
 
@@ -117,11 +117,8 @@ def test_a_damaged_lossless_tile_is_nan_and_no_other(device: str) -> None:
         assert out[32:48].isnan().all()
 
 
-def test_other_formats_are_decoded_by_the_processor() -> None:
+def test_other_formats_are_not_for_devices() -> None:
     assert {name for name in FORMATS if device_format(name) is not None} == set(NAMES)
-    planes = planes_of("int8", 147, 100)
-    found = decoded_to(torch.device("cpu"), FORMATS["int8"], planes, 147, 100, torch.bfloat16)
-    assert same(found, decoded("int8", planes, 147, 100, torch.bfloat16))
 
 
 def run(code: str, **environment: str) -> None:

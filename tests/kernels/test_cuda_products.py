@@ -137,5 +137,5 @@ def test_an_embedding_on_a_device_reads_rows(name: str, device: str, monkeypatch
 
 
 def test_a_format_without_kernels_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"no q8_0 weights on a CUDA device.*decoded_to"):
+    with pytest.raises(ValueError, match="no q8_0 weights on a CUDA device"):
         packed_weight._on_device(FORMATS["q8_0"])

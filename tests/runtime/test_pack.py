@@ -10,8 +10,10 @@ from transformers import AutoModelForCausalLM
 
 import penstock
 from penstock.runtime import convert
-from penstock.runtime.pack import pack_model
+from penstock.runtime.pack import pack, pack_model
 from penstock.tiering.errors import CheckpointError, ConfigError
+from penstock.tiering.store.manifest import TENSOR_ALIGNMENT
+from penstock.tiering.units import MiB
 
 from ..bundles import assert_equal, files_of, packed, tensors_of
 from ..tiny_models import EXPERT_NAMES, NAMES, save_tiny, tiny_config
@@ -195,3 +197,21 @@ def test_an_unknown_weights_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="as-is"):
         penstock.load(source, store=tmp_path / "store", weights_format="int3")
     assert not (tmp_path / "store").exists()
+
+
+def test_a_device_gets_a_bundle_of_aligned_weights(tmp_path: Path) -> None:
+    """A checkpoint's tensors begin somewhere in a file; on a device transformers has them where its allocator says."""
+    folder, store = save_tiny("llama", tmp_path / "model"), tmp_path / "store"
+    bundles = [pack(folder, store=store, host_memory=32 * MiB, aligned=aligned) for aligned in (False, True)]
+    offsets = [
+        {spec.offset % TENSOR_ALIGNMENT for block in bundle.manifest.blocks for spec in block.tensors}
+        for bundle in bundles
+    ]
+    assert offsets[0] != {0}
+    assert offsets[1] == {0}
+    assert bundles[0].folder != bundles[1].folder
+    assert_equal(bundles[1], folder)
+    for bundle in bundles:
+        bundle.close()
+    with pack(folder, store=store, host_memory=32 * MiB) as again:
+        assert again.folder == bundles[0].folder
