@@ -285,9 +285,9 @@ def _pieces(block: Block, weights: Weights) -> Iterator[tuple[int, memoryview]]:
 
 
 def _identity(digest: str, dtype: str, rules: Rules, plan: Layout, *seen: str) -> str:
-    """SHA-256 of all that decides what the bundle holds; ``seen`` is what else does, as digests of what it was calibrated
-    with. The layout too: it depends on transformers' version. Not the drives: a bundle holds the same, however it is
-    dealt."""
+    """SHA-256 of all that decides what the bundle holds; ``seen`` is what else does, as digests of what it was
+    calibrated with. The layout too: it depends on transformers' version. Not the drives: a bundle holds the same,
+    however it is dealt."""
     return hashlib.sha256(json.dumps([digest, dtype, str(rules), PLAIN, plan.digest(), *seen]).encode()).hexdigest()
 
 

@@ -104,7 +104,7 @@ class Cuda:
         def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> Wait:
             if source.is_pinned():
                 return start(source, target, after)
-            # From other memory the system has whoever begins wait, who may have locks: the copies' thread waits instead.
+            # From other memory the system has whoever begins wait, who may have locks: so the copies' thread does.
             return lambda: start(source, target, after)()
 
         return Copies(begin)
