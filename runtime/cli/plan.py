@@ -28,6 +28,17 @@ if TYPE_CHECKING:
     from ..outline import Outline
     from ..routes import Routes
 
+_UNKNOWN = (
+    "tokens_per_second",
+    "time_to_first_token_s",
+    "flash_bytes_per_token",
+    "hit_ratio",
+    "limited_by",
+    "minimum_host_memory",
+    "recommended_host_memory",
+)
+"""What ``--json`` does not know of a model that does not fit at all."""
+
 
 def command(
     source: Source,
@@ -55,10 +66,15 @@ def command(
     if routes is not None:
         routes.check_model({layer.path: layer.experts for layer in outline.layers}, source.model)
     above = device_of(config, outline.total_bytes + outline.scratch)
-    least = outline.least_budget if above is None else outline.least_below(above.memory)
+    try:
+        least = outline.least_budget if above is None else outline.least_below(above.memory)
+    except BudgetTooSmall as error:  # of the device's memory: no host memory would do
+        refusal = dict.fromkeys(_UNKNOWN) | {"fits": False, "model_bytes": outline.total_bytes, "notes": [str(error)]}
+        print_json(refusal | {"curve": []}) if settings.json else print(f"Does not fit: {error}.")
+        return
     whole = with_working_memory(outline.total_bytes)
     kv = None if context is None else _kv(found.model, context, config)
-    pages = config.kv_host if kv is not None and config.kv_host else 0
+    pages = config.kv_host or 0
     budget = config.host_budget(outline.total_bytes + pages) - pages
     with waiting("measuring and simulating"):
         places = [config.store.path, *config.store.stripes]

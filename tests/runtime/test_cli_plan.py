@@ -217,3 +217,14 @@ def test_plan_has_a_device_above(run, ask, checkpoint, quick, monkeypatch):
     code, _, err = run("plan", checkpoint, "--device", "emulated")
     assert code == 1
     assert "no memory of its own" in err
+    short = ask("plan", checkpoint, "--device", "emulated", "--device-memory", "8KiB")
+    assert (short["fits"], short["minimum_host_memory"]) == (False, None)
+    assert "set device_memory to at least" in short["notes"][0]
+
+
+def test_plan_takes_pages_off_the_budget(run, ask, checkpoint, quick):
+    pages = ("--kv-host-memory", "2MiB")
+    least = ask("plan", checkpoint, *pages)["minimum_host_memory"]
+    assert least == ask("plan", checkpoint)["minimum_host_memory"] + 2 * 1024 * KiB
+    assert run("generate", checkpoint, "-p", PROMPT, "-n", 1, *pages, "--host-memory", least)[0] == 0
+    assert run("generate", checkpoint, "-p", PROMPT, "-n", 1, *pages, "--host-memory", least - 1)[0] == 1
