@@ -1,5 +1,6 @@
 """Blocks of a prompt are computed together only where that leaves every bit as it is."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,13 @@ SIZES = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings"
 
 
 @pytest.fixture(autouse=True)
-def fresh_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh_verdicts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is known yet; and one thread: how several divide products of a model so small is no matter here."""
     monkeypatch.setattr(grouping, "VERDICTS", {})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def model_of(name: str = "llama", attention: str = "sdpa", dtype: torch.dtype = torch.bfloat16, **sizes: Any) -> Any:
