@@ -252,8 +252,8 @@ def test_a_generator_collected_inside_the_planner_does_not_deadlock(rig: Rig) ->
         cycle: list[object] = [rig.bridge.acquire([EXPERT[0], EXPERT[1]])]
         cycle.append(cycle)
         next(cycle[0])  # type: ignore[call-overload]
-        del cycle
         rig.planner.before = lambda event: (gc.collect(), events.append(event))  # type: ignore[assignment, return-value]
+        del cycle
         rig.bridge.release(EXPERT[0])
 
     gc.disable()
@@ -262,7 +262,8 @@ def test_a_generator_collected_inside_the_planner_does_not_deadlock(rig: Rig) ->
         assert Worker(work).result() is None
     finally:
         gc.enable()
-    assert [type(event) for event in events] == [Release, Cancel]
+    # Nearly always in this order; but what other tests have left running may collect garbage too.
+    assert {type(event) for event in events} == {Release, Cancel}
     rig.flash.gate.set()
     rig.bridge.check_integrity()
 
