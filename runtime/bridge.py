@@ -108,7 +108,10 @@ class Bridge:
         finer: Sequence[BlockId] = (),
     ) -> None:
         """Say what the calling thread will acquire next, and which residuals are of use; see Expect."""
-        self._post(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(finer)))
+        self._expect(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(finer)))
+
+    def _expect(self, event: Expect) -> None:
+        self._post(event)
 
     def ticket(self) -> int:
         """A number for a request of the tier above."""

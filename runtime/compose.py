@@ -298,11 +298,10 @@ def _install(
     manifest = bundle.manifest
     moved = units(manifest.blocks, settings.weights.quality)
     blocks = [SizedBlock(b.id, b.extent.length, b.resident, manifest.drive_of(b)) for b in moved]
-    budget = settings.host_budget(sum(block.length for block in blocks) + (settings.kv_host or 0))
+    weights, scratch, on_host = sum(block.length for block in blocks), scratch_bytes(moved), settings.kv_host or 0
+    budget = settings.host_budget(weights + on_host)
     readable = embeddings(model, moved, manifest.tied)
-    scratch = scratch_bytes(moved)
-    on_device = kv_device_bytes(settings, sum(block.length for block in blocks) + scratch)
-    on_host = settings.kv_host or 0
+    on_device = kv_device_bytes(settings, weights + scratch)
     room = max(0, budget - on_host)
     with _kv_beside(on_host, on_device):
         if device is None:

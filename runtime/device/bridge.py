@@ -40,18 +40,11 @@ class DeviceBridge(Bridge):
         self._mark(blocks)
         super().release(*blocks)
 
-    def expect(
-        self,
-        certain: Sequence[BlockId],
-        guessed: Sequence[BlockId],
-        seconds: float = 0.0,
-        finer: Sequence[BlockId] = (),
-    ) -> None:
-        """As Bridge.expect, of the device's tier and of the host's."""
-        event = Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(finer))
+    def _expect(self, event: Expect) -> None:
+        """Of the device's tier, and of the host's."""
         below, above = expected(event, self.is_absent, self._host.is_absent)
         self._host.relay([below])
-        self.relay([above])
+        super()._expect(above)
 
     def forget(self, ticket: int, inbox: Inbox, *, withdraw: bool) -> None:
         """As Bridge.forget. The garbage collector comes here from wherever it runs, also where the host's bridge is

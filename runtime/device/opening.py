@@ -21,6 +21,8 @@ def open_device(settings: Config) -> Device | None:
     """The device to compute on; None for the CPU. Raises DeviceUnavailable, and ConfigError for what is
     only for a device where nobody named one."""
     name = settings.compute.device
+    if settings.experts.products == "grouped":
+        _check_grouped(name)
     if name in ("auto", "cpu"):
         if settings.memory.device != "auto":
             raise ConfigError(
@@ -30,14 +32,10 @@ def open_device(settings: Config) -> Device | None:
             raise ConfigError(
                 f'[experts] misses = "{settings.experts.misses}" is for a device; name it in [compute] device'
             )
-        _refuse_grouped(settings)
         return None
     if name.split(":")[0] == EMULATED:
-        _refuse_grouped(settings)
         rate = name.partition(":")[2]
         return Emulated(rate=parse_size(rate) if rate else None, name=name)
-    if settings.experts.products == "grouped" and find_spec("triton") is None:
-        raise ConfigError("[experts] products = \"grouped\" needs the triton package: pip install 'penstock[cuda]'")
     try:
         return Cuda(name)
     except NoDevice as error:
@@ -59,9 +57,11 @@ def check_formats(device: Device, formats: Iterable[str]) -> None:
         )
 
 
-def _refuse_grouped(settings: Config) -> None:
-    if settings.experts.products == "grouped":
+def _check_grouped(device: str) -> None:
+    if not device.startswith("cuda"):
         raise ConfigError('[experts] products = "grouped" is for a CUDA device; name it in [compute] device')
+    if find_spec("triton") is None:
+        raise ConfigError("[experts] products = \"grouped\" needs the triton package: pip install 'penstock[cuda]'")
 
 
 def device_budget(settings: Config, device: Device, model_bytes: int, kv: int = 0) -> int:

@@ -24,7 +24,7 @@ from penstock.tiering.events import (
     Release,
     Slot,
 )
-from penstock.tiering.relay import Copy, Landed, Relay, order_of
+from penstock.tiering.relay import Copy, Landed, Relay, expected, order_of
 from penstock.tiering.setup import Setup
 from penstock.tiering.units import PAGE, BlockId
 
@@ -179,10 +179,10 @@ class Tiers:
         finer: Sequence[BlockId],
     ) -> None:
         """As DeviceBridge.expect."""
-        absent = self.above.planner.residency.absent
-        self.tell([Expect(COPIER, tuple(filter(absent, certain)), tuple(filter(absent, guessed)), 0.0)])
-        near = [b for b in guessed if not absent(b) or not self.below.planner.residency.absent(b)]
-        self.above.expect(stream, tuple(certain), tuple(near), tuple(finer))
+        event = Expect(stream.number, tuple(certain), tuple(guessed), 0.0, tuple(finer))
+        below, above = expected(event, self.above.planner.residency.absent, self.below.planner.residency.absent)
+        self.tell([below])
+        self.above.expect(stream, above.certain, above.guessed, above.finer)
         self.settle()
 
     def settle(self) -> None:
