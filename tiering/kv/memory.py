@@ -11,7 +11,7 @@ to pass through, or where nothing else can make room.
 
 from collections.abc import Collection, Iterator
 
-from ..freelist import FreeList
+from ..planner.freelist import FreeList
 from ..units import PAGE
 from .pages import Page
 
