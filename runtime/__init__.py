@@ -2,4 +2,3 @@
 
 Imports tiering and kernels.
 """
-kernels."""

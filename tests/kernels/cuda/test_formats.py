@@ -129,7 +129,8 @@ def run(code: str, **environment: str) -> None:
 
 def test_nothing_imports_triton_before_a_device_asks() -> None:
     run(
-        "import sys, penstock.runtime.cli.main, penstock.kernels.weights.packed_weight; assert 'triton' not in sys.modules"
+        "import sys, penstock.runtime.cli.main, penstock.kernels.weights.packed_weight\n"
+        "assert 'triton' not in sys.modules"
     )
 
 
