@@ -180,7 +180,7 @@ class StreamedExperts:
         wanted = [self._blocks[expert] for expert in groups] if piled_up else self.in_order_of_flash(groups)
         below: list[BlockId] = []
         if host is not None and self.observer is None:
-            below = host.chosen([*filter(self._bridge.is_absent, wanted)], near)
+            below = host.chosen([*filter(self._bridge.is_missing, wanted)], near)
             there = set(wanted).difference(below)
             wanted = [block for block in wanted if block in there]
         guess = _Guess(self.next, self._bridge, hidden, index, self._finest_first(index, weights))
@@ -210,7 +210,7 @@ class StreamedExperts:
 
     def absent(self, experts: Iterable[int]) -> frozenset[int]:
         """Those of ``experts`` that are not in memory."""
-        return frozenset(expert for expert in experts if self._bridge.is_absent(self._blocks[expert]))
+        return frozenset(expert for expert in experts if self._bridge.is_missing(self._blocks[expert]))
 
     def in_order_of_flash(self, experts: Iterable[int]) -> list[BlockId]:
         """The blocks of ``experts``; where these do not lie by number, so that neighbours are asked for together."""

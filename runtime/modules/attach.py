@@ -34,7 +34,7 @@ from ..routing.router import prediction
 from ..tiers.embedding_rows import RowReader
 from ..tiers.engine import Engine
 from ..tiers.expert_planes import stacks
-from ..tiers.placeholders import Absent
+from ..tiers.placeholders import LazyWeight
 from ..tiers.views import SlotViews, parameter, tensors_on
 from .chunks import in_parts, is_divisible
 from .linear import few_rows, lean_weight
@@ -316,7 +316,7 @@ class _Streamed:
         bare = self._parameters.placeholders[name]
         if not self._scopes.open:
             return bare  # nobody computes
-        return Absent.of(bare, lambda: self._fetch(name))
+        return LazyWeight.of(bare, lambda: self._fetch(name))
 
     def _fetch(self, name: str) -> Any:
         """The weight ``name``, used outside of the module's forward: leased until the layer around it is done."""

@@ -29,7 +29,7 @@ from transformers.cache_utils import (
 from ...kernels.memory.arena import Arena
 from ...tiering.prefix.header import Part
 from ...tiering.store.prefixes.found import Found
-from ..kv.cache.layer import PagedLayer, Row
+from ..kv.cache.layer import PagedLayer, SequencePages
 
 _KNOWN = (
     DummyLayer,
@@ -235,7 +235,7 @@ def _is_single(layer: Any) -> bool:
     return all(tensor.shape[0] == 1 for tensor in held if tensor is not None)
 
 
-def _token_cuts(cache: Cache, shared: Mapping[PagedLayer, Row]) -> Iterator[tuple[str, Cut]]:
+def _token_cuts(cache: Cache, shared: Mapping[PagedLayer, SequencePages]) -> Iterator[tuple[str, Cut]]:
     for number, layer in enumerate(cache.layers):
         if _has_window(layer):
             continue

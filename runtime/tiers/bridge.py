@@ -153,7 +153,7 @@ class Bridge:
         """The name of the policy by which experts are evicted now."""
         return self._planner.eviction
 
-    def is_absent(self, block: BlockId) -> bool:
+    def is_missing(self, block: BlockId) -> bool:
         """Whether ``block`` is neither in memory nor on its way, at some moment during the call."""
         return self._planner.residency.absent(block)
 

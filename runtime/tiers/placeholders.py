@@ -19,7 +19,7 @@ def placeholder(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
     return torch.full((), value, dtype=dtype, device=device).expand(shape)
 
 
-class Absent(torch.Tensor):
+class LazyWeight(torch.Tensor):
     """A placeholder that models may ask for dtype, device and shape; any other use fetches the weight to work on that.
 
     Models look at their submodules' weights to choose a dtype or device, far more often than they compute on them.
@@ -28,7 +28,7 @@ class Absent(torch.Tensor):
     _fetch: Callable[[], torch.Tensor]
 
     @classmethod
-    def of(cls, bare: torch.Tensor, fetch: Callable[[], torch.Tensor]) -> "Absent":
+    def of(cls, bare: torch.Tensor, fetch: Callable[[], torch.Tensor]) -> "LazyWeight":
         """``bare``, a placeholder, as a weight that ``fetch`` brings."""
         absent = bare.detach().as_subclass(cls)
         absent._fetch = fetch

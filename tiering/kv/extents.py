@@ -13,7 +13,7 @@ EXTENT = MiB
 
 
 _Key = tuple[int, int, int, int]
-"""Track, size of a page, which extent of the track's, and which of those that are for the same pages."""
+"""BlockTable, size of a page, which extent of the track's, and which of those that are for the same pages."""
 
 
 @dataclass(slots=True)

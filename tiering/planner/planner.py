@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 
 from ..errors import UnplaceableModule
 from ..events import (
-    COPIER,
+    COPY_STREAM,
     Acquire,
     Action,
     Begin,
@@ -454,8 +454,8 @@ class Planner:
                     wishes.setdefault(self._tickets[number].stream, (number, block))
         wishes = {stream: wish for stream, wish in wishes.items() if stream not in moving}
         holders = {region: set(self.residency.holders(region)) for region in self.residency.regions}
-        if COPIER in wishes and COPIER in holders[self._homes[wishes[COPIER][1]].region]:
-            del wishes[COPIER]  # what is being copied makes room
+        if COPY_STREAM in wishes and COPY_STREAM in holders[self._homes[wishes[COPY_STREAM][1]].region]:
+            del wishes[COPY_STREAM]  # what is being copied makes room
         if not wishes:
             return
         waits = {stream: self._homes[block].region for stream, (_, block) in wishes.items()}

@@ -8,7 +8,7 @@ all are. Whoever leases for copies never waits while it needs what it holds, so 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..events import COPIER, Acquire, Begin, Event, Expect, Grant, Part, Refuse, Release, Slot
+from ..events import COPY_STREAM, Acquire, Begin, Event, Expect, Grant, Part, Refuse, Release, Slot
 from ..units import BlockId
 
 
@@ -53,11 +53,11 @@ class Relay:
         """``parts`` are wanted above: what to tell the tier below."""
         self._lifts[ticket] = _Lift({part.block: part for part in parts})
         blocks = tuple(part.block for part in parts)
-        return [*self._passes(blocks), Acquire(ticket, COPIER, blocks)]
+        return [*self._passes(blocks), Acquire(ticket, COPY_STREAM, blocks)]
 
     def begin(self) -> list[Event]:
         """A token begins above. Below it does when its order begins anew: copies run ahead of tokens."""
-        return [] if self._place else [Begin(COPIER)]
+        return [] if self._place else [Begin(COPY_STREAM)]
 
     def granted(self, grant: Grant) -> Copy:
         lift = self._lifts[grant.ticket]
@@ -80,7 +80,7 @@ class Relay:
         lift = self._lifts[copy.ticket]
         lift.copying.remove(copy.part.block)
         lift.error = lift.error or error
-        return Release(COPIER, copy.leased), self._end(copy.ticket)
+        return Release(COPY_STREAM, copy.leased), self._end(copy.ticket)
 
     def _end(self, ticket: int) -> list[Landed]:
         lift = self._lifts[ticket]
@@ -96,7 +96,7 @@ class Relay:
             place = self._place.get(block)
             if place is not None:
                 if place <= self._last:
-                    begins = [Begin(COPIER)]
+                    begins = [Begin(COPY_STREAM)]
                 self._last = place
         return begins
 
@@ -115,5 +115,5 @@ def expected(
     certain = tuple(block for block in event.certain if absent_above(block))
     far = {block for block in absent if absent_below(block)}
     near = tuple(block for block in event.guessed if block not in far)
-    below = Expect(COPIER, certain, tuple(absent), 0.0)
+    below = Expect(COPY_STREAM, certain, tuple(absent), 0.0)
     return below, Expect(event.stream, event.certain, near, event.seconds, event.finer)

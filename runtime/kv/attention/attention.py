@@ -16,13 +16,13 @@ from torch import nn
 
 from ....kernels.kv.blockwise import Sweeps
 from ....tiering.errors import ConfigError
-from ..cache.layer import Row, Visible
+from ..cache.layer import SequencePages, Visible
 from ..views.masks import CausalMask, causal
 from ..views.paged_tensors import PagedStates
 from ..views.softmax import Softmax
 from .device_split import attend_split
 from .eager_check import eager_of, trusted
-from .few_rows import Looking, attend
+from .few_rows import PageAttention, attend
 
 FEW_ROWS = 16
 """Rows of queries up to which scores of all tokens are kept."""
@@ -101,7 +101,7 @@ def _in_pages(
         own = query[number].contiguous()
         kept = None if weights is None else weights[number]
         if few:
-            yield attend(Looking(visible, row, own, softmax, biases[number]), number, visible.layer.chooser, kept)
+            yield attend(PageAttention(visible, row, own, softmax, biases[number]), number, visible.layer.chooser, kept)
         else:
             yield _many(visible, number, row, own, key, masks[number], softmax, kept)
 
@@ -109,7 +109,7 @@ def _in_pages(
 def _many(
     visible: Visible,
     number: int,
-    row: Row,
+    row: SequencePages,
     query: torch.Tensor,
     key: PagedStates,
     mask: torch.Tensor | None,
@@ -132,11 +132,11 @@ def _many(
             sweeps.look(sweep, keys, values, offset=offset, mask=part, alone=alone, masses=counted, weights=kept)
     if chooser is not None:
         last = None if mask is None else mask[0, -1].cpu()
-        chooser.prompted(visible.layer, number, query.shape[1], None if masses is None else masses.cpu(), last)
+        chooser.on_prefill(visible.layer, number, query.shape[1], None if masses is None else masses.cpu(), last)
     return sweeps.result()
 
 
-def _pieces(visible: Visible, number: int, row: Row) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def _pieces(visible: Visible, number: int, row: SequencePages) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Keys and values [H, n, D] of what is visible of sequence ``number``, a stretch of pages at a time, what is new as
     a whole, each with the number of its first visible token."""
     layer = visible.layer

@@ -15,7 +15,7 @@ from ....tiering.kv.device_pages import Pair
 from ..cache.layer import Visible
 from ..pages.device_pages import UpperTier, span
 from ..views.softmax import Softmax
-from .few_rows import Looking, attend
+from .few_rows import PageAttention, attend
 
 _PIECE = 32 << 20
 """Bytes of keys and values that the device looks at together, at most."""
@@ -44,7 +44,7 @@ def attend_split(
     # Now, before the device has more to do: this waits for it.
     here, here_softmax = query.to(_CPU), softmax.on(_CPU)
     looks = [
-        Looking(visible, row, own.contiguous(), here_softmax, None if bias is None else bias.to(_CPU))
+        PageAttention(visible, row, own.contiguous(), here_softmax, None if bias is None else bias.to(_CPU))
         for row, own, bias in zip(visible.rows, here, biases, strict=True)
     ]
     if weights is not None:
@@ -89,7 +89,7 @@ def _scored(
         yield _Part(some, spans, scores, Sums.of(scores))
 
 
-def _merged(visible: Visible, upper: UpperTier, look: Looking, parts: Sequence[_Part]) -> torch.Tensor:
+def _merged(visible: Visible, upper: UpperTier, look: PageAttention, parts: Sequence[_Part]) -> torch.Tensor:
     """Attention to the ``parts`` and to all other pages that ``look`` is at, float32 [Hq, R, Dv]."""
     there = {pair.keys for part in parts for pair in part.pairs}
     rest = [page for page, keys in enumerate(look.keys) if keys not in there]

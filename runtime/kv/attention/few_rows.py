@@ -11,19 +11,19 @@ import torch
 from torch.nn import functional
 
 from ....kernels.kv.certify import page_masses
-from ....tiering.kv.pages import Page, Track
-from ..cache.layer import PagedLayer, Row, Visible
+from ....tiering.kv.pages import BlockTable, Page
+from ..cache.layer import PagedLayer, SequencePages, Visible
 from ..views.softmax import Softmax
 
 
-class Looking:
+class PageAttention:
     """A look of ``query`` [Hq, R, D] at the pages of one sequence, which are numbered from the first visible one on.
 
     ``bias`` [1 or Hq, R, T] is added to the scores of the T visible tokens.
     """
 
     def __init__(
-        self, visible: Visible, row: Row, query: torch.Tensor, softmax: Softmax, bias: torch.Tensor | None
+        self, visible: Visible, row: SequencePages, query: torch.Tensor, softmax: Softmax, bias: torch.Tensor | None
     ) -> None:
         self.layer, self.row, self.query, self.softmax = visible.layer, row, query, softmax
         tokens = self.layer.shapes[0].tokens
@@ -121,9 +121,9 @@ class Looking:
         return found
 
     def count_attention(self, probabilities: torch.Tensor) -> None:
-        """All pages get the heat of their ``probabilities`` [Hq, R, T]."""
+        """All pages get the attention_score of their ``probabilities`` [Hq, R, T]."""
         for number, mass in enumerate(self.masses(range(self.count), probabilities)):
-            self.row.keys.pages[self._first + number].heat += mass
+            self.row.keys.pages[self._first + number].attention_score += mass
 
     def spread(self, pages: Sequence[int], probabilities: torch.Tensor, weights: torch.Tensor) -> None:
         """Put the ``probabilities`` [Hq, R, n] of the visible tokens of ``pages``, ascending and read, where they
@@ -149,7 +149,7 @@ class Looking:
             format.weigh(weights, at * self.tokens, [*map(pool.address, run)], shape, out)
         return out
 
-    def _runs(self, track: Track, wanted: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
+    def _runs(self, track: BlockTable, wanted: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
         # No name is given to what holds pages: an error on the way lets go of them at once, not with its traceback.
         if self._in_order:
             for at, run in self.layer.pieces(track, wanted, in_order=True):
@@ -181,7 +181,7 @@ class Looking:
         return tokens[before : len(tokens) - after] - self.skip
 
 
-class Chooser(Protocol):
+class PageSelector(Protocol):
     """Which pages a look is at."""
 
     drops: bool
@@ -191,31 +191,33 @@ class Chooser(Protocol):
         """Of a prompt of ``rows`` tokens, how many of the last ones' attention is to be counted."""
         ...
 
-    def prompted(
+    def on_prefill(
         self, layer: PagedLayer, number: int, queries: int, masses: torch.Tensor | None, bias: torch.Tensor | None
     ) -> None:
         """The attention of many ``queries`` of sequence ``number`` has been computed, to all pages; the watched ones
         gave ``masses`` [T] to its tokens. ``bias`` [T] is the mask of the last one, None if it sees all tokens."""
         ...
 
-    def choose(self, look: Looking, number: int) -> Sequence[int]:
+    def choose(self, look: PageAttention, number: int) -> Sequence[int]:
         """Those whose values count, ascending, of sequence ``number``; their keys have been read."""
         ...
 
-    def saw(self, look: Looking, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
+    def on_attention(self, look: PageAttention, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
         """What the softmax of ``pages`` came to, [Hq, R, n]."""
         ...
 
-    def added(self, layer: PagedLayer, row: Row) -> None:
+    def on_append(self, layer: PagedLayer, row: SequencePages) -> None:
         """Tokens were added to ``row``."""
         ...
 
-    def expected(self, number: int, row: Row) -> Iterable[Page]:
+    def expected(self, number: int, row: SequencePages) -> Iterable[Page]:
         """Pages that the next look at sequence ``number``, which ``row`` has, will probably be at."""
         ...
 
 
-def attend(look: Looking, number: int, chooser: Chooser | None, weights: torch.Tensor | None = None) -> torch.Tensor:
+def attend(
+    look: PageAttention, number: int, chooser: PageSelector | None, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """[Hq, R, Dv] for sequence ``number``; of all pages, or of those that ``chooser`` wants. ``weights`` [Hq, R, T],
     zeros, are filled with what each token counts."""
     if chooser is None:
@@ -227,7 +229,7 @@ def attend(look: Looking, number: int, chooser: Chooser | None, weights: torch.T
     if weights is not None:
         look.spread(pages, probabilities, weights)
     if chooser is not None:
-        chooser.saw(look, number, pages, probabilities)
+        chooser.on_attention(look, number, pages, probabilities)
     elif look.layer.tier.encoding.counts:
         look.count_attention(probabilities)
     return look.weigh(pages, probabilities)

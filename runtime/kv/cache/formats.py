@@ -9,7 +9,7 @@ from ....kernels.kv.as_is import AsIs
 from ....kernels.kv.base import KVFormat
 from ....kernels.kv.quantised import encodable
 from ....kernels.kv.registry import FORMATS
-from ....tiering.kv.pages import Page, Track
+from ....tiering.kv.pages import BlockTable, Page
 from ....tiering.kv.selection import kv_precision
 from ....tiering.kv.selection.kv_precision import Window
 
@@ -51,14 +51,16 @@ class Encoding:
             found.append(at)
         return found[::-1]
 
-    def formats(self, keys: Track, leaving: Sequence[int], length: int, tokens: int) -> list[KVFormat]:
+    def formats(self, keys: BlockTable, leaving: Sequence[int], length: int, tokens: int) -> list[KVFormat]:
         """What each of the ``leaving`` pages is encoded in; ``keys`` is the track of keys of its sequence."""
         if self.name != MIXED:
             return [AS_IS if keys.first + at < self.first else FORMATS[self.name] for at in leaving]
         if not leaving:
             return []
         seen = [
-            kv_precision.Page(getattr(page.format, "name", ""), page.heat, max(1, length - page.index * tokens))
+            kv_precision.Page(
+                getattr(page.format, "name", ""), page.attention_score, max(1, length - page.index * tokens)
+            )
             for page in keys.pages
         ]
         window = Window(tokens, max(0, self.first - keys.first), self.recent)

@@ -11,33 +11,33 @@ from transformers.cache_utils import CacheLayerMixin
 from ....kernels.kv.as_is import numbers_in
 from ....kernels.kv.base import KVFormat, PageShape
 from ....tiering.errors import ConfigError
-from ....tiering.kv.pages import Page, Track, runs
+from ....tiering.kv.pages import BlockTable, Page, runs
 from ..pages.readahead import Ahead
 from ..views.paged_tensors import Expand, PagedStates
 from .formats import AS_IS, suits
 from .tier import KVTier
 
 if TYPE_CHECKING:
-    from ..attention.few_rows import Chooser
+    from ..attention.few_rows import PageSelector
     from ..pages.summaries import Summed
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
-class Row:
+class SequencePages:
     """The pages of one sequence, and what sums them up, if anything does."""
 
-    keys: Track
-    values: Track
+    keys: BlockTable
+    values: BlockTable
     summaries: "Summed | None" = None
 
     @property
-    def tracks(self) -> tuple[Track, Track]:
+    def tracks(self) -> tuple[BlockTable, BlockTable]:
         return self.keys, self.values
 
-    def snapshot(self) -> "Row":
+    def snapshot(self) -> "SequencePages":
         """The same pages, while the row itself changes."""
-        keys, values = (Track([*track.pages], track.first) for track in self.tracks)
-        return Row(keys, values)
+        keys, values = (BlockTable([*track.pages], track.first) for track in self.tracks)
+        return SequencePages(keys, values)
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class Visible:
     pages)."""
 
     layer: "PagedLayer"
-    rows: list[Row]
+    rows: list[SequencePages]
     start: int
     paged: int
     new: tuple[torch.Tensor, torch.Tensor] | None
@@ -81,15 +81,15 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, tier: KVTier, ahead: "Ahead[PagedLayer]", *, window: int | None = None) -> None:
         self.tier, self._ahead = tier, ahead
         self.window = self.sliding_window = window
-        self.chooser: Chooser | None = None if window is not None else tier.chooser()
+        self.chooser: PageSelector | None = None if window is not None else tier.chooser()
         """Which pages few rows look at; None: all."""
         self.is_initialized = False
         self.record_past = False
         self.length = 0
-        self.rows: list[Row] = []
+        self.rows: list[SequencePages] = []
         self.shapes: tuple[PageShape, PageShape]
-        self._before: list[Row] = []  # what the last forward has replaced
-        self._leaving: dict[tuple[Row, int], None] = {}  # pages that nobody will look at, with their numbers
+        self._before: list[SequencePages] = []  # what the last forward has replaced
+        self._leaving: dict[tuple[SequencePages, int], None] = {}  # pages that nobody will look at, with their numbers
         self._mark = 0  # tokens there were before it
 
     # --- what transformers asks ---------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.shapes = self.tier.shapes(key_states, value_states)
-        self.rows = [Row(Track(), Track()) for _ in range(key_states.shape[0])]
+        self.rows = [SequencePages(BlockTable(), BlockTable()) for _ in range(key_states.shape[0])]
         self.is_initialized = True
         if self.siblings.index(self) in self.tier.exact:
             self.look_at_all()
@@ -223,7 +223,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             yield from (page for page in pages if page.slot is None and not page.up)
 
     def pieces(
-        self, track: Track, numbers: Sequence[int], *, in_order: bool = False, aside: bool = False
+        self, track: BlockTable, numbers: Sequence[int], *, in_order: bool = False, aside: bool = False
     ) -> Iterator[tuple[int, list[Page]]]:
         """The pages of ``track`` with these ``numbers`` among its pages, ascending, in runs of neighbours, held while
         they are looked at; with the number of each run's first page. Those in memory come first, unless they are to
@@ -250,7 +250,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         finally:
             pool.release(here)
 
-    def together(self, track: Track, numbers: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
+    def together(self, track: BlockTable, numbers: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
         """The pages of ``track`` with these ``numbers`` among its pages, in this order, as many at a time as can be
         held, in one format; with the place of the first among ``numbers``."""
         pool = self.tier.pool
@@ -274,7 +274,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                 at += len(part)
         self._ahead.go_on()
 
-    def kept(self, row: Row, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def kept(self, row: SequencePages, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Stretches of the tokens from number ``start`` to ``end`` that were not dropped: where they begin and end."""
         tokens = self.shapes[0].tokens
         pages = row.keys.pages[start // tokens - row.keys.first : -(-end // tokens) - row.keys.first]
@@ -283,7 +283,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             if not is_gone:
                 yield max(start, stretch[0].index * tokens), min(end, (stretch[-1].index + 1) * tokens)
 
-    def let_go(self, row: Row, numbers: Iterable[int]) -> list[int]:
+    def let_go(self, row: SequencePages, numbers: Iterable[int]) -> list[int]:
         """Nobody looks at the pages with these numbers in ``row`` any more; those of them that are not on their way out
         already. What was there before this forward leaves when the next one begins."""
         news = [number for number in numbers if (row, number) not in self._leaving]
@@ -294,17 +294,19 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                 self._forget(row, number)
         return news
 
-    def copied(self, row: Row, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def copied(self, row: SequencePages, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of ``count`` tokens from number ``start`` on, [H, count, D]. Raises ConfigError where some
         have been dropped."""
         return self.copied_plane(row, 0, start, count), self.copied_plane(row, 1, start, count)
 
-    def gathered(self, row: Row, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def gathered(self, row: SequencePages, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``copied``, where the model computes."""
         upper = self.tier.upper
         return self.copied(row, start, count) if upper is None else upper.copied(self, row, start, count)
 
-    def copied_plane(self, row: Row, plane: int, start: int, count: int, *, aside: bool = False) -> torch.Tensor:
+    def copied_plane(
+        self, row: SequencePages, plane: int, start: int, count: int, *, aside: bool = False
+    ) -> torch.Tensor:
         """As ``copied``, of keys (``plane`` 0) or values (1) alone; ``aside`` as in ``pieces``."""
         if [*self.kept(row, start, start + count)] != ([(start, start + count)] if count else []):
             raise ConfigError(
@@ -330,14 +332,14 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         bytes_ = self.tier.pool.view(page)
         (format.decode_values if plane else format.decode_keys)(bytes_, self.shapes[plane], out)
 
-    def shared(self, number: int) -> Row:
+    def shared(self, number: int) -> SequencePages:
         """The pages of sequence ``number`` as they are now, which stay until ``give_back`` whatever happens to it."""
         row = self.rows[number].snapshot()
         for track in row.tracks:
             self.tier.pool.share(track.pages)
         return row
 
-    def give_back(self, row: Row) -> None:
+    def give_back(self, row: SequencePages) -> None:
         """Let go of a ``shared`` row; in any thread."""
         self._drop([row])
 
@@ -421,7 +423,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         skip = first % tokens
         number = first // tokens
         self._before = self.rows
-        self.rows = [Row(Track(first=number), Track(first=number)) for _ in self._before]
+        self.rows = [SequencePages(BlockTable(first=number), BlockTable(first=number)) for _ in self._before]
         self.length = number * tokens
         tail = [torch.nn.functional.pad(x[..., first - end :, :], (0, 0, skip, 0)) for x in (keys, values)]
         self._append(tail[0], tail[1])
@@ -445,9 +447,9 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                 self._seal(row, count - done)
         if self.chooser is not None:
             for row in self.rows:
-                self.chooser.added(self, row)
+                self.chooser.on_append(self, row)
 
-    def _open(self, plane: int, track: Track, *, fresh: bool) -> Page:
+    def _open(self, plane: int, track: BlockTable, *, fresh: bool) -> Page:
         """The last page of ``track``, a new one if it is to be ``fresh``, and no other's."""
         if fresh:
             track.pages.append(self._page(plane, track, len(track.pages), AS_IS))
@@ -457,21 +459,21 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             self._put(track, len(track.pages) - 1, page)
         return track.pages[-1]
 
-    def _page(self, plane: int, track: Track, at: int, format: KVFormat) -> Page:
+    def _page(self, plane: int, track: BlockTable, at: int, format: KVFormat) -> Page:
         shape = self.shapes[plane]
         size = format.value_bytes(shape) if plane else format.key_bytes(shape)
         return self.tier.pool.new(track, track.first + at, size, format)
 
-    def _put(self, track: Track, at: int, page: Page) -> None:
+    def _put(self, track: BlockTable, at: int, page: Page) -> None:
         """``page`` takes the place of the page number ``at`` of ``track``."""
         former, track.pages[at] = track.pages[at], page
         self.tier.pool.drop([former])
 
-    def _forget(self, row: Row, number: int) -> None:
+    def _forget(self, row: SequencePages, number: int) -> None:
         for track in row.tracks:
             self._put(track, number, Page.gone(track.number, track.first + number))
 
-    def _seal(self, row: Row, to_come: int) -> None:
+    def _seal(self, row: SequencePages, to_come: int) -> None:
         """Full pages that are not recent any more get their format, and do not change from now on; so many tokens more
         are about to be added."""
         pool, tokens, encoding = self.tier.pool, self.shapes[0].tokens, self.tier.encoding
@@ -487,7 +489,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                     page = self._page(plane, track, at, format)
                     encode = format.encode_values if plane else format.encode_keys
                     encode(numbers[plane], pool.view(page))
-                    page.heat = track.pages[at].heat
+                    page.attention_score = track.pages[at].attention_score
                     self._put(track, at, page)
             pool.seal(keys.pages[at])
             pool.seal(values.pages[at])
@@ -498,7 +500,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def _cut(self, length: int) -> None:
         """Keep the first ``length`` tokens."""
         pool, (whole, rest) = self.tier.pool, divmod(length, self.shapes[0].tokens)
-        opened: list[tuple[Track, Page]] = []
+        opened: list[tuple[BlockTable, Page]] = []
         try:  # what may fail comes first
             for row in self.rows:
                 for plane, track in enumerate(row.tracks):
@@ -519,7 +521,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             self._put(track, -1, page)
         self.length = length
 
-    def _opened(self, plane: int, track: Track, at: int) -> Page:
+    def _opened(self, plane: int, track: BlockTable, at: int) -> Page:
         """The page number ``at`` of ``track``, as one that takes tokens again: a copy, as it does not change itself."""
         pool, sealed = self.tier.pool, track.pages[at]
         if sealed.is_gone:
@@ -553,7 +555,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         self._drop(self.rows)
         self.rows = taken
 
-    def _drop(self, rows: Sequence[Row]) -> None:
+    def _drop(self, rows: Sequence[SequencePages]) -> None:
         for row in rows:
             if row.summaries is not None:
                 row.summaries.drop()

@@ -11,7 +11,7 @@ from ..pages.pool import PagePool
 from .formats import Encoding
 
 if TYPE_CHECKING:
-    from ..attention.few_rows import Chooser
+    from ..attention.few_rows import PageSelector
     from ..choosers.budgets import Budgets
     from ..choosers.certified import Certificates
     from ..pages.device_pages import UpperTier
@@ -58,7 +58,7 @@ class KVTier:
     exact: set[int] = field(default_factory=set)
     """Layers of a cache that look at all pages although a chooser was to choose: it cannot for latents."""
 
-    def chooser(self) -> "Chooser | None":
+    def chooser(self) -> "PageSelector | None":
         """Which pages a layer looks at; None: all."""
         from ..choosers.certified import Certified  # here: they know layers, which know tiers
         from ..choosers.dropping import Keeper

@@ -8,8 +8,8 @@ import torch
 
 from ....kernels.kv.summaries.base import Bounds, Summary
 from ....tiering.kv.pages import Page
-from ..attention.few_rows import Looking
-from ..cache.layer import PagedLayer, Row
+from ..attention.few_rows import PageAttention
+from ..cache.layer import PagedLayer, SequencePages
 from ..pages.summaries import Summed
 
 _BATCH = 32  # pages summed up at a time
@@ -23,7 +23,7 @@ class Last:
     query: torch.Tensor
     keys: tuple[int, ...]
     values: tuple[int, ...]
-    row: "weakref.ref[Row]"
+    row: "weakref.ref[SequencePages]"
 
 
 class Summing:
@@ -39,19 +39,19 @@ class Summing:
     def watched(self, rows: int) -> int:
         return 0
 
-    def prompted(
+    def on_prefill(
         self, layer: PagedLayer, number: int, queries: int, masses: torch.Tensor | None, bias: torch.Tensor | None
     ) -> None:
         """Nothing."""
 
-    def saw(self, look: Looking, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
+    def on_attention(self, look: PageAttention, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
         """Pages that get attention stay in memory rather than others."""
         self._weight *= _FADE
         for page, mass in zip(pages, look.masses(pages, probabilities), strict=True):
             for track in look.row.tracks:
-                track.pages[page].heat += mass * self._weight
+                track.pages[page].attention_score += mass * self._weight
 
-    def expected(self, number: int, row: Row) -> Iterable[Page]:
+    def expected(self, number: int, row: SequencePages) -> Iterable[Page]:
         """What the next look at a sequence will probably read: what the last one did."""
         last = self._last.get(number)
         if last is None or last.row() is not row:
@@ -59,7 +59,7 @@ class Summing:
         for track, pages in zip(row.tracks, (last.keys, last.values), strict=True):
             yield from (track.pages[page] for page in pages if page < len(track.pages))
 
-    def added(self, layer: PagedLayer, row: Row) -> None:
+    def on_append(self, layer: PagedLayer, row: SequencePages) -> None:
         """Sum up pages of ``row`` that are full and not summed up yet."""
         kind, shape = self._kind, layer.shapes[0]
         done = 0 if row.summaries is None else row.summaries.count
@@ -80,7 +80,7 @@ class Summing:
                     layer.decode(0, page, out)
                 row.summaries.add(kind.build(keys))
 
-    def _bounds(self, look: Looking, summed: Summed) -> Bounds:
+    def _bounds(self, look: PageAttention, summed: Summed) -> Bounds:
         """Of all pages that are summed up."""
         return summed.kind.log_bounds(
             look.query,
@@ -91,7 +91,7 @@ class Summing:
             softcap=look.softmax.softcap,
         )
 
-    def _ask(self, look: Looking, pages: Sequence[int]) -> None:
+    def _ask(self, look: PageAttention, pages: Sequence[int]) -> None:
         """Have keys of ``pages`` read, and values after them."""
         wanted = [track.pages[page] for track in look.row.tracks for page in pages if page < len(track.pages)]
         if missing := [page for page in wanted if page.slot is None]:

@@ -9,7 +9,7 @@ import torch
 from ....kernels.kv.certify import Masses, masses_of
 from ....kernels.kv.summaries.base import Summary
 from ....tiering.kv.selection.certificate import Certificate, Run, Selection, select
-from ..attention.few_rows import Looking
+from ..attention.few_rows import PageAttention
 from .by_summary import Last, Summing
 
 LEAST_PAGES = 8
@@ -45,13 +45,13 @@ class Certificates:
 
 
 class Certified(Summing):
-    """The Chooser of one layer."""
+    """The PageSelector of one layer."""
 
     def __init__(self, certificates: Certificates) -> None:
         super().__init__(certificates.kind)
         self._all = certificates
 
-    def choose(self, look: Looking, number: int) -> Sequence[int]:
+    def choose(self, look: PageAttention, number: int) -> Sequence[int]:
         summed = look.row.summaries
         if summed is None or summed.count < LEAST_PAGES or look.skip:
             look.read_all()
@@ -68,25 +68,25 @@ class Certified(Summing):
         values, omitted = masses.worth_reading(self._all.epsilon)
         self._all.note(look.count, len(keys), len(values), omitted)
         for page in keys:  # those that it takes keys of, but no values, are worth their memory too
-            look.row.keys.pages[page].heat += _LOOKED_AT
+            look.row.keys.pages[page].attention_score += _LOOKED_AT
         self._last[number] = Last(look.query, tuple(keys), tuple(values), weakref.ref(look.row))
         return values
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _always(self, look: Looking, summed: int) -> list[int]:
+    def _always(self, look: PageAttention, summed: int) -> list[int]:
         """Pages that are read in any case: not summed up, or with tokens that are hidden, which no summary knows."""
         hidden = look.hidden()
         return [*(page for page in hidden if page < summed), *range(summed, look.count)]
 
-    def _again(self, look: Looking, last: Last | None) -> tuple[int, ...]:
+    def _again(self, look: PageAttention, last: Last | None) -> tuple[int, ...]:
         """Pages whose values counted in the last look, if that was for a query like this."""
         if last is None or last.row() is not look.row or last.query.shape != look.query.shape:
             return ()
         cosines = torch.nn.functional.cosine_similarity(last.query.float(), look.query.float(), dim=-1)
         return Selection(last.values).reused(cosines.flatten().tolist())
 
-    def _select(self, look: Looking, masses: Masses, again: Iterable[int]) -> Certificate:
+    def _select(self, look: PageAttention, masses: Masses, again: Iterable[int]) -> Certificate:
         """Read keys until the certificate holds."""
         longest = max(1, look.layer.tier.pool.most // look.row.keys.pages[0].size)
         steps = select(masses, epsilon=self._all.epsilon, gap=GAP, longest=longest, at_first=again)
@@ -100,7 +100,7 @@ class Certified(Summing):
             self._ask(look, pages)
             self._read(look, masses, pages)
 
-    def _read(self, look: Looking, masses: Masses, pages: Sequence[int]) -> None:
+    def _read(self, look: PageAttention, masses: Masses, pages: Sequence[int]) -> None:
         look.read(pages)
         if pages:
             masses.add(pages, look.log_masses(pages))

@@ -10,8 +10,8 @@ from ....tiering.kv.pages import Page
 from ....tiering.kv.selection.kv_budget.budget import LEAST
 from ....tiering.kv.selection.kv_budget.keeping import Keeping
 from ....tiering.kv.selection.kv_budget.layers import distribute
-from ..attention.few_rows import Looking
-from ..cache.layer import PagedLayer, Row
+from ..attention.few_rows import PageAttention
+from ..cache.layer import PagedLayer, SequencePages
 from .budgets import Budgets
 
 PROMPT = 32
@@ -23,7 +23,7 @@ POOLED = 5
 
 
 class Keeper:
-    """The Chooser of one layer. How much attention pages got is the heat of pages of keys."""
+    """The PageSelector of one layer. How much attention pages got is the attention_score of pages of keys."""
 
     drops = True
 
@@ -38,7 +38,7 @@ class Keeper:
         counts = self._keeping.scored == "last" or self._all.by_need
         return min(rows, LAST) if counts and rows >= PROMPT else 0
 
-    def prompted(
+    def on_prefill(
         self, layer: PagedLayer, number: int, queries: int, masses: torch.Tensor | None, bias: torch.Tensor | None
     ) -> None:
         row, tokens = layer.rows[number], layer.shapes[0].tokens
@@ -55,7 +55,7 @@ class Keeper:
                 return
         self._settle(layer, number)
 
-    def choose(self, look: Looking, number: int) -> Sequence[int]:
+    def choose(self, look: PageAttention, number: int) -> Sequence[int]:
         pages = _there(look.row)
         if len(pages) == look.count:
             look.read_all()
@@ -64,29 +64,29 @@ class Keeper:
         self._all.looked(look.count, len(pages))
         return pages
 
-    def saw(self, look: Looking, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
+    def on_attention(self, look: PageAttention, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
         if self._keeping.scored == "all":
             self._count(look.row, pages, look.masses(pages, probabilities))
         self._let_padding_go(look.layer, number, look.last_bias)
         self._settle(look.layer, number)
 
-    def added(self, layer: PagedLayer, row: Row) -> None:
+    def on_append(self, layer: PagedLayer, row: SequencePages) -> None:
         """Nothing."""
 
-    def expected(self, number: int, row: Row) -> Iterable[Page]:
+    def expected(self, number: int, row: SequencePages) -> Iterable[Page]:
         there = _there(row)
         return (track.pages[page] for track in row.tracks for page in there)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _count(self, row: Row, pages: Sequence[int], masses: Sequence[float]) -> None:
+    def _count(self, row: SequencePages, pages: Sequence[int], masses: Sequence[float]) -> None:
         if self._keeping.scored == "no":
             return
         self._all.counted_mass += sum(masses)
         for number, mass in zip(pages, masses, strict=True):
             page = row.keys.pages[number]
             if not page.is_gone:
-                page.heat = mass + (page.heat if self._keeping.scored == "all" else 0.0)
+                page.attention_score = mass + (page.attention_score if self._keeping.scored == "all" else 0.0)
 
     def _let_padding_go(self, layer: PagedLayer, number: int, bias: torch.Tensor | None) -> None:
         """Pages that the last query does not see, at the beginning: no query will, and the next ones are the first."""
@@ -120,17 +120,17 @@ class Keeper:
         """Let pages go that are beyond the budget, or will be with the next token."""
         row = layer.rows[number]
         there = _there(row)
-        heat = {page: row.keys.pages[page].heat for page in there}
+        attention_score = {page: row.keys.pages[page].attention_score for page in there}
         if layer.length % layer.shapes[0].tokens == 0:
-            heat[len(row.keys.pages)] = 0.0  # the next token's
+            attention_score[len(row.keys.pages)] = 0.0  # the next token's
         budget = self._pages(layer, number)
-        if len(heat) <= budget:
+        if len(attention_score) <= budget:
             return
-        pages = [*heat]
-        stay = {pages[place] for place in self._keeping.stay([*heat.values()], budget)}
+        pages = [*attention_score]
+        stay = {pages[place] for place in self._keeping.stay([*attention_score.values()], budget)}
         gone = layer.let_go(row, [page for page in there if page not in stay])
         self._all.dropped += len(gone)
-        self._all.dropped_mass += sum(heat[page] for page in gone)
+        self._all.dropped_mass += sum(attention_score[page] for page in gone)
 
 
 def _by_page(masses: torch.Tensor, tokens: int) -> list[float]:
@@ -139,6 +139,6 @@ def _by_page(masses: torch.Tensor, tokens: int) -> list[float]:
     return sums
 
 
-def _there(row: Row) -> list[int]:
+def _there(row: SequencePages) -> list[int]:
     """Numbers of the pages that were not dropped."""
     return [number for number, page in enumerate(row.keys.pages) if not page.is_gone]

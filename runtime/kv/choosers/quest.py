@@ -7,19 +7,19 @@ import torch
 
 from ....kernels.kv.summaries.boxes import Boxes
 from ....tiering.kv.selection.kv_budget.quest import top
-from ..attention.few_rows import Looking
+from ..attention.few_rows import PageAttention
 from .budgets import Budgets
 from .by_summary import Last, Summing
 
 
 class Quest(Summing):
-    """The Chooser of one layer. Queries that are looked at together, and heads, look at the same pages."""
+    """The PageSelector of one layer. Queries that are looked at together, and heads, look at the same pages."""
 
     def __init__(self, budgets: Budgets) -> None:
         super().__init__(Boxes())
         self._all = budgets
 
-    def choose(self, look: Looking, number: int) -> Sequence[int]:
+    def choose(self, look: PageAttention, number: int) -> Sequence[int]:
         summed, budget = look.row.summaries, self._all.budget.pages(look.end, look.tokens)
         pages: Sequence[int] = range(look.count)
         if summed is None or look.count <= budget or look.skip:

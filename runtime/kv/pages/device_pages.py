@@ -19,7 +19,7 @@ from ....tiering.units import format_size
 from .pool import PagePool
 
 if TYPE_CHECKING:
-    from ..cache.layer import PagedLayer, Row
+    from ..cache.layer import PagedLayer, SequencePages
 
 Plane = tuple[torch.Tensor, torch.Tensor]
 """Keys and values [H, n, D]."""
@@ -97,7 +97,7 @@ class UpperTier:
 
     # --- what passes --------------------------------------------------------------------------------------------------
 
-    def copied(self, layer: "PagedLayer", row: "Row", start: int, count: int) -> Plane:
+    def copied(self, layer: "PagedLayer", row: "SequencePages", start: int, count: int) -> Plane:
         """As ``layer.copied``, on the device: of its own pages from there, of the others from below."""
         if not count:
             keys, values = layer.copied(row, start, 0)
@@ -113,7 +113,13 @@ class UpperTier:
         return keys, values
 
     def _parts(
-        self, layer: "PagedLayer", row: "Row", start: int, end: int, pages: Sequence[Page], above: dict[Page, Pair]
+        self,
+        layer: "PagedLayer",
+        row: "SequencePages",
+        start: int,
+        end: int,
+        pages: Sequence[Page],
+        above: dict[Page, Pair],
     ) -> Iterator[Plane]:
         for is_up, group in groupby(pages, key=above.__contains__):
             some = [*group]

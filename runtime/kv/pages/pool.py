@@ -16,7 +16,7 @@ from ....kernels.memory.arena import Arena
 from ....tiering.errors import BudgetTooSmall, Closed, FlashFull, PenstockError, ReadError
 from ....tiering.kv.extents import EXTENT, Places
 from ....tiering.kv.memory import RING, PageMemory
-from ....tiering.kv.pages import Page, Track, runs
+from ....tiering.kv.pages import BlockTable, Page, runs
 from ....tiering.policy.placement.memory_split import Part
 from ....tiering.units import format_size
 from ...tracing.recorder import Recorder
@@ -98,7 +98,7 @@ class PagePool:
 
     # --- pages come and go ------------------------------------------------------------------------------------------
 
-    def new(self, track: Track, index: int, size: int, format: object) -> Page:
+    def new(self, track: BlockTable, index: int, size: int, format: object) -> Page:
         """An open page of ``size`` zero bytes, to be number ``index`` of ``track``. Raises BudgetTooSmall, FlashFull,
         ReadError."""
         page = Page(size, format, track.number, index)
@@ -416,7 +416,7 @@ class PagePool:
     def _retained(self, page: Page) -> bool:
         """Whether ``page``, which has passed, stays in the place of a colder one: of one that is on flash. What is not
         yet will be, for the next time."""
-        other = self.memory.colder(page) if page.heat else None
+        other = self.memory.colder(page) if page.attention_score else None
         if other is not None and not other.stored:
             with contextlib.suppress(FlashFull):
                 self._store(other)

@@ -42,7 +42,7 @@ class DeviceBridge(Bridge):
 
     def _expect(self, event: Expect) -> None:
         """Of the device's tier, and of the host's."""
-        below, above = expected(event, self.is_absent, self._host.is_absent)
+        below, above = expected(event, self.is_missing, self._host.is_missing)
         self._host.relay([below])
         super()._expect(above)
 

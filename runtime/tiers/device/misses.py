@@ -62,7 +62,7 @@ class HostExperts:
     def chosen(self, absent: Sequence[BlockId], groups: Groups) -> list[BlockId]:
         """Those of ``absent``, blocks that are not on the device, that are computed here."""
         misses = [
-            Miss(block.part, len(groups[block.part][0]), self._sizes[block], not self._lane.bridge.is_absent(block))
+            Miss(block.part, len(groups[block.part][0]), self._sizes[block], not self._lane.bridge.is_missing(block))
             for block in absent
         ]
         below = self._misses.below(misses)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from penstock.runtime.kv.attention.attention import paged_attention
-from penstock.runtime.kv.attention.few_rows import Looking
+from penstock.runtime.kv.attention.few_rows import PageAttention
 from penstock.runtime.kv.choosers import certified
 from tests.support.paged import TOKENS, paged, settle, tier_of
 from tests.support.tiny_models import save_tiny
@@ -18,12 +18,12 @@ IDS = torch.randint(3, 300, (2, 200), generator=torch.Generator().manual_seed(1)
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Looking, list[int]]]:
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PageAttention, list[int]]]:
     """What certified attention chose, look by look."""
-    found: list[tuple[Looking, list[int]]] = []
+    found: list[tuple[PageAttention, list[int]]] = []
     real = certified.Certified.choose
 
-    def choose(self: certified.Certified, look: Looking, number: int) -> Any:
+    def choose(self: certified.Certified, look: PageAttention, number: int) -> Any:
         pages = real(self, look, number)
         found.append((look, [*pages]))
         return pages
@@ -32,7 +32,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Looking, list[int]]]:
     return found
 
 
-def omitted(look: Looking, keys: torch.Tensor, pages: list[int]) -> float:
+def omitted(look: PageAttention, keys: torch.Tensor, pages: list[int]) -> float:
     """The greatest share of a row's softmax that the other pages have; ``keys`` [H, T, D]. Scores as they are rounded
     in attention."""
     groups = len(look.query) // len(keys)
@@ -51,7 +51,7 @@ def omitted(look: Looking, keys: torch.Tensor, pages: list[int]) -> float:
 def test_what_is_left_out_is_less_than_it_says(
     tmp_path: Path,
     store: Path,
-    looks: list[tuple[Looking, list[int]]],
+    looks: list[tuple[PageAttention, list[int]]],
     summary: str,
     dtype: torch.dtype,
     rows: int,

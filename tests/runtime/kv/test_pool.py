@@ -14,7 +14,7 @@ from penstock.runtime.kv.pages.pool import PagePool
 from penstock.runtime.kv.pages.spill import Spill
 from penstock.tiering.errors import Closed
 from penstock.tiering.kv.extents import EXTENT
-from penstock.tiering.kv.pages import Page, Track
+from penstock.tiering.kv.pages import BlockTable, Page
 from penstock.tiering.units import PAGE
 from tests.support.paged import settle
 
@@ -55,9 +55,9 @@ def pool(tmp_path: Path, reader: Faulty) -> Iterator[PagePool]:
     pool.close()
 
 
-def filled(pool: PagePool, count: int, track: Track | None = None) -> Track:
+def filled(pool: PagePool, count: int, track: BlockTable | None = None) -> BlockTable:
     """``count`` sealed pages whose bytes are their number."""
-    track = track or Track()
+    track = track or BlockTable()
     for index in range(count):
         page = pool.new(track, index, PAGE, None)
         track.pages.append(page)
@@ -138,7 +138,7 @@ def test_a_page_takes_the_number_of_one_that_is_used_yet(pool: PagePool) -> None
     stored = [page for page in track.pages if page.stored][:1]
     held = pool.hold(stored) or pool.fetch(stored)
     pool.drop(track.pages)
-    again = filled(pool, 60, Track(number=track.number))
+    again = filled(pool, 60, BlockTable(number=track.number))
     looked_at(pool, again.pages)
     assert bool((pool.view(held[0]) == held[0].index % 251).all())
     pool.release(held)
@@ -154,7 +154,7 @@ def test_room_beyond_the_limit_is_not_waited_for(pool: PagePool) -> None:
     made: list[Page] = []
 
     def fill() -> None:
-        made.extend(pool.new(Track(), 0, PAGE, None) for _ in range(11))
+        made.extend(pool.new(BlockTable(), 0, PAGE, None) for _ in range(11))
 
     thread = threading.Thread(target=fill)
     thread.start()
@@ -189,7 +189,7 @@ def test_threads_that_want_the_same_room(pool: PagePool, restless: None) -> None
     tracks = [filled(pool, 30) for _ in range(4)]
     failed: list[BaseException] = []
 
-    def work(track: Track) -> None:
+    def work(track: BlockTable) -> None:
         try:
             for start in range(0, 30, 2):
                 pool.read_ahead(track.pages[start : start + 6])

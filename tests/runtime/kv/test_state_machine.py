@@ -23,7 +23,7 @@ from penstock.runtime.kv.cache.tier import KVTier
 from penstock.runtime.kv.pages.pool import PagePool
 from penstock.runtime.kv.pages.spill import Spill
 from penstock.tiering.errors import FlashFull, PenstockError, ReadError
-from penstock.tiering.kv.pages import Page, Track
+from penstock.tiering.kv.pages import BlockTable, Page
 from penstock.tiering.units import PAGE
 from tests.runtime.kv.test_pool import FAULTS, Faulty
 from tests.support.paged import TOKENS, rest, settle
@@ -55,7 +55,7 @@ class Model:
         self.states = torch.empty(LAYERS, 2, rows, 0, DIM)
 
     @property
-    def tracks(self) -> list[Track]:
+    def tracks(self) -> list[BlockTable]:
         return [track for layer in self.cache.layers for row in layer.rows for track in row.tracks]
 
     def agrees(self) -> bool:

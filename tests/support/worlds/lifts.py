@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from penstock.tiering.errors import ReadError
 from penstock.tiering.events import (
-    COPIER,
+    COPY_STREAM,
     Acquire,
     Action,
     Event,
@@ -111,7 +111,7 @@ class Below:
         return answers
 
     def check(self) -> None:
-        assert dict(self.planner.residency.held(COPIER)) == dict(self.leases), "leased otherwise than granted"
+        assert dict(self.planner.residency.held(COPY_STREAM)) == dict(self.leases), "leased otherwise than granted"
         for block in self.leases:
             slot = self.slots[block]
             assert self.planner.residency.slot(block) == slot, f"{block} evicted below under a lease"

@@ -66,24 +66,27 @@ def test_what_is_used_is_no_victim() -> None:
 def test_a_page_takes_the_place_of_a_colder_one() -> None:
     """Of its track, or of the track that has most, if that has more."""
     memory = PageMemory(40 * PAGE)
-    pages = [Page(PAGE, None, track, index, sealed=True, heat=2.0) for track, index in ((0, 0), (1, 0), (1, 1), (1, 2))]
+    pages = [
+        Page(PAGE, None, track, index, sealed=True, attention_score=2.0)
+        for track, index in ((0, 0), (1, 0), (1, 1), (1, 2))
+    ]
     for page in pages:
         assert memory.place(page, passing=False)
         memory.keep(page)
-    passing = Page(PAGE, None, 0, 7, sealed=True, heat=1.0)
+    passing = Page(PAGE, None, 0, 7, sealed=True, attention_score=1.0)
     assert memory.place(passing, passing=True)
     assert memory.colder(passing) is None
-    pages[2].heat = 0.5
-    pages[3].heat = 0.75
+    pages[2].attention_score = 0.5
+    pages[3].attention_score = 0.75
     assert memory.colder(passing) is pages[2]
-    pages[0].heat = 0.9
+    pages[0].attention_score = 0.9
     assert memory.colder(passing) is pages[0], "its own track comes first"
     pages[0].leases = 1
     memory.replace(pages[2], passing)
     memory.check_integrity([*pages, passing])
     assert pages[2].slot is None
     assert (passing.passing, memory.passing_bytes) == (False, 0)
-    later = Page(PAGE, None, 0, 8, sealed=True, heat=0.8)
+    later = Page(PAGE, None, 0, 8, sealed=True, attention_score=0.8)
     assert memory.place(later, passing=True)
     assert memory.colder(later) is None, "no track has more than this one"
 

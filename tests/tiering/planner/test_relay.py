@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.tiering.events import COPIER, Acquire, Begin, Event, Grant, Part, Refuse, Slot
+from penstock.tiering.events import COPY_STREAM, Acquire, Begin, Event, Grant, Part, Refuse, Slot
 from penstock.tiering.planner.regions import EXPERTS, STREAM, Home
 from penstock.tiering.planner.relay import Copy, Landed, Relay, order_of
 from penstock.tiering.units import PAGE, BlockId, Extent
@@ -24,7 +24,7 @@ def grant(ticket: int, block: BlockId, finer: int = 0) -> Grant:
 
 
 def begins(events: list[Event]) -> bool:
-    return Begin(COPIER) in events
+    return Begin(COPY_STREAM) in events
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.randoms(use_true_random=False))
@@ -35,7 +35,7 @@ def test_every_read_lands_once_and_every_lease_is_given_back(sizes: list[int], d
     for ticket, size in enumerate(sizes):
         blocks = dice.sample(DENSE + EXPERT, size)
         events = relay.start(ticket, [part(block) for block in blocks])
-        assert events[-1] == Acquire(ticket, COPIER, tuple(blocks))
+        assert events[-1] == Acquire(ticket, COPY_STREAM, tuple(blocks))
         wanted[ticket] = blocks
     copies: list[Copy] = []
     leased, given_back = Counter[BlockId](), Counter[BlockId]()
@@ -59,7 +59,7 @@ def test_every_read_lands_once_and_every_lease_is_given_back(sizes: list[int], d
             copy = copies.pop(0)
             error = OSError("not copied") if dice.random() < 0.2 else None
             release, ends = relay.copied(copy, error)
-            assert release.stream == COPIER
+            assert release.stream == COPY_STREAM
             given_back.update(release.blocks)
             if error is not None:
                 failed.setdefault(copy.ticket, error)
@@ -101,7 +101,7 @@ def test_experts_have_no_order() -> None:
 
 def test_where_there_is_no_order_tokens_begin_passes() -> None:
     relay = Relay([])
-    assert relay.begin() == [Begin(COPIER)]
+    assert relay.begin() == [Begin(COPY_STREAM)]
     assert not begins(relay.start(0, [part(EXPERT[0])]))
 
 

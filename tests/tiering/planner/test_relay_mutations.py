@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from penstock.tiering.events import COPIER, Refuse, Release
+from penstock.tiering.events import COPY_STREAM, Refuse, Release
 from penstock.tiering.planner import planner
 from penstock.tiering.planner.relay import Copy, Landed, Relay
 from penstock.tiering.planner.residency import Residency
@@ -52,13 +52,13 @@ def an_error_is_forgotten(patch: Patch) -> None:
 
 def the_copier_holds_up_itself(patch: Patch) -> None:
     """The planner takes it for a stream that keeps what it has while it waits."""
-    patch.setattr(planner, "COPIER", None)
+    patch.setattr(planner, "COPY_STREAM", None)
 
 
 def what_is_copied_is_evicted(patch: Patch) -> None:
     """The lease for a copy is ignored."""
     real = Residency.evictable
-    patch.setattr(Residency, "evictable", lambda self, block: real(self, block) or block in self.held(COPIER))
+    patch.setattr(Residency, "evictable", lambda self, block: real(self, block) or block in self.held(COPY_STREAM))
 
 
 FOUND: dict[Callable[[Patch], None], str] = {
