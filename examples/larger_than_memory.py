@@ -35,15 +35,16 @@ def main() -> None:
         model.generate(
             **inputs, max_new_tokens=options.tokens, do_sample=True, temperature=0.7, streamer=TextStreamer(tokenizer)
         )
-        stats = model.penstock.stats()
-        weights = sum(file.stat().st_size for file in model.penstock.bundle.glob("*.bin"))
+        stats, placement = model.penstock.stats(), model.penstock.placement
 
-    print(f"weights on flash:      {weights / MIB:.1f} MiB")
-    print(f"host memory budget:    {stats.host_budget / MIB:.1f} MiB")
-    print(f"weights in memory now: {stats.resident_bytes / MIB:.1f} MiB")
-    print(f"hit ratio of experts:  {stats.hit_ratio:.0%}")
-    print(f"read for each token:   {stats.flash_bytes_read / stats.tokens / MIB:.2f} MiB")
-    print(f"waited for the drive:  {stats.stall_seconds:.2f} s")
+    print(f"host memory budget:     {placement.budget / MIB:.1f} MiB")
+    print(f"stays in memory:        {(placement.resident_bytes + placement.pinned_bytes) / MIB:.1f} MiB")
+    print(f"streamed at each token: {placement.streamed_bytes / MIB:.1f} MiB")
+    print(f"experts:                {placement.expert_total_bytes / MIB:.1f} MiB, a cache for", end=" ")
+    print(f"{placement.expert_region_bytes / MIB:.1f} MiB of them, hit ratio {stats.hit_ratio:.0%}")
+    print(f"in memory now:          {stats.resident_bytes / MIB:.1f} MiB")
+    print(f"read for each token:    {stats.flash_bytes_read / stats.tokens / MIB:.2f} MiB")
+    print(f"waited for the drive:   {stats.stall_seconds:.2f} s")
 
 
 if __name__ == "__main__":

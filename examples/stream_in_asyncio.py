@@ -67,9 +67,7 @@ async def answer(number: int, model: Any, tokenizer: Any, prompt: str, options: 
 async def run(options: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     # Loading takes a while, too: it belongs in a thread.
-    model = await asyncio.to_thread(
-        penstock.load, options.model, host_memory=options.host_memory, store=options.store
-    )
+    model = await asyncio.to_thread(penstock.load, options.model, host_memory=options.host_memory, store=options.store)
     with model:
         async with asyncio.TaskGroup() as group:
             for number, prompt in enumerate(options.prompt or PROMPTS, 1):
