@@ -137,7 +137,7 @@ def _part(value: object) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """How a value is written: its name in the usage of a command, and its type in words. ``plain``: the name is enough."""
+    """How a value is written: its name in usage lines, and its type in words. ``plain``: the name says it all."""
 
     name: str
     words: str
