@@ -69,7 +69,6 @@ def _setting(section: str, key: str, field: FieldInfo) -> Setting:
     if written is None:
         written = Written(key.upper(), ", ".join(choices) or "text", plain=not choices)
     default = "~/.cache/penstock" if (section, key) == ("store", "path") else field.default
-    (example,) = field.examples or ()
     return Setting(
         section,
         key,
@@ -77,7 +76,7 @@ def _setting(section: str, key: str, field: FieldInfo) -> Setting:
         written.name,
         written.words,
         _toml(default),
-        _toml(example),
+        _toml((field.examples or [""])[0]),
         field.description or "",
         written.plain,
         several=isinstance(field.default, tuple),
