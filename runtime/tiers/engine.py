@@ -33,10 +33,11 @@ from ...tiering.store.bundle.manifest import Block
 from ...tiering.store.bundle.reader import Bundle
 from ...tiering.units import BlockId, align_up
 from ..experts.guessing import BOTH, ROUTER, TOGETHER
-from ..kv.cache.tier import Chosen, KVTier
+from ..kv.cache.tier import KVTier
 from ..kv.cache.unbounded import Unbounded
 from ..kv.pages.device_pages import UpperUsage
 from ..kv.pages.pool import PoolUsage
+from ..kv.views.selector import SelectionStats
 from ..machine import bit_trials as verdicts
 from ..machine.reading import open_reader
 from ..tracing.replay import RunRecording
@@ -248,8 +249,8 @@ class Engine:
         counters, elastic = self.host.counters(), self.pressure.elastic
         row_bytes = sum(reader.bytes_read for reader in self.rows.values())
         kv = PoolUsage() if self.kv is None else self.kv.pool.usage()
-        upper = UpperUsage() if self.kv is None or self.kv.upper is None else self.kv.upper.usage()
-        chosen = Chosen() if self.kv is None else self.kv.chosen()
+        upper = UpperUsage() if self.kv is None or self.kv.device_pages is None else self.kv.device_pages.usage()
+        selected = SelectionStats() if self.kv is None else self.kv.selection_stats()
         above = DeviceUsage() if self.device is None else self.device.usage()
         drive_bytes = [*map(sum, zip_longest(counters.drive_bytes, above.straight_bytes, fillvalue=0))]
         for block, reader in self.rows.items():
@@ -307,16 +308,16 @@ class Engine:
             kv_bytes_written=kv.counters.bytes_written,
             kv_pages_read=kv.counters.pages_read,
             kv_stall_seconds=kv.counters.stall_seconds,
-            kv_pages_looked_at=chosen.looked_at,
-            kv_pages_passed_over=chosen.pages - chosen.looked_at,
-            kv_pages_dropped=chosen.dropped,
-            kv_dropped_share=chosen.dropped_share,
+            kv_pages_looked_at=selected.looked_at,
+            kv_pages_passed_over=selected.pages - selected.looked_at,
+            kv_pages_dropped=selected.dropped,
+            kv_dropped_share=selected.dropped_share,
             device_bytes=above.bytes,
             device_budget=above.budget,
             device_evictions=asked.evictions if self.device is not None else 0,
             bytes_copied=above.copied.size,
             copy_seconds=above.copied.seconds,
-            kv_exact_layers=chosen.exact_layers,
+            kv_exact_layers=selected.exact_layers,
             kv_unbounded_bytes=self._unbounded.size(),
             kv_unbounded_peak_bytes=self._unbounded.peak,
             kv_unbounded_problem=self._unbounded.problem,

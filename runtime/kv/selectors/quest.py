@@ -7,30 +7,30 @@ import torch
 
 from ....kernels.kv.summaries.boxes import Boxes
 from ....tiering.kv.selection.kv_budget.quest import top
-from ..attention.few_rows import PageAttention
+from ..views.page_attention import PageAttention
 from .budgets import Budgets
-from .by_summary import Last, Summing
+from .by_summary import Last, SummarySelector
 
 
-class Quest(Summing):
+class QuestSelector(SummarySelector):
     """The PageSelector of one layer. Queries that are looked at together, and heads, look at the same pages."""
 
     def __init__(self, budgets: Budgets) -> None:
         super().__init__(Boxes())
         self._all = budgets
 
-    def choose(self, look: PageAttention, number: int) -> Sequence[int]:
-        summed, budget = look.row.summaries, self._all.budget.pages(look.end, look.tokens)
-        pages: Sequence[int] = range(look.count)
-        if summed is None or look.count <= budget or look.skip:
-            look.read_all()
+    def choose(self, attention: PageAttention, number: int) -> Sequence[int]:
+        summed, budget = attention.sequence.summaries, self._all.budget.pages(attention.end, attention.tokens)
+        pages: Sequence[int] = range(attention.count)
+        if summed is None or attention.count <= budget or attention.skip:
+            attention.read_all()
         else:
-            scores = _by_rank(self._bounds(look, summed).upper)
-            pages = top(scores, range(summed.count, look.count), budget)
-            self._ask(look, pages)
-            look.read(pages)
-        self._all.looked(look.count, len(pages))
-        self._last[number] = Last(look.query, tuple(pages), tuple(pages), weakref.ref(look.row))
+            scores = _by_rank(self._bounds(attention, summed).upper)
+            pages = top(scores, range(summed.count, attention.count), budget)
+            self._read_ahead(attention, pages)
+            attention.read(pages)
+        self._all.looked(attention.count, len(pages))
+        self._last[number] = Last(attention.query, tuple(pages), tuple(pages), weakref.ref(attention.sequence))
         return pages
 
 

@@ -10,8 +10,9 @@ from ....tiering.kv.pages import Page
 from ....tiering.kv.selection.kv_budget.budget import LEAST
 from ....tiering.kv.selection.kv_budget.keeping import Keeping
 from ....tiering.kv.selection.kv_budget.layers import distribute
-from ..attention.few_rows import PageAttention
-from ..cache.layer import PagedLayer, SequencePages
+from ..views.page_attention import PageAttention
+from ..views.selector import AttendedLayer
+from ..views.sequence import SequencePages
 from .budgets import Budgets
 
 PROMPT = 32
@@ -22,7 +23,7 @@ POOLED = 5
 """Tokens that share their attention with each other: one is nothing without its neighbours (SnapKV)."""
 
 
-class Keeper:
+class DroppingSelector:
     """The PageSelector of one layer. How much attention pages got is the attention_score of pages of keys."""
 
     drops = True
@@ -39,96 +40,103 @@ class Keeper:
         return min(rows, LAST) if counts and rows >= PROMPT else 0
 
     def on_prefill(
-        self, layer: PagedLayer, number: int, queries: int, masses: torch.Tensor | None, bias: torch.Tensor | None
+        self, layer: AttendedLayer, number: int, queries: int, masses: torch.Tensor | None, bias: torch.Tensor | None
     ) -> None:
-        row, tokens = layer.rows[number], layer.shapes[0].tokens
+        sequence, tokens = layer.sequences[number], layer.access.tokens
         self._let_padding_go(layer, number, bias)
         if masses is not None:
             scores = masses
             if self._keeping.scored == "last":
                 scores = functional.avg_pool1d(masses[None], POOLED, 1, POOLED // 2)[0]
-            self._count(row, range(len(row.keys.pages)), _by_page(scores, tokens))
+            self._count(sequence, range(len(sequence.keys.pages)), _by_page(scores, tokens))
             if self._all.by_need and queries >= PROMPT:
-                by_page = zip(row.keys.pages, _by_page(masses, tokens), strict=True)
+                by_page = zip(sequence.keys.pages, _by_page(masses, tokens), strict=True)
                 self._needs[number] = [mass for page, mass in by_page if not page.is_gone]
                 self._deal(layer, number)
                 return
         self._settle(layer, number)
 
-    def choose(self, look: PageAttention, number: int) -> Sequence[int]:
-        pages = _there(look.row)
-        if len(pages) == look.count:
-            look.read_all()
+    def choose(self, attention: PageAttention, number: int) -> Sequence[int]:
+        pages = _there(attention.sequence)
+        if len(pages) == attention.count:
+            attention.read_all()
         else:
-            look.read(pages)
-        self._all.looked(look.count, len(pages))
+            attention.read(pages)
+        self._all.looked(attention.count, len(pages))
         return pages
 
-    def on_attention(self, look: PageAttention, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
+    def on_attention(
+        self,
+        layer: AttendedLayer,
+        number: int,
+        attention: PageAttention,
+        pages: Sequence[int],
+        probabilities: torch.Tensor,
+    ) -> None:
         if self._keeping.scored == "all":
-            self._count(look.row, pages, look.masses(pages, probabilities))
-        self._let_padding_go(look.layer, number, look.last_bias)
-        self._settle(look.layer, number)
+            self._count(attention.sequence, pages, attention.masses(pages, probabilities))
+        self._let_padding_go(layer, number, attention.last_bias)
+        self._settle(layer, number)
 
-    def on_append(self, layer: PagedLayer, row: SequencePages) -> None:
+    def on_append(self, layer: AttendedLayer, sequence: SequencePages) -> None:
         """Nothing."""
 
-    def expected(self, number: int, row: SequencePages) -> Iterable[Page]:
-        there = _there(row)
-        return (track.pages[page] for track in row.tracks for page in there)
+    def expected(self, number: int, sequence: SequencePages) -> Iterable[Page]:
+        there = _there(sequence)
+        return (table.pages[page] for table in sequence.tables for page in there)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _count(self, row: SequencePages, pages: Sequence[int], masses: Sequence[float]) -> None:
+    def _count(self, sequence: SequencePages, pages: Sequence[int], masses: Sequence[float]) -> None:
         if self._keeping.scored == "no":
             return
         self._all.counted_mass += sum(masses)
         for number, mass in zip(pages, masses, strict=True):
-            page = row.keys.pages[number]
+            page = sequence.keys.pages[number]
             if not page.is_gone:
                 page.attention_score = mass + (page.attention_score if self._keeping.scored == "all" else 0.0)
 
-    def _let_padding_go(self, layer: PagedLayer, number: int, bias: torch.Tensor | None) -> None:
+    def _let_padding_go(self, layer: AttendedLayer, number: int, bias: torch.Tensor | None) -> None:
         """Pages that the last query does not see, at the beginning: no query will, and the next ones are the first."""
         if bias is not None:
             unseen = int((bias > torch.finfo(bias.dtype).min / 2).to(torch.uint8).argmax())
-            row = layer.rows[number]
-            layer.let_go(row, [page for page in _there(row) if page < unseen // layer.shapes[0].tokens])
+            sequence = layer.sequences[number]
+            layer.drop_pages(sequence, [page for page in _there(sequence) if page < unseen // layer.access.tokens])
 
-    def _deal(self, layer: PagedLayer, number: int) -> None:
+    def _deal(self, layer: AttendedLayer, number: int) -> None:
         """One more layer is known: deal the pages of all layers to those that are."""
-        layers = [(each, each.chooser) for each in layer.siblings if isinstance(each.chooser, Keeper)]
-        total = len(layers) * self._all.budget.pages(layer.length + 1, layer.shapes[0].tokens)
-        known = [(each, chooser) for each, chooser in layers if number in chooser._needs]
-        counts = distribute([chooser._needs[number] for _, chooser in known], total, least=LEAST)
-        for (each, chooser), count in zip(known, counts, strict=True):
+        layers = [(each, each.selector) for each in layer.siblings if isinstance(each.selector, DroppingSelector)]
+        total = len(layers) * self._all.budget.pages(layer.length + 1, layer.access.tokens)
+        known = [(each, selector) for each, selector in layers if number in selector._needs]
+        counts = distribute([selector._needs[number] for _, selector in known], total, least=LEAST)
+        for (each, selector), count in zip(known, counts, strict=True):
             # Later layers wait for their own turn: what is known of them is of the prompt before.
-            chooser._share[number] = Fraction(count, total)
-            chooser._settle(each, number)
+            selector._share[number] = Fraction(count, total)
+            selector._settle(each, number)
             if each is layer:
                 break
 
-    def _pages(self, layer: PagedLayer, number: int) -> int:
+    def _pages(self, layer: AttendedLayer, number: int) -> int:
         """The budget with one more token."""
-        pages, share = self._all.budget.pages(layer.length + 1, layer.shapes[0].tokens), self._share.get(number)
+        pages, share = self._all.budget.pages(layer.length + 1, layer.access.tokens), self._share.get(number)
         if share is None:
             return pages
-        layers = sum(isinstance(each.chooser, Keeper) for each in layer.siblings)
+        layers = sum(isinstance(each.selector, DroppingSelector) for each in layer.siblings)
         return max(LEAST, int(share * layers * pages))
 
-    def _settle(self, layer: PagedLayer, number: int) -> None:
+    def _settle(self, layer: AttendedLayer, number: int) -> None:
         """Let pages go that are beyond the budget, or will be with the next token."""
-        row = layer.rows[number]
-        there = _there(row)
-        attention_score = {page: row.keys.pages[page].attention_score for page in there}
-        if layer.length % layer.shapes[0].tokens == 0:
-            attention_score[len(row.keys.pages)] = 0.0  # the next token's
+        sequence = layer.sequences[number]
+        there = _there(sequence)
+        attention_score = {page: sequence.keys.pages[page].attention_score for page in there}
+        if layer.length % layer.access.tokens == 0:
+            attention_score[len(sequence.keys.pages)] = 0.0  # the next token's
         budget = self._pages(layer, number)
         if len(attention_score) <= budget:
             return
         pages = [*attention_score]
         stay = {pages[place] for place in self._keeping.stay([*attention_score.values()], budget)}
-        gone = layer.let_go(row, [page for page in there if page not in stay])
+        gone = layer.drop_pages(sequence, [page for page in there if page not in stay])
         self._all.dropped += len(gone)
         self._all.dropped_mass += sum(attention_score[page] for page in gone)
 
@@ -139,6 +147,6 @@ def _by_page(masses: torch.Tensor, tokens: int) -> list[float]:
     return sums
 
 
-def _there(row: SequencePages) -> list[int]:
+def _there(sequence: SequencePages) -> list[int]:
     """Numbers of the pages that were not dropped."""
-    return [number for number, page in enumerate(row.keys.pages) if not page.is_gone]
+    return [number for number, page in enumerate(sequence.keys.pages) if not page.is_gone]

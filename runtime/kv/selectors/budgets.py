@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ....tiering.kv.selection.kv_budget.budget import Budget
 from ....tiering.kv.selection.kv_budget.keeping import Keeping
+from ..views.selector import SelectionStats
 
 
 @dataclass(slots=True)
@@ -35,3 +36,7 @@ class Budgets:
         self.looks += 1
         self.pages += pages
         self.looked_at += looked_at
+
+    def stats(self, exact_layers: int) -> SelectionStats:
+        """A snapshot."""
+        return SelectionStats(self.pages, self.looked_at, self.dropped, self.dropped_share or 0.0, exact_layers)
