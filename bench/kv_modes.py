@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, texts: list[torch.Tensor], store: Path, **k
     if selection is None:
         return Run(torch.cat(logits), 1.0, None)
     budgets = selection.counters
-    return Run(torch.cat(logits), budgets.looked_at / max(1, budgets.pages), budgets.dropped_share)
+    return Run(torch.cat(logits), budgets.pages_read / max(1, budgets.pages), budgets.dropped_share)
 
 
 @torch.no_grad()

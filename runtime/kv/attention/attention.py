@@ -122,7 +122,7 @@ def _attend_in_pieces(
     weights: torch.Tensor | None,
 ) -> torch.Tensor:
     selector = visible.layer.selector
-    watched = 0 if selector is None else selector.watched(query.shape[1])
+    watched = 0 if selector is None else selector.count_watched(query.shape[1])
     masses = torch.zeros(visible.length, device=query.device) if watched else None
     sweeps = Sweeps(query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks, watched=watched)
     first_query = visible.length - query.shape[1]

@@ -219,7 +219,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             if self.selector is None:
                 pages: Iterable[Page] = (page for table in sequence.tables for page in table.pages)
             else:
-                pages = self.selector.expected(number, sequence)
+                pages = self.selector.expect(number, sequence)
             yield from (page for page in pages if page.slot is None and not page.up)
 
     # --- for stored prompts -------------------------------------------------------------------------------------------

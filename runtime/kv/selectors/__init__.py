@@ -1,1 +1,1 @@
-"""Which pages attention reads: certified, Quest, and modes that drop pages."""
+"""Page selectors: certified attention, Quest, and modes that drop pages. Imports ``pages`` and ``views``."""

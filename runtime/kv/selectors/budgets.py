@@ -1,4 +1,4 @@
-"""What a fixed budget of KV is for a loaded model, and what came of it."""
+"""A fixed budget of KV for a loaded model, and counters of what its selectors did."""
 
 from dataclasses import dataclass
 
@@ -9,34 +9,36 @@ from ..views.selector import SelectionStats
 
 @dataclass(slots=True)
 class Budgets:
-    """Of all layers and steps since the model was loaded. ``keeping``: how pages are dropped; None: none is."""
+    """``budget`` of each layer, and counters of all layers and steps since the model was loaded. ``keeping`` decides which
+    pages stay; None: no page is dropped."""
 
     budget: Budget
     keeping: Keeping | None = None
     by_need: bool = False
     """Whether layers get pages by what their attention needs."""
-    looks: int = 0
-    """Of few rows of one sequence at one layer."""
+    selections: int = 0
+    """Attention of few queries to one sequence in one layer counts once."""
     pages: int = 0
-    """Pages that a look at the whole context would have been at."""
-    looked_at: int = 0
+    """Pages that attention to the whole contexts would have read."""
+    pages_read: int = 0
     dropped: int = 0
     """Pages, each with the keys and the values of some tokens of one layer."""
     counted_mass: float = 0.0
-    """Attention that was counted: for each head and query, what its softmax came to on all pages."""
+    """Attention that was counted: the sum of the softmax of each head and query."""
     dropped_mass: float = 0.0
-    """Of that, what pages had got that were dropped."""
+    """Of ``counted_mass``, the attention that dropped pages had got."""
 
     @property
     def dropped_share(self) -> float | None:
-        """Of the attention that was counted, the share that pages had got which were dropped; None: not counted."""
+        """The share of the counted attention that dropped pages had got; None: attention was not counted."""
         return self.dropped_mass / self.counted_mass if self.counted_mass else None
 
-    def looked(self, pages: int, looked_at: int) -> None:
-        self.looks += 1
+    def note(self, pages: int, pages_read: int) -> None:
+        """Count one selection: of ``pages``, ``pages_read`` were read."""
+        self.selections += 1
         self.pages += pages
-        self.looked_at += looked_at
+        self.pages_read += pages_read
 
     def stats(self, exact_layers: int) -> SelectionStats:
         """A snapshot."""
-        return SelectionStats(self.pages, self.looked_at, self.dropped, self.dropped_share or 0.0, exact_layers)
+        return SelectionStats(self.pages, self.pages_read, self.dropped, self.dropped_share or 0.0, exact_layers)

@@ -1,4 +1,4 @@
-"""What all selectors do that find pages by summaries of their keys, whatever they choose."""
+"""The common part of selectors that find pages by summaries of their keys."""
 
 import weakref
 from collections.abc import Iterable, Sequence
@@ -13,13 +13,15 @@ from ..views.page_attention import PageAttention
 from ..views.selector import AttendedLayer
 from ..views.sequence import SequencePages
 
-_BATCH = 32  # pages summed up at a time
-_FADE = 1.05  # newer attention counts so much more, step by step
+_BATCH = 32
+"""Pages that are summarised at a time."""
+_FADE = 1.05
+"""How much more the attention of each call counts than that of the call before."""
 
 
 @dataclass(slots=True)
-class Last:
-    """The last look at a sequence: pages whose keys, and whose values, were read."""
+class LastSelection:
+    """Of the last attention to a sequence: the query, and the pages whose keys and whose values were read."""
 
     query: torch.Tensor
     keys: tuple[int, ...]
@@ -28,22 +30,23 @@ class Last:
 
 
 class SummarySelector:
-    """Of one layer; summaries are of ``kind``. No page is dropped."""
+    """The PageSelector of one layer, with summaries of ``kind``, without ``choose``. It drops no page."""
 
     drops = False
 
     def __init__(self, kind: Summary) -> None:
         self._kind = kind
         self._weight = 1.0
-        self._last: dict[int, Last] = {}
+        self._last: dict[int, LastSelection] = {}
 
-    def watched(self, rows: int) -> int:
+    def count_watched(self, rows: int) -> int:
+        """0: attention to prompts is not counted."""
         return 0
 
     def on_prefill(
         self, layer: AttendedLayer, number: int, queries: int, masses: torch.Tensor | None, bias: torch.Tensor | None
     ) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def on_attention(
         self,
@@ -53,14 +56,14 @@ class SummarySelector:
         pages: Sequence[int],
         probabilities: torch.Tensor,
     ) -> None:
-        """Pages that get attention stay in memory rather than others."""
+        """Give ``pages`` an attention score, so that they stay in memory rather than others."""
         self._weight *= _FADE
         for page, mass in zip(pages, attention.masses(pages, probabilities), strict=True):
             for table in attention.sequence.tables:
                 table.pages[page].attention_score += mass * self._weight
 
-    def expected(self, number: int, sequence: SequencePages) -> Iterable[Page]:
-        """What the next look at a sequence will probably read: what the last one did."""
+    def expect(self, number: int, sequence: SequencePages) -> Iterable[Page]:
+        """The pages that the last attention to ``sequence`` read: the next one will probably read them too."""
         last = self._last.get(number)
         if last is None or last.sequence() is not sequence:
             return
@@ -68,7 +71,7 @@ class SummarySelector:
             yield from (table.pages[page] for page in pages if page < len(table.pages))
 
     def on_append(self, layer: AttendedLayer, sequence: SequencePages) -> None:
-        """Sum up pages of ``sequence`` that are full and not summed up yet."""
+        """Summarise the sealed pages of ``sequence`` that have no summary yet. Raises what the pool raises."""
         kind, shape = self._kind, layer.access.shapes[0]
         done = 0 if sequence.summaries is None else sequence.summaries.count
         full = range(done, done + sum(page.sealed for page in sequence.keys.pages[done:]))
@@ -77,7 +80,7 @@ class SummarySelector:
         if sequence.summaries is None:
             try:
                 page_bytes = kind.page_bytes(shape.heads, shape.tokens, shape.dim)
-            except ValueError:  # heads of a size that it has no code for: all pages are read
+            except ValueError:  # there is no code for heads of this size: all pages are read
                 return
             sequence.summaries = PageSummaries(layer.access.pool, kind, page_bytes)
         for _, run in layer.access.held_runs(sequence.keys, full, in_order=True):
@@ -88,11 +91,11 @@ class SummarySelector:
                     layer.access.decode(0, page, out)
                 sequence.summaries.add(kind.build(keys))
 
-    def _bounds(self, attention: PageAttention, summed: PageSummaries) -> Bounds:
-        """Of all pages that are summed up."""
-        return summed.kind.log_bounds(
+    def _bounds(self, attention: PageAttention, summaries: PageSummaries) -> Bounds:
+        """Of the log-masses of all pages that have a summary."""
+        return summaries.kind.log_bounds(
             attention.query,
-            summed.bytes,
+            summaries.bytes,
             heads=attention.access.shapes[0].heads,
             tokens=attention.tokens,
             scaling=attention.softmax.scaling,
@@ -100,7 +103,7 @@ class SummarySelector:
         )
 
     def _read_ahead(self, attention: PageAttention, pages: Sequence[int]) -> None:
-        """Have keys of ``pages`` read, and values after them."""
+        """Start to read the keys of ``pages``, and their values after them."""
         wanted = [table.pages[page] for table in attention.sequence.tables for page in pages if page < len(table.pages)]
         if missing := [page for page in wanted if page.slot is None]:
             attention.access.pool.read_ahead(missing)

@@ -1,4 +1,4 @@
-"""Certified attention: pages are read until what is left out is certainly less than epsilon of the softmax."""
+"""Certified attention: reads pages until the others certainly have less than epsilon of the softmax."""
 
 import weakref
 from collections.abc import Iterable, Sequence
@@ -11,81 +11,87 @@ from ....kernels.kv.summaries.base import Summary
 from ....tiering.kv.selection.certificate import Certificate, Run, Selection, select
 from ..views.page_attention import PageAttention
 from ..views.selector import SelectionStats
-from .by_summary import Last, SummarySelector
+from .by_summary import LastSelection, SummarySelector
 
 LEAST_PAGES = 8
-"""PageSummaries-up pages below which all are read: there is little to save."""
+"""Pages with a summary below which all pages are read: there is little to save."""
 GAP = 1
-"""Pages between two that are read with them."""
-_LOOKED_AT = 1e-6
-"""Heat of a page for its bound alone; attention adds what it gets, of 1 for each head."""
+"""Pages between two selected ones that are read with them."""
+_READ = 1e-6
+"""Attention score of a page whose keys alone were read. Attention to its values adds up to 1 for each head."""
 
 
 @dataclass(slots=True)
 class Certificates:
-    """Of all layers and steps since the model was loaded."""
+    """The settings of certified attention, and counters of all layers and steps since the model was loaded."""
 
     epsilon: float
     kind: Summary
-    looks: int = 0
+    selections: int = 0
+    """Attention of few queries to one sequence in one layer counts once."""
     pages: int = 0
-    """Pages that there were."""
-    looked_at: int = 0
+    """Pages that attention to the whole contexts would have read."""
+    pages_read: int = 0
     """Pages whose keys were read."""
     weighed: int = 0
     """Pages whose values were read."""
     most_omitted: float = 0.0
-    """The largest share of a head's softmax that may have been left out, of any attention."""
+    """The largest share of a head's softmax that any selection may have left out."""
 
-    def note(self, pages: int, looked_at: int, weighed: int, omitted: float) -> None:
-        self.looks += 1
+    def note(self, pages: int, pages_read: int, weighed: int, omitted: float) -> None:
+        """Count one selection: of ``pages``, the keys of ``pages_read`` and the values of ``weighed`` were read;
+        ``omitted`` is the share of the softmax that may have been left out."""
+        self.selections += 1
         self.pages += pages
-        self.looked_at += looked_at
+        self.pages_read += pages_read
         self.weighed += weighed
         self.most_omitted = max(self.most_omitted, omitted)
 
     def stats(self, exact_layers: int) -> SelectionStats:
         """A snapshot; certified attention drops no page."""
-        return SelectionStats(self.pages, self.looked_at, exact_layers=exact_layers)
+        return SelectionStats(self.pages, self.pages_read, exact_layers=exact_layers)
 
 
 class CertifiedSelector(SummarySelector):
-    """The PageSelector of one layer."""
+    """The PageSelector of one layer: it counts in ``certificates``."""
 
     def __init__(self, certificates: Certificates) -> None:
         super().__init__(certificates.kind)
         self._all = certificates
 
     def choose(self, attention: PageAttention, number: int) -> Sequence[int]:
-        summed = attention.sequence.summaries
-        if summed is None or summed.count < LEAST_PAGES or attention.skip:
+        """Read keys until the certificate holds, and return the pages whose values are worth reading. All pages of a
+        context with few summaries. Raises what the pool raises."""
+        summaries = attention.sequence.summaries
+        if summaries is None or summaries.count < LEAST_PAGES or attention.skip:
             attention.read_all()
             return range(attention.count)
         last = self._last.get(number)
-        masses = masses_of(self._bounds(attention, summed))
-        sure = self._always(attention, summed.count)
+        masses = masses_of(self._bounds(attention, summaries))
+        sure = self._always(attention, summaries.count)
         self._read(attention, masses, sure)
         if attention.softmax.sinks is not None:
             masses.add_outside(attention.softmax.sinks.float().view(-1, 1, 1).expand(-1, attention.query.shape[1], -1))
-        again = [page for page in self._again(attention, last) if page < summed.count and page not in sure]
+        again = [page for page in self._again(attention, last) if page < summaries.count and page not in sure]
         certificate = self._select(attention, masses, again)
         keys = sorted({*sure, *certificate.pages})
         values, omitted = masses.worth_reading(self._all.epsilon)
         self._all.note(attention.count, len(keys), len(values), omitted)
-        for page in keys:  # those that it takes keys of, but no values, are worth their memory too
-            attention.sequence.keys.pages[page].attention_score += _LOOKED_AT
-        self._last[number] = Last(attention.query, tuple(keys), tuple(values), weakref.ref(attention.sequence))
+        for page in keys:  # pages whose keys alone are read are worth their memory too
+            attention.sequence.keys.pages[page].attention_score += _READ
+        self._last[number] = LastSelection(attention.query, tuple(keys), tuple(values), weakref.ref(attention.sequence))
         return values
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _always(self, attention: PageAttention, summed: int) -> list[int]:
-        """Pages that are read in any case: not summed up, or with tokens that are hidden, which no summary knows."""
+    def _always(self, attention: PageAttention, summarised: int) -> list[int]:
+        """Pages that are read in any case: those without a summary, and those with hidden tokens, of which summaries
+        know nothing."""
         hidden = attention.hidden_pages()
-        return [*(page for page in hidden if page < summed), *range(summed, attention.count)]
+        return [*(page for page in hidden if page < summarised), *range(summarised, attention.count)]
 
-    def _again(self, attention: PageAttention, last: Last | None) -> tuple[int, ...]:
-        """Pages whose values counted in the last attention, if that was for a query like this."""
+    def _again(self, attention: PageAttention, last: LastSelection | None) -> tuple[int, ...]:
+        """Pages whose values counted in the last attention, if its query was like this one."""
         if last is None or last.sequence() is not attention.sequence or last.query.shape != attention.query.shape:
             return ()
         cosines = torch.nn.functional.cosine_similarity(last.query.float(), attention.query.float(), dim=-1)

@@ -16,24 +16,28 @@ from ..views.sequence import SequencePages
 from .budgets import Budgets
 
 PROMPT = 32
-"""Queries from which on they are a prompt, whose last ones choose its pages."""
+"""The least queries of a call that count as a prompt, whose last queries select its pages."""
 LAST = 64
-"""Queries of a prompt that do."""
+"""The number of these last queries."""
 POOLED = 5
-"""Tokens that share their attention with each other: one is nothing without its neighbours (SnapKV)."""
+"""Tokens over which attention is averaged: a token is of little use without its neighbours (SnapKV)."""
 
 
 class DroppingSelector:
-    """The PageSelector of one layer. How much attention pages got is the attention_score of pages of keys."""
+    """The PageSelector of one layer: it keeps the pages that ``keeping`` says, and counts in ``budgets``. The attention
+    that pages got is the ``attention_score`` of the pages of keys."""
 
     drops = True
 
     def __init__(self, budgets: Budgets, keeping: Keeping) -> None:
         self._all, self._keeping = budgets, keeping
-        self._needs: dict[int, list[float]] = {}  # by sequence: what a prompt's last queries gave to its pages
-        self._share: dict[int, Fraction] = {}  # of all layers' pages
+        self._needs: dict[
+            int, list[float]
+        ] = {}  # by sequence: the attention that a prompt's last queries gave to its pages
+        self._share: dict[int, Fraction] = {}  # by sequence: this layer's share of the pages of all layers
 
-    def watched(self, rows: int) -> int:
+    def count_watched(self, rows: int) -> int:
+        """All rows, the last ones, or none, as ``keeping`` scores pages."""
         if self._keeping.scored == "all":
             return rows
         counts = self._keeping.scored == "last" or self._all.by_need
@@ -42,8 +46,9 @@ class DroppingSelector:
     def on_prefill(
         self, layer: AttendedLayer, number: int, queries: int, masses: torch.Tensor | None, bias: torch.Tensor | None
     ) -> None:
+        """Score the pages of sequence ``number`` and drop those beyond the budget."""
         sequence, tokens = layer.sequences[number], layer.access.tokens
-        self._let_padding_go(layer, number, bias)
+        self._drop_padding(layer, number, bias)
         if masses is not None:
             scores = masses
             if self._keeping.scored == "last":
@@ -52,17 +57,18 @@ class DroppingSelector:
             if self._all.by_need and queries >= PROMPT:
                 by_page = zip(sequence.keys.pages, _by_page(masses, tokens), strict=True)
                 self._needs[number] = [mass for page, mass in by_page if not page.is_gone]
-                self._deal(layer, number)
+                self._divide(layer, number)
                 return
         self._settle(layer, number)
 
     def choose(self, attention: PageAttention, number: int) -> Sequence[int]:
+        """Read and return all pages that were not dropped. Raises what the pool raises."""
         pages = _there(attention.sequence)
         if len(pages) == attention.count:
             attention.read_all()
         else:
             attention.read(pages)
-        self._all.looked(attention.count, len(pages))
+        self._all.note(attention.count, len(pages))
         return pages
 
     def on_attention(
@@ -73,15 +79,17 @@ class DroppingSelector:
         pages: Sequence[int],
         probabilities: torch.Tensor,
     ) -> None:
+        """Score ``pages`` and drop those beyond the budget."""
         if self._keeping.scored == "all":
             self._count(attention.sequence, pages, attention.masses(pages, probabilities))
-        self._let_padding_go(layer, number, attention.last_bias)
+        self._drop_padding(layer, number, attention.last_bias)
         self._settle(layer, number)
 
     def on_append(self, layer: AttendedLayer, sequence: SequencePages) -> None:
-        """Nothing."""
+        """Do nothing."""
 
-    def expected(self, number: int, sequence: SequencePages) -> Iterable[Page]:
+    def expect(self, number: int, sequence: SequencePages) -> Iterable[Page]:
+        """All pages that were not dropped, keys first."""
         there = _there(sequence)
         return (table.pages[page] for table in sequence.tables for page in there)
 
@@ -96,28 +104,28 @@ class DroppingSelector:
             if not page.is_gone:
                 page.attention_score = mass + (page.attention_score if self._keeping.scored == "all" else 0.0)
 
-    def _let_padding_go(self, layer: AttendedLayer, number: int, bias: torch.Tensor | None) -> None:
-        """Pages that the last query does not see, at the beginning: no query will, and the next ones are the first."""
+    def _drop_padding(self, layer: AttendedLayer, number: int, bias: torch.Tensor | None) -> None:
+        """Drop the first pages if the last query does not see them: no later query will."""
         if bias is not None:
             unseen = int((bias > torch.finfo(bias.dtype).min / 2).to(torch.uint8).argmax())
             sequence = layer.sequences[number]
             layer.drop_pages(sequence, [page for page in _there(sequence) if page < unseen // layer.access.tokens])
 
-    def _deal(self, layer: AttendedLayer, number: int) -> None:
-        """One more layer is known: deal the pages of all layers to those that are."""
+    def _divide(self, layer: AttendedLayer, number: int) -> None:
+        """Divide the pages of all layers among those whose needs are known: ``layer`` is one more."""
         layers = [(each, each.selector) for each in layer.siblings if isinstance(each.selector, DroppingSelector)]
         total = len(layers) * self._all.budget.pages(layer.length + 1, layer.access.tokens)
         known = [(each, selector) for each, selector in layers if number in selector._needs]
         counts = distribute([selector._needs[number] for _, selector in known], total, least=LEAST)
         for (each, selector), count in zip(known, counts, strict=True):
-            # Later layers wait for their own turn: what is known of them is of the prompt before.
+            # Later layers wait for their own turn: their needs are those of the prompt before.
             selector._share[number] = Fraction(count, total)
             selector._settle(each, number)
             if each is layer:
                 break
 
     def _pages(self, layer: AttendedLayer, number: int) -> int:
-        """The budget with one more token."""
+        """The layer's budget when it has one more token."""
         pages, share = self._all.budget.pages(layer.length + 1, layer.access.tokens), self._share.get(number)
         if share is None:
             return pages
@@ -125,24 +133,24 @@ class DroppingSelector:
         return max(LEAST, int(share * layers * pages))
 
     def _settle(self, layer: AttendedLayer, number: int) -> None:
-        """Let pages go that are beyond the budget, or will be with the next token."""
+        """Drop the pages that are beyond the budget, or will be with the next token."""
         sequence = layer.sequences[number]
         there = _there(sequence)
-        attention_score = {page: sequence.keys.pages[page].attention_score for page in there}
+        scores = {page: sequence.keys.pages[page].attention_score for page in there}
         if layer.length % layer.access.tokens == 0:
-            attention_score[len(sequence.keys.pages)] = 0.0  # the next token's
+            scores[len(sequence.keys.pages)] = 0.0  # the next token's
         budget = self._pages(layer, number)
-        if len(attention_score) <= budget:
+        if len(scores) <= budget:
             return
-        pages = [*attention_score]
-        stay = {pages[place] for place in self._keeping.stay([*attention_score.values()], budget)}
+        pages = [*scores]
+        stay = {pages[place] for place in self._keeping.stay([*scores.values()], budget)}
         gone = layer.drop_pages(sequence, [page for page in there if page not in stay])
         self._all.dropped += len(gone)
-        self._all.dropped_mass += sum(attention_score[page] for page in gone)
+        self._all.dropped_mass += sum(scores[page] for page in gone)
 
 
 def _by_page(masses: torch.Tensor, tokens: int) -> list[float]:
-    """Sums of ``masses`` [T] over pages of so many tokens."""
+    """Sums of ``masses`` [T] over pages of ``tokens`` tokens."""
     sums: list[float] = functional.pad(masses, (0, -len(masses) % tokens)).view(-1, tokens).sum(-1).tolist()
     return sums
 

@@ -1,4 +1,4 @@
-"""Quest: each step looks at the pages whose keys could fit its query best, as many as the budget has."""
+"""Quest: each step reads the pages whose keys could fit its query best, as many as the budget has."""
 
 import weakref
 from collections.abc import Sequence
@@ -9,28 +9,32 @@ from ....kernels.kv.summaries.boxes import Boxes
 from ....tiering.kv.selection.kv_budget.quest import top
 from ..views.page_attention import PageAttention
 from .budgets import Budgets
-from .by_summary import Last, SummarySelector
+from .by_summary import LastSelection, SummarySelector
 
 
 class QuestSelector(SummarySelector):
-    """The PageSelector of one layer. Queries that are looked at together, and heads, look at the same pages."""
+    """The PageSelector of one layer: it counts in ``budgets``. All heads, and all queries of a call, read the same pages.
+
+    From "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference" (Tang et al.)."""
 
     def __init__(self, budgets: Budgets) -> None:
         super().__init__(Boxes())
         self._all = budgets
 
     def choose(self, attention: PageAttention, number: int) -> Sequence[int]:
-        summed, budget = attention.sequence.summaries, self._all.budget.pages(attention.end, attention.tokens)
+        """Read the keys of the best pages and return these; all pages where the budget has room for them. Raises what
+        the pool raises."""
+        summaries, budget = attention.sequence.summaries, self._all.budget.pages(attention.end, attention.tokens)
         pages: Sequence[int] = range(attention.count)
-        if summed is None or attention.count <= budget or attention.skip:
+        if summaries is None or attention.count <= budget or attention.skip:
             attention.read_all()
         else:
-            scores = _by_rank(self._bounds(attention, summed).upper)
-            pages = top(scores, range(summed.count, attention.count), budget)
+            scores = _by_rank(self._bounds(attention, summaries).upper)
+            pages = top(scores, range(summaries.count, attention.count), budget)
             self._read_ahead(attention, pages)
             attention.read(pages)
-        self._all.looked(attention.count, len(pages))
-        self._last[number] = Last(attention.query, tuple(pages), tuple(pages), weakref.ref(attention.sequence))
+        self._all.note(attention.count, len(pages))
+        self._last[number] = LastSelection(attention.query, tuple(pages), tuple(pages), weakref.ref(attention.sequence))
         return pages
 
 

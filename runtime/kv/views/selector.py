@@ -61,7 +61,7 @@ class PageSelector(Protocol):
     drops: bool
     """Whether it drops pages that later queries could see."""
 
-    def watched(self, rows: int) -> int:
+    def count_watched(self, rows: int) -> int:
         """Of a prompt of ``rows`` tokens, the number of last queries whose attention is to be counted."""
         ...
 
@@ -92,18 +92,18 @@ class PageSelector(Protocol):
         """Tokens were added to ``sequence``."""
         ...
 
-    def expected(self, number: int, sequence: SequencePages) -> Iterable[Page]:
+    def expect(self, number: int, sequence: SequencePages) -> Iterable[Page]:
         """Pages that the next attention to ``sequence``, which has this ``number``, will probably read."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SelectionStats:
-    """A snapshot. Selectors had ``pages`` to select from and read ``looked_at`` of them. ``dropped`` ones are gone,
+    """A snapshot. Selectors had ``pages`` to select from and read ``pages_read`` of them. ``dropped`` ones are gone,
     which had ``dropped_share`` of the attention that was counted. ``exact_layers`` read all pages all the same."""
 
     pages: int = 0
-    looked_at: int = 0
+    pages_read: int = 0
     dropped: int = 0
     dropped_share: float = 0.0
     exact_layers: int = 0

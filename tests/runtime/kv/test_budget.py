@@ -85,7 +85,7 @@ def test_what_is_kept_stays_within_the_budget_over_200_steps(folder: Path, store
         assert tier.pool.memory.used == 2 * page * sum(map(len, kept))
         assert len(tier.pool.places._of) <= 2 * sum(map(len, kept)), "what was dropped gave its place back"
         assert budgets.dropped == sum(26 - len(pages) for pages in kept)
-        assert budgets.looked_at <= 6 * budgets.looks
+        assert budgets.pages_read <= 6 * budgets.selections
         stats = model.penstock.stats()
         assert stats.kv_pages_dropped == budgets.dropped
         assert stats.kv_pages_looked_at + stats.kv_pages_passed_over == 2 * sum(-(-(201 + n) // 16) for n in range(201))
@@ -97,8 +97,8 @@ def test_quest_drops_nothing_and_looks_at_its_budget(folder: Path, store: Path, 
         logits, cache = decoded(model, 24)
         budgets = budgets_of(model)
         assert [there(layer) for layer in cache.layers] == [[*range(14)]] * 2
-        assert budgets.looks == 24 * 2 * 2
-        assert budgets.looked_at == sum(-(-(201 + step) // (2 * TOKENS)) for step in range(24)) * 4
+        assert budgets.selections == 24 * 2 * 2
+        assert budgets.pages_read == sum(-(-(201 + step) // (2 * TOKENS)) for step in range(24)) * 4
         assert not torch.equal(logits[1:], exact[1:])
         assert torch.equal(logits[0], exact[0])
 

@@ -86,9 +86,9 @@ def test_what_is_left_out_is_less_than_it_says(
             near = reach + (1e-5 if dtype == torch.float32 else 0.05)
             assert float((out.transpose(1, 2).double() - wanted).abs().max()) <= near
         stats, found = model.penstock.stats(), certificates_of(model)
-        assert found.looks == 12
-        assert stats.kv_pages_looked_at == found.looked_at < found.pages / 2
-        assert found.weighed <= found.looked_at
+        assert found.selections == 12
+        assert stats.kv_pages_looked_at == found.pages_read < found.pages / 2
+        assert found.weighed <= found.pages_read
         assert stats.kv_exact_layers == 0
         settle(tier_of(model).pool)
 
@@ -133,5 +133,5 @@ def test_hot_pages_stay_in_memory_wherever_there_is_any(
         model(IDS[:1, :1], past_key_values=cache)
         settle(tier_of(model).pool)
         found = certificates_of(model)
-        assert found.looked_at < found.pages / 2
+        assert found.pages_read < found.pages / 2
         assert model.penstock.stats().kv_bytes_read - before <= 2 * 4096
