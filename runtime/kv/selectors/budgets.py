@@ -9,8 +9,8 @@ from ..views.selector import SelectionStats
 
 @dataclass(slots=True)
 class Budgets:
-    """``budget`` of each layer, and counters of all layers and steps since the model was loaded. ``keeping`` decides which
-    pages stay; None: no page is dropped."""
+    """``budget`` of each layer, and counters of all layers and steps since the model was loaded. ``keeping`` decides
+    which pages stay; None: no page is dropped."""
 
     budget: Budget
     keeping: Keeping | None = None

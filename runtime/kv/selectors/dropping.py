@@ -31,9 +31,7 @@ class DroppingSelector:
 
     def __init__(self, budgets: Budgets, keeping: Keeping) -> None:
         self._all, self._keeping = budgets, keeping
-        self._needs: dict[
-            int, list[float]
-        ] = {}  # by sequence: the attention that a prompt's last queries gave to its pages
+        self._needs: dict[int, list[float]] = {}  # by sequence: attention of a prompt's last queries to its pages
         self._share: dict[int, Fraction] = {}  # by sequence: this layer's share of the pages of all layers
 
     def count_watched(self, rows: int) -> int:

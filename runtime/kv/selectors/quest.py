@@ -13,7 +13,8 @@ from .by_summary import LastSelection, SummarySelector
 
 
 class QuestSelector(SummarySelector):
-    """The PageSelector of one layer: it counts in ``budgets``. All heads, and all queries of a call, read the same pages.
+    """The PageSelector of one layer: it counts in ``budgets``. All heads and queries of a call read the same
+    pages.
 
     From "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference" (Tang et al.)."""
 
