@@ -19,7 +19,7 @@ from cases import CHANGES, ELSEWHERE, Case, Figure, cases, curve_of, name_of, ou
 from machines import MACHINES
 from report import Table, publish
 
-from penstock.tiering.policy.budgets import ENOUGH, enough
+from penstock.tiering.policy.placement.budgets import ENOUGH, enough
 from penstock.tiering.units import GiB, format_size
 
 ABOVE = 1.1

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from penstock.runtime.layout import layout
-from penstock.runtime.outline import Outline
-from penstock.runtime.skeleton import skeleton
-from penstock.runtime.striping import striped
-from penstock.tiering.store.manifest import Drive
+from penstock.runtime.checkpoints.layout import layout
+from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.loading.arrangement import Outline
+from penstock.runtime.packing.striping import striped
+from penstock.tiering.store.bundle.manifest import Drive
 
 
 @dataclass(frozen=True, slots=True)

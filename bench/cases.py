@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from big_models import COMPARED, MODELS, BigModel
 from machines import MACHINES, Machine
 
-from penstock.runtime.assumed import POPULARITY, assumed_routes
-from penstock.runtime.forecast import PRECISION, Forecast, Forecaster, routed_tokens
-from penstock.runtime.outline import Outline
-from penstock.tiering.policy.placement import with_working_memory
+from penstock.runtime.loading.arrangement import Outline
+from penstock.runtime.planning.assumed import POPULARITY, assumed_routes
+from penstock.runtime.planning.forecast import PRECISION, Forecast, Forecaster, routed_tokens
+from penstock.tiering.policy.placement.placement import with_working_memory
 from penstock.tiering.policy.reads import streamed_lengths, typical_read
 
 PROMPT = 512

@@ -29,7 +29,7 @@ from report import Table, publish
 from penstock.kernels.kv.certify import Masses
 from penstock.kernels.kv.summaries.base import Bounds, Summary
 from penstock.kernels.kv.summaries.registry import SUMMARIES
-from penstock.tiering.policy.certificate import Certificate, select
+from penstock.tiering.kv.selection.certificate import Certificate, select
 
 ROOT = Path(__file__).parents[1]
 EPSILONS = (1e-2, 1e-3, 1e-4)

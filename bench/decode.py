@@ -22,7 +22,7 @@ from resident import ResidentSet
 from tokens import fixed_tokens
 from unions import watched
 
-from penstock.kernels.machine import usable_cores
+from penstock.kernels.machine.machine import usable_cores
 
 _WARMING = 512
 _MOST_WARMING = 16

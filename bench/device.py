@@ -27,8 +27,8 @@ from rounds import Runner, size
 from tokens import fixed_tokens
 
 from penstock.kernels.devices.measure import bus_speed
-from penstock.runtime.config import Config
-from penstock.runtime.device.opening import open_device
+from penstock.runtime.config.config import Config
+from penstock.runtime.loading.openings.device import open_device
 from penstock.tiering.units import format_size
 
 PROMPT = 64

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from figures import Spread
 
-from penstock.kernels.arena import Arena
-from penstock.kernels.machine import usable_cores
-from penstock.tiering.store.manifest import Block
-from penstock.tiering.store.reader import Bundle
+from penstock.kernels.machine.machine import usable_cores
+from penstock.kernels.memory.arena import Arena
+from penstock.tiering.store.bundle.manifest import Block
+from penstock.tiering.store.bundle.reader import Bundle
 
 
 def drive_speed(bundle: Path, streamed: Collection[str], *, depth: int, seconds: float = 2.0) -> float:

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from report import Table, publish
 
-from penstock.runtime.routes import Routes
+from penstock.runtime.routing.routes import Routes
 from penstock.tiering.policy.eviction import EVICTION, Policy
 from penstock.tiering.policy.eviction.auto import Auto
 from penstock.tiering.policy.eviction.belady import Belady
 from penstock.tiering.policy.eviction.lru import LRU
 from penstock.tiering.policy.eviction.next_use import NextUse
 from penstock.tiering.policy.hits import Step, hit_ratio, misses
-from penstock.tiering.policy.route import Route
+from penstock.tiering.policy.prefetch.module_order import Route
 from penstock.tiering.units import BlockId
 
 

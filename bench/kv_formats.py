@@ -24,9 +24,9 @@ from penstock.kernels.kv.base import PageShape
 from penstock.kernels.kv.quantised import encodable
 from penstock.kernels.kv.registry import FORMATS
 from penstock.runtime.cli.text import beginning, encode, read_text
-from penstock.runtime.evaluation import Quality, evaluate, predicted, windows
-from penstock.runtime.logits import KeptLogits
-from penstock.tiering.policy.kv_precision import AS_IS, Page, Window, leave
+from penstock.runtime.evaluation.evaluation import Quality, evaluate, predicted, windows
+from penstock.runtime.evaluation.logits import KeptLogits
+from penstock.tiering.kv.selection.kv_precision import AS_IS, Page, Window, leave
 
 NAME = "penstock-kv-formats"
 BITS = {AS_IS: 16, "int8": 9, "int4": 5}

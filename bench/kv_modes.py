@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 import penstock
 from penstock.runtime.cli.text import beginning, encode, read_text
-from penstock.runtime.evaluation import windows
+from penstock.runtime.evaluation.evaluation import windows
 
 MODES = {
     "window": ("window", "even"),

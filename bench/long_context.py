@@ -22,8 +22,8 @@ from figures import Spread
 from report import Table, publish
 from rounds import in_turn
 
-from penstock.kernels.directio import DirectFile
-from penstock.kernels.trial import read_rates
+from penstock.kernels.io.directio import DirectFile
+from penstock.kernels.machine.trial import read_rates
 from penstock.tiering.units import MiB, format_size, parse_size
 
 _DECODE = Path(__file__).with_name("long_decode.py")

@@ -8,11 +8,11 @@ penstock was measured, REFERENCE.
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from penstock.runtime.config import auto_host_memory
-from penstock.runtime.forecast import Devices
-from penstock.runtime.speeds import DEPTHS, SIZES
-from penstock.runtime.timings import Delivery, Products, Timings
-from penstock.tiering.policy.placement import with_working_memory
+from penstock.runtime.config.config import auto_host_memory
+from penstock.runtime.machine.speeds import DEPTHS, SIZES
+from penstock.runtime.machine.timings import Delivery, Products, Timings
+from penstock.runtime.planning.forecast import Devices
+from penstock.tiering.policy.placement.placement import with_working_memory
 from penstock.tiering.policy.reads import choose
 from penstock.tiering.sim.devices import Drive
 from penstock.tiering.units import GiB, MiB
@@ -25,7 +25,8 @@ processors reach 70 to 85 %."""
 
 
 class Reference(NamedTuple):
-    """Two cores (Zen 5) of a virtual machine: medians of four turns of penstock.runtime.reference.measure, in seconds
+    """Two cores (Zen 5) of a virtual machine: medians of four turns of penstock.runtime.planning.reference.measure,
+    in seconds
     and shares. ``dense`` is how fast dense layers are read, of the speed with which experts are. Cores that compute
     experts lose ``contention`` while a drive delivers, those that compute dense layers ``dense_contention``; a drive
     loses ``drive_contention`` while cores compute. A core verifies ``checksum`` bytes per second and takes ``handling``

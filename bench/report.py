@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from penstock.kernels.machine import describe
+from penstock.kernels.machine.machine import describe
 
 
 @dataclass(frozen=True, slots=True)

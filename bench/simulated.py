@@ -26,8 +26,8 @@ from report import Table, publish
 from tokens import fixed_tokens
 
 import penstock
-from penstock.kernels.machine import measure_memory
-from penstock.runtime.recording import recorded
+from penstock.kernels.machine.machine import measure_memory
+from penstock.runtime.tracing.replay import recorded
 from penstock.tiering.sim.calibration import (
     delivered,
     dense_seconds,

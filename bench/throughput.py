@@ -27,7 +27,7 @@ from tokens import fixed_tokens
 from unions import watched
 
 import penstock
-from penstock.tiering.limits import EXPERTS
+from penstock.tiering.planner.regions import EXPERTS
 from penstock.tiering.units import BlockId, format_size
 
 PROMPT = 16

@@ -34,8 +34,8 @@ from .tiering.errors import (
 )
 
 if TYPE_CHECKING:
-    from .runtime.compose import load, wrap
-    from .runtime.config import Config
+    from .runtime.config.config import Config
+    from .runtime.loading.load import load, wrap
 
 __version__ = version("penstock")
 
@@ -72,11 +72,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """What needs torch and transformers is imported when it is first used: the command line answers at once."""
     if name in ("load", "wrap"):
-        from .runtime import compose
+        from .runtime.loading import load as compose
 
         return getattr(compose, name)
     if name == "Config":
-        from .runtime.config import Config
+        from .runtime.config.config import Config
 
         return Config
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,1 +1,4 @@
-"""Meets people and transformers: configuration, packing, model adapters, the engine, the command line."""
+"""Meets people and transformers: configuration, packing, the engine, KV, the command line.
+
+Imports tiering and kernels.
+"""

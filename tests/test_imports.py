@@ -1,75 +1,241 @@
-"""Imports run one way: kernels <- tiering <- runtime <- penstock; the deciding half needs the standard library only."""
+"""Imports run one way: kernels <- tiering <- runtime <- penstock, and inside a part from later rooms to earlier ones.
+
+Every kind of import counts: at the top of a module, inside functions, under TYPE_CHECKING.
+"""
 
 import ast
 import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAY_IMPORT = {
-    "kernels": {"kernels"},
-    "tiering": {"kernels", "tiering"},
-    "runtime": {"kernels", "tiering", "runtime"},
-    "penstock": {"kernels", "tiering", "runtime", "penstock"},
+
+ROOMS = {
+    "kernels": [
+        "kernels",
+        "kernels.io",
+        "kernels.memory",
+        "kernels.machine",
+        "kernels.products",
+        "kernels.formats",
+        "kernels.cuda",
+        "kernels.weights",
+        "kernels.experts",
+        "kernels.devices",
+        "kernels.kv.summaries",
+        "kernels.kv",
+    ],
+    "tiering": [
+        "tiering",
+        "tiering.policy.prefetch",
+        "tiering.policy.eviction",
+        "tiering.policy.placement",
+        "tiering.policy",
+        "tiering.planner",
+        "tiering.driving",
+        "tiering.kv.selection.kv_budget",
+        "tiering.kv.selection",
+        "tiering.kv",
+        "tiering.prefix",
+        "tiering.store.bundle",
+        "tiering.store.prefixes",
+        "tiering.sim",
+    ],
+    "runtime": [
+        "runtime",
+        "runtime.config",
+        "runtime.machine",
+        "runtime.checkpoints",
+        "runtime.routing",
+        "runtime.tracing",
+        "runtime.kv.pages",
+        "runtime.kv.views",
+        "runtime.kv.cache",
+        "runtime.kv.attention",
+        "runtime.kv.choosers",
+        "runtime.kv",
+        "runtime.tiers",
+        "runtime.experts",
+        "runtime.tiers.device",
+        "runtime.modules",
+        "runtime.packing",
+        "runtime.prefixes",
+        "runtime.evaluation",
+        "runtime.loading.openings",
+        "runtime.loading",
+        "runtime.planning",
+        "runtime.cli",
+    ],
+    "penstock": ["penstock"],
 }
-DOING = {"driver.py", "beside.py", "ports.py", "fakes.py", "store"}
-"""What in tiering does things; all the rest decides."""
-ALSO_PURE = [ROOT / "tiering" / "store" / "manifest.py"]
+"""The rooms of each part, in order: a room imports itself, rooms before it, and earlier parts."""
+
+OPEN = {
+    "runtime.config.config imports runtime.packing.exact_format",
+    "runtime.config.config imports runtime.packing.formats",
+    "runtime.experts.experts imports runtime.tiers.device.misses",
+    "runtime.kv.cache.layer imports runtime.kv.attention.few_rows",
+    "runtime.kv.cache.tier imports runtime.kv.attention.few_rows",
+    "runtime.kv.cache.tier imports runtime.kv.choosers.budgets",
+    "runtime.kv.cache.tier imports runtime.kv.choosers.certified",
+    "runtime.kv.cache.tier imports runtime.kv.choosers.dropping",
+    "runtime.kv.cache.tier imports runtime.kv.choosers.quest",
+    "runtime.kv.pages.device_pages imports runtime.kv.cache.layer",
+    "runtime.kv.views.paged_tensors imports runtime.kv.cache.layer",
+    "runtime.routing.routes imports runtime.tracing.tracefile",
+    "runtime.tiers.engine imports runtime.experts.guessing",
+    "runtime.tiers.engine imports runtime.tiers.device.misses",
+    "runtime.tiers.engine imports runtime.tiers.device.tier",
+    "runtime.tracing.trace imports runtime.tiers.bridge",
+}
+"""Imports that still run the wrong way; each goes with the change that mends it."""
+
+OPEN_PURE = {
+    "runtime.checkpoints.layout",
+    "runtime.packing.encoding",
+    "runtime.packing.expert_order",
+    "runtime.packing.formats",
+    "runtime.planning.assumed",
+    "runtime.planning.forecast",
+    "runtime.routing.suitability",
+    "runtime.routing.suitability_report",
+    "runtime.tracing.chrome",
+}
+"""Modules that are called pure and import what is not; each goes with the change that mends it."""
+
+PLACE = {room: place for place, room in enumerate(room for rooms in ROOMS.values() for room in rooms)}
+
+IMPURE_ROOMS = ("tiering.driving", "tiering.store.bundle", "tiering.store.prefixes")
+"""The rooms of tiering that do things. All others decide, with the standard library alone."""
+
+EFFECTS = {"asyncio", "time", "random", "threading", "subprocess", "socket"}
+"""Modules of the standard library that no deciding module imports."""
 
 
-def modules(part: str) -> list[Path]:
-    return sorted((ROOT / part).rglob("*.py"))
+class Module:
+    """One file of ours, by the name that it is imported under, less the leading ``penstock.``."""
+
+    def __init__(self, path: Path) -> None:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        self.path, self.is_room = path, parts[-1] == "__init__"
+        self.name = ".".join(parts[:-1] if self.is_room else parts)
+        self.room = self.name if self.is_room else self.name.rpartition(".")[0]
+        self.tree = ast.parse(path.read_text())
+        lines = (ast.get_docstring(self.tree) or "").split("\n")
+        self.says_pure = "(pure" in lines[0]
 
 
-def imported(path: Path) -> set[str]:
-    """Full names of the modules that ``path`` imports, wherever in the file; its own package is ``penstock.*``."""
-    package = ["penstock", *path.relative_to(ROOT).parent.parts]
-    if package[1:2] == ["penstock"]:
-        package = package[1:]
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def modules() -> dict[str, Module]:
+    found = (Module(path) for part in ROOMS for path in sorted((ROOT / part).rglob("*.py")))
+    return {module.name: module for module in found}
+
+
+def imported(module: Module) -> Iterator[str]:
+    """Full names of all that a module imports, wherever in the file; ours without the leading ``penstock.``."""
+    package = ["penstock", *module.room.split(".")] if module.room != "penstock" else ["penstock"]
+    for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name.removeprefix("penstock.") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            name = ".".join([*base, *([node.module] if node.module else [])])
-            found |= {name} if node.module else {f"{name}.{alias.name}" for alias in node.names}
-    return found
+            name = ".".join([*base, *([node.module] if node.module else [])]).removeprefix("penstock.")
+            for alias in node.names:
+                inner = alias.name if name == "penstock" else f"{name}.{alias.name}"
+                yield inner if inner in modules() else name
 
 
-def ours(name: str) -> str | None:
-    """The part of penstock that a module belongs to."""
-    names = name.split(".")
-    if names[0] != "penstock":
-        return None
-    return names[1] if len(names) > 1 and names[1] in MAY_IMPORT else "penstock"
+def ours(module: Module) -> Iterator[Module]:
+    """The modules of ours that ``module`` imports."""
+    for name in imported(module):
+        if name in modules():
+            yield modules()[name]
 
 
-@pytest.mark.parametrize("part", MAY_IMPORT)
-def test_imports_run_one_way(part: str) -> None:
-    for path in modules(part):
-        for name in imported(path):
-            assert ours(name) is None or ours(name) in MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {name}"
+def test_every_folder_is_a_room_of_the_list() -> None:
+    assert {module.room for module in modules().values()} >= {"kernels", "tiering", "runtime", "penstock"}
+    assert {module.room for module in modules().values()} - PLACE.keys() <= {"tiering.store"}
+
+
+def test_imports_run_from_later_rooms_to_earlier_ones() -> None:
+    wrong = {
+        f"{module.name} imports {other.name}"
+        for module in modules().values()
+        for other in ours(module)
+        if PLACE.get(other.room, -1) > PLACE.get(module.room, -1)
+    }
+    assert wrong - OPEN == set()
+    assert OPEN - wrong == set(), "these are mended: take them out of the list"
+
+
+@pytest.mark.xfail(reason="the circle in runtime/kv is not open yet", strict=True)
+def test_no_circle_of_files() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, "a circle: " + " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in ours(modules()[name]):
+                if other.name != name:
+                    visit(other.name, (*way, name))
+            done.add(name)
+
+    for name in modules():
+        visit(name, ())
 
 
 def test_kernels_know_no_asyncio() -> None:
-    assert not [path for path in modules("kernels") if "asyncio" in imported(path)]
+    assert not [
+        module.name for module in modules().values() if "kernels" in module.room and "asyncio" in imported(module)
+    ]
 
 
-def test_deciding_half_is_pure() -> None:
-    tiering = ROOT / "tiering"
-    deciding = [path for path in modules("tiering") if path.relative_to(tiering).parts[0] not in DOING] + ALSO_PURE
-    assert len(deciding) > 10
-    for path in deciding:
-        for name in imported(path):
-            allowed = ours(name) == "tiering" or (
-                name.split(".")[0] in sys.stdlib_module_names and name not in {"asyncio", "time", "random", "threading"}
-            )
-            assert allowed, f"{path.relative_to(ROOT)} decides, but imports {name}"
+def is_pure(module: Module) -> bool:
+    return module.says_pure or (module.name.startswith("tiering") and module.room not in IMPURE_ROOMS)
+
+
+@pytest.mark.parametrize(
+    "name", [module.name for module in modules().values() if is_pure(module) and module.name not in OPEN_PURE]
+)
+def test_what_decides_is_pure(name: str) -> None:
+    """Only the standard library without clocks, threads and chance, numpy, and modules that are pure themselves."""
+    for other in imported(modules()[name]):
+        if other in modules():
+            allowed = is_pure(modules()[other]) or modules()[other].is_room
+        else:
+            first = other.split(".")[0]
+            allowed = (first in sys.stdlib_module_names and first not in EFFECTS) or first == "numpy"
+        assert allowed, f"{name} decides, but imports {other}"
 
 
 def test_nothing_is_imported_by_its_folder_name() -> None:
-    for part in MAY_IMPORT:
-        for path in modules(part):
-            assert not {"kernels", "tiering", "runtime"} & {name.split(".")[0] for name in imported(path)}, path
+    for module in modules().values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Import):
+                assert not {"kernels", "tiering", "runtime"} & {alias.name.split(".")[0] for alias in node.names}, (
+                    module.name
+                )
+
+
+def test_packages_are_those_of_pyproject() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {
+        module.name if module.name == "penstock" else f"penstock.{module.name}"
+        for module in modules().values()
+        if module.is_room
+    }
+    assert sorted(there) == sorted(listed)
+
+
+def test_a_part_holds_rooms_not_files() -> None:
+    """At a part's top lie only its ``__init__`` and the few words that all rooms share."""
+    for part, shared in {"kernels": 3, "tiering": 5, "runtime": 1}.items():
+        assert len([*(ROOT / part).glob("*.py")]) <= shared + 1, part
+
+
+def test_rooms_say_what_belongs_in_them() -> None:
+    assert not [module.name for module in modules().values() if module.is_room and not ast.get_docstring(module.tree)]

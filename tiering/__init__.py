@@ -1,1 +1,4 @@
-"""Decides what is where: blocks, budgets, policies, the planner, the bundle on flash; and drives those decisions."""
+"""What is where, and how it gets there. Imports kernels; the deciding rooms import the standard library only.
+
+At the top: units, errors, events and progress, the words that all rooms share.
+"""

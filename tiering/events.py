@@ -13,7 +13,7 @@ Stream = int
 HOUSE: Stream = -1
 """The stream that holds the leases which are never given back."""
 
-COPIER: Stream = -2
+COPY_STREAM: Stream = -2
 """The stream that copies blocks to the tier above: what it holds it gives back whatever else happens."""
 
 

@@ -1,4 +1,4 @@
-"""The format ``lossless`` on a device. Layout: kernels/lossless.c.
+"""The format ``lossless`` on a device. Layout: kernels/csrc/lossless.c.
 
 A program decodes a tile, many numbers at a time. Where a number's code lies in the next level is how many before it had
 none in this one: a prefix sum over those at a time, and a count of those before. A tile that is damaged, as far as that

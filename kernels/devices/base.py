@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from ..arena import Arena
+from ..memory.arena import Arena
 from .copies import Copies
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from ..arena import Arena, ArenaClosed
+from ..memory.arena import Arena, ArenaClosed
 from .base import NoDevice
 from .copies import Copies, Wait
 from .gds import GdsFile, is_direct

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..arena import Arena
-from ..machine import MemoryMeter
+from ..machine.machine import MemoryMeter
+from ..memory.arena import Arena
 from .copies import Copies, Wait
 
 

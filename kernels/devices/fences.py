@@ -4,7 +4,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from typing import Generic, TypeVar
 
-from ..reading import no_waiting
+from ..io.reading import no_waiting
 
 Mark = TypeVar("Mark")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..arena import Arena
+from ..memory.arena import Arena
 from .base import Device, NoDevice
 from .cuda import Cuda
 from .gds import is_direct

@@ -1,4 +1,4 @@
-"""Weight formats: how the numbers of a matrix are stored in a block, and products with it as it is stored.
+"""Weight formats: encode a matrix, decode it, multiply by it as it is stored. One module per format.
 
-One module per format. What a format is to the rest: ``base.py``; which there are: ``registry.py``.
+``base.py`` is the interface of a format, ``registry.py`` the list of formats. Imports kernels/products and above.
 """

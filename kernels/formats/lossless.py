@@ -21,7 +21,7 @@ import torch
 
 from ..calls import multiply
 from ..native import COMPILED, LIBRARY
-from ..products import Products, products
+from ..products.few_rows import Products, products
 from .base import Product, Room, UnsuitableShape, on_heap
 from .lossless_tiles import ROWS, decode_tile, encode_tile
 

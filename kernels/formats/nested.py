@@ -15,7 +15,7 @@ The planes of ``stacked`` up to the second are the numbers of the first of ``nes
     codes                       registers of 64 bytes, of 8 columns (4 bits) or 16 (2 bits): a word of 32 bits per row,
                                 even columns in its lower half and odd ones in its upper, from the lowest bits on
 
-What is left is stored with 8 added. kernels/nested.c multiplies by such matrices, nest.c makes them.
+What is left is stored with 8 added. kernels/csrc/nested.c multiplies by such matrices, nest.c makes them.
 """
 
 import ctypes
@@ -120,7 +120,7 @@ STACKED = BitNested("stacked", split=True)
 
 
 class _Product:
-    """Of kernels/nested.c; a call may have matrices with different numbers of planes."""
+    """Of kernels/csrc/nested.c; a call may have matrices with different numbers of planes."""
 
     def __init__(self, rows: int, n: int, k: int, *, planes: int) -> None:
         self._rows, self._n, self._k, self._planes = rows, n, k, planes

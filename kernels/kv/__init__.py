@@ -1,5 +1,4 @@
-"""Pages of keys and values: how they are stored, and attention on them as they are stored.
+"""Pages of keys and values: their formats, summaries of keys, attention on pages. Imports the rooms above it.
 
-One module per format. What a format is to the rest: ``base.py``; which there are: ``registry.py``. Attention of many
-rows, piece by piece: ``pieces.py``.
+``base.py`` is the interface of a KV format, ``registry.py`` the list of formats.
 """

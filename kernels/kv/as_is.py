@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import attention
+from . import attention
 from .base import PageShape, padded
 
 

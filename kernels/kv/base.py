@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from ..directio import PAGE
+from ..io.directio import PAGE
 
 
 @dataclass(frozen=True)

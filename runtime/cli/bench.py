@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ...tiering.policy.placement import SizedBlock
+from ...tiering.policy.placement.placement import SizedBlock
 from ...tiering.policy.reads import streamed_lengths, typical_read
 from ...tiering.units import format_size
-from ..drives import bundle_speed
-from ..progress import shown
-from ..tracefile import destination
+from ..loading.progress import shown
+from ..machine.drives import bundle_speed
+from ..tracing.tracefile import destination
 from .console import print_json, print_table, quiet_libraries
 from .generate import room_for
 from .measure import peak_resident_bytes

@@ -13,7 +13,7 @@ import typer
 from ...tiering.errors import CheckpointError, PrefixError
 from ...tiering.prefix.tree import Record
 from ...tiering.units import GiB, format_size, parse_size
-from ..progress import shown
+from ..loading.progress import shown
 from .console import fail, print_json, print_table, quiet_libraries
 from .opening import Opened, load_model, open_files, read_tokenizer
 from .options import Settings, Source
@@ -22,8 +22,8 @@ from .text import read_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...tiering.store.prefixes import PrefixStore
-    from ..config import Config
+    from ...tiering.store.prefixes.prefixes import PrefixStore
+    from ..config.config import Config
 
 QUOTA = 10 * GiB
 """Bytes that stored prompts may take when nothing else is said."""
@@ -147,14 +147,14 @@ COMMANDS: "dict[str, Callable[..., None]]" = {"ls": ls, "save": save, "verify": 
 
 
 def _open(config: "Config") -> "PrefixStore":
-    from ...tiering.store.prefixes import PrefixStore
+    from ...tiering.store.prefixes.prefixes import PrefixStore
 
     return PrefixStore(config.store.path, config.prefix_quota or QUOTA, direct=config.direct)
 
 
 def _save(model: Any, ids: list[int]) -> dict[str, Any]:
     """Compute and store the full blocks of ``ids``; the fields of ``--json``."""
-    from ..prefill import prefill
+    from ..prefixes.prefill import prefill
 
     handle = model.penstock
     prefixes = handle.prefixes

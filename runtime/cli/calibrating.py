@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...tiering.errors import ConfigError, TextError
-from ..config import Config
-from ..settings import Weights
+from ..config.config import Config
+from ..config.settings import Weights
 from .opening import is_bundle, load_model, open_files, read_tokenizer
 from .options import Source
 from .text import beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
-    from ..calibration import Calibration
+    from ..packing.calibration import Calibration
 
 TOKENS = 4096
 """Tokens of the text that are read, at most."""
@@ -50,18 +50,18 @@ class TextCalibrator:
         if len(ids) < LEAST:
             raise TextError(f"{text} has {len(ids)} tokens, {LEAST} are needed; name a longer text")
         size = window_size(None, len(first), opened.positions, "--text")
-        from ..evaluation import windows
+        from ..evaluation.evaluation import windows
 
         return cls(source, config, windows(ids, first, size), len(tokenizer.decode(ids).encode()), bar)
 
     @property
     def digest(self) -> str:
-        from ..calibration import digest_of
+        from ..packing.calibration import digest_of
 
         return digest_of(self.windows)
 
     def __call__(self) -> "Calibration":
-        from ..calibration import calibrate
+        from ..packing.calibration import calibrate
 
         each = self.length / sum(map(len, self.windows))
         original = self.config.model_copy(update={"weights": Weights()})

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ...tiering.store.manifest import Manifest, TensorSpec
-from ..settings import Weights
+from ...tiering.store.bundle.manifest import Manifest, TensorSpec
+from ..config.settings import Weights
 
 AS_IS = Weights().format
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from ...tiering.errors import ConfigError
 from ...tiering.policy.reads import Reading
 from ...tiering.units import GiB, MiB, format_size
-from ..speeds import existing
+from ..machine.speeds import existing
 from .console import print_json, print_table, quiet_libraries, say
 from .options import Settings
 
 if TYPE_CHECKING:
     from ...kernels.devices.measure import DeviceReport
-    from ...kernels.machine import DriveReport, MachineReport
-    from ..timings import Timings
+    from ...kernels.machine.machine import DriveReport, MachineReport
+    from ..machine.timings import Timings
 
 IN_MEMORY = ("tmpfs", "ramfs")
 OVER_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
@@ -35,11 +35,11 @@ def command(settings: Settings) -> None:
     quiet_libraries()
     import psutil
 
-    from ...kernels import machine
     from ...kernels.devices.measure import cuda_reports
-    from .. import drivecache, timings
-    from ..reading import kept_reading
-    from ..reference import measure
+    from ...kernels.machine import machine
+    from ..machine import drivecache, timings
+    from ..machine.reading import kept_reading
+    from ..planning.reference import measure
 
     store = config.store.path
     folder = existing(store)  # before the first pack there is no store yet

@@ -11,9 +11,9 @@ import typer
 
 from ...tiering.errors import EvaluationError, TextError
 from ...tiering.units import format_size
-from ..config import Config
-from ..progress import shown
-from ..settings import Weights
+from ..config.config import Config
+from ..config.settings import Weights
+from ..loading.progress import shown
 from .console import print_json, print_table, quiet_libraries
 from .measure import peak_resident_bytes
 from .opening import is_bundle, load_model, open_files, read_manifest, read_tokenizer
@@ -22,7 +22,7 @@ from .text import WINDOW, beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
-    from ..logits import KeptLogits
+    from ..evaluation.logits import KeptLogits
 
 TOKENS = 4096
 """Tokens of the text when no number is given."""
@@ -112,7 +112,7 @@ def _check_original(source: Source, tested: dict[str, Config]) -> None:
 
 def _in_windows(ids: Sequence[int], first: Sequence[int], size: int, name: str) -> list[list[int]]:
     """The windows that the model reads. Raises TextError if it would predict nothing."""
-    from ..evaluation import windows
+    from ..evaluation.evaluation import windows
 
     found = windows(ids, first, size)
     if not found:
@@ -131,8 +131,8 @@ class _Reader:
 
     def run(self, original: Config, tested: dict[str, Config]) -> list[dict[str, Any]]:
         """A row for the original, and one for each of ``tested``."""
-        from ..evaluation import predicted
-        from ..logits import KeptLogits
+        from ..evaluation.evaluation import predicted
+        from ..evaluation.logits import KeptLogits
 
         name = _name(original.weights)
         if not tested:
@@ -150,7 +150,7 @@ class _Reader:
         against: "KeptLogits | None",
     ) -> dict[str, Any]:
         """What one model shows; in terms of the ``original``'s row, if it is not the original itself."""
-        from ..evaluation import evaluate, predicted
+        from ..evaluation.evaluation import evaluate, predicted
 
         each = self.length / predicted(self.windows)
         model = load_model(self.source, config, self.bar)

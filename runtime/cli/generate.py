@@ -10,8 +10,8 @@ import typer
 
 from ...tiering.errors import PromptTooLong
 from ...tiering.units import format_size
-from ..progress import shown
-from ..tracefile import destination
+from ..loading.progress import shown
+from ..tracing.tracefile import destination
 from .console import print_json, quiet_libraries, say, waiting
 from .measure import peak_resident_bytes
 from .opening import load_model, open_files, read_tokenizer

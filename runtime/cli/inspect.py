@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ...tiering.store.manifest import Block, Manifest
-from ...tiering.store.stripes import on_one_drive
+from ...tiering.store.bundle.manifest import Block, Manifest
+from ...tiering.store.bundle.stripes import on_one_drive
 from ...tiering.units import format_size
-from ..progress import shown
+from ..loading.progress import shown
 from .console import print_json, print_table, quiet_libraries
 from .contents import AS_IS, shares
 from .opening import find_bundle, is_bundle, read_manifest

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...tiering.errors import BundleError, CheckpointError
-from ...tiering.store.manifest import Manifest, parse
+from ...tiering.store.bundle.manifest import Manifest, parse
 from .options import Source
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
-    from ..config import Config
+    from ..config.config import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def open_files(source: Source) -> Opened:
 
 def load_model(source: Source, config: "Config", progress: "Progress") -> Any:
     """The model, loaded. Raises what ``penstock.load`` raises."""
-    from ..compose import load
+    from ..loading.load import load
 
     return load(
         source.model,
@@ -68,7 +68,7 @@ def load_model(source: Source, config: "Config", progress: "Progress") -> Any:
 
 def open_checkpoint(source: Source) -> Any:
     """The checkpoint, or GGUF file, with every file of it looked at. Raises CheckpointError."""
-    from ..source import open_source
+    from ..checkpoints.source import open_source
 
     folder = Path(source.model).expanduser()
     if any(folder.glob("data-*.bin")):
@@ -128,7 +128,7 @@ def bundles_of(checkpoint: Any, store: Path, among: list[Path], progress: "Progr
     first time."""
     if not among:
         return []
-    from ..digest import digest_files
+    from ..checkpoints.digest import digest_files
 
     digest = digest_files(checkpoint.content, store, progress)
     return [folder for folder in among if _holds(folder, digest)]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..config import Config
-from ..settings import FIT, OVERRIDES, WEIGHT_FORMATS
+from ..config.config import Config
+from ..config.settings import FIT, OVERRIDES, WEIGHT_FORMATS
 
 _EVICTION = "auto, next-use, lfu, windowed-lfu, succinct, arc, lru."
 PANEL = "Configuration (each overrides its key of the file)"

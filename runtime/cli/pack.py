@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...tiering.errors import TraceError
-from ...tiering.store.manifest import Manifest
+from ...tiering.store.bundle.manifest import Manifest
 from ...tiering.units import format_size
-from ..progress import shown
+from ..loading.progress import shown
 from .calibrating import TextCalibrator
 from .console import print_json, print_table, quiet_libraries
 from .measure import peak_resident_bytes
@@ -18,7 +18,7 @@ from .opening import is_bundle
 from .options import Settings, Source
 
 if TYPE_CHECKING:
-    from ..routes import Routes
+    from ..routing.routes import Routes
 
 
 def command(
@@ -44,9 +44,9 @@ def command(
     if profile is not None and is_bundle(source.model):
         raise TraceError("the experts of a bundle stay where they are; name the checkpoint with --profile")
     quiet_libraries()
-    from ...tiering.store.reader import Bundle
-    from ..pack import pack
-    from ..routes import Routes
+    from ...tiering.store.bundle.reader import Bundle
+    from ..packing.pack import pack
+    from ..routing.routes import Routes
 
     routes = Routes.load(profile) if profile is not None else None
 
@@ -97,7 +97,7 @@ def command(
 
 def _by_layer(routes: "Routes", manifest: Manifest) -> list[dict[str, Any]]:
     """What the order by use saves in each layer, as far as experts can be read together at all."""
-    from ..by_use import arrange
+    from ..packing.expert_order import arrange
 
     arrangement = arrange(routes, manifest.blocks)
     return [

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...tiering.errors import BudgetTooSmall
-from ...tiering.policy.budgets import ENOUGH, budgets, enough
-from ...tiering.policy.placement import Placement, with_working_memory
-from ...tiering.store.folder import bundle_bytes, size_of
-from ...tiering.store.stripes import parts_of
+from ...tiering.policy.placement.budgets import ENOUGH, budgets, enough
+from ...tiering.policy.placement.placement import Placement, with_working_memory
+from ...tiering.store.bundle.folder import bundle_bytes, size_of
+from ...tiering.store.bundle.stripes import parts_of
 from ...tiering.units import GiB, format_size
-from ..speeds import existing
+from ..machine.speeds import existing
 from .console import print_json, print_table, quiet_libraries, waiting
 from .options import Settings, Source
 from .planned_device import DeviceAbove, device_of
@@ -23,10 +23,10 @@ from .sketch import Drives, Sketch, drives_of, sketch
 
 if TYPE_CHECKING:
     from ...tiering.sim.kv import KvLoad
-    from ..config import Config
-    from ..forecast import Forecast
-    from ..outline import Outline
-    from ..routes import Routes
+    from ..config.config import Config
+    from ..loading.arrangement import Outline
+    from ..planning.forecast import Forecast
+    from ..routing.routes import Routes
 
 _UNKNOWN = (
     "tokens_per_second",
@@ -138,7 +138,7 @@ def _routes(profile: str | None) -> "Routes | None":
     """The routing trace in the file ``profile``. Raises TraceError."""
     if profile is None:
         return None
-    from ..routes import Routes
+    from ..routing.routes import Routes
 
     return Routes.load(profile)
 
@@ -156,9 +156,9 @@ class _Plan:
         above: DeviceAbove | None,
         kv: "KvLoad | None",
     ) -> None:
-        from ..assumed import assumed_routes
-        from ..forecast import Devices, Forecaster, routed_tokens
-        from ..reference import timings_here
+        from ..planning.assumed import assumed_routes
+        from ..planning.forecast import Devices, Forecaster, routed_tokens
+        from ..planning.reference import timings_here
 
         self.outline = found.outline
         self._config, self._drives, self._above, self._kv = config, drives, above, kv
@@ -216,7 +216,7 @@ class _Plan:
 def _kv(model: Any, context: int, config: "Config") -> "KvLoad | None":
     """What KV of ``context`` tokens comes to; None where that is not known."""
     from ...tiering.sim.kv import KvLoad
-    from ..kv.outlook import kv_bytes, kv_layers
+    from ..planning.kv_size import kv_bytes, kv_layers
 
     layers = kv_layers(model)
     return None if layers is None else KvLoad.of(*kv_bytes(layers, context, config.kv.format), config.kv_host)
@@ -238,8 +238,8 @@ def _kv_report(kv: "KvLoad | None", context: int | None, pages: int) -> dict[str
 def _recommended(curve: Mapping[int, "Forecast"]) -> int | None:
     """The least budget that is nearly as fast as all the memory that this machine has to spare; None where that is too
     little to run with."""
-    from ...kernels.machine import available_memory
-    from ..config import auto_host_memory
+    from ...kernels.machine.machine import available_memory
+    from ..config.config import auto_host_memory
 
     room = auto_host_memory(available_memory(), max(curve))
     points = [(budget, found.tokens_per_second) for budget, found in curve.items() if budget <= room]

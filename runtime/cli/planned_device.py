@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ...tiering.sim.devices import Bus
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from ..config.config import Config
 
 
 class DeviceAbove(NamedTuple):
@@ -20,8 +20,8 @@ def device_of(config: "Config", model_bytes: int) -> DeviceAbove | None:
     """The device that ``config`` names, for a model of ``model_bytes``, its bus measured; None for the CPU. Raises
     DeviceUnavailable, DeviceFull and ConfigError."""
     from ...kernels.devices.measure import bus_speed
-    from ..device.opening import device_budget, open_device
-    from ..kv.opening import kv_device_bytes
+    from ..loading.openings.device import device_budget, open_device
+    from ..loading.openings.kv import kv_device_bytes
 
     device = open_device(config)
     if device is None:

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...tiering.errors import TextError, TraceError
-from ..progress import shown
-from ..tracefile import destination, write
+from ..loading.progress import shown
+from ..tracing.tracefile import destination, write
 from .console import print_json, print_table, quiet_libraries, say, waiting
 from .opening import load_model, open_files, read_tokenizer
 from .options import Settings, Source
 from .text import WINDOW, beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
-    from ..config import Config
-    from ..routes import Routes
+    from ..config.config import Config
+    from ..routing.routes import Routes
 
 TOKENS = 4096
 """Tokens of the text when none are asked for."""
@@ -51,11 +51,11 @@ def command(
     if trace_file is not None:
         routes.save(trace_file)
     with waiting("looking at the routing"):
-        from ..suitability_report import report
+        from ..routing.suitability_report import report
 
         found = report(routes)
     if picture is not None:
-        from ..suitability_plot import draw
+        from ..routing.suitability_plot import draw
 
         write(picture, [draw(found, picture.suffix.removeprefix(".").lower())])
     if settings.json:
@@ -77,7 +77,7 @@ def _record(
         ids = _encode(tokenizer, content, name, tokens)
         first = beginning(tokenizer)
         size = window_size(window, len(first), opened.positions, "--window")
-        from ..profiling import profile
+        from ..routing.profiling import profile
 
         model = load_model(source, config, bar)
         with closing(model.penstock):
@@ -93,7 +93,7 @@ def _record(
 def _destinations(out: str | None, plot: str | None) -> tuple[Path | None, Path | None]:
     """Where trace and picture go. Raises TraceError for what cannot be written or drawn, before anything is run."""
     if plot is not None:
-        from ..suitability_plot import check_plot
+        from ..routing.suitability_plot import check_plot
 
         check_plot(Path(plot))
     return destination(out) if out is not None else None, destination(plot) if plot is not None else None
@@ -103,8 +103,8 @@ def _check_experts(config: Any, source: Source) -> None:
     """Raise TraceError for a model without experts, before it is packed."""
     import torch
 
-    from ..profiling import experts_of
-    from ..skeleton import skeleton
+    from ..checkpoints.meta_model import skeleton
+    from ..routing.profiling import experts_of
 
     if not experts_of(skeleton(config, torch.bfloat16, trust_remote_code=source.trust_remote_code)):
         raise TraceError(f"{source.model} has no experts that penstock streams one by one: there is nothing to profile")

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...tiering.errors import BundleError
-from ...tiering.policy.placement import Placement
+from ...tiering.policy.placement.placement import Placement
 from ...tiering.policy.reads import Reading, streamed_lengths, typical_read
 from ...tiering.sim.devices import Drive
-from ...tiering.store import manifest
-from ..drives import modelled, places_of
-from ..quality import units
-from ..settings import Io
+from ...tiering.store.bundle import manifest
+from ..config.settings import Io
+from ..machine.drives import modelled, places_of
+from ..tiers.expert_planes import units
 from .opening import bundles_of, is_bundle, open_checkpoint, read_config, read_manifest
 from .options import Source
 
 if TYPE_CHECKING:
-    from ..formats import Rules
-    from ..layout import Layout
-    from ..outline import Outline
+    from ..checkpoints.layout import Layout
+    from ..loading.arrangement import Outline
+    from ..packing.formats import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Sketch:
 
     @property
     def outline(self) -> "Outline":
-        from ..outline import Outline
+        from ..loading.arrangement import Outline
 
         return Outline.of(self.model, replace(self.layout, blocks=units(self.layout.blocks, self.quality)))
 
@@ -56,10 +56,10 @@ def sketch(source: Source, store: Path, rules: "Rules", quality: str) -> Sketch:
     bytes of a format depend on the numbers, they are estimated."""
     import torch
 
-    from ..dial import estimated
-    from ..layout import Layout, layout
-    from ..skeleton import skeleton
-    from ..source import content_of
+    from ..checkpoints.layout import Layout, layout
+    from ..checkpoints.meta_model import skeleton
+    from ..checkpoints.source import content_of
+    from ..packing.size_target import estimated
 
     path = Path(source.model).expanduser()
     trust = source.trust_remote_code
@@ -107,7 +107,7 @@ def drives_of(found: Sketch, placement: Placement, places: Sequence[Path], io: I
 
     Raises ConfigError when one cannot be measured, BundleError when one is not there.
     """
-    from ..striping import striped
+    from ..packing.striping import striped
 
     size = typical_read(streamed_lengths(found.outline.blocks, placement))
     shares: Sequence[float] = ()

@@ -3,7 +3,7 @@
 import typer
 
 from ...tiering.units import format_size
-from ..progress import shown
+from ..loading.progress import shown
 from .console import fail, print_json, quiet_libraries
 from .opening import find_bundle
 from .options import Settings, Source
@@ -13,7 +13,7 @@ def command(source: Source, settings: Settings) -> None:
     """Check every block of a packed model against its checksum; exit code 1 if one is damaged."""
     config = settings.load()
     quiet_libraries()
-    from ...tiering.store.reader import Bundle
+    from ...tiering.store.bundle.reader import Bundle
 
     with shown() as bar:
         folder = find_bundle(source, config, bar)

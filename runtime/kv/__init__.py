@@ -1,1 +1,1 @@
-"""The KV cache in tiers: transformers' own Cache and attention seams on pages in memory and on flash."""
+"""The KV cache in tiers: transformers' cache and attention interfaces on pages in memory and on flash."""

@@ -11,7 +11,7 @@ from cases import Case, Figure, limit_of, outline_of, simulated
 from machines import MACHINES
 from report import Table
 
-from penstock.runtime.forecast import Forecaster
+from penstock.runtime.planning.forecast import Forecaster
 from penstock.tiering.units import GiB, MiB
 
 LAPTOP = MACHINES[0]

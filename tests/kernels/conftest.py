@@ -10,10 +10,9 @@ import numpy as np
 import psutil
 import pytest
 
-from penstock.kernels.directio import DirectFile
-from penstock.kernels.reading import Reader
-
-from ..backends import BACKENDS, Backend
+from penstock.kernels.io.directio import DirectFile
+from penstock.kernels.io.reading import Reader
+from tests.support.backends import BACKENDS, Backend
 
 
 @pytest.fixture

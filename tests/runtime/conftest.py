@@ -13,13 +13,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from penstock.kernels.trial import ReadRate
+from penstock.kernels.machine.trial import ReadRate
 from penstock.runtime.cli.main import main
 from penstock.tiering.units import KiB, MiB
-from tests.timings import TIMINGS
-from tests.tiny_models import save_tiny
-
-from .rig import Rig, Worker
+from tests.support.rig import Rig, Worker
+from tests.support.timings import TIMINGS
+from tests.support.tiny_models import save_tiny
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -100,10 +99,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements that take no time."""
-    monkeypatch.setattr("penstock.runtime.drives.drive_speed", lambda *_, **__: 1e9)
+    monkeypatch.setattr("penstock.runtime.machine.drives.drive_speed", lambda *_, **__: 1e9)
     rates = [ReadRate(size, depth, 1e9) for size in (128 * KiB, MiB) for depth in (1, 2, 4)]
-    monkeypatch.setattr("penstock.runtime.drives.drive_rates", lambda *_: rates)
-    monkeypatch.setattr("penstock.runtime.reference.timings_here", lambda *_: TIMINGS)
+    monkeypatch.setattr("penstock.runtime.machine.drives.drive_rates", lambda *_: rates)
+    monkeypatch.setattr("penstock.runtime.planning.reference.timings_here", lambda *_: TIMINGS)
 
 
 @pytest.fixture

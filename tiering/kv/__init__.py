@@ -1,1 +1,1 @@
-"""KV pages in tiers: which are in memory, which lie on flash, and what is read next."""
+"""KV pages in tiers: which are in memory, on a device, on flash; what is read next (pure)."""

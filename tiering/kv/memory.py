@@ -11,7 +11,7 @@ to pass through, or where nothing else can make room.
 
 from collections.abc import Collection, Iterator
 
-from ..freelist import FreeList
+from ..planner.freelist import FreeList
 from ..units import PAGE
 from .pages import Page
 
@@ -99,7 +99,7 @@ class PageMemory:
     def victims(self) -> Iterator[Page]:
         """Kept pages, best victim first; sought only as far as they are looked at."""
         for number in sorted(self._bytes, key=lambda number: (-self._bytes[number], number)):
-            kept = sorted(self._kept[number], key=lambda page: (page.heat, -page.index))
+            kept = sorted(self._kept[number], key=lambda page: (page.attention_score, -page.index))
             yield from (page for page in kept if page.evictable)
 
     def stay(self, page: Page, tracks: int) -> bool:
@@ -151,10 +151,14 @@ class PageMemory:
         """Of ``track``, if that is colder than ``page`` and not smaller."""
         coldest = min(
             (other for other in self._kept.get(track, ()) if other.evictable),
-            key=lambda other: other.heat,
+            key=lambda other: other.attention_score,
             default=None,
         )
-        return coldest if coldest is not None and coldest.heat < page.heat and coldest.size >= page.size else None
+        return (
+            coldest
+            if coldest is not None and coldest.attention_score < page.attention_score and coldest.size >= page.size
+            else None
+        )
 
     def reserve(self, size: int) -> None:
         """Take ``size`` bytes for what is not in pages; a negative number gives them back."""

@@ -32,7 +32,7 @@ class Page:
     """Whether it leaves memory with its last use."""
     leases: int = 0
     """Uses of its bytes in memory under way."""
-    heat: float = 0.0
+    attention_score: float = 0.0
     """Attention that it has got; 0 where nobody keeps count."""
     refs: int = 1
     """Tracks that it is in."""
@@ -55,7 +55,7 @@ class Page:
 
 
 @dataclass(slots=True, eq=False)
-class Track:
+class BlockTable:
     """The pages with keys, or with values, of one layer and one sequence, in the order of their tokens.
 
     ``first`` is the number of the first page here: those before it were dropped, as no query sees them.

@@ -1,1 +1,1 @@
-"""Pure decisions that can be swapped: placement, eviction, prefetch."""
+"""Decisions that can be swapped, each a pure function or class. Imports the top of tiering only."""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from ..units import BlockId
 from .eviction import Policy
 from .eviction.shadow import Shadow
-from .route import Route
+from .prefetch.module_order import Route
 
 Step = Collection[Sequence[BlockId]]
 """A decoded token: the experts that it uses in each layer."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..units import PAGE, MiB, align_up
-from .placement import Placement, SizedBlock
+from .placement.placement import Placement, SizedBlock
 
 ENOUGH = 0.95
 """Fraction of the best rate at which more in flight, or larger reads, are not worth that a demand waits behind them."""

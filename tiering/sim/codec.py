@@ -24,8 +24,8 @@ from ..events import (
     Resize,
     Slot,
 )
-from ..limits import Home
-from ..setup import Setup
+from ..planner.regions import Home
+from ..planner.setup import Setup
 from ..units import BlockId, Extent
 
 Plain = list[Any]

@@ -15,7 +15,7 @@ class Drive:
 
     A read's first byte comes ``latency`` after it began, so small reads need more of them in flight. While cores
     compute, a drive loses the share ``contention`` of its speed: what it delivers goes through the memory that they
-    read. No read begins beside ``enough`` bytes under way (see kernels/reading.py). What has arrived is verified, at
+    read. No read begins beside ``enough`` bytes under way (see kernels/io/reading.py). What has arrived is verified, at
     ``checksum``, while the next read goes on: that, and ``handling`` seconds for each read, take the cores' time.
 
     Raises DeviceModelError for a number that cannot be.

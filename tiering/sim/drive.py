@@ -9,7 +9,8 @@ from .noise import Dice
 
 
 class Reads:
-    """As a reader performs them (see kernels/reading.py). ``busy`` is told whether any is under way; ``handle`` of each
+    """As a reader performs them (see kernels/io/reading.py). ``busy`` is told whether any is under way; ``handle``
+    of each
     read whose bytes have come: how long that keeps a core busy now, and whether it failed."""
 
     def __init__(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..counters import Counters, found_ratio
+from ..planner.counters import Counters, found_ratio
 
 
 class Passed(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import RecordingError
 from ..events import Action, Event, Refuse
-from ..setup import Setup
+from ..planner.setup import Setup
 from .codec import Codec, setup_from, setup_to
 
 FORMAT = "penstock recording"

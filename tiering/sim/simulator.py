@@ -5,15 +5,15 @@ from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
-from ..counters import Counters
 from ..errors import DeviceModelError, ReadError
 from ..events import Acquire, Begin, Discard, End, Event, Grant, Read, ReadDone, ReadFailed, Refuse, Resize
-from ..planner import Planner
-from ..policy.convoy import PATIENCE
+from ..planner.counters import Counters
+from ..planner.planner import Planner
+from ..policy.prefetch.convoy import PATIENCE
 from .agenda import Agenda, Shared
-from .below import Below, Lower
 from .devices import Drive, Memory
 from .drive import Reads
+from .host_tier import Below, Lower
 from .noise import Dice, Noise
 from .outcome import Outcome, Passed, since
 from .streams import Steps, Wait, Walker

@@ -1,6 +1,7 @@
 """A compute thread, simulated (pure): the events that it causes, in the order in which a real one does.
 
-Follows runtime/model.py and runtime/experts.py. What is always in memory was leased when the model was loaded. The
+Follows runtime/modules/attach.py and runtime/experts/experts.py. What is always in memory was leased when the model
+was loaded. The
 blocks of a layer that are kept are leased together while they are all there; otherwise each one for its module, like
 those that are streamed. Experts that are here are computed while others come; before the first wait it is announced
 what comes next.
@@ -11,9 +12,9 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from enum import Enum, auto
 
 from ..events import HOUSE, Acquire, Begin, Cancel, End, Event, Expect, Grant, Refuse, Release, Stream
-from ..limits import KEPT, PINNED
-from ..planner import Planner
-from ..policy.asking import at_a_time
+from ..planner.planner import Planner
+from ..planner.regions import KEPT, PINNED
+from ..policy.prefetch.expert_window import at_a_time
 from ..units import BlockId, residuals
 from .devices import Memory
 from .workload import Layer, Pass, Workload

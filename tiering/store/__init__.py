@@ -1,1 +1,1 @@
-"""The bundle on flash: manifest (pure), writer, reader."""
+"""Files of the store: bundles of weights, and stored prefixes."""

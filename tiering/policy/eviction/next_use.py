@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Generator, Sequence
 
 from ...units import BlockId
-from ..route import Route
+from ..prefetch.module_order import Route
 from .counts import Counts, Least
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from ...units import BlockId
-from ..route import Route
+from ..prefetch.module_order import Route
 
 
 class Eviction(Protocol):

@@ -1,0 +1,199 @@
+"""The products of some tokens with some experts, in the operations and the order of transformers' eager experts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from ..products.few_rows import MOST_ROWS, products
+from ..products.row_parts import VERDICTS, divisible, parts
+from ..weights.packed_weight import Many, PackedWeight, several
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+Form = tuple[str, str]
+"""Formats of an expert's two matrices."""
+
+_AT_ONCE = 32768  # elements that torch's elementwise operations share out over threads, and then round otherwise
+_ROUND = 16
+
+
+class Expert(NamedTuple):
+    """``up`` is [inner, hidden] and ``down`` [hidden, inner'], or the transposes of these; biases are vectors."""
+
+    up: torch.Tensor
+    up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+class Recipe(NamedTuple):
+    """What a kind of experts does besides the products; ``activation`` takes [tokens, inner] to [tokens, inner']."""
+
+    transposed: bool
+    activation: Activation
+    post: Activation | None
+
+
+def expert_products(
+    states: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """``expert_product`` of each of ``states`` [rows, hidden], contiguous, with its expert: several at a time.
+
+    Yields positions in ``experts`` with their results [positions, rows, hidden]. Those of the same few rows are
+    computed side by side, where there is such a product with the same bits.
+    """
+    alike: dict[tuple[int, Form], list[int]] = {}
+    for position, state in enumerate(states):
+        alike.setdefault((len(state), form(experts[position])), []).append(position)
+    for (rows, _), positions in alike.items():
+        several = side_by_side(rows, experts[positions[0]], recipe)
+        if several is not None:
+            addresses = [states[position].data_ptr() for position in positions]
+            yield positions, several(addresses, [experts[position] for position in positions], recipe)
+            continue
+        for position in positions:
+            yield [position], _rounded(states[position], experts[position], recipe)[None]
+
+
+def expert_outputs(
+    hidden: torch.Tensor, rows: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe
+) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """``expert_product`` of ``hidden`` [tokens, width], contiguous, at ``rows``, row numbers for each of ``experts``.
+
+    Yields positions in ``experts``, parts of their rows, in order, and the results [rows, width]; all of an expert
+    before the next one. Long ones are computed in parts, the others as by ``expert_products``.
+    """
+    few: list[int] = []
+    for position, expert in enumerate(experts):
+        several = expert_parts(hidden, rows[position], expert, recipe)
+        if len(several) == 1:
+            few.append(position)
+            continue
+        for part in several:
+            for _, out in expert_products([hidden[rows[position][part]]], [expert], recipe):
+                yield position, part, out[0]
+    states = [hidden[rows[position]] for position in few]
+    for positions, outs in expert_products(states, [experts[position] for position in few], recipe):
+        for position, out in zip(positions, outs, strict=True):
+            yield few[position], slice(None), out
+
+
+def form(expert: Expert) -> Form:
+    """Experts of equal form are computed side by side, each with the planes that it has. "" is a matrix as it is."""
+    up, down = (weight.format.name if isinstance(weight, PackedWeight) else "" for weight in (expert.up, expert.down))
+    return up, down
+
+
+def expert_product(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
+    """``post(activation(state @ up) @ down)`` for ``state`` [tokens, hidden]; the result has its shape and dtype."""
+    out = _linear(inner(state, expert, recipe), expert.down, expert.down_bias, recipe.transposed)
+    return out if recipe.post is None else recipe.post(out)
+
+
+def inner(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
+    """What goes into the expert's second matrix, for ``state`` [tokens, hidden]."""
+    return recipe.activation(_linear(state, expert.up, expert.up_bias, recipe.transposed))
+
+
+def expert_parts(hidden: torch.Tensor, rows: torch.Tensor, expert: Expert, recipe: Recipe) -> list[slice]:
+    """In which parts of ``rows``, row numbers of ``hidden`` [tokens, width], to compute ``expert``: for the same bits,
+    as few rows at a time as possible."""
+    kind = _kind(recipe.activation)
+    whole = [slice(0, len(rows))]
+    if kind is None or (several := parts(len(rows))) == whole:
+        return whole
+
+    def compute(state: torch.Tensor) -> torch.Tensor:
+        return expert_product(state, expert, recipe)
+
+    def sample(count: int) -> torch.Tensor:
+        return hidden[rows[:count]]
+
+    widths = {*expert.up.shape, *expert.down.shape}
+    kind = f"{_shapes(expert, recipe)}, {kind}"
+    return several if divisible(compute, sample, len(rows), kind, widths) else whole
+
+
+def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
+    """``expert_product`` with empty rows up to a round number, where that gives the same bits.
+
+    The library under torch compiles a kernel for every number of rows, and a prompt gives every expert another one.
+    Whether empty rows change the others is found out for each number of rows when it first comes up.
+    """
+    rows = len(state)
+    missing, kind = -rows % _ROUND, _kind(recipe.activation)
+    if not missing or rows <= MOST_ROWS or kind is None:
+        return expert_product(state, expert, recipe)
+    key = f"{rows} rows, {_shapes(expert, recipe)}, {kind}, {torch.get_num_threads()} threads"
+    equal = VERDICTS.get(key)
+    if equal is False:
+        return expert_product(state, expert, recipe)
+    out = expert_product(functional.pad(state, (0, 0, 0, missing)), expert, recipe)[:rows]
+    if equal is None:
+        exact = expert_product(state, expert, recipe)
+        if bool((exact != exact[:, :1]).any(1).all()):  # of numbers all alike, no order of summation would show
+            VERDICTS[key] = torch.equal(out, exact)
+        return exact
+    return out
+
+
+def _shapes(expert: Expert, recipe: Recipe) -> str:
+    transposed = "transposed " * recipe.transposed
+    biased = "biased " * (expert.up_bias is not None or expert.down_bias is not None)
+    formats = "".join(f"{name} " for name in form(expert) if name)
+    return f"{tuple(expert.up.shape)} {tuple(expert.down.shape)} {formats}{transposed}{biased}{expert.up.dtype}"
+
+
+def _kind(activation: Activation) -> str | None:
+    """The name of what ``activation`` does; None where it has none of its own."""
+    kind: Any = type(activation) if isinstance(activation, torch.nn.Module) else activation
+    name = getattr(kind, "__qualname__", "<")
+    if "<" in name:
+        return None
+    # A gate is the experts module's method, and applies the function that the configuration names.
+    inner = _kind(gated) if callable(gated := getattr(getattr(kind, "__self__", None), "act_fn", None)) else ""
+    return None if inner is None else f"{kind.__module__}.{name}{inner and f'({inner})'}"
+
+
+def _linear(state: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool) -> torch.Tensor:
+    out = state @ weight if transposed else functional.linear(state, weight)
+    return out if bias is None else out + bias
+
+
+class SideBySide(NamedTuple):
+    """The products of ``rows`` rows with experts of one shape and format, several of them at a time."""
+
+    rows: int
+    up: Many
+    down: Many
+
+    def __call__(self, states: Sequence[int], experts: Sequence[Expert], recipe: Recipe) -> torch.Tensor:
+        """``expert_product`` of what lies at the addresses ``states`` with each expert: [experts, rows, hidden]."""
+        inner = self.up([expert.up for expert in experts], states)
+        if inner.numel() <= _AT_ONCE:
+            active = recipe.activation(inner.flatten(0, 1)).contiguous().view(len(experts), self.rows, -1)
+        else:
+            active = torch.stack([recipe.activation(one) for one in inner])
+        first, size = active.data_ptr(), active[0].nbytes
+        out = self.down([expert.down for expert in experts], range(first, first + len(experts) * size, size))
+        return out if recipe.post is None else torch.stack([recipe.post(one) for one in out])
+
+
+def side_by_side(rows: int, expert: Expert, recipe: Recipe) -> SideBySide | None:
+    """The products of ``rows`` rows with experts of the shapes of ``expert``, if there are some with the same bits."""
+    if recipe.transposed or expert.up_bias is not None or expert.down_bias is not None:
+        return None
+    up, down = _many(rows, expert.up), _many(rows, expert.down)
+    return SideBySide(rows, up, down) if up is not None and down is not None else None
+
+
+def _many(rows: int, weight: torch.Tensor) -> Many | None:
+    if weight.dtype != torch.bfloat16:
+        return None
+    if isinstance(weight, PackedWeight):
+        return several(weight, rows)
+    product = products(rows, *weight.shape) if rows <= MOST_ROWS and weight.is_cpu else None
+    if product is None:
+        return None
+    return lambda weights, inputs: product([weight.data_ptr() for weight in weights], inputs)

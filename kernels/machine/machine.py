@@ -1,0 +1,204 @@
+"""What this host can do, measured: drive, memory, processor."""
+
+import errno
+import math
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..io.backends import directness, usable
+from ..io.directio import PAGE, DirectFile
+from ..io.directwrite import DirectWriter
+from ..memory.arena import Arena
+from .cgroups import memory_group, memory_groups, processor_quota
+from .trial import ReadRate, read_rates
+
+_TRIAL_FILE = 256 << 20
+_TRIAL_MEMORY = 256 << 20
+# What torch's and our own products choose their code by.
+_INSTRUCTION_SETS = (
+    *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"),
+    *("amx_fp16", "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DriveReport:
+    """How fast the drive below ``folder`` reads; ``direct`` says whether past the page cache."""
+
+    folder: str
+    direct: bool
+    file_bytes: int
+    rates: tuple[ReadRate, ...]
+
+    @property
+    def best(self) -> ReadRate:
+        """The fastest of the rates."""
+        return max(self.rates, key=lambda rate: rate.bytes_per_second)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineReport:
+    """The host as this process sees it. Memory in bytes; ``cores`` and memory heed affinity and control groups."""
+
+    processor: str
+    cores: int
+    instruction_sets: tuple[str, ...]
+    torch_capability: str
+    torch_threads: int
+    total_memory: int
+    available_memory: int
+    huge_pages: str
+    system: str
+    python: str
+    torch: str
+    transformers: str | None
+
+
+def measure_drive(
+    folder: Path,
+    *,
+    sizes: Sequence[int] = (4096, 131072, 1 << 20, 2 << 20, 4 << 20, 8 << 20),
+    depths: Sequence[int] = (1, 2, 4, 8),
+    backends: Sequence[str] | None = None,
+    seconds_each: float = 0.12,
+    rounds: int = 3,
+) -> DriveReport:
+    """Read at random page-aligned offsets of a file made for it in ``folder``, for each size, depth and backend.
+
+    The sizes are bytes, PAGE multiples; the depths are reads in flight; ``backends`` are names in BACKENDS, or None for
+    all that work here. The file has 256 MiB, or half of the free space where that is less, and is gone afterwards.
+    Raises OSError when the folder is not there or not writable, and with ENOSPC when it has no room for two of the
+    largest reads; BackendUnavailable.
+    """
+    step = max(sizes)
+    room = min(max(_TRIAL_FILE, step), shutil.disk_usage(folder).free // 2) // step * step
+    if room == 0:
+        raise OSError(errno.ENOSPC, f"measuring the drive needs {2 * step} bytes free", str(folder))
+    arena = Arena(step)
+    # Content that no drive compresses.
+    arena.tensor(0, torch.uint8, (arena.length,)).random_()
+    with ExitStack() as opened:
+        files: dict[str, list[DirectFile]] = {}
+        with _trial_file(folder, arena.view(0, step), room // step) as path:
+            plain = opened.enter_context(DirectFile(path))
+            for backend in usable(plain) if backends is None else backends:
+                ask = directness(backend)
+                files[backend] = [plain if ask is None else opened.enter_context(DirectFile(path, direct=ask))]
+        arena.close()
+        rates = read_rates(files, [(size, depth) for size in sizes for depth in depths], seconds_each, rounds=rounds)
+        return DriveReport(str(folder), plain.direct, plain.length, tuple(rates))
+
+
+@contextmanager
+def _trial_file(folder: Path, content: memoryview, copies: int) -> Iterator[Path]:
+    """A file of ``copies`` of ``content``, whose name goes after the block that opens it: the file goes when closed."""
+    descriptor, name = tempfile.mkstemp(prefix=".penstock-trial-", dir=folder)
+    os.close(descriptor)
+    try:
+        with DirectWriter(name) as writer:
+            for _ in range(copies):
+                writer.write(content)
+            writer.sync()
+        yield Path(name)
+    finally:
+        os.unlink(name)
+
+
+def measure_memory() -> float:
+    """Bytes per second of reading memory from one end to the other with torch's threads; the best of several passes."""
+    length = max(PAGE, min(_TRIAL_MEMORY, available_memory() // 4) // PAGE * PAGE)
+    numbers = Arena(length).tensor(0, torch.float32, (length // 4,)).fill_(1.0)
+    best = math.inf
+    for _ in range(7):
+        start = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - start)
+    return numbers.nbytes / best
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take before the machine, or a control group that it is in, runs out."""
+    room = [group.limit - group.used for group in memory_groups()]
+    return max(0, min([psutil.virtual_memory().available, *room]))
+
+
+def total_memory() -> int:
+    """Bytes of memory of the machine, or of the tightest control group that this process is in."""
+    return min([psutil.virtual_memory().total, *(group.limit for group in memory_groups())])
+
+
+class MemoryMeter:
+    """Available and total memory for who asks again and again: looks for our control groups only now and then."""
+
+    _EVERY = 32
+
+    def __init__(self) -> None:
+        self._looks, self._folders = 0, list[Path]()
+
+    def memory(self) -> tuple[int, int]:
+        """What ``available_memory`` and ``total_memory`` say, up to a change of groups or of a limit from none."""
+        whole = psutil.virtual_memory()
+        if self._looks % self._EVERY == 0:
+            self._folders = [group.folder for group in memory_groups() if group.limit < whole.total]
+        self._looks += 1
+        groups = [group for group in map(memory_group, self._folders) if group is not None]
+        available = min([whole.available, *(group.limit - group.used for group in groups)])
+        return max(0, available), min([whole.total, *(group.limit for group in groups)])
+
+
+def usable_cores() -> int:
+    """Processors that this process may keep busy: its affinity, and its control groups' quota rounded up."""
+    cores = len(os.sched_getaffinity(0))
+    quota = processor_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def describe() -> MachineReport:
+    """Names and sizes of this host; measures nothing."""
+    name, flags = processor(Path("/proc/cpuinfo"))
+    try:
+        transformers: str | None = metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        transformers = None
+    return MachineReport(
+        processor=name or platform.processor() or platform.machine(),
+        cores=usable_cores(),
+        instruction_sets=tuple(name for name in _INSTRUCTION_SETS if name in flags),
+        torch_capability=torch.backends.cpu.get_cpu_capability(),
+        torch_threads=torch.get_num_threads(),
+        total_memory=total_memory(),
+        available_memory=available_memory(),
+        huge_pages=_huge_pages(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=transformers,
+    )
+
+
+def processor(information: Path) -> tuple[str, frozenset[str]]:
+    """The name of the first processor in ``information`` ("" where it has none) and its feature flags."""
+    fields: dict[str, str] = {}
+    for line in information.read_text().splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    return fields.get("model name", ""), frozenset(fields.get("flags", fields.get("features", "")).split())
+
+
+def _huge_pages(setting: Path) -> str:
+    """The kernel's mode of huge pages: "always", "madvise", "never", or "absent"."""
+    try:
+        return setting.read_text().partition("[")[2].partition("]")[0]
+    except OSError:
+        return "absent"

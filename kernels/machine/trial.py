@@ -1,0 +1,105 @@
+"""How fast open files can be read: random reads of given sizes, so many at a time, by every backend in turn."""
+
+import random
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+import torch
+
+from ..io.backends import open_reader
+from ..io.directio import PAGE, DirectFile, Segment
+from ..io.reading import Reader
+from ..memory.arena import Arena
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRate:
+    """Random reads of ``size`` bytes with ``depth`` of them under way at a time, by ``backend``."""
+
+    size: int
+    depth: int
+    bytes_per_second: float
+    backend: str = "threads"
+
+
+def read_rates(
+    files: Mapping[str, Sequence[DirectFile]],
+    cells: Iterable[tuple[int, int]],
+    seconds_each: float,
+    *,
+    rounds: int = 1,
+) -> list[ReadRate]:
+    """Rates by size and depth for each of ``cells``, and within it for each backend, a key of ``files``.
+
+    A backend reads at random page-aligned offsets of its files, for ``seconds_each`` in all; the backends take turns
+    within a cell, and all cells within a round. The best round counts: what else goes on only slows reads down. On a
+    drive so slow that single reads take long, what is left after twice the time planned is not measured.
+
+    Sizes are bytes, PAGE multiples, and at most as long as the shortest file. Takes as much memory as the largest size
+    times depth.
+
+    Raises OSError when the drive fails, BackendUnavailable.
+    """
+    cells = list(cells)
+    late = time.perf_counter() + 2 * seconds_each * len(cells) * len(files)
+    arena = Arena(max(size * depth for size, depth in cells))
+    # No first touch of the memory while the clock runs.
+    arena.tensor(0, torch.uint8, (arena.length,)).zero_()
+    best: dict[tuple[int, int, str], float] = {}
+    with ExitStack() as readers:
+        deepest = max(depth for _, depth in cells)
+        opened = {backend: readers.enter_context(closing(open_reader(backend, deepest))) for backend in files}
+        for size, depth in cells * rounds:
+            if best and time.perf_counter() > late:
+                break
+            for backend, reader in opened.items():
+                rate = _rate(reader, files[backend], arena, size, depth, seconds_each / rounds)
+                best[size, depth, backend] = max(rate, best.get((size, depth, backend), 0.0))
+    return [ReadRate(size, depth, rate, backend) for (size, depth, backend), rate in best.items()]
+
+
+def _rate(reader: Reader, files: Sequence[DirectFile], arena: Arena, size: int, depth: int, seconds: float) -> float:
+    """Bytes per second of ``depth`` chains of reads, each begun as the one before it lands."""
+    chains = [_Chain(reader, files, arena.view(number * size, size), number) for number in range(depth)]
+    start = time.perf_counter()
+    for chain in chains:
+        chain.deadline = start + seconds
+        chain.go()
+    done = sum(chain.result() for chain in chains)
+    return done / (time.perf_counter() - start)
+
+
+class _Chain:
+    """Reads into one buffer, one after the other, until the deadline; at least one."""
+
+    def __init__(self, reader: Reader, files: Sequence[DirectFile], buffer: memoryview, seed: int) -> None:
+        self._reader, self._files, self._buffer = reader, files, buffer
+        self._chance, self._lengths = random.Random(seed), [file.length for file in files]
+        self._ended, self._bytes = threading.Event(), 0
+        self._problem: Exception | None = None
+        self.deadline = 0.0
+
+    def go(self) -> None:
+        """Begin a read; the next ones follow on the reader's threads."""
+        (file,) = self._chance.choices(self._files, self._lengths)
+        offset = self._chance.randint(0, (file.length - len(self._buffer)) // PAGE) * PAGE
+        self._reader.submit(file, [Segment(offset, self._buffer)], self._then)
+
+    def result(self) -> int:
+        """Bytes read, once the last read has landed. Raises what a read raised."""
+        self._ended.wait()
+        if self._problem is not None:
+            raise self._problem
+        return self._bytes
+
+    def _then(self, problem: Exception | None) -> None:
+        self._problem = problem
+        if problem is None:
+            self._bytes += len(self._buffer)
+            if time.perf_counter() < self.deadline:
+                self.go()
+                return
+        self._ended.set()

@@ -1,0 +1,120 @@
+"""Products of a few rows with several bfloat16 matrices in one call, bit for bit those of ``functional.linear``.
+
+The compiled half is products.c. torch's own product of one row copies the matrix into blocks first and reaches half of
+the memory's speed; ours reads it once. It keeps the order of summation of the library under torch, which depends on the
+shapes: for each shape, that order is found out by comparing with torch on data that any other order would show on.
+Without a compiler at installation, without the processor's bfloat16 instructions, or where no order fits, there is no
+such product, and the caller takes torch's.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from ..calls import multiply
+from ..native import LIBRARY
+
+MOST_ROWS = 4
+"""Rows up to which one pass over the matrix serves all of them."""
+
+_CHUNKS = (512, 1024, 256, 2048, 384, 768, 128, 64, 4096)
+_TRIAL_BYTES = 32 << 20  # of memory that a trial may take for a matrix
+_LEAST = 64  # columns of the matrix: below, a call costs more than the product
+
+
+class Products:
+    """The product for matrices [n, k] and inputs [rows, k]. Made by ``products``; calls may come from any thread."""
+
+    def __init__(self, rows: int, n: int, k: int, *, chunk: int, threads: int) -> None:
+        self.rows, self.n, self.k, self.chunk, self.threads = rows, n, k, chunk, threads
+
+    def __call__(self, matrices: Sequence[int], inputs: Sequence[int]) -> torch.Tensor:
+        """[len(matrices), rows, n], bfloat16: ``inputs[i] @ matrices[i].T``, both given by their addresses.
+
+        What lies at the addresses is contiguous bfloat16, and stays until the call returns.
+        """
+        assert LIBRARY is not None
+        return multiply(
+            LIBRARY.penstock_products,
+            matrices,
+            inputs,
+            self.rows,
+            self.n,
+            self.k,
+            self.chunk,
+            threads=self.threads,
+        )
+
+
+def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> Products | None:
+    """The product for these shapes, or None where there is none with the bits of ``functional.linear``.
+
+    The first call for a shape and a number of threads tries it, which takes some milliseconds; for a shape too large to
+    make another one of, on ``matrix`` [n, k], contiguous bfloat16, if that is given.
+    """
+    shape = rows, n, k, torch.get_num_threads()
+    if shape in _FOUND:
+        return _FOUND[shape]
+    if LIBRARY is None or not 1 <= rows <= MOST_ROWS or k < _LEAST:
+        return None
+    if n * k * 2 <= _TRIAL_BYTES:
+        _FOUND[shape] = _found(*_trial(rows, n, k))
+    elif matrix is not None:
+        _FOUND[shape] = _found(matrix, [_chance(rows, k, seed) for seed in range(4)], telling=True)
+    return _FOUND.get(shape)
+
+
+def untried(rows: int, n: int, k: int) -> bool:
+    """Whether there may be a product for these shapes that only a matrix at hand could tell."""
+    if LIBRARY is None or not 1 <= rows <= MOST_ROWS or k < _LEAST or n * k * 2 <= _TRIAL_BYTES:
+        return False
+    return (rows, n, k, torch.get_num_threads()) not in _FOUND
+
+
+_FOUND: dict[tuple[int, int, int, int], Products | None] = {}
+"""By rows, n, k and number of threads."""
+
+
+def _found(matrix: torch.Tensor, inputs: Sequence[torch.Tensor], *, telling: bool = False) -> Products | None:
+    """The product with torch's bits on ``matrix`` for all ``inputs``; ``telling``: only if all others have other bits,
+    or the numbers at hand would prove nothing."""
+    n, k = matrix.shape
+    wanted = [functional.linear(x, matrix) for x in inputs]
+    equal: list[Products] = []
+    tried = {-(-chunk // 64) * 64 for chunk in (k, *(chunk for chunk in _CHUNKS if chunk < k))}
+    for chunk in sorted(tried, reverse=True):
+        product = Products(len(inputs[0]), n, k, chunk=chunk, threads=torch.get_num_threads())
+        if all(
+            torch.equal(product([matrix.data_ptr()], [x.data_ptr()])[0], y) for x, y in zip(inputs, wanted, strict=True)
+        ):
+            if not telling:
+                return product
+            equal.append(product)
+    return equal[0] if len(equal) == 1 else None
+
+
+def _chance(rows: int, k: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, k, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def _trial(rows: int, n: int, k: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A matrix [n, k] and inputs [rows, k]: terms cancel out in pairs, and the products are nothing but rounding.
+
+    The rows of the matrix repeat themselves, so that making it takes no memory besides its own.
+    """
+    chance = torch.Generator().manual_seed(0)
+    half = k // 2
+    order = torch.randperm(2 * half, generator=chance)
+
+    def paired(count: int, sign: int) -> torch.Tensor:
+        numbers = torch.zeros(count, k, dtype=torch.bfloat16)
+        part = torch.randn(count, half, generator=chance).bfloat16()
+        numbers[:, order[:half]], numbers[:, order[half:]] = part, sign * part
+        return numbers
+
+    unique = paired(min(n, 64), -1)
+    matrix = torch.empty(n, k, dtype=torch.bfloat16)
+    for first in range(0, n, len(unique)):
+        matrix[first : first + len(unique)] = unique[: n - first]
+    return matrix, [paired(rows, 1) for _ in range(8)]

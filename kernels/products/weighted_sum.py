@@ -1,0 +1,53 @@
+"""What experts add to their tokens, bit for bit as torch does it step by step. The compiled half is weighted_sum.c.
+
+All but ``add_by_torch`` takes tensors in host memory alone.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+
+from ..native import LIBRARY
+
+_WEIGHTS = (torch.bfloat16, torch.float32)
+
+
+def weighted_sum(rows: Sequence[int], weights: Sequence[float], width: int) -> torch.Tensor:
+    """[1, width]: ``((0 + rows[0] * weights[0]) + rows[1] * weights[1]) + ...``, rounded after each step.
+
+    ``rows`` are addresses of ``width`` contiguous bfloat16 numbers each; weights are float32 or bfloat16 numbers. There
+    must be a LIBRARY.
+    """
+    assert LIBRARY is not None
+    out = torch.zeros(1, width, dtype=torch.bfloat16)
+    count = len(rows)
+    addresses, numbers = (ctypes.c_uint64 * count)(*rows), (ctypes.c_float * count)(*weights)
+    LIBRARY.penstock_add_weighted(count, addresses, numbers, (ctypes.c_int64 * count)(), out.data_ptr(), width, 1)
+    return out
+
+
+def add_weighted(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weights: torch.Tensor) -> None:
+    """``to[rows[i]] += out[i] * weights[i]`` for each i: ``to`` [tokens, width], contiguous, ``rows`` and ``weights``
+    [count], ``out`` [count, width]. Every product is rounded to the dtype of ``to`` before it is added."""
+    ours = to.is_cpu and to.dtype == out.dtype == torch.bfloat16 and weights.dtype in _WEIGHTS
+    if LIBRARY is None or not ours:
+        add_by_torch(to, rows, out, weights)
+        return
+    count, width = out.shape
+    out, numbers = out.contiguous(), weights.float().contiguous()
+    addresses = torch.arange(count).mul_(2 * width).add_(out.data_ptr())
+    LIBRARY.penstock_add_weighted(
+        count,
+        addresses.data_ptr(),
+        numbers.data_ptr(),
+        rows.contiguous().data_ptr(),
+        to.data_ptr(),
+        width,
+        torch.get_num_threads(),
+    )
+
+
+def add_by_torch(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weights: torch.Tensor) -> None:
+    """The same, on any device. No two of ``rows`` are equal: their order would be the device's."""
+    to.index_add_(0, rows, (out * weights[:, None]).to(to.dtype))

@@ -1,0 +1,1 @@
+"""A weight in a packed format that looks like a torch tensor. Imports kernels/formats and above."""

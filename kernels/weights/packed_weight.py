@@ -1,0 +1,306 @@
+"""A matrix in a weight format that looks like a weight: products take it as it is stored, all else decodes it.
+
+With few rows the format's own products are taken. Otherwise it is decoded, tile by tile, into a scratch buffer that
+stays in the processor's caches, and torch multiplies by the tile; a matrix in an exact format is decoded as a whole, to
+an address like the one that transformers would have it at: a tile could give other bits. Whether the product of a large
+one has torch's bits is found out on the matrix itself, decoded as a whole once for each number of rows.
+
+With planes on a CUDA device, kernels/cuda does all of that there; only tiles are larger.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._pytree import tree_map_only
+
+from ..cuda.base import DeviceFormat
+from ..cuda.registry import device_format
+from ..formats.base import SLAB, Format
+from ..products.few_rows import products, untried
+from .metadata_ops import LOOKS
+
+TILE = 4 << 20
+"""Bytes of a matrix that are decoded at a time."""
+DEVICE_TILE = 64 << 20
+"""The same on a device, where a launch costs more, and nothing is to stay in a cache."""
+_ALIGNMENT = 64
+
+Many = Callable[[Sequence[Any], Sequence[int]], torch.Tensor]
+"""``many(weights, inputs)``: [len(weights), rows, n], inputs [rows, k] given by their addresses, as Product."""
+
+
+class PackedWeight(torch.Tensor):
+    """``planes`` [bytes] of ``format``, the first ones or all, as a tensor of ``shape`` and ``dtype``.
+
+    ``transposed``: what is encoded is the transpose, [shape[1], shape[0]]. ``address`` is where its numbers would lie
+    as they are, modulo 64: an exact format decodes to such a place. It is a view on ``planes``, without own memory.
+    """
+
+    format: Format
+    planes: tuple[torch.Tensor, ...]
+    transposed: bool
+
+    @staticmethod
+    def __new__(
+        cls,
+        planes: Sequence[torch.Tensor],
+        format: Format,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        *,
+        transposed: bool = False,
+        address: int = 0,
+        requires_grad: bool = False,
+    ) -> "PackedWeight":
+        made: PackedWeight = torch.Tensor._make_wrapper_subclass(
+            cls, tuple(shape), dtype=dtype, device=planes[0].device, requires_grad=requires_grad
+        )
+        made.format, made.planes, made.transposed = format, tuple(planes), transposed
+        made._place, made._numbers, made._grads = address, dtype, requires_grad
+        made.encoded_shape = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
+        made.addresses = [plane.data_ptr() for plane in planes]
+        made.on_device = _on_device(format) if planes[0].is_cuda else None
+        made._is_param = True  # modules look whether a weight is a parameter
+        return made
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    encoded_shape: tuple[int, int]
+    """[n, k] of the matrix as it is encoded."""
+    addresses: list[int]
+    """Of the planes."""
+    on_device: DeviceFormat | None
+    """What computes with the planes, which are on a device; None in memory."""
+    _place: int
+    _numbers: torch.dtype
+    _grads: bool
+    # As dtype and requires_grad, which take a call of torch's to answer.
+
+    def as_parameter(self, requires_grad: bool) -> "PackedWeight":
+        """The same, as a parameter that ``requires_grad``, or not."""
+        place, transposed = self._place, self.transposed
+        return PackedWeight(
+            self.planes,
+            self.format,
+            self.shape,
+            self.dtype,
+            transposed=transposed,
+            address=place,
+            requires_grad=requires_grad,
+        )
+
+    def decoded(self) -> torch.Tensor:
+        """The whole matrix, as a new tensor of our shape and dtype."""
+        return self._decode(self.planes[0].new_empty(self._room))
+
+    def at_hand(self) -> torch.Tensor:
+        """The whole matrix, valid until this thread decodes the next one."""
+        return self._decode(_buffer(self, self._room))
+
+    @property
+    def _room(self) -> int:
+        return self.numel() * self.dtype.itemsize + 2 * _ALIGNMENT
+
+    def _decode(self, room: torch.Tensor) -> torch.Tensor:
+        n, k = self.encoded_shape
+        start = -room.data_ptr() % _ALIGNMENT + self._place
+        out = room[start : start + n * k * self.dtype.itemsize].view(self.dtype).view(n, k)
+        (self.on_device or self.format).decode(self.planes, n, k, slice(0, n), out)
+        # Whether a weight requires gradients is part of the bits.
+        return nn.Parameter(out.t() if self.transposed else out, self.requires_grad)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _OWN:
+            return _OWN[func](*args, **kwargs)
+        if func.__name__.endswith("_") and not func.__name__.endswith("__"):
+            raise TypeError(f"an encoded weight cannot be changed in place ({func.__name__})")
+        with torch._C.DisableTorchFunctionSubclass():
+            if func not in LOOKS:
+                args, kwargs = tree_map_only(cls, cls.decoded, (tuple(args), kwargs))
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
+        raise NotImplementedError(f"{func} was not expected to see an encoded weight")
+
+
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``functional.linear``."""
+    if isinstance(weight, PackedWeight):
+        out = None if weight.transposed else _times(input, weight, biased=bias is not None)
+        if out is not None:
+            return out if bias is None else out + bias
+        weight = weight.at_hand()
+    return functional.linear(input, weight, bias)
+
+
+def _matmul(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``input @ weight``."""
+    if isinstance(weight, PackedWeight):
+        out = _times(input, weight, biased=False) if weight.transposed else None
+        return input @ weight.at_hand() if out is None else out
+    return _decoded(input) @ weight
+
+
+def _addmm(bias: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, **scales: Any) -> torch.Tensor:
+    """``torch.addmm``."""
+    if isinstance(weight, PackedWeight) and weight.transposed and not scales:
+        out = _times(input, weight, biased=True)
+        if out is not None:
+            return out + bias
+    return torch.addmm(*map(_decoded, (bias, input, weight)), **scales)
+
+
+def _decoded(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.decoded() if isinstance(tensor, PackedWeight) else tensor
+
+
+def _times(input: torch.Tensor, weight: PackedWeight, *, biased: bool) -> torch.Tensor | None:
+    """``input`` [.., k] times the transpose of what is encoded [n, k], without decoding all of it at a time; None where
+    bits would change, to which it belongs whether the sum is ``biased``: torch rounds but once."""
+    n, k = weight.encoded_shape
+    if weight.format.exact and (biased or not (weight._grads or input.is_contiguous())):
+        return None
+    if weight.on_device is not None:
+        found = _device_product(input, weight, weight.on_device)
+        if found is not None:
+            return found
+    elif input.dtype == torch.bfloat16 and (many := _found(weight, input.numel() // k)) is not None:
+        state = input.contiguous()
+        return many([weight], [state.data_ptr()]).view(*input.shape[:-1], n)
+    if weight.format.exact:
+        return None
+    out = input.new_empty((*input.shape[:-1], n))
+    for part, tile in _tiles(weight):
+        out[..., part] = functional.linear(input, tile)
+    return out
+
+
+def _device_product(input: torch.Tensor, weight: PackedWeight, on_device: DeviceFormat) -> torch.Tensor | None:
+    n, k = weight.encoded_shape
+    if input.dtype != torch.bfloat16 or weight._numbers != torch.bfloat16:
+        return None
+    out = on_device.product(weight.planes, n, k, input.reshape(-1, k))
+    return None if out is None else out.view(*input.shape[:-1], n)
+
+
+def _on_device(format: Format) -> DeviceFormat:
+    found = device_format(format.name)
+    if found is None:
+        raise ValueError(f"there are no {format.name} weights on a CUDA device")
+    return found
+
+
+def several(weight: PackedWeight, rows: int) -> Many | None:
+    """Products of ``rows`` rows with several weights like ``weight``, in one call; None if there are none in this
+    format."""
+    if weight._numbers != torch.bfloat16 or weight.on_device is not None:
+        return None
+    format: Any = weight.format
+    return _many(format, rows, *weight.encoded_shape, torch.get_num_threads())
+
+
+def _many(format: Any, rows: int, n: int, k: int, threads: int) -> Many | None:
+    """What the format has; kept once there is one, for it is asked at every product."""
+    key = format, rows, n, k, threads
+    if key not in _kept:
+        product = format.products(rows, n, k)
+        if product is None:
+            return None
+        _kept[key] = lambda weights, inputs: product([weight.addresses for weight in weights], inputs)
+    return _kept[key]
+
+
+_kept: dict[tuple[Any, int, int, int, int], Many] = {}
+
+
+def _found(weight: PackedWeight, rows: int) -> Many | None:
+    """As ``several``; where nothing smaller than the weight itself can tell whether it has torch's bits, that does."""
+    many = several(weight, rows)
+    n, k = weight.encoded_shape
+    if many is not None or not weight.format.exact or weight._numbers != torch.bfloat16 or not untried(rows, n, k):
+        return many
+    whole = weight.at_hand().detach()
+    products(rows, n, k, whole.t() if weight.transposed else whole)
+    many = several(weight, rows)
+    if many is not None:
+        del whole
+        _scratch.release()  # it may be hundreds of MiB, and nothing asks for it now
+    return many
+
+
+def _tiles(weight: PackedWeight) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Runs of rows of what is encoded, decoded; each is valid until the next."""
+    n, k = weight.encoded_shape
+    tile = TILE if weight.on_device is None else DEVICE_TILE
+    rows = max(SLAB, tile // (k * weight.dtype.itemsize) // SLAB * SLAB)
+    buffer = _buffer(weight, min(rows, n) * k * weight.dtype.itemsize)
+    for start in range(0, n, rows):
+        part = slice(start, min(n, start + rows))
+        size = (part.stop - start) * k * weight.dtype.itemsize
+        out = buffer[:size].view(weight.dtype).view(-1, k)
+        (weight.on_device or weight.format).decode(weight.planes, n, k, part, out)
+        yield part, out
+
+
+def _buffer(weight: PackedWeight, size: int) -> torch.Tensor:
+    """uint8 [size], where the planes are. On a device torch keeps what is given back, in the order of its work."""
+    return _scratch.buffer(size) if weight.on_device is None else weight.planes[0].new_empty(size)
+
+
+def _embedding(ids: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """``functional.embedding``; only the slabs that the rows ``ids`` lie in are decoded; on a device those rows."""
+    if not isinstance(weight, PackedWeight) or weight.transposed:
+        return functional.embedding(ids, _decoded(weight), *args, **kwargs)
+    n, k = weight.encoded_shape
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n:
+        raise IndexError("index out of range in self")  # as torch says it
+    flat = ids.reshape(-1)
+    if weight.on_device is not None:
+        return weight.on_device.rows(weight.planes, n, k, flat, weight.dtype).view(*ids.shape, k)
+    out = torch.empty(len(flat), k, dtype=weight.dtype)
+    buffer = torch.empty(SLAB, k, dtype=weight.dtype)
+    slabs = flat // SLAB
+    for slab in torch.unique(slabs).tolist():
+        part = slice(slab * SLAB, min(n, (slab + 1) * SLAB))
+        here = buffer[: part.stop - part.start]
+        weight.format.decode(weight.planes, n, k, part, here)
+        wanted = slabs == slab
+        out[wanted] = here[flat[wanted] - part.start]
+    return out.view(*ids.shape, k)
+
+
+class _Scratch(threading.local):
+    """A buffer for tiles, for each thread that computes."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def buffer(self, size: int) -> torch.Tensor:
+        if len(self._buffer) < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8)
+        return self._buffer[:size]
+
+    def release(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+
+_scratch = _Scratch()
+
+_OWN: dict[Any, Callable[..., Any]] = {
+    functional.linear: linear,
+    functional.embedding: _embedding,
+    torch.matmul: _matmul,
+    torch.Tensor.matmul: _matmul,
+    torch.Tensor.__matmul__: _matmul,
+    torch.addmm: _addmm,
+}

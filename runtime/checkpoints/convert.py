@@ -1,0 +1,221 @@
+"""Checkpoint tensors to module tensors, by transformers' own conversion: what comes from where, piece by piece.
+
+``convert_and_load_state_dict_in_model`` of transformers groups the checkpoint's tensors by the weight that they become
+and then converts group after group. ``plan`` groups in the same way, on names and shapes only; ``Group.convert``
+converts one group, or one expert of it where the operations treat experts alike.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Chunk,
+    Concatenate,
+    Interleave,
+    MergeModulelist,
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from ...tiering.errors import CheckpointError
+from .safetensors_file import SourceTensor
+
+Load = Callable[[SourceTensor, torch.dtype, int | None], torch.Tensor]
+"""Loads a tensor as a dtype; with a number only that slice of the first dimension, which stays, with length one."""
+
+
+@dataclass(slots=True)
+class Group:
+    """The tensors of a checkpoint that become one or several weights, of ``dtype``.
+
+    ``sources`` are the tensors by the pattern that they match; ``transform`` is None for a pure renaming of the only
+    source. ``targets`` are the names and shapes of the results. ``by_expert`` says that each expert can be converted
+    alone.
+    """
+
+    first: str
+    dtype: torch.dtype
+    transform: Any = None
+    sources: dict[str, list[SourceTensor]] = field(default_factory=dict)
+    targets: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    by_expert: bool = False
+
+    def nbytes(self, expert: int | None = None) -> int:
+        """Bytes of the results; of one expert's if each is converted alone."""
+        elements = sum(torch.Size(shape).numel() for shape in self.targets.values())
+        if expert is not None and self.by_expert:
+            elements //= next(iter(self.targets.values()))[0]
+        return elements * self.dtype.itemsize
+
+    def sources_of(self, expert: int | None) -> list[SourceTensor]:
+        """What is read for the group as a whole, or for one expert where it comes alone."""
+        lists = list(self.sources.values())
+        if expert is None or not (self.by_expert or self.transform is None):
+            return [source for sources in lists for source in sources]
+        if self.transform is not None and self._listed:
+            return [sources[expert] for sources in lists]
+        return [sources[0].part(expert) for sources in lists]
+
+    def convert(self, model: PreTrainedModel, load: Load, expert: int | None = None) -> dict[str, torch.Tensor]:
+        """The results by name. With ``expert``, if ``by_expert``, only its slices: shapes [1, ...]."""
+        alone = expert if self.by_expert else None
+        collected = self.transform.collected_tensors
+        for pattern, sources in self.sources.items():
+            # Not by way of a variable: the operations free their inputs as they go, if nobody else holds them.
+            if alone is None:
+                collected[pattern] = [load(source, self.dtype, None) for source in sources]
+            elif self._listed:
+                collected[pattern] = [load(sources[alone], self.dtype, None)]
+            else:
+                collected[pattern] = [load(sources[0], self.dtype, alone)]
+        return self._run(model)
+
+    @property
+    def _listed(self) -> bool:
+        """Whether the checkpoint has one tensor per expert, which the first operation stacks."""
+        return isinstance(self.transform.operations[0], MergeModulelist)
+
+    def dry_run(self, model: PreTrainedModel, *, expert: bool = False) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the results; with ``expert`` of one expert alone. Reads nothing."""
+        with torch.device("meta"):
+            for pattern, sources in self.sources.items():
+                shapes = [source.shape for source in (sources[:1] if expert else sources)]
+                if expert and not self._listed:
+                    shapes = [(1, *shapes[0][1:])]
+                self.transform.collected_tensors[pattern] = [torch.empty(s, dtype=self.dtype) for s in shapes]
+            return {name: tuple(tensor.shape) for name, tensor in self._run(model).items()}
+
+    def _run(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        try:
+            result = self.transform.convert(self.first, model=model, config=model.config)
+        except Exception as error:
+            raise CheckpointError(
+                f"transformers cannot make {self.first} from the checkpoint's "
+                f"{', '.join(s.name for sources in self.sources.values() for s in sources[:1])}: {error}"
+            ) from error
+        finally:
+            self.transform.collected_tensors.clear()
+        return {name: value[0] if isinstance(value, list) else value for name, value in result.items()}
+
+
+def plan(
+    model: PreTrainedModel, tensors: Mapping[str, SourceTensor], stacked: Mapping[str, int] | None = None
+) -> dict[str, Group]:
+    """Which group makes each weight of the skeleton ``model``: by state-dict name, for every weight that is there.
+
+    ``stacked`` maps the names of weights that hold one slice per expert to the number of experts. Raises
+    CheckpointError when a result has not the shape that the model needs.
+    """
+    expected = model.state_dict()
+    groups = _group(model, tensors, expected)
+    made: dict[str, Group] = {}
+    for group in groups:
+        if group.transform is None:
+            (source,) = group.sources[group.first]
+            group.targets = {group.first: source.shape}
+        else:
+            group.targets = group.dry_run(model)
+        for name, shape in group.targets.items():
+            if name not in expected:
+                continue
+            if shape != tuple(expected[name].shape):
+                raise CheckpointError(
+                    f"{name} has shape {list(shape)} in the checkpoint, the model needs {list(expected[name].shape)}; "
+                    "the weights do not belong to this config.json, or some are missing"
+                )
+            made[name] = group
+        group.by_expert = group.transform is not None and _separable(group, model, stacked or {})
+    return made
+
+
+def _group(
+    model: PreTrainedModel, tensors: Mapping[str, SourceTensor], expected: Mapping[str, torch.Tensor]
+) -> list[Group]:
+    """The loop of ``convert_and_load_state_dict_in_model``, up to the conversion."""
+    mapping = get_model_conversion_mapping(model, None, None)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    prefix = model.base_model_prefix
+
+    groups: dict[str, Group] = {}
+    for key in sorted(tensors, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, expected)
+        if name not in expected and key in expected:
+            name, pattern = rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=expected)
+        if name not in expected:
+            continue
+        if name not in groups:
+            transform = None if pattern is None else copy.deepcopy(converter_of[pattern])
+            groups[name] = Group(name, expected[name].dtype, transform)
+        group = groups[name]
+        if group.transform is not None:
+            group.sources.setdefault(key if pattern is None else pattern, []).append(tensors[key])
+        elif not group.sources:
+            group.sources[name] = [tensors[key]]
+    return list(groups.values())
+
+
+def _separable(group: Group, model: PreTrainedModel, stacked: Mapping[str, int]) -> bool:
+    """Whether converting one expert's tensors alone gives that expert's slice of the result."""
+    counts = {stacked.get(name) for name in group.targets}
+    if len(counts) != 1 or None in counts:
+        return False
+    (count,) = counts
+    first, *rest = group.transform.operations
+    if isinstance(first, MergeModulelist):
+        if first.dim != 0 or any(len(sources) != count for sources in group.sources.values()):
+            return False
+    else:
+        rest = [first, *rest]
+        if any(len(sources) != 1 or sources[0].shape[:1] != (count,) for sources in group.sources.values()):
+            return False
+    if not all(map(_keeps_experts_apart, rest)):
+        return False
+    alone = group.dry_run(model, expert=True)
+    return alone == {name: (1, *shape[1:]) for name, shape in group.targets.items()}
+
+
+def _keeps_experts_apart(operation: Any) -> bool:
+    """Whether ``operation`` leaves the first dimension alone."""
+    if type(operation) in (Concatenate, Chunk):
+        return operation.dim >= 1 and operation.num_shards_attribute is None
+    if type(operation) is Interleave:
+        return bool(operation.dim >= 1)
+    if type(operation) is Transpose:
+        return min(operation.dim0, operation.dim1) >= 1 and not operation.check_dims
+    return False
+
+
+def initial_value(model: PreTrainedModel, name: str) -> torch.Tensor:
+    """What transformers gives the weight ``name`` that the checkpoint lacks; every time the same."""
+    path, _, own = name.rpartition(".")
+    # A copy that owns memory for its own weights and leaves its children alone.
+    module = copy.copy(model.get_submodule(path))
+    module._parameters = {
+        key: None if p is None else torch.nn.Parameter(torch.empty_like(p, device="cpu"), requires_grad=False)
+        for key, p in module._parameters.items()
+    }
+    module._buffers = {
+        key: None if b is None else torch.empty_like(b, device="cpu") for key, b in module._buffers.items()
+    }
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model._init_weights(module)
+    value = getattr(module, own)
+    assert isinstance(value, torch.Tensor)
+    return value.detach()
+
+
+def may_be_absent(model: PreTrainedModel, name: str) -> bool:
+    """Whether the model says that checkpoints may lack the weight ``name``."""
+    return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_missing or ())

@@ -1,0 +1,94 @@
+"""SHA-256 of a checkpoint's content, remembered in the store for files that have not changed since."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ...tiering.errors import CheckpointError
+from ...tiering.progress import Progress, Quiet
+from ...tiering.store.bundle.folder import locked, write_durably
+from ...tiering.units import MiB
+from .safetensors_file import SourceFile
+
+_CACHE = "digests.json"
+_REMEMBERED = 4096
+_STEP = 1 * MiB
+
+
+def digest_files(files: Sequence[Path], store: Path, progress: Progress | None = None) -> str:
+    """SHA-256 over names and content of ``files``; what was read before is looked up in ``store``.
+
+    Raises CheckpointError when a file cannot be read.
+    """
+    cache = store / _CACHE
+    keys = {file: _key(file) for file in files}
+    known = _load(cache)
+    fresh = [file for file in files if keys[file] not in known]
+    if fresh:
+        found = dict(zip((keys[file] for file in fresh), _digest_all(fresh, progress or Quiet()), strict=True))
+        known |= found
+        with locked(cache):
+            merged = _load(cache) | found
+            write_durably(cache, json.dumps({key: merged[key] for key in list(merged)[-_REMEMBERED:]}, indent=0))
+    whole = [[file.name, known[keys[file]]] for file in files]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def _digest_all(files: Sequence[Path], progress: Progress) -> list[str]:
+    """The files' digests, several at a time: hashing is slower than the drive."""
+    progress.start("checking the checkpoint", sum(file.stat().st_size for file in files))
+    lock, stop = threading.Lock(), threading.Event()
+
+    def report(n: int) -> bool:
+        with lock:
+            progress.advance(n)
+        return not stop.is_set()
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "penstock-digest") as pool:
+        try:
+            digests = list(pool.map(lambda file: _digest(file, report), files))
+        except BaseException:
+            stop.set()
+            raise
+    progress.finish()
+    return digests
+
+
+def _digest(path: Path, go_on: Callable[[int], bool]) -> str:
+    digest = hashlib.sha256()
+    file = SourceFile(path)
+    try:
+        buffer = memoryview(bytearray(min(_STEP, max(1, file.length))))
+        done = 0
+        while done < file.length:
+            view = buffer[: min(len(buffer), file.length - done)]
+            file.read(done, view)
+            digest.update(view)
+            done += len(view)
+            if not go_on(len(view)):
+                break
+    finally:
+        file.close()
+    return digest.hexdigest()
+
+
+def _key(file: Path) -> str:
+    """What changes when the file does, short of reading it."""
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    return f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+
+
+def _load(cache: Path) -> dict[str, str]:
+    """What is remembered; nothing if the cache is not there or not readable, since it can be made again."""
+    try:
+        known = json.loads(cache.read_text())
+        return {str(key): str(value) for key, value in known.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}

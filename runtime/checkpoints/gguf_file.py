@@ -1,0 +1,229 @@
+"""GGUF files: configuration, tokenizer and weights as transformers has them, weights also in their own blocks.
+
+The ``gguf`` package reads the file's header; transformers knows which weight a tensor is, and what llama.cpp changed in
+it. Where that is an order of rows, or nothing, a quantised weight can be stored in the file's own blocks.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+    load_gguf_checkpoint,
+)
+
+from ...kernels.formats.gguf import GGUF
+from ...kernels.formats.registry import FORMATS
+from ...tiering.errors import CheckpointError
+from .safetensors_file import SourceTensor
+
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor(SourceTensor):
+    """A tensor of a GGUF file: rows of blocks of the type ``kind``, in bytes; ``shape`` is that of its numbers, with
+    the last dimension in a row."""
+
+    kind: str
+
+    @property
+    def format(self) -> str | None:
+        """The weight format that stores it as it is."""
+        # Other names mean other bytes: MXFP4, for one, has its scales elsewhere.
+        return next((format_.name for format_ in GGUF if format_.name == self.kind.lower()), None)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.length * self.shape[-1] // int(np.prod(self.shape))
+
+    def part(self, index: int) -> "GgufTensor":
+        length = self.length // self.shape[0]
+        offset = self.offset + index * length
+        return GgufTensor(self.name, self.file, self.dtype, self.shape[1:], offset, length, self.kind)
+
+    def numbers(self, rows: torch.Tensor) -> torch.Tensor:
+        """float32 [rows, columns] from uint8 [rows, row_bytes]."""
+        n, k = len(rows), self.shape[-1]
+        if self.kind in _FLOATS:
+            return rows.view(_FLOATS[self.kind]).float()
+        if self.format is not None:
+            made = torch.empty(n, k)
+            FORMATS[self.format].decode([rows.view(-1)], n, k, slice(0, n), made)
+            return made
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        try:
+            return torch.from_numpy(dequantize(rows.numpy(), GGMLQuantizationType[self.kind]))
+        except NotImplementedError as error:
+            raise CheckpointError(f"{self.file}: {self.name} is of type {self.kind}, which gguf cannot read") from error
+
+
+class GgufFile:
+    """``config`` is transformers' own, made of what the file says; ``tensors`` are by the file's names. Made by
+    ``open``; nothing stays open."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: PretrainedConfig,
+        values: Mapping[str, Any],
+        tensors: Mapping[str, GgufTensor],
+        fields: Mapping[str, Any],
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.tensors = tensors
+        self._values = values
+        self._fields = fields
+
+    @classmethod
+    def is_gguf(cls, path: Path) -> bool:
+        """Whether ``path`` is a file that says so."""
+        try:
+            with open(path, "rb") as file:
+                return file.read(4) == b"GGUF"
+        except OSError:
+            return False
+
+    @classmethod
+    def open(cls, path: Path) -> "GgufFile":
+        """Raises CheckpointError for a damaged file, one of several parts, or of an architecture that transformers does
+        not read; and where the ``gguf`` package is not installed."""
+        try:
+            from gguf import GGUFReader
+        except ImportError as error:
+            raise CheckpointError(
+                f"{path} is a GGUF file, and reading it needs the gguf package: pip install 'penstock[gguf]'"
+            ) from error
+        try:
+            reader = GGUFReader(path)
+            tensors = {tensor.name: _tensor(path, tensor) for tensor in reader.tensors}
+            fields = {name: field.contents() for name, field in reader.fields.items() if _is_short(field)}
+        except Exception as error:  # whatever numpy meets first in bytes that make no sense
+            raise CheckpointError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+        if int(fields.get("split.count", 1)) > 1:
+            raise CheckpointError(f"{path} is one of several parts; merge them: llama-gguf-split --merge")
+        try:
+            with _quiet():
+                values = load_gguf_checkpoint(path, return_tensors=False)["config"]
+                config = AutoConfig.for_model(**values | _widths(values, fields))
+        except Exception as error:  # configurations check themselves, each in its own way
+            raise CheckpointError(f"{path}: transformers cannot read its configuration: {error}") from error
+        return cls(path, config, values, tensors, fields)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the file is in."""
+        return self.path.parent
+
+    @property
+    def tokenizer_file(self) -> str:
+        """The name of the file in its folder: it has the tokenizer too."""
+        return self.path.name
+
+    def dtype(self) -> torch.dtype:
+        """What its numbers are computed in: what matrices are in if they are not quantised, else bfloat16."""
+        matrices = {tensor.kind for tensor in self.tensors.values() if len(tensor.shape) > 1}
+        return _FLOATS[matrices.pop()] if len(matrices) == 1 and matrices <= _FLOATS.keys() else torch.bfloat16
+
+    @property
+    def content(self) -> tuple[Path, ...]:
+        """Every file that decides what the model computes."""
+        return (self.path,)
+
+    def write_model_files(self, folder: Path, config: PretrainedConfig) -> None:
+        """Write ``config``, and the tokenizer if the file has one, to ``folder``."""
+        config.save_pretrained(folder)
+        GenerationConfig.from_model_config(config).save_pretrained(folder)
+        if "tokenizer.ggml.model" not in self._fields:
+            return
+        try:
+            with _quiet():
+                tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
+        except Exception as error:
+            raise CheckpointError(f"{self.path}: transformers cannot read its tokenizer: {error}") from error
+        tokenizer.save_pretrained(folder)
+
+    def names(self, model: PreTrainedModel) -> dict[str, list[str]]:
+        """The file's tensors of each weight of the skeleton ``model``; several are stacked, those of each expert."""
+        found: dict[str, list[str]] = {}
+        expected = model.state_dict()
+        for name, weight in get_gguf_hf_weights_map(model, self._processor()).items():
+            for own in (name, f"{name}.weight"):
+                if own in self.tensors and weight in expected:
+                    found.setdefault(weight, []).append(own)
+        for weight, tensors in found.items():
+            # Both are mapped to one weight, which has the gate first.
+            found[weight] = sorted(tensors, key=lambda name: "ffn_up_exps" in name)
+        return found
+
+    def row_order(self, tensor: GgufTensor) -> torch.Tensor | None:
+        """int64 [rows]: which row of ``tensor`` each row of the weight is; None if more is changed than their order."""
+        rows = np.arange(tensor.shape[0])
+        pairs = np.stack((rows, rows), 1)
+        try:
+            changed = self._changed(pairs, tensor.name)
+        except Exception:  # it reckons with more columns
+            return None
+        order = torch.from_numpy(np.array(changed))
+        fits = order.shape == pairs.shape and torch.equal(order[:, 0], order[:, 1])
+        return order[:, 0] if fits and torch.equal(order[:, 0].sort().values, torch.from_numpy(rows)) else None
+
+    def changed(self, numbers: torch.Tensor, name: str) -> torch.Tensor:
+        """The weight from the numbers of the tensor ``name``."""
+        return torch.from_numpy(np.array(self._changed(numbers.numpy(), name)))
+
+    def _changed(self, numbers: "np.ndarray[Any, Any]", name: str) -> "np.ndarray[Any, Any]":
+        parsed: dict[str, dict[str, Any]] = {"tensors": {}}
+        made = self._processor().process(weights=numbers, name=name, tensor_key_mapping={}, parsed_parameters=parsed)
+        # Some put what they made there.
+        return (
+            made.weights if made.name is not None or not parsed["tensors"] else next(iter(parsed["tensors"].values()))
+        )
+
+    def _processor(self) -> Any:
+        return TENSOR_PROCESSORS.get(self._fields["general.architecture"], TensorProcessor)(config=self._values)
+
+
+def _tensor(path: Path, tensor: Any) -> GgufTensor:
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    kind, offset, length = tensor.tensor_type.name, int(tensor.data_offset), int(tensor.n_bytes)
+    return GgufTensor(tensor.name, path, torch.uint8, shape, offset, length, kind)
+
+
+def _widths(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, int]:
+    """The widths of experts, where the file has them and transformers takes no notice."""
+    architecture = fields["general.architecture"]
+    names = {
+        "moe_intermediate_size": f"{architecture}.expert_feed_forward_length",
+        "shared_expert_intermediate_size": f"{architecture}.expert_shared_feed_forward_length",
+    }
+    return {name: fields[own] for name, own in names.items() if own in fields and name not in values}
+
+
+def _is_short(field: Any) -> bool:
+    """Whether it is one value; vocabularies are long."""
+    return len(field.data) == 1
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' remarks on what it does not read of a file."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

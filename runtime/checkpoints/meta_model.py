@@ -1,0 +1,55 @@
+"""The model without its weights: built on the meta device, with the dtypes that loading gives every weight."""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import initialization as hf_initialization
+from transformers.core_model_loading import build_glob_alternation
+
+from ...tiering.errors import CheckpointError
+
+
+def skeleton(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal model that ``config`` describes, on the meta device, tied; ``config`` stays as it is.
+
+    Raises CheckpointError when transformers has no causal model for it.
+    """
+    try:
+        with (
+            torch.device("meta"),
+            hf_initialization.no_init_weights(),
+            hf_initialization.meta_device_safe_creation_ops(),
+        ):
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # every architecture has its own way to object to a configuration
+        raise CheckpointError(
+            f"transformers cannot build a causal language model of type {config.model_type!r}: {error}"
+        ) from error
+    model.tie_weights()
+    _apply_dtype_plan(model, dtype)
+    return model.eval()
+
+
+def _apply_dtype_plan(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give the weights that a model keeps in float32 that dtype, as ``from_pretrained`` does while it loads."""
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    pattern, key_of_group, _ = build_glob_alternation(list(plan))
+    replaced: dict[int, torch.Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        match = pattern.search(name)
+        if match is None or match.lastgroup is None:
+            continue
+        wanted = plan[key_of_group[match.lastgroup]]
+        path, _, own_name = name.rpartition(".")
+        module = model.get_submodule(path)
+        if id(tensor) not in replaced:
+            cast = tensor.detach().to(wanted)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            replaced[id(tensor)] = nn.Parameter(cast, requires_grad=cast.is_floating_point()) if is_parameter else cast
+        setattr(module, own_name, replaced[id(tensor)])

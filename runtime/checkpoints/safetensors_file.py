@@ -1,0 +1,164 @@
+"""One safetensors file: a strict parse of its header, and reads that leave nothing in the page cache."""
+
+import json
+import math
+import os
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...tiering.errors import CheckpointError
+from ...tiering.units import MiB
+
+HEADER_LIMIT = 100_000_000
+"""Bytes of the longest header that the format allows."""
+
+_DROP = 8 * MiB
+"""Bytes that may be read before they are dropped from the page cache."""
+
+_DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """A tensor of a checkpoint: ``length`` bytes at ``offset`` of ``file``, row-major and without gaps."""
+
+    name: str
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+    def part(self, index: int) -> "SourceTensor":
+        """The slice ``index`` of the first dimension."""
+        length = self.length // self.shape[0]
+        return SourceTensor(self.name, self.file, self.dtype, self.shape[1:], self.offset + index * length, length)
+
+
+class SourceFile:
+    """A file open for positioned reads. For one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._release = weakref.finalize(self, os.close, self._descriptor)
+        self.length = os.fstat(self._descriptor).st_size
+
+    def expect(self, offset: int, length: int) -> None:
+        """Have the kernel read ``length`` bytes at ``offset`` ahead; they stay cached until they are read."""
+        if length:
+            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill ``into`` with the bytes at ``offset``. CheckpointError when they are not there or not readable."""
+        done, wanted = 0, into.nbytes
+        into = into.cast("B")
+        while done < wanted:
+            try:
+                got = os.preadv(self._descriptor, [into[done : done + _DROP]], offset + done)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path} cannot be read at offset {offset + done}: {error.strerror}"
+                ) from error
+            if got == 0:
+                raise CheckpointError(
+                    f"{self.path} ends at {offset + done}, in the middle of a tensor; fetch the checkpoint again"
+                )
+            done += got
+            # From well before: the kernel caches in runs of pages, and keeps a run that is not dropped as a whole.
+            start = max(0, offset + done - got - _DROP)
+            os.posix_fadvise(self._descriptor, start, offset + done - start, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Let go of the file and of what the page cache has of it. Idempotent."""
+        if self._release.alive:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        self._release()
+
+
+def parse_header(path: Path) -> dict[str, SourceTensor]:
+    """The tensors of the safetensors file at ``path`` by name, in the order of their bytes.
+
+    Raises CheckpointError when the header is not what the format prescribes, or does not fit the file: tensors that
+    overlap, leave gaps or end behind the file, lengths that do not fit shapes, an unknown dtype, a truncated file.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(size - 8, HEADER_LIMIT):
+                raise _damaged(path, f"its header claims {length} bytes, the file has {size}")
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        entries = json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"its header is not JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise _damaged(path, "its header is not a JSON object")
+    start = 8 + length
+    tensors = sorted(
+        (_parse_tensor(path, start, name, entry) for name, entry in entries.items() if name != "__metadata__"),
+        key=lambda tensor: (tensor.offset, tensor.offset + tensor.length),
+    )
+    end = start
+    for tensor in tensors:
+        if tensor.offset != end:
+            what = "overlaps the tensor before it" if tensor.offset < end else "leaves a gap before it"
+            raise _damaged(path, f"{tensor.name} {what}")
+        end += tensor.length
+    if end != size:
+        what = "is truncated" if end > size else "has bytes that belong to no tensor"
+        raise _damaged(path, f"it {what}: its tensors end at {end}, the file at {size}")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _parse_tensor(path: Path, start: int, name: str, entry: Any) -> SourceTensor:
+    """One entry of the header, checked on its own."""
+    try:
+        code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if any(type(number) is not int or number < 0 for number in [*shape, begin, end]):
+            raise ValueError("a size or offset is not a natural number")
+        if not isinstance(code, str) or code not in _DTYPES:
+            raise CheckpointError(f"{path}: tensor {name} has dtype {code!r}, which penstock does not read")
+        dtype = _DTYPES[code]
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{end - begin} bytes do not make a {code} tensor of shape {shape}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"the entry of tensor {name} is wrong ({error})") from error
+    return SourceTensor(name, path, dtype, tuple(shape), start + begin, end - begin)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return result
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path} is truncated or damaged: {what}; fetch the checkpoint again")

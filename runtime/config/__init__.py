@@ -1,0 +1,1 @@
+"""The configuration: settings, their file, their precedence. Only loading, planning and cli read ``Config``."""

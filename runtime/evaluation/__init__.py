@@ -1,0 +1,1 @@
+"""How far a model's outputs are from the original's: perplexity, divergence, calibration of formats."""

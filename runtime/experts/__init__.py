@@ -1,0 +1,1 @@
+"""Experts of a running model, through transformers' experts interface."""

@@ -1,0 +1,78 @@
+"""Guesses for one layer: asks the predictors, follows the one that shows to save most, and lets them learn."""
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+import torch
+
+from ...tiering.policy.prefetch.predictors import Predictors
+from ..routing.router import Prediction
+from .coactivation import CoActivation
+
+ROUTER, TOGETHER, BOTH = "router", "co-activation", "both"
+"""The next layer's own router on what the present one is given; what was used together; what both say."""
+_FEW = 8
+"""Tokens up to which co-activation says anything: many use nearly every expert."""
+
+
+class _Trial(NamedTuple):
+    before: torch.Tensor
+    guesses: dict[str, tuple[list[int], float]]
+    absent: frozenset[int]
+
+
+class Guesses:
+    """Guesses of which experts a layer will use, made while the layer before it is computed."""
+
+    def __init__(
+        self,
+        predictors: Predictors,
+        router: Prediction | None,
+        together: CoActivation,
+        absent: Callable[[Collection[int]], frozenset[int]],
+    ) -> None:
+        """``predictors`` is one for all layers; ``absent`` says which of some experts of the layer are not in
+        memory."""
+        self._predictors, self._router, self._together, self._absent = predictors, router, together, absent
+        self._trial = threading.local()
+
+    def experts(self, hidden: torch.Tensor, before: torch.Tensor) -> list[int]:
+        """The experts that the layer will probably use; ``hidden`` [tokens, width] goes into the layer before it, where
+        ``before`` [tokens, top_k] are chosen."""
+        followed = TOGETHER if self._router is None else self._predictors.followed
+        names = self._names() if self._predictors.trial else [followed]
+        guesses = {name: self._timed(name, hidden, before) for name in names}
+        if self._predictors.trial:
+            everything = {expert for guess, _ in guesses.values() for expert in guess}
+            self._trial.now = _Trial(before, guesses, self._absent(everything))
+        return guesses[followed][0]
+
+    def used(self, chosen: torch.Tensor) -> None:
+        """``chosen`` [tokens, top_k] is what the layer was asked for."""
+        trial: _Trial | None = getattr(self._trial, "now", None)
+        if trial is None:
+            return
+        self._trial.now = None
+        if len(trial.before) != len(chosen):
+            return  # tokens of another forward
+        experts = set(chosen.flatten().tolist())
+        for name, (guess, seconds) in trial.guesses.items():
+            self._predictors.judge(name, guessed=guess, used=experts, absent=trial.absent, seconds=seconds)
+        self._together.learn(trial.before, chosen)
+
+    def _names(self) -> list[str]:
+        return [name for name in self._predictors.records if self._router is not None or name == TOGETHER]
+
+    def _timed(self, name: str, hidden: torch.Tensor, before: torch.Tensor) -> tuple[list[int], float]:
+        start = time.monotonic()
+        top_k = before.shape[1]
+        by_router = self._router.experts(hidden, top_k) if self._router is not None and name != TOGETHER else []
+        if name == ROUTER:
+            guess = by_router
+        else:
+            guess = self._together.experts(before, top_k) if len(before) <= _FEW else []
+            if name == BOTH:
+                guess = [expert for expert in by_router if expert in guess]
+        return guess, time.monotonic() - start

@@ -1,0 +1,133 @@
+"""The experts of one module in one tier of memory: leased there, seen as tensors, computed on where they lie."""
+
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import torch
+
+from ...kernels.experts.experts import Expert, Recipe, expert_outputs, expert_product
+from ...kernels.experts.grouped_cuda import together
+from ...kernels.weights.packed_weight import PackedWeight
+from ...tiering.events import Slot
+from ...tiering.store.bundle.manifest import Block
+from ...tiering.units import BlockId
+from ..tiers.bridge import Bridge, Leases
+from ..tiers.planes import PlaneCounts
+from ..tiers.views import AllViews
+from .expert_groups import Groups
+from .expert_sum import Output
+
+
+class OnSlot(NamedTuple):
+    """An expert in its slots: its tensors in the order of the block, and as they are computed with; how many planes."""
+
+    tensors: tuple[torch.Tensor, ...]
+    expert: Expert
+    planes: int
+
+
+class Arrived(NamedTuple):
+    """Experts that are here, with their numbers, and what is leased for them."""
+
+    experts: list[tuple[int, Expert]]
+    leased: list[BlockId]
+
+
+class _Fixed(threading.local):
+    """Per thread: the residuals to compute with, no matter what else is here; all that are if None."""
+
+    planes: Collection[BlockId] | None = None
+
+
+def on_slot(tensors: tuple[torch.Tensor, ...], order: Sequence[int | None]) -> OnSlot:
+    """The expert that a block's ``tensors`` are; ``order`` says which of them is which of an Expert's."""
+    ordered: list[Any] = [None if position is None else tensors[position] for position in order]
+    planes = max(len(tensor.planes) if isinstance(tensor, PackedWeight) else 1 for tensor in tensors)
+    return OnSlot(tensors, Expert(*ordered), planes)
+
+
+class Lane:
+    """Experts behind one bridge. ``native``: the CPU computes on them, and so our own products may."""
+
+    def __init__(
+        self,
+        stacks: Sequence[Sequence[Block]],
+        order: Sequence[int | None],
+        recipe: Recipe,
+        bridge: Bridge,
+        views: AllViews,
+        planes: PlaneCounts,
+        *,
+        native: bool,
+        grouped: bool = False,
+    ) -> None:
+        """``stacks`` by number: for each expert its block, and those that have further planes of it; ``order`` as for
+        ``on_slot``; ``views`` are on the memory behind ``bridge``; used planes are counted in ``planes``. ``grouped``:
+        what is here may be computed together, in sums of another order."""
+        self.bridge, self.recipe, self.native, self._grouped = bridge, recipe, native, grouped
+        self._planes = planes
+        self._residuals = [[block.id for block in stack[1:]] for stack in stacks]
+        self._views = [
+            views.of(
+                [block.tensors for block in stack], lambda tensors: on_slot(tensors, order), kind=("expert", *order)
+            )
+            for stack in stacks
+        ]
+        self._fixed = _Fixed()
+
+    @contextmanager
+    def same_planes(self, experts: Collection[int]) -> Iterator[None]:
+        """In here, this thread computes ``experts`` with the planes that are in memory now, and no others."""
+        residuals = [block for expert in experts for block in self._residuals[expert]]
+        held = self.bridge.acquire_present(residuals) if residuals else {}
+        self._fixed.planes = held.keys()
+        try:
+            yield
+        finally:
+            self._fixed.planes = None
+            if held:
+                self.bridge.release(*held)
+
+    def arrived(self, arrived: Sequence[tuple[BlockId, Slot]], leases: Leases) -> Arrived:
+        """What of ``leases`` has ``arrived``, as it is to be computed with."""
+        views = [self._view(block, slot, leases.finer(block)) for block, slot in arrived]
+        self._planes.add([view.planes for view in views])
+        experts = [(block.part, view.expert) for (block, _), view in zip(arrived, views, strict=True)]
+        return Arrived(experts, leases.leased([block for block, _ in arrived]))
+
+    def one(self, block: BlockId) -> tuple[tuple[torch.Tensor, ...], list[BlockId]]:
+        """The tensors of ``block``, leased, and what has to be given back for it."""
+        leases = self.bridge.acquire([block])
+        ((_, slot),) = leases
+        view = self._view(block, slot, leases.finer(block))
+        self._planes.add([view.planes])
+        return view.tensors, leases.leased([block])
+
+    def outputs(self, arrived: Arrived, groups: Groups, hidden: torch.Tensor) -> Iterator[Output]:
+        """What the experts that ``arrived`` give for ``hidden`` [tokens, width], all of one before the next. In the end
+        their leases are given back."""
+        if self.native:
+            numbers = [number for number, _ in arrived.experts]
+            experts = [expert for _, expert in arrived.experts]
+            for at, part, out in expert_outputs(
+                hidden, [groups[number][0] for number in numbers], experts, self.recipe
+            ):
+                yield numbers[at], part, out
+        else:
+            states = [hidden[groups[number][0]] for number, _ in arrived.experts]
+            experts = [expert for _, expert in arrived.experts]
+            outs = together(states, experts, self.recipe) if self._grouped else None
+            for at, (number, expert) in enumerate(arrived.experts):
+                yield number, slice(None), expert_product(states[at], expert, self.recipe) if outs is None else outs[at]
+        self.bridge.release(*arrived.leased)
+
+    def _view(self, block: BlockId, slot: Slot, finer: Sequence[Slot]) -> OnSlot:
+        """The expert ``block``, with its residuals in ``finer``, as far as this thread takes them now."""
+        fixed = self._fixed.planes
+        if fixed is not None:
+            taken = takewhile(lambda pair: pair[0] in fixed, zip(self._residuals[block.part], finer, strict=False))
+            finer = [slot for _, slot in taken]
+        return self._views[block.part].on(slot, *finer)

@@ -1,0 +1,67 @@
+"""Puts a model's KV into pages: its caches, its attention function, its masks."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ...tiering.errors import ConfigError
+from .attention.attention import paged_attention, with_weights
+from .cache.cache import PagedCache
+from .cache.tier import KVTier
+from .views.masks import paged_mask
+from .views.paged_tensors import expanding
+
+IMPLEMENTATION = "penstock-paged"
+"""As ``attn_implementation``."""
+
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, paged_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, paged_mask)
+
+
+class PagedKV:
+    """What a model on paged KV does at each forward."""
+
+    def __init__(self, model: PreTrainedModel, tier: KVTier) -> None:
+        """Raises ConfigError for a model whose cache is none of transformers' usual ones."""
+        if model.config.is_encoder_decoder or "past_key_values" not in inspect.signature(model.forward).parameters:
+            raise ConfigError(f'{type(model).__name__} has no KV cache that can be paged; take [kv] host = "auto"')
+        self.tier, self._config = tier, model.config
+        model.config._attn_implementation = IMPLEMENTATION
+        for module in model.modules():
+            if hasattr(module, "expand_kv"):  # multi-head latent attention: what is cached is expanded for attention
+                module.expand_kv = expanding(module.expand_kv)
+
+    def cache(self) -> PagedCache:
+        """An empty cache."""
+        return PagedCache(self.tier, self._config)
+
+    def replaces(self, cache: Any) -> bool:
+        """Whether a paged cache had better take the place of ``cache``: an empty one of transformers' default kind."""
+        return type(cache) is DynamicCache and not cache.is_initialized
+
+    @contextlib.contextmanager
+    def forward(self, kwargs: dict[str, Any]) -> Iterator[None]:
+        """Around a forward of the model with ``kwargs``, which get a cache if one is wanted and none is there."""
+        past = kwargs.get("past_key_values")
+        if past is None and kwargs.get("use_cache", self._config.use_cache) and not kwargs.get("labels"):
+            past = kwargs["past_key_values"] = self.cache()
+        if not isinstance(past, PagedCache):
+            yield
+            return
+        if past.tier is not self.tier:
+            raise ConfigError("this KV cache belongs to another model; begin with a new one")
+        given = kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        past.begin_forward(0 if given is None else given.shape[1])
+        wanted = kwargs.get("output_attentions", getattr(self._config, "output_attentions", False))
+        try:
+            with with_weights(bool(wanted)):
+                yield
+        except BaseException:
+            past.undo_forward()
+            raise

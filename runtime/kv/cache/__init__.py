@@ -1,0 +1,1 @@
+"""transformers' cache classes on pages."""

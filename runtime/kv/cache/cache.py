@@ -1,0 +1,136 @@
+"""A transformers cache whose layers lie in pages, in memory and on flash."""
+
+import weakref
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
+
+from ....tiering.errors import PenstockError, PromptTooLong
+from ..pages.readahead import Ahead
+from .layer import PagedLayer
+from .tier import KVTier
+
+
+class PagedCache(DynamicCache):  # type: ignore[misc]
+    """As DynamicCache for ``config``, on pages of ``tier``. Layers that keep a state of one size, and those of kinds
+    that are not plain attention, stay as transformers has them, in memory.
+
+    For one thread at a time. A forward that fails takes back what it has added. Errors are those of PagedLayer.
+    """
+
+    layers: list[Any]
+    layer_class_to_replicate: Any
+
+    def __init__(self, tier: KVTier, config: PreTrainedConfig) -> None:
+        super().__init__(config=config.get_text_config(decoder=True))
+        self.tier = tier
+        self._spoiled = False
+        self._ahead: Ahead[PagedLayer] = Ahead(tier.pool)
+        self.layers = [self._converted(layer) for layer in self.layers]
+        if self.layer_class_to_replicate is DynamicLayer:
+            self.layer_class_to_replicate = self._new
+        weakref.finalize(self, _abandon, self._ahead)
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether a forward failed and could not be taken back."""
+        return self._spoiled
+
+    def begin_forward(self, tokens: int) -> None:
+        """A forward with ``tokens`` more tokens begins. Raises PromptTooLong, PenstockError for a cache that cannot go
+        on."""
+        if self._spoiled:
+            raise PenstockError(
+                "this KV cache lost tokens when a forward failed; compute the context again in a new one"
+            )
+        self._ahead.touched.clear()
+        most, length = self.tier.positions, self.get_seq_length() if self._ahead.layers else 0
+        if most is not None and length + tokens > most:
+            raise PromptTooLong(
+                f"the model has {most} positions; {length} tokens are cached and {tokens} more do not fit; "
+                "shorten the context, or begin a new cache"
+            )
+
+    def undo_forward(self) -> None:
+        """The forward failed: what it has added is taken back."""
+        try:
+            for layer in self._ahead.touched:
+                layer.undo()
+        except PenstockError:
+            self._spoiled = True
+        # What is not paged has no former value.
+        self._spoiled |= any(type(layer) is not PagedLayer for layer in self.layers)
+        self._ahead.touched.clear()
+
+    def crop(self, *args: Any) -> None:
+        """As DynamicCache does it. If it fails when some layers have been cropped already, the cache cannot go on."""
+        lengths = {layer.get_seq_length() for layer in self._ahead.layers}
+        try:
+            super().crop(*args)
+        except BaseException:
+            self._spoiled |= lengths != {layer.get_seq_length() for layer in self._ahead.layers}
+            raise
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        super().reset()
+        self._spoiled = False
+
+    def _converted(self, layer: Any) -> Any:
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+            return self._new(getattr(layer, "sliding_window", None))
+        if type(layer) in (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer):
+            window = getattr(layer, "sliding_window", None)
+            made = _PagedHybridLayer(self.tier, self._ahead, window=window, states=layer.number_of_states)
+            self._ahead.add(made)
+            return made
+        return layer
+
+    def _new(self, window: int | None = None) -> PagedLayer:
+        layer = PagedLayer(self.tier, self._ahead, window=window)
+        self._ahead.add(layer)
+        return layer
+
+
+class _PagedHybridLayer(LinearAttentionLayer, PagedLayer):  # type: ignore[misc]
+    """A layer with a recurrent state, which stays in memory, and attention, whose KV is paged."""
+
+    is_compileable = False
+
+    def __init__(self, tier: KVTier, ahead: Ahead[PagedLayer], *, window: int | None, states: int) -> None:
+        PagedLayer.__init__(self, tier, ahead, window=window)
+        LinearAttentionLayer.__init__(self, number_of_states=states)
+        self.is_initialized = False
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        (PagedLayer if args else LinearAttentionLayer).lazy_initialization(self, *args, **kwargs)
+
+    def _both(self, name: str, *args: Any) -> None:
+        getattr(LinearAttentionLayer, name)(self, *args)
+        getattr(PagedLayer, name)(self, *args)
+
+    def reset(self) -> None:
+        self._both("reset")
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._both("reorder_cache", beam_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self._both("crop", tokens_to_remove)
+
+    def activate_past_recording(self) -> None:
+        self._both("activate_past_recording")
+
+
+def _abandon(ahead: Ahead[PagedLayer]) -> None:
+    for layer in ahead.layers:
+        layer.abandon()

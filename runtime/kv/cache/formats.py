@@ -1,0 +1,73 @@
+"""In which format pages are kept once they are no longer recent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ....kernels.kv.as_is import AsIs
+from ....kernels.kv.base import KVFormat
+from ....kernels.kv.quantised import encodable
+from ....kernels.kv.registry import FORMATS
+from ....tiering.kv.pages import BlockTable, Page
+from ....tiering.kv.selection import kv_precision
+from ....tiering.kv.selection.kv_precision import Window
+
+AS_IS = AsIs()
+MIXED = "mixed"
+"""Important pages int8, others int4."""
+FINE_SHARE = 0.25
+"""Share of pages that are important, if formats are mixed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """``name``: a KV format, or "mixed". Pages inside of the window stay as they are."""
+
+    name: str = AS_IS.name
+    first: int = 1
+    """Pages at the beginning that stay as they are."""
+    recent: int = 128
+    """Tokens at the end that do."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether all pages stay as they are."""
+        return self.name == AS_IS.name
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has to be known how much attention pages get."""
+        return self.name == MIXED
+
+    def leaving(self, pages: Sequence[Page], number: int, length: int, tokens: int) -> list[int]:
+        """Which of ``pages``, of ``tokens`` tokens each and the first with this ``number`` in its sequence of
+        ``length`` tokens, are full, outside of the window, and not sealed yet."""
+        recent = 0 if self.keeps else self.recent
+        at = min(len(pages), (length - recent) // tokens - number)
+        found = []
+        while at > 0 and not pages[at - 1].sealed:
+            at -= 1
+            found.append(at)
+        return found[::-1]
+
+    def formats(self, keys: BlockTable, leaving: Sequence[int], length: int, tokens: int) -> list[KVFormat]:
+        """What each of the ``leaving`` pages is encoded in; ``keys`` is the track of keys of its sequence."""
+        if self.name != MIXED:
+            return [AS_IS if keys.first + at < self.first else FORMATS[self.name] for at in leaving]
+        if not leaving:
+            return []
+        seen = [
+            kv_precision.Page(
+                getattr(page.format, "name", ""), page.attention_score, max(1, length - page.index * tokens)
+            )
+            for page in keys.pages
+        ]
+        window = Window(tokens, max(0, self.first - keys.first), self.recent)
+        chosen = kv_precision.leave(seen, length - keys.first * tokens, window=window, fine_share=FINE_SHARE)
+        return [FORMATS[chosen.get(at, AS_IS.name)] for at in leaving]
+
+
+def suits(format: KVFormat, keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether pages with these numbers can be in ``format``."""
+    return format.exact or encodable(keys, values)

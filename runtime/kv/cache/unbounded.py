@@ -1,0 +1,74 @@
+"""The caches that transformers keeps for a model, outside of every budget: what they take, and a word about it."""
+
+import threading
+import warnings
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from ....tiering.units import format_size
+
+NEGLIGIBLE = 1 / 64
+"""Share of the memory by which keys and values may pass it unsaid: weights fill it, and every token has some."""
+
+
+class Unbounded:
+    """The caches of one model that are alive. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self.peak = 0
+        """Most bytes that they took after any forward."""
+        self.problem = ""
+        """What was warned of, if anything was."""
+
+    def add(self, cache: Any) -> int:
+        """A forward has filled ``cache``, if it is one of transformers' kind; bytes of all of them now."""
+        if isinstance(cache, Cache):
+            with self._lock:
+                self._caches.add(cache)
+        size = self.size()
+        self.peak = max(self.peak, size)
+        return size
+
+    def size(self) -> int:
+        """Bytes that they take now."""
+        with self._lock:
+            caches = [*self._caches]
+        return bytes_of(caches)
+
+    def check(self, size: int, weights: int, budget: int) -> None:
+        """Warn, once, where caches of ``size`` bytes and ``weights`` bytes of weights pass the ``budget`` for both."""
+        if self.problem or size + weights <= budget * (1 + NEGLIGIBLE):
+            return
+        self.problem = (
+            f"keys and values take {format_size(size)} beside {format_size(weights)} of weights, more than host_memory "
+            f"of {format_size(budget)} in all; [kv] host (kv_host_memory) bounds them within it"
+        )
+        warnings.warn(self.problem, stacklevel=2)
+
+
+def bytes_of(caches: Iterable[Cache]) -> int:
+    """Bytes of the tensors that ``caches`` hold, not counting what they have in pages. A view counts as all the memory
+    that it keeps; memory that several tensors share counts once."""
+    found: dict[int, int] = {}
+    left: list[Any] = [*caches]
+    while left:
+        thing = left.pop()
+        if type(thing) is torch.Tensor:
+            storage = thing.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(thing, torch.Tensor):  # of a kind of its own, which may have no storage
+            found[id(thing)] = thing.nbytes
+        elif isinstance(thing, dict):
+            left += thing.values()
+        elif isinstance(thing, list | tuple):
+            left += thing
+        elif isinstance(thing, Cache):  # some are made of others
+            left += vars(thing).values()
+            left += map(vars, getattr(thing, "layers", ()))
+    return sum(found.values())

@@ -1,0 +1,1 @@
+"""Which pages attention reads: certified, Quest, and modes that drop pages."""

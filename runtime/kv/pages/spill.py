@@ -1,0 +1,86 @@
+"""The file that KV pages lie in when they are not in memory: private, and gone with the process."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ....kernels.io.directio import REFUSALS, DirectFile, Segment
+from ....kernels.io.reading import Reader, Then
+from ....tiering.errors import FlashFull, PenstockError, ReadError
+from ....tiering.units import format_size
+
+
+class Spill:
+    """Bytes at offsets of a file below ``folder``, read by ``reader``, which is closed with it. Any thread may call;
+    one writes at a time.
+
+    The file has no name once it is open: nobody else can read it, and a crash leaves nothing behind.
+    Raises FlashFull or PenstockError where it cannot be made.
+    """
+
+    def __init__(self, folder: Path, reader: Reader, *, direct: bool | None = None) -> None:
+        self._reader = reader
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(prefix="kv-", dir=folder)  # 0600
+        except OSError as error:
+            raise PenstockError(
+                f"{folder}: no file for KV can be made there ({error.strerror}); see [store] path"
+            ) from error
+        try:
+            os.close(descriptor)
+            self._file = DirectFile(name, direct=direct)
+            flags = os.O_WRONLY | os.O_CLOEXEC
+            self._out = os.open(name, flags | (os.O_DIRECT if self._file.direct else 0))
+        finally:
+            os.unlink(name)
+        self._folder = folder
+        self._allocated = 0
+
+    def reserve(self, length: int) -> None:
+        """Have the file system set aside the first ``length`` bytes. Raises FlashFull where it cannot."""
+        if length <= self._allocated:
+            return
+        try:
+            os.posix_fallocate(self._out, self._allocated, length - self._allocated)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise FlashFull(
+                    f"{self._folder}: the drive has no room for {format_size(length)} of KV; free some, raise [kv] "
+                    "host, or shorten the context. What was computed so far is intact"
+                ) from error
+            if error.errno not in REFUSALS:
+                raise self._failed("prepare", error) from error
+        self._allocated = length
+
+    def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Write ``buffers`` one after the other, from ``offset`` on. Raises FlashFull and ReadError."""
+        try:
+            for buffer in buffers:
+                done = 0
+                while done < len(buffer):
+                    done += os.pwrite(self._out, buffer[done:], offset + done)
+                offset += len(buffer)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise FlashFull(f"{self._folder}: the drive is full; free some room for KV") from error
+            raise self._failed("take", error) from error
+
+    def read(self, offset: int, buffers: Sequence[memoryview], then: Then) -> None:
+        """Start to fill ``buffers`` with what lies at ``offset``; ``then`` as in Reader.submit."""
+        segments = []
+        for buffer in buffers:
+            segments.append(Segment(offset, buffer))
+            offset += len(buffer)
+        self._reader.submit(self._file, segments, then)
+
+    def close(self) -> None:
+        """Let go of the file; its bytes are gone. Once, when nobody reads or writes any more."""
+        self._reader.close()
+        self._file.close()
+        os.close(self._out)
+
+    def _failed(self, what: str, error: OSError) -> ReadError:
+        return ReadError(f"{self._folder}: the drive failed to {what} KV pages ({error.strerror or error})")

@@ -1,0 +1,1 @@
+"""What models see of pages: sequences, tensors without numbers, masks."""

@@ -1,0 +1,1 @@
+"""``load`` and ``wrap``: from a source and a configuration to a transformers model on tiers."""

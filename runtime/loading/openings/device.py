@@ -1,0 +1,103 @@
+"""The device that the settings name, and how much of its memory is used."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+
+from ....kernels.cuda.registry import device_format
+from ....kernels.devices.base import Device, NoDevice
+from ....kernels.devices.cuda import Cuda
+from ....kernels.devices.emulated import Emulated
+from ....tiering.errors import ConfigError, DeviceFull, DeviceUnavailable
+from ....tiering.policy.placement.placement import Placement, SizedBlock, with_working_memory
+from ....tiering.policy.placement.tiered import place_in_tiers
+from ....tiering.units import BlockId, GiB, format_size, parse_size
+from ...config.config import Config
+from ...tiers.device.tier import Above
+
+EMULATED = "emulated"
+
+
+def open_device(settings: Config) -> Device | None:
+    """The device to compute on; None for the CPU. Raises DeviceUnavailable, and ConfigError for what is
+    only for a device where nobody named one."""
+    name = settings.compute.device
+    if settings.experts.products == "grouped":
+        _check_grouped(name)
+    if name in ("auto", "cpu"):
+        if settings.memory.device != "auto":
+            raise ConfigError(
+                f"[memory] device = {format_size(settings.memory.device)} is for a device; name it in [compute] device"
+            )
+        if settings.experts.misses != "copy":
+            raise ConfigError(
+                f'[experts] misses = "{settings.experts.misses}" is for a device; name it in [compute] device'
+            )
+        return None
+    if name.split(":")[0] == EMULATED:
+        rate = name.partition(":")[2]
+        return Emulated(rate=parse_size(rate) if rate else None, name=name)
+    try:
+        return Cuda(name)
+    except NoDevice as error:
+        raise DeviceUnavailable(f'{error}; write device = "cpu"') from error
+
+
+def check_formats(device: Device, formats: Iterable[str]) -> None:
+    """Raises ConfigError where ``device`` cannot compute with weights in one of ``formats``, as manifests name them."""
+    if device.compute.type == "cpu":
+        return
+    try:
+        strange = sorted(name for name in formats if device_format(name) is None)
+    except ImportError as error:  # Triton, which says so
+        raise ConfigError(str(error)) from error
+    if strange:
+        raise ConfigError(
+            f'weights in {", ".join(strange)} cannot be computed with on {device.name}; write device = "cpu", or take '
+            "the checkpoint that they were made of"
+        )
+
+
+def _check_grouped(device: str) -> None:
+    if not device.startswith("cuda"):
+        raise ConfigError('[experts] products = "grouped" is for a CUDA device; name it in [compute] device')
+    if find_spec("triton") is None:
+        raise ConfigError("[experts] products = \"grouped\" needs the triton package: pip install 'penstock[cuda]'")
+
+
+def device_budget(settings: Config, device: Device, model_bytes: int, kv: int = 0) -> int:
+    """Bytes of ``device``'s memory to work in: as written; for "auto" what is free, but for an eighth, as far as a
+    model of ``model_bytes`` and ``kv`` bytes of KV have use for it. Raises DeviceFull where less is free than is
+    written, and ConfigError for "auto" on an emulated device, which has no memory of its own."""
+    free, total = device.memory()
+    if settings.memory.device != "auto":
+        if settings.memory.device > free:
+            raise DeviceFull(
+                f"device_memory is {format_size(settings.memory.device)}, but of the {format_size(total)} of "
+                f"{device.name} {format_size(free)} are free: other processes may have the rest; lower device_memory, "
+                "or end them"
+            )
+        return settings.memory.device
+    if device.name.split(":")[0] == EMULATED:
+        raise ConfigError(f"{device.name} has no memory of its own; write how much it may use in [memory] device")
+    return min(free - max(free // 8, min(GiB // 2, free // 2)), with_working_memory(model_bytes) + kv)
+
+
+def place_above(
+    blocks: Sequence[SizedBlock],
+    device: Device,
+    settings: Config,
+    *,
+    host: int,
+    kv: int,
+    embeddings: Mapping[BlockId, bool],
+    scratch: int,
+) -> tuple[Placement, Above]:
+    """What is where in ``host`` bytes of host memory, and on ``device`` above it, beside ``kv`` bytes there; see
+    place_in_tiers. Raises BudgetTooSmall, DeviceFull and ConfigError."""
+    budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch, kv)
+    room = max(0, budget - kv)
+    tiers = place_in_tiers(blocks, device=room, host=host, embeddings=embeddings, scratch=scratch)
+    below = frozenset(block.id for block in tiers.below)
+    experts = settings.experts
+    aside, grouped = experts.misses == "auto", experts.products == "grouped"
+    return tiers.host, Above(device, tiers.device, below, aside=aside, grouped=grouped)

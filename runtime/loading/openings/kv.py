@@ -1,0 +1,130 @@
+"""Makes the KV tier of a model, from its settings."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ....kernels.devices.base import Device
+from ....kernels.kv.summaries.registry import SUMMARIES
+from ....tiering.errors import ConfigError
+from ....tiering.kv.selection.kv_budget.budget import LEAST, parse_budget
+from ....tiering.kv.selection.kv_budget.keeping import KEEPING
+from ....tiering.policy.placement.memory_split import least_kv
+from ....tiering.policy.placement.placement import with_working_memory
+from ....tiering.policy.reads import Reading
+from ....tiering.units import MiB, format_size
+from ...config.config import Config
+from ...config.settings import Kv
+from ...kv.cache.formats import Encoding
+from ...kv.cache.tier import LARGE, OPEN, KVTier
+from ...kv.choosers.budgets import Budgets
+from ...kv.choosers.certified import Certificates
+from ...kv.pages.device_pages import UpperTier
+from ...kv.pages.pool import PagePool
+from ...kv.pages.spill import Spill
+from ...machine.reading import open_reader
+
+STAGING, MOST_STAGING = 1 / 4, 8 * MiB
+"""Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host: a share of that, and at
+most. Eager attention of more takes several times as long as ours."""
+LEAST_PASSING = 32 * MiB
+"""Bytes of which a quarter lets pages pass through without the drive waiting."""
+CHOSEN_TOKENS = 64
+"""Tokens of a page where attention chooses among pages: larger ones hold more that is not needed."""
+
+SHARE, QUEST = "25%", "quest"
+"""[kv] budget = "auto"; the mode that drops no page."""
+
+
+def kv_device_bytes(settings: Config, weights: int) -> int:
+    """Bytes of the device's memory for KV, beside ``weights`` bytes of weights: as written; for "auto" what these leave
+    of [memory] device, if that is written: what they do not need, nothing else does. Raises ConfigError for what no
+    attention would look at."""
+    kv = settings.kv
+    strange = [key for key in ("attention", "format") if getattr(kv, key) != Kv.model_fields[key].default]
+    if kv.device == "auto":
+        if settings.memory.device == "auto" or settings.kv_host is None or strange:
+            return 0
+        return max(0, settings.memory.device - with_working_memory(weights))
+    if not kv.device:
+        return 0
+    size = format_size(kv.device)
+    if settings.compute.device in ("auto", "cpu"):
+        raise ConfigError(f"[kv] device = {size} is for a device; name it in [compute] device")
+    if settings.kv_host is None:
+        raise ConfigError(f"[kv] device = {size} is for KV in pages; set [kv] host, the memory for those below")
+    if strange:
+        raise ConfigError(
+            f'[kv] device = {size} is for [kv] attention = "exact" on pages as they are; take it out, or [kv] '
+            f'{strange[0]} = "{getattr(kv, strange[0])}"'
+        )
+    return kv.device
+
+
+def kv_tier(
+    settings: Config,
+    reading: Reading,
+    model: Any,
+    budget: int,
+    device: Device | None = None,
+    on_device: int = 0,
+) -> KVTier | None:
+    """Where KV lies, for a model with the configuration ``model``; None where transformers keeps it. ``reading`` is how
+    the store's drive is read best, ``budget`` that of weights and KV together. With a ``device`` to compute on,
+    ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can take no file, DeviceFull."""
+    budgets = _budgets(settings.kv)
+    if settings.kv_host is None:
+        for key in ("attention", "format", "flash"):
+            if (value := getattr(settings.kv, key)) != Kv.model_fields[key].default:
+                raise ConfigError(f"[kv] {key} = {value} is for KV in pages; set [kv] host, the memory for them")
+        return None
+    spill = Spill(settings.store.path / "kv", open_reader(reading), direct=settings.direct)
+    decoder = model.get_text_config(decoder=True)
+    layers = getattr(decoder, "num_hidden_layers", 1)
+    newest = min(2 * LARGE * layers, int(OPEN * settings.kv_host))
+    floor = least_kv(settings.kv_host, newest, LEAST_PASSING)
+    if device is not None:  # what a device fetches from by itself stays where it is
+        floor = settings.kv_host
+    elif settings.host_floor is not None:
+        floor = max(floor, settings.host_floor * settings.kv_host // budget)
+    pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit, floor=floor)
+    certificates = None
+    if settings.kv.attention == "certified":
+        certificates = Certificates(settings.kv.epsilon, SUMMARIES[settings.kv.summary])
+    encoding = Encoding(settings.kv.format)
+    try:
+        upper = None if device is None else UpperTier(on_device, device, pool)
+    except BaseException:
+        pool.close()
+        raise
+    return KVTier(
+        pool,
+        min(int(settings.kv_host * STAGING), MOST_STAGING),
+        layers=layers,
+        positions=getattr(decoder, "max_position_embeddings", None),
+        upper=upper,
+        page_tokens=None if certificates is None and budgets is None and encoding.keeps else CHOSEN_TOKENS,
+        encoding=encoding,
+        certificates=certificates,
+        budgets=budgets,
+    )
+
+
+def _budgets(kv: Kv) -> Budgets | None:
+    """Of the modes that have a fixed budget. Raises ConfigError for settings that this mode has no use for."""
+    keeping = KEEPING.get(kv.attention)
+    if keeping is None and kv.layers != "even":
+        raise ConfigError(f'[kv] layers = "{kv.layers}" is for [kv] attention = {_listed(KEEPING)}; take it out')
+    if keeping is None and kv.attention != QUEST:
+        if kv.budget != "auto":
+            raise ConfigError(
+                f"[kv] budget = {kv.budget} is for [kv] attention = {_listed([*KEEPING, QUEST])}; take it out"
+            )
+        return None
+    budget = parse_budget(SHARE if kv.budget == "auto" else kv.budget)
+    if budget.tokens is not None and budget.tokens < LEAST * CHOSEN_TOKENS:
+        raise ConfigError(f"[kv] budget = {kv.budget}: it is at least {LEAST * CHOSEN_TOKENS} tokens")
+    return Budgets(budget, keeping, by_need=kv.layers == "by-need")
+
+
+def _listed(modes: Iterable[str]) -> str:
+    return ", ".join(f'"{mode}"' for mode in modes)

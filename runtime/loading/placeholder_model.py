@@ -1,0 +1,118 @@
+"""The model of a bundle with placeholders for weights: built by transformers, or made of one that has them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ...tiering.errors import BundleError, CheckpointError, ConfigError
+from ...tiering.store.bundle.manifest import Block, Manifest
+from ...tiering.store.bundle.reader import Bundle
+from ...tiering.units import BlockId
+from ..checkpoints.layout import layout
+from ..checkpoints.meta_model import skeleton
+from ..tiers.placeholders import placeholder
+
+
+def bare_model(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) -> PreTrainedModel:
+    """The model on placeholders: built by transformers' own loading, which also sets up buffers and ties weights."""
+    verbosity = logging.get_verbosity()
+    shown = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(bundle.model_folder, trust_remote_code=trust_remote_code)
+        bare = skeleton(config, dtype_of(bundle.manifest.dtype), trust_remote_code=trust_remote_code)
+        _check_layout(bare, bundle)
+        model: PreTrainedModel = type(bare).from_pretrained(
+            None,
+            config=config,
+            state_dict={name: placeholder(t.dtype, tuple(t.shape)) for name, t in bare.state_dict().items()},
+            dtype=bare.dtype,
+            **options,
+        )
+        if (bundle.model_folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(bundle.model_folder)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise ConfigError(
+            f"neither penstock nor transformers knows one of the options {', '.join(options)}: {error}"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"transformers cannot build the model in {bundle.model_folder}: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+    model.config.name_or_path = str(bundle.model_folder)
+    return model
+
+
+def dtype_of(name: torch.dtype | str | None) -> torch.dtype:
+    found = name if isinstance(name, torch.dtype) else getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(f'dtype {name!r} is none that torch knows; write "bfloat16", "float32" or "auto"')
+    return found
+
+
+def move_out(model: nn.Module, manifest: Manifest, device: torch.device) -> None:
+    """Replace what the bundle holds by placeholders on ``device``, and move there what it does not hold."""
+    stored = {spec.name for block in manifest.blocks for spec in block.tensors} | manifest.tied.keys()
+    moved: dict[torch.Tensor, torch.Tensor] = {}  # by identity
+
+    def there(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name in stored:
+            return _stand_in(tensor, device)
+        if tensor.device == device:
+            return tensor
+        if tensor not in moved:
+            moved[tensor] = _alike(tensor, tensor.detach().to(device))
+        return moved[tensor]
+
+    _replace(model, there)
+
+
+def replace_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:
+    """Put placeholders where ``model`` has parameters and buffers that are ``chosen``; shared ones at each of their
+    places."""
+    _replace(model, lambda _, tensor: _stand_in(tensor, tensor.device) if chosen(tensor) else tensor)
+
+
+def _replace(model: nn.Module, by: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    """Put what ``by`` gives, for its full name and itself, in the place of each parameter and buffer of ``model``."""
+    for path, module in model.named_modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is not None:
+                    own[name] = by(f"{path}.{name}" if path else name, tensor)
+
+
+def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
+    """The bundle must hold the weights of the model that this version of transformers builds, and no others."""
+    expected, found = (
+        {_content(block) for block in blocks if block.id.kind != "residual"}
+        for blocks in (layout(bare).blocks, bundle.manifest.blocks)
+    )
+    if expected != found:
+        block, _ = min(expected ^ found, key=str)
+        raise BundleError(
+            f"{bundle.folder} was packed with another version of transformers or penstock ({block} differs); "
+            "delete the bundle and pack again"
+        )
+
+
+def _content(block: Block) -> tuple[BlockId, tuple[tuple[str, str, tuple[int, ...]], ...]]:
+    return block.id, tuple((spec.name, spec.dtype, spec.shape) for spec in block.tensors)
+
+
+def _stand_in(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return _alike(tensor, placeholder(tensor.dtype, tuple(tensor.shape), device))
+
+
+def _alike(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """``other`` as a parameter if ``tensor`` is one."""
+    return nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other

@@ -1,0 +1,70 @@
+"""The class of a model whose weights live in a bundle."""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+
+from ...tiering.errors import ConfigError, PenstockError
+from ..kv.adapter import PagedKV
+from ..prefixes.prefill import with_prefixes
+
+
+def _names(device: torch.device, own: torch.device) -> bool:
+    """Whether ``device`` stands for ``own``; without an index it may."""
+    return device.type == own.type and (None in (device.index, own.index) or device.index == own.index)
+
+
+def streamed_class(base: type[Any]) -> type[Any]:
+    """``base`` as a context manager that does not let go of weights it does not have."""
+
+    def enter(self: Any) -> Any:
+        return self
+
+    def leave(self: Any, *_: object) -> None:
+        self.penstock.close()
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if (device is None or _names(device, self.device)) and dtype in (None, self.dtype):
+            return self
+        raise ConfigError("penstock places the weights itself; choose device and dtype when loading")
+
+    def refuse(self: Any, *_: Any, **__: Any) -> Any:
+        raise PenstockError(
+            f"the weights of this model live in {self.penstock.bundle} and are not in memory as a whole; "
+            "use the checkpoint it was packed from"
+        )
+
+    def prepare_cache(self: Any, config: Any, kwargs: dict[str, Any], *args: Any, **named: Any) -> None:
+        base._prepare_cache_for_generation(self, config, kwargs, *args, **named)
+        paged: PagedKV | None = self.penstock.paged
+        if paged is not None and paged.replaces(kwargs.get("past_key_values")):
+            kwargs["past_key_values"] = paged.cache()
+            if config.is_assistant:
+                kwargs["past_key_values"].activate_past_recording()
+
+    def prefill(
+        self: Any, input_ids: torch.Tensor, config: Any, kwargs: dict[str, Any], is_first_iteration: bool = True
+    ) -> Any:
+        transformers_own = partial(base._prefill, self, input_ids, config, kwargs, is_first_iteration)
+        whole = is_first_iteration and config.prefill_chunk_size is None
+        if not whole or not self.penstock.keeps(input_ids, kwargs):
+            return transformers_own()
+
+        def finished() -> Any:
+            out = transformers_own()
+            self.penstock.synchronize()  # prefixes are told how long it took
+            return out
+
+        return with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], finished)
+
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
+    methods: dict[str, Any] = {"__enter__": enter, "__exit__": leave, "to": to}
+    if hasattr(base, "_prepare_cache_for_generation"):
+        methods["_prepare_cache_for_generation"] = prepare_cache
+    if hasattr(base, "_prefill"):
+        methods["_prefill"] = prefill
+    refused = dict.fromkeys(("state_dict", "save_pretrained", "_apply"), refuse)
+    return type(base.__name__, (base,), names | methods | refused)

@@ -1,0 +1,85 @@
+"""What was measured of drives, kept in one small file, so that not every start has to measure again."""
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...kernels.machine.trial import ReadRate
+from . import cachefile
+
+NAME = "drives.json"
+
+MOST_DRIVES = 32
+"""Drives that the file tells of; the one measured longest ago goes first."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class _Rate(_Strict):
+    backend: str
+    size: int = Field(gt=0, multiple_of=4096)
+    depth: int = Field(gt=0)
+    bytes_per_second: float = Field(gt=0, allow_inf_nan=False)
+
+
+class _Drive(_Strict):
+    """Rates, and what they held for: another kernel or liburing reads at another speed."""
+
+    drive: str
+    kernel: str
+    liburing: str
+    rates: tuple[_Rate, ...]
+
+
+class _File(_Strict):
+    version: Literal[1] = 1
+    drives: tuple[_Drive, ...] = ()
+
+
+def load(folder: Path) -> list[ReadRate]:
+    """The rates of the drive below ``folder`` as it is now; none where it, or this system, was not measured."""
+    wanted = _signature(folder)
+    for drive in _read().drives:
+        if (drive.drive, drive.kernel, drive.liburing) == wanted:
+            return [ReadRate(rate.size, rate.depth, rate.bytes_per_second, rate.backend) for rate in drive.rates]
+    return []
+
+
+def keep(folder: Path, rates: Sequence[ReadRate]) -> Path | None:
+    """Keep ``rates`` for the drive below ``folder``, in place of older ones; says where, None if it cannot."""
+    name, kernel, liburing = _signature(folder)
+    measured = _Drive(
+        drive=name,
+        kernel=kernel,
+        liburing=liburing,
+        rates=tuple(
+            _Rate(backend=rate.backend, size=rate.size, depth=rate.depth, bytes_per_second=rate.bytes_per_second)
+            for rate in rates
+        ),
+    )
+    others = [drive for drive in _read().drives if drive.drive != name]
+    text = _File(drives=(*others[-MOST_DRIVES + 1 :], measured)).model_dump_json(indent=1)
+    return cachefile.write(NAME, text)
+
+
+def _read() -> _File:
+    try:
+        return _File.model_validate_json(cachefile.read(NAME) or b"")
+    except ValidationError:
+        return _File()
+
+
+def _signature(folder: Path) -> tuple[str, str, str]:
+    """Names of the drive, the kernel and the liburing package."""
+    try:
+        liburing = metadata.version("liburing")
+    except metadata.PackageNotFoundError:
+        liburing = ""
+    return f"{os.stat(folder).st_dev:x}-{os.statvfs(folder).f_fsid:x}", platform.release(), liburing

@@ -1,0 +1,88 @@
+"""The drives that a bundle is or will be dealt to, measured: which take part, and how fast they are together."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...tiering.policy.reads import UNMEASURED, Reading, typical_read
+from ...tiering.sim.devices import Drive as ModelledDrive
+from ...tiering.sim.devices import fitted
+from ...tiering.store.bundle import journal
+from ...tiering.store.bundle.folder import PARTIAL
+from ...tiering.store.bundle.manifest import Drive, Manifest
+from ...tiering.store.bundle.stripes import absent, drive_under, part_of, remove
+from ...tiering.units import PAGE
+from ..config.settings import Io
+from .speeds import drive_rates, drive_speed, existing
+
+_SECONDS = 0.25
+
+
+def drives_for(target: Path, stripes: Sequence[Path], lengths: Sequence[int], *, memory: int) -> tuple[Drive, ...]:
+    """The drives for the bundle ``target``, whose blocks have ``lengths`` bytes: its store's and those of ``stripes``,
+    measured with reads of such blocks in at most ``memory`` bytes; none if there are no stripes.
+
+    What was begun with the same folders goes on with the speeds of then. What was begun with others is given up, and
+    removed. The caller holds the bundle's lock. Raises ConfigError when a drive cannot be measured.
+    """
+    partial = target.with_name(target.name + PARTIAL)
+    folders = ["", *(str(part_of(target, stripe)) for stripe in stripes)] if stripes else []
+    begun = journal.drives(partial)
+    if [drive.folder for drive in begun] == folders:
+        return begun
+    journal.end(partial)
+    remove(target, [drive.folder for drive in begun if drive.folder not in ("", *folders)])
+    size = max(PAGE, min(typical_read(lengths), memory // UNMEASURED.depth // PAGE * PAGE))
+    places = [target.parent, *stripes] if stripes else []
+    return tuple(
+        Drive(folder, max(1, round(drive_speed(place, size, UNMEASURED, seconds=_SECONDS))))
+        for folder, place in zip(folders, places, strict=True)
+    )
+
+
+def places_of(bundle: Path, manifest: Manifest) -> list[Path]:
+    """The folder of each drive of ``bundle``. Raises BundleError when one that has blocks is not there."""
+    places = manifest.places(bundle)
+    for place, share in zip(places, manifest.drive_bytes, strict=True):
+        if share and not place.is_dir():
+            raise absent(bundle, place)
+    return places
+
+
+def bundle_speed(bundle: Path, manifest: Manifest, size: int, reading: Reading) -> float:
+    """Bytes per second of the drives of ``bundle``, read in ``size`` bytes as ``reading`` says,
+    while each delivers its share. Raises BundleError when a drive is not there, ConfigError when one fails."""
+    places = places_of(bundle, manifest)
+    return together(places, [drive_speed(place, size, reading) for place in places], manifest.drive_bytes)
+
+
+def modelled(places: Sequence[Path], io: Io, *, block: int) -> tuple[list[ModelledDrive], Reading]:
+    """The drive below each of ``places``, to be simulated, by rates that are kept or measured now, beside idle cores.
+    And how a bundle with blocks of about ``block`` bytes is read from them. Places on one drive share it evenly.
+
+    Raises ConfigError when a drive cannot be measured, or not be read as ``io`` wants it.
+    """
+    from .reading import kept_reading
+
+    measured = [drive_rates(place) for place in places]
+    reading = kept_reading(existing(places[0]), io, block=block)
+    names = [drive_under(existing(place)) for place in places]
+    found = []
+    for rates, name in zip(measured, names, strict=True):
+        own = [rate for rate in rates if rate.backend == reading.backend] or rates
+        near = [rate for rate in own if rate.depth <= reading.depth] or own
+        drive = fitted(near)
+        found.append(replace(drive, bandwidth=drive.bandwidth / names.count(name)))
+    return found, reading
+
+
+def together(places: Sequence[Path], speeds: Sequence[float], shares: Sequence[float]) -> float:
+    """Bytes per second of ``places`` with these ``speeds``, read at the same time, each its share of the bytes: all
+    wait for the drive that takes longest. Places on one drive share its speed."""
+    if len(places) == 1:
+        return speeds[0]
+    times: dict[str, float] = {}
+    for place, speed, share in zip(places, speeds, shares, strict=True):
+        drive = drive_under(existing(place))
+        times[drive] = times.get(drive, 0.0) + share / speed
+    return sum(shares) / max(times.values())

@@ -1,0 +1,86 @@
+"""How to read from a drive: as configured, as kept from an earlier measurement, or as measured now, briefly."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ...kernels.io import backends
+from ...kernels.io.directio import DirectFile
+from ...kernels.io.reading import BackendUnavailable, Reader
+from ...kernels.machine.trial import ReadRate, read_rates
+from ...tiering.errors import ConfigError
+from ...tiering.policy.reads import LARGEST_READ, UNMEASURED, Reading, choose, fixed
+from ...tiering.units import MiB
+from ..config.settings import Io
+from . import drivecache
+
+BRIEF_CELLS = tuple((size, depth) for size in (MiB, 4 * MiB) for depth in (1, 2, 4, 8))
+BRIEF_SECONDS = 0.9
+"""Sizes and depths measured, and time taken for it, when a model is loaded from a drive that nobody has measured."""
+
+WORTH_MEASURING = 256 * MiB
+"""A smaller bundle is in some cache soon, whatever way it is read."""
+
+
+def reading_of(files: Sequence[Path], io: Io, *, block: int) -> Reading:
+    """How to read the data ``files`` of a bundle, in blocks of about ``block`` bytes.
+
+    Where ``io`` leaves something open, rates decide that were measured on this drive: those kept, or measured now and
+    kept then. Raises ConfigError for a backend that was asked for and does not work here.
+    """
+    backend, depth = _decided(io)
+    if backend is not None and depth is not None:
+        return fixed(UNMEASURED, backend=backend, depth=depth)
+    folder, drive = files[0].parent, files[0].stat().st_dev
+    files = [file for file in files if file.stat().st_dev == drive]  # rates are kept by drive; others count as alike
+    rates = drivecache.load(folder)
+    if not rates and sum(file.stat().st_size for file in files) >= WORTH_MEASURING:
+        rates = _measure(files)
+        if rates:
+            drivecache.keep(folder, rates)
+    return _chosen(rates, backend, depth, block)
+
+
+def kept_reading(folder: Path, io: Io, *, block: int) -> Reading:
+    """As ``reading_of``, for a bundle that may come to lie below ``folder``: measures nothing."""
+    return _chosen(drivecache.load(folder), *_decided(io), block)
+
+
+def open_reader(reading: Reading, drives: int = 1) -> Reader:
+    """A reader for ``reading`` from each of ``drives``. Raises ConfigError where this machine cannot read so."""
+    try:
+        return backends.open_reader(reading.backend, reading.depth * drives, LARGEST_READ)
+    except BackendUnavailable as error:
+        raise ConfigError(f'{error}; write [io] backend = "auto" or "threads"') from error
+
+
+def _decided(io: Io) -> tuple[str | None, int | None]:
+    """Backend and depth, as far as the user has decided. Raises ConfigError for a backend that does not work here."""
+    backend = None if io.backend == "auto" else io.backend
+    depth = None if io.depth == "auto" else io.depth
+    if backend is not None:
+        open_reader(Reading(backend, UNMEASURED.size, 1)).close()
+    return backend, depth
+
+
+def _chosen(rates: Sequence[ReadRate], backend: str | None, depth: int | None, block: int) -> Reading:
+    here = (backend,) if backend else (*backends.usable(), "buffered")
+    return fixed(choose([rate for rate in rates if rate.backend in here], block=block), backend=backend, depth=depth)
+
+
+def _measure(paths: Sequence[Path]) -> list[ReadRate]:
+    """Rates of the drive that ``paths`` lie on, by every backend that works; none where it fails at that."""
+    longest = max(size for size, _ in BRIEF_CELLS)
+    with ExitStack() as opened:
+        try:
+            direct = [opened.enter_context(DirectFile(path)) for path in paths]
+            direct = [file for file in direct if file.length >= longest]
+            if not direct:
+                return []
+            files = {"threads": direct}
+            for backend in backends.usable(*direct)[1:]:
+                again = [DirectFile(file.path, direct=backends.directness(backend)) for file in direct]
+                files[backend] = [opened.enter_context(file) for file in again]
+            return read_rates(files, BRIEF_CELLS, BRIEF_SECONDS / len(BRIEF_CELLS) / len(files), rounds=2)
+        except OSError:  # the reads of the model itself will say it, with the block's name
+            return []

@@ -1,0 +1,56 @@
+"""The speed of a drive for the reads of a model, measured: what blocks are dealt by, and predictions compared with."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...tiering.errors import ConfigError
+from ...tiering.policy.reads import LARGEST_READ, Reading
+from ...tiering.units import KiB, MiB
+
+if TYPE_CHECKING:
+    from ...kernels.machine.trial import ReadRate
+
+SIZES, DEPTHS, SECONDS = (128 * KiB, MiB, 4 * MiB, LARGEST_READ), (1, 2, 4, 8), 0.05
+"""What is measured, and for how long each, of a drive of which nothing is kept."""
+
+
+def drive_rates(folder: Path) -> "list[ReadRate]":
+    """Rates of the drive below ``folder``: those kept, or measured now and kept. Raises ConfigError."""
+    from ...kernels.machine.machine import measure_drive
+    from . import drivecache
+
+    place = existing(folder)
+    if kept := drivecache.load(place):
+        return kept
+    try:
+        report = measure_drive(place, sizes=SIZES, depths=DEPTHS, seconds_each=SECONDS, rounds=1)
+    except OSError as error:
+        raise _unmeasured(place, error) from error
+    drivecache.keep(place, report.rates)
+    return list(report.rates)
+
+
+def drive_speed(folder: Path, size: int, reading: Reading, *, seconds: float = 0.5) -> float:
+    """Bytes per second of reads of ``size`` bytes, made as ``reading`` says, from the drive below ``folder``.
+
+    ``folder`` need not exist yet: the nearest one above it that does has the same drive. Raises ConfigError.
+    """
+    from ...kernels.machine.machine import measure_drive
+
+    folder = existing(folder)
+    try:
+        report = measure_drive(
+            folder, sizes=(size,), depths=(reading.depth,), backends=(reading.backend,), seconds_each=seconds
+        )
+    except OSError as error:
+        raise _unmeasured(folder, error) from error
+    return report.best.bytes_per_second
+
+
+def existing(folder: Path) -> Path:
+    """``folder``, or the nearest one above it that is there: it has the same drive."""
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def _unmeasured(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot measure the drive below {folder}: {error}; choose another with --store")

@@ -1,0 +1,87 @@
+"""Token-wise modules with several weights (an MLP) over a long prompt: in parts of rows, under one lease.
+
+What lies between their weights is wider than what goes in, and grows with the prompt; in parts it does not. No code per
+architecture: a module qualifies by what it is made of and how it is called, and kernels/products/row_parts.py finds
+out whether it
+computes every row by itself, and with the same bits.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...kernels.products.row_parts import ROWS, divisible, parts
+from ..checkpoints.layout import is_experts
+
+Forward = Callable[..., Any]
+
+
+def is_divisible(module: nn.Module) -> bool:
+    """Whether ``module`` is made of several modules with weights and nothing that a trial could not see: no experts,
+    no buffers, and no code from elsewhere, which may be another one the next time."""
+    inside = [*module.modules()]
+    if any(is_experts(each) or each._buffers for each in inside):
+        return False
+    if not all(map(is_library_code, inside)):
+        return False
+    return sum(any(weight is not None for weight in each._parameters.values()) for each in inside) > 1
+
+
+def is_library_code(module: nn.Module) -> bool:
+    """Whether the class of ``module`` is one of torch's or transformers'."""
+    return type(module).__module__.partition(".")[0] in ("torch", "transformers")
+
+
+def in_parts(module: nn.Module, original: Forward, held: Callable[[], AbstractContextManager[bool]]) -> Forward:
+    """A forward for ``module`` that goes to ``original`` in parts of rows where that gives the same bits.
+
+    ``held`` leases all weights of the module together; it gives False where these do not fit, and all rows go at once.
+    """
+    inside = [each for each in module.modules() if each is not module]
+    widths = {size for weight in module.parameters() for size in weight.shape}
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or not _is_long(args[0]) or any(map(_is_watched, inside)):
+            return original(*args, **kwargs)
+        state: torch.Tensor = args[0]
+        rows = state.view(*[1] * (state.dim() - 2), -1, state.shape[-1])
+        with held() as leased:
+            if leased and divisible(original, lambda n: rows[..., :n, :], rows.shape[-2], _kind(module), widths):
+                return _joined(original, rows).view(*state.shape[:-1], -1)
+            return original(state)
+
+    return forward
+
+
+def _is_long(state: Any) -> bool:
+    """Whether ``state`` is [.., rows, width] with rows for several parts."""
+    if not isinstance(state, torch.Tensor) or not 2 <= state.dim() <= 3 or not state.is_contiguous():
+        return False
+    return state.numel() >= 2 * ROWS * state.shape[-1] > 0
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody wants to see what goes through ``module``: all of it, at once."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _kind(module: nn.Module) -> str:
+    """What the module's bits depend on: its classes, shapes and settings, as torch prints them."""
+    return f"{type(module).__module__}.{' '.join(repr(module).split())}"
+
+
+def _joined(compute: Forward, rows: torch.Tensor) -> torch.Tensor:
+    """``compute`` of the parts of ``rows``, never more than one of them under way."""
+    out: torch.Tensor | None = None
+    for part in parts(rows.shape[-2]):
+        done = compute(rows[..., part, :])
+        if out is None:
+            out = done.new_empty((*rows.shape[:-1], done.shape[-1]))
+        out[..., part, :] = done
+    assert out is not None
+    return out

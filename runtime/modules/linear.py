@@ -1,0 +1,75 @@
+"""Linear layers on a few rows: the same bits as torch's, in one pass over the weight."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ...kernels.products.few_rows import MOST_ROWS, products
+from ...kernels.weights.packed_weight import PackedWeight, linear
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def few_rows(module: nn.Module, original: Forward) -> Forward | None:
+    """A forward for ``module`` that takes the product for a few rows where there is one, and else goes on to
+    ``original``; None where it never would."""
+    layer: Any = module
+    if type(module) is not nn.Linear or layer.bias is not None or layer.weight.dtype != torch.bfloat16:
+        return None
+
+    def forward(input: torch.Tensor) -> torch.Tensor:
+        weight = layer._parameters["weight"]
+        if isinstance(weight, PackedWeight):
+            return linear(input, weight)
+        out = _product(input, weight)
+        return original(input) if out is None else out
+
+    return forward
+
+
+def lean_weight(tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:
+    """``tensor`` as a parameter; ``functional.linear`` by it takes the product for a few rows where there is one.
+
+    For modules that call that themselves, as routers do.
+    """
+    if tensor.dim() == 2 and tensor.dtype == torch.bfloat16:
+        return _LeanWeight(tensor, requires_grad)
+    return nn.Parameter(tensor, requires_grad)
+
+
+class _LeanWeight(nn.Parameter):
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is functional.linear and len(args) == 2 and not kwargs:
+                out = _product(*args)
+                if out is not None:
+                    return out
+            return func(*args, **(kwargs or {}))
+
+
+def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+    """``functional.linear(input, weight)``, if there is a product for it."""
+    if isinstance(weight, PackedWeight):  # it has products of its own
+        return None
+    if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or weight.dim() != 2:
+        return None
+    n, k = weight.shape
+    rows = input.numel() // k
+    if rows > MOST_ROWS or input.shape[-1] != k:
+        return None
+    # torch does not fold a batch into rows, and sums in another order, if neither holds.
+    if not isinstance(weight, nn.Parameter) or not weight.is_contiguous():
+        return None
+    if not (weight.requires_grad or input.is_contiguous()):
+        return None
+    product = products(rows, n, k, weight)
+    if product is None:
+        return None
+    state = input.contiguous()
+    return product([weight.data_ptr()], [state.data_ptr()]).view(*input.shape[:-1], n)

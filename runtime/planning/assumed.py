@@ -1,0 +1,42 @@
+"""Routing made up for a model of which there is no trace (pure): as even, and as repetitive, as a trained one's.
+
+A router's score for an expert is a part of its own, which makes some experts more popular than others, and a part that
+changes from token to token but is remembered a little; the highest scores are chosen. Both parts are normal, so the
+assumption is two numbers. They make caches of an eighth, a quarter and half of all experts hit as often as on
+examples/tiny-moe reading English and code, within two points (docs/profile.md).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import NormalDist
+
+import numpy as np
+
+from ..loading.arrangement import ExpertLayer
+from ..routing.routes import RoutedLayer, Routes, narrow
+
+POPULARITY = 0.8
+"""Standard deviation of the experts' own parts, which lie evenly; that of the changing part is 1."""
+MEMORY = 0.1
+"""Correlation of the changing part from one token to the next."""
+
+_NORMAL = NormalDist()
+
+
+def assumed_routes(
+    layers: Sequence[ExpertLayer], tokens: int, *, popularity: float = POPULARITY, seed: int = 0
+) -> Routes:
+    """Routing of ``tokens`` tokens, in one sequence, each decoded alone: the less even, the larger ``popularity`` is.
+    Equal arguments give equal routing."""
+    chance = np.random.default_rng(seed)
+    found = []
+    for layer in layers:
+        places = chance.permutation(layer.experts)
+        own = np.array([popularity * _NORMAL.inv_cdf((place + 0.5) / layer.experts) for place in places])
+        changing = chance.standard_normal((tokens, layer.experts))
+        for before, now in pairwise(changing):
+            now *= (1 - MEMORY**2) ** 0.5
+            now += MEMORY * before
+        best = np.argsort(-(own + changing), axis=1)[:, : layer.per_token]
+        found.append(RoutedLayer(layer.path, layer.experts, narrow(best, layer.experts), None))
+    return Routes("assumed", "made up", tuple(found), (1,) * tokens, (tokens,))

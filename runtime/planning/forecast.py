@@ -1,0 +1,172 @@
+"""How fast a model will run: its planner under some budget, simulated on described devices (pure)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ...tiering.planner.planner import Planner
+from ...tiering.policy.placement.placement import Placement
+from ...tiering.policy.placement.shrinking import Divisions
+from ...tiering.policy.placement.tiered import Tiers
+from ...tiering.policy.reads import Reading
+from ...tiering.sim.calibration import timed
+from ...tiering.sim.devices import Bus, Drive, Memory
+from ...tiering.sim.host_tier import Below
+from ...tiering.sim.kv import KvLoad, seconds_with
+from ...tiering.sim.outcome import Outcome
+from ...tiering.sim.simulator import simulate
+from ...tiering.sim.workload import Layer, Pass, Workload, guessing
+from ..loading.arrangement import ExpertLayer, Outline
+from ..machine.timings import Timings
+from ..routing.routes import Routes
+
+LEAST, MOST, ROUTED = 8, 24, 480
+"""Tokens that warm the cache after a prompt, and then as many that count: fewer of a model with more layers of experts,
+whose chances even out sooner, so that they route ROUTED times."""
+PROMPT = 256
+"""Tokens of a prompt whose routing is looked at: a longer one uses no other experts to speak of."""
+PRECISION = 0.75
+"""Share of the guessed experts that come, where nothing else is said: what docs/performance.md has, in bytes."""
+
+Limit = Literal["flash", "bus", "memory", "compute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What a model runs on: ``drives`` in the order of the bundle's, read as ``reading`` says, and the cores."""
+
+    drives: Sequence[Drive]
+    reading: Reading
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Of decoding, with the cache warm, and of a prompt, with the cache empty. ``hit_ratio`` is that of the requests
+    for experts, or, in a model without any, for streamed layers. ``limited_by`` is what is busy longest: a drive, the
+    bus to a device, cores that wait for memory, or cores with all else."""
+
+    tokens_per_second: float
+    time_to_first_token_s: float
+    flash_bytes_per_token: int
+    hit_ratio: float
+    limited_by: Limit
+    bytes_copied_per_token: int = 0
+
+
+class Forecaster:
+    """Forecasts for one model and prompt, on some devices, for any placement."""
+
+    def __init__(
+        self,
+        outline: Outline,
+        devices: Devices,
+        routes: Routes | None,
+        *,
+        prompt_tokens: int,
+        precision: float = PRECISION,
+    ) -> None:
+        """``routes`` are of the model's layers, and begin again where they end; None for a model without experts.
+        ``precision`` is the share of the guessed experts that come.
+
+        Raises DeviceModelError for devices that cannot be.
+        """
+        self._outline, self._devices = outline, devices
+        self.memory: Memory = devices.timings.memory_for(outline.dtype, experts=bool(outline.layers))
+        self._lengths = {block.id: block.length for block in outline.blocks}
+        self._per_token = {layer.path: layer.per_token for layer in outline.layers}
+        layers = timed(outline.passed, self._besides)
+        layers[-1] = replace(layers[-1], seconds=layers[-1].seconds + devices.timings.token)
+        self._layers = layers
+        self.bytes_per_token = sum(map(self._bytes_used, layers))
+        """Bytes of weights that a token uses."""
+        passes = [Pass(prompt_tokens)] + [Pass(1)] * (2 * decoded(outline.layers))
+        if routes:
+            passes = _routed(passes, outline, routes)
+        if routes and outline.foreseen:
+            experts = min(layer.experts for layer in outline.layers)
+            passes = list(guessing(passes, experts, precision=precision))
+        self._passes = passes
+
+    def forecast(self, placement: Placement, divisions: Divisions, *, eviction: str, guess: bool) -> Forecast:
+        """What ``placement`` promises; ``eviction`` and ``guess`` as for ``setup_of``."""
+        setup = self._outline.setup(placement, divisions, self._devices.reading, eviction=eviction, guess=guess)
+        return self._simulated(setup.planner(), None)
+
+    def forecast_tiers(self, tiers: Tiers, bus: Bus, *, eviction: str, guess: bool) -> Forecast:
+        """What ``tiers`` promise, with ``bus`` between device and host."""
+        reading = self._devices.reading
+        above, below = self._outline.device_setup(tiers, reading, eviction=eviction, guess=guess)
+        return self._simulated(above.planner(), Below(below.planner(), bus))
+
+    def _simulated(self, planner: Planner, below: Below | None) -> Forecast:
+        outcome = simulate(
+            Workload(self._layers, [self._passes], guess_seconds=self._devices.timings.guess),
+            planner,
+            drives=self._devices.drives,
+            memory=self.memory,
+            below=below,
+            untimed=1 + decoded(self._outline.layers),
+        )
+        prompt = outcome.untimed[0]
+        return Forecast(
+            tokens_per_second=outcome.tokens_per_second,
+            time_to_first_token_s=prompt.end - prompt.begin,
+            flash_bytes_per_token=round(outcome.bytes_read / outcome.tokens),
+            hit_ratio=outcome.hit_ratio,
+            limited_by=self._limit(outcome),
+            bytes_copied_per_token=round(outcome.bytes_copied / outcome.tokens),
+        )
+
+    def with_kv(self, found: Forecast, kv: KvLoad) -> Forecast:
+        """``found`` with ``kv`` behind every token, read from the first drive."""
+        drive = self._devices.drives[0]
+        seconds, busy = seconds_with(kv, 1 / found.tokens_per_second, found.flash_bytes_per_token, drive, self.memory)
+        limited = "flash" if busy >= seconds else "compute" if found.limited_by == "flash" else found.limited_by
+        return replace(found, tokens_per_second=1 / seconds, limited_by=limited)
+
+    def _limit(self, outcome: Outcome) -> Limit:
+        if outcome.limited_by != "memory":
+            return outcome.limited_by
+        weights = outcome.tokens * self.memory.seconds(self.bytes_per_token)
+        return "memory" if weights >= outcome.compute_seconds / 2 else "compute"
+
+    def _besides(self, layer: Layer) -> float:
+        return self._devices.timings.layer_seconds(self._bytes_used(layer), experts=bool(layer.experts))
+
+    def _bytes_used(self, layer: Layer) -> int:
+        dense = sum(self._lengths[block] for block in layer.dense)
+        if not layer.experts:
+            return dense
+        return dense + self._per_token[layer.experts[0].module] * self._lengths[layer.experts[0]]
+
+
+def decoded(layers: Sequence[ExpertLayer]) -> int:
+    """Tokens that warm the cache, and that count, each."""
+    return max(LEAST, min(MOST, ROUTED // max(1, len(layers))))
+
+
+def routed_tokens(layers: Sequence[ExpertLayer], prompt_tokens: int) -> int:
+    """Tokens whose routing a forecast looks at."""
+    return min(prompt_tokens, PROMPT) + 2 * decoded(layers)
+
+
+def _routed(passes: Sequence[Pass], outline: Outline, routes: Routes) -> list[Pass]:
+    """``passes`` with the experts that ``routes`` have for them."""
+    by_path = {layer.path: layer for layer in routes.layers}
+    layers = [by_path[layer.path] for layer in outline.layers]
+    routed, token = [], 0
+    for each in passes:
+        rows = np.arange(token, token + min(each.tokens, PROMPT)) % routes.tokens
+        chosen = [_different(layer.chosen[rows], layer.experts) for layer in layers]
+        routed.append(replace(each, chosen=chosen, choices=each.tokens * max(layer.top_k for layer in layers)))
+        token += len(rows)
+    return routed
+
+
+def _different(chosen: npt.NDArray[Any], experts: int) -> list[int]:
+    """The experts that are in ``chosen``, which of ``experts`` there are, in ascending order."""
+    return [expert for expert in np.unique(chosen).tolist() if expert < experts]

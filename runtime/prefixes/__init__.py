@@ -1,0 +1,1 @@
+"""Stored prompts: keys and values that outlive the process."""

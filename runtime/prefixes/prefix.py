@@ -1,0 +1,274 @@
+"""Prompts' keys and values over restarts: a fresh cache begins with the longest prefix that is stored.
+
+A restored prefix has the bits it was computed with. A prompt that goes on from it gives the same bits as one computed
+from its beginning if both compute the same tokens in the same forward calls: prompts are computed block by block
+(runtime/prefixes/prefill.py), so that each block's numbers depend on nothing that comes after it.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicCache
+
+from ...tiering.errors import PenstockError, PrefixError
+from ...tiering.prefix.breakeven import Speeds, worth_reading
+from ...tiering.prefix.chain import Chain, chain_of, root_of
+from ...tiering.store.prefixes.found import Found
+from ...tiering.store.prefixes.prefixes import PrefixStore
+from ..tiers.placeholders import CPU
+from .prefix_source import Contents, contents_of, has_state, is_supported, restore
+
+_TRIES = 4
+_LOWEST_PRIORITY = 19
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixStats:
+    """``restored`` tokens were not computed, in ``hits`` prompts of ``prompts``; ``declined`` had a prefix that would
+    have taken longer to read. ``written`` bytes; ``problem`` is what went wrong last while writing."""
+
+    prompts: int = 0
+    hits: int = 0
+    declined: int = 0
+    restored: int = 0
+    bytes_read: int = 0
+    written: int = 0
+    problem: str = ""
+
+
+class Prefixes:
+    """The stored prefixes of one model, in the namespace ``salt``. Thread-safe; has to be closed.
+
+    A store that fails is one that has nothing: the model goes on, and ``stats`` has the problem.
+
+    ``identity`` says what the numbers depend on (runtime/prefixes/prefix_identity.py), ``label`` names the model for
+    people;
+    ``config`` is the model's, which computes on ``device``. ``block`` tokens are stored together.
+    """
+
+    def __init__(
+        self,
+        store: PrefixStore,
+        identity: dict[str, Any],
+        config: PreTrainedConfig,
+        *,
+        label: str,
+        salt: str = "",
+        block: int,
+        device: torch.device = CPU,
+    ) -> None:
+        self.store, self.block, self._device = store, block, device
+        described = identity | {"block": block}  # as many tokens are computed at a time
+        self.root = root_of(described, salt)
+        self.kind = root_of(described)
+        """Names what the numbers depend on."""
+        fresh = DynamicCache(config=config)
+        self.supported = is_supported(fresh)
+        self.with_state = has_state(fresh)
+        """Whether a prompt can be offered only where ``stop`` says."""
+        self._label = label
+        self._writer = ThreadPoolExecutor(1, "penstock-prefix-writer", initializer=_give_way)
+        self._writing: Future[None] | None = None
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(("prompts", "hits", "declined", "restored", "bytes_read", "written"), 0)
+        self._problem = ""
+
+    def boundary(self, tokens: int) -> int:
+        """The last end of a block that leaves at least one of ``tokens`` to be computed."""
+        return max(0, tokens - 1) // self.block * self.block
+
+    def stored(self, token_ids: Sequence[int]) -> int:
+        """How many of ``token_ids`` a longer prompt that begins with them would find."""
+        chain = chain_of(self.root, token_ids, self.block)
+        return self.store.longest(chain, with_state=self.with_state) * self.block
+
+    def stop(self, token_ids: Sequence[int]) -> int:
+        """Where in its prefill a prompt is to be offered: how many of its tokens come a second time, in full blocks,
+        and are not stored; 0 if there is nothing to store. With windows or recurrent states it has to be offered just
+        there; without, any time later."""
+        if not self.supported:
+            return 0
+        blocks = 0
+        with self._noting_problems():
+            chain = self._chain(token_ids)
+            seen = self.store.seen(chain)
+            blocks = seen if seen > self.store.longest(chain, with_state=self.with_state) else 0
+        return blocks * self.block
+
+    def restore(self, token_ids: Sequence[int], cache: DynamicCache) -> int:
+        """Fill the fresh ``cache`` with the longest stored prefix of ``token_ids``, if that takes less time than
+        computing it; how many tokens that are, never all. Whatever is damaged counts as absent.
+
+        Raises what a paged cache raises that cannot take it.
+        """
+        self._count(prompts=1)
+        if not self.supported or cache.get_seq_length():
+            return 0
+        try:
+            return self._restored(self._chain(token_ids), cache)
+        except (PrefixError, OSError) as error:
+            self._problem = str(error)
+            return 0
+
+    def _restored(self, chain: Chain, cache: DynamicCache) -> int:
+        for _ in range(_TRIES):
+            found = self.store.open(chain, with_state=self.with_state)
+            if found is None:
+                return 0
+            with found:
+                if not self._is_worth(found):
+                    self._count(declined=1)
+                    return 0
+                if self._fill(found, cache):
+                    return found.tokens
+        return 0
+
+    def offer(self, token_ids: Sequence[int], cache: Cache) -> None:
+        """The prompt ``token_ids`` is computed, or so much of it as ``cache`` has: store what of it comes a second
+        time, beside what the model does next. Once for a prompt. Not stored: what comes while the last one is still
+        being written, and what the cache cannot give (see ``stop``)."""
+        if not self.supported:
+            return
+        with self._noting_problems():
+            prompt = self._chain(token_ids)
+            chain = prompt.first(min(self.store.seen(prompt), cache.get_seq_length() // self.block))
+            self._later(lambda: self.store.note(prompt))
+            if not chain.hashes or (self.with_state and len(chain.tokens) != cache.get_seq_length()):
+                return
+            if self.store.longest(chain, with_state=self.with_state) == len(chain.hashes):
+                return
+            if not (self._writing is None or self._writing.done()):
+                return
+            contents = contents_of(cache, self.block)
+            if contents is not None:
+                self._writing = self._later(lambda: self._write(chain, contents, explicit=False))
+
+    def save(self, token_ids: Sequence[int], cache: Cache) -> int:
+        """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 where all
+        was there or has no room. Raises PrefixError where it cannot be stored, and what PrefixStore.save raises."""
+        length = min(len(token_ids), cache.get_seq_length())
+        chain = chain_of(self.root, token_ids[:length], self.block)
+        if not chain.hashes:
+            raise PrefixError(f"{length} tokens are less than a block of {self.block}; store a longer prompt")
+        contents = contents_of(cache, self.block) if self.supported else None
+        if contents is None:
+            raise PrefixError(f"{self._label} keeps something else than keys and values, which cannot be stored")
+        if self.with_state and len(chain.tokens) != cache.get_seq_length():
+            raise PrefixError(f"{self._label} can be stored only after a multiple of {self.block} tokens")
+        return self._write(chain, contents, explicit=True)
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """Computing ``tokens`` of a prompt took ``seconds``: what a stored prefix has to be faster than."""
+        if tokens:
+            self._measured(lambda speeds: speeds.after_prompt(tokens, seconds))
+
+    @contextmanager
+    def _noting_problems(self) -> Iterator[None]:
+        """What is wrong with the store is no reason to stop."""
+        try:
+            yield
+        except (PrefixError, OSError) as error:
+            self._problem = str(error)
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            for name, count in more.items():
+                self._counts[name] += count
+
+    def stats(self) -> PrefixStats:
+        """Counts since this was made."""
+        return PrefixStats(**self._counts, problem=self._problem)
+
+    def flush(self) -> None:
+        """Wait until all that was offered is stored."""
+        self._writer.submit(lambda: None).result()
+
+    def close(self) -> None:
+        """Wait until all that was offered is stored, and take no more. Idempotent."""
+        self._writer.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _chain(self, token_ids: Sequence[int]) -> Chain:
+        """Of as many blocks as could be restored for this prompt."""
+        return chain_of(self.root, token_ids[: self.boundary(len(token_ids))], self.block)
+
+    def _fill(self, found: Found, cache: DynamicCache) -> bool:
+        began = time.perf_counter()
+        if not restore(found, cache, self._device):
+            return False
+        seconds = time.perf_counter() - began
+        self._measured(lambda speeds: speeds.after_read(found.bytes, seconds))
+        self._count(hits=1, restored=found.tokens, bytes_read=found.bytes)
+        return True
+
+    def _is_worth(self, found: Found) -> bool:
+        speeds = self.store.speeds(self.root)
+        worth = worth_reading(speeds, bytes_=found.bytes, tokens=found.tokens, saved=found.explicit)
+        if worth != speeds.reading:
+            self._measured(lambda speeds: replace(speeds, reading=worth))
+        return worth
+
+    def _measured(self, change: Callable[[Speeds], Speeds]) -> None:
+        self._later(lambda: self.store.measured(self.root, change))
+
+    def _write(self, chain: Chain, contents: Contents, *, explicit: bool) -> int:
+        try:
+            written = self.store.save(
+                chain,
+                contents.fill,
+                label=self._label,
+                parts=contents.parts,
+                state_parts=contents.state_parts,
+                explicit=explicit,
+            )
+        finally:
+            contents.release()
+        self._count(written=written)
+        if written and self.store.speeds(self.root).read is None:
+            self._try_reading(chain)
+        return written
+
+    def _try_reading(self, chain: Chain) -> None:
+        """Measure how fast what was just written is read; until then nobody knows whether that pays."""
+        found = self.store.open(chain, with_state=self.with_state)
+        if found is None:
+            return
+        with found:
+            began = time.perf_counter()
+            if found.read_through():
+                rate = partial(Speeds.after_read, bytes_=found.bytes, seconds=time.perf_counter() - began)
+                self.store.measured(self.root, rate)
+
+    def _later(self, work: Callable[[], object]) -> Future[None]:
+        """Do ``work`` on the writer's thread; the model goes on whatever comes of it."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except (PenstockError, OSError) as error:
+                self._problem = str(error)
+
+        return self._writer.submit(guarded)
+
+
+def _give_way() -> None:
+    """The calling thread computes only when nobody else wants to."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

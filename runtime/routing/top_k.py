@@ -1,0 +1,34 @@
+"""How many experts a token uses: read off the routers, whatever a model family calls it."""
+
+from torch import nn
+
+from ..checkpoints.layout import is_experts
+
+NAMES = ("top_k", "num_experts_per_tok", "num_experts_per_token", "topk", "moe_top_k", "moe_topk", "moe_k")
+"""What transformers' routers and configurations call it."""
+
+
+def experts_per_token(model: nn.Module) -> dict[str, int | None]:
+    """For each experts module's path the number of experts that one token goes through; None where nothing says it.
+
+    The router stands next to the experts, so the experts' parent and its children are asked first, then the
+    configuration.
+    """
+    modules = dict(model.named_modules())
+    found: dict[str, int | None] = {}
+    for path, module in modules.items():
+        if is_experts(module):
+            parent = modules[path.rpartition(".")[0]]
+            config = getattr(model, "config", None)
+            places = [module, parent, *parent.children(), getattr(module, "config", None)]
+            places.append(config.get_text_config() if config is not None else None)
+            found[path] = next((count for place in places if (count := _count(place, int(module.num_experts)))), None)
+    return found
+
+
+def _count(place: object, experts: int) -> int | None:
+    for name in NAMES:
+        value = getattr(place, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= experts:
+            return value
+    return None

@@ -1,0 +1,1 @@
+"""The host tier of a running model: bridge, leases, engine, memory pressure, tensors on slots."""

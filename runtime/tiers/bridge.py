@@ -1,0 +1,395 @@
+"""Between the compute threads and the planner: leases for them, reads for the driver, one lock over both."""
+
+import functools
+import itertools
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Self
+
+from ...kernels.io.reading import no_waiting
+from ...tiering.driving.driver import Driver
+from ...tiering.driving.ports import Memory, Place, Source
+from ...tiering.errors import Closed
+from ...tiering.events import (
+    Acquire,
+    Action,
+    Begin,
+    Cancel,
+    Discard,
+    End,
+    Event,
+    Expect,
+    Grant,
+    Read,
+    Refuse,
+    Release,
+    Resize,
+    Slot,
+)
+from ...tiering.planner.counters import Counters
+from ...tiering.planner.planner import Planner
+from ...tiering.policy.prefetch.convoy import PATIENCE
+from ...tiering.policy.prefetch.speculation import Speculation
+from ...tiering.units import BlockId
+from ..tracing.recorder import FORWARD, Recorder
+from ..tracing.replay import RunRecording
+
+Inbox = queue.SimpleQueue[Grant | Refuse]
+"""Where the answers to one request arrive."""
+
+Answer = Callable[[Grant | Refuse], None]
+"""Is told each answer to a request, under the lock of the bridge that gives it."""
+
+
+class Bridge:
+    """Compute threads call ``acquire`` and ``release``; for resident blocks this is one lock and some dictionary work,
+    with no thread hop. A read is handed to its reader by whoever caused it, and its end is accounted for on the thread
+    that saw its bytes arrive. That takes the lock: whoever has it must not wait for reads to land."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        flash: Source[Place],
+        memory: Memory[Place],
+        *,
+        watch: "Callable[[Bridge], Coroutine[None, None, None]] | None" = None,
+        recording: RunRecording | None = None,
+    ) -> None:
+        """``watch`` runs beside the reads, on a loop of its own, until the end; it may resize the bridge. ``recording``
+        is told of every event."""
+        self._planner, self._memory, self._recording = planner, memory, recording
+        self._lock = threading.RLock()
+        self._moved = threading.Condition(self._lock)  # a stream has come further
+        self._busy = False
+        self._late: deque[Event] = deque()
+        self._open: dict[int, tuple[int, Answer]] = {}  # by ticket, with the stream: who is told
+        self._numbers = itertools.count()
+        self._closed: str | None = None
+        self._stall_seconds = 0.0
+        self.recorder: Recorder | None = None  # who takes notes, if anybody does
+        beside = None if watch is None else functools.partial(watch, self)
+        with no_waiting, self._lock:  # nothing is posted before the driver is there to read
+            self._driver = Driver(flash, memory, self._landed, beside=beside)
+
+    def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> "Leases":
+        """Lease ``blocks`` for the calling thread, or for ``stream``; they are taken from the result as they arrive.
+
+        The caller gives each one back with ``release``, and closes the result if it does not take all. Raises Closed.
+        """
+        stream = threading.get_ident() if stream is None else stream
+        if self._planner.crowded:
+            self._let_catch_up(stream, blocks)
+        return self._request(blocks, stream)
+
+    def _request(self, blocks: Sequence[BlockId], stream: int) -> "Leases":
+        leases = Leases(self, next(self._numbers), stream, len(blocks))
+        self._open[leases.ticket] = (leases.stream, leases.inbox.put)
+        try:
+            self._post(Acquire(leases.ticket, leases.stream, tuple(blocks)))
+        except BaseException:
+            leases.close()
+            raise
+        return leases
+
+    def release(self, *blocks: BlockId) -> None:
+        """Give back one lease of the calling thread on each of ``blocks``."""
+        if self._closed is None:
+            self._post(Release(threading.get_ident(), blocks))
+
+    def expect(
+        self,
+        certain: Sequence[BlockId],
+        guessed: Sequence[BlockId],
+        seconds: float = 0.0,
+        finer: Sequence[BlockId] = (),
+    ) -> None:
+        """Say what the calling thread will acquire next, and which residuals are of use; see Expect."""
+        self._expect(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(finer)))
+
+    def _expect(self, event: Expect) -> None:
+        self._post(event)
+
+    def ticket(self) -> int:
+        """A number for a request of the tier above."""
+        return next(self._numbers)
+
+    def relay(self, events: Iterable[Event], answer: Answer | None = None) -> None:
+        """Take in what the tier above does here; ``answer`` is told what becomes of what it acquires, from whichever
+        thread. Raises Closed."""
+        for event in events:
+            if isinstance(event, Acquire) and answer is not None:
+                self._open[event.ticket] = (event.stream, self._counted(event, answer))
+            try:
+                self._post(event)
+            except BaseException:
+                if isinstance(event, Acquire):
+                    self._open.pop(event.ticket, None)
+                raise
+
+    def _counted(self, event: Acquire, answer: Answer) -> Answer:
+        """``answer``, until all of ``event`` is answered."""
+        left = len(event.blocks)
+
+        def counted(given: Grant | Refuse) -> None:
+            nonlocal left
+            left -= 1
+            if not left or isinstance(given, Refuse):
+                self._open.pop(event.ticket, None)
+            answer(given)
+
+        return counted
+
+    @property
+    def speculation(self) -> Speculation:
+        """Whether guesses are welcome, and what they cost; only to be read."""
+        return self._planner.speculation
+
+    @property
+    def eviction(self) -> str:
+        """The name of the policy by which experts are evicted now."""
+        return self._planner.eviction
+
+    def is_missing(self, block: BlockId) -> bool:
+        """Whether ``block`` is neither in memory nor on its way, at some moment during the call."""
+        return self._planner.residency.absent(block)
+
+    def wait(self, inbox: Inbox) -> Grant | Refuse:
+        """The next answer in ``inbox``; the time is a stall."""
+        start = time.monotonic()
+        answer = inbox.get()
+        self._stalled(start, answer.block if isinstance(answer, Grant) else None)
+        return answer
+
+    def _let_catch_up(self, stream: int, blocks: Sequence[BlockId]) -> None:
+        """Let others come nearer before ``stream`` acquires ``blocks``: what is read then serves them all."""
+        start = time.monotonic()
+        with no_waiting, self._lock:
+            if not self._planner.hurries(stream, blocks):
+                return
+            while self._moved.wait(PATIENCE) and self._closed is None and self._planner.hurries(stream, blocks):
+                pass
+        self._stalled(start, blocks[0])
+
+    def _stalled(self, start: float, block: BlockId | None) -> None:
+        """Somebody waited from ``start`` till now, for ``block`` if that is known."""
+        end = time.monotonic()
+        with no_waiting, self._lock:
+            self._stall_seconds += end - start
+        if (recorder := self.recorder) is not None:
+            recorder.stall(start, end, block)
+
+    def forget(self, ticket: int, inbox: Inbox, *, withdraw: bool) -> None:
+        """Nothing more is taken for ``ticket``; ``withdraw`` what it still waits for or was not taken."""
+        if withdraw:
+            with no_waiting, self._lock:  # the stream must not end in the middle
+                self._withdrawn(ticket, inbox)
+        self._open.pop(ticket, None)
+
+    def _withdrawn(self, ticket: int, inbox: Inbox) -> None:
+        stream, _ = self._open.get(ticket, (None, None))
+        if stream is None:
+            return
+        self._post(Cancel(ticket))
+        untaken: list[BlockId] = []
+        while not inbox.empty():
+            answer = inbox.get_nowait()
+            if isinstance(answer, Grant):
+                untaken += answer.leased
+        if untaken:
+            self._post(Release(stream, tuple(untaken)))
+
+    def acquire_resident(self, blocks: Sequence[BlockId], *, region: str | None = None) -> dict[BlockId, Slot] | None:
+        """Lease ``blocks`` for the calling thread if all of them are in memory now, and in ``region`` if that is given;
+        reads nothing, and waits for nobody: meanwhile they could go."""
+        with no_waiting, self._lock:
+            for block in blocks:
+                slot = self._planner.residency.slot(block)
+                if slot is None or region not in (None, slot.region):
+                    return None
+            return dict(self._request(blocks, threading.get_ident()))
+
+    def acquire_present(self, blocks: Sequence[BlockId]) -> dict[BlockId, Slot]:
+        """Lease those of ``blocks`` that are in memory now for the calling thread; reads nothing, waits for nobody."""
+        with no_waiting, self._lock:
+            here = [block for block in blocks if self._planner.residency.slot(block) is not None]
+            return dict(self._request(here, threading.get_ident())) if here else {}
+
+    def resize(self, limits: Mapping[str, int]) -> None:
+        """Let the regions named use so many bytes. What is over goes as soon as nobody computes on it."""
+        self._post(Resize(limits))
+
+    def begin(self) -> None:
+        """The calling thread enters the model's forward."""
+        self._post(Begin(threading.get_ident()))
+        if (recorder := self.recorder) is not None:
+            recorder.forward()
+
+    def end(self) -> None:
+        """The calling thread leaves the model's forward, in whatever way; its leases go."""
+        me = threading.get_ident()
+        with no_waiting, self._lock:
+            for ticket, (stream, _) in tuple(self._open.items()):
+                if stream == me:  # its leases live on in a traceback; they have nothing to give back any more
+                    self._open.pop(ticket, None)
+            if self._closed is None:
+                self._post(End(me))
+        if (recorder := self.recorder) is not None:
+            recorder.leave(FORWARD)
+
+    def counters(self) -> Counters:
+        """A copy of the planner's totals."""
+        with no_waiting, self._lock:
+            counters = self._planner.counters
+            return replace(counters, drive_bytes=list(counters.drive_bytes))
+
+    def resident_bytes(self) -> int:
+        """Bytes of blocks that are in memory or on their way."""
+        with no_waiting, self._lock:
+            return self._planner.residency.used_bytes
+
+    @property
+    def stall_seconds(self) -> float:
+        """Seconds that compute threads have waited for blocks, summed over threads."""
+        return self._stall_seconds
+
+    def check_integrity(self) -> None:
+        with no_waiting, self._lock:
+            self._planner.check_integrity()
+
+    def close(self) -> None:
+        """Refuse all who wait and let the reads in flight land, where ``may_wait``. Idempotent."""
+        with no_waiting, self._lock:
+            self._stop("this model was closed; load it again to use it")
+        self._driver.close()
+
+    def _landed(self, event: Event) -> None:
+        """A read came to its end; called on a thread of the flash."""
+        self._note_end(event)
+        self._post(event)
+
+    def _note_start(self, read: Read) -> None:
+        if (recorder := self.recorder) is not None:
+            recorder.started(read)
+
+    def _note_end(self, event: Event) -> None:
+        if (recorder := self.recorder) is not None:
+            recorder.landed(event)
+
+    def _stop(self, reason: str) -> None:
+        self._closed = self._closed or reason
+        self._moved.notify_all()
+        for ticket, (_, answer) in tuple(self._open.items()):
+            answer(Refuse(ticket, Closed(self._closed)))
+
+    def _post(self, event: Event) -> None:
+        with no_waiting, self._lock:
+            if self._closed is not None:
+                if isinstance(event, Acquire | Begin):
+                    raise Closed(self._closed)
+                return
+            self._late.append(event)
+            if self._busy:  # the garbage collector closed leases while this thread was in here
+                return
+            self._busy = True
+            try:
+                while self._late:
+                    event = self._late.popleft()
+                    now = time.monotonic()
+                    actions = self._planner.handle(event, now)
+                    if self._recording is not None:
+                        self._recording.step(now, event, actions)
+                    self._perform(actions)
+                    if isinstance(event, Acquire | Begin | End):
+                        self._moved.notify_all()
+            except BaseException as error:  # an interrupt half-way leaves the accounts unknown: go no further
+                self._stop(f"this model was interrupted in the middle of its accounts by {error!r}; load it again")
+                raise
+            finally:
+                self._busy = False
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Read):
+                self._note_start(action)
+                self._driver.submit(action)
+            elif isinstance(action, Discard):
+                self._memory.discard(action.offset, action.length)
+            else:
+                _, answer = self._open.get(action.ticket, (None, None))
+                if answer is not None:
+                    answer(action)
+
+
+class Leases(Iterator[tuple[BlockId, Slot]]):
+    """The leases of one request, taken as they arrive, those already resident first.
+
+    Iterating waits for the next one and raises what its read raised, or Closed. Given up early, by ``close`` or by
+    being forgotten, the rest is cancelled and what was not taken yet is given back.
+    """
+
+    def __init__(self, bridge: Bridge, ticket: int, stream: int, count: int) -> None:
+        self._bridge, self.ticket, self.stream, self.left = bridge, ticket, stream, count
+        self.inbox: Inbox = queue.SimpleQueue()
+        self._grants: dict[BlockId, Grant] = {}  # taken, with residuals
+
+    def finer(self, block: BlockId) -> tuple[Slot, ...]:
+        """Where the residuals of ``block`` lie that are leased with it."""
+        grant = self._grants.get(block)
+        return grant.finer if grant is not None else ()
+
+    def leased(self, blocks: Sequence[BlockId]) -> list[BlockId]:
+        """All that has to be given back for ``blocks``, which have been taken."""
+        if not self._grants:
+            return list(blocks)
+        return [each for block in blocks for each in (self._grants[block].leased if block in self._grants else [block])]
+
+    def __next__(self) -> tuple[BlockId, Slot]:
+        if not self.left:
+            self.close()
+            raise StopIteration
+        try:
+            answer = self.inbox.get_nowait()
+        except queue.Empty:
+            answer = self._bridge.wait(self.inbox)
+        return self._take(answer)
+
+    def here(self) -> list[tuple[BlockId, Slot]]:
+        """What has arrived and was not taken yet; does not wait."""
+        found = []
+        while self.left:
+            try:
+                answer = self.inbox.get_nowait()
+            except queue.Empty:
+                break
+            found.append(self._take(answer))
+        return found
+
+    def close(self) -> None:
+        """Give up the rest. Idempotent."""
+        left, self.left = self.left, 0
+        self._bridge.forget(self.ticket, self.inbox, withdraw=left > 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self.left:
+            self.close()
+
+    def _take(self, answer: Grant | Refuse) -> tuple[BlockId, Slot]:
+        if isinstance(answer, Refuse):
+            self.close()
+            raise answer.error
+        self.left -= 1
+        if answer.finer:
+            self._grants[answer.block] = answer
+        if not self.left:
+            self.close()
+        return answer.block, answer.slot

@@ -1,0 +1,156 @@
+"""Blocks from flash to the device past the host tier: those that stay on the device, read once.
+
+Piece by piece through a little staging memory, so that the host's budget need not hold a block that only passes; or by
+the drive itself, where the system has a way to the device.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import xxhash
+
+from ....kernels.devices.base import Device, DirectFile, Mark
+from ....kernels.devices.copies import Copies
+from ....kernels.devices.fences import Fences
+from ....kernels.io.reading import deliver, mark_thread
+from ....kernels.memory.arena import Arena
+from ....tiering.events import Part
+from ....tiering.store.bundle.manifest import Block
+from ....tiering.store.bundle.reader import Bundle
+from ....tiering.units import PAGE, MiB
+from .uplink import Done
+
+STAGING = 8 * MiB
+"""Bytes in two halves: one is read into while the other is copied."""
+
+
+class _Wanted(NamedTuple):
+    part: Part
+    into: torch.Tensor
+    landed: Done
+
+
+class StraightUp:
+    """One thread, and staging memory while there is something to do."""
+
+    def __init__(self, bundle: Bundle, device: Device, copies: Copies, fences: Fences[Mark]) -> None:
+        self._bundle, self._device, self._copies, self._fences = bundle, device, copies, fences
+        self._blocks = {block.id: block for block in bundle.manifest.blocks}
+        self._files = [device.direct_file(path) for path in bundle.paths]
+        self.read_bytes, self.read_seconds = [0] * len(bundle.manifest.drive_bytes), 0.0
+        """Bytes read from each drive, and seconds in which that was done."""
+        self._wanted: queue.SimpleQueue[_Wanted | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="penstock-straight", daemon=True)
+        self._thread.start()
+
+    def read(self, part: Part, into: torch.Tensor, landed: Done) -> None:
+        """As Straight.read."""
+        self._wanted.put(_Wanted(part, into, landed))
+
+    def close(self) -> None:
+        """Once nothing is read any more. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._wanted.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        for file in filter(None, self._files):
+            file.close()
+
+    def _run(self) -> None:
+        mark_thread()
+        while (wanted := self._wanted.get()) is not None:
+            with contextlib.closing(Arena(STAGING)) as staging:
+                self._device.lock_pages(staging)
+                while wanted is not None:
+                    deliver(wanted.landed, self._read(wanted, staging))
+                    with contextlib.suppress(queue.Empty):
+                        wanted = self._wanted.get_nowait()
+                        continue
+                    break
+            if wanted is None:
+                return
+
+    def _read(self, wanted: _Wanted, staging: Arena) -> Exception | None:
+        """What went wrong, when nothing writes to the block's place any more."""
+        block = self._blocks[wanted.part.block]
+        after = self._fences.before(wanted.part.slot.offset, wanted.part.slot.length)
+        try:
+            file = self._files[block.extent.file]
+            whole = self._past(block, file, wanted.into, after, staging) if file else None
+            if whole is None:
+                whole = self._staged(block, wanted.into, after, staging)
+        except Exception as error:
+            return error
+        if whole != block.checksum:
+            return self._bundle.corrupt(block, "is altered: its checksum does not match")
+        return None
+
+    def _staged(self, block: Block, into: torch.Tensor, after: Sequence[Mark], staging: Arena) -> str:
+        """Read ``block`` through host memory; its checksum."""
+        half, length = STAGING // 2, block.extent.length
+        whole = xxhash.xxh3_64()
+        failed: list[Exception] = []
+        free = threading.Semaphore(2)  # halves that nothing is copied from
+
+        def copied(error: Exception | None) -> None:
+            if error is not None:
+                failed.append(error)
+            free.release()
+
+        try:
+            for number, start in enumerate(range(0, length, half)):
+                free.acquire()
+                size = min(half, length - start)
+                place = number % 2 * half
+                view = staging.view(place, size)
+                try:
+                    self._read_piece(block, start, view)
+                except BaseException:
+                    free.release()
+                    raise
+                whole.update(view)
+                source = staging.tensor(place, torch.uint8, (size,))
+                self._copies.up(source, into[start : start + size], after, copied)
+                after = ()
+        finally:
+            for _ in range(2):  # nothing writes there any more
+                free.acquire()
+        if failed:
+            raise failed[0]
+        return whole.hexdigest()
+
+    def _past(
+        self, block: Block, file: DirectFile, into: torch.Tensor, after: Sequence[Mark], staging: Arena
+    ) -> str | None:
+        """Have the drive fill ``into``; the checksum of what is there then, which is copied down for that: the bus
+        takes both ways at once. None where that fails, for which there may be reasons that reading has not."""
+        began = time.monotonic()
+        for mark in after:
+            mark.synchronize()
+        try:
+            file.read(into, block.extent.offset)
+        except OSError:
+            return None
+        self._count(block, block.extent.length, time.monotonic() - began)
+        whole = xxhash.xxh3_64()
+        for start in range(0, block.extent.length, STAGING):
+            size = min(STAGING, block.extent.length - start)
+            self._device.down(into[start : start + size], staging.tensor(0, torch.uint8, (size,)))
+            whole.update(staging.view(0, size))
+        return whole.hexdigest()
+
+    def _read_piece(self, block: Block, start: int, view: memoryview) -> None:
+        began = time.monotonic()
+        self._bundle.read_rows(block, start // PAGE, view)
+        self._count(block, len(view), time.monotonic() - began)
+
+    def _count(self, block: Block, size: int, seconds: float) -> None:
+        self.read_bytes[self._bundle.manifest.drive_of(block)] += size
+        self.read_seconds += seconds

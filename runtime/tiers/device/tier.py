@@ -1,0 +1,109 @@
+"""The device tier of one model: its arena, the planner's bridge over it, and its way down to the host tier."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ....kernels.devices.base import Device, Mark
+from ....kernels.devices.copies import NOTHING, Copied
+from ....kernels.devices.fences import Fences
+from ....kernels.memory.arena import Arena
+from ....tiering.errors import DeviceFull
+from ....tiering.planner.relay import Relay, order_of
+from ....tiering.planner.setup import Setup
+from ....tiering.policy.placement.placement import Placement
+from ....tiering.store.bundle.reader import Bundle
+from ....tiering.units import BlockId, format_size
+from ..bridge import Bridge
+from .bridge import DeviceBridge
+from .bypass import StraightUp
+from .uplink import DeviceMemory, Uplink
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUsage:
+    """What a device tier has and has done: ``bytes`` of its arena, of ``budget``; what was ``copied`` up; bytes that
+    came straight from each drive, and seconds that took."""
+
+    bytes: int = 0
+    budget: int = 0
+    copied: Copied = NOTHING
+    straight_bytes: tuple[int, ...] = ()
+    straight_seconds: float = 0.0
+
+
+class Above(NamedTuple):
+    """A device, what of a model lies where in its budget, and which blocks pass through host memory; whether the CPU
+    may compute experts ``aside``, with its own bits; the device may compute several ``grouped``, in sums of another
+    order."""
+
+    device: Device
+    placement: Placement
+    below: frozenset[BlockId]
+    aside: bool = False
+    grouped: bool = False
+
+
+class DeviceTier:
+    """Made over the host tier's ``host`` bridge and ``arena``, for a planner as ``setup`` has it. Raises DeviceFull."""
+
+    def __init__(self, above: Above, setup: Setup, below: Setup, bundle: Bundle, host: Bridge, arena: Arena) -> None:
+        self.device, self.placement = above.device, above.placement
+        planner = setup.planner()
+        try:
+            self.arena = above.device.arena(max(planner.residency.capacity, 1))
+        except MemoryError as error:
+            free, total = above.device.memory()
+            raise DeviceFull(
+                f"{above.device.name} has no {format_size(planner.residency.capacity)} in one piece: "
+                f"{format_size(free)} of {format_size(total)} are free; lower device_memory, or end what takes the rest"
+            ) from error
+        above.device.lock_pages(arena)  # where that fails, copies are right all the same
+        fences: Fences[Mark] = Fences()
+        self._copies = above.device.copies()
+        try:
+            self._straight = StraightUp(bundle, above.device, self._copies, fences)
+        except BaseException:
+            self._copies.close()
+            self.arena.close()
+            raise
+        relay = Relay(order_of(below.homes))
+        self.uplink = Uplink(host, arena, below.homes.__contains__, relay, self._copies, fences, self._straight)
+        self.bridge = DeviceBridge(planner, self.uplink, DeviceMemory(self.arena), above.device, fences, host)
+
+    @property
+    def compute(self) -> torch.device:
+        """Where torch computes."""
+        return self.device.compute
+
+    def usage(self) -> DeviceUsage:
+        """A snapshot since loading."""
+        read = self._straight.read_bytes
+        return DeviceUsage(
+            self.arena.length, self.placement.budget, self._copies.copied, tuple(read), self._straight.read_seconds
+        )
+
+    def synchronize(self) -> None:
+        """Wait for what the calling thread has given the device to compute, and for nothing else."""
+        if (mark := self.device.mark()) is not None:
+            mark.synchronize()
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait for their copy, or are being copied."""
+        return self._copies.queued
+
+    def full(self, error: torch.OutOfMemoryError) -> DeviceFull:
+        """What to raise where computing took more memory than was left."""
+        free, total = self.device.memory()
+        return DeviceFull(
+            f"computing took more of {self.device.name} than penstock leaves for it: its weights have "
+            f"{format_size(self.arena.length)} there, {format_size(free)} of {format_size(total)} are free; lower "
+            f"device_memory, or compute on fewer tokens at a time ({str(error).splitlines()[0]})"
+        )
+
+    def close(self) -> None:
+        """Let copies land, give the memory back. The host tier must still be there. Idempotent."""
+        self.bridge.close()
+        self.arena.close()

@@ -1,0 +1,101 @@
+"""Watches the machine's memory, beside the reads, and has the host tier shrink and grow with it."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from ...tiering.driving.ports import Machine
+from ...tiering.planner.regions import EXPERTS, KEPT, RESIDUALS, STREAM
+from ...tiering.policy.placement.governor import Elastic, low_mark
+from ...tiering.policy.placement.memory_split import Part, shared
+from ...tiering.policy.placement.shrinking import Division, Divisions
+from ...tiering.units import PAGE
+
+PERIOD = 0.2
+"""Seconds between two looks at the memory; one takes a tenth of a millisecond, a quarter in a control group."""
+CLOSE = 0.04
+"""Seconds between two looks when memory is nearly short: whoever takes it may be quick."""
+
+
+class Tier(Protocol):
+    """What is resized."""
+
+    def resize(self, limits: Mapping[str, int]) -> None:
+        """Regions by name, their limits in bytes."""
+
+    def resident_bytes(self) -> int:
+        """Bytes of blocks that are in memory or on their way."""
+
+
+class Pages(Protocol):
+    """Memory for KV, which is resized too."""
+
+    @property
+    def part(self) -> Part:
+        """Between which sizes."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes that may be used now."""
+
+    @property
+    def held(self) -> int:
+        """Bytes that are in memory."""
+
+    @property
+    def wanted(self) -> int:
+        """Bytes that could be used now."""
+
+    def resize(self, limit: int) -> None:
+        """Use ``limit`` bytes."""
+
+
+def limits(division: Division) -> dict[str, int]:
+    """The limits of the regions that change, in bytes."""
+    return {
+        KEPT: division.kept,
+        STREAM: division.stream,
+        EXPERTS: division.experts,
+        RESIDUALS: division.residuals,
+    }
+
+
+class Pressure:
+    """The present limits of one model's host tier and of its ``kv``, if that is in pages; the task that moves them."""
+
+    def __init__(self, machine: Machine, divisions: Divisions, kv: Pages | None = None) -> None:
+        self._machine, self._divisions, self._kv = machine, divisions, kv
+        self._weights = Part(divisions.floor, divisions.ceiling)
+        pages = Part(0, 0) if kv is None else kv.part
+        self.elastic = Elastic(divisions.floor + pages.floor, divisions.ceiling + pages.ceiling)
+        self._limit = divisions.ceiling
+        self.division = divisions.at(divisions.ceiling)
+        self._close = False
+
+    async def watch(self, tier: Tier) -> None:
+        """Look at the memory again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(CLOSE if self._close else PERIOD)
+            self.look(tier, time.monotonic())
+
+    def look(self, tier: Tier, now: float) -> None:
+        """Look once, at monotonic time ``now`` in seconds, and resize ``tier`` if need be."""
+        try:
+            available, total = self._machine.memory()
+        except OSError:
+            return  # a system that does not tell, or not now: leave everything as it is
+        self._close = available < 4 * low_mark(total)
+        unused = self.division.blocks - tier.resident_bytes()
+        if self._kv is None:
+            weights = self.elastic.advise(now, available, total, unused)
+        else:
+            limit = self.elastic.advise(now, available, total, unused + self._kv.limit - self._kv.held)
+            weights, pages = shared(limit, self._weights, self._kv.part, wanted=self._kv.wanted)
+            pages = pages // PAGE * PAGE
+            if pages != self._kv.limit:
+                self._kv.resize(pages)
+        if weights != self._limit:
+            self._limit = weights
+            self.division = self._divisions.at(weights)
+            tier.resize(limits(self.division))

@@ -1,0 +1,113 @@
+"""Tensors on slots of the arena: as they are stored, or as weights that know how they are encoded."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from ...kernels.devices.base import DeviceArena
+from ...kernels.formats.registry import FORMATS
+from ...kernels.weights.packed_weight import PackedWeight
+from ...tiering.events import Slot
+from ...tiering.store.bundle.manifest import TensorSpec
+from .placeholders import placeholder
+
+Made = TypeVar("Made")
+
+
+def tensors_on(arena: DeviceArena, parts: Iterable[tuple[Sequence[TensorSpec], Slot]]) -> tuple[torch.Tensor, ...]:
+    """A tensor for each name in ``parts``, each the tensors that a slot holds: views on their bytes, no copies. The
+    planes of a matrix, in one slot or in several, are one weight."""
+    found: dict[str, list[tuple[TensorSpec, int]]] = {}
+    for specs, slot in parts:
+        for spec in specs:
+            found.setdefault(spec.name, []).append((spec, slot.offset + spec.offset))
+    return tuple(_tensor(arena, planes) for planes in found.values())
+
+
+def _tensor(arena: DeviceArena, planes: Sequence[tuple[TensorSpec, int]]) -> torch.Tensor:
+    """The tensor whose ``planes`` lie at these offsets of ``arena``."""
+    spec, offset = planes[0]
+    if spec.packing is None:
+        return arena.tensor(offset, getattr(torch, spec.dtype), spec.shape)
+    return packed(spec, *(arena.tensor(at, torch.uint8, (plane.length,)) for plane, at in planes))
+
+
+def like(spec: TensorSpec) -> torch.Tensor:
+    """What ``tensors_on`` gives for ``spec``, a first plane, without numbers."""
+    if spec.packing is None:
+        return placeholder(getattr(torch, spec.dtype), spec.shape)
+    return packed(spec, torch.empty(0, dtype=torch.uint8))
+
+
+def packed(spec: TensorSpec, *planes: torch.Tensor) -> PackedWeight:
+    """The weight ``spec`` that is encoded in ``planes``."""
+    packing = spec.packing
+    assert packing is not None
+    return PackedWeight(
+        planes,
+        FORMATS[packing.format],
+        spec.shape,
+        getattr(torch, spec.dtype),
+        transposed=packing.transposed,
+        address=packing.address,
+    )
+
+
+def parameter(tensor: torch.Tensor, requires_grad: bool) -> Any:
+    """``tensor`` as a module's parameter."""
+    if isinstance(tensor, PackedWeight):
+        return tensor.as_parameter(requires_grad)
+    return nn.Parameter(tensor, requires_grad)
+
+
+class SlotViews(Generic[Made]):
+    """What is made of the tensors of equal blocks, once per slot: slots recur, so a hit makes nothing new."""
+
+    def __init__(
+        self,
+        arena: DeviceArena,
+        parts: Sequence[Sequence[TensorSpec]],
+        make: Callable[[tuple[torch.Tensor, ...]], Made],
+    ) -> None:
+        """``parts``: the tensors of such a block, then those of each block that has further planes of them. ``make``
+        takes a tensor for each name."""
+        self._arena, self._parts, self._make = arena, parts, make
+        self._known: dict[int, tuple[tuple[Slot, ...], Made]] = {}
+
+    def on(self, *slots: Slot) -> Made:
+        """Of a block in the first of ``slots``, and further planes in the others, as far as they are there."""
+        offset, further = slots[0].offset, slots[1:]
+        known = self._known.get(offset)
+        if known is None or known[0] != further:  # only the latest: there are many pairs of slots
+            made = self._make(tensors_on(self._arena, zip(self._parts, slots, strict=False)))
+            known = self._known[offset] = further, made
+        return known[1]
+
+    def forget(self) -> None:
+        """Keep nothing: the arena's memory goes with the last tensor on it."""
+        self._known.clear()
+
+
+class AllViews:
+    """The views of one model: one for all blocks in which tensors of the same kinds lie at the same places."""
+
+    def __init__(self, arena: DeviceArena) -> None:
+        self._arena = arena
+        self._views: dict[object, SlotViews[object]] = {}
+
+    def of(
+        self, parts: Sequence[Sequence[TensorSpec]], make: Callable[[tuple[torch.Tensor, ...]], Made], kind: object
+    ) -> SlotViews[Made]:
+        """Those on blocks with tensors ``parts``, see SlotViews; ``kind`` says in a word what ``make`` makes of
+        them."""
+        number = {spec.name: n for n, spec in enumerate(parts[0])}
+        key = kind, tuple(tuple((number[spec.name], replace(spec, name="")) for spec in specs) for specs in parts)
+        return self._views.setdefault(key, SlotViews(self._arena, parts, make))  # type: ignore[return-value]
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        for views in self._views.values():
+            views.forget()

@@ -1,0 +1,1 @@
+"""Traces and recordings of a run: notes, files, replay."""

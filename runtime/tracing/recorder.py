@@ -1,0 +1,188 @@
+"""What happens while a trace is recorded: short notes by compute threads and the bridge, in bounded memory.
+
+``runtime/tracing/chrome.py`` makes a trace of them. All times are ``time.monotonic()``, in seconds.
+"""
+
+import threading
+import time
+from typing import NamedTuple
+
+from ...tiering.events import Event, Read, ReadDone, ReadFailed
+from ...tiering.planner.counters import Counters
+from ...tiering.units import BlockId
+
+LIMIT = 250_000
+"""Notes kept, some 50 MB; a token of a model with 24 layers of experts leaves some 350."""
+
+FORWARD = "forward"
+"""The name of the outermost span of a thread: one call of the model."""
+
+
+class Forward(NamedTuple):
+    """A thread, by number and name, enters the model's forward; it is in no other."""
+
+    at: float
+    thread: int
+    called: str
+
+
+class Enter(NamedTuple):
+    """A thread enters the forward of the module ``name``."""
+
+    at: float
+    thread: int
+    name: str
+
+
+class Leave(NamedTuple):
+    """A thread leaves what it entered as ``name``; FORWARD for the model's forward."""
+
+    at: float
+    thread: int
+    name: str
+
+
+class Tokens(NamedTuple):
+    """The model's forward that a thread is in was given ``given`` tokens."""
+
+    at: float
+    thread: int
+    given: int
+
+
+class Stall(NamedTuple):
+    """A thread has waited since ``since`` for ``block``; None if it was refused."""
+
+    at: float
+    thread: int
+    since: float
+    block: BlockId | None
+
+
+class Started(NamedTuple):
+    """``read`` is handed to the driver."""
+
+    at: float
+    read: Read
+
+
+class Landed(NamedTuple):
+    """Read number ``read`` lies in its slots, verified, or has ``failed``."""
+
+    at: float
+    read: int
+    failed: bool
+
+
+class Sample(NamedTuple):
+    """Blocks asked for until now that were in memory, and that were not."""
+
+    at: float
+    hits: int
+    misses: int
+
+
+class KVStarted(NamedTuple):
+    """Read number ``read`` of ``pages`` neighbouring KV pages, ``size`` bytes, is handed to the drive."""
+
+    at: float
+    read: int
+    pages: int
+    size: int
+
+
+class KVLanded(NamedTuple):
+    """The pages of KV read number ``read`` are in memory, verified, or it has ``failed``."""
+
+    at: float
+    read: int
+    failed: bool
+
+
+class KVStall(NamedTuple):
+    """A thread has waited since ``since`` for KV pages, or for room for them."""
+
+    at: float
+    thread: int
+    since: float
+
+
+class Copied(NamedTuple):
+    """``block`` of ``size`` bytes was copied to the device since ``since``, or that has ``failed``."""
+
+    at: float
+    since: float
+    block: BlockId
+    size: int
+    failed: bool
+
+
+Note = Forward | Enter | Leave | Tokens | Stall | Started | Landed | Sample | KVStarted | KVLanded | KVStall | Copied
+
+
+class Recorder:
+    """Takes notes from any thread, at most ``limit``; what comes later is left out."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.since = time.monotonic()
+        self.full = False
+        self._limit = limit
+        self._notes: list[Note] = []  # appending is atomic: there is no lock
+
+    def forward(self) -> None:
+        """The calling thread enters the model's forward."""
+        thread = threading.current_thread()
+        self._keep(Forward(time.monotonic(), threading.get_ident(), thread.name))
+
+    def enter(self, name: str) -> None:
+        """The calling thread enters the module ``name``."""
+        self._keep(Enter(time.monotonic(), threading.get_ident(), name))
+
+    def leave(self, name: str) -> None:
+        """The calling thread leaves the module ``name``, or FORWARD."""
+        self._keep(Leave(time.monotonic(), threading.get_ident(), name))
+
+    def tokens(self, count: int) -> None:
+        """The forward that the calling thread is in has ``count`` tokens."""
+        self._keep(Tokens(time.monotonic(), threading.get_ident(), count))
+
+    def stall(self, since: float, until: float, block: BlockId | None) -> None:
+        """The calling thread waited for ``block``, or in vain."""
+        self._keep(Stall(until, threading.get_ident(), since, block))
+
+    def started(self, read: Read) -> None:
+        self._keep(Started(time.monotonic(), read))
+
+    def landed(self, event: Event) -> None:
+        """``event`` is the end of a read."""
+        if isinstance(event, ReadDone | ReadFailed):
+            self._keep(Landed(time.monotonic(), event.read, isinstance(event, ReadFailed)))
+
+    def kv_started(self, read: int, pages: int, size: int) -> None:
+        self._keep(KVStarted(time.monotonic(), read, pages, size))
+
+    def kv_landed(self, read: int, failed: bool) -> None:
+        self._keep(KVLanded(time.monotonic(), read, failed))
+
+    def kv_stall(self, since: float, until: float) -> None:
+        """The calling thread waited for KV pages, or for room for them."""
+        self._keep(KVStall(until, threading.get_ident(), since))
+
+    def copied(self, since: float, until: float, block: BlockId, size: int, *, failed: bool) -> None:
+        """``block`` was copied to the device, or could not be."""
+        self._keep(Copied(until, since, block, size, failed))
+
+    def sample(self, counters: Counters) -> None:
+        hits, misses = counters.expert_hits + counters.dense_hits, counters.expert_misses + counters.dense_misses
+        self._keep(Sample(time.monotonic(), hits, misses))
+
+    def take(self) -> list[Note]:
+        """All notes until now, which are then forgotten here, in order of time; those of a thread in its own order."""
+        notes, self._notes = self._notes, []
+        return sorted(notes, key=lambda note: note.at)
+
+    def _keep(self, note: Note) -> None:
+        if len(self._notes) < self._limit:
+            self._notes.append(note)
+        else:
+            self.full = True

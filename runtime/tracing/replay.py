@@ -1,0 +1,65 @@
+"""Records a run for replay: every event that the planner handles and what came of it, from loading on."""
+
+import threading
+from pathlib import Path
+
+from ...tiering.errors import RecordingError
+from ...tiering.events import Action, Event
+from ...tiering.planner.setup import Setup
+from ...tiering.sim.recording import Recording, Writer, read
+from .tracefile import destination, write
+
+LIMIT = 400_000
+"""Events kept, some 50 MB; a token of a model with 24 layers of experts leaves some 200."""
+
+
+class RunRecording:
+    """Records from the moment it is made, before anything is loaded, until ``stop``; a context manager that stops it.
+
+    It begins there because a planner's state is what all events until now have made of it: replay needs nothing else,
+    and nothing has to know what each policy remembers.
+    """
+
+    def __init__(self, setup: Setup, path: str | Path, *, limit: int = LIMIT) -> None:
+        """Events beyond ``limit`` are left out. Raises TraceError when ``path`` cannot be written."""
+        self.path = destination(path)
+        """The file that the recording goes to."""
+        self._writer, self._limit = Writer(setup), limit
+        self._lines = [self._writer.head]
+        self._whole, self._running = True, True
+        self._lock = threading.Lock()
+
+    def step(self, now: float, event: Event, actions: list[Action]) -> None:
+        """``event`` was handled at ``now``, and gave ``actions``; called in the order in which events are handled."""
+        with self._lock:
+            if not self._running:
+                return
+            self._whole = self._whole and len(self._lines) <= self._limit  # one of them is the head
+            if self._whole:
+                self._lines.append(self._writer.step(now, event, actions))
+
+    def stop(self) -> None:
+        """End the recording and write the file. Idempotent. Raises TraceError when the file cannot be written."""
+        with self._lock:
+            if not self._running:
+                return
+            self._running = False
+        write(self.path, map(str.encode, [*self._lines, self._writer.end(whole=self._whole)]))
+        self._lines.clear()
+
+    def __enter__(self) -> "RunRecording":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def recorded(path: str | Path) -> Recording:
+    """The recording in the file ``path``. Raises RecordingError, which names it, if there is none that can be used."""
+    try:
+        with open(Path(path).expanduser(), encoding="utf-8") as file:
+            return read(file)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise RecordingError(f"{path} cannot be read: {error}") from error
+    except RecordingError as error:
+        raise RecordingError(f"{path}: {error}") from error

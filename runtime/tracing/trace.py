@@ -1,0 +1,99 @@
+"""A trace of one model while it is recorded: hooks on its layers, notes from the bridge, a file at the end."""
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from ..checkpoints.layout import is_experts, layer_of
+from ..tiers.bridge import Bridge
+from .chrome import document
+from .recorder import Recorder
+from .tracefile import destination, write
+
+
+class TakesNotes(Protocol):
+    """Tells a recorder, while it has one, what it does."""
+
+    recorder: Recorder | None
+
+
+class Trace:
+    """Records from the moment it is made until ``stop``; as a context manager it stops itself."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bridge: Bridge,
+        files: Sequence[str],
+        path: str | Path,
+        *,
+        others: Sequence[TakesNotes] = (),
+    ) -> None:
+        """``files``: names of the bundle's data files by number; ``others`` beside ``bridge`` have something to note.
+        Raises TraceError when ``path`` cannot be written."""
+        self.path = destination(path)
+        """The file that the trace goes to."""
+        self._noting, self._files, self._recorder = [bridge, *others], files, Recorder()
+        self._bridge = bridge
+        self._lock = threading.RLock()  # the garbage collector may stop it while this thread does
+        self._running = True
+        self._recorder.sample(bridge.counters())
+        self._hooks: list[Any] = []  # by these torch keeps no module alive
+        for name, module in _watched(model).items():
+            self._watch(name, module)
+        for each in self._noting:
+            each.recorder = self._recorder
+
+    @property
+    def running(self) -> bool:
+        """Whether it is still recorded."""
+        return self._running
+
+    def stop(self) -> None:
+        """End the recording and write the file. Idempotent. Raises TraceError when the file cannot be written."""
+        with self._lock:
+            if not self._running:
+                return
+            self._running = False
+            for each in self._noting:
+                each.recorder = None
+            for hook in self._hooks:
+                hook.remove()
+            recorder, until = self._recorder, time.monotonic()
+            notes = recorder.take()
+            pieces = document(notes, since=recorder.since, until=until, files=self._files, full=recorder.full)
+            write(self.path, map(str.encode, pieces))
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _watch(self, name: str, module: nn.Module) -> None:
+        recorder, bridge, layer = self._recorder, self._bridge, not is_experts(module)
+
+        def enter(*_: Any) -> None:
+            recorder.enter(name)
+
+        def leave(*_: Any) -> None:
+            recorder.leave(name)
+            if layer:
+                recorder.sample(bridge.counters())
+
+        self._hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+
+def _watched(model: nn.Module) -> dict[str, nn.Module]:
+    """By path: the layers, the experts in them, and modules with weights outside of layers."""
+    modules = dict(model.named_modules())
+    found: dict[str, nn.Module] = {}
+    for path, module in modules.items():
+        name = path if is_experts(module) else layer_of(path, modules) or path
+        if name and any(parameter is not None for parameter in module._parameters.values()):
+            found[name] = modules[name]
+    return found

@@ -1,0 +1,53 @@
+"""The file that a trace goes to: tried out before anything is recorded, replaced in one step at the end."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...tiering.errors import TraceError
+
+
+def destination(path: str | Path) -> Path:
+    """The file that ``path`` names, links followed. Its folder, and the file if it is there, stay as they are.
+
+    Raises TraceError when a trace could not be written there.
+    """
+    with _translated(path):
+        found = Path(path).expanduser().resolve()
+        if found.exists() and not found.is_file():
+            raise TraceError(f"{found} is not a file that a trace could replace; name another one")
+        descriptor, aside = _aside(found)
+        os.close(descriptor)
+        os.unlink(aside)
+    return found
+
+
+def write(path: Path, pieces: Iterable[bytes]) -> None:
+    """Replace ``path`` by ``pieces``, readable by this user only. Raises TraceError, and leaves ``path`` as it was."""
+    with _translated(path):
+        descriptor, aside = _aside(path)
+        try:
+            with open(descriptor, "wb") as file:
+                file.writelines(pieces)
+            os.replace(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+
+
+def _aside(path: Path) -> tuple[int, str]:
+    """A new file beside ``path``, mode 0600."""
+    return tempfile.mkstemp(dir=path.parent, prefix=".penstock-trace-", suffix=".tmp")
+
+
+@contextmanager
+def _translated(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TraceError(
+            f"a trace cannot be written to {path}: {reason}; name a file in a folder that is there and writable"
+        ) from error

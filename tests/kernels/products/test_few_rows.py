@@ -1,0 +1,168 @@
+"""Products of a few rows with several matrices: bit for bit torch's, or none."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from penstock.kernels.experts import experts
+from penstock.kernels.experts.experts import Expert, Recipe, expert_product, expert_products
+from penstock.kernels.native import LIBRARY
+from penstock.kernels.products.few_rows import MOST_ROWS, Products, _trial, products
+
+native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
+
+
+def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+@native
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, MOST_ROWS),
+    st.one_of(st.integers(1, 200), st.sampled_from([512, 1024, 1408])),
+    st.one_of(st.integers(64, 300), st.sampled_from([512, 768, 1000, 1024, 2048])),
+    st.integers(1, 5),
+    st.integers(0, 1 << 20),
+)
+def test_equal_to_torch_in_every_bit(rows: int, n: int, k: int, count: int, seed: int) -> None:
+    product = products(rows, n, k)
+    if product is None:
+        return
+    chance = torch.Generator().manual_seed(seed)
+    matrices = [torch.randn(n, k, generator=chance).bfloat16() for _ in range(count)]
+    inputs = [torch.randn(rows, k, generator=chance).bfloat16() * 2.0 ** (seed % 40 - 20) for _ in range(count)]
+    found = product(addresses(matrices), addresses(inputs))
+    for one, matrix, state in zip(found, matrices, inputs, strict=True):
+        assert torch.equal(one, functional.linear(state, matrix))
+
+
+@native
+def test_there_is_one_for_the_usual_shapes() -> None:
+    """Otherwise the test above would pass with none at all."""
+    assert all(products(1, n, k) is not None for n, k in ((1024, 1024), (1024, 512), (768, 2048), (2048, 768)))
+
+
+@native
+@native
+def test_products_at_once_share_the_threads_and_no_bit_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second product begins while the first is under way."""
+    found = products(1, 512, 1024)
+    assert found is not None
+    alone = Products(1, 512, 1024, chunk=found.chunk, threads=4)
+    matrix, x = torch.randn(512, 1024).bfloat16(), torch.randn(1, 1024).bfloat16()
+    threads: list[int] = []
+    outs: list[torch.Tensor] = []
+
+    class Watched:
+        def penstock_products(self, *arguments: Any) -> None:
+            threads.append(arguments[-1])
+            if len(threads) == 1:
+                outs.append(alone(addresses([matrix]), addresses([x])))
+            LIBRARY.penstock_products(*arguments)
+
+    monkeypatch.setattr("penstock.kernels.products.few_rows.LIBRARY", Watched())
+    outs.append(alone(addresses([matrix]), addresses([x])))
+    outs.append(alone(addresses([matrix]), addresses([x])))
+    assert threads == [4, 2, 4]
+    assert all(torch.equal(out[0], functional.linear(x, matrix)) for out in outs)
+
+
+def test_the_trial_tells_orders_of_summation_apart() -> None:
+    matrix, inputs = _trial(1, 256, 1024)
+    (state,) = inputs[:1]
+    whole = functional.linear(state.float(), matrix.float())
+    halves = sum(
+        functional.linear(state[:, at : at + 512].float(), matrix[:, at : at + 512].float()) for at in (0, 512)
+    )
+    assert (whole != halves).float().mean() > 0.5
+
+
+@native
+def test_infinities_and_nans_go_through() -> None:
+    product = products(1, 64, 512)
+    assert product is not None
+    matrix, state = torch.randn(64, 512).bfloat16(), torch.randn(1, 512).bfloat16()
+    matrix[3, 7], matrix[5, 511], matrix[9, 0] = float("inf"), float("nan"), -float("inf")
+    found = product(addresses([matrix]), addresses([state]))[0]
+    assert torch.equal(found.view(torch.int16), functional.linear(state, matrix).view(torch.int16)) or torch.equal(
+        found.nan_to_num(7.0), functional.linear(state, matrix).nan_to_num(7.0)
+    )
+
+
+@native
+@pytest.mark.parametrize(("n", "k"), [(512, 72), (512, 1024), (512, 1000)])
+def test_zeros_have_the_sign_that_torch_gives_them(n: int, k: int) -> None:
+    """Of numbers so small that sums come to -0: columns that are filled up with zeros, and a first sum of several."""
+    product = products(1, n, k)
+    assert product is not None
+    chance, negative = torch.Generator().manual_seed(0), 0
+    for _ in range(20):
+        matrix = (torch.randn(n, k, generator=chance) * 1e-38).bfloat16()
+        state = torch.randn(1, k, generator=chance).bfloat16()
+        found = product(addresses([matrix]), addresses([state]))[0]
+        assert torch.equal(found.view(torch.int16), functional.linear(state, matrix).view(torch.int16))
+        negative += int(((found == 0) & found.signbit()).sum())
+    assert negative > 0
+
+
+def test_no_product_for_many_rows_or_where_the_trial_would_take_too_much() -> None:
+    assert products(MOST_ROWS + 1, 1024, 1024) is None
+    assert products(1, 1 << 20, 4096) is None  # a trial would take gigabytes
+
+
+@native
+def test_an_order_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = functional.linear
+    monkeypatch.setattr(functional, "linear", lambda x, w: linear(x.flip(-1), w.flip(-1)))
+    assert products(2, 320, 1536) is None
+
+
+@pytest.mark.parametrize("with_products", [True, False])
+@pytest.mark.parametrize("rows", [[1, 1, 1], [2, 1, 2, 9], [5]])
+def test_experts_side_by_side_are_those_one_by_one(
+    rows: list[int], with_products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_products:
+        monkeypatch.setattr(experts, "products", lambda *_: None)
+    chance = torch.Generator().manual_seed(3)
+
+    def gate(up: torch.Tensor) -> torch.Tensor:
+        first, second = up.chunk(2, dim=-1)
+        return functional.silu(first) * second
+
+    recipe = Recipe(transposed=False, activation=gate, post=None)
+    them = [
+        Expert(
+            torch.randn(256, 128, generator=chance).bfloat16(),
+            None,
+            torch.randn(128, 128, generator=chance).bfloat16(),
+            None,
+        )
+        for _ in rows
+    ]
+    states = [torch.randn(count, 128, generator=chance).bfloat16() for count in rows]
+    found: dict[int, torch.Tensor] = {}
+    for positions, out in expert_products(states, them, recipe):
+        found |= zip(positions, out, strict=True)
+    assert sorted(found) == list(range(len(rows)))
+    for position, (state, expert) in enumerate(zip(states, them, strict=True)):
+        assert torch.equal(found[position], expert_product(state, expert, recipe))
+
+
+@native
+def test_wrong_addresses_are_not_ours_to_guess() -> None:
+    """The product takes addresses as they are: a matrix inside a larger buffer is as good as one of its own."""
+    product = products(1, 128, 256)
+    assert product is not None
+    buffer = (ctypes.c_uint16 * (128 * 256 + 64))()
+    inside = torch.frombuffer(buffer, dtype=torch.bfloat16, count=128 * 256, offset=64).view(128, 256)
+    inside.copy_(torch.randn(128, 256))
+    state = torch.randn(1, 256).bfloat16()
+    assert torch.equal(product([inside.data_ptr()], [state.data_ptr()])[0], functional.linear(state, inside))

@@ -1,0 +1,261 @@
+"""GGUF files: each weight means what transformers makes of the same file, as pieces and planes."""
+
+import builtins
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+import penstock
+from penstock.kernels.formats.registry import FORMATS
+from penstock.runtime.checkpoints import gguf_weights
+from penstock.runtime.checkpoints.gguf_file import GgufFile
+from penstock.runtime.checkpoints.gguf_weights import GgufWeights
+from penstock.runtime.checkpoints.layout import Layout, layout
+from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.tiering.errors import CheckpointError
+from tests.support.bundles import joined
+from tests.support.gguf_blocks import GGUF_NAMES, random_blocks
+
+HIDDEN, INNER, VOCABULARY, LAYERS, EXPERTS = 256, 256, 96, 2, 4
+DTYPE = torch.bfloat16
+
+Types = Callable[[str], str]
+"""The type of the tensor of a name."""
+
+
+def write(path: Path, architecture: str, types: Types, *, without: str = "", **more: int) -> Path:
+    """A file with random weights, of the model ``architecture``: "llama", "qwen2" or "qwen3moe"."""
+    torch.manual_seed(0)
+    writer = GGUFWriter(path, architecture)
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(VOCABULARY)
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    if architecture != "qwen2":
+        shapes["output.weight"] = (VOCABULARY, HIDDEN)
+    if architecture == "qwen3moe":
+        writer.add_key_length(64)
+        writer.add_value_length(64)
+        writer.add_expert_count(EXPERTS)
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(INNER)
+    else:
+        writer.add_rope_dimension_count(HIDDEN // 4)
+    for name, value in more.items():
+        writer.add_uint32(name.replace("_", "."), value)
+    for layer in range(LAYERS):
+        own: dict[str, tuple[int, ...]] = {
+            "attn_q.weight": (HIDDEN, HIDDEN),
+            "attn_k.weight": (HIDDEN // 2, HIDDEN),
+            "attn_v.weight": (HIDDEN // 2, HIDDEN),
+            "attn_output.weight": (HIDDEN, HIDDEN),
+            "attn_norm.weight": (HIDDEN,),
+            "ffn_norm.weight": (HIDDEN,),
+        }
+        if architecture == "qwen3moe":
+            own |= {f"ffn_{part}_exps.weight": (EXPERTS, INNER, HIDDEN) for part in ("gate", "up")}
+            own |= {"ffn_down_exps.weight": (EXPERTS, HIDDEN, INNER), "ffn_gate_inp.weight": (EXPERTS, HIDDEN)}
+            own |= {"attn_q_norm.weight": (64,), "attn_k_norm.weight": (64,)}
+        else:
+            own |= {f"ffn_{part}.weight": (INNER, HIDDEN) for part in ("gate", "up")}
+            own |= {"ffn_down.weight": (HIDDEN, INNER)}
+        if architecture == "qwen2":
+            own |= {"attn_q.bias": (HIDDEN,), "attn_k.bias": (HIDDEN // 2,), "attn_v.bias": (HIDDEN // 2,)}
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in own.items()}
+    for name, shape in shapes.items():
+        kind = types(name) if len(shape) > 1 and "gate_inp" not in name else "f32"
+        if name == without:
+            continue
+        if kind in ("f32", "f16"):
+            writer.add_tensor(name, torch.randn(shape).numpy().astype({"f32": np.float32, "f16": np.float16}[kind]))
+        else:
+            rows = random_blocks(kind, int(np.prod(shape[:-1])), shape[-1]).view(*shape[:-1], -1)
+            writer.add_tensor(name, rows.numpy(), raw_dtype=GGMLQuantizationType[kind.upper()])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def mixed(name: str) -> str:
+    """Each kind of weight in another type, as in files that llama.cpp calls Q4_K_M and the like."""
+    for part, kind in (("attn_q", "q8_0"), ("attn_k", "q4_0"), ("attn_v", "q6_k"), ("down", "q6_k"), ("embd", "f16")):
+        if part in name:
+            return kind
+    return "q4_k"
+
+
+def opened(path: Path) -> tuple[GgufFile, GgufWeights, Layout, dict[str, torch.Tensor]]:
+    """The file, its weights, and what transformers makes of them."""
+    file = GgufFile.open(path)
+    model = skeleton(file.config, DTYPE)
+    plan = layout(model)
+    loaded = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model, torch_dtype=DTYPE)["tensors"]
+    return file, GgufWeights(model, file, plan), plan, loaded
+
+
+def check(path: Path) -> dict[str, str]:
+    """Compare all weights of a file; the formats of those that can be stored in its own blocks."""
+    _, weights, plan, loaded = opened(path)
+    stored = weights.stored()
+    seen = set()
+    for block in plan.blocks:
+        expert = block.id.part if block.id.kind == "expert" else None
+        for spec in block.tensors:
+            # transformers leaves experts in float32 there.
+            wanted = (loaded[spec.name] if expert is None else loaded[spec.name][expert]).to(DTYPE)
+            raw = b"".join(bytes(piece) for piece in weights.pieces(spec, expert))
+            assert torch.equal(torch.frombuffer(bytearray(raw), dtype=DTYPE).view(spec.shape), wanted), spec.name
+            if spec.name in stored:
+                seen.add(spec.name)
+                format_ = FORMATS[stored[spec.name].format]
+                plane, out = joined(weights.plane(spec.name, expert)), torch.empty(spec.shape, dtype=DTYPE)
+                n, k = spec.shape
+                assert (len(plane),) == format_.lengths(n, k)
+                format_.decode([plane], n, k, slice(0, n), out)
+                assert torch.equal(out, wanted), spec.name
+    weights.close()
+    assert seen == stored.keys()
+    return {name: found.format for name, found in stored.items()}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3moe"])
+def test_weights_are_those_that_transformers_loads(architecture: str, tmp_path: Path):
+    stored = check(write(tmp_path / "model.gguf", architecture, mixed))
+    layer = {name.removeprefix("model.layers.1."): kind for name, kind in stored.items() if "layers.1." in name}
+    attention = {"q_proj": "q8_0", "k_proj": "q4_0", "v_proj": "q6_k", "o_proj": "q4_k"}
+    wanted = {f"self_attn.{name}.weight": kind for name, kind in attention.items()}
+    if architecture == "qwen3moe":
+        wanted |= {"mlp.experts.gate_up_proj": "q4_k", "mlp.experts.down_proj": "q6_k"}
+    else:
+        wanted |= {"mlp.gate_proj.weight": "q4_k", "mlp.up_proj.weight": "q4_k", "mlp.down_proj.weight": "q6_k"}
+    assert layer == wanted
+    assert "model.embed_tokens.weight" not in stored
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3moe"])
+def test_a_file_is_packed_and_computed_with(architecture: str, tmp_path: Path):
+    path = write(tmp_path / "model.gguf", architecture, lambda name: "F32" if "norm" in name else "Q8_0")
+    file, weights, _, loaded = opened(path)
+    weights.close()
+    own = AutoModelForCausalLM.from_config(file.config, dtype=DTYPE, experts_implementation="eager").eval()
+    own.load_state_dict(loaded, strict=False)
+    ids = torch.randint(3, 60, (1, 9))
+    with torch.no_grad():
+        wanted = own(ids).logits.float()
+    budget = 1 << 30
+    for _ in range(2):  # with all in memory, and with little of it
+        with penstock.load(path, store=tmp_path / "store", dtype=DTYPE, host_memory=budget) as model:
+            found = model(ids).logits.float()
+            budget = 2 * model.penstock.placement.minimum
+            specs = [spec for block in model.penstock._engine.bundle.manifest.blocks for spec in block.tensors]
+        assert {spec.packing.format for spec in specs if spec.packing} == {"q8_0"}, "the file's own blocks"
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", GGUF_NAMES)
+def test_every_format_is_kept(kind: str, tmp_path: Path):
+    assert set(check(write(tmp_path / "model.gguf", "llama", lambda name: kind)).values()) == {kind}
+
+
+@pytest.mark.parametrize("kind", ["q2_k", "mxfp4"])
+def test_types_without_a_format_are_stored_as_numbers(kind: str, tmp_path: Path):
+    path = write(tmp_path / "model.gguf", "llama", lambda name: kind if "ffn" in name else "q8_0")
+    assert set(check(path).values()) == {"q8_0"}
+
+
+def test_gates_of_another_type_than_the_rest_are_stored_as_numbers(tmp_path: Path):
+    stored = check(write(tmp_path / "model.gguf", "qwen3moe", lambda name: "q8_0" if "gate" in name else "q4_0"))
+    assert {name.rpartition(".")[2] for name in stored if "experts" in name} == {"down_proj"}
+
+
+@pytest.mark.parametrize("rows", [5, HIDDEN], ids=["some at a time", "whole"])
+def test_rows_of_heads_that_llama_cpp_has_in_another_order_come_back(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gguf_weights, "CHUNK", 4 * HIDDEN * rows)
+    path = write(tmp_path / "model.gguf", "llama", lambda name: "q8_0")
+    file, weights, _, _ = opened(path)
+    order = file.row_order(file.tensors["blk.0.attn_q.weight"])
+    assert order is not None
+    assert order[:4].tolist() == [0, 2, 4, 6], "the halves of a head lie between each other in the file"
+    raw = file.tensors["blk.0.attn_q.weight"]
+    whole = np.fromfile(path, np.uint8, raw.length, offset=raw.offset).reshape(HIDDEN, -1)
+    pieces = list(weights.plane("model.layers.0.self_attn.q_proj.weight", None))
+    assert len(pieces) == -(-HIDDEN // rows)
+    plane = joined(pieces)
+    assert np.array_equal(plane.numpy().reshape(HIDDEN, -1), whole[order.numpy()])
+
+
+def test_the_model_folder_has_the_configuration(tmp_path: Path):
+    file = GgufFile.open(write(tmp_path / "model.gguf", "qwen3moe", mixed))
+    (tmp_path / "folder").mkdir()
+    file.write_model_files(tmp_path / "folder", file.config)
+    config = AutoConfig.from_pretrained(tmp_path / "folder")
+    assert (config.model_type, config.num_experts, config.hidden_size) == ("qwen3_moe", EXPERTS, HIDDEN)
+    assert file.dtype() == torch.bfloat16
+
+
+def test_a_file_of_plain_numbers_is_computed_in_their_dtype(tmp_path: Path):
+    assert GgufFile.open(write(tmp_path / "model.gguf", "llama", lambda name: "f16")).dtype() == torch.float16
+
+
+def test_what_is_a_gguf_file(tmp_path: Path):
+    (tmp_path / "other").write_bytes(b"GGML")
+    assert GgufFile.is_gguf(write(tmp_path / "model.gguf", "llama", mixed))
+    assert not GgufFile.is_gguf(tmp_path / "other")
+    assert not GgufFile.is_gguf(tmp_path / "none")
+    assert not GgufFile.is_gguf(tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 10, 300, -1000])
+def test_a_truncated_file_is_refused(left: int, tmp_path: Path):
+    path = write(tmp_path / "model.gguf", "llama", mixed)
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(CheckpointError, match=r"model\.gguf is truncated or damaged"):
+        GgufFile.open(path)
+
+
+def test_one_part_of_several_is_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="merge"):
+        GgufFile.open(write(tmp_path / "model.gguf", "llama", mixed, split_count=3))
+
+
+def test_an_architecture_that_transformers_does_not_read_is_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="plamo"):
+        GgufFile.open(write(tmp_path / "model.gguf", "plamo", mixed))
+
+
+def test_a_missing_weight_is_named(tmp_path: Path):
+    file = GgufFile.open(write(tmp_path / "model.gguf", "llama", mixed, without="blk.1.ffn_up.weight"))
+    model = skeleton(file.config, DTYPE)
+    with pytest.raises(CheckpointError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
+        GgufWeights(model, file, layout(model))
+
+
+def test_without_the_package_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write(tmp_path / "model.gguf", "llama", mixed)
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "gguf":
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(CheckpointError, match=r"pip install 'penstock\[gguf\]'"):
+        GgufFile.open(path)

@@ -1,0 +1,34 @@
+"""Which exact format "auto" is: what the drive and the decoder were measured to do decides."""
+
+from pathlib import Path
+
+import pytest
+
+import penstock
+from penstock.kernels.machine.trial import ReadRate
+from penstock.runtime.config.config import Config
+from penstock.runtime.packing import exact_format
+from tests.support.tiny_models import save_tiny
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    exact_format.exact_format.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("drive", "decoding", "found"), [(3e9, 30e9, "lossless"), (3e9, 6e9, "as-is"), (20e9, 30e9, "as-is")]
+)
+def test_lossless_is_taken_where_decoding_outruns_the_drive(
+    drive: float, decoding: float, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact_format, "drive_rates", lambda _: [ReadRate(1 << 20, 1, drive)])
+    monkeypatch.setattr(exact_format, "decode_speed", lambda: decoding)
+    assert Config.load(weights_format="auto", store=tmp_path).rules.format == found
+    assert Config.load(weights_format="auto", weights_experts="int4", store=tmp_path).rules.of("experts") == "int4-32"
+
+
+def test_auto_loads_a_model_without_a_changed_bit(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "llama")
+    with penstock.load(folder, store=tmp_path / "store", weights_format="auto") as model:
+        assert model.penstock._engine.bundle.manifest.codec in ("as-is", "lossless")

@@ -1,0 +1,1 @@
+"""Which KV pages attention reads, and in which format old pages are kept (pure)."""

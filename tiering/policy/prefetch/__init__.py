@@ -1,0 +1,1 @@
+"""What to read ahead: the order of modules, guesses of experts, and whether guessing pays (pure)."""

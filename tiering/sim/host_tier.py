@@ -1,0 +1,96 @@
+"""The host tier below a device, and the bus between them, simulated (pure); follows runtime/tiers/device/uplink.py."""
+
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from typing import NamedTuple
+
+from ..errors import ReadError
+from ..events import HOUSE, Acquire, Begin, Event, Expect, Grant, Read, ReadDone, ReadFailed, Refuse
+from ..planner.planner import Planner
+from ..planner.regions import PINNED
+from ..planner.relay import Copy, Landed, Relay, expected, order_of
+from .agenda import Agenda
+from .devices import Bus
+
+
+class Below(NamedTuple):
+    """The planner of the host tier, to which nothing has happened yet, and the way up from there."""
+
+    planner: Planner
+    bus: Bus
+
+
+class Lower:
+    """Does what the tier above wants. ``read`` starts a read on a drive; ``landed`` is told of ends of the reads of the
+    tier above."""
+
+    def __init__(
+        self, below: Below, agenda: Agenda, read: Callable[[Read], None], landed: Callable[[Event], None]
+    ) -> None:
+        self.planner, self._bus = below
+        self._agenda, self._read_flash, self._tell = agenda, read, landed
+        self._relay = Relay(order_of(self.planner.homes))
+        self._tickets = count(1)
+        self._reads: dict[int, int] = {}  # by ticket, the number of the read above
+        self._queue: deque[Copy] = deque()
+        self.bytes_copied, self.busy_seconds = 0, 0.0
+
+    def load(self) -> None:
+        """Have read what stays in host memory."""
+        pinned = tuple(block for block, home in self.planner.homes.items() if home.region == PINNED)
+        self.post(Acquire(next(self._tickets), HOUSE, pinned))
+
+    def read(self, read: Read) -> None:
+        """The tier above reads."""
+        if read.parts[0].block not in self.planner.homes:  # it stays there, and is read before the time begins
+            self._agenda.after(0.0, self._tell, ReadDone(read.read))
+            return
+        ticket = next(self._tickets)
+        self._reads[ticket] = read.read
+        for event in self._relay.start(ticket, read.parts):
+            self.post(event)
+
+    def told(self, event: Event, above: Planner) -> Event:
+        """``event`` of a stream, as the tier above is to take it; this one takes its own part."""
+        if isinstance(event, Begin):
+            for begin in self._relay.begin():
+                self.post(begin)
+        elif isinstance(event, Expect):
+            below, event = expected(event, above.residency.absent, self.planner.residency.absent)
+            self.post(below)
+        return event
+
+    def post(self, event: Event) -> None:
+        """Hand ``event`` to the planner, and do what it says."""
+        for action in self.planner.handle(event, self._agenda.now):
+            match action:
+                case Read():
+                    self._read_flash(action)
+                case Grant() if action.ticket in self._reads:
+                    self._queue.append(self._relay.granted(action))
+                    if len(self._queue) == 1:
+                        self._copy()
+                case Refuse() if action.ticket in self._reads:
+                    self._land(self._relay.refused(action))
+
+    def _copy(self) -> None:
+        size = self._queue[0].part.extent.length
+        seconds = self._bus.latency + size / self._bus.bandwidth
+        self.bytes_copied += size
+        self.busy_seconds += seconds
+        self._agenda.after(seconds, self._copied)
+
+    def _copied(self) -> None:
+        release, ends = self._relay.copied(self._queue.popleft(), None)
+        if self._queue:
+            self._copy()
+        self.post(release)
+        self._land(ends)
+
+    def _land(self, ends: list[Landed]) -> None:
+        for end in ends:
+            read = self._reads.pop(end.ticket)
+            failed = end.error is not None
+            event = ReadFailed(read, ReadError("simulated")) if failed else ReadDone(read)
+            self._agenda.after(0.0, self._tell, event)

@@ -1,0 +1,84 @@
+"""What a bundle that is being written appends on one drive: buffered, to one data file after the other."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ....kernels.io.directwrite import DirectWriter
+from ...errors import BundleError, FlashFull
+from .folder import sync
+
+
+class Lane:
+    """Appends to data files in ``folder`` through ``buffer``, which is PAGE aligned and a PAGE multiple long.
+
+    All methods raise FlashFull when the drive is full, and BundleError when it fails.
+    """
+
+    def __init__(self, folder: Path, buffer: memoryview, *, direct: bool | None) -> None:
+        self.folder = folder
+        self._buffer, self._filled = buffer, 0
+        self._direct = direct
+        self._writer: DirectWriter | None = None
+
+    def is_at(self, name: str) -> bool:
+        """Whether the data file ``name`` is the one that is open."""
+        return self._writer is not None and self._writer.path.name == name
+
+    def open(self, name: str) -> None:
+        """Go on to the data file ``name``, at its end. What was appended before must be synced."""
+        assert not self._filled, "the last data file lacks bytes"
+        self.close()
+        with translated(self.folder):
+            self._writer = DirectWriter(self.folder / name, direct=self._direct)
+            sync(self.folder)
+
+    @property
+    def position(self) -> int:
+        """Where in the data file the next byte goes."""
+        assert self._writer is not None
+        return self._writer.position + self._filled
+
+    def put(self, view: memoryview) -> None:
+        """Append ``view``, of bytes."""
+        while view:
+            step = min(len(view), len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + step] = view[:step]
+            self._filled += step
+            view = view[step:]
+            if self._filled == len(self._buffer):
+                self._write_out()
+
+    def sync(self) -> None:
+        """Make all that was appended durable; it must end at a page boundary."""
+        if self._writer is not None:
+            self._write_out()
+            with translated(self.folder):
+                self._writer.sync()
+
+    def close(self) -> None:
+        """Let go of the data file, as it is. Idempotent."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write_out(self) -> None:
+        assert self._writer is not None
+        with translated(self.folder):
+            self._writer.write(self._buffer[: self._filled])
+        self._filled = 0
+
+
+@contextmanager
+def translated(folder: Path) -> Iterator[None]:
+    """Say what a failing drive means for the bundle, part of which is being written in ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FlashFull(
+                f"the drive of {folder} is full; make room and run the same again: packing goes on after "
+                "what is written, or delete that folder"
+            ) from error
+        raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error

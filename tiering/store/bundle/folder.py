@@ -1,0 +1,116 @@
+"""The store: the folder in which bundles lie; who may write to it, and how much room it has."""
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from ...errors import ConfigError, FlashFull
+from ...units import format_size
+
+PARTIAL = ".partial"
+"""What the name of a bundle that is still being written ends with."""
+
+PREFIXES = "prefix"
+"""The folder in the store that prompts are kept in, under a quota of their own."""
+
+
+def prepare(store: Path, *, what: str = "store") -> Path:
+    """The folder ``store``, made for this user only if it was not there. Raises ConfigError when it cannot be used;
+    ``what`` says in the message which of the configuration's folders it is."""
+    store = store.expanduser()
+    key = "[store] path" if what == "store" else "[store] stripes"
+    try:
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the {what} {store} cannot be made: {error.strerror}; choose another {key}") from error
+    if not os.access(store, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"the {what} {store} is not writable; choose another {key}, or name a bundle in the store as the model"
+        )
+    return store
+
+
+@contextmanager
+def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Be the only process that writes ``bundle``: waits while another one does, or else says that it is not (False)."""
+    # The lock file stays: removing it would let a third process lock a file that the second no longer sees.
+    descriptor = os.open(bundle.with_name(bundle.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def ensure_room(store: Path, needs: Mapping[Path, int], limit: int | None, *, elsewhere: Iterable[Path] = ()) -> None:
+    """Raise FlashFull unless each folder of ``needs`` can grow to so many bytes: on its drive, and with all that lies
+    in the store, but for prompts, and in the folders ``elsewhere`` already within ``limit`` bytes.
+
+    What an interrupted packing has written to a folder counts as there; a folder need not be there yet, the one that it
+    is to lie in must.
+    """
+    missing = {folder: max(0, total - size_of(folder)) for folder, total in needs.items()}
+    drives: dict[int, tuple[Path, int]] = {}
+    for folder, size in missing.items():
+        place = folder.parent
+        first, others = drives.get(os.stat(place).st_dev, (place, 0))
+        drives[os.stat(place).st_dev] = first, others + size
+    for place, size in drives.values():
+        status = os.statvfs(place)
+        free = status.f_bavail * status.f_frsize
+        if size > free:
+            raise FlashFull(
+                f"packing needs {format_size(size)} more in {place}, its drive has {format_size(free)} free; "
+                f"make room or choose another [store] {'path' if place == store else 'stripes'}"
+            )
+    total = sum(missing.values())
+    used = bundle_bytes(store) + sum(size_of(folder) for folder in elsewhere if not folder.is_relative_to(store))
+    if limit is not None and used + total > limit:
+        raise FlashFull(
+            f"packing needs {format_size(total)} in {store}, which holds {format_size(used)} already and may hold "
+            f"{format_size(limit)} ([memory] flash); delete bundles there or raise the limit"
+        )
+
+
+def sync(folder: Path) -> None:
+    """Make names made or renamed in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Replace the file ``path`` by ``text``, with ``mode``, so that a crash leaves the old content or the new."""
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "w", encoding="utf-8", opener=partial(os.open, mode=mode)) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def bundle_bytes(store: Path) -> int:
+    """Bytes of all that lies in ``store`` but prompts."""
+    return size_of(store) - size_of(store / PREFIXES)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below ``folder``; 0 when it is not there. Files that go while we look do not count."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total

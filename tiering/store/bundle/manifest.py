@@ -1,0 +1,269 @@
+"""The bundle's manifest (pure): which block lies where, which tensors it holds, and how to know it is intact.
+
+A bundle is a folder::
+
+    manifest.json      this file's content, written last: a folder without it is no bundle
+    model/             config, generation config and tokenizer of the checkpoint, as they were
+    data-00000.bin     blocks one after the other in order of use, each PAGE aligned and padded with zeros
+
+A bundle that is striped has its blocks dealt out to several drives: some of its data files lie in other folders, which
+the manifest names. Such a manifest has version 2; one of version 1 has all its files in the bundle's own folder. One
+with encoded matrices has version 3.
+
+A *dense* block holds the weights of one module and is leased while that module runs. Blocks with ``resident`` set hold
+everything too small to be worth streaming (norms, biases, routers, buffers) and stay in memory. An *expert* block
+holds all matrices of one expert, each tensor named after the stacked parameter that it is a slice of. Where these are
+encoded in several planes, it holds the first ones, and *residual* blocks behind it hold the others.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import BundleCorrupt, BundleVersionError
+from ...units import PAGE, BlockId, Extent, align_up
+
+PLAIN, STRIPED, ENCODED = 1, 2, 3
+"""The versions. A bundle has the least that says what it holds: penstock from before can read it then."""
+TENSOR_ALIGNMENT = 64
+"""Bytes: what a tensor's address is modulo this is part of the result. Vectorised products treat what lies before the
+first aligned byte apart, so equal weights at another address can give other last bits. torch's own allocator gives
+multiples of it; weights that transformers maps from a file lie where the file has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a matrix is stored: as plane number ``plane`` of the weight format called ``format``.
+
+    ``transposed``: what is encoded is its transpose. ``address`` is the one, modulo TENSOR_ALIGNMENT, that it would
+    have if it were stored as it is: an exact format decodes to such a place, for the same bits in products.
+    """
+
+    format: str
+    plane: int = 0
+    transposed: bool = False
+    address: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor inside a block: ``name`` as in the module's state dict, ``dtype`` as in ``torch.<dtype>``. ``length``
+    bytes are stored, as ``packing`` says; as they are in memory where it is None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+    packing: Packing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block on flash. ``checksum`` is the hexadecimal XXH3-64 of the whole extent, padding included."""
+
+    id: BlockId
+    extent: Extent
+    checksum: str
+    tensors: tuple[TensorSpec, ...]
+    resident: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """``drive`` is a number in the manifest's ``drives``, 0 in a plain bundle."""
+
+    name: str
+    length: int
+    drive: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A drive with a share of the blocks: the absolute ``folder`` of its data files ("" is the bundle's own), and the
+    speed that was measured when the blocks were dealt out."""
+
+    folder: str
+    bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """``identity`` names what was packed (checkpoint digest, dtype, format); ``tied`` maps a state-dict name to the
+    name under which its weights are stored; ``codec`` are the weight formats that were asked for; ``drives`` are those
+    of a striped bundle, its own first, and empty in a plain one. ``notes`` say what is not stored as asked for."""
+
+    identity: str
+    checkpoint: str
+    dtype: str
+    codec: str
+    tied: Mapping[str, str]
+    files: tuple[DataFile, ...]
+    blocks: tuple[Block, ...]
+    drives: tuple[Drive, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """The least version that says all this."""
+        if self.notes or any(spec.packing for block in self.blocks for spec in block.tensors):
+            return ENCODED
+        return STRIPED if self.drives else PLAIN
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.length for file in self.files)
+
+    @property
+    def drive_bytes(self) -> tuple[int, ...]:
+        """Bytes of the data files on each drive; one number for a plain bundle."""
+        found = [0] * max(1, len(self.drives))
+        for file in self.files:
+            found[file.drive] += file.length
+        return tuple(found)
+
+    def places(self, bundle: Path) -> list[Path]:
+        """The folder of each drive's data files, for the manifest of ``bundle``; only itself for a plain one."""
+        return [bundle, *(Path(drive.folder) for drive in self.drives[1:])]
+
+    def drive_of(self, block: Block) -> int:
+        """Number of the drive that ``block`` lies on."""
+        return self.files[block.extent.file].drive
+
+
+def place_tensors(
+    tensors: Iterable[tuple[str, str, tuple[int, ...], int]], addresses: Mapping[str, int] | None = None
+) -> tuple[tuple[TensorSpec, ...], int]:
+    """Lay ``(name, dtype, shape, length)`` one after the other; the specs and the padded length of the block.
+
+    Each is placed at ``addresses[name]``, 0 if not given, modulo TENSOR_ALIGNMENT.
+    """
+    specs, offset = [], 0
+    for name, dtype, shape, length in tensors:
+        address = (addresses or {}).get(name, 0) % TENSOR_ALIGNMENT
+        offset = align_up(max(offset - address, 0), TENSOR_ALIGNMENT) + address
+        specs.append(TensorSpec(name, dtype, shape, offset, length))
+        offset += length
+    return tuple(specs), align_up(offset, PAGE)
+
+
+def dump(manifest: Manifest) -> str:
+    """The manifest as JSON; equal manifests give equal text."""
+    version = manifest.version
+    document = {"format": "penstock-bundle", "version": version} | asdict(replace(manifest, blocks=()))
+    document["files"] = [asdict(file) if version > PLAIN else _plain(file) for file in manifest.files]
+    document["blocks"] = [_dump_block(block) for block in manifest.blocks]
+    for field, since in (("drives", STRIPED), ("notes", ENCODED)):
+        if version < since:
+            del document[field]
+    return _encode(signed(document))
+
+
+def signed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """``document`` with a checksum: the SHA-256 of all the rest."""
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    return rest | {"checksum": hashlib.sha256(_encode(rest).encode()).hexdigest()}
+
+
+def _encode(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, separators=(",", ":"))
+
+
+def parse(text: str, where: str) -> Manifest:
+    """Read what ``dump`` wrote. Raises BundleVersionError for a newer version, BundleCorrupt for anything else amiss;
+    ``where`` names the file in the message."""
+    try:
+        document = json.loads(text)
+        if document["format"] != "penstock-bundle":
+            raise ValueError("it is not a penstock manifest")
+        version = int(document["version"])
+        if version > ENCODED:
+            raise BundleVersionError(
+                f"{where} has bundle version {version}, this penstock reads up to {ENCODED}; "
+                "upgrade penstock, or delete the bundle and pack again"
+            )
+        if document["checksum"] != signed(document)["checksum"]:
+            raise ValueError("its checksum does not match")
+        manifest = Manifest(
+            identity=str(document["identity"]),
+            checkpoint=str(document["checkpoint"]),
+            dtype=str(document["dtype"]),
+            codec=str(document["codec"]),
+            tied=dict(document["tied"]),
+            files=tuple(
+                DataFile(str(file["name"]), int(file["length"]), int(file.get("drive", 0)))
+                for file in document["files"]
+            ),
+            blocks=tuple(_parse_block(block) for block in document["blocks"]),
+            drives=tuple(
+                Drive(str(drive["folder"]), int(drive["bytes_per_second"])) for drive in document.get("drives", ())
+            ),
+            notes=tuple(map(str, document.get("notes", ()))),
+        )
+        _check(manifest)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise BundleCorrupt(f"{where} is damaged ({error}); delete the bundle and pack again") from error
+    return manifest
+
+
+def _plain(file: DataFile) -> dict[str, Any]:
+    return {"name": file.name, "length": file.length}
+
+
+def _dump_block(block: Block) -> dict[str, Any]:
+    extent = block.extent
+    return {
+        "id": list(block.id),
+        "extent": [extent.file, extent.offset, extent.length],
+        "checksum": block.checksum,
+        "resident": block.resident,
+        "tensors": [
+            [t.name, t.dtype, list(t.shape), t.offset, t.length, *([list(astuple(t.packing))] if t.packing else [])]
+            for t in block.tensors
+        ],
+    }
+
+
+def _parse_block(raw: dict[str, Any]) -> Block:
+    kind, module, part = raw["id"]
+    return Block(
+        id=BlockId(kind, str(module), int(part)),
+        extent=Extent(*(int(n) for n in raw["extent"])),
+        checksum=str(raw["checksum"]),
+        tensors=tuple(
+            TensorSpec(str(n), str(d), tuple(int(s) for s in shape), int(o), int(length), *map(_parse_packing, packing))
+            for n, d, shape, o, length, *packing in raw["tensors"]
+        ),
+        resident=bool(raw["resident"]),
+    )
+
+
+def _parse_packing(raw: list[Any]) -> Packing:
+    format_, plane, transposed, address = raw
+    return Packing(str(format_), int(plane), bool(transposed), int(address))
+
+
+def _check(manifest: Manifest) -> None:
+    if manifest.drives and manifest.drives[0].folder:
+        raise ValueError("its first drive is not its own")
+    if not all(drive.folder.startswith("/") for drive in manifest.drives[1:]):
+        raise ValueError("a drive has no absolute path")
+    if any(not 0 <= file.drive < max(1, len(manifest.drives)) for file in manifest.files):
+        raise ValueError("a data file is on a drive that is not listed")
+    ends = [0] * len(manifest.files)
+    seen: set[BlockId] = set()
+    for block in manifest.blocks:
+        extent = block.extent
+        if block.id in seen:
+            raise ValueError(f"block {block.id} is listed twice")
+        seen.add(block.id)
+        if extent.offset % PAGE or extent.length % PAGE or extent.length <= 0 or extent.offset < ends[extent.file]:
+            raise ValueError(f"block {block.id} has an impossible extent")
+        ends[extent.file] = extent.end
+        if extent.end > manifest.files[extent.file].length:
+            raise ValueError(f"block {block.id} ends behind its file")
+        if any(t.offset < 0 or t.offset + t.length > extent.length for t in block.tensors):
+            raise ValueError(f"block {block.id} has a tensor outside of it")

@@ -1,0 +1,90 @@
+"""The other drives of a store: where the parts of its bundles lie there, and what deleted bundles have left.
+
+The part of bundle ``B`` in the stripe ``S`` is the folder ``S/B.ID``. ID is drawn once for a store and kept in it, so
+that several stores may share a stripe, and a store may be moved.
+"""
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ...errors import BundleError, ConfigError
+from .folder import PARTIAL, locked, prepare, write_durably
+
+_ID = "store.id"
+
+
+def prepare_stripes(store: Path, stripes: Iterable[Path]) -> tuple[Path, ...]:
+    """The folders ``stripes``, made where they were not there. Raises ConfigError when one cannot be used, or is named
+    twice, or is ``store`` itself."""
+    ready = [store]
+    for stripe in stripes:
+        folder = prepare(stripe.absolute(), what="stripe")
+        if twin := next((known for known in ready if known.samefile(folder)), None):
+            raise ConfigError(
+                f"the stripe {folder} is the same folder as {twin}; name folders on other drives in [store] stripes"
+            )
+        ready.append(folder)
+    return tuple(ready[1:])
+
+
+def part_of(bundle: Path, stripe: Path) -> Path:
+    """Where the part of ``bundle`` that is dealt to ``stripe`` lies."""
+    return stripe / f"{bundle.name}.{_identity(bundle.parent)}"
+
+
+def parts_of(store: Path, stripe: Path) -> list[Path]:
+    """What lies in ``stripe`` of the bundles of ``store``. Writes nothing."""
+    return sorted(stripe.glob(f"*.{_identity(store)}")) if (store / _ID).is_file() else []
+
+
+def sweep(store: Path, stripes: Iterable[Path]) -> None:
+    """Remove from ``stripes`` what belongs to bundles that are not in ``store`` any more."""
+    for part in [part for stripe in stripes for part in parts_of(store, stripe)]:
+        bundle = store / part.stem
+        with locked(bundle, wait=False) as mine:
+            # Not even begun: the bundle's own folder is made before its parts.
+            if mine and not bundle.exists() and not bundle.with_name(bundle.name + PARTIAL).exists():
+                shutil.rmtree(part, ignore_errors=True)
+
+
+def remove(bundle: Path, folders: Sequence[str]) -> None:
+    """Remove those of ``folders`` that are parts of ``bundle`` and can be reached."""
+    for folder in map(Path, folders):
+        if folder.name == part_of(bundle, folder.parent).name:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def absent(bundle: Path, place: Path) -> BundleError:
+    """The error that says that ``place``, where ``bundle`` has a part, is not there."""
+    return BundleError(
+        f"{bundle} has a part of its blocks in {place}, which is not there; mount that drive, "
+        "or delete the bundle and pack again"
+    )
+
+
+def drive_under(folder: Path, devices: Path = Path("/sys/dev/block")) -> str:
+    """What tells the drive below ``folder`` from others; partitions of a drive count as that drive."""
+    device = os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    known = devices / number
+    if not known.exists():
+        return number  # not a block device: a file system in memory, over the network, or of several drives
+    place = known.resolve()
+    return str(place.parent if (place / "partition").exists() else place)
+
+
+def on_one_drive(one: Path, other: Path) -> bool:
+    """Whether both folders are there, on the same drive."""
+    return one.is_dir() and other.is_dir() and drive_under(one) == drive_under(other)
+
+
+def _identity(store: Path) -> str:
+    path = store / _ID
+    with locked(path):
+        if not (path.is_file() and re.fullmatch("[0-9a-f]{16}", path.read_text())):
+            write_durably(path, secrets.token_hex(8))
+        return path.read_text()

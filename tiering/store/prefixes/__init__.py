@@ -1,0 +1,1 @@
+"""Stored prefixes: their files, the index, the quota. Imports tiering/prefix for decisions."""
