@@ -5,9 +5,9 @@ model = penstock.load("dir-or-hub-id", host_memory="2GiB")   # a transformers mo
 model.penstock.stats()
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
 from .tiering.errors import (
     BudgetTooSmall,
     BundleCorrupt,
@@ -36,8 +36,6 @@ from .tiering.errors import (
 if TYPE_CHECKING:
     from .runtime.config.config import Config
     from .runtime.loading.load import load, wrap
-
-__version__ = version("penstock")
 
 __all__ = [
     "BudgetTooSmall",
