@@ -7,6 +7,7 @@ model.penstock.stats()
 
 from typing import TYPE_CHECKING, Any
 
+from . import _deprecated
 from ._version import __version__
 from .tiering.errors import (
     BudgetTooSmall,
@@ -36,6 +37,8 @@ from .tiering.errors import (
 if TYPE_CHECKING:
     from .runtime.config.config import Config
     from .runtime.loading.load import load, wrap
+
+_deprecated.install()
 
 __all__ = [
     "BudgetTooSmall",

@@ -23,8 +23,9 @@ def counted(name: str) -> None:
 if native.LIBRARY is not None:
     counted("penstock_products")
 
-import penstock  # noqa: E402 - what it imports finds the counted kernels
 from transformers import AutoTokenizer  # noqa: E402
+
+import penstock  # noqa: E402 - what it imports finds the counted kernels
 
 model_folder, store = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(model_folder)
