@@ -39,8 +39,7 @@ def _build(what: str, tree: Path, into: Path, **environment: str) -> None:
 
 
 def fresh_environment(folder: Path, wheel: Path) -> Path:
-    """An environment of its own with ``wheel`` installed; its Python. It sees what the running one has installed, but not
-    the Penstock that is tested."""
+    """The Python of an environment with ``wheel`` installed. It sees what the running one has, except Penstock."""
     run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
     python = folder / "bin" / "python"
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
