@@ -5,9 +5,10 @@ model = penstock.load("dir-or-hub-id", host_memory="2GiB")   # a transformers mo
 model.penstock.stats()
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from . import _deprecated
+from ._version import __version__
 from .tiering.errors import (
     BudgetTooSmall,
     BundleCorrupt,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from .runtime.config.config import Config
     from .runtime.loading.load import load, wrap
 
-__version__ = version("penstock")
+_deprecated.install()
 
 __all__ = [
     "BudgetTooSmall",
