@@ -154,10 +154,10 @@ class PageWriter:
             raise
         return page
 
-    def _new_page(self, plane: int, table: BlockTable, at: int, format: KVFormat) -> Page:
+    def _new_page(self, plane: int, table: BlockTable, at: int, format: KVFormat, score: float = 0.0) -> Page:
         shape = self._access.shapes[plane]
         size = format.value_bytes(shape) if plane else format.key_bytes(shape)
-        return self._pool.new(table, table.first + at, size, format)
+        return self._pool.new(table, table.first + at, size, format, score=score)
 
     def _replace(self, table: BlockTable, at: int, page: Page) -> None:
         """``page`` takes the place of the page number ``at`` of ``table``."""
@@ -177,10 +177,9 @@ class PageWriter:
             ]
             if format is not AS_IS and suits(format, *numbers):
                 for plane, table in enumerate(sequence.tables):
-                    page = self._new_page(plane, table, at, format)
+                    page = self._new_page(plane, table, at, format, score=table.pages[at].attention_score)
                     encode = format.encode_values if plane else format.encode_keys
                     encode(numbers[plane], pool.view(page))
-                    page.attention_score = table.pages[at].attention_score
                     self._replace(table, at, page)
             pool.seal(keys.pages[at])
             pool.seal(values.pages[at])

@@ -58,9 +58,9 @@ class SummarySelector:
     ) -> None:
         """Give ``pages`` an attention score, so that they stay in memory rather than others."""
         self._weight *= _FADE
-        for page, mass in zip(pages, attention.masses(pages, probabilities), strict=True):
-            for table in attention.sequence.tables:
-                table.pages[page].attention_score += mass * self._weight
+        scores = [mass * self._weight for mass in attention.masses(pages, probabilities)]
+        for table in attention.sequence.tables:
+            attention.access.pool.score([table.pages[page] for page in pages], scores)
 
     def expect(self, number: int, sequence: SequencePages) -> Iterable[Page]:
         """The pages that the last attention to ``sequence`` read: the next one will probably read them too."""

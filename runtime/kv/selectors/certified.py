@@ -77,8 +77,8 @@ class CertifiedSelector(SummarySelector):
         keys = sorted({*sure, *certificate.pages})
         values, omitted = masses.worth_reading(self._all.epsilon)
         self._all.note(attention.count, len(keys), len(values), omitted)
-        for page in keys:  # pages whose keys alone are read are worth their memory too
-            attention.sequence.keys.pages[page].attention_score += _READ
+        # Pages whose keys alone are read are worth their memory too.
+        attention.access.pool.score([attention.sequence.keys.pages[page] for page in keys], [_READ] * len(keys))
         self._last[number] = LastSelection(attention.query, tuple(keys), tuple(values), weakref.ref(attention.sequence))
         return values
 

@@ -51,7 +51,7 @@ class DroppingSelector:
             scores = masses
             if self._keeping.scored == "last":
                 scores = functional.avg_pool1d(masses[None], POOLED, 1, POOLED // 2)[0]
-            self._count(sequence, range(len(sequence.keys.pages)), _by_page(scores, tokens))
+            self._count(layer, sequence, range(len(sequence.keys.pages)), _by_page(scores, tokens))
             if self._all.by_need and queries >= PROMPT:
                 by_page = zip(sequence.keys.pages, _by_page(masses, tokens), strict=True)
                 self._needs[number] = [mass for page, mass in by_page if not page.is_gone]
@@ -79,7 +79,7 @@ class DroppingSelector:
     ) -> None:
         """Score ``pages`` and drop those beyond the budget."""
         if self._keeping.scored == "all":
-            self._count(attention.sequence, pages, attention.masses(pages, probabilities))
+            self._count(layer, attention.sequence, pages, attention.masses(pages, probabilities))
         self._drop_padding(layer, number, attention.last_bias)
         self._settle(layer, number)
 
@@ -93,14 +93,16 @@ class DroppingSelector:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _count(self, sequence: SequencePages, pages: Sequence[int], masses: Sequence[float]) -> None:
+    def _count(
+        self, layer: AttendedLayer, sequence: SequencePages, pages: Sequence[int], masses: Sequence[float]
+    ) -> None:
         if self._keeping.scored == "no":
             return
         self._all.counted_mass += sum(masses)
-        for number, mass in zip(pages, masses, strict=True):
-            page = sequence.keys.pages[number]
-            if not page.is_gone:
-                page.attention_score = mass + (page.attention_score if self._keeping.scored == "all" else 0.0)
+        found = [(sequence.keys.pages[number], mass) for number, mass in zip(pages, masses, strict=True)]
+        there = [(page, mass) for page, mass in found if not page.is_gone]
+        anew = self._keeping.scored != "all"
+        layer.access.pool.score([page for page, _ in there], [mass for _, mass in there], anew=anew)
 
     def _drop_padding(self, layer: AttendedLayer, number: int, bias: torch.Tensor | None) -> None:
         """Drop the first pages if the last query does not see them: no later query will."""

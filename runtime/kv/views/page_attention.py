@@ -130,9 +130,8 @@ class PageAttention:
         return found
 
     def count_attention(self, probabilities: torch.Tensor) -> None:
-        """All pages get the attention_score of their ``probabilities`` [Hq, R, T]."""
-        for number, mass in enumerate(self.masses(range(self.count), probabilities)):
-            self.sequence.keys.pages[self._first + number].attention_score += mass
+        """Add what each page got of ``probabilities`` [Hq, R, T] to its attention score."""
+        self.access.pool.score(self.keys, self.masses(range(self.count), probabilities))
 
     def spread(self, pages: Sequence[int], probabilities: torch.Tensor, weights: torch.Tensor) -> None:
         """Put the ``probabilities`` [Hq, R, n] of the visible tokens of ``pages``, ascending and read, where they
