@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...kernels.io.reading import may_wait
 from ...kernels.products.row_parts import VERDICTS
+from ...kernels.waiting import may_wait
 from ...tiering.driving.ports import Machine
 from ...tiering.errors import TraceError
 from ...tiering.events import HOUSE, Slot

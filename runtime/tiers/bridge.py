@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ...kernels.io.reading import no_waiting
+from ...kernels.waiting import no_waiting
 from ...tiering.driving.driver import Driver
 from ...tiering.driving.ports import Memory, Place, Source
 from ...tiering.errors import Closed
