@@ -59,9 +59,10 @@ ROOMS = {
         "runtime.kv.selectors",
         "runtime.kv",
         "runtime.tiers",
-        "runtime.experts",
         "runtime.tiers.device",
+        "runtime.experts",
         "runtime.modules",
+        "runtime.engine",
         "runtime.packing",
         "runtime.prefixes",
         "runtime.evaluation",
@@ -77,12 +78,7 @@ ROOMS = {
 OPEN = {
     "runtime.config.config imports runtime.packing.exact_format",
     "runtime.config.config imports runtime.packing.formats",
-    "runtime.experts.experts imports runtime.tiers.device.misses",
     "runtime.routing.routes imports runtime.tracing.tracefile",
-    "runtime.tiers.engine imports runtime.experts.guessing",
-    "runtime.tiers.engine imports runtime.tiers.device.misses",
-    "runtime.tiers.engine imports runtime.tiers.device.tier",
-    "runtime.tracing.trace imports runtime.tiers.bridge",
 }
 """Imports that still run the wrong way; each goes with the change that mends it."""
 
