@@ -75,8 +75,6 @@ ROOMS = {
 """The rooms of each part, in order: a room imports itself, rooms before it, and earlier parts."""
 
 OPEN = {
-    "runtime.config.config imports runtime.packing.exact_format",
-    "runtime.config.config imports runtime.packing.formats",
     "runtime.experts.experts imports runtime.tiers.device.misses",
     "runtime.kv.cache.layer imports runtime.kv.attention.few_rows",
     "runtime.kv.cache.tier imports runtime.kv.attention.few_rows",

@@ -10,6 +10,7 @@ import typer
 
 from ..config.config import Config
 from ..config.settings import FIT, OVERRIDES, WEIGHT_FORMATS
+from ..loading.opening import ModelSource
 
 _EVICTION = "auto, next-use, lfu, windowed-lfu, succinct, arc, lru."
 PANEL = "Configuration (each overrides its key of the file)"
@@ -103,7 +104,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class Source(ModelSource):
     """Which model, and how it may be fetched."""
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or packed bundle.")]

@@ -20,13 +20,10 @@ from ...kernels.products.row_parts import VERDICTS
 from ...tiering.driving.ports import Machine
 from ...tiering.errors import TraceError
 from ...tiering.events import HOUSE, Slot
+from ...tiering.planner.arrangement import Arrangement
 from ...tiering.planner.counters import found_ratio
 from ...tiering.planner.regions import EXPERTS
-from ...tiering.planner.setup import device_setup, setup_of
-from ...tiering.policy.placement.placement import Placement, SizedBlock
-from ...tiering.policy.placement.shrinking import Divisions
 from ...tiering.policy.prefetch.predictors import Predictors
-from ...tiering.policy.reads import Reading
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.flash import BundleFlash
 from ...tiering.store.bundle.manifest import Block
@@ -65,43 +62,29 @@ class Engine:
         self,
         bundle: Bundle,
         blocks: Sequence[Block],
-        placement: Placement,
-        divisions: Divisions,
+        arrangement: Arrangement,
         machine: Machine,
         *,
-        eviction: str,
-        guess: bool,
-        reading: Reading,
         record: str | Path | None = None,
         kv: KVTier | None = None,
         above: Above | None = None,
     ) -> None:
-        """``blocks`` are what moves of ``bundle``: its own, or several of them joined. ``divisions`` of ``placement``
-        say what stays when ``machine`` runs short of memory. With a device tier ``above``, both are of what passes
-        through host memory alone.
+        """``blocks`` are what moves of ``bundle``, its own or several of them joined, as ``arrangement`` has them; the
+        host tier shrinks and grows with ``machine``. ``above`` is the device tier, if ``arrangement`` has one.
 
-        ``eviction`` is a name in EVICTION; ``guess`` allows reads of experts on a guess; ``reading`` says how reads are
-        made on each drive; ``record`` is the file for a recording of all that the planner does;
-        ``kv``, closed with the engine, is where KV lies, if not with transformers.
+        ``record`` is the file for a recording of all that the planner does; ``kv``, closed with the engine, is where KV
+        lies, if not with transformers.
 
         Nothing is read before ``load``. Raises ConfigError where this machine cannot read so, TraceError where
         ``record`` cannot be written, and DeviceFull.
         """
-        self.bundle, self.host_placement, self.reading, self.kv = bundle, placement, reading, kv
+        self.arrangement = arrangement
+        """What was decided about the model's memory before it was loaded."""
+        placement, divisions, setup = arrangement.host, arrangement.divisions, arrangement.host_setup
+        self.bundle, self.host_placement, self.reading, self.kv = bundle, placement, arrangement.reading, kv
         self._divisions = divisions
         self.blocks = {block.id: block for block in blocks}
         self.pressure = Pressure(machine, divisions, None if kv is None else kv.pool)
-        manifest = bundle.manifest
-        passing = blocks if above is None else [block for block in blocks if block.id in above.below]
-        setup = setup_of(
-            ((block.id, block.extent, manifest.drive_of(block)) for block in passing),
-            placement,
-            divisions,
-            reading,
-            drives=len(manifest.drive_bytes),
-            eviction=eviction,
-            guess=guess,
-        )
         self.recording = None if record is None else RunRecording(setup, record)
         """What is recorded of this run, if anything is."""
         planner = setup.planner()
@@ -110,22 +93,14 @@ class Engine:
         self._host_arena = Arena(max(planner.residency.capacity, 1))
         elastic = self.pressure.elastic
         watch = self.pressure.watch if elastic.floor < elastic.ceiling else None
-        self._reader = open_reader(reading, setup.drives)
+        self._reader = open_reader(arrangement.reading, setup.drives)
         flash = BundleFlash(bundle, self._reader)
         self.host = Bridge(planner, flash, self._host_arena, watch=watch, recording=self.recording)
         """The bridge over the host tier."""
         self.device: DeviceTier | None = None
         if above is not None:
-            top = device_setup(
-                ((SizedBlock(block.id, block.extent.length, block.resident), block.extent) for block in blocks),
-                above.placement,
-                reading,
-                drives=setup.drives,
-                eviction=eviction,
-                guess=guess,
-            )
             try:
-                self.device = DeviceTier(above, top, setup, bundle, self.host, self._host_arena)
+                self.device = DeviceTier(above, arrangement, bundle, self.host, self._host_arena)
             except BaseException:
                 self._close_host()
                 raise

@@ -10,11 +10,10 @@ from ....kernels.devices.copies import NOTHING, Copied
 from ....kernels.devices.fences import Fences
 from ....kernels.memory.arena import Arena
 from ....tiering.errors import DeviceFull
+from ....tiering.planner.arrangement import Arrangement
 from ....tiering.planner.relay import Relay, order_of
-from ....tiering.planner.setup import Setup
-from ....tiering.policy.placement.placement import Placement
 from ....tiering.store.bundle.reader import Bundle
-from ....tiering.units import BlockId, format_size
+from ....tiering.units import format_size
 from ..bridge import Bridge
 from .bridge import DeviceBridge
 from .bypass import StraightUp
@@ -34,23 +33,22 @@ class DeviceUsage:
 
 
 class Above(NamedTuple):
-    """A device, what of a model lies where in its budget, and which blocks pass through host memory; whether the CPU
-    may compute experts ``aside``, with its own bits; the device may compute several ``grouped``, in sums of another
-    order."""
+    """A device to compute on; whether the CPU may compute experts ``aside``, with its own bits; the device may compute
+    several ``grouped``, in sums of another order."""
 
     device: Device
-    placement: Placement
-    below: frozenset[BlockId]
     aside: bool = False
     grouped: bool = False
 
 
 class DeviceTier:
-    """Made over the host tier's ``host`` bridge and ``arena``, for a planner as ``setup`` has it. Raises DeviceFull."""
+    """Made over the host tier's ``host`` bridge and ``arena``, as ``arrangement`` has it. Raises DeviceFull."""
 
-    def __init__(self, above: Above, setup: Setup, below: Setup, bundle: Bundle, host: Bridge, arena: Arena) -> None:
-        self.device, self.placement = above.device, above.placement
-        planner = setup.planner()
+    def __init__(self, above: Above, arrangement: Arrangement, bundle: Bundle, host: Bridge, arena: Arena) -> None:
+        assert arrangement.device is not None
+        assert arrangement.device_setup is not None
+        self.device, self.placement = above.device, arrangement.device
+        planner, below = arrangement.device_setup.planner(), arrangement.host_setup
         try:
             self.arena = above.device.arena(max(planner.residency.capacity, 1))
         except MemoryError as error:

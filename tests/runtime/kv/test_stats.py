@@ -8,7 +8,7 @@ import torch
 
 import penstock
 from penstock.runtime.cli.main import main
-from penstock.runtime.loading.load import Handle
+from penstock.runtime.loading.handle import Handle
 from penstock.runtime.tiers.metrics import Stats
 from tests.runtime.cli.test_models import IDS, PROMPT
 from tests.support.paged import paged, settle, tier_of

@@ -110,6 +110,13 @@ class Divisions:
         self.stream_capacity = max(regions)
         """Bytes that the streaming region may ever use."""
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both divide alike at every limit: they come from equal blocks, placement and floor."""
+        return isinstance(other, Divisions) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.floor, self.ceiling, self.bound, self.elastic))
+
     def read_only_by_row(self, block: BlockId) -> bool:
         """Whether ``block``, when it is not kept, is never in memory as a whole."""
         return block in self._rows
