@@ -1,17 +1,17 @@
-# make demo | test | check | soak | setup - each sets up what it needs in .venv, under constraints.txt.
+# make demo | test | check | docs | soak | setup - each sets up what it needs in .venv, under constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak check format clean
+.PHONY: setup demo test soak check types docs format clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,uring]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,docs,uring]'
 	touch $@
 
 demo: setup
@@ -23,15 +23,20 @@ test: setup
 soak: setup
 	$(BIN)/python -m pytest -m soak
 
-check: setup
+check: types docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@# The folders import as penstock.*, so the type checker looks at them under that name.
-	mkdir -p build/types/penstock
-	for part in kernels tiering runtime; do ln -sfn ../../../$$part build/types/penstock/$$part; done
-	for part in __init__.py py.typed; do ln -sfn ../../../penstock/$$part build/types/penstock/$$part; done
 	MYPYPATH=build/types $(BIN)/mypy -p penstock
 	$(BIN)/python -m pytest tests/test_imports.py
+
+# The folders import as penstock.*, so the type checker and the reference look at them under that name.
+types: setup
+	mkdir -p build/types/penstock
+	for part in kernels tiering runtime; do ln -sfn ../../../$$part build/types/penstock/$$part; done
+	for file in penstock/*.py penstock/py.typed; do ln -sfn ../../../$$file build/types/$$file; done
+
+docs: types
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: setup
 	$(BIN)/ruff check --fix .

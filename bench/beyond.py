@@ -1,6 +1,6 @@
-"""How fast models would be that do not fit here, on described laptops and workstations: docs/beyond.md.
+"""How fast models would be that do not fit here, on described laptops and workstations: docs/explanation/beyond.md.
 
-    python bench/beyond.py --update docs/beyond.md --plot docs/beyond.svg [--json beyond.json]
+    python bench/beyond.py --update docs/explanation/beyond.md --plot docs/images/beyond.svg [--json beyond.json]
 
 Nothing is measured, fetched or computed: every figure comes from the planner of real runs, simulated as ``penstock
 plan`` does, for the models of big_models.py on the machines of machines.py. Equal descriptions give equal figures.

@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    own = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
+    own = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
     text = options.text.read_text() if options.text else "\n".join(path.read_text() for path in own)
     found: list[dict[str, Any]] = []
     largest: dict[str, int] = {}

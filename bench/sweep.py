@@ -1,6 +1,6 @@
 """Tokens per second against the memory budget, from a quarter of the model to all of it and a little more.
 
-    python bench/sweep.py MODEL [--gguf MODEL.gguf] [--rounds 3] [--peer-shares 25 50 75 100] --plot docs/sweep-moe.svg
+    python bench/sweep.py MODEL [--gguf MODEL.gguf] [--rounds 3] [--peer-shares 25 50 75 100] --plot FILE.svg
 
 A budget of B is host_memory=B for penstock, and for everyone a real cap of B + --beside: python, torch and what
 computing takes beside weights. Every round goes through all budgets once, in turn upwards and downwards. Peers are

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "kernels": [
         "kernels",
-        "kernels.io",
         "kernels.memory",
+        "kernels.io",
         "kernels.machine",
         "kernels.products",
         "kernels.formats",
@@ -133,8 +133,13 @@ def modules() -> dict[str, Module]:
     return {module.name: module for module in found}
 
 
-def imported(module: Module) -> Iterator[str]:
+@cache
+def imported(module: Module) -> frozenset[str]:
     """Full names of all that a module imports, wherever in the file; ours without the leading ``penstock.``."""
+    return frozenset(_imported(module))
+
+
+def _imported(module: Module) -> Iterator[str]:
     package = ["penstock", *module.room.split(".")] if module.room != "penstock" else ["penstock"]
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):

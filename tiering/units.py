@@ -5,10 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ..kernels.memory.page import PAGE as PAGE
 from .errors import ConfigError
-
-PAGE = 4096
-"""Alignment in bytes of extents on flash and of slots in memory: what direct I/O asks for."""
 
 KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 

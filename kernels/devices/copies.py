@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..io.reading import deliver, mark_thread, no_waiting
+from ..waiting import deliver, mark_thread, no_waiting
 
 Wait = Callable[[], None]
 """Returns when a copy has ended; raises what it ran into."""

@@ -4,7 +4,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from typing import Generic, TypeVar
 
-from ..io.reading import no_waiting
+from ..waiting import no_waiting
 
 Mark = TypeVar("Mark")
 

@@ -1,1 +1,1 @@
-"""Bytes to and from files: direct reads and writes, by threads or io_uring. Imports the top of kernels only."""
+"""Bytes to and from files: direct reads and writes, by threads or io_uring. Imports kernels/memory."""

@@ -13,8 +13,7 @@ from typing import Self
 
 import numpy as np
 
-PAGE = 4096
-"""Alignment in bytes of offsets, lengths and addresses: what direct I/O asks for."""
+from ..memory.page import PAGE
 
 IOV_MAX = 1024
 """Buffers the kernel takes in one preadv."""

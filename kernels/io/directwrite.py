@@ -7,7 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .directio import BUFFERED_STEP, PAGE, REFUSALS, address_of
+from ..memory.page import PAGE
+from .directio import BUFFERED_STEP, REFUSALS, address_of
 
 
 class DirectWriter:

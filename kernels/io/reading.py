@@ -3,23 +3,11 @@
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
+from ..waiting import Then, deliver, mark_thread, may_wait, no_waiting
 from .directio import DirectFile, Segment, Transfer
-
-Then = Callable[[Exception | None], None]
-"""Takes the outcome of a read: None, or what went wrong."""
-
-
-class _Here(threading.local):
-    """What the calling thread is doing."""
-
-    reader = False
-    held_up = 0
-
-
-_here = _Here()
 
 
 class BackendUnavailable(Exception):
@@ -140,38 +128,3 @@ class Threads(QueuedReader):
                 self._changed.notify_all()
         deliver(then, problem)
         return True
-
-
-def deliver(then: Then, problem: Exception | None) -> None:
-    """Call ``then``. What it raises is a bug, reported as a thread's own; the reader goes on."""
-    try:
-        then(problem)
-    except BaseException as bug:
-        threading.excepthook(threading.ExceptHookArgs((type(bug), bug, bug.__traceback__, threading.current_thread())))
-
-
-def mark_thread() -> None:
-    """The calling thread is one of a reader."""
-    _here.reader = True
-
-
-class _NoWaiting:
-    """While a thread is in here, it must not wait for reads to land: it hands one in, or has a lock that they need."""
-
-    def __enter__(self) -> None:
-        _here.held_up += 1
-
-    def __exit__(self, *_: object) -> None:
-        _here.held_up -= 1
-
-
-no_waiting = _NoWaiting()
-"""Entered before such a lock is taken, as often as one likes."""
-
-
-def may_wait() -> bool:
-    """Whether the calling thread may wait for reads to land; one of a reader, or one in ``no_waiting``, must not.
-
-    The garbage collector runs wherever it likes, also in the middle of those, and closes what nobody uses any more.
-    """
-    return not (_here.reader or _here.held_up)

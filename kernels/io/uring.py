@@ -7,9 +7,11 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .directio import PAGE, DirectFile, Segment, Transfer
+from ..memory.page import PAGE
+from ..waiting import Then, deliver, mark_thread, may_wait
+from .directio import DirectFile, Segment, Transfer
 from .iovecs import Iovecs
-from .reading import BackendUnavailable, QueuedReader, Then, deliver, mark_thread, may_wait
+from .reading import BackendUnavailable, QueuedReader
 
 _WHY = {
     errno.EPERM: "the kernel or a sandbox forbids it (see sysctl kernel.io_uring_disabled)",

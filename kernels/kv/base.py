@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from ..io.directio import PAGE
+from ..memory.page import PAGE
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import psutil
 import torch
 
 from ..io.backends import directness, usable
-from ..io.directio import PAGE, DirectFile
+from ..io.directio import DirectFile
 from ..io.directwrite import DirectWriter
 from ..memory.arena import Arena
+from ..memory.page import PAGE
 from .cgroups import memory_group, memory_groups, processor_quota
 from .trial import ReadRate, read_rates
 

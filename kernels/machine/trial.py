@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from ..io.backends import open_reader
-from ..io.directio import PAGE, DirectFile, Segment
+from ..io.directio import DirectFile, Segment
 from ..io.reading import Reader
 from ..memory.arena import Arena
+from ..memory.page import PAGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""Where bytes lie in host memory: arenas, and bounds for the heap. Imports kernels/io."""
+"""Where bytes lie in host memory: pages, arenas, bounds for the heap. Imports nothing of ours."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..io.directio import PAGE
+from ..memory.page import PAGE
 
 _HUGE = 2 << 20
 # Named in Python's mmap only from 3.13 on.

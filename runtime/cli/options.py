@@ -1,25 +1,19 @@
 """The options that commands share, each defined once: output, configuration, its overrides, which model."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ..config.config import Config
-from ..config.settings import FIT, OVERRIDES, WEIGHT_FORMATS
+from ..config.described import Setting, described
+from ..config.settings import OVERRIDES
 from ..loading.opening import ModelSource
 
-_EVICTION = "auto, next-use, lfu, windowed-lfu, succinct, arc, lru."
 PANEL = "Configuration (each overrides its key of the file)"
-
-
-def _override(name: str, metavar: str, text: str) -> Any:
-    section, key = OVERRIDES[name]
-    flag = "--" + name.replace("_", "-")
-    return typer.Option(flag, metavar=metavar, help=f"{text} [{section}] {key}.", rich_help_panel=PANEL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,77 +24,48 @@ class Settings:
     config_file: Annotated[
         str | None, typer.Option("--config", metavar="FILE", help="Configuration; else ./penstock.toml.")
     ] = None
-    host_memory: Annotated[str | None, _override("host_memory", "SIZE", 'Memory for weights: "2GiB", "auto".')] = None
-    host_memory_floor: Annotated[
-        str | None, _override("host_memory_floor", "SIZE", "What is kept of it under memory pressure.")
-    ] = None
-    device_memory: Annotated[
-        str | None, _override("device_memory", "SIZE", "Memory of --device for weights and KV.")
-    ] = None
-    flash_limit: Annotated[str | None, _override("flash_limit", "SIZE", "Bound on all packed models.")] = None
-    store: Annotated[str | None, _override("store", "FOLDER", "Where packed models lie.")] = None
-    store_stripes: Annotated[
-        list[str] | None,
-        _override("store_stripes", "FOLDER", "Further drives; repeat it, or separate by commas."),
-    ] = None
-    weights_format: Annotated[
-        str | None, _override("weights_format", "FORMAT", f"{', '.join(WEIGHT_FORMATS)}, {FIT}SIZE.")
-    ] = None
-    weights_experts: Annotated[str | None, _override("weights_experts", "FORMAT", "The same, of experts.")] = None
-    weights_attention: Annotated[str | None, _override("weights_attention", "FORMAT", "Of attention.")] = None
-    weights_dense: Annotated[str | None, _override("weights_dense", "FORMAT", "Of other layers.")] = None
-    weights_embeddings: Annotated[str | None, _override("weights_embeddings", "FORMAT", "Of embeddings.")] = None
-    weights_output: Annotated[str | None, _override("weights_output", "FORMAT", "Of the output layer.")] = None
-    weights_quality: Annotated[str | None, _override("weights_quality", "QUALITY", "full, adaptive, base.")] = None
-    experts_eviction: Annotated[str | None, _override("experts_eviction", "POLICY", _EVICTION)] = None
-    experts_prefetch: Annotated[str | None, _override("experts_prefetch", "WHEN", "auto, off.")] = None
-    experts_misses: Annotated[
-        str | None, _override("experts_misses", "WAY", "copy, auto: those that are not on --device.")
-    ] = None
-    experts_products: Annotated[str | None, _override("experts_products", "WAY", "each, grouped: on cuda.")] = None
-    kv_host_memory: Annotated[
-        str | None, _override("kv_host_memory", "SIZE", "Memory for KV, a part of --host-memory; the rest is on flash.")
-    ] = None
-    kv_device_memory: Annotated[
-        str | None, _override("kv_device_memory", "SIZE", "Memory for KV, a part of --device-memory.")
-    ] = None
-    kv_flash_limit: Annotated[str | None, _override("kv_flash_limit", "SIZE", "Bound on KV on flash.")] = None
-    kv_format: Annotated[str | None, _override("kv_format", "FORMAT", "as-is, int8, int4, mixed.")] = None
-    kv_attention: Annotated[
-        str | None, _override("kv_attention", "KIND", "exact, certified, window, h2o, snapkv, quest.")
-    ] = None
-    kv_epsilon: Annotated[
-        str | None, _override("kv_epsilon", "SHARE", "Of a softmax, that certified attention may leave out.")
-    ] = None
-    kv_summary: Annotated[str | None, _override("kv_summary", "KIND", "What it keeps of keys: int8, int4, boxes.")] = (
-        None
-    )
-    kv_budget: Annotated[
-        str | None, _override("kv_budget", "SIZE", "Tokens for window, h2o, snapkv and quest, or a share like 25%.")
-    ] = None
-    kv_layers: Annotated[str | None, _override("kv_layers", "KIND", "even, by-need.")] = None
-    kv_prefix: Annotated[str | None, _override("kv_prefix", "SIZE", "Room for prompts that come again; off.")] = None
-    kv_namespace: Annotated[
-        str | None, _override("kv_namespace", "NAME", "Prompts are found again only under this name.")
-    ] = None
-    io_backend: Annotated[str | None, _override("io_backend", "BACKEND", "auto, io_uring, threads, buffered.")] = None
-    io_depth: Annotated[str | None, _override("io_depth", "N", 'Reads in flight, or "auto".')] = None
-    device: Annotated[str | None, _override("device", "DEVICE", "auto, cpu, cuda:0, emulated:8GB.")] = None
-    threads: Annotated[str | None, _override("threads", "N", 'Threads that compute, or "auto".')] = None
+    overrides: Mapping[str, str | list[str] | None] = field(default_factory=dict)
+    """By the names in OVERRIDES, as they are written; each is an option of its own (see ``expand``)."""
 
     def load(self) -> Config:
         """The configuration in effect. Raises ConfigError."""
-        overrides: dict[str, str | float | list[str] | None] = {name: getattr(self, name) for name in OVERRIDES}
-        for name in ("io_depth", "threads"):
-            text = overrides[name]
-            if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 10:
-                overrides[name] = int(text)
-        if self.kv_epsilon is not None:
-            with suppress(ValueError):  # what is no number is named as it was written
-                overrides["kv_epsilon"] = float(self.kv_epsilon)
-        if self.store_stripes is not None:
-            overrides["store_stripes"] = ",".join(self.store_stripes)
-        return Config.load(self.config_file, **overrides)
+        return Config.load(self.config_file, **{name: _read(name, text) for name, text in self.overrides.items()})
+
+
+def _read(name: str, text: str | list[str] | None) -> str | float | None:
+    """The value of an override; text that is no number where one is expected is named as it was written."""
+    if isinstance(text, list):
+        return ",".join(text)
+    if text is None:
+        return None
+    if name in ("io_depth", "threads") and text.isascii() and text.isdigit() and len(text) < 10:
+        return int(text)
+    if name == "kv_epsilon":
+        with suppress(ValueError):
+            return float(text)
+    return text
+
+
+def _overrides() -> list[inspect.Parameter]:
+    """An option for each setting, described as the setting is."""
+    return [
+        inspect.Parameter(
+            setting.keyword,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=Annotated[
+                list[str] | None if setting.several else str | None,
+                typer.Option(setting.option, metavar=setting.name, help=_help(setting), rich_help_panel=PANEL),
+            ],
+        )
+        for setting in described()
+    ]
+
+
+def _help(setting: Setting) -> str:
+    may_be = "" if setting.plain else f" ({setting.kind})"
+    several = " Repeat it, or separate by commas." if setting.several else ""
+    return f"{setting.brief.removesuffix('.')}{may_be}.{several} [{setting.section}] {setting.key}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +101,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**values: Any) -> None:
         for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+            values[name] = _gathered(group, values)
         command(**values)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -149,6 +114,19 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 def _parameters(group: type[Any]) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
-        parameter.replace(annotation=hints[name], kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        option
         for name, parameter in inspect.signature(group).parameters.items()
+        for option in (
+            _overrides()
+            if name == "overrides"
+            else [parameter.replace(annotation=hints[name], kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        )
     ]
+
+
+def _gathered(group: type[Any], values: dict[str, Any]) -> Any:
+    """An object of ``group``, with its options taken out of ``values``."""
+    own = {each.name: values.pop(each.name) for each in fields(group) if each.name != "overrides"}
+    if issubclass(group, Settings):
+        own["overrides"] = {name: values.pop(name) for name in OVERRIDES}
+    return group(**own)

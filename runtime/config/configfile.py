@@ -1,6 +1,7 @@
 """The configuration's file: where it is looked for, how its TOML is read and written."""
 
 import json
+import textwrap
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,11 +52,12 @@ def _beside(file: Path, folder: object) -> object:
 def write(sections: Iterable[tuple[str, Iterable[tuple[str, str, object]]]]) -> str:
     """A commented file of ``(section, [(key, comment, value)])``; values: bytes in [memory] and [kv], numbers, text,
     lists."""
-    lines = ["# penstock configuration; every key is optional, these are the values in effect."]
+    lines = ["# penstock configuration. Every key is optional. These are the values in effect."]
     for section, keys in sections:
         lines += ["", f"[{section}]"]
         for key, comment, value in keys:
-            lines += [f"# {comment}", f"{key} = {_value(value, is_size=section in SIZES)}"]
+            lines += textwrap.wrap(comment, 120, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+            lines.append(f"{key} = {_value(value, is_size=section in SIZES)}")
     return "\n".join(lines) + "\n"
 
 

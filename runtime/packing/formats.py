@@ -13,7 +13,7 @@ from ...kernels.formats.registry import FORMATS
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from ..checkpoints.layout import Layout, is_experts
 from ..checkpoints.weights import Stored
-from ..config.settings import FIT, fit_size
+from ..config.values import FIT, fit_size
 
 AS_IS = "as-is"
 """Every number as the checkpoint has it."""

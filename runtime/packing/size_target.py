@@ -20,7 +20,7 @@ from ...tiering.store.bundle.manifest import TENSOR_ALIGNMENT, Block, TensorSpec
 from ...tiering.units import format_size
 from ..checkpoints.layout import Layout
 from ..checkpoints.weights import Stored, Weights
-from ..config.settings import FIT, fit_size
+from ..config.values import FIT, fit_size
 from ..routing.routes import Routes
 from .calibration import Calibration
 from .encoding import Planes, encoded

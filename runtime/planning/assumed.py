@@ -3,7 +3,7 @@
 A router's score for an expert is a part of its own, which makes some experts more popular than others, and a part that
 changes from token to token but is remembered a little; the highest scores are chosen. Both parts are normal, so the
 assumption is two numbers. They make caches of an eighth, a quarter and half of all experts hit as often as on
-examples/tiny-moe reading English and code, within two points (docs/profile.md).
+examples/tiny-moe reading English and code, within two points (docs/explanation/routing.md).
 """
 
 from collections.abc import Sequence

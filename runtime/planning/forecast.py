@@ -25,7 +25,7 @@ whose chances even out sooner, so that they route ROUTED times."""
 PROMPT = 256
 """Tokens of a prompt whose routing is looked at: a longer one uses no other experts to speak of."""
 PRECISION = 0.75
-"""Share of the guessed experts that come, where nothing else is said: what docs/performance.md has, in bytes."""
+"""Share of the guessed experts that come, where nothing else is said: docs/explanation/performance.md, in bytes."""
 
 Limit = Literal["flash", "bus", "memory", "compute"]
 

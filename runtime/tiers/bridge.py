@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from typing import Self
 
-from ...kernels.io.reading import no_waiting
+from ...kernels.waiting import no_waiting
 from ...tiering.driving.driver import Driver
 from ...tiering.driving.ports import Memory, Place, Source
 from ...tiering.errors import Closed

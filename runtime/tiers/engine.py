@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from ...kernels.devices.base import DeviceArena
-from ...kernels.io.reading import may_wait
 from ...kernels.memory.arena import Arena
 from ...kernels.memory.heap import trim
 from ...kernels.products.row_parts import VERDICTS
+from ...kernels.waiting import may_wait
 from ...tiering.driving.ports import Machine
 from ...tiering.errors import TraceError
 from ...tiering.events import HOUSE, Slot

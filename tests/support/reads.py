@@ -3,9 +3,10 @@
 import queue
 from collections.abc import Sequence
 
-from penstock.kernels.io.directio import PAGE, Segment
-from penstock.kernels.io.reading import may_wait
+from penstock.kernels.io.directio import Segment
 from penstock.kernels.memory.arena import Arena
+from penstock.kernels.memory.page import PAGE
+from penstock.kernels.waiting import may_wait
 
 SOON = 20.0
 """Seconds after which a test gives up on what should take no time."""

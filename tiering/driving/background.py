@@ -5,7 +5,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 
-from ...kernels.io.reading import may_wait
+from ...kernels.waiting import may_wait
 
 Work = Callable[[], Coroutine[None, None, None]]
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic
 
-from ...kernels.io.reading import may_wait, no_waiting
+from ...kernels.waiting import may_wait, no_waiting
 from ..events import Event, Read, ReadDone, ReadFailed
 from .background import Beside, Work
 from .ports import Memory, Place, Source

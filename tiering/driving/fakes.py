@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from ...kernels.io.reading import mark_thread
+from ...kernels.waiting import mark_thread
 from ..events import Part
 from ..units import BlockId
 

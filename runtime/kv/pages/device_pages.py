@@ -10,8 +10,8 @@ import torch
 
 from ....kernels.devices.base import Device, Mark
 from ....kernels.devices.fences import Fences
-from ....kernels.io.reading import no_waiting
 from ....kernels.kv.base import PageShape
+from ....kernels.waiting import no_waiting
 from ....tiering.errors import Closed, DeviceFull, ReadError
 from ....tiering.kv.device_pages import Pair, UpperPages
 from ....tiering.kv.pages import Page

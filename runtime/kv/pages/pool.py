@@ -11,8 +11,8 @@ import torch
 import xxhash
 
 from ....kernels.devices.base import Device
-from ....kernels.io.reading import no_waiting
 from ....kernels.memory.arena import Arena
+from ....kernels.waiting import no_waiting
 from ....tiering.errors import BudgetTooSmall, Closed, FlashFull, PenstockError, ReadError
 from ....tiering.kv.extents import EXTENT, Places
 from ....tiering.kv.memory import RING, PageMemory

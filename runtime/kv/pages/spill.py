@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ....kernels.io.directio import REFUSALS, DirectFile, Segment
-from ....kernels.io.reading import Reader, Then
+from ....kernels.io.reading import Reader
+from ....kernels.waiting import Then
 from ....tiering.errors import FlashFull, PenstockError, ReadError
 from ....tiering.units import format_size
 

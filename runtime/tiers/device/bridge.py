@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ....kernels.devices.base import Device, Mark
 from ....kernels.devices.fences import Fences
-from ....kernels.io.reading import may_wait
+from ....kernels.waiting import may_wait
 from ....tiering.events import Event, Expect, Read
 from ....tiering.planner.planner import Planner
 from ....tiering.planner.relay import expected

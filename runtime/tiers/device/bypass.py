@@ -17,8 +17,8 @@ import xxhash
 from ....kernels.devices.base import Device, DirectFile, Mark
 from ....kernels.devices.copies import Copies
 from ....kernels.devices.fences import Fences
-from ....kernels.io.reading import deliver, mark_thread
 from ....kernels.memory.arena import Arena
+from ....kernels.waiting import deliver, mark_thread
 from ....tiering.events import Part
 from ....tiering.store.bundle.manifest import Block
 from ....tiering.store.bundle.reader import Bundle

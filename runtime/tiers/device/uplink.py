@@ -14,8 +14,8 @@ import torch
 from ....kernels.devices.base import DeviceArena, Mark
 from ....kernels.devices.copies import Copies
 from ....kernels.devices.fences import Fences
-from ....kernels.io.reading import no_waiting
 from ....kernels.memory.arena import Arena
+from ....kernels.waiting import no_waiting
 from ....tiering.events import Event, Grant, Part, Refuse
 from ....tiering.planner.relay import Copy, Landed, Relay
 from ....tiering.units import BlockId

@@ -10,7 +10,7 @@ import torch
 
 from penstock.kernels.devices import copies as module
 from penstock.kernels.devices.copies import Copied, Copies, Wait
-from penstock.kernels.io.reading import may_wait
+from penstock.kernels.waiting import may_wait
 
 SOON = 20.0
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from penstock.kernels.io import directio
-from penstock.kernels.io.directio import IOV_MAX, PAGE, DirectFile, Segment, ShortRead
+from penstock.kernels.io.directio import IOV_MAX, DirectFile, Segment, ShortRead
 from penstock.kernels.memory.arena import Arena
+from penstock.kernels.memory.page import PAGE
 from tests.support.reads import joined, segments_of
 
 real_preadv, real_open = os.preadv, os.open

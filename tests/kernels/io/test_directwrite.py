@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from penstock.kernels.io import directwrite
-from penstock.kernels.io.directio import PAGE
 from penstock.kernels.io.directwrite import DirectWriter
 from penstock.kernels.memory.arena import Arena
+from penstock.kernels.memory.page import PAGE
 
 real_pwrite, real_open = os.pwrite, os.open
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from penstock.kernels.io import directio
-from penstock.kernels.io.directio import PAGE, DirectFile, Segment, ShortRead
+from penstock.kernels.io.directio import DirectFile, Segment, ShortRead
 from penstock.kernels.io.reading import QueuedReader, Reader, Threads
 from penstock.kernels.memory.arena import Arena
+from penstock.kernels.memory.page import PAGE
 from tests.support.backends import Backend
 from tests.support.reads import SOON, Outcome, joined, segments_of
 

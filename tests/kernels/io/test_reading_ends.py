@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from penstock.kernels.io import reading
-from penstock.kernels.io.directio import PAGE, DirectFile, Segment
-from penstock.kernels.io.reading import Reader, ReaderClosed, no_waiting
+from penstock.kernels.io.directio import DirectFile, Segment
+from penstock.kernels.io.reading import Reader, ReaderClosed
 from penstock.kernels.memory.arena import Arena
+from penstock.kernels.memory.page import PAGE
+from penstock.kernels.waiting import no_waiting
 from tests.support.backends import Backend
 from tests.support.reads import SOON, Outcome, joined, segments_of
 

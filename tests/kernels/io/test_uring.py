@@ -10,10 +10,11 @@ import pytest
 
 from penstock.kernels.io import uring
 from penstock.kernels.io.backends import open_reader, usable
-from penstock.kernels.io.directio import PAGE, DirectFile
+from penstock.kernels.io.directio import DirectFile
 from penstock.kernels.io.reading import BackendUnavailable
 from penstock.kernels.io.uring import Uring
 from penstock.kernels.memory.arena import Arena
+from penstock.kernels.memory.page import PAGE
 from tests.support.backends import BACKENDS
 from tests.support.reads import Outcome, joined, segments_of
 

@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from penstock.kernels.io.backends import usable
-from penstock.kernels.io.directio import PAGE, DirectFile
+from penstock.kernels.io.directio import DirectFile
 from penstock.kernels.machine import machine, trial
 from penstock.kernels.machine.cgroups import MemoryGroup, memory_group, memory_groups, processor_quota
+from penstock.kernels.memory.page import PAGE
 
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 MiB = 1 << 20

@@ -10,8 +10,9 @@ import psutil
 import pytest
 import torch
 
-from penstock.kernels.io.directio import PAGE, address_of
+from penstock.kernels.io.directio import address_of
 from penstock.kernels.memory.arena import Arena
+from penstock.kernels.memory.page import PAGE
 
 MiB = 1 << 20
 

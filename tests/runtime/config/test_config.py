@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.runtime.config.config import Config, auto_host_memory
-from penstock.runtime.config.settings import OVERRIDES, WEIGHT_FORMATS
+from penstock.runtime.config.settings import OVERRIDES
+from penstock.runtime.config.values import WEIGHT_FORMATS
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.policy.placement.placement import SizedBlock, place, with_working_memory
 from penstock.tiering.units import BlockId, GiB, MiB

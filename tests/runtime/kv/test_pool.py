@@ -9,7 +9,8 @@ import pytest
 
 import penstock
 from penstock.kernels.io.directio import DirectFile, Segment
-from penstock.kernels.io.reading import Then, Threads
+from penstock.kernels.io.reading import Threads
+from penstock.kernels.waiting import Then
 from penstock.runtime.kv.pages.pool import PagePool
 from penstock.runtime.kv.pages.spill import Spill
 from penstock.tiering.errors import Closed

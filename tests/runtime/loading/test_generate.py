@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 
 import penstock
-from penstock.kernels.io.reading import no_waiting
+from penstock.kernels.waiting import no_waiting
 from penstock.runtime.loading import load as compose
 from tests.runtime.loading.test_exact import IDS, least_budget, logits
 

@@ -11,7 +11,7 @@ import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints.layout import layout
 from penstock.runtime.checkpoints.meta_model import skeleton
-from penstock.runtime.config.settings import WEIGHT_FORMATS
+from penstock.runtime.config.values import WEIGHT_FORMATS
 from penstock.runtime.packing import encoding
 from penstock.runtime.packing.formats import AS_IS, SHORT, Rules, choices
 from penstock.tiering.errors import CheckpointError

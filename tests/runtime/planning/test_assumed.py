@@ -28,7 +28,7 @@ def test_equal_seeds_give_equal_routing():
 
 @pytest.mark.parametrize(("share", "expected"), [(1 / 8, 0.235), (1 / 4, 0.493), (1 / 2, 0.807)])
 def test_caches_hit_as_often_as_on_the_trained_model(share, expected):
-    """On the first 1200 tokens of the two texts of docs/profile.md: 23.5 and 23.6, 48.6 and 49.9, 80.2 and 81.1 %."""
+    """Two texts, 1200 tokens each (docs/explanation/routing.md): 23.5 and 23.6, 48.6 and 49.9, 80.2 and 81.1 %."""
     layers = [ExpertLayer(f"l.{n}", 16, 4, 1) for n in range(6)]
     steps = list(assumed_routes(layers, 300).steps())
     assert hit_ratio(EVICTION["auto"], int(96 * share), steps) == pytest.approx(expected, abs=0.03)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from penstock.kernels.io.reading import no_waiting
+from penstock.kernels.waiting import no_waiting
 from penstock.tiering.driving.background import Beside
 from penstock.tiering.driving.driver import Driver
 from penstock.tiering.driving.fakes import FakeFlash, FakeMemory

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from penstock.kernels.io.reading import may_wait
+from penstock.kernels.waiting import may_wait
 from penstock.tiering.driving.driver import Driver
 from penstock.tiering.driving.fakes import FakeFlash, FakeMemory, pattern
 from penstock.tiering.errors import ReadError

@@ -17,7 +17,7 @@ import torch
 import penstock
 from penstock.kernels.devices.copies import Copies, Wait
 from penstock.kernels.devices.emulated import Emulated
-from penstock.kernels.io.reading import no_waiting
+from penstock.kernels.waiting import no_waiting
 from penstock.runtime.loading.openings import device as opening
 from penstock.runtime.loading.openings.device import check_formats
 from penstock.runtime.tiers.embedding_rows import RowReader
