@@ -6,10 +6,10 @@ model.penstock.stats()
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from . import _deprecated
+from ._version import __version__
 from .tiering.errors import (
     BudgetTooSmall,
     BundleCorrupt,
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from .runtime.tracing.trace import Trace
 
 _deprecated.install()
-
-__version__ = version("penstock")
 
 __all__ = [
     "BudgetTooSmall",

@@ -40,6 +40,11 @@ class Handle:
         self._finalizer = weakref.finalize(model, engine.close)
 
     @property
+    def arrangement(self) -> Arrangement:
+        """All that was decided about the model's memory before it was loaded; ``penstock.plan`` gives the same."""
+        return self._engine.arrangement
+
+    @property
     def placement(self) -> Placement:
         """What of the model is where in host memory, under which budget."""
         return self._engine.host_placement
