@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from ...tiering.errors import Closed, ConfigError
+from ...tiering.planner.arrangement import Arrangement
 from ...tiering.policy.placement.placement import Placement
 from ...tiering.policy.reads import Reading
 from ..kv.adapter import PagedKV

@@ -3,28 +3,12 @@
 import inspect
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
-from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 import penstock
 import penstock.routing
 import penstock.sim
-from tests.support.tiny_models import tiny_config
-
-DESIGNED = {
-    "fits",
-    "tokens_per_second",
-    "time_to_first_token_s",
-    "flash_bytes_per_token",
-    "hit_ratio",
-    "limited_by",
-    "minimum_host_memory",
-}
-"""What every plan says, whoever asks."""
 
 
 @pytest.mark.parametrize("module", [penstock, penstock.sim, penstock.routing], ids=lambda module: module.__name__)
@@ -50,32 +34,3 @@ def test_importing_is_quick(imported: str):
     code = f"import sys, {imported}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == "[]\n"
-
-
-@pytest.mark.usefixtures("elsewhere", "quick")
-def test_plan_says_what_the_command_says(ask, checkpoint: Path):
-    for settings in ({}, {"host_memory": "300KiB"}, {"host_memory": 1000}):
-        found = penstock.plan(checkpoint, prompt_tokens=100, context=64, **settings)
-        options = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", value)]
-        said = ask("plan", checkpoint, "--prompt-tokens", 100, "--context", 64, *options)
-        made = found.to_dict()
-        for each in (said, made):
-            each.pop("flash_free")  # others write to this drive, too
-        assert made == said
-        assert said.keys() >= DESIGNED
-        assert {name: getattr(found, name) for name in DESIGNED} == {name: said[name] for name in DESIGNED}
-    with pytest.raises(FrozenInstanceError):
-        found.fits = True
-    with pytest.raises(penstock.ConfigError, match='did you mean "host_memory"'):
-        penstock.plan(checkpoint, host_memry="1GiB")
-
-
-def test_the_handle_of_a_model(tiny_dense_folder: Path, store: Path):
-    with penstock.load(tiny_dense_folder, store=store) as model:
-        handle = penstock.handle(model)
-        assert isinstance(handle, penstock.Handle)
-        assert handle is model.penstock
-        assert isinstance(handle.stats(), penstock.Stats)
-    plain = AutoModelForCausalLM.from_config(tiny_config("llama"), dtype=torch.float32)
-    with pytest.raises(penstock.ConfigError, match=r"LlamaForCausalLM is no model of penstock.*penstock\.load"):
-        penstock.handle(plain)

@@ -84,6 +84,6 @@ def test_plan_refuses_what_load_refuses_for_the_same_reason(folder: Path, tmp_pa
     settings = {"store": tmp_path / "store"} | KV | {"host_memory": "1100KiB"}
     found = penstock.plan(folder, **settings)
     assert not found.fits
-    with pytest.raises(penstock.BudgetTooSmall, match="takes 1.00 MiB of host_memory besides") as refused:
+    with pytest.raises(penstock.BudgetTooSmall, match=r"takes 1\.00 MiB of host_memory besides") as refused:
         penstock.load(folder, **settings)
     assert str(refused.value) in found.notes
