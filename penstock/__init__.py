@@ -38,11 +38,11 @@ from .tiering.errors import (
 if TYPE_CHECKING:
     from . import routing, sim
     from .runtime.config.config import Config
+    from .runtime.engine.stats import Stats
     from .runtime.loading.handle import Handle, handle
     from .runtime.loading.load import load, wrap
     from .runtime.planning.plan import plan
     from .runtime.planning.report import Plan
-    from .runtime.tiers.metrics import Stats
     from .runtime.tracing.trace import Trace
 
 _deprecated.install()
@@ -89,7 +89,7 @@ _LAZY = {
     "Config": "runtime.config.config",
     "Handle": "runtime.loading.handle",
     "Plan": "runtime.planning.report",
-    "Stats": "runtime.tiers.metrics",
+    "Stats": "runtime.engine.stats",
     "Trace": "runtime.tracing.trace",
     "handle": "runtime.loading.handle",
     "load": "runtime.loading.load",

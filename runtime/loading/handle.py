@@ -14,12 +14,12 @@ from ...tiering.errors import Closed, ConfigError
 from ...tiering.planner.arrangement import Arrangement
 from ...tiering.policy.placement.placement import Placement
 from ...tiering.policy.reads import Reading
+from ..engine.engine import Engine
+from ..engine.stats import PrefixStats, Stats
 from ..kv.adapter import PagedKV
 from ..prefixes.prefill import is_plain
 from ..prefixes.prefix import Prefixes
 from ..routing.profiling import Recording
-from ..tiers.engine import Engine
-from ..tiers.metrics import Stats
 from ..tracing.replay import RunRecording
 from ..tracing.trace import Trace
 from .placeholder_model import replace_tensors
@@ -68,17 +68,8 @@ class Handle:
     def stats(self) -> Stats:
         """Counts, bytes and seconds since the model was loaded."""
         stats = self._engine.stats()
-        if self.prefixes is None:
-            return replace(stats, prefix_problem=self._prefix_problem)
-        prompts = self.prefixes.stats()
-        return replace(
-            stats,
-            prefix_hits=prompts.hits,
-            prefix_tokens_restored=prompts.restored,
-            prefix_bytes_read=prompts.bytes_read,
-            prefix_bytes_written=prompts.written,
-            prefix_problem=prompts.problem,
-        )
+        prompts = PrefixStats(problem=self._prefix_problem) if self.prefixes is None else self.prefixes.stats()
+        return replace(stats, prefix=prompts)
 
     def synchronize(self) -> None:
         """Wait until a device has computed what the calling thread has given it: whoever measures time must. The CPU
@@ -127,7 +118,7 @@ class Handle:
         if self.prefixes is not None:
             self.prefixes.close()  # what is still to be written may lie in pages
         if self._finalizer.detach() and model is not None:
-            replace_tensors(model, self._engine.holds)
+            replace_tensors(model, self._engine.tier.holds)
         self._engine.close()
 
     def _running(self, purpose: str) -> PreTrainedModel:

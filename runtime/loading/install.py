@@ -16,14 +16,13 @@ from ...tiering.planner.arrangement import Arrangement, typical_block
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.reader import Bundle
 from ..config.config import Config
+from ..engine.engine import Engine
 from ..kv.adapter import PagedKV
 from ..kv.cache.tier import KVTier
 from ..machine import bit_trials as verdicts
 from ..machine.reading import reading_of
-from ..modules.attach import attach
 from ..prefixes.prefix import Prefixes
-from ..tiers.device.tier import Above
-from ..tiers.engine import Engine
+from ..tiers.device.tier import DeviceUse
 from ..tiers.expert_planes import units
 from .arrangement import arrange_model, find_budgets
 from .handle import Handle
@@ -65,8 +64,8 @@ def install(
         engine.load(progress)
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
         # Not before: until here, an error leaves a wrapped model as it was.
-        move_out(model, manifest, engine.compute)
-        attach(model, engine, None if paged is None else paged.forward)
+        move_out(model, manifest, engine.tier.compute)
+        engine.attach(model, None if paged is None else paged.forward)
     except BaseException:
         engine.close()
         raise
@@ -84,10 +83,10 @@ def _build_engine(
     record: str | Path | None,
 ) -> Engine:
     """The engine for an ``arrangement`` of ``model``, with its KV tier if KV is in pages; nothing is read yet."""
-    above = None
-    if device is not None and arrangement.device is not None:
+    device_use = None
+    if device is not None:
         experts = settings.experts
-        above = Above(device, aside=experts.misses == "auto", grouped=experts.products == "grouped")
+        device_use = DeviceUse(device, host_experts=experts.misses == "auto", grouped=experts.products == "grouped")
     budgets = arrangement.budgets
     kv = kv_tier(settings, arrangement.reading, model.config, budgets.kv_floor, device, budgets.kv_device)
     with closed_on_error(kv):
@@ -98,7 +97,7 @@ def _build_engine(
             MemoryMeter(),
             record=record,
             kv=kv,
-            above=above,
+            device_use=device_use,
         )
 
 
