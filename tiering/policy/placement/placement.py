@@ -114,18 +114,10 @@ def place(
         raise BudgetTooSmall(_explain(f"{tier}_memory", budget, minimum, fixed, dense, largest_expert))
     free = budget - min(working_memory(budget), budget - minimum)
 
-    expert_floor = min(expert_total, max(largest_expert, int(EXPERT_SHARE * budget)))
-    expert_floor = min(expert_floor, free - (minimum - largest_expert))
-    if fixed + _total(dense) + expert_floor <= free:
-        pinned, region = dense, 0
-    else:
-        pinned, region = _pin(dense, free - fixed - expert_floor)
+    pinned, region = _pinned(dense, free, fixed, _expert_floor(budget, free, minimum, expert_total, largest_expert))
     pinned_ids = {block.id for block in pinned}
     pinned_bytes = _total(pinned)
-    room = free - fixed - pinned_bytes - region
-    residual_region = min(max(room - expert_total, int(RESIDUAL_SHARE * room)), room - largest_expert, residual_total)
-    residual_region = residual_region // unit_of(residuals) * unit_of(residuals)
-    expert_region = min(expert_total, room - residual_region) // unit_of(experts) * unit_of(experts)
+    expert_region, residual_region = _caches(free - fixed - pinned_bytes - region, experts, residuals)
     return Placement(
         budget=budget,
         minimum=minimum,
@@ -145,6 +137,28 @@ def place(
         residual_total_bytes=residual_total,
         residual_region_bytes=residual_region,
     )
+
+
+def _expert_floor(budget: int, free: int, minimum: int, expert_total: int, largest_expert: int) -> int:
+    """Bytes that the cache of experts gets before dense weights are pinned."""
+    floor = min(expert_total, max(largest_expert, int(EXPERT_SHARE * budget)))
+    return min(floor, free - (minimum - largest_expert))
+
+
+def _pinned(dense: Sequence[SizedBlock], free: int, fixed: int, expert_floor: int) -> tuple[Sequence[SizedBlock], int]:
+    """The dense blocks that stay in memory, and the bytes of the streaming region for the others."""
+    if fixed + _total(dense) + expert_floor <= free:
+        return dense, 0
+    return _pin(dense, free - fixed - expert_floor)
+
+
+def _caches(room: int, experts: Sequence[int], residuals: Sequence[int]) -> tuple[int, int]:
+    """Bytes of the regions of experts and of residuals, of these lengths, in ``room`` bytes for both."""
+    expert_total, largest_expert = sum(experts), max(experts, default=0)
+    wanted = max(room - expert_total, int(RESIDUAL_SHARE * room))
+    residual_region = min(wanted, room - largest_expert, sum(residuals))
+    residual_region = residual_region // unit_of(residuals) * unit_of(residuals)
+    return min(expert_total, room - residual_region) // unit_of(experts) * unit_of(experts), residual_region
 
 
 def unit_of(lengths: Sequence[int]) -> int:

@@ -5,7 +5,7 @@ them stay. So what a lower limit keeps, a higher one keeps too, and each block h
 every region that is in use is always its beginning. Residuals give way before anything else does.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...units import PAGE, BlockId, align_up
@@ -71,16 +71,7 @@ class Divisions:
         self._largest_expert = max(experts, default=0)
         self._unit = unit_of(experts)
         self._residual_unit = unit_of([b.length for b in self._blocks.values() if b.id.kind == "residual"])
-        # Bytes of the first n blocks; and of the rest, all and the largest.
-        self._first, self._rest, self._largest = [0], [_total(streamed)], [_longest(streamed)]
-        for block in kept:
-            self._first.append(self._first[-1] + block.length)
-        for block in reversed(kept):
-            self._rest.append(self._rest[-1] + block.length)
-            self._largest.append(max(self._largest[-1], block.length))
-        self._rest.reverse()
-        self._largest.reverse()
-
+        self._sum_up(kept, streamed)
         by_row = [block.id for block in pinned if block.id in embeddings]
         self._rows = tuple(block.id for block in rows)
         self._aside = placement.scratch_bytes + placement.row_cache_bytes
@@ -109,6 +100,17 @@ class Divisions:
             regions += [self._ample(count) for count in range(bound, len(kept) + 1)]
         self.stream_capacity = max(regions)
         """Bytes that the streaming region may ever use."""
+
+    def _sum_up(self, kept: Sequence[SizedBlock], streamed: Sequence[SizedBlock]) -> None:
+        """For every n: bytes of the first n of ``kept``. Of the other blocks: the bytes of all, and of the largest."""
+        self._first, self._rest, self._largest = [0], [_total(streamed)], [_longest(streamed)]
+        for block in kept:
+            self._first.append(self._first[-1] + block.length)
+        for block in reversed(kept):
+            self._rest.append(self._rest[-1] + block.length)
+            self._largest.append(max(self._largest[-1], block.length))
+        self._rest.reverse()
+        self._largest.reverse()
 
     def read_only_by_row(self, block: BlockId) -> bool:
         """Whether ``block``, when it is not kept, is never in memory as a whole."""
