@@ -43,7 +43,9 @@ class Misses:
         """Those of ``misses`` that the CPU had better compute."""
         rate, read = self._tier.usage().copied.rate, self.host.speculation.pace
         with self._lock:
-            return self._costs.below(misses, copy=1 / rate if rate else 0.0, read=read, queued=self._tier.queued)
+            return self._costs.choose_for_cpu(
+                misses, copy=1 / rate if rate else 0.0, read=read, queued=self._tier.queued
+            )
 
     def computed(self, experts: int, rows: int, seconds: float) -> None:
         """The CPU took so long for ``experts`` on so many rows in all."""
