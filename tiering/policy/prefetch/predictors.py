@@ -8,6 +8,10 @@ drive. ``Speculation`` decides whether guessing pays at all.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+ROUTER, CO_ACTIVATION, BOTH = "router", "co-activation", "both"
+"""The next layer's own router on the input of the present layer; experts used one after the other; the experts that
+both name."""
+
 _EVERY = 16
 """One forward in 16 is a trial of all predictors."""
 _KEEP = 0.95  # weight of earlier measurements, per trial
