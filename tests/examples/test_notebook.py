@@ -14,7 +14,8 @@ NOTEBOOK = EXAMPLES / "memory_budgets.ipynb"
 FACTS = """
 import json, threading
 hits = [each.hit_ratio for each in measured]
-print(json.dumps([hits, len(ticks), [t.name for t in threading.enumerate() if "penstock" in t.name]]))
+plan = [row.forecast.hit_ratio for row in planned.curve]
+print(json.dumps([hits, plan, len(ticks), [t.name for t in threading.enumerate() if "penstock" in t.name]]))
 """
 
 
@@ -44,8 +45,10 @@ def test_it_runs_and_shows_its_plots(environment: dict[str, str], monkeypatch: p
     assert all(plot.startswith(b"\x89PNG") and len(plot) > 4000 for plot in plots)
     printed = "".join(out["text"] for out in outputs(notebook, "stream") if out["name"] == "stdout")
     assert "the old man" in printed
-    hits, ticks, threads = json.loads(printed.splitlines()[-1])
+    hits, plan, ticks, threads = json.loads(printed.splitlines()[-1])
     assert len(hits) == 6
     assert hits == sorted(hits)
+    assert len(plan) > 4
+    assert 0 < plan[0] < plan[-1] == 1
     assert ticks > 0
     assert threads == []
