@@ -50,8 +50,8 @@ ROOMS = {
         "runtime.config",
         "runtime.machine",
         "runtime.checkpoints",
-        "runtime.routing",
         "runtime.tracing",
+        "runtime.routing",
         "runtime.kv.pages",
         "runtime.kv.views",
         "runtime.kv.cache",
@@ -86,7 +86,6 @@ OPEN = {
     "runtime.kv.cache.tier imports runtime.kv.choosers.quest",
     "runtime.kv.pages.device_pages imports runtime.kv.cache.layer",
     "runtime.kv.views.paged_tensors imports runtime.kv.cache.layer",
-    "runtime.routing.routes imports runtime.tracing.tracefile",
 }
 """Imports that still run the wrong way; each goes with the change that mends it."""
 

@@ -19,7 +19,7 @@ from ...kernels.formats.registry import FORMATS
 from ...kernels.io import backends
 from ...kernels.machine.machine import MemoryMeter, usable_cores
 from ...kernels.memory.heap import bound_kernel_caches
-from ...kernels.products.row_parts import VERDICTS
+from ...kernels.products.row_parts import BIT_TRIALS
 from ...tiering.errors import BudgetTooSmall, Closed, ConfigError, PenstockError
 from ...tiering.policy.placement.placement import Placement, SizedBlock, place
 from ...tiering.policy.placement.shrinking import Divisions
@@ -34,12 +34,12 @@ from ..engine.engine import Engine
 from ..engine.stats import PrefixStats, Stats
 from ..kv.adapter import PagedKV
 from ..kv.cache.tier import KVTier
-from ..machine import bit_trials as verdicts
+from ..machine import bit_trials
 from ..machine.reading import reading_of
 from ..packing.pack import pack, pack_model
 from ..prefixes.prefill import is_plain
 from ..prefixes.prefix import Prefixes
-from ..routing.profiling import Recording
+from ..routing.profiling import RoutingRecording
 from ..tiers.embedding_rows import row_readable
 from ..tiers.expert_planes import units
 from ..tracing.replay import RunRecording
@@ -125,13 +125,13 @@ class Handle:
         """
         return self._engine.trace(self._running("record a trace of it"), path)
 
-    def profile(self, text: str = "") -> Recording:
+    def profile(self, text: str = "") -> RoutingRecording:
         """Record from now on which experts each token uses, of one sequence at a time.
 
         It ends with the result's ``stop()`` or with a ``with`` over it; its ``routes()`` is a routing trace, of a text
         called ``text``, which can be saved. Raises TraceError for a model without experts, and Closed.
         """
-        return Recording(self._running("record its routing"), text)
+        return RoutingRecording(self._running("record its routing"), text)
 
     def close(self) -> None:
         """Stop reading, give the memory back, write what is recorded. Idempotent; the model cannot compute any more.
@@ -308,7 +308,7 @@ def _install(
             # What a device fetches from by itself stays where it is: nothing goes when the machine runs short.
             divisions = Divisions([b for b in blocks if b.id in device_use.passing], placement, floor=placement.budget)
     _set_threads(settings.compute.threads)
-    verdicts.load(VERDICTS)
+    bit_trials.load(BIT_TRIALS)
     reading = reading_of(bundle.paths, settings.io, block=typical_read(streamed_lengths(blocks, placement)))
     if bundle.direct and backends.directness(reading.backend) is False:
         bundle.close()

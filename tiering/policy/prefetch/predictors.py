@@ -20,7 +20,7 @@ _CLEARLY = 1.05
 
 
 @dataclass(slots=True)
-class Record:
+class PredictorRecord:
     """What guesses of one predictor were worth, in blocks; older ones count less."""
 
     guessed: float = 0.0
@@ -57,7 +57,7 @@ class Predictors:
     """``names`` in the order of trust; the first is followed until another one has shown to save more."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._records = {name: Record() for name in names}
+        self._records = {name: PredictorRecord() for name in names}
         self.followed = next(iter(self._records))
         """Whose guesses count."""
         self.trial = False
@@ -65,7 +65,7 @@ class Predictors:
         self._forwards = 0
 
     @property
-    def records(self) -> Mapping[str, Record]:
+    def records(self) -> Mapping[str, PredictorRecord]:
         """What each has shown until now."""
         return self._records
 

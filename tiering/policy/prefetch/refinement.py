@@ -1,6 +1,6 @@
 """How many bytes of residuals may be read, and which are worth trying (pure).
 
-Residuals make finer what can be computed without them: they are read when a drive has nothing else to do. Time alone is
+Residuals refine what can be computed without them: they are read when a drive has nothing else to do. Time alone is
 no bound: a drive that idles between layers could read as much again as experts take, for a finer token now and then.
 Where the caches have room for all experts and all residuals, each is read once, and nothing bounds them: in the end
 every expert that is used is computed with all its planes.
