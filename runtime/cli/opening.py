@@ -68,7 +68,7 @@ def load_model(source: Source, config: "Config", progress: "Progress") -> Any:
 
 def open_checkpoint(source: Source) -> Any:
     """The checkpoint, or GGUF file, with every file of it looked at. Raises CheckpointError."""
-    from ..checkpoints.source import open_source
+    from ..checkpoints.open import open_source
 
     folder = Path(source.model).expanduser()
     if any(folder.glob("data-*.bin")):

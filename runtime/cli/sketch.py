@@ -56,9 +56,9 @@ def sketch(source: Source, store: Path, rules: "Rules", quality: str) -> Sketch:
     bytes of a format depend on the numbers, they are estimated."""
     import torch
 
-    from ..checkpoints.layout import Layout, layout
-    from ..checkpoints.meta_model import skeleton
-    from ..checkpoints.source import content_of
+    from ..checkpoints.describe import describe
+    from ..checkpoints.layout import Layout
+    from ..checkpoints.meta_model import build_meta_model
     from ..packing.size_target import estimated
 
     path = Path(source.model).expanduser()
@@ -66,21 +66,21 @@ def sketch(source: Source, store: Path, rules: "Rules", quality: str) -> Sketch:
     if is_bundle(source.model):
         found = read_manifest(path)
         config = read_config(str(path / "model"), source)
-        model = skeleton(config, getattr(torch, found.dtype), trust_remote_code=trust)
+        model = build_meta_model(config, getattr(torch, found.dtype), trust_remote_code=trust)
         drives = tuple(file.drive for file in found.files)
         return Sketch(model, Layout(found.blocks, found.tied, drives), path, quality)
     if not path.exists() or _configuration_only(path):
         config = read_config(source.model, source)
-        model = skeleton(config, config.dtype or torch.float32, trust_remote_code=trust)
-        return Sketch(model, estimated(model, layout(model), rules, {}), None, quality)
+        model = build_meta_model(config, config.dtype or torch.float32, trust_remote_code=trust)
+        return Sketch(model, estimated(model, describe(model), rules, {}), None, quality)
     checkpoint = open_checkpoint(source)
-    model = skeleton(checkpoint.config, checkpoint.dtype(), trust_remote_code=trust)
-    content = content_of(checkpoint, model, {}, checkpoint.dtype(), 1 << 62)
-    content.weights.close()
-    planned = estimated(content.model, content.plan, rules, content.weights.stored())
+    contents = checkpoint.read(checkpoint.describe(), 1 << 62)
+    contents.weights.close()
+    unencoded = describe(contents.model, contents.addresses)
+    planned = estimated(contents.model, unencoded, rules, contents.weights.stored())
     # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
-    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, content.plan, rules)]
-    return Sketch(content.model, planned, next(iter(bundles_of(checkpoint, store, alike)), None), quality)
+    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, unencoded, rules)]
+    return Sketch(contents.model, planned, next(iter(bundles_of(checkpoint, store, alike)), None), quality)
 
 
 def _configuration_only(folder: Path) -> bool:

@@ -26,7 +26,7 @@ from ...tiering.events import Slot
 from ...tiering.planner.regions import KEPT
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from ...tiering.units import BlockId
-from ..checkpoints.layout import is_experts, layer_of
+from ..checkpoints.modules import is_experts, layer_of
 from ..experts.coactivation import CoActivation
 from ..experts.experts import IMPLEMENTATION, StreamedExperts, Trust
 from ..experts.guessing import Guesses

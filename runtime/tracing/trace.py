@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ..checkpoints.layout import is_experts, layer_of
+from ..checkpoints.modules import is_experts, layer_of
 from ..tiers.bridge import Bridge
 from .chrome import document
 from .recorder import Recorder

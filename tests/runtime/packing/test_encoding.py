@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 import penstock
 from penstock.kernels.formats.registry import FORMATS
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.config.values import WEIGHT_FORMATS
 from penstock.runtime.packing import encoding
 from penstock.runtime.packing.formats import AS_IS, SHORT, Rules, choices
@@ -31,7 +31,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 def decoded(model: PreTrainedModel, name: str) -> PreTrainedModel:
     """``model``, transformers' own, with the numbers that its matrices have in format ``name``."""
-    plan = layout(model)
+    plan = describe(model)
     weights = dict(model.named_parameters())
     for tensor, choice in choices(model, plan, Rules(name)).items():
         whole = weights[tensor].data
@@ -83,7 +83,7 @@ def test_transposed_weights_are_encoded_by_output(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).to(torch.bfloat16).eval()
     model.save_pretrained(tmp_path / "gpt2")
-    plan = layout(model)
+    plan = describe(model)
     chosen = choices(model, plan, Rules("int8"))
     assert chosen["transformer.h.0.mlp.c_fc.weight"].transposed
     assert not chosen["transformer.wte.weight"].transposed
@@ -95,9 +95,9 @@ def test_transposed_weights_are_encoded_by_output(tmp_path: Path) -> None:
 
 
 def test_rules_are_for_parts() -> None:
-    model = skeleton(tiny_config("qwen3_moe"), torch.bfloat16)
+    model = build_meta_model(tiny_config("qwen3_moe"), torch.bfloat16)
     rules = Rules("int8", experts="int4", attention=AS_IS, output="int4-64")
-    found = {name: choice.format for name, choice in choices(model, layout(model), rules).items()}
+    found = {name: choice.format for name, choice in choices(model, describe(model), rules).items()}
     assert found["model.layers.0.mlp.experts.gate_up_proj"] == "int4-32"
     assert "model.layers.0.self_attn.q_proj.weight" not in found
     assert "model.embed_tokens.weight" not in found, "a token reads one row of it"

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.loading.arrangement import ExpertLayer, Outline
 from penstock.runtime.machine.timings import Timings
 from penstock.runtime.planning.assumed import assumed_routes
@@ -26,8 +26,8 @@ PROMPT = 200
 
 
 def outline(name: str) -> Outline:
-    model = skeleton(tiny_config(name), torch.float32)
-    return Outline.of(model, layout(model))
+    model = build_meta_model(tiny_config(name), torch.float32)
+    return Outline.of(model, describe(model))
 
 
 def forecast(
