@@ -33,7 +33,7 @@ check: types docs
 types: setup
 	mkdir -p build/types/penstock
 	for part in kernels tiering runtime; do ln -sfn ../../../$$part build/types/penstock/$$part; done
-	for part in __init__.py py.typed; do ln -sfn ../../../penstock/$$part build/types/penstock/$$part; done
+	for file in penstock/*.py penstock/py.typed; do ln -sfn ../../../$$file build/types/$$file; done
 
 docs: types
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

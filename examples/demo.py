@@ -17,11 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 from transformers.utils import logging
 
 import penstock
-from penstock.tiering.units import format_size
 
 PROMPT = "It was a dark evening in November, and the old man"
 TOKENS = 96
 SHARES = (0.4, 0.5, 0.75, 1.1)
+
+
+def shown(size: float) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**20:.2f} MiB"
 
 
 def generate(model: PreTrainedModel, tokenizer: AutoTokenizer, *, show: bool = False) -> tuple[list[int], float]:
@@ -50,7 +54,7 @@ def main() -> None:
     expected, in_memory = generate(reference, tokenizer)
     del reference
 
-    table = Table(title=f"{folder.name}: {format_size(size)} of weights, {TOKENS} tokens")
+    table = Table(title=f"{folder.name}: {shown(size)} of weights, {TOKENS} tokens")
     for column in ("host budget", "resident", "hit ratio", "flash bytes/token", "tokens/s", "same tokens"):
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as store:
@@ -59,7 +63,7 @@ def main() -> None:
                 folder, store=store, host_memory=int(share * size), attn_implementation="eager"
             ) as model:
                 if share == SHARES[0]:
-                    console.rule(f"{folder.name} in {format_size(int(share * size))} of host memory")
+                    console.rule(f"{folder.name} in {shown(int(share * size))} of host memory")
                     generate(model, tokenizer, show=True)
                     console.rule()
                 before = model.penstock.stats()
@@ -68,14 +72,14 @@ def main() -> None:
                 hits = after.expert_hits - before.expert_hits
                 asked = hits + after.expert_misses - before.expert_misses
                 table.add_row(
-                    format_size(after.host_budget),
-                    format_size(after.resident_bytes),
+                    shown(after.host_budget),
+                    shown(after.resident_bytes),
                     f"{hits / asked:.1%}",
-                    format_size((after.flash_bytes_read - before.flash_bytes_read) // TOKENS),
+                    shown((after.flash_bytes_read - before.flash_bytes_read) / TOKENS),
                     f"{speed:.1f}",
                     "yes" if ids == expected else "NO",
                 )
-    table.add_row("in RAM", format_size(size), "", "0 B", f"{in_memory:.1f}", "reference")
+    table.add_row("in RAM", shown(size), "", shown(0), f"{in_memory:.1f}", "reference")
     console.print(table)
 
 

@@ -8,6 +8,7 @@ model.penstock.stats()
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from . import _deprecated
 from .tiering.errors import (
     BudgetTooSmall,
     BundleCorrupt,
@@ -36,6 +37,8 @@ from .tiering.errors import (
 if TYPE_CHECKING:
     from .runtime.config.config import Config
     from .runtime.loading.load import load, wrap
+
+_deprecated.install()
 
 __version__ = version("penstock")
 
