@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.loading.arrangement import Outline
-from penstock.runtime.packing.striping import striped
+from penstock.runtime.packing.arrange.stripes import stripe
 from penstock.tiering.store.bundle.manifest import Drive
 
 
@@ -59,7 +59,7 @@ class BigModel:
             _pack(model, self.packed)
             dtype = self.packed.name
         equal = [Drive(str(number), 1) for number in range(drives)]
-        return replace(Outline.of(model, striped(describe(model), equal if drives > 1 else ())), dtype=dtype)
+        return replace(Outline.of(model, stripe(describe(model), equal if drives > 1 else ())), dtype=dtype)
 
 
 def _pack(model: nn.Module, packed: Packed) -> None:

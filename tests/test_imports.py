@@ -62,6 +62,9 @@ ROOMS = {
         "runtime.experts",
         "runtime.tiers.device",
         "runtime.modules",
+        "runtime.packing.arrange",
+        "runtime.packing.stream",
+        "runtime.packing.measure",
         "runtime.packing",
         "runtime.prefixes",
         "runtime.evaluation",
@@ -75,8 +78,6 @@ ROOMS = {
 """The rooms of each part, in order: a room imports itself, rooms before it, and earlier parts."""
 
 OPEN = {
-    "runtime.config.config imports runtime.packing.exact_format",
-    "runtime.config.config imports runtime.packing.formats",
     "runtime.experts.experts imports runtime.tiers.device.misses",
     "runtime.kv.cache.layer imports runtime.kv.attention.few_rows",
     "runtime.kv.cache.tier imports runtime.kv.attention.few_rows",
@@ -95,10 +96,6 @@ OPEN = {
 """Imports that still run the wrong way; each goes with the change that mends it."""
 
 OPEN_PURE = {
-    "runtime.checkpoints.layout",
-    "runtime.packing.encoding",
-    "runtime.packing.expert_order",
-    "runtime.packing.formats",
     "runtime.planning.assumed",
     "runtime.planning.forecast",
     "runtime.routing.suitability",

@@ -39,7 +39,8 @@ class BuiltModel(Source):
 
     def dtype(self) -> torch.dtype:
         """The model's."""
-        return self.model.dtype
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     def describe(self, dtype: torch.dtype | None = None, *, aligned: bool = False) -> Description:
         """The model as it is. ``dtype`` is its own."""

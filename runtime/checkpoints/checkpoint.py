@@ -26,8 +26,10 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 @dataclass(frozen=True)
 class Checkpoint(Source):
-    """Safetensors in ``folder``: ``files`` are the weights files, and ``tensors`` all weights in them by name, quantised
-    ones as QuantisedTensor. Made by ``open``, which checks every header."""
+    """Safetensors in ``folder``: ``files`` are the weights files, ``tensors`` all weights in them by name.
+
+    Quantised weights are QuantisedTensor. Made by ``open``, which checks every header.
+    """
 
     folder: Path
     config: PretrainedConfig

@@ -17,9 +17,12 @@ from .modules import is_experts, is_unit, layer_of, stacked_names
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A ``model`` on the meta device (or in memory, if it is built already), and the ``layout`` of its blocks in the
-    order of its modules. ``dtype`` is the one that its weights were asked for in. ``addresses`` are those of the weights,
-    as far as they are known before anything is read. ``marks`` say what else decides the content of a bundle."""
+    """A ``model`` on the meta device (or in memory, if it is built already), and the ``layout`` of its blocks.
+
+    Experts are in the order of their numbers. ``dtype`` is the one that weights were asked for in. ``addresses`` are
+    those of weights, as far as they are known before anything is read. ``marks`` say what else decides the content of a
+    bundle.
+    """
 
     model: PreTrainedModel
     layout: Layout
@@ -80,6 +83,6 @@ def _describe_module(path: str, own: Mapping[str, torch.Tensor], modules: Mappin
         entries,
         frozenset(name for name in own if name.rpartition(".")[2] in module._buffers),
         stacked_names(module, own),
-        int(module.num_experts) if is_experts(module) else 0,
+        int(module.num_experts) if is_experts(module) else 0,  # type: ignore[arg-type]
         is_unit(module),
     )

@@ -9,12 +9,12 @@ from transformers.core_model_loading import Chunk, Concatenate, MergeModulelist
 
 from ...kernels.formats.base import SLAB
 from ...kernels.formats.registry import FORMATS
+from .checkpoint_weights import CheckpointWeights
 from .convert import Group
 from .layout import Layout
 from .quantised import QuantisedTensor, plane, stacked_format
 from .safetensors_file import SourceTensor
 from .weights import SourceFormat, as_bytes
-from .checkpoint_weights import CheckpointWeights
 
 
 @dataclass(frozen=True, slots=True)

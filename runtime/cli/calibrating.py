@@ -14,7 +14,7 @@ from .text import beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
-    from ..packing.calibration import Calibration
+    from ..packing.measure.calibration import Calibration
 
 TOKENS = 4096
 """Tokens of the text that are read, at most."""
@@ -37,9 +37,12 @@ class TextCalibrator:
         """Raises TextError, and ConfigError where nothing would be calibrated."""
         if is_bundle(source.model):
             raise ConfigError("a bundle is in its formats already; name the checkpoint with --text")
-        if not config.rules.changing:
+        from ..packing.rules import rules_of
+
+        rules = rules_of(config)
+        if not rules.changing:
             raise ConfigError(
-                f"with format {config.rules} every bit is kept, so a text would change nothing; leave --text out, or "
+                f"with format {rules} every bit is kept, so a text would change nothing; leave --text out, or "
                 "choose int8, int4 or fit:SIZE"
             )
         content = read_text(text)
@@ -56,12 +59,12 @@ class TextCalibrator:
 
     @property
     def digest(self) -> str:
-        from ..packing.calibration import digest_of
+        from ..evaluation.calibrate import digest_windows
 
-        return digest_of(self.windows)
+        return digest_windows(self.windows)
 
     def __call__(self) -> "Calibration":
-        from ..packing.calibration import calibrate
+        from ..evaluation.calibrate import calibrate
 
         each = self.length / sum(map(len, self.windows))
         original = self.config.model_copy(update={"weights": Weights()})

@@ -115,7 +115,9 @@ def find_bundle(source: Source, config: "Config", progress: "Progress | None" = 
     found = bundles_of(checkpoint, store, [file.parent for file in sorted(store.glob("*/manifest.json"))], progress)
     if not found:
         raise BundleError(f"{source.model} is not packed in {store}; run: penstock pack {source.model}")
-    wanted = [folder for folder in found if read_manifest(folder).codec == str(config.rules)]
+    from ..packing.rules import rules_of
+
+    wanted = [folder for folder in found if read_manifest(folder).codec == str(rules_of(config))]
     found = wanted or found
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found)

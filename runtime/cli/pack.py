@@ -46,6 +46,7 @@ def command(
     quiet_libraries()
     from ...tiering.store.bundle.reader import Bundle
     from ..packing.pack import pack
+    from ..packing.rules import rules_of
     from ..routing.routes import Routes
 
     routes = Routes.load(profile) if profile is not None else None
@@ -60,7 +61,7 @@ def command(
                 store=config.store.path,
                 host_memory=config.host_budget(),
                 flash_limit=config.flash_limit,
-                rules=config.rules,
+                rules=rules_of(config),
                 stripes=config.store.stripes,
                 aligned=config.aligned,
                 routes=routes,
@@ -97,9 +98,9 @@ def command(
 
 def _by_layer(routes: "Routes", manifest: Manifest) -> list[dict[str, Any]]:
     """What the order by use saves in each layer, as far as experts can be read together at all."""
-    from ..packing.expert_order import arrange
+    from ..packing.arrange.expert_order import order_experts
 
-    arrangement = arrange(routes, manifest.blocks)
+    arrangement = order_experts(routes, manifest.blocks)
     return [
         {
             "path": path,

@@ -61,7 +61,9 @@ def command(
     config = settings.load()
     quiet_libraries()
     routes = _routes(profile)
-    found = sketch(source, config.store.path, config.rules, config.weights.quality)
+    from ..packing.rules import rules_of
+
+    found = sketch(source, config.store.path, rules_of(config), config.weights.quality)
     outline = found.outline
     if routes is not None:
         routes.check_model({layer.path: layer.experts for layer in outline.layers}, source.model)

@@ -19,7 +19,7 @@ from .options import Source
 if TYPE_CHECKING:
     from ..checkpoints.layout import Layout
     from ..loading.arrangement import Outline
-    from ..packing.formats import Rules
+    from ..packing.arrange.formats import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def sketch(source: Source, store: Path, rules: "Rules", quality: str) -> Sketch:
     from ..checkpoints.describe import describe
     from ..checkpoints.layout import Layout
     from ..checkpoints.meta_model import build_meta_model
-    from ..packing.size_target import estimated
+    from ..packing.arrange.arrange import estimate
 
     path = Path(source.model).expanduser()
     trust = source.trust_remote_code
@@ -72,12 +72,12 @@ def sketch(source: Source, store: Path, rules: "Rules", quality: str) -> Sketch:
     if not path.exists() or _configuration_only(path):
         config = read_config(source.model, source)
         model = build_meta_model(config, config.dtype or torch.float32, trust_remote_code=trust)
-        return Sketch(model, estimated(model, describe(model), rules, {}), None, quality)
+        return Sketch(model, estimate(model, describe(model), rules, {}), None, quality)
     checkpoint = open_checkpoint(source)
     contents = checkpoint.read(checkpoint.describe(), 1 << 62)
     contents.weights.close()
     unencoded = describe(contents.model, contents.addresses)
-    planned = estimated(contents.model, unencoded, rules, contents.weights.stored())
+    planned = estimate(contents.model, unencoded, rules, contents.weights.stored())
     # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
     alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, unencoded, rules)]
     return Sketch(contents.model, planned, next(iter(bundles_of(checkpoint, store, alike)), None), quality)
@@ -107,7 +107,7 @@ def drives_of(found: Sketch, placement: Placement, places: Sequence[Path], io: I
 
     Raises ConfigError when one cannot be measured, BundleError when one is not there.
     """
-    from ..packing.striping import striped
+    from ..packing.arrange.stripes import stripe
 
     size = typical_read(streamed_lengths(found.outline.blocks, placement))
     shares: Sequence[float] = ()
@@ -119,6 +119,6 @@ def drives_of(found: Sketch, placement: Placement, places: Sequence[Path], io: I
     if not found.bundle:
         shares = speeds
         dealt = [manifest.Drive(str(place), max(1, round(speed))) for place, speed in zip(places, speeds, strict=True)]
-        found = replace(found, layout=striped(found.layout, dealt if len(places) > 1 else ()))
+        found = replace(found, layout=stripe(found.layout, dealt if len(places) > 1 else ()))
     slowest = max(share / speed for share, speed in zip(shares, speeds, strict=True))
     return found, Drives(models, reading, shares, sum(shares) / slowest)

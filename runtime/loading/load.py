@@ -28,6 +28,7 @@ from ...tiering.progress import Progress
 from ...tiering.store.bundle.manifest import Block
 from ...tiering.store.bundle.reader import Bundle
 from ...tiering.units import BlockId, format_size
+from ..checkpoints.built_model import BuiltModel
 from ..config.config import Config
 from ..config.settings import OVERRIDES
 from ..kv.adapter import PagedKV
@@ -35,7 +36,8 @@ from ..kv.cache.tier import KVTier
 from ..machine import bit_trials as verdicts
 from ..machine.reading import reading_of
 from ..modules.attach import attach
-from ..packing.pack import pack, pack_model
+from ..packing.pack import pack
+from ..packing.rules import rules_of
 from ..prefixes.prefill import is_plain
 from ..prefixes.prefix import Prefixes
 from ..routing.profiling import Recording
@@ -199,7 +201,7 @@ def load(
                 host_memory=settings.host_budget(),
                 dtype=None if dtype in (None, "auto") else dtype_of(dtype),
                 flash_limit=settings.flash_limit,
-                rules=settings.rules,
+                rules=rules_of(settings),
                 stripes=settings.store.stripes,
                 aligned=settings.aligned,
                 revision=revision,
@@ -231,11 +233,11 @@ def wrap(
         raise ConfigError("this model is already wrapped; close it and load it again to change its settings")
     device = _device(settings)
     with shown(progress) as bar:
-        bundle = pack_model(
-            model,
+        bundle = pack(
+            BuiltModel.of(model),
             store=Path(settings.store.path),
             flash_limit=settings.flash_limit,
-            rules=settings.rules,
+            rules=rules_of(settings),
             stripes=settings.store.stripes,
             aligned=settings.aligned,
             direct=settings.direct,

@@ -143,9 +143,7 @@ def _order_experts(source: Source, described: Description, routes: Routes | None
     return order_experts(routes, described.layout.blocks).orders
 
 
-def _find_target(
-    store: Path, source: Source, described: Description, order: Order, options: PackOptions
-) -> Target:
+def _find_target(store: Path, source: Source, described: Description, order: Order, options: PackOptions) -> Target:
     digest = source.digest(described, store, options.progress)
     seen = [options.calibrator.digest] if options.calibrator is not None else []
     if options.routes is not None and options.rules.size is not None:

@@ -4,10 +4,10 @@ import functools
 from pathlib import Path
 
 from ...kernels.formats.lossless import decode_speed
+from ..config.config import Config
 from ..machine.speeds import drive_rates
 from .arrange.arrange import ENCODED
 from .arrange.formats import AS_IS, Rules
-from ..config.config import Config
 
 _BESIDES = 2.0
 """Cores decode and multiply: decoding alone has to be so much faster than the drive."""

@@ -1,4 +1,4 @@
-"""Write a bundle, the last stage of packing: its blocks, journaled and with checksums, its model folder, its manifest."""
+"""Write a bundle, the last stage of packing: blocks, journaled and with checksums, its model folder, its manifest."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

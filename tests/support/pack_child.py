@@ -25,7 +25,7 @@ import transformers  # noqa: F401
 from penstock.kernels.memory.heap import trim
 from penstock.runtime.checkpoints.open import open_source
 from penstock.runtime.machine import drives
-from penstock.runtime.packing.formats import Rules
+from penstock.runtime.packing.arrange.formats import Rules
 from penstock.runtime.packing.pack import pack
 from penstock.tiering.progress import Quiet
 from penstock.tiering.store.bundle import writer

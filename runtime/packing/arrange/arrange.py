@@ -48,9 +48,7 @@ def arrange(
         return Arranged(layout)
     progress.start("measuring", layout.total_bytes)
     try:
-        return Arranged(
-            *encode_layout(layout, chosen, measure.lengths, progress.advance, equal=rules.size is None)
-        )
+        return Arranged(*encode_layout(layout, chosen, measure.lengths, progress.advance, equal=rules.size is None))
     finally:
         progress.finish()
 
@@ -72,7 +70,9 @@ class _Estimates:
             raise UnsuitableShape(f"{choice.format} takes bfloat16 weights, not {spec.dtype}")
         return (int(ENCODED * prod(spec.shape) * getattr(torch, spec.dtype).itemsize),)
 
-    def losses(self, blocks: Sequence[Block], chosen: Mapping[str, Choice], each: Callable[[Block], None]) -> list[list[float]]:
+    def losses(
+        self, blocks: Sequence[Block], chosen: Mapping[str, Choice], each: Callable[[Block], None]
+    ) -> list[list[float]]:
         """As Measure.losses, the usual errors."""
         shares = assumed_shares(self._model, self._layout, None)
         return [[error * shares[block.id] for error in WAYS[block.id.kind].values()] for block in blocks]

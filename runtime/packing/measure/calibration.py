@@ -1,4 +1,4 @@
-"""What was measured of a model with a text: which inputs of a matrix are large, how much each module and expert adds."""
+"""Measurements of a model with a text: which inputs of a matrix are large, how much each module and expert adds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,8 +12,10 @@ from ..arrange.formats import Key
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """``importance``: mean squared inputs [k] of matrices, float32. ``shares``: by how much the output of a module or an
-    expert counts, for those in layers (see arrange/shares.py)."""
+    """``importance`` has mean squared inputs [k] of matrices, float32.
+
+    ``shares`` says how much the output of a module or an expert counts, for those in layers (see arrange/shares.py).
+    """
 
     importance: Mapping[Key, torch.Tensor]
     shares: Mapping[BlockId, float]

@@ -5,13 +5,13 @@ from itertools import zip_longest
 
 from ....tiering.progress import Progress
 from ....tiering.store.bundle.manifest import Block
+from ....tiering.units import BlockId
 from ...checkpoints.weights import WeightReader
 from ..arrange.formats import Choice
 from ..arrange.planes import Lengths
 from ..arrange.size_target import WAYS
 from .calibration import Calibration
 from .errors import relative_errors, rows_of_each
-from ....tiering.units import BlockId
 
 
 class Measurements:

@@ -75,7 +75,9 @@ class EncodedWeights:
         if spec.name not in self._made:
             assert spec.packing is not None
             format_, choice = FORMATS[spec.packing.format], Choice(spec.packing.format, spec.packing.transposed)
-            rows = self._letting_go(split_slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice))
+            rows = self._letting_go(
+                split_slabs(self._weights.pieces(replace(spec, packing=None), expert), spec, choice)
+            )
             try:
                 important = of_matrix(self._importance, spec.name, expert)
                 self._made[spec.name] = format_.encode(rows, *shape_of(spec, choice), important, self._scratch.room)

@@ -15,9 +15,10 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints import gguf_weights
-from penstock.runtime.checkpoints.gguf_file import GgufFile
-from penstock.runtime.checkpoints.gguf_weights import GgufWeights
 from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.gguf_file import GgufFile
+from penstock.runtime.checkpoints.gguf_source import GgufSource
+from penstock.runtime.checkpoints.gguf_weights import GgufWeights
 from penstock.runtime.checkpoints.layout import Layout
 from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.tiering.errors import CheckpointError
@@ -205,7 +206,7 @@ def test_rows_of_heads_that_llama_cpp_has_in_another_order_come_back(
 def test_the_model_folder_has_the_configuration(tmp_path: Path):
     file = GgufFile.open(write(tmp_path / "model.gguf", "qwen3moe", mixed))
     (tmp_path / "folder").mkdir()
-    file.write_model_files(tmp_path / "folder", file.config)
+    GgufSource.open(file.path).write_model_files(tmp_path / "folder", untied=False)
     config = AutoConfig.from_pretrained(tmp_path / "folder")
     assert (config.model_type, config.num_experts, config.hidden_size) == ("qwen3_moe", EXPERTS, HIDDEN)
     assert file.dtype() == torch.bfloat16

@@ -8,8 +8,8 @@ from torch import nn
 
 from penstock.runtime.checkpoints import layout as layout_module
 from penstock.runtime.checkpoints.describe import describe
-from penstock.runtime.checkpoints.modules import is_experts
 from penstock.runtime.checkpoints.meta_model import build_meta_model
+from penstock.runtime.checkpoints.modules import is_experts
 from penstock.tiering.errors import CheckpointError, UnplaceableModule
 from penstock.tiering.store.bundle.manifest import Block
 from penstock.tiering.units import PAGE, BlockId, MiB

@@ -12,8 +12,8 @@ from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.config.values import WEIGHT_FORMATS
-from penstock.runtime.packing import encoding
-from penstock.runtime.packing.formats import AS_IS, SHORT, Rules, choices
+from penstock.runtime.packing.arrange.formats import AS_IS, SHORT, Rules, choose_formats
+from penstock.runtime.packing.stream import encoding
 from penstock.tiering.errors import CheckpointError
 from penstock.tiering.units import PAGE
 from tests.support.tiny_models import save_tiny, tiny_config
@@ -33,7 +33,7 @@ def decoded(model: PreTrainedModel, name: str) -> PreTrainedModel:
     """``model``, transformers' own, with the numbers that its matrices have in format ``name``."""
     plan = describe(model)
     weights = dict(model.named_parameters())
-    for tensor, choice in choices(model, plan, Rules(name)).items():
+    for tensor, choice in choose_formats(model, plan, Rules(name)).items():
         whole = weights[tensor].data
         for matrix in whole if whole.dim() == 3 else [whole]:
             rows = matrix.t().contiguous() if choice.transposed else matrix
@@ -84,7 +84,7 @@ def test_transposed_weights_are_encoded_by_output(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(config).to(torch.bfloat16).eval()
     model.save_pretrained(tmp_path / "gpt2")
     plan = describe(model)
-    chosen = choices(model, plan, Rules("int8"))
+    chosen = choose_formats(model, plan, Rules("int8"))
     assert chosen["transformer.h.0.mlp.c_fc.weight"].transposed
     assert not chosen["transformer.wte.weight"].transposed
     wanted = logits(decoded(transformers_own(tmp_path / "gpt2"), "int8"))
@@ -97,7 +97,7 @@ def test_transposed_weights_are_encoded_by_output(tmp_path: Path) -> None:
 def test_rules_are_for_parts() -> None:
     model = build_meta_model(tiny_config("qwen3_moe"), torch.bfloat16)
     rules = Rules("int8", experts="int4", attention=AS_IS, output="int4-64")
-    found = {name: choice.format for name, choice in choices(model, describe(model), rules).items()}
+    found = {name: choice.format for name, choice in choose_formats(model, describe(model), rules).items()}
     assert found["model.layers.0.mlp.experts.gate_up_proj"] == "int4-32"
     assert "model.layers.0.self_attn.q_proj.weight" not in found
     assert "model.embed_tokens.weight" not in found, "a token reads one row of it"

@@ -7,13 +7,13 @@ import pytest
 import penstock
 from penstock.kernels.machine.trial import ReadRate
 from penstock.runtime.config.config import Config
-from penstock.runtime.packing import exact_format
+from penstock.runtime.packing import rules
 from tests.support.tiny_models import save_tiny
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
-    exact_format.exact_format.cache_clear()
+    rules.exact_format.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,11 @@ def _forget() -> None:
 def test_lossless_is_taken_where_decoding_outruns_the_drive(
     drive: float, decoding: float, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exact_format, "drive_rates", lambda _: [ReadRate(1 << 20, 1, drive)])
-    monkeypatch.setattr(exact_format, "decode_speed", lambda: decoding)
-    assert Config.load(weights_format="auto", store=tmp_path).rules.format == found
-    assert Config.load(weights_format="auto", weights_experts="int4", store=tmp_path).rules.of("experts") == "int4-32"
+    monkeypatch.setattr(rules, "drive_rates", lambda _: [ReadRate(1 << 20, 1, drive)])
+    monkeypatch.setattr(rules, "decode_speed", lambda: decoding)
+    assert rules.rules_of(Config.load(weights_format="auto", store=tmp_path)).format == found
+    mixed = Config.load(weights_format="auto", weights_experts="int4", store=tmp_path)
+    assert rules.rules_of(mixed).of("experts") == "int4-32"
 
 
 def test_auto_loads_a_model_without_a_changed_bit(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
 from penstock.kernels.formats.registry import FORMATS
-from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.built_model import ModelWeights
-from penstock.runtime.packing.calibration import Calibration, calibrate
-from penstock.runtime.packing.formats import AS_IS, Choice, Rules, choices
-from penstock.runtime.packing.sensitivity import MOST_ROWS, assumed_shares, relative_errors
-from penstock.runtime.packing.size_target import WAYS
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.evaluation.calibrate import calibrate
+from penstock.runtime.packing.arrange.formats import AS_IS, Choice, Rules, choose_formats
+from penstock.runtime.packing.arrange.shares import assumed_shares
+from penstock.runtime.packing.arrange.size_target import WAYS
+from penstock.runtime.packing.measure.calibration import Calibration
+from penstock.runtime.packing.measure.errors import MOST_ROWS, relative_errors
 from penstock.runtime.routing.profiling import profile
 from penstock.tiering.errors import CheckpointError
 from penstock.tiering.units import BlockId
@@ -49,7 +51,7 @@ def calibration(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def losses(model: PreTrainedModel, way: Choice, importance: dict[Any, torch.Tensor], id_: BlockId) -> float:
     plan = describe(model)
     (block,) = [block for block in plan.blocks if block.id == id_]
-    chosen = choices(model, plan, Rules("int8"))
+    chosen = choose_formats(model, plan, Rules("int8"))
     (loss,) = relative_errors(block, chosen, [way], ModelWeights(model), importance, rows=MOST_ROWS)
     return loss
 

@@ -15,9 +15,10 @@ from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.checkpoints.weights import SourceFormat
 from penstock.runtime.cli.main import main
-from penstock.runtime.packing.formats import Rules
+from penstock.runtime.packing.arrange.arrange import estimate
+from penstock.runtime.packing.arrange.formats import Rules
 from penstock.runtime.packing.pack import pack
-from penstock.runtime.packing.size_target import estimated
+from penstock.runtime.packing.rules import rules_of
 from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.store.bundle.manifest import TensorSpec
@@ -107,9 +108,9 @@ def test_an_exact_matrix_is_of_the_dtype_that_can_be(folder: Path, tmp_path: Pat
     config = tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96)
     model = build_meta_model(config, torch.float32)
     plan = describe(model)
-    assert estimated(model, plan, Rules(f"fit:{2 * plan.total_bytes}"), {}).total_bytes == plan.total_bytes
+    assert estimate(model, plan, Rules(f"fit:{2 * plan.total_bytes}"), {}).total_bytes == plan.total_bytes
     half = build_meta_model(config, torch.bfloat16)
-    assert estimated(half, describe(half), Rules("fit:1GB"), {}).total_bytes < 0.75 * describe(half).total_bytes
+    assert estimate(half, describe(half), Rules("fit:1GB"), {}).total_bytes < 0.75 * describe(half).total_bytes
     with pack(folder, store=tmp_path, host_memory=32 * MiB, dtype=torch.float32, rules=Rules("fit:1GB")) as bundle:
         assert not any(spec.packing for block in bundle.manifest.blocks for spec in block.tensors)
         assert bundle.manifest.notes == ()
@@ -132,9 +133,9 @@ def test_a_plan_knows_the_size_before_anything_is_packed() -> None:
     model = build_meta_model(tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96), torch.bfloat16)
     plan = describe(model)
     for size in (600_000, 900_000):
-        assert size - 8 * PAGE < estimated(model, plan, Rules(f"fit:{size}"), {}).total_bytes <= size
+        assert size - 8 * PAGE < estimate(model, plan, Rules(f"fit:{size}"), {}).total_bytes <= size
     with pytest.raises(ConfigError, match=r"write fit:\d+ or more"):
-        estimated(model, plan, Rules("fit:4KiB"), {})
+        estimate(model, plan, Rules("fit:4KiB"), {})
 
 
 def test_what_comes_quantised_stays_so_where_there_is_room() -> None:
@@ -142,7 +143,7 @@ def test_what_comes_quantised_stays_so_where_there_is_room() -> None:
     model = build_meta_model(tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96), torch.bfloat16)
     plan = describe(model)
     name = "model.layers.0.mlp.experts.gate_up_proj"
-    found = estimated(model, plan, Rules("fit:1GB"), {name: SourceFormat("mxfp4")})
+    found = estimate(model, plan, Rules("fit:1GB"), {name: SourceFormat("mxfp4")})
     packings = [spec.packing for block in found.blocks for spec in block.tensors if spec.name == name]
     assert [packing and packing.format for packing in packings] == ["mxfp4"] * 8
     assert found.total_bytes < plan.total_bytes
@@ -211,6 +212,6 @@ def test_a_size_that_is_none_is_said(wrong: str) -> None:
 
 
 def test_only_the_whole_bundle_has_a_size() -> None:
-    assert penstock.Config().override(weights_format="fit:2GiB").rules == Rules("fit:2GiB")
+    assert rules_of(penstock.Config().override(weights_format="fit:2GiB")) == Rules("fit:2GiB")
     with pytest.raises(ConfigError, match="only format can have one"):
         penstock.Config().override(weights_experts="fit:2GiB")

@@ -13,7 +13,7 @@ import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.experts.experts import StreamedExperts
-from penstock.runtime.packing.formats import Rules, choices
+from penstock.runtime.packing.arrange.formats import Rules, choose_formats
 from penstock.runtime.tiers.expert_planes import stacks, units
 from penstock.runtime.tiers.metrics import Stats
 from penstock.tiering.errors import BundleCorrupt, BundleError, ReadError
@@ -54,7 +54,7 @@ def coarse(folder: Path, name: str) -> PreTrainedModel:
     """transformers' model with the numbers that the first planes of its experts have, and int8's elsewhere."""
     model, original = decoded(transformers_own(folder), "int8"), transformers_own(folder)
     weights = dict(model.named_parameters())
-    for tensor, choice in choices(original, describe(original), Rules(name)).items():
+    for tensor, choice in choose_formats(original, describe(original), Rules(name)).items():
         whole = original.get_parameter(tensor).data
         for expert, matrix in enumerate(whole if choice.format == name else ()):
             n, k = matrix.shape
