@@ -1,17 +1,17 @@
-# make demo | test | check | docs | soak | setup - each sets up what it needs in .venv, under constraints.txt.
+# make demo | test | check | docs | soak | wheel | setup - each sets up what it needs in .venv, under constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak check types docs format clean
+.PHONY: setup demo test soak check types docs format wheel clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard kernels/csrc/*.[ch])
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,docs,uring]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,docs,uring,build]'
 	touch $@
 
 demo: setup
@@ -42,5 +42,8 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+wheel: setup
+	$(BIN)/python -m build --outdir dist
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info kernels/_native.*

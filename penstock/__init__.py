@@ -5,10 +5,10 @@ model = penstock.load("dir-or-hub-id", host_memory="2GiB")   # a transformers mo
 model.penstock.stats()
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from . import _deprecated
+from ._version import __version__
 from .tiering.errors import (
     BudgetTooSmall,
     BundleCorrupt,
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from .runtime.loading.load import load, wrap
 
 _deprecated.install()
-
-__version__ = version("penstock")
 
 __all__ = [
     "BudgetTooSmall",

@@ -6,6 +6,7 @@
    shared out, for that is by pages and heads with scores, by heads and columns with values. */
 
 #include "bfloat16.h"
+#include "target.h"
 
 #define MOST_DIM 1024 /* numbers in a key */
 #define TILE 32       /* columns of values that are one piece of work */
@@ -53,14 +54,13 @@ static inline float scaled(float sum, float scaling, int brief)
 #if defined(__x86_64__) && defined(__GNUC__)
 #define PENSTOCK_X86
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+BEGIN_TARGET("avx2,fma")
 #define WIDTH 32
 #define NAME(x) x##_middle
 #include "attention_lanes.h"
 #undef WIDTH
 #undef NAME
-#pragma GCC pop_options
+END_TARGET
 
 #include "lanes.h"
 

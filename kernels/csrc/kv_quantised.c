@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "bfloat16.h"
+#include "target.h"
 
 #define WIDEST 32 /* numbers in a row of a strip, at most */
 #define LINE 64   /* bytes that memory delivers at a time */
@@ -72,8 +73,13 @@ static inline Words_narrow words_narrow(const uint8_t *from) { return (Words_nar
 #define PENSTOCK_X86
 #include <immintrin.h>
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#ifdef __clang__ /* which takes whole registers where vectors are that wide */
+#define WHOLE_REGISTERS "avx512f,avx512bw,avx512vl,avx512dq"
+#else
+#define WHOLE_REGISTERS "avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512"
+#endif
+
+BEGIN_TARGET("avx2,fma")
 #define LANES 8
 #define MOST 2
 #define NAME(x) x##_middle
@@ -87,10 +93,9 @@ static inline Words_middle words_middle(const uint8_t *from)
 #undef LANES
 #undef MOST
 #undef NAME
-#pragma GCC pop_options
+END_TARGET
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+BEGIN_TARGET(WHOLE_REGISTERS)
 #define LANES 16
 #define MOST 8
 #define NAME(x) x##_wide
@@ -104,7 +109,7 @@ static inline Words_wide words_wide(const uint8_t *from)
 #undef LANES
 #undef MOST
 #undef NAME
-#pragma GCC pop_options
+END_TARGET
 #endif
 
 static const struct {

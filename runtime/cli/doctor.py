@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from .options import Settings
 if TYPE_CHECKING:
     from ...kernels.devices.measure import DeviceReport
     from ...kernels.machine.machine import DriveReport, MachineReport
+    from ...kernels.native import Kernels
     from ..machine.timings import Timings
 
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -35,6 +37,7 @@ def command(settings: Settings) -> None:
     quiet_libraries()
     import psutil
 
+    from ...kernels import native
     from ...kernels.devices.measure import cuda_reports
     from ...kernels.machine import machine
     from ..machine import drivecache, timings
@@ -53,8 +56,10 @@ def command(settings: Settings) -> None:
     timings.keep(computing, config.compute.threads)
     report = machine.describe()
     file_system = file_system_of(folder, Path("/proc/self/mounts"))
+    kernels = native.describe()
     found = _Found(
         machine=report,
+        kernels=kernels,
         drive=drive,
         file_system=file_system,
         free=free,
@@ -71,6 +76,7 @@ def command(settings: Settings) -> None:
             direct=drive.direct,
             free=free,
             kept=kept is not None,
+            kernels=kernels.missing,
         ),
     )
     if settings.json:
@@ -85,6 +91,7 @@ class _Found:
     the drive's rates are, and ``reading`` how blocks are read by them."""
 
     machine: "MachineReport"
+    kernels: "Kernels"
     drive: "DriveReport"
     file_system: str
     free: int
@@ -101,6 +108,7 @@ def _fields(found: _Found) -> dict[str, Any]:
     """The fields of ``--json``."""
     return {
         "machine": asdict(found.machine),
+        "kernels": asdict(found.kernels),
         "drive": asdict(found.drive) | {"file_system": found.file_system, "free_bytes": found.free},
         "reading": asdict(found.reading) if found.reading else None,
         "kept_in": str(found.kept) if found.kept else None,
@@ -116,6 +124,7 @@ def _print(found: _Found, store: Path) -> None:
     report, drive, reading = found.machine, found.drive, found.reading
     print(f"{report.processor}, {report.cores} cores, {' '.join(report.instruction_sets)}")
     print(f"{report.system}; Python {report.python}, torch {report.torch}, transformers {report.transformers}")
+    print(f"kernels: {kernels_in_use(found.kernels)}")
     print(
         f"memory: {format_size(report.available_memory)} of {format_size(report.total_memory)} available, "
         f"{found.memory / 1e9:.1f} GB/s; host_memory would be {format_size(found.budget)}"
@@ -161,9 +170,30 @@ def _print(found: _Found, store: Path) -> None:
         say(f"penstock: warning: {note}")
 
 
-def warnings_for(*, swap_used: int, available: int, file_system: str, direct: bool, free: int, kept: bool) -> list[str]:
-    """What makes models slow or the machine stall here. Sizes in bytes. Pure."""
-    notes = []
+def kernels_in_use(found: "Kernels") -> str:
+    """Which compiled kernels compute here, in words. Pure."""
+    if not found.compiler:
+        return "none, torch computes everything"
+    kinds = (("attention", found.attention), ("products of weights", found.products), ("packed weights", found.packed))
+    threads = "on all threads" if found.openmp else "on one thread"
+    return f"{', '.join(name for name, used in kinds if used)}; {threads}, compiled by {found.compiler}"
+
+
+def warnings_for(
+    *,
+    swap_used: int,
+    available: int,
+    file_system: str,
+    direct: bool,
+    free: int,
+    kept: bool,
+    kernels: Sequence[str],
+) -> list[str]:
+    """What makes models slow or the machine stall here. Sizes in bytes. Pure.
+
+    ``kernels`` says why compiled kernels are not in use.
+    """
+    notes = list(kernels)
     if file_system in IN_MEMORY:
         notes.append(f"the store is on {file_system}, which is memory: choose a folder on a drive with --store")
     if file_system in OVER_NETWORK:

@@ -122,8 +122,7 @@ class PageAttention:
 
     def count_attention(self, probabilities: torch.Tensor) -> None:
         """All pages get the attention_score of their ``probabilities`` [Hq, R, T]."""
-        for number, mass in enumerate(self.masses(range(self.count), probabilities)):
-            self.row.keys.pages[self._first + number].attention_score += mass
+        self.layer.tier.pool.score(self.keys, self.masses(range(self.count), probabilities))
 
     def spread(self, pages: Sequence[int], probabilities: torch.Tensor, weights: torch.Tensor) -> None:
         """Put the ``probabilities`` [Hq, R, n] of the visible tokens of ``pages``, ascending and read, where they

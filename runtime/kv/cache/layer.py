@@ -459,10 +459,10 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             self._put(track, len(track.pages) - 1, page)
         return track.pages[-1]
 
-    def _page(self, plane: int, track: BlockTable, at: int, format: KVFormat) -> Page:
+    def _page(self, plane: int, track: BlockTable, at: int, format: KVFormat, score: float = 0.0) -> Page:
         shape = self.shapes[plane]
         size = format.value_bytes(shape) if plane else format.key_bytes(shape)
-        return self.tier.pool.new(track, track.first + at, size, format)
+        return self.tier.pool.new(track, track.first + at, size, format, score=score)
 
     def _put(self, track: BlockTable, at: int, page: Page) -> None:
         """``page`` takes the place of the page number ``at`` of ``track``."""
@@ -486,10 +486,9 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
             ]
             if format is not AS_IS and suits(format, *numbers):
                 for plane, track in enumerate(row.tracks):
-                    page = self._page(plane, track, at, format)
+                    page = self._page(plane, track, at, format, score=track.pages[at].attention_score)
                     encode = format.encode_values if plane else format.encode_keys
                     encode(numbers[plane], pool.view(page))
-                    page.attention_score = track.pages[at].attention_score
                     self._put(track, at, page)
             pool.seal(keys.pages[at])
             pool.seal(values.pages[at])

@@ -47,9 +47,9 @@ class Summing:
     def on_attention(self, look: PageAttention, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
         """Pages that get attention stay in memory rather than others."""
         self._weight *= _FADE
-        for page, mass in zip(pages, look.masses(pages, probabilities), strict=True):
-            for track in look.row.tracks:
-                track.pages[page].attention_score += mass * self._weight
+        scores = [mass * self._weight for mass in look.masses(pages, probabilities)]
+        for track in look.row.tracks:
+            look.layer.tier.pool.score([track.pages[page] for page in pages], scores)
 
     def expected(self, number: int, row: SequencePages) -> Iterable[Page]:
         """What the next look at a sequence will probably read: what the last one did."""

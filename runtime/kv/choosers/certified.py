@@ -67,8 +67,8 @@ class Certified(Summing):
         keys = sorted({*sure, *certificate.pages})
         values, omitted = masses.worth_reading(self._all.epsilon)
         self._all.note(look.count, len(keys), len(values), omitted)
-        for page in keys:  # those that it takes keys of, but no values, are worth their memory too
-            look.row.keys.pages[page].attention_score += _LOOKED_AT
+        # Those that it takes keys of, but no values, are worth their memory too.
+        look.layer.tier.pool.score([look.row.keys.pages[page] for page in keys], [_LOOKED_AT] * len(keys))
         self._last[number] = Last(look.query, tuple(keys), tuple(values), weakref.ref(look.row))
         return values
 

@@ -47,7 +47,7 @@ class Keeper:
             scores = masses
             if self._keeping.scored == "last":
                 scores = functional.avg_pool1d(masses[None], POOLED, 1, POOLED // 2)[0]
-            self._count(row, range(len(row.keys.pages)), _by_page(scores, tokens))
+            self._count(layer, row, range(len(row.keys.pages)), _by_page(scores, tokens))
             if self._all.by_need and queries >= PROMPT:
                 by_page = zip(row.keys.pages, _by_page(masses, tokens), strict=True)
                 self._needs[number] = [mass for page, mass in by_page if not page.is_gone]
@@ -66,7 +66,7 @@ class Keeper:
 
     def on_attention(self, look: PageAttention, number: int, pages: Sequence[int], probabilities: torch.Tensor) -> None:
         if self._keeping.scored == "all":
-            self._count(look.row, pages, look.masses(pages, probabilities))
+            self._count(look.layer, look.row, pages, look.masses(pages, probabilities))
         self._let_padding_go(look.layer, number, look.last_bias)
         self._settle(look.layer, number)
 
@@ -79,14 +79,14 @@ class Keeper:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _count(self, row: SequencePages, pages: Sequence[int], masses: Sequence[float]) -> None:
+    def _count(self, layer: PagedLayer, row: SequencePages, pages: Sequence[int], masses: Sequence[float]) -> None:
         if self._keeping.scored == "no":
             return
         self._all.counted_mass += sum(masses)
-        for number, mass in zip(pages, masses, strict=True):
-            page = row.keys.pages[number]
-            if not page.is_gone:
-                page.attention_score = mass + (page.attention_score if self._keeping.scored == "all" else 0.0)
+        found = [(row.keys.pages[number], mass) for number, mass in zip(pages, masses, strict=True)]
+        there = [(page, mass) for page, mass in found if not page.is_gone]
+        anew = self._keeping.scored != "all"
+        layer.tier.pool.score([page for page, _ in there], [mass for _, mass in there], anew=anew)
 
     def _let_padding_go(self, layer: PagedLayer, number: int, bias: torch.Tensor | None) -> None:
         """Pages that the last query does not see, at the beginning: no query will, and the next ones are the first."""

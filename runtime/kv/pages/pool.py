@@ -98,10 +98,10 @@ class PagePool:
 
     # --- pages come and go ------------------------------------------------------------------------------------------
 
-    def new(self, track: BlockTable, index: int, size: int, format: object) -> Page:
-        """An open page of ``size`` zero bytes, to be number ``index`` of ``track``. Raises BudgetTooSmall, FlashFull,
-        ReadError."""
-        page = Page(size, format, track.number, index)
+    def new(self, track: BlockTable, index: int, size: int, format: object, *, score: float = 0.0) -> Page:
+        """An open page of ``size`` zero bytes, to be number ``index`` of ``track``; ``score`` is its attention score.
+        Raises BudgetTooSmall, FlashFull, ReadError."""
+        page = Page(size, format, track.number, index, attention_score=score)
         with self._lock():
             self._check()
             self._find_room(page)
@@ -134,6 +134,12 @@ class PagePool:
         with self._lock():
             for page in pages:
                 page.refs += 1
+
+    def score(self, pages: Sequence[Page], scores: Sequence[float], *, anew: bool = False) -> None:
+        """Add ``scores`` to the attention scores of ``pages``; ``anew``: in place of what they had."""
+        with self._lock():
+            for page, score in zip(pages, scores, strict=True):
+                page.attention_score = score if anew else page.attention_score + score
 
     @property
     def most(self) -> int:

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import typer
 
+from penstock.kernels import native
 from penstock.runtime.cli import doctor, options
 from penstock.runtime.cli.bench import summarise
 from penstock.runtime.cli.generate import TOKENS, room_for, tokens_per_second
@@ -268,6 +270,7 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     assert report["kept_in"] == str(tmp_path / "cache" / "penstock" / "drives.json")
     assert report["memory_bytes_per_second"] == 1e10
     assert report["machine"]["cores"] >= 1
+    assert report["kernels"] == json.loads(json.dumps(asdict(native.describe())))
     assert Timings(**report["computing"]) == TIMINGS == timings.load("auto")
     kept = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert Path(report["kept_in"]) in kept
@@ -277,6 +280,26 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     assert "8.00 KiB" in out
     assert report["kept_in"] in out
     assert "2 in flight" in out
+    assert f"kernels: {doctor.kernels_in_use(native.describe())}" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({}, "attention, products of weights, packed weights; on all threads, compiled by gcc 12.2.0"),
+        ({"packed": False}, "attention, products of weights; on all threads, compiled by gcc 12.2.0"),
+        (
+            {"products": False, "packed": False, "openmp": False, "compiler": "clang 17.0.0"},
+            "attention; on one thread, compiled by clang 17.0.0",
+        ),
+        ({"compiler": "", "attention": False}, "none, torch computes everything"),
+    ],
+)
+def test_doctor_says_which_kernels_are_in_use(change, text):
+    whole = native.Kernels(
+        "gcc 12.2.0", openmp=True, attention=True, products=True, packed=True, features=(), missing=()
+    )
+    assert doctor.kernels_in_use(replace(whole, **change)) == text
 
 
 def test_doctor_warns():
@@ -287,6 +310,7 @@ def test_doctor_warns():
         "direct": True,
         "free": 100 * GiB,
         "kept": True,
+        "kernels": (),
     }
     assert doctor.warnings_for(**good) == []
     for change, word in (
@@ -297,6 +321,7 @@ def test_doctor_warns():
         ({"direct": False}, "page cache"),
         ({"free": GiB}, "free"),
         ({"kept": False}, "kept"),
+        ({"kernels": ("the kernels run on one thread",)}, "one thread"),
     ):
         (note,) = doctor.warnings_for(**good | change)
         assert word in note
