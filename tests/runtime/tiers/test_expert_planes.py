@@ -21,7 +21,7 @@ from penstock.tiering.policy.prefetch.refinement import MOST_READ
 from penstock.tiering.store.bundle.manifest import Block
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import BlockId, Extent
-from tests.runtime.packing.test_encoding import decoded, logits, transformers_own
+from tests.support.encoded_models import decoded, logits, transformers_own
 from tests.support.tiny_models import save_tiny
 
 SOON = 20.0

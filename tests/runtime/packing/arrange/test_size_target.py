@@ -26,7 +26,7 @@ from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import PAGE, MiB
 from tests.support.tiny_models import save_tiny, tiny_config
 
-TINY = Path(__file__).parents[3] / "examples/tiny-moe"
+TINY = Path(__file__).parents[4] / "examples/tiny-moe"
 IDS = torch.randint(3, 300, (1, 24), generator=torch.Generator().manual_seed(3))
 
 
