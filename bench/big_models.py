@@ -49,9 +49,8 @@ class BigModel:
         return build_meta_model(AutoConfig.for_model(self.kind, **self.sizes), torch.bfloat16)
 
     def outline(self, *, packed: bool = False, drives: int = 1) -> Outline:
-        """The blocks of the bundle in bfloat16, which penstock loads today; or, ``packed``, as they would be if it kept
-        what is published, the outline's data type then being named after that. They are dealt to ``drives`` equal
-        drives."""
+        """The blocks of the bundle in bfloat16, or, ``packed``, with the bytes of the published numbers. The outline's
+        data type is then named after these. They are dealt to ``drives`` equal drives."""
         model = self.skeleton()
         dtype = "bfloat16"
         if packed:

@@ -83,7 +83,7 @@ def limit_of(flash_bytes: int, used_bytes: int, machine: Machine) -> float:
 
 def name_of(case: Case) -> str:
     if case.packed and case.model.packed:
-        return f"{case.model.name}, {case.model.packed.name} (what if)"
+        return f"{case.model.name}, {case.model.packed.name}"
     return f"{case.model.name}, bfloat16"
 
 

@@ -46,10 +46,11 @@ def run(options: argparse.Namespace, texts: list[torch.Tensor], store: Path, **k
         tier = model.penstock.paged.tier
         tier.page_tokens = options.page
         logits = [_followed(model, text, options.prompt, options.step) for text in texts]
-        budgets = tier.budgets
-    if budgets is None:
+        selection = tier.selection
+    if selection is None:
         return Run(torch.cat(logits), 1.0, None)
-    return Run(torch.cat(logits), budgets.looked_at / max(1, budgets.pages), budgets.dropped_share)
+    budgets = selection.counters
+    return Run(torch.cat(logits), budgets.pages_read / max(1, budgets.pages), budgets.dropped_share)
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 import statistics
 import time
 from contextlib import closing, nullcontext
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -72,7 +71,7 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
             times.append(time.perf_counter() - start)
     after = handle.stats()
     drive.append(bundle_speed(handle.bundle, manifest, size, handle.reading))
-    return summarise(asdict(before), asdict(after), times, statistics.mean(drive)) | {
+    return summarise(before.report(), after.report(), times, statistics.mean(drive)) | {
         "prefill_tokens": prefill,
         "prefill_s": prefill_s,
         "read_size": size,
@@ -106,7 +105,7 @@ def summarise(
         "tokens_per_second_mean": len(times) / total,
         "flash_bytes_per_token": counted["flash_bytes_read"] / len(times),
         "hit_ratio": hits / (hits + misses) if hits + misses else 1.0,
-        "stall_share": counted["stall_seconds"] / total,
+        "stall_share": counted["stall_s"] / total,
         "flash_bytes_per_second": per_second,
         "drive_bytes_per_second": drive_bytes_per_second,
         "drive_fraction": per_second / drive_bytes_per_second,

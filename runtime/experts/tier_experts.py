@@ -1,24 +1,41 @@
-"""The experts of one module in one tier of memory: leased there, seen as tensors, computed on where they lie."""
+"""The experts of one module in one tier of memory: leased there, seen as tensors, computed where they lie."""
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
 
 from ...kernels.experts.experts import Expert, Recipe, expert_outputs, expert_product
-from ...kernels.experts.grouped_cuda import together
+from ...kernels.experts.grouped_cuda import group_experts
 from ...kernels.weights.packed_weight import PackedWeight
 from ...tiering.events import Slot
 from ...tiering.store.bundle.manifest import Block
 from ...tiering.units import BlockId
-from ..tiers.bridge import Bridge, Leases
-from ..tiers.planes import PlaneCounts
+from ..tiers.bridge import Bridge
+from ..tiers.compute_tier import ComputeTier
+from ..tiers.device.misses import Misses
+from ..tiers.leases import Leases
+from ..tiers.plane_counts import PlaneCounts
 from ..tiers.views import AllViews
 from .expert_groups import Groups
 from .expert_sum import Output
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertMemory:
+    """Where the experts of a model are computed."""
+
+    tier: ComputeTier
+    planes: PlaneCounts
+    """Counts the bit planes that are computed with."""
+    grouped: bool = False
+    """Whether experts may be computed together, in sums of another order."""
+    misses: Misses | None = None
+    """Decides which experts the CPU computes that are not on the device, if it may."""
 
 
 class OnSlot(NamedTuple):
@@ -49,7 +66,7 @@ def on_slot(tensors: tuple[torch.Tensor, ...], order: Sequence[int | None]) -> O
     return OnSlot(tensors, Expert(*ordered), planes)
 
 
-class Lane:
+class TierExperts:
     """Experts behind one bridge. ``native``: the CPU computes on them, and so our own products may."""
 
     def __init__(
@@ -91,14 +108,14 @@ class Lane:
             if held:
                 self.bridge.release(*held)
 
-    def arrived(self, arrived: Sequence[tuple[BlockId, Slot]], leases: Leases) -> Arrived:
-        """What of ``leases`` has ``arrived``, as it is to be computed with."""
+    def view(self, arrived: Sequence[tuple[BlockId, Slot]], leases: Leases) -> Arrived:
+        """The experts of ``leases`` that have ``arrived``, as they are to be computed with."""
         views = [self._view(block, slot, leases.finer(block)) for block, slot in arrived]
         self._planes.add([view.planes for view in views])
         experts = [(block.part, view.expert) for (block, _), view in zip(arrived, views, strict=True)]
         return Arrived(experts, leases.leased([block for block, _ in arrived]))
 
-    def one(self, block: BlockId) -> tuple[tuple[torch.Tensor, ...], list[BlockId]]:
+    def lease_one(self, block: BlockId) -> tuple[tuple[torch.Tensor, ...], list[BlockId]]:
         """The tensors of ``block``, leased, and what has to be given back for it."""
         leases = self.bridge.acquire([block])
         ((_, slot),) = leases
@@ -119,7 +136,7 @@ class Lane:
         else:
             states = [hidden[groups[number][0]] for number, _ in arrived.experts]
             experts = [expert for _, expert in arrived.experts]
-            outs = together(states, experts, self.recipe) if self._grouped else None
+            outs = group_experts(states, experts, self.recipe) if self._grouped else None
             for at, (number, expert) in enumerate(arrived.experts):
                 yield number, slice(None), expert_product(states[at], expert, self.recipe) if outs is None else outs[at]
         self.bridge.release(*arrived.leased)

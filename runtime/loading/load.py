@@ -31,20 +31,19 @@ from ...tiering.units import BlockId, format_size
 from ..checkpoints.built_model import BuiltModel
 from ..config.config import Config
 from ..config.settings import OVERRIDES
+from ..engine.engine import Engine
+from ..engine.stats import PrefixStats, Stats
 from ..kv.adapter import PagedKV
 from ..kv.cache.tier import KVTier
 from ..machine import bit_trials as verdicts
 from ..machine.reading import reading_of
-from ..modules.attach import attach
 from ..packing.pack import pack
 from ..packing.rules import rules_of
 from ..prefixes.prefill import is_plain
 from ..prefixes.prefix import Prefixes
 from ..routing.profiling import Recording
 from ..tiers.embedding_rows import row_readable
-from ..tiers.engine import Engine
 from ..tiers.expert_planes import units
-from ..tiers.metrics import Stats
 from ..tracing.replay import RunRecording
 from ..tracing.trace import Trace
 from .openings.device import check_formats, device_budget, open_device, place_above
@@ -93,17 +92,8 @@ class Handle:
     def stats(self) -> Stats:
         """Counts, bytes and seconds since the model was loaded."""
         stats = self._engine.stats()
-        if self.prefixes is None:
-            return replace(stats, prefix_problem=self._prefix_problem)
-        prompts = self.prefixes.stats()
-        return replace(
-            stats,
-            prefix_hits=prompts.hits,
-            prefix_tokens_restored=prompts.restored,
-            prefix_bytes_read=prompts.bytes_read,
-            prefix_bytes_written=prompts.written,
-            prefix_problem=prompts.problem,
-        )
+        prompts = PrefixStats(problem=self._prefix_problem) if self.prefixes is None else self.prefixes.stats()
+        return replace(stats, prefix=prompts)
 
     def synchronize(self) -> None:
         """Wait until a device has computed what the calling thread has given it: whoever measures time must. The CPU
@@ -152,7 +142,7 @@ class Handle:
         if self.prefixes is not None:
             self.prefixes.close()  # what is still to be written may lie in pages
         if self._finalizer.detach() and model is not None:
-            replace_tensors(model, self._engine.holds)
+            replace_tensors(model, self._engine.tier.holds)
         self._engine.close()
 
     def _running(self, purpose: str) -> PreTrainedModel:
@@ -307,18 +297,18 @@ def _install(
     room = max(0, budget - on_host)
     with _kv_beside(on_host, on_device):
         if device is None:
-            placement, above = place(blocks, room, embeddings=readable, scratch=scratch), None
+            placement, device_use = place(blocks, room, embeddings=readable, scratch=scratch), None
             floor = settings.host_floor
             if floor is not None:  # weights and KV have the same share of it as of the budget
                 floor = floor * placement.budget // budget
             divisions = Divisions(blocks, placement, floor=floor, embeddings=readable)
         else:
             check_formats(device, {spec.packing.format for b in moved for spec in b.tensors if spec.packing})
-            placement, above = place_above(
+            placement, device_use = place_above(
                 blocks, device, settings, host=room, kv=on_device, embeddings=readable, scratch=scratch
             )
             # What a device fetches from by itself stays where it is: nothing goes when the machine runs short.
-            divisions = Divisions([b for b in blocks if b.id in above.below], placement, floor=placement.budget)
+            divisions = Divisions([b for b in blocks if b.id in device_use.passing], placement, floor=placement.budget)
     _set_threads(settings.compute.threads)
     verdicts.load(VERDICTS)
     reading = reading_of(bundle.paths, settings.io, block=typical_read(streamed_lengths(blocks, placement)))
@@ -339,14 +329,14 @@ def _install(
                 reading=reading,
                 record=record,
                 kv=kv,
-                above=above,
+                device_use=device_use,
             )
     try:
         engine.load(progress)
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
         # Not before: until here, an error leaves a wrapped model as it was.
-        move_out(model, bundle.manifest, engine.compute)
-        attach(model, engine, None if paged is None else paged.forward)
+        move_out(model, bundle.manifest, engine.tier.compute)
+        engine.attach(model, None if paged is None else paged.forward)
     except BaseException:
         engine.close()
         raise

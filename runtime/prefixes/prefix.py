@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -25,25 +25,12 @@ from ...tiering.prefix.breakeven import Speeds, worth_reading
 from ...tiering.prefix.chain import Chain, chain_of, root_of
 from ...tiering.store.prefixes.found import Found
 from ...tiering.store.prefixes.prefixes import PrefixStore
+from ..engine.stats import PrefixStats
 from ..tiers.placeholders import CPU
 from .prefix_source import Contents, contents_of, has_state, is_supported, restore
 
 _TRIES = 4
 _LOWEST_PRIORITY = 19
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixStats:
-    """``restored`` tokens were not computed, in ``hits`` prompts of ``prompts``; ``declined`` had a prefix that would
-    have taken longer to read. ``written`` bytes; ``problem`` is what went wrong last while writing."""
-
-    prompts: int = 0
-    hits: int = 0
-    declined: int = 0
-    restored: int = 0
-    bytes_read: int = 0
-    written: int = 0
-    problem: str = ""
 
 
 class Prefixes:

@@ -2,13 +2,11 @@
 
 import functools
 import itertools
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Self
 
 from ...kernels.waiting import no_waiting
 from ...tiering.driving.driver import Driver
@@ -37,12 +35,14 @@ from ...tiering.policy.prefetch.speculation import Speculation
 from ...tiering.units import BlockId
 from ..tracing.recorder import FORWARD, Recorder
 from ..tracing.replay import RunRecording
-
-Inbox = queue.SimpleQueue[Grant | Refuse]
-"""Where the answers to one request arrive."""
+from .leases import Inbox, Leases
 
 Answer = Callable[[Grant | Refuse], None]
 """Is told each answer to a request, under the lock of the bridge that gives it."""
+
+
+Watch = Callable[["Bridge"], Coroutine[None, None, None]]
+"""Runs beside the reads of a bridge, which it may resize."""
 
 
 class Bridge:
@@ -56,7 +56,7 @@ class Bridge:
         flash: Source[Place],
         memory: Memory[Place],
         *,
-        watch: "Callable[[Bridge], Coroutine[None, None, None]] | None" = None,
+        watch: "Watch | None" = None,
         recording: RunRecording | None = None,
     ) -> None:
         """``watch`` runs beside the reads, on a loop of its own, until the end; it may resize the bridge. ``recording``
@@ -75,7 +75,7 @@ class Bridge:
         with no_waiting, self._lock:  # nothing is posted before the driver is there to read
             self._driver = Driver(flash, memory, self._landed, beside=beside)
 
-    def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> "Leases":
+    def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> Leases:
         """Lease ``blocks`` for the calling thread, or for ``stream``; they are taken from the result as they arrive.
 
         The caller gives each one back with ``release``, and closes the result if it does not take all. Raises Closed.
@@ -85,7 +85,7 @@ class Bridge:
             self._let_catch_up(stream, blocks)
         return self._request(blocks, stream)
 
-    def _request(self, blocks: Sequence[BlockId], stream: int) -> "Leases":
+    def _request(self, blocks: Sequence[BlockId], stream: int) -> Leases:
         leases = Leases(self, next(self._numbers), stream, len(blocks))
         self._open[leases.ticket] = (leases.stream, leases.inbox.put)
         try:
@@ -322,74 +322,3 @@ class Bridge:
                 _, answer = self._open.get(action.ticket, (None, None))
                 if answer is not None:
                     answer(action)
-
-
-class Leases(Iterator[tuple[BlockId, Slot]]):
-    """The leases of one request, taken as they arrive, those already resident first.
-
-    Iterating waits for the next one and raises what its read raised, or Closed. Given up early, by ``close`` or by
-    being forgotten, the rest is cancelled and what was not taken yet is given back.
-    """
-
-    def __init__(self, bridge: Bridge, ticket: int, stream: int, count: int) -> None:
-        self._bridge, self.ticket, self.stream, self.left = bridge, ticket, stream, count
-        self.inbox: Inbox = queue.SimpleQueue()
-        self._grants: dict[BlockId, Grant] = {}  # taken, with residuals
-
-    def finer(self, block: BlockId) -> tuple[Slot, ...]:
-        """Where the residuals of ``block`` lie that are leased with it."""
-        grant = self._grants.get(block)
-        return grant.finer if grant is not None else ()
-
-    def leased(self, blocks: Sequence[BlockId]) -> list[BlockId]:
-        """All that has to be given back for ``blocks``, which have been taken."""
-        if not self._grants:
-            return list(blocks)
-        return [each for block in blocks for each in (self._grants[block].leased if block in self._grants else [block])]
-
-    def __next__(self) -> tuple[BlockId, Slot]:
-        if not self.left:
-            self.close()
-            raise StopIteration
-        try:
-            answer = self.inbox.get_nowait()
-        except queue.Empty:
-            answer = self._bridge.wait(self.inbox)
-        return self._take(answer)
-
-    def here(self) -> list[tuple[BlockId, Slot]]:
-        """What has arrived and was not taken yet; does not wait."""
-        found = []
-        while self.left:
-            try:
-                answer = self.inbox.get_nowait()
-            except queue.Empty:
-                break
-            found.append(self._take(answer))
-        return found
-
-    def close(self) -> None:
-        """Give up the rest. Idempotent."""
-        left, self.left = self.left, 0
-        self._bridge.forget(self.ticket, self.inbox, withdraw=left > 0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if self.left:
-            self.close()
-
-    def _take(self, answer: Grant | Refuse) -> tuple[BlockId, Slot]:
-        if isinstance(answer, Refuse):
-            self.close()
-            raise answer.error
-        self.left -= 1
-        if answer.finer:
-            self._grants[answer.block] = answer
-        if not self.left:
-            self.close()
-        return answer.block, answer.slot

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from ...tiering.planner.counters import Counters
 from ..checkpoints.modules import is_experts, layer_of
-from ..tiers.bridge import Bridge
 from .chrome import document
 from .recorder import Recorder
 from .tracefile import destination, write
@@ -21,13 +21,20 @@ class TakesNotes(Protocol):
     recorder: Recorder | None
 
 
+class Counts(TakesNotes, Protocol):
+    """The bridge whose requests are recorded."""
+
+    def counters(self) -> Counters:
+        """A copy of the planner's totals."""
+
+
 class Trace:
     """Records from the moment it is made until ``stop``; as a context manager it stops itself."""
 
     def __init__(
         self,
         model: nn.Module,
-        bridge: Bridge,
+        bridge: Counts,
         files: Sequence[str],
         path: str | Path,
         *,

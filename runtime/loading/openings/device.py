@@ -12,7 +12,7 @@ from ....tiering.policy.placement.placement import Placement, SizedBlock, with_w
 from ....tiering.policy.placement.tiered import place_in_tiers
 from ....tiering.units import BlockId, GiB, format_size, parse_size
 from ...config.config import Config
-from ...tiers.device.tier import Above
+from ...tiers.device.tier import DeviceUse
 
 EMULATED = "emulated"
 
@@ -91,13 +91,13 @@ def place_above(
     kv: int,
     embeddings: Mapping[BlockId, bool],
     scratch: int,
-) -> tuple[Placement, Above]:
+) -> tuple[Placement, DeviceUse]:
     """What is where in ``host`` bytes of host memory, and on ``device`` above it, beside ``kv`` bytes there; see
     place_in_tiers. Raises BudgetTooSmall, DeviceFull and ConfigError."""
     budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch, kv)
     room = max(0, budget - kv)
     tiers = place_in_tiers(blocks, device=room, host=host, embeddings=embeddings, scratch=scratch)
-    below = frozenset(block.id for block in tiers.below)
+    passing = frozenset(block.id for block in tiers.below)
     experts = settings.experts
-    aside, grouped = experts.misses == "auto", experts.products == "grouped"
-    return tiers.host, Above(device, tiers.device, below, aside=aside, grouped=grouped)
+    on_host, grouped = experts.misses == "auto", experts.products == "grouped"
+    return tiers.host, DeviceUse(device, tiers.device, passing, host_experts=on_host, grouped=grouped)

@@ -11,7 +11,8 @@ from ....tiering.events import Event, Expect, Read
 from ....tiering.planner.planner import Planner
 from ....tiering.planner.relay import expected
 from ....tiering.units import BlockId
-from ..bridge import Bridge, Inbox
+from ..bridge import Bridge
+from ..leases import Inbox
 from .uplink import DeviceMemory, Uplink
 
 

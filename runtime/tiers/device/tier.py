@@ -33,44 +33,50 @@ class DeviceUsage:
     straight_seconds: float = 0.0
 
 
-class Above(NamedTuple):
-    """A device, what of a model lies where in its budget, and which blocks pass through host memory; whether the CPU
-    may compute experts ``aside``, with its own bits; the device may compute several ``grouped``, in sums of another
-    order."""
+class DeviceUse(NamedTuple):
+    """How a model uses a device."""
 
     device: Device
     placement: Placement
-    below: frozenset[BlockId]
-    aside: bool = False
+    """Where its weights lie in the budget of the device's memory."""
+    passing: frozenset[BlockId]
+    """The blocks that pass through host memory."""
+    host_experts: bool = False
+    """Whether the CPU may compute experts that are not on the device, with its own bits."""
     grouped: bool = False
+    """Whether the device may compute several experts together, in sums of another order."""
 
 
 class DeviceTier:
-    """Made over the host tier's ``host`` bridge and ``arena``, for a planner as ``setup`` has it. Raises DeviceFull."""
+    """Weights of one model in a device's memory."""
 
-    def __init__(self, above: Above, setup: Setup, below: Setup, bundle: Bundle, host: Bridge, arena: Arena) -> None:
-        self.device, self.placement = above.device, above.placement
+    def __init__(
+        self, use: DeviceUse, setup: Setup, host_setup: Setup, bundle: Bundle, host: Bridge, arena: Arena
+    ) -> None:
+        """Over the host tier's bridge ``host`` and its ``arena``. Planners are as ``setup`` and ``host_setup`` say.
+        Raises DeviceFull."""
+        self.device, self.placement = use.device, use.placement
         planner = setup.planner()
         try:
-            self.arena = above.device.arena(max(planner.residency.capacity, 1))
+            self.arena = use.device.arena(max(planner.residency.capacity, 1))
         except MemoryError as error:
-            free, total = above.device.memory()
+            free, total = use.device.memory()
             raise DeviceFull(
-                f"{above.device.name} has no {format_size(planner.residency.capacity)} in one piece: "
+                f"{use.device.name} has no {format_size(planner.residency.capacity)} in one piece: "
                 f"{format_size(free)} of {format_size(total)} are free; lower device_memory, or end what takes the rest"
             ) from error
-        above.device.lock_pages(arena)  # where that fails, copies are right all the same
+        use.device.lock_pages(arena)  # where that fails, copies are right all the same
         fences: Fences[Mark] = Fences()
-        self._copies = above.device.copies()
+        self._copies = use.device.copies()
         try:
-            self._straight = StraightUp(bundle, above.device, self._copies, fences)
+            self._straight = StraightUp(bundle, use.device, self._copies, fences)
         except BaseException:
             self._copies.close()
             self.arena.close()
             raise
-        relay = Relay(order_of(below.homes))
-        self.uplink = Uplink(host, arena, below.homes.__contains__, relay, self._copies, fences, self._straight)
-        self.bridge = DeviceBridge(planner, self.uplink, DeviceMemory(self.arena), above.device, fences, host)
+        relay = Relay(order_of(host_setup.homes))
+        self.uplink = Uplink(host, arena, host_setup.homes.__contains__, relay, self._copies, fences, self._straight)
+        self.bridge = DeviceBridge(planner, self.uplink, DeviceMemory(self.arena), use.device, fences, host)
 
     @property
     def compute(self) -> torch.device:

@@ -160,7 +160,7 @@ def test_a_model_is_collected_by_a_thread_that_must_not_wait(
         assert not closed.is_set()
     assert closed.wait(SOON)
     with pytest.raises(ValueError, match="closed"):
-        engine.arena.view(0, 0)
+        engine.tier.arena.view(0, 0)
 
 
 @pytest.mark.parametrize(("torchs", "usable", "wanted", "found"), [(3, 2, "auto", 2), (2, 3, "auto", 2), (1, 1, 3, 3)])

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints.describe import describe
-from penstock.runtime.experts.experts import StreamedExperts
+from penstock.runtime.engine.stats import Stats
+from penstock.runtime.experts.fast import FastExperts
 from penstock.runtime.packing.arrange.formats import Rules, choose_formats
 from penstock.runtime.tiers.expert_planes import stacks, units
-from penstock.runtime.tiers.metrics import Stats
 from penstock.tiering.errors import BundleCorrupt, BundleError, ReadError
 from penstock.tiering.policy.prefetch.refinement import MOST_READ
 from penstock.tiering.store.bundle.manifest import Block
@@ -184,16 +184,16 @@ def test_both_ways_of_a_trial_see_the_same_planes(
     small_floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though residuals come in between."""
-    lean = StreamedExperts._lean
+    fast = FastExperts.run
 
-    def then_wait(self: StreamedExperts, *args: torch.Tensor) -> torch.Tensor:
-        out = lean(self, *args)
+    def then_wait(self: FastExperts, *args: torch.Tensor) -> torch.Tensor:
+        out = fast(self, *args)
         driver = self._bridge._driver
         with driver._lock:
             assert driver._idle.wait_for(lambda: not driver._flying, SOON)
         return out
 
-    monkeypatch.setattr(StreamedExperts, "_lean", then_wait)
+    monkeypatch.setattr(FastExperts, "run", then_wait)
     with load(small_floats, tmp_path, "adaptive", host_memory="1GiB") as model:
         logits(model)
         assert model.penstock.stats().refine_bytes > 0

@@ -97,12 +97,12 @@ def test_shrinks_to_the_floor_at_rest_and_grows_back_whole(
         squeeze = Squeeze(model, machine)
         whole = model.penstock.stats()
         engine = model.penstock._engine
-        before = engine.arena.resident_bytes()
+        before = engine.tier.arena.resident_bytes()
         squeeze(SHORT)
         small = model.penstock.stats()
         assert small.host_limit == small.host_floor
         assert small.resident_bytes <= small.host_bytes <= small.host_floor
-        assert engine.arena.resident_bytes() <= before - (whole.resident_bytes - small.resident_bytes)
+        assert engine.tier.arena.resident_bytes() <= before - (whole.resident_bytes - small.resident_bytes)
         assert equal(expected, logits(model))
         assert model.penstock.stats().resident_bytes <= small.host_floor
         squeeze(PLENTY)

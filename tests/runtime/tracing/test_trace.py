@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 import penstock
-from penstock.runtime.tiers.metrics import Stats
+from penstock.runtime.engine.stats import Stats
 from penstock.runtime.tracing.chrome import KINDS
 from penstock.runtime.tracing.recorder import Recorder
 from penstock.tiering.store.bundle.flash import BundleFlash

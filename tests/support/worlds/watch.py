@@ -294,6 +294,4 @@ class Watch(Ledger):
     def check_done(self) -> None:
         """Nobody waits any more."""
         assert not any(stream.ticket is not None for stream in self.streams.values()), "left waiting"
-        assert not self.planner._tickets
-        assert not self.planner._queue
-        assert not self.planner._waiting
+        assert self.planner.idle

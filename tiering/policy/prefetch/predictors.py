@@ -8,6 +8,10 @@ wanted for something else. Whether guessing pays at all is for ``Speculation`` t
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+ROUTER, CO_ACTIVATION, BOTH = "router", "co-activation", "both"
+"""The next layer's own router on the input of the present layer; experts used one after the other; the experts that
+both name."""
+
 _EVERY = 16
 """One forward in so many is a trial of all predictors."""
 _KEEP = 0.95  # of what was measured before, per trial

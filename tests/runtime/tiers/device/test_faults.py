@@ -209,7 +209,7 @@ def test_what_was_leased_when_the_model_was_closed_is_no_more(
     looked_at = getattr(owner, name)
 
     def close_before(*args: Any) -> Any:
-        engine.arena.close()
+        engine.tier.arena.close()
         for reader in engine.rows.values():
             reader.close()
         return looked_at(*args)
