@@ -1,16 +1,16 @@
-"""The weight formats that a configuration asks for. "auto" is the faster of those that keep every bit."""
+"""The formats that settings ask for. Where they leave it open, the faster of the two that keep every bit."""
 
 import functools
 from pathlib import Path
 
 from ...kernels.formats.lossless import decode_speed
-from ..config.config import Config
+from ..config.settings import Weights
 from ..machine.speeds import drive_rates
 from .arrange.arrange import ENCODED
 from .arrange.formats import AS_IS, Rules
 
 _BESIDES = 2.0
-"""Cores decode and multiply: decoding alone has to be so much faster than the drive."""
+"""Cores decode and multiply: decoding alone must be this many times faster than the drive."""
 
 
 @functools.cache
@@ -23,9 +23,11 @@ def exact_format(store: Path) -> str:
     return "lossless" if decode_speed() >= _BESIDES * drive / ENCODED else AS_IS
 
 
-def rules_of(settings: Config) -> Rules:
-    """The format of each part of a model. Raises ConfigError where "auto" needs the store's drive measured, and that
-    cannot be."""
-    formats: dict[str, str] = settings.weights.model_dump(exclude={"quality"})
+def choose_rules(weights: Weights, store: Path) -> Rules:
+    """The format of each part of a model, by the settings ``weights``, for a bundle in ``store``.
+
+    Raises ConfigError where "auto" needs the store's drive measured, and that cannot be.
+    """
+    formats: dict[str, str] = weights.model_dump(exclude={"quality"})
     given = {part: name for part, name in formats.items() if name != "auto"}
-    return Rules(**{"format": given.get("format") or exact_format(settings.store.path)} | given)
+    return Rules(**{"format": given.get("format") or exact_format(store)} | given)
