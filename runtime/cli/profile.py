@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...tiering.errors import TextError, TraceError
+from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
 from ..tracing.tracefile import destination, write
 from .console import print_json, print_table, quiet_libraries, say, waiting
-from .opening import load_model, open_files, read_tokenizer
 from .options import Settings, Source
 from .text import WINDOW, beginning, encode, read_text, window_size
 
@@ -77,9 +77,10 @@ def _record(
         ids = _encode(tokenizer, content, name, tokens)
         first = beginning(tokenizer)
         size = window_size(window, len(first), opened.positions, "--window")
+        from ..loading.load import load_opened
         from ..routing.profiling import profile
 
-        model = load_model(source, config, bar)
+        model = load_opened(opened, config, bar)
         with closing(model.penstock):
             each = len(tokenizer.decode(ids).encode()) / len(ids)
             bar.start("reading the text", round(len(ids) * each))
@@ -103,10 +104,10 @@ def _check_experts(config: Any, source: Source) -> None:
     """Raise TraceError for a model without experts, before it is packed."""
     import torch
 
-    from ..checkpoints.meta_model import skeleton
+    from ..checkpoints.meta_model import build_meta_model
     from ..routing.profiling import experts_of
 
-    if not experts_of(skeleton(config, torch.bfloat16, trust_remote_code=source.trust_remote_code)):
+    if not experts_of(build_meta_model(config, torch.bfloat16, trust_remote_code=source.trust_remote_code)):
         raise TraceError(f"{source.model} has no experts that penstock streams one by one: there is nothing to profile")
 
 

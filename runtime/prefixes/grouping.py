@@ -3,7 +3,7 @@
 One call for several blocks is faster: a block of its own with others before it gets a mask, and attention to what the
 mask hides. torch's attention on CPUs takes keys TILE at a time, whatever their number; what a mask hides adds zeros. So
 where blocks are made of whole tiles, and all else computes every row by itself, each token gets the same bits in any
-call. Whether that holds for a model on this machine is tried once, on one prompt, and kept with the other verdicts
+call. Whether that holds for a model on this machine is tried once, on one prompt, and kept with the other trials
 about numbers of rows.
 """
 
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ...kernels.products.row_parts import BIT_TRIALS, leaves_nothing
-from ..checkpoints.layout import is_experts, layer_of
+from ..checkpoints.modules import is_experts, layer_of
 from ..modules.chunks import is_library_code
 
 TILE = 512
