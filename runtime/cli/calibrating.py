@@ -13,8 +13,8 @@ from .text import beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
-    from ..packing.calibration import Calibration
-    from ..packing.formats import Rules
+    from ..packing.arrange.formats import Rules
+    from ..packing.measure.calibration import Calibration
 
 TOKENS = 4096
 """Most tokens of the text that are read."""
@@ -56,13 +56,13 @@ class TextCalibrator:
     @property
     def digest(self) -> str:
         """SHA-256 of the tokens."""
-        from ..packing.calibration import digest_of
+        from ..evaluation.calibrate import digest_windows
 
-        return digest_of(self.windows)
+        return digest_windows(self.windows)
 
     def __call__(self) -> "Calibration":
+        from ..evaluation.calibrate import calibrate
         from ..loading.load import load_opened
-        from ..packing.calibration import calibrate
 
         each = self.length / sum(map(len, self.windows))
         original = self.config.model_copy(update={"weights": Weights()})

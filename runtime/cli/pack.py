@@ -81,8 +81,8 @@ def command(
 def _pack(source: Source, config: Config, routes: "Routes | None", text: str | None, bar: "Progress") -> "Bundle":
     """Open the bundle ``source``, or pack ``source`` into one, calibrated with the ``text`` if one is given."""
     from ...tiering.store.bundle.reader import Bundle
-    from ..packing.exact_format import choose_rules
     from ..packing.pack import pack
+    from ..packing.rules import choose_rules
 
     if is_bundle(source.model) and text is None:
         return Bundle.open(Path(source.model).expanduser(), direct=config.direct)
@@ -107,9 +107,9 @@ def _pack(source: Source, config: Config, routes: "Routes | None", text: str | N
 
 def _by_layer(routes: "Routes", manifest: Manifest) -> list[dict[str, Any]]:
     """The reads that the order by use saves in each layer whose experts can be read together."""
-    from ..packing.expert_order import arrange
+    from ..packing.arrange.expert_order import order_experts
 
-    arrangement = arrange(routes, manifest.blocks)
+    arrangement = order_experts(routes, manifest.blocks)
     return [
         {
             "path": path,

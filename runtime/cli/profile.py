@@ -104,10 +104,10 @@ def _check_experts(config: Any, source: Source) -> None:
     """Raise TraceError for a model without experts, before it is packed."""
     import torch
 
-    from ..checkpoints.meta_model import skeleton
+    from ..checkpoints.meta_model import build_meta_model
     from ..routing.profiling import experts_of
 
-    if not experts_of(skeleton(config, torch.bfloat16, trust_remote_code=source.trust_remote_code)):
+    if not experts_of(build_meta_model(config, torch.bfloat16, trust_remote_code=source.trust_remote_code)):
         raise TraceError(f"{source.model} has no experts that penstock streams one by one: there is nothing to profile")
 
 

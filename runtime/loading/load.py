@@ -12,12 +12,12 @@ from ...kernels.memory.heap import bound_kernel_caches
 from ...tiering.errors import ConfigError
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.reader import Bundle
-from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.gguf_file import GgufFile
+from ..checkpoints.built_model import BuiltModel
+from ..checkpoints.source import Source
 from ..config.config import Config
 from ..config.settings import OVERRIDES
-from ..packing.exact_format import choose_rules
-from ..packing.pack import pack, pack_model
+from ..packing.pack import pack
+from ..packing.rules import choose_rules
 from .handle import Handle
 from .install import closed_on_error, install
 from .opening import OpenedModel
@@ -70,7 +70,7 @@ def load_opened(opened: OpenedModel, settings: Config, progress: Progress) -> Pr
 
 
 def _find_bundle(
-    source: str | Path | Checkpoint | GgufFile,
+    source: str | Path | Source,
     settings: Config,
     dtype: torch.dtype | str | None,
     revision: str | None,
@@ -121,8 +121,8 @@ def wrap(
         raise ConfigError("this model is already wrapped; close it and load it again to change its settings")
     device = _open_device(settings)
     with shown(progress) as bar:
-        bundle = pack_model(
-            model,
+        bundle = pack(
+            BuiltModel.of(model),
             store=settings.store.path,
             flash_limit=settings.flash_limit,
             rules=choose_rules(settings.weights, settings.store.path),

@@ -12,8 +12,8 @@ from ...tiering.errors import BundleError, CheckpointError, ConfigError
 from ...tiering.store.bundle.manifest import Block, Manifest
 from ...tiering.store.bundle.reader import Bundle
 from ...tiering.units import BlockId
-from ..checkpoints.layout import layout
-from ..checkpoints.meta_model import skeleton
+from ..checkpoints.describe import describe
+from ..checkpoints.meta_model import build_meta_model
 from ..tiers.placeholders import placeholder
 
 
@@ -27,7 +27,7 @@ def bare_model(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any])
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(bundle.model_folder, trust_remote_code=trust_remote_code)
-        bare = skeleton(config, dtype_of(bundle.manifest.dtype), trust_remote_code=trust_remote_code)
+        bare = build_meta_model(config, dtype_of(bundle.manifest.dtype), trust_remote_code=trust_remote_code)
         _check_layout(bare, bundle)
         model: PreTrainedModel = type(bare).from_pretrained(
             None,
@@ -99,7 +99,7 @@ def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
     no others."""
     expected, found = (
         {_content(block) for block in blocks if block.id.kind != "residual"}
-        for blocks in (layout(bare).blocks, bundle.manifest.blocks)
+        for blocks in (describe(bare).blocks, bundle.manifest.blocks)
     )
     if expected != found:
         block, _ = min(expected ^ found, key=str)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.loading.outline import outline_model
 from penstock.runtime.machine.timings import Timings
 from penstock.runtime.planning.assumed import assumed_routes
@@ -34,8 +34,8 @@ PROMPT = 200
 
 
 def outline(name: str) -> Outline:
-    model = skeleton(tiny_config(name), torch.float32)
-    return outline_model(model, layout(model))
+    model = build_meta_model(tiny_config(name), torch.float32)
+    return outline_model(model, describe(model))
 
 
 def forecast(
