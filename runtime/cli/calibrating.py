@@ -1,4 +1,4 @@
-"""The text that ``penstock pack`` calibrates formats with: what is wrong is said before anything is packed."""
+"""The text that ``penstock pack`` calibrates formats with. Errors in it are found before anything is packed."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from ..packing.measure.calibration import Calibration
 
 TOKENS = 4096
-"""Tokens of the text that are read, at most."""
+"""Most tokens of the text that are read."""
 LEAST = 64
-"""Tokens below which inputs of matrices are not known."""
+"""Fewest tokens that tell enough about the inputs of matrices."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextCalibrator:
-    """Has the original, whose files are ``opened``, read ``windows``, of a text of ``length`` bytes."""
+    """A calibrator: the original, whose files are ``opened``, reads ``windows`` of a text of ``length`` bytes."""
 
     opened: OpenedModel
     config: Config
@@ -55,6 +55,7 @@ class TextCalibrator:
 
     @property
     def digest(self) -> str:
+        """SHA-256 of the tokens."""
         from ..evaluation.calibrate import digest_windows
 
         return digest_windows(self.windows)

@@ -41,11 +41,11 @@ def install(
     progress: Progress,
     record: str | Path | None,
 ) -> PreTrainedModel:
-    """Have ``model``, which has the layout of ``bundle``, compute with the weights in there, on ``device`` if there is
-    one; the model itself is given back, with a Handle. ``record`` is the file for a recording.
+    """Make ``model``, built with the layout of ``bundle``, compute with the weights in there, on ``device`` if there is
+    one. Returns the model itself, with a Handle. ``record`` is the file for a recording.
 
-    Raises PenstockError: BudgetTooSmall, ConfigError, DeviceFull, TraceError, BundleError. Until weights were moved
-    out, an error leaves the model as it was.
+    Raises PenstockError: BudgetTooSmall, ConfigError, DeviceFull, TraceError, BundleError. An error before the weights
+    are moved out leaves the model as it was.
     """
     manifest = bundle.manifest
     quality, drives = settings.weights.quality, len(manifest.drive_bytes)
@@ -63,7 +63,7 @@ def install(
     try:
         engine.load(progress)
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
-        # Not before: until here, an error leaves a wrapped model as it was.
+        # Not earlier: until here, an error leaves a wrapped model as it was.
         move_out(model, manifest, engine.tier.compute)
         engine.attach(model, None if paged is None else paged.forward)
     except BaseException:
@@ -104,7 +104,8 @@ def _build_engine(
 def _open_prefixes(
     settings: Config, model: PreTrainedModel, bundle: Bundle, tier: KVTier | None
 ) -> Prefixes | str | None:
-    """Kept prompts, None where none are asked for, or why there are none: the model can do without."""
+    """The kept prompts; None where none are asked for; the reason why they cannot be kept, since the model runs without
+    them too."""
     if settings.prefix_quota is None:
         return None
     try:
@@ -115,7 +116,7 @@ def _open_prefixes(
 
 
 def _set_threads(wanted: int | str) -> None:
-    """Have torch compute with ``wanted`` threads; "auto": as it would, but with no more than may run at a time."""
+    """Let torch compute with ``wanted`` threads; "auto": its own number, at most the cores that may run at a time."""
     threads = min(torch.get_num_threads(), usable_cores()) if wanted == "auto" else int(wanted)
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
