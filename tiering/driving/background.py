@@ -1,4 +1,4 @@
-"""A task beside the reads, on an asyncio loop in a thread of its own; no read passes through it."""
+"""A background task on an asyncio loop, in a thread of its own. No read passes through it."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,9 @@ from ...kernels.waiting import may_wait
 Work = Callable[[], Coroutine[None, None, None]]
 
 
-class Beside:
-    """Runs ``work`` until it is done, or ``close``. What it raises is a bug, reported as its thread's own."""
+class BackgroundTask:
+    """Runs ``work`` until it is done or ``close`` is called. An error that it raises is a bug, reported by the
+    thread."""
 
     def __init__(self, work: Work) -> None:
         self._loop = asyncio.new_event_loop()
@@ -20,9 +21,9 @@ class Beside:
         self._thread.start()
 
     def close(self) -> None:
-        """Cancel it, and wait for its end. Idempotent, from any thread.
+        """Cancel the work and wait for its end. Idempotent, from any thread.
 
-        It does not wait in the middle of that work or where ``may_wait`` forbids it: the garbage collector may call it.
+        Called from the work itself, or where ``may_wait`` forbids it, it does not wait: the garbage collector may call.
         """
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
             self._loop.call_soon_threadsafe(self._task.cancel)
