@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ...kernels.products.row_parts import VERDICTS, leaves_nothing
-from ..checkpoints.layout import is_experts, layer_of
+from ..checkpoints.modules import is_experts, layer_of
 from ..modules.chunks import is_library_code
 
 TILE = 512

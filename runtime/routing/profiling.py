@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ...tiering.errors import TraceError
-from ..checkpoints.layout import is_experts
+from ..checkpoints.modules import is_experts
 from .router import router_of
 from .routes import RoutedLayer, Routes, encode, narrow
 

@@ -66,17 +66,28 @@ def kv_device_bytes(settings: Config, weights: int) -> int:
     return kv.device
 
 
+def least_kv_host(kv_host: int, model: Any) -> int:
+    """Bytes of ``kv_host`` that KV of a model with the configuration ``model`` cannot do without."""
+    return least_kv(kv_host, min(2 * LARGE * _layers(model), int(OPEN * kv_host)), LEAST_PASSING)
+
+
+def _layers(model: Any) -> int:
+    """Layers of a model with the configuration ``model``, about."""
+    return getattr(model.get_text_config(decoder=True), "num_hidden_layers", 1)
+
+
 def kv_tier(
     settings: Config,
     reading: Reading,
     model: Any,
-    budget: int,
+    floor: int,
     device: Device | None = None,
     on_device: int = 0,
 ) -> KVTier | None:
     """Where KV lies, for a model with the configuration ``model``; None where transformers keeps it. ``reading`` is how
-    the store's drive is read best, ``budget`` that of weights and KV together. With a ``device`` to compute on,
-    ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can take no file, DeviceFull."""
+    the store's drive is read best; ``floor`` bytes of host memory stay when the machine runs short of it. With a
+    ``device`` to compute on, ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can
+    take no file, DeviceFull."""
     selection = _selection(settings.kv)
     if settings.kv_host is None:
         for key in ("attention", "format", "flash"):
@@ -85,13 +96,6 @@ def kv_tier(
         return None
     spill = Spill(settings.store.path / "kv", open_reader(reading), direct=settings.direct)
     decoder = model.get_text_config(decoder=True)
-    layers = getattr(decoder, "num_hidden_layers", 1)
-    newest = min(2 * LARGE * layers, int(OPEN * settings.kv_host))
-    floor = least_kv(settings.kv_host, newest, LEAST_PASSING)
-    if device is not None:  # what a device fetches from by itself stays where it is
-        floor = settings.kv_host
-    elif settings.host_floor is not None:
-        floor = max(floor, settings.host_floor * settings.kv_host // budget)
     pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit, floor=floor)
     encoding = Encoding(settings.kv.format)
     try:
@@ -102,7 +106,7 @@ def kv_tier(
     return KVTier(
         pool,
         min(int(settings.kv_host * STAGING), MOST_STAGING),
-        layers=layers,
+        layers=_layers(model),
         positions=getattr(decoder, "max_position_embeddings", None),
         page_tokens=None if selection is None and encoding.keeps else CHOSEN_TOKENS,
         encoding=encoding,

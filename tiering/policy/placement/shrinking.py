@@ -113,6 +113,13 @@ class Divisions:
         self._rest.reverse()
         self._largest.reverse()
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both divide alike at every limit: they come from equal blocks, placement and floor."""
+        return isinstance(other, Divisions) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.floor, self.ceiling, self.bound, self.elastic))
+
     def read_only_by_row(self, block: BlockId) -> bool:
         """Whether ``block`` is only read by row when it is not kept."""
         return block in self._rows
