@@ -66,7 +66,7 @@ class Release:
 class Expect:
     """Blocks that a stream will ask for next, soonest first: ``certain``, then ``guessed``. It replaces the last one.
 
-    The guess took ``seconds``. ``finer`` are residuals of the experts computed now, the most important first. They are
+    The guess took ``seconds``. ``residuals`` are those of the experts computed now, the most important first. They are
     used if they are resident, and never waited for.
     """
 
@@ -74,7 +74,7 @@ class Expect:
     certain: tuple[BlockId, ...]
     guessed: tuple[BlockId, ...]
     seconds: float
-    finer: tuple[BlockId, ...] = ()
+    residuals: tuple[BlockId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +115,18 @@ Event = Begin | End | Acquire | Release | Expect | Cancel | ReadDone | ReadFaile
 class Grant(NamedTuple):
     """``block``, in ``slot``, is leased to the owner of ``ticket``.
 
-    ``finer`` are the slots of its residuals in memory, up to the first one that is missing. They are leased too.
+    ``residual_slots`` are those of its residuals in memory, up to the first one that is missing. They are leased too.
     """
 
     ticket: int
     block: BlockId
     slot: Slot
-    finer: tuple[Slot, ...] = ()
+    residual_slots: tuple[Slot, ...] = ()
 
     @property
     def leased(self) -> tuple[BlockId, ...]:
         """All blocks leased by this grant."""
-        return self.block, *(self.block.residual(plane) for plane in range(1, len(self.finer) + 1))
+        return self.block, *(self.block.residual(plane) for plane in range(1, len(self.residual_slots) + 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ class Driver(Generic[Place]):
     A completion is posted on the thread that saw the bytes arrive, and the reads that follow start there. The planner
     bounds the reads in flight, so every read goes to the flash at once. No read is cancelled, since the drive would go
     on writing into its slot. An error raised by ``post`` is a bug, left to the flash's thread. Other reads go on. The
-    task ``beside``, if given, runs until ``close``, on a loop and a thread of its own.
+    task ``beside``, if given, runs until ``close``, on the background loop.
     """
 
     def __init__(

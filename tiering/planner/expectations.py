@@ -42,7 +42,7 @@ class Expectations:
             self._came_true(block)
         self._expect_instead(
             event.stream,
-            dict.fromkeys(event.finer, Purpose.REFINE)
+            dict.fromkeys(event.residuals, Purpose.REFINE)
             | dict.fromkeys(event.guessed, Purpose.GUESS)
             | dict.fromkeys(event.certain, Purpose.CERTAIN),
         )

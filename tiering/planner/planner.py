@@ -135,7 +135,7 @@ class Planner:
                 if not wanted and not any(self._homes[block].region == STREAM for block in event.blocks):
                     return actions  # room that nobody wants
             case Expect():
-                self._policies[RESIDUALS].used(event.finer)
+                self._policies[RESIDUALS].used(event.residuals)
                 self._expectations.expect(event)
             case ReadDone():
                 self._read_done(event, actions, now)
@@ -262,14 +262,14 @@ class Planner:
 
     def _grant(self, number: int, stream: Stream, block: BlockId, slot: Slot, actions: list[Action]) -> None:
         self.residency.lease(block, stream)
-        finer: list[Slot] = []
+        residual_slots: list[Slot] = []
         for residual in self._refinement.residuals(block):
             there = self.residency.slot(residual)
             if there is None:
                 break
             self.residency.lease(residual, stream)
-            finer.append(there)
-        actions.append(Grant(number, block, slot, tuple(finer)))
+            residual_slots.append(there)
+        actions.append(Grant(number, block, slot, tuple(residual_slots)))
 
     def _count(self, block: BlockId, hit: bool) -> None:
         name = f"{block.kind}_{'hits' if hit else 'misses'}"
