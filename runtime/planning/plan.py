@@ -21,11 +21,11 @@ from ..loading.arrangement import arrange_model, find_budgets
 from ..loading.opening import ModelSource
 from ..loading.openings.device import open_device
 from ..machine.speeds import existing
-from ..routing.routes import Routes
+from ..routing.routed import RoutedTokens
 from . import reference
 from .assumed import assumed_routes
 from .flash_room import flash_free
-from .forecast import Devices, Forecast, Forecaster, routed_tokens
+from .forecast import Devices, Forecast, Forecaster, count_routed
 from .kv_size import kv_bytes, kv_layers
 from .report import BudgetForecast, KvPlan, Plan, Speeds
 from .sketch import ModelSketch, PlannedDrives, deal_to_drives, sketch_model
@@ -42,7 +42,7 @@ def plan(
     trust_remote_code: bool = False,
     prompt_tokens: int = PROMPT_TOKENS,
     context: int | None = None,
-    routes: Routes | None = None,
+    routes: RoutedTokens | None = None,
     **overrides: Any,
 ) -> Plan:
     """Say whether ``source`` fits, what goes where, how fast it will be, and what more memory would buy, by simulating
@@ -89,7 +89,7 @@ class BudgetForecasts:
         settings: Config,
         budgets: MemoryBudgets,
         device: Device | None,
-        routes: Routes | None,
+        routes: RoutedTokens | None,
         prompt_tokens: int,
         kv: KvLoad | None,
     ) -> None:
@@ -99,7 +99,7 @@ class BudgetForecasts:
         self.routing = None if not layers else routes.text if routes else "assumed"
         """The text of the routing trace, or "assumed"; None without experts."""
         if layers and routes is None:
-            routes = assumed_routes(layers, routed_tokens(layers, prompt_tokens))
+            routes = assumed_routes(layers, count_routed(layers, prompt_tokens))
         timings = reference.timings_here(existing(settings.store.path), settings.compute.threads)
         models = [timings.beside_cores(drive, experts=bool(layers)) for drive in drives.models]
         self._forecaster = Forecaster(self.outline, Devices(models, timings), routes, prompt_tokens=prompt_tokens)
