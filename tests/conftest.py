@@ -8,7 +8,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported, which torch may do for itself
 
-# In the background of a shell, and under some services, SIGINT is ignored; children inherit that, and Python then installs
-# no handler for Ctrl-C. Tests interrupt themselves and their children.
+# A shell ignores SIGINT for what it runs in the background. Children inherit that, and Python then installs no handler for
+# Ctrl-C. Tests interrupt themselves and their children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
