@@ -73,7 +73,7 @@ class Strips:
             numbers = low | high << 4
         strips, end = self.heads * self.count, self.inner * self.row
         whole = plane[: strips * self.size].view(strips, self.size)
-        whole[:, :end] = numbers.view(strips, -1)
+        whole[:, :end] = numbers.reshape(strips, -1)
         for place, part in enumerate((scales, zeros)):
             at = end + place * 2 * self.inner
             whole[:, at : at + 2 * self.inner] = part.contiguous().view(torch.uint8).view(strips, -1)

@@ -7,10 +7,11 @@ from itertools import zip_longest
 from ...tiering.planner.counters import Counters, found_ratio
 from ...tiering.policy.prefetch.predictors import Predictors
 from ...tiering.units import BlockId
-from ..kv.cache.tier import Chosen, KVTier
+from ..kv.cache.tier import KVTier
 from ..kv.cache.unbounded import Unbounded
 from ..kv.pages.device_pages import UpperUsage
 from ..kv.pages.pool import PoolUsage
+from ..kv.views.selector import SelectionStats
 from ..modules.forwards import Forwards
 from ..tiers.bridge import Bridge
 from ..tiers.compute_tier import ComputeTier
@@ -129,8 +130,8 @@ class Components:
 
 def _kv(kv: KVTier | None, pages: PoolUsage, unbounded: Unbounded) -> KVStats:
     """``pages`` are those of ``kv``; ``unbounded`` the caches that transformers keeps."""
-    device = UpperUsage() if kv is None or kv.upper is None else kv.upper.usage()
-    chosen = Chosen() if kv is None else kv.chosen()
+    device = UpperUsage() if kv is None or kv.device_pages is None else kv.device_pages.usage()
+    selected = SelectionStats() if kv is None else kv.selection_stats()
     return KVStats(
         host_bytes=pages.host_bytes,
         host_budget=pages.host_budget,
@@ -144,11 +145,11 @@ def _kv(kv: KVTier | None, pages: PoolUsage, unbounded: Unbounded) -> KVStats:
         pages_up=device.pages_up,
         bytes_up=device.bytes_up,
         stall_seconds=pages.counters.stall_seconds,
-        pages_looked_at=chosen.looked_at,
-        pages_passed_over=chosen.pages - chosen.looked_at,
-        pages_dropped=chosen.dropped,
-        dropped_share=chosen.dropped_share,
-        exact_layers=chosen.exact_layers,
+        pages_looked_at=selected.pages_read,
+        pages_passed_over=selected.pages - selected.pages_read,
+        pages_dropped=selected.dropped,
+        dropped_share=selected.dropped_share,
+        exact_layers=selected.exact_layers,
         unbounded_bytes=unbounded.size(),
         unbounded_peak_bytes=unbounded.peak,
         unbounded_problem=unbounded.problem,

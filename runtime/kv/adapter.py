@@ -15,7 +15,7 @@ from .attention.attention import paged_attention, with_weights
 from .cache.cache import PagedCache
 from .cache.tier import KVTier
 from .views.masks import paged_mask
-from .views.paged_tensors import expanding
+from .views.paged_tensors import defer_expansion
 
 IMPLEMENTATION = "penstock-paged"
 """As ``attn_implementation``."""
@@ -35,7 +35,7 @@ class PagedKV:
         model.config._attn_implementation = IMPLEMENTATION
         for module in model.modules():
             if hasattr(module, "expand_kv"):  # multi-head latent attention: what is cached is expanded for attention
-                module.expand_kv = expanding(module.expand_kv)
+                module.expand_kv = defer_expansion(module.expand_kv)
 
     def cache(self) -> PagedCache:
         """An empty cache."""

@@ -29,7 +29,8 @@ from transformers.cache_utils import (
 from ...kernels.memory.arena import Arena
 from ...tiering.prefix.header import Part
 from ...tiering.store.prefixes.found import Found
-from ..kv.cache.layer import PagedLayer, SequencePages
+from ..kv.cache.layer import PagedLayer
+from ..kv.views.sequence import SequencePages
 
 _KNOWN = (
     DummyLayer,
@@ -79,7 +80,7 @@ def is_supported(cache: Cache) -> bool:
 
 def _keeps_all(layer: Any) -> bool:
     """Whether it is a layer in pages, and drops none that a query could see."""
-    return isinstance(layer, PagedLayer) and (layer.chooser is None or not layer.chooser.drops)
+    return isinstance(layer, PagedLayer) and (layer.selector is None or not layer.selector.drops)
 
 
 def has_state(cache: Cache) -> bool:
@@ -97,12 +98,12 @@ def contents_of(cache: Cache, block: int) -> Contents | None:
         return None
     if not all(_is_single(layer) for layer in cache.layers):
         return None
-    shared = [(layer, layer.shared(0)) for layer in cache.layers if _is_paged(layer)]
+    shared = [(layer, layer.share(0)) for layer in cache.layers if _is_paged(layer)]
     tokens, state = dict(_token_cuts(cache, dict(shared))), dict(_state_tensors(cache))
 
     def release() -> None:
-        for layer, row in shared:
-            layer.give_back(row)
+        for layer, sequence in shared:
+            layer.give_back(sequence)
 
     first = [cut(0, 0) for cut in tokens.values()]
     if not _is_whole(cache, {*tokens, *state}):
@@ -228,7 +229,7 @@ def _has_window(layer: Any) -> bool:
 def _is_single(layer: Any) -> bool:
     """Whether ``layer`` holds one sequence."""
     if isinstance(layer, PagedLayer):
-        return len(layer.rows) == 1
+        return len(layer.sequences) == 1
     held = [layer.keys] if isinstance(layer, DynamicLayer) else []
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         held += [*layer.conv_states.values(), *layer.recurrent_states.values()]
@@ -241,7 +242,7 @@ def _token_cuts(cache: Cache, shared: Mapping[PagedLayer, SequencePages]) -> Ite
             continue
         if isinstance(layer, PagedLayer):
             for plane, name in enumerate(("keys", "values")):
-                yield f"{number}.{name}", partial(layer.copied_plane, shared[layer], plane, aside=True)
+                yield f"{number}.{name}", partial(layer.access.copy_plane, shared[layer], plane, read_on=False)
         elif isinstance(layer, DynamicLayer):
             for name in ("keys", "values"):
                 yield f"{number}.{name}", partial(_from_tensor, getattr(layer, name).detach().cpu())

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 import penstock
 from penstock.runtime.kv.cache.tier import KVTier
 from penstock.runtime.kv.pages.pool import PagePool
+from penstock.runtime.kv.selectors.budgets import Budgets
+from penstock.runtime.kv.selectors.certified import Certificates
 
 TOKENS = 16
 """Of a page."""
@@ -26,6 +28,22 @@ def paged(folder: Path, store: Path, kv: int | str, **options: Any) -> Iterator[
 
 def tier_of(model: PreTrainedModel) -> KVTier:
     return model.penstock.paged.tier
+
+
+def budgets_of(model: PreTrainedModel) -> Budgets:
+    """What the selectors of a model with a fixed budget have done."""
+    selection = tier_of(model).selection
+    assert selection is not None
+    assert isinstance(selection.counters, Budgets)
+    return selection.counters
+
+
+def certificates_of(model: PreTrainedModel) -> Certificates:
+    """What the selectors of a model with certified attention have done."""
+    selection = tier_of(model).selection
+    assert selection is not None
+    assert isinstance(selection.counters, Certificates)
+    return selection.counters
 
 
 def settle(pool: PagePool) -> None:

@@ -1,9 +1,10 @@
-"""transformers' seam for attention, on paged keys and values.
+"""The attention function that transformers calls, for paged keys and values.
 
-Where all that a layer's queries see fits into the tier's staging memory, with what eager attention makes of it, the
-module's own eager function computes it: the same bits. Otherwise it is computed where the pages are: for few rows as
-``decode.py`` does it, for many in pieces, whose sums are merged by log-sum-exp before values are weighed. Only a module
-whose eager function has been seen to compute just that is trusted to it.
+Where the visible keys and values fit into the tier's staging memory, together with what eager attention makes of them,
+the module's own eager function computes attention: the same bits. Otherwise attention is computed where the pages are:
+``few_rows.py`` computes it for few queries. For many queries it is computed in pieces, whose sums are merged by
+log-sum-exp before values are weighed. That replaces a module's eager function only if a trial has shown that both
+compute the same (``eager_check.py``).
 """
 
 import contextlib
@@ -16,13 +17,15 @@ from torch import nn
 
 from ....kernels.kv.blockwise import Sweeps
 from ....tiering.errors import ConfigError
-from ..cache.layer import SequencePages, Visible
 from ..views.masks import CausalMask, causal
-from ..views.paged_tensors import PagedStates
+from ..views.page_attention import PageAttention
+from ..views.paged_tensors import PagedTensor
+from ..views.sequence import SequencePages
 from ..views.softmax import Softmax
+from ..views.visible import Visible
 from .device_split import attend_split
 from .eager_check import eager_of, trusted
-from .few_rows import PageAttention, attend
+from .few_rows import attend
 
 FEW_ROWS = 16
 """Rows of queries up to which scores of all tokens are kept."""
@@ -58,95 +61,96 @@ def paged_attention(
         attention_mask = None
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    if isinstance(key, PagedStates) and isinstance(value, PagedStates):
+    if isinstance(key, PagedTensor) and isinstance(value, PagedTensor):
         layer = key.visible.layer
         if key.expansion is not None:
-            layer.look_at_all()
-        small = layer.chooser is None and _eager_bytes(query, key, value) <= layer.tier.staging
+            layer.read_all_pages()
+        small = layer.selector is None and _eager_bytes(query, key, value) <= layer.staging
         if not small and trusted(module, eager, query, key, value, scaling, options):
             weights = query.new_zeros(*query.shape[:3], key.shape[2]) if _weights_wanted.get() else None
             out = torch.stack([*_in_pages(query, key, attention_mask, Softmax.of(scaling, options), weights)])
             return out.transpose(1, 2).contiguous(), weights
-        if layer.chooser is not None and layer.chooser.drops:
+        if layer.selector is not None and layer.selector.drops:
             raise ConfigError(
                 f"{type(module).__name__} has attention of its own kind, which needs all keys and values; take [kv] "
                 'attention = "exact"'
             )
-        key, value = key.visible.gathered(key.expansion)
+        key, value = key.visible.gather(key.expansion)
     mask = _additive(attention_mask, query, key)
     return eager(module, query, key, value, mask, scaling=scaling, dropout=dropout, **options)
 
 
 def _in_pages(
     query: torch.Tensor,
-    key: PagedStates,
+    key: PagedTensor,
     mask: torch.Tensor | None,
     softmax: Softmax,
     weights: torch.Tensor | None,
 ) -> Iterator[torch.Tensor]:
     """For each sequence, [Hq, R, D]; ``weights`` [B, Hq, R, T], zeros, are filled."""
-    visible = key.visible
+    visible, layer = key.visible, key.visible.layer
     few = visible.new is None and key.expansion is None and query.shape[2] <= FEW_ROWS
     masks = [
         None if mask is None else mask[min(number, len(mask) - 1)][..., : key.shape[2]]
-        for number in range(len(visible.rows))
+        for number in range(len(visible.sequences))
     ]
     if few:
         written = [_additive(None if here is None else here[None], query, key) for here in masks]
         biases = [None if bias is None else bias[0] for bias in written]
-        if (upper := visible.layer.tier.upper) is not None:
-            yield from attend_split(visible, upper, query, softmax, biases, weights)
+        if (device_pages := layer.access.device_pages) is not None:
+            yield from attend_split(visible, device_pages, query, softmax, biases, weights)
             return
-    for number, row in enumerate(visible.rows):
+    for number, sequence in enumerate(visible.sequences):
         own = query[number].contiguous()
         kept = None if weights is None else weights[number]
         if few:
-            yield attend(PageAttention(visible, row, own, softmax, biases[number]), number, visible.layer.chooser, kept)
+            bias = biases[number]
+            attention = PageAttention(layer.access, sequence, visible.start, visible.paged, own, softmax, bias)
+            yield attend(layer, number, attention, kept)
         else:
-            yield _many(visible, number, row, own, key, masks[number], softmax, kept)
+            yield _attend_in_pieces(visible, number, sequence, own, key, masks[number], softmax, kept)
 
 
-def _many(
+def _attend_in_pieces(
     visible: Visible,
     number: int,
-    row: SequencePages,
+    sequence: SequencePages,
     query: torch.Tensor,
-    key: PagedStates,
+    key: PagedTensor,
     mask: torch.Tensor | None,
     softmax: Softmax,
     weights: torch.Tensor | None,
 ) -> torch.Tensor:
-    chooser = visible.layer.chooser
-    watched = 0 if chooser is None else chooser.watched(query.shape[1])
+    selector = visible.layer.selector
+    watched = 0 if selector is None else selector.count_watched(query.shape[1])
     masses = torch.zeros(visible.length, device=query.device) if watched else None
     sweeps = Sweeps(query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks, watched=watched)
     first_query = visible.length - query.shape[1]
     alone = not visible.paged
     for sweep in range(sweeps.first, 3):
-        for at, keys, values in _pieces(visible, number, row):
+        for at, keys, values in _pieces(visible, number, sequence):
             if key.expansion is not None:
                 keys, values = (x[0] for x in key.expansion(keys[None], values[None]))
             span = slice(at, at + keys.shape[1])
             part, counted, kept = (None if x is None else x[..., span] for x in (mask, masses, weights))
             offset = first_query - at
             sweeps.look(sweep, keys, values, offset=offset, mask=part, alone=alone, masses=counted, weights=kept)
-    if chooser is not None:
+    if selector is not None:
         last = None if mask is None else mask[0, -1].cpu()
-        chooser.on_prefill(visible.layer, number, query.shape[1], None if masses is None else masses.cpu(), last)
+        selector.on_prefill(visible.layer, number, query.shape[1], None if masses is None else masses.cpu(), last)
     return sweeps.result()
 
 
-def _pieces(visible: Visible, number: int, row: SequencePages) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def _pieces(visible: Visible, number: int, sequence: SequencePages) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Keys and values [H, n, D] of what is visible of sequence ``number``, a stretch of pages at a time, what is new as
     a whole, each with the number of its first visible token."""
-    layer = visible.layer
-    tokens = layer.shapes[0].tokens
-    each = sum(shape.heads * shape.dim * shape.dtype.itemsize for shape in layer.shapes)
-    room = max(tokens, layer.tier.staging // 4 // each // tokens * tokens)
-    for start, end in layer.kept(row, visible.start, visible.start + visible.paged):
+    access, tokens = visible.layer.access, visible.layer.access.tokens
+    each = sum(shape.heads * shape.dim * shape.dtype.itemsize for shape in access.shapes)
+    room = max(tokens, visible.layer.staging // 4 // each // tokens * tokens)
+    for start, end in access.kept_spans(sequence, visible.start, visible.start + visible.paged):
         while start < end:
             stop = min(end, (start + room) // tokens * tokens)
-            keys, values = layer.gathered(row, start, stop - start)
+            keys, values = access.gather(sequence, start, stop - start)
             yield start - visible.start, keys, values
             start = stop
     if visible.new is not None:

@@ -12,10 +12,12 @@ import torch
 
 from ....kernels.kv.merge_softmax import Sums, weighed
 from ....tiering.kv.device_pages import Pair
-from ..cache.layer import Visible
-from ..pages.device_pages import UpperTier, span
+from ..pages.device_pages import UpperTier
+from ..views.device_access import span_of
+from ..views.page_attention import PageAttention
 from ..views.softmax import Softmax
-from .few_rows import PageAttention, attend
+from ..views.visible import Visible
+from .few_rows import attend
 
 _PIECE = 32 << 20
 """Bytes of keys and values that the device looks at together, at most."""
@@ -33,7 +35,7 @@ class _Part(NamedTuple):
 
 def attend_split(
     visible: Visible,
-    upper: UpperTier,
+    device_pages: UpperTier,
     query: torch.Tensor,
     softmax: Softmax,
     biases: Sequence[torch.Tensor | None],
@@ -43,32 +45,43 @@ def attend_split(
     added to the scores. If ``weights`` [B, Hq, R, T], zeros, are to be filled, the CPU looks at all pages."""
     # Now, before the device has more to do: this waits for it.
     here, here_softmax = query.to(_CPU), softmax.on(_CPU)
-    looks = [
-        PageAttention(visible, row, own.contiguous(), here_softmax, None if bias is None else bias.to(_CPU))
-        for row, own, bias in zip(visible.rows, here, biases, strict=True)
+    layer = visible.layer
+    attentions = [
+        PageAttention(
+            layer.access,
+            sequence,
+            visible.start,
+            visible.paged,
+            own.contiguous(),
+            here_softmax,
+            None if bias is None else bias.to(_CPU),
+        )
+        for sequence, own, bias in zip(visible.sequences, here, biases, strict=True)
     ]
     if weights is not None:
-        for number, look in enumerate(looks):
+        for number, attention in enumerate(attentions):
             kept = torch.zeros_like(weights[number], device=_CPU)
-            yield attend(look, number, visible.layer.chooser, kept).to(upper.compute)
+            yield attend(layer, number, attention, kept).to(device_pages.compute)
             weights[number].copy_(kept)
         return
     pairs: list[list[Pair]] = []
     try:
-        pairs.extend(upper.look(look.keys) for look in looks)
-        above = [[*_scored(visible, upper, *each, softmax)] for each in zip(pairs, query, biases, strict=True)]
-        for number, (look, parts) in enumerate(zip(looks, above, strict=True)):
+        pairs.extend(device_pages.look(attention.keys) for attention in attentions)
+        on_device = [
+            [*_scored(visible, device_pages, *each, softmax)] for each in zip(pairs, query, biases, strict=True)
+        ]
+        for number, (attention, parts) in enumerate(zip(attentions, on_device, strict=True)):
             if parts:
-                yield _merged(visible, upper, look, parts).to(query.dtype)
+                yield _merged(visible, device_pages, attention, parts).to(query.dtype)
             else:
-                yield attend(look, number, visible.layer.chooser).to(upper.compute)
+                yield attend(layer, number, attention).to(device_pages.compute)
     finally:
-        upper.looked([pair for some in pairs for pair in some])
+        device_pages.looked([pair for some in pairs for pair in some])
 
 
 def _scored(
     visible: Visible,
-    upper: UpperTier,
+    device_pages: UpperTier,
     pairs: Sequence[Pair],
     query: torch.Tensor,
     bias: torch.Tensor | None,
@@ -76,12 +89,12 @@ def _scored(
 ) -> Iterator[_Part]:
     """Scores of ``query`` [Hq, R, D] with visible tokens of ``pairs``, piece by piece."""
     start, end = visible.start, visible.start + visible.paged
-    tokens = visible.layer.shapes[0].tokens
+    tokens = visible.layer.access.tokens
     each = max(1, _PIECE // pairs[0].size) if pairs else 1
     for at in range(0, len(pairs), each):
         some = pairs[at : at + each]
-        spans = [span(pair.keys, tokens, start, end) for pair in some]
-        keys = _numbers(visible, upper, 0, some, spans)
+        spans = [span_of(pair.keys, tokens, start, end) for pair in some]
+        keys = _numbers(visible, device_pages, 0, some, spans)
         scores = torch.matmul(query.reshape(len(keys), -1, query.shape[-1]), keys.mT) * softmax.scaling
         scores = softmax.capped(scores.view(*query.shape[:2], -1))
         if bias is not None:
@@ -89,35 +102,37 @@ def _scored(
         yield _Part(some, spans, scores, Sums.of(scores))
 
 
-def _merged(visible: Visible, upper: UpperTier, look: PageAttention, parts: Sequence[_Part]) -> torch.Tensor:
-    """Attention to the ``parts`` and to all other pages that ``look`` is at, float32 [Hq, R, Dv]."""
+def _merged(
+    visible: Visible, device_pages: UpperTier, attention: PageAttention, parts: Sequence[_Part]
+) -> torch.Tensor:
+    """Attention to the ``parts`` and to all other pages that ``attention`` is to, float32 [Hq, R, Dv]."""
     there = {pair.keys for part in parts for pair in part.pairs}
-    rest = [page for page, keys in enumerate(look.keys) if keys not in there]
+    rest = [page for page, keys in enumerate(attention.keys) if keys not in there]
     sums, scores = list[Sums](), torch.empty(0)
     if rest:
-        look.read_here(rest)
-        scores = look.scores(rest)
+        attention.read_here(rest)
+        scores = attention.scores(rest)
         sums.append(Sums.of(scores))
-    if look.softmax.sinks is not None:
-        sums.append(Sums.of_sinks(look.softmax.sinks, look.query.shape[1]))
+    if attention.softmax.sinks is not None:
+        sums.append(Sums.of_sinks(attention.softmax.sinks, attention.query.shape[1]))
     whole = Sums.merged([*sums, *(part.sums.on(_CPU) for part in parts)])
-    whole_there = whole.on(upper.compute)
+    whole_there = whole.on(device_pages.compute)
     outs = [
-        weighed(whole_there.probabilities(part.scores), _numbers(visible, upper, 1, part.pairs, part.spans))
+        weighed(whole_there.probabilities(part.scores), _numbers(visible, device_pages, 1, part.pairs, part.spans))
         for part in parts
     ]
     if rest:
-        outs.append(look.weighed(rest, whole.probabilities(scores)).to(upper.compute, non_blocking=True))
+        outs.append(attention.weighed(rest, whole.probabilities(scores)).to(device_pages.compute, non_blocking=True))
     return torch.stack(outs).sum(0)
 
 
 def _numbers(
-    visible: Visible, upper: UpperTier, plane: int, pairs: Sequence[Pair], spans: Sequence[tuple[int, int]]
+    visible: Visible, device_pages: UpperTier, plane: int, pairs: Sequence[Pair], spans: Sequence[tuple[int, int]]
 ) -> torch.Tensor:
     """Keys (``plane`` 0) or values (1) of tokens in ``spans`` of ``pairs``, [H, n, D]."""
-    shape = visible.layer.shapes[plane]
+    shape = visible.layer.access.shapes[plane]
     found = []
     for pair, (first, last) in zip(pairs, spans, strict=True):
         own = pair.keys.index * shape.tokens
-        found.append(upper.numbers(pair, plane, shape)[:, first - own : last - own])
+        found.append(device_pages.numbers(pair, plane, shape)[:, first - own : last - own])
     return torch.cat(found, 1)

@@ -19,7 +19,7 @@ class CausalMask(torch.Tensor):
         made: CausalMask = torch.Tensor._make_wrapper_subclass(CausalMask, shape, dtype=dtype, device=device)
         return made
 
-    def written(self) -> torch.Tensor:
+    def materialize(self) -> torch.Tensor:
         """The numbers."""
         with torch._C.DisableTorchFunctionSubclass():
             return causal(self.shape[2], self.shape[3], self.dtype, self.device).expand(self.shape[0], -1, -1, -1)
@@ -30,7 +30,7 @@ class CausalMask(torch.Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if func not in LOOKS:
-            args, kwargs = tree_map_only(cls, cls.written, (tuple(args), kwargs))
+            args, kwargs = tree_map_only(cls, cls.materialize, (tuple(args), kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 

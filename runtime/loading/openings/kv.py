@@ -1,6 +1,7 @@
 """Makes the KV tier of a model, from its settings."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from ....kernels.devices.base import Device
@@ -16,11 +17,14 @@ from ...config.config import Config
 from ...config.settings import Kv
 from ...kv.cache.formats import Encoding
 from ...kv.cache.tier import LARGE, OPEN, KVTier
-from ...kv.choosers.budgets import Budgets
-from ...kv.choosers.certified import Certificates
 from ...kv.pages.device_pages import UpperTier
 from ...kv.pages.pool import PagePool
 from ...kv.pages.spill import Spill
+from ...kv.selectors.budgets import Budgets
+from ...kv.selectors.certified import Certificates, CertifiedSelector
+from ...kv.selectors.dropping import DroppingSelector
+from ...kv.selectors.quest import QuestSelector
+from ...kv.views.selector import Selection
 from ...machine.reading import open_reader
 
 STAGING, MOST_STAGING = 1 / 4, 8 * MiB
@@ -31,8 +35,10 @@ LEAST_PASSING = 32 * MiB
 CHOSEN_TOKENS = 64
 """Tokens of a page where attention chooses among pages: larger ones hold more that is not needed."""
 
-SHARE, QUEST = "25%", "quest"
-"""[kv] budget = "auto"; the mode that drops no page."""
+CERTIFIED, QUEST = "certified", "quest"
+"""The modes that drop no page."""
+SHARE = "25%"
+"""[kv] budget = "auto"."""
 
 
 def kv_device_bytes(settings: Config, weights: int) -> int:
@@ -60,18 +66,29 @@ def kv_device_bytes(settings: Config, weights: int) -> int:
     return kv.device
 
 
+def least_kv_host(kv_host: int, model: Any) -> int:
+    """Bytes of ``kv_host`` that KV of a model with the configuration ``model`` cannot do without."""
+    return least_kv(kv_host, min(2 * LARGE * _layers(model), int(OPEN * kv_host)), LEAST_PASSING)
+
+
+def _layers(model: Any) -> int:
+    """Layers of a model with the configuration ``model``, about."""
+    return getattr(model.get_text_config(decoder=True), "num_hidden_layers", 1)
+
+
 def kv_tier(
     settings: Config,
     reading: Reading,
     model: Any,
-    budget: int,
+    floor: int,
     device: Device | None = None,
     on_device: int = 0,
 ) -> KVTier | None:
     """Where KV lies, for a model with the configuration ``model``; None where transformers keeps it. ``reading`` is how
-    the store's drive is read best, ``budget`` that of weights and KV together. With a ``device`` to compute on,
-    ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can take no file, DeviceFull."""
-    budgets = _budgets(settings.kv)
+    the store's drive is read best; ``floor`` bytes of host memory stay when the machine runs short of it. With a
+    ``device`` to compute on, ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can
+    take no file, DeviceFull."""
+    selection = _selection(settings.kv)
     if settings.kv_host is None:
         for key in ("attention", "format", "flash"):
             if (value := getattr(settings.kv, key)) != Kv.model_fields[key].default:
@@ -79,34 +96,36 @@ def kv_tier(
         return None
     spill = Spill(settings.store.path / "kv", open_reader(reading), direct=settings.direct)
     decoder = model.get_text_config(decoder=True)
-    layers = getattr(decoder, "num_hidden_layers", 1)
-    newest = min(2 * LARGE * layers, int(OPEN * settings.kv_host))
-    floor = least_kv(settings.kv_host, newest, LEAST_PASSING)
-    if device is not None:  # what a device fetches from by itself stays where it is
-        floor = settings.kv_host
-    elif settings.host_floor is not None:
-        floor = max(floor, settings.host_floor * settings.kv_host // budget)
     pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit, floor=floor)
-    certificates = None
-    if settings.kv.attention == "certified":
-        certificates = Certificates(settings.kv.epsilon, SUMMARIES[settings.kv.summary])
     encoding = Encoding(settings.kv.format)
     try:
-        upper = None if device is None else UpperTier(on_device, device, pool)
+        device_pages = None if device is None else UpperTier(on_device, device, pool)
     except BaseException:
         pool.close()
         raise
     return KVTier(
         pool,
         min(int(settings.kv_host * STAGING), MOST_STAGING),
-        layers=layers,
+        layers=_layers(model),
         positions=getattr(decoder, "max_position_embeddings", None),
-        upper=upper,
-        page_tokens=None if certificates is None and budgets is None and encoding.keeps else CHOSEN_TOKENS,
+        page_tokens=None if selection is None and encoding.keeps else CHOSEN_TOKENS,
         encoding=encoding,
-        certificates=certificates,
-        budgets=budgets,
+        device_pages=device_pages,
+        selection=selection,
     )
+
+
+def _selection(kv: Kv) -> Selection | None:
+    """How attention selects pages; None: it reads all. Raises ConfigError for settings that the mode has no use for."""
+    budgets = _budgets(kv)
+    if budgets is not None:
+        keeping = budgets.keeping
+        new = partial(QuestSelector, budgets) if keeping is None else partial(DroppingSelector, budgets, keeping)
+        return Selection(new, budgets)
+    if kv.attention == CERTIFIED:
+        certificates = Certificates(kv.epsilon, SUMMARIES[kv.summary])
+        return Selection(partial(CertifiedSelector, certificates), certificates)
+    return None
 
 
 def _budgets(kv: Kv) -> Budgets | None:

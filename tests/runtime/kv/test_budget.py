@@ -13,7 +13,7 @@ from penstock.kernels.kv.blockwise import Sweeps
 from penstock.runtime.kv.cache.layer import PagedLayer
 from penstock.runtime.prefixes.prefix_source import is_supported
 from penstock.tiering.errors import ConfigError
-from tests.support.paged import TOKENS, paged, settle, tier_of
+from tests.support.paged import TOKENS, budgets_of, paged, settle, tier_of
 from tests.support.tiny_models import save_tiny
 
 MiB = 1 << 20
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def there(layer: PagedLayer, row: int = 0) -> list[int]:
-    found = [[page.index for page in track.pages if not page.is_gone] for track in layer.rows[row].tracks]
+    found = [[page.index for page in track.pages if not page.is_gone] for track in layer.sequences[row].tables]
     assert found[0] == found[1], "keys and values stay together"
     return found[0]
 
@@ -60,7 +60,7 @@ def test_with_room_for_all_it_is_exact(folder: Path, store: Path, exact: torch.T
     with paged(folder, store, "1MiB", kv_attention=mode, kv_budget=budget) as model:
         logits, _ = decoded(model, 24)
         assert torch.equal(logits, exact)
-        assert tier_of(model).budgets.dropped == 0
+        assert budgets_of(model).dropped == 0
 
 
 @pytest.mark.parametrize("mode", DROPPING)
@@ -68,7 +68,8 @@ def test_with_room_for_all_it_is_exact(folder: Path, store: Path, exact: torch.T
 def test_what_is_kept_stays_within_the_budget_over_200_steps(folder: Path, store: Path, mode: str, layers: str) -> None:
     with paged(folder, store, "256KiB", kv_attention=mode, kv_budget="256", kv_layers=layers) as model:
         tier = tier_of(model)
-        tier.budgets.budget = type(tier.budgets.budget)(tokens=6 * TOKENS)  # pages are small here
+        budgets = budgets_of(model)
+        budgets.budget = type(budgets.budget)(tokens=6 * TOKENS)  # pages are small here
         with torch.no_grad():
             out = model(LONG[:1], use_cache=True)
             cache = out.past_key_values
@@ -83,10 +84,10 @@ def test_what_is_kept_stays_within_the_budget_over_200_steps(folder: Path, store
         page = tier.pool.memory.used // sum(2 * len(pages) for pages in kept)
         assert tier.pool.memory.used == 2 * page * sum(map(len, kept))
         assert len(tier.pool.places._of) <= 2 * sum(map(len, kept)), "what was dropped gave its place back"
-        assert tier.budgets.dropped == sum(26 - len(pages) for pages in kept)
-        assert tier.budgets.looked_at <= 6 * tier.budgets.looks
+        assert budgets.dropped == sum(26 - len(pages) for pages in kept)
+        assert budgets.pages_read <= 6 * budgets.selections
         stats = model.penstock.stats()
-        assert stats.kv_pages_dropped == tier.budgets.dropped
+        assert stats.kv_pages_dropped == budgets.dropped
         assert stats.kv_pages_looked_at + stats.kv_pages_passed_over == 2 * sum(-(-(201 + n) // 16) for n in range(201))
         assert (0 < stats.kv_dropped_share < 1) == (mode != "window")
 
@@ -94,10 +95,10 @@ def test_what_is_kept_stays_within_the_budget_over_200_steps(folder: Path, store
 def test_quest_drops_nothing_and_looks_at_its_budget(folder: Path, store: Path, exact: torch.Tensor) -> None:
     with paged(folder, store, "1MiB", kv_attention="quest", kv_budget="50%") as model:
         logits, cache = decoded(model, 24)
-        budgets = tier_of(model).budgets
+        budgets = budgets_of(model)
         assert [there(layer) for layer in cache.layers] == [[*range(14)]] * 2
-        assert budgets.looks == 24 * 2 * 2
-        assert budgets.looked_at == sum(-(-(201 + step) // (2 * TOKENS)) for step in range(24)) * 4
+        assert budgets.selections == 24 * 2 * 2
+        assert budgets.pages_read == sum(-(-(201 + step) // (2 * TOKENS)) for step in range(24)) * 4
         assert not torch.equal(logits[1:], exact[1:])
         assert torch.equal(logits[0], exact[0])
 
@@ -146,7 +147,7 @@ def test_the_heavy_page_stays_where_attention_counts(
 def test_snapkv_asks_the_last_queries_alone(folder: Path, store: Path) -> None:
     with paged(folder, store, "1MiB", kv_attention="snapkv", kv_budget="34%") as model:
         assert 2 in planted(model, heavy=2, first=12 * TOKENS - 64)
-        assert tier_of(model).budgets.dropped_share < 0.5
+        assert budgets_of(model).dropped_share < 0.5
 
 
 def test_layers_get_pages_by_need(folder: Path, store: Path) -> None:

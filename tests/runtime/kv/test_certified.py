@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from penstock.runtime.kv.attention.attention import paged_attention
-from penstock.runtime.kv.attention.few_rows import PageAttention
-from penstock.runtime.kv.choosers import certified
-from tests.support.paged import TOKENS, paged, settle, tier_of
+from penstock.runtime.kv.selectors import certified
+from penstock.runtime.kv.views.page_attention import PageAttention
+from tests.support.paged import TOKENS, certificates_of, paged, settle, tier_of
 from tests.support.tiny_models import save_tiny
 
 PAGES, HOT = 40, 8
@@ -21,14 +21,14 @@ IDS = torch.randint(3, 300, (2, 200), generator=torch.Generator().manual_seed(1)
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PageAttention, list[int]]]:
     """What certified attention chose, look by look."""
     found: list[tuple[PageAttention, list[int]]] = []
-    real = certified.Certified.choose
+    real = certified.CertifiedSelector.choose
 
-    def choose(self: certified.Certified, look: PageAttention, number: int) -> Any:
+    def choose(self: certified.CertifiedSelector, look: PageAttention, number: int) -> Any:
         pages = real(self, look, number)
         found.append((look, [*pages]))
         return pages
 
-    monkeypatch.setattr(certified.Certified, "choose", choose)
+    monkeypatch.setattr(certified.CertifiedSelector, "choose", choose)
     return found
 
 
@@ -75,7 +75,7 @@ def test_what_is_left_out_is_less_than_it_says(
             look, pages = looks[-1]
             if rows == 1:
                 share = omitted(look, keys[0], pages)
-                said = tier_of(model).certificates.most_omitted
+                said = certificates_of(model).most_omitted
                 # Float32 sums in another order, after which a bfloat16 score may be its neighbour.
                 assert share <= said * (1.00001 if dtype == torch.float32 else 1.2)
                 assert said <= EPSILON
@@ -85,10 +85,10 @@ def test_what_is_left_out_is_less_than_it_says(
             reach = 2 * float(values.double().abs().max()) * EPSILON * 4
             near = reach + (1e-5 if dtype == torch.float32 else 0.05)
             assert float((out.transpose(1, 2).double() - wanted).abs().max()) <= near
-        stats, found = model.penstock.stats(), tier_of(model).certificates
-        assert found.looks == 12
-        assert stats.kv_pages_looked_at == found.looked_at < found.pages / 2
-        assert found.weighed <= found.looked_at
+        stats, found = model.penstock.stats(), certificates_of(model)
+        assert found.selections == 12
+        assert stats.kv_pages_looked_at == found.pages_read < found.pages / 2
+        assert found.weighed <= found.pages_read
         assert stats.kv_exact_layers == 0
         settle(tier_of(model).pool)
 
@@ -106,7 +106,7 @@ def test_latents_are_looked_at_as_a_whole_and_that_is_said(tmp_path: Path, store
                 cache = model(IDS, use_cache=True).past_key_values
                 logits.append(model(IDS[:, :1], past_key_values=cache).logits)
                 assert tier.pool.memory.reserved == 0
-                assert all(row.summaries is None for layer in cache.layers for row in layer.rows)
+                assert all(sequence.summaries is None for layer in cache.layers for sequence in layer.sequences)
             assert model.penstock.stats().kv_exact_layers == (3 if setting else 0)
             assert model.penstock.stats().kv_pages_looked_at == 0
     assert all(torch.equal(each, logits[0]) for each in logits[1:])
@@ -132,6 +132,6 @@ def test_hot_pages_stay_in_memory_wherever_there_is_any(
         before = model.penstock.stats().kv_bytes_read
         model(IDS[:1, :1], past_key_values=cache)
         settle(tier_of(model).pool)
-        found = tier_of(model).certificates
-        assert found.looked_at < found.pages / 2
+        found = certificates_of(model)
+        assert found.pages_read < found.pages / 2
         assert model.penstock.stats().kv_bytes_read - before <= 2 * 4096

@@ -72,8 +72,8 @@ def books(model: PreTrainedModel) -> None:
     """Wait until nothing is copied, read or written any more, and look at the books."""
     tier = tier_of(model)
     settle(tier.pool)
-    assert tier.upper is not None
-    tier.upper._books.check_integrity(tier.pool._pages)
+    assert tier.device_pages is not None
+    tier.device_pages._books.check_integrity(tier.pool._pages)
 
 
 CASES = [
@@ -221,7 +221,7 @@ def test_a_prompt_behind_pages_has_them_copied_up(tiny_dense_folder: Path, store
 def test_a_copy_that_fails_leaves_its_pages_below(model: PreTrainedModel, truth: PreTrainedModel) -> None:
     """What only passes cannot do without: that is an error, and the cache is as it was."""
     tier, count, every = tier_of(model), 0, 3
-    assert tier.upper is not None
+    assert tier.device_pages is not None
 
     def begin(source: torch.Tensor, target: torch.Tensor, after: Any) -> Wait:
         def wait() -> None:
@@ -233,8 +233,8 @@ def test_a_copy_that_fails_leaves_its_pages_below(model: PreTrainedModel, truth:
 
         return wait
 
-    tier.upper._copies.close()
-    tier.upper._copies = Copies(begin)
+    tier.device_pages._copies.close()
+    tier.device_pages._copies = Copies(begin)
     past, theirs = (m(CHUNKS, use_cache=True).past_key_values for m in (model, truth))
     for token in CHUNKS.split(1, 1)[:40]:
         assert same(stepped(model, past, 0, token), stepped(truth, theirs, 0, token))

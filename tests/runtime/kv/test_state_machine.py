@@ -56,7 +56,7 @@ class Model:
 
     @property
     def tracks(self) -> list[BlockTable]:
-        return [track for layer in self.cache.layers for row in layer.rows for track in row.tracks]
+        return [track for layer in self.cache.layers for sequence in layer.sequences for track in sequence.tables]
 
     def agrees(self) -> bool:
         for layer, (keys, values) in zip(self.cache.layers, self.states, strict=True):
