@@ -7,7 +7,7 @@ from typing import Generic
 from ...kernels.waiting import may_wait, no_waiting
 from ..events import Event, Read, ReadDone, ReadFailed
 from .background import Beside, Work
-from .ports import Memory, Place, Source
+from .ports import Memory, Place, ReadPort
 
 
 class Driver(Generic[Place]):
@@ -21,7 +21,7 @@ class Driver(Generic[Place]):
 
     def __init__(
         self,
-        flash: Source[Place],
+        flash: ReadPort[Place],
         memory: Memory[Place],
         post: Callable[[Event], None],
         *,

@@ -11,7 +11,7 @@ _Given = TypeVar("_Given", contravariant=True)
 _Taken = TypeVar("_Taken", covariant=True)
 
 
-class Source(Protocol[_Given]):
+class ReadPort(Protocol[_Given]):
     """Where blocks come from: flash, or the tier below."""
 
     def read(self, parts: Sequence[Part], into: Sequence[_Given], landed: Callable[[Exception | None], None]) -> None:
@@ -33,7 +33,7 @@ class Memory(Protocol[_Taken]):
         """Give memory in which no slot lies back to the system. Its content is lost."""
 
 
-Flash = Source[memoryview]
+Flash = ReadPort[memoryview]
 """Blocks on a drive, read into host memory."""
 
 
