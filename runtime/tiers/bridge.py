@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ...kernels.waiting import no_waiting
 from ...tiering.driving.driver import Driver
-from ...tiering.driving.ports import Memory, Place, Source
+from ...tiering.driving.ports import Memory, Place, ReadPort
 from ...tiering.errors import Closed
 from ...tiering.events import (
     Acquire,
@@ -53,7 +53,7 @@ class Bridge:
     def __init__(
         self,
         planner: Planner,
-        flash: Source[Place],
+        flash: ReadPort[Place],
         memory: Memory[Place],
         *,
         watch: "Watch | None" = None,
