@@ -13,13 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
+from ...kernels.closing import Closing
 from ...tiering.errors import PenstockError, PrefixError
 from ...tiering.prefix.breakeven import Speeds, worth_reading
 from ...tiering.prefix.chain import Chain, chain_of, root_of
@@ -33,7 +33,7 @@ _TRIES = 4
 _LOWEST_PRIORITY = 19
 
 
-class Prefixes:
+class Prefixes(Closing):
     """The stored prefixes of one model, in the namespace ``salt``. Thread-safe; has to be closed.
 
     A store that fails is one that has nothing: the model goes on, and ``stats`` has the problem.
@@ -183,14 +183,6 @@ class Prefixes:
     def close(self) -> None:
         """Wait until all that was offered is stored, and take no more. Idempotent."""
         self._writer.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _chain(self, token_ids: Sequence[int]) -> Chain:
         """Of as many blocks as could be restored for this prompt."""

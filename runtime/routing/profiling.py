@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ...kernels.closing import Stopping
 from ...tiering.errors import TraceError
 from ..checkpoints.modules import is_experts
 from .routed import RoutedLayer, encode, narrow
@@ -24,7 +25,7 @@ from .router import router_of
 from .routes import Routes
 
 
-class RoutingRecording:
+class RoutingRecording(Stopping):
     """Records every forward of a model from the moment it is made until ``stop``; as a context manager it stops itself.
 
     Threads are kept apart: each has its own sequences, one at a time.
@@ -53,12 +54,6 @@ class RoutingRecording:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-
-    def __enter__(self) -> "RoutingRecording":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def routes(self) -> Routes:
         """What was recorded so far. Raises TraceError if that is nothing."""

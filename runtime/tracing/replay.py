@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+from ...kernels.closing import Stopping
 from ...tiering.errors import RecordingError
 from ...tiering.events import Action, Event
 from ...tiering.planner.setup import Setup
@@ -13,7 +14,7 @@ LIMIT = 400_000
 """Events kept, some 50 MB; a token of a model with 24 layers of experts leaves some 200."""
 
 
-class RunRecording:
+class RunRecording(Stopping):
     """Records from the moment it is made, before anything is loaded, until ``stop``; a context manager that stops it.
 
     It begins there because a planner's state is what all events until now have made of it: replay needs nothing else,
@@ -46,12 +47,6 @@ class RunRecording:
             self._running = False
         write(self.path, map(str.encode, [*self._lines, self._writer.end(whole=self._whole)]))
         self._lines.clear()
-
-    def __enter__(self) -> "RunRecording":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 def recorded(path: str | Path) -> Recording:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from ...kernels.closing import Stopping
 from ...tiering.planner.counters import Counters
 from ..checkpoints.modules import is_experts, layer_of
 from .chrome import document
@@ -28,7 +29,7 @@ class Counts(TakesNotes, Protocol):
         """A copy of the planner's totals."""
 
 
-class Trace:
+class Trace(Stopping):
     """Records from the moment it is made until ``stop``; as a context manager it stops itself."""
 
     def __init__(
@@ -74,12 +75,6 @@ class Trace:
             notes = recorder.take()
             pieces = document(notes, since=recorder.since, until=until, files=self._files, full=recorder.full)
             write(self.path, map(str.encode, pieces))
-
-    def __enter__(self) -> "Trace":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _watch(self, name: str, module: nn.Module) -> None:
         recorder, bridge, layer = self._recorder, self._bridge, not is_experts(module)
