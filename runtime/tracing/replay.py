@@ -1,4 +1,4 @@
-"""Records a run for replay: every event that the planner handles and what came of it, from loading on."""
+"""Records a run for replay: every event that the planner handles, with its actions, from loading on."""
 
 import threading
 from pathlib import Path
@@ -15,10 +15,10 @@ LIMIT = 400_000
 
 
 class RunRecording(Stopping):
-    """Records from the moment it is made, before anything is loaded, until ``stop``; a context manager that stops it.
+    """Records from the moment it is made, before anything is loaded, until ``stop``.
 
-    It begins there because a planner's state is what all events until now have made of it: replay needs nothing else,
-    and nothing has to know what each policy remembers.
+    It begins there because a planner's state is the result of all events until now: replay needs nothing else, and no
+    code has to know what each policy remembers.
     """
 
     def __init__(self, setup: Setup, path: str | Path, *, limit: int = LIMIT) -> None:
@@ -31,7 +31,7 @@ class RunRecording(Stopping):
         self._lock = threading.Lock()
 
     def step(self, now: float, event: Event, actions: list[Action]) -> None:
-        """``event`` was handled at ``now``, and gave ``actions``; called in the order in which events are handled."""
+        """``event`` was handled at ``now``, and gave ``actions``. Called in the order in which events are handled."""
         with self._lock:
             if not self._running:
                 return
