@@ -49,8 +49,8 @@ def load(folder: Path) -> list[ReadRate]:
 
 
 def keep(folder: Path, rates: Sequence[ReadRate]) -> Path | None:
-    """Keep ``rates`` for the drive that ``folder`` is on, in place of older ones. Returns the file; None if it cannot be
-    written."""
+    """Keep ``rates`` for the drive that ``folder`` is on, in place of older ones. Returns the file, or None if
+    it cannot be written."""
     name, kernel, liburing = _signature(folder)
     measured = _MeasuredDrive(
         drive=name,

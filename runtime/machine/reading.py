@@ -32,9 +32,7 @@ def reading_of(files: Sequence[Path], io: Io, *, block: int) -> Reading:
     if backend is not None and depth is not None:
         return fixed(UNMEASURED, backend=backend, depth=depth)
     folder, drive = files[0].parent, files[0].stat().st_dev
-    files = [
-        file for file in files if file.stat().st_dev == drive
-    ]  # rates are kept by drive; the other drives count as alike
+    files = [file for file in files if file.stat().st_dev == drive]  # rates are kept by drive
     rates = drivecache.load(folder)
     if not rates and sum(file.stat().st_size for file in files) >= WORTH_MEASURING:
         rates = _measure(files)

@@ -26,7 +26,7 @@ class ProductSpeeds(cachefile.Strict):
 
 
 class Delivery(cachefile.Strict):
-    """The part of a drive's own speed that a model gets while it waits for the drive: ``share``, because blocks are also
+    """The part of a drive's own speed that a model gets while it waits for the drive is ``share``: blocks are also
     verified and accounted for. While cores compute, the share ``contention`` of that is lost."""
 
     share: float = _Speed
