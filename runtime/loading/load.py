@@ -101,7 +101,9 @@ class Handle:
 
     def cache(self) -> DynamicCache:
         """An empty KV cache, in pages if the model's KV is. Raises Closed."""
-        return DynamicCache(config=self._running("make a cache").config) if self.paged is None else self.paged.cache()
+        return (
+            DynamicCache(config=self._running("make a cache").config) if self.paged is None else self.paged.new_cache()
+        )
 
     def keeps(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
         """Whether a prompt that is generated from with these arguments may come from flash, and go there."""

@@ -40,8 +40,8 @@ def streamed_class(base: type[Any]) -> type[Any]:
     def prepare_cache(self: Any, config: Any, kwargs: dict[str, Any], *args: Any, **named: Any) -> None:
         base._prepare_cache_for_generation(self, config, kwargs, *args, **named)
         paged: PagedKV | None = self.penstock.paged
-        if paged is not None and paged.replaces(kwargs.get("past_key_values")):
-            kwargs["past_key_values"] = paged.cache()
+        if paged is not None and paged.should_replace(kwargs.get("past_key_values")):
+            kwargs["past_key_values"] = paged.new_cache()
             if config.is_assistant:
                 kwargs["past_key_values"].activate_past_recording()
 

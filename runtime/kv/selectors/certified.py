@@ -87,7 +87,7 @@ class CertifiedSelector(SummarySelector):
     def _always(self, attention: PageAttention, summarised: int) -> list[int]:
         """Pages that are read in any case: those without a summary, and those with hidden tokens, of which summaries
         know nothing."""
-        hidden = attention.hidden_pages()
+        hidden = attention.find_hidden_pages()
         return [*(page for page in hidden if page < summarised), *range(summarised, attention.count)]
 
     def _again(self, attention: PageAttention, last: LastSelection | None) -> tuple[int, ...]:
@@ -114,4 +114,4 @@ class CertifiedSelector(SummarySelector):
     def _read(self, attention: PageAttention, masses: Masses, pages: Sequence[int]) -> None:
         attention.read(pages)
         if pages:
-            masses.add(pages, attention.log_masses(pages))
+            masses.add(pages, attention.collect_log_masses(pages))

@@ -104,7 +104,7 @@ def kv_tier(
         min(int(settings.kv_host * STAGING), MOST_STAGING),
         layers=layers,
         positions=getattr(decoder, "max_position_embeddings", None),
-        page_tokens=None if selection is None and encoding.keeps else CHOSEN_TOKENS,
+        page_tokens=None if selection is None and encoding.keeps_all else CHOSEN_TOKENS,
         encoding=encoding,
         device_pages=device_pages,
         selection=selection,

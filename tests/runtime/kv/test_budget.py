@@ -121,7 +121,7 @@ def planted(model: PreTrainedModel, heavy: int, first: int, count: int = 12 * TO
     keys[..., 0] = 0.0
     keys[:, heavy * TOKENS : (heavy + 1) * TOKENS, 0] = 4.0
     query[:, first:, 0] = 4.0
-    cache = model.penstock.paged.cache()
+    cache = model.penstock.paged.new_cache()
     attend(cache.layers[:1], model, query, keys)
     return there(cache.layers[0])
 
@@ -153,7 +153,7 @@ def test_snapkv_asks_the_last_queries_alone(folder: Path, store: Path) -> None:
 def test_layers_get_pages_by_need(folder: Path, store: Path) -> None:
     """One layer attends to one page, the other to all."""
     with paged(folder, store, "1MiB", kv_attention="snapkv", kv_budget="50%", kv_layers="by-need") as model:
-        cache = model.penstock.paged.cache()
+        cache = model.penstock.paged.new_cache()
         count = 16 * TOKENS
         keys, query = torch.zeros(2, count, 16), torch.zeros(4, count, 16)
         keys[:, 5 * TOKENS : 6 * TOKENS, 0] = query[..., 0] = 6.0
@@ -169,7 +169,7 @@ def test_layers_get_pages_by_need(folder: Path, store: Path) -> None:
 def test_layers_that_take_turns_lose_no_pages(folder: Path, store: Path) -> None:
     """Each prompt deals anew; pages go to layers that have them."""
     with paged(folder, store, "1MiB", kv_attention="snapkv", kv_budget="50%", kv_layers="by-need") as model:
-        cache = model.penstock.paged.cache()
+        cache = model.penstock.paged.new_cache()
         keys = torch.zeros(2, 4 * TOKENS, 16)
         keys[:, TOKENS : 2 * TOKENS, 0] = 6.0
         for turn in range(12):

@@ -105,13 +105,13 @@ def test_a_paged_cache_is_stored_and_filled_too(name, tmp_path):
     with load(folder, store=tmp_path / "store", host_memory="64MiB", kv_host_memory="4MiB") as model:
         paged = model.penstock.paged
         with prefixes_of(model, tmp_path) as prefixes:
-            cache = paged.cache()
+            cache = paged.new_cache()
             prefill(model, prompt[:96], cache, block=BLOCK)
             prefixes.save(prompt[:96], cache)
-            cache = paged.cache()
+            cache = paged.new_cache()
             assert prefixes.restore(prompt, cache) == 96 == cache.get_seq_length()
             warm = continued(model, prompt, cache)
-            assert all(map(torch.equal, warm, continued(model, prompt, paged.cache())))
+            assert all(map(torch.equal, warm, continued(model, prompt, paged.new_cache())))
 
 
 def test_whoever_differs_finds_nothing(tmp_path):
