@@ -216,10 +216,10 @@ class _Plan:
 def _kv(model: Any, context: int, config: "Config") -> "KvLoad | None":
     """What KV of ``context`` tokens comes to; None where that is not known."""
     from ...tiering.sim.kv import KvLoad
-    from ..planning.kv_size import kv_bytes, kv_layers
+    from ..planning.kv_size import count_kv_bytes, find_kv_layers
 
-    layers = kv_layers(model)
-    return None if layers is None else KvLoad.of(*kv_bytes(layers, context, config.kv.format), config.kv_host)
+    layers = find_kv_layers(model)
+    return None if layers is None else KvLoad.of(*count_kv_bytes(layers, context, config.kv.format), config.kv_host)
 
 
 def _kv_report(kv: "KvLoad | None", context: int | None, pages: int) -> dict[str, int | None]:

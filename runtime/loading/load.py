@@ -45,7 +45,7 @@ from ..tiers.expert_planes import units
 from ..tracing.replay import RunRecording
 from ..tracing.trace import Trace
 from .openings.device import check_formats, device_budget, open_device, place_above
-from .openings.kv import kv_device_bytes, kv_tier
+from .openings.kv import kv_device_bytes, open_kv_tier
 from .openings.prefixes import open_prefixes
 from .placeholder_model import bare_model, dtype_of, move_out, replace_tensors
 from .progress import shown
@@ -316,7 +316,7 @@ def _install(
         bundle.close()
         bundle = Bundle.open(bundle.folder, direct=False)
     with _closed_on_error(bundle):
-        kv = kv_tier(settings, reading, model.config, budget, device, on_device)
+        kv = open_kv_tier(settings, reading, model.config, budget, device, on_device)
         with _closed_on_error(kv):
             engine = Engine(
                 bundle,

@@ -33,22 +33,17 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
     def __init__(self, tier: KVTier, config: PreTrainedConfig) -> None:
         super().__init__(config=config.get_text_config(decoder=True))
         self.tier = tier
-        self._spoiled = False
+        self._lost_tokens = False
         self._ahead: Ahead[PagedLayer] = Ahead(tier.pool)
         self.layers = [self._convert(layer) for layer in self.layers]
         if self.layer_class_to_replicate is DynamicLayer:
             self.layer_class_to_replicate = self._add_layer
         weakref.finalize(self, _abandon, self._ahead)
 
-    @property
-    def spoiled(self) -> bool:
-        """Whether a forward failed and could not be taken back."""
-        return self._spoiled
-
     def begin_forward(self, tokens: int) -> None:
         """Begin a forward with ``tokens`` more tokens. Raises PromptTooLong, and PenstockError for a cache that lost
         tokens."""
-        if self._spoiled:
+        if self._lost_tokens:
             raise PenstockError(
                 "this KV cache lost tokens when a forward failed; compute the context again in a new one"
             )
@@ -66,9 +61,9 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
             for layer in self._ahead.touched:
                 layer.undo()
         except PenstockError:
-            self._spoiled = True
+            self._lost_tokens = True
         # Layers that are not paged keep no former state.
-        self._spoiled |= any(type(layer) is not PagedLayer for layer in self.layers)
+        self._lost_tokens |= any(type(layer) is not PagedLayer for layer in self.layers)
         self._ahead.touched.clear()
 
     def crop(self, *args: Any) -> None:
@@ -78,13 +73,13 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
         try:
             super().crop(*args)
         except BaseException:
-            self._spoiled |= lengths != {layer.get_seq_length() for layer in self._ahead.layers}
+            self._lost_tokens |= lengths != {layer.get_seq_length() for layer in self._ahead.layers}
             raise
 
     def reset(self) -> None:
         """Forget all tokens."""
         super().reset()
-        self._spoiled = False
+        self._lost_tokens = False
 
     def _convert(self, layer: Any) -> Any:
         if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):

@@ -15,7 +15,7 @@ from ..views.selector import PageSelector, Selection, SelectionStats
 from .formats import Encoding
 
 LARGE = 256 * KiB
-"""Bytes of a side below which a page takes more tokens: every page costs some time of the interpreter."""
+"""Bytes of a page below which it takes more tokens: every page costs some time of the interpreter."""
 OPEN = 1 / 4
 """The share of the memory that the newest pages of all layers of one sequence may take: they cannot leave it."""
 MOST_TOKENS, LEAST_TOKENS = 512, 16

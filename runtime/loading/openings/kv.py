@@ -28,12 +28,12 @@ from ...kv.views.selector import Selection
 from ...machine.reading import open_reader
 
 STAGING, MOST_STAGING = 1 / 4, 8 * MiB
-"""Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host: a share of that, and at
-most. Eager attention of more takes several times as long as ours."""
+"""Bytes that a layer's keys and values may take in one piece, beside [kv] host: a share of that, and the most. Eager
+attention of more takes several times as long as ours."""
 LEAST_PASSING = 32 * MiB
-"""Bytes of which a quarter lets pages pass through without the drive waiting."""
+"""Bytes of host memory a quarter of which lets pages pass through without the drive waiting."""
 CHOSEN_TOKENS = 64
-"""Tokens of a page where attention chooses among pages: larger ones hold more that is not needed."""
+"""Tokens of a page where attention selects pages: larger ones hold more that is not needed."""
 
 CERTIFIED, QUEST = "certified", "quest"
 """The modes that drop no page."""
@@ -42,9 +42,8 @@ SHARE = "25%"
 
 
 def kv_device_bytes(settings: Config, weights: int) -> int:
-    """Bytes of the device's memory for KV, beside ``weights`` bytes of weights: as written; for "auto" what these leave
-    of [memory] device, if that is written: what they do not need, nothing else does. Raises ConfigError for what no
-    attention would look at."""
+    """Bytes of the device's memory for KV, beside ``weights`` bytes of weights: as written, or for "auto" what the
+    weights leave of [memory] device, if that is written. Raises ConfigError where attention would not use them."""
     kv = settings.kv
     strange = [key for key in ("attention", "format") if getattr(kv, key) != Kv.model_fields[key].default]
     if kv.device == "auto":
@@ -66,7 +65,7 @@ def kv_device_bytes(settings: Config, weights: int) -> int:
     return kv.device
 
 
-def kv_tier(
+def open_kv_tier(
     settings: Config,
     reading: Reading,
     model: Any,
@@ -74,9 +73,10 @@ def kv_tier(
     device: Device | None = None,
     on_device: int = 0,
 ) -> KVTier | None:
-    """Where KV lies, for a model with the configuration ``model``; None where transformers keeps it. ``reading`` is how
-    the store's drive is read best, ``budget`` that of weights and KV together. With a ``device`` to compute on,
-    ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can take no file, DeviceFull."""
+    """The KV tier of a model with the configuration ``model``; None where transformers keeps KV. ``reading`` is the
+    best way to read the store's drive, ``budget`` the bytes of weights and KV together. With a ``device`` to compute
+    on, ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can take no file, DeviceFull,
+    ConfigError for settings of KV that do not go together."""
     selection = _selection(settings.kv)
     if settings.kv_host is None:
         for key in ("attention", "format", "flash"):
@@ -88,7 +88,7 @@ def kv_tier(
     layers = getattr(decoder, "num_hidden_layers", 1)
     newest = min(2 * LARGE * layers, int(OPEN * settings.kv_host))
     floor = least_kv(settings.kv_host, newest, LEAST_PASSING)
-    if device is not None:  # what a device fetches from by itself stays where it is
+    if device is not None:  # a device reads from this memory by itself: it stays where it is
         floor = settings.kv_host
     elif settings.host_floor is not None:
         floor = max(floor, settings.host_floor * settings.kv_host // budget)
@@ -125,14 +125,14 @@ def _selection(kv: Kv) -> Selection | None:
 
 
 def _budgets(kv: Kv) -> Budgets | None:
-    """Of the modes that have a fixed budget. Raises ConfigError for settings that this mode has no use for."""
+    """The budget of a mode that has one. Raises ConfigError for settings that the mode has no use for."""
     keeping = KEEPING.get(kv.attention)
     if keeping is None and kv.layers != "even":
-        raise ConfigError(f'[kv] layers = "{kv.layers}" is for [kv] attention = {_listed(KEEPING)}; take it out')
+        raise ConfigError(f'[kv] layers = "{kv.layers}" is for [kv] attention = {_list_modes(KEEPING)}; take it out')
     if keeping is None and kv.attention != QUEST:
         if kv.budget != "auto":
             raise ConfigError(
-                f"[kv] budget = {kv.budget} is for [kv] attention = {_listed([*KEEPING, QUEST])}; take it out"
+                f"[kv] budget = {kv.budget} is for [kv] attention = {_list_modes([*KEEPING, QUEST])}; take it out"
             )
         return None
     budget = parse_budget(SHARE if kv.budget == "auto" else kv.budget)
@@ -141,5 +141,5 @@ def _budgets(kv: Kv) -> Budgets | None:
     return Budgets(budget, keeping, by_need=kv.layers == "by-need")
 
 
-def _listed(modes: Iterable[str]) -> str:
+def _list_modes(modes: Iterable[str]) -> str:
     return ", ".join(f'"{mode}"' for mode in modes)
