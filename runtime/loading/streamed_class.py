@@ -8,7 +8,7 @@ import torch
 
 from ...tiering.errors import ConfigError, PenstockError
 from ..kv.adapter import PagedKV
-from ..prefixes.prefill import with_prefixes
+from ..prefixes.prefill import prefill_with_prefixes
 
 
 def _names(device: torch.device, own: torch.device) -> bool:
@@ -58,7 +58,7 @@ def streamed_class(base: type[Any]) -> type[Any]:
             self.penstock.synchronize()  # prefixes are told how long it took
             return out
 
-        return with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], finished)
+        return prefill_with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], finished)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
     methods: dict[str, Any] = {"__enter__": enter, "__exit__": leave, "to": to}
