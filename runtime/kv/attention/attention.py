@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....kernels.kv.blockwise import Sweeps
+from ....kernels.kv.blockwise import BlockwiseAttention
 from ....tiering.errors import ConfigError
 from ..views.masks import CausalMask, make_causal_mask
 from ..views.page_attention import PageAttention
@@ -126,21 +126,23 @@ def _attend_many(
     selector = visible.layer.selector
     watched = 0 if selector is None else selector.count_watched(query.shape[1])
     masses = torch.zeros(visible.length, device=query.device) if watched else None
-    sweeps = Sweeps(query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks, watched=watched)
+    blockwise = BlockwiseAttention(
+        query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks, watched=watched
+    )
     first_query = visible.length - query.shape[1]
     alone = not visible.paged
-    for sweep in range(sweeps.first, 3):
+    for sweep in range(blockwise.first, 3):
         for at, keys, values in _read_pieces(visible, number, sequence):
             if key.expansion is not None:
                 keys, values = (x[0] for x in key.expansion(keys[None], values[None]))
             span = slice(at, at + keys.shape[1])
             part, counted, kept = (None if x is None else x[..., span] for x in (mask, masses, weights))
             offset = first_query - at
-            sweeps.look(sweep, keys, values, offset=offset, mask=part, alone=alone, masses=counted, weights=kept)
+            blockwise.add(sweep, keys, values, offset=offset, mask=part, alone=alone, masses=counted, weights=kept)
     if selector is not None:
         last = None if mask is None else mask[0, -1].cpu()
         selector.on_prefill(visible.layer, number, query.shape[1], None if masses is None else masses.cpu(), last)
-    return sweeps.result()
+    return blockwise.finish()
 
 
 def _read_pieces(

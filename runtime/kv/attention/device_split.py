@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ....kernels.kv.merge_softmax import Sums, weighed
+from ....kernels.kv.merge_softmax import SoftmaxSums, weigh_values
 from ....tiering.kv.device_pages import Pair
 from ..pages.device_pages import UpperTier
 from ..views.device_access import clip_span
@@ -30,7 +30,7 @@ class _DevicePart(NamedTuple):
     pairs: Sequence[Pair]
     spans: Sequence[tuple[int, int]]
     scores: torch.Tensor
-    sums: Sums
+    sums: SoftmaxSums
 
 
 def attend_split(
@@ -101,7 +101,7 @@ def _score_on_device(
         scores = softmax.cap(scores.view(*query.shape[:2], -1))
         if bias is not None:
             scores = scores + torch.cat([bias[..., first - start : last - start] for first, last in spans], -1)
-        yield _DevicePart(some, spans, scores, Sums.of(scores))
+        yield _DevicePart(some, spans, scores, SoftmaxSums.of(scores))
 
 
 def _merge(
@@ -110,23 +110,25 @@ def _merge(
     """``attention`` to the ``parts`` and to all its other pages, float32 [Hq, R, Dv]."""
     there = {pair.keys for part in parts for pair in part.pairs}
     rest = [page for page, keys in enumerate(attention.keys) if keys not in there]
-    sums, scores = list[Sums](), torch.empty(0)
+    sums, scores = list[SoftmaxSums](), torch.empty(0)
     if rest:
         attention.read_here(rest)
         scores = attention.collect_scores(rest)
-        sums.append(Sums.of(scores))
+        sums.append(SoftmaxSums.of(scores))
     if attention.softmax.sinks is not None:
-        sums.append(Sums.of_sinks(attention.softmax.sinks, attention.query.shape[1]))
-    whole = Sums.merged([*sums, *(part.sums.on(_CPU) for part in parts)])
-    whole_there = whole.on(device_pages.compute)
+        sums.append(SoftmaxSums.of_sinks(attention.softmax.sinks, attention.query.shape[1]))
+    whole = SoftmaxSums.merge([*sums, *(part.sums.to(_CPU) for part in parts)])
+    whole_there = whole.to(device_pages.compute)
     outs = [
-        weighed(
-            whole_there.probabilities(part.scores), _collect_tokens(visible, device_pages, 1, part.pairs, part.spans)
+        weigh_values(
+            whole_there.to_probabilities(part.scores), _collect_tokens(visible, device_pages, 1, part.pairs, part.spans)
         )
         for part in parts
     ]
     if rest:
-        outs.append(attention.weigh_wide(rest, whole.probabilities(scores)).to(device_pages.compute, non_blocking=True))
+        outs.append(
+            attention.weigh_wide(rest, whole.to_probabilities(scores)).to(device_pages.compute, non_blocking=True)
+        )
     return torch.stack(outs).sum(0)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ....kernels.kv.blockwise import Sweeps
+from ....kernels.kv.blockwise import BlockwiseAttention
 from ..views.masks import make_causal_mask
 from ..views.softmax import Softmax
 
@@ -69,9 +69,9 @@ def _try_eager(
     except (RuntimeError, ValueError, TypeError, AttributeError):
         return False
     softmax = Softmax.of(scaling, options)
-    sweeps = Sweeps(q[0], scaling, softcap=softmax.softcap, sinks=softmax.sinks)
-    for sweep in range(sweeps.first, 3):
-        sweeps.look(sweep, k[0], v[0], offset=_TOKENS - _ROWS)
-    found = sweeps.result().transpose(0, 1)[None]
+    blockwise = BlockwiseAttention(q[0], scaling, softcap=softmax.softcap, sinks=softmax.sinks)
+    for sweep in range(blockwise.first, 3):
+        blockwise.add(sweep, k[0], v[0], offset=_TOKENS - _ROWS)
+    found = blockwise.finish().transpose(0, 1)[None]
     near = 1e-5 if query.dtype == torch.float32 else 2e-2
     return found.shape == expected.shape and torch.allclose(found.float(), expected.float(), rtol=near, atol=near)

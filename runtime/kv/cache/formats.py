@@ -7,7 +7,7 @@ import torch
 
 from ....kernels.kv.as_is import AsIs
 from ....kernels.kv.base import KVFormat
-from ....kernels.kv.quantised import encodable
+from ....kernels.kv.quantised import is_encodable
 from ....kernels.kv.registry import FORMATS
 from ....tiering.kv.pages import BlockTable, Page
 from ....tiering.kv.selection import kv_precision
@@ -71,4 +71,4 @@ class Encoding:
 
 def can_encode(format: KVFormat, keys: torch.Tensor, values: torch.Tensor) -> bool:
     """Whether pages with these ``keys`` and ``values`` can be encoded in ``format``."""
-    return format.exact or encodable(keys, values)
+    return format.exact or is_encodable(keys, values)

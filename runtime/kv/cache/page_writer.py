@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ....kernels.kv.as_is import numbers_in
+from ....kernels.kv.as_is import view_elements
 from ....kernels.kv.base import KVFormat
 from ....tiering.errors import ConfigError
 from ....tiering.kv.pages import BlockTable, Page
@@ -42,7 +42,7 @@ class PageWriter:
             for number, sequence in enumerate(self.sequences):
                 for side, (table, states) in enumerate(zip(sequence.tables, (keys, values), strict=True)):
                     page = self._open_last(side, table, fresh=not filled)
-                    numbers = numbers_in(self._pool.view(page), self._access.shapes[side])
+                    numbers = view_elements(self._pool.view(page), self._access.shapes[side])
                     numbers[:, filled : filled + some] = states[number, :, done : done + some]
             done += some
             self.length += some
@@ -146,7 +146,7 @@ class PageWriter:
         try:
             held = pool.hold([sealed]) or pool.fetch([sealed])
             try:
-                self._access.decode(side, sealed, numbers_in(pool.view(page), self._access.shapes[side]))
+                self._access.decode(side, sealed, view_elements(pool.view(page), self._access.shapes[side]))
             finally:
                 pool.release(held)
         except BaseException:
@@ -172,7 +172,7 @@ class PageWriter:
         leaving = self._encoding.find_leaving(keys.pages, keys.first, self.length, tokens)
         for at, format in zip(leaving, self._encoding.choose_formats(keys, leaving, self.length, tokens), strict=True):
             numbers = [
-                numbers_in(pool.view(table.pages[at]), shape)
+                view_elements(pool.view(table.pages[at]), shape)
                 for table, shape in zip(sequence.tables, shapes, strict=True)
             ]
             if format is not AS_IS and can_encode(format, *numbers):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ....kernels.kv.certify import page_masses
+from ....kernels.kv.certify import sum_page_masses
 from ....tiering.kv.pages import BlockTable, Page
 from .page_access import PageAccess
 from .sequence import SequencePages
@@ -108,7 +108,7 @@ class PageAttention:
     def collect_log_masses(self, pages: Sequence[int]) -> torch.Tensor:
         """The logarithms of the sums of exp(score) of ``pages``, ascending and read: float32 [Hq, R, len(pages)]."""
         scores, skip = self.collect_scores(pages), self.skip * (pages[0] == 0)
-        return page_masses(
+        return sum_page_masses(
             functional.pad(scores.float(), (skip, 0), value=-torch.inf) if skip else scores.float(), self.tokens
         )
 

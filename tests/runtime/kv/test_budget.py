@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 import penstock
-from penstock.kernels.kv.blockwise import Sweeps
+from penstock.kernels.kv.blockwise import BlockwiseAttention
 from penstock.runtime.kv.cache.layer import PagedLayer
 from penstock.runtime.prefixes.prefix_source import is_supported
 from penstock.tiering.errors import ConfigError
@@ -239,11 +239,11 @@ def test_a_second_prompt_sees_what_was_kept(folder: Path, store: Path) -> None:
 def test_masses_of_watched_rows_are_those_of_the_softmax() -> None:
     chance = torch.Generator().manual_seed(4)
     query, keys, values = (torch.randn(heads, 90, 8, generator=chance) for heads in (4, 2, 2))
-    sweeps, masses = Sweeps(query, 1.0, watched=20), torch.zeros(90)
-    for sweep in range(sweeps.first, 3):
+    attention, masses = BlockwiseAttention(query, 1.0, watched=20), torch.zeros(90)
+    for sweep in range(attention.first, 3):
         for start in (0, 32, 64):
             part = slice(start, min(90, start + 32))
-            sweeps.look(sweep, keys[:, part], values[:, part], offset=-start, masses=masses[part])
+            attention.add(sweep, keys[:, part], values[:, part], offset=-start, masses=masses[part])
     scores = query @ keys.repeat_interleave(2, 0).mT
     expected = scores.masked_fill(torch.ones(90, 90).triu(1).bool(), -torch.inf).softmax(-1)[:, -20:].sum((0, 1))
     assert torch.allclose(masses, expected, rtol=1e-5, atol=1e-6)
