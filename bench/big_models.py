@@ -17,8 +17,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from penstock.runtime.checkpoints.layout import layout
 from penstock.runtime.checkpoints.meta_model import skeleton
-from penstock.runtime.loading.arrangement import Outline
+from penstock.runtime.loading.outline import outline_model
 from penstock.runtime.packing.striping import striped
+from penstock.tiering.planner.arrangement import Outline
 from penstock.tiering.store.bundle.manifest import Drive
 
 
@@ -58,7 +59,7 @@ class BigModel:
             _pack(model, self.packed)
             dtype = self.packed.name
         equal = [Drive(str(number), 1) for number in range(drives)]
-        return replace(Outline.of(model, striped(layout(model), equal if drives > 1 else ())), dtype=dtype)
+        return replace(outline_model(model, striped(layout(model), equal if drives > 1 else ())), dtype=dtype)
 
 
 def _pack(model: nn.Module, packed: Packed) -> None:

@@ -83,6 +83,8 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     ids = encode(tokenizer, read_text(str(options.text)), options.tokens)
     texts = [torch.as_tensor(text) for text in windows(ids, beginning(tokenizer), options.context)]
     texts = [text for text in texts if len(text) > options.prompt + 1]
+    if not texts:
+        raise SystemExit(f"nothing of the text follows a prompt of {options.prompt} tokens; name a longer text")
     targets = torch.cat([text[options.prompt + 1 :] for text in texts])
     with tempfile.TemporaryDirectory() as folder:
         usual = run(options, texts, Path(folder))

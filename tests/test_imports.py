@@ -76,8 +76,6 @@ ROOMS = {
 """The rooms of each part, in order: a room imports itself, rooms before it, and earlier parts."""
 
 OPEN = {
-    "runtime.config.config imports runtime.packing.exact_format",
-    "runtime.config.config imports runtime.packing.formats",
     "runtime.routing.routes imports runtime.tracing.tracefile",
 }
 """Imports that still run the wrong way; each goes with the change that mends it."""

@@ -10,13 +10,13 @@ import typer
 from ...tiering.policy.placement.placement import SizedBlock
 from ...tiering.policy.reads import streamed_lengths, typical_read
 from ...tiering.units import format_size
+from ..loading.opening import open_files, read_manifest
 from ..loading.progress import shown
 from ..machine.drives import bundle_speed
 from ..tracing.tracefile import destination
 from .console import print_json, print_table, quiet_libraries
 from .generate import room_for
 from .measure import peak_resident_bytes
-from .opening import load_model, open_files, read_manifest
 from .options import Settings, Source, TraceFile
 
 PREFILL = 64
@@ -34,12 +34,15 @@ def command(
     if trace is not None:
         destination(trace)  # what cannot be written is said before anything is packed
     quiet_libraries()
+    from ..loading.load import load_opened
+
     with shown() as bar:
-        positions = open_files(source).positions
+        opened = open_files(source)
+        positions = opened.positions
         prefill = min(PREFILL, max(1, (positions or PREFILL) // 2))
         room_for(prefill, steps + 1, positions)
         start = time.perf_counter()
-        model = load_model(source, config, bar)
+        model = load_opened(opened, config, bar)
         load_s = time.perf_counter() - start
     with closing(model.penstock):
         report = {"load_s": load_s} | _measure(model, prefill, steps, trace)

@@ -13,9 +13,9 @@ import typer
 from ...tiering.errors import CheckpointError, PrefixError
 from ...tiering.prefix.tree import Record
 from ...tiering.units import GiB, format_size, parse_size
+from ..loading.opening import OpenedModel, open_files, read_tokenizer
 from ..loading.progress import shown
 from .console import fail, print_json, print_table, quiet_libraries
-from .opening import Opened, load_model, open_files, read_tokenizer
 from .options import Settings, Source
 from .text import read_text
 
@@ -78,10 +78,13 @@ def save(
         config = config.override(kv_prefix=QUOTA)
     content = read_text(text) if text is not None else sys.stdin.read() if prompt == "-" else str(prompt)
     quiet_libraries()
+    from ..loading.load import load_opened
+
     with shown() as bar:
-        tokenizer = read_tokenizer(open_files(source), "cache save reads the prompt with one")
+        opened = open_files(source)
+        tokenizer = read_tokenizer(opened, "cache save reads the prompt with one")
         ids: list[int] = tokenizer(content)["input_ids"]
-        model = load_model(source, config, bar)
+        model = load_opened(opened, config, bar)
     with closing(model.penstock):
         report = _save(model, ids)
     if settings.json:
@@ -194,7 +197,7 @@ def _beginning(store: "PrefixStore", record: Record, bundles: Path) -> str | Non
     """The first words of a prompt, where its bundle, which has the tokenizer, is still there."""
     folder = bundles / record.label / "model"
     try:
-        tokenizer = read_tokenizer(Opened(folder, None, trust_remote_code=False), "ls shows text with one")
+        tokenizer = read_tokenizer(OpenedModel(folder, None, trust_remote_code=False), "ls shows text with one")
         return " ".join(str(tokenizer.decode(store.first_tokens(record)[:_WORDS])).split())
     except (CheckpointError, PrefixError, FileNotFoundError, KeyError):
         return None

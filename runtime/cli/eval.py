@@ -13,10 +13,10 @@ from ...tiering.errors import EvaluationError, TextError
 from ...tiering.units import format_size
 from ..config.config import Config
 from ..config.settings import Weights
+from ..loading.opening import OpenedModel, is_bundle, open_files, read_manifest, read_tokenizer
 from ..loading.progress import shown
 from .console import print_json, print_table, quiet_libraries
 from .measure import peak_resident_bytes
-from .opening import is_bundle, load_model, open_files, read_manifest, read_tokenizer
 from .options import Settings, Source
 from .text import WINDOW, beginning, encode, read_text, window_size
 
@@ -66,7 +66,7 @@ def command(
         first = beginning(tokenizer)
         size = window_size(context, len(first), opened.positions, "--context")
         ids = encode(tokenizer, content, tokens or TOKENS)
-        reader = _Reader(source, _in_windows(ids, first, size, text), len(tokenizer.decode(ids).encode()), bar)
+        reader = _Reader(opened, _in_windows(ids, first, size, text), len(tokenizer.decode(ids).encode()), bar)
         rows = reader.run(original, tested)
     report = {"text": Path(text).name, "context": size, "windows": len(reader.windows)}
     if settings.json:
@@ -124,7 +124,7 @@ def _in_windows(ids: Sequence[int], first: Sequence[int], size: int, name: str) 
 class _Reader:
     """Has one model after the other read ``windows``, of a text of ``length`` bytes."""
 
-    source: Source
+    opened: OpenedModel
     windows: Sequence[Sequence[int]]
     length: int
     bar: "Progress"
@@ -151,9 +151,10 @@ class _Reader:
     ) -> dict[str, Any]:
         """What one model shows; in terms of the ``original``'s row, if it is not the original itself."""
         from ..evaluation.evaluation import evaluate, predicted
+        from ..loading.load import load_opened
 
         each = self.length / predicted(self.windows)
-        model = load_model(self.source, config, self.bar)
+        model = load_opened(self.opened, config, self.bar)
         with closing(model.penstock):
             self.bar.start(f"{name}: reading the text", self.length)
             found = evaluate(

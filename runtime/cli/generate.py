@@ -10,11 +10,11 @@ import typer
 
 from ...tiering.errors import PromptTooLong
 from ...tiering.units import format_size
+from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
 from ..tracing.tracefile import destination
 from .console import print_json, quiet_libraries, say, waiting
 from .measure import peak_resident_bytes
-from .opening import load_model, open_files, read_tokenizer
 from .options import Settings, Source, TraceFile
 
 TOKENS = 128
@@ -50,12 +50,14 @@ def command(
         destination(trace)  # what cannot be written is said before anything is packed
     text = sys.stdin.read() if prompt == "-" else prompt
     quiet_libraries()
+    from ..loading.load import load_opened
+
     with shown() as bar:
         opened = open_files(source)
         tokenizer = read_tokenizer(opened, "generate reads its prompt with one")
         inputs = _encode(tokenizer, text)
         room = room_for(inputs["input_ids"].shape[1], tokens, opened.positions)
-        model = load_model(source, config, bar)
+        model = load_opened(opened, config, bar)
     with closing(model.penstock), nullcontext() if trace is None else model.penstock.trace(trace):
         report = _run(model, tokenizer, inputs, room, choice | {"num_beams": beams}, seed, stream=not settings.json)
     if settings.json:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...tiering.errors import TextError, TraceError
+from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
 from ..tracing.tracefile import destination, write
 from .console import print_json, print_table, quiet_libraries, say, waiting
-from .opening import load_model, open_files, read_tokenizer
 from .options import Settings, Source
 from .text import WINDOW, beginning, encode, read_text, window_size
 
@@ -77,9 +77,10 @@ def _record(
         ids = _encode(tokenizer, content, name, tokens)
         first = beginning(tokenizer)
         size = window_size(window, len(first), opened.positions, "--window")
+        from ..loading.load import load_opened
         from ..routing.profiling import profile
 
-        model = load_model(source, config, bar)
+        model = load_opened(opened, config, bar)
         with closing(model.penstock):
             each = len(tokenizer.decode(ids).encode()) / len(ids)
             bar.start("reading the text", round(len(ids) * each))

@@ -3,9 +3,9 @@
 import typer
 
 from ...tiering.units import format_size
+from ..loading.opening import find_bundle
 from ..loading.progress import shown
 from .console import fail, print_json, quiet_libraries
-from .opening import find_bundle
 from .options import Settings, Source
 
 

@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,9 +13,6 @@ from ...tiering.policy.placement.placement import with_working_memory
 from ...tiering.units import GiB, format_size
 from . import configfile
 from .settings import OVERRIDES, Compute, Experts, Io, Kv, Memory, Store, Weights
-
-if TYPE_CHECKING:
-    from ..packing.formats import Rules
 
 
 class Fault(NamedTuple):
@@ -106,17 +103,6 @@ class Config(BaseModel):
     def aligned(self) -> bool:
         """Whether weights are for a device that has memory, and an allocator, of its own."""
         return self.compute.device.startswith("cuda")
-
-    @property
-    def rules(self) -> "Rules":
-        """Which part of a model is stored in which format. Raises ConfigError where "auto" needs the store's drive
-        measured, and that cannot be."""
-        from ..packing.exact_format import exact_format  # here: it loads torch
-        from ..packing.formats import Rules
-
-        formats: dict[str, str] = self.weights.model_dump(exclude={"quality"})
-        given = {part: name for part, name in formats.items() if name != "auto"}
-        return Rules(**{"format": given.get("format") or exact_format(self.store.path)} | given)
 
     def host_budget(self, model_bytes: int | None = None) -> int:
         """Bytes of host memory to work in: as written; for "auto" what fits this machine and a model whose weights have

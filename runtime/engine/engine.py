@@ -14,11 +14,8 @@ from ...kernels.waiting import may_wait
 from ...tiering.driving.ports import Machine
 from ...tiering.errors import TraceError
 from ...tiering.events import HOUSE, Slot
-from ...tiering.planner.setup import Setup, device_setup, setup_of
-from ...tiering.policy.placement.placement import Placement, SizedBlock
-from ...tiering.policy.placement.shrinking import Divisions
+from ...tiering.planner.arrangement import Arrangement
 from ...tiering.policy.prefetch.predictors import BOTH, CO_ACTIVATION, ROUTER, Predictors
-from ...tiering.policy.reads import Reading
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.manifest import Block
 from ...tiering.store.bundle.reader import Bundle
@@ -56,53 +53,38 @@ class Engine:
         self,
         bundle: Bundle,
         blocks: Sequence[Block],
-        placement: Placement,
-        divisions: Divisions,
+        arrangement: Arrangement,
         machine: Machine,
         *,
-        eviction: str,
-        guess: bool,
-        reading: Reading,
         record: str | Path | None = None,
         kv: KVTier | None = None,
         device_use: DeviceUse | None = None,
     ) -> None:
-        """``blocks`` are what moves of ``bundle``: its own, or several of them joined. ``divisions`` of ``placement``
-        say what stays when ``machine`` runs short of memory. With a device tier, ``device_use``, both are of those
-        blocks alone that pass through host memory.
+        """``blocks`` are what moves of ``bundle``, its own or several of them joined, as ``arrangement`` has them; the
+        host tier shrinks and grows with ``machine``. ``device_use`` says how the device is used that ``arrangement``
+        has, if it has one.
 
-        ``eviction`` is a name in EVICTION; ``guess`` allows reads of experts on a guess; ``reading`` says how reads are
-        made on each drive; ``record`` is the file for a recording of all that the planner does; ``kv``, closed with the
-        engine, is where KV lies, if not with transformers.
+        ``record`` is the file for a recording of all that the planner does; ``kv``, closed with the engine, is where KV
+        lies, if not with transformers.
 
         Nothing is read before ``load``. Raises ConfigError where this machine cannot read so, TraceError where
         ``record`` cannot be written, and DeviceFull.
         """
-        self.bundle, self.host_placement, self.reading, self.kv = bundle, placement, reading, kv
-        self._divisions = divisions
+        self.arrangement = arrangement
+        """What was decided about the model's memory before it was loaded."""
+        self.bundle, self.host_placement, self.reading, self.kv = bundle, arrangement.host, arrangement.reading, kv
+        self._divisions = arrangement.divisions
         self.blocks = {block.id: block for block in blocks}
-        self.pressure = Pressure(machine, divisions, None if kv is None else kv.pool)
-        manifest = bundle.manifest
-        passing = blocks if device_use is None else [block for block in blocks if block.id in device_use.passing]
-        setup = setup_of(
-            ((block.id, block.extent, manifest.drive_of(block)) for block in passing),
-            placement,
-            divisions,
-            reading,
-            drives=len(manifest.drive_bytes),
-            eviction=eviction,
-            guess=guess,
-        )
+        self.pressure = Pressure(machine, arrangement.divisions, None if kv is None else kv.pool)
+        setup = arrangement.host_setup
         self.recording = None if record is None else RunRecording(setup, record)
         """The recording of this run, if one was asked for."""
         elastic = self.pressure.elastic
         watch = self.pressure.watch if elastic.floor < elastic.ceiling else None
-        self.host_tier = HostTier(setup, bundle, reading, watch=watch, recording=self.recording)
+        self.host_tier = HostTier(setup, bundle, arrangement.reading, watch=watch, recording=self.recording)
         self.host = self.host_tier.bridge
         """The bridge over the host tier."""
-        self.device = (
-            None if device_use is None else self._open_device(device_use, setup, eviction=eviction, guess=guess)
-        )
+        self.device = None if device_use is None else self._open_device(device_use)
         """The device tier; None where the CPU computes."""
         self.tier = self._compute_tier()
         """The tier that is computed on."""
@@ -110,15 +92,9 @@ class Engine:
         self._lock = threading.Lock()
         self._trace: Trace | None = None
 
-    def _open_device(self, use: DeviceUse, host_setup: Setup, *, eviction: str, guess: bool) -> DeviceTier:
-        sized = (
-            (SizedBlock(block.id, block.extent.length, block.resident), block.extent) for block in self.blocks.values()
-        )
-        setup = device_setup(
-            sized, use.placement, self.reading, drives=host_setup.drives, eviction=eviction, guess=guess
-        )
+    def _open_device(self, use: DeviceUse) -> DeviceTier:
         try:
-            return DeviceTier(use, setup, host_setup, self.bundle, self.host, self.host_tier.arena)
+            return DeviceTier(use, self.arrangement, self.bundle, self.host, self.host_tier.arena)
         except BaseException:
             self.host_tier.close()
             raise

@@ -1,11 +1,12 @@
-"""Which format that keeps every bit is the faster one here: as the weights are, or lossless."""
+"""The formats that settings ask for; where they leave it open, the faster of the two that keep every bit."""
 
 import functools
 from pathlib import Path
 
 from ...kernels.formats.lossless import decode_speed
+from ..config.settings import Weights
 from ..machine.speeds import drive_rates
-from .formats import AS_IS
+from .formats import AS_IS, Rules
 
 ENCODED = 0.67
 """Share of their bytes that lossless weights take, about."""
@@ -21,3 +22,13 @@ def exact_format(store: Path) -> str:
     """
     drive = max(rate.bytes_per_second for rate in drive_rates(store))
     return "lossless" if decode_speed() >= _BESIDES * drive / ENCODED else AS_IS
+
+
+def choose_rules(weights: Weights, store: Path) -> Rules:
+    """The format of each part of a model, by the settings ``weights``, for a bundle in ``store``.
+
+    Raises ConfigError where "auto" needs the store's drive measured, and that cannot be.
+    """
+    formats: dict[str, str] = weights.model_dump(exclude={"quality"})
+    given = {part: name for part, name in formats.items() if name != "auto"}
+    return Rules(**{"format": given.get("format") or exact_format(store)} | given)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...tiering.policy.eviction import EVICTION
-from ...tiering.policy.expert_order import Gain, gain, order_by_use, together
+from ...tiering.policy.expert_order import Gain, count_pairs, gain, order_by_use
 from ...tiering.policy.hits import misses
 from ...tiering.store.bundle.manifest import Block
 from ...tiering.units import MiB
@@ -40,7 +40,7 @@ def arrange(routes: Routes, blocks: Iterable[Block]) -> Arrangement:
     orders, gains = {}, {}
     for number, layer in enumerate(routes.layers):
         used = [[block.part for block in step[number]] for step in steps[:half]]
-        order = order_by_use(together(used, layer.experts))
+        order = order_by_use(count_pairs(used, layer.experts))
         read = [[block.part for block in step[number]] for step in missed if step[number]]
         found = gain(read, order, expert_bytes=lengths[layer.path], read_limit=READ_LIMIT)
         gains[layer.path] = found

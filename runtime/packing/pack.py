@@ -19,7 +19,9 @@ from ...tiering.store.bundle.reader import Bundle
 from ...tiering.store.bundle.stripes import parts_of, prepare_stripes, sweep
 from ...tiering.store.bundle.writer import BundleWriter, publish
 from ...tiering.units import KiB, MiB, align_up
+from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.digest import digest_files
+from ..checkpoints.gguf_file import GgufFile
 from ..checkpoints.layout import Layout, layout
 from ..checkpoints.meta_model import skeleton
 from ..checkpoints.model_files import write_model_folder
@@ -48,7 +50,7 @@ _NOTHING = Calibration({}, {})
 
 
 def pack(
-    source: str | Path,
+    source: str | Path | Checkpoint | GgufFile,
     *,
     store: Path,
     host_memory: int,
@@ -64,9 +66,10 @@ def pack(
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """The bundle of ``source`` (a folder, GGUF file or hub id) in ``store``, written if it is not there: weights in
-    ``dtype`` (None: the checkpoint's own) and in the formats of ``rules`` (as they are if not given), in at most
-    ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit`` bytes. ``stripes`` are folders on other
+    """The bundle of ``source`` (a folder, GGUF file or hub id, or a checkpoint that is opened already) in ``store``,
+    written if it is not there: weights in ``dtype`` (None: the checkpoint's own) and in the formats of ``rules`` (as
+    they are if not given), in at most ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit``
+    bytes. ``stripes`` are folders on other
     drives, to which blocks are dealt by measured speed. With ``routes``, experts that are used together lie together
     where that pays, and those that are used more have more of the size that is to be fitted. With a ``calibrator``,
     errors count by what it measures. A bundle that is there is taken as it is, whatever drives it was dealt to, and
@@ -78,7 +81,10 @@ def pack(
     interruption leaves is taken up by the next call; KeyboardInterrupt then says so.
     """
     quiet = progress is None or isinstance(progress, Quiet)
-    opened = open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
+    if isinstance(source, str | Path):
+        opened = open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
+    else:
+        opened, source = source, source.folder
     rules = rules or Rules()
     dtype = dtype or opened.dtype()
     memory = max(host_memory, LEAST_MEMORY)

@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..loading.arrangement import ExpertLayer
+from ...tiering.planner.arrangement import ExpertLayer
 from ..routing.routes import RoutedLayer, Routes, narrow
 
 POPULARITY = 0.8

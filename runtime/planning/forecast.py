@@ -7,19 +7,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ...tiering.planner.arrangement import Arrangement, ExpertLayer, Outline
 from ...tiering.planner.planner import Planner
-from ...tiering.policy.placement.placement import Placement
-from ...tiering.policy.placement.shrinking import Divisions
-from ...tiering.policy.placement.tiered import Tiers
-from ...tiering.policy.reads import Reading
 from ...tiering.sim.calibration import timed
 from ...tiering.sim.devices import Bus, Drive, Memory
 from ...tiering.sim.host_tier import Below
 from ...tiering.sim.kv import KvLoad, seconds_with
 from ...tiering.sim.outcome import Outcome
 from ...tiering.sim.simulator import simulate
-from ...tiering.sim.workload import Layer, Pass, Workload, guessing
-from ..loading.arrangement import ExpertLayer, Outline
+from ...tiering.sim.workload import Layer, Pass, Workload, guessing, layers_of
 from ..machine.timings import Timings
 from ..routing.routes import Routes
 
@@ -36,10 +32,9 @@ Limit = Literal["flash", "bus", "memory", "compute"]
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What a model runs on: ``drives`` in the order of the bundle's, read as ``reading`` says, and the cores."""
+    """What a model runs on: ``drives`` in the order of the bundle's, and the cores."""
 
     drives: Sequence[Drive]
-    reading: Reading
     timings: Timings
 
 
@@ -78,7 +73,7 @@ class Forecaster:
         self.memory: Memory = devices.timings.memory_for(outline.dtype, experts=bool(outline.layers))
         self._lengths = {block.id: block.length for block in outline.blocks}
         self._per_token = {layer.path: layer.per_token for layer in outline.layers}
-        layers = timed(outline.passed, self._besides)
+        layers = timed(passed_layers(outline), self._besides)
         layers[-1] = replace(layers[-1], seconds=layers[-1].seconds + devices.timings.token)
         self._layers = layers
         self.bytes_per_token = sum(map(self._bytes_used, layers))
@@ -91,16 +86,13 @@ class Forecaster:
             passes = list(guessing(passes, experts, precision=precision))
         self._passes = passes
 
-    def forecast(self, placement: Placement, divisions: Divisions, *, eviction: str, guess: bool) -> Forecast:
-        """What ``placement`` promises; ``eviction`` and ``guess`` as for ``setup_of``."""
-        setup = self._outline.setup(placement, divisions, self._devices.reading, eviction=eviction, guess=guess)
-        return self._simulated(setup.planner(), None)
-
-    def forecast_tiers(self, tiers: Tiers, bus: Bus, *, eviction: str, guess: bool) -> Forecast:
-        """What ``tiers`` promise, with ``bus`` between device and host."""
-        reading = self._devices.reading
-        above, below = self._outline.device_setup(tiers, reading, eviction=eviction, guess=guess)
-        return self._simulated(above.planner(), Below(below.planner(), bus))
+    def forecast(self, arrangement: Arrangement, bus: Bus | None = None) -> Forecast:
+        """What ``arrangement`` promises; ``bus`` is the way from host memory to its device, if it has one."""
+        host = arrangement.host_setup.planner()
+        if arrangement.device_setup is None:
+            return self._simulated(host, None)
+        assert bus is not None, "a device is reached over a bus"
+        return self._simulated(arrangement.device_setup.planner(), Below(host, bus))
 
     def _simulated(self, planner: Planner, below: Below | None) -> Forecast:
         outcome = simulate(
@@ -142,6 +134,11 @@ class Forecaster:
         if not layer.experts:
             return dense
         return dense + self._per_token[layer.experts[0].module] * self._lengths[layer.experts[0]]
+
+
+def passed_layers(outline: Outline) -> list[Layer]:
+    """What a token goes through, layer by layer. Of an embedding that nothing else uses it takes a row: nothing."""
+    return layers_of(block.id for block in outline.blocks if not outline.embeddings.get(block.id))
 
 
 def decoded(layers: Sequence[ExpertLayer]) -> int:

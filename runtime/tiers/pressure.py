@@ -7,8 +7,8 @@ from typing import Protocol
 
 from ...tiering.driving.ports import Machine
 from ...tiering.planner.regions import EXPERTS, KEPT, RESIDUALS, STREAM
-from ...tiering.policy.placement.governor import Elastic, low_mark
-from ...tiering.policy.placement.memory_split import Part, shared
+from ...tiering.policy.placement.governor import Governor, low_mark
+from ...tiering.policy.placement.memory_split import MemoryShare, split_limit
 from ...tiering.policy.placement.shrinking import Division, Divisions
 from ...tiering.units import PAGE
 
@@ -32,7 +32,7 @@ class Pages(Protocol):
     """Memory for KV, which is resized too."""
 
     @property
-    def part(self) -> Part:
+    def part(self) -> MemoryShare:
         """Between which sizes."""
 
     @property
@@ -66,9 +66,9 @@ class Pressure:
 
     def __init__(self, machine: Machine, divisions: Divisions, kv: Pages | None = None) -> None:
         self._machine, self._divisions, self._kv = machine, divisions, kv
-        self._weights = Part(divisions.floor, divisions.ceiling)
-        pages = Part(0, 0) if kv is None else kv.part
-        self.elastic = Elastic(divisions.floor + pages.floor, divisions.ceiling + pages.ceiling)
+        self._weights = MemoryShare(divisions.floor, divisions.ceiling)
+        pages = MemoryShare(0, 0) if kv is None else kv.part
+        self.elastic = Governor(divisions.floor + pages.floor, divisions.ceiling + pages.ceiling)
         self._limit = divisions.ceiling
         self.division = divisions.at(divisions.ceiling)
         self._close = False
@@ -91,7 +91,7 @@ class Pressure:
             weights = self.elastic.advise(now, available, total, unused)
         else:
             limit = self.elastic.advise(now, available, total, unused + self._kv.limit - self._kv.held)
-            weights, pages = shared(limit, self._weights, self._kv.part, wanted=self._kv.wanted)
+            weights, pages = split_limit(limit, self._weights, self._kv.part, wanted=self._kv.wanted)
             pages = pages // PAGE * PAGE
             if pages != self._kv.limit:
                 self._kv.resize(pages)

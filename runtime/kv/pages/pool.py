@@ -17,7 +17,7 @@ from ....tiering.errors import BudgetTooSmall, Closed, FlashFull, PenstockError,
 from ....tiering.kv.extents import EXTENT, Places
 from ....tiering.kv.memory import RING, PageMemory
 from ....tiering.kv.pages import BlockTable, Page, runs
-from ....tiering.policy.placement.memory_split import Part
+from ....tiering.policy.placement.memory_split import MemoryShare
 from ....tiering.units import format_size
 from ...tracing.recorder import Recorder
 from .spill import Spill
@@ -63,7 +63,7 @@ class PagePool:
     def __init__(self, capacity: int, spill: Spill, flash_limit: int | None, *, floor: int | None = None) -> None:
         """``floor`` bytes of the memory stay when the machine runs short; None: all."""
         self.memory = PageMemory(capacity)
-        self.part = Part(self.memory.capacity if floor is None else min(floor, capacity), self.memory.capacity)
+        self.part = MemoryShare(self.memory.capacity if floor is None else min(floor, capacity), self.memory.capacity)
         """Between which sizes ``resize`` may be called."""
         self.counters = PoolCounters()
         self.places = Places(flash_limit)

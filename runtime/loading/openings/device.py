@@ -1,6 +1,6 @@
 """The device that the settings name, and how much of its memory is used."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 from ....kernels.cuda.registry import device_format
@@ -8,11 +8,9 @@ from ....kernels.devices.base import Device, NoDevice
 from ....kernels.devices.cuda import Cuda
 from ....kernels.devices.emulated import Emulated
 from ....tiering.errors import ConfigError, DeviceFull, DeviceUnavailable
-from ....tiering.policy.placement.placement import Placement, SizedBlock, with_working_memory
-from ....tiering.policy.placement.tiered import place_in_tiers
-from ....tiering.units import BlockId, GiB, format_size, parse_size
+from ....tiering.policy.placement.placement import with_working_memory
+from ....tiering.units import GiB, format_size, parse_size
 from ...config.config import Config
-from ...tiers.device.tier import DeviceUse
 
 EMULATED = "emulated"
 
@@ -80,24 +78,3 @@ def device_budget(settings: Config, device: Device, model_bytes: int, kv: int = 
     if device.name.split(":")[0] == EMULATED:
         raise ConfigError(f"{device.name} has no memory of its own; write how much it may use in [memory] device")
     return min(free - max(free // 8, min(GiB // 2, free // 2)), with_working_memory(model_bytes) + kv)
-
-
-def place_above(
-    blocks: Sequence[SizedBlock],
-    device: Device,
-    settings: Config,
-    *,
-    host: int,
-    kv: int,
-    embeddings: Mapping[BlockId, bool],
-    scratch: int,
-) -> tuple[Placement, DeviceUse]:
-    """What is where in ``host`` bytes of host memory, and on ``device`` above it, beside ``kv`` bytes there; see
-    place_in_tiers. Raises BudgetTooSmall, DeviceFull and ConfigError."""
-    budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch, kv)
-    room = max(0, budget - kv)
-    tiers = place_in_tiers(blocks, device=room, host=host, embeddings=embeddings, scratch=scratch)
-    passing = frozenset(block.id for block in tiers.below)
-    experts = settings.experts
-    on_host, grouped = experts.misses == "auto", experts.products == "grouped"
-    return tiers.host, DeviceUse(device, tiers.device, passing, host_experts=on_host, grouped=grouped)

@@ -65,18 +65,28 @@ def kv_device_bytes(settings: Config, weights: int) -> int:
     return kv.device
 
 
+def least_kv_host(kv_host: int, model: Any) -> int:
+    """The bytes of ``kv_host`` that KV of a model with the configuration ``model`` needs at the least."""
+    return least_kv(kv_host, min(2 * LARGE * _count_layers(model), int(OPEN * kv_host)), LEAST_PASSING)
+
+
+def _count_layers(model: Any) -> int:
+    """Layers of a model with the configuration ``model``, about."""
+    return getattr(model.get_text_config(decoder=True), "num_hidden_layers", 1)
+
+
 def open_kv_tier(
     settings: Config,
     reading: Reading,
     model: Any,
-    budget: int,
+    floor: int,
     device: Device | None = None,
     on_device: int = 0,
 ) -> KVTier | None:
     """The KV tier of a model with the configuration ``model``; None where transformers keeps KV. ``reading`` is the
-    best way to read the store's drive, ``budget`` the bytes of weights and KV together. With a ``device`` to compute
-    on, ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can take no file, DeviceFull,
-    ConfigError for settings of KV that do not go together."""
+    best way to read the store's drive. ``floor`` bytes of host memory stay when the machine runs short of it. With a
+    ``device`` to compute on, ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can
+    take no file, DeviceFull, ConfigError for settings of KV that do not go together."""
     selection = _selection(settings.kv)
     if settings.kv_host is None:
         for key in ("attention", "format", "flash"):
@@ -85,13 +95,6 @@ def open_kv_tier(
         return None
     spill = Spill(settings.store.path / "kv", open_reader(reading), direct=settings.direct)
     decoder = model.get_text_config(decoder=True)
-    layers = getattr(decoder, "num_hidden_layers", 1)
-    newest = min(2 * LARGE * layers, int(OPEN * settings.kv_host))
-    floor = least_kv(settings.kv_host, newest, LEAST_PASSING)
-    if device is not None:  # a device reads from this memory by itself: it stays where it is
-        floor = settings.kv_host
-    elif settings.host_floor is not None:
-        floor = max(floor, settings.host_floor * settings.kv_host // budget)
     pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit, floor=floor)
     encoding = Encoding(settings.kv.format)
     try:
@@ -102,7 +105,7 @@ def open_kv_tier(
     return KVTier(
         pool,
         min(int(settings.kv_host * STAGING), MOST_STAGING),
-        layers=layers,
+        layers=_count_layers(model),
         positions=getattr(decoder, "max_position_embeddings", None),
         page_tokens=None if selection is None and encoding.keeps_all else CHOSEN_TOKENS,
         encoding=encoding,

@@ -35,7 +35,9 @@ class Misses:
         """The numbers of those experts among ``misses`` that the CPU should compute."""
         rate, read = self._tier.usage().copied.rate, self.host.speculation.pace
         with self._lock:
-            return self._costs.below(misses, copy=1 / rate if rate else 0.0, read=read, queued=self._tier.queued)
+            return self._costs.choose_for_cpu(
+                misses, copy=1 / rate if rate else 0.0, read=read, queued=self._tier.queued
+            )
 
     def note_computed(self, experts: int, rows: int, seconds: float) -> None:
         """The CPU took ``seconds`` for ``experts``, with ``rows`` in all."""

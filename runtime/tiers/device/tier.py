@@ -10,11 +10,10 @@ from ....kernels.devices.copies import NOTHING, Copied
 from ....kernels.devices.fences import Fences
 from ....kernels.memory.arena import Arena
 from ....tiering.errors import DeviceFull
+from ....tiering.planner.arrangement import Arrangement
 from ....tiering.planner.relay import Relay, order_of
-from ....tiering.planner.setup import Setup
-from ....tiering.policy.placement.placement import Placement
 from ....tiering.store.bundle.reader import Bundle
-from ....tiering.units import BlockId, format_size
+from ....tiering.units import format_size
 from ..bridge import Bridge
 from .bridge import DeviceBridge
 from .bypass import StraightUp
@@ -37,10 +36,6 @@ class DeviceUse(NamedTuple):
     """How a model uses a device."""
 
     device: Device
-    placement: Placement
-    """Where its weights lie in the budget of the device's memory."""
-    passing: frozenset[BlockId]
-    """The blocks that pass through host memory."""
     host_experts: bool = False
     """Whether the CPU may compute experts that are not on the device, with its own bits."""
     grouped: bool = False
@@ -50,13 +45,13 @@ class DeviceUse(NamedTuple):
 class DeviceTier:
     """Weights of one model in a device's memory."""
 
-    def __init__(
-        self, use: DeviceUse, setup: Setup, host_setup: Setup, bundle: Bundle, host: Bridge, arena: Arena
-    ) -> None:
-        """Over the host tier's bridge ``host`` and its ``arena``. Planners are as ``setup`` and ``host_setup`` say.
-        Raises DeviceFull."""
-        self.device, self.placement = use.device, use.placement
-        planner = setup.planner()
+    def __init__(self, use: DeviceUse, arrangement: Arrangement, bundle: Bundle, host: Bridge, arena: Arena) -> None:
+        """Over the host tier's bridge ``host`` and its ``arena``, as ``arrangement`` has both tiers. Raises
+        DeviceFull."""
+        assert arrangement.device is not None
+        assert arrangement.device_setup is not None
+        self.device, self.placement = use.device, arrangement.device
+        planner, host_setup = arrangement.device_setup.planner(), arrangement.host_setup
         try:
             self.arena = use.device.arena(max(planner.residency.capacity, 1))
         except MemoryError as error:

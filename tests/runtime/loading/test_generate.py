@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 
 import penstock
 from penstock.kernels.waiting import no_waiting
-from penstock.runtime.loading import load as compose
+from penstock.runtime.loading import install
 from tests.runtime.loading.test_exact import IDS, least_budget, logits
 
 SOON = 10.0
@@ -174,7 +174,7 @@ def test_torch_gets_no_more_threads_than_may_run(
     found: int,
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(compose, "usable_cores", lambda: usable)
+    monkeypatch.setattr(install, "usable_cores", lambda: usable)
     try:
         torch.set_num_threads(torchs)
         with penstock.load(tiny_dense_folder, store=store, host_memory="1GiB", threads=wanted):

@@ -6,8 +6,9 @@ import pytest
 
 import penstock
 from penstock.kernels.machine.trial import ReadRate
-from penstock.runtime.config.config import Config
+from penstock.runtime.config.settings import Weights
 from penstock.runtime.packing import exact_format
+from penstock.runtime.packing.exact_format import choose_rules
 from tests.support.tiny_models import save_tiny
 
 
@@ -24,8 +25,8 @@ def test_lossless_is_taken_where_decoding_outruns_the_drive(
 ) -> None:
     monkeypatch.setattr(exact_format, "drive_rates", lambda _: [ReadRate(1 << 20, 1, drive)])
     monkeypatch.setattr(exact_format, "decode_speed", lambda: decoding)
-    assert Config.load(weights_format="auto", store=tmp_path).rules.format == found
-    assert Config.load(weights_format="auto", weights_experts="int4", store=tmp_path).rules.of("experts") == "int4-32"
+    assert choose_rules(Weights(format="auto"), tmp_path).format == found
+    assert choose_rules(Weights(format="auto", experts="int4"), tmp_path).of("experts") == "int4-32"
 
 
 def test_auto_loads_a_model_without_a_changed_bit(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from penstock.runtime.checkpoints.layout import layout
 from penstock.runtime.checkpoints.meta_model import skeleton
 from penstock.runtime.checkpoints.weights import Stored
 from penstock.runtime.cli.main import main
+from penstock.runtime.config.settings import Weights
+from penstock.runtime.packing.exact_format import choose_rules
 from penstock.runtime.packing.formats import Rules
 from penstock.runtime.packing.pack import pack
 from penstock.runtime.packing.size_target import estimated
@@ -211,6 +213,6 @@ def test_a_size_that_is_none_is_said(wrong: str) -> None:
 
 
 def test_only_the_whole_bundle_has_a_size() -> None:
-    assert penstock.Config().override(weights_format="fit:2GiB").rules == Rules("fit:2GiB")
+    assert choose_rules(Weights(format="fit:2GiB"), Path("store")) == Rules("fit:2GiB")
     with pytest.raises(ConfigError, match="only format can have one"):
         penstock.Config().override(weights_experts="fit:2GiB")

@@ -7,12 +7,20 @@ import torch
 
 from penstock.runtime.checkpoints.layout import layout
 from penstock.runtime.checkpoints.meta_model import skeleton
-from penstock.runtime.loading.arrangement import ExpertLayer, Outline
+from penstock.runtime.loading.outline import outline_model
 from penstock.runtime.machine.timings import Timings
 from penstock.runtime.planning.assumed import assumed_routes
 from penstock.runtime.planning.forecast import PRECISION, Devices, Forecast, Forecaster, decoded, routed_tokens
 from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import DeviceModelError
+from penstock.tiering.planner.arrangement import (
+    Arrangement,
+    ExpertLayer,
+    MemoryBudgets,
+    Outline,
+    arrange_memory,
+    least_host,
+)
 from penstock.tiering.policy.placement.placement import with_working_memory
 from penstock.tiering.policy.reads import UNMEASURED
 from penstock.tiering.sim.devices import Drive
@@ -27,7 +35,7 @@ PROMPT = 200
 
 def outline(name: str) -> Outline:
     model = skeleton(tiny_config(name), torch.float32)
-    return Outline.of(model, layout(model))
+    return outline_model(model, layout(model))
 
 
 def forecast(
@@ -43,15 +51,18 @@ def forecast(
     """Of ``model`` with ``budget`` bytes, or all in memory."""
     if model.layers and routes is None:
         routes = assumed_routes(model.layers, routed_tokens(model.layers, PROMPT))
-    devices = Devices([Drive(drive)], UNMEASURED, timings)
+    devices = Devices([Drive(drive)], timings)
     made = Forecaster(model, devices, routes, prompt_tokens=PROMPT, precision=precision)
-    placement = model.place(budget or with_working_memory(model.total_bytes))
-    return made.forecast(placement, model.divisions(placement, None), eviction="auto", guess=guess)
+    return made.forecast(arranged(model, budget or with_working_memory(model.total_bytes), guess=guess))
+
+
+def arranged(model: Outline, budget: int, *, guess: bool = True) -> Arrangement:
+    return arrange_memory(model, MemoryBudgets(budget), UNMEASURED, eviction="auto", guess=guess)
 
 
 def test_all_in_memory_a_token_takes_its_weights_and_what_layers_and_tokens_compute_besides():
     model = outline("llama")
-    used = Forecaster(model, Devices([Drive(1e9)], UNMEASURED, TIMINGS), None, prompt_tokens=1).bytes_per_token
+    used = Forecaster(model, Devices([Drive(1e9)], TIMINGS), None, prompt_tokens=1).bytes_per_token
     assert used < model.total_bytes, "an embedding gives a row"
     besides = TIMINGS.model_copy(update={"dense_layer": 2e-3, "token": 5e-3})
     got = forecast(model, timings=besides)
@@ -69,9 +80,9 @@ def test_what_is_busy_longest_is_the_limit():
 
 def test_a_dense_model_reads_what_is_streamed_at_every_token():
     model = outline("llama")
-    budget = model.least_budget + 40 * KiB
+    budget = least_host(model, MemoryBudgets(0)) + 40 * KiB
     got = forecast(model, budget, drive=1e7)
-    streamed = model.place(budget).streamed_bytes
+    streamed = arranged(model, budget).host.streamed_bytes
     assert streamed > 0
     assert got.flash_bytes_per_token == pytest.approx(streamed, rel=0.05)
     assert got.tokens_per_second == pytest.approx(1e7 / streamed, rel=0.1)
@@ -79,7 +90,7 @@ def test_a_dense_model_reads_what_is_streamed_at_every_token():
 
 def test_a_prompt_reads_every_expert_once():
     model = outline("qwen3_moe")
-    placement = model.place(400 * KiB)
+    placement = arranged(model, 400 * KiB).host
     least = (placement.expert_total_bytes + placement.streamed_bytes) / 1e6
     assert forecast(model, 400 * KiB, drive=1e6).time_to_first_token_s == pytest.approx(least, rel=0.1)
 

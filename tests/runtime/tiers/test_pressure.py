@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
-from penstock.runtime.loading import load as compose
+from penstock.runtime.loading import install
 from penstock.runtime.tiers import pressure
 from penstock.tiering.driving.fakes import FakeMachine
 from penstock.tiering.units import MiB
@@ -29,7 +29,7 @@ KINDS = ("qwen3_moe", "llama", "qwen2", "gpt2", "deepseek_v3")
 def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """A machine that every model loaded here sees, and that is only looked at when a test does."""
     machine = FakeMachine(PLENTY, TOTAL)
-    monkeypatch.setattr(compose, "MemoryMeter", lambda: machine)
+    monkeypatch.setattr(install, "MemoryMeter", lambda: machine)
     monkeypatch.setattr(pressure, "PERIOD", 1e6)
     return machine
 

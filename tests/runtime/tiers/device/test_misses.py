@@ -53,8 +53,8 @@ def test_no_bit_depends_on_where_experts_are_computed(
     folder, store = save_tiny(name, tmp_path / "model", torch.bfloat16), tmp_path / "store"
     expected, budgets = expected_of(folder), tight(folder, store)
     some = lambda self, misses, **_: frozenset(miss.expert for miss in misses[::2])  # noqa: E731
-    for below in (some, MissCosts.below):
-        monkeypatch.setattr(MissCosts, "below", below)
+    for below in (some, MissCosts.choose_for_cpu):
+        monkeypatch.setattr(MissCosts, "choose_for_cpu", below)
         with penstock.load(folder, store=store, experts_misses="auto", **OPTIONS, **budgets) as model:
             assert same(model, expected)
             assert same(model, expected), "with each kind of experts tried"
@@ -140,7 +140,9 @@ def test_what_the_cpu_held_for_experts_is_given_back_too(
     tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budgets = tight(tiny_moe_folder, store)
-    monkeypatch.setattr(MissCosts, "below", lambda self, misses, **_: frozenset(miss.expert for miss in misses))
+    monkeypatch.setattr(
+        MissCosts, "choose_for_cpu", lambda self, misses, **_: frozenset(miss.expert for miss in misses)
+    )
     with penstock.load(tiny_moe_folder, store=store, experts_misses="auto", **OPTIONS, **budgets) as model:
         first, host = logits(model), model.penstock._engine.host
 

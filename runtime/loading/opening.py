@@ -1,4 +1,4 @@
-"""What a MODEL argument stands for: a packed bundle, a checkpoint folder, or a checkpoint on the hub."""
+"""Open the files of a model by its name: a packed bundle, a checkpoint folder, a GGUF file, or a hub id."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,26 +6,42 @@ from typing import TYPE_CHECKING, Any
 
 from ...tiering.errors import BundleError, CheckpointError
 from ...tiering.store.bundle.manifest import Manifest, parse
-from .options import Source
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
+    from ..checkpoints.checkpoint import Checkpoint
+    from ..checkpoints.gguf_file import GgufFile
     from ..config.config import Config
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Which ``model``: a folder, a GGUF file or a hub id; of which ``revision`` on the hub; whether Python code that
+    comes with it may run."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """Where a model's configuration and tokenizer lie, and its configuration."""
+class OpenedModel:
+    """The small files of a model: where its configuration and tokenizer lie, and its configuration."""
 
     folder: Path
     config: Any
     trust_remote_code: bool
-    tokenizer_file: str | None = None
-    """The GGUF file in ``folder`` that has the tokenizer, if one does."""
+    checkpoint: "Checkpoint | GgufFile | None" = None
+    """The checkpoint, opened; None for a bundle."""
+
+    @property
+    def tokenizer_file(self) -> str | None:
+        """The GGUF file in ``folder`` that has the tokenizer, if one does."""
+        return None if self.checkpoint is None else self.checkpoint.tokenizer_file
 
     @property
     def positions(self) -> int | None:
-        """The most tokens of a sequence; None for models without such a bound."""
+        """The most tokens of a sequence; None for models without a bound."""
         count = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return count if isinstance(count, int) and count > 0 else None
 
@@ -44,29 +60,16 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"cannot read {file}: {error}; delete the bundle and pack again") from error
 
 
-def open_files(source: Source) -> Opened:
+def open_files(source: ModelSource) -> OpenedModel:
     """The small files of a model; a hub id is downloaded first, weights too. Raises CheckpointError."""
     if is_bundle(source.model):
         folder = Path(source.model).expanduser() / "model"
-        return Opened(folder, read_config(str(folder), source), source.trust_remote_code)
+        return OpenedModel(folder, read_config(str(folder), source), source.trust_remote_code)
     checkpoint = open_checkpoint(source)
-    return Opened(checkpoint.folder, checkpoint.config, source.trust_remote_code, checkpoint.tokenizer_file)
+    return OpenedModel(checkpoint.folder, checkpoint.config, source.trust_remote_code, checkpoint)
 
 
-def load_model(source: Source, config: "Config", progress: "Progress") -> Any:
-    """The model, loaded. Raises what ``penstock.load`` raises."""
-    from ..loading.load import load
-
-    return load(
-        source.model,
-        config=config,
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
-        progress=progress,
-    )
-
-
-def open_checkpoint(source: Source) -> Any:
+def open_checkpoint(source: ModelSource) -> "Checkpoint | GgufFile":
     """The checkpoint, or GGUF file, with every file of it looked at. Raises CheckpointError."""
     from ..checkpoints.source import open_source
 
@@ -76,7 +79,7 @@ def open_checkpoint(source: Source) -> Any:
     return open_source(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
 
 
-def read_config(place: str, source: Source) -> Any:
+def read_config(place: str, source: ModelSource) -> Any:
     """transformers' configuration of a model in a folder or on the hub, without its weights. Raises CheckpointError."""
     from transformers import AutoConfig
 
@@ -88,7 +91,7 @@ def read_config(place: str, source: Source) -> Any:
         raise CheckpointError(f"no model configuration in {where} ({reason})") from error
 
 
-def read_tokenizer(opened: Opened, purpose: str) -> Any:
+def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
     """transformers' tokenizer of a model. Raises CheckpointError, which says for what ``purpose`` it is needed."""
     from transformers import AutoTokenizer
 
@@ -105,17 +108,20 @@ def read_tokenizer(opened: Opened, purpose: str) -> Any:
         ) from error
 
 
-def find_bundle(source: Source, config: "Config", progress: "Progress | None" = None) -> Path:
-    """The folder of the bundle that MODEL is or was packed into. Raises CheckpointError and BundleError."""
+def find_bundle(source: ModelSource, config: "Config", progress: "Progress | None" = None) -> Path:
+    """The folder of the bundle that a model is or was packed into. Raises CheckpointError and BundleError."""
+    from ..packing.exact_format import choose_rules
+
     folder = Path(source.model).expanduser()
     if is_bundle(source.model):
         return folder
     checkpoint = open_checkpoint(source)
     store = config.store.path
-    found = bundles_of(checkpoint, store, [file.parent for file in sorted(store.glob("*/manifest.json"))], progress)
+    found = find_bundles(checkpoint, store, [file.parent for file in sorted(store.glob("*/manifest.json"))], progress)
     if not found:
         raise BundleError(f"{source.model} is not packed in {store}; run: penstock pack {source.model}")
-    wanted = [folder for folder in found if read_manifest(folder).codec == str(config.rules)]
+    rules = str(choose_rules(config.weights, store))
+    wanted = [folder for folder in found if read_manifest(folder).codec == rules]
     found = wanted or found
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found)
@@ -123,7 +129,9 @@ def find_bundle(source: Source, config: "Config", progress: "Progress | None" = 
     return found[0]
 
 
-def bundles_of(checkpoint: Any, store: Path, among: list[Path], progress: "Progress | None" = None) -> list[Path]:
+def find_bundles(
+    checkpoint: "Checkpoint | GgufFile", store: Path, among: list[Path], progress: "Progress | None" = None
+) -> list[Path]:
     """Those of the bundles ``among`` that hold ``checkpoint``'s content; it is read for that if penstock sees it the
     first time."""
     if not among:

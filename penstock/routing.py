@@ -1,0 +1,17 @@
+"""Routing traces: which experts each token of a text uses, and how well that suits keeping some of them in memory.
+
+    from penstock.routing import profile, report
+
+    routes = profile(model, ids, window=512)
+    report(routes)["cache"]
+
+``model`` is one of transformers or of penstock; ``model.penstock.profile()`` records while the model is used.
+"""
+
+from .runtime.planning.assumed import assumed_routes
+from .runtime.routing.profiling import Recording, profile
+from .runtime.routing.routes import RoutedLayer, Routes
+from .runtime.routing.suitability_plot import check_plot, draw
+from .runtime.routing.suitability_report import report
+
+__all__ = ["Recording", "RoutedLayer", "Routes", "assumed_routes", "check_plot", "draw", "profile", "report"]
