@@ -11,7 +11,7 @@ from ..pages.device_pages import UpperTier
 from ..pages.pool import PagePool
 from ..views.device_access import DevicePageAccess
 from ..views.page_access import PageAccess
-from ..views.selector import PageSelector, Selection, SelectionStats
+from ..views.selector import PageSelection, PageSelector, SelectionStats
 from .formats import Encoding
 
 LARGE = 256 * KiB
@@ -37,7 +37,7 @@ class KVTier:
     encoding: Encoding = field(default_factory=Encoding)
     device_pages: UpperTier | None = None
     """Pages on the device that the model computes on; None: the CPU computes."""
-    selection: Selection | None = None
+    selection: PageSelection | None = None
     """How attention selects pages; None: it reads all."""
     exact: set[int] = field(default_factory=set)
     """Layers of a cache that read all pages although they have a ``selection``: they cache latents, not keys."""

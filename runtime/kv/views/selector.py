@@ -118,7 +118,7 @@ class SelectionCounters(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class PageSelection:
     """How the layers of a loaded model select pages: ``new_selector`` makes the selector of one layer, and all of them
     count in ``counters``."""
 

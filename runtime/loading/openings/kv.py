@@ -24,7 +24,7 @@ from ...kv.selectors.budgets import Budgets
 from ...kv.selectors.certified import Certificates, CertifiedSelector
 from ...kv.selectors.dropping import DroppingSelector
 from ...kv.selectors.quest import QuestSelector
-from ...kv.views.selector import Selection
+from ...kv.views.selector import PageSelection
 from ...machine.reading import open_reader
 
 STAGING, MOST_STAGING = 1 / 4, 8 * MiB
@@ -114,16 +114,16 @@ def open_kv_tier(
     )
 
 
-def _selection(kv: Kv) -> Selection | None:
+def _selection(kv: Kv) -> PageSelection | None:
     """How attention selects pages; None: it reads all. Raises ConfigError for settings that the mode has no use for."""
     budgets = _budgets(kv)
     if budgets is not None:
         keeping = budgets.keeping
         new = partial(QuestSelector, budgets) if keeping is None else partial(DroppingSelector, budgets, keeping)
-        return Selection(new, budgets)
+        return PageSelection(new, budgets)
     if kv.attention == CERTIFIED:
         certificates = Certificates(kv.epsilon, SUMMARIES[kv.summary])
-        return Selection(partial(CertifiedSelector, certificates), certificates)
+        return PageSelection(partial(CertifiedSelector, certificates), certificates)
     return None
 
 
