@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.loading.outline import outline_model
-from penstock.runtime.packing.striping import striped
+from penstock.runtime.packing.arrange.stripes import stripe
 from penstock.tiering.planner.arrangement import Outline
 from penstock.tiering.store.bundle.manifest import Drive
 
@@ -47,7 +47,7 @@ class BigModel:
 
     def skeleton(self) -> PreTrainedModel:
         """The model in bfloat16, on the meta device."""
-        return skeleton(AutoConfig.for_model(self.kind, **self.sizes), torch.bfloat16)
+        return build_meta_model(AutoConfig.for_model(self.kind, **self.sizes), torch.bfloat16)
 
     def outline(self, *, packed: bool = False, drives: int = 1) -> Outline:
         """The blocks of the bundle in bfloat16, or, ``packed``, with the bytes of the published numbers. The outline's
@@ -59,7 +59,7 @@ class BigModel:
             _pack(model, self.packed)
             dtype = self.packed.name
         equal = [Drive(str(number), 1) for number in range(drives)]
-        return replace(outline_model(model, striped(layout(model), equal if drives > 1 else ())), dtype=dtype)
+        return replace(outline_model(model, stripe(describe(model), equal if drives > 1 else ())), dtype=dtype)
 
 
 def _pack(model: nn.Module, packed: Packed) -> None:

@@ -10,7 +10,7 @@ from big_models import COMPARED, MODELS, BigModel
 from machines import MACHINES, Machine
 
 from penstock.runtime.planning.assumed import POPULARITY, assumed_routes
-from penstock.runtime.planning.forecast import PRECISION, Forecast, Forecaster, routed_tokens
+from penstock.runtime.planning.forecast import PRECISION, Forecast, Forecaster, count_routed
 from penstock.tiering.planner.arrangement import MemoryBudgets, Outline, arrange_memory, least_host, typical_block
 from penstock.tiering.policy.placement.placement import with_working_memory
 
@@ -68,7 +68,7 @@ def simulated(case: Case) -> Figure:
     devices = machine.devices(outline.dtype, packing=packing)
     routes = None
     if outline.layers:
-        routes = assumed_routes(outline.layers, routed_tokens(outline.layers, PROMPT), popularity=case.popularity)
+        routes = assumed_routes(outline.layers, count_routed(outline.layers, PROMPT), popularity=case.popularity)
     forecaster = Forecaster(outline, devices, routes, prompt_tokens=PROMPT, precision=case.precision)
     found = forecaster.forecast(arrangement)
     used = forecaster.bytes_per_token

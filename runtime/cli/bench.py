@@ -20,7 +20,7 @@ from .measure import peak_resident_bytes
 from .options import Settings, Source, TraceFile
 
 PREFILL = 64
-"""Tokens of the prompt."""
+"""Tokens of the prompt, at most."""
 
 
 def command(
@@ -29,7 +29,8 @@ def command(
     steps: Annotated[int, typer.Option("-n", "--tokens", metavar="N", min=1, help="Tokens decoded one by one.")] = 32,
     trace: TraceFile = None,
 ) -> None:
-    """Measure MODEL: fixed random tokens, a prompt at once, then one by one; the drive beside it in the same run."""
+    """Measure MODEL with fixed random tokens: a prompt at once, then tokens one by one. The drive is measured in the
+    same run."""
     config = settings.load()
     if trace is not None:
         destination(trace)  # what cannot be written is said before anything is packed
@@ -58,7 +59,7 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
     handle = model.penstock
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (1, prefill + steps), generator=torch.Generator().manual_seed(0)).to(model.device)
-    size = typical_read(lengths_of(handle))
+    size = typical_read(streamed_blocks(handle))
     manifest = read_manifest(handle.bundle)
     drive = [bundle_speed(handle.bundle, manifest, size, handle.reading)]
     with torch.inference_mode(), nullcontext() if trace is None else handle.trace(trace):
@@ -86,8 +87,8 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
     }
 
 
-def lengths_of(handle: Any) -> list[int]:
-    """Bytes of the blocks that are read while the model runs."""
+def streamed_blocks(handle: Any) -> list[int]:
+    """Bytes of each block that is read while the model runs."""
     blocks = read_manifest(handle.bundle).blocks
     return streamed_lengths([SizedBlock(b.id, b.extent.length, b.resident) for b in blocks], handle.placement)
 
@@ -95,7 +96,8 @@ def lengths_of(handle: Any) -> list[int]:
 def summarise(
     before: dict[str, Any], after: dict[str, Any], times: list[float], drive_bytes_per_second: float
 ) -> dict[str, Any]:
-    """What decoding did between two snapshots of the counters, ``times`` seconds a step. Pure."""
+    """Summarise decoding between two snapshots of the counters, where each step took one of ``times``, in seconds.
+    Pure."""
     counted = {name: after[name] - before[name] for name in after if isinstance(after[name], (int, float))}
     total = sum(times)
     hits, misses = counted["expert_hits"], counted["expert_misses"]

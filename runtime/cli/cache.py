@@ -1,4 +1,4 @@
-"""``penstock cache``: prompts stored on flash, so that nobody waits for them again: list, save, check, remove."""
+"""``penstock cache``: list, save, check and remove prompts that are stored on flash."""
 
 import re
 import sys
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..config.config import Config
 
 QUOTA = 10 * GiB
-"""Bytes that stored prompts may take when nothing else is said."""
+"""Bytes that stored prompts may take by default."""
 
 _WORDS = 16
 """Tokens that --text shows."""
@@ -38,7 +38,7 @@ def ls(
     settings: Settings,
     text: Annotated[bool, typer.Option("--text", help="Show how each begins, in the clear.")] = False,
 ) -> None:
-    """List what is stored: each prompt, or what was added to one."""
+    """List the stored prompts, and the additions to them."""
     config = settings.load()
     store = _open(config)
     records = sorted(store.records(), key=lambda record: -record.used)
@@ -70,7 +70,7 @@ def save(
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help='"-" reads stdin.')] = None,
     text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="The prompt, in a file.")] = None,
 ) -> None:
-    """Compute a prompt with MODEL and store it: whatever begins with it starts at once, if run with --kv-prefix too."""
+    """Compute a prompt with MODEL and store it. Prompts that begin with it start at once, if --kv-prefix is given."""
     if (prompt is None) == (text is None):
         raise typer.BadParameter("give the prompt with -p, or a file with --text", param_hint="-p")
     config = settings.load()
@@ -101,7 +101,7 @@ def save(
 
 
 def verify(settings: Settings) -> None:
-    """Read all that is stored and check it; exit code 1 if something is damaged."""
+    """Read all stored prompts and check them. The exit code is 1 if one is damaged."""
     config = settings.load()
     store = _open(config)
     with shown() as bar:
@@ -130,7 +130,7 @@ def prune(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
 ) -> None:
-    """Remove what is stored."""
+    """Remove stored prompts."""
     if to is None and older_than is None and model is None and not everything:
         raise typer.BadParameter("say what goes: --to, --older-than, --model or --all", param_hint="--to")
     size = None if to is None else parse_size(to)
@@ -194,7 +194,7 @@ def _described(record: Record) -> dict[str, Any]:
 
 
 def _beginning(store: "PrefixStore", record: Record, bundles: Path) -> str | None:
-    """The first words of a prompt, where its bundle, which has the tokenizer, is still there."""
+    """The first words of a prompt; None where its bundle, which has the tokenizer, is gone."""
     folder = bundles / record.label / "model"
     try:
         tokenizer = read_tokenizer(OpenedModel(folder, None, trust_remote_code=False), "ls shows text with one")

@@ -1,4 +1,4 @@
-"""The text that ``penstock pack`` calibrates formats with: what is wrong is said before anything is packed."""
+"""The text that ``penstock pack`` calibrates formats with. Errors in it are found before anything is packed."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,18 +13,18 @@ from .text import beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
-    from ..packing.calibration import Calibration
-    from ..packing.formats import Rules
+    from ..packing.arrange.formats import Rules
+    from ..packing.measure.calibration import Calibration
 
 TOKENS = 4096
-"""Tokens of the text that are read, at most."""
+"""Most tokens of the text that are read."""
 LEAST = 64
-"""Tokens below which inputs of matrices are not known."""
+"""Fewest tokens that tell enough about the inputs of matrices."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextCalibrator:
-    """Has the original, whose files are ``opened``, read ``windows``, of a text of ``length`` bytes."""
+    """A calibrator: the original, whose files are ``opened``, reads ``windows`` of a text of ``length`` bytes."""
 
     opened: OpenedModel
     config: Config
@@ -55,13 +55,14 @@ class TextCalibrator:
 
     @property
     def digest(self) -> str:
-        from ..packing.calibration import digest_of
+        """SHA-256 of the tokens."""
+        from ..evaluation.calibrate import digest_windows
 
-        return digest_of(self.windows)
+        return digest_windows(self.windows)
 
     def __call__(self) -> "Calibration":
+        from ..evaluation.calibrate import calibrate
         from ..loading.load import load_opened
-        from ..packing.calibration import calibrate
 
         each = self.length / sum(map(len, self.windows))
         original = self.config.model_copy(update={"weights": Weights()})

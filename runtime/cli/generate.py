@@ -18,7 +18,7 @@ from .measure import peak_resident_bytes
 from .options import Settings, Source, TraceFile
 
 TOKENS = 128
-"""New tokens when none are asked for."""
+"""Default number of new tokens."""
 
 
 def command(
@@ -43,7 +43,7 @@ def command(
     beams: Annotated[int, typer.Option(metavar="N", min=1, help="Beam search of this width.")] = 1,
     trace: TraceFile = None,
 ) -> None:
-    """Continue a prompt with MODEL; greedily, unless sampling or beams are asked for."""
+    """Continue a prompt with MODEL: greedily, unless you ask for sampling or beams."""
     choice = _sampling(temperature, top_p, top_k, seed)
     config = settings.load()
     if trace is not None:
@@ -71,7 +71,7 @@ def command(
 
 
 def room_for(prompt_tokens: int, wanted: int | None, positions: int | None) -> int:
-    """How many tokens may be generated: ``wanted``, or by default as many as fit.
+    """The number of tokens to generate: ``wanted``, or by default as many as fit.
 
     Raises PromptTooLong when the model has not enough positions. The last new token needs none: it is not fed back.
     """
@@ -91,7 +91,8 @@ def room_for(prompt_tokens: int, wanted: int | None, positions: int | None) -> i
 
 
 def _sampling(temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None) -> dict[str, Any]:
-    """Arguments for transformers' generate; nothing of what the model's own generation config says about sampling."""
+    """Arguments for transformers' generate. They replace all that the model's own generation config says about
+    sampling."""
     if temperature is not None and not 0 < temperature < float("inf"):
         raise typer.BadParameter("it is above 0; leave it out for greedy decoding", param_hint="--temperature")
     if top_p is not None and not 0 < top_p <= 1:
@@ -120,7 +121,7 @@ def _encode(tokenizer: Any, text: str) -> Any:
 def _run(
     model: Any, tokenizer: Any, inputs: Any, room: int, choice: dict[str, Any], seed: int | None, *, stream: bool
 ) -> dict[str, Any]:
-    """Generate; the fields of ``--json``."""
+    """Generate, and return the fields of ``--json``."""
     import torch
     from transformers import TextStreamer
 
@@ -157,7 +158,7 @@ def _run(
             )
         except BaseException:
             if live:
-                print(flush=True)  # what is said about it gets a line of its own
+                print(flush=True)  # the message gets a line of its own
             raise
     ids = output[0, prompt_tokens:].tolist()
     text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -175,7 +176,8 @@ def _run(
 
 
 def tokens_per_second(start: float, times: list[float]) -> float:
-    """Speed of decoding: tokens after the first over the time after the first; of a single token, one over its time."""
+    """Speed of decoding: the tokens after the first, per second after the first. Of a single token, one over its
+    time. ``start`` and ``times``, one for each token, are in seconds."""
     if len(times) == 1:
         return 1 / (times[0] - start)
     return (len(times) - 1) / (times[-1] - times[0])
@@ -193,7 +195,7 @@ def _summary(report: dict[str, Any]) -> str:
 
 
 def _fineness(counts: Mapping[int, int]) -> str:
-    """How finely experts were computed, where that differs."""
+    """The share of experts computed with all planes, where that differs."""
     total, most = sum(counts.values()), max(counts, default=1)
     if most == 1:
         return ""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def peak_resident_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """The most memory this process has had resident, in bytes.
+    """The largest resident set of this process so far, in bytes.
 
     Not getrusage: that also remembers the process that started this one.
     """

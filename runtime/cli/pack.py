@@ -1,4 +1,4 @@
-"""``penstock pack``: write a checkpoint into the store, in the layout that is streamed from."""
+"""``penstock pack``: write a checkpoint into the store, in the layout for streaming."""
 
 import time
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Pack MODEL into the store; does nothing if it is there already. Interrupted, it resumes where it was."""
+    """Pack MODEL into the store. It does nothing if the bundle is there already, and resumes after an interruption."""
     config = settings.load()
     if profile is not None and is_bundle(source.model):
         raise TraceError("the experts of a bundle stay where they are; name the checkpoint with --profile")
@@ -79,10 +79,10 @@ def command(
 
 
 def _pack(source: Source, config: Config, routes: "Routes | None", text: str | None, bar: "Progress") -> "Bundle":
-    """The bundle that ``source`` is, or is packed into, calibrated with the ``text`` if one is given."""
+    """Open the bundle ``source``, or pack ``source`` into one, calibrated with the ``text`` if one is given."""
     from ...tiering.store.bundle.reader import Bundle
-    from ..packing.exact_format import choose_rules
     from ..packing.pack import pack
+    from ..packing.rules import choose_rules
 
     if is_bundle(source.model) and text is None:
         return Bundle.open(Path(source.model).expanduser(), direct=config.direct)
@@ -106,10 +106,10 @@ def _pack(source: Source, config: Config, routes: "Routes | None", text: str | N
 
 
 def _by_layer(routes: "Routes", manifest: Manifest) -> list[dict[str, Any]]:
-    """What the order by use saves in each layer, as far as experts can be read together at all."""
-    from ..packing.expert_order import arrange
+    """The reads that the order by use saves in each layer whose experts can be read together."""
+    from ..packing.arrange.expert_order import order_experts
 
-    arrangement = arrange(routes, manifest.blocks)
+    arrangement = order_experts(routes, manifest.blocks)
     return [
         {
             "path": path,

@@ -1,5 +1,4 @@
-"""``penstock plan``: will a model fit, what goes where, how fast will it be, what would more memory buy; nothing is
-packed."""
+"""``penstock plan``: whether a model fits, what goes where, its speed, and what more memory would buy."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,8 +129,8 @@ def _cells(row: "BudgetForecast") -> tuple[str, ...]:
 
 
 def _where(placement: "Placement", here: str, below: str) -> list[tuple[str, object, str, str, str]]:
-    """Rows of the table of what is ``here`` and what comes from ``below``; what the model does not have is left
-    out."""
+    """Rows of the table of the weights that lie ``here`` or come from ``below``. Kinds that the model does not have are
+    left out."""
     rows = [
         ("small weights", len(placement.resident), placement.resident_bytes, placement.resident_bytes, here),
         ("layers, kept", len(placement.pinned), placement.pinned_bytes, placement.pinned_bytes, here),

@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -72,27 +72,27 @@ class Config(BaseModel):
     @property
     def flash_limit(self) -> int | None:
         """Bytes that all bundles may take together; None where only the drive's free space bounds them."""
-        return None if self.memory.flash == "auto" else self.memory.flash
+        return _bytes_or_none(self.memory.flash)
 
     @property
     def kv_host(self) -> int | None:
         """Bytes of host memory for KV in pages; None where transformers keeps it."""
-        return None if self.kv.host == "auto" else self.kv.host
+        return _bytes_or_none(self.kv.host)
 
     @property
     def kv_flash_limit(self) -> int | None:
         """Bytes that KV may take on flash; None where only the drive's free space bounds them."""
-        return None if self.kv.flash == "auto" else self.kv.flash
+        return _bytes_or_none(self.kv.flash)
 
     @property
     def prefix_quota(self) -> int | None:
         """Bytes that prompts may take in the store; None where none are kept."""
-        return None if self.kv.prefix == "off" else self.kv.prefix
+        return _bytes_or_none(self.kv.prefix)
 
     @property
     def host_floor(self) -> int | None:
         """Bytes of host memory that are kept under pressure; None for the least that a model runs with."""
-        return None if self.memory.floor == "auto" else self.memory.floor
+        return _bytes_or_none(self.memory.floor)
 
     @property
     def direct(self) -> bool | None:
@@ -120,6 +120,11 @@ class Config(BaseModel):
             (section, [(k, f.description or "", getattr(part, k)) for k, f in type(part).model_fields.items()])
             for section, part in self
         )
+
+
+def _bytes_or_none(size: int | Literal["auto", "off"]) -> int | None:
+    """``size`` if it is one; None for a word."""
+    return size if isinstance(size, int) else None
 
 
 def auto_host_memory(available: int, model_bytes: int) -> int:

@@ -1,4 +1,4 @@
-"""The arrangement of a model on this machine: its settings, and the memory there is, as numbers to arrange with."""
+"""The arrangement of a model on this machine, from its settings and the memory there is."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from .openings.kv import kv_device_bytes, least_kv_host
 
 
 def find_budgets(outline: Outline, settings: Config, device: Device | None, model: Any) -> MemoryBudgets:
-    """The memory to divide, by ``settings`` and by what the machine and ``device`` have now. ``model`` is
-    transformers' configuration of the model.
+    """The memory to divide: as ``settings`` say, and for "auto" as much as the machine and ``device`` have now.
+    ``model`` is transformers' configuration of the model.
 
     Raises DeviceFull, and ConfigError where ``device`` cannot compute with the weights, or has no memory of its own.
     """

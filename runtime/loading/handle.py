@@ -1,4 +1,4 @@
-"""The handle of a loaded model, ``model.penstock``: what it says about itself, and how it is closed."""
+"""The handle of a loaded model, ``model.penstock``: statistics, traces, the KV cache, closing."""
 
 import weakref
 from dataclasses import replace
@@ -19,22 +19,24 @@ from ..engine.stats import PrefixStats, Stats
 from ..kv.adapter import PagedKV
 from ..prefixes.prefill import is_plain
 from ..prefixes.prefix import Prefixes
-from ..routing.profiling import Recording
+from ..routing.profiling import RoutingRecording
 from ..tracing.replay import RunRecording
 from ..tracing.trace import Trace
 from .placeholder_model import replace_tensors
 
 
 class Handle:
-    """``model.penstock``: what penstock says and does about a loaded model."""
+    """``model.penstock``: the statistics of a loaded model, its traces, its KV cache, and its end."""
 
     def __init__(
         self, model: PreTrainedModel, engine: Engine, paged: PagedKV | None, prefixes: Prefixes | str | None
     ) -> None:
-        """``prefixes``, or why there are none, if they were asked for."""
+        """``paged`` makes KV caches in pages, if KV is in pages. ``prefixes`` are the kept prompts, or the reason why
+        there are none although ``kv_prefix`` asked for them."""
         self._engine, self.paged = engine, paged
         self.prefixes = None if isinstance(prefixes, str) else prefixes
-        """Prompts that are kept on flash, if ``kv_prefix`` asked for it: for those who call the model themselves."""
+        """Prompts kept on flash, if ``kv_prefix`` asked for it. ``generate`` restores them; if you call the model
+        directly, restore them yourself."""
         self._prefix_problem = prefixes if isinstance(prefixes, str) else ""
         self._modules = _count_modules(model)
         self._model = weakref.ref(model)
@@ -42,27 +44,27 @@ class Handle:
 
     @property
     def arrangement(self) -> Arrangement:
-        """All that was decided about the model's memory before it was loaded; ``penstock.plan`` gives the same."""
+        """The decisions about the model's memory, made before it was loaded. ``penstock.plan`` gives the same."""
         return self._engine.arrangement
 
     @property
     def placement(self) -> Placement:
-        """What of the model is where in host memory, under which budget."""
+        """Which weights lie where in host memory, and its budget."""
         return self._engine.host_placement
 
     @property
     def device_placement(self) -> Placement | None:
-        """The same of the device's memory; None where the CPU computes."""
+        """Which weights lie where in the device's memory; None where the CPU computes."""
         return None if self._engine.device is None else self._engine.device.placement
 
     @property
     def bundle(self) -> Path:
-        """The folder of the bundle that the weights come from."""
+        """Folder of the bundle that the weights come from."""
         return self._engine.bundle.folder
 
     @property
     def reading(self) -> Reading:
-        """How the drive is read."""
+        """How each drive is read: backend, bytes of a read, reads in flight."""
         return self._engine.reading
 
     def stats(self) -> Stats:
@@ -72,8 +74,8 @@ class Handle:
         return replace(stats, prefix=prompts)
 
     def synchronize(self) -> None:
-        """Wait until a device has computed what the calling thread has given it: whoever measures time must. The CPU
-        has always done so."""
+        """Wait until a device has computed all that the calling thread has given it. Call it before you take a time.
+        Where the CPU computes, it returns at once."""
         if self._engine.device is not None:
             self._engine.device.synchronize()
 
@@ -84,16 +86,17 @@ class Handle:
         return DynamicCache(config=self._running("make a cache").config)
 
     def keeps(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
-        """Whether a prompt that is generated from with these arguments may come from flash, and go there."""
+        """Whether a prompt ``input_ids`` [sequences, tokens] may come from flash, and go there, when ``generate`` is
+        called with the arguments ``kwargs``."""
         model = self._model()
         if self.prefixes is None or not self.prefixes.supported or model is None:
             return False
-        # An adapter that somebody put in changes KV.
+        # An adapter changes KV.
         return is_plain(input_ids, kwargs) and _count_modules(model) == self._modules
 
     @property
     def recording(self) -> RunRecording | None:
-        """The recording that ``record=FILE`` asked for; its ``stop()`` ends it before the model is closed."""
+        """The recording that ``record=FILE`` asked for, else None. Its ``stop()`` ends it earlier than ``close``."""
         return self._engine.recording
 
     def trace(self, path: str | Path) -> Trace:
@@ -105,20 +108,20 @@ class Handle:
         """
         return self._engine.trace(self._running("record a trace of it"), path)
 
-    def profile(self, text: str = "") -> Recording:
-        """Record from now on which experts each token uses, of one sequence at a time.
+    def profile(self, text: str = "") -> RoutingRecording:
+        """Record from now on which experts each token uses, one sequence at a time.
 
-        It ends with the result's ``stop()`` or with a ``with`` over it; its ``routes()`` is a routing trace, of a text
-        called ``text``, which can be saved. Raises TraceError for a model without experts, and Closed.
+        The result's ``stop()``, or the end of a ``with`` over it, ends the recording. Its ``routes()`` is a routing
+        trace of a text called ``text``, which can be saved. Raises TraceError for a model without experts, and Closed.
         """
-        return Recording(self._running("record its routing"), text)
+        return RoutingRecording(self._running("record its routing"), text)
 
     def close(self) -> None:
-        """Stop reading, give the memory back, write what is recorded. Idempotent; the model cannot compute any more.
-        Raises TraceError, when all else is done, if something cannot be written."""
+        """Stop reading, give the memory back, write traces and recordings. Idempotent. The model cannot compute any
+        more. Raises TraceError, when all else is done, if a file cannot be written."""
         model = self._model()
         if self.prefixes is not None:
-            self.prefixes.close()  # what is still to be written may lie in pages
+            self.prefixes.close()  # prompts that are still to be written may lie in pages
         if self._finalizer.detach() and model is not None:
             replace_tensors(model, self._engine.tier.holds)
         self._engine.close()

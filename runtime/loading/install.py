@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ...kernels.devices.base import Device
 from ...kernels.io import backends
 from ...kernels.machine.machine import MemoryMeter, usable_cores
-from ...kernels.products.row_parts import VERDICTS
+from ...kernels.products.row_parts import BIT_TRIALS
 from ...tiering.errors import PenstockError
 from ...tiering.planner.arrangement import Arrangement, typical_block
 from ...tiering.progress import Progress
@@ -19,7 +19,7 @@ from ..config.config import Config
 from ..engine.engine import Engine
 from ..kv.adapter import PagedKV
 from ..kv.cache.tier import KVTier
-from ..machine import bit_trials as verdicts
+from ..machine import bit_trials
 from ..machine.reading import reading_of
 from ..prefixes.prefix import Prefixes
 from ..tiers.device.tier import DeviceUse
@@ -41,11 +41,11 @@ def install(
     progress: Progress,
     record: str | Path | None,
 ) -> PreTrainedModel:
-    """Have ``model``, which has the layout of ``bundle``, compute with the weights in there, on ``device`` if there is
-    one; the model itself is given back, with a Handle. ``record`` is the file for a recording.
+    """Make ``model``, built with the layout of ``bundle``, compute with the weights in there, on ``device`` if there is
+    one. Returns the model itself, with a Handle. ``record`` is the file for a recording.
 
-    Raises PenstockError: BudgetTooSmall, ConfigError, DeviceFull, TraceError, BundleError. Until weights were moved
-    out, an error leaves the model as it was.
+    Raises PenstockError: BudgetTooSmall, ConfigError, DeviceFull, TraceError, BundleError. An error before the weights
+    are moved out leaves the model as it was.
     """
     manifest = bundle.manifest
     quality, drives = settings.weights.quality, len(manifest.drive_bytes)
@@ -53,7 +53,7 @@ def install(
     budgets = find_budgets(outline, settings, device, model.config)
     block = typical_block(outline, budgets)
     _set_threads(settings.compute.threads)
-    verdicts.load(VERDICTS)
+    bit_trials.load(BIT_TRIALS)
     arrangement = arrange_model(outline, budgets, settings, reading_of(bundle.paths, settings.io, block=block))
     if bundle.direct and backends.directness(arrangement.reading.backend) is False:
         bundle.close()
@@ -63,7 +63,7 @@ def install(
     try:
         engine.load(progress)
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
-        # Not before: until here, an error leaves a wrapped model as it was.
+        # Not earlier: until here, an error leaves a wrapped model as it was.
         move_out(model, manifest, engine.tier.compute)
         engine.attach(model, None if paged is None else paged.forward)
     except BaseException:
@@ -104,7 +104,8 @@ def _build_engine(
 def _open_prefixes(
     settings: Config, model: PreTrainedModel, bundle: Bundle, tier: KVTier | None
 ) -> Prefixes | str | None:
-    """Kept prompts, None where none are asked for, or why there are none: the model can do without."""
+    """The kept prompts; None where none are asked for; the reason why they cannot be kept, since the model runs without
+    them too."""
     if settings.prefix_quota is None:
         return None
     try:
@@ -115,7 +116,7 @@ def _open_prefixes(
 
 
 def _set_threads(wanted: int | str) -> None:
-    """Have torch compute with ``wanted`` threads; "auto": as it would, but with no more than may run at a time."""
+    """Let torch compute with ``wanted`` threads; "auto": its own number, at most the cores that may run at a time."""
     threads = min(torch.get_num_threads(), usable_cores()) if wanted == "auto" else int(wanted)
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The front door's two calls: ``load`` a checkpoint, ``wrap`` a model; both give back a transformers model."""
+"""``load`` a checkpoint or ``wrap`` a model: both return a transformers model that streams its weights."""
 
 import difflib
 from pathlib import Path
@@ -12,12 +12,12 @@ from ...kernels.memory.heap import bound_kernel_caches
 from ...tiering.errors import ConfigError
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.reader import Bundle
-from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.gguf_file import GgufFile
+from ..checkpoints.built_model import BuiltModel
+from ..checkpoints.source import Source
 from ..config.config import Config
 from ..config.settings import OVERRIDES
-from ..packing.exact_format import choose_rules
-from ..packing.pack import pack, pack_model
+from ..packing.pack import pack
+from ..packing.rules import choose_rules
 from .handle import Handle
 from .install import closed_on_error, install
 from .opening import OpenedModel
@@ -38,20 +38,20 @@ def load(
     record: str | Path | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """A transformers causal language model whose weights stay on flash and pass through ``host_memory`` bytes.
+    """Load a transformers causal language model whose weights stay on flash and pass through ``host_memory`` bytes.
 
-    ``source`` is a checkpoint folder, a hub id, or a bundle folder. A checkpoint is packed into the store first, once.
-    ``config`` is a TOML file or a Config; its settings can be overridden by keyword (``host_memory="2GiB"``, ...).
-    ``record`` names a file for a recording of every decision, for replay, written when the model is closed.
-    All other ``options`` go on to transformers (``attn_implementation``, ...). The result is used as always, and has a
-    Handle as ``.penstock``; it is also a context manager that closes itself.
+    ``source`` is a checkpoint folder, a GGUF file, a hub id, or a bundle folder. A checkpoint is packed into the store
+    first, once. ``config`` is a TOML file or a Config; keywords override its settings (``host_memory="2GiB"``, ...).
+    ``dtype`` defaults to the checkpoint's. ``record`` names a file for a recording of every decision, for replay,
+    written when the model is closed. All other ``options`` go on to transformers (``attn_implementation``, ...). Use
+    the result as any transformers model. It has a Handle as ``.penstock``, and is a context manager that closes itself.
 
     Raises PenstockError: ConfigError, CheckpointError, BundleError, BudgetTooSmall, FlashFull, DeviceUnavailable,
     TraceError.
     """
     bound_kernel_caches()
-    settings, options = _settings(config, options)
-    device = _device(settings)
+    settings, options = _split_settings(config, options)
+    device = _open_device(settings)
     with shown(progress) as bar:
         bundle = _find_bundle(source, settings, dtype, revision, trust_remote_code, bar)
         with closed_on_error(bundle):
@@ -59,10 +59,10 @@ def load(
 
 
 def load_opened(opened: OpenedModel, settings: Config, progress: Progress) -> PreTrainedModel:
-    """As ``load``, of a model whose files were opened already: they are not opened again."""
+    """Load a model whose files are ``opened`` already; otherwise as ``load``. They are not opened again."""
     source = opened.folder.parent if opened.checkpoint is None else opened.checkpoint
     bound_kernel_caches()
-    device = _device(settings)
+    device = _open_device(settings)
     bundle = _find_bundle(source, settings, None, None, opened.trust_remote_code, progress)
     with closed_on_error(bundle):
         model = bare_model(bundle, opened.trust_remote_code, {})
@@ -70,14 +70,14 @@ def load_opened(opened: OpenedModel, settings: Config, progress: Progress) -> Pr
 
 
 def _find_bundle(
-    source: str | Path | Checkpoint | GgufFile,
+    source: str | Path | Source,
     settings: Config,
     dtype: torch.dtype | str | None,
     revision: str | None,
     trust_remote_code: bool,
     progress: Progress,
 ) -> Bundle:
-    """The bundle that ``source`` is, or is packed into, in ``dtype``. Raises what ``load`` raises."""
+    """Open the bundle ``source``, or pack ``source`` into one, in ``dtype``. Raises what ``load`` raises."""
     wanted = None if dtype in (None, "auto") else dtype_of(dtype)
     if isinstance(source, str | Path) and Bundle.is_bundle(source):
         bundle = Bundle.open(Path(source), direct=settings.direct)
@@ -109,20 +109,20 @@ def wrap(
     record: str | Path | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """Move the weights of an already built ``model`` out to a bundle; ``model`` itself is given back, streamed.
+    """Move the weights of an already built ``model`` out to a bundle, and return ``model`` itself, which streams them.
 
     Settings and errors are those of ``load``.
     """
     bound_kernel_caches()
-    settings, options = _settings(config, options)
+    settings, options = _split_settings(config, options)
     if options:
         raise ConfigError(f"wrap does not know {', '.join(sorted(options))}; it takes {', '.join(sorted(OVERRIDES))}")
     if isinstance(getattr(model, "penstock", None), Handle):
         raise ConfigError("this model is already wrapped; close it and load it again to change its settings")
-    device = _device(settings)
+    device = _open_device(settings)
     with shown(progress) as bar:
-        bundle = pack_model(
-            model,
+        bundle = pack(
+            BuiltModel.of(model),
             store=settings.store.path,
             flash_limit=settings.flash_limit,
             rules=choose_rules(settings.weights, settings.store.path),
@@ -135,9 +135,8 @@ def wrap(
             return install(model.eval(), bundle, settings, device, bar, record)
 
 
-def _device(settings: Config) -> Device | None:
-    """The device to compute on, if not the CPU does. What speaks against its settings is raised here, before anything
-    long."""
+def _open_device(settings: Config) -> Device | None:
+    """The device to compute on; None for the CPU. Wrong settings of devices are refused here, before any long work."""
     device = open_device(settings)
     if device is not None:
         device_budget(settings, device, 0)
@@ -145,11 +144,8 @@ def _device(settings: Config) -> Device | None:
     return device
 
 
-# --- settings -------------------------------------------------------------------------------------------------------
-
-
-def _settings(config: str | Path | Config | None, options: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The effective Config, and the options that are not penstock's."""
+def _split_settings(config: str | Path | Config | None, options: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The effective Config, and the options that go on to transformers. Raises ConfigError."""
     ours = {name: options[name] for name in options if name in OVERRIDES}
     rest = {name: value for name, value in options.items() if name not in OVERRIDES}
     settings = config.override(**ours) if isinstance(config, Config) else Config.load(config, **ours)

@@ -9,8 +9,7 @@ from ...tiering.store.bundle.manifest import Manifest, parse
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
-    from ..checkpoints.checkpoint import Checkpoint
-    from ..checkpoints.gguf_file import GgufFile
+    from ..checkpoints.source import Source
     from ..config.config import Config
 
 
@@ -31,7 +30,7 @@ class OpenedModel:
     folder: Path
     config: Any
     trust_remote_code: bool
-    checkpoint: "Checkpoint | GgufFile | None" = None
+    checkpoint: "Source | None" = None
     """The checkpoint, opened; None for a bundle."""
 
     @property
@@ -69,9 +68,9 @@ def open_files(source: ModelSource) -> OpenedModel:
     return OpenedModel(checkpoint.folder, checkpoint.config, source.trust_remote_code, checkpoint)
 
 
-def open_checkpoint(source: ModelSource) -> "Checkpoint | GgufFile":
+def open_checkpoint(source: ModelSource) -> "Source":
     """The checkpoint, or GGUF file, with every file of it looked at. Raises CheckpointError."""
-    from ..checkpoints.source import open_source
+    from ..checkpoints.open import open_source
 
     folder = Path(source.model).expanduser()
     if any(folder.glob("data-*.bin")):
@@ -110,7 +109,7 @@ def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
 
 def find_bundle(source: ModelSource, config: "Config", progress: "Progress | None" = None) -> Path:
     """The folder of the bundle that a model is or was packed into. Raises CheckpointError and BundleError."""
-    from ..packing.exact_format import choose_rules
+    from ..packing.rules import choose_rules
 
     folder = Path(source.model).expanduser()
     if is_bundle(source.model):
@@ -130,7 +129,7 @@ def find_bundle(source: ModelSource, config: "Config", progress: "Progress | Non
 
 
 def find_bundles(
-    checkpoint: "Checkpoint | GgufFile", store: Path, among: list[Path], progress: "Progress | None" = None
+    checkpoint: "Source", store: Path, among: list[Path], progress: "Progress | None" = None
 ) -> list[Path]:
     """Those of the bundles ``among`` that hold ``checkpoint``'s content; it is read for that if penstock sees it the
     first time."""

@@ -1,4 +1,4 @@
-"""The outline of a model: which blocks it has or will have, and what a token asks of them; no weight is read for it."""
+"""The outline of a model: its blocks, and how a token uses them. No weight is read for it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -21,13 +21,13 @@ from ..tiers.expert_planes import FULL, units
 
 
 def layout_of(manifest: Manifest) -> Layout:
-    """The layout of a bundle that is written, from its ``manifest``."""
+    """The layout of a written bundle, from its ``manifest``."""
     return Layout(manifest.blocks, manifest.tied, tuple(file.drive for file in manifest.files))
 
 
 def outline_model(model: nn.Module, layout: Layout, quality: str = FULL, drives: int = 1) -> Outline:
-    """The outline of ``model``, which may be on the meta device, with its ``layout``, dealt to ``drives`` drives, of
-    which some may have no block; ``quality`` says which planes of its experts are read."""
+    """Outline ``model``, which may be on the meta device, with its ``layout``, dealt to ``drives`` drives, some of
+    which may have no block. ``quality`` says which planes of its experts are read."""
     layout = replace(layout, blocks=units(layout.blocks, quality))
     per_token = experts_per_token(model)
     lengths: dict[str, list[int]] = {}
@@ -61,7 +61,7 @@ def _embeddings(model: nn.Module, blocks: Iterable[Block], tied: Mapping[str, st
     for block in blocks:
         if block.id.kind == "dense" and not block.resident and len(block.tensors) == 1:
             if block.tensors[0].packing is not None:
-                continue  # its rows are not apart
+                continue  # its rows cannot be read one by one
             name = block.tensors[0].name
             if name == f"{block.id.module}.weight" and row_readable(model.get_submodule(block.id.module)):
                 alone[block.id] = name not in shared
@@ -69,7 +69,7 @@ def _embeddings(model: nn.Module, blocks: Iterable[Block], tied: Mapping[str, st
 
 
 def _scratch_bytes(blocks: Iterable[Block]) -> int:
-    """Bytes that decoding takes: of a matrix in an exact format as a whole."""
+    """Bytes that decoding takes: the largest matrix in an exact format is decoded as a whole."""
     specs = (spec for block in blocks for spec in block.tensors)
     whole = (spec for spec in specs if spec.packing is not None and FORMATS[spec.packing.format].exact)
     return max((prod(spec.shape) * getattr(torch, spec.dtype).itemsize for spec in whole), default=0)

@@ -12,12 +12,13 @@ from ..prefixes.prefill import prefill_with_prefixes
 
 
 def _names(device: torch.device, own: torch.device) -> bool:
-    """Whether ``device`` stands for ``own``; without an index it may."""
+    """Whether ``device`` means ``own``; it may have no index."""
     return device.type == own.type and (None in (device.index, own.index) or device.index == own.index)
 
 
 def streamed_class(base: type[Any]) -> type[Any]:
-    """``base`` as a context manager that does not let go of weights it does not have."""
+    """Derive a class from ``base``: a context manager that closes its model, and refuses what needs all weights in
+    memory at once."""
 
     def enter(self: Any) -> Any:
         return self

@@ -18,7 +18,7 @@ from torch import nn
 from ...tiering.policy.prefetch.predictors import Predictors
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from ...tiering.units import BlockId
-from ..checkpoints.layout import is_experts, layer_of
+from ..checkpoints.modules import is_experts, layer_of
 from ..experts.coactivation import CoActivation
 from ..experts.experts import IMPLEMENTATION, StreamedExperts
 from ..experts.guessing import Guesses

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ...kernels.products.row_parts import ROWS, divisible, parts
-from ..checkpoints.layout import is_experts
+from ..checkpoints.modules import is_experts
 
 Forward = Callable[..., Any]
 

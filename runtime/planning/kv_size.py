@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 from ...kernels.kv.base import PageShape
 from ...kernels.kv.registry import FORMATS
-from ..checkpoints.layout import is_experts
+from ..checkpoints.modules import is_experts
 from ..kv.cache.formats import FINE_SHARE, MIXED
 
 _PAGE = 512

@@ -25,7 +25,7 @@ from ..routing.routes import Routes
 from . import reference
 from .assumed import assumed_routes
 from .flash_room import flash_free
-from .forecast import Devices, Forecast, Forecaster, routed_tokens
+from .forecast import Devices, Forecast, Forecaster, count_routed
 from .kv_size import count_kv_bytes, find_kv_layers
 from .report import BudgetForecast, KvPlan, Plan, Speeds
 from .sketch import ModelSketch, PlannedDrives, deal_to_drives, sketch_model
@@ -99,7 +99,7 @@ class BudgetForecasts:
         self.routing = None if not layers else routes.text if routes else "assumed"
         """The text of the routing trace, or "assumed"; None without experts."""
         if layers and routes is None:
-            routes = assumed_routes(layers, routed_tokens(layers, prompt_tokens))
+            routes = assumed_routes(layers, count_routed(layers, prompt_tokens))
         timings = reference.timings_here(existing(settings.store.path), settings.compute.threads)
         models = [timings.beside_cores(drive, experts=bool(layers)) for drive in drives.models]
         self._forecaster = Forecaster(self.outline, Devices(models, timings), routes, prompt_tokens=prompt_tokens)

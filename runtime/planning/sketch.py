@@ -12,18 +12,18 @@ from ...tiering.planner.arrangement import MemoryBudgets, Outline, typical_block
 from ...tiering.policy.reads import Reading
 from ...tiering.sim.devices import Drive
 from ...tiering.store.bundle import manifest
-from ..checkpoints.layout import Layout, layout
-from ..checkpoints.meta_model import skeleton
-from ..checkpoints.source import content_of
+from ..checkpoints.describe import describe
+from ..checkpoints.layout import Layout
+from ..checkpoints.meta_model import build_meta_model
 from ..config.config import Config
 from ..config.settings import Io
 from ..loading.opening import ModelSource, find_bundles, is_bundle, open_checkpoint, read_config, read_manifest
 from ..loading.outline import layout_of, outline_model
 from ..machine.drives import modelled, places_of
-from ..packing.exact_format import choose_rules
-from ..packing.formats import Rules
-from ..packing.size_target import estimated
-from ..packing.striping import striped
+from ..packing.arrange.arrange import estimate
+from ..packing.arrange.formats import Rules
+from ..packing.arrange.stripes import stripe
+from ..packing.rules import choose_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ def sketch_model(source: ModelSource, config: Config) -> ModelSketch:
     quality, trust = config.weights.quality, source.trust_remote_code
     if is_bundle(source.model):
         dtype = getattr(torch, read_manifest(path).dtype)
-        model = skeleton(read_config(str(path / "model"), source), dtype, trust_remote_code=trust)
+        model = build_meta_model(read_config(str(path / "model"), source), dtype, trust_remote_code=trust)
         return _sketch_bundle(model, path, quality)
     rules = choose_rules(config.weights, config.store.path)
     if not path.exists() or _configuration_only(path):
         described = read_config(source.model, source)
-        model = skeleton(described, described.dtype or torch.float32, trust_remote_code=trust)
-        return ModelSketch(model, estimated(model, layout(model), rules, {}), None, quality)
+        model = build_meta_model(described, described.dtype or torch.float32, trust_remote_code=trust)
+        return ModelSketch(model, estimate(model, describe(model), rules, {}), None, quality)
     return _sketch_checkpoint(source, config, rules)
 
 
@@ -82,15 +82,15 @@ def _sketch_bundle(model: PreTrainedModel, bundle: Path, quality: str) -> ModelS
 def _sketch_checkpoint(source: ModelSource, config: Config, rules: Rules) -> ModelSketch:
     checkpoint = open_checkpoint(source)
     store, quality = config.store.path, config.weights.quality
-    model = skeleton(checkpoint.config, checkpoint.dtype(), trust_remote_code=source.trust_remote_code)
-    content = content_of(checkpoint, model, {}, checkpoint.dtype(), 1 << 62, aligned=config.aligned)
-    content.weights.close()
+    contents = checkpoint.read(checkpoint.describe(), 1 << 62)
+    contents.weights.close()
+    plain = describe(contents.model, {} if config.aligned else contents.addresses)
     # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
-    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, content.plan, rules)]
+    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, plain, rules)]
     for bundle in find_bundles(checkpoint, store, alike):
-        return _sketch_bundle(content.model, bundle, quality)
-    planned = estimated(content.model, content.plan, rules, content.weights.stored())
-    return ModelSketch(content.model, planned, None, quality)
+        return _sketch_bundle(contents.model, bundle, quality)
+    planned = estimate(contents.model, plain, rules, contents.weights.stored())
+    return ModelSketch(contents.model, planned, None, quality)
 
 
 def _configuration_only(folder: Path) -> bool:
@@ -129,6 +129,6 @@ def deal_to_drives(
     if not found.bundle:
         shares = speeds
         dealt = [manifest.Drive(str(place), max(1, round(speed))) for place, speed in zip(places, speeds, strict=True)]
-        found = replace(found, layout=striped(found.layout, dealt if len(places) > 1 else ()), drives=len(places))
+        found = replace(found, layout=stripe(found.layout, dealt if len(places) > 1 else ()), drives=len(places))
     slowest = max(share / speed for share, speed in zip(shares, speeds, strict=True))
     return found, PlannedDrives(models, reading, shares, sum(shares) / slowest)

@@ -4,7 +4,7 @@ One call for several blocks is faster: a block in a call of its own, behind othe
 what the mask hides too. torch's attention on CPUs takes keys TILE at a time, whatever their number, and hidden keys add
 zeros. So each token gets the same bits in any call, if blocks are whole tiles and everything else computes each row by
 itself. A trial on one prompt shows whether that holds for a model on this machine. Its result is kept with the other
-verdicts about numbers of rows.
+trials about numbers of rows.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from ...kernels.products.row_parts import VERDICTS, leaves_nothing
-from ..checkpoints.layout import is_experts, layer_of
+from ...kernels.products.row_parts import BIT_TRIALS, leaves_nothing
+from ..checkpoints.modules import is_experts, layer_of
 from ..modules.chunks import is_library_code
 
 TILE = 512
@@ -49,9 +49,9 @@ def may_compute_together(model: Any, token_ids: Sequence[int], cache: Cache, *, 
     if total <= block + REST or block % TILE or not _is_rowwise(model, cache) or not _is_even(model, total, block):
         return False
     key = f"blocks of {block} tokens together, {torch.get_num_threads()} threads, {kind}"
-    if key not in VERDICTS and not cache.get_seq_length():
-        VERDICTS[key] = _compute_equal(model, torch.tensor([token_ids[: block + REST + 1]]), cache, block)
-    return VERDICTS.get(key, False)
+    if key not in BIT_TRIALS and not cache.get_seq_length():
+        BIT_TRIALS[key] = _compute_equal(model, torch.tensor([token_ids[: block + REST + 1]]), cache, block)
+    return BIT_TRIALS.get(key, False)
 
 
 def _is_rowwise(model: Any, cache: Cache) -> bool:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..checkpoints.layout import is_experts
+from ..checkpoints.modules import is_experts
 
 NAMES = ("top_k", "num_experts_per_tok", "num_experts_per_token", "topk", "moe_top_k", "moe_topk", "moe_k")
 """What transformers' routers and configurations call it."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from ...tiering.planner.counters import Counters
-from ..checkpoints.layout import is_experts, layer_of
+from ..checkpoints.modules import is_experts, layer_of
 from .chrome import document
 from .recorder import Recorder
 from .tracefile import destination, write

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.runtime.cli import bench
 from penstock.runtime.evaluation import evaluation
+from penstock.runtime.evaluation.calibrate import calibrate
 from penstock.runtime.evaluation.logits import KeptLogits
 from penstock.runtime.loading import load as loading
 from penstock.runtime.loading.openings import device as opening
-from penstock.runtime.packing.calibration import calibrate
 from penstock.runtime.prefixes import prefix
 from penstock.runtime.routing.profiling import profile
 

@@ -1,4 +1,4 @@
-"""The device that the settings name, and how much of its memory is used."""
+"""The device that the settings name, and the part of its memory to use."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -16,8 +16,8 @@ EMULATED = "emulated"
 
 
 def open_device(settings: Config) -> Device | None:
-    """The device to compute on; None for the CPU. Raises DeviceUnavailable, and ConfigError for what is
-    only for a device where nobody named one."""
+    """The device to compute on; None for the CPU. Raises DeviceUnavailable, and ConfigError where settings of a device
+    are given without one."""
     name = settings.compute.device
     if settings.experts.products == "grouped":
         _check_grouped(name)
@@ -41,7 +41,7 @@ def open_device(settings: Config) -> Device | None:
 
 
 def check_formats(device: Device, formats: Iterable[str]) -> None:
-    """Raises ConfigError where ``device`` cannot compute with weights in one of ``formats``, as manifests name them."""
+    """Raise ConfigError where ``device`` cannot compute with weights in one of ``formats``, as manifests name them."""
     if device.compute.type == "cpu":
         return
     try:
@@ -63,7 +63,7 @@ def _check_grouped(device: str) -> None:
 
 
 def device_budget(settings: Config, device: Device, model_bytes: int, kv: int = 0) -> int:
-    """Bytes of ``device``'s memory to work in: as written; for "auto" what is free, but for an eighth, as far as a
+    """Bytes of ``device``'s memory to work in: as written; for "auto" seven eighths of the free memory, as far as a
     model of ``model_bytes`` and ``kv`` bytes of KV have use for it. Raises DeviceFull where less is free than is
     written, and ConfigError for "auto" on an emulated device, which has no memory of its own."""
     free, total = device.memory()

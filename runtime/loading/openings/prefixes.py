@@ -6,7 +6,7 @@ import torch
 
 from ....tiering.store.bundle.manifest import Manifest
 from ....tiering.store.prefixes.prefixes import PrefixStore
-from ...checkpoints.layout import is_experts
+from ...checkpoints.modules import is_experts
 from ...config.config import Config
 from ...kv.cache.tier import KVTier
 from ...prefixes.prefix import Prefixes

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import penstock
 from penstock.kernels.products import row_parts as parts
 from penstock.kernels.products.row_parts import ROWS
-from penstock.runtime.checkpoints.layout import is_experts
+from penstock.runtime.checkpoints.modules import is_experts
 from penstock.runtime.experts import experts
 from penstock.runtime.modules import chunks
 from penstock.runtime.tiers.bridge import Bridge

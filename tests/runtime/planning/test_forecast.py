@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.loading.outline import outline_model
 from penstock.runtime.machine.timings import Timings
 from penstock.runtime.planning.assumed import assumed_routes
-from penstock.runtime.planning.forecast import PRECISION, Devices, Forecast, Forecaster, decoded, routed_tokens
+from penstock.runtime.planning.forecast import PRECISION, Devices, Forecast, Forecaster, count_decoded, count_routed
 from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import DeviceModelError
 from penstock.tiering.planner.arrangement import (
@@ -34,8 +34,8 @@ PROMPT = 200
 
 
 def outline(name: str) -> Outline:
-    model = skeleton(tiny_config(name), torch.float32)
-    return outline_model(model, layout(model))
+    model = build_meta_model(tiny_config(name), torch.float32)
+    return outline_model(model, describe(model))
 
 
 def forecast(
@@ -50,7 +50,7 @@ def forecast(
 ) -> Forecast:
     """Of ``model`` with ``budget`` bytes, or all in memory."""
     if model.layers and routes is None:
-        routes = assumed_routes(model.layers, routed_tokens(model.layers, PROMPT))
+        routes = assumed_routes(model.layers, count_routed(model.layers, PROMPT))
     devices = Devices([Drive(drive)], timings)
     made = Forecaster(model, devices, routes, prompt_tokens=PROMPT, precision=precision)
     return made.forecast(arranged(model, budget or with_working_memory(model.total_bytes), guess=guess))
@@ -123,10 +123,10 @@ def test_guessing_is_simulated_where_it_is_on():
 
 def test_the_more_layers_route_the_fewer_tokens_do():
     layers = [ExpertLayer(str(n), 8, 2, 1) for n in range(100)]
-    counts = [decoded(layers[:n]) for n in range(101)]
+    counts = [count_decoded(layers[:n]) for n in range(101)]
     assert counts == sorted(counts, reverse=True)
     assert (counts[0], counts[48], counts[100]) == (24, 10, 8)
-    assert routed_tokens(layers, 5) == 5 + 2 * 8
+    assert count_routed(layers, 5) == 5 + 2 * 8
 
 
 def test_a_drive_that_cannot_be_is_named():

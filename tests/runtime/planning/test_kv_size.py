@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.planning.kv_size import count_kv_bytes, find_kv_layers
 from tests.support.tiny_models import tiny_config
 
@@ -12,7 +12,7 @@ from tests.support.tiny_models import tiny_config
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_next"])
 def test_as_much_as_transformers_caches(name: str) -> None:
     config = tiny_config(name)
-    layers = find_kv_layers(skeleton(config, torch.float32))
+    layers = find_kv_layers(build_meta_model(config, torch.float32))
     assert layers is not None
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
@@ -32,7 +32,7 @@ def test_as_much_as_transformers_caches(name: str) -> None:
 
 
 def test_formats() -> None:
-    layers = find_kv_layers(skeleton(tiny_config("llama", hidden_size=256), torch.bfloat16))
+    layers = find_kv_layers(build_meta_model(tiny_config("llama", hidden_size=256), torch.bfloat16))
     assert layers is not None
     sizes = {name: count_kv_bytes(layers, 1000, name)[1] for name in ("as-is", "int8", "int4", "mixed")}
     assert sizes["as-is"] == 1000 * 2 * 2 * 2 * 64 * 2

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from penstock.kernels.formats.lossless import Lossless
 from penstock.runtime.checkpoints import convert
-from penstock.runtime.packing.formats import Rules
+from penstock.runtime.packing.arrange.formats import Rules
 from penstock.tiering.errors import BudgetTooSmall, FlashFull
 from penstock.tiering.progress import Quiet
 from penstock.tiering.store.bundle import writer

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...kernels.formats.base import on_heap
-from ...tiering.errors import FlashFull
-from ...tiering.units import format_size
+from ....kernels.formats.base import on_heap
+from ....tiering.errors import FlashFull
+from ....tiering.units import format_size
 
 
 class ScratchFile:

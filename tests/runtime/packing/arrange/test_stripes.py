@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from penstock.runtime.checkpoints import layout as layout_module
 from penstock.runtime.checkpoints.layout import Layout
-from penstock.runtime.packing.striping import deal, striped
+from penstock.runtime.packing.arrange.stripes import deal, stripe
 from penstock.tiering.store.bundle.manifest import Block, Drive
 from penstock.tiering.units import PAGE, BlockId, Extent, MiB
 
@@ -70,7 +70,7 @@ def test_what_a_drive_gets_lies_end_to_end_in_its_own_files(rates: list[int], pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout_module, "FILE_LIMIT", MiB)
         before = plan([block("experts", size, part) for part, size in enumerate(pages)])
-        after = striped(before, drives)
+        after = stripe(before, drives)
         assert after.digest() == before.digest(), "it holds the same"
     assert [(b.id, b.extent.length) for b in after.blocks] == [(b.id, b.extent.length) for b in before.blocks]
     ends = [0] * len(after.drives)
@@ -86,4 +86,4 @@ def test_what_a_drive_gets_lies_end_to_end_in_its_own_files(rates: list[int], pa
 
 def test_without_drives_a_layout_stays_as_it_is() -> None:
     before = plan([block("m", 3)])
-    assert striped(before, ()) is before
+    assert stripe(before, ()) is before

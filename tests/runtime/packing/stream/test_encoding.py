@@ -5,51 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import penstock
 from penstock.kernels.formats.registry import FORMATS
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.config.values import WEIGHT_FORMATS
-from penstock.runtime.packing import encoding
-from penstock.runtime.packing.formats import AS_IS, SHORT, Rules, choices
+from penstock.runtime.packing.arrange.formats import AS_IS, SHORT, Rules, choose_formats
+from penstock.runtime.packing.stream import encoding
 from penstock.tiering.errors import CheckpointError
 from penstock.tiering.units import PAGE
+from tests.support.encoded_models import decoded, logits, transformers_own
 from tests.support.tiny_models import save_tiny, tiny_config
-
-IDS = torch.randint(3, 300, (2, 17), generator=torch.Generator().manual_seed(1))
-
-
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    """Of a prompt of two rows, and of a token after it."""
-    with torch.no_grad():
-        out = model(IDS, use_cache=True)
-        one = model(IDS[:, :1], past_key_values=out.past_key_values, use_cache=True)
-    return torch.cat([out.logits, one.logits], dim=1).float()
-
-
-def decoded(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """``model``, transformers' own, with the numbers that its matrices have in format ``name``."""
-    plan = layout(model)
-    weights = dict(model.named_parameters())
-    for tensor, choice in choices(model, plan, Rules(name)).items():
-        whole = weights[tensor].data
-        for matrix in whole if whole.dim() == 3 else [whole]:
-            rows = matrix.t().contiguous() if choice.transposed else matrix
-            n, k = rows.shape
-            out = torch.empty_like(rows)
-            format_ = FORMATS[choice.format]
-            format_.decode(format_.encode([rows], n, k), n, k, slice(0, n), out)
-            matrix.copy_(out.t() if choice.transposed else out)
-    return model
-
-
-def transformers_own(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", experts_implementation="eager"
-    )
-    return model.eval()
 
 
 def test_settings_name_the_formats_that_there_are() -> None:
@@ -83,8 +51,8 @@ def test_transposed_weights_are_encoded_by_output(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).to(torch.bfloat16).eval()
     model.save_pretrained(tmp_path / "gpt2")
-    plan = layout(model)
-    chosen = choices(model, plan, Rules("int8"))
+    plan = describe(model)
+    chosen = choose_formats(model, plan, Rules("int8"))
     assert chosen["transformer.h.0.mlp.c_fc.weight"].transposed
     assert not chosen["transformer.wte.weight"].transposed
     wanted = logits(decoded(transformers_own(tmp_path / "gpt2"), "int8"))
@@ -95,9 +63,9 @@ def test_transposed_weights_are_encoded_by_output(tmp_path: Path) -> None:
 
 
 def test_rules_are_for_parts() -> None:
-    model = skeleton(tiny_config("qwen3_moe"), torch.bfloat16)
+    model = build_meta_model(tiny_config("qwen3_moe"), torch.bfloat16)
     rules = Rules("int8", experts="int4", attention=AS_IS, output="int4-64")
-    found = {name: choice.format for name, choice in choices(model, layout(model), rules).items()}
+    found = {name: choice.format for name, choice in choose_formats(model, describe(model), rules).items()}
     assert found["model.layers.0.mlp.experts.gate_up_proj"] == "int4-32"
     assert "model.layers.0.self_attn.q_proj.weight" not in found
     assert "model.embed_tokens.weight" not in found, "a token reads one row of it"

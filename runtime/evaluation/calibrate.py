@@ -1,4 +1,4 @@
-"""What a text tells about a model's weights: which inputs of a matrix are large, how much each module and expert adds.
+"""Calibrate with a text: which inputs of a matrix are large, how much each module and expert adds.
 
 The text goes through the model as it is streamed, within its budget; hooks add up squares, and keep nothing else.
 Inputs weigh errors as in "AWQ: Activation-aware Weight Quantization"; experts count by the squares of their routers'
@@ -8,9 +8,8 @@ weights.
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +17,11 @@ from transformers.pytorch_utils import Conv1D
 
 from ...kernels.experts.experts import Expert, Recipe, inner
 from ...tiering.units import BlockId
-from ..checkpoints.layout import is_experts, layer_of
+from ..checkpoints.modules import is_experts, layer_of
 from ..experts.experts import observe
-from .formats import Key
-from .sensitivity import expert_share
+from ..packing.arrange.formats import Key
+from ..packing.arrange.shares import expert_share
+from ..packing.measure.calibration import Calibration
 
 _USUAL = 16
 """Tokens with all inputs alike that are added to those seen: an expert may have seen few."""
@@ -29,34 +29,7 @@ _PREDICTED = 64
 """Tokens of a window for which the output layer is computed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """``importance``: mean squared inputs [k] of matrices, float32. ``shares``: by how much a module's or an expert's
-    output counts, see runtime/packing/sensitivity.py, for those of layers."""
-
-    importance: Mapping[Key, torch.Tensor]
-    shares: Mapping[BlockId, float]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(each.nbytes for each in self.importance.values())
-
-    def of_stored(self, tied: Mapping[str, str]) -> "Calibration":
-        """The same with the names that weights are stored under: inputs are seen at all modules that share one."""
-        named = {tied.get(key, key) if isinstance(key, str) else key: each for key, each in self.importance.items()}
-        return replace(self, importance=named)
-
-
-class Calibrator(Protocol):
-    """Who can calibrate: ``digest`` says with what, without doing it."""
-
-    @property
-    def digest(self) -> str: ...
-
-    def __call__(self) -> Calibration: ...
-
-
-def digest_of(windows: Sequence[Sequence[int]]) -> str:
+def digest_windows(windows: Sequence[Sequence[int]]) -> str:
     """SHA-256 of the tokens of a calibration text."""
     return hashlib.sha256(json.dumps(windows).encode()).hexdigest()
 

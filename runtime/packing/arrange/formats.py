@@ -1,4 +1,4 @@
-"""Which weight format each matrix of a model gets (pure): a general one, and rules for parts of models."""
+"""The weight format of each matrix of a model: a general one, and rules for parts of models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,11 +9,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ...kernels.formats.registry import FORMATS
-from ...tiering.store.bundle.manifest import Block, TensorSpec
-from ..checkpoints.layout import Layout, is_experts
-from ..checkpoints.weights import Stored
-from ..config.values import FIT, fit_size
+from ....kernels.formats.registry import FORMATS
+from ....tiering.store.bundle.manifest import Block, TensorSpec
+from ...checkpoints.layout import Layout
+from ...checkpoints.modules import is_experts
+from ...checkpoints.weights import SourceFormat
+from ...config.values import FIT, fit_size
 
 AS_IS = "as-is"
 """Every number as the checkpoint has it."""
@@ -32,8 +33,8 @@ Key = str | tuple[str, int]
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Names of formats: ``format`` for all matrices, the others for those of one part of the model, where given.
-    ``format`` may be ``fit:SIZE``: runtime/packing/size_target.py finds a format for each matrix of which no other
-    rule tells it.
+    ``format`` may be ``fit:SIZE``: runtime/packing/arrange/size_target.py finds a format for each
+    matrix of which no other rule tells it.
 
     ``attention`` is what lies in a module whose class is called so, ``output`` the output layer, ``embeddings`` what
     is read by row; they stay as they are if nothing else is said, for a token reads one row of them. ``dense`` is all
@@ -84,14 +85,20 @@ class Choice:
     planes: int | None = None
 
 
+def shape_of(spec: TensorSpec, choice: Choice) -> tuple[int, int]:
+    """The shape [n, k] of what is encoded of ``spec``."""
+    rows, columns = spec.shape
+    return (columns, rows) if choice.transposed else (rows, columns)
+
+
 def of_matrix(table: Mapping[Key, T], name: str, expert: int | None) -> T | None:
     """What ``table`` has for a matrix, of ``expert`` if it is one's."""
     own = None if expert is None else table.get((name, expert))
     return table.get(name) if own is None else own
 
 
-def choices(
-    model: PreTrainedModel, plan: Layout, rules: Rules, stored: Mapping[str, Stored] | None = None
+def choose_formats(
+    model: PreTrainedModel, plan: Layout, rules: Rules, stored: Mapping[str, SourceFormat] | None = None
 ) -> dict[str, Choice]:
     """What the matrices in ``plan`` of ``model`` are encoded to, by name; those that stay as they are are left out.
     What is ``stored`` quantised by the source stays so where it is to stay as it is.

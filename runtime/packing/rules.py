@@ -1,4 +1,4 @@
-"""The formats that settings ask for; where they leave it open, the faster of the two that keep every bit."""
+"""The formats that settings ask for. Where they leave it open, the faster of the two that keep every bit."""
 
 import functools
 from pathlib import Path
@@ -6,12 +6,11 @@ from pathlib import Path
 from ...kernels.formats.lossless import decode_speed
 from ..config.settings import Weights
 from ..machine.speeds import drive_rates
-from .formats import AS_IS, Rules
+from .arrange.arrange import ENCODED
+from .arrange.formats import AS_IS, Rules
 
-ENCODED = 0.67
-"""Share of their bytes that lossless weights take, about."""
 _BESIDES = 2.0
-"""Cores decode and multiply: decoding alone has to be so much faster than the drive."""
+"""Cores decode and multiply: decoding alone must be this many times faster than the drive."""
 
 
 @functools.cache

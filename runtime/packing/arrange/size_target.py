@@ -5,30 +5,19 @@ Sparse Large Language Models on Mobile Devices", fewer than four, from planes of
 of "BitStack: Any-Size Compression of Large Language Models in Variable Memory Environments".
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
-from math import prod
+from typing import Protocol
 
-import torch
-from transformers import PreTrainedModel
-
-from ...kernels.formats.base import UnsuitableShape
-from ...tiering.errors import ConfigError
-from ...tiering.progress import Progress
-from ...tiering.store.bundle.manifest import TENSOR_ALIGNMENT, Block, TensorSpec
-from ...tiering.units import format_size
-from ..checkpoints.layout import Layout
-from ..checkpoints.weights import Stored, Weights
-from ..config.values import FIT, fit_size
-from ..routing.routes import Routes
-from .calibration import Calibration
-from .encoding import Planes, encoded
-from .exact_format import ENCODED
-from .fit import Option, fit, least_size, loss
-from .formats import AS_IS, Choice, Key, Rules, choices
-from .sensitivity import assumed_shares, relative_errors, rows_of_each
-from .threads import one_torch_thread
+from ....tiering.errors import ConfigError
+from ....tiering.store.bundle.manifest import TENSOR_ALIGNMENT, Block, TensorSpec
+from ....tiering.units import format_size
+from ...checkpoints.layout import Layout
+from ...checkpoints.weights import SourceFormat
+from ...config.values import FIT, fit_size
+from .fit import Option, choose_options, least_size, loss
+from .formats import AS_IS, Choice, Key
+from .planes import Lengths, Planes, encode_layout
 
 _NUMBERS: Mapping[Choice, float] = {
     Choice("int8"): 5e-5,
@@ -47,82 +36,54 @@ _NEAR = Choice("int8")
 _KEPT, _EXACT = Choice(AS_IS), Choice("lossless")
 """Ways that lose nothing: the second only for a size in which all could have ``_NEAR``."""
 
-Lengths = Callable[[TensorSpec, int | None, Choice], Planes]
+
+class Measure(Protocol):
+    """Tells what arranging cannot know without the weights. Raises CheckpointError for numbers that no format can
+    have."""
+
+    def lengths(self, spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
+        """Bytes of each plane of a matrix, of an expert's with its number. Raises UnsuitableShape."""
+        ...
+
+    def losses(
+        self, blocks: Sequence[Block], chosen: Mapping[str, Choice], each: Callable[[Block], None]
+    ) -> list[list[float]]:
+        """For each of ``blocks``, what is lost by storing its matrices in ``chosen`` in each of ``WAYS`` of its kind.
+        ``each`` is called with a block while its weights are at hand."""
+        ...
 
 
-def fitted(
-    model: PreTrainedModel,
-    plan: Layout,
-    chosen: Mapping[str, Choice],
-    weights: Weights,
-    calibration: Calibration,
-    routes: Routes | None,
-    progress: Progress,
-    lengths: Lengths,
+def fit_to_size(
+    layout: Layout, chosen: Mapping[str, Choice], stored: Mapping[str, SourceFormat], measure: Measure
 ) -> dict[Key, Choice]:
-    """``chosen`` for ``plan`` of ``model`` with those that say ``fit:SIZE`` made out; it has that size if ``encoded``
-    with ``equal`` false.
+    """``chosen`` for ``layout`` with a format for each matrix that says ``fit:SIZE``.
 
-    Errors are measured on ``weights`` and counted by ``calibration``, and by ``routes`` where that says nothing;
-    ``lengths`` as in ``encoded``. Raises ConfigError, which says the least size, for one that is too small, and
-    CheckpointError for numbers that no format can have.
+    The layout has that size if it is encoded with ``equal`` false. Raises ConfigError, which says the least size, for
+    one that is too small.
     """
-    dial = _Dial(plan, chosen, weights.stored(), lengths)
+    dial = _Dial(layout, chosen, stored, measure.lengths)
     if not dial.blocks:
         return dial.found
-    with one_torch_thread():
-        dial.check()
-        shares = {**assumed_shares(model, plan, routes), **calibration.shares}
-        rows = rows_of_each(dial.blocks, dial.open)
-        losses = []
-        progress.start("measuring what formats lose", sum(block.extent.length for block in dial.blocks))
-        try:
-            for block, following in zip_longest(dial.blocks, dial.blocks[1:]):
-                if following:
-                    weights.expect(following)
-                ways = [*WAYS[block.id.kind]]
-                errors = relative_errors(block, dial.open, ways, weights, calibration.importance, rows=rows)
-                losses.append([error * shares[block.id] for error in errors])
-                dial.measure(block)
-                progress.advance(block.extent.length)
-        finally:
-            progress.finish()
-    return dial.turned(losses)
-
-
-def estimated(model: PreTrainedModel, plan: Layout, rules: Rules, stored: Mapping[str, Stored]) -> Layout:
-    """``plan`` of ``model`` encoded by ``rules``, as far as that can be said without its numbers. Raises ConfigError,
-    as ``fitted``."""
-
-    def lengths(spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
-        if spec.dtype != "bfloat16":
-            raise UnsuitableShape(f"{choice.format} takes bfloat16 weights, not {spec.dtype}")
-        return (int(ENCODED * prod(spec.shape) * getattr(torch, spec.dtype).itemsize),)
-
-    dial = _Dial(plan, choices(model, plan, rules, stored), stored, lengths)
     dial.check()
-    shares = assumed_shares(model, plan, None)
-    usual = [[error * shares[block.id] for error in WAYS[block.id.kind].values()] for block in dial.blocks]
-    found = dial.turned(usual)
-    return encoded(plan, found, lengths)[0] if found else plan
+    return dial.solve(measure.losses(dial.blocks, dial.open, dial.measure))
 
 
 class _Dial:
     """Which of ``blocks`` is stored how."""
 
     def __init__(
-        self, plan: Layout, chosen: Mapping[str, Choice], stored: Mapping[str, Stored], lengths: Lengths
+        self, layout: Layout, chosen: Mapping[str, Choice], stored: Mapping[str, SourceFormat], lengths: Lengths
     ) -> None:
         self.open = {name: choice for name, choice in chosen.items() if choice.format.startswith(FIT)}
         """What says ``fit:SIZE``, by name."""
         self.found: dict[Key, Choice] = {name: each for name, each in chosen.items() if name not in self.open}
         """All else."""
-        self.blocks = [block for block in plan.blocks if any(spec.name in self.open for spec in block.tensors)]
+        self.blocks = [block for block in layout.blocks if any(spec.name in self.open for spec in block.tensors)]
         self._stored, self._lengths = stored, lengths
         self._known: dict[object, int] = {}
         self._size = next((fit_size(choice.format) for choice in self.open.values()), None) or 0
         ours = {block.id for block in self.blocks}
-        others = tuple(block for block in plan.blocks if block.id not in ours)
+        others = tuple(block for block in layout.blocks if block.id not in ours)
         self._fixed = self._total(Layout(others, {}), self.found) if ours else 0
         # In less, a few exact matrices hardly gain what others lose; and how long they are is found out by encoding.
         self._exact = self._size >= self._fixed + sum(self._bytes(block, _NEAR) for block in self.blocks)
@@ -143,17 +104,17 @@ class _Dial:
         if self._exact:
             self._bytes(block, _EXACT)
 
-    def turned(self, losses: list[list[float]]) -> dict[Key, Choice]:
+    def solve(self, losses: list[list[float]]) -> dict[Key, Choice]:
         """All choices, where each block has these ``losses`` by way."""
         options = [self._options(block, each) for block, each in zip(self.blocks, losses, strict=True)]
         room = self._size - self._fixed
-        ways = [fit(options, room)]
+        ways = [choose_options(options, room)]
         if self._exact:  # without, too: no larger size loses more, though a smaller one has fewer options
             more = [
                 [*each, Option(_EXACT, self._bytes(block, _EXACT), 0.0)]
                 for block, each in zip(self.blocks, options, strict=True)
             ]
-            ways.insert(0, fit(more, room))
+            ways.insert(0, choose_options(more, room))
         best = min(ways, key=loss)
         found = dict(self.found)
         for block, option in zip(self.blocks, best, strict=True):
@@ -193,5 +154,5 @@ class _Dial:
             self._known[key] = self._total(Layout((block,), {}), self._choices(block, way))
         return self._known[key]
 
-    def _total(self, plan: Layout, chosen: Mapping[Key, Choice]) -> int:
-        return encoded(plan, chosen, self._lengths, equal=False)[0].total_bytes
+    def _total(self, layout: Layout, chosen: Mapping[Key, Choice]) -> int:
+        return encode_layout(layout, chosen, self._lengths, equal=False)[0].total_bytes

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.runtime.packing.scratch_file import ScratchFile
+from penstock.runtime.packing.stream.scratch_file import ScratchFile
 from penstock.tiering.errors import FlashFull
 from penstock.tiering.units import MiB
 

@@ -11,15 +11,15 @@ import torch
 import penstock
 from penstock.kernels.formats.lossless import Lossless
 from penstock.kernels.formats.registry import FORMATS
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
-from penstock.runtime.checkpoints.weights import Stored
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
+from penstock.runtime.checkpoints.weights import SourceFormat
 from penstock.runtime.cli.main import main
 from penstock.runtime.config.settings import Weights
-from penstock.runtime.packing.exact_format import choose_rules
-from penstock.runtime.packing.formats import Rules
+from penstock.runtime.packing.arrange.arrange import estimate
+from penstock.runtime.packing.arrange.formats import Rules
 from penstock.runtime.packing.pack import pack
-from penstock.runtime.packing.size_target import estimated
+from penstock.runtime.packing.rules import choose_rules
 from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.store.bundle.manifest import TensorSpec
@@ -27,7 +27,7 @@ from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import PAGE, MiB
 from tests.support.tiny_models import save_tiny, tiny_config
 
-TINY = Path(__file__).parents[3] / "examples/tiny-moe"
+TINY = Path(__file__).parents[4] / "examples/tiny-moe"
 IDS = torch.randint(3, 300, (1, 24), generator=torch.Generator().manual_seed(3))
 
 
@@ -107,11 +107,11 @@ def test_exact_matrices_are_encoded_only_where_int8_fits(
 def test_an_exact_matrix_is_of_the_dtype_that_can_be(folder: Path, tmp_path: Path) -> None:
     """Of others, lossless has none, and in a plan neither."""
     config = tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96)
-    model = skeleton(config, torch.float32)
-    plan = layout(model)
-    assert estimated(model, plan, Rules(f"fit:{2 * plan.total_bytes}"), {}).total_bytes == plan.total_bytes
-    half = skeleton(config, torch.bfloat16)
-    assert estimated(half, layout(half), Rules("fit:1GB"), {}).total_bytes < 0.75 * layout(half).total_bytes
+    model = build_meta_model(config, torch.float32)
+    plan = describe(model)
+    assert estimate(model, plan, Rules(f"fit:{2 * plan.total_bytes}"), {}).total_bytes == plan.total_bytes
+    half = build_meta_model(config, torch.bfloat16)
+    assert estimate(half, describe(half), Rules("fit:1GB"), {}).total_bytes < 0.75 * describe(half).total_bytes
     with pack(folder, store=tmp_path, host_memory=32 * MiB, dtype=torch.float32, rules=Rules("fit:1GB")) as bundle:
         assert not any(spec.packing for block in bundle.manifest.blocks for spec in block.tensors)
         assert bundle.manifest.notes == ()
@@ -131,20 +131,20 @@ def test_parts_with_a_format_of_their_own_keep_it(folder: Path, tmp_path: Path) 
 
 
 def test_a_plan_knows_the_size_before_anything_is_packed() -> None:
-    model = skeleton(tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96), torch.bfloat16)
-    plan = layout(model)
+    model = build_meta_model(tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96), torch.bfloat16)
+    plan = describe(model)
     for size in (600_000, 900_000):
-        assert size - 8 * PAGE < estimated(model, plan, Rules(f"fit:{size}"), {}).total_bytes <= size
+        assert size - 8 * PAGE < estimate(model, plan, Rules(f"fit:{size}"), {}).total_bytes <= size
     with pytest.raises(ConfigError, match=r"write fit:\d+ or more"):
-        estimated(model, plan, Rules("fit:4KiB"), {})
+        estimate(model, plan, Rules("fit:4KiB"), {})
 
 
 def test_what_comes_quantised_stays_so_where_there_is_room() -> None:
     """No other format has fewer bytes without a loss; as numbers, the matrices would take twice as much."""
-    model = skeleton(tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96), torch.bfloat16)
-    plan = layout(model)
+    model = build_meta_model(tiny_config("qwen3_moe", hidden_size=128, moe_intermediate_size=96), torch.bfloat16)
+    plan = describe(model)
     name = "model.layers.0.mlp.experts.gate_up_proj"
-    found = estimated(model, plan, Rules("fit:1GB"), {name: Stored("mxfp4")})
+    found = estimate(model, plan, Rules("fit:1GB"), {name: SourceFormat("mxfp4")})
     packings = [spec.packing for block in found.blocks for spec in block.tensors if spec.name == name]
     assert [packing and packing.format for packing in packings] == ["mxfp4"] * 8
     assert found.total_bytes < plan.total_bytes

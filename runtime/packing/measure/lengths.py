@@ -1,23 +1,22 @@
 """Lengths of encoded matrices that depend on their numbers: found out once, kept while a bundle is written."""
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from ...tiering.store.bundle.drive_writer import translated
-from ...tiering.store.bundle.journal import LENGTHS
-from ...tiering.store.bundle.manifest import TensorSpec
-from .encoding import Planes
-from .formats import Choice
+from ....tiering.store.bundle.drive_writer import translated
+from ....tiering.store.bundle.journal import LENGTHS
+from ....tiering.store.bundle.manifest import TensorSpec
+from ..arrange.formats import Choice
+from ..arrange.planes import Lengths, Planes
 
 
 class KeptLengths:
     """``lengths``, which encodes a matrix to tell them, with what was told before: also by an interrupted packing, as
     ``folder``, that of the bundle that is being written, has it. One thread at a time."""
 
-    def __init__(self, folder: Path, lengths: Callable[[TensorSpec, int | None, Choice], Planes]) -> None:
+    def __init__(self, folder: Path, lengths: Lengths) -> None:
         self._path, self._lengths = folder / LENGTHS, lengths
         self._known: dict[tuple[str, int | None, str], Planes] = {}
         self._file: IO[str] | None = None

@@ -10,12 +10,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
 from penstock.kernels.formats.registry import FORMATS
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.weights import ModelWeights
-from penstock.runtime.packing.calibration import Calibration, calibrate
-from penstock.runtime.packing.formats import AS_IS, Choice, Rules, choices
-from penstock.runtime.packing.sensitivity import MOST_ROWS, assumed_shares, relative_errors
-from penstock.runtime.packing.size_target import WAYS
+from penstock.runtime.checkpoints.built_model import ModelWeights
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.evaluation.calibrate import calibrate
+from penstock.runtime.packing.arrange.formats import AS_IS, Choice, Rules, choose_formats
+from penstock.runtime.packing.arrange.shares import assumed_shares
+from penstock.runtime.packing.arrange.size_target import WAYS
+from penstock.runtime.packing.measure.calibration import Calibration
+from penstock.runtime.packing.measure.errors import MOST_ROWS, relative_errors
 from penstock.runtime.routing.profiling import profile
 from penstock.tiering.errors import CheckpointError
 from penstock.tiering.units import BlockId
@@ -47,9 +49,9 @@ def calibration(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def losses(model: PreTrainedModel, way: Choice, importance: dict[Any, torch.Tensor], id_: BlockId) -> float:
-    plan = layout(model)
+    plan = describe(model)
     (block,) = [block for block in plan.blocks if block.id == id_]
-    chosen = choices(model, plan, Rules("int8"))
+    chosen = choose_formats(model, plan, Rules("int8"))
     (loss,) = relative_errors(block, chosen, [way], ModelWeights(model), importance, rows=MOST_ROWS)
     return loss
 
@@ -90,7 +92,7 @@ def test_what_a_format_cannot_have_is_named(own: PreTrainedModel) -> None:
 
 def test_a_shape_that_stays_as_it_is_loses_nothing(own: PreTrainedModel) -> None:
     """A matrix of so few rows takes more in int4 than as it is."""
-    plan = layout(own)
+    plan = describe(own)
     block = next(block for block in plan.blocks if block.id == BlockId("dense", "model.layers.0.self_attn.k_proj"))
     (spec,) = block.tensors
     small = block.__class__(block.id, block.extent, "", (spec.__class__(spec.name, "bfloat16", (1, 128), 0, 256),))
@@ -148,7 +150,7 @@ def test_experts_share_what_their_layer_adds(own: PreTrainedModel, calibration: 
 
 
 def test_without_a_text_experts_are_alike_or_as_a_trace_says(own: PreTrainedModel, folder: Path) -> None:
-    plan = layout(own)
+    plan = describe(own)
     alike = assumed_shares(own, plan, None)
     first, last = (alike[BlockId("dense", f"model.layers.{layer}.self_attn.q_proj")] for layer in (0, 1))
     assert first > last
@@ -164,10 +166,10 @@ def test_without_a_text_experts_are_alike_or_as_a_trace_says(own: PreTrainedMode
 
 def test_an_output_layer_that_embeds_too_counts_for_both(tmp_path: Path) -> None:
     tied = AutoModelForCausalLM.from_pretrained(save_tiny("qwen3", tmp_path / "tied"))
-    shares = assumed_shares(tied, layout(tied), None)
+    shares = assumed_shares(tied, describe(tied), None)
     assert shares[BlockId("dense", "model.embed_tokens")] == 2
     apart = AutoModelForCausalLM.from_pretrained(save_tiny("llama", tmp_path / "apart"))
-    assert assumed_shares(apart, layout(apart), None)[BlockId("dense", "lm_head")] == 1
+    assert assumed_shares(apart, describe(apart), None)[BlockId("dense", "lm_head")] == 1
 
 
 def test_ways_are_formats_that_there_are() -> None:

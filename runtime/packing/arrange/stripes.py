@@ -4,32 +4,32 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...tiering.store.bundle.manifest import Block, Drive
-from ...tiering.units import Extent
-from ..checkpoints import layout
-from ..checkpoints.layout import Layout
+from ....tiering.store.bundle.manifest import Block, Drive
+from ....tiering.units import Extent
+from ...checkpoints import layout as layouts
+from ...checkpoints.layout import Layout
 
 
-def striped(plan: Layout, drives: Sequence[Drive]) -> Layout:
-    """``plan`` with its blocks dealt to ``drives``; with none, as it is.
+def stripe(layout: Layout, drives: Sequence[Drive]) -> Layout:
+    """``layout`` with its blocks dealt to ``drives``; with none, as it is.
 
     What a drive gets lies end to end in data files of its own, in the order of use, so that neighbours still join into
     one read.
     """
     if not drives:
-        return plan
+        return layout
     places: list[int] = []  # the drive of each data file
     ends: dict[int, tuple[int, int]] = {}  # drive to its last file and that file's end
     blocks = []
-    for block, drive in zip(plan.blocks, deal(plan.blocks, [d.bytes_per_second for d in drives]), strict=True):
+    for block, drive in zip(layout.blocks, deal(layout.blocks, [d.bytes_per_second for d in drives]), strict=True):
         length = block.extent.length
         file, offset = ends.get(drive, (-1, 0))
-        if file < 0 or (offset + length > layout.FILE_LIMIT and block.id.kind != "residual"):
+        if file < 0 or (offset + length > layouts.FILE_LIMIT and block.id.kind != "residual"):
             file, offset = len(places), 0
             places.append(drive)
         ends[drive] = file, offset + length
         blocks.append(replace(block, extent=Extent(file, offset, length)))
-    return replace(plan, blocks=tuple(blocks), drives=tuple(places))
+    return replace(layout, blocks=tuple(blocks), drives=tuple(places))
 
 
 def deal(blocks: Sequence[Block], speeds: Sequence[int]) -> list[int]:

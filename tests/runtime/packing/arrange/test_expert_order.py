@@ -10,12 +10,12 @@ import torch
 
 import penstock
 from penstock.kernels.machine.trial import ReadRate
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.cli.main import main
 from penstock.runtime.experts import experts
-from penstock.runtime.packing import expert_order as by_use
-from penstock.runtime.packing.expert_order import arrange
+from penstock.runtime.packing.arrange import expert_order as by_use
+from penstock.runtime.packing.arrange.expert_order import order_experts
 from penstock.runtime.packing.pack import pack
 from penstock.runtime.routing.profiling import experts_of
 from penstock.runtime.routing.routes import RoutedLayer, Routes
@@ -54,12 +54,12 @@ def order_of(bundle: Bundle) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def routes() -> Routes:
-    return paired(skeleton(tiny_config("qwen3_moe"), torch.float32))
+    return paired(build_meta_model(tiny_config("qwen3_moe"), torch.float32))
 
 
 def test_pairs_become_neighbours(routes: Routes) -> None:
-    plan = layout(skeleton(tiny_config("qwen3_moe"), torch.float32))
-    arrangement = arrange(routes, plan.blocks)
+    plan = describe(build_meta_model(tiny_config("qwen3_moe"), torch.float32))
+    arrangement = order_experts(routes, plan.blocks)
     assert set(arrangement.orders) == {layer.path for layer in routes.layers}
     for order in arrangement.orders.values():
         assert all(abs(order.index(one) - order.index(other)) == 1 for one, other in PAIRS)
@@ -75,17 +75,17 @@ def test_what_only_the_first_half_shows_does_not_count(routes: Routes) -> None:
         for layer in routes.layers
     )
     changed = replace(routes, layers=layers, forwards=(400,), sequences=(400,))
-    plan = layout(skeleton(tiny_config("qwen3_moe"), torch.float32))
-    arrangement = arrange(changed, plan.blocks)
+    plan = describe(build_meta_model(tiny_config("qwen3_moe"), torch.float32))
+    arrangement = order_experts(changed, plan.blocks)
     assert not arrangement.orders
     assert all(gain.groups <= 200 for gain in arrangement.gains.values())
 
 
 def test_large_experts_stay_as_they_are(routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = layout(skeleton(tiny_config("qwen3_moe"), torch.float32))
+    plan = describe(build_meta_model(tiny_config("qwen3_moe"), torch.float32))
     length = next(block.extent.length for block in plan.blocks if block.id.kind == "expert")
     monkeypatch.setattr(by_use, "READ_LIMIT", 2 * length - 1)
-    arrangement = arrange(routes, plan.blocks)
+    arrangement = order_experts(routes, plan.blocks)
     assert (arrangement.orders, arrangement.gains) == ({}, {})
 
 
@@ -94,7 +94,7 @@ def test_the_bundle_is_another_one_and_is_found(tiny_moe_folder: Path, tmp_path:
         assert plain.manifest.identity != ordered.manifest.identity
         assert plain.folder != ordered.folder
         assert all(order == list(range(8)) for order in order_of(plain).values())
-        assert order_of(ordered) == dict(arrange(routes, plain.manifest.blocks).orders.items())
+        assert order_of(ordered) == dict(order_experts(routes, plain.manifest.blocks).orders.items())
         ends = 0
         for block in ordered.manifest.blocks:
             assert block.extent.offset == ends, "blocks lie end to end in their order"
@@ -126,7 +126,7 @@ def test_what_does_not_pay_changes_nothing(tiny_moe_folder: Path, tmp_path: Path
 def test_no_bit_changes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts and single tokens, in little memory, both ways to take a prompt's experts."""
     source = save_tiny(name, tmp_path / "checkpoint", torch.bfloat16)
-    trace = paired(skeleton(tiny_config(name), torch.bfloat16))
+    trace = paired(build_meta_model(tiny_config(name), torch.bfloat16))
     with packed(source, tmp_path / "ordered", routes=trace) as bundle:
         assert all(order != sorted(order) for order in order_of(bundle).values())
     options = {"attn_implementation": "eager", "host_memory": least_budget(source, tmp_path / "plain")}

@@ -24,11 +24,11 @@ class Option:
 
 
 def least_size(units: Sequence[Sequence[Option]]) -> int:
-    """The least size that ``fit`` accepts."""
+    """The least size that ``choose_options`` accepts."""
     return sum(min(option.bytes for option in options) for options in units)
 
 
-def fit(units: Sequence[Sequence[Option]], size: int) -> list[Option]:
+def choose_options(units: Sequence[Sequence[Option]], size: int) -> list[Option]:
     """An option of each of ``units``, in ``size`` bytes together. A larger size has no larger loss, and no loss is
     larger than that of one name for all units, where all have it and it fits.
 

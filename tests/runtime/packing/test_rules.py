@@ -7,14 +7,14 @@ import pytest
 import penstock
 from penstock.kernels.machine.trial import ReadRate
 from penstock.runtime.config.settings import Weights
-from penstock.runtime.packing import exact_format
-from penstock.runtime.packing.exact_format import choose_rules
+from penstock.runtime.packing import rules
+from penstock.runtime.packing.rules import choose_rules
 from tests.support.tiny_models import save_tiny
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
-    exact_format.exact_format.cache_clear()
+    rules.exact_format.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ def _forget() -> None:
 def test_lossless_is_taken_where_decoding_outruns_the_drive(
     drive: float, decoding: float, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exact_format, "drive_rates", lambda _: [ReadRate(1 << 20, 1, drive)])
-    monkeypatch.setattr(exact_format, "decode_speed", lambda: decoding)
+    monkeypatch.setattr(rules, "drive_rates", lambda _: [ReadRate(1 << 20, 1, drive)])
+    monkeypatch.setattr(rules, "decode_speed", lambda: decoding)
     assert choose_rules(Weights(format="auto"), tmp_path).format == found
     assert choose_rules(Weights(format="auto", experts="int4"), tmp_path).of("experts") == "int4-32"
 

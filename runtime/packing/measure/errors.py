@@ -9,26 +9,20 @@ divergence from the original is the product of both times 0.3 to 0.9, for all mo
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import nn
 
-from ...kernels.formats.base import UnsuitableShape
-from ...kernels.formats.registry import FORMATS
-from ...tiering.errors import CheckpointError
-from ...tiering.store.bundle.manifest import Block, TensorSpec
-from ...tiering.units import BlockId
-from ..checkpoints.layout import Layout, layer_of
-from ..checkpoints.weights import Weights
-from ..routing.routes import Routes
-from .encoding import shape_of, slabs
-from .formats import Choice, Key, of_matrix
+from ....kernels.formats.base import UnsuitableShape
+from ....kernels.formats.registry import FORMATS
+from ....tiering.errors import CheckpointError
+from ....tiering.store.bundle.manifest import Block, TensorSpec
+from ...checkpoints.weights import WeightReader
+from ..arrange.formats import Choice, Key, of_matrix, shape_of
+from ..stream.encoding import split_slabs
 
 MOST_ROWS = 64
 """Of a matrix, that are encoded to see what is lost."""
 LEAST_ROWS = 4
 SAMPLE = 1 << 25
 """Numbers of all matrices together that are encoded in each format; more only where LEAST_ROWS are."""
-OTHERWISE = 0.1
-"""How much of an expert's share is that of all alike: the next text uses others than the one that was measured."""
 
 
 def rows_of_each(blocks: Iterable[Block], choices: Mapping[str, Choice]) -> int:
@@ -43,7 +37,7 @@ def relative_errors(
     block: Block,
     choices: Mapping[str, Choice],
     ways: Sequence[Choice],
-    weights: Weights,
+    weights: WeightReader,
     importance: Mapping[Key, torch.Tensor],
     *,
     rows: int,
@@ -69,12 +63,12 @@ def relative_errors(
     return totals
 
 
-def _sample(spec: TensorSpec, choice: Choice, weights: Weights, expert: int | None, count: int) -> torch.Tensor:
+def _sample(spec: TensorSpec, choice: Choice, weights: WeightReader, expert: int | None, count: int) -> torch.Tensor:
     """``count`` rows of the matrix that would be encoded, or all, spread over it by chance."""
     n, _ = shape_of(spec, choice)
     wanted = torch.randperm(n, generator=torch.Generator().manual_seed(n))[:count].sort().values
     parts, first = [], 0
-    for slab in slabs(weights.pieces(spec, expert), spec, choice):
+    for slab in split_slabs(weights.pieces(spec, expert), spec, choice):
         here = wanted[(wanted >= first) & (wanted < first + len(slab))]
         parts.append(slab[here - first].clone())
         first += len(slab)
@@ -93,39 +87,3 @@ def _error(rows: torch.Tensor, way: Choice, importance: torch.Tensor | None) -> 
         errors, squares = errors * importance, squares * importance
     total = squares.sum().item()
     return errors.sum().item() / total if total else 0.0
-
-
-def assumed_shares(model: nn.Module, plan: Layout, routes: Routes | None) -> dict[BlockId, float]:
-    """The share of each block in ``plan`` of ``model`` where nothing was measured but, perhaps, ``routes``.
-
-    Two modules of a layer add to what came out of the layers before, all of them alike: of layer l, from 0, each is one
-    part in 2 l + 3. What is outside of layers has all, once for each of its uses.
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    layers: dict[str, int] = {}
-    uses = _uses(routes)
-    shares = {}
-    for block in plan.blocks:
-        layer = layer_of(block.id.module, modules) if block.id.module else None
-        if layer is None:
-            names = {spec.name for spec in block.tensors}
-            shares[block.id] = 1.0 + sum(stored in names for stored in plan.tied.values())
-            continue
-        share = 1 / (2 * layers.setdefault(layer, len(layers)) + 3)
-        if block.id.kind == "expert":
-            count = int(modules[block.id.module].num_experts)
-            share *= expert_share(uses.get(block.id.module, torch.ones(count)), block.id.part)
-        shares[block.id] = share
-    return shares
-
-
-def expert_share(uses: torch.Tensor, expert: int) -> float:
-    """What ``expert`` has of its layer, by ``uses`` [experts], the weights of all experts in some text."""
-    total = uses.sum().item()
-    measured = uses[expert].item() / total if total else 1 / len(uses)
-    return (1 - OTHERWISE) * measured + OTHERWISE / len(uses)
-
-
-def _uses(routes: Routes | None) -> dict[str, torch.Tensor]:
-    """How many tokens used each expert, by module path."""
-    return {layer.path: torch.from_numpy(layer.used().sum(0)).double() for layer in routes.layers} if routes else {}
