@@ -149,5 +149,5 @@ class BlockwiseAttention:
         return weights
 
     def _above(self, part: slice, scores: torch.Tensor) -> torch.Tensor:
-        """What ``scores`` are above their row's maximum, rounded to their dtype; float32."""
+        """``scores`` less their row's maximum, rounded to their dtype; float32."""
         return (scores - self._most[:, part].to(scores.dtype)).float()

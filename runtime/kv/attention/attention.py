@@ -148,8 +148,8 @@ def _attend_many(
 def _read_pieces(
     visible: Visible, number: int, sequence: SequencePages
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Keys and values [H, n, D] of what is visible of sequence ``number``, a stretch of pages at a time, what is new as
-    a whole, each with the number of its first visible token."""
+    """Yield keys and values [H, n, D] of the visible tokens of sequence ``number``, some pages at a time, and the new
+    tokens as a whole, each with the number of its first token."""
     access, tokens = visible.layer.access, visible.layer.access.tokens
     each = sum(shape.heads * shape.dim * shape.dtype.itemsize for shape in access.shapes)
     room = max(tokens, visible.layer.staging // 4 // each // tokens * tokens)

@@ -314,7 +314,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         begin = self.length if first is None else first
         end = begin + count
         seen = max(begin, end - self.window + 1)
-        # A page begins at a multiple of its tokens: what lies before the first token in it is never looked at.
+        # A page begins at a multiple of its tokens: anything before the first token in it is never read.
         skip = seen % tokens
         self._before = self.sequences
         self._writer.begin(len(self._before), page=seen // tokens)
