@@ -133,8 +133,8 @@ class BlockwiseAttention:
         self._most[:, part] = most
 
     def _weigh(self, part: slice, scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """What the ``values`` [H, n, Dv] are weighed with, [Hq, rows, n]. They are in float32 where there are more to
-        come: sums of parts stay so."""
+        """The probabilities [Hq, rows, n] of ``scores``, by which ``values`` [H, n, Dv] are weighed. Values are in
+        float32 if other pieces follow: sums of parts stay in float32."""
         heads, rows, _ = scores.shape
         total = self._sum[:, part]
         if self._sinks is not None:
