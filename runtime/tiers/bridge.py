@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ...kernels.waiting import no_waiting
 from ...tiering.driving.driver import Driver
-from ...tiering.driving.ports import Memory, Place, Source
+from ...tiering.driving.ports import BlockSource, Place, TierMemory
 from ...tiering.errors import Closed
 from ...tiering.events import (
     Acquire,
@@ -33,7 +33,8 @@ from ...tiering.planner.planner import Planner
 from ...tiering.policy.prefetch.convoy import PATIENCE
 from ...tiering.policy.prefetch.speculation import Speculation
 from ...tiering.units import BlockId
-from ..tracing.recorder import FORWARD, Recorder
+from ..tracing.notes import FORWARD
+from ..tracing.recorder import Recorder
 from ..tracing.replay import RunRecording
 from .leases import Inbox, Leases
 
@@ -53,8 +54,8 @@ class Bridge:
     def __init__(
         self,
         planner: Planner,
-        flash: Source[Place],
-        memory: Memory[Place],
+        flash: BlockSource[Place],
+        memory: TierMemory[Place],
         *,
         watch: "Watch | None" = None,
         recording: RunRecording | None = None,
