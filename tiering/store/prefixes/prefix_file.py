@@ -1,7 +1,6 @@
 """One prefix file: written aside, read block by block; nothing of it is believed before its checksum is right."""
 
 import errno
-import fcntl
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +10,10 @@ from typing import Self
 
 import xxhash
 
+from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.io.directwrite import DirectWriter
+from ....kernels.io.system import lock
 from ....kernels.memory.arena import Arena
 from ...errors import FlashFull, PrefixDamaged, PrefixError
 from ...prefix.chain import Chain, chain_of
@@ -35,7 +36,7 @@ class FileAside:
     def __init__(self, folder: Path, length: int) -> None:
         self.path = folder / f"{uuid.uuid4().hex}.{length}{PARTIAL}"
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+        lock(self.descriptor, wait=True)
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +108,7 @@ def _put(out: _Gathering, parts: Sequence[Part], block: int | None, fill: Fill) 
     out.checksums.append(digest.hexdigest())
 
 
-class PrefixFile:
+class PrefixFile(Closing):
     """A prefix file, open for reading by several threads; ``header`` and ``length`` are as they were then.
 
     Raises PrefixVersionError and PrefixDamaged; FileNotFoundError where it has gone, PrefixError where it cannot be
@@ -194,14 +195,6 @@ class PrefixFile:
         """Let go of the file. Idempotent."""
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def in_steps(extent: Stored, buffer: memoryview) -> Iterator[Sequence[memoryview]]:
     """``extent`` through ``buffer``, piece by piece."""
@@ -216,9 +209,6 @@ def is_abandoned(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+        return lock(descriptor, wait=False)
     finally:
         os.close(descriptor)
