@@ -9,9 +9,9 @@
 """
 
 from .runtime.planning.assumed import assumed_routes
-from .runtime.routing.profiling import Recording, profile
+from .runtime.routing.profiling import RoutingRecording, profile
 from .runtime.routing.routes import RoutedLayer, Routes
 from .runtime.routing.suitability_plot import check_plot, draw
 from .runtime.routing.suitability_report import report
 
-__all__ = ["Recording", "RoutedLayer", "Routes", "assumed_routes", "check_plot", "draw", "profile", "report"]
+__all__ = ["RoutedLayer", "Routes", "RoutingRecording", "assumed_routes", "check_plot", "draw", "profile", "report"]

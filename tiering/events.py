@@ -66,15 +66,15 @@ class Release:
 class Expect:
     """What a stream will ask for next, soonest first: ``certain``, then ``guessed``. Takes the place of the last one.
 
-    The guess took ``seconds`` to make. ``finer`` are the residuals of the experts that it computes now, those of which
-    most depends first: they are of use if they are here, and are not waited for.
+    The guess took ``seconds`` to make. ``residuals`` are those of the experts that the stream computes now, the ones
+    that change most first: they are of use if they are here, and are not waited for.
     """
 
     stream: Stream
     certain: tuple[BlockId, ...]
     guessed: tuple[BlockId, ...]
     seconds: float
-    finer: tuple[BlockId, ...] = ()
+    residuals: tuple[BlockId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +114,17 @@ Event = Begin | End | Acquire | Release | Expect | Cancel | ReadDone | ReadFaile
 
 class Grant(NamedTuple):
     """``block`` is leased to the owner of ``ticket`` and lies in ``slot``. So are its first residuals, as far as they
-    are in memory without a gap: in ``finer``."""
+    are in memory without a gap: in ``residual_slots``."""
 
     ticket: int
     block: BlockId
     slot: Slot
-    finer: tuple[Slot, ...] = ()
+    residual_slots: tuple[Slot, ...] = ()
 
     @property
     def leased(self) -> tuple[BlockId, ...]:
         """All that is leased by it."""
-        return self.block, *(self.block.residual(plane) for plane in range(1, len(self.finer) + 1))
+        return self.block, *(self.block.residual(plane) for plane in range(1, len(self.residual_slots) + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Read:
 
 
 class Purpose(Enum):
-    """Why a read is made: somebody waits for it, it will certainly be wanted, it was guessed, or it makes finer what
+    """Why a read is made: somebody waits for it, it will certainly be wanted, it was guessed, or it refines what
     is computed."""
 
     DEMAND = "demand"

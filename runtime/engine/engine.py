@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...kernels.products.row_parts import VERDICTS
+from ...kernels.products.row_parts import BIT_TRIALS
 from ...kernels.waiting import may_wait
+from ...tiering.driving.background import Hold
 from ...tiering.driving.ports import Machine
 from ...tiering.errors import TraceError
 from ...tiering.events import HOUSE, Slot
@@ -91,6 +92,7 @@ class Engine:
         self._build(device_use)
         self._lock = threading.Lock()
         self._trace: Trace | None = None
+        self._background = Hold()
 
     def _open_device(self, use: DeviceUse) -> DeviceTier:
         try:
@@ -222,7 +224,10 @@ class Engine:
         for reader in self.rows.values():
             reader.close()
         self.bundle.close()
-        bit_trials.keep(VERDICTS.copy())  # other models may go on adding to it
-        for recorded in (self._trace, self.recording):
-            if recorded is not None:
-                recorded.stop()
+        bit_trials.keep(BIT_TRIALS.copy())  # other models may go on adding to it
+        try:
+            for recorded in (self._trace, self.recording):
+                if recorded is not None:
+                    recorded.stop()
+        finally:
+            self._background.close()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
-from ...tiering.policy.prefetch.predictors import Record
+from ...tiering.policy.prefetch.predictors import PredictorRecord
 
 Value = TypeVar("Value")
 
@@ -58,7 +58,7 @@ class WeightStats:
     """The policy that decides now which expert goes."""
     predictor: str
     """The predictor of experts that is followed now."""
-    predictors: Mapping[str, Record]
+    predictors: Mapping[str, PredictorRecord]
     """What trials have shown of each predictor."""
 
 

@@ -110,7 +110,7 @@ class TierExperts:
 
     def view(self, arrived: Sequence[tuple[BlockId, Slot]], leases: Leases) -> Arrived:
         """The experts of ``leases`` that have ``arrived``, as they are to be computed with."""
-        views = [self._view(block, slot, leases.finer(block)) for block, slot in arrived]
+        views = [self._view(block, slot, leases.residual_slots(block)) for block, slot in arrived]
         self._planes.add([view.planes for view in views])
         experts = [(block.part, view.expert) for (block, _), view in zip(arrived, views, strict=True)]
         return Arrived(experts, leases.leased([block for block, _ in arrived]))
@@ -119,7 +119,7 @@ class TierExperts:
         """The tensors of ``block``, leased, and what has to be given back for it."""
         leases = self.bridge.acquire([block])
         ((_, slot),) = leases
-        view = self._view(block, slot, leases.finer(block))
+        view = self._view(block, slot, leases.residual_slots(block))
         self._planes.add([view.planes])
         return view.tensors, leases.leased([block])
 
@@ -141,10 +141,12 @@ class TierExperts:
                 yield number, slice(None), expert_product(states[at], expert, self.recipe) if outs is None else outs[at]
         self.bridge.release(*arrived.leased)
 
-    def _view(self, block: BlockId, slot: Slot, finer: Sequence[Slot]) -> OnSlot:
-        """The expert ``block``, with its residuals in ``finer``, as far as this thread takes them now."""
+    def _view(self, block: BlockId, slot: Slot, residual_slots: Sequence[Slot]) -> OnSlot:
+        """The expert ``block``, with its residuals in ``residual_slots``, as far as this thread takes them now."""
         fixed = self._fixed.planes
         if fixed is not None:
-            taken = takewhile(lambda pair: pair[0] in fixed, zip(self._residuals[block.part], finer, strict=False))
-            finer = [slot for _, slot in taken]
-        return self._views[block.part].on(slot, *finer)
+            taken = takewhile(
+                lambda pair: pair[0] in fixed, zip(self._residuals[block.part], residual_slots, strict=False)
+            )
+            residual_slots = [slot for _, slot in taken]
+        return self._views[block.part].on(slot, *residual_slots)

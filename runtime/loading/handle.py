@@ -19,7 +19,7 @@ from ..engine.stats import PrefixStats, Stats
 from ..kv.adapter import PagedKV
 from ..prefixes.prefill import is_plain
 from ..prefixes.prefix import Prefixes
-from ..routing.profiling import Recording
+from ..routing.profiling import RoutingRecording
 from ..tracing.replay import RunRecording
 from ..tracing.trace import Trace
 from .placeholder_model import replace_tensors
@@ -106,13 +106,13 @@ class Handle:
         """
         return self._engine.trace(self._running("record a trace of it"), path)
 
-    def profile(self, text: str = "") -> Recording:
+    def profile(self, text: str = "") -> RoutingRecording:
         """Record from now on which experts each token uses, one sequence at a time.
 
         The result's ``stop()``, or the end of a ``with`` over it, ends the recording. Its ``routes()`` is a routing
         trace of a text called ``text``, which can be saved. Raises TraceError for a model without experts, and Closed.
         """
-        return Recording(self._running("record its routing"), text)
+        return RoutingRecording(self._running("record its routing"), text)
 
     def close(self) -> None:
         """Stop reading, give the memory back, write traces and recordings. Idempotent. The model cannot compute any

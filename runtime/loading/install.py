@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ...kernels.devices.base import Device
 from ...kernels.io import backends
 from ...kernels.machine.machine import MemoryMeter, usable_cores
-from ...kernels.products.row_parts import VERDICTS
+from ...kernels.products.row_parts import BIT_TRIALS
 from ...tiering.errors import PenstockError
 from ...tiering.planner.arrangement import Arrangement, typical_block
 from ...tiering.progress import Progress
@@ -19,7 +19,7 @@ from ..config.config import Config
 from ..engine.engine import Engine
 from ..kv.adapter import PagedKV
 from ..kv.cache.tier import KVTier
-from ..machine import bit_trials as verdicts
+from ..machine import bit_trials
 from ..machine.reading import reading_of
 from ..prefixes.prefix import Prefixes
 from ..tiers.device.tier import DeviceUse
@@ -53,7 +53,7 @@ def install(
     budgets = find_budgets(outline, settings, device, model.config)
     block = typical_block(outline, budgets)
     _set_threads(settings.compute.threads)
-    verdicts.load(VERDICTS)
+    bit_trials.load(BIT_TRIALS)
     arrangement = arrange_model(outline, budgets, settings, reading_of(bundle.paths, settings.io, block=block))
     if bundle.direct and backends.directness(arrangement.reading.backend) is False:
         bundle.close()

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ...kernels.machine.trial import ReadRate
 from . import cachefile
@@ -18,18 +18,14 @@ MOST_DRIVES = 32
 """Drives that the file tells of; the one measured longest ago goes first."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class _Rate(_Strict):
+class _Rate(cachefile.Strict):
     backend: str
     size: int = Field(gt=0, multiple_of=4096)
     depth: int = Field(gt=0)
     bytes_per_second: float = Field(gt=0, allow_inf_nan=False)
 
 
-class _Drive(_Strict):
+class _MeasuredDrive(cachefile.Strict):
     """Rates, and what they held for: another kernel or liburing reads at another speed."""
 
     drive: str
@@ -38,9 +34,9 @@ class _Drive(_Strict):
     rates: tuple[_Rate, ...]
 
 
-class _File(_Strict):
+class _RatesFile(cachefile.Strict):
     version: Literal[1] = 1
-    drives: tuple[_Drive, ...] = ()
+    drives: tuple[_MeasuredDrive, ...] = ()
 
 
 def load(folder: Path) -> list[ReadRate]:
@@ -55,7 +51,7 @@ def load(folder: Path) -> list[ReadRate]:
 def keep(folder: Path, rates: Sequence[ReadRate]) -> Path | None:
     """Keep ``rates`` for the drive below ``folder``, in place of older ones; says where, None if it cannot."""
     name, kernel, liburing = _signature(folder)
-    measured = _Drive(
+    measured = _MeasuredDrive(
         drive=name,
         kernel=kernel,
         liburing=liburing,
@@ -65,15 +61,15 @@ def keep(folder: Path, rates: Sequence[ReadRate]) -> Path | None:
         ),
     )
     others = [drive for drive in _read().drives if drive.drive != name]
-    text = _File(drives=(*others[-MOST_DRIVES + 1 :], measured)).model_dump_json(indent=1)
+    text = _RatesFile(drives=(*others[-MOST_DRIVES + 1 :], measured)).model_dump_json(indent=1)
     return cachefile.write(NAME, text)
 
 
-def _read() -> _File:
+def _read() -> _RatesFile:
     try:
-        return _File.model_validate_json(cachefile.read(NAME) or b"")
+        return _RatesFile.model_validate_json(cachefile.read(NAME) or b"")
     except ValidationError:
-        return _File()
+        return _RatesFile()
 
 
 def _signature(folder: Path) -> tuple[str, str, str]:

@@ -53,7 +53,7 @@ def bundle_speed(bundle: Path, manifest: Manifest, size: int, reading: Reading) 
     """Bytes per second of the drives of ``bundle``, read in ``size`` bytes as ``reading`` says,
     while each delivers its share. Raises BundleError when a drive is not there, ConfigError when one fails."""
     places = places_of(bundle, manifest)
-    return together(places, [drive_speed(place, size, reading) for place in places], manifest.drive_bytes)
+    return combined_speed(places, [drive_speed(place, size, reading) for place in places], manifest.drive_bytes)
 
 
 def modelled(places: Sequence[Path], io: Io, *, block: int) -> tuple[list[ModelledDrive], Reading]:
@@ -76,7 +76,7 @@ def modelled(places: Sequence[Path], io: Io, *, block: int) -> tuple[list[Modell
     return found, reading
 
 
-def together(places: Sequence[Path], speeds: Sequence[float], shares: Sequence[float]) -> float:
+def combined_speed(places: Sequence[Path], speeds: Sequence[float], shares: Sequence[float]) -> float:
     """Bytes per second of ``places`` with these ``speeds``, read at the same time, each its share of the bytes: all
     wait for the drive that takes longest. Places on one drive share its speed."""
     if len(places) == 1:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ...kernels.machine.machine import usable_cores
 from ...kernels.memory.heap import bound_kernel_caches
@@ -17,18 +17,14 @@ _Speed = Field(gt=0, allow_inf_nan=False)
 _Share = Field(ge=0, lt=1)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class Products(_Strict):
+class ProductSpeeds(cachefile.Strict):
     """Of one data type: bytes of weights per second for one token, and bytes times tokens per second for many."""
 
     one: float = _Speed
     many: float = _Speed
 
 
-class Delivery(_Strict):
+class Delivery(cachefile.Strict):
     """Of the speed that a drive has by itself a model that waits for it gets the part ``share``: what is read is also
     verified and accounted for. While cores compute, the share ``contention`` of that is lost."""
 
@@ -36,7 +32,7 @@ class Delivery(_Strict):
     contention: float = _Share
 
 
-class Timings(_Strict):
+class Timings(cachefile.Strict):
     """Of bfloat16 weights and one token, in seconds and bytes per second; ``products`` by data type.
 
     A layer of experts computes besides its weights ``layer_warm`` where these fit into the processor's caches, and
@@ -60,7 +56,7 @@ class Timings(_Strict):
     token: float = _Seconds
     delivery: Delivery
     dense_delivery: Delivery
-    products: dict[str, Products]
+    products: dict[str, ProductSpeeds]
 
     def memory_for(self, dtype: str, *, experts: bool) -> Memory:
         """The memory out of which a model's weights come, which are of ``dtype``."""
@@ -91,7 +87,7 @@ class Timings(_Strict):
         return self.layer_warm + (self.layer_cold - self.layer_warm) * min(1.0, size / self.cold)
 
 
-class _File(_Strict):
+class _TimingsFile(cachefile.Strict):
     version: Literal[1] = 1
     holds_for: str
     timings: Timings
@@ -101,7 +97,7 @@ def load(threads: int | str) -> Timings | None:
     """What is kept of this machine, as it is set up now, for ``threads`` as in the configuration."""
     holds_for = _signature(threads)
     try:
-        found = _File.model_validate_json(cachefile.read(_name(holds_for)) or b"")
+        found = _TimingsFile.model_validate_json(cachefile.read(_name(holds_for)) or b"")
     except ValidationError:
         return None
     return found.timings if found.holds_for == holds_for else None
@@ -110,7 +106,7 @@ def load(threads: int | str) -> Timings | None:
 def keep(timings: Timings, threads: int | str) -> None:
     """Keep ``timings`` for this machine and ``threads``, if that can be."""
     holds_for = _signature(threads)
-    cachefile.write(_name(holds_for), _File(holds_for=holds_for, timings=timings).model_dump_json(indent=1))
+    cachefile.write(_name(holds_for), _TimingsFile(holds_for=holds_for, timings=timings).model_dump_json(indent=1))
 
 
 def _name(holds_for: str) -> str:

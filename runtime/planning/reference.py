@@ -39,7 +39,7 @@ from ...tiering.units import PAGE, MiB
 from ..config.config import Config
 from ..loading.load import wrap
 from ..machine import timings
-from ..machine.timings import Delivery, Products, Timings
+from ..machine.timings import Delivery, ProductSpeeds, Timings
 from ..modules.linear import few_rows
 from ..tracing.replay import recorded
 
@@ -193,14 +193,14 @@ def _computed(run: _TimedRun) -> float:
     return statistics.median(dense_seconds(run.recording)[1 + _UNTIMED :])
 
 
-def _products(dtype: torch.dtype) -> Products:
+def _products(dtype: torch.dtype) -> ProductSpeeds:
     """Products of one and of many tokens with more weights than the processor's caches hold."""
     layers = [nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype).requires_grad_(False) for _ in range(_MATRICES)]
     size = layers[0].weight.nbytes
     forwards = [few_rows(layer, layer.forward) or layer.forward for layer in layers]
     with torch.inference_mode():
         one, many = (torch.ones(rows, _WIDTH, dtype=dtype) for rows in (1, _MANY))
-        return Products(
+        return ProductSpeeds(
             one=size * _MATRICES / _quickest(lambda: [forward(one) for forward in forwards]),
             many=size * _MANY / _quickest(lambda: layers[0](many)),
         )

@@ -3,7 +3,7 @@
 One call for several blocks is faster: a block of its own with others before it gets a mask, and attention to what the
 mask hides. torch's attention on CPUs takes keys TILE at a time, whatever their number; what a mask hides adds zeros. So
 where blocks are made of whole tiles, and all else computes every row by itself, each token gets the same bits in any
-call. Whether that holds for a model on this machine is tried once, on one prompt, and kept with the other verdicts
+call. Whether that holds for a model on this machine is tried once, on one prompt, and kept with the other trials
 about numbers of rows.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from ...kernels.products.row_parts import VERDICTS, leaves_nothing
+from ...kernels.products.row_parts import BIT_TRIALS, leaves_nothing
 from ..checkpoints.modules import is_experts, layer_of
 from ..modules.chunks import is_library_code
 
@@ -47,9 +47,9 @@ def may_be_together(model: Any, token_ids: Sequence[int], cache: Cache, *, block
     if total <= block + REST or block % TILE or not _is_rowwise(model, cache) or not _is_even(model, total, block):
         return False
     key = f"blocks of {block} tokens together, {torch.get_num_threads()} threads, {kind}"
-    if key not in VERDICTS and not cache.get_seq_length():
-        VERDICTS[key] = _equal(model, torch.tensor([token_ids[: block + REST + 1]]), cache, block)
-    return VERDICTS.get(key, False)
+    if key not in BIT_TRIALS and not cache.get_seq_length():
+        BIT_TRIALS[key] = _equal(model, torch.tensor([token_ids[: block + REST + 1]]), cache, block)
+    return BIT_TRIALS.get(key, False)
 
 
 def _is_rowwise(model: Any, cache: Cache) -> bool:

@@ -23,7 +23,7 @@ from .router import router_of
 from .routes import RoutedLayer, Routes, encode, narrow
 
 
-class Recording:
+class RoutingRecording:
     """Records every forward of a model from the moment it is made until ``stop``; as a context manager it stops itself.
 
     Threads are kept apart: each has its own sequences, one at a time.
@@ -53,7 +53,7 @@ class Recording:
             hook.remove()
         self._hooks.clear()
 
-    def __enter__(self) -> "Recording":
+    def __enter__(self) -> "RoutingRecording":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -168,7 +168,7 @@ def profile(
     # The logits of all tokens would be larger than all else, and nobody looks at them.
     lean = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     device = cast(Any, model).device
-    with Recording(model, text) as recording, torch.no_grad():
+    with RoutingRecording(model, text) as recording, torch.no_grad():
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
             model(torch.tensor([[*first, *part]], device=device), use_cache=False, **lean)

@@ -105,10 +105,10 @@ class Bridge:
         certain: Sequence[BlockId],
         guessed: Sequence[BlockId],
         seconds: float = 0.0,
-        finer: Sequence[BlockId] = (),
+        residuals: Sequence[BlockId] = (),
     ) -> None:
         """Say what the calling thread will acquire next, and which residuals are of use; see Expect."""
-        self._expect(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(finer)))
+        self._expect(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(residuals)))
 
     def _expect(self, event: Expect) -> None:
         self._post(event)

@@ -35,10 +35,10 @@ class Leases(Iterator[tuple[BlockId, Slot]]):
         self.inbox: Inbox = queue.SimpleQueue()
         self._grants: dict[BlockId, Grant] = {}  # taken, with residuals
 
-    def finer(self, block: BlockId) -> tuple[Slot, ...]:
+    def residual_slots(self, block: BlockId) -> tuple[Slot, ...]:
         """Where the residuals of ``block`` lie that are leased with it."""
         grant = self._grants.get(block)
-        return grant.finer if grant is not None else ()
+        return grant.residual_slots if grant is not None else ()
 
     def leased(self, blocks: Sequence[BlockId]) -> list[BlockId]:
         """All blocks to give back for ``blocks``, which have been taken: these and their residuals."""
@@ -90,7 +90,7 @@ class Leases(Iterator[tuple[BlockId, Slot]]):
             self.close()
             raise answer.error
         self.left -= 1
-        if answer.finer:
+        if answer.residual_slots:
             self._grants[answer.block] = answer
         if not self.left:
             self.close()

@@ -15,18 +15,18 @@ from ...tiering.events import Purpose
 from ...tiering.units import BlockId
 from .recorder import (
     FORWARD,
-    Copied,
+    BlockCopied,
     Enter,
     Forward,
     KVLanded,
     KVStall,
     KVStarted,
-    Landed,
     Leave,
     Note,
+    ReadLanded,
+    ReadStarted,
     Sample,
     Stall,
-    Started,
     Tokens,
 )
 
@@ -64,11 +64,11 @@ def events(notes: Iterable[Note], *, since: float, until: float, files: Sequence
     last = since
     for note in notes:
         last = note.at
-        if isinstance(note, Started | Landed | Sample):
+        if isinstance(note, ReadStarted | ReadLanded | Sample):
             yield from flash.take(note)
         elif isinstance(note, KVStarted | KVLanded):
             yield from kv.take(note)
-        elif isinstance(note, Copied):
+        elif isinstance(note, BlockCopied):
             yield from copies.take(note)
         else:
             yield from compute.take(note)
@@ -222,19 +222,19 @@ class _Flash:
 
     def __init__(self, clock: _Clock, files: Sequence[str]) -> None:
         self._clock, self._files = clock, files
-        self._reads: dict[int, tuple[Started, int]] = {}
+        self._reads: dict[int, tuple[ReadStarted, int]] = {}
         self._rows = _Rows(FLASH)
         self._bytes = dict.fromkeys(KINDS, 0)
         self._counted: Sample | None = None
 
-    def take(self, note: Started | Landed | Sample) -> Iterator[_Event]:
+    def take(self, note: ReadStarted | ReadLanded | Sample) -> Iterator[_Event]:
         match note:
-            case Started():
+            case ReadStarted():
                 row = yield from self._rows.take()
                 self._reads[note.read.read] = note, row
                 self._bytes[note.read.purpose.value] += note.read.size
                 yield self._counter("bytes in flight", note.at, self._bytes)
-            case Landed():
+            case ReadLanded():
                 started, row = self._reads.pop(note.read, (None, 0))
                 if started is None:
                     return  # it was started before the trace began
@@ -255,7 +255,7 @@ class _Flash:
         for started, row in self._reads.values():
             yield self._span(started, row, until, {"unfinished": True})
 
-    def _span(self, started: Started, row: int, until: float, more: dict[str, Any]) -> _Event:
+    def _span(self, started: ReadStarted, row: int, until: float, more: dict[str, Any]) -> _Event:
         read, seconds = started.read, until - started.at
         extent = read.parts[0].extent
         where = {"file": self._files[extent.file], "offset": extent.offset}
@@ -324,7 +324,7 @@ class _Copies:
     def __init__(self, clock: _Clock) -> None:
         self._clock, self._named = clock, False
 
-    def take(self, note: Copied) -> Iterator[_Event]:
+    def take(self, note: BlockCopied) -> Iterator[_Event]:
         if not self._named:
             self._named = True
             yield from _group(DEVICE, "device")

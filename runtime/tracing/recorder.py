@@ -59,14 +59,14 @@ class Stall(NamedTuple):
     block: BlockId | None
 
 
-class Started(NamedTuple):
+class ReadStarted(NamedTuple):
     """``read`` is handed to the driver."""
 
     at: float
     read: Read
 
 
-class Landed(NamedTuple):
+class ReadLanded(NamedTuple):
     """Read number ``read`` lies in its slots, verified, or has ``failed``."""
 
     at: float
@@ -107,7 +107,7 @@ class KVStall(NamedTuple):
     since: float
 
 
-class Copied(NamedTuple):
+class BlockCopied(NamedTuple):
     """``block`` of ``size`` bytes was copied to the device since ``since``, or that has ``failed``."""
 
     at: float
@@ -117,7 +117,9 @@ class Copied(NamedTuple):
     failed: bool
 
 
-Note = Forward | Enter | Leave | Tokens | Stall | Started | Landed | Sample | KVStarted | KVLanded | KVStall | Copied
+_ComputeNote = Forward | Enter | Leave | Tokens | Stall | KVStall
+_ReadNote = ReadStarted | ReadLanded | Sample | KVStarted | KVLanded | BlockCopied
+Note = _ComputeNote | _ReadNote
 
 
 class Recorder:
@@ -151,12 +153,12 @@ class Recorder:
         self._keep(Stall(until, threading.get_ident(), since, block))
 
     def started(self, read: Read) -> None:
-        self._keep(Started(time.monotonic(), read))
+        self._keep(ReadStarted(time.monotonic(), read))
 
     def landed(self, event: Event) -> None:
         """``event`` is the end of a read."""
         if isinstance(event, ReadDone | ReadFailed):
-            self._keep(Landed(time.monotonic(), event.read, isinstance(event, ReadFailed)))
+            self._keep(ReadLanded(time.monotonic(), event.read, isinstance(event, ReadFailed)))
 
     def kv_started(self, read: int, pages: int, size: int) -> None:
         self._keep(KVStarted(time.monotonic(), read, pages, size))
@@ -170,7 +172,7 @@ class Recorder:
 
     def copied(self, since: float, until: float, block: BlockId, size: int, *, failed: bool) -> None:
         """``block`` was copied to the device, or could not be."""
-        self._keep(Copied(until, since, block, size, failed))
+        self._keep(BlockCopied(until, since, block, size, failed))
 
     def sample(self, counters: Counters) -> None:
         hits, misses = counters.expert_hits + counters.dense_hits, counters.expert_misses + counters.dense_misses

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...tiering.driving.small_files import write_durably
 from ...tiering.errors import TraceError
 
 
@@ -18,7 +19,7 @@ def destination(path: str | Path) -> Path:
         found = Path(path).expanduser().resolve()
         if found.exists() and not found.is_file():
             raise TraceError(f"{found} is not a file that a trace could replace; name another one")
-        descriptor, aside = _aside(found)
+        descriptor, aside = tempfile.mkstemp(dir=found.parent, prefix=".penstock-trace-", suffix=".tmp")
         os.close(descriptor)
         os.unlink(aside)
     return found
@@ -27,19 +28,7 @@ def destination(path: str | Path) -> Path:
 def write(path: Path, pieces: Iterable[bytes]) -> None:
     """Replace ``path`` by ``pieces``, readable by this user only. Raises TraceError, and leaves ``path`` as it was."""
     with _translated(path):
-        descriptor, aside = _aside(path)
-        try:
-            with open(descriptor, "wb") as file:
-                file.writelines(pieces)
-            os.replace(aside, path)
-        except BaseException:
-            os.unlink(aside)
-            raise
-
-
-def _aside(path: Path) -> tuple[int, str]:
-    """A new file beside ``path``, mode 0600."""
-    return tempfile.mkstemp(dir=path.parent, prefix=".penstock-trace-", suffix=".tmp")
+        write_durably(path, pieces, mode=0o600, alone=False)
 
 
 @contextmanager

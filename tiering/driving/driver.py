@@ -16,7 +16,7 @@ class Driver(Generic[Place]):
     Nothing lies between a read's end and its event, nor between an event and the reads that follow from it. The
     planner bounds the number of reads in flight, so every read is handed to the flash at once; none is ever cancelled,
     for the drive would go on writing into its slot. What ``post`` raises is a bug, left to the flash's thread; the
-    other reads go on. ``beside``, if there is any, runs until the end, on a loop and a thread of its own.
+    other reads go on. ``beside``, if there is any, runs until the end, on the background loop.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class Expectations:
         return any(block in expected for expected in self._expected.values())
 
     def of(self, purpose: Purpose) -> Iterable[BlockId]:
-        """The blocks expected for certain, on a guess, or to make finer what is computed."""
+        """The blocks expected for certain, on a guess, or as residuals."""
         return dict.fromkeys(b for blocks in self._expected.values() for b in blocks if blocks[b] is purpose)
 
     # --- streams ----------------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ class Expectations:
             self._came_true(block)
         self._expect_instead(
             event.stream,
-            dict.fromkeys(event.finer, Purpose.REFINE)
+            dict.fromkeys(event.residuals, Purpose.REFINE)
             | dict.fromkeys(event.guessed, Purpose.GUESS)
             | dict.fromkeys(event.certain, Purpose.CERTAIN),
         )

@@ -6,7 +6,7 @@ once. An absent one joins the demand queue, in the order asked for; the queue is
 when no demand is left that could be issued do prefetches go out: the dense blocks that come next in the cycle, which
 never evict a block that is needed sooner than the one they bring; then the experts that a stream expects, certain ones
 before guesses, which never evict one another; and last, to a drive that has nothing at all to read, residuals, which
-make finer what can be computed without them, as many as ``Refinement`` allows. What could not be read is not prefetched
+refine what can be computed without them, as many as ``Refinement`` allows. What could not be read is not prefetched
 again: it waits for the next demand, a residual for some time.
 
 A block whose drive is busy is passed over, so that a slow drive does not hold up the others. A demand that goes past it
@@ -131,7 +131,7 @@ class Planner:
                 if not wanted and not any(self._homes[block].region == STREAM for block in event.blocks):
                     return actions  # room that nobody wants
             case Expect():
-                self._policies[RESIDUALS].used(event.finer)
+                self._policies[RESIDUALS].used(event.residuals)
                 self._expectations.expect(event)
             case ReadDone():
                 self._read_done(event, actions, now)
@@ -258,14 +258,14 @@ class Planner:
 
     def _grant(self, number: int, stream: Stream, block: BlockId, slot: Slot, actions: list[Action]) -> None:
         self.residency.lease(block, stream)
-        finer: list[Slot] = []
+        residual_slots: list[Slot] = []
         for residual in self._refinement.residuals(block):
             there = self.residency.slot(residual)
             if there is None:
                 break
             self.residency.lease(residual, stream)
-            finer.append(there)
-        actions.append(Grant(number, block, slot, tuple(finer)))
+            residual_slots.append(there)
+        actions.append(Grant(number, block, slot, tuple(residual_slots)))
 
     def _count(self, block: BlockId, hit: bool) -> None:
         name = f"{block.kind}_{'hits' if hit else 'misses'}"

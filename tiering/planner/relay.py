@@ -116,4 +116,4 @@ def expected(
     far = {block for block in absent if absent_below(block)}
     near = tuple(block for block in event.guessed if block not in far)
     below = Expect(COPY_STREAM, certain, tuple(absent), 0.0)
-    return below, Expect(event.stream, event.certain, near, event.seconds, event.finer)
+    return below, Expect(event.stream, event.certain, near, event.seconds, event.residuals)

@@ -87,8 +87,8 @@ class Walker:
                     other, numbers = next(next_ones, None), next(guessed, ())
                     guess = [other.experts[number] for number in numbers] if other else []
                     wanted = [layer.experts[number] for number in next(chosen)]
-                    finer = [residual for block in wanted for residual in self._residuals.get(block, ())]
-                    yield from self._experts(wanted, each, _Announcement(self, guess, guess_seconds, finer))
+                    residuals = [residual for block in wanted for residual in self._residuals.get(block, ())]
+                    yield from self._experts(wanted, each, _Announcement(self, guess, guess_seconds, residuals))
                 yield from self._flush()
             except _Refused:
                 self._leave(together)
@@ -203,12 +203,12 @@ class Walker:
             self._post(Release(self.number, untaken))
 
     def expect(
-        self, certain: Sequence[BlockId], guessed: Sequence[BlockId], seconds: float, finer: Sequence[BlockId]
+        self, certain: Sequence[BlockId], guessed: Sequence[BlockId], seconds: float, residuals: Sequence[BlockId]
     ) -> Steps:
         """Say what comes next, and which residuals are of use; to guess took ``seconds``."""
         self._owed += seconds
         yield from self._flush()
-        self._post(Expect(self.number, tuple(certain), tuple(guessed), seconds, tuple(finer)))
+        self._post(Expect(self.number, tuple(certain), tuple(guessed), seconds, tuple(residuals)))
 
     @property
     def speculates(self) -> bool:
@@ -225,8 +225,8 @@ class Walker:
 class _Announcement:
     """What a layer says of what comes next; the guess is made once, when it first says something."""
 
-    def __init__(self, walker: Walker, guess: Sequence[BlockId], seconds: float, finer: Sequence[BlockId]) -> None:
-        self._walker, self._guess, self._seconds, self._finer = walker, guess, seconds, finer
+    def __init__(self, walker: Walker, guess: Sequence[BlockId], seconds: float, residuals: Sequence[BlockId]) -> None:
+        self._walker, self._guess, self._seconds, self._residuals = walker, guess, seconds, residuals
         self._made: Sequence[BlockId] | None = None
 
     def make(self, certain: Sequence[BlockId]) -> Steps:
@@ -235,5 +235,5 @@ class _Announcement:
         if self._made is None:
             self._made = self._guess if self._walker.speculates else ()
             seconds = self._seconds if self._made else 0.0
-        if certain or self._made or self._finer:
-            yield from self._walker.expect(certain, self._made, seconds, self._finer)
+        if certain or self._made or self._residuals:
+            yield from self._walker.expect(certain, self._made, seconds, self._residuals)

@@ -28,7 +28,7 @@ SIZES = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings"
 @pytest.fixture(autouse=True)
 def fresh_verdicts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is known yet; and one thread: how several divide products of a model so small is no matter here."""
-    monkeypatch.setattr(grouping, "VERDICTS", {})
+    monkeypatch.setattr(grouping, "BIT_TRIALS", {})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -95,12 +95,12 @@ def test_a_prompt_is_one_call_until_it_is_restored(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(prefix_module, "worth_reading", lambda *_, **__: True)
     model, ids = model_of(), tokens(3 * BLOCK + 20)
     assert asked(model, ids)
-    key = next(iter(grouping.VERDICTS))
+    key = next(iter(grouping.BIT_TRIALS))
     counts = watched(model)
     identity = identity_of(model.config, weights="w", dtype=str(model.dtype))
     found = []
     with Prefixes(PrefixStore(tmp_path, 100 * MiB), identity, model.config, label="m", block=BLOCK) as prefixes:
-        grouping.VERDICTS[key.replace("this model", prefixes.kind)] = True
+        grouping.BIT_TRIALS[key.replace("this model", prefixes.kind)] = True
         for _ in range(3):
             counts.clear()
             cache = DynamicCache(config=model.config)
@@ -139,14 +139,14 @@ def test_bits_that_follow_from_the_number_of_rows_are_seen(what):
 
     projection.forward = forward
     assert not asked(model, ids)
-    assert list(grouping.VERDICTS.values()) == [False]
+    assert list(grouping.BIT_TRIALS.values()) == [False]
 
 
 def test_attention_that_is_not_torchs_own_is_seen():
     model = model_of()
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         assert not asked(model, tokens(2 * BLOCK))
-    assert list(grouping.VERDICTS.values()) == [False]
+    assert list(grouping.BIT_TRIALS.values()) == [False]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_attention_that_is_not_torchs_own_is_seen():
 )
 def test_others_are_not_even_tried(name, attention, sizes):
     assert not asked(model_of(name, attention, **sizes), tokens(2 * BLOCK))
-    assert not grouping.VERDICTS
+    assert not grouping.BIT_TRIALS
 
 
 def test_a_short_prompt_has_no_say():
@@ -171,4 +171,4 @@ def test_a_short_prompt_has_no_say():
     cache = DynamicCache(config=model.config)
     prefill(model, tokens(BLOCK), cache, block=BLOCK)
     assert not asked(model, tokens(2 * BLOCK), cache)
-    assert not grouping.VERDICTS
+    assert not grouping.BIT_TRIALS

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from penstock.runtime.tiers import bridge
+from penstock.runtime.tiers.leases import Inbox
 from penstock.tiering.errors import Closed, ReadError, UnplaceableModule
 from penstock.tiering.events import HOUSE, Acquire, Begin, Cancel, End, Event, ReadFailed, Release
 from penstock.tiering.planner.regions import EXPERTS, STREAM
@@ -55,6 +56,45 @@ def test_a_hit_needs_no_read_and_no_wait(rig: Rig) -> None:
     rig.use(EXPERT[0])
     assert (len(rig.flash.reads), rig.bridge.stall_seconds) == (reads, stalled)
     assert rig.bridge.counters().expert_hits == 1
+
+
+@pytest.fixture
+def ends(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """The tickets that the bridge was told of the end of, each with whether leases were withdrawn."""
+    told: list[tuple[int, bool]] = []
+    forget = bridge.Bridge.forget
+
+    def noting(self: bridge.Bridge, ticket: int, inbox: Inbox, *, withdraw: bool) -> None:
+        told.append((ticket, withdraw))
+        forget(self, ticket, inbox, withdraw=withdraw)
+
+    monkeypatch.setattr(bridge.Bridge, "forget", noting)
+    return told
+
+
+def test_the_bridge_is_told_once_of_the_end_of_leases(rig: Rig, ends: list[tuple[int, bool]]) -> None:
+    with rig.bridge.acquire(EXPERT[:2]) as leases:
+        assert len(dict(leases)) == 2
+    leases.close()
+    assert list(leases) == []
+    assert ends == [(leases.ticket, False)]
+    nothing = rig.bridge.acquire([])
+    assert list(nothing) == []
+    nothing.close()
+    assert ends[1:] == [(nothing.ticket, False)]
+
+
+def test_the_bridge_is_told_once_of_leases_given_up(rig: Rig, ends: list[tuple[int, bool]]) -> None:
+    rig.flash.gate.clear()
+    with rig.bridge.acquire(EXPERT[:1]) as leases:
+        pass
+    leases.close()
+    rig.flash.gate.set()
+    assert ends == [(leases.ticket, True)]
+    rig.flash.fail(EXPERT[1], ReadError("broken"))
+    with pytest.raises(ReadError), rig.bridge.acquire([EXPERT[1]]) as refused:
+        next(refused)
+    assert ends[1:] == [(refused.ticket, True)]
 
 
 def test_hits_come_while_misses_are_read(rig: Rig) -> None:

@@ -103,7 +103,7 @@ def adds_up(stats: Stats) -> bool:
 
 
 def trusted(model: PreTrainedModel) -> set[bool]:
-    """The verdicts on the lean way of computing experts."""
+    """The outcomes of trials of the fast way to compute experts."""
     experts = [module for module in model.modules() if hasattr(module, "_penstock_experts")]
     return set(experts[0]._penstock_experts._trust._known.values())
 

@@ -34,7 +34,7 @@ class Task:
 def task() -> Iterator[Task]:
     before = set(threading.enumerate())
     yield Task()
-    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "penstock-beside"]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "penstock-background"]
 
 
 def test_it_runs_with_the_driver_and_ends_with_it(task: Task) -> None:

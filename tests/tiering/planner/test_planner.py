@@ -97,8 +97,8 @@ class PlannerMachine(RuleBasedStateMachine):
             return
         chosen = data.draw(st.lists(st.sampled_from(self.experts), unique=True))
         certain = data.draw(st.integers(0, len(chosen)))
-        finer = data.draw(st.lists(st.sampled_from(self.residuals), unique=True)) if self.residuals else []
-        self.watch.expect(stream, tuple(chosen[:certain]), tuple(chosen[certain:]), tuple(finer))
+        residuals = data.draw(st.lists(st.sampled_from(self.residuals), unique=True)) if self.residuals else []
+        self.watch.expect(stream, tuple(chosen[:certain]), tuple(chosen[certain:]), tuple(residuals))
 
     @some(lambda stream: bool(usable(stream)))
     def release(self, stream: StreamModel, data: st.DataObject) -> None:

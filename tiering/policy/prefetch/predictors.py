@@ -20,7 +20,7 @@ _CLEARLY = 1.05
 
 
 @dataclass(slots=True)
-class Record:
+class PredictorRecord:
     """The worth of one predictor's guesses, in blocks. Older guesses count less."""
 
     guessed: float = 0.0
@@ -57,7 +57,7 @@ class Predictors:
     """Predictors by name, in the order of trust. The first is followed until another one saves more."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._records = {name: Record() for name in names}
+        self._records = {name: PredictorRecord() for name in names}
         self.followed = next(iter(self._records))
         """The predictor whose guesses are used."""
         self.trial = False
@@ -65,7 +65,7 @@ class Predictors:
         self._forwards = 0
 
     @property
-    def records(self) -> Mapping[str, Record]:
+    def records(self) -> Mapping[str, PredictorRecord]:
         """The record of each predictor."""
         return self._records
 

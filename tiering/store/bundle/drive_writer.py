@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ....kernels.io.directwrite import DirectWriter
+from ...driving.small_files import sync_folder
 from ...errors import BundleError, FlashFull
-from .folder import sync
 
 
 class Lane:
@@ -32,7 +32,7 @@ class Lane:
         self.close()
         with translated(self.folder):
             self._writer = DirectWriter(self.folder / name, direct=self._direct)
-            sync(self.folder)
+            sync_folder(self.folder)
 
     @property
     def position(self) -> int:

@@ -4,7 +4,6 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from ...errors import ConfigError, FlashFull
@@ -77,26 +76,6 @@ def ensure_room(store: Path, needs: Mapping[Path, int], limit: int | None, *, el
             f"packing needs {format_size(total)} in {store}, which holds {format_size(used)} already and may hold "
             f"{format_size(limit)} ([memory] flash); delete bundles there or raise the limit"
         )
-
-
-def sync(folder: Path) -> None:
-    """Make names made or renamed in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: Path, text: str, *, mode: int = 0o666) -> None:
-    """Replace the file ``path`` by ``text``, with ``mode``, so that a crash leaves the old content or the new."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8", opener=partial(os.open, mode=mode)) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    sync(path.parent)
 
 
 def bundle_bytes(store: Path) -> int:

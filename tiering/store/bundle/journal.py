@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .folder import write_durably
+from ...driving.small_files import write_durably
 from .manifest import Block, Drive
 
 NAME = "journal.jsonl"

@@ -97,8 +97,10 @@ class Bundle:
                 broken = next(block for block in blocks if block.extent.end > there)
                 error = self.corrupt(broken, f"is cut off at {there}")
             case OSError():
-                finer = any(block.id.kind == "residual" for block in blocks)
-                error = _read_error(self._files[blocks[0].extent.file], blocks[0].extent.offset, problem, finer=finer)
+                residual = any(block.id.kind == "residual" for block in blocks)
+                error = _read_error(
+                    self._files[blocks[0].extent.file], blocks[0].extent.offset, problem, residual=residual
+                )
             case _:
                 return problem
         error.__cause__ = problem
@@ -196,10 +198,10 @@ def _read(file: DirectFile, segments: Sequence[Segment]) -> None:
                 raise _read_error(file, segments[0].offset, error) from error
 
 
-def _read_error(file: DirectFile, offset: int, error: OSError, *, finer: bool = False) -> ReadError:
+def _read_error(file: DirectFile, offset: int, error: OSError, *, residual: bool = False) -> ReadError:
     return ReadError(
         f"{file.path} cannot be read at offset {offset}: {error.strerror or error}; "
-        f"check the drive, then `penstock verify` the bundle{_WITHOUT * finer}"
+        f"check the drive, then `penstock verify` the bundle{_WITHOUT * residual}"
     )
 
 

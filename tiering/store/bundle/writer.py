@@ -14,10 +14,11 @@ from pathlib import Path
 import xxhash
 
 from ....kernels.memory.arena import Arena
+from ...driving.small_files import sync_folder, write_durably
 from ...units import PAGE, MiB
 from . import journal
 from .drive_writer import Lane, translated
-from .folder import PARTIAL, sync, write_durably
+from .folder import PARTIAL
 from .manifest import Block, DataFile, Drive, Manifest, dump
 
 COMMIT = 64 * MiB
@@ -142,7 +143,7 @@ class BundleWriter:
                     os.truncate(path, ends[path])
         for lane in self._lanes:
             with translated(lane.folder):
-                sync(lane.folder)
+                sync_folder(lane.folder)
         return done
 
     def _path(self, block: Block) -> Path:
@@ -173,7 +174,7 @@ def publish(target: Path) -> bool:
     aside = target.with_name(target.name + PARTIAL)
     if not target.exists() and (aside / "manifest.json").is_file():
         journal.end(aside)
-        sync(aside)
+        sync_folder(aside)
         os.rename(aside, target)
-        sync(target.parent)
+        sync_folder(target.parent)
     return (target / "manifest.json").is_file()

@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Self
 
 from ....kernels.memory.arena import Arena
+from ...driving.small_files import sync_folder
 from ...errors import ConfigError, PrefixDamaged, PrefixError, PrefixVersionError
 from ...prefix.breakeven import Speeds
 from ...prefix.chain import Chain
 from ...prefix.header import Header, Part, lay_out
 from ...prefix.tree import Cut, Record, longest, make_room, orphans, record_of, stale
 from ...progress import Progress, Quiet
-from ..bundle.folder import PARTIAL, PREFIXES, locked, prepare, sync
+from ..bundle.folder import PARTIAL, PREFIXES, locked, prepare
 from . import prefix_notes as notes
 from .found import Found
 from .prefix_file import STAGING, Fill, PrefixFile, is_abandoned, write
@@ -196,7 +197,7 @@ class PrefixStore:
                     return 0
                 name = aside.path.name.partition(".")[0] + SUFFIX
                 os.rename(aside.path, self.folder / name)
-                sync(self.folder)
+                sync_folder(self.folder)
                 with self._scanning:
                     self._known[name] = record_of(name, header, chain.hashes[header.first :])
                 notes.write_index(self.folder, self.records())
