@@ -14,7 +14,7 @@ from ...kernels.waiting import may_wait
 from ...tiering.driving.background import Hold
 from ...tiering.driving.ports import Machine
 from ...tiering.errors import TraceError
-from ...tiering.events import HOUSE, Slot
+from ...tiering.events import PINNING_STREAM, Slot
 from ...tiering.planner.arrangement import Arrangement
 from ...tiering.policy.prefetch.predictors import BOTH, CO_ACTIVATION, ROUTER, Predictors
 from ...tiering.progress import Progress
@@ -164,7 +164,7 @@ class Engine:
             tiers.insert(0, (self.tier.bridge, stay, [*stay.resident, *stay.pinned]))
         progress.start("loading", sum(stay.resident_bytes + stay.pinned_bytes for _, stay, _ in tiers))
         for bridge, _, wanted in tiers:
-            for block, slot in bridge.acquire(wanted, stream=HOUSE):
+            for block, slot in bridge.acquire(wanted, stream=PINNING_STREAM):
                 if bridge is self.tier.bridge:
                     self.pinned[block] = slot
                 progress.advance(slot.length)

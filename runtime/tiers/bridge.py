@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ...kernels.waiting import no_waiting
 from ...tiering.driving.driver import Driver
-from ...tiering.driving.ports import Memory, Place, Source
+from ...tiering.driving.ports import BlockSource, Place, TierMemory
 from ...tiering.errors import Closed
 from ...tiering.events import (
     Acquire,
@@ -53,8 +53,8 @@ class Bridge:
     def __init__(
         self,
         planner: Planner,
-        flash: Source[Place],
-        memory: Memory[Place],
+        flash: BlockSource[Place],
+        memory: TierMemory[Place],
         *,
         watch: "Watch | None" = None,
         recording: RunRecording | None = None,

@@ -122,7 +122,7 @@ def run(work: Callable[[], Coroutine[Any, Any, Result]], otherwise: Callable[[],
         _holders.leave(held)
 
 
-class Beside:
+class BackgroundTask:
     """Runs ``work`` on the loop until it is done, or ``close``. An error in it is a bug, reported as a thread's own."""
 
     def __init__(self, work: Work) -> None:

@@ -1,23 +1,27 @@
-"""Decides what is read, granted and evicted (pure): ``handle(event, now)`` returns the actions to perform.
+"""The planner: decides which blocks are read, granted and evicted (pure).
 
-Theory of operation. Streams (compute threads) *acquire* blocks and *release* them. A block that is ready is granted at
-once. An absent one joins the demand queue, in the order asked for; the queue is turned into reads as long as fewer than
-``depth`` are in flight on the block's drive and room can be made by evicting what is neither leased nor loading. Only
-when no demand is left that could be issued do prefetches go out: the dense blocks that come next in the cycle, which
-never evict a block that is needed sooner than the one they bring; then the experts that a stream expects, certain ones
-before guesses, which never evict one another; and last, to a drive that has nothing at all to read, residuals, which
-refine what can be computed without them, as many as ``Refinement`` allows. What could not be read is not prefetched
-again: it waits for the next demand, a residual for some time.
+``handle(event, now)`` returns the actions to perform.
 
-A block whose drive is busy is passed over, so that a slow drive does not hold up the others. A demand that goes past it
-may take the room that it would have had; a prefetch may not: it leaves the room for what is needed sooner, or blocks
-would be read in vain.
+Theory of operation. Streams (compute threads) *acquire* blocks and *release* them. A ready block is granted at once. An
+absent block joins the demand queue, in the order of requests. The queue is turned into reads while fewer than ``depth``
+are in flight on the block's drive, and while room can be made by evicting blocks that are neither leased nor loading.
 
-Why nobody waits for ever: in an expert region a stream that waits holds only leases that were granted to it and that it
-will take, use and give back before it waits again. In the streaming region a stream normally holds nothing while it
-waits; where a model forces it to (weights used outside of their module's forward), the case in which all holders wait
-is recognised: a demand that fits may overtake; if none does, one may pass a region's limit, since what has room in all
-of the memory must not fail for want of it; and if that does not help, one is refused with an error that names it.
+Prefetches start only when no demand is left that could be issued. They come in this order:
+
+1. Dense blocks that come next in the cycle. They never evict a block that is needed sooner.
+2. Experts that a stream expects, certain ones before guesses. They never evict one another.
+3. Residuals, to a drive with nothing else to read, as many as ``Refinement`` allows.
+
+A block that could not be read is not prefetched again: it waits for the next demand, a residual for some time.
+
+A block whose drive is busy is passed over, so that a slow drive does not hold up the others. A later demand may take
+the room of a block that was passed over. A prefetch may not: it would be read in vain.
+
+No stream waits for ever. In the region of experts a waiting stream holds only leases that it will use and release
+before it waits again. In the streaming region a waiting stream normally holds nothing. Some models force it to hold
+leases, when weights are used outside of their module's forward. If all holders wait, the planner recognises it: a
+demand that fits may overtake, else one may pass the region's limit, else one is refused with an error that names it.
+requests.py has the queue, room.py makes room, scheduling.py starts the reads.
 
 =============  ==========================================================================================
 event          what it changes
@@ -25,12 +29,12 @@ event          what it changes
 Begin, End     position of the stream in the cycle; End also takes back leases and tickets left behind
 Acquire        grants for ready blocks and their residuals, tickets on loading blocks, demand for absent ones
 Release        one lease less; room for the demand queue and for prefetch
-Expect         which experts a stream will ask for, which residuals are of use to it: read when nothing else is to do,
-               and kept for it meanwhile
-Cancel         the ticket's wishes are forgotten
-ReadDone       loading -> ready; grants for all who wait
-ReadFailed     loading -> absent; refusals for all who wait
-Resize         limits of the regions; what lies beyond goes as soon as nobody holds it, its memory is given back
+Expect         experts that a stream will ask for, and residuals that it can use: read when drives are idle, and kept
+               for it meanwhile
+Cancel         the ticket is forgotten
+ReadDone       loading -> ready; grants for all that wait
+ReadFailed     loading -> absent; refusals for all that wait
+Resize         limits of the regions; blocks beyond a limit go as soon as they are not leased, with their memory
 =============  ==========================================================================================
 """
 

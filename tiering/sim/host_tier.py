@@ -6,7 +6,7 @@ from itertools import count
 from typing import NamedTuple
 
 from ..errors import ReadError
-from ..events import HOUSE, Acquire, Begin, Event, Expect, Grant, Read, ReadDone, ReadFailed, Refuse
+from ..events import PINNING_STREAM, Acquire, Begin, Event, Expect, Grant, Read, ReadDone, ReadFailed, Refuse
 from ..planner.planner import Planner
 from ..planner.regions import PINNED
 from ..planner.relay import Copy, Landed, Relay, expected, order_of
@@ -39,7 +39,7 @@ class Lower:
     def load(self) -> None:
         """Have read what stays in host memory."""
         pinned = tuple(block for block, home in self.planner.homes.items() if home.region == PINNED)
-        self.post(Acquire(next(self._tickets), HOUSE, pinned))
+        self.post(Acquire(next(self._tickets), PINNING_STREAM, pinned))
 
     def read(self, read: Read) -> None:
         """The tier above reads."""

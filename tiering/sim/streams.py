@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from enum import Enum, auto
 
-from ..events import HOUSE, Acquire, Begin, Cancel, End, Event, Expect, Grant, Refuse, Release, Stream
+from ..events import PINNING_STREAM, Acquire, Begin, Cancel, End, Event, Expect, Grant, Refuse, Release, Stream
 from ..planner.planner import Planner
 from ..planner.regions import KEPT, PINNED
 from ..policy.prefetch.expert_window import at_a_time
@@ -57,7 +57,7 @@ class Walker:
 
     def load(self) -> Steps:
         """Have read what stays in memory."""
-        yield from self._acquire(list(self._pinned), stream=HOUSE)
+        yield from self._acquire(list(self._pinned), stream=PINNING_STREAM)
         while self._left:
             yield from self._arrival()
         for block in self._kept:

@@ -9,7 +9,7 @@ import pytest
 from penstock.runtime.tiers import bridge
 from penstock.runtime.tiers.leases import Inbox
 from penstock.tiering.errors import Closed, ReadError, UnplaceableModule
-from penstock.tiering.events import HOUSE, Acquire, Begin, Cancel, End, Event, ReadFailed, Release
+from penstock.tiering.events import PINNING_STREAM, Acquire, Begin, Cancel, End, Event, ReadFailed, Release
 from penstock.tiering.planner.regions import EXPERTS, STREAM
 from tests.support.rig import DENSE, EXPERT, PINS, SOON, Rig, Worker
 
@@ -20,7 +20,7 @@ from tests.support.rig import DENSE, EXPERT, PINS, SOON, Rig, Worker
 @pytest.mark.parametrize(("depth", "experts", "eviction"), [(1, 1, "lru"), (3, 3, "lfu")])
 def test_bytes_under_a_lease_are_right_in_all_threads(depth: int, experts: int, eviction: str) -> None:
     rig = Rig(depth=depth, experts=experts, eviction=eviction)
-    dict(rig.bridge.acquire(PINS, stream=HOUSE))
+    dict(rig.bridge.acquire(PINS, stream=PINNING_STREAM))
 
     def compute(seed: int) -> None:
         choose = random.Random(seed)
@@ -108,10 +108,10 @@ def test_hits_come_while_misses_are_read(rig: Rig) -> None:
 
 
 def test_the_house_keeps_its_leases(rig: Rig) -> None:
-    assert [block for block, _ in rig.bridge.acquire(PINS, stream=HOUSE)] == PINS
+    assert [block for block, _ in rig.bridge.acquire(PINS, stream=PINNING_STREAM)] == PINS
     rig.bridge.begin()
     rig.bridge.end()
-    assert dict(rig.residency.held(HOUSE)) == {PINS[0]: 1, PINS[1]: 1}
+    assert dict(rig.residency.held(PINNING_STREAM)) == {PINS[0]: 1, PINS[1]: 1}
 
 
 def test_end_takes_back_what_is_held(rig: Rig) -> None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 from penstock.tiering.errors import BudgetTooSmall
-from penstock.tiering.events import HOUSE
+from penstock.tiering.events import PINNING_STREAM
 from penstock.tiering.planner.regions import EXPERTS, PINNED, STREAM
 from penstock.tiering.planner.setup import Setup, setup_of
 from penstock.tiering.policy.eviction import EVICTION
@@ -54,7 +54,7 @@ class Run:
         """All of it; who waits in the end is an error."""
         above = self.tiers.above
         if pinned := tuple(above.world.inside(PINNED)):
-            above.acquire(above.streams[HOUSE], pinned)
+            above.acquire(above.streams[PINNING_STREAM], pinned)
             self.tiers.settle()
         for _ in range(STEPS):
             self._step()
@@ -67,7 +67,7 @@ class Run:
         if pending and dice.random() < 0.45:
             tiers.land(*dice.choice(pending))
             return
-        stream = dice.choice([stream for stream in tiers.above.streams.values() if stream.number != HOUSE])
+        stream = dice.choice([stream for stream in tiers.above.streams.values() if stream.number != PINNING_STREAM])
         self._act(stream)
         tiers.settle()
 
