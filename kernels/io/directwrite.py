@@ -9,6 +9,7 @@ from typing import Self
 
 from ..memory.page import PAGE
 from .directio import BUFFERED_STEP, REFUSALS, address_of
+from .system import drop_cached, open_direct, sync_data
 
 
 class DirectWriter:
@@ -32,8 +33,8 @@ class DirectWriter:
         self._flushed = self.position
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0)
-        self._descriptor = os.open(self.path, flags, 0o666)
+        flags = os.O_WRONLY | os.O_CREAT
+        self._descriptor = open_direct(self.path, flags) if self.direct else os.open(self.path, flags, 0o666)
         self._release = weakref.finalize(self, os.close, self._descriptor)
 
     def _fall_back(self, error: OSError) -> None:
@@ -80,11 +81,11 @@ class DirectWriter:
         return written
 
     def _flush(self, end: int) -> None:
-        os.fdatasync(self._descriptor)
+        sync_data(self._descriptor)
         if not self.direct:
             # After a failed write what was flushed may reach past the end.
             start = min(self._flushed, end)
-            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+            drop_cached(self._descriptor, start, end - start)
         self._flushed = end
 
     def sync(self) -> None:

@@ -21,7 +21,7 @@ from ..loading.arrangement import arrange_model, find_budgets
 from ..loading.opening import ModelSource
 from ..loading.openings.device import open_device
 from ..machine.speeds import existing
-from ..routing.routes import Routes
+from ..routing.routed import RoutedTokens
 from . import reference
 from .assumed import assumed_routes
 from .flash_room import flash_free
@@ -42,7 +42,7 @@ def plan(
     trust_remote_code: bool = False,
     prompt_tokens: int = PROMPT_TOKENS,
     context: int | None = None,
-    routes: Routes | None = None,
+    routes: RoutedTokens | None = None,
     **overrides: Any,
 ) -> Plan:
     """Say whether ``source`` fits, what goes where, how fast it will be, and what more memory would buy, by simulating
@@ -89,7 +89,7 @@ class BudgetForecasts:
         settings: Config,
         budgets: MemoryBudgets,
         device: Device | None,
-        routes: Routes | None,
+        routes: RoutedTokens | None,
         prompt_tokens: int,
         kv: KvLoad | None,
     ) -> None:

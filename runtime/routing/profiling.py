@@ -19,8 +19,9 @@ from torch import nn
 
 from ...tiering.errors import TraceError
 from ..checkpoints.modules import is_experts
+from .routed import RoutedLayer, encode, narrow
 from .router import router_of
-from .routes import RoutedLayer, Routes, encode, narrow
+from .routes import Routes
 
 
 class RoutingRecording:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .routes import RoutedLayer
+from .routed import RoutedLayer
 
 SEGMENTS = (1, 4, 16, 64, 256)
 """Segment lengths of the report, in tokens."""

@@ -33,7 +33,8 @@ from ...tiering.planner.planner import Planner
 from ...tiering.policy.prefetch.convoy import PATIENCE
 from ...tiering.policy.prefetch.speculation import Speculation
 from ...tiering.units import BlockId
-from ..tracing.recorder import FORWARD, Recorder
+from ..tracing.notes import FORWARD
+from ..tracing.recorder import Recorder
 from ..tracing.replay import RunRecording
 from .leases import Inbox, Leases
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...tiering.events import Purpose
 from ...tiering.units import BlockId
-from .recorder import (
+from .notes import (
     FORWARD,
     BlockCopied,
     Enter,
