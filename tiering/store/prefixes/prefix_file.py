@@ -4,11 +4,11 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import xxhash
 
+from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.io.directwrite import DirectWriter
 from ....kernels.io.system import lock
@@ -93,7 +93,7 @@ def _put(out: _Gathering, parts: Sequence[Part], block: int | None, fill: Fill) 
     out.checksums.append(digest.hexdigest())
 
 
-class PrefixFile:
+class PrefixFile(Closing):
     """A prefix file, open for reading by several threads; ``header`` and ``length`` are as they were then.
 
     Raises PrefixVersionError and PrefixDamaged; FileNotFoundError where it has gone, PrefixError where it cannot be
@@ -179,14 +179,6 @@ class PrefixFile:
     def close(self) -> None:
         """Let go of the file. Idempotent."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def in_steps(extent: Stored, buffer: memoryview) -> Iterator[Sequence[memoryview]]:
