@@ -10,7 +10,8 @@
 
 from .runtime.planning.assumed import assumed_routes
 from .runtime.routing.profiling import RoutingRecording, profile
-from .runtime.routing.routes import RoutedLayer, Routes
+from .runtime.routing.routed import RoutedLayer
+from .runtime.routing.routes import Routes
 from .runtime.routing.suitability_plot import check_plot, draw
 from .runtime.routing.suitability_report import report
 

@@ -169,14 +169,14 @@ def _save(model: Any, ids: list[int]) -> dict[str, Any]:
     began = time.perf_counter()
     prefill(model, kept, cache, block=prefixes.block)
     handle.synchronize()
-    prefixes.prefilled(len(kept) - done, time.perf_counter() - began)
+    prefixes.note_prefill(len(kept) - done, time.perf_counter() - began)
     written = prefixes.save(ids, cache)
     return {
         "tokens": len(kept),
         "prompt_tokens": len(ids),
         "computed": len(kept) - done,
         "bytes": written,
-        "stored": prefixes.stored(kept) == len(kept),
+        "stored": prefixes.count_stored(kept) == len(kept),
         "folder": str(prefixes.store.folder),
     }
 

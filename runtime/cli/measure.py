@@ -1,5 +1,6 @@
 """Small measurements that several commands report."""
 
+import sys
 from pathlib import Path
 
 
@@ -16,4 +17,5 @@ def peak_resident_bytes(status: Path = Path("/proc/self/status")) -> int:
         pass
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ...tiering.planner.arrangement import ExpertLayer
-from ..routing.routes import RoutedLayer, Routes, narrow
+from ..routing.routed import RoutedLayer, RoutedTokens, narrow
 
 POPULARITY = 0.8
 """Standard deviation of the constant parts, which are spread evenly. That of the changing part is 1."""
@@ -25,7 +25,7 @@ _NORMAL = NormalDist()
 
 def assumed_routes(
     layers: Sequence[ExpertLayer], tokens: int, *, popularity: float = POPULARITY, seed: int = 0
-) -> Routes:
+) -> RoutedTokens:
     """Make up the routing of ``tokens`` tokens, in one sequence, each decoded alone. The larger ``popularity``, the
     less even it is. Equal arguments give equal routing."""
     chance = np.random.default_rng(seed)
@@ -39,4 +39,4 @@ def assumed_routes(
             now += MEMORY * before
         best = np.argsort(-(own + changing), axis=1)[:, : layer.per_token]
         found.append(RoutedLayer(layer.path, layer.experts, narrow(best, layer.experts), None))
-    return Routes("assumed", "made up", tuple(found), (1,) * tokens, (tokens,))
+    return RoutedTokens("assumed", "made up", tuple(found), (1,) * tokens, (tokens,))

@@ -16,7 +16,7 @@ from ...tiering.sim.kv import KvLoad, seconds_with
 from ...tiering.sim.outcome import Outcome
 from ...tiering.sim.simulator import simulate
 from ...tiering.sim.workload import Layer, Pass, Workload, guessing, layers_of
-from ..routing.routes import Routes
+from ..routing.routed import RoutedTokens
 
 LEAST, MOST, ROUTED = 8, 24, 480
 """Tokens that warm the cache after a prompt, and then the same number that count. A model with more layers of experts
@@ -76,7 +76,7 @@ class Forecaster:
         self,
         outline: Outline,
         devices: Devices,
-        routes: Routes | None,
+        routes: RoutedTokens | None,
         *,
         prompt_tokens: int,
         precision: float = PRECISION,
@@ -168,7 +168,7 @@ def count_routed(layers: Sequence[ExpertLayer], prompt_tokens: int) -> int:
     return min(prompt_tokens, PROMPT) + 2 * count_decoded(layers)
 
 
-def _route(passes: Sequence[Pass], outline: Outline, routes: Routes) -> list[Pass]:
+def _route(passes: Sequence[Pass], outline: Outline, routes: RoutedTokens) -> list[Pass]:
     """Give each of ``passes`` the experts that ``routes`` have for it."""
     by_path = {layer.path: layer for layer in routes.layers}
     layers = [by_path[layer.path] for layer in outline.layers]

@@ -21,12 +21,12 @@ from ..loading.arrangement import arrange_model, find_budgets
 from ..loading.opening import ModelSource
 from ..loading.openings.device import open_device
 from ..machine.speeds import existing
-from ..routing.routes import Routes
+from ..routing.routed import RoutedTokens
 from . import reference
 from .assumed import assumed_routes
 from .flash_room import flash_free
 from .forecast import Devices, Forecast, Forecaster, count_routed
-from .kv_size import kv_bytes, kv_layers
+from .kv_size import count_kv_bytes, find_kv_layers
 from .report import BudgetForecast, KvPlan, Plan, Speeds
 from .sketch import ModelSketch, PlannedDrives, deal_to_drives, sketch_model
 
@@ -42,7 +42,7 @@ def plan(
     trust_remote_code: bool = False,
     prompt_tokens: int = PROMPT_TOKENS,
     context: int | None = None,
-    routes: Routes | None = None,
+    routes: RoutedTokens | None = None,
     **overrides: Any,
 ) -> Plan:
     """Say whether ``source`` fits, what goes where, how fast it will be, and what more memory would buy, by simulating
@@ -89,7 +89,7 @@ class BudgetForecasts:
         settings: Config,
         budgets: MemoryBudgets,
         device: Device | None,
-        routes: Routes | None,
+        routes: RoutedTokens | None,
         prompt_tokens: int,
         kv: KvLoad | None,
     ) -> None:
@@ -190,10 +190,10 @@ def _plan_kv(found: ModelSketch, settings: Config, context: int | None) -> tuple
     """KV of ``context`` tokens, and what a token has to do with it; None for what is not asked for or not known."""
     if context is None:
         return None, None
-    pages, layers = settings.kv_host or 0, kv_layers(found.model)
+    pages, layers = settings.kv_host or 0, find_kv_layers(found.model)
     if layers is None:
         return KvPlan(context, pages), None
-    load = KvLoad.of(*kv_bytes(layers, context, settings.kv.format), settings.kv_host)
+    load = KvLoad.of(*count_kv_bytes(layers, context, settings.kv.format), settings.kv_host)
     return KvPlan(context, pages, load.total, load.per_token, load.flash), load
 
 

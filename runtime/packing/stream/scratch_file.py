@@ -2,7 +2,6 @@
 
 import errno
 import mmap
-import os
 import tempfile
 import weakref
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from ....kernels.formats.base import on_heap
+from ....kernels.io.system import reserve
 from ....tiering.errors import FlashFull
 from ....tiering.units import format_size
 
@@ -30,7 +30,7 @@ class ScratchFile:
         try:
             with tempfile.TemporaryFile(dir=self._folder) as file:
                 # Reserved, for where a mapped file cannot be written, the process dies.
-                os.posix_fallocate(file.fileno(), 0, length)
+                reserve(file.fileno(), 0, length)
                 mapped = mmap.mmap(file.fileno(), length)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.runtime.tracing.chrome import events, labels
-from penstock.runtime.tracing.recorder import (
+from penstock.runtime.tracing.notes import (
     FORWARD,
     Enter,
     Forward,

@@ -1,11 +1,11 @@
 """The store: the folder in which bundles lie; who may write to it, and how much room it has."""
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from ....kernels.io.system import lock
 from ...errors import ConfigError, FlashFull
 from ...units import format_size
 
@@ -38,12 +38,7 @@ def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
     # The lock file stays: removing it would let a third process lock a file that the second no longer sees.
     descriptor = os.open(bundle.with_name(bundle.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield lock(descriptor, wait=wait)
     finally:
         os.close(descriptor)
 

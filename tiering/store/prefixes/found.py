@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
+from ....kernels.closing import Closing
 from ....kernels.memory.arena import Arena
 from ...errors import PrefixDamaged, PrefixError
 from ...prefix.chain import Chain
@@ -40,7 +40,7 @@ class _Piece:
     number: int
 
 
-class Found:
+class Found(Closing):
     """A stored prefix, open for reading; has to be closed. ``tokens`` of it, of ``block`` each; ``bytes`` to be read.
 
     ``parts`` are the tensors of each block, ``state_parts`` those of its state, if it was asked for.
@@ -110,14 +110,6 @@ class Found:
         """Let go of the files. Idempotent."""
         for file in self._files.values():
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _read(piece: _Piece, into: Into) -> PrefixError | None:

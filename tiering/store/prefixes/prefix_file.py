@@ -1,17 +1,17 @@
 """One prefix file: written aside, read block by block; nothing of it is believed before its checksum is right."""
 
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import xxhash
 
+from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.io.directwrite import DirectWriter
+from ....kernels.io.system import lock
 from ....kernels.memory.arena import Arena
 from ...errors import FlashFull, PrefixDamaged, PrefixError
 from ...prefix.chain import Chain, chain_of
@@ -93,7 +93,7 @@ def _put(out: _Gathering, parts: Sequence[Part], block: int | None, fill: Fill) 
     out.checksums.append(digest.hexdigest())
 
 
-class PrefixFile:
+class PrefixFile(Closing):
     """A prefix file, open for reading by several threads; ``header`` and ``length`` are as they were then.
 
     Raises PrefixVersionError and PrefixDamaged; FileNotFoundError where it has gone, PrefixError where it cannot be
@@ -180,14 +180,6 @@ class PrefixFile:
         """Let go of the file. Idempotent."""
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def in_steps(extent: Stored, buffer: memoryview) -> Iterator[Sequence[memoryview]]:
     """``extent`` through ``buffer``, piece by piece."""
@@ -202,9 +194,6 @@ def is_abandoned(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+        return lock(descriptor, wait=False)
     finally:
         os.close(descriptor)

@@ -6,7 +6,6 @@ keeps what it has opened or finds that bytes are missing, and their checksum say
 headers of the files say, kept to start faster. When a file was last used is its time of modification.
 """
 
-import fcntl
 import os
 import threading
 import uuid
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ....kernels.io.system import lock
 from ....kernels.memory.arena import Arena
 from ...driving.small_files import sync_folder
 from ...errors import ConfigError, PrefixDamaged, PrefixError, PrefixVersionError
@@ -326,7 +326,7 @@ class _Aside:
     def __init__(self, folder: Path, length: int) -> None:
         self.path = folder / f"{uuid.uuid4().hex}.{length}{PARTIAL}"
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+        lock(self.descriptor, wait=True)
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,8 @@ from penstock.runtime.packing.arrange import expert_order as by_use
 from penstock.runtime.packing.arrange.expert_order import order_experts
 from penstock.runtime.packing.pack import pack
 from penstock.runtime.routing.profiling import experts_of
-from penstock.runtime.routing.routes import RoutedLayer, Routes
+from penstock.runtime.routing.routed import RoutedLayer
+from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import TraceError
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import MiB
