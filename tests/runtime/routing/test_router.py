@@ -8,7 +8,7 @@ import torch
 import penstock
 from penstock.runtime.experts import experts
 from penstock.runtime.routing.router import predict_with
-from tests.runtime.loading.test_exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

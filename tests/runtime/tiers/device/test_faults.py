@@ -24,9 +24,9 @@ from penstock.runtime.tiers.embedding_rows import RowReader
 from penstock.runtime.tiers.views import SlotViews
 from penstock.tiering.errors import BundleCorrupt, Closed, ConfigError, DeviceFull, DeviceUnavailable
 from penstock.tiering.store.bundle.manifest import Block
-from tests.runtime.loading.test_exact import logits
 from tests.support.backends import ThreadsBackend
 from tests.support.device_tiers import check, equal, least, on_device, reference, tight
+from tests.support.logits import logits
 from tests.support.rig import SOON, Worker
 from tests.support.tiny_models import save_tiny
 
