@@ -90,7 +90,7 @@ def main() -> None:
             with penstock.load(options.model, **settings) as model:
                 tier = model.penstock.paged.tier
                 tier.positions = positions  # what random numbers are attended to needs no trained positions
-                found = decode(model, model.penstock.paged.cache(), options, memory)
+                found = decode(model, model.penstock.paged.new_cache(), options, memory)
     print(json.dumps(found))
 
 

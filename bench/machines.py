@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from penstock.runtime.config.config import auto_host_memory
 from penstock.runtime.machine.speeds import DEPTHS, SIZES
-from penstock.runtime.machine.timings import Delivery, Products, Timings
+from penstock.runtime.machine.timings import Delivery, ProductSpeeds, Timings
 from penstock.runtime.planning.forecast import Devices
 from penstock.tiering.policy.placement.placement import with_working_memory
 from penstock.tiering.policy.reads import Reading, choose
@@ -123,7 +123,7 @@ class Machine:
 
     def _timings(self, dtype: str, packing: float) -> Timings:
         speed, disturbed = self.memory_speed, float(self.disturbed)
-        plain = Products(one=speed, many=self.flops)  # two bytes and two operations for each weight
+        plain = ProductSpeeds(one=speed, many=self.flops)  # two bytes and two operations for each weight
         return Timings(
             memory=speed,
             overhead=REFERENCE.overhead * self.besides,
@@ -138,7 +138,7 @@ class Machine:
             token=REFERENCE.token * self.besides,
             delivery=_AS_DESCRIBED,
             dense_delivery=_AS_DESCRIBED,
-            products={"bfloat16": plain, "float32": plain, dtype: Products(one=speed, many=self.flops * packing)},
+            products={"bfloat16": plain, "float32": plain, dtype: ProductSpeeds(one=speed, many=self.flops * packing)},
         )
 
 

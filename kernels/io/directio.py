@@ -8,11 +8,10 @@ import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from ..closing import Closing
 from ..memory.page import PAGE
 from .system import drop_cached, expect_no_order, open_direct
 
@@ -78,7 +77,7 @@ def remaining(
     return rest
 
 
-class DirectFile:
+class DirectFile(Closing):
     """One data file, open for reading; several threads may read from it at once.
 
     ``direct`` asks: None takes direct I/O if a trial read works and else reads through the page cache, dropping what
@@ -140,14 +139,6 @@ class DirectFile:
             # A descriptor closed under a running read could be reused, and the read then deliver another file's bytes.
             if self._readers == 0:
                 self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Transfer:

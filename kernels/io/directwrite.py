@@ -4,15 +4,14 @@ import errno
 import os
 import weakref
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from ..closing import Closing
 from ..memory.page import PAGE
 from .directio import BUFFERED_STEP, REFUSALS, address_of
 from .system import drop_cached, open_direct, sync_data
 
 
-class DirectWriter:
+class DirectWriter(Closing):
     """One data file, created if absent, open for appending. For one thread at a time.
 
     ``direct`` asks: None takes direct I/O where it works and else writes through the page cache, flushing and dropping
@@ -109,11 +108,3 @@ class DirectWriter:
     def _check_open(self) -> None:
         if not self._release.alive:
             raise ValueError(f"{self.path} is closed")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -16,7 +16,7 @@ from ...tiering.units import GiB, format_size, parse_size
 from ..loading.opening import OpenedModel, open_files, read_tokenizer
 from ..loading.progress import shown
 from .console import fail, print_json, print_table, quiet_libraries
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 from .text import read_text
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def ls(
 
 
 def save(
-    source: Source,
+    source: SourceOptions,
     settings: Settings,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help='"-" reads stdin.')] = None,
     text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="The prompt, in a file.")] = None,
@@ -169,14 +169,14 @@ def _save(model: Any, ids: list[int]) -> dict[str, Any]:
     began = time.perf_counter()
     prefill(model, kept, cache, block=prefixes.block)
     handle.synchronize()
-    prefixes.prefilled(len(kept) - done, time.perf_counter() - began)
+    prefixes.note_prefill(len(kept) - done, time.perf_counter() - began)
     written = prefixes.save(ids, cache)
     return {
         "tokens": len(kept),
         "prompt_tokens": len(ids),
         "computed": len(kept) - done,
         "bytes": written,
-        "stored": prefixes.stored(kept) == len(kept),
+        "stored": prefixes.count_stored(kept) == len(kept),
         "folder": str(prefixes.store.folder),
     }
 

@@ -75,8 +75,8 @@ class Components:
         else:
             ratio = found_ratio(asked.dense_hits, asked.dense_misses, host.dense_misses)
         return WeightStats(
-            flash_bytes_read=host.flash_bytes + row_bytes + sum(device.straight_bytes),
-            flash_read_seconds=host.busy_seconds + row_seconds + device.straight_seconds,
+            flash_bytes_read=host.flash_bytes + row_bytes + sum(device.bypass_bytes),
+            flash_read_seconds=host.busy_seconds + row_seconds + device.bypass_seconds,
             demand_bytes=host.demand_bytes,
             prefetch_bytes=host.prefetch_bytes,
             guess_bytes=host.guess_bytes,
@@ -100,7 +100,7 @@ class Components:
         )
 
     def _drive_bytes(self, host: Counters, device: DeviceUsage) -> tuple[int, ...]:
-        found = [*map(sum, zip_longest(host.drive_bytes, device.straight_bytes, fillvalue=0))]
+        found = [*map(sum, zip_longest(host.drive_bytes, device.bypass_bytes, fillvalue=0))]
         for block, reader in self.rows.items():
             found[self.row_drives[block]] += reader.bytes_read
         return tuple(found)

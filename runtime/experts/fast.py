@@ -19,7 +19,7 @@ from ...tiering.policy.prefetch.expert_window import at_a_time
 from ...tiering.units import BlockId, MiB
 from .announcing import Announcement, NextLayer
 from .expert_blocks import ExpertBlocks
-from .expert_groups import group, moved
+from .expert_groups import group, move_groups
 from .expert_sum import ExpertSum
 from .host import HostExperts
 from .tier_experts import Arrived, TierExperts
@@ -91,7 +91,7 @@ class FastExperts:
         """The forward of any number of tokens; ``index`` is in host memory."""
         hidden = hidden.contiguous()
         near = group(index, len(self._blocks))
-        groups = moved(near, hidden.device)
+        groups = move_groups(near, hidden.device)
         # In another order, outputs wait for those of lower experts: only where that takes little memory.
         piled_up = index.numel() * hidden.shape[1] * hidden.element_size() > _HEAP
         wanted = [self._blocks.ids[expert] for expert in groups] if piled_up else self._blocks.in_order_of_flash(groups)

@@ -1,4 +1,4 @@
-"""Guesses for one layer: asks the predictors, follows the one that shows to save most, and lets them learn."""
+"""Guesses for one layer: asks the predictors, follows the one that saved most in trials, and lets them learn."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from ..routing.router import Prediction
 from .coactivation import CoActivation
 
 _FEW = 8
-"""Tokens up to which co-activation says anything: many use nearly every expert."""
+"""Tokens up to which co-activation guesses: many tokens use nearly every expert."""
 
 
 class _Trial(NamedTuple):
@@ -22,7 +22,7 @@ class _Trial(NamedTuple):
 
 
 class Guesses:
-    """Guesses of which experts a layer will use, made while the layer before it is computed."""
+    """Guesses the experts that a layer will use, while the layer before it is computed."""
 
     def __init__(
         self,
@@ -31,14 +31,14 @@ class Guesses:
         co_activation: CoActivation,
         absent: Callable[[Collection[int]], frozenset[int]],
     ) -> None:
-        """``predictors`` is one for all layers; ``absent`` says which of some experts of the layer are not in
-        memory."""
+        """``predictors`` is shared by all layers. ``router`` is that of the layer, None where it is not recognised.
+        ``absent`` gives those of some experts of the layer that are not in memory."""
         self._predictors, self._router, self._co_activation, self._absent = predictors, router, co_activation, absent
         self._trial = threading.local()
 
     def experts(self, hidden: torch.Tensor, before: torch.Tensor) -> list[int]:
-        """The experts that the layer will probably use; ``hidden`` [tokens, width] goes into the layer before it, where
-        ``before`` [tokens, top_k] are chosen."""
+        """The experts that the layer will probably use. ``hidden`` [tokens, width] is the input of the experts of the
+        layer before, where ``before`` [tokens, top_k] are chosen."""
         followed = CO_ACTIVATION if self._router is None else self._predictors.followed
         names = self._names() if self._predictors.trial else [followed]
         guesses = {name: self._timed(name, hidden, before) for name in names}
@@ -48,7 +48,7 @@ class Guesses:
         return guesses[followed][0]
 
     def used(self, chosen: torch.Tensor) -> None:
-        """``chosen`` [tokens, top_k] is what the layer was asked for."""
+        """The layer was asked for ``chosen`` [tokens, top_k]: judge the guesses of a trial, and learn."""
         trial: _Trial | None = getattr(self._trial, "now", None)
         if trial is None:
             return

@@ -39,7 +39,7 @@ class ExpertMemory:
 
 
 class OnSlot(NamedTuple):
-    """An expert in its slots: its tensors in the order of the block, and as they are computed with; how many planes."""
+    """An expert in its slots: its tensors in the order of the block, the Expert made of them, its bit planes."""
 
     tensors: tuple[torch.Tensor, ...]
     expert: Expert
@@ -47,27 +47,27 @@ class OnSlot(NamedTuple):
 
 
 class Arrived(NamedTuple):
-    """Experts that are here, with their numbers, and what is leased for them."""
+    """Experts that are in memory, with their numbers, and the blocks that are leased for them."""
 
     experts: list[tuple[int, Expert]]
     leased: list[BlockId]
 
 
 class _Fixed(threading.local):
-    """Per thread: the residuals to compute with, no matter what else is here; all that are if None."""
+    """Per thread: the only residuals to compute with; None: all that are in memory."""
 
     planes: Collection[BlockId] | None = None
 
 
 def on_slot(tensors: tuple[torch.Tensor, ...], order: Sequence[int | None]) -> OnSlot:
-    """The expert that a block's ``tensors`` are; ``order`` says which of them is which of an Expert's."""
+    """The expert made of a block's ``tensors``. ``order`` has the position of each of an Expert's tensors, or None."""
     ordered: list[Any] = [None if position is None else tensors[position] for position in order]
     planes = max(len(tensor.planes) if isinstance(tensor, PackedWeight) else 1 for tensor in tensors)
     return OnSlot(tensors, Expert(*ordered), planes)
 
 
 class TierExperts:
-    """Experts behind one bridge. ``native``: the CPU computes on them, and so our own products may."""
+    """The experts of one module behind one bridge."""
 
     def __init__(
         self,
@@ -81,9 +81,10 @@ class TierExperts:
         native: bool,
         grouped: bool = False,
     ) -> None:
-        """``stacks`` by number: for each expert its block, and those that have further planes of it; ``order`` as for
-        ``on_slot``; ``views`` are on the memory behind ``bridge``; used planes are counted in ``planes``. ``grouped``:
-        what is here may be computed together, in sums of another order."""
+        """``stacks`` by number: for each expert its block, and those with further bit planes of it. ``order`` as for
+        ``on_slot``. ``views`` are on the memory behind ``bridge``. ``planes`` counts the planes that are computed with.
+        ``native``: the CPU computes, so our own products may. ``grouped``: experts may be computed together, in sums of
+        another order."""
         self.bridge, self.recipe, self.native, self._grouped = bridge, recipe, native, grouped
         self._planes = planes
         self._residuals = [[block.id for block in stack[1:]] for stack in stacks]
@@ -97,7 +98,7 @@ class TierExperts:
 
     @contextmanager
     def same_planes(self, experts: Collection[int]) -> Iterator[None]:
-        """In here, this thread computes ``experts`` with the planes that are in memory now, and no others."""
+        """In here, the calling thread computes ``experts`` with the planes that are in memory now, and no others."""
         residuals = [block for expert in experts for block in self._residuals[expert]]
         held = self.bridge.acquire_present(residuals) if residuals else {}
         self._fixed.planes = held.keys()
@@ -116,7 +117,7 @@ class TierExperts:
         return Arrived(experts, leases.leased([block for block, _ in arrived]))
 
     def lease_one(self, block: BlockId) -> tuple[tuple[torch.Tensor, ...], list[BlockId]]:
-        """The tensors of ``block``, leased, and what has to be given back for it."""
+        """Lease ``block``. Returns its tensors, and the blocks to give back."""
         leases = self.bridge.acquire([block])
         ((_, slot),) = leases
         view = self._view(block, slot, leases.residual_slots(block))
@@ -124,8 +125,8 @@ class TierExperts:
         return view.tensors, leases.leased([block])
 
     def outputs(self, arrived: Arrived, groups: Groups, hidden: torch.Tensor) -> Iterator[Output]:
-        """What the experts that ``arrived`` give for ``hidden`` [tokens, width], all of one before the next. In the end
-        their leases are given back."""
+        """The outputs of the experts that ``arrived`` for ``hidden`` [tokens, width], one expert after the other. In
+        the end their leases are given back."""
         if self.native:
             numbers = [number for number, _ in arrived.experts]
             experts = [expert for _, expert in arrived.experts]
@@ -142,7 +143,7 @@ class TierExperts:
         self.bridge.release(*arrived.leased)
 
     def _view(self, block: BlockId, slot: Slot, residual_slots: Sequence[Slot]) -> OnSlot:
-        """The expert ``block``, with its residuals in ``residual_slots``, as far as this thread takes them now."""
+        """The expert ``block``, with its residuals in ``residual_slots``, of which this thread may leave some out."""
         fixed = self._fixed.planes
         if fixed is not None:
             taken = takewhile(

@@ -81,7 +81,9 @@ class Handle:
 
     def cache(self) -> DynamicCache:
         """An empty KV cache, in pages if the model's KV is. Raises Closed."""
-        return DynamicCache(config=self._running("make a cache").config) if self.paged is None else self.paged.cache()
+        if self.paged is not None:
+            return self.paged.new_cache()
+        return DynamicCache(config=self._running("make a cache").config)
 
     def keeps(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
         """Whether a prompt ``input_ids`` [sequences, tokens] may come from flash, and go there, when ``generate`` is

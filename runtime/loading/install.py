@@ -26,7 +26,7 @@ from ..tiers.device.tier import DeviceUse
 from ..tiers.expert_planes import units
 from .arrangement import arrange_model, find_budgets
 from .handle import Handle
-from .openings.kv import kv_tier
+from .openings.kv import open_kv_tier
 from .openings.prefixes import open_prefixes
 from .outline import layout_of, outline_model
 from .placeholder_model import move_out
@@ -88,7 +88,7 @@ def _build_engine(
         experts = settings.experts
         device_use = DeviceUse(device, host_experts=experts.misses == "auto", grouped=experts.products == "grouped")
     budgets = arrangement.budgets
-    kv = kv_tier(settings, arrangement.reading, model.config, budgets.kv_floor, device, budgets.kv_device)
+    kv = open_kv_tier(settings, arrangement.reading, model.config, budgets.kv_floor, device, budgets.kv_device)
     with closed_on_error(kv):
         return Engine(
             bundle,

@@ -1,4 +1,4 @@
-"""What was measured of drives, kept in one small file, so that not every start has to measure again."""
+"""Cached rates of drives, in one small file, so that not every start has to measure again."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from . import cachefile
 NAME = "drives.json"
 
 MOST_DRIVES = 32
-"""Drives that the file tells of; the one measured longest ago goes first."""
+"""Drives that the file holds; the one measured longest ago goes first."""
 
 
 class _Rate(cachefile.Strict):
@@ -26,7 +26,7 @@ class _Rate(cachefile.Strict):
 
 
 class _MeasuredDrive(cachefile.Strict):
-    """Rates, and what they held for: another kernel or liburing reads at another speed."""
+    """Rates, and the kernel and liburing that they were measured with: others read at another speed."""
 
     drive: str
     kernel: str
@@ -40,7 +40,7 @@ class _RatesFile(cachefile.Strict):
 
 
 def load(folder: Path) -> list[ReadRate]:
-    """The rates of the drive below ``folder`` as it is now; none where it, or this system, was not measured."""
+    """The rates of the drive that ``folder`` is on; none where it was not measured with this system."""
     wanted = _signature(folder)
     for drive in _read().drives:
         if (drive.drive, drive.kernel, drive.liburing) == wanted:
@@ -49,7 +49,8 @@ def load(folder: Path) -> list[ReadRate]:
 
 
 def keep(folder: Path, rates: Sequence[ReadRate]) -> Path | None:
-    """Keep ``rates`` for the drive below ``folder``, in place of older ones; says where, None if it cannot."""
+    """Keep ``rates`` for the drive that ``folder`` is on, in place of older ones. Returns the file, or None if
+    it cannot be written."""
     name, kernel, liburing = _signature(folder)
     measured = _MeasuredDrive(
         drive=name,

@@ -24,13 +24,13 @@ from ..experts.experts import IMPLEMENTATION, StreamedExperts
 from ..experts.guessing import Guesses
 from ..experts.tier_experts import ExpertMemory
 from ..experts.trust import Trust
-from ..routing.router import prediction
+from ..routing.router import predict_with
 from ..tiers.expert_planes import stacks
 from ..tiers.model_weights import ModelWeights
 from ..tiers.views import parameter, tensors_on
 from .chunks import in_parts, is_divisible
 from .forwards import Around, Forwards
-from .linear import few_rows, lean_weight
+from .linear import fast_weight, few_rows
 from .streamed import LayerLease, Scopes, StreamedModule, lease_all
 
 
@@ -103,15 +103,15 @@ class _Attachment:
         for path, after in pairwise(self._streamed_experts):
             experts = self._streamed_experts[after]
             co_activation = CoActivation(len(self._experts[path]), len(self._experts[after]))
-            router = prediction(self._model, after)
+            router = predict_with(self._model, after)
             guesses = Guesses(self._predictors, router, co_activation, experts.blocks.missing)
             self._streamed_experts[path].link(experts, guesses)
 
     def _attach_dense(self, path: str, module: nn.Module) -> StreamedModule | None:
-        """Bind or stream the module's own weights; who leases those that are streamed."""
-        lean = few_rows(module, module.forward) if self._tier.native else None
-        if lean is not None:
-            module.forward = lean
+        """Bind or stream the module's own weights. Returns the module as a streamed one, if any of them is."""
+        fast = few_rows(module, module.forward) if self._tier.native else None
+        if fast is not None:
+            module.forward = fast
         streamed: dict[Block, dict[str, TensorSpec]] = {}
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for own in holders:
@@ -135,7 +135,7 @@ class _Attachment:
     def _attach_parts(self, modules: Mapping[str, nn.Module], streamed: Mapping[str, StreamedModule]) -> None:
         """Have long prompts pass in parts through those modules of layers whose weights can be in memory together.
 
-        On a device they go as a whole: what was found out about parts holds for the CPU."""
+        On a device they go as a whole: the trials of parts hold for the CPU."""
         if not self._tier.native:
             return
         sizes = {id_: self._weights.blocks[id_].extent.length for id_ in self._tier.placement.streamed}
@@ -149,13 +149,13 @@ class _Attachment:
                 module.forward = in_parts(module, module.forward, held)
 
     def _pinned(self, module: nn.Module, block: Block, spec: TensorSpec, bare: torch.Tensor) -> torch.Tensor:
-        """The tensor in the place of ``bare``, the same for every module that shares it."""
+        """The tensor that replaces ``bare``, the same for every module that shares it."""
         key = (block.id, spec.name)
         if key not in self._bound:
             (tensor,) = tensors_on(self._tier.arena, [((spec,), self._weights.pinned[block.id])])
-            # torch's own modules have a lean forward where they need one; every look at a lean weight costs a call.
-            lean = self._tier.native and spec.packing is None and not isinstance(module, nn.Linear | nn.Embedding)
-            made = lean_weight if lean else parameter
+            # torch's own modules have a fast forward where they need one; every look at a fast weight costs a call.
+            fast = self._tier.native and spec.packing is None and not isinstance(module, nn.Linear | nn.Embedding)
+            made = fast_weight if fast else parameter
             self._bound[key] = made(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
         bound: torch.Tensor = self._bound[key]
         return bound

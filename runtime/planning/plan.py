@@ -26,8 +26,8 @@ from . import reference
 from .assumed import assumed_routes
 from .flash_room import flash_free
 from .forecast import Devices, Forecast, Forecaster, count_routed
-from .kv_size import kv_bytes, kv_layers
-from .report import BudgetForecast, KvPlan, Plan, Speeds
+from .kv_size import count_kv_bytes, find_kv_layers
+from .report import BudgetForecast, KvPlan, MeasuredSpeeds, Plan
 from .sketch import ModelSketch, PlannedDrives, deal_to_drives, sketch_model
 
 PROMPT_TOKENS = 512
@@ -116,9 +116,9 @@ class BudgetForecasts:
         return found if self._kv is None else self._forecaster.with_kv(found, self._kv)
 
     @property
-    def speeds(self) -> Speeds:
+    def speeds(self) -> MeasuredSpeeds:
         """What the forecasts rest on."""
-        return Speeds(
+        return MeasuredSpeeds(
             memory_bytes_per_token=self._forecaster.bytes_per_token,
             flash_bytes_per_second=self._drives.bytes_per_second,
             memory_bytes_per_second=self._forecaster.memory.bandwidth,
@@ -190,10 +190,10 @@ def _plan_kv(found: ModelSketch, settings: Config, context: int | None) -> tuple
     """KV of ``context`` tokens, and what a token has to do with it; None for what is not asked for or not known."""
     if context is None:
         return None, None
-    pages, layers = settings.kv_host or 0, kv_layers(found.model)
+    pages, layers = settings.kv_host or 0, find_kv_layers(found.model)
     if layers is None:
         return KvPlan(context, pages), None
-    load = KvLoad.of(*kv_bytes(layers, context, settings.kv.format), settings.kv_host)
+    load = KvLoad.of(*count_kv_bytes(layers, context, settings.kv.format), settings.kv_host)
     return KvPlan(context, pages, load.total, load.per_token, load.flash), load
 
 

@@ -20,18 +20,19 @@ Codes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class RoutedLayer:
-    """One experts layer: the module's ``path``, how many ``experts`` it has, and what the tokens chose of them."""
+    """One experts layer: the module's ``path``, its number of ``experts``, and the experts that the tokens chose."""
 
     path: str
     experts: int
     chosen: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-    """[tokens, top_k]; the number ``experts`` means that nothing was chosen."""
+    """[tokens, top_k]; the number ``experts`` means "no expert"."""
     codes: Codes | None
-    """Router probabilities of all experts, [tokens, experts], as ``encode`` has them; None where the router's output
-    could not be recognised."""
+    """Router probabilities of all experts, [tokens, experts], encoded by ``encode``; None where the router's output was
+    not recognised."""
 
     @property
     def top_k(self) -> int:
+        """Experts per token."""
         return int(self.chosen.shape[1])
 
     def probabilities(self) -> npt.NDArray[np.float32] | None:
@@ -52,7 +53,7 @@ class RoutedTokens:
 
     model_type: str
     text: str
-    """What the text is called."""
+    """The name of the text."""
     layers: tuple[RoutedLayer, ...]
     forwards: tuple[int, ...]
     """Tokens of each forward: a prompt is one forward, a decoded token too."""
@@ -61,6 +62,7 @@ class RoutedTokens:
 
     @property
     def tokens(self) -> int:
+        """Tokens of the text."""
         return sum(self.forwards)
 
     def steps(self) -> Iterator[list[tuple[BlockId, ...]]]:
@@ -94,18 +96,18 @@ class RoutedTokens:
 
 
 def encode(probabilities: npt.NDArray[np.float32]) -> Codes:
-    """Probabilities in one byte each: 16 codes for each factor of two, so within 2.2 % down to 2 ** -15.9, and what is
-    less counts as that."""
+    """Probabilities in one byte each: 16 codes for each factor of two, so within 2.2 % down to 2 ** -15.9. Smaller ones
+    count as that."""
     with np.errstate(divide="ignore"):
         codes: Codes = np.clip(np.rint(-STEPS * np.log2(probabilities)), 0, 255).astype(np.uint8)
     return codes
 
 
 def decode(codes: Codes) -> npt.NDArray[np.float32]:
-    """The probabilities that ``encode`` was given, nearly."""
+    """The probabilities that ``encode`` was given, rounded."""
     return np.exp2(np.divide(codes, -STEPS, dtype=np.float32))
 
 
 def narrow(chosen: npt.NDArray[np.integer[Any]], experts: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """``chosen`` in the least type that can say every expert, and none."""
+    """``chosen`` in the smallest type that can hold every expert's number, and "no expert"."""
     return chosen.astype(np.uint8) if experts <= 0xFF else chosen.astype(np.uint16)

@@ -1,4 +1,4 @@
-"""What ``penstock profile`` tells of a routing trace (pure): one table for machines, the same for people."""
+"""The report of ``penstock profile`` about a routing trace (pure): as values for machines, as text for people."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Between the compute threads and the planner: leases for them, reads for the driver, one lock over both."""
+"""The bridge between compute threads and the planner: leases for the threads, reads for the driver, one lock."""
 
 import functools
 import itertools
@@ -39,7 +39,7 @@ from ..tracing.replay import RunRecording
 from .leases import Inbox, Leases
 
 Answer = Callable[[Grant | Refuse], None]
-"""Is told each answer to a request, under the lock of the bridge that gives it."""
+"""Called with each answer to a request, under the lock of the bridge that gives it."""
 
 
 Watch = Callable[["Bridge"], Coroutine[None, None, None]]
@@ -47,9 +47,9 @@ Watch = Callable[["Bridge"], Coroutine[None, None, None]]
 
 
 class Bridge:
-    """Compute threads call ``acquire`` and ``release``; for resident blocks this is one lock and some dictionary work,
-    with no thread hop. A read is handed to its reader by whoever caused it, and its end is accounted for on the thread
-    that saw its bytes arrive. That takes the lock: whoever has it must not wait for reads to land."""
+    """Compute threads call ``acquire`` and ``release``. For resident blocks this is one lock and some dictionary work,
+    with no thread hop. The thread that causes a read hands it to the reader. The thread that sees its bytes arrive
+    accounts for its end, and takes the lock for it: a thread that has the lock must not wait for reads to land."""
 
     def __init__(
         self,
@@ -60,26 +60,26 @@ class Bridge:
         watch: "Watch | None" = None,
         recording: RunRecording | None = None,
     ) -> None:
-        """``watch`` runs beside the reads, on a loop of its own, until the end; it may resize the bridge. ``recording``
-        is told of every event."""
+        """``watch`` runs on the background loop until the end, and may resize the bridge. ``recording`` is told of
+        every event."""
         self._planner, self._memory, self._recording = planner, memory, recording
         self._lock = threading.RLock()
-        self._moved = threading.Condition(self._lock)  # a stream has come further
+        self._moved = threading.Condition(self._lock)  # a stream has made progress
         self._busy = False
         self._late: deque[Event] = deque()
-        self._open: dict[int, tuple[int, Answer]] = {}  # by ticket, with the stream: who is told
+        self._open: dict[int, tuple[int, Answer]] = {}  # by ticket: the stream, and the function that is told
         self._numbers = itertools.count()
         self._closed: str | None = None
         self._stall_seconds = 0.0
-        self.recorder: Recorder | None = None  # who takes notes, if anybody does
+        self.recorder: Recorder | None = None  # takes notes, while a trace is recorded
         beside = None if watch is None else functools.partial(watch, self)
         with no_waiting, self._lock:  # nothing is posted before the driver is there to read
             self._driver = Driver(flash, memory, self._landed, beside=beside)
 
     def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> Leases:
-        """Lease ``blocks`` for the calling thread, or for ``stream``; they are taken from the result as they arrive.
+        """Lease ``blocks`` for the calling thread, or for ``stream``. They are taken from the result as they arrive.
 
-        The caller gives each one back with ``release``, and closes the result if it does not take all. Raises Closed.
+        The caller gives each block back with ``release``, and closes the result if it does not take all. Raises Closed.
         """
         stream = threading.get_ident() if stream is None else stream
         if self._planner.crowded:
@@ -108,19 +108,20 @@ class Bridge:
         seconds: float = 0.0,
         residuals: Sequence[BlockId] = (),
     ) -> None:
-        """Say what the calling thread will acquire next, and which residuals are of use; see Expect."""
+        """Announce the blocks that the calling thread will acquire next, and the residuals that it could use; see
+        Expect."""
         self._expect(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(residuals)))
 
     def _expect(self, event: Expect) -> None:
         self._post(event)
 
     def ticket(self) -> int:
-        """A number for a request of the tier above."""
+        """A number for a request of the device tier."""
         return next(self._numbers)
 
     def relay(self, events: Iterable[Event], answer: Answer | None = None) -> None:
-        """Take in what the tier above does here; ``answer`` is told what becomes of what it acquires, from whichever
-        thread. Raises Closed."""
+        """Handle ``events`` of the device tier. ``answer`` is called, from any thread, with the answers to what they
+        acquire. Raises Closed."""
         for event in events:
             if isinstance(event, Acquire) and answer is not None:
                 self._open[event.ticket] = (event.stream, self._counted(event, answer))
@@ -132,7 +133,7 @@ class Bridge:
                 raise
 
     def _counted(self, event: Acquire, answer: Answer) -> Answer:
-        """``answer``, until all of ``event`` is answered."""
+        """``answer``, which also forgets the ticket of ``event`` after the last answer."""
         left = len(event.blocks)
 
         def counted(given: Grant | Refuse) -> None:
@@ -146,12 +147,12 @@ class Bridge:
 
     @property
     def speculation(self) -> Speculation:
-        """Whether guesses are welcome, and what they cost; only to be read."""
+        """Whether guesses pay, and what they cost. Only to be read."""
         return self._planner.speculation
 
     @property
     def eviction(self) -> str:
-        """The name of the policy by which experts are evicted now."""
+        """The name of the policy that evicts experts now."""
         return self._planner.eviction
 
     def is_missing(self, block: BlockId) -> bool:
@@ -159,14 +160,14 @@ class Bridge:
         return self._planner.residency.absent(block)
 
     def wait(self, inbox: Inbox) -> Grant | Refuse:
-        """The next answer in ``inbox``; the time is a stall."""
+        """The next answer in ``inbox``. The time until it comes counts as a stall."""
         start = time.monotonic()
         answer = inbox.get()
         self._stalled(start, answer.block if isinstance(answer, Grant) else None)
         return answer
 
     def _let_catch_up(self, stream: int, blocks: Sequence[BlockId]) -> None:
-        """Let others come nearer before ``stream`` acquires ``blocks``: what is read then serves them all."""
+        """Let other streams catch up before ``stream`` acquires ``blocks``: one read then serves them all."""
         start = time.monotonic()
         with no_waiting, self._lock:
             if not self._planner.hurries(stream, blocks):
@@ -176,7 +177,7 @@ class Bridge:
         self._stalled(start, blocks[0])
 
     def _stalled(self, start: float, block: BlockId | None) -> None:
-        """Somebody waited from ``start`` till now, for ``block`` if that is known."""
+        """A thread waited from ``start`` until now, for ``block`` if that is known."""
         end = time.monotonic()
         with no_waiting, self._lock:
             self._stall_seconds += end - start
@@ -184,7 +185,8 @@ class Bridge:
             recorder.stall(start, end, block)
 
     def forget(self, ticket: int, inbox: Inbox, *, withdraw: bool) -> None:
-        """Nothing more is taken for ``ticket``; ``withdraw`` what it still waits for or was not taken."""
+        """Nothing more is taken for ``ticket``. ``withdraw``: cancel what it still waits for, and give back what was
+        not taken."""
         if withdraw:
             with no_waiting, self._lock:  # the stream must not end in the middle
                 self._withdrawn(ticket, inbox)
@@ -204,8 +206,8 @@ class Bridge:
             self._post(Release(stream, tuple(untaken)))
 
     def acquire_resident(self, blocks: Sequence[BlockId], *, region: str | None = None) -> dict[BlockId, Slot] | None:
-        """Lease ``blocks`` for the calling thread if all of them are in memory now, and in ``region`` if that is given;
-        reads nothing, and waits for nobody: meanwhile they could go."""
+        """Lease ``blocks`` for the calling thread if all of them are in memory now, and in ``region`` if that is given.
+        Returns their slots, or None. Reads nothing and waits for nothing, because blocks could leave meanwhile."""
         with no_waiting, self._lock:
             for block in blocks:
                 slot = self._planner.residency.slot(block)
@@ -214,13 +216,14 @@ class Bridge:
             return dict(self._request(blocks, threading.get_ident()))
 
     def acquire_present(self, blocks: Sequence[BlockId]) -> dict[BlockId, Slot]:
-        """Lease those of ``blocks`` that are in memory now for the calling thread; reads nothing, waits for nobody."""
+        """Lease those of ``blocks`` that are in memory now for the calling thread. Reads nothing, waits for nothing."""
         with no_waiting, self._lock:
             here = [block for block in blocks if self._planner.residency.slot(block) is not None]
             return dict(self._request(here, threading.get_ident())) if here else {}
 
     def resize(self, limits: Mapping[str, int]) -> None:
-        """Let the regions named use so many bytes. What is over goes as soon as nobody computes on it."""
+        """Let each named region use ``limits`` bytes. Blocks beyond that leave as soon as no thread computes on
+        them."""
         self._post(Resize(limits))
 
     def begin(self) -> None:
@@ -230,11 +233,11 @@ class Bridge:
             recorder.forward()
 
     def end(self) -> None:
-        """The calling thread leaves the model's forward, in whatever way; its leases go."""
+        """The calling thread leaves the model's forward, also by an error. Its leases are given back."""
         me = threading.get_ident()
         with no_waiting, self._lock:
             for ticket, (stream, _) in tuple(self._open.items()):
-                if stream == me:  # its leases live on in a traceback; they have nothing to give back any more
+                if stream == me:  # leases that live on in a traceback have nothing to give back any more
                     self._open.pop(ticket, None)
             if self._closed is None:
                 self._post(End(me))
@@ -258,17 +261,18 @@ class Bridge:
         return self._stall_seconds
 
     def check_integrity(self) -> None:
+        """Raise AssertionError unless the planner's accounts add up; see Planner.check_integrity."""
         with no_waiting, self._lock:
             self._planner.check_integrity()
 
     def close(self) -> None:
-        """Refuse all who wait and let the reads in flight land, where ``may_wait``. Idempotent."""
+        """Refuse all requests that wait, and let the reads in flight land where ``may_wait``. Idempotent."""
         with no_waiting, self._lock:
             self._stop("this model was closed; load it again to use it")
         self._driver.close()
 
     def _landed(self, event: Event) -> None:
-        """A read came to its end; called on a thread of the flash."""
+        """A read has ended. Called on a reader's thread."""
         self._note_end(event)
         self._post(event)
 

@@ -2,8 +2,9 @@
 
 import queue
 from collections.abc import Iterator, Sequence
-from typing import Protocol, Self
+from typing import Protocol
 
+from ...kernels.closing import Closing
 from ...tiering.events import Grant, Refuse, Slot
 from ...tiering.units import BlockId
 
@@ -21,7 +22,7 @@ class Lender(Protocol):
         """Nothing more is taken for ``ticket``; ``withdraw`` cancels what it still waits for or did not take."""
 
 
-class Leases(Iterator[tuple[BlockId, Slot]]):
+class Leases(Closing, Iterator[tuple[BlockId, Slot]]):
     """The leases of one request, taken as they arrive, those already resident first.
 
     Iterating waits for the next one. It raises the error of its read, or Closed. ``close`` before the end, or the
@@ -74,12 +75,6 @@ class Leases(Iterator[tuple[BlockId, Slot]]):
             self._open = False
             left, self.left = self.left, 0
             self._lender.forget(self.ticket, self.inbox, withdraw=left > 0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if self._open:

@@ -1,4 +1,4 @@
-"""How finely experts are computed: which planes are used, and a count of it."""
+"""Counts the bit planes that experts are computed with."""
 
 import threading
 from collections import Counter
@@ -12,11 +12,11 @@ class PlaneCounts:
         self._counts = Counter[int]()
 
     def add(self, planes: list[int]) -> None:
-        """Experts are computed with so many planes each."""
+        """Experts are computed: one for each number of ``planes``."""
         with self._lock:
             self._counts.update(planes)
 
     def counts(self) -> dict[int, int]:
-        """By number of planes, ascending."""
+        """How often, by number of planes, ascending."""
         with self._lock:
             return dict(sorted(self._counts.items()))

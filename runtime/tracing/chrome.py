@@ -1,8 +1,8 @@
 """Turns notes into a trace in Chrome's Trace Event Format (pure), which Perfetto and chrome://tracing show.
 
-Groups of rows: "compute", one row per thread, on which the model's forward, its layers and stalls are nested; "flash",
-one row per read in flight, so that reads at the same time lie on different rows, and the counters; "KV", the same for
-reads of KV pages, if there are any; and "device", copies to a device, one after the other.
+It has four groups of rows. "compute" has one row per thread, on which the model's forward, its layers and stalls are
+nested. "flash" has one row per read in flight, and the counters. "KV" has the same for reads of KV pages. "device" has
+the copies to a device, one after the other.
 """
 
 import heapq
@@ -41,8 +41,8 @@ _Event = dict[str, Any]
 def document(notes: Iterable[Note], *, since: float, until: float, files: Sequence[str], full: bool) -> Iterator[str]:
     """The JSON text of the trace from ``since`` to ``until``, piece by piece.
 
-    ``notes`` are in order of time; ``files`` are the names of the data files by number; ``full`` says that the recorder
-    could not take more notes.
+    ``notes`` are in order of time. ``files`` are the names of the data files by number. ``full``: the recorder could
+    not take more notes.
     """
     other = {"producer": "penstock"}
     if full:
@@ -82,13 +82,13 @@ def events(notes: Iterable[Note], *, since: float, until: float, files: Sequence
 
 
 def label(block: BlockId) -> str:
-    """``block`` for people."""
+    """The name of ``block`` in a trace."""
     name = block.module or "small weights"
     return f"{name} {block.part}" if block.kind == "expert" else name
 
 
 def labels(blocks: Sequence[BlockId]) -> str:
-    """Several blocks for people: parts of the same module together."""
+    """The name of several blocks in a trace: parts of the same module are listed together."""
     parts: dict[tuple[str, str], list[int]] = {}
     for block in blocks:
         parts.setdefault((block.kind, block.module or "small weights"), []).append(block.part)
@@ -99,7 +99,7 @@ def labels(blocks: Sequence[BlockId]) -> str:
 
 
 class _Clock:
-    """Whole nanoseconds after ``since``: what nests in seconds still nests when it is rounded."""
+    """Whole nanoseconds after ``since``: spans that nest in seconds still nest when they are rounded."""
 
     def __init__(self, since: float) -> None:
         self._since = since
@@ -137,8 +137,8 @@ class _Thread:
 
 
 class _Compute:
-    """Pairs what each thread entered and left. An interrupted thread leaves without saying so: its next forward, or the
-    module around it, ends what is still open."""
+    """Pairs the modules that each thread entered and left. An interrupted thread leaves without a note: its next
+    forward, or the module around it, ends the spans that are still open."""
 
     def __init__(self, clock: _Clock) -> None:
         self._clock = clock
@@ -197,7 +197,7 @@ class _Compute:
 
 
 class _Rows:
-    """The rows of a ``group`` of reads: each gets the lowest that is free."""
+    """The rows of a ``group`` of reads: each read gets the lowest free row."""
 
     def __init__(self, group: int) -> None:
         self._group = group
@@ -205,7 +205,7 @@ class _Rows:
         self._rows = 0
 
     def take(self) -> Generator[_Event, None, int]:
-        """A read begins: what introduces its row, if that is new; returns its number."""
+        """A read begins. Yields the name of its row, if that is new, and returns its number."""
         if not self._free:
             self._rows += 1
             self._free.append(self._rows)

@@ -26,7 +26,7 @@ class Enter(NamedTuple):
 
 
 class Leave(NamedTuple):
-    """A thread leaves what it entered as ``name``; FORWARD for the model's forward."""
+    """A thread leaves the module ``name``; FORWARD for the model's forward."""
 
     at: float
     thread: int
@@ -34,7 +34,7 @@ class Leave(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The model's forward that a thread is in was given ``given`` tokens."""
+    """The forward that a thread is in has ``given`` tokens."""
 
     at: float
     thread: int

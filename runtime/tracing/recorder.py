@@ -1,4 +1,4 @@
-"""What happens while a trace is recorded: short notes by compute threads and the bridge, in bounded memory.
+"""Takes notes for a trace, from compute threads and bridges, in bounded memory.
 
 ``runtime/tracing/chrome.py`` makes a trace of them. All times are ``time.monotonic()``, in seconds.
 """
@@ -30,7 +30,7 @@ LIMIT = 250_000
 
 
 class Recorder:
-    """Takes notes from any thread, at most ``limit``; what comes later is left out."""
+    """Takes notes from any thread, at most ``limit``. Later notes are dropped."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.since = time.monotonic()
@@ -56,21 +56,24 @@ class Recorder:
         self._keep(Tokens(time.monotonic(), threading.get_ident(), count))
 
     def stall(self, since: float, until: float, block: BlockId | None) -> None:
-        """The calling thread waited for ``block``, or in vain."""
+        """The calling thread waited for ``block``; None if it was refused."""
         self._keep(Stall(until, threading.get_ident(), since, block))
 
     def started(self, read: Read) -> None:
+        """``read`` is handed to the driver."""
         self._keep(ReadStarted(time.monotonic(), read))
 
     def landed(self, event: Event) -> None:
-        """``event`` is the end of a read."""
+        """``event``, the end of a read."""
         if isinstance(event, ReadDone | ReadFailed):
             self._keep(ReadLanded(time.monotonic(), event.read, isinstance(event, ReadFailed)))
 
     def kv_started(self, read: int, pages: int, size: int) -> None:
+        """Read number ``read`` of ``pages`` KV pages, ``size`` bytes, is handed to the drive."""
         self._keep(KVStarted(time.monotonic(), read, pages, size))
 
     def kv_landed(self, read: int, failed: bool) -> None:
+        """KV read number ``read`` has ended, or has ``failed``."""
         self._keep(KVLanded(time.monotonic(), read, failed))
 
     def kv_stall(self, since: float, until: float) -> None:
@@ -82,11 +85,12 @@ class Recorder:
         self._keep(BlockCopied(until, since, block, size, failed))
 
     def sample(self, counters: Counters) -> None:
+        """Note the hits and misses in ``counters``."""
         hits, misses = counters.expert_hits + counters.dense_hits, counters.expert_misses + counters.dense_misses
         self._keep(Sample(time.monotonic(), hits, misses))
 
     def take(self) -> list[Note]:
-        """All notes until now, which are then forgotten here, in order of time; those of a thread in its own order."""
+        """All notes until now, in order of time, and those of each thread in its own order. They are forgotten here."""
         notes, self._notes = self._notes, []
         return sorted(notes, key=lambda note: note.at)
 

@@ -1,4 +1,4 @@
-"""The file that a trace goes to: tried out before anything is recorded, replaced in one step at the end."""
+"""The file of a trace: tried out before anything is recorded, replaced in one step at the end."""
 
 import os
 import tempfile
@@ -11,9 +11,9 @@ from ...tiering.errors import TraceError
 
 
 def destination(path: str | Path) -> Path:
-    """The file that ``path`` names, links followed. Its folder, and the file if it is there, stay as they are.
+    """The file that ``path`` names, after links. Its folder, and the file if it is there, are left as they are.
 
-    Raises TraceError when a trace could not be written there.
+    Raises TraceError if a trace could not be written there.
     """
     with _translated(path):
         found = Path(path).expanduser().resolve()

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
-from tests.runtime.loading.test_exact import logits
+from tests.support.logits import logits
 
 
 def least(folder: Path, store: Path, **options: Any) -> int:

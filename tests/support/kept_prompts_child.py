@@ -26,7 +26,7 @@ def work(model: object, cold: list[list[torch.Tensor]], folder: Path, number: in
             which = chance.randrange(len(PROMPTS))
             prompt, cache = PROMPTS[which], fresh(model)
             restored += prefixes.restore(prompt, cache)
-            prefixes.prefilled(1, 10.0)
+            prefixes.note_prefill(1, 10.0)
             warm = continued(model, prompt, cache, steps=2)
             assert all(map(torch.equal, warm, cold[which])), "other bits than the cold run"
             prefixes.offer(prompt, cache)

@@ -9,10 +9,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 import penstock
+from penstock.runtime.kv.cache.cache import PagedCache
 from penstock.runtime.kv.cache.tier import KVTier
 from penstock.runtime.kv.pages.pool import PagePool
 from penstock.runtime.kv.selectors.budgets import Budgets
 from penstock.runtime.kv.selectors.certified import Certificates
+from penstock.tiering.errors import PenstockError
 
 TOKENS = 16
 """Of a page."""
@@ -44,6 +46,15 @@ def certificates_of(model: PreTrainedModel) -> Certificates:
     assert selection is not None
     assert isinstance(selection.counters, Certificates)
     return selection.counters
+
+
+def has_lost_tokens(cache: PagedCache) -> bool:
+    """Whether a forward failed and could not be taken back: the cache refuses the next one."""
+    try:
+        cache.begin_forward(0)
+    except PenstockError:
+        return True
+    return False
 
 
 def settle(pool: PagePool) -> None:

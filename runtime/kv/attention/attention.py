@@ -15,27 +15,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....kernels.kv.blockwise import Sweeps
+from ....kernels.kv.blockwise import BlockwiseAttention
 from ....tiering.errors import ConfigError
-from ..views.masks import CausalMask, causal
+from ..views.masks import CausalMask, make_causal_mask
 from ..views.page_attention import PageAttention
 from ..views.paged_tensors import PagedTensor
 from ..views.sequence import SequencePages
 from ..views.softmax import Softmax
 from ..views.visible import Visible
 from .device_split import attend_split
-from .eager_check import eager_of, trusted
+from .eager_check import find_eager, matches_eager
 from .few_rows import attend
 
 FEW_ROWS = 16
-"""Rows of queries up to which scores of all tokens are kept."""
+"""The most queries for which the scores of all tokens are kept."""
 
 _weights_wanted: ContextVar[bool] = ContextVar("penstock_attention_weights", default=False)
 
 
 @contextlib.contextmanager
 def with_weights(wanted: bool) -> Iterator[None]:
-    """Whether attention gives its weights too, inside. Not all models tell their attention functions so."""
+    """Inside, attention returns its weights too, if ``wanted``. Not all models pass that on to their attention
+    function."""
     token = _weights_wanted.set(wanted)
     try:
         yield
@@ -53,10 +54,11 @@ def paged_attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention of ``query`` [B, Hq, R, D] to ``key`` and ``value`` [B, H, T, D], as eager functions have it:
-    [B, R, Hq, D], and the weights [B, Hq, R, T] in the query's dtype, if they are wanted. What no query looks at, as it
-    was dropped or passed over, has the weight 0."""
-    eager = eager_of(module)
+    """Attention of ``query`` [B, Hq, R, D] to ``key`` and ``value`` [B, H, T, D], as eager functions return it:
+    [B, R, Hq, D], and the weights [B, Hq, R, T] in the query's dtype, if they are wanted. Tokens that were dropped or
+    not selected have the weight 0. Raises ConfigError where a module needs tokens that were dropped, and what the pool
+    raises."""
+    eager = find_eager(module)
     if isinstance(attention_mask, CausalMask):
         attention_mask = None
     if scaling is None:
@@ -65,10 +67,10 @@ def paged_attention(
         layer = key.visible.layer
         if key.expansion is not None:
             layer.read_all_pages()
-        small = layer.selector is None and _eager_bytes(query, key, value) <= layer.staging
-        if not small and trusted(module, eager, query, key, value, scaling, options):
+        small = layer.selector is None and _count_eager_bytes(query, key, value) <= layer.staging
+        if not small and matches_eager(module, eager, query, key, value, scaling, options):
             weights = query.new_zeros(*query.shape[:3], key.shape[2]) if _weights_wanted.get() else None
-            out = torch.stack([*_in_pages(query, key, attention_mask, Softmax.of(scaling, options), weights)])
+            out = torch.stack([*_attend_to_pages(query, key, attention_mask, Softmax.of(scaling, options), weights)])
             return out.transpose(1, 2).contiguous(), weights
         if layer.selector is not None and layer.selector.drops:
             raise ConfigError(
@@ -76,18 +78,18 @@ def paged_attention(
                 'attention = "exact"'
             )
         key, value = key.visible.gather(key.expansion)
-    mask = _additive(attention_mask, query, key)
+    mask = _make_additive(attention_mask, query, key)
     return eager(module, query, key, value, mask, scaling=scaling, dropout=dropout, **options)
 
 
-def _in_pages(
+def _attend_to_pages(
     query: torch.Tensor,
     key: PagedTensor,
     mask: torch.Tensor | None,
     softmax: Softmax,
     weights: torch.Tensor | None,
 ) -> Iterator[torch.Tensor]:
-    """For each sequence, [Hq, R, D]; ``weights`` [B, Hq, R, T], zeros, are filled."""
+    """Yield [Hq, R, D] for each sequence; ``weights`` [B, Hq, R, T], zeros, are filled."""
     visible, layer = key.visible, key.visible.layer
     few = visible.new is None and key.expansion is None and query.shape[2] <= FEW_ROWS
     masks = [
@@ -95,7 +97,7 @@ def _in_pages(
         for number in range(len(visible.sequences))
     ]
     if few:
-        written = [_additive(None if here is None else here[None], query, key) for here in masks]
+        written = [_make_additive(None if here is None else here[None], query, key) for here in masks]
         biases = [None if bias is None else bias[0] for bias in written]
         if (device_pages := layer.access.device_pages) is not None:
             yield from attend_split(visible, device_pages, query, softmax, biases, weights)
@@ -108,10 +110,10 @@ def _in_pages(
             attention = PageAttention(layer.access, sequence, visible.start, visible.paged, own, softmax, bias)
             yield attend(layer, number, attention, kept)
         else:
-            yield _attend_in_pieces(visible, number, sequence, own, key, masks[number], softmax, kept)
+            yield _attend_many(visible, number, sequence, own, key, masks[number], softmax, kept)
 
 
-def _attend_in_pieces(
+def _attend_many(
     visible: Visible,
     number: int,
     sequence: SequencePages,
@@ -124,30 +126,34 @@ def _attend_in_pieces(
     selector = visible.layer.selector
     watched = 0 if selector is None else selector.count_watched(query.shape[1])
     masses = torch.zeros(visible.length, device=query.device) if watched else None
-    sweeps = Sweeps(query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks, watched=watched)
+    blockwise = BlockwiseAttention(
+        query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks, watched=watched
+    )
     first_query = visible.length - query.shape[1]
     alone = not visible.paged
-    for sweep in range(sweeps.first, 3):
-        for at, keys, values in _pieces(visible, number, sequence):
+    for sweep in range(blockwise.first, 3):
+        for at, keys, values in _read_pieces(visible, number, sequence):
             if key.expansion is not None:
                 keys, values = (x[0] for x in key.expansion(keys[None], values[None]))
             span = slice(at, at + keys.shape[1])
             part, counted, kept = (None if x is None else x[..., span] for x in (mask, masses, weights))
             offset = first_query - at
-            sweeps.look(sweep, keys, values, offset=offset, mask=part, alone=alone, masses=counted, weights=kept)
+            blockwise.add(sweep, keys, values, offset=offset, mask=part, alone=alone, masses=counted, weights=kept)
     if selector is not None:
         last = None if mask is None else mask[0, -1].cpu()
         selector.on_prefill(visible.layer, number, query.shape[1], None if masses is None else masses.cpu(), last)
-    return sweeps.result()
+    return blockwise.finish()
 
 
-def _pieces(visible: Visible, number: int, sequence: SequencePages) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Keys and values [H, n, D] of what is visible of sequence ``number``, a stretch of pages at a time, what is new as
-    a whole, each with the number of its first visible token."""
+def _read_pieces(
+    visible: Visible, number: int, sequence: SequencePages
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield keys and values [H, n, D] of the visible tokens of sequence ``number``, some pages at a time, and the new
+    tokens as a whole, each with the number of its first token."""
     access, tokens = visible.layer.access, visible.layer.access.tokens
     each = sum(shape.heads * shape.dim * shape.dtype.itemsize for shape in access.shapes)
     room = max(tokens, visible.layer.staging // 4 // each // tokens * tokens)
-    for start, end in access.kept_spans(sequence, visible.start, visible.start + visible.paged):
+    for start, end in access.find_kept_spans(sequence, visible.start, visible.start + visible.paged):
         while start < end:
             stop = min(end, (start + room) // tokens * tokens)
             keys, values = access.gather(sequence, start, stop - start)
@@ -157,8 +163,8 @@ def _pieces(visible: Visible, number: int, sequence: SequencePages) -> Iterator[
         yield visible.paged, visible.new[0][number], visible.new[1][number]
 
 
-def _eager_bytes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """Bytes that gathered keys and values take, with what eager attention makes of them."""
+def _count_eager_bytes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """Bytes that gathered keys and values take, with the tensors that eager attention makes of them."""
     batch, heads, rows, _ = query.shape
     tokens = key.shape[2]
     gathered = sum(x.shape[1] * x.shape[3] for x in (key, value)) * tokens * key.itemsize
@@ -167,9 +173,9 @@ def _eager_bytes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) ->
     return int(batch * (gathered + repeated + scores))
 
 
-def _additive(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-    """``mask``, as eager functions take it; for None, the causal one of the last tokens."""
+def _make_additive(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+    """``mask`` as eager functions take it; for None, the causal mask of the last tokens."""
     rows, tokens = query.shape[2], key.shape[2]
     if mask is not None:
         return mask[..., :tokens]
-    return None if rows == 1 else causal(rows, tokens, query.dtype, query.device)
+    return None if rows == 1 else make_causal_mask(rows, tokens, query.dtype, query.device)

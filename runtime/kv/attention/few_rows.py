@@ -19,7 +19,7 @@ def attend(
         attention.read_all()
     else:
         pages = selector.choose(attention, number)
-    probabilities = attention.softmax.probabilities(attention.scores(pages))
+    probabilities = attention.softmax.to_probabilities(attention.collect_scores(pages))
     if weights is not None:
         attention.spread(pages, probabilities, weights)
     if selector is not None:

@@ -63,7 +63,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         """Begin with empty sequences, as many as ``key_states`` and ``value_states`` [B, H, n, D] have, and with pages
         of their heads, dimensions and dtype."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.access.shapes = self.tier.shapes(key_states, value_states)
+        self.access.shapes = self.tier.choose_shapes(key_states, value_states)
         self._writer.begin(key_states.shape[0])
         self.is_initialized = True
         if self.siblings.index(self) in self.tier.exact:
@@ -188,7 +188,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     @property
     def counts_attention(self) -> bool:
         """Whether pages need an attention score, for their format."""
-        return self.tier.encoding.counts
+        return self.tier.encoding.counts_attention
 
     def read_all_pages(self) -> None:
         """Select by summaries no more: keys are made of what is cached (latents), of which summaries say nothing."""
@@ -314,7 +314,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         begin = self.length if first is None else first
         end = begin + count
         seen = max(begin, end - self.window + 1)
-        # A page begins at a multiple of its tokens: what lies before the first token in it is never looked at.
+        # A page begins at a multiple of its tokens: anything before the first token in it is never read.
         skip = seen % tokens
         self._before = self.sequences
         self._writer.begin(len(self._before), page=seen // tokens)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from ....kernels.kv.as_is import numbers_in
+from ....kernels.kv.as_is import view_elements
 from ....kernels.kv.base import KVFormat
 from ....tiering.errors import ConfigError
 from ....tiering.kv.pages import BlockTable, Page
 from ..views.page_access import PageAccess
 from ..views.sequence import SequencePages
-from .formats import AS_IS, Encoding, suits
+from .formats import AS_IS, Encoding, can_encode
 
 
 class PageWriter:
@@ -40,9 +40,9 @@ class PageWriter:
             filled = self.length % tokens
             some = min(tokens - filled, count - done)
             for number, sequence in enumerate(self.sequences):
-                for plane, (table, states) in enumerate(zip(sequence.tables, (keys, values), strict=True)):
-                    page = self._open_last(plane, table, fresh=not filled)
-                    numbers = numbers_in(self._pool.view(page), self._access.shapes[plane])
+                for side, (table, states) in enumerate(zip(sequence.tables, (keys, values), strict=True)):
+                    page = self._open_last(side, table, fresh=not filled)
+                    numbers = view_elements(self._pool.view(page), self._access.shapes[side])
                     numbers[:, filled : filled + some] = states[number, :, done : done + some]
             done += some
             self.length += some
@@ -56,10 +56,10 @@ class PageWriter:
         opened: list[tuple[BlockTable, Page]] = []
         try:  # what may fail comes first
             for sequence in self.sequences:
-                for plane, table in enumerate(sequence.tables):
+                for side, table in enumerate(sequence.tables):
                     at = whole - table.first
                     if rest and 0 <= at < len(table.pages) and table.pages[at].sealed:
-                        opened.append((table, self._open_copy(plane, table, at)))
+                        opened.append((table, self._open_copy(side, table, at)))
         except BaseException:
             pool.drop([page for _, page in opened])
             raise
@@ -124,17 +124,17 @@ class PageWriter:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _open_last(self, plane: int, table: BlockTable, *, fresh: bool) -> Page:
+    def _open_last(self, side: int, table: BlockTable, *, fresh: bool) -> Page:
         """The last page of ``table``: a new one if it is to be ``fresh``, and one that no other sequence has."""
         if fresh:
-            table.pages.append(self._new_page(plane, table, len(table.pages), AS_IS))
+            table.pages.append(self._new_page(side, table, len(table.pages), AS_IS))
         elif table.pages[-1].refs > 1:
-            page = self._new_page(plane, table, len(table.pages) - 1, AS_IS)
+            page = self._new_page(side, table, len(table.pages) - 1, AS_IS)
             self._pool.view(page).copy_(self._pool.view(table.pages[-1]))
             self._replace(table, len(table.pages) - 1, page)
         return table.pages[-1]
 
-    def _open_copy(self, plane: int, table: BlockTable, at: int) -> Page:
+    def _open_copy(self, side: int, table: BlockTable, at: int) -> Page:
         """A copy of the page number ``at`` of ``table`` that takes tokens again: a sealed page does not change."""
         pool, sealed = self._pool, table.pages[at]
         if sealed.is_gone:
@@ -142,11 +142,11 @@ class PageWriter:
                 "the tokens that this cache would end with were dropped; it can be cropped to recent ones "
                 'alone. Begin a new one, or take [kv] attention = "exact"'
             )
-        page = self._new_page(plane, table, at, AS_IS)  # not while a page is held: room for it may have to be made
+        page = self._new_page(side, table, at, AS_IS)  # not while a page is held: room for it may have to be made
         try:
             held = pool.hold([sealed]) or pool.fetch([sealed])
             try:
-                self._access.decode(plane, sealed, numbers_in(pool.view(page), self._access.shapes[plane]))
+                self._access.decode(side, sealed, view_elements(pool.view(page), self._access.shapes[side]))
             finally:
                 pool.release(held)
         except BaseException:
@@ -154,9 +154,9 @@ class PageWriter:
             raise
         return page
 
-    def _new_page(self, plane: int, table: BlockTable, at: int, format: KVFormat, score: float = 0.0) -> Page:
-        shape = self._access.shapes[plane]
-        size = format.value_bytes(shape) if plane else format.key_bytes(shape)
+    def _new_page(self, side: int, table: BlockTable, at: int, format: KVFormat, score: float = 0.0) -> Page:
+        shape = self._access.shapes[side]
+        size = format.value_bytes(shape) if side else format.key_bytes(shape)
         return self._pool.new(table, table.first + at, size, format, score=score)
 
     def _replace(self, table: BlockTable, at: int, page: Page) -> None:
@@ -169,17 +169,17 @@ class PageWriter:
         about to be added."""
         pool, tokens, shapes = self._pool, self._access.tokens, self._access.shapes
         keys, values = sequence.tables
-        leaving = self._encoding.leaving(keys.pages, keys.first, self.length, tokens)
-        for at, format in zip(leaving, self._encoding.formats(keys, leaving, self.length, tokens), strict=True):
+        leaving = self._encoding.find_leaving(keys.pages, keys.first, self.length, tokens)
+        for at, format in zip(leaving, self._encoding.choose_formats(keys, leaving, self.length, tokens), strict=True):
             numbers = [
-                numbers_in(pool.view(table.pages[at]), shape)
+                view_elements(pool.view(table.pages[at]), shape)
                 for table, shape in zip(sequence.tables, shapes, strict=True)
             ]
-            if format is not AS_IS and suits(format, *numbers):
-                for plane, table in enumerate(sequence.tables):
-                    page = self._new_page(plane, table, at, format, score=table.pages[at].attention_score)
-                    encode = format.encode_values if plane else format.encode_keys
-                    encode(numbers[plane], pool.view(page))
+            if format is not AS_IS and can_encode(format, *numbers):
+                for side, table in enumerate(sequence.tables):
+                    page = self._new_page(side, table, at, format, score=table.pages[at].attention_score)
+                    encode = format.encode_values if side else format.encode_keys
+                    encode(numbers[side], pool.view(page))
                     self._replace(table, at, page)
             pool.seal(keys.pages[at])
             pool.seal(values.pages[at])

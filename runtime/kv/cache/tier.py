@@ -1,4 +1,4 @@
-"""What the KV caches of one loaded model share: pages, formats, how attention is computed."""
+"""The KV tier: what the caches of one loaded model share, pages, formats, the selection of pages."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,25 +11,25 @@ from ..pages.device_pages import UpperTier
 from ..pages.pool import PagePool
 from ..views.device_access import DevicePageAccess
 from ..views.page_access import PageAccess
-from ..views.selector import PageSelector, Selection, SelectionStats
+from ..views.selector import PageSelection, PageSelector, SelectionStats
 from .formats import Encoding
 
 LARGE = 256 * KiB
-"""Bytes of a plane below which a page takes more tokens: every page costs some time of the interpreter."""
+"""Bytes of a page below which it takes more tokens: every page costs some time of the interpreter."""
 OPEN = 1 / 4
-"""Share of the memory that the newest pages of all layers, which cannot leave it, may take for one sequence."""
+"""The share of the memory that the newest pages of all layers of one sequence may take: they cannot leave it."""
 MOST_TOKENS, LEAST_TOKENS = 512, 16
 
 
 @dataclass(slots=True)
 class KVTier:
     """``pool`` is shared by caches. ``staging`` bytes may be taken for a layer's keys and values as transformers wants
-    them, one behind the other, with what its own attention makes of them."""
+    them, in one piece, with the tensors that eager attention makes of them."""
 
     pool: PagePool
     staging: int
     layers: int = 1
-    """Of the model, about."""
+    """Layers of the model, about."""
     positions: int | None = None
     """Tokens that a context may have; None: not known."""
     page_tokens: int | None = None
@@ -37,7 +37,7 @@ class KVTier:
     encoding: Encoding = field(default_factory=Encoding)
     device_pages: UpperTier | None = None
     """Pages on the device that the model computes on; None: the CPU computes."""
-    selection: Selection | None = None
+    selection: PageSelection | None = None
     """How attention selects pages; None: it reads all."""
     exact: set[int] = field(default_factory=set)
     """Layers of a cache that read all pages although they have a ``selection``: they cache latents, not keys."""
@@ -57,13 +57,13 @@ class KVTier:
         return SelectionStats() if self.selection is None else self.selection.counters.stats(len(self.exact))
 
     def close(self) -> None:
-        """Let what is under way end, give the memory back; all pages are gone. Idempotent."""
+        """Wait for reads, writes and copies under way, and give the memory back; all pages are gone. Idempotent."""
         if self.device_pages is not None:
             self.device_pages.close()
         self.pool.close()
 
-    def shapes(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[PageShape, PageShape]:
-        """Of pages for ``keys`` and ``values`` [.., H, n, D]."""
+    def choose_shapes(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[PageShape, PageShape]:
+        """The shapes of a page of keys and of a page of values, for ``keys`` and ``values`` [.., H, n, D]."""
         tokens = self.page_tokens or self._tokens(*(x.shape[-3] * x.shape[-1] * x.itemsize for x in (keys, values)))
         key, value = (PageShape(x.shape[-3], tokens, x.shape[-1], x.dtype) for x in (keys, values))
         return key, value

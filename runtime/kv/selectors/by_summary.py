@@ -58,7 +58,7 @@ class SummarySelector:
     ) -> None:
         """Give ``pages`` an attention score, so that they stay in memory rather than others."""
         self._weight *= _FADE
-        scores = [mass * self._weight for mass in attention.masses(pages, probabilities)]
+        scores = [mass * self._weight for mass in attention.sum_by_page(pages, probabilities)]
         for table in attention.sequence.tables:
             attention.access.pool.score([table.pages[page] for page in pages], scores)
 
@@ -83,7 +83,7 @@ class SummarySelector:
             except ValueError:  # there is no code for heads of this size: all pages are read
                 return
             sequence.summaries = PageSummaries(layer.access.pool, kind, page_bytes)
-        for _, run in layer.access.held_runs(sequence.keys, full, in_order=True):
+        for _, run in layer.access.hold_runs(sequence.keys, full, in_order=True):
             for start in range(0, len(run), _BATCH):
                 some = run[start : start + _BATCH]
                 keys = torch.empty(len(some), shape.heads, shape.tokens, shape.dim, dtype=shape.dtype)

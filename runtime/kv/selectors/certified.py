@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ....kernels.kv.certify import Masses, masses_of
+from ....kernels.kv.certify import PageMasses, new_page_masses
 from ....kernels.kv.summaries.base import Summary
 from ....tiering.kv.selection.certificate import Certificate, Run, Selection, select
 from ..views.page_attention import PageAttention
@@ -67,7 +67,7 @@ class CertifiedSelector(SummarySelector):
             attention.read_all()
             return range(attention.count)
         last = self._last.get(number)
-        masses = masses_of(self._bounds(attention, summaries))
+        masses = new_page_masses(self._bounds(attention, summaries))
         sure = self._always(attention, summaries.count)
         self._read(attention, masses, sure)
         if attention.softmax.sinks is not None:
@@ -87,7 +87,7 @@ class CertifiedSelector(SummarySelector):
     def _always(self, attention: PageAttention, summarised: int) -> list[int]:
         """Pages that are read in any case: those without a summary, and those with hidden tokens, of which summaries
         know nothing."""
-        hidden = attention.hidden_pages()
+        hidden = attention.find_hidden_pages()
         return [*(page for page in hidden if page < summarised), *range(summarised, attention.count)]
 
     def _again(self, attention: PageAttention, last: LastSelection | None) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ class CertifiedSelector(SummarySelector):
         cosines = torch.nn.functional.cosine_similarity(last.query.float(), attention.query.float(), dim=-1)
         return Selection(last.values).reused(cosines.flatten().tolist())
 
-    def _select(self, attention: PageAttention, masses: Masses, again: Iterable[int]) -> Certificate:
+    def _select(self, attention: PageAttention, masses: PageMasses, again: Iterable[int]) -> Certificate:
         """Read keys until the certificate holds."""
         longest = max(1, attention.access.pool.most // attention.sequence.keys.pages[0].size)
         steps = select(masses, epsilon=self._all.epsilon, gap=GAP, longest=longest, at_first=again)
@@ -111,7 +111,7 @@ class CertifiedSelector(SummarySelector):
             self._read_ahead(attention, pages)
             self._read(attention, masses, pages)
 
-    def _read(self, attention: PageAttention, masses: Masses, pages: Sequence[int]) -> None:
+    def _read(self, attention: PageAttention, masses: PageMasses, pages: Sequence[int]) -> None:
         attention.read(pages)
         if pages:
-            masses.add(pages, attention.log_masses(pages))
+            masses.add(pages, attention.collect_log_masses(pages))

@@ -79,7 +79,7 @@ class DroppingSelector:
     ) -> None:
         """Score ``pages`` and drop those beyond the budget."""
         if self._keeping.scored == "all":
-            self._count(layer, attention.sequence, pages, attention.masses(pages, probabilities))
+            self._count(layer, attention.sequence, pages, attention.sum_by_page(pages, probabilities))
         self._drop_padding(layer, number, attention.last_bias)
         self._settle(layer, number)
 

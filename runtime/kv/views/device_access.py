@@ -34,7 +34,7 @@ class DevicePageAccess(PageAccess):
         pairs = device.look(pages)
         try:
             parts = [*self._parts(sequence, start, start + count, pages, {pair.keys: pair for pair in pairs})]
-            keys, values = (torch.cat([part[plane] for part in parts], 1) for plane in (0, 1))
+            keys, values = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
         finally:
             device.looked(pairs)
         return keys, values
@@ -44,7 +44,7 @@ class DevicePageAccess(PageAccess):
     ) -> Iterator[Plane]:
         for on_device, group in groupby(pages, key=copies.__contains__):
             some = [*group]
-            spans = [span_of(page, self.tokens, start, end) for page in some]
+            spans = [clip_span(page, self.tokens, start, end) for page in some]
             if not on_device:
                 first = spans[0][0]
                 yield self._device.up(*self.copy(sequence, first, spans[-1][1] - first))
@@ -52,13 +52,13 @@ class DevicePageAccess(PageAccess):
             for page, (first, last) in zip(some, spans, strict=True):
                 own = page.index * self.tokens
                 keys, values = (
-                    self._device.numbers(copies[page], plane, shape)[:, first - own : last - own]
-                    for plane, shape in enumerate(self.shapes)
+                    self._device.numbers(copies[page], side, shape)[:, first - own : last - own]
+                    for side, shape in enumerate(self.shapes)
                 )
                 yield keys, values
 
 
-def span_of(page: Page, tokens: int, start: int, end: int) -> tuple[int, int]:
+def clip_span(page: Page, tokens: int, start: int, end: int) -> tuple[int, int]:
     """The tokens from number ``start`` to ``end`` that are in ``page``, of ``tokens`` tokens: where they begin and
     end."""
     return max(start, page.index * tokens), min(end, (page.index + 1) * tokens)

@@ -33,7 +33,7 @@ class PageAccess:
 
     # --- pages in use -------------------------------------------------------------------------------------------------
 
-    def held_runs(
+    def hold_runs(
         self, table: BlockTable, numbers: Sequence[int], *, in_order: bool = False, read_on: bool = True
     ) -> Iterator[tuple[int, list[Page]]]:
         """Yield the pages of ``table`` with these ``numbers``, ascending, in runs of neighbours that are held until the
@@ -43,7 +43,7 @@ class PageAccess:
         pages = [table.pages[number] for number in numbers]
         here = pool.hold(pages)
         held = set(here)
-        found = [*runs_of(numbers, pages, held, pool.most)]
+        found = [*divide_runs(numbers, pages, held, pool.most)]
         if not in_order:
             found.sort(key=lambda run: run[1][0] not in held)
         try:
@@ -61,7 +61,7 @@ class PageAccess:
         finally:
             pool.release(here)
 
-    def held_batches(self, table: BlockTable, numbers: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
+    def hold_batches(self, table: BlockTable, numbers: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
         """Yield the pages of ``table`` with these ``numbers``, in this order, as many at a time as can be held, in one
         format; each time with the place of the first of them among ``numbers``."""
         pool = self.pool
@@ -87,7 +87,7 @@ class PageAccess:
 
     # --- their tokens -------------------------------------------------------------------------------------------------
 
-    def kept_spans(self, sequence: SequencePages, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def find_kept_spans(self, sequence: SequencePages, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Of the tokens from number ``start`` to ``end``, the spans that were not dropped: where each begins and
         ends."""
         tokens, first = self.tokens, sequence.keys.first
@@ -97,11 +97,11 @@ class PageAccess:
             if not is_gone:
                 yield max(start, span[0].index * tokens), min(end, (span[-1].index + 1) * tokens)
 
-    def decode(self, plane: int, page: Page, out: torch.Tensor) -> None:
-        """Decode ``page``, which is held and has keys (``plane`` 0) or values (1), into ``out`` [H, P, D]."""
+    def decode(self, side: int, page: Page, out: torch.Tensor) -> None:
+        """Decode ``page``, which is held and has keys (``side`` 0) or values (1), into ``out`` [H, P, D]."""
         format: Any = page.format
         bytes_ = self.pool.view(page)
-        (format.decode_values if plane else format.decode_keys)(bytes_, self.shapes[plane], out)
+        (format.decode_values if side else format.decode_keys)(bytes_, self.shapes[side], out)
 
     def copy(self, sequence: SequencePages, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of ``count`` tokens from number ``start`` on, in host memory, [H, count, D] each. Raises
@@ -109,24 +109,24 @@ class PageAccess:
         return self.copy_plane(sequence, 0, start, count), self.copy_plane(sequence, 1, start, count)
 
     def copy_plane(
-        self, sequence: SequencePages, plane: int, start: int, count: int, *, read_on: bool = True
+        self, sequence: SequencePages, side: int, start: int, count: int, *, read_on: bool = True
     ) -> torch.Tensor:
-        """As ``copy``, keys (``plane`` 0) or values (1) alone; ``read_on`` as in ``held_runs``."""
-        if [*self.kept_spans(sequence, start, start + count)] != ([(start, start + count)] if count else []):
+        """As ``copy``, keys (``side`` 0) or values (1) alone; ``read_on`` as in ``hold_runs``."""
+        if [*self.find_kept_spans(sequence, start, start + count)] != ([(start, start + count)] if count else []):
             raise ConfigError(
                 "keys and values of this context were dropped, and something asked for all of them; this cache, or "
                 'this model, needs [kv] attention = "exact"'
             )
-        table, shape = sequence.tables[plane], self.shapes[plane]
+        table, shape = sequence.tables[side], self.shapes[side]
         tokens = shape.tokens
         origin = start // tokens  # number of the first page
         pages = -(-(start + count) // tokens) - origin if count else 0
         whole = torch.empty(shape.heads, pages * tokens, shape.dim, dtype=shape.dtype)
         first = origin - table.first
-        for at, run in self.held_runs(table, range(first, first + pages), read_on=read_on):
+        for at, run in self.hold_runs(table, range(first, first + pages), read_on=read_on):
             for offset, page in enumerate(run):
                 to = (at - first + offset) * tokens
-                self.decode(plane, page, whole[:, to : to + tokens])
+                self.decode(side, page, whole[:, to : to + tokens])
         skip = start - origin * tokens
         return whole[:, skip : skip + count].contiguous()
 
@@ -135,7 +135,7 @@ class PageAccess:
         return self.copy(sequence, start, count)
 
 
-def runs_of(
+def divide_runs(
     numbers: Sequence[int], pages: Sequence[Page], held: set[Page], most: int
 ) -> Iterator[tuple[int, list[Page]]]:
     """Divide ``pages``, with these ``numbers``, into runs of neighbours in one format, each with the number of its

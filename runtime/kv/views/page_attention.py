@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ....kernels.kv.certify import page_masses
+from ....kernels.kv.certify import sum_page_masses
 from ....tiering.kv.pages import BlockTable, Page
 from .page_access import PageAccess
 from .sequence import SequencePages
@@ -40,19 +40,19 @@ class PageAttention:
         self.skip = start % tokens
         """Tokens of the first page that are not visible."""
         self.end = self.skip + count
-        """Where the last visible token ends, counted from the first page's beginning."""
+        """Tokens from the first page's beginning to the last visible token."""
         self.count = -(-self.end // tokens)
         """Pages."""
         self.tokens = tokens
         self._bias = bias
         self._raw = torch.empty(0)
-        self._whole = False  # all pages were read, and are in _raw in their order
+        self._whole = False  # the scores of all pages are in _raw, in their order
         self._in_order = False  # pages are read in the order of their tokens, not as a selector asks for them
-        self._place: dict[int, int] = {}  # otherwise: of each page that was read, among the pages in _raw
+        self._place: dict[int, int] = {}  # otherwise: the place in _raw of each page that was read
 
     @property
     def last_bias(self) -> torch.Tensor | None:
-        """What is added to the scores of the last query, [T]; None if it sees all tokens."""
+        """The bias of the last query, [T]; None if it sees all tokens."""
         return None if self._bias is None else self._bias[0, -1]
 
     def read_all(self) -> None:
@@ -63,7 +63,7 @@ class PageAttention:
 
     @property
     def keys(self) -> list[Page]:
-        """All pages, those of keys."""
+        """All pages of keys."""
         return self.sequence.keys.pages[self._first : self._first + self.count]
 
     def read_here(self, pages: Sequence[int]) -> None:
@@ -75,26 +75,26 @@ class PageAttention:
     def _read(self, pages: Sequence[int]) -> None:
         self._in_order = True
         address, shape = self.access.pool.address, self.access.shapes[0]
-        for at, run in self.access.held_runs(self.sequence.keys, [self._first + page for page in pages]):
+        for at, run in self.access.hold_runs(self.sequence.keys, [self._first + page for page in pages]):
             format: Any = run[0].format
             place = self._column(at) * self.tokens
             format.scores(self.query, [*map(address, run)], shape, self.softmax.scaling, self._raw, place)
 
     def read(self, pages: Sequence[int]) -> None:
-        """Compute the scores of ``pages`` besides those that were read."""
+        """Compute the scores of ``pages`` too, besides those that were read before."""
         if not self._place:
             self._raw = torch.empty(*self.query.shape[:2], self.count * self.tokens, dtype=torch.float32)
         address, shape = self.access.pool.address, self.access.shapes[0]
         before = len(self._place)
-        for at, run in self.access.held_batches(self.sequence.keys, [self._first + page for page in pages]):
+        for at, run in self.access.hold_batches(self.sequence.keys, [self._first + page for page in pages]):
             format: Any = run[0].format
             place = (before + at) * self.tokens
             format.scores(self.query, [*map(address, run)], shape, self.softmax.scaling, self._raw, place)
         self._place.update({page: before + at for at, page in enumerate(pages)})
 
-    def scores(self, pages: Sequence[int]) -> torch.Tensor:
-        """Of the visible tokens of ``pages``, ascending and read: [Hq, R, n], in the query's dtype, as eager attention
-        has them before the softmax."""
+    def collect_scores(self, pages: Sequence[int]) -> torch.Tensor:
+        """The scores of the visible tokens of ``pages``, ascending and read: [Hq, R, n], in the query's dtype, as eager
+        attention has them before the softmax."""
         if self._whole:
             raw, bias = self._raw[..., self.skip :], self._bias
         else:
@@ -102,18 +102,18 @@ class PageAttention:
             raw = self._paged_raw(pages).flatten(-2)
             raw = raw[..., before : raw.shape[-1] - after]
             bias = None if self._bias is None else self._bias[..., self._tokens_of(pages)]
-        scores = self.softmax.capped(raw.to(self.query.dtype))
+        scores = self.softmax.cap(raw.to(self.query.dtype))
         return scores if bias is None else scores + bias
 
-    def log_masses(self, pages: Sequence[int]) -> torch.Tensor:
+    def collect_log_masses(self, pages: Sequence[int]) -> torch.Tensor:
         """The logarithms of the sums of exp(score) of ``pages``, ascending and read: float32 [Hq, R, len(pages)]."""
-        scores, skip = self.scores(pages), self.skip * (pages[0] == 0)
-        return page_masses(
+        scores, skip = self.collect_scores(pages), self.skip * (pages[0] == 0)
+        return sum_page_masses(
             functional.pad(scores.float(), (skip, 0), value=-torch.inf) if skip else scores.float(), self.tokens
         )
 
-    def hidden_pages(self) -> list[int]:
-        """Pages with tokens to which the bias makes a difference."""
+    def find_hidden_pages(self) -> list[int]:
+        """The pages with tokens whose bias is not 0."""
         if self._bias is None:
             return []
         changed = (self._bias != 0).flatten(0, -2).any(0)
@@ -121,8 +121,9 @@ class PageAttention:
         found: list[int] = padded.view(-1, self.tokens).any(-1).nonzero().flatten().tolist()
         return found
 
-    def masses(self, pages: Sequence[int], probabilities: torch.Tensor) -> list[float]:
-        """What each of ``pages``, ascending, got of ``probabilities`` [Hq, R, n], summed over rows and heads."""
+    def sum_by_page(self, pages: Sequence[int], probabilities: torch.Tensor) -> list[float]:
+        """The sum of ``probabilities`` [Hq, R, n] over the tokens of each of ``pages``, ascending, over rows and
+        heads."""
         skip = self.skip if pages and pages[0] == 0 else 0
         share = functional.pad(probabilities.float().sum((0, 1)), (skip, 0))
         share = functional.pad(share, (0, -len(share) % self.tokens))
@@ -131,7 +132,7 @@ class PageAttention:
 
     def count_attention(self, probabilities: torch.Tensor) -> None:
         """Add what each page got of ``probabilities`` [Hq, R, T] to its attention score."""
-        self.access.pool.score(self.keys, self.masses(range(self.count), probabilities))
+        self.access.pool.score(self.keys, self.sum_by_page(range(self.count), probabilities))
 
     def spread(self, pages: Sequence[int], probabilities: torch.Tensor, weights: torch.Tensor) -> None:
         """Put the ``probabilities`` [Hq, R, n] of the visible tokens of ``pages``, ascending and read, where they
@@ -143,10 +144,10 @@ class PageAttention:
 
     def weigh(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
         """[Hq, R, Dv]: values of ``pages``, ascending, times ``probabilities`` [Hq, R, n] of their visible tokens."""
-        return self.weighed(pages, probabilities).to(self.query.dtype)
+        return self.weigh_wide(pages, probabilities).to(self.query.dtype)
 
-    def weighed(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
-        """As ``weigh``, not rounded yet: float32."""
+    def weigh_wide(self, pages: Sequence[int], probabilities: torch.Tensor) -> torch.Tensor:
+        """As ``weigh``, in float32: not rounded to the query's dtype."""
         skip = self.skip if pages and pages[0] == 0 else 0
         weights = functional.pad(probabilities, (skip, 0)) if skip else probabilities.contiguous()
         table, pool, shape = self.sequence.values, self.access.pool, self.access.shapes[1]
@@ -158,15 +159,15 @@ class PageAttention:
         return out
 
     def _runs(self, table: BlockTable, wanted: Sequence[int]) -> Iterator[tuple[int, list[Page]]]:
-        # No name is given to what holds pages: an error on the way lets go of them at once, not with its traceback.
+        # The generators that hold pages get no name here: an error releases the pages at once, not with its traceback.
         if self._in_order:
-            for at, run in self.access.held_runs(table, wanted, in_order=True):
+            for at, run in self.access.hold_runs(table, wanted, in_order=True):
                 yield self._column(at), run
         else:
-            yield from self.access.held_batches(table, wanted)
+            yield from self.access.hold_batches(table, wanted)
 
     def _column(self, number: int) -> int:
-        """Of the table's page ``number``, its place among the pages that were read."""
+        """The place of the block table's page ``number`` among the pages that were read."""
         page = number - self._first
         return page if self._whole else self._place[page]
 
@@ -179,11 +180,11 @@ class PageAttention:
         return paged[:, :, places]
 
     def _unseen(self, pages: Sequence[int]) -> tuple[int, int]:
-        """Of ``pages``, ascending, how many of the first and of the last tokens are not visible."""
+        """The number of first and of last tokens of ``pages``, ascending, that are not visible."""
         return self.skip * (pages[0] == 0), (-self.end % self.tokens) * (pages[-1] == self.count - 1)
 
     def _tokens_of(self, pages: Sequence[int]) -> torch.Tensor:
-        """Numbers of the visible tokens of ``pages``, ascending, counted from the first visible one."""
+        """The numbers of the visible tokens of ``pages``, ascending, counted from the first visible one."""
         before, after = self._unseen(pages)
         tokens = (torch.tensor(pages).view(-1, 1) * self.tokens + torch.arange(self.tokens)).flatten()
         return tokens[before : len(tokens) - after] - self.skip

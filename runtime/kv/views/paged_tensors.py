@@ -14,25 +14,25 @@ from .visible import Expand, Visible
 
 
 class PagedTensor(torch.Tensor):
-    """The keys (``plane`` 0) or values (1) of the ``visible`` tokens, [B, H, T, D]; after ``expansion``, if any."""
+    """The keys (``side`` 0) or values (1) of the ``visible`` tokens, [B, H, T, D]; after ``expansion``, if any."""
 
     visible: Visible
-    plane: int
+    side: int
     expansion: Expand | None
 
     @staticmethod
-    def of(visible: Visible, plane: int, like: torch.Tensor, expansion: Expand | None = None) -> "PagedTensor":
+    def of(visible: Visible, side: int, like: torch.Tensor, expansion: Expand | None = None) -> "PagedTensor":
         """Of batch, heads, dimensions, dtype and device of ``like`` [B, H, n, D]."""
         shape = (*like.shape[:2], visible.length, like.shape[3])
         made: PagedTensor = torch.Tensor._make_wrapper_subclass(
             PagedTensor, shape, dtype=like.dtype, device=like.device
         )
-        made.visible, made.plane, made.expansion = visible, plane, expansion
+        made.visible, made.side, made.expansion = visible, side, expansion
         return made
 
     def materialize(self) -> torch.Tensor:
         """A copy with storage, where the model computes."""
-        found = self.visible.gather(self.expansion)[self.plane]
+        found = self.visible.gather(self.expansion)[self.side]
         assert found.shape == self.shape
         return found
 

@@ -1,4 +1,4 @@
-"""What a page selector is: it selects the pages of a layer that attention reads."""
+"""The interface of a page selector: it selects the pages of a layer that attention reads."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ class SelectionStats:
 
 
 class SelectionCounters(Protocol):
-    """What the selectors of a loaded model have done."""
+    """Counts what the selectors of a loaded model do."""
 
     def stats(self, exact_layers: int) -> SelectionStats:
         """A snapshot."""
@@ -118,7 +118,7 @@ class SelectionCounters(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class PageSelection:
     """How the layers of a loaded model select pages: ``new_selector`` makes the selector of one layer, and all of them
     count in ``counters``."""
 

@@ -32,7 +32,7 @@ class Visible:
         """Keys and values of all tokens, [B, H, T, D]; after ``expand``, if it is given. Raises what PageAccess.gather
         raises."""
         batch = [self.layer.access.gather(sequence, self.start, self.paged) for sequence in self.sequences]
-        keys, values = (torch.stack([pair[plane] for pair in batch]) for plane in (0, 1))
+        keys, values = (torch.stack([pair[side] for pair in batch]) for side in (0, 1))
         if self.new is not None:
             keys, values = torch.cat([keys, self.new[0]], -2), torch.cat([values, self.new[1]], -2)
         return (keys, values) if expand is None else expand(keys, values)

@@ -24,16 +24,16 @@ from ...kv.selectors.budgets import Budgets
 from ...kv.selectors.certified import Certificates, CertifiedSelector
 from ...kv.selectors.dropping import DroppingSelector
 from ...kv.selectors.quest import QuestSelector
-from ...kv.views.selector import Selection
+from ...kv.views.selector import PageSelection
 from ...machine.reading import open_reader
 
 STAGING, MOST_STAGING = 1 / 4, 8 * MiB
-"""Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host: a share of that, and at
-most. Eager attention of more takes several times as long as ours."""
+"""Bytes that a layer's keys and values may take in one piece, beside [kv] host: a share of that, and the most. Eager
+attention of more takes several times as long as ours."""
 LEAST_PASSING = 32 * MiB
-"""Bytes of which a quarter lets pages pass through without the drive waiting."""
+"""Bytes of host memory a quarter of which lets pages pass through without the drive waiting."""
 CHOSEN_TOKENS = 64
-"""Tokens of a page where attention chooses among pages: larger ones hold more that is not needed."""
+"""Tokens of a page where attention selects pages: larger ones hold more that is not needed."""
 
 CERTIFIED, QUEST = "certified", "quest"
 """The modes that drop no page."""
@@ -42,9 +42,8 @@ SHARE = "25%"
 
 
 def kv_device_bytes(settings: Config, weights: int) -> int:
-    """Bytes of the device's memory for KV, beside ``weights`` bytes of weights: as written; for "auto" what these leave
-    of [memory] device, if that is written: what they do not need, nothing else does. Raises ConfigError for what no
-    attention would look at."""
+    """Bytes of the device's memory for KV, beside ``weights`` bytes of weights: as written, or for "auto" what the
+    weights leave of [memory] device, if that is written. Raises ConfigError where attention would not use them."""
     kv = settings.kv
     strange = [key for key in ("attention", "format") if getattr(kv, key) != Kv.model_fields[key].default]
     if kv.device == "auto":
@@ -67,16 +66,16 @@ def kv_device_bytes(settings: Config, weights: int) -> int:
 
 
 def least_kv_host(kv_host: int, model: Any) -> int:
-    """Bytes of ``kv_host`` that KV of a model with the configuration ``model`` cannot do without."""
-    return least_kv(kv_host, min(2 * LARGE * _layers(model), int(OPEN * kv_host)), LEAST_PASSING)
+    """The bytes of ``kv_host`` that KV of a model with the configuration ``model`` needs at the least."""
+    return least_kv(kv_host, min(2 * LARGE * _count_layers(model), int(OPEN * kv_host)), LEAST_PASSING)
 
 
-def _layers(model: Any) -> int:
+def _count_layers(model: Any) -> int:
     """Layers of a model with the configuration ``model``, about."""
     return getattr(model.get_text_config(decoder=True), "num_hidden_layers", 1)
 
 
-def kv_tier(
+def open_kv_tier(
     settings: Config,
     reading: Reading,
     model: Any,
@@ -84,10 +83,10 @@ def kv_tier(
     device: Device | None = None,
     on_device: int = 0,
 ) -> KVTier | None:
-    """Where KV lies, for a model with the configuration ``model``; None where transformers keeps it. ``reading`` is how
-    the store's drive is read best; ``floor`` bytes of host memory stay when the machine runs short of it. With a
+    """The KV tier of a model with the configuration ``model``; None where transformers keeps KV. ``reading`` is the
+    best way to read the store's drive. ``floor`` bytes of host memory stay when the machine runs short of it. With a
     ``device`` to compute on, ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can
-    take no file, DeviceFull."""
+    take no file, DeviceFull, ConfigError for settings of KV that do not go together."""
     selection = _selection(settings.kv)
     if settings.kv_host is None:
         for key in ("attention", "format", "flash"):
@@ -106,37 +105,37 @@ def kv_tier(
     return KVTier(
         pool,
         min(int(settings.kv_host * STAGING), MOST_STAGING),
-        layers=_layers(model),
+        layers=_count_layers(model),
         positions=getattr(decoder, "max_position_embeddings", None),
-        page_tokens=None if selection is None and encoding.keeps else CHOSEN_TOKENS,
+        page_tokens=None if selection is None and encoding.keeps_all else CHOSEN_TOKENS,
         encoding=encoding,
         device_pages=device_pages,
         selection=selection,
     )
 
 
-def _selection(kv: Kv) -> Selection | None:
+def _selection(kv: Kv) -> PageSelection | None:
     """How attention selects pages; None: it reads all. Raises ConfigError for settings that the mode has no use for."""
     budgets = _budgets(kv)
     if budgets is not None:
         keeping = budgets.keeping
         new = partial(QuestSelector, budgets) if keeping is None else partial(DroppingSelector, budgets, keeping)
-        return Selection(new, budgets)
+        return PageSelection(new, budgets)
     if kv.attention == CERTIFIED:
         certificates = Certificates(kv.epsilon, SUMMARIES[kv.summary])
-        return Selection(partial(CertifiedSelector, certificates), certificates)
+        return PageSelection(partial(CertifiedSelector, certificates), certificates)
     return None
 
 
 def _budgets(kv: Kv) -> Budgets | None:
-    """Of the modes that have a fixed budget. Raises ConfigError for settings that this mode has no use for."""
+    """The budget of a mode that has one. Raises ConfigError for settings that the mode has no use for."""
     keeping = KEEPING.get(kv.attention)
     if keeping is None and kv.layers != "even":
-        raise ConfigError(f'[kv] layers = "{kv.layers}" is for [kv] attention = {_listed(KEEPING)}; take it out')
+        raise ConfigError(f'[kv] layers = "{kv.layers}" is for [kv] attention = {_list_modes(KEEPING)}; take it out')
     if keeping is None and kv.attention != QUEST:
         if kv.budget != "auto":
             raise ConfigError(
-                f"[kv] budget = {kv.budget} is for [kv] attention = {_listed([*KEEPING, QUEST])}; take it out"
+                f"[kv] budget = {kv.budget} is for [kv] attention = {_list_modes([*KEEPING, QUEST])}; take it out"
             )
         return None
     budget = parse_budget(SHARE if kv.budget == "auto" else kv.budget)
@@ -145,5 +144,5 @@ def _budgets(kv: Kv) -> Budgets | None:
     return Budgets(budget, keeping, by_need=kv.layers == "by-need")
 
 
-def _listed(modes: Iterable[str]) -> str:
+def _list_modes(modes: Iterable[str]) -> str:
     return ", ".join(f'"{mode}"' for mode in modes)

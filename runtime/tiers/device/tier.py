@@ -1,4 +1,4 @@
-"""The device tier of one model: its arena, the planner's bridge over it, and its way down to the host tier."""
+"""The device tier of one model: its arena, the bridge over it, and the copies from the host tier."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,20 +16,24 @@ from ....tiering.store.bundle.reader import Bundle
 from ....tiering.units import format_size
 from ..bridge import Bridge
 from .bridge import DeviceBridge
-from .bypass import StraightUp
+from .bypass import Bypass
 from .uplink import DeviceMemory, Uplink
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceUsage:
-    """What a device tier has and has done: ``bytes`` of its arena, of ``budget``; what was ``copied`` up; bytes that
-    came straight from each drive, and seconds that took."""
+    """A snapshot of a device tier."""
 
     bytes: int = 0
+    """Bytes of the arena."""
     budget: int = 0
+    """Bytes of the device's memory that weights may have."""
     copied: Copied = NOTHING
-    straight_bytes: tuple[int, ...] = ()
-    straight_seconds: float = 0.0
+    """Bytes copied from host memory, and the time."""
+    bypass_bytes: tuple[int, ...] = ()
+    """Bytes that came from each drive past host memory."""
+    bypass_seconds: float = 0.0
+    """Time in which these were read."""
 
 
 class DeviceUse(NamedTuple):
@@ -60,17 +64,17 @@ class DeviceTier:
                 f"{use.device.name} has no {format_size(planner.residency.capacity)} in one piece: "
                 f"{format_size(free)} of {format_size(total)} are free; lower device_memory, or end what takes the rest"
             ) from error
-        use.device.lock_pages(arena)  # where that fails, copies are right all the same
+        use.device.lock_pages(arena)  # copies are right without it, but slower
         fences: Fences[Mark] = Fences()
         self._copies = use.device.copies()
         try:
-            self._straight = StraightUp(bundle, use.device, self._copies, fences)
+            self._bypass = Bypass(bundle, use.device, self._copies, fences)
         except BaseException:
             self._copies.close()
             self.arena.close()
             raise
         relay = Relay(order_of(host_setup.homes))
-        self.uplink = Uplink(host, arena, host_setup.homes.__contains__, relay, self._copies, fences, self._straight)
+        self.uplink = Uplink(host, arena, host_setup.homes.__contains__, relay, self._copies, fences, self._bypass)
         self.bridge = DeviceBridge(planner, self.uplink, DeviceMemory(self.arena), use.device, fences, host)
 
     @property
@@ -80,23 +84,23 @@ class DeviceTier:
 
     def usage(self) -> DeviceUsage:
         """A snapshot since loading."""
-        read = self._straight.read_bytes
+        read = self._bypass.read_bytes
         return DeviceUsage(
-            self.arena.length, self.placement.budget, self._copies.copied, tuple(read), self._straight.read_seconds
+            self.arena.length, self.placement.budget, self._copies.copied, tuple(read), self._bypass.read_seconds
         )
 
     def synchronize(self) -> None:
-        """Wait for what the calling thread has given the device to compute, and for nothing else."""
+        """Wait until the device has computed what the calling thread gave it, and for nothing else."""
         if (mark := self.device.mark()) is not None:
             mark.synchronize()
 
     @property
     def queued(self) -> int:
-        """Bytes that wait for their copy, or are being copied."""
+        """Bytes that wait to be copied, or are being copied."""
         return self._copies.queued
 
     def full(self, error: torch.OutOfMemoryError) -> DeviceFull:
-        """What to raise where computing took more memory than was left."""
+        """The error to raise where computing took more memory than was left."""
         free, total = self.device.memory()
         return DeviceFull(
             f"computing took more of {self.device.name} than penstock leaves for it: its weights have "
@@ -105,6 +109,6 @@ class DeviceTier:
         )
 
     def close(self) -> None:
-        """Let copies land, give the memory back. The host tier must still be there. Idempotent."""
+        """Let copies land, then give the memory back. The host tier must still be open. Idempotent."""
         self.bridge.close()
         self.arena.close()

@@ -13,7 +13,7 @@ import penstock
 from penstock.kernels.experts import experts as kernel
 from penstock.runtime.experts import experts
 from penstock.runtime.experts.expert_groups import group, moved
-from tests.runtime.loading.test_exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(4, 9), st.integers(0, 1 << 30))

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 import penstock
-from penstock.kernels.kv.blockwise import Sweeps
+from penstock.kernels.kv.blockwise import BlockwiseAttention
 from penstock.runtime.kv.cache.layer import PagedLayer
 from penstock.runtime.prefixes.prefix_source import is_supported
 from penstock.tiering.errors import ConfigError
@@ -121,7 +121,7 @@ def planted(model: PreTrainedModel, heavy: int, first: int, count: int = 12 * TO
     keys[..., 0] = 0.0
     keys[:, heavy * TOKENS : (heavy + 1) * TOKENS, 0] = 4.0
     query[:, first:, 0] = 4.0
-    cache = model.penstock.paged.cache()
+    cache = model.penstock.paged.new_cache()
     attend(cache.layers[:1], model, query, keys)
     return there(cache.layers[0])
 
@@ -153,7 +153,7 @@ def test_snapkv_asks_the_last_queries_alone(folder: Path, store: Path) -> None:
 def test_layers_get_pages_by_need(folder: Path, store: Path) -> None:
     """One layer attends to one page, the other to all."""
     with paged(folder, store, "1MiB", kv_attention="snapkv", kv_budget="50%", kv_layers="by-need") as model:
-        cache = model.penstock.paged.cache()
+        cache = model.penstock.paged.new_cache()
         count = 16 * TOKENS
         keys, query = torch.zeros(2, count, 16), torch.zeros(4, count, 16)
         keys[:, 5 * TOKENS : 6 * TOKENS, 0] = query[..., 0] = 6.0
@@ -169,7 +169,7 @@ def test_layers_get_pages_by_need(folder: Path, store: Path) -> None:
 def test_layers_that_take_turns_lose_no_pages(folder: Path, store: Path) -> None:
     """Each prompt deals anew; pages go to layers that have them."""
     with paged(folder, store, "1MiB", kv_attention="snapkv", kv_budget="50%", kv_layers="by-need") as model:
-        cache = model.penstock.paged.cache()
+        cache = model.penstock.paged.new_cache()
         keys = torch.zeros(2, 4 * TOKENS, 16)
         keys[:, TOKENS : 2 * TOKENS, 0] = 6.0
         for turn in range(12):
@@ -239,11 +239,11 @@ def test_a_second_prompt_sees_what_was_kept(folder: Path, store: Path) -> None:
 def test_masses_of_watched_rows_are_those_of_the_softmax() -> None:
     chance = torch.Generator().manual_seed(4)
     query, keys, values = (torch.randn(heads, 90, 8, generator=chance) for heads in (4, 2, 2))
-    sweeps, masses = Sweeps(query, 1.0, watched=20), torch.zeros(90)
-    for sweep in range(sweeps.first, 3):
+    attention, masses = BlockwiseAttention(query, 1.0, watched=20), torch.zeros(90)
+    for sweep in range(attention.first, 3):
         for start in (0, 32, 64):
             part = slice(start, min(90, start + 32))
-            sweeps.look(sweep, keys[:, part], values[:, part], offset=-start, masses=masses[part])
+            attention.add(sweep, keys[:, part], values[:, part], offset=-start, masses=masses[part])
     scores = query @ keys.repeat_interleave(2, 0).mT
     expected = scores.masked_fill(torch.ones(90, 90).triu(1).bool(), -torch.inf).softmax(-1)[:, -20:].sum((0, 1))
     assert torch.allclose(masses, expected, rtol=1e-5, atol=1e-6)

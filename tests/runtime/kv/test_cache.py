@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import penstock
 from penstock.kernels.kv.as_is import AsIs
 from penstock.runtime.kv.cache.cache import PagedCache
-from tests.support.paged import paged, settle, tier_of
+from tests.support.decoding import GREEDY, are_close, step_through
+from tests.support.paged import has_lost_tokens, paged, settle, tier_of
 from tests.support.tiny_models import save_tiny
 
 KiB = 1 << 10
 IDS = torch.randint(3, 300, (2, 60), generator=torch.Generator().manual_seed(1))
-GREEDY: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +48,6 @@ def model(folder: Path, store: Path) -> Iterator[PreTrainedModel]:
         assert (usage.host_bytes, usage.flash_bytes) == (0, 0)
 
 
-def stepped(model: PreTrainedModel, past: Any = None, steps: int = 20, ids: torch.Tensor = IDS) -> torch.Tensor:
-    """Logits of a prompt and some more tokens."""
-    with torch.no_grad():
-        out = model(ids, past_key_values=past, use_cache=True)
-        logits = [out.logits]
-        for step in range(steps):
-            out = model(ids[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
-            logits.append(out.logits)
-    return torch.cat(logits, 1)
-
-
-def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= 1e-5 * wanted.abs().max())
-
-
 @pytest.mark.parametrize(
     "options",
     [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 3}, {"prompt_lookup_num_tokens": 4}, {}],
@@ -85,13 +70,13 @@ def test_tokens_are_taken_back(tiny_dense_folder: Path, store: Path) -> None:
             logits = []
             for tokens in (-9, -33, -1, -16):
                 past.crop(tokens)
-                logits.append(stepped(model, past, 3, IDS[:, :30]))
+                logits.append(step_through(model, IDS[:, :30], past, 3))
         return torch.cat(logits, 1)
 
     truth = AutoModelForCausalLM.from_pretrained(tiny_dense_folder, attn_implementation="eager").eval()
     with paged(tiny_dense_folder, store, "256KiB") as model:
         tier_of(model).staging = 0
-        assert same(cropped(model), cropped(truth))
+        assert are_close(cropped(model), cropped(truth))
         settle(tier_of(model).pool)
         assert tier_of(model).pool.usage().host_bytes == 0
 
@@ -104,7 +89,7 @@ def test_a_prompt_in_chunks(model: PreTrainedModel, truth: PreTrainedModel) -> N
                 out = model(chunk, past_key_values=past, use_cache=True)
                 past = out.past_key_values
                 found.append(out.logits)
-            assert same(torch.cat(found, 1), truth(IDS).logits)
+            assert are_close(torch.cat(found, 1), truth(IDS).logits)
 
 
 def test_rows_are_chosen_and_repeated(model: PreTrainedModel, truth: PreTrainedModel) -> None:
@@ -114,11 +99,13 @@ def test_rows_are_chosen_and_repeated(model: PreTrainedModel, truth: PreTrainedM
             past.batch_repeat_interleave(2)
             past.reorder_cache(torch.tensor([3, 0, 2, 1]))
             four = IDS.repeat_interleave(2, 0)
-            logits = stepped(model, past, 20, four)
+            logits = step_through(model, four, past, 20)
             past.batch_select_indices(torch.tensor([0, 3]))
-            return torch.cat([logits[:2], logits[2:], stepped(model, past, 5).repeat(1, 2, 1)[:, : logits.shape[1]]])
+            return torch.cat(
+                [logits[:2], logits[2:], step_through(model, IDS, past, 5).repeat(1, 2, 1)[:, : logits.shape[1]]]
+            )
 
-    assert same(moved(model), moved(truth))
+    assert are_close(moved(model), moved(truth))
 
 
 def test_keys_and_values_can_be_looked_at(model: PreTrainedModel, truth: PreTrainedModel) -> None:
@@ -126,30 +113,30 @@ def test_keys_and_values_can_be_looked_at(model: PreTrainedModel, truth: PreTrai
         mine, theirs = (m(IDS, use_cache=True).past_key_values for m in (model, truth))
     assert isinstance(mine, PagedCache)
     for layer, other in zip(mine.layers, theirs.layers, strict=True):
-        assert same(layer.keys, other.keys)
-        assert same(layer.values, other.values)
+        assert are_close(layer.keys, other.keys)
+        assert are_close(layer.values, other.values)
         assert layer.get_seq_length() == other.get_seq_length() == 60
     assert PagedCache(tier_of(model), model.config).layers[0].keys is None
 
 
 def test_a_cache_begins_anew(model: PreTrainedModel, truth: PreTrainedModel) -> None:
     past = PagedCache(tier_of(model), model.config)
-    stepped(model, past)
+    step_through(model, IDS, past)
     past.reset()
     assert past.get_seq_length() == 0
-    assert same(stepped(model, past, ids=IDS[:1]), stepped(truth, ids=IDS[:1])), "of another batch size, even"
+    assert are_close(step_through(model, IDS[:1], past), step_through(truth, IDS[:1])), "of another batch size, even"
 
 
 def test_several_caches_at_once(folder: Path, store: Path, truth: PreTrainedModel, restless: None) -> None:
     """More threads than there is room to pass for: they wait for each other, and end."""
     prompts = [IDS.roll(turn, 1) for turn in range(4)]
-    wanted = [stepped(truth, ids=ids) for ids in prompts]
+    wanted = [step_through(truth, ids) for ids in prompts]
     found: dict[int, torch.Tensor] = {}
     with paged(folder, store, "512KiB") as model:
         tier_of(model).staging = 0
 
         def work(number: int) -> None:
-            found[number] = stepped(model, ids=prompts[number])
+            found[number] = step_through(model, prompts[number])
 
         threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(prompts))]
         for thread in threads:
@@ -160,7 +147,7 @@ def test_several_caches_at_once(folder: Path, store: Path, truth: PreTrainedMode
         settle(tier_of(model).pool)
         assert tier_of(model).pool.usage().counters.pages_read > 1000
     assert sorted(found) == [0, 1, 2, 3]
-    assert all(same(found[number], wanted[number]) for number in found)
+    assert all(are_close(found[number], wanted[number]) for number in found)
 
 
 # --- what is not possible -------------------------------------------------------------------------------------------
@@ -181,7 +168,7 @@ def test_another_batch_is_refused(model: PreTrainedModel, truth: PreTrainedModel
     with pytest.raises(penstock.ConfigError, match=r"2 sequences .* not 1 .* begin with a new one"):
         model(IDS[:1, :1], past_key_values=past)
     wanted = truth(IDS, use_cache=True).past_key_values
-    assert same(stepped(model, past), stepped(truth, wanted)), "the cache is as before"
+    assert are_close(step_through(model, IDS, past), step_through(truth, IDS, wanted)), "the cache is as before"
 
 
 def test_a_context_beyond_the_positions_is_refused(model: PreTrainedModel) -> None:
@@ -210,7 +197,7 @@ def test_a_forward_that_fails_is_taken_back(
         if past.get_seq_length() != before:
             past = PagedCache(tier_of(model), model.config)
             if before:
-                stepped(model, past, 0)
+                step_through(model, IDS, past, 0)
         left = calls
 
         def fail(*arguments: Any, **options: Any) -> Any:
@@ -230,11 +217,11 @@ def test_a_forward_that_fails_is_taken_back(
         pool.check_integrity()
     if past.get_seq_length() != 60:
         past = PagedCache(tier_of(model), model.config)
-        stepped(model, past, 0)
+        step_through(model, IDS, past, 0)
     assert failed >= 1
-    assert not past.spoiled
+    assert not has_lost_tokens(past)
     theirs = truth(IDS, use_cache=True).past_key_values
-    assert same(stepped(model, past, 3), stepped(truth, theirs, 3))
+    assert are_close(step_through(model, IDS, past, 3), step_through(truth, IDS, theirs, 3))
 
 
 def test_recurrent_states_cannot_be_taken_back(tmp_path: Path, store: Path) -> None:

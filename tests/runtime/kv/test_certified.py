@@ -60,7 +60,7 @@ def test_what_is_left_out_is_less_than_it_says(
     folder = save_tiny("llama", tmp_path / "model", dtype)
     options = {"kv_attention": "certified", "kv_summary": summary, "kv_epsilon": EPSILON}
     with paged(folder, store, "192KiB", **options) as model:
-        cache, chance = model.penstock.paged.cache(), torch.Generator().manual_seed(2)
+        cache, chance = model.penstock.paged.new_cache(), torch.Generator().manual_seed(2)
         module, layer = model.model.layers[0].self_attn, cache.layers[0]
         keys = torch.randn(1, 2, PAGES * TOKENS + 5, 16, generator=chance)
         size = torch.where(torch.arange(keys.shape[2]) // TOKENS % HOT == 0, 6.0, 0.3)
@@ -120,7 +120,7 @@ def test_hot_pages_stay_in_memory_wherever_there_is_any(
     monkeypatch.setattr("penstock.runtime.kv.pages.pool.EXTENT", 4096)  # pages are written one by one
     with paged(tiny_dense_folder, store, "384KiB", kv_attention="certified") as model:
         tier_of(model).positions = 1000
-        cache, chance = model.penstock.paged.cache(), torch.Generator().manual_seed(2)
+        cache, chance = model.penstock.paged.new_cache(), torch.Generator().manual_seed(2)
         count = PAGES * TOKENS
         size = torch.where(torch.arange(count) // TOKENS % HOT == 0, 40.0, 0.1)
         for number in range(len(cache.layers)):

@@ -20,8 +20,7 @@ from penstock.runtime.config.config import Config
 from penstock.runtime.loading.openings.kv import kv_device_bytes
 from penstock.tiering.policy.placement.placement import with_working_memory
 from penstock.tiering.units import GiB, MiB
-from tests.runtime.kv.test_cache import GREEDY, same, stepped
-from tests.runtime.kv.test_cache import IDS as CHUNKS
+from tests.support.decoding import GREEDY, are_close, assert_says_the_same, decode, page_bytes, step_through
 from tests.support.paged import TOKENS, paged, settle, tier_of
 from tests.support.tiny_models import save_tiny
 
@@ -29,6 +28,7 @@ PROMPT, MORE, STEPS = 40, 60, 30
 IDS = torch.randint(3, 300, (2, PROMPT + MORE), generator=torch.Generator().manual_seed(1))
 PADDED = torch.ones_like(IDS)
 PADDED[0, :20] = 0
+CHUNKS = torch.randint(3, 300, (2, 60), generator=torch.Generator().manual_seed(1))
 ON_DEVICE: dict[str, Any] = {"device": "emulated", "device_memory": "64MiB"}
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -39,33 +39,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_hidden_layers": 2},
     "qwen3_next": {},
 }
-
-
-def said(model: PreTrainedModel, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, float32 [B, .., V], of a padded prompt, of a longer one behind it, and of single tokens, which are
-    ``tokens`` [B, STEPS] or the best ones; and these."""
-    past, logits, chosen = None, [], []
-    mask = torch.nn.functional.pad(PADDED, (0, STEPS), value=1)
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
-    ids, at = IDS[:, :PROMPT], 0
-    with torch.no_grad():
-        for step in range(STEPS + 2):
-            end = at + ids.shape[1]
-            options = {"attention_mask": mask[:, :end], "position_ids": places[:, at:end], "past_key_values": past}
-            out = model(ids, use_cache=True, **options)
-            past, at = out.past_key_values, end
-            logits.append(out.logits[:, -1:])
-            chosen.append(out.logits[:, -1:].argmax(-1))
-            following = chosen[-1] if tokens is None else tokens[:, step : step + 1]
-            ids = IDS[:, PROMPT:] if step == 0 else following
-    return torch.cat(logits, 1).float(), torch.cat(chosen, 1)
-
-
-def kv_bytes(model: PreTrainedModel) -> int:
-    """Of all of the context, in pages; of layers with a window too."""
-    past: Any = model(IDS[:, :1], use_cache=True).past_key_values
-    shapes = [shape for layer in past.layers for shape in getattr(layer, "shapes", ())]
-    return len(IDS) * -(-(PROMPT + MORE + STEPS) // TOKENS) * sum(-(-shape.size // 4096) * 4096 for shape in shapes)
 
 
 def books(model: PreTrainedModel) -> None:
@@ -87,24 +60,21 @@ CASES = [
 def test_it_says_the_same(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     folder = save_tiny(name, tmp_path / name, dtype, max_position_embeddings=256, **KINDS[name])
     options = {"attn_implementation": "eager", "experts_implementation": "eager"}
-    wanted, tokens = said(AutoModelForCausalLM.from_pretrained(folder, **options).eval())
+    truth = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    prompt = IDS.split((PROMPT, MORE), 1)
+    wanted, best = decode(truth, prompt, STEPS, mask=PADDED)
     with paged(folder, tmp_path / "store", "1MiB", **ON_DEVICE) as model:
-        all_ = kv_bytes(model)
+        all_ = page_bytes(model, len(IDS), PROMPT + MORE + STEPS)
     budgets = {"kv": all_ // 6, "kv_device_memory": all_ // 6}
     with paged(folder, tmp_path / "store", **budgets, **ON_DEVICE) as model:
         tier_of(model).staging = 0  # nothing is left to the module's own attention
-        found, _ = said(model, tokens)
+        found, _ = decode(model, prompt, STEPS, mask=PADDED, tokens=best[:, 1:])
         books(model)
         stats = model.penstock.stats()
     assert stats.kv_device_budget == all_ // 6 // 4096 * 4096
     assert stats.kv_pages_up * 4096 > stats.kv_device_budget, "pages came and went"
     assert stats.kv_pages_read > STEPS, "the context fitted: the test shows nothing"
-    near = (1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps) * wanted.abs().amax(-1)
-    assert bool(((found - wanted).abs().amax(-1) <= near).all())
-    best = wanted.topk(2, -1).values
-    clear = best[..., 0] - best[..., 1] > 2 * near
-    assert float(clear.float().mean()) > (0.99 if dtype == torch.float32 else 0.5)
-    assert torch.equal(found.argmax(-1)[clear], wanted.argmax(-1)[clear])
+    assert_says_the_same(found, wanted, dtype)
 
 
 # --- how it is used ---------------------------------------------------------------------------------------------------
@@ -151,32 +121,32 @@ def test_a_prompt_in_chunks(model: PreTrainedModel, truth: PreTrainedModel, size
             out = model(chunk, past_key_values=past, use_cache=True)
             past = out.past_key_values
             found.append(out.logits)
-        assert same(torch.cat(found, 1), truth(CHUNKS.repeat(1, 2)).logits)
+        assert are_close(torch.cat(found, 1), truth(CHUNKS.repeat(1, 2)).logits)
 
 
 def test_keys_and_values_can_be_looked_at(model: PreTrainedModel, truth: PreTrainedModel) -> None:
     with torch.no_grad():
         mine, theirs = (m(CHUNKS, use_cache=True).past_key_values for m in (model, truth))
     for layer, other in zip(mine.layers, theirs.layers, strict=True):
-        assert same(layer.keys, other.keys)
-        assert same(layer.values, other.values)
+        assert are_close(layer.keys, other.keys)
+        assert are_close(layer.values, other.values)
 
 
 def test_the_module_s_own_attention_gets_them_too(model: PreTrainedModel, truth: PreTrainedModel) -> None:
     tier_of(model).staging = 8 << 20
-    assert same(stepped(model, steps=5), stepped(truth, steps=5))
+    assert are_close(step_through(model, CHUNKS, steps=5), step_through(truth, CHUNKS, steps=5))
 
 
 def test_several_caches_at_once(folder: Path, store: Path, truth: PreTrainedModel, restless: None) -> None:
     """Pages of one come while another looks at its own."""
     prompts = [CHUNKS.roll(turn, 1) for turn in range(3)]
-    wanted = [stepped(truth, ids=ids) for ids in prompts]
+    wanted = [step_through(truth, ids) for ids in prompts]
     found: dict[int, torch.Tensor] = {}
     with paged(folder, store, "512KiB", kv_device_memory="160KiB", **ON_DEVICE) as model:
         tier_of(model).staging = 0
 
         def work(number: int) -> None:
-            found[number] = stepped(model, ids=prompts[number])
+            found[number] = step_through(model, prompts[number])
 
         threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(prompts))]
         for thread in threads:
@@ -185,7 +155,7 @@ def test_several_caches_at_once(folder: Path, store: Path, truth: PreTrainedMode
             thread.join(120)
             assert not thread.is_alive()
         books(model)
-    assert all(same(found[number], wanted[number]) for number in range(len(prompts)))
+    assert all(are_close(found[number], wanted[number]) for number in range(len(prompts)))
 
 
 def test_what_is_on_the_device_is_not_read(tiny_dense_folder: Path, store: Path) -> None:
@@ -237,19 +207,19 @@ def test_a_copy_that_fails_leaves_its_pages_below(model: PreTrainedModel, truth:
     tier.device_pages._copies = Copies(begin)
     past, theirs = (m(CHUNKS, use_cache=True).past_key_values for m in (model, truth))
     for token in CHUNKS.split(1, 1)[:40]:
-        assert same(stepped(model, past, 0, token), stepped(truth, theirs, 0, token))
+        assert are_close(step_through(model, token, past, 0), step_through(truth, token, theirs, 0))
     assert 0 < model.penstock.stats().kv_pages_up < count
     every = 1
     with pytest.raises(penstock.ReadError, match="cannot be copied to emulated"), torch.no_grad():
         model(CHUNKS[:, :20], past_key_values=past)
     every = 1000
-    assert same(stepped(model, past, 3, CHUNKS[:, :20]), stepped(truth, theirs, 3, CHUNKS[:, :20]))
+    assert are_close(step_through(model, CHUNKS[:, :20], past, 3), step_through(truth, CHUNKS[:, :20], theirs, 3))
 
 
 def test_transformers_own_cache_is_on_the_device(folder: Path, store: Path, truth: PreTrainedModel) -> None:
     options = {"host_memory": "64MiB", "attn_implementation": "eager", **ON_DEVICE}
     with penstock.load(folder, store=store, **options) as model:
-        assert torch.equal(stepped(model), stepped(truth))
+        assert torch.equal(step_through(model, CHUNKS), step_through(truth, CHUNKS))
         assert model.penstock.stats().kv_device_budget == 0
 
 
@@ -299,7 +269,7 @@ def test_chosen_attention_stays_below(tiny_dense_folder: Path, store: Path) -> N
     said = []
     for options in ({}, ON_DEVICE):
         with paged(tiny_dense_folder, store, "512KiB", kv_attention="certified", **options) as model:
-            said.append(stepped(model, ids=IDS, steps=8))
+            said.append(step_through(model, IDS, steps=8))
             assert model.penstock.stats().kv_device_budget == 0
     assert torch.equal(*said)
 

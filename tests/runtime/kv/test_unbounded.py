@@ -11,9 +11,9 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 import penstock
 from penstock.runtime.cli.main import main
-from penstock.runtime.kv.cache.unbounded import NEGLIGIBLE, Unbounded, bytes_of
-from tests.runtime.cli.test_models import PROMPT
+from penstock.runtime.kv.cache.unbounded import NEGLIGIBLE, Unbounded, count_bytes
 from tests.support.paged import paged
+from tests.support.prompts import PROMPT
 from tests.support.tiny_models import save_tiny
 
 KiB, MiB = 1 << 10, 1 << 20
@@ -81,11 +81,11 @@ def test_a_view_counts_as_the_memory_that_it_keeps_and_once() -> None:
     cache, other = DynamicCache([(whole, whole)]), DynamicCache([(whole, whole)])
     (layer,), (last,) = cache.layers, other.layers
     layer.keys, layer.values = whole[:, :, -10:], values
-    assert bytes_of([cache]) == whole.nbytes + values.nbytes
+    assert count_bytes([cache]) == whole.nbytes + values.nbytes
     layer.values = whole
-    assert bytes_of([cache]) == whole.nbytes
+    assert count_bytes([cache]) == whole.nbytes
     last.keys = last.values = values
-    assert bytes_of([cache, EncoderDecoderCache(cache, other)]) == whole.nbytes + values.nbytes
+    assert count_bytes([cache, EncoderDecoderCache(cache, other)]) == whole.nbytes + values.nbytes
 
 
 def test_what_is_none_of_transformers_caches_is_left_alone() -> None:

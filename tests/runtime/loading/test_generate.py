@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 import penstock
 from penstock.kernels.waiting import no_waiting
 from penstock.runtime.loading import install
-from tests.runtime.loading.test_exact import IDS, least_budget, logits
+from tests.support.logits import IDS, least_budget, logits
 
 SOON = 10.0
 """Seconds after which a test gives up on what should take no time."""

@@ -20,7 +20,7 @@ from penstock.runtime.modules import chunks
 from penstock.runtime.tiers.bridge import Bridge
 from penstock.runtime.tiers.leases import Leases
 from penstock.tiering.errors import UnplaceableModule
-from tests.runtime.loading.test_exact import least_budget
+from tests.support.logits import least_budget
 from tests.support.tiny_models import save_tiny
 
 LONG = 3 * ROWS + 65

@@ -16,7 +16,7 @@ from penstock.runtime.loading import install
 from penstock.runtime.tiers import pressure
 from penstock.tiering.driving.fakes import FakeMachine
 from penstock.tiering.units import MiB
-from tests.runtime.loading.test_exact import IDS, logits
+from tests.support.logits import IDS, logits
 from tests.support.tiny_models import save_tiny
 
 TOTAL = 1024 * MiB

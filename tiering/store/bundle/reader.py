@@ -6,6 +6,7 @@ from pathlib import Path
 
 import xxhash
 
+from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.memory.arena import Arena
 from ...errors import BundleCorrupt, BundleError, ReadError
@@ -19,7 +20,7 @@ _STEP = 8 * MiB
 """Bytes that ``verify`` holds at a time."""
 
 
-class Bundle:
+class Bundle(Closing):
     """A bundle, open for reading by several threads. Made by ``open``; ``close`` is idempotent."""
 
     def __init__(self, folder: Path, manifest: Manifest, files: Sequence[DirectFile]) -> None:
@@ -142,12 +143,6 @@ class Bundle:
         """Let go of the data files. Idempotent; reads under way finish first."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> "Bundle":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def corrupt(self, block: Block, what: str) -> BundleCorrupt:
         """The error that says ``what`` is wrong with ``block``, with its file and offset."""

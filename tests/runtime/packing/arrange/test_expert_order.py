@@ -23,7 +23,7 @@ from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import TraceError
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import MiB
-from tests.runtime.loading.test_exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 from tests.support.timings import TIMINGS
 from tests.support.tiny_models import EXPERT_NAMES, save_tiny, tiny_config
 

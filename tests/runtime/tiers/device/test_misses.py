@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import penstock
 from penstock.runtime.experts.tier_experts import TierExperts
 from penstock.tiering.policy.miss_costs import MissCosts
-from tests.runtime.loading.test_exact import logits
+from tests.support.logits import logits
 from tests.support.tiny_models import EXPERT_NAMES, save_tiny
 
 OPTIONS: dict[str, Any] = {"attn_implementation": "eager", "device": "emulated"}
@@ -70,7 +70,7 @@ def test_without_our_own_products_bits_stay(tmp_path: Path, monkeypatch: pytest.
     """What a device computes with that the CPU's products cannot be used on."""
     monkeypatch.setattr("penstock.runtime.tiers.compute_tier.ComputeTier.native", False)
     experts = ["tier_experts.expert_outputs", "fast.add_weighted", "fast.weighted_sum"]
-    modules = ["forwards.trim", "attach.few_rows", "attach.lean_weight", "attach.in_parts"]
+    modules = ["forwards.trim", "attach.few_rows", "attach.fast_weight", "attach.in_parts"]
     for name in [*(f"experts.{each}" for each in experts), *(f"modules.{each}" for each in modules)]:
         monkeypatch.delattr(f"penstock.runtime.{name}")
     for name in ("qwen3_moe", "gpt_oss", "llama"):

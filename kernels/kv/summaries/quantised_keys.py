@@ -1,9 +1,9 @@
-"""Keys of 8 or 4 bits with what that leaves out of each: the tightest bounds for their size.
+"""int8 and int4: keys of 8 or 4 bits with the norm of the error of each. The tightest bounds for their size.
 
-A page's mean key is taken off, the rest rotated (a Walsh-Hadamard transform, "QuaRot: Outlier-Free 4-Bit Inference in
-Rotated LLMs"), so that no channel is much larger than the others, and each token made whole numbers times its own
-scale. The norm of what is left bounds the error of a score by that norm times the query's, and half the scale bounds it
-by that times the sum of the query's magnitudes; the lesser counts. bounds.c describes the bytes.
+The mean key of a page is subtracted. The rest is rotated (a Walsh-Hadamard transform, "QuaRot: Outlier-Free 4-Bit
+Inference in Rotated LLMs"), so that no channel is much larger than the others, and each token is rounded to integers
+times its own scale. There are two bounds of the error of a score: the norm of the rounding error times the norm of the
+query, and half the scale times the sum of the query's magnitudes. The smaller one counts. bounds.c describes the bytes.
 """
 
 import functools
@@ -12,7 +12,7 @@ import math
 import torch
 
 from ...native import COMPILED
-from .base import Bounds, known, norms, rounding, upwards
+from .base import Bounds, open_unknown, round_up, rounding_share, upper_norms
 
 _LANES = 16
 _HALF_ULP = 2.0**-24
@@ -24,9 +24,9 @@ WIDE = COMPILED is not None and bool(COMPILED.penstock_bounds_wide())
 """Whether bounds.c has its kernel for AVX-512 here."""
 
 
-class Numbers:
-    """``int8`` and ``int4``. ``kernel`` is "wide" (AVX512), "anywhere", or "torch", the reference of both; the fastest
-    that there is if not given."""
+class QuantisedKeys:
+    """The summaries ``int8`` and ``int4``. ``kernel`` is "wide" (AVX512), "anywhere", or "torch", the reference of
+    both; None: the fastest there is."""
 
     shared_bytes = 0
 
@@ -37,26 +37,29 @@ class Numbers:
         self._kernel = kernel or ("torch" if COMPILED is None else "wide" if WIDE else "anywhere")
 
     def page_bytes(self, heads: int, tokens: int, dim: int) -> int:
+        """As in Summary."""
         if tokens % _LANES:
             raise ValueError(f"a page has {tokens} tokens; {self.name} summaries need a multiple of {_LANES}")
         wide = _wide(dim)
         return heads * (_numbers_at(tokens, wide) + tokens * wide * self.bits // 8)
 
-    def fitted(self, keys: torch.Tensor) -> "Numbers":
+    def fit(self, keys: torch.Tensor) -> "QuantisedKeys":
+        """As in Summary."""
         return self
 
     def build(self, keys: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
+        """As in Summary."""
         pages, heads, there, dim = keys.shape
         tokens = tokens or there
         wide = _wide(dim)
         size = self.page_bytes(heads, tokens, dim) // heads
         numbers = torch.nn.functional.pad(keys.float(), (0, wide - dim))
         centre = numbers.mean(2).bfloat16()
-        reach = norms(numbers).amax(-1)
-        turned = rotated(numbers - centre.float()[:, :, None])
-        scale = upwards(turned.abs().amax(-1) / self._levels).clamp_min(torch.finfo(torch.bfloat16).tiny)
+        reach = upper_norms(numbers).amax(-1)
+        turned = rotate(numbers - centre.float()[:, :, None])
+        scale = round_up(turned.abs().amax(-1) / self._levels).clamp_min(torch.finfo(torch.bfloat16).tiny)
         whole = (turned / scale.float()[..., None]).round().clamp(-self._levels, self._levels)
-        error = upwards(norms(turned - whole * scale.float()[..., None]))
+        error = round_up(upper_norms(turned - whole * scale.float()[..., None]))
         finite = reach.isfinite() & (scale.isfinite() & error.isfinite()).all(-1)
 
         out = torch.zeros(pages, heads, size, dtype=torch.uint8)
@@ -66,7 +69,7 @@ class Numbers:
         for part, length in ((centre, wide), (scale, tokens), (error, tokens)):
             out[..., at : at + 2 * part.shape[-1]] = part.contiguous().view(torch.uint8)
             at += 2 * length
-        out[..., _numbers_at(tokens, wide) :] = self._packed(whole.nan_to_num(0), tokens)
+        out[..., _numbers_at(tokens, wide) :] = self._pack(whole.nan_to_num(0), tokens)
         return out.view(pages, heads * size)
 
     def log_bounds(
@@ -79,8 +82,9 @@ class Numbers:
         scaling: float,
         softcap: float | None = None,
     ) -> Bounds:
+        """As in Summary."""
         all_heads, rows, dim = query.shape
-        share = rounding(query.dtype, softcap)
+        share = rounding_share(query.dtype, softcap)
         asked = query.float().reshape(heads, -1, dim).contiguous()
         if self._kernel == "torch" or dim > _WIDEST or tokens > _LONGEST:
             found = self._reference(asked, summaries, tokens, scaling, softcap, share)
@@ -88,8 +92,8 @@ class Numbers:
             found = self._native(asked, summaries, tokens, scaling, softcap, share)
         return Bounds(*(bound.view(all_heads, rows, -1) for bound in found))
 
-    def _packed(self, whole: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Numbers [n, H, T, W] in the order of bytes that bounds.c has them in, for pages of ``tokens`` tokens."""
+    def _pack(self, whole: torch.Tensor, tokens: int) -> torch.Tensor:
+        """The integers ``whole`` [n, H, T, W] as bytes, in the order of bounds.c, for pages of ``tokens`` tokens."""
         pages, heads, there, wide = whole.shape
         offset = torch.nn.functional.pad(whole + (self._levels + 1), (0, 0, 0, tokens - there)).to(torch.uint8)
         grouped = offset.view(pages, heads, tokens // _LANES, _LANES, wide // 4, 4).transpose(3, 4)
@@ -97,8 +101,8 @@ class Numbers:
             grouped = grouped[..., 0::2, :, :] | grouped[..., 1::2, :, :] << 4
         return grouped.reshape(pages, heads, -1)
 
-    def _unpacked(self, packed: torch.Tensor, tokens: int, wide: int) -> torch.Tensor:
-        """The reverse, float32 [n, H, tokens, W]."""
+    def _unpack(self, packed: torch.Tensor, tokens: int, wide: int) -> torch.Tensor:
+        """The inverse of ``_pack``, float32 [n, H, tokens, W]."""
         pages, heads = packed.shape[:2]
         if self.bits == 4:
             halves = packed.view(pages, heads, tokens // _LANES, wide // 8, _LANES, 4)
@@ -150,7 +154,7 @@ class Numbers:
         softcap: float | None,
         share: float,
     ) -> Bounds:
-        """What bounds.c computes, but for the query's numbers: it stays as it is here."""
+        """Computes as bounds.c does, except that the query is not quantised."""
         heads, _, dim = query.shape
         wide = _wide(dim)
         pages = len(summaries)
@@ -164,11 +168,11 @@ class Numbers:
         centre = part(8, at, torch.bfloat16).float()
         scale = part(at, at + 2 * tokens, torch.bfloat16).float()
         error = part(at + 2 * tokens, at + 4 * tokens, torch.bfloat16).float()
-        keys = self._unpacked(per_head[..., _numbers_at(tokens, wide) :], tokens, wide) * scale[..., None]
+        keys = self._unpack(per_head[..., _numbers_at(tokens, wide) :], tokens, wide) * scale[..., None]
 
         query = torch.nn.functional.pad(query, (0, wide - dim))
-        turned = rotated(query)
-        norm, half_sum = norms(query), turned.abs().sum(-1) * 0.50001
+        turned = rotate(query)
+        norm, half_sum = upper_norms(query), turned.abs().sum(-1) * 0.50001
         scores = torch.einsum("hrd,nhtd->hrnt", turned, keys)
         scores += torch.einsum("hrd,nhd->hrn", query, centre)[..., None]
         wrong = torch.minimum(
@@ -176,10 +180,10 @@ class Numbers:
         ) + torch.einsum("hr,nhz->hrnz", norm * (_HALF_ULP * (4 * wide + 64)), reach)
         there = (torch.arange(tokens) < count)[None, None].transpose(1, 3)[:, :, 0]  # [1, H, n, tokens]
         there = there.transpose(0, 1)  # [H, 1, n, tokens]
-        return concluded(scores, wrong, there, scaling, softcap, share)
+        return conclude_bounds(scores, wrong, there, scaling, softcap, share)
 
 
-def concluded(
+def conclude_bounds(
     scores: torch.Tensor,
     wrong: torch.Tensor,
     there: torch.Tensor,
@@ -187,7 +191,8 @@ def concluded(
     softcap: float | None,
     share: float,
 ) -> Bounds:
-    """Bounds [H, rows, n] from products [H, rows, n, T], which may be off by ``wrong``, of the tokens ``there``."""
+    """Bounds [H, rows, n] from ``scores`` [H, rows, n, T] before scaling, which may be off by ``wrong``, of the tokens
+    ``there``."""
     bound = scaling * (scores + wrong)
     if softcap is not None:
         bound = softcap * ((bound / softcap).tanh() + 1e-6)
@@ -198,18 +203,19 @@ def concluded(
     worst = (scaling * wrong).masked_fill(~there, 0).amax(-1)
     largest = bound.abs().masked_fill(~there, 0).amax(-1)
     lower = upper - 2 * slack - (2 + 2 * share) * worst - 2 * share * largest - 4e-6 * (softcap or 0)
-    return known(Bounds(lower, (upper + slack).masked_fill(strange, torch.inf)))
+    return open_unknown(Bounds(lower, (upper + slack).masked_fill(strange, torch.inf)))
 
 
-def rotated(rows: torch.Tensor) -> torch.Tensor:
-    """float32 [..., W] after Walsh-Hadamard transforms of the longest blocks of 2^n columns that W is a multiple of."""
+def rotate(rows: torch.Tensor) -> torch.Tensor:
+    """``rows``, float32 [..., W], after Walsh-Hadamard transforms of the longest blocks of 2^n columns that divide
+    W."""
     block = rows.shape[-1] & -rows.shape[-1]
     return (rows.reshape(-1, block) @ _transform(block)).view(rows.shape)
 
 
 @functools.cache
 def _transform(size: int) -> torch.Tensor:
-    """The orthonormal one, [size, size], size a power of two."""
+    """The orthonormal transform, [size, size], size a power of two."""
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
@@ -217,10 +223,10 @@ def _transform(size: int) -> torch.Tensor:
 
 
 def _wide(dim: int) -> int:
-    """Columns with those that fill them up to a multiple of 8."""
+    """``dim`` columns, up to a multiple of 8."""
     return -(-dim // 8) * 8
 
 
 def _numbers_at(tokens: int, wide: int) -> int:
-    """Where a head's numbers begin."""
+    """The offset of a head's integers."""
     return -(-(8 + 2 * wide + 4 * tokens) // 64) * 64
