@@ -47,7 +47,7 @@ class Layer:
         missing = self.shape.tokens - keys.shape[1]
         for planes, numbers, of_keys in ((self.keys, keys, True), (self.values, values, False)):
             planes.append(self._encoded(AS_IS, functional.pad(numbers, (0, 0, 0, missing)), of_keys=of_keys))
-        self.pages.append(Page(age=0, is_encodable=is_encodable(keys, values)))
+        self.pages.append(Page(age=0, encodable=is_encodable(keys, values)))
 
     def encode(self, number: int, name: str) -> None:
         """Encode page ``number``, which is as it is, in the format ``name``."""
