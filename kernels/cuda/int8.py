@@ -1,4 +1,4 @@
-"""Format ``int8`` on a device. Layout: formats/int8.py. Decoding is torch's; products read the numbers once."""
+"""Format ``int8`` on a device. Layout: formats/int8.py. torch decodes. Products read the numbers once."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,22 @@ _BLOCK_N, _BLOCK_K = 32, 128
 
 
 class Int8OnDevice:
+    """Format ``int8`` on a device. See DeviceFormat."""
+
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        """Fill ``out`` with rows of the matrix. See DeviceFormat."""
         numbers, scales = parts(planes[0], n, k)
         torch.mul(numbers[rows], scales[rows, None].float(), out=out)
 
     def rows(
         self, planes: Sequence[torch.Tensor], n: int, k: int, ids: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
+        """Decode the rows ``ids``. See DeviceFormat."""
         numbers, scales = parts(planes[0], n, k)
         return (numbers[ids] * scales[ids, None].float()).to(dtype)
 
     def product(self, planes: Sequence[torch.Tensor], n: int, k: int, x: torch.Tensor) -> torch.Tensor | None:
+        """Multiply a few rows by the matrix. See DeviceFormat."""
         rows = len(x)
         if not 1 <= rows <= ROWS:
             return None
@@ -61,7 +66,7 @@ def _multiply(
     BLOCK_K: tl.constexpr,
     OPERAND: tl.constexpr,
 ) -> None:
-    """Program (i, j): BLOCK_N rows of the matrix, ``span`` of its columns, into out[j] [rows, n]."""
+    """Multiply in program (i, j) by BLOCK_N rows of the matrix, ``span`` of its columns, into out[j] [rows, n]."""
     part = tl.program_id(1)
     row = tl.arange(0, ROWS)
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

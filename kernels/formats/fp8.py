@@ -1,6 +1,7 @@
-"""Block FP8 as DeepSeek-V3 and Qwen3 have it: float8_e4m3fn, and a float32 scale for each 128 x 128 numbers.
+"""Block FP8 of DeepSeek-V3 and Qwen3: float8_e4m3fn, with a float32 scale for each 128 x 128 numbers.
 
-"DeepSeek-V3 Technical Report", 2024. The plane is the source's numbers, then its scales, a line for each ``rows`` rows.
+Source: "DeepSeek-V3 Technical Report", 2024. The plane has the source's numbers, then its scales, a line for each
+``rows`` rows.
 """
 
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ import torch
 from .blocks import Blocks, Kind, Part, whole
 
 BLOCK = 128
-"""Columns, and in the source rows as well, that share a scale."""
+"""Columns that share a scale. In the source this holds for rows as well."""
 
 
 class Fp8(Blocks):
-    """``rows``: rows that share scales; 1 where matrices were stacked at other rows than multiples of 128."""
+    """Block FP8. ``rows`` is the number of rows that share scales, 1 if matrices were stacked at rows off multiples of
+    128.
+    """
 
     kind = Kind.FP8
     group = BLOCK
@@ -23,10 +26,12 @@ class Fp8(Blocks):
         self.name, self._rows = f"fp8-{rows}x{BLOCK}", rows
 
     def parts(self, n: int, k: int) -> tuple[Part, ...]:
+        """Return the numbers and the scales. See Blocks."""
         whole(self.name, k, 32)
         return Part(n, k), Part(-(-n // self._rows), 4 * -(-k // BLOCK), self._rows)
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
+        """Decode to float32 [rows, k]. See Blocks."""
         values, scales = parts
         each = scales.contiguous().view(torch.float32).repeat_interleave(BLOCK, 1)
         return values.view(torch.float8_e4m3fn).float() * each[:, :k]
