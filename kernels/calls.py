@@ -57,9 +57,7 @@ def multiply(
 def native_product(
     kernel: Callable[..., None], rows: int, n: int, *numbers: int
 ) -> Callable[[Sequence[Sequence[int]], Sequence[int]], torch.Tensor]:
-    """Make the product of ``rows`` rows with several matrices at once that a weight format returns
-    (``formats.base.Product``).
-    """
+    """Make a weight format's product (``formats.base.Product``) of ``rows`` rows with several matrices at once."""
 
     def product(matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
         planes = [plane for matrix in matrices for plane in matrix]
@@ -68,6 +66,6 @@ def native_product(
     return product
 
 
-def memory(address: int, length: int) -> torch.Tensor:
+def view_memory(address: int, length: int) -> torch.Tensor:
     """View ``length`` bytes at ``address`` as a tensor, uint8 [length]. It does not keep them alive."""
     return torch.frombuffer((ctypes.c_uint8 * length).from_address(address), dtype=torch.uint8)

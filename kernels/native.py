@@ -107,8 +107,9 @@ lossless.c. None if nothing was compiled.
 """
 
 LIBRARY = _library()
-"""The library with blocks.c, lossless.c, nest.c, nested.c, products.c, quantise.c, symmetric.c and weighted_sum.c. None
-where they cannot run.
+"""The library with blocks.c, lossless.c, nest.c, nested.c, products.c, quantise.c, symmetric.c and weighted_sum.c.
+
+None where they cannot run.
 """
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None

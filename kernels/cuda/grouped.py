@@ -8,7 +8,7 @@ routing of tokens needs no wait for the device.
 import torch
 
 from ..formats.int8 import scales_at
-from .language import OPERAND, store, target, tl, triton
+from .language import OPERAND, as_target, store, tl, triton
 
 _NARROW = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 128, "num_warps": 4}
 _WIDE = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8}
@@ -20,12 +20,14 @@ ALIGNMENT = 64
 def grouped_product(
     x: torch.Tensor, starts: torch.Tensor, arena: torch.Tensor, offsets: torch.Tensor, n: int, *, int8: bool = False
 ) -> torch.Tensor:
-    """Compute bfloat16 [tokens, n]: ``x[starts[e] : starts[e + 1]]`` times the transpose of matrix e [n, k], for every
-    e.
+    """Compute ``x[starts[e] : starts[e + 1]]`` times the transpose of matrix e, for every e.
+
+    Returns bfloat16 [tokens, n].
 
     ``x`` is [tokens, k], bfloat16. ``starts`` [experts + 1] are non-decreasing integers from 0 to tokens. ``arena`` is
-    [bytes], uint8. ``offsets`` [experts], int64, are the positions of the matrices in it, multiples of ALIGNMENT. A
-    matrix is bfloat16, or in format ``int8``, and may appear several times. Sums are in float32, rounded once.
+    [bytes], uint8. ``offsets`` [experts], int64, are the positions of the matrices [n, k] in it, multiples of
+    ALIGNMENT. A matrix is bfloat16, or in format ``int8``, and may appear several times. Sums are in float32, rounded
+    once. Raises ValueError for other dtypes or counts.
     """
     tokens, k = x.shape
     experts = len(offsets)
@@ -45,7 +47,7 @@ def grouped_product(
         starts.contiguous(),
         arena,
         offsets.contiguous(),
-        target(out),
+        as_target(out),
         n,
         k,
         experts,
@@ -76,8 +78,7 @@ def _multiply(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """Multiply in program (i, j) block i of BLOCK_M tokens, counted over all experts, by BLOCK_N rows of its expert's
-    matrix.
+    """Multiply in program (i, j) block i of BLOCK_M tokens, counted over all experts, by BLOCK_N rows of the matrix.
 
     ``scales`` is the offset of the scales from the beginning of a matrix.
     """

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..formats.int4 import Int4
-from .language import OPERAND, ROWS, splits, store, target, tl, triton
+from .language import OPERAND, ROWS, as_target, count_splits, store, tl, triton
 
 _BLOCK = 64  # rows of a block in memory
 
@@ -24,7 +24,7 @@ class Int4OnDevice:
             _decode[triton.cdiv(count, _BLOCK), len(scales_and_zeros)](
                 numbers[first:],
                 scales_and_zeros[:, rows.start :],
-                target(out),
+                as_target(out),
                 count,
                 k,
                 scales_and_zeros.shape[1],
@@ -50,13 +50,13 @@ class Int4OnDevice:
             return None
         numbers, scales_and_zeros = self._format.parts(planes[0], n, k)
         blocks, groups = len(numbers), len(scales_and_zeros)
-        count = splits(blocks, groups)
+        count = count_splits(blocks, groups)
         out = x.new_empty(count, rows, n, dtype=torch.bfloat16 if count == 1 else torch.float32)
         _multiply[blocks, count](
             x.contiguous(),
             numbers,
             scales_and_zeros,
-            target(out),
+            as_target(out),
             rows,
             n,
             k,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..formats.int8 import parts
-from .language import OPERAND, ROWS, splits, store, target, tl, triton
+from .language import OPERAND, ROWS, as_target, count_splits, store, tl, triton
 
 _BLOCK_N, _BLOCK_K = 32, 128
 
@@ -32,13 +32,13 @@ class Int8OnDevice:
             return None
         numbers, scales = parts(planes[0], n, k)
         blocks, steps = triton.cdiv(n, _BLOCK_N), triton.cdiv(k, _BLOCK_K)
-        count = splits(blocks, steps)
+        count = count_splits(blocks, steps)
         out = x.new_empty(count, rows, n, dtype=torch.bfloat16 if count == 1 else torch.float32)
         _multiply[blocks, count](
             x.contiguous(),
             numbers,
             scales,
-            target(out),
+            as_target(out),
             rows,
             n,
             k,

@@ -2,7 +2,7 @@
 
 import torch
 
-__all__ = ["OPERAND", "ROWS", "NoTriton", "splits", "store", "target", "tl", "triton"]
+__all__ = ["OPERAND", "ROWS", "NoTriton", "as_target", "count_splits", "store", "tl", "triton"]
 
 
 class NoTriton(ImportError):
@@ -29,12 +29,12 @@ _LEAST_STEPS = 4
 """The fewest steps of a program that has only a part of the columns."""
 
 
-def splits(blocks: int, steps: int) -> int:
+def count_splits(blocks: int, steps: int) -> int:
     """Return the number of parts for a product with ``steps`` steps of columns and ``blocks`` blocks of rows."""
     return max(1, min(-(-_PROGRAMS // blocks), steps // _LEAST_STEPS))
 
 
-def target(out: torch.Tensor) -> torch.Tensor:
+def as_target(out: torch.Tensor) -> torch.Tensor:
     """Return ``out`` in the form that ``store`` needs."""
     return out.view(torch.int16) if out.dtype == torch.bfloat16 else out
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..formats.lossless_tiles import ROWS
-from .language import target, tl, triton
+from .language import as_target, tl, triton
 
 _NUMBERS = 2048  # decoded at a time
 _WARPS = 8
@@ -49,7 +49,7 @@ class LosslessOnDevice:
             len(plane),
             ends,
             ends if ids is None else ids,
-            target(out),
+            as_target(out),
             len(out),
             n,
             k,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..formats.nested import TILE, BitNested
-from .language import store, target, tl, triton
+from .language import as_target, store, tl, triton
 
 _UNITS = 32  # runs of eight columns that a program decodes
 
@@ -46,8 +46,8 @@ class NestedOnDevice:
             planes[0],
             planes[1] if split and len(planes) > 1 else planes[0],
             planes[-1],
-            target(out) if ids is None else ids,
-            target(out),
+            as_target(out) if ids is None else ids,
+            as_target(out),
             len(out),
             k,
             first,

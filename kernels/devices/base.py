@@ -60,8 +60,10 @@ class Device(Protocol):
     """The torch device that computes on tensors in its memory."""
 
     def current(self) -> AbstractContextManager[None]:
-        """Make this the calling thread's device for launches. Triton uses the device of a thread, not that of a
-        tensor."""
+        """Make this the calling thread's device for launches.
+
+        Triton uses the device of a thread, not that of a tensor.
+        """
 
     def memory(self) -> tuple[int, int]:
         """Return the free and the total bytes of its memory."""
@@ -70,8 +72,7 @@ class Device(Protocol):
         """Allocate ``length`` bytes of its memory in one piece. Raises MemoryError."""
 
     def lock_pages(self, arena: Arena) -> bool:
-        """Lock the pages of ``arena`` in memory until the arena is freed, so that the device can fetch from them by
-        itself.
+        """Lock the pages of ``arena`` in memory until it is freed, so that the device can fetch from them by itself.
 
         Returns False if the system refuses.
         """
@@ -83,8 +84,9 @@ class Device(Protocol):
         """Copy ``source``, bytes on the device, to ``into``, the same length in host memory, and wait for the copy."""
 
     def direct_file(self, path: Path) -> DeviceFile | None:
-        """Open ``path`` for reads from the drive to the device past host memory. None where the system has no such
-        path.
+        """Open ``path`` for reads from the drive to the device past host memory.
+
+        None where the system has no such path.
         """
 
     def mark(self) -> Mark | None:

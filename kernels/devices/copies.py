@@ -50,11 +50,10 @@ class Copies:
         self._thread.start()
 
     def up(self, source: torch.Tensor, target: torch.Tensor, after: Sequence[Any], done: Done) -> None:
-        """Copy ``source``, bytes in host memory, to ``target``, the same length on the device, after the marks
-        ``after``.
+        """Copy ``source``, bytes in host memory, to ``target``, the same length on the device, behind ``after``.
 
-        ``done`` is called on the copies' thread, with None when the bytes have arrived, or with the error. It must not
-        raise.
+        The copy waits for the marks ``after``. ``done`` is called on the copies' thread, with None when the bytes have
+        arrived, or with the error. It must not raise.
         """
         with no_waiting, self._lock:
             try:

@@ -89,7 +89,7 @@ class Cuda:
                 with contextlib.suppress(RuntimeError):  # the next kernel would report this error as its own
                     torch.zeros(1, device=self.compute)
                 return False
-        arena.before_it_goes(lambda: runtime.cudaHostUnregister(address))
+        arena.call_before_release(lambda: runtime.cudaHostUnregister(address))
         return True
 
     def copies(self) -> Copies:

@@ -32,7 +32,7 @@ class DeviceReport:
     direct: bool
 
 
-def bus_speed(device: Device) -> tuple[float, bool]:
+def measure_bus(device: Device) -> tuple[float, bool]:
     """Measure copies of 8 MiB to ``device``, back to back.
 
     Returns bytes per second, and whether the source could be page-locked. Raises MemoryError, and the error of a copy.
@@ -54,14 +54,14 @@ def bus_speed(device: Device) -> tuple[float, bool]:
     return _COPIES * _BLOCK / seconds, locked
 
 
-def cuda_reports() -> list[DeviceReport]:
+def report_cuda_devices() -> list[DeviceReport]:
     """Report the CUDA devices of this machine that respond."""
     reports = []
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         try:
             device = Cuda(f"cuda:{number}")
             free, total = device.memory()
-            bus, locked = bus_speed(device)
+            bus, locked = measure_bus(device)
         except (NoDevice, MemoryError, RuntimeError):
             continue
         model = torch.cuda.get_device_name(number)

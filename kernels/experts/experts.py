@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from ..products.few_rows import MOST_ROWS, products
-from ..products.row_parts import BIT_TRIALS, divisible, parts
+from ..products.row_parts import BIT_TRIALS, parts, parts_keep_bits
 from ..weights.packed_weight import Many, PackedWeight, several
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -19,8 +19,9 @@ _ROUND = 16
 
 
 class Expert(NamedTuple):
-    """An expert's weights: ``up`` is [inner, hidden] and ``down`` [hidden, inner'], or their transposes. Biases are
-    vectors.
+    """An expert's weights: ``up`` is [inner, hidden] and ``down`` [hidden, inner'], or their transposes.
+
+    Biases are vectors.
     """
 
     up: torch.Tensor
@@ -61,11 +62,11 @@ def expert_products(
 def expert_outputs(
     hidden: torch.Tensor, rows: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe
 ) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """Compute ``expert_product`` of ``hidden`` [tokens, width], contiguous, at ``rows``: row numbers for each of
-    ``experts``.
+    """Compute ``expert_product`` of ``hidden`` [tokens, width] at ``rows``, row numbers for each of ``experts``.
 
-    Yields positions in ``experts``, parts of their rows in order, and the results [rows, width]. All parts of an expert
-    come before the next expert. Long ones are computed in parts, the others as by ``expert_products``.
+    ``hidden`` is contiguous. Yields positions in ``experts``, parts of their rows in order, and the results [rows,
+    width]. All parts of an expert come before the next expert. Long ones are computed in parts, the others as by
+    ``expert_products``.
     """
     few: list[int] = []
     for position, expert in enumerate(experts):
@@ -92,8 +93,9 @@ def form(expert: Expert) -> Form:
 
 
 def expert_product(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
-    """Compute ``post(activation(state @ up) @ down)`` for ``state`` [tokens, hidden]. The result has its shape and
-    dtype.
+    """Compute ``post(activation(state @ up) @ down)`` for ``state`` [tokens, hidden].
+
+    The result has its shape and dtype.
     """
     out = _linear(inner(state, expert, recipe), expert.down, expert.down_bias, recipe.transposed)
     return out if recipe.post is None else recipe.post(out)
@@ -119,7 +121,7 @@ def expert_parts(hidden: torch.Tensor, rows: torch.Tensor, expert: Expert, recip
 
     widths = {*expert.up.shape, *expert.down.shape}
     kind = f"{_shapes(expert, recipe)}, {kind}"
-    return several if divisible(compute, sample, len(rows), kind, widths) else whole
+    return several if parts_keep_bits(compute, sample, len(rows), kind, widths) else whole
 
 
 def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
@@ -176,8 +178,9 @@ class SideBySide(NamedTuple):
     down: Many
 
     def __call__(self, states: Sequence[int], experts: Sequence[Expert], recipe: Recipe) -> torch.Tensor:
-        """Compute ``expert_product`` of the states at the addresses ``states`` with each expert: [experts, rows,
-        hidden].
+        """Compute ``expert_product`` of the states at addresses ``states`` with each expert.
+
+        Returns [experts, rows, hidden].
         """
         inner = self.up([expert.up for expert in experts], states)
         if inner.numel() <= _AT_ONCE:

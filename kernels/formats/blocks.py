@@ -39,7 +39,7 @@ class Kind(enum.IntEnum):
     UINT4 = 10
 
 
-class Part(NamedTuple):
+class PlanePart(NamedTuple):
     """A part of a plane: a table of bytes, ``lines`` of ``width``.
 
     Each line belongs to ``rows`` rows of the matrix, the last one perhaps to fewer. If ``rows`` is 0, each line belongs
@@ -63,13 +63,12 @@ class Blocks:
     ordered = False
     """Whether the last part is int32 [k]: the column of each stored number."""
 
-    def parts(self, n: int, k: int) -> tuple[Part, ...]:
+    def parts(self, n: int, k: int) -> tuple[PlanePart, ...]:
         """Return the parts of a matrix [n, k]. Raises UnsuitableShape."""
         raise NotImplementedError
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
-        """Decode to float32 [rows, k] from the lines of all parts that belong to these rows, uint8 [rows, width]
-        each."""
+        """Decode to float32 [rows, k] from the lines of all parts for these rows, uint8 [rows, width] each."""
         raise NotImplementedError
 
     def lengths(self, n: int, k: int) -> tuple[int]:
@@ -147,7 +146,7 @@ class Blocks:
         """Build the ``struct shape`` of blocks.c."""
         parts = self.parts(n, k)
         tables = [(at, part) for at, part in zip(_offsets(parts), parts, strict=True) if part.rows]
-        filled = tables + [(0, Part(0, 0))] * (3 - len(tables))
+        filled = tables + [(0, PlanePart(0, 0))] * (3 - len(tables))
         each = max(part.rows for _, part in tables)
         order = _offsets(parts)[-1] if self.ordered else 0
         numbers = [
@@ -161,14 +160,14 @@ class Blocks:
         return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
-def whole(name: str, k: int, multiple: int) -> int:
+def count_blocks(name: str, k: int, multiple: int) -> int:
     """Return the number of blocks of ``multiple`` columns in ``k``. Raises UnsuitableShape for a fraction."""
     if k % multiple or not k:
         raise UnsuitableShape(f"{name} needs a multiple of {multiple} columns, not {k}")
     return k // multiple
 
 
-def _offsets(parts: Sequence[Part]) -> list[int]:
+def _offsets(parts: Sequence[PlanePart]) -> list[int]:
     offsets, end = [], 0
     for part in parts:
         offsets.append(-(-end // _ALIGNMENT) * _ALIGNMENT)

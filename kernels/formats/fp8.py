@@ -8,15 +8,16 @@ from collections.abc import Sequence
 
 import torch
 
-from .blocks import Blocks, Kind, Part, whole
+from .blocks import Blocks, Kind, PlanePart, count_blocks
 
 BLOCK = 128
 """Columns that share a scale. In the source this holds for rows as well."""
 
 
 class Fp8(Blocks):
-    """Block FP8. ``rows`` is the number of rows that share scales, 1 if matrices were stacked at rows off multiples of
-    128.
+    """Block FP8, where ``rows`` rows share scales.
+
+    ``rows`` is 1 if matrices were stacked at rows that are not multiples of 128.
     """
 
     kind = Kind.FP8
@@ -25,10 +26,10 @@ class Fp8(Blocks):
     def __init__(self, rows: int) -> None:
         self.name, self._rows = f"fp8-{rows}x{BLOCK}", rows
 
-    def parts(self, n: int, k: int) -> tuple[Part, ...]:
+    def parts(self, n: int, k: int) -> tuple[PlanePart, ...]:
         """Return the numbers and the scales. See Blocks."""
-        whole(self.name, k, 32)
-        return Part(n, k), Part(-(-n // self._rows), 4 * -(-k // BLOCK), self._rows)
+        count_blocks(self.name, k, 32)
+        return PlanePart(n, k), PlanePart(-(-n // self._rows), 4 * -(-k // BLOCK), self._rows)
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
         """Decode to float32 [rows, k]. See Blocks."""

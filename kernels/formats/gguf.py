@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .base import Format
-from .blocks import Blocks, Kind, Part, whole
+from .blocks import Blocks, Kind, PlanePart, count_blocks
 
 _Unpack = Callable[[torch.Tensor], torch.Tensor]
 """Decodes uint8 [blocks, bytes] to float32 [blocks, numbers]."""
@@ -21,9 +21,9 @@ class Gguf(Blocks):
         self.name, self.kind = kind.name.lower(), kind
         self._numbers, self._size, self._unpack = numbers, size, unpack
 
-    def parts(self, n: int, k: int) -> tuple[Part, ...]:
+    def parts(self, n: int, k: int) -> tuple[PlanePart, ...]:
         """Return the single part, all blocks. Raises UnsuitableShape. See Blocks."""
-        return (Part(n, whole(self.name, k, self._numbers) * self._size),)
+        return (PlanePart(n, count_blocks(self.name, k, self._numbers) * self._size),)
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
         """Decode to float32 [rows, k]. See Blocks."""
@@ -68,8 +68,7 @@ def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _scales_mins(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unpack scales and minima of the eight groups in a block of Q4_K or Q5_K, six bits each: float32 [blocks, 8,
-    1]."""
+    """Unpack six-bit scales and minima of the eight groups in a block of Q4_K or Q5_K: float32 [blocks, 8, 1]."""
     one, two, both = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat((one & 63, (both & 15) | (one >> 6 << 4)), 1).float()
     mins = torch.cat((two & 63, (both >> 4) | (two >> 6 << 4)), 1).float()

@@ -16,10 +16,10 @@ from functools import cache
 import torch
 from torch.nn import functional
 
-from ..calls import memory, native_product
+from ..calls import native_product, view_memory
 from ..native import PACKED
 from .base import SLAB, Product, Room, UnsuitableShape, on_heap
-from .quantise import asymmetric, tiles
+from .quantise import quantise_groups, tiles
 
 MOST_ROWS = 48
 """The most rows for which our product is faster than decoding and a plain product."""
@@ -58,13 +58,13 @@ class Int4:
         importance: torch.Tensor | None = None,
         room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
-        """Encode with ``asymmetric``. See Format."""
+        """Encode with ``quantise_groups``. See Format."""
         (length,) = self.lengths(n, k)
         plane = room(length)
         packed, scales_and_zeros = self.parts(plane, n, k)
         scales_and_zeros[:, n:] = 0
         for first, tile in tiles(slabs):
-            numbers, scales, zeros = asymmetric(tile, self.group, importance)
+            numbers, scales, zeros = quantise_groups(tile, self.group, importance)
             packed[first // _BLOCK] = _packed(numbers)
             place = slice(first, first + len(tile))
             scales_and_zeros[:, place, 0], scales_and_zeros[:, place, 1] = scales.T, zeros.T
@@ -97,10 +97,10 @@ class Int4:
         missing = -k % self.group
 
         def product(matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
-            states = [memory(address, 2 * rows * k).view(torch.bfloat16).view(rows, k) for address in inputs]
+            states = [view_memory(address, 2 * rows * k).view(torch.bfloat16).view(rows, k) for address in inputs]
             outs = []
             for (plane,), state in zip(matrices, states, strict=True):
-                packed, scales_and_zeros = self.parts(memory(plane, length), n, k)
+                packed, scales_and_zeros = self.parts(view_memory(plane, length), n, k)
                 outs.append(
                     torch._weight_int4pack_mm_for_cpu(
                         functional.pad(state, (0, missing)),

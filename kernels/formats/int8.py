@@ -8,10 +8,10 @@ from functools import partial
 
 import torch
 
-from ..calls import memory, native_product
+from ..calls import native_product, view_memory
 from ..native import PACKED
 from .base import Product, Room, on_heap
-from .quantise import symmetric, tiles
+from .quantise import quantise_rows, tiles
 
 MOST_ROWS = 48
 """The most rows for which our product is faster than decoding and a plain product."""
@@ -40,14 +40,14 @@ class Int8:
         importance: torch.Tensor | None = None,
         room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
-        """Encode with ``symmetric``. See Format."""
+        """Encode with ``quantise_rows``. See Format."""
         (length,) = self.lengths(n, k)
         plane = room(length)
         plane[n * k : scales_at(n, k)] = 0
         numbers, scales = parts(plane, n, k)
         for first, tile in tiles(slabs):
             place = slice(first, first + len(tile))
-            numbers[place], scales[place] = symmetric(tile, importance)
+            numbers[place], scales[place] = quantise_rows(tile, importance)
         return (plane,)
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
@@ -73,8 +73,8 @@ def _torch_product(rows: int, n: int, k: int, matrices: Sequence[Sequence[int]],
     outs = []
     for (address,), at in zip(matrices, inputs, strict=True):
         # A copy, because torch's kernel needs inputs at a multiple of 32 bytes.
-        state = memory(at, 2 * rows * k).view(torch.bfloat16).view(rows, k).clone()
-        outs.append(torch._weight_int8pack_mm(state, *parts(memory(address, length), n, k)))
+        state = view_memory(at, 2 * rows * k).view(torch.bfloat16).view(rows, k).clone()
+        outs.append(torch._weight_int8pack_mm(state, *parts(view_memory(address, length), n, k)))
     return torch.stack(outs)
 
 

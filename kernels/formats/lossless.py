@@ -35,16 +35,20 @@ _TRIAL_SECONDS = 0.05
 
 
 class Lossless:
-    """Format ``lossless``: tiles of sixteen rows. A matrix that gains nothing takes a thousandth more bytes than
-    plain."""
+    """Format ``lossless``: tiles of sixteen rows.
+
+    A matrix that gains nothing takes a thousandth more bytes than plain.
+    """
 
     name = "lossless"
     exact = True
     planes = 1
 
     def lengths(self, n: int, k: int) -> None:
-        """Return None: the length depends on the numbers. Raises UnsuitableShape for fewer than 16 rows or k % 4 !=
-        0."""
+        """Return None: the length depends on the numbers.
+
+        Raises UnsuitableShape for fewer than 16 rows, or if k is not a multiple of 4.
+        """
         if n < ROWS or k < 1 or k % 4:
             raise UnsuitableShape(f"lossless takes {ROWS} rows or more of 4, 8, 12, .. columns, not [{n}, {k}]")
 
@@ -126,7 +130,7 @@ class _Product:
             raise _damaged(self._plain.n, self._plain.k)
 
 
-def decode_speed() -> float:
+def measure_decoding() -> float:
     """Measure decoding with torch's threads: bytes of weights per second, the best of some rounds in 0.05 s."""
     lossless, n, k, copies, each = Lossless(), 512, 1024, 48, 8
     weights = torch.randn(n, k, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .blocks import Blocks, Kind, Part, whole
+from .blocks import Blocks, Kind, PlanePart, count_blocks
 
 _NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
@@ -18,10 +18,10 @@ class Mxfp4(Blocks):
     name = "mxfp4"
     kind = Kind.MXFP4
 
-    def parts(self, n: int, k: int) -> tuple[Part, ...]:
+    def parts(self, n: int, k: int) -> tuple[PlanePart, ...]:
         """Return the blocks and the scales. Raises UnsuitableShape. See Blocks."""
-        blocks = whole(self.name, k, 32)
-        return Part(n, 16 * blocks), Part(n, blocks)
+        blocks = count_blocks(self.name, k, 32)
+        return PlanePart(n, 16 * blocks), PlanePart(n, blocks)
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
         """Decode to float32 [rows, k]. See Blocks."""

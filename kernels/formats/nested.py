@@ -28,8 +28,8 @@ from torch.nn import functional
 from ..calls import multiply
 from ..native import LIBRARY
 from .base import Product, Room, on_heap
-from .quantise import symmetric, tiles
-from .steps import GROUP, LEFT, UNIT, column_counts, line, nearest, nest
+from .quantise import quantise_rows, tiles
+from .steps import GROUP, LEFT, UNIT, decode_levels, nest, pad_column_weights, scale_codes
 
 MOST_ROWS = 16
 """The most rows of inputs for which products with the planes are faster than decoding them."""
@@ -96,12 +96,12 @@ class BitNested:
         """Fill ``planes`` with nest.c."""
         assert LIBRARY is not None
         addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
-        counts = column_counts(shape.k, importance)
+        counts = pad_column_weights(shape.k, importance)
         for first, rows in tiles(slabs):
             for plane in planes:  # nest.c does not write the padding
                 plane.view(shape.tiles, -1)[_tiles_of(first, rows)] = 0
             weights = rows.float().contiguous()
-            integers, scales = symmetric(weights, importance)
+            integers, scales = quantise_rows(weights, importance)
             LIBRARY.penstock_nest(
                 *(part.data_ptr() for part in (weights, integers, scales, counts)),
                 addresses,
@@ -179,7 +179,7 @@ class _Shape:
     def encoded(self, weights: torch.Tensor, importance: torch.Tensor | None) -> list[torch.Tensor]:
         """Encode some rows of the matrix to tiles [t, length] of each plane."""
         weights = weights.float()
-        integers, scales = symmetric(weights, importance)
+        integers, scales = quantise_rows(weights, importance)
         numbers = nest(weights, integers.float(), scales.float(), importance, leveled=self.split)
 
         high = -(-len(weights) // TILE)
@@ -216,12 +216,12 @@ class _Shape:
         if self.split and len(planes) == 1:
             packed = head[:, end : end + self.groups * TILE // 2].reshape(high, self.groups, -1)
             levels = torch.cat((packed & 15, packed >> 4), 2).transpose(1, 2).reshape(-1, self.groups, 1).float()
-            centre, spread = line(levels)
+            centre, spread = decode_levels(levels)
             codes = centre + spread * (codes - 1.5)
         elif self.split:
             codes = 4 * codes + self._codes(planes[1], 2)
         if len(planes) == (3 if self.split else 2):
-            numbers = nearest(steps, codes) + offsets + self._codes(planes[-1], 4) - LEFT
+            numbers = scale_codes(steps, codes) + offsets + self._codes(planes[-1], 4) - LEFT
         else:
             numbers = steps / UNIT * codes + offsets
         return numbers.flatten(1)[:, : self.k] * scales

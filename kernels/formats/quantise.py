@@ -40,13 +40,13 @@ def tiles(slabs: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
             first += len(tile)
 
 
-def symmetric(rows: torch.Tensor, importance: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise_rows(rows: torch.Tensor, importance: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise ``rows`` [r, k] to int8 numbers [r, k] and bfloat16 scales [r]: ``number * scale`` is near the weight.
 
     ``importance`` [k] weighs the columns. Rows of one magnitude are exact. Raises ValueError for NaN and infinities.
     """
     x = _finite(rows)
-    weights = column_weights(x.shape[1], importance)
+    weights = weigh_columns(x.shape[1], importance)
     numbers, scales = (_scaled_by_torch if LIBRARY is None else _scaled_by_ours)(x, weights)
     return numbers, _storable(scales)
 
@@ -86,7 +86,7 @@ def _scaled_by_torch(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
     return _nearest_8(x, best).to(torch.int8), best
 
 
-def asymmetric(rows: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> Quantised:
+def quantise_groups(rows: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> Quantised:
     """Quantise ``rows`` [r, k] to 4 bits: ``(number - 8) * scale + zero`` is near the weight.
 
     Returns uint8 numbers [r, columns], 0 to 15, and bfloat16 scales and zeros, each [r, columns / group]. ``columns``
@@ -95,7 +95,7 @@ def asymmetric(rows: torch.Tensor, group: int, importance: torch.Tensor | None =
     """
     x = _finite(rows)
     missing = -x.shape[1] % group
-    weights = torch.cat([column_weights(x.shape[1], importance), torch.zeros(missing)])
+    weights = torch.cat([weigh_columns(x.shape[1], importance), torch.zeros(missing)])
     numbers, scales, zeros = (_found_by_torch if LIBRARY is None else _found_by_ours)(x, group, weights)
     return numbers, _storable(scales), _storable(zeros)
 
@@ -183,7 +183,7 @@ def _finite(rows: torch.Tensor) -> torch.Tensor:
     return numbers
 
 
-def column_weights(k: int, importance: torch.Tensor | None) -> torch.Tensor:
+def weigh_columns(k: int, importance: torch.Tensor | None) -> torch.Tensor:
     """Return the weights of the columns [k], 1 on average. A column without importance still has a small weight."""
     mean = 0.0 if importance is None else float(importance.mean())
     return torch.ones(k) if importance is None or mean == 0 else importance.float().clamp(min=1e-3 * mean) / mean

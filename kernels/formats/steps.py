@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch.nn import functional
 
-from .quantise import column_weights
+from .quantise import weigh_columns
 
 GROUP = 32
 """Columns with one step and offset."""
@@ -43,27 +43,28 @@ class Nested:
     left: torch.Tensor
     """The rests [GROUP, h, G], -LEFT to LEFT - 1."""
     levels: torch.Tensor | None
-    """[h, G], 0 to 15, or None: the meaning of the upper two bits of the codes alone, see ``line``."""
+    """[h, G], 0 to 15, or None: the meaning of the upper two bits of the codes alone, see ``decode_levels``."""
 
 
 Number = TypeVar("Number", float, torch.Tensor)
 
 
-def line(levels: Number) -> tuple[Number, Number]:
+def decode_levels(levels: Number) -> tuple[Number, Number]:
     """Return ``centre`` and ``spread``: upper bits c alone stand for the code ``centre + spread * (c - 1.5)``."""
     return 6.75 + 0.5 * (levels % 4), 3.25 + 0.5 * (levels // 4)
 
 
-def nearest(steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Return the integer nearest to ``steps / UNIT * codes``, halves rounded up. Steps are in units of ``1 / UNIT``,
-    float32.
+def scale_codes(steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Return the integer nearest to ``steps / UNIT * codes``, halves rounded up.
+
+    Steps are in units of ``1 / UNIT``, float32.
     """
     return (steps / UNIT * codes).add_(0.5).floor_()
 
 
-def column_counts(k: int, importance: torch.Tensor | None) -> torch.Tensor:
+def pad_column_weights(k: int, importance: torch.Tensor | None) -> torch.Tensor:
     """Return the weights of the columns, with zeros for the columns that pad the last group."""
-    return functional.pad(column_weights(k, importance), (0, -k % GROUP))
+    return functional.pad(weigh_columns(k, importance), (0, -k % GROUP))
 
 
 def nest(
@@ -74,10 +75,10 @@ def nest(
     *,
     leveled: bool = False,
 ) -> Nested:
-    """Divide ``weights`` [h, k] into nested numbers. They were rounded to ``integers * scales``, scales [h]; all
-    float32.
+    """Divide ``weights`` [h, k] into nested numbers.
 
-    ``importance`` weighs errors in a column. ``levels`` are computed if ``leveled``.
+    The weights were rounded to ``integers * scales``, scales [h]. All are float32. ``importance`` weighs errors in a
+    column. ``levels`` are computed if ``leveled``.
     """
     # A weight that is clipped to 127 counts as 127. Otherwise its rest could be too small for the code's error.
     exact = torch.where(scales[:, None] > 0, weights / scales[:, None], 0).clamp_(integers - 0.5, integers + 0.5)
@@ -87,10 +88,10 @@ def nest(
     levels = fit.levels(steps, offsets, codes) if leveled else None
     offsets += fit.centre
     from_offset = fit.integers - offsets
-    left = from_offset - nearest(steps, codes)
+    left = from_offset - scale_codes(steps, codes)
     # With a long step, the nearest code may be one too far away.
     codes += (left >= LEFT).float().sub_((left < -LEFT).float())
-    left = from_offset.sub_(nearest(steps, codes))
+    left = from_offset.sub_(scale_codes(steps, codes))
     return Nested(steps, offsets, codes, left, levels)
 
 
@@ -107,7 +108,7 @@ class _Fit:
         # Weights of the columns, None if all are equal. Columns that pad the last group have no weight.
         self._counts: torch.Tensor | None = None
         if importance is not None or k % GROUP:
-            self._counts = column_counts(k, importance).view(-1, GROUP).T[:, None].contiguous()
+            self._counts = pad_column_weights(k, importance).view(-1, GROUP).T[:, None].contiguous()
         least, most = self.integers.amin(0), self.integers.amax(0)
         self.centre = ((least + most) / 2).round_()
         self._weights = _grouped(weights) - self.centre
@@ -144,7 +145,7 @@ class _Fit:
         mean = first / self._total.clamp(min=_TINY)
         best, least = torch.zeros_like(steps), torch.full_like(steps, torch.inf)
         for level in range(0, 16, 4):
-            lowest, spread = line(level)
+            lowest, spread = decode_levels(level)
             turned = spread - slope
             centre = ((at_zero - turned * mean - lowest) * 2).round_().clamp_(0, 3)
             apart = lowest + centre / 2 - at_zero
@@ -167,7 +168,7 @@ class _Fit:
     def _possible(self, step: torch.Tensor, offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the nearest step and offset for which all rests fit."""
         steps = torch.maximum((step * UNIT).round_(), self._least_steps).clamp_(max=_LARGEST_STEP)
-        lowest = self._least_end - nearest(steps, torch.tensor(float(MOST_CODE)))
+        lowest = self._least_end - scale_codes(steps, torch.tensor(float(MOST_CODE)))
         offsets = torch.minimum(torch.maximum(offset.round(), lowest), self._most_offset)
         return steps, (offsets + self.centre).clamp_(-128, 127).sub_(self.centre)
 
@@ -217,8 +218,10 @@ def _sum(terms: torch.Tensor) -> torch.Tensor:
 
 
 def _grouped(numbers: torch.Tensor) -> torch.Tensor:
-    """Regroup [h, k] to [GROUP, h, G]. The last column pads the last group, so that padding does not widen its
-    range."""
+    """Regroup [h, k] to [GROUP, h, G].
+
+    The last column pads the last group, so that padding does not widen its range.
+    """
     rows, k = numbers.shape
     filled = torch.cat((numbers, numbers[:, -1:].expand(rows, -k % GROUP)), 1)
     return filled.view(rows, -1, GROUP).permute(2, 0, 1).contiguous()

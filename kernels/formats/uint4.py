@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .blocks import Blocks, Kind, Part, whole
+from .blocks import Blocks, Kind, PlanePart, count_blocks
 
 
 class Uint4(Blocks):
@@ -26,12 +26,12 @@ class Uint4(Blocks):
         self.name = f"uint4-{group or 'row'}{'-ordered' if ordered else ''}"
         self.group, self.ordered = group, ordered
 
-    def parts(self, n: int, k: int) -> tuple[Part, ...]:
+    def parts(self, n: int, k: int) -> tuple[PlanePart, ...]:
         """Return the values, scales, zeros and the order of columns. Raises UnsuitableShape. See Blocks."""
-        whole(self.name, k, 32)
-        groups = whole(self.name, k, self.group or k)
-        order = (Part(1, 4 * k, 0),) if self.ordered else ()
-        return Part(n, k // 2), Part(n, 2 * groups), Part(n, groups), *order
+        count_blocks(self.name, k, 32)
+        groups = count_blocks(self.name, k, self.group or k)
+        order = (PlanePart(1, 4 * k, 0),) if self.ordered else ()
+        return PlanePart(n, k // 2), PlanePart(n, 2 * groups), PlanePart(n, groups), *order
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
         """Decode to float32 [rows, k]. See Blocks."""
@@ -42,7 +42,7 @@ class Uint4(Blocks):
         return ((numbers - zeros[:, :, None].float()) * each[:, :, None]).view(len(values), k)
 
 
-def packed(values: torch.Tensor) -> torch.Tensor:
+def pack_values(values: torch.Tensor) -> torch.Tensor:
     """Pack values below 16, uint8 [n, k], to uint8 [n, k / 2], the layout of the first part."""
     low, high = values.view(len(values), -1, 2, 16).unbind(2)
     return (low | high << 4).reshape(len(values), -1)

@@ -5,14 +5,15 @@ from .reading import BackendUnavailable, Reader, Threads
 from .uring import Uring, probe
 
 BACKENDS = ("threads", "io_uring", "buffered")
-""""threads" and "io_uring" read past the page cache where the file system allows it. "buffered" is threads through the
+"""Names of the backends.
+
+"threads" and "io_uring" read past the page cache where the file system allows it. "buffered" is threads through the
 page cache.
 """
 
 
 def open_reader(backend: str, depth: int, enough: int | None = None) -> Reader:
-    """Open a reader that keeps ``depth`` reads in flight, but starts none while ``enough`` bytes are coming from the
-    drive.
+    """Open a reader that keeps ``depth`` reads in flight, but starts none while a drive delivers ``enough`` bytes.
 
     Raises BackendUnavailable where the backend does not work on this machine.
     """
@@ -22,7 +23,7 @@ def open_reader(backend: str, depth: int, enough: int | None = None) -> Reader:
     return Uring(depth, enough)
 
 
-def directness(backend: str) -> bool | None:
+def choose_direct(backend: str) -> bool | None:
     """Return the ``direct`` argument of DirectFile for ``backend``.
 
     False reads through the page cache. None reads directly where that works.

@@ -55,14 +55,13 @@ def address_of(buffer: memoryview) -> int:
     return int(np.frombuffer(buffer, np.uint8).ctypes.data)
 
 
-def remaining(
+def next_buffers(
     buffers: Iterable[memoryview], done: int, *, most_buffers: int = IOV_MAX, most_bytes: int | None = None
 ) -> list[memoryview]:
-    """Return the buffers that the next preadv should fill after ``done`` bytes of ``buffers`` (byte views) are filled.
-    Pure.
+    """Return the buffers that the next preadv should fill after ``done`` bytes of ``buffers`` are filled. Pure.
 
-    No buffer is empty. There are at most ``most_buffers`` of them and ``most_bytes`` bytes. The list is empty when all
-    is done.
+    ``buffers`` are byte views. No returned buffer is empty. There are at most ``most_buffers`` of them and
+    ``most_bytes`` bytes. The list is empty when all is done.
     """
     rest: list[memoryview] = []
     for buffer in buffers:
@@ -162,7 +161,7 @@ class Transfer:
     def rest(self) -> tuple[list[memoryview], int]:
         """Return the buffers that the next preadv should fill, and the offset in the file where it begins."""
         most = MOST_AT_ONCE if self.file.direct else BUFFERED_STEP
-        return remaining(self._buffers, self._done, most_bytes=most), self._offset + self._done
+        return next_buffers(self._buffers, self._done, most_bytes=most), self._offset + self._done
 
     def took(self, got: int) -> None:
         """Note that the kernel filled ``got`` bytes of the rest. Raises ShortRead when the file ends there."""
@@ -218,8 +217,9 @@ def _checked(segments: Sequence[Segment]) -> list[memoryview]:
 
 
 def _open_direct(path: Path, *, insist: bool) -> int | None:
-    """Open ``path`` for direct reads. Returns None where the file system refuses them, or raises OSError if we
-    ``insist``.
+    """Open ``path`` for direct reads.
+
+    Returns None where the file system refuses them, or raises OSError if we ``insist``.
     """
     descriptor = None
     try:

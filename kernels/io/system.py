@@ -16,8 +16,9 @@ _ZEROS = bytes(1 << 20)
 
 
 def open_direct(path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int:
-    """Open ``path`` past the page cache. Returns the descriptor. Raises OSError, EOPNOTSUPP where the system has no
-    such mode.
+    """Open ``path`` past the page cache.
+
+    Returns the descriptor. Raises OSError, EOPNOTSUPP where the system has no such mode.
     """
     if not hasattr(os, "O_DIRECT"):
         raise OSError(errno.EOPNOTSUPP, "this system has no direct I/O", str(path))
@@ -66,8 +67,9 @@ def sync_data(descriptor: int) -> None:
 
 
 def lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock the open file for this descriptor alone, until it is closed. Returns False if it is locked and we do not
-    wait.
+    """Lock the open file for this descriptor alone, until it is closed.
+
+    Returns False if it is locked and we do not wait.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

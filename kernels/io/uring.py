@@ -151,7 +151,7 @@ class Uring(QueuedReader):
             transfer, then, _ = self._flights.pop(entry.user_data)
             problem: Exception | None = None
             try:
-                transfer.took(result_of(entry))
+                transfer.took(take_result(entry))
             except OSError as error:
                 if error.errno not in _AGAIN:
                     problem = transfer.explain(error)
@@ -163,7 +163,7 @@ class Uring(QueuedReader):
         return landed
 
 
-def result_of(entry: Any) -> int:
+def take_result(entry: Any) -> int:
     """Return the bytes that a completed piece has read. Raises OSError as preadv would."""
     return int(entry.res)
 

@@ -1,3 +1,4 @@
-"""Measurements and limits of this host: drives, memory, processors, control groups. Imports kernels/io and
-kernels/memory.
+"""Measurements and limits of this host: drives, memory, processors, control groups.
+
+Imports kernels/io and kernels/memory.
 """

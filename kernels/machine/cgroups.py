@@ -52,10 +52,10 @@ def processor_quota(process: Path = _OURS) -> float | None:
 
 
 def _folders(controller: str, process: Path) -> Iterator[Path]:
-    """Yield the mount points of our control group and its ancestors, own first: v1's hierarchy of ``controller``, then
-    v2's.
+    """Yield the mount points of our control group and its ancestors, own first.
 
-    Either may have the controller. The other then lacks the controller's files.
+    The v1 hierarchy of ``controller`` comes before v2's. Either may have the controller. The other then lacks the
+    controller's files.
     """
     paths = {}
     for line in _text(process / "cgroup").splitlines():

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..io.backends import directness, usable
+from ..io.backends import choose_direct, usable
 from ..io.directio import DirectFile
 from ..io.directwrite import DirectWriter
 from ..memory.arena import Arena
@@ -50,8 +50,10 @@ class DriveReport:
 
 @dataclass(frozen=True, slots=True)
 class MachineReport:
-    """The host as this process sees it. Memory is in bytes. ``cores`` and memory respect affinity and control
-    groups."""
+    """The host as this process sees it.
+
+    Memory is in bytes. ``cores`` and memory respect affinity and control groups.
+    """
 
     processor: str
     cores: int
@@ -97,7 +99,7 @@ def measure_drive(
         with _trial_file(folder, arena.view(0, step), room // step) as path:
             plain = opened.enter_context(DirectFile(path))
             for backend in usable(plain) if backends is None else backends:
-                ask = directness(backend)
+                ask = choose_direct(backend)
                 files[backend] = [plain if ask is None else opened.enter_context(DirectFile(path, direct=ask))]
         arena.close()
         rates = read_rates(files, [(size, depth) for size in sizes for depth in depths], seconds_each, rounds=rounds)
@@ -106,8 +108,9 @@ def measure_drive(
 
 @contextmanager
 def _trial_file(folder: Path, content: memoryview, copies: int) -> Iterator[Path]:
-    """Create a file of ``copies`` of ``content``. Its name is removed at the end of the block, the file when it is
-    closed.
+    """Create a file of ``copies`` of ``content``.
+
+    Its name is removed at the end of the block, the file when it is closed.
     """
     descriptor, name = tempfile.mkstemp(prefix=".penstock-trial-", dir=folder)
     os.close(descriptor)
@@ -153,8 +156,10 @@ class MemoryMeter:
         self._looks, self._folders = 0, list[Path]()
 
     def memory(self) -> tuple[int, int]:
-        """Return the bytes of ``available_memory`` and ``total_memory``. New groups and new limits show a little
-        later."""
+        """Return the bytes of ``available_memory`` and ``total_memory``.
+
+        New groups and new limits show a little later.
+        """
         whole = psutil.virtual_memory()
         if self._looks % self._EVERY == 0:
             self._folders = [group.folder for group in memory_groups() if group.limit < whole.total]
@@ -165,8 +170,9 @@ class MemoryMeter:
 
 
 def usable_cores() -> int:
-    """Return the number of processors that this process may use: its affinity, and its control groups' quota rounded
-    up.
+    """Return the number of processors that this process may use.
+
+    This is the least of its affinity and its control groups' quota, rounded up.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = processor_quota()

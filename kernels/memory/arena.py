@@ -29,8 +29,10 @@ class ArenaClosed(ValueError):
 
 
 class _Map(mmap.mmap):
-    """A mapping that calls back right before it is unmapped. A weak reference would call too late, after the
-    unmapping."""
+    """A mapping that calls back right before it is unmapped.
+
+    A weak reference would call too late, after the unmapping.
+    """
 
     going: tuple[Callable[[], object], ...] = ()
 
@@ -115,19 +117,20 @@ class Arena:
                 region.madvise(mmap.MADV_DONTNEED, self._base + start, end - start)
 
     def resident_bytes(self) -> int:
-        """Return the number of bytes of the arena that are in memory now. Raises OSError if the system does not
-        tell."""
+        """Return the number of bytes of the arena that are in memory now.
+
+        Raises OSError if the system does not tell.
+        """
         self._at(0, 0)
         pages = np.zeros(-(-self.length // _SYSTEM_PAGE), np.uint8)
         if _libc.mincore(self.address, self.length, pages.ctypes.data):
             raise OSError(ctypes.get_errno(), "mincore failed")
         return min(int(np.count_nonzero(pages & 1)) * _SYSTEM_PAGE, self.length)
 
-    def before_it_goes(self, call: Callable[[], object]) -> None:
-        """Register ``call``, to be made right before the memory returns to the system, when no view or tensor is left
-        on it.
+    def call_before_release(self, call: Callable[[], object]) -> None:
+        """Register ``call``, to be made right before the memory returns to the system.
 
-        Raises ArenaClosed (a ValueError) after ``close``.
+        No view or tensor is left on the memory then. Raises ArenaClosed (a ValueError) after ``close``.
         """
         whole = self._at(0, 0)
         whole.going = (*whole.going, call)

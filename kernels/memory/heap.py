@@ -7,8 +7,9 @@ _KEPT_KERNELS = "32"
 
 
 def bound_kernel_caches() -> None:
-    """Let oneDNN keep a few compiled kernels instead of a thousand. Values that the user has set in the environment
-    stay.
+    """Let oneDNN keep a few compiled kernels instead of a thousand.
+
+    Values that the user has set in the environment stay.
 
     oneDNN compiles one kernel per matrix shape, of about 0.6 MB. A prompt gives every expert another number of rows.
     Without a bound, hundreds of megabytes stay for shapes that do not return. A token needs a dozen kernels. The call

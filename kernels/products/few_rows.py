@@ -65,7 +65,7 @@ def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> P
     return _FOUND.get(shape)
 
 
-def untried(rows: int, n: int, k: int) -> bool:
+def is_untried(rows: int, n: int, k: int) -> bool:
     """Return whether only a trial on an actual matrix can tell if there is a product for these shapes."""
     if LIBRARY is None or not 1 <= rows <= MOST_ROWS or k < _LEAST or n * k * 2 <= _TRIAL_BYTES:
         return False
@@ -101,8 +101,7 @@ def _chance(rows: int, k: int, seed: int) -> torch.Tensor:
 
 
 def _trial(rows: int, n: int, k: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Make a matrix [n, k] and inputs [rows, k] whose terms cancel in pairs, so that the products consist of rounding
-    errors.
+    """Make a matrix [n, k] and inputs [rows, k] whose terms cancel in pairs: the products are rounding errors.
 
     The rows of the matrix repeat, so that making it takes no memory besides its own.
     """

@@ -38,7 +38,9 @@ def parts(rows: int) -> list[slice]:
     return [slice(start, rows if start == starts[-1] else start + ROWS) for start in starts]
 
 
-def divisible(compute: Compute, sample: Callable[[int], torch.Tensor], rows: int, kind: str, widths: set[int]) -> bool:
+def parts_keep_bits(
+    compute: Compute, sample: Callable[[int], torch.Tensor], rows: int, kind: str, widths: set[int]
+) -> bool:
     """Return whether ``compute`` gives the same bits for ``rows`` rows in ``parts`` as for all of them at once.
 
     ``sample(n)`` returns the first n of the rows [.., n, width]. ``kind`` names all that the bits depend on, except the
@@ -50,7 +52,7 @@ def divisible(compute: Compute, sample: Callable[[int], torch.Tensor], rows: int
     threads, dtype = torch.get_num_threads(), sample(1).dtype
     key = f"parts of {ROWS} rows, {dtype}, {kind}, {threads} threads"
     anywhere = f"any number of {key}"
-    whole = all(leaves_nothing(n, widths, dtype, threads) for n in (ROWS, 2 * ROWS))
+    whole = all(fills_vectors(n, widths, dtype, threads) for n in (ROWS, 2 * ROWS))
     if key not in BIT_TRIALS or anywhere not in BIT_TRIALS:
         part = sample(ROWS)
         with Probe() as probe:
@@ -63,7 +65,7 @@ def divisible(compute: Compute, sample: Callable[[int], torch.Tensor], rows: int
         return False
     last = parts(rows)[-1]
     return BIT_TRIALS[anywhere] or all(
-        leaves_nothing(n, widths, dtype, threads) for n in (rows, ROWS, last.stop - last.start)
+        fills_vectors(n, widths, dtype, threads) for n in (rows, ROWS, last.stop - last.start)
     )
 
 
@@ -77,7 +79,7 @@ def _equal(compute: Compute, sample: torch.Tensor) -> bool | None:
     return torch.equal(whole, torch.cat([compute(sample[..., part, :]) for part in parts(sample.shape[-2])], dim=-2))
 
 
-def leaves_nothing(rows: int, widths: Iterable[int], dtype: torch.dtype, threads: int) -> bool:
+def fills_vectors(rows: int, widths: Iterable[int], dtype: torch.dtype, threads: int) -> bool:
     """Return whether every thread's share of ``rows`` rows of each width consists of whole vectors."""
     step = _STEP // dtype.itemsize
     for width in widths:

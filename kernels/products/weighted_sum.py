@@ -1,5 +1,6 @@
-"""Weighted sums of experts' outputs, bit for bit as torch computes them step by step. The compiled half is
-weighted_sum.c.
+"""Weighted sums of experts' outputs, bit for bit as torch computes them step by step.
+
+The compiled half is weighted_sum.c.
 
 All functions except ``add_by_torch`` need tensors in host memory.
 """
@@ -53,7 +54,8 @@ def add_weighted(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weight
 
 
 def add_by_torch(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weights: torch.Tensor) -> None:
-    """Compute the same as ``add_weighted``, on any device. ``rows`` must be distinct: the device would choose their
-    order.
+    """Compute the same as ``add_weighted``, on any device.
+
+    ``rows`` must be distinct: the device would choose their order.
     """
     to.index_add_(0, rows, (out * weights[:, None]).to(to.dtype))

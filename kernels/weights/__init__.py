@@ -1,3 +1,4 @@
-"""Packed weights: a weight in a packed format that behaves like a torch tensor. Imports kernels/formats, cuda and
-above.
+"""Packed weights: a weight in a packed format that behaves like a torch tensor.
+
+Imports kernels/formats, cuda and above.
 """

@@ -1,5 +1,7 @@
-"""Operations that need a tensor's metadata only. Models use them on a weight far more often than they compute with
-it."""
+"""Operations that need a tensor's metadata only.
+
+Models use them on a weight far more often than they compute with it.
+"""
 
 import torch
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from ..cuda.base import DeviceFormat
 from ..cuda.registry import device_format
 from ..formats.base import SLAB, Format
-from ..products.few_rows import products, untried
+from ..products.few_rows import is_untried, products
 from .metadata_ops import LOOKS
 
 TILE = 4 << 20
@@ -31,8 +31,9 @@ DEVICE_TILE = 64 << 20
 _ALIGNMENT = 64
 
 Many = Callable[[Sequence[Any], Sequence[int]], torch.Tensor]
-"""``many(weights, inputs)`` computes [len(weights), rows, n] from inputs [rows, k], given by their addresses, as
-Product.
+"""``many(weights, inputs)`` computes [len(weights), rows, n].
+
+Inputs [rows, k] are given by their addresses, as in Product.
 """
 
 
@@ -229,12 +230,13 @@ _kept: dict[tuple[Any, int, int, int, int], Many] = {}
 
 
 def _found(weight: PackedWeight, rows: int) -> Many | None:
-    """Find the product as ``several``. A large weight serves as its own trial, if nothing smaller can show torch's
-    bits.
+    """Find the product as ``several``.
+
+    A large weight serves as its own trial, if nothing smaller can show torch's bits.
     """
     many = several(weight, rows)
     n, k = weight.encoded_shape
-    if many is not None or not weight.format.exact or weight._numbers != torch.bfloat16 or not untried(rows, n, k):
+    if many is not None or not weight.format.exact or weight._numbers != torch.bfloat16 or not is_untried(rows, n, k):
         return many
     whole = weight.at_hand().detach()
     products(rows, n, k, whole.t() if weight.transposed else whole)
@@ -260,15 +262,18 @@ def _tiles(weight: PackedWeight) -> Iterator[tuple[slice, torch.Tensor]]:
 
 
 def _buffer(weight: PackedWeight, size: int) -> torch.Tensor:
-    """Return scratch uint8 [size] where the planes are. On a device, torch's allocator reuses memory in the order of
-    work.
+    """Return scratch uint8 [size] where the planes are.
+
+    On a device, torch's allocator reuses memory in the order of work.
     """
     return _scratch.buffer(size) if weight.on_device is None else weight.planes[0].new_empty(size)
 
 
 def _embedding(ids: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Compute ``functional.embedding``. Only the slabs with the rows ``ids`` are decoded, on a device only those
-    rows."""
+    """Compute ``functional.embedding``.
+
+    Only the slabs with the rows ``ids`` are decoded, on a device only those rows.
+    """
     if not isinstance(weight, PackedWeight) or weight.transposed:
         return functional.embedding(ids, _decoded(weight), *args, **kwargs)
     n, k = weight.encoded_shape
