@@ -110,10 +110,10 @@ class Lossless:
         if LIBRARY is None or _WAY < _PRODUCTS or n < ROWS or k % 4:
             return None
         found = products(rows, n, k)
-        return None if found is None else _Product(found)
+        return None if found is None else _LosslessProduct(found)
 
 
-class _Product:
+class _LosslessProduct:
     """The product ``plain`` with matrices that are decoded on the way."""
 
     def __init__(self, plain: Products) -> None:

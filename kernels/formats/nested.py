@@ -116,14 +116,14 @@ class BitNested:
         """Return the product of nested.c for up to MOST_ROWS rows. See Format."""
         if LIBRARY is None or rows > MOST_ROWS:
             return None
-        return _Product(rows, n, k, planes=self.planes)
+        return _NestedProduct(rows, n, k, planes=self.planes)
 
 
 NESTED = BitNested("nested", split=False)
 STACKED = BitNested("stacked", split=True)
 
 
-class _Product:
+class _NestedProduct:
     """The product of kernels/csrc/nested.c. The matrices of a call may have different numbers of planes."""
 
     def __init__(self, rows: int, n: int, k: int, *, planes: int) -> None:

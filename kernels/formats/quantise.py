@@ -124,7 +124,9 @@ def _found_by_torch(x: torch.Tensor, group: int, weights: torch.Tensor) -> Quant
     rows, k = x.shape
     # Columns that pad the last group equal the last column, and have no weight.
     x = torch.cat([x, x[:, -1:].expand(rows, len(weights) - k)], dim=1)
-    fit = _Fit(x.view(rows, -1, group).permute(2, 0, 1).contiguous(), weights.view(-1, group).T[:, None].contiguous())
+    fit = _GroupFit(
+        x.view(rows, -1, group).permute(2, 0, 1).contiguous(), weights.view(-1, group).T[:, None].contiguous()
+    )
     low, high = fit.x.amin(0), fit.x.amax(0)
     middle, half = low / 2 + high / 2, high / 2 - low / 2
     best_scale, best_zero, least = middle, middle, torch.full_like(middle, torch.nan)
@@ -141,7 +143,7 @@ def _found_by_torch(x: torch.Tensor, group: int, weights: torch.Tensor) -> Quant
     return numbers.permute(1, 2, 0).flatten(1), best_scale, best_zero
 
 
-class _Fit:
+class _GroupFit:
     """Quantises groups ``x`` [group, rows, groups] to 4 bits. ``weights`` [group, 1, groups] weighs each column."""
 
     def __init__(self, x: torch.Tensor, weights: torch.Tensor) -> None:

@@ -82,7 +82,7 @@ def nest(
     """
     # A weight that is clipped to 127 counts as 127. Otherwise its rest could be too small for the code's error.
     exact = torch.where(scales[:, None] > 0, weights / scales[:, None], 0).clamp_(integers - 0.5, integers + 0.5)
-    fit = _Fit(exact, integers, importance)
+    fit = _StepSearch(exact, integers, importance)
     steps, offsets = fit.best()
     codes = fit.codes(steps, offsets)
     levels = fit.levels(steps, offsets, codes) if leveled else None
@@ -95,7 +95,7 @@ def nest(
     return Nested(steps, offsets, codes, left, levels)
 
 
-class _Fit:
+class _StepSearch:
     """Searches for the steps and offsets of groups.
 
     Columns come first, so that sums over them run along rows. Weights are counted from an integer near the centre of
