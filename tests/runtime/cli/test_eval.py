@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import penstock
 from penstock.runtime.cli import eval as command
-from penstock.runtime.cli.options import Source
+from penstock.runtime.cli.options import SourceOptions
 from penstock.runtime.cli.text import beginning
 from penstock.runtime.config.config import Config
 from penstock.runtime.config.settings import Io, Weights
@@ -201,7 +201,7 @@ def test_bad_usage(run, option, value, said):
 
 def test_a_bundle_without_its_original(tmp_path, monkeypatch):
     (tmp_path / "manifest.json").touch()
-    source, held = Source(model=str(tmp_path)), SimpleNamespace(codec="as-is")
+    source, held = SourceOptions(model=str(tmp_path)), SimpleNamespace(codec="as-is")
     monkeypatch.setattr(command, "read_manifest", lambda _: held)
     command._check_original(source, {})
     with pytest.raises(EvaluationError, match="as-is only; name the checkpoint"):
