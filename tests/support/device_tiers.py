@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
 from tests.support.engines import engine_of
-from tests.support.exact import logits
+from tests.support.logits import logits
 
 
 def least(folder: Path, store: Path, **options: Any) -> int:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from ....tiering.store.bundle.drive_writer import translated
+from ....tiering.store.bundle.drive_writer import translate_errors
 from ....tiering.store.bundle.journal import LENGTHS
 from ....tiering.store.bundle.manifest import TensorSpec
 from ..arrange.formats import Choice
@@ -30,7 +30,7 @@ class KeptLengths:
         key = spec.name, expert, choice.format
         if key not in self._known:
             self._known[key] = self._lengths(spec, expert, choice)
-            with translated(self._path.parent):
+            with translate_errors(self._path.parent):
                 self._keep(key)
         return self._known[key]
 

@@ -14,7 +14,7 @@ from penstock.kernels.experts import experts as kernel
 from penstock.runtime.experts import experts
 from penstock.runtime.experts.expert_groups import group, move_groups
 from tests.support.engines import engine_of
-from tests.support.exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(4, 9), st.integers(0, 1 << 30))

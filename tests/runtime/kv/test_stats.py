@@ -10,9 +10,9 @@ import penstock
 from penstock.runtime.cli.main import main
 from penstock.runtime.engine.stats import Stats
 from penstock.runtime.loading.handle import Handle
-from tests.runtime.cli.test_models import IDS, PROMPT
 from tests.support.engines import engine_of
 from tests.support.paged import paged, settle, tier_of
+from tests.support.prompts import IDS, PROMPT
 from tests.support.traces import load, spans
 
 KiB, MiB = 1 << 10, 1 << 20

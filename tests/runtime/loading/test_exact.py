@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import penstock
 from tests.support.engines import engine_of
-from tests.support.exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 from tests.support.tiny_models import NAMES, save_tiny
 
 

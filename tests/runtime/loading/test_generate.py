@@ -14,7 +14,7 @@ import penstock
 from penstock.kernels.waiting import no_waiting
 from penstock.runtime.loading import install
 from tests.support.engines import engine_of
-from tests.support.exact import IDS, least_budget, logits
+from tests.support.logits import IDS, least_budget, logits
 
 SOON = 10.0
 """Seconds after which a test gives up on what should take no time."""

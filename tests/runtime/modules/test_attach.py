@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import penstock
 from penstock.tiering.events import Acquire, Action, Event
 from tests.support.engines import engine_of
-from tests.support.exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 
 
 class Reaching(LlamaMLP):

@@ -21,7 +21,7 @@ from penstock.runtime.tiers.bridge import Bridge
 from penstock.runtime.tiers.leases import Leases
 from penstock.tiering.errors import UnplaceableModule
 from tests.support.engines import engine_of
-from tests.support.exact import least_budget
+from tests.support.logits import least_budget
 from tests.support.tiny_models import save_tiny
 
 LONG = 3 * ROWS + 65

@@ -19,7 +19,7 @@ from penstock.tiering.store.bundle import journal, writer
 from penstock.tiering.store.bundle.reader import Bundle
 from tests.support.bundles import assert_equal, files_of, packed
 from tests.support.engines import engine_of
-from tests.support.exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 from tests.support.packing import FillUp, child
 from tests.support.tiny_models import save_tiny
 

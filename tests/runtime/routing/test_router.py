@@ -9,7 +9,7 @@ import penstock
 from penstock.runtime.experts.experts import streamed_experts
 from penstock.runtime.routing.router import predict_with
 from tests.support.engines import engine_of
-from tests.support.exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

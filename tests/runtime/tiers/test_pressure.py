@@ -17,7 +17,7 @@ from penstock.runtime.tiers import pressure
 from penstock.tiering.driving.fakes import FakeMachine
 from penstock.tiering.units import MiB
 from tests.support.engines import engine_of
-from tests.support.exact import IDS, logits
+from tests.support.logits import IDS, logits
 from tests.support.tiny_models import save_tiny
 
 TOTAL = 1024 * MiB

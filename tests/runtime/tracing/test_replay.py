@@ -15,7 +15,7 @@ from penstock.tiering.planner.setup import Setup
 from penstock.tiering.sim.recording import first_difference
 from penstock.tiering.store.bundle.flash import BundleFlash
 from tests.support.engines import engine_of
-from tests.support.exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 
 
 @pytest.mark.parametrize("kind", ["tiny_moe_folder", "tiny_dense_folder"])

@@ -18,7 +18,7 @@ from penstock.runtime.tracing.chrome import KINDS
 from penstock.runtime.tracing.recorder import Recorder
 from penstock.tiering.store.bundle.flash import BundleFlash
 from tests.support.engines import engine_of
-from tests.support.exact import IDS, least_budget, logits
+from tests.support.logits import IDS, least_budget, logits
 from tests.support.traces import Event, load, nanoseconds, spans
 
 FORWARDS = 5

@@ -25,7 +25,7 @@ from penstock.tiering.errors import TraceError
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import MiB
 from tests.support.engines import engine_of
-from tests.support.exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 from tests.support.timings import TIMINGS
 from tests.support.tiny_models import EXPERT_NAMES, save_tiny, tiny_config
 

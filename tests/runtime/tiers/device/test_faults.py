@@ -27,7 +27,7 @@ from penstock.tiering.store.bundle.manifest import Block
 from tests.support.backends import ThreadsBackend
 from tests.support.device_tiers import check, equal, least, on_device, reference, tight
 from tests.support.engines import engine_of
-from tests.support.exact import logits
+from tests.support.logits import logits
 from tests.support.rig import SOON, Worker
 from tests.support.tiny_models import save_tiny
 

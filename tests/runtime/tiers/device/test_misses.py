@@ -16,7 +16,7 @@ import penstock
 from penstock.runtime.experts.tier_experts import TierExperts
 from penstock.tiering.policy.miss_costs import MissCosts
 from tests.support.engines import engine_of
-from tests.support.exact import logits
+from tests.support.logits import logits
 from tests.support.tiny_models import EXPERT_NAMES, save_tiny
 
 OPTIONS: dict[str, Any] = {"attn_implementation": "eager", "device": "emulated"}

@@ -12,7 +12,7 @@ import penstock
 from penstock.tiering.units import parse_size
 from tests.support.device_tiers import check, equal, on_device, reference, tight
 from tests.support.engines import engine_of
-from tests.support.exact import logits
+from tests.support.logits import logits
 from tests.support.tiny_models import EXPERT_NAMES, NAMES, save_tiny
 
 PROMPT = torch.tensor([[5, 17, 101, 9, 5, 17, 101, 9, 5, 17]])

@@ -1,4 +1,4 @@
-"""Logits of a prompt and of decoded tokens, to compare bit for bit; and the least budget of a model."""
+"""Logits to compare bit for bit, and the least budget of a model."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 import penstock
 
 IDS = torch.randint(3, 300, (2, 17), generator=torch.Generator().manual_seed(1))
-"""A prompt of two rows of 17 tokens."""
+"""A prompt of two rows."""
 
 
 def logits(model: PreTrainedModel, steps: int = 4) -> list[torch.Tensor]:
@@ -24,7 +24,7 @@ def logits(model: PreTrainedModel, steps: int = 4) -> list[torch.Tensor]:
 
 
 def least_budget(folder: Path, store: Path) -> int:
-    """The least host memory, in bytes, that the checkpoint in ``folder`` can be loaded with."""
+    """The least ``host_memory`` in bytes with which the model in ``folder`` loads."""
     with pytest.raises(penstock.BudgetTooSmall, match=r"at least (\d+) bytes") as caught:
         penstock.load(folder, store=store, host_memory=1)
     return int(str(caught.value).split("at least ")[1].split()[0])
