@@ -17,7 +17,7 @@ from ....kernels.io.system import lock
 from ....kernels.memory.arena import Arena
 from ...errors import FlashFull, PrefixDamaged, PrefixError
 from ...prefix.chain import Chain, chain_of
-from ...prefix.header import Header, Part, Stored, dump, length_of, parse
+from ...prefix.header import Header, Stored, StoredTensor, dump, length_of, parse
 from ...units import PAGE, MiB
 from ..bundle.folder import PARTIAL
 
@@ -98,7 +98,7 @@ class _Gathering:
         self._filled = 0
 
 
-def _put(out: _Gathering, parts: Sequence[Part], block: int | None, fill: Fill) -> None:
+def _put(out: _Gathering, parts: Sequence[StoredTensor], block: int | None, fill: Fill) -> None:
     digest = xxhash.xxh3_64()
     for number, part in enumerate(parts):
         room = out.room(part.room)

@@ -16,7 +16,7 @@ from ...driving.small_files import sync_folder
 from ...errors import ConfigError, PrefixDamaged, PrefixError
 from ...prefix.breakeven import Speeds
 from ...prefix.chain import Chain
-from ...prefix.header import Header, Part, lay_out
+from ...prefix.header import Header, StoredTensor, lay_out
 from ...prefix.tree import Cut, Record, longest, make_room, record_of, stale
 from ...progress import Progress, Quiet
 from ..bundle.folder import PREFIXES, prepare
@@ -135,8 +135,8 @@ class PrefixStore:
         fill: Fill,
         *,
         label: str,
-        parts: Sequence[Part],
-        state_parts: Sequence[Part] = (),
+        parts: Sequence[StoredTensor],
+        state_parts: Sequence[StoredTensor] = (),
         explicit: bool = False,
     ) -> int:
         """Store what is not there yet of ``chain``: the bytes written. 0 where it all is there, or finds no room.
@@ -165,7 +165,12 @@ class PrefixStore:
         return header.end
 
     def _plan(
-        self, chain: Chain, label: str, parts: Sequence[Part], state_parts: Sequence[Part], explicit: bool
+        self,
+        chain: Chain,
+        label: str,
+        parts: Sequence[StoredTensor],
+        state_parts: Sequence[StoredTensor],
+        explicit: bool,
     ) -> tuple[Header | None, list[Cut]]:
         """The file to be written, and what goes for it."""
         self._files.sweep()
