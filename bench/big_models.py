@@ -20,7 +20,7 @@ from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.loading.outline import outline_model
 from penstock.runtime.packing.arrange.stripes import stripe
 from penstock.tiering.planner.arrangement import Outline
-from penstock.tiering.store.bundle.manifest import Drive
+from penstock.tiering.store.bundle.manifest import BundleDrive
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class BigModel:
             assert self.packed, f"{self.name} is published in bfloat16"
             _pack(model, self.packed)
             dtype = self.packed.name
-        equal = [Drive(str(number), 1) for number in range(drives)]
+        equal = [BundleDrive(str(number), 1) for number in range(drives)]
         return replace(outline_model(model, stripe(describe(model), equal if drives > 1 else ())), dtype=dtype)
 
 

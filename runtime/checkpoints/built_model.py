@@ -12,7 +12,7 @@ from ...tiering.errors import CheckpointError
 from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from .describe import Description, describe
-from .source import Contents, Source
+from .source import Source, SourceContents
 from .weights import CHUNK, PlainWeights, pieces_of, split_bytes
 
 
@@ -51,7 +51,7 @@ class BuiltModel(Source):
         """SHA-256 over the bytes of all weights."""
         progress = progress or Quiet()
         digest = hashlib.sha256()
-        weights = ModelWeights(self.model)
+        weights = BuiltWeights(self.model)
         progress.start("checking the weights", description.layout.total_bytes)
         for block in description.layout.blocks:
             for _, piece in pieces_of(block, weights):
@@ -60,9 +60,9 @@ class BuiltModel(Source):
         progress.finish()
         return digest.hexdigest()
 
-    def read(self, description: Description, memory: int) -> Contents:
+    def read(self, description: Description, memory: int) -> SourceContents:
         """The weights, at the addresses that they have."""
-        return Contents(self.model, ModelWeights(self.model), self._addresses())
+        return SourceContents(self.model, BuiltWeights(self.model), self._addresses())
 
     def write_model_files(self, folder: Path, *, untied: bool) -> None:
         """Write the model's configurations. It has no tokenizer."""
@@ -74,7 +74,7 @@ class BuiltModel(Source):
         return {name: tensor.data_ptr() for name, tensor in self.model.state_dict().items()}
 
 
-class ModelWeights(PlainWeights):
+class BuiltWeights(PlainWeights):
     """The weights of a ``model`` that is in memory."""
 
     def __init__(self, model: PreTrainedModel) -> None:

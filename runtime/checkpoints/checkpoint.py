@@ -18,7 +18,7 @@ from .model_files import copy_model_files
 from .quantised import gather_quantised
 from .quantised_weights import QuantisedWeights
 from .safetensors_file import SourceTensor, parse_header
-from .source import Contents, Source
+from .source import Source, SourceContents
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -85,7 +85,7 @@ class Checkpoint(Source):
         code = sorted(self.folder.glob("*.py")) if self.trust_remote_code else []
         return (*self.files, self.folder / "config.json", *code)
 
-    def read(self, description: Description, memory: int) -> Contents:
+    def read(self, description: Description, memory: int) -> SourceContents:
         """As Source.read."""
         model, layout, untied = description.model, description.layout, False
         weights = QuantisedWeights(model, self.tensors, layout, memory=memory)
@@ -99,7 +99,7 @@ class Checkpoint(Source):
                 raise CheckpointError(
                     f"the model shares one weight between {one} and {other}, the checkpoint has two for them"
                 )
-        return Contents(model, weights, weights.addresses(), untied)
+        return SourceContents(model, weights, weights.addresses(), untied)
 
     def write_model_files(self, folder: Path, *, untied: bool) -> None:
         """Copy configuration and tokenizer."""

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PretrainedConfig
 from .describe import Description
 from .gguf_file import GgufFile
 from .gguf_weights import GgufWeights
-from .source import Contents, Source
+from .source import Source, SourceContents
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class GgufSource(Source):
         """As GgufFile.dtype."""
         return self.file.dtype()
 
-    def read(self, description: Description, memory: int) -> Contents:
+    def read(self, description: Description, memory: int) -> SourceContents:
         """As Source.read. A file has no addresses: transformers makes each weight anew."""
-        return Contents(description.model, GgufWeights(description.model, self.file, description.layout), {})
+        return SourceContents(description.model, GgufWeights(description.model, self.file, description.layout), {})
 
     def write_model_files(self, folder: Path, *, untied: bool) -> None:
         """Write the configuration, and the tokenizer if the file has one."""

@@ -27,8 +27,10 @@ _SLAB = 256  # rows that are put into another order at a time
 
 
 class Lines(NamedTuple):
-    """The numbers of a matrix [n, k], a line for each row in each of ``parts``; ``order`` int32 [k] is which column
-    each stored number belongs to, None if they ascend."""
+    """The numbers of a matrix [n, k], a line for each row in each of ``parts``.
+
+    ``order``, int32 [k], has the column that each stored number belongs to. None if they ascend.
+    """
 
     parts: tuple[torch.Tensor, ...]
     order: torch.Tensor | None = None
@@ -65,6 +67,7 @@ class QuantisedTensor(SourceTensor):
         return self.tensors[-1] if _blocks(self.format).ordered else None
 
     def lines(self, read: Read) -> Lines:
+        """Its numbers, row by row, from tensors that ``read`` reads. Raises CheckpointError."""
         return self.read_lines(read, self.tensors)
 
 

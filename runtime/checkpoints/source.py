@@ -20,7 +20,7 @@ from .weights import WeightReader
 
 
 @dataclass(frozen=True)
-class Contents:
+class SourceContents:
     """What a source holds for a ``model``: its ``weights``, to be read and closed, and where transformers has them.
 
     ``addresses`` are those of weights that transformers takes as they are, by name. ``untied``: the source has
@@ -56,7 +56,7 @@ class Source(ABC):
         """The dtype that its weights are meant to be loaded in."""
 
     @abstractmethod
-    def read(self, description: Description, memory: int) -> Contents:
+    def read(self, description: Description, memory: int) -> SourceContents:
         """The contents for a model so described, read in at most ``memory`` bytes.
 
         Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall.

@@ -17,14 +17,14 @@ from ..tracing.tracefile import destination
 from .console import print_json, print_table, quiet_libraries
 from .generate import room_for
 from .measure import peak_resident_bytes
-from .options import Settings, Source, TraceFile
+from .options import Settings, SourceOptions, TraceFile
 
 PREFILL = 64
 """Tokens of the prompt, at most."""
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     settings: Settings,
     steps: Annotated[int, typer.Option("-n", "--tokens", metavar="N", min=1, help="Tokens decoded one by one.")] = 32,
     trace: TraceFile = None,

@@ -16,7 +16,7 @@ from ...tiering.units import GiB, format_size, parse_size
 from ..loading.opening import OpenedModel, open_files, read_tokenizer
 from ..loading.progress import shown
 from .console import fail, print_json, print_table, quiet_libraries
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 from .text import read_text
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def ls(
 
 
 def save(
-    source: Source,
+    source: SourceOptions,
     settings: Settings,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help='"-" reads stdin.')] = None,
     text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="The prompt, in a file.")] = None,

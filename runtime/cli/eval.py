@@ -17,7 +17,7 @@ from ..loading.opening import OpenedModel, is_bundle, open_files, read_manifest,
 from ..loading.progress import shown
 from .console import print_json, print_table, quiet_libraries
 from .measure import peak_resident_bytes
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 from .text import WINDOW, beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ TOKENS = 4096
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     text: Annotated[str, typer.Option("--text", metavar="FILE", help="What the model reads, in UTF-8.")],
     settings: Settings,
     tokens: Annotated[
@@ -96,7 +96,7 @@ def _name(weights: Weights) -> str:
     return " ".join([weights.format, *others])
 
 
-def _check_original(source: Source, tested: dict[str, Config]) -> None:
+def _check_original(source: SourceOptions, tested: dict[str, Config]) -> None:
     """Raise EvaluationError for a bundle that is not the original, or that is to be tested in other formats too."""
     if not is_bundle(source.model):
         return

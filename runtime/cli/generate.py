@@ -15,14 +15,14 @@ from ..loading.progress import shown
 from ..tracing.tracefile import destination
 from .console import print_json, quiet_libraries, say, waiting
 from .measure import peak_resident_bytes
-from .options import Settings, Source, TraceFile
+from .options import Settings, SourceOptions, TraceFile
 
 TOKENS = 128
 """Default number of new tokens."""
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     prompt: Annotated[str, typer.Option("-p", "--prompt", metavar="TEXT", help='Text to continue; "-" reads stdin.')],
     settings: Settings,
     tokens: Annotated[

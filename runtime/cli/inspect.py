@@ -10,10 +10,10 @@ from ..loading.opening import find_bundle, is_bundle, read_manifest
 from ..loading.progress import shown
 from .console import print_json, print_table, quiet_libraries
 from .contents import AS_IS, shares
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 
 
-def command(source: Source, settings: Settings) -> None:
+def command(source: SourceOptions, settings: Settings) -> None:
     """Show what a packed model holds and where it lies. Reads the manifest only."""
     config = settings.load()
     if not is_bundle(source.model):

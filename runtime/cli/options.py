@@ -69,7 +69,7 @@ def _help(setting: Setting) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source(ModelSource):
+class SourceOptions(ModelSource):
     """Which model, and how it may be fetched."""
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or packed bundle.")]

@@ -16,7 +16,7 @@ from ..loading.progress import shown
 from .calibrating import TextCalibrator
 from .console import print_json, print_table, quiet_libraries
 from .measure import peak_resident_bytes
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     settings: Settings,
     profile: Annotated[
         str | None,
@@ -78,7 +78,9 @@ def command(
         print("each expert is a read of its own, large enough for any drive: their order is that of their numbers")
 
 
-def _pack(source: Source, config: Config, routes: "Routes | None", text: str | None, bar: "Progress") -> "Bundle":
+def _pack(
+    source: SourceOptions, config: Config, routes: "Routes | None", text: str | None, bar: "Progress"
+) -> "Bundle":
     """Open the bundle ``source``, or pack ``source`` into one, calibrated with the ``text`` if one is given."""
     from ...tiering.store.bundle.reader import Bundle
     from ..packing.pack import pack

@@ -7,7 +7,7 @@ import typer
 from ...tiering.policy.placement.budgets import ENOUGH
 from ...tiering.units import format_size
 from .console import print_json, print_table, quiet_libraries, waiting
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 
 if TYPE_CHECKING:
     from ...tiering.planner.arrangement import Arrangement
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     settings: Settings,
     prompt_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Length of the prompt for the time to the first token.")

@@ -11,7 +11,7 @@ from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
 from ..tracing.tracefile import destination, write
 from .console import print_json, print_table, quiet_libraries, say, waiting
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 from .text import WINDOW, beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MIDDLE = 16
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     text: Annotated[str, typer.Option("--text", metavar="FILE", help="What the model reads, in UTF-8.")],
     settings: Settings,
     tokens: Annotated[
@@ -67,7 +67,7 @@ def command(
 
 
 def _record(
-    source: Source, config: "Config", content: str, name: str, tokens: int | None, window: int | None
+    source: SourceOptions, config: "Config", content: str, name: str, tokens: int | None, window: int | None
 ) -> "Routes":
     """The routing trace of the text ``content``, called ``name``. Errors in it are found before the model is packed."""
     with shown() as bar:
@@ -100,7 +100,7 @@ def _destinations(out: str | None, plot: str | None) -> tuple[Path | None, Path 
     return destination(out) if out is not None else None, destination(plot) if plot is not None else None
 
 
-def _check_experts(config: Any, source: Source) -> None:
+def _check_experts(config: Any, source: SourceOptions) -> None:
     """Raise TraceError for a model without experts, before it is packed."""
     import torch
 

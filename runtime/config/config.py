@@ -12,7 +12,7 @@ from ...tiering.errors import ConfigError
 from ...tiering.policy.placement.placement import with_working_memory
 from ...tiering.units import GiB, format_size
 from . import configfile
-from .settings import OVERRIDES, Compute, Experts, Io, Kv, Memory, Store, Weights
+from .settings import OVERRIDES, Compute, Experts, Io, Kv, MemorySettings, Store, Weights
 
 
 class Fault(NamedTuple):
@@ -29,7 +29,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    memory: Memory = Memory()
+    memory: MemorySettings = MemorySettings()
     store: Store = Field(default_factory=Store)  # at each call: it depends on the home folder
     weights: Weights = Weights()
     experts: Experts = Experts()
@@ -158,7 +158,7 @@ def find_fault(raw: Mapping[str, Any]) -> Fault | None:
 
 
 def _floor_above_ceiling(memory: Any) -> Fault | None:
-    found = memory if isinstance(memory, Memory) else Memory.model_validate(dict(memory))
+    found = memory if isinstance(memory, MemorySettings) else MemorySettings.model_validate(dict(memory))
     if found.host == "auto" or found.floor == "auto" or found.floor <= found.host:
         return None
     shown = format_size(found.host)

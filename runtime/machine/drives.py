@@ -9,7 +9,7 @@ from ...tiering.sim.devices import Drive as ModelledDrive
 from ...tiering.sim.devices import fitted
 from ...tiering.store.bundle import journal
 from ...tiering.store.bundle.folder import PARTIAL
-from ...tiering.store.bundle.manifest import Drive, Manifest
+from ...tiering.store.bundle.manifest import BundleDrive, Manifest
 from ...tiering.store.bundle.stripes import absent, drive_under, part_of, remove
 from ...tiering.units import PAGE
 from ..config.settings import Io
@@ -18,7 +18,9 @@ from .speeds import drive_rates, drive_speed, existing
 _SECONDS = 0.25
 
 
-def drives_for(target: Path, stripes: Sequence[Path], lengths: Sequence[int], *, memory: int) -> tuple[Drive, ...]:
+def drives_for(
+    target: Path, stripes: Sequence[Path], lengths: Sequence[int], *, memory: int
+) -> tuple[BundleDrive, ...]:
     """The drives for the bundle ``target``, whose blocks have ``lengths`` bytes: that of its store and those of
     ``stripes``, measured with reads of such blocks in at most ``memory`` bytes. None if there are no stripes.
 
@@ -27,7 +29,7 @@ def drives_for(target: Path, stripes: Sequence[Path], lengths: Sequence[int], *,
     """
     partial = target.with_name(target.name + PARTIAL)
     folders = ["", *(str(part_of(target, stripe)) for stripe in stripes)] if stripes else []
-    begun = journal.drives(partial)
+    begun = journal.read_drives(partial)
     if [drive.folder for drive in begun] == folders:
         return begun
     journal.end(partial)
@@ -35,7 +37,7 @@ def drives_for(target: Path, stripes: Sequence[Path], lengths: Sequence[int], *,
     size = max(PAGE, min(typical_read(lengths), memory // UNMEASURED.depth // PAGE * PAGE))
     places = [target.parent, *stripes] if stripes else []
     return tuple(
-        Drive(folder, max(1, round(drive_speed(place, size, UNMEASURED, seconds=_SECONDS))))
+        BundleDrive(folder, max(1, round(drive_speed(place, size, UNMEASURED, seconds=_SECONDS))))
         for folder, place in zip(folders, places, strict=True)
     )
 

@@ -23,7 +23,7 @@ from ...tiering.units import KiB, MiB, align_up
 from ..checkpoints.describe import Description, describe
 from ..checkpoints.layout import Layout
 from ..checkpoints.open import open_source
-from ..checkpoints.source import Contents, Source
+from ..checkpoints.source import Source, SourceContents
 from ..machine.drives import drives_for
 from ..routing.profiling import experts_of
 from ..routing.routes import Routes
@@ -189,7 +189,7 @@ def _pack(source: Source, described: Description, order: Order, target: Target, 
 
 
 def _arrange(
-    contents: Contents,
+    contents: SourceContents,
     layout: Layout,
     weights: EncodedWeights,
     calibration: Calibration,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.folder import PARTIAL, ensure_room
-from ...tiering.store.bundle.manifest import Drive, Manifest
+from ...tiering.store.bundle.manifest import BundleDrive, Manifest
 from ...tiering.store.bundle.stripes import parts_of
 from ...tiering.store.bundle.writer import BundleWriter
 from ..checkpoints.layout import Layout
@@ -47,7 +47,7 @@ def write_bundle(
 
 
 def check_room(
-    bundle: Path, layout: Layout, drives: Sequence[Drive], stripes: Sequence[Path], limit: int | None
+    bundle: Path, layout: Layout, drives: Sequence[BundleDrive], stripes: Sequence[Path], limit: int | None
 ) -> None:
     """Raise FlashFull unless each of ``drives`` has room for its share of ``layout``, and the store and its ``stripes``
     together may hold it within ``limit`` bytes."""

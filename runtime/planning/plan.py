@@ -27,7 +27,7 @@ from .assumed import assumed_routes
 from .flash_room import flash_free
 from .forecast import Devices, Forecast, Forecaster, count_routed
 from .kv_size import count_kv_bytes, find_kv_layers
-from .report import BudgetForecast, KvPlan, Plan, Speeds
+from .report import BudgetForecast, KvPlan, MeasuredSpeeds, Plan
 from .sketch import ModelSketch, PlannedDrives, deal_to_drives, sketch_model
 
 PROMPT_TOKENS = 512
@@ -116,9 +116,9 @@ class BudgetForecasts:
         return found if self._kv is None else self._forecaster.with_kv(found, self._kv)
 
     @property
-    def speeds(self) -> Speeds:
+    def speeds(self) -> MeasuredSpeeds:
         """What the forecasts rest on."""
-        return Speeds(
+        return MeasuredSpeeds(
             memory_bytes_per_token=self._forecaster.bytes_per_token,
             flash_bytes_per_second=self._drives.bytes_per_second,
             memory_bytes_per_second=self._forecaster.memory.bandwidth,

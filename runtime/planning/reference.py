@@ -61,7 +61,7 @@ _LEAST = 1e-9
 """The least seconds of a layer, whatever the clock says."""
 
 
-class _Run(NamedTuple):
+class _TimedRun(NamedTuple):
     """The median ``seconds`` of a token, and the recording."""
 
     seconds: float
@@ -161,7 +161,7 @@ def _model(kind: str, width: int, layers: int, **more: Any) -> PreTrainedModel:
     return model
 
 
-def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -> _Run:
+def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -> _TimedRun:
     """Decode with all of ``model`` in memory, or with a ``share`` of its bytes."""
     whole = sum(weight.nbytes for weight in model.parameters())
     budget = 2 * whole + MiB if share is None else int(whole * share)
@@ -174,7 +174,7 @@ def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -
             start = time.perf_counter()
             out = streamed(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
             seconds.append(time.perf_counter() - start)
-    return _Run(statistics.median(seconds[_UNTIMED:]), recorded(record))
+    return _TimedRun(statistics.median(seconds[_UNTIMED:]), recorded(record))
 
 
 def _delivery(folder: Path, recording: Recording) -> Delivery:
@@ -188,7 +188,7 @@ def _delivery(folder: Path, recording: Recording) -> Delivery:
     return Delivery(share=found.waiting / alone.best.bytes_per_second, contention=found.lost)
 
 
-def _computed(run: _Run) -> float:
+def _computed(run: _TimedRun) -> float:
     """The median seconds of computing a token."""
     return statistics.median(dense_seconds(run.recording)[1 + _UNTIMED :])
 

@@ -48,7 +48,7 @@ class KvPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Speeds:
+class MeasuredSpeeds:
     """What a forecast rests on: bytes of weights that a token uses, and bytes per second of the drives together, of
     memory, and of the bus to a device, if there is one."""
 
@@ -76,7 +76,7 @@ class Plan:
     prompt_tokens: int
     arrangement: Arrangement | None = None
     forecast: Forecast | None = None
-    speeds: Speeds | None = None
+    speeds: MeasuredSpeeds | None = None
     minimum_host_memory: int | None = None
     recommended_host_memory: int | None = None
     host_memory: int | None = None

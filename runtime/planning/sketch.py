@@ -128,7 +128,9 @@ def deal_to_drives(
     speeds = [drive.delivered(size, reading.depth) for drive in models]
     if not found.bundle:
         shares = speeds
-        dealt = [manifest.Drive(str(place), max(1, round(speed))) for place, speed in zip(places, speeds, strict=True)]
+        dealt = [
+            manifest.BundleDrive(str(place), max(1, round(speed))) for place, speed in zip(places, speeds, strict=True)
+        ]
         found = replace(found, layout=stripe(found.layout, dealt if len(places) > 1 else ()), drives=len(places))
     slowest = max(share / speed for share, speed in zip(shares, speeds, strict=True))
     return found, PlannedDrives(models, reading, shares, sum(shares) / slowest)

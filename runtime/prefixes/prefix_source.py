@@ -27,7 +27,7 @@ from transformers.cache_utils import (
 )
 
 from ...kernels.memory.arena import Arena
-from ...tiering.prefix.header import Part
+from ...tiering.prefix.header import StoredTensor
 from ...tiering.store.prefixes.found import Found
 from ..kv.cache.layer import PagedLayer
 from ..kv.views.sequence import SequencePages
@@ -59,8 +59,8 @@ class Contents:
     """
 
     length: int
-    parts: tuple[Part, ...]
-    state_parts: tuple[Part, ...]
+    parts: tuple[StoredTensor, ...]
+    state_parts: tuple[StoredTensor, ...]
     cuts: tuple[Cut, ...]
     state: tuple[torch.Tensor, ...]
     block: int
@@ -170,7 +170,7 @@ def _fill_pages(found: Found, cache: DynamicCache, device: torch.device) -> bool
     view = _buffer(found)
     keys: list[torch.Tensor] = []
 
-    def take(part: Part, source: memoryview) -> None:
+    def take(part: StoredTensor, source: memoryview) -> None:
         tensor = torch.empty(part.shape, dtype=_dtype(part))
         _copy(tensor, source)
         number, _, name = part.name.partition(".")
@@ -195,7 +195,9 @@ def _buffer(found: Found) -> memoryview:
     return Arena(length, huge_pages=False).view(0, length)
 
 
-def _read_through(view: memoryview, parts: Sequence[Part], takers: Sequence[Taker]) -> Iterator[Sequence[memoryview]]:
+def _read_through(
+    view: memoryview, parts: Sequence[StoredTensor], takers: Sequence[Taker]
+) -> Iterator[Sequence[memoryview]]:
     """Yield reads of ``parts`` into ``view``, several at a time where they fit, and hand each part to its taker."""
     gathered: list[Callable[[], None]] = []
     filled = 0
@@ -306,11 +308,11 @@ def _set(layer: Any, tokens: int, tensors: Mapping[str, torch.Tensor]) -> None:
                 layer.update_recurrent_state(state, index)
 
 
-def _describe_part(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> Part:
-    return Part(name, str(tensor.dtype).removeprefix("torch."), shape, math.prod(shape) * tensor.element_size())
+def _describe_part(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> StoredTensor:
+    return StoredTensor(name, str(tensor.dtype).removeprefix("torch."), shape, math.prod(shape) * tensor.element_size())
 
 
-def _dtype(part: Part) -> torch.dtype:
+def _dtype(part: StoredTensor) -> torch.dtype:
     dtype = getattr(torch, part.dtype)
     assert isinstance(dtype, torch.dtype)
     return dtype

@@ -4,16 +4,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ....tiering.store.bundle.manifest import Block, Drive
+from ....tiering.store.bundle.manifest import Block, BundleDrive
 from ....tiering.units import Extent
 from ...checkpoints import layout as layouts
 from ...checkpoints.layout import Layout
 
 
-def stripe(layout: Layout, drives: Sequence[Drive]) -> Layout:
-    """``layout`` with its blocks dealt to ``drives``; with none, as it is.
+def stripe(layout: Layout, drives: Sequence[BundleDrive]) -> Layout:
+    """``layout`` with its blocks dealt to ``drives``. Without drives, it stays as it is.
 
-    What a drive gets lies end to end in data files of its own, in the order of use, so that neighbours still join into
+    The blocks of a drive lie end to end in data files of its own, in the order of use, so neighbours still join into
     one read.
     """
     if not drives:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from ....tiering.store.bundle.drive_writer import translated
+from ....tiering.store.bundle.drive_writer import translate_errors
 from ....tiering.store.bundle.journal import LENGTHS
 from ....tiering.store.bundle.manifest import TensorSpec
 from ..arrange.formats import Choice
@@ -13,8 +13,8 @@ from ..arrange.planes import Lengths, Planes
 
 
 class KeptLengths:
-    """``lengths``, which encodes a matrix to tell them, with what was told before: also by an interrupted packing, as
-    ``folder``, that of the bundle that is being written, has it. One thread at a time."""
+    """Remembers what ``lengths``, which encodes a matrix, has told. It also knows what an interrupted packing has kept
+    in ``folder``, that of the bundle that is being written. For one thread at a time."""
 
     def __init__(self, folder: Path, lengths: Lengths) -> None:
         self._path, self._lengths = folder / LENGTHS, lengths
@@ -30,7 +30,7 @@ class KeptLengths:
         key = spec.name, expert, choice.format
         if key not in self._known:
             self._known[key] = self._lengths(spec, expert, choice)
-            with translated(self._path.parent):
+            with translate_errors(self._path.parent):
                 self._keep(key)
         return self._known[key]
 

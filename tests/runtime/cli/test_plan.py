@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from penstock.tiering.units import PAGE, GiB, KiB
+from tests.support.prompts import PROMPT
 from tests.support.routes import made_up
 from tests.support.tiny_models import save_tiny
 
-PROMPT = "w5 w6 w7 w8"
 LITTLE = ("--host-memory", "300KiB")
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -4,29 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import penstock
+from tests.support.engines import engine_of
+from tests.support.logits import least_budget, logits
 from tests.support.tiny_models import NAMES, save_tiny
-
-IDS = torch.randint(3, 300, (2, 17), generator=torch.Generator().manual_seed(1))
-
-
-def logits(model: PreTrainedModel, steps: int = 4) -> list[torch.Tensor]:
-    """Logits of a prompt of two rows, and of ``steps`` tokens decoded one by one."""
-    with torch.no_grad():
-        out = model(IDS, use_cache=True)
-        found = [out.logits]
-        for step in range(steps):
-            out = model(IDS[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
-            found.append(out.logits)
-    return found
-
-
-def least_budget(folder: Path, store: Path) -> int:
-    with pytest.raises(penstock.BudgetTooSmall, match=r"at least (\d+) bytes") as caught:
-        penstock.load(folder, store=store, host_memory=1)
-    return int(str(caught.value).split("at least ")[1].split()[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -40,11 +23,11 @@ def test_logits_equal_those_of_transformers(name: str, dtype: torch.dtype, tmp_p
     least = least_budget(folder, store)
     for share in (1.1, 1.0, 0.5, 0.0):
         with penstock.load(folder, store=store, host_memory="1GiB", attn_implementation="eager") as model:
-            total = sum(block.extent.length for block in model.penstock._engine.bundle.manifest.blocks)
+            total = sum(block.extent.length for block in engine_of(model).bundle.manifest.blocks)
         budget = max(int(share * total), least)
         with penstock.load(folder, store=store, host_memory=budget, attn_implementation="eager") as model:
             found = logits(model)
-            model.penstock._engine.bridge.check_integrity()
+            engine_of(model).check_integrity()
             stats = model.penstock.stats()
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), (name, share)
         assert stats.host_bytes <= budget

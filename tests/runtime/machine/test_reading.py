@@ -20,7 +20,8 @@ from penstock.runtime.machine import drivecache, reading
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.policy.reads import UNMEASURED, Reading
 from penstock.tiering.units import PAGE, MiB
-from tests.runtime.loading.test_exact import least_budget, logits
+from tests.support.engines import engine_of
+from tests.support.logits import least_budget, logits
 
 RATES = [ReadRate(MiB, depth, 1e9 * depth) for depth in (1, 2, 4, 8)]
 
@@ -266,7 +267,7 @@ def test_auto_reads_through_the_page_cache_where_that_was_faster(tiny_moe_folder
     descriptors = len(os.listdir("/proc/self/fd"))
     with penstock.load(tiny_moe_folder, **budget(tiny_moe_folder, store)) as model:
         assert model.penstock.reading == Reading("buffered", MiB, 8)
-        assert not model.penstock._engine.bundle.direct
+        assert not engine_of(model).bundle.direct
         assert all(map(torch.equal, logits(model), expected))
     assert len(os.listdir("/proc/self/fd")) == descriptors
 

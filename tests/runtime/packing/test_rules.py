@@ -9,6 +9,7 @@ from penstock.kernels.machine.trial import ReadRate
 from penstock.runtime.config.settings import Weights
 from penstock.runtime.packing import rules
 from penstock.runtime.packing.rules import choose_rules
+from tests.support.engines import engine_of
 from tests.support.tiny_models import save_tiny
 
 
@@ -32,4 +33,4 @@ def test_lossless_is_taken_where_decoding_outruns_the_drive(
 def test_auto_loads_a_model_without_a_changed_bit(tmp_path: Path) -> None:
     folder = save_tiny("llama", tmp_path / "llama")
     with penstock.load(folder, store=tmp_path / "store", weights_format="auto") as model:
-        assert model.penstock._engine.bundle.manifest.codec in ("as-is", "lossless")
+        assert engine_of(model).bundle.manifest.codec in ("as-is", "lossless")

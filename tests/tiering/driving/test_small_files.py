@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock.kernels.waiting import no_waiting
-from penstock.tiering.driving.background import Beside, Hold
+from penstock.tiering.driving.background import BackgroundTask, Hold
 from penstock.tiering.driving.small_files import append, on_loop, read_whole, write_durably
 
 
@@ -54,7 +54,7 @@ def test_nobody_waits_for_the_loop_who_must_not(hold: Hold) -> None:
     async def on_the_loop() -> None:
         found.append(where())
 
-    beside = Beside(on_the_loop)
+    beside = BackgroundTask(on_the_loop)
     while not found and beside._ended.wait(20):
         pass
     beside.close()

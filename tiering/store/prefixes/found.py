@@ -20,7 +20,7 @@ Into = Callable[[int | None], Iterable[Sequence[memoryview]]]
 """Yields where the bytes of block number ``block`` of a prefix (None: of its state) go, as PrefixFile.read takes it."""
 
 
-class Keeper(Protocol):
+class PrefixOwner(Protocol):
     """The store that a prefix was found in."""
 
     def drop(self, name: str, length: int) -> None:
@@ -46,7 +46,7 @@ class Found(Closing):
     ``parts`` are the tensors of each block, ``state_parts`` those of its state, if it was asked for.
     """
 
-    def __init__(self, store: Keeper, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> None:
+    def __init__(self, store: PrefixOwner, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> None:
         self._store, self._files = store, files
         self._names = match.names
         self.blocks, self.tokens, self.explicit = match.blocks, match.blocks * chain.block, match.explicit
@@ -64,7 +64,7 @@ class Found(Closing):
         self.bytes = sum(piece.extent.length for piece in self._pieces)
 
     @classmethod
-    def checked(cls, store: Keeper, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> "Found | None":
+    def checked(cls, store: PrefixOwner, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> "Found | None":
         """What ``match`` says ``files`` hold, if their headers say the same of ``chain``; else None."""
         first = 0
         for span in match.spans:

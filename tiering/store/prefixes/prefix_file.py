@@ -2,9 +2,11 @@
 
 import errno
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Self
 
 import xxhash
 
@@ -15,8 +17,9 @@ from ....kernels.io.system import lock
 from ....kernels.memory.arena import Arena
 from ...errors import FlashFull, PrefixDamaged, PrefixError
 from ...prefix.chain import Chain, chain_of
-from ...prefix.header import Header, Part, Stored, dump, length_of, parse
+from ...prefix.header import Header, Stored, StoredTensor, dump, length_of, parse
 from ...units import PAGE, MiB
+from ..bundle.folder import PARTIAL
 
 STAGING = 4 * MiB
 """Bytes that are gathered before they are written, or read at a time."""
@@ -26,14 +29,26 @@ Fill = Callable[[int | None, int, memoryview], None]
 tensor's length."""
 
 
-class Aside(Protocol):
-    """A file that is being written: its path, and the open descriptor that says that its writer lives."""
+class FileAside:
+    """A file being written, alive for as long as this is open; removed at the end if it has still this name.
+    The store's lock is held while it is made."""
 
-    path: Path
-    descriptor: int
+    def __init__(self, folder: Path, length: int) -> None:
+        self.path = folder / f"{uuid.uuid4().hex}.{length}{PARTIAL}"
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        lock(self.descriptor, wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
 
 
-def write(aside: Aside, header: Header, fill: Fill, *, direct: bool | None = None) -> Header:
+def write(aside: FileAside, header: Header, fill: Fill, *, direct: bool | None = None) -> Header:
     """Write a prefix file and make it durable; the header, now with checksums. ``aside.path`` is there, and empty.
 
     Raises FlashFull when the drive is full, PrefixError when it fails.
@@ -83,7 +98,7 @@ class _Gathering:
         self._filled = 0
 
 
-def _put(out: _Gathering, parts: Sequence[Part], block: int | None, fill: Fill) -> None:
+def _put(out: _Gathering, parts: Sequence[StoredTensor], block: int | None, fill: Fill) -> None:
     digest = xxhash.xxh3_64()
     for number, part in enumerate(parts):
         room = out.room(part.room)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from penstock.runtime.checkpoints import layout as layout_module
 from penstock.runtime.checkpoints.layout import Layout
 from penstock.runtime.packing.arrange.stripes import deal, stripe
-from penstock.tiering.store.bundle.manifest import Block, Drive
+from penstock.tiering.store.bundle.manifest import Block, BundleDrive
 from penstock.tiering.units import PAGE, BlockId, Extent, MiB
 
 speeds = st.lists(st.integers(1, 10**11), min_size=1, max_size=4)
@@ -66,7 +66,7 @@ def test_experts_and_dense_blocks_are_dealt_apart() -> None:
 
 @given(speeds, st.lists(st.integers(1, 300), max_size=40))
 def test_what_a_drive_gets_lies_end_to_end_in_its_own_files(rates: list[int], pages: list[int]) -> None:
-    drives = [Drive(f"/{n}" if n else "", rate) for n, rate in enumerate(rates)]
+    drives = [BundleDrive(f"/{n}" if n else "", rate) for n, rate in enumerate(rates)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout_module, "FILE_LIMIT", MiB)
         before = plan([block("experts", size, part) for part, size in enumerate(pages)])

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
 from penstock.kernels.formats.registry import FORMATS
-from penstock.runtime.checkpoints.built_model import ModelWeights
+from penstock.runtime.checkpoints.built_model import BuiltWeights
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.evaluation.calibrate import calibrate
 from penstock.runtime.packing.arrange.formats import AS_IS, Choice, Rules, choose_formats
@@ -52,7 +52,7 @@ def losses(model: PreTrainedModel, way: Choice, importance: dict[Any, torch.Tens
     plan = describe(model)
     (block,) = [block for block in plan.blocks if block.id == id_]
     chosen = choose_formats(model, plan, Rules("int8"))
-    (loss,) = relative_errors(block, chosen, [way], ModelWeights(model), importance, rows=MOST_ROWS)
+    (loss,) = relative_errors(block, chosen, [way], BuiltWeights(model), importance, rows=MOST_ROWS)
     return loss
 
 
@@ -97,7 +97,7 @@ def test_a_shape_that_stays_as_it_is_loses_nothing(own: PreTrainedModel) -> None
     (spec,) = block.tensors
     small = block.__class__(block.id, block.extent, "", (spec.__class__(spec.name, "bfloat16", (1, 128), 0, 256),))
     chosen = {spec.name: Choice("int8")}
-    assert relative_errors(small, chosen, [Choice("int4-32")], ModelWeights(own), {}, rows=64) == [0.0]
+    assert relative_errors(small, chosen, [Choice("int4-32")], BuiltWeights(own), {}, rows=64) == [0.0]
 
 
 def test_a_text_shows_the_inputs_of_matrices(own: PreTrainedModel, calibration: Calibration) -> None:

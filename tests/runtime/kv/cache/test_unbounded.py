@@ -12,8 +12,8 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 import penstock
 from penstock.runtime.cli.main import main
 from penstock.runtime.kv.cache.unbounded import NEGLIGIBLE, Unbounded, count_bytes
-from tests.runtime.cli.test_models import PROMPT
 from tests.support.paged import paged
+from tests.support.prompts import PROMPT
 from tests.support.tiny_models import save_tiny
 
 KiB, MiB = 1 << 10, 1 << 20
