@@ -25,7 +25,7 @@ from report import Table, publish
 from rounds import Runner, size
 from tokens import fixed_tokens
 
-from penstock.kernels.devices.measure import bus_speed
+from penstock.kernels.devices.measure import measure_bus
 from penstock.runtime.config.config import Config
 from penstock.runtime.loading.openings.device import open_device
 from penstock.tiering.units import format_size
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace, store: str, scratch: str) -> list[dict[
     budgets = {"device_memory": options.device_memory, "host_memory": options.host_memory}
     rounds = []
     for number in range(options.rounds):
-        round: dict[str, Any] = {"bus": bus_speed(device)[0]}
+        round: dict[str, Any] = {"bus": measure_bus(device)[0]}
         with open_engine(
             "penstock", options.model, settings=place | budgets | {"device_memory": whole}, **common
         ) as engine:

@@ -4,9 +4,10 @@ import os
 import signal
 
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("any machine", deadline=None)  # a busy machine may take any time for an example
+# A busy machine may take any time for an example.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 if not torch.cuda.is_available():

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.kernels.experts import experts as kernel
 from penstock.runtime.experts import experts
-from penstock.runtime.experts.expert_groups import group, moved
+from penstock.runtime.experts.expert_groups import group, move_groups
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 
 
@@ -29,7 +30,7 @@ def test_grouping_is_that_of_the_eager_code(tokens: int, top_k: int, count: int,
         picks, rows = torch.where(mask[expert])
         assert torch.equal(found[expert][0], rows)
         assert torch.equal(found[expert][1], picks)
-    elsewhere = moved(found, torch.device("meta"))
+    elsewhere = move_groups(found, torch.device("meta"))
     assert list(elsewhere) == expected
     assert all(len(rows) == len(found[expert][0]) for expert, (rows, _) in elsewhere.items())
     assert all(each.is_meta and each.dtype == torch.long for both in elsewhere.values() for each in both)
@@ -45,8 +46,8 @@ def run(folder: Path, store: Path) -> tuple[list[torch.Tensor], Any]:
     budget = least_budget(folder, store)
     with penstock.load(folder, store=store, host_memory=budget, attn_implementation="eager") as model:
         found = logits(model)
-        model.penstock._engine.bridge.check_integrity()
-        return found, getattr(model.model.layers[0].mlp.experts, experts._ATTRIBUTE)._trust._known
+        engine_of(model).check_integrity()
+        return found, experts.streamed_experts(model.model.layers[0].mlp.experts).trust.outcomes()
 
 
 def test_experts_that_differ_in_a_bit_run_their_own_code(

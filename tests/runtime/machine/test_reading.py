@@ -20,6 +20,7 @@ from penstock.runtime.machine import drivecache, reading
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.policy.reads import UNMEASURED, Reading
 from penstock.tiering.units import PAGE, MiB
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 
 RATES = [ReadRate(MiB, depth, 1e9 * depth) for depth in (1, 2, 4, 8)]
@@ -232,7 +233,7 @@ def test_a_store_in_memory_is_read_somehow(data: list[Path]) -> None:
     try:
         copy.write_bytes(os.urandom(64 * PAGE))
         chosen = reading.reading_of([copy], Io(), block=8 * PAGE)
-        with reading.DirectFile(copy, direct=backends.directness(chosen.backend)) as file:
+        with reading.DirectFile(copy, direct=backends.choose_direct(chosen.backend)) as file:
             assert chosen.backend in (*backends.usable(file), "buffered")
     finally:
         copy.unlink(missing_ok=True)
@@ -266,7 +267,7 @@ def test_auto_reads_through_the_page_cache_where_that_was_faster(tiny_moe_folder
     descriptors = len(os.listdir("/proc/self/fd"))
     with penstock.load(tiny_moe_folder, **budget(tiny_moe_folder, store)) as model:
         assert model.penstock.reading == Reading("buffered", MiB, 8)
-        assert not model.penstock._engine.bundle.direct
+        assert not engine_of(model).bundle.direct
         assert all(map(torch.equal, logits(model), expected))
     assert len(os.listdir("/proc/self/fd")) == descriptors
 

@@ -4,59 +4,22 @@ import dataclasses
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-from transformers.cache_utils import DynamicCache
 
 from penstock.runtime.loading.load import load
 from penstock.runtime.prefixes import prefix as prefix_module
 from penstock.runtime.prefixes.prefill import prefill
 from penstock.runtime.prefixes.prefix import Prefixes
-from penstock.runtime.prefixes.prefix_identity import describe_identity
 from penstock.tiering.errors import PrefixError
 from penstock.tiering.store.prefixes.prefixes import PrefixStore
 from penstock.tiering.units import MiB
-from tests.support.tiny_models import save_tiny, tiny_config
+from tests.support.prefixed_models import BLOCK, continued, fresh, model_of, prefixes_of, saved, tokens
+from tests.support.tiny_models import save_tiny
 
-BLOCK = 32
 WITHOUT_STATE = ("llama", "deepseek_v3", "gpt2")
 WITH_STATE = ("gemma3_text", "qwen3_next", "gpt_oss")
-
-
-def model_of(name: str, dtype: torch.dtype = torch.float32):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(tiny_config(name), dtype=dtype, attn_implementation="eager").eval()
-
-
-def prefixes_of(model, folder: Path, *, weights: str = "w", salt: str = "", quota: int = 100 * MiB) -> Prefixes:
-    identity = describe_identity(model.config, weights=weights, dtype=str(model.dtype))
-    return Prefixes(PrefixStore(folder, quota), identity, model.config, label="m", salt=salt, block=BLOCK)
-
-
-def tokens(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(3, 300, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def continued(model, prompt: list[int], cache: DynamicCache, steps: int = 4) -> list[torch.Tensor]:
-    """Logits after ``prompt``, and after each of ``steps`` greedy tokens."""
-    logits = [prefill(model, prompt, cache, block=BLOCK)]
-    for _ in range(steps):
-        prompt = [*prompt, int(logits[-1].argmax())]
-        logits.append(prefill(model, prompt, cache, block=BLOCK))
-    return logits
-
-
-def fresh(model) -> DynamicCache:
-    return DynamicCache(config=model.config)
-
-
-def saved(model, prefixes: Prefixes, prompt: list[int]) -> None:
-    cache = fresh(model)
-    prefill(model, prompt, cache, block=BLOCK)
-    assert prefixes.save(prompt, cache) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
