@@ -52,6 +52,6 @@ def test_it_runs_and_shows_its_plots(environment: dict[str, str], monkeypatch: p
     assert len(hits) == 6
     assert hits == sorted(hits)
     assert len(plan) > 4
-    assert 0 <= plan[0] < plan[-1] == 1
+    assert 0 <= plan[0] < 0.9 < plan[-1] <= 1, plan
     assert ticks > 0
     assert threads == []
