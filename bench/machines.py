@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from penstock.runtime.config.config import auto_host_memory
-from penstock.runtime.machine.speeds import DEPTHS, SIZES
+from penstock.runtime.machine.drive_speeds import DEPTHS, SIZES
 from penstock.runtime.machine.timings import Delivery, ProductSpeeds, Timings
 from penstock.runtime.planning.forecast import Devices
 from penstock.tiering.policy.placement.placement import with_working_memory

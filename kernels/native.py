@@ -107,19 +107,20 @@ lossless.c. None if nothing was compiled.
 """
 
 LIBRARY = _library()
-"""The library with blocks.c, lossless.c, nest.c, nested.c, products.c, quantise.c, symmetric.c and weighted_sum.c.
+"""The library with block_formats.c, lossless.c, nest.c, nested.c, bfloat16_products.c, quantise_int4.c,
+quantise_int8.c and weighted_sum.c.
 
 None where they cannot run.
 """
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
-"""The library with packed.c, which needs more features of the processor. None where it cannot run."""
+"""The library with int8_int4.c, which needs more features of the processor. None where it cannot run."""
 
 
 PRODUCTS_NEED = ("avx512bf16", "avx512bw", "avx512vl")
-"""Features of a processor that products.c and packed.c need. Without them products come from torch."""
+"""Features of a processor that bfloat16_products.c and int8_int4.c need. Without them products come from torch."""
 PACKED_NEED = (*PRODUCTS_NEED, "avx512vbmi")
-"""Features of a processor that packed.c needs."""
+"""Features of a processor that int8_int4.c needs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 A plane consists of parts. A part is a table of bytes with a line per row of the matrix, or per several rows, and starts
 at a multiple of 64 bytes. Decoded numbers are those of the source's own definition in float32, rounded once to the
-requested dtype. The compiled half is blocks.c. Without it, torch decodes.
+requested dtype. The compiled half is block_formats.c. Without it, torch decodes.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ _AT_ONCE = 4 * SLAB  # rows that torch decodes at a time
 
 
 class Kind(enum.IntEnum):
-    """The decoder in blocks.c, in the order of its table."""
+    """The decoder in block_formats.c, in the order of its table."""
 
     Q8_0 = 0
     Q4_0 = 1
@@ -121,7 +121,7 @@ class Blocks:
             self._decode_portably(self.split(plane, n, k), n, k, rows, out)
 
     def products(self, rows: int, n: int, k: int) -> Product | None:
-        """Return the product of blocks.c for up to MOST_ROWS rows. See Format."""
+        """Return the product of block_formats.c for up to MOST_ROWS rows. See Format."""
         if LIBRARY is None or not 1 <= rows <= MOST_ROWS:
             return None
         shape, kernel = self._shape(n, k), LIBRARY.penstock_block_products
@@ -143,7 +143,7 @@ class Blocks:
             into.copy_(made[:, torch.argsort(parts[-1].view(torch.int32)[0])] if self.ordered else made)
 
     def _shape(self, n: int, k: int) -> "ctypes.Array[ctypes.c_int64]":
-        """Build the ``struct shape`` of blocks.c."""
+        """Build the ``struct shape`` of block_formats.c."""
         parts = self.parts(n, k)
         tables = [(at, part) for at, part in zip(_offsets(parts), parts, strict=True) if part.rows]
         filled = tables + [(0, PlanePart(0, 0))] * (3 - len(tables))

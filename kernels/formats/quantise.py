@@ -7,8 +7,8 @@ in "Half-Quadratic Quantization of Large Machine Learning Models". The best resu
 ``importance``, as in "AWQ: Activation-aware Weight Quantization". Scales and zeros are rounded to bfloat16 before
 errors and numbers are computed.
 
-quantise.c quantises groups to 4 bits, or torch's operations do in the same steps. symmetric.c quantises rows to 8 bits,
-or torch's operations do in the same steps and with the same bits.
+quantise_int4.c quantises groups to 4 bits, or torch's operations do in the same steps. quantise_int8.c quantises
+rows to 8 bits, or torch's operations do in the same steps and with the same bits.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,10 +1,10 @@
 """Products of a few rows with several bfloat16 matrices in one call, bit for bit those of ``functional.linear``.
 
-The compiled half is products.c. torch's own product of one row first copies the matrix into blocks, and reaches half of
-the memory's speed. Ours reads the matrix once. It keeps the order of summation of the library under torch, which
-depends on the shapes. For each shape the order is found by a comparison with torch, on data that shows any other order.
-There is no such product without the compiled library, without the processor's bfloat16 instructions, or where no order
-fits. The caller then uses torch's.
+The compiled half is bfloat16_products.c. torch's own product of one row first copies the matrix into blocks, and
+reaches half of the memory's speed. Ours reads the matrix once. It keeps the order of summation of the library under
+torch, which depends on the shapes. For each shape the order is found by a comparison with torch, on data that shows
+any other order. There is no such product without the compiled library, without the processor's bfloat16
+instructions, or where no order fits. The caller then uses torch's.
 """
 
 from collections.abc import Sequence

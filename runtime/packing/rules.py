@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...kernels.formats.lossless import measure_decoding
 from ..config.settings import Weights
-from ..machine.speeds import drive_rates
+from ..machine.drive_speeds import drive_rates
 from .arrange.arrange import ENCODED
 from .arrange.formats import AS_IS, Rules
 

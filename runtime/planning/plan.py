@@ -20,7 +20,7 @@ from ..config.config import Config, auto_host_memory
 from ..loading.arrangement import arrange_model, find_budgets
 from ..loading.opening import ModelSource
 from ..loading.openings.device import open_device
-from ..machine.speeds import existing
+from ..machine.drive_speeds import existing
 from ..routing.routed import RoutedTokens
 from . import reference
 from .assumed import assumed_routes
