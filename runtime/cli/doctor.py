@@ -38,7 +38,7 @@ def command(settings: Settings) -> None:
     import psutil
 
     from ...kernels import native
-    from ...kernels.devices.measure import cuda_reports
+    from ...kernels.devices.measure import report_cuda_devices
     from ...kernels.machine import machine
     from ..machine import drivecache, timings
     from ..machine.reading import kept_reading
@@ -68,7 +68,7 @@ def command(settings: Settings) -> None:
         memory=machine.measure_memory(),
         computing=computing,
         budget=config.host_budget(),
-        devices=cuda_reports(),
+        devices=report_cuda_devices(),
         warnings=warnings_for(
             swap_used=psutil.swap_memory().used,
             available=report.available_memory,

@@ -79,7 +79,7 @@ def _measure(paths: Sequence[Path]) -> list[ReadRate]:
                 return []
             files = {"threads": direct}
             for backend in backends.usable(*direct)[1:]:
-                again = [DirectFile(file.path, direct=backends.directness(backend)) for file in direct]
+                again = [DirectFile(file.path, direct=backends.choose_direct(backend)) for file in direct]
                 files[backend] = [opened.enter_context(file) for file in again]
             return read_rates(files, BRIEF_CELLS, BRIEF_SECONDS / len(BRIEF_CELLS) / len(files), rounds=2)
         except OSError:  # the reads of the model itself will say it, with the block's name

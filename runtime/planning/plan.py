@@ -103,7 +103,7 @@ class BudgetForecasts:
         timings = reference.timings_here(existing(settings.store.path), settings.compute.threads)
         models = [timings.beside_cores(drive, experts=bool(layers)) for drive in drives.models]
         self._forecaster = Forecaster(self.outline, Devices(models, timings), routes, prompt_tokens=prompt_tokens)
-        self._bus = None if device is None else Bus(measure.bus_speed(device)[0])
+        self._bus = None if device is None else Bus(measure.measure_bus(device)[0])
         self._unmeasured = device is not None and device.compute.type != "cpu"
 
     def arrange(self, weights: int) -> Arrangement:

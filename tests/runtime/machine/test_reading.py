@@ -233,7 +233,7 @@ def test_a_store_in_memory_is_read_somehow(data: list[Path]) -> None:
     try:
         copy.write_bytes(os.urandom(64 * PAGE))
         chosen = reading.reading_of([copy], Io(), block=8 * PAGE)
-        with reading.DirectFile(copy, direct=backends.directness(chosen.backend)) as file:
+        with reading.DirectFile(copy, direct=backends.choose_direct(chosen.backend)) as file:
             assert chosen.backend in (*backends.usable(file), "buffered")
     finally:
         copy.unlink(missing_ok=True)

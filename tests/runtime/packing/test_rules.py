@@ -25,7 +25,7 @@ def test_lossless_is_taken_where_decoding_outruns_the_drive(
     drive: float, decoding: float, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rules, "drive_rates", lambda _: [ReadRate(1 << 20, 1, drive)])
-    monkeypatch.setattr(rules, "decode_speed", lambda: decoding)
+    monkeypatch.setattr(rules, "measure_decoding", lambda: decoding)
     assert choose_rules(Weights(format="auto"), tmp_path).format == found
     assert choose_rules(Weights(format="auto", experts="int4"), tmp_path).of("experts") == "int4-32"
 
