@@ -86,10 +86,8 @@ def _decode(
     UNITS: tl.constexpr,
 ) -> None:
     """Decode in program (i, j) 16 rows from 16 * i on, UNITS * 8 columns, to out [rows, k].
-
-    A tile has ``length`` bytes in the first plane, ``head`` of them before its codes, and ``length_last`` in the last.
-    ``MISSING`` is the number of absent planes. Dimensions are [row, unit of eight columns, column in the unit].
-    """
+    A tile has ``length`` bytes in the first plane, ``head`` before its codes, ``length_last`` in the last. MISSING
+    planes are absent. Dimensions are [row, unit of eight columns, column in the unit]."""
     place = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     there = place < rows
     row = tl.load(ids + place, mask=there, other=0).to(tl.int64) if GATHER else tl.where(there, place + first, first)
