@@ -35,8 +35,8 @@ from ...tiering.units import BlockId, align_up
 from ..experts.guessing import BOTH, ROUTER, TOGETHER
 from ..kv.cache.tier import Chosen, KVTier
 from ..kv.cache.unbounded import Unbounded
+from ..kv.pages.counters import PoolUsage
 from ..kv.pages.device_pages import UpperUsage
-from ..kv.pages.pool import PoolUsage
 from ..machine import bit_trials as verdicts
 from ..machine.reading import open_reader
 from ..tracing.replay import RunRecording

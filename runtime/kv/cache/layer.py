@@ -490,8 +490,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                     encode = format.encode_values if plane else format.encode_keys
                     encode(numbers[plane], pool.view(page))
                     self._put(track, at, page)
-            pool.seal(keys.pages[at])
-            pool.seal(values.pages[at])
+            pool.seal(keys.pages[at], values.pages[at])
             if self.tier.upper is not None:
                 newer = to_come // tokens * (keys.pages[at].size + values.pages[at].size)
                 self.tier.upper.offer(keys.pages[at], values.pages[at], newer=newer)

@@ -73,7 +73,7 @@ def books(model: PreTrainedModel) -> None:
     tier = tier_of(model)
     settle(tier.pool)
     assert tier.upper is not None
-    tier.upper._books.check_integrity(tier.pool._pages)
+    tier.pool.check_integrity()
 
 
 CASES = [
