@@ -19,6 +19,7 @@ from cases import CHANGES, ELSEWHERE, Case, Figure, cases, curve_of, name_of, ou
 from machines import MACHINES
 from report import Table, publish
 
+from penstock.tiering.planner.arrangement import MemoryBudgets, least_host
 from penstock.tiering.policy.placement.budgets import ENOUGH, enough
 from penstock.tiering.units import GiB, format_size
 
@@ -48,7 +49,7 @@ def models_table() -> Table:
                     f"{outline.total_bytes / 1e9:.0f}",
                     f"{dense / 1e9:.1f}",
                     f"{len(outline.layers)} x {routed}" if routed else "none",
-                    format_size(outline.least_budget),
+                    format_size(least_host(outline, MemoryBudgets(0))),
                 )
             )
     columns = ("", "parameters, 10^9", "GB", "of these dense", "layers x experts of a token", "the least that runs")

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
-from penstock.runtime.loading.arrangement import Outline
-from penstock.runtime.packing.striping import striped
-from penstock.tiering.store.bundle.manifest import Drive
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
+from penstock.runtime.loading.outline import outline_model
+from penstock.runtime.packing.arrange.stripes import stripe
+from penstock.tiering.planner.arrangement import Outline
+from penstock.tiering.store.bundle.manifest import BundleDrive
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +47,19 @@ class BigModel:
 
     def skeleton(self) -> PreTrainedModel:
         """The model in bfloat16, on the meta device."""
-        return skeleton(AutoConfig.for_model(self.kind, **self.sizes), torch.bfloat16)
+        return build_meta_model(AutoConfig.for_model(self.kind, **self.sizes), torch.bfloat16)
 
     def outline(self, *, packed: bool = False, drives: int = 1) -> Outline:
-        """The blocks of the bundle in bfloat16, which penstock loads today; or, ``packed``, as they would be if it kept
-        what is published, the outline's data type then being named after that. They are dealt to ``drives`` equal
-        drives."""
+        """The blocks of the bundle in bfloat16, or, ``packed``, with the bytes of the published numbers. The outline's
+        data type is then named after these. They are dealt to ``drives`` equal drives."""
         model = self.skeleton()
         dtype = "bfloat16"
         if packed:
             assert self.packed, f"{self.name} is published in bfloat16"
             _pack(model, self.packed)
             dtype = self.packed.name
-        equal = [Drive(str(number), 1) for number in range(drives)]
-        return replace(Outline.of(model, striped(layout(model), equal if drives > 1 else ())), dtype=dtype)
+        equal = [BundleDrive(str(number), 1) for number in range(drives)]
+        return replace(outline_model(model, stripe(describe(model), equal if drives > 1 else ())), dtype=dtype)
 
 
 def _pack(model: nn.Module, packed: Packed) -> None:

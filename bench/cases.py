@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 from big_models import COMPARED, MODELS, BigModel
 from machines import MACHINES, Machine
 
-from penstock.runtime.loading.arrangement import Outline
 from penstock.runtime.planning.assumed import POPULARITY, assumed_routes
-from penstock.runtime.planning.forecast import PRECISION, Forecast, Forecaster, routed_tokens
+from penstock.runtime.planning.forecast import PRECISION, Forecast, Forecaster, count_routed
+from penstock.tiering.planner.arrangement import MemoryBudgets, Outline, arrange_memory, least_host, typical_block
 from penstock.tiering.policy.placement.placement import with_working_memory
-from penstock.tiering.policy.reads import streamed_lengths, typical_read
 
 PROMPT = 512
 """Tokens of the prompt before the first one."""
@@ -62,15 +61,16 @@ def simulated(case: Case) -> Figure:
     outline = outline_of(model, case.packed, machine.drives)
     packing = outline.total_bytes / outline_of(model, False, machine.drives).total_bytes
     budget = machine.host_memory(outline.total_bytes) if case.budget is None else case.budget
-    placement = outline.place(budget)
-    devices = machine.devices(
-        outline.dtype, block=typical_read(streamed_lengths(outline.blocks, placement)), packing=packing
+    budgets = MemoryBudgets(budget)
+    arrangement = arrange_memory(
+        outline, budgets, machine.reading(typical_block(outline, budgets)), eviction="auto", guess=case.guess
     )
+    devices = machine.devices(outline.dtype, packing=packing)
     routes = None
     if outline.layers:
-        routes = assumed_routes(outline.layers, routed_tokens(outline.layers, PROMPT), popularity=case.popularity)
+        routes = assumed_routes(outline.layers, count_routed(outline.layers, PROMPT), popularity=case.popularity)
     forecaster = Forecaster(outline, devices, routes, prompt_tokens=PROMPT, precision=case.precision)
-    found = forecaster.forecast(placement, outline.divisions(placement, None), eviction="auto", guess=case.guess)
+    found = forecaster.forecast(arrangement)
     used = forecaster.bytes_per_token
     limit = limit_of(found.flash_bytes_per_token, used, machine)
     return Figure(budget, found, used, limit, time.perf_counter() - began)
@@ -83,7 +83,7 @@ def limit_of(flash_bytes: int, used_bytes: int, machine: Machine) -> float:
 
 def name_of(case: Case) -> str:
     if case.packed and case.model.packed:
-        return f"{case.model.name}, {case.model.packed.name} (what if)"
+        return f"{case.model.name}, {case.model.packed.name}"
     return f"{case.model.name}, bfloat16"
 
 
@@ -127,7 +127,7 @@ def with_budget(factor: float) -> Callable[[Case], Case]:
     def change(case: Case) -> Case:
         outline = outline_of(case.model, case.packed, case.machine.drives)
         budget = int(case.machine.host_memory(outline.total_bytes) * factor)
-        return replace(case, budget=max(budget, outline.least_budget))
+        return replace(case, budget=max(budget, least_host(outline, MemoryBudgets(0))))
 
     return change
 
@@ -182,6 +182,6 @@ CHANGES: dict[str, Callable[[Case], Case]] = {
 def curve_of(case: Case) -> Iterator[Figure]:
     """``case`` with budgets from the least to what holds everything: as if the machine had the memory."""
     outline = outline_of(case.model, case.packed, case.machine.drives)
-    least, whole = outline.least_budget, with_working_memory(outline.total_bytes)
+    least, whole = least_host(outline, MemoryBudgets(0)), with_working_memory(outline.total_bytes)
     for share in SHARES:
         yield simulated(replace(case, budget=least + int(share * (whole - least))))

@@ -26,7 +26,7 @@ import torch
 from attention_rows import Steps, isotropic, of_model, peaked
 from report import Table, publish
 
-from penstock.kernels.kv.certify import Masses
+from penstock.kernels.kv.certify import PageMasses
 from penstock.kernels.kv.summaries.base import Bounds, Summary
 from penstock.kernels.kv.summaries.registry import SUMMARIES
 from penstock.tiering.kv.selection.certificate import Certificate, select
@@ -92,7 +92,7 @@ def scores(steps: Steps) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def selected(bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor, epsilon: float) -> Certificate:
-    known = Masses(bounds)
+    known = PageMasses(bounds)
     if outside.shape[-1]:
         known.add_outside(outside)
     choice = select(known, epsilon=epsilon)
@@ -152,7 +152,7 @@ def measure(cases: Iterable[Steps], tokens: int) -> dict[str, dict[str, Any]]:
 def bounded(kind: Summary, steps: Steps, tokens: int, count: int) -> tuple[Bounds, float]:
     """Of the first ``count`` pages; and bytes in memory for each of their tokens."""
     heads = len(steps.keys)
-    fitted = kind.fitted(steps.keys[:, : SHARED * tokens])
+    fitted = kind.fit(steps.keys[:, : SHARED * tokens])
     summaries = fitted.build(steps.keys[:, : count * tokens].unflatten(1, (count, tokens)).transpose(0, 1))
     bounds = fitted.log_bounds(steps.query, summaries, heads=heads, tokens=tokens, scaling=steps.scaling)
     return bounds, (summaries.shape[1] + fitted.shared_bytes / count) / tokens

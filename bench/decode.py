@@ -11,7 +11,6 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +56,13 @@ def run_prompt(engine: Any, ids: list[int]) -> dict[str, Any]:
         start = time.perf_counter()
         engine.feed(ids)
         return {"prompt_s": time.perf_counter() - start}
-    before = asdict(engine.handle.stats())
+    before = engine.handle.stats().report()
     with watched(engine.model) as unions:
         unions.step(resident=())
         start = time.perf_counter()
         engine.feed(ids)
         seconds = time.perf_counter() - start
-    counted = difference(before, asdict(engine.handle.stats()))
+    counted = difference(before, engine.handle.stats().report())
     return {
         "prompt_s": seconds,
         "prompt_bytes_read": counted["flash_bytes_read"],
@@ -74,7 +73,7 @@ def run_prompt(engine: Any, ids: list[int]) -> dict[str, Any]:
 
 def run_tokens(engine: Any, ids: list[int]) -> dict[str, Any]:
     """Speed of ``ids`` one by one; for penstock also what they asked of the drive."""
-    before = engine.handle and asdict(engine.handle.stats())
+    before = engine.handle and engine.handle.stats().report()
     seconds, logits = [], []
     for token in ids:
         start = time.perf_counter()
@@ -83,7 +82,7 @@ def run_tokens(engine: Any, ids: list[int]) -> dict[str, Any]:
         logits.append(engine.logits)
     found = speed(seconds) | {"tokens": len(ids), "seconds": seconds}
     if engine.handle:
-        found |= traffic(difference(before, asdict(engine.handle.stats())), sum(seconds), len(ids))
+        found |= traffic(difference(before, engine.handle.stats().report()), sum(seconds), len(ids))
     return found | {"digests": [digest(each) for each in logits]}
 
 

@@ -13,7 +13,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def decode(engine: Transformers, tokens: int, trace: Path | None = None) -> dict
     ids = fixed_tokens(PROMPT + tokens, engine.vocabulary)
     engine.restart()
     engine.feed(ids[:PROMPT])
-    before = asdict(engine.handle.stats()) if engine.handle else {}
+    before = engine.handle.stats().report() if engine.handle else {}
     recorded = engine.handle.trace(trace) if trace and engine.handle else None
     start = time.perf_counter()
     for token in ids[PROMPT:]:
@@ -47,9 +46,9 @@ def decode(engine: Transformers, tokens: int, trace: Path | None = None) -> dict
     seconds = time.perf_counter() - start
     if recorded:
         recorded.stop()
-    counted = difference(before, asdict(engine.handle.stats())) if engine.handle else {}
+    counted = difference(before, engine.handle.stats().report()) if engine.handle else {}
     found: dict[str, Any] = {"seconds": seconds / tokens}
-    for name in ("bytes_copied", "flash_bytes_read", "copy_seconds", "stall_seconds"):
+    for name in ("bytes_copied", "flash_bytes_read", "copy_s", "stall_s"):
         found[name] = counted.get(name, 0) / tokens
     return found
 
@@ -108,8 +107,8 @@ def table(rounds: Sequence[dict[str, Any]], options: argparse.Namespace) -> Tabl
         ("the bus alone, GB/s", spread([round["bus"] / 1e9 for round in rounds], 2)),
         (
             "copies while one is under way, share of that",
-            spread([e["bytes_copied"] / e["copy_seconds"] / r["bus"] for e, r in zip(ours, rounds, strict=True)], 3)
-            if all(each["copy_seconds"] for each in ours)
+            spread([e["bytes_copied"] / e["copy_s"] / r["bus"] for e, r in zip(ours, rounds, strict=True)], 3)
+            if all(each["copy_s"] for each in ours)
             else "none are made",
         ),
         *((f"limit of {name}, ms", spread([each[name] * 1e3 for each in bound], 0)) for name in bound[0]),

@@ -48,7 +48,7 @@ class Clock(BaseStreamer):
             self.seconds.append(now - self._last)
             if len(self.seconds) % self._window == 0:
                 self.resident.append(self._watch.now)
-                self.peaks.append(self._watch.take_peak())
+                self.peaks.append(max(self._watch.take_peak(), self.resident[-1]))
         self._last = time.perf_counter()
 
     def end(self) -> None:

@@ -42,12 +42,12 @@ def traffic(counted: Mapping[str, Any], seconds: float, tokens: int) -> dict[str
     hits, misses = counted["expert_hits"], counted["expert_misses"]
     if not hits + misses:
         hits, misses = counted["dense_hits"], counted["dense_misses"]
-    read, busy = counted["flash_bytes_read"], counted["flash_read_seconds"]
+    read, busy = counted["flash_bytes_read"], counted["flash_read_s"]
     return {
         "hit_ratio": hits / (hits + misses) if hits + misses else 1.0,
         "flash_bytes_per_token": read / tokens,
         "bytes_per_read": read / counted["reads"] if counted["reads"] else 0.0,
-        "stall_share": counted["stall_seconds"] / seconds,
+        "stall_share": counted["stall_s"] / seconds,
         "drive_busy_share": busy / seconds,
         "drive_bytes_per_second_while_busy": read / busy if busy else 0.0,
     }

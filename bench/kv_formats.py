@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from penstock.kernels.kv.base import PageShape
-from penstock.kernels.kv.quantised import encodable
+from penstock.kernels.kv.quantised import is_encodable
 from penstock.kernels.kv.registry import FORMATS
 from penstock.runtime.cli.text import beginning, encode, read_text
 from penstock.runtime.evaluation.evaluation import Quality, evaluate, predicted, windows
@@ -47,7 +47,7 @@ class Layer:
         missing = self.shape.tokens - keys.shape[1]
         for planes, numbers, of_keys in ((self.keys, keys, True), (self.values, values, False)):
             planes.append(self._encoded(AS_IS, functional.pad(numbers, (0, 0, 0, missing)), of_keys=of_keys))
-        self.pages.append(Page(age=0, encodable=encodable(keys, values)))
+        self.pages.append(Page(age=0, is_encodable=is_encodable(keys, values)))
 
     def encode(self, number: int, name: str) -> None:
         """Page ``number``, which is as it is, in the format ``name``."""

@@ -46,10 +46,11 @@ def run(options: argparse.Namespace, texts: list[torch.Tensor], store: Path, **k
         tier = model.penstock.paged.tier
         tier.page_tokens = options.page
         logits = [_followed(model, text, options.prompt, options.step) for text in texts]
-        budgets = tier.budgets
-    if budgets is None:
+        selection = tier.selection
+    if selection is None:
         return Run(torch.cat(logits), 1.0, None)
-    return Run(torch.cat(logits), budgets.looked_at / max(1, budgets.pages), budgets.dropped_share)
+    budgets = selection.counters
+    return Run(torch.cat(logits), budgets.pages_read / max(1, budgets.pages), budgets.dropped_share)
 
 
 @torch.no_grad()
@@ -82,6 +83,8 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     ids = encode(tokenizer, read_text(str(options.text)), options.tokens)
     texts = [torch.as_tensor(text) for text in windows(ids, beginning(tokenizer), options.context)]
     texts = [text for text in texts if len(text) > options.prompt + 1]
+    if not texts:
+        raise SystemExit(f"nothing of the text follows a prompt of {options.prompt} tokens; name a longer text")
     targets = torch.cat([text[options.prompt + 1 :] for text in texts])
     with tempfile.TemporaryDirectory() as folder:
         usual = run(options, texts, Path(folder))

@@ -19,6 +19,7 @@ from resident import ResidentSet
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 import penstock
+from penstock.runtime.kv.selectors.certified import Certificates
 
 _PART = 2048
 _HOT, _COLD = 40.0, 0.5
@@ -58,8 +59,9 @@ def decode(model: Any, cache: Any, options: argparse.Namespace, memory: Resident
         after = handle.stats()
         found |= {"kv_bytes_per_token": (after.kv_bytes_read - before.kv_bytes_read) / options.tokens}
         found |= {"kv_stall_s_per_token": (after.kv_stall_seconds - before.kv_stall_seconds) / options.tokens}
-        certificates = handle.paged.tier.certificates
-        if certificates is not None:
+        selection = handle.paged.tier.selection
+        if selection is not None and isinstance(selection.counters, Certificates):
+            certificates = selection.counters
             found |= {"weighed": certificates.weighed / certificates.pages, "omitted": certificates.most_omitted}
     return found
 
@@ -86,7 +88,7 @@ def main() -> None:
             with penstock.load(options.model, **settings) as model:
                 tier = model.penstock.paged.tier
                 tier.positions = positions  # what random numbers are attended to needs no trained positions
-                found = decode(model, model.penstock.paged.cache(), options, memory)
+                found = decode(model, model.penstock.paged.new_cache(), options, memory)
     print(json.dumps(found))
 
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from penstock.runtime.config.config import auto_host_memory
 from penstock.runtime.machine.speeds import DEPTHS, SIZES
-from penstock.runtime.machine.timings import Delivery, Products, Timings
+from penstock.runtime.machine.timings import Delivery, ProductSpeeds, Timings
 from penstock.runtime.planning.forecast import Devices
 from penstock.tiering.policy.placement.placement import with_working_memory
-from penstock.tiering.policy.reads import choose
+from penstock.tiering.policy.reads import Reading, choose
 from penstock.tiering.sim.devices import Drive
 from penstock.tiering.units import GiB, MiB
 
@@ -97,12 +97,16 @@ class Machine:
         """The budget in bytes that ``host = "auto"`` gives a model of so many bytes."""
         return auto_host_memory(self.memory - OTHERS, with_working_memory(model_bytes))
 
-    def devices(self, dtype: str, *, block: int, packing: float = 1.0) -> Devices:
-        """For a model whose weights of ``dtype`` take ``packing`` of the bytes that bfloat16 takes, in reads of about
-        ``block`` bytes. Packed weights are read at the same bytes per second, and take the same arithmetic."""
+    def devices(self, dtype: str, *, packing: float = 1.0) -> Devices:
+        """For a model whose weights of ``dtype`` take ``packing`` of the bytes that bfloat16 takes. Packed weights are
+        read at the same bytes per second, and take the same arithmetic."""
+        return Devices([self._drive()] * self.drives, self._timings(dtype, packing))
+
+    def reading(self, block: int) -> Reading:
+        """How its drives are read, in reads of about ``block`` bytes."""
         drive = self._drive()
         rates = [_Rate("described", size, depth, drive.delivered(size, depth)) for size in SIZES for depth in DEPTHS]
-        return Devices([drive] * self.drives, choose(rates, block=block), self._timings(dtype, packing))
+        return choose(rates, block=block)
 
     def _drive(self) -> Drive:
         return Drive(
@@ -117,7 +121,7 @@ class Machine:
 
     def _timings(self, dtype: str, packing: float) -> Timings:
         speed, disturbed = self.memory_speed, float(self.disturbed)
-        plain = Products(one=speed, many=self.flops)  # two bytes and two operations for each weight
+        plain = ProductSpeeds(one=speed, many=self.flops)  # two bytes and two operations for each weight
         return Timings(
             memory=speed,
             overhead=REFERENCE.overhead * self.besides,
@@ -132,7 +136,7 @@ class Machine:
             token=REFERENCE.token * self.besides,
             delivery=_AS_DESCRIBED,
             dense_delivery=_AS_DESCRIBED,
-            products={"bfloat16": plain, "float32": plain, dtype: Products(one=speed, many=self.flops * packing)},
+            products={"bfloat16": plain, "float32": plain, dtype: ProductSpeeds(one=speed, many=self.flops * packing)},
         )
 
 

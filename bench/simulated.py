@@ -56,12 +56,12 @@ def run(options: argparse.Namespace, store: str, host_memory: str | int) -> tupl
     with penstock.load(options.model, store=store, host_memory=host_memory, record=path) as model:
         ids, seconds, cache = tokens(options, model), [], None
         out = model(torch.tensor([ids[:PROMPT]]), use_cache=True, logits_to_keep=1)
-        before = asdict(model.penstock.stats())
+        before = model.penstock.stats().report()
         for token in ids[PROMPT:]:
             cache, start = out.past_key_values, time.perf_counter()
             out = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
             seconds.append(time.perf_counter() - start)
-        counted = difference(before, asdict(model.penstock.stats()))
+        counted = difference(before, model.penstock.stats().report())
     figures = traffic(counted, sum(seconds), len(seconds)) | {"tokens_per_second": len(seconds) / sum(seconds)}
     return figures, recorded(path)
 

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,14 +60,14 @@ def batched(model: Any, rows: int, steps: int) -> dict[str, Any]:
     batch = Batch(model, range(rows))
     for count in (PROMPT, *[1] * UNTIMED):
         batch.feed(count)
-    before = asdict(model.penstock.stats())
+    before = model.penstock.stats().report()
     with watched(model) as unions:
         start = time.perf_counter()
         for _ in range(steps):
             unions.step(experts_in_memory(model))
             batch.feed(1)
         seconds = time.perf_counter() - start
-    counted = difference(before, asdict(model.penstock.stats()))
+    counted = difference(before, model.penstock.stats().report())
     place = model.penstock.placement
     expert = place.expert_total_bytes / place.expert_count if place.expert_count else 0.0
     read = counted["flash_bytes_read"] - counted["row_bytes"]
@@ -107,13 +106,13 @@ def threaded(model: Any, threads: int, steps: int) -> dict[str, Any]:
         gate.wait()
     except threading.BrokenBarrierError:
         raise SystemExit(f"a request failed: {failed[0]!r}") from failed[0]
-    before, start = asdict(model.penstock.stats()), time.perf_counter()
+    before, start = model.penstock.stats().report(), time.perf_counter()
     for worker in workers:
         worker.join()
     seconds = time.perf_counter() - start
     if failed:
         raise SystemExit(f"a request failed: {failed[0]!r}")
-    counted = difference(before, asdict(model.penstock.stats()))
+    counted = difference(before, model.penstock.stats().report())
     return {
         "tokens_per_second": threads * steps / seconds,
         "bytes_per_step": (counted["flash_bytes_read"] - counted["row_bytes"]) / steps,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penstock.runtime.checkpoints.layout import is_experts
+from penstock.runtime.checkpoints.modules import is_experts
 from penstock.tiering.units import BlockId
 
 

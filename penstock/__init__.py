@@ -5,6 +5,7 @@ model = penstock.load("dir-or-hub-id", host_memory="2GiB")   # a transformers mo
 model.penstock.stats()
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import _deprecated
@@ -35,8 +36,14 @@ from .tiering.errors import (
 )
 
 if TYPE_CHECKING:
+    from . import routing, sim
     from .runtime.config.config import Config
+    from .runtime.engine.stats import Stats
+    from .runtime.loading.handle import Handle, handle
     from .runtime.loading.load import load, wrap
+    from .runtime.planning.plan import plan
+    from .runtime.planning.report import Plan
+    from .runtime.tracing.trace import Trace
 
 _deprecated.install()
 
@@ -54,30 +61,54 @@ __all__ = [
     "DeviceUnavailable",
     "EvaluationError",
     "FlashFull",
+    "Handle",
     "PenstockError",
+    "Plan",
     "PrefixDamaged",
     "PrefixError",
     "PrefixVersionError",
     "PromptTooLong",
     "ReadError",
     "RecordingError",
+    "Stats",
     "TextError",
+    "Trace",
     "TraceError",
     "UnplaceableModule",
     "__version__",
+    "handle",
     "load",
+    "plan",
+    "routing",
+    "sim",
     "wrap",
 ]
 
 
+_LAZY = {
+    "Config": "runtime.config.config",
+    "Handle": "runtime.loading.handle",
+    "Plan": "runtime.planning.report",
+    "Stats": "runtime.engine.stats",
+    "Trace": "runtime.tracing.trace",
+    "handle": "runtime.loading.handle",
+    "load": "runtime.loading.load",
+    "plan": "runtime.planning.plan",
+    "wrap": "runtime.loading.load",
+}
+"""The modules of names that need torch, transformers or pydantic: they are imported when they are first used, so that
+the command line answers at once."""
+_MODULES = ("routing", "sim")
+
+
 def __getattr__(name: str) -> Any:
-    """What needs torch and transformers is imported when it is first used: the command line answers at once."""
-    if name in ("load", "wrap"):
-        from .runtime.loading import load as compose
-
-        return getattr(compose, name)
-    if name == "Config":
-        from .runtime.config.config import Config
-
-        return Config
+    """Import a public name when it is first used."""
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

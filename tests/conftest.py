@@ -1,8 +1,19 @@
 """What must be so before any test is imported."""
 
 import os
+import signal
 
 import torch
+from hypothesis import HealthCheck, settings
+
+# A busy machine may take any time for an example.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported, which torch may do for itself
+
+# A shell ignores SIGINT for what it runs in the background. Children inherit that, and Python then has no handler for
+# Ctrl-C. Tests interrupt themselves and their children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""What happens to the planner (events) and what it wants done about it (actions)."""
+"""Events that the planner handles, and actions that it returns (pure)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from .units import BlockId, Extent
 Stream = int
 """One sequence of module calls, in practice one compute thread: leases and positions are kept per stream."""
 
-HOUSE: Stream = -1
-"""The stream that holds the leases which are never given back."""
+PINNING_STREAM: Stream = -1
+"""The stream that holds leases which are never released."""
 
 COPY_STREAM: Stream = -2
-"""The stream that copies blocks to the tier above: what it holds it gives back whatever else happens."""
+"""The stream that copies blocks to the device tier. It always releases what it holds."""
 
 
 class Slot(NamedTuple):
@@ -37,16 +37,16 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A stream leaves the model's forward, in whatever way; whatever it still holds or wants is taken back."""
+    """A stream leaves the model's forward, for whatever reason. Its leases and requests are taken back."""
 
     stream: Stream
 
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """A stream wants a lease on each of ``blocks``, no two the same.
+    """A stream wants a lease on each of ``blocks``, all different.
 
-    They are granted one by one, those already here first.
+    They are granted one by one, resident ones first.
     """
 
     ticket: int
@@ -64,29 +64,29 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Expect:
-    """What a stream will ask for next, soonest first: ``certain``, then ``guessed``. Takes the place of the last one.
+    """Blocks that a stream will ask for next, soonest first: ``certain``, then ``guessed``. It replaces the last one.
 
-    The guess took ``seconds`` to make. ``finer`` are the residuals of the experts that it computes now, those of which
-    most depends first: they are of use if they are here, and are not waited for.
+    The guess took ``seconds``. ``residuals`` are those of the experts computed now, the most important first. They are
+    used if they are resident, and never waited for.
     """
 
     stream: Stream
     certain: tuple[BlockId, ...]
     guessed: tuple[BlockId, ...]
     seconds: float
-    finer: tuple[BlockId, ...] = ()
+    residuals: tuple[BlockId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Nobody waits for ``ticket`` any more; leases already granted stay with their stream."""
+    """Drop ``ticket``. Leases already granted stay with their stream."""
 
     ticket: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReadDone:
-    """Every block of read number ``read`` lies in its slot, verified."""
+    """Every block of read number ``read`` is in its slot, and verified."""
 
     read: int
 
@@ -101,7 +101,7 @@ class ReadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """The regions named may use ``limits`` bytes of their capacity from now on."""
+    """Set ``limits``: bytes that each named region may use of its capacity."""
 
     limits: Mapping[str, int]
 
@@ -113,23 +113,25 @@ Event = Begin | End | Acquire | Release | Expect | Cancel | ReadDone | ReadFaile
 
 
 class Grant(NamedTuple):
-    """``block`` is leased to the owner of ``ticket`` and lies in ``slot``. So are its first residuals, as far as they
-    are in memory without a gap: in ``finer``."""
+    """``block``, in ``slot``, is leased to the owner of ``ticket``.
+
+    ``residual_slots`` are those of its residuals in memory, up to the first one that is missing. They are leased too.
+    """
 
     ticket: int
     block: BlockId
     slot: Slot
-    finer: tuple[Slot, ...] = ()
+    residual_slots: tuple[Slot, ...] = ()
 
     @property
     def leased(self) -> tuple[BlockId, ...]:
-        """All that is leased by it."""
-        return self.block, *(self.block.residual(plane) for plane in range(1, len(self.finer) + 1))
+        """All blocks leased by this grant."""
+        return self.block, *(self.block.residual(plane) for plane in range(1, len(self.residual_slots) + 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """``ticket`` will not get any more blocks, for the reason given."""
+    """``ticket`` gets no more blocks, because of ``error``."""
 
     ticket: int
     error: Exception
@@ -137,7 +139,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One block of a read: from ``extent`` into ``slot``."""
+    """One block of a read: from ``extent`` on flash into ``slot``."""
 
     block: BlockId
     extent: Extent
@@ -146,7 +148,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read ``parts``, neighbours on flash, at once."""
+    """Read ``parts``, neighbours on flash, in one request."""
 
     read: int
     parts: tuple[Part, ...]
@@ -159,8 +161,7 @@ class Read:
 
 
 class Purpose(Enum):
-    """Why a read is made: somebody waits for it, it will certainly be wanted, it was guessed, or it makes finer what
-    is computed."""
+    """The reason for a read: a stream waits, it will certainly be wanted, it is a guess, or it refines a product."""
 
     DEMAND = "demand"
     CERTAIN = "prefetch"

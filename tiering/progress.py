@@ -1,22 +1,24 @@
-"""How long work tells how far it is."""
+"""The interface by which long work reports its progress (pure)."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """One task at a time: a ``start`` ends the task before. Called from the thread that works."""
+    """Progress of one task at a time: ``start`` ends the previous task. Called from the working thread."""
 
-    def start(self, label: str, total_bytes: int) -> None: ...
+    def start(self, label: str, total_bytes: int) -> None:
+        """A task of ``total_bytes`` begins, shown as ``label``."""
 
     def advance(self, n: int) -> None:
         """``n`` more bytes are done."""
         ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """The task is done."""
 
 
 class Quiet:
-    """Progress that nobody looks at."""
+    """Progress that shows nothing."""
 
     def start(self, label: str, total_bytes: int) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The vocabulary of tiering: block ids, extents on flash, byte sizes."""
+"""Block ids, extents on flash, byte sizes (pure)."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from .errors import ConfigError
 KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
 RESIDUALS = 4
-"""Planes that a matrix has, besides the first, at most."""
+"""Most planes of a matrix besides the first."""
 
 BlockKind = Literal["dense", "expert", "residual"]
 
@@ -19,8 +19,8 @@ BlockKind = Literal["dense", "expert", "residual"]
 class BlockId(NamedTuple):
     """Identity of a block: an immutable run of bytes that moves between tiers as a whole.
 
-    ``module`` is the dotted path of the module that computes on it; ``part`` is the expert's index for an expert, as
-    ``residual`` says for a residual, a running number otherwise. A tuple rather than a dataclass: it is a dictionary
+    ``module`` is the dotted path of the module that computes on it. ``part`` is the expert's index for an expert, a
+    number made by ``residual`` for a residual, and a running number otherwise. It is a tuple because it is a dictionary
     key on the hit path.
     """
 
@@ -29,12 +29,12 @@ class BlockId(NamedTuple):
     part: int = 0
 
     def residual(self, plane: int) -> "BlockId":
-        """The block with plane number ``plane``, from 1, of what this block has the first plane of."""
+        """The block of plane ``plane``, from 1 on, whose first plane is in this block."""
         return BlockId("residual", self.module, self.part * RESIDUALS + plane - 1)
 
     @property
     def expert(self) -> int | None:
-        """The expert that this block is of; None for a dense one."""
+        """The index of this block's expert; None for a dense block."""
         return {"dense": None, "expert": self.part, "residual": self.part // RESIDUALS}[self.kind]
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class BlockId(NamedTuple):
 
 
 def residuals(blocks: Iterable[BlockId]) -> dict[BlockId, tuple[BlockId, ...]]:
-    """The residuals among ``blocks``, by the expert that they are of, in the order of their planes."""
+    """The residuals among ``blocks``, by their expert's block, in the order of planes."""
     found: dict[BlockId, tuple[BlockId, ...]] = {}
     for block in sorted(block for block in blocks if block.kind == "residual"):
         expert = BlockId("expert", block.module, block.part // RESIDUALS)
@@ -52,7 +52,7 @@ def residuals(blocks: Iterable[BlockId]) -> dict[BlockId, tuple[BlockId, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where a block lies on flash: ``length`` bytes at ``offset`` of data file number ``file``, both PAGE multiples."""
+    """A block's place on flash: ``length`` bytes at ``offset`` of data file number ``file``, both PAGE multiples."""
 
     file: int
     offset: int

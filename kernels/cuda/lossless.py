@@ -76,6 +76,93 @@ def _before(which: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _descend(
+    level: tl.tensor, table: tl.tensor, count: tl.tensor, none: tl.tensor, taken: tl.tensor, exponent: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Gives the numbers in ``none`` the exponents that ``level`` has for them.
+
+    Returns the exponents, the numbers that the level has none for, and how many of its codes were taken.
+    """
+    turn = taken + _before(none)
+    taken += tl.sum(none.to(tl.int32), 0)
+    code = _code(level, turn, none & (turn < count))
+    exponent = tl.where(none, (table >> (8 * code)) & 255, exponent)
+    return exponent, none & (code == 0), taken
+
+
+@triton.jit
+def _copy_rows(pairs: tl.tensor, to: tl.tensor, begin: tl.tensor, end: tl.tensor, NUMBERS: tl.constexpr) -> None:
+    """Copies numbers ``begin`` to ``end`` of a tile that is stored as it is."""
+    lane = tl.arange(0, NUMBERS)
+    for at in range(begin, end, NUMBERS):
+        kept = at + lane < end
+        pair = pairs + 2 * (at + lane)
+        low = tl.load(pair, mask=kept, other=0).to(tl.int32)
+        high = tl.load(pair + 1, mask=kept, other=0).to(tl.int32)
+        tl.store(to + at + lane, (low | high << 8).to(tl.int16), mask=kept)
+
+
+@triton.jit
+def _fill_nan(to: tl.tensor, begin: tl.tensor, end: tl.tensor, NUMBERS: tl.constexpr) -> None:
+    """Numbers ``begin`` to ``end`` of a damaged tile become NaN."""
+    lane = tl.arange(0, NUMBERS)
+    for at in range(begin, end, NUMBERS):
+        tl.store(to + at + lane, tl.full((NUMBERS,), 0x7FC0, tl.int16), mask=at + lane < end)
+
+
+@triton.jit
+def _decode_tile(
+    head: tl.tensor,
+    escaped: tl.tensor,
+    k: tl.tensor,
+    right: tl.tensor,
+    to: tl.tensor,
+    low_row: tl.tensor,
+    high_row: tl.tensor,
+    NUMBERS: tl.constexpr,
+) -> tl.tensor:
+    """Decodes rows ``low_row`` to ``high_row`` of the tile at ``head``; returns whether the tile is intact.
+
+    ``escaped`` is the number of bytes of its levels. Nothing is decoded unless ``right``.
+    """
+    count, lane = 16 * k, tl.arange(0, NUMBERS)
+    # There are 20 bytes behind the beginning of any plane: sixteen rows or more of four or more columns.
+    table_0, table_1, table_2 = _word(head), _word(head + 4), _word(head + 8)
+    count_1, count_2 = _word(head + 12), _word(head + 16)
+    bytes_1, bytes_2 = (count_1 + 3) // 4, (count_2 + 3) // 4
+    count_3 = escaped - bytes_1 - bytes_2
+    right = right & (count_3 >= 0)
+    level_1 = head + 20
+    level_2 = level_1 + bytes_1
+    level_3 = level_2 + bytes_2
+    codes = head + 20 + escaped
+    rest = codes + count // 4
+    taken_1, taken_2, taken_3 = count_1 * 0, count_1 * 0, count_1 * 0
+    for at in range(0, tl.where(right, count, 0), NUMBERS):
+        index = at + lane
+        inside = index < count
+        place = index % 64
+        byte = tl.load(codes + index // 64 * 16 + place % 16, mask=inside, other=0).to(tl.int32)
+        code = (byte >> (place // 16 * 2)) & 3
+        exponent = (table_0 >> (8 * code)) & 255
+        exponent, none, taken_1 = _descend(level_1, table_1, count_1, inside & (code == 0), taken_1, exponent)
+        exponent, none, taken_2 = _descend(level_2, table_2, count_2, none, taken_2, exponent)
+        turn = taken_3 + _before(none)
+        taken_3 += tl.sum(none.to(tl.int32), 0)
+        other = tl.load(level_3 + turn, mask=none & (turn < count_3), other=0).to(tl.int32)
+        exponent = tl.where(none, other, exponent).to(tl.int32)
+
+        both = tl.load(rest + index, mask=inside, other=0).to(tl.int32)
+        low = (both & 0x7F) | (exponent & 0x80)
+        high = (both & 0x80) | (exponent & 0x7F)
+        row = place // 16 * 4 + place % 8 // 2
+        column = index // 64 * 4 + place // 8 % 2 * 2 + place % 2
+        kept = inside & (row >= low_row) & (row < high_row)
+        tl.store(to + row.to(tl.int64) * k + column, (low | high << 8).to(tl.int16), mask=kept)
+    return right & (taken_1 == count_1) & (taken_2 == count_2) & (taken_3 == count_3)
+
+
+@triton.jit
 def _decode(
     plane: tl.tensor,
     length: tl.tensor,
@@ -89,8 +176,10 @@ def _decode(
     GATHER: tl.constexpr,
     NUMBERS: tl.constexpr,
 ) -> None:
-    """Program i: tile ``first`` + i to the 16 rows of out [rows, k] from 16 * i on; or if GATHER, of the tile that row
-    ids[i] lies in, that row to row i."""
+    """Program i decodes tile ``first`` + i to the 16 rows of out [rows, k] from 16 * i on.
+
+    With GATHER, it decodes row ids[i] to row i.
+    """
     program = tl.program_id(0).to(tl.int64)
     tiles = n // 16
     if GATHER:
@@ -108,64 +197,12 @@ def _decode(
     start = tl.where(right, start, 0)
     size = tl.where(right, stop - start, 0)
     count = 16 * k
-    lane = tl.arange(0, NUMBERS)
 
     if right & ((number == tiles) | (size == 2 * count)):
-        for begin in range(low_row * k, high_row * k, NUMBERS):
-            kept = begin + lane < high_row * k
-            pair = plane + start + 2 * (begin + lane)
-            low = tl.load(pair, mask=kept, other=0).to(tl.int32)
-            high = tl.load(pair + 1, mask=kept, other=0).to(tl.int32)
-            tl.store(to + begin + lane, (low | high << 8).to(tl.int16), mask=kept)
+        _copy_rows(plane + start, to, low_row * k, high_row * k, NUMBERS)
     else:
         escaped = size - 20 - count // 4 - count
         right = right & (escaped >= 0)
         head = plane + tl.where(right, start, 0)
-        # There are 20 bytes behind the beginning of any plane: sixteen rows or more of four or more columns.
-        table_0, table_1, table_2 = _word(head), _word(head + 4), _word(head + 8)
-        count_1, count_2 = _word(head + 12), _word(head + 16)
-        bytes_1, bytes_2 = (count_1 + 3) // 4, (count_2 + 3) // 4
-        count_3 = escaped - bytes_1 - bytes_2
-        right = right & (count_3 >= 0)
-        level_1 = head + 20
-        level_2 = level_1 + bytes_1
-        level_3 = level_2 + bytes_2
-        codes = head + 20 + escaped
-        rest = codes + count // 4
-        taken_1, taken_2, taken_3 = start * 0, start * 0, start * 0
-        for at in range(0, tl.where(right, count, 0), NUMBERS):
-            index = at + lane
-            inside = index < count
-            place = index % 64
-            byte = tl.load(codes + index // 64 * 16 + place % 16, mask=inside, other=0).to(tl.int32)
-            code = (byte >> (place // 16 * 2)) & 3
-            exponent = (table_0 >> (8 * code)) & 255
-
-            none = inside & (code == 0)
-            turn = taken_1 + _before(none)
-            taken_1 += tl.sum(none.to(tl.int32), 0)
-            code = _code(level_1, turn, none & (turn < count_1))
-            exponent = tl.where(none, (table_1 >> (8 * code)) & 255, exponent)
-
-            none = none & (code == 0)
-            turn = taken_2 + _before(none)
-            taken_2 += tl.sum(none.to(tl.int32), 0)
-            code = _code(level_2, turn, none & (turn < count_2))
-            exponent = tl.where(none, (table_2 >> (8 * code)) & 255, exponent)
-
-            none = none & (code == 0)
-            turn = taken_3 + _before(none)
-            taken_3 += tl.sum(none.to(tl.int32), 0)
-            other = tl.load(level_3 + turn, mask=none & (turn < count_3), other=0).to(tl.int32)
-            exponent = tl.where(none, other, exponent).to(tl.int32)
-
-            both = tl.load(rest + index, mask=inside, other=0).to(tl.int32)
-            low = (both & 0x7F) | (exponent & 0x80)
-            high = (both & 0x80) | (exponent & 0x7F)
-            row = place // 16 * 4 + place % 8 // 2
-            column = index // 64 * 4 + place // 8 % 2 * 2 + place % 2
-            kept = inside & (row >= low_row) & (row < high_row)
-            tl.store(to + row.to(tl.int64) * k + column, (low | high << 8).to(tl.int16), mask=kept)
-        if ((right == 0) | (taken_1 != count_1)) | ((taken_2 != count_2) | (taken_3 != count_3)):
-            for begin in range(low_row * k, high_row * k, NUMBERS):
-                tl.store(to + begin + lane, tl.full((NUMBERS,), 0x7FC0, tl.int16), mask=begin + lane < high_row * k)
+        if not _decode_tile(head, escaped, k, right, to, low_row, high_row, NUMBERS):
+            _fill_nan(to, low_row * k, high_row * k, NUMBERS)

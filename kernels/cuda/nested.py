@@ -56,6 +56,13 @@ class NestedOnDevice:
 
 
 @triton.jit
+def _centred(code: tl.tensor, level: tl.tensor) -> tl.tensor:
+    """The 4-bit code, with a fraction, that stands for a 2-bit ``code`` whose group has this ``level``."""
+    centre = 6.75 + 0.5 * (level % 4).to(tl.float32)
+    return centre + (3.25 + 0.5 * (level // 4).to(tl.float32)) * (code.to(tl.float32) - 1.5)
+
+
+@triton.jit
 def _decode(
     planes_0: tl.tensor,
     planes_1: tl.tensor,
@@ -110,9 +117,7 @@ def _decode(
     else:
         if SPLIT and MISSING == 2:
             levels = tl.load(base + 32 * (groups + 1) + group * 8 + row % 8, mask=inside, other=0).to(tl.int32)
-            level = (levels >> (row // 8 * 4)) & 15
-            centre = 6.75 + 0.5 * (level % 4).to(tl.float32)
-            exact_code = centre + (3.25 + 0.5 * (level // 4).to(tl.float32)) * (code.to(tl.float32) - 1.5)
+            exact_code = _centred(code, (levels >> (row // 8 * 4)) & 15)
         else:
             exact_code = code.to(tl.float32)
         number = step.to(tl.float32) * 0.0625 * exact_code + offset.to(tl.float32)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from ..products.few_rows import MOST_ROWS, products
-from ..products.row_parts import VERDICTS, divisible, parts
+from ..products.row_parts import BIT_TRIALS, divisible, parts
 from ..weights.packed_weight import Many, PackedWeight, several
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -126,14 +126,14 @@ def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tenso
     if not missing or rows <= MOST_ROWS or kind is None:
         return expert_product(state, expert, recipe)
     key = f"{rows} rows, {_shapes(expert, recipe)}, {kind}, {torch.get_num_threads()} threads"
-    equal = VERDICTS.get(key)
+    equal = BIT_TRIALS.get(key)
     if equal is False:
         return expert_product(state, expert, recipe)
     out = expert_product(functional.pad(state, (0, 0, 0, missing)), expert, recipe)[:rows]
     if equal is None:
         exact = expert_product(state, expert, recipe)
         if bool((exact != exact[:, :1]).any(1).all()):  # of numbers all alike, no order of summation would show
-            VERDICTS[key] = torch.equal(out, exact)
+            BIT_TRIALS[key] = torch.equal(out, exact)
         return exact
     return out
 

@@ -11,9 +11,11 @@ _FORMS = {("", ""): False, ("int8", "int8"): True}
 """Formats of an expert's two matrices that there are such products for, and whether they are int8."""
 
 
-def together(states: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe) -> list[torch.Tensor] | None:
-    """``expert_product`` of each of ``states`` [rows, hidden] with its expert, in sums of another order; None where
-    there is no such product for these experts, or they are not all alike. Raises NoTriton."""
+def group_experts(
+    states: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe
+) -> list[torch.Tensor] | None:
+    """``expert_product`` of each of ``states`` [rows, hidden] with its expert, all in two launches, in sums of another
+    order. None where there is no such product for these experts, or they are not all alike. Raises NoTriton."""
     first = experts[0]
     int8 = _FORMS.get(form(first))
     if int8 is None or recipe.transposed or states[0].dtype != torch.bfloat16:

@@ -8,12 +8,12 @@ import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from ..closing import Closing
 from ..memory.page import PAGE
+from .system import drop_cached, expect_no_order, open_direct
 
 IOV_MAX = 1024
 """Buffers the kernel takes in one preadv."""
@@ -77,7 +77,7 @@ def remaining(
     return rest
 
 
-class DirectFile:
+class DirectFile(Closing):
     """One data file, open for reading; several threads may read from it at once.
 
     ``direct`` asks: None takes direct I/O if a trial read works and else reads through the page cache, dropping what
@@ -93,7 +93,7 @@ class DirectFile:
         if descriptor is None:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             # No read-ahead: it would fill the page cache with bytes that nobody asked for.
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            expect_no_order(descriptor)
         self._descriptor = descriptor
         self._release = weakref.finalize(self, os.close, descriptor)
         self._lock = threading.RLock()
@@ -140,14 +140,6 @@ class DirectFile:
             if self._readers == 0:
                 self._release()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class Transfer:
     """One scatter read under way, whoever performs it: what to ask the kernel for next, and what came of it.
@@ -173,7 +165,7 @@ class Transfer:
     def took(self, got: int) -> None:
         """The kernel filled ``got`` bytes of the rest. Raises ShortRead when that is as far as the file goes."""
         if not self.file.direct:
-            os.posix_fadvise(self.file.descriptor, self._offset + self._done, got, os.POSIX_FADV_DONTNEED)
+            drop_cached(self.file.descriptor, self._offset + self._done, got)
         # A direct read can only go on at a page boundary. Inside a page it stops at the end of the file.
         step = got - got % PAGE if self.file.direct else got
         if step == 0:
@@ -227,7 +219,7 @@ def _open_direct(path: Path, *, insist: bool) -> int | None:
     """A descriptor for direct reads, or None where the file system refuses them (an OSError if we ``insist``)."""
     descriptor = None
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        descriptor = open_direct(path, os.O_RDONLY)
         # Some file systems accept the flag and refuse the read, or ask for more than page alignment: so really read,
         # at a file offset and an address that are odd multiples of PAGE.
         with mmap.mmap(-1, 2 * PAGE) as trial, memoryview(trial) as view, view[PAGE:] as page:

@@ -4,14 +4,14 @@ import errno
 import os
 import weakref
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from ..closing import Closing
 from ..memory.page import PAGE
 from .directio import BUFFERED_STEP, REFUSALS, address_of
+from .system import drop_cached, open_direct, sync_data
 
 
-class DirectWriter:
+class DirectWriter(Closing):
     """One data file, created if absent, open for appending. For one thread at a time.
 
     ``direct`` asks: None takes direct I/O where it works and else writes through the page cache, flushing and dropping
@@ -32,8 +32,8 @@ class DirectWriter:
         self._flushed = self.position
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0)
-        self._descriptor = os.open(self.path, flags, 0o666)
+        flags = os.O_WRONLY | os.O_CREAT
+        self._descriptor = open_direct(self.path, flags) if self.direct else os.open(self.path, flags, 0o666)
         self._release = weakref.finalize(self, os.close, self._descriptor)
 
     def _fall_back(self, error: OSError) -> None:
@@ -80,11 +80,11 @@ class DirectWriter:
         return written
 
     def _flush(self, end: int) -> None:
-        os.fdatasync(self._descriptor)
+        sync_data(self._descriptor)
         if not self.direct:
             # After a failed write what was flushed may reach past the end.
             start = min(self._flushed, end)
-            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+            drop_cached(self._descriptor, start, end - start)
         self._flushed = end
 
     def sync(self) -> None:
@@ -108,11 +108,3 @@ class DirectWriter:
     def _check_open(self) -> None:
         if not self._release.alive:
             raise ValueError(f"{self.path} is closed")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

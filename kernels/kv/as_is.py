@@ -5,45 +5,61 @@ from collections.abc import Sequence
 import torch
 
 from . import attention
-from .base import PageShape, padded
+from .base import PageShape, pad_to_page
 
 
 class AsIs:
+    """The KVFormat that keeps the model's dtype: decoding gives the very bits."""
+
     name = "as-is"
     exact = True
 
     def key_bytes(self, shape: PageShape) -> int:
-        return padded(shape.size)
+        """As in KVFormat."""
+        return pad_to_page(shape.size)
 
     def value_bytes(self, shape: PageShape) -> int:
-        return padded(shape.size)
+        """As in KVFormat."""
+        return pad_to_page(shape.size)
 
     def encode_keys(self, keys: torch.Tensor, out: torch.Tensor) -> None:
+        """As in KVFormat."""
         _encode(keys, out)
 
     def encode_values(self, values: torch.Tensor, out: torch.Tensor) -> None:
+        """As in KVFormat."""
         _encode(values, out)
 
-    def decode_keys(self, plane: torch.Tensor, shape: PageShape, out: torch.Tensor) -> None:
-        out.copy_(numbers_in(plane, shape))
+    def decode_keys(self, data: torch.Tensor, shape: PageShape, out: torch.Tensor) -> None:
+        """As in KVFormat."""
+        out.copy_(view_elements(data, shape))
 
-    def decode_values(self, plane: torch.Tensor, shape: PageShape, out: torch.Tensor) -> None:
-        out.copy_(numbers_in(plane, shape))
+    def decode_values(self, data: torch.Tensor, shape: PageShape, out: torch.Tensor) -> None:
+        """As in KVFormat."""
+        out.copy_(view_elements(data, shape))
 
     def scores(
-        self, query: torch.Tensor, planes: Sequence[int], shape: PageShape, scaling: float, out: torch.Tensor, at: int
+        self,
+        query: torch.Tensor,
+        pages: Sequence[int],
+        shape: PageShape,
+        scaling: float,
+        out: torch.Tensor,
+        at: int,
     ) -> None:
-        attention.scores(query, planes, shape, scaling, out, at)
+        """As in KVFormat."""
+        attention.scores(query, pages, shape, scaling, out, at)
 
     def weigh(
-        self, probabilities: torch.Tensor, at: int, planes: Sequence[int], shape: PageShape, out: torch.Tensor
+        self, probabilities: torch.Tensor, at: int, pages: Sequence[int], shape: PageShape, out: torch.Tensor
     ) -> None:
-        attention.weigh(probabilities, at, planes, shape, out)
+        """As in KVFormat."""
+        attention.weigh(probabilities, at, pages, shape, out)
 
 
-def numbers_in(plane: torch.Tensor, shape: PageShape) -> torch.Tensor:
-    """A view of the numbers in a plane as it is, [H, P, D]."""
-    return plane[: shape.size].view(shape.dtype).view(shape.heads, shape.tokens, shape.dim)
+def view_elements(data: torch.Tensor, shape: PageShape) -> torch.Tensor:
+    """A view [H, P, D] of the ``data`` of a page that is as it is."""
+    return data[: shape.size].view(shape.dtype).view(shape.heads, shape.tokens, shape.dim)
 
 
 def _encode(numbers: torch.Tensor, out: torch.Tensor) -> None:

@@ -1,9 +1,9 @@
 """Attention of many rows to keys and values that come in pieces, with the roundings of transformers' eager attention.
 
-Eager attention rounds probabilities before it multiplies them with values, so what a row sums up to has to be known
-first. Pieces are looked at in two sweeps: the first merges sums by log-sum-exp, in float32; the second makes the
-probabilities and adds up values, in float32. With sinks eager attention rounds once more, by a row's maximum: one more
-sweep finds that. So results differ from eager's in the order of float32 sums alone.
+Eager attention rounds probabilities before it multiplies them with values, so the sum of a row has to be known first.
+There are two sweeps over the pieces. The first merges sums by log-sum-exp, in float32. The second computes
+probabilities and adds up weighted values, in float32. With sinks eager attention rounds once more, by a row's maximum:
+one more sweep finds that. So results differ from eager's only in the order of float32 sums.
 """
 
 from collections.abc import Iterator
@@ -11,19 +11,20 @@ from collections.abc import Iterator
 import torch
 
 SCRATCH = 16 << 20
-"""Bytes that scores of some rows, with what becomes of them, may take."""
+"""The most bytes that the scores of some rows may take, with the tensors computed from them."""
 COLUMNS = 2048
-"""Tokens of a block, at most."""
+"""The most tokens of a block."""
 
-_SCORE = 12  # bytes that a score takes, with what is made of it
+_SCORE = 12
+"""Bytes that a score takes, with the tensors computed from it."""
 
 
-class Sweeps:
-    """Attention of ``query`` [Hq, R, D] to pieces of keys [H, n, D] and values [H, n, Dv]; head h of Hq looks at head
-    h // (Hq / H), as ``repeat_kv`` has it. ``softcap`` and ``sinks`` [Hq] as eager functions have them.
+class BlockwiseAttention:
+    """Attention of ``query`` [Hq, R, D] to pieces of keys [H, n, D] and values [H, n, Dv]. Query head h has the keys
+    and values of head h // (Hq / H), as in ``repeat_kv``. ``softcap`` and ``sinks`` [Hq] are those of eager functions.
 
-    For each of the numbers ``range(first, 3)``, all pieces are shown to ``look``, in any order; then ``result`` has
-    the outcome [Hq, R, Dv]. ``first`` is 0 if there are sinks, else 1.
+    For each sweep in ``range(first, 3)``, ``add`` gets all pieces, in any order. ``finish`` returns the outcome [Hq, R,
+    Dv]. ``first`` is 0 if there are sinks, else 1.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Sweeps:
         sinks: torch.Tensor | None = None,
         watched: int = 0,
     ) -> None:
-        """Of the last ``watched`` rows it is counted what tokens get."""
+        """The attention that the last ``watched`` rows give to tokens is counted."""
         self._query, self._scaling, self._softcap = query, scaling, softcap
         heads, rows, _ = query.shape
         self._rounds = sinks is not None
@@ -48,7 +49,7 @@ class Sweeps:
         self._sinks = sinks
         self._out: torch.Tensor | None = None
 
-    def look(
+    def add(
         self,
         sweep: int,
         keys: torch.Tensor,
@@ -60,10 +61,10 @@ class Sweeps:
         masses: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ) -> None:
-        """Sweep number ``sweep`` comes to a piece. ``mask`` [1, R, n] or [Hq, R, n] is added to its scores; without
-        one, row r sees the first ``offset + r + 1`` tokens of the piece. ``alone``: there is no other piece. To
-        ``masses``, float32 [n], sweep 2 adds what its tokens get of the softmax, summed over heads and watched rows;
-        ``weights`` [Hq, R, n], zeros, it fills with what each row and head gives them."""
+        """Add a piece to sweep number ``sweep``. ``mask`` [1, R, n] or [Hq, R, n] is added to its scores; without one,
+        row r sees the first ``offset + r + 1`` tokens of the piece. ``alone``: there is no other piece. Sweep 2 adds
+        the probabilities of the tokens, summed over heads and watched rows, to ``masses``, float32 [n], and fills
+        ``weights`` [Hq, R, n], zeros, with the probabilities."""
         columns = self._columns(keys, values)
         whole = alone and len(columns) == 1
         for some in columns:
@@ -85,19 +86,19 @@ class Sweeps:
                         watched = given[:, max(0, self._watched - part.start) :]
                         masses[span] += watched.sum((0, 1), dtype=torch.float32)
 
-    def result(self) -> torch.Tensor:
+    def finish(self) -> torch.Tensor:
         """[Hq, R, Dv], in the dtype of the query."""
         assert self._out is not None
         return self._out.to(self._query.dtype)
 
     def _columns(self, keys: torch.Tensor, values: torch.Tensor) -> list[slice]:
-        """Tokens that are looked at together; their values in float32 fit into the scratch too."""
+        """Slices of tokens that are computed together; their values in float32 fit into the scratch too."""
         heads, tokens, dim = values.shape
         each = max(1, min(COLUMNS, SCRATCH // (heads * dim * 4)))
         return [slice(start, min(tokens, start + each)) for start in range(0, tokens, each)]
 
     def _parts(self, first: int, tokens: int) -> Iterator[slice]:
-        """Rows from number ``first`` on that look at ``tokens`` tokens together."""
+        """Yield slices of rows, from number ``first`` on, that are computed together with ``tokens`` tokens."""
         heads, rows, _ = self._query.shape
         each = max(1, SCRATCH // (heads * tokens * _SCORE))
         for start in range(first, rows, each):
@@ -106,7 +107,7 @@ class Sweeps:
     def _scores(
         self, keys: torch.Tensor, part: slice, span: slice, offset: int, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Of the rows ``part`` and the tokens ``span``, [Hq, rows, n], as eager attention has them."""
+        """Scores of the rows ``part`` and the tokens ``span``, [Hq, rows, n], as eager attention has them."""
         query = self._query[:, part]
         heads, rows, _ = query.shape
         grouped = query.reshape(len(keys), -1, query.shape[-1])
@@ -132,8 +133,8 @@ class Sweeps:
         self._most[:, part] = most
 
     def _weigh(self, part: slice, scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """What the ``values`` [H, n, Dv] are weighed with, [Hq, rows, n]. They are in float32 where there are more to
-        come: sums of parts stay so."""
+        """The probabilities [Hq, rows, n] of ``scores``, by which ``values`` [H, n, Dv] are weighed. Values are in
+        float32 if other pieces follow: sums of parts stay in float32."""
         heads, rows, _ = scores.shape
         total = self._sum[:, part]
         if self._sinks is not None:
@@ -148,5 +149,5 @@ class Sweeps:
         return weights
 
     def _above(self, part: slice, scores: torch.Tensor) -> torch.Tensor:
-        """What ``scores`` are above their row's maximum, rounded to their dtype; float32."""
+        """``scores`` less their row's maximum, rounded to their dtype; float32."""
         return (scores - self._most[:, part].to(scores.dtype)).float()

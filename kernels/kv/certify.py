@@ -1,7 +1,7 @@
-"""What certified attention knows of one layer's pages: bounds, what was read, and what may be left out.
+"""Masses of the pages of one layer for certified attention: bounds, exact masses of read pages, the omitted share.
 
-The numbers behind ``tiering.policy.certificate``, which decides. Everything is in float64: it adds up the masses of
-thousands of pages, of which some are many orders of magnitude smaller than others.
+``tiering/kv/selection/certificate.py`` decides with them. Everything is in float64: the masses of thousands of pages
+are added up, and some are many orders of magnitude smaller than others.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ _FEW = 4096
 """Bounds below which a second thread takes more time than it saves."""
 
 
-class Masses:
-    """Of n pages and all query rows of a layer. The masses of pages that were read are exact, of others bounded.
+class PageMasses:
+    """Masses of n pages, for all query rows of a layer: exact for pages that were read, bounded for the others.
 
-    Masses are kept as shares of the greatest bound of their row. What is too small for that counts as nothing where it
-    was read, and is too small to matter where it was not.
+    Masses are kept as shares of the greatest bound of their row. A mass that is too small for that counts as nothing if
+    its page was read, and does not matter if it was not.
     """
 
     def __init__(self, bounds: Bounds) -> None:
@@ -30,44 +30,44 @@ class Masses:
         rows, self._count = upper.shape
         self._left = np.ones(self._count, dtype=bool)
         self._read = np.zeros(rows)  # this array and the one above stay where they are
-        self._pages: list[int] = []
+        self._decode_pages: list[int] = []
         self._parts: list[NDArray[np.float64]] = []  # of those pages, [rows, some] each
         self._bound(lower, upper)
 
     def add(self, pages: Sequence[int], log_masses: torch.Tensor) -> None:
-        """``pages`` were read: log_masses [Hq, R, len(pages)] are the logarithms of their sums of exp(score). Numbers
-        from n on are pages that have no bounds."""
+        """Add ``pages``, which were read: ``log_masses`` [Hq, R, len(pages)] are the logarithms of their sums of
+        exp(score). Pages with numbers from n on have no bounds."""
         self._parts.append(self._add(log_masses))
-        self._pages += pages
+        self._decode_pages += pages
         self._left[[page for page in pages if page < self._count]] = False
 
     def add_outside(self, log_masses: torch.Tensor) -> None:
-        """The same of what belongs to no page."""
+        """As ``add``, for masses that belong to no page."""
         self._add(log_masses)
 
     def omitted(self) -> list[float]:
-        """For each row, the most of the whole softmax that the pages which were not read can have, 0 to 1."""
+        """For each row, the largest share of the softmax that the pages not read can have, 0 to 1."""
         if not self._left.any():
             return [0.0] * len(self._read)
         unread = self._upper[:, self._left].sum(-1)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = unread / (unread + self._read)
-        # No tokens at all, or masses that are no numbers: an infinite one may hide anything.
+        # No tokens at all, or masses that are not finite: an infinite one may hide anything.
         known = np.isfinite(self._read) & (self._read > 0) & ~np.isnan(share)
         found: list[float] = np.where(known, share, 1.0).tolist()
         return found
 
     def needed(self, epsilon: float, *, hopeful: bool) -> list[int]:
-        """Pages to read next, in order, with which no row has more than ``epsilon`` omitted: certainly, as every page
-        has at least its lower bound; or ``hopeful``, if each has its upper bound. None of the hopeful ones can be
-        spared, as long as pages are read in the order of their upper bounds, but more may be needed after them."""
+        """Pages to read next, in order, after which no row has more than ``epsilon`` omitted. Certainly, as every page
+        has at least its lower bound; or, if ``hopeful``, where each page has its upper bound. All the hopeful ones are
+        needed, as long as pages are read in the order of their upper bounds, but more may be needed after them."""
         left = self._left.nonzero()[0]
         upper = self._upper[:, left]
         order = np.argsort(-upper, axis=-1, kind="stable")
         upper = np.take_along_axis(upper, order, -1)
         own = upper if hopeful else np.take_along_axis(self._lower[:, left], order, -1)
         own = np.where(np.isfinite(own), own, 0.0)
-        # Column k: when the first k pages are read. Sums begin with the least, so that none of it is lost.
+        # Column k: after the first k pages are read. Sums begin with the smallest, so that none is lost.
         unread = np.zeros((len(upper), len(left) + 1))
         unread[:, :-1] = np.cumsum(upper[:, ::-1], -1)[:, ::-1]
         known = np.empty_like(unread)
@@ -83,8 +83,8 @@ class Masses:
         return found
 
     def worth_reading(self, epsilon: float) -> tuple[list[int], float]:
-        """Of the pages that were read, those whose values are worth it, in order: the lightest are left out too, as far
-        as no row omits more than ``epsilon``; and what a row then omits at most."""
+        """The read pages whose values are worth reading, in order, and the largest share that a row then omits. The
+        lightest pages are left out, as long as no row omits more than ``epsilon``."""
         lost = np.array(self.omitted())
         with np.errstate(invalid="ignore", divide="ignore"):
             share = np.concatenate(self._parts, -1) * ((1 - lost) / self._read)[:, None]
@@ -93,12 +93,12 @@ class Masses:
         fits = (total <= epsilon).all(0)
         spared = min(int(fits.sum()), len(order) - 1) if np.isfinite(share).all() else 0
         most = float((total[:, spared - 1] if spared else lost).max())
-        return sorted(self._pages[place] for place in order[spared:].tolist()), most
+        return sorted(self._decode_pages[place] for place in order[spared:].tolist()), most
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _bound(self, lower: torch.Tensor, upper: torch.Tensor) -> None:
-        """Shares of each row's unit from logarithms [rows, n]."""
+        """Compute shares of each row's unit from logarithms [rows, n]."""
         bounds = [numbers.numpy().astype(np.float64) for numbers in (lower, upper)]
         self._unit = np.where(np.isfinite(bounds[1]), bounds[1], -np.inf).max(-1, initial=-np.inf, keepdims=True)
         self._unit[~np.isfinite(self._unit)] = 0.0
@@ -112,10 +112,11 @@ class Masses:
         return parts
 
 
-class CompiledMasses(Masses):
-    """The same, by certify.c: it orders no more pages than it has to."""
+class CompiledPageMasses(PageMasses):
+    """The same, computed by certify.c, which orders no more pages than it has to."""
 
     def omitted(self) -> list[float]:
+        """As in PageMasses."""
         assert COMPILED is not None
         COMPILED.penstock_omitted(
             self._upper_at, self._left_at, self._rows, self._count, self._read_at, self._omitted_at
@@ -124,6 +125,7 @@ class CompiledMasses(Masses):
         return found
 
     def needed(self, epsilon: float, *, hopeful: bool) -> list[int]:
+        """As in PageMasses."""
         assert COMPILED is not None
         room = torch.empty(self._rows, self._count, dtype=torch.int32)
         wanted = torch.empty(self._count, dtype=torch.bool)
@@ -155,14 +157,14 @@ class CompiledMasses(Masses):
         )
 
 
-def masses_of(bounds: Bounds) -> Masses:
-    """With the fastest arithmetic that there is."""
-    return Masses(bounds) if COMPILED is None else CompiledMasses(bounds)
+def new_page_masses(bounds: Bounds) -> PageMasses:
+    """Masses for pages with ``bounds`` [Hq, R, n], by the fastest implementation there is."""
+    return PageMasses(bounds) if COMPILED is None else CompiledPageMasses(bounds)
 
 
-def page_masses(scores: torch.Tensor, tokens: int) -> torch.Tensor:
-    """The logarithms of the sums of exp(score) of pages of ``tokens`` tokens: float32 [Hq, R, pages] of float32
-    ``scores`` [Hq, R, T], whose rows may lie apart. The last page may have fewer."""
+def sum_page_masses(scores: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The logarithms of the sums of exp(score) over pages of ``tokens`` tokens: float32 [Hq, R, pages], of float32
+    ``scores`` [Hq, R, T], whose rows may lie apart. The last page may have fewer tokens."""
     heads, rows, there = scores.shape
     pages = -(-there // tokens)
     if COMPILED is None or scores.stride(2) != 1 or (rows > 1 and scores.stride(0) != rows * scores.stride(1)):

@@ -1,4 +1,4 @@
-"""int4: 5 bits a number with its share of scales, which are of least squared error."""
+"""int4: 5 bits an element with its share of the scales, which have the least squared error."""
 
 import torch
 

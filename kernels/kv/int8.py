@@ -1,16 +1,17 @@
-"""int8: 9 bits a number with its share of scales. The least and the largest number of a group are kept."""
+"""int8: 9 bits an element with its share of the scales. The least and the largest element of a group are kept."""
 
 import torch
 
 from .quantised import Quantised
 
 _HIGHEST = 255
-_LEAST_SCALE = torch.finfo(torch.float32).tiny  # below, its inverse is no number
+_LEAST_SCALE = torch.finfo(torch.float32).tiny
+"""The inverse of a smaller scale is infinite."""
 
 
 def _quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scales and zeros are rounded so that the group's range lies within theirs. Of bfloat16 numbers the zero is the
-    least one exactly; groups of one value are exact."""
+    """As Quantise. Scales and zeros are rounded so that they span the range of the group. The zero of bfloat16 elements
+    is the least of them exactly, and groups of one value are exact."""
     low, high = rows.aminmax(dim=1)
     zeros = _towards(low, -torch.inf)
     scales = _towards((high - zeros.float()) / _HIGHEST, torch.inf)

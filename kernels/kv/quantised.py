@@ -1,8 +1,8 @@
-"""What KV formats of 8 and 4 bits have in common: keys quantised by channel over up to 32 tokens, values by token over
-up to 32 channels, each group once (as KIVI and KVQuant do).
+"""The common part of KV formats of 8 and 4 bits. Keys are quantised by channel over up to 32 tokens, values by token
+over up to 32 channels, each group once (as in KIVI and KVQuant).
 
-A number stands for ``(number - offset) * scale + zero``, offset 8 for 4 bits, else 0. Scores and weighted values are
-computed with these numbers in float32 (kv_quantised.c); decoding rounds them to the dtype that is asked for.
+A code stands for ``(code - offset) * scale + zero``, with offset 8 for 4 bits, else 0. Scores and weighted values are
+computed from these in float32 (kv_quantised.c). Decoding rounds them to the dtype that is asked for.
 """
 
 import ctypes
@@ -14,27 +14,27 @@ import torch
 from ..calls import memory, share
 from ..native import COMPILED
 from .base import PageShape
-from .strips import Strips, strips_of_keys, strips_of_values
+from .strips import Strips, key_strips, value_strips
 
 LARGEST = 2.0**60
-"""Of the magnitudes that can be encoded: squares of larger ones overflow."""
+"""The largest magnitude that can be encoded: squares of larger ones overflow."""
 
 LEVEL: int | None = COMPILED.penstock_kv_level() if COMPILED is not None else None
-"""What kv_quantised.c may use: 0 any processor's vectors, 1 AVX2, 2 AVX512; None where it was not compiled."""
+"""The instructions of kv_quantised.c: 0 any vectors, 1 AVX2, 2 AVX512; None where it was not compiled."""
 
 _IN_C = (torch.bfloat16, torch.float32)
 
 Quantise = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""Numbers uint8 [rows, width], scales and zeros bfloat16 [rows] for float32 [rows, width]."""
+"""Returns codes uint8 [rows, width], and scales and zeros bfloat16 [rows], for float32 [rows, width]."""
 
 
-def encodable(keys: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether a page can be quantised: all its numbers are finite, and none is larger than LARGEST."""
+def is_encodable(keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether a page can be quantised: all its elements are finite, and none is larger than LARGEST."""
     return all(bool((numbers.abs().amax() <= LARGEST).item()) for numbers in (keys, values) if numbers.numel())
 
 
 class Quantised:
-    """A KV format of ``bits`` bits, 8 or 4, with numbers and scales as ``quantise`` finds them."""
+    """A KV format of ``bits`` bits, 8 or 4, with codes and scales that ``quantise`` finds."""
 
     exact = False
 
@@ -42,87 +42,99 @@ class Quantised:
         self.name, self._bits, self._quantise = name, bits, quantise
 
     def key_bytes(self, shape: PageShape) -> int:
-        return strips_of_keys(shape, self._bits).plane
+        """As in KVFormat."""
+        return key_strips(shape, self._bits).page_bytes
 
     def value_bytes(self, shape: PageShape) -> int:
-        return strips_of_values(shape, self._bits).plane
+        """As in KVFormat."""
+        return value_strips(shape, self._bits).page_bytes
 
     def encode_keys(self, keys: torch.Tensor, out: torch.Tensor) -> None:
-        """Raises ValueError for keys that are not ``encodable``."""
+        """Raises ValueError for keys that are not ``is_encodable``."""
         heads, tokens, dim = keys.shape
         self._encode(Strips(heads, tokens, dim, self._bits), keys.transpose(1, 2), out)
 
     def encode_values(self, values: torch.Tensor, out: torch.Tensor) -> None:
-        """Raises ValueError for values that are not ``encodable``."""
+        """Raises ValueError for values that are not ``is_encodable``."""
         heads, tokens, dim = values.shape
         self._encode(Strips(heads, dim, tokens, self._bits), values, out)
 
     def _encode(self, strips: Strips, lines: torch.Tensor, out: torch.Tensor) -> None:
-        if not encodable(lines, lines):
+        if not is_encodable(lines, lines):
             raise ValueError(
                 f"a page with NaN, infinities or numbers above 2^60 cannot be {self.name}; keep it as it is"
             )
-        strips.write(*self._quantise(strips.rows(lines.float())), out)
+        strips.write(*self._quantise(strips.to_rows(lines.float())), out)
 
-    def decode_keys(self, plane: torch.Tensor, shape: PageShape, out: torch.Tensor) -> None:
-        self._decode(plane, shape, out, of_keys=True)
+    def decode_keys(self, data: torch.Tensor, shape: PageShape, out: torch.Tensor) -> None:
+        """As in KVFormat."""
+        self._decode(data, shape, out, of_keys=True)
 
-    def decode_values(self, plane: torch.Tensor, shape: PageShape, out: torch.Tensor) -> None:
-        self._decode(plane, shape, out, of_keys=False)
+    def decode_values(self, data: torch.Tensor, shape: PageShape, out: torch.Tensor) -> None:
+        """As in KVFormat."""
+        self._decode(data, shape, out, of_keys=False)
 
-    def _decode(self, plane: torch.Tensor, shape: PageShape, out: torch.Tensor, *, of_keys: bool) -> None:
+    def _decode(self, data: torch.Tensor, shape: PageShape, out: torch.Tensor, *, of_keys: bool) -> None:
         if COMPILED is not None and out.dtype in _IN_C and out.is_contiguous():
             sizes = shape.heads, shape.tokens, shape.dim, self._bits
             with share(torch.get_num_threads()) as team:
                 COMPILED.penstock_kv_decode(
-                    plane.data_ptr(), *sizes, of_keys, out.data_ptr(), out.dtype == torch.bfloat16, LEVEL, team
+                    data.data_ptr(), *sizes, of_keys, out.data_ptr(), out.dtype == torch.bfloat16, LEVEL, team
                 )
             return
         if of_keys:
-            out.copy_(self._lines(strips_of_keys(shape, self._bits), plane).transpose(1, 2))
+            out.copy_(self._decode_lines(key_strips(shape, self._bits), data).transpose(1, 2))
         else:
-            out.copy_(self._lines(strips_of_values(shape, self._bits), plane))
+            out.copy_(self._decode_lines(value_strips(shape, self._bits), data))
 
-    def _lines(self, strips: Strips, plane: torch.Tensor) -> torch.Tensor:
-        numbers, scales, zeros = strips.read(plane)
+    def _decode_lines(self, strips: Strips, data: torch.Tensor) -> torch.Tensor:
+        codes, scales, zeros = strips.read(data)
         offset = 8 if self._bits == 4 else 0
-        return strips.lines((numbers.float() - offset) * scales.float()[:, None] + zeros.float()[:, None])
+        return strips.to_lines((codes.float() - offset) * scales.float()[:, None] + zeros.float()[:, None])
 
     def scores(
-        self, query: torch.Tensor, planes: Sequence[int], shape: PageShape, scaling: float, out: torch.Tensor, at: int
+        self,
+        query: torch.Tensor,
+        pages: Sequence[int],
+        shape: PageShape,
+        scaling: float,
+        out: torch.Tensor,
+        at: int,
     ) -> None:
+        """As in KVFormat."""
         if not query.numel():
             return
         rows, end = query.view(shape.heads, -1, shape.dim), out.shape[2]
         if COMPILED is not None and query.dtype in _IN_C:
-            self._call(COMPILED.penstock_kv_scores, planes, shape, rows, scaling, out.data_ptr(), end, at)
+            self._call(COMPILED.penstock_kv_scores, pages, shape, rows, scaling, out.data_ptr(), end, at)
             return
         into = out.view(shape.heads, rows.shape[1], end)
-        for keys, place in self._pages(planes, shape, at, end, of_keys=True):
+        for keys, place in self._decode_pages(pages, shape, at, end, of_keys=True):
             into[:, :, place] = torch.matmul(rows.float(), keys.mT).to(query.dtype).mul_(scaling)
 
     def weigh(
-        self, probabilities: torch.Tensor, at: int, planes: Sequence[int], shape: PageShape, out: torch.Tensor
+        self, probabilities: torch.Tensor, at: int, pages: Sequence[int], shape: PageShape, out: torch.Tensor
     ) -> None:
+        """As in KVFormat."""
         if not probabilities.numel():
             return
         end = probabilities.shape[2]
         rows = probabilities.view(shape.heads, -1, end)
         if COMPILED is not None and probabilities.dtype in _IN_C:
-            self._call(COMPILED.penstock_kv_weigh, planes, shape, rows, out.data_ptr(), end, at)
+            self._call(COMPILED.penstock_kv_weigh, pages, shape, rows, out.data_ptr(), end, at)
             return
         into = out.view(shape.heads, rows.shape[1], shape.dim)
-        for values, place in self._pages(planes, shape, at, end, of_keys=False):
+        for values, place in self._decode_pages(pages, shape, at, end, of_keys=False):
             into.baddbmm_(rows[:, :, place].float(), values)
 
     def _call(
-        self, kernel: Callable[..., None], planes: Sequence[int], shape: PageShape, rows: torch.Tensor, *more: Any
+        self, kernel: Callable[..., None], pages: Sequence[int], shape: PageShape, rows: torch.Tensor, *more: Any
     ) -> None:
-        count = len(planes)
+        count = len(pages)
         with share(torch.get_num_threads()) as team:
             kernel(
                 count,
-                (ctypes.c_uint64 * count)(*planes),
+                (ctypes.c_uint64 * count)(*pages),
                 shape.heads,
                 shape.tokens,
                 shape.dim,
@@ -135,13 +147,14 @@ class Quantised:
                 team,
             )
 
-    def _pages(
-        self, planes: Sequence[int], shape: PageShape, at: int, end: int, *, of_keys: bool
+    def _decode_pages(
+        self, pages: Sequence[int], shape: PageShape, at: int, end: int, *, of_keys: bool
     ) -> Iterator[tuple[torch.Tensor, slice]]:
-        """The numbers of each page, float32 [H, tokens, D], and which tokens they are; none from ``end`` on."""
-        strips = (strips_of_keys if of_keys else strips_of_values)(shape, self._bits)
-        for plane in planes:
-            lines = self._lines(strips, memory(plane, strips.plane))
+        """Yield the elements of each page, float32 [H, tokens, D], and the slice of its tokens; none from ``end``
+        on."""
+        strips = (key_strips if of_keys else value_strips)(shape, self._bits)
+        for data in pages:
+            lines = self._decode_lines(strips, memory(data, strips.page_bytes))
             there = max(0, min(shape.tokens, end - at))
             yield (lines.transpose(1, 2) if of_keys else lines)[:, :there], slice(at, at + there)
             at += shape.tokens

@@ -1,4 +1,4 @@
-"""The KV formats that there are, by name."""
+"""All KV formats, by name."""
 
 from collections.abc import Mapping
 
@@ -10,4 +10,4 @@ from .int8 import INT8
 _ALL: tuple[KVFormat, ...] = (AsIs(), INT8, INT4)
 
 FORMATS: Mapping[str, KVFormat] = {format_.name: format_ for format_ in _ALL}
-"""As settings and files name them. A new format is a module, and a line here."""
+"""By the names in settings and files. A new format is a module, and a line here."""

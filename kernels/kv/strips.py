@@ -1,14 +1,14 @@
-"""How quantised planes lie in memory: strips of up to 32 numbers a row, each row with a scale and a zero.
+"""The layout of quantised pages: strips with rows of up to 32 codes, each row with a scale and a zero.
 
-A strip is a matrix [inner, width]. Those of keys have tokens along a row and channels down, those of values channels
-along and tokens down, so that each row is one group that is quantised together: keys by channel, values by token
+A strip is a matrix [inner, width]. Strips of keys have tokens along a row and channels down, strips of values have
+channels along and tokens down. So each row is one group that is quantised together: keys by channel, values by token
 (Liu et al., "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache"). Each head has the strips it needs, all of
-one width; numbers that fill up the last one repeat those before.
+one width. The last strip is filled up with repeated elements.
 
-    strip: numbers uint8 [inner, width * bits / 8] | scales bfloat16 [inner] | zeros bfloat16 [inner]
-    plane: strips of head 0 | strips of head 1 | ... | up to a multiple of 4096 bytes
+    strip: codes uint8 [inner, width * bits / 8] | scales bfloat16 [inner] | zeros bfloat16 [inner]
+    page: strips of head 0 | strips of head 1 | ... | up to a multiple of 4096 bytes
 
-Of 4 bits, a byte holds number j (low half) and number j + width / 2. kv_quantised.c reads the same bytes.
+With 4 bits, a byte holds code j (low half) and code j + width / 2. kv_quantised.c reads the same bytes.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from .base import PageShape, padded
+from .base import PageShape, pad_to_page
 
 WIDEST = 32
-"""Numbers in a group, at most."""
+"""The most elements of a group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strips:
-    """The strips of a plane: `count` for each of `heads`, each [inner, width]; `along` numbers of a head are real."""
+    """The strips of a page: `count` for each of `heads`, each [inner, width]. `along` elements of each row of a head
+    are real, the others fill up the last strip."""
 
     heads: int
     along: int
@@ -33,17 +34,18 @@ class Strips:
 
     @property
     def count(self) -> int:
+        """Strips of a head."""
         return -(-self.along // WIDEST)
 
     @property
     def width(self) -> int:
-        """Even, as two numbers of 4 bits share a byte."""
+        """Elements of a row: an even number, as two codes of 4 bits share a byte."""
         share = -(-self.along // self.count)
         return share + share % 2
 
     @property
     def row(self) -> int:
-        """Bytes of a row's numbers."""
+        """Bytes of the codes of a row."""
         return self.width * self.bits // 8
 
     @property
@@ -52,47 +54,51 @@ class Strips:
         return self.inner * (self.row + 4)
 
     @property
-    def plane(self) -> int:
-        return padded(self.heads * self.count * self.size)
+    def page_bytes(self) -> int:
+        """Bytes of the page, a multiple of 4096."""
+        return pad_to_page(self.heads * self.count * self.size)
 
-    def rows(self, lines: torch.Tensor) -> torch.Tensor:
-        """The rows of all strips, [rows, width], of ``lines`` [heads, inner, along]."""
+    def to_rows(self, lines: torch.Tensor) -> torch.Tensor:
+        """The rows of all strips, [rows, width], from ``lines`` [heads, inner, along]."""
         missing = self.count * self.width - self.along
         whole = functional.pad(lines, (0, missing), mode="replicate")
         return whole.view(self.heads, self.inner, self.count, self.width).transpose(1, 2).reshape(-1, self.width)
 
-    def lines(self, rows: torch.Tensor) -> torch.Tensor:
-        """The inverse of ``rows``."""
+    def to_lines(self, rows: torch.Tensor) -> torch.Tensor:
+        """The inverse of ``to_rows``."""
         strips = rows.view(self.heads, self.count, self.inner, self.width).transpose(1, 2)
         return strips.reshape(self.heads, self.inner, -1)[:, :, : self.along]
 
-    def write(self, numbers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, plane: torch.Tensor) -> None:
-        """Fill ``plane`` with ``numbers`` uint8 [rows, width], ``scales`` and ``zeros`` bfloat16 [rows]."""
+    def write(self, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, data: torch.Tensor) -> None:
+        """Fill ``data``, uint8 [page_bytes], with ``codes`` uint8 [rows, width], ``scales`` and ``zeros`` bfloat16
+        [rows]."""
         if self.bits == 4:
-            low, high = numbers.chunk(2, dim=1)
-            numbers = low | high << 4
+            low, high = codes.chunk(2, dim=1)
+            codes = low | high << 4
         strips, end = self.heads * self.count, self.inner * self.row
-        whole = plane[: strips * self.size].view(strips, self.size)
-        whole[:, :end] = numbers.view(strips, -1)
+        whole = data[: strips * self.size].view(strips, self.size)
+        whole[:, :end] = codes.reshape(strips, -1)  # the reference of compiled code gives columns
         for place, part in enumerate((scales, zeros)):
             at = end + place * 2 * self.inner
             whole[:, at : at + 2 * self.inner] = part.contiguous().view(torch.uint8).view(strips, -1)
-        plane[strips * self.size :].zero_()
+        data[strips * self.size :].zero_()
 
-    def read(self, plane: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What ``write`` was given."""
+    def read(self, data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The codes, scales and zeros in ``data``, as ``write`` got them."""
         strips, end = self.heads * self.count, self.inner * self.row
-        whole = plane[: strips * self.size].view(strips, self.size)
-        numbers = whole[:, :end].reshape(-1, self.row)
+        whole = data[: strips * self.size].view(strips, self.size)
+        codes = whole[:, :end].reshape(-1, self.row)
         if self.bits == 4:
-            numbers = torch.cat([numbers & 15, numbers >> 4], dim=1)
+            codes = torch.cat([codes & 15, codes >> 4], dim=1)
         scales, zeros = whole[:, end:].contiguous().view(torch.bfloat16).view(strips, 2, -1).unbind(1)
-        return numbers, scales.reshape(-1), zeros.reshape(-1)
+        return codes, scales.reshape(-1), zeros.reshape(-1)
 
 
-def strips_of_keys(shape: PageShape, bits: int) -> Strips:
+def key_strips(shape: PageShape, bits: int) -> Strips:
+    """The strips of a page of keys: tokens along, channels down."""
     return Strips(shape.heads, shape.tokens, shape.dim, bits)
 
 
-def strips_of_values(shape: PageShape, bits: int) -> Strips:
+def value_strips(shape: PageShape, bits: int) -> Strips:
+    """The strips of a page of values: channels along, tokens down."""
     return Strips(shape.heads, shape.dim, shape.tokens, bits)

@@ -160,7 +160,7 @@ class MemoryMeter:
 
 def usable_cores() -> int:
     """Processors that this process may keep busy: its affinity, and its control groups' quota rounded up."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = processor_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 

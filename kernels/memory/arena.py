@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import math
 import mmap
+import sys
 import threading
 from collections.abc import Callable
 
@@ -13,9 +14,10 @@ import torch
 from ..memory.page import PAGE
 
 _HUGE = 2 << 20
+_SYSTEM_PAGE = mmap.PAGESIZE  # 16 KiB on Apple's processors
 # Named in Python's mmap only from 3.13 on.
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
-_MADV_POPULATE_WRITE = 23  # Linux 5.14
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; other systems refuse it
 _PREFAULT = 8 << 20  # bytes at a time
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -57,8 +59,8 @@ class Arena:
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._base = -start % _HUGE if spare else 0
         self.address = start + self._base
-        # A kernel without huge pages refuses the advice; the arena works all the same.
-        with contextlib.suppress(OSError):
+        # A kernel without huge pages refuses the advice, other systems have none; the arena works all the same.
+        with contextlib.suppress(OSError, AttributeError):
             advice = mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE
             # Only our length: a huge page must not reach into the spare part, which nobody accounts for.
             self._map.madvise(advice, self._base, self.length)
@@ -100,7 +102,7 @@ class Arena:
     def discard(self, offset: int, length: int) -> None:
         """Give the whole pages inside the range back to the system; they read as zeros afterwards."""
         region = self._at(offset, length)
-        start, end = -(-offset // PAGE) * PAGE, (offset + length) // PAGE * PAGE
+        start, end = -(-offset // _SYSTEM_PAGE) * _SYSTEM_PAGE, (offset + length) // _SYSTEM_PAGE * _SYSTEM_PAGE
         if start < end:
             with self._lock:
                 self._discarded = True
@@ -109,10 +111,10 @@ class Arena:
     def resident_bytes(self) -> int:
         """Bytes of the arena that are in memory now."""
         self._at(0, 0)
-        pages = np.zeros(self.length // PAGE, np.uint8)
+        pages = np.zeros(-(-self.length // _SYSTEM_PAGE), np.uint8)
         if _libc.mincore(self.address, self.length, pages.ctypes.data):
             raise OSError(ctypes.get_errno(), "mincore failed")
-        return int(np.count_nonzero(pages & 1)) * PAGE
+        return min(int(np.count_nonzero(pages & 1)) * _SYSTEM_PAGE, self.length)
 
     def before_it_goes(self, call: Callable[[], object]) -> None:
         """Have ``call`` made when nothing lies in the memory any more, right before the system gets it back. Raises

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROWS = 512
 """Rows of a part; the last one has up to twice as many. Fewer are slower: the library copies the weight for each."""
 
-VERDICTS: dict[str, bool] = {}
+BIT_TRIALS: dict[str, bool] = {}
 """What was found out about numbers of rows, by what is computed: whether parts, or rows added, leave the bits alone."""
 
 Compute = Callable[[torch.Tensor], Any]
@@ -49,18 +49,18 @@ def divisible(compute: Compute, sample: Callable[[int], torch.Tensor], rows: int
     key = f"parts of {ROWS} rows, {dtype}, {kind}, {threads} threads"
     anywhere = f"any number of {key}"
     whole = all(leaves_nothing(n, widths, dtype, threads) for n in (ROWS, 2 * ROWS))
-    if key not in VERDICTS or anywhere not in VERDICTS:
+    if key not in BIT_TRIALS or anywhere not in BIT_TRIALS:
         part = sample(ROWS)
         with Probe() as probe:
             compute(part)
         if not probe.rowwise or not (probe.alike or whole):
-            VERDICTS[key] = VERDICTS[anywhere] = False
+            BIT_TRIALS[key] = BIT_TRIALS[anywhere] = False
         elif (equal := _equal(compute, sample(2 * ROWS))) is not None:
-            VERDICTS[key], VERDICTS[anywhere] = equal, probe.alike
-    if not VERDICTS.get(key, False):
+            BIT_TRIALS[key], BIT_TRIALS[anywhere] = equal, probe.alike
+    if not BIT_TRIALS.get(key, False):
         return False
     last = parts(rows)[-1]
-    return VERDICTS[anywhere] or all(
+    return BIT_TRIALS[anywhere] or all(
         leaves_nothing(n, widths, dtype, threads) for n in (rows, ROWS, last.stop - last.start)
     )
 

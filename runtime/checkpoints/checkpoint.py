@@ -1,43 +1,42 @@
 """A safetensors checkpoint, opened: its configuration and where each tensor lies; never pickle, never code unasked."""
 
+import copy
 import json
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ...tiering.errors import CheckpointError
-from .quantised import quantised
+from .describe import Description, describe
+from .hub import find_folder
+from .meta_model import build_meta_model
+from .model_files import copy_model_files
+from .quantised import gather_quantised
+from .quantised_weights import QuantisedWeights
 from .safetensors_file import SourceTensor, parse_header
+from .source import Source, SourceContents
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_HUB_PATTERNS = ("*.safetensors", "*.json", "tokenizer*", "vocab*", "merges*", "chat_template*", "*.model", "*.txt")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-class Checkpoint:
-    """``folder`` holds it; ``config`` is transformers' own; ``files`` are the weights files and ``tensors`` all weights
-    in them by name, quantised ones as QuantisedTensor. Made by ``open``, which checks every header; nothing stays
-    open."""
+@dataclass(frozen=True)
+class Checkpoint(Source):
+    """Safetensors in ``folder``: ``files`` are the weights files, ``tensors`` all weights in them by name.
 
-    def __init__(
-        self,
-        folder: Path,
-        config: PretrainedConfig,
-        files: tuple[Path, ...],
-        tensors: Mapping[str, SourceTensor],
-        *,
-        trust_remote_code: bool,
-    ) -> None:
-        self.folder = folder
-        self.config = config
-        self.files = files
-        self.tensors = tensors
-        self.trust_remote_code = trust_remote_code
+    Quantised weights are QuantisedTensor. Made by ``open``, which checks every header.
+    """
+
+    folder: Path
+    config: PretrainedConfig
+    files: tuple[Path, ...]
+    tensors: Mapping[str, SourceTensor]
+    name: str
+    trust_remote_code: bool = False
 
     @classmethod
     def open(
@@ -53,7 +52,7 @@ class Checkpoint:
 
         Raises CheckpointError when there is none, when it holds no safetensors weights, or when they are damaged.
         """
-        folder = _find(source, revision, trust_remote_code, quiet)
+        folder = find_folder(source, revision, trust_remote_code, quiet)
         config, quantisation = _read_config(folder, trust_remote_code)
         files = _weights_files(folder, config)
         tensors: dict[str, SourceTensor] = {}
@@ -67,11 +66,8 @@ class Checkpoint:
                     f"{index} names tensors that are in no file: {_some(absent)}; fetch the checkpoint again"
                 )
         if quantisation is not None:
-            tensors = quantised(tensors, quantisation)
-        return cls(folder, config, files, tensors, trust_remote_code=trust_remote_code)
-
-    tokenizer_file: str | None = None
-    """None: the tokenizer has files of its own, in ``folder``."""
+            tensors = gather_quantised(tensors, quantisation)
+        return cls(folder, config, files, tensors, str(source), trust_remote_code)
 
     def dtype(self) -> torch.dtype:
         """What transformers takes for ``dtype="auto"``: the configured one, else that of the first floating tensor."""
@@ -89,36 +85,30 @@ class Checkpoint:
         code = sorted(self.folder.glob("*.py")) if self.trust_remote_code else []
         return (*self.files, self.folder / "config.json", *code)
 
+    def read(self, description: Description, memory: int) -> SourceContents:
+        """As Source.read."""
+        model, layout, untied = description.model, description.layout, False
+        weights = QuantisedWeights(model, self.tensors, layout, memory=memory)
+        if weights.contradictions():
+            # Like transformers, which does not tie weights for which the checkpoint has different values.
+            weights.close()
+            model, untied = self._untied(description.dtype), True
+            weights = QuantisedWeights(model, self.tensors, describe(model), memory=memory)
+            if differing := weights.contradictions():
+                one, other = differing[0]
+                raise CheckpointError(
+                    f"the model shares one weight between {one} and {other}, the checkpoint has two for them"
+                )
+        return SourceContents(model, weights, weights.addresses(), untied)
 
-def _find(source: str | Path, revision: str | None, trust_remote_code: bool, quiet: bool) -> Path:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise CheckpointError(f"{path} is a file; give the folder of a checkpoint (config.json and *.safetensors)")
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
-        raise CheckpointError(f"there is no folder {path}, and it is not a model's id on the Hugging Face hub either")
-    return _download(source, revision, trust_remote_code, quiet)
+    def write_model_files(self, folder: Path, *, untied: bool) -> None:
+        """Copy configuration and tokenizer."""
+        copy_model_files(self.folder, folder, untied)
 
-
-def _download(name: str, revision: str | None, trust_remote_code: bool, quiet: bool) -> Path:
-    """The folder with the hub's model ``name``; weights that are not safetensors are not fetched."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options | ({"disable": True} if quiet else {}))  # type: ignore[no-untyped-call]
-
-    patterns = [*_HUB_PATTERNS, *(["*.py"] if trust_remote_code else [])]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, tqdm_class=Bar))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(
-            f"there is no folder {name}, and no model of that name could be fetched from the Hugging Face hub: {reason}"
-        ) from error
+    def _untied(self, dtype: torch.dtype) -> PreTrainedModel:
+        config = copy.deepcopy(self.config)
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+        return build_meta_model(config, dtype, trust_remote_code=self.trust_remote_code)
 
 
 def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, dict[str, Any] | None]:

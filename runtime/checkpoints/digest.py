@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ...tiering.driving.small_files import write_durably
 from ...tiering.errors import CheckpointError
 from ...tiering.progress import Progress, Quiet
-from ...tiering.store.bundle.folder import locked, write_durably
+from ...tiering.store.bundle.folder import locked
 from ...tiering.units import MiB
 from .safetensors_file import SourceFile
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
@@ -69,23 +69,16 @@ class GgufTensor(SourceTensor):
             raise CheckpointError(f"{self.file}: {self.name} is of type {self.kind}, which gguf cannot read") from error
 
 
+@dataclass(frozen=True)
 class GgufFile:
-    """``config`` is transformers' own, made of what the file says; ``tensors`` are by the file's names. Made by
-    ``open``; nothing stays open."""
+    """The file at ``path``. ``config`` is transformers' own, made of what the file says in ``values`` and ``fields``.
+    ``tensors`` are by the file's names. Made by ``open``; nothing stays open."""
 
-    def __init__(
-        self,
-        path: Path,
-        config: PretrainedConfig,
-        values: Mapping[str, Any],
-        tensors: Mapping[str, GgufTensor],
-        fields: Mapping[str, Any],
-    ) -> None:
-        self.path = path
-        self.config = config
-        self.tensors = tensors
-        self._values = values
-        self._fields = fields
+    path: Path
+    config: PretrainedConfig
+    values: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+    fields: Mapping[str, Any]
 
     @classmethod
     def is_gguf(cls, path: Path) -> bool:
@@ -122,31 +115,14 @@ class GgufFile:
             raise CheckpointError(f"{path}: transformers cannot read its configuration: {error}") from error
         return cls(path, config, values, tensors, fields)
 
-    @property
-    def folder(self) -> Path:
-        """The folder that the file is in."""
-        return self.path.parent
-
-    @property
-    def tokenizer_file(self) -> str:
-        """The name of the file in its folder: it has the tokenizer too."""
-        return self.path.name
-
     def dtype(self) -> torch.dtype:
         """What its numbers are computed in: what matrices are in if they are not quantised, else bfloat16."""
         matrices = {tensor.kind for tensor in self.tensors.values() if len(tensor.shape) > 1}
         return _FLOATS[matrices.pop()] if len(matrices) == 1 and matrices <= _FLOATS.keys() else torch.bfloat16
 
-    @property
-    def content(self) -> tuple[Path, ...]:
-        """Every file that decides what the model computes."""
-        return (self.path,)
-
-    def write_model_files(self, folder: Path, config: PretrainedConfig) -> None:
-        """Write ``config``, and the tokenizer if the file has one, to ``folder``."""
-        config.save_pretrained(folder)
-        GenerationConfig.from_model_config(config).save_pretrained(folder)
-        if "tokenizer.ggml.model" not in self._fields:
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer to ``folder``, if the file has one. Raises CheckpointError."""
+        if "tokenizer.ggml.model" not in self.fields:
             return
         try:
             with _quiet():
@@ -193,7 +169,7 @@ class GgufFile:
         )
 
     def _processor(self) -> Any:
-        return TENSOR_PROCESSORS.get(self._fields["general.architecture"], TensorProcessor)(config=self._values)
+        return TENSOR_PROCESSORS.get(self.fields["general.architecture"], TensorProcessor)(config=self.values)
 
 
 def _tensor(path: Path, tensor: Any) -> GgufTensor:

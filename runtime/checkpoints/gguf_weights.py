@@ -12,7 +12,7 @@ from .convert import may_be_absent
 from .gguf_file import GgufFile, GgufTensor
 from .layout import Layout
 from .safetensors_file import SourceFile
-from .weights import CHUNK, Stored, as_bytes
+from .weights import CHUNK, SourceFormat, as_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class GgufWeights:
             elif not may_be_absent(model, name):
                 raise CheckpointError(f"{file.path} lacks {name}, which the model needs")
 
-    def stored(self) -> dict[str, Stored]:
+    def stored(self) -> dict[str, SourceFormat]:
         """The weights that can be stored as the planes that ``plane`` gives, by name."""
         formats = {name: source.format for name, source in self._sources.items() if len(self._shapes[name]) > 1}
-        return {name: Stored(format_) for name, format_ in formats.items() if format_ is not None}
+        return {name: SourceFormat(format_) for name, format_ in formats.items() if format_ is not None}
 
     def plane(self, name: str, expert: int | None) -> Iterator[memoryview]:
         """The plane of a weight in ``stored``, or of one expert's slice of it, in pieces: the file's blocks."""

@@ -11,7 +11,9 @@ from transformers.core_model_loading import build_glob_alternation
 from ...tiering.errors import CheckpointError
 
 
-def skeleton(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_meta_model(
+    config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The causal model that ``config`` describes, on the meta device, tied; ``config`` stays as it is.
 
     Raises CheckpointError when transformers has no causal model for it.

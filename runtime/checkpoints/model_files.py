@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ...tiering.driving.small_files import sync_folder
 from ...tiering.errors import CheckpointError
-from ...tiering.store.bundle.folder import sync
 
 FILES = (
     "config.json",
@@ -27,7 +27,7 @@ def write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write(folder)
-        sync(folder)
+        sync_folder(folder)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
 

@@ -68,7 +68,7 @@ class QuantisedTensor(SourceTensor):
         return self.read_lines(read, self.tensors)
 
 
-def quantised(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> dict[str, SourceTensor]:
+def gather_quantised(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> dict[str, SourceTensor]:
     """``tensors`` of a checkpoint with one QuantisedTensor for all those that are a quantised weight. ``config`` is its
     ``quantization_config``.
 

@@ -9,11 +9,12 @@ from transformers.core_model_loading import Chunk, Concatenate, MergeModulelist
 
 from ...kernels.formats.base import SLAB
 from ...kernels.formats.registry import FORMATS
+from .checkpoint_weights import CheckpointWeights
 from .convert import Group
 from .layout import Layout
 from .quantised import QuantisedTensor, plane, stacked_format
 from .safetensors_file import SourceTensor
-from .weights import CheckpointWeights, Stored, as_bytes
+from .weights import SourceFormat, as_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class _Stack:
 
     group: Group
     rows: torch.Tensor | None
-    stored: Stored
+    stored: SourceFormat
 
 
 class QuantisedWeights(CheckpointWeights):
@@ -40,7 +41,7 @@ class QuantisedWeights(CheckpointWeights):
             if group is not None and (stack := self._stack(group, name, name in experts)) is not None:
                 self._stacks[name] = stack
 
-    def stored(self) -> dict[str, Stored]:
+    def stored(self) -> dict[str, SourceFormat]:
         """The weights that can be stored as the planes that ``plane`` gives, by name."""
         return {name: stack.stored for name, stack in self._stacks.items()}
 
@@ -68,7 +69,7 @@ class QuantisedWeights(CheckpointWeights):
         experts = range(self._shapes[name][0]) if one_of_many else [None]
         if format_name is None or not all(self._in_one_order(group.sources_of(expert)) for expert in experts):
             return None
-        return _Stack(group, rows, Stored(format_name, sources[0].transposed))
+        return _Stack(group, rows, SourceFormat(format_name, sources[0].transposed))
 
     def _rows(self, group: Group, name: str, expert: int | None) -> torch.Tensor | None:
         """Source and row of each row, found out by converting a table of them; None if more than rows are moved."""

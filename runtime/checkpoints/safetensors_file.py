@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.io.system import drop_cached, expect
 from ...tiering.errors import CheckpointError
 from ...tiering.units import MiB
 
@@ -69,7 +70,7 @@ class SourceFile:
     def expect(self, offset: int, length: int) -> None:
         """Have the kernel read ``length`` bytes at ``offset`` ahead; they stay cached until they are read."""
         if length:
-            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+            expect(self._descriptor, offset, length)
 
     def read(self, offset: int, into: memoryview) -> None:
         """Fill ``into`` with the bytes at ``offset``. CheckpointError when they are not there or not readable."""
@@ -89,12 +90,12 @@ class SourceFile:
             done += got
             # From well before: the kernel caches in runs of pages, and keeps a run that is not dropped as a whole.
             start = max(0, offset + done - got - _DROP)
-            os.posix_fadvise(self._descriptor, start, offset + done - start, os.POSIX_FADV_DONTNEED)
+            drop_cached(self._descriptor, start, offset + done - start)
 
     def close(self) -> None:
         """Let go of the file and of what the page cache has of it. Idempotent."""
         if self._release.alive:
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            drop_cached(self._descriptor, 0, 0)
         self._release()
 
 

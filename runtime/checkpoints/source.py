@@ -1,77 +1,82 @@
-"""Where a model's weights come from: a checkpoint folder, a hub id, or a GGUF file; how each is opened for packing."""
+"""The value that opening a checkpoint gives, the first stage of packing: one ``Source``, whatever kind it is.
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+Kinds differ here and nowhere later: a folder or hub id with safetensors, quantised or not (``checkpoint``), a GGUF file
+(``gguf_file``), a model that is built already (``built_model``).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from ...tiering.errors import CheckpointError
-from .checkpoint import Checkpoint
-from .gguf_file import GgufFile
-from .gguf_weights import GgufWeights
-from .layout import Layout, layout
-from .meta_model import skeleton
-from .model_files import copy_model_files
-from .quantised_weights import QuantisedWeights
-from .weights import Weights
-
-
-def open_source(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, quiet: bool = True
-) -> Checkpoint | GgufFile:
-    """``source``, a folder, a GGUF file or a hub id. Raises CheckpointError, as Checkpoint and GgufFile."""
-    path = Path(source).expanduser()
-    if path.is_file() and GgufFile.is_gguf(path):
-        return GgufFile.open(path)
-    return Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
+from ...tiering.progress import Progress
+from .describe import Description, describe
+from .digest import digest_files
+from .meta_model import build_meta_model
+from .weights import WeightReader
 
 
 @dataclass(frozen=True)
-class Content:
-    """What a bundle is made of: ``weights`` of ``model``, a skeleton, laid out by ``plan``; ``write_model`` writes the
-    small files."""
+class SourceContents:
+    """What a source holds for a ``model``: its ``weights``, to be read and closed, and where transformers has them.
+
+    ``addresses`` are those of weights that transformers takes as they are, by name. ``untied``: the source has
+    different values for weights that its configuration ties, and ``model`` has them apart.
+    """
 
     model: PreTrainedModel
-    weights: Weights
-    plan: Layout
-    write_model: Callable[[Path], None]
+    weights: WeightReader
+    addresses: Mapping[str, int]
+    untied: bool = False
 
 
-def content_of(
-    opened: Checkpoint | GgufFile,
-    model: PreTrainedModel,
-    order: Mapping[str, Sequence[int]],
-    dtype: torch.dtype,
-    memory: int,
-    *,
-    aligned: bool = False,
-) -> Content:
-    """The content of what is ``opened``, for the skeleton ``model``, with experts in ``order``; read in at most
-    ``memory`` bytes; ``aligned`` as for pack. Raises what the weights raise."""
-    if isinstance(opened, GgufFile):
-        plan = layout(model, order=order)
-        return Content(
-            model, GgufWeights(model, opened, plan), plan, lambda to: opened.write_model_files(to, opened.config)
-        )
-    weights = QuantisedWeights(model, opened.tensors, layout(model), memory=memory)
-    untied = bool(weights.contradictions())
-    if untied:  # like transformers, which does not tie weights for which the checkpoint has different values
-        weights.close()
-        model = _untied(opened, dtype)
-        weights = QuantisedWeights(model, opened.tensors, layout(model), memory=memory)
-        if differing := weights.contradictions():
-            one, other = differing[0]
-            raise CheckpointError(
-                f"the model shares one weight between {one} and {other}, the checkpoint has two for them"
-            )
-    plan = layout(model, {} if aligned else weights.addresses(), order)
-    return Content(model, weights, plan, lambda to: copy_model_files(opened.folder, to, untied))
+class Source(ABC):
+    """A checkpoint of any kind, opened. Nothing stays open, and no weight is read before ``read``."""
 
+    name: str
+    """What the user calls it, for messages."""
+    config: PretrainedConfig
+    """transformers' own, as if no weight were quantised."""
+    folder: Path
+    """Where its small files lie."""
+    trust_remote_code: bool = False
+    tokenizer_file: str | None = None
+    """The GGUF file in ``folder`` that has the tokenizer. None: the tokenizer has files of its own."""
 
-def _untied(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    config = copy.deepcopy(checkpoint.config)
-    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-    return skeleton(config, dtype, trust_remote_code=checkpoint.trust_remote_code)
+    @property
+    @abstractmethod
+    def content(self) -> tuple[Path, ...]:
+        """Every file that decides what the model computes."""
+
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype that its weights are meant to be loaded in."""
+
+    @abstractmethod
+    def read(self, description: Description, memory: int) -> SourceContents:
+        """The contents for a model so described, read in at most ``memory`` bytes.
+
+        Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall.
+        """
+
+    @abstractmethod
+    def write_model_files(self, folder: Path, *, untied: bool) -> None:
+        """Write configuration and tokenizer to ``folder``; ``untied`` as in Contents. Raises CheckpointError."""
+
+    def describe(self, dtype: torch.dtype | None = None, *, aligned: bool = False) -> Description:
+        """The model in ``dtype`` (None: its own), on the meta device. Raises CheckpointError when transformers has no
+        causal model for it, UnplaceableModule.
+
+        ``aligned``: transformers has every weight at a multiple of TENSOR_ALIGNMENT, as on a device.
+        """
+        dtype = dtype or self.dtype()
+        model = build_meta_model(self.config, dtype, trust_remote_code=self.trust_remote_code)
+        # Where weights lie in files is known when they are read: the layout does not tell yet.
+        return Description(model, describe(model), dtype, marks=("aligned",) if aligned else ())
+
+    def digest(self, description: Description, store: Path, progress: Progress | None = None) -> str:
+        """SHA-256 of the content. What was digested before is looked up in ``store``. Raises CheckpointError."""
+        return digest_files(self.content, store, progress)

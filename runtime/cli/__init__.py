@@ -1,1 +1,1 @@
-"""The command line: arguments and text only."""
+"""The command line: arguments and text. Decisions are made in earlier rooms, all of which it may import."""

@@ -3,7 +3,6 @@
 import statistics
 import time
 from contextlib import closing, nullcontext
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -11,36 +10,40 @@ import typer
 from ...tiering.policy.placement.placement import SizedBlock
 from ...tiering.policy.reads import streamed_lengths, typical_read
 from ...tiering.units import format_size
+from ..loading.opening import open_files, read_manifest
 from ..loading.progress import shown
 from ..machine.drives import bundle_speed
 from ..tracing.tracefile import destination
 from .console import print_json, print_table, quiet_libraries
 from .generate import room_for
 from .measure import peak_resident_bytes
-from .opening import load_model, open_files, read_manifest
-from .options import Settings, Source, TraceFile
+from .options import Settings, SourceOptions, TraceFile
 
 PREFILL = 64
-"""Tokens of the prompt."""
+"""Tokens of the prompt, at most."""
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     settings: Settings,
     steps: Annotated[int, typer.Option("-n", "--tokens", metavar="N", min=1, help="Tokens decoded one by one.")] = 32,
     trace: TraceFile = None,
 ) -> None:
-    """Measure MODEL: fixed random tokens, a prompt at once, then one by one; the drive beside it in the same run."""
+    """Measure MODEL with fixed random tokens: a prompt at once, then tokens one by one. The drive is measured in the
+    same run."""
     config = settings.load()
     if trace is not None:
         destination(trace)  # what cannot be written is said before anything is packed
     quiet_libraries()
+    from ..loading.load import load_opened
+
     with shown() as bar:
-        positions = open_files(source).positions
+        opened = open_files(source)
+        positions = opened.positions
         prefill = min(PREFILL, max(1, (positions or PREFILL) // 2))
         room_for(prefill, steps + 1, positions)
         start = time.perf_counter()
-        model = load_model(source, config, bar)
+        model = load_opened(opened, config, bar)
         load_s = time.perf_counter() - start
     with closing(model.penstock):
         report = {"load_s": load_s} | _measure(model, prefill, steps, trace)
@@ -56,7 +59,7 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
     handle = model.penstock
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (1, prefill + steps), generator=torch.Generator().manual_seed(0)).to(model.device)
-    size = typical_read(lengths_of(handle))
+    size = typical_read(streamed_blocks(handle))
     manifest = read_manifest(handle.bundle)
     drive = [bundle_speed(handle.bundle, manifest, size, handle.reading)]
     with torch.inference_mode(), nullcontext() if trace is None else handle.trace(trace):
@@ -72,7 +75,7 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
             times.append(time.perf_counter() - start)
     after = handle.stats()
     drive.append(bundle_speed(handle.bundle, manifest, size, handle.reading))
-    return summarise(asdict(before), asdict(after), times, statistics.mean(drive)) | {
+    return summarise(before.report(), after.report(), times, statistics.mean(drive)) | {
         "prefill_tokens": prefill,
         "prefill_s": prefill_s,
         "read_size": size,
@@ -84,8 +87,8 @@ def _measure(model: Any, prefill: int, steps: int, trace: str | None) -> dict[st
     }
 
 
-def lengths_of(handle: Any) -> list[int]:
-    """Bytes of the blocks that are read while the model runs."""
+def streamed_blocks(handle: Any) -> list[int]:
+    """Bytes of each block that is read while the model runs."""
     blocks = read_manifest(handle.bundle).blocks
     return streamed_lengths([SizedBlock(b.id, b.extent.length, b.resident) for b in blocks], handle.placement)
 
@@ -93,7 +96,8 @@ def lengths_of(handle: Any) -> list[int]:
 def summarise(
     before: dict[str, Any], after: dict[str, Any], times: list[float], drive_bytes_per_second: float
 ) -> dict[str, Any]:
-    """What decoding did between two snapshots of the counters, ``times`` seconds a step. Pure."""
+    """Summarise decoding between two snapshots of the counters, where each step took one of ``times``, in seconds.
+    Pure."""
     counted = {name: after[name] - before[name] for name in after if isinstance(after[name], (int, float))}
     total = sum(times)
     hits, misses = counted["expert_hits"], counted["expert_misses"]
@@ -106,7 +110,7 @@ def summarise(
         "tokens_per_second_mean": len(times) / total,
         "flash_bytes_per_token": counted["flash_bytes_read"] / len(times),
         "hit_ratio": hits / (hits + misses) if hits + misses else 1.0,
-        "stall_share": counted["stall_seconds"] / total,
+        "stall_share": counted["stall_s"] / total,
         "flash_bytes_per_second": per_second,
         "drive_bytes_per_second": drive_bytes_per_second,
         "drive_fraction": per_second / drive_bytes_per_second,

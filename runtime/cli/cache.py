@@ -1,4 +1,4 @@
-"""``penstock cache``: prompts stored on flash, so that nobody waits for them again: list, save, check, remove."""
+"""``penstock cache``: list, save, check and remove prompts that are stored on flash."""
 
 import re
 import sys
@@ -13,10 +13,10 @@ import typer
 from ...tiering.errors import CheckpointError, PrefixError
 from ...tiering.prefix.tree import Record
 from ...tiering.units import GiB, format_size, parse_size
+from ..loading.opening import OpenedModel, open_files, read_tokenizer
 from ..loading.progress import shown
 from .console import fail, print_json, print_table, quiet_libraries
-from .opening import Opened, load_model, open_files, read_tokenizer
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 from .text import read_text
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..config.config import Config
 
 QUOTA = 10 * GiB
-"""Bytes that stored prompts may take when nothing else is said."""
+"""Bytes that stored prompts may take by default."""
 
 _WORDS = 16
 """Tokens that --text shows."""
@@ -38,7 +38,7 @@ def ls(
     settings: Settings,
     text: Annotated[bool, typer.Option("--text", help="Show how each begins, in the clear.")] = False,
 ) -> None:
-    """List what is stored: each prompt, or what was added to one."""
+    """List the stored prompts, and the additions to them."""
     config = settings.load()
     store = _open(config)
     records = sorted(store.records(), key=lambda record: -record.used)
@@ -65,12 +65,12 @@ def ls(
 
 
 def save(
-    source: Source,
+    source: SourceOptions,
     settings: Settings,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help='"-" reads stdin.')] = None,
     text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="The prompt, in a file.")] = None,
 ) -> None:
-    """Compute a prompt with MODEL and store it: whatever begins with it starts at once, if run with --kv-prefix too."""
+    """Compute a prompt with MODEL and store it. Prompts that begin with it start at once, if --kv-prefix is given."""
     if (prompt is None) == (text is None):
         raise typer.BadParameter("give the prompt with -p, or a file with --text", param_hint="-p")
     config = settings.load()
@@ -78,10 +78,13 @@ def save(
         config = config.override(kv_prefix=QUOTA)
     content = read_text(text) if text is not None else sys.stdin.read() if prompt == "-" else str(prompt)
     quiet_libraries()
+    from ..loading.load import load_opened
+
     with shown() as bar:
-        tokenizer = read_tokenizer(open_files(source), "cache save reads the prompt with one")
+        opened = open_files(source)
+        tokenizer = read_tokenizer(opened, "cache save reads the prompt with one")
         ids: list[int] = tokenizer(content)["input_ids"]
-        model = load_model(source, config, bar)
+        model = load_opened(opened, config, bar)
     with closing(model.penstock):
         report = _save(model, ids)
     if settings.json:
@@ -98,7 +101,7 @@ def save(
 
 
 def verify(settings: Settings) -> None:
-    """Read all that is stored and check it; exit code 1 if something is damaged."""
+    """Read all stored prompts and check them. The exit code is 1 if one is damaged."""
     config = settings.load()
     store = _open(config)
     with shown() as bar:
@@ -127,7 +130,7 @@ def prune(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
 ) -> None:
-    """Remove what is stored."""
+    """Remove stored prompts."""
     if to is None and older_than is None and model is None and not everything:
         raise typer.BadParameter("say what goes: --to, --older-than, --model or --all", param_hint="--to")
     size = None if to is None else parse_size(to)
@@ -166,14 +169,14 @@ def _save(model: Any, ids: list[int]) -> dict[str, Any]:
     began = time.perf_counter()
     prefill(model, kept, cache, block=prefixes.block)
     handle.synchronize()
-    prefixes.prefilled(len(kept) - done, time.perf_counter() - began)
+    prefixes.note_prefill(len(kept) - done, time.perf_counter() - began)
     written = prefixes.save(ids, cache)
     return {
         "tokens": len(kept),
         "prompt_tokens": len(ids),
         "computed": len(kept) - done,
         "bytes": written,
-        "stored": prefixes.stored(kept) == len(kept),
+        "stored": prefixes.count_stored(kept) == len(kept),
         "folder": str(prefixes.store.folder),
     }
 
@@ -191,10 +194,10 @@ def _described(record: Record) -> dict[str, Any]:
 
 
 def _beginning(store: "PrefixStore", record: Record, bundles: Path) -> str | None:
-    """The first words of a prompt, where its bundle, which has the tokenizer, is still there."""
+    """The first words of a prompt; None where its bundle, which has the tokenizer, is gone."""
     folder = bundles / record.label / "model"
     try:
-        tokenizer = read_tokenizer(Opened(folder, None, trust_remote_code=False), "ls shows text with one")
+        tokenizer = read_tokenizer(OpenedModel(folder, None, trust_remote_code=False), "ls shows text with one")
         return " ".join(str(tokenizer.decode(store.first_tokens(record)[:_WORDS])).split())
     except (CheckpointError, PrefixError, FileNotFoundError, KeyError):
         return None

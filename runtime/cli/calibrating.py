@@ -1,4 +1,4 @@
-"""The text that ``penstock pack`` calibrates formats with: what is wrong is said before anything is packed."""
+"""The text that ``penstock pack`` calibrates formats with. Errors in it are found before anything is packed."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -8,42 +8,41 @@ from typing import TYPE_CHECKING
 from ...tiering.errors import ConfigError, TextError
 from ..config.config import Config
 from ..config.settings import Weights
-from .opening import is_bundle, load_model, open_files, read_tokenizer
-from .options import Source
+from ..loading.opening import OpenedModel, read_tokenizer
 from .text import beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
-    from ..packing.calibration import Calibration
+    from ..packing.arrange.formats import Rules
+    from ..packing.measure.calibration import Calibration
 
 TOKENS = 4096
-"""Tokens of the text that are read, at most."""
+"""Most tokens of the text that are read."""
 LEAST = 64
-"""Tokens below which inputs of matrices are not known."""
+"""Fewest tokens that tell enough about the inputs of matrices."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextCalibrator:
-    """Has the original of ``source`` read ``windows``, of a text of ``length`` bytes."""
+    """A calibrator: the original, whose files are ``opened``, reads ``windows`` of a text of ``length`` bytes."""
 
-    source: Source
+    opened: OpenedModel
     config: Config
     windows: Sequence[Sequence[int]]
     length: int
     bar: "Progress"
 
     @classmethod
-    def of(cls, source: Source, config: Config, text: str, bar: "Progress") -> "TextCalibrator":
-        """Raises TextError, and ConfigError where nothing would be calibrated."""
-        if is_bundle(source.model):
+    def of(cls, opened: OpenedModel, config: Config, rules: "Rules", text: str, bar: "Progress") -> "TextCalibrator":
+        """For packing by ``rules``. Raises TextError, and ConfigError where nothing would be calibrated."""
+        if opened.checkpoint is None:
             raise ConfigError("a bundle is in its formats already; name the checkpoint with --text")
-        if not config.rules.changing:
+        if not rules.changing:
             raise ConfigError(
-                f"with format {config.rules} every bit is kept, so a text would change nothing; leave --text out, or "
+                f"with format {rules} every bit is kept, so a text would change nothing; leave --text out, or "
                 "choose int8, int4 or fit:SIZE"
             )
         content = read_text(text)
-        opened = open_files(source)
         tokenizer = read_tokenizer(opened, "pack reads its text with one")
         first = beginning(tokenizer)
         ids = encode(tokenizer, content, TOKENS)
@@ -52,20 +51,22 @@ class TextCalibrator:
         size = window_size(None, len(first), opened.positions, "--text")
         from ..evaluation.evaluation import windows
 
-        return cls(source, config, windows(ids, first, size), len(tokenizer.decode(ids).encode()), bar)
+        return cls(opened, config, windows(ids, first, size), len(tokenizer.decode(ids).encode()), bar)
 
     @property
     def digest(self) -> str:
-        from ..packing.calibration import digest_of
+        """SHA-256 of the tokens."""
+        from ..evaluation.calibrate import digest_windows
 
-        return digest_of(self.windows)
+        return digest_windows(self.windows)
 
     def __call__(self) -> "Calibration":
-        from ..packing.calibration import calibrate
+        from ..evaluation.calibrate import calibrate
+        from ..loading.load import load_opened
 
         each = self.length / sum(map(len, self.windows))
         original = self.config.model_copy(update={"weights": Weights()})
-        model = load_model(self.source, original, self.bar)
+        model = load_opened(self.opened, original, self.bar)
         with closing(model.penstock):
             self.bar.start("reading the text", self.length)
             return calibrate(model, self.windows, advance=lambda count: self.bar.advance(round(count * each)))

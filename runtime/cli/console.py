@@ -1,4 +1,4 @@
-"""How commands talk: results on stdout, everything else on stderr, errors in one line, progress only for a terminal."""
+"""The output of commands: results on stdout, everything else on stderr, errors in one line, progress on a terminal."""
 
 import json
 import logging
@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, by the convention of shells."""
 BROKEN_PIPE = 141
-"""Exit code when the reader of our output went away: what SIGPIPE would have given."""
+"""Exit code when the reader of our output has gone, as SIGPIPE gives it."""
 
 
 def print_json(document: object) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on stdout; the first column is text, the others are numbers."""
+    """Print a table on stdout. The first column is text, the others are numbers."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -39,24 +39,24 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal."""
+    """Print a line on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def fail(message: object) -> None:
-    """The one line that an error gets."""
+    """Print the one line of an error on stderr."""
     say(f"penstock: error: {' '.join(str(message).split())}")
 
 
 def drop_output() -> None:
-    """Nobody reads stdout any more: keep Python from complaining when it flushes it at exit."""
+    """Drop the rest of stdout, whose reader has gone, so that Python does not complain when it flushes at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def quiet_libraries() -> None:
-    """Keep what transformers and the hub say about themselves off the terminal. Call before they are imported."""
+    """Keep messages of transformers and of the hub off the terminal. Call it before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -71,7 +71,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def waiting(line: str) -> Iterator[Callable[[], None]]:
-    """A spinner with ``line`` on stderr where that is a terminal; what is yielded takes it away before the end."""
+    """Show a spinner with ``line`` on stderr, where that is a terminal. The yielded function removes it early."""
     if not sys.stderr.isatty():
         yield lambda: None
         return

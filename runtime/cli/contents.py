@@ -1,4 +1,4 @@
-"""How a bundle's bytes are divided among weight formats."""
+"""The bytes of a bundle by weight format."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ AS_IS = Weights().format
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The matrices, or other weights, that are stored in one way: ``planes`` of them, 0 for those that are as they
-    are."""
+    """The weights that are stored in one way: in how many ``planes``, 0 for those that are stored as they are;
+    ``numbers`` weights in ``bytes`` bytes."""
 
     format: str
     planes: int
@@ -22,7 +22,7 @@ class Share:
     bytes: int
     numbers: int
 
-    def described(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields of ``--json``."""
         return {
             "format": self.format,
@@ -34,11 +34,12 @@ class Share:
 
     @property
     def bits(self) -> float:
+        """Bits of a weight."""
         return 8 * self.bytes / max(1, self.numbers)
 
 
 def shares(manifest: Manifest) -> list[Share]:
-    """Of the bytes of all weights, without what fills up blocks; the largest first."""
+    """The shares of all weights, the largest first. Padding of blocks is not counted."""
     stored: dict[tuple[str, int | None], list[TensorSpec]] = {}
     for block in manifest.blocks:
         for spec in block.tensors:

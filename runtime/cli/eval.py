@@ -1,4 +1,4 @@
-"""``penstock eval``: what settings, or each of several weight formats, do to the quality of a model."""
+"""``penstock eval``: the effect of settings, or of each of several weight formats, on the quality of a model."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from ...tiering.errors import EvaluationError, TextError
 from ...tiering.units import format_size
 from ..config.config import Config
 from ..config.settings import Weights
+from ..loading.opening import OpenedModel, is_bundle, open_files, read_manifest, read_tokenizer
 from ..loading.progress import shown
 from .console import print_json, print_table, quiet_libraries
 from .measure import peak_resident_bytes
-from .opening import is_bundle, load_model, open_files, read_manifest, read_tokenizer
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 from .text import WINDOW, beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from ..evaluation.logits import KeptLogits
 
 TOKENS = 4096
-"""Tokens of the text when no number is given."""
+"""Default number of tokens of the text."""
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     text: Annotated[str, typer.Option("--text", metavar="FILE", help="What the model reads, in UTF-8.")],
     settings: Settings,
     tokens: Annotated[
@@ -66,7 +66,7 @@ def command(
         first = beginning(tokenizer)
         size = window_size(context, len(first), opened.positions, "--context")
         ids = encode(tokenizer, content, tokens or TOKENS)
-        reader = _Reader(source, _in_windows(ids, first, size, text), len(tokenizer.decode(ids).encode()), bar)
+        reader = _Reader(opened, _in_windows(ids, first, size, text), len(tokenizer.decode(ids).encode()), bar)
         rows = reader.run(original, tested)
     report = {"text": Path(text).name, "context": size, "windows": len(reader.windows)}
     if settings.json:
@@ -78,8 +78,8 @@ def command(
 
 
 def _tested(config: Config, original: Config, compare: str | None) -> dict[str, Config]:
-    """What is compared with the original, by name: the settings themselves, unless they are the original's, then the
-    formats in ``compare``. Only [weights] says what a model computes; all else changes no bit. Raises ConfigError."""
+    """The settings to compare with the original, by name: the given ones, unless they are the original's, then the
+    formats in ``compare``. Only [weights] changes what a model computes. Raises ConfigError."""
     named = [name.strip() for name in (compare or "").split(",") if name.strip()]
     if compare is not None and not named:
         raise typer.BadParameter("it names weight formats, separated by commas", param_hint="--compare")
@@ -88,7 +88,7 @@ def _tested(config: Config, original: Config, compare: str | None) -> dict[str, 
 
 
 def _name(weights: Weights) -> str:
-    """What a setting of the weights is called: its format, and what else is not usual."""
+    """The name of settings of weights: the format, and each key with another value than the default."""
     usual = Weights().model_dump()
     others = [
         f"{key}={value}" for key, value in weights.model_dump().items() if value != usual[key] and key != "format"
@@ -96,8 +96,8 @@ def _name(weights: Weights) -> str:
     return " ".join([weights.format, *others])
 
 
-def _check_original(source: Source, tested: dict[str, Config]) -> None:
-    """Raise EvaluationError for a bundle that is not the original, or would have to be something else too."""
+def _check_original(source: SourceOptions, tested: dict[str, Config]) -> None:
+    """Raise EvaluationError for a bundle that is not the original, or that is to be tested in other formats too."""
     if not is_bundle(source.model):
         return
     held, usual = read_manifest(Path(source.model).expanduser()).codec, Weights().format
@@ -122,9 +122,9 @@ def _in_windows(ids: Sequence[int], first: Sequence[int], size: int, name: str) 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Has one model after the other read ``windows``, of a text of ``length`` bytes."""
+    """Lets one model after the other, all of the ``opened`` files, read ``windows`` of a text of ``length`` bytes."""
 
-    source: Source
+    opened: OpenedModel
     windows: Sequence[Sequence[int]]
     length: int
     bar: "Progress"
@@ -149,11 +149,12 @@ class _Reader:
         keep: "KeptLogits | None",
         against: "KeptLogits | None",
     ) -> dict[str, Any]:
-        """What one model shows; in terms of the ``original``'s row, if it is not the original itself."""
+        """The row of one model; relative to the ``original``'s row, unless it is the original itself."""
         from ..evaluation.evaluation import evaluate, predicted
+        from ..loading.load import load_opened
 
         each = self.length / predicted(self.windows)
-        model = load_model(self.source, config, self.bar)
+        model = load_opened(self.opened, config, self.bar)
         with closing(model.penstock):
             self.bar.start(f"{name}: reading the text", self.length)
             found = evaluate(
@@ -179,12 +180,12 @@ class _Reader:
 
 
 def _finite(value: float) -> float | None:
-    """None for what JSON has no number for: a model that gives a token that came a probability of 0."""
+    """``value``; None where it is infinite, for which JSON has no number: a token had the probability 0."""
     return value if math.isfinite(value) else None
 
 
 def _change(perplexity: float, original: dict[str, Any] | None) -> float | None:
-    """By what share of the original's a perplexity is higher."""
+    """The relative increase of a perplexity over the original's; None where it is not finite."""
     if original is None:
         return 0.0
     return _finite(perplexity / original["perplexity"] - 1) if original["perplexity"] else None

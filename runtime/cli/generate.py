@@ -10,19 +10,19 @@ import typer
 
 from ...tiering.errors import PromptTooLong
 from ...tiering.units import format_size
+from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
 from ..tracing.tracefile import destination
 from .console import print_json, quiet_libraries, say, waiting
 from .measure import peak_resident_bytes
-from .opening import load_model, open_files, read_tokenizer
-from .options import Settings, Source, TraceFile
+from .options import Settings, SourceOptions, TraceFile
 
 TOKENS = 128
-"""New tokens when none are asked for."""
+"""Default number of new tokens."""
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     prompt: Annotated[str, typer.Option("-p", "--prompt", metavar="TEXT", help='Text to continue; "-" reads stdin.')],
     settings: Settings,
     tokens: Annotated[
@@ -43,19 +43,21 @@ def command(
     beams: Annotated[int, typer.Option(metavar="N", min=1, help="Beam search of this width.")] = 1,
     trace: TraceFile = None,
 ) -> None:
-    """Continue a prompt with MODEL; greedily, unless sampling or beams are asked for."""
+    """Continue a prompt with MODEL: greedily, unless you ask for sampling or beams."""
     choice = _sampling(temperature, top_p, top_k, seed)
     config = settings.load()
     if trace is not None:
         destination(trace)  # what cannot be written is said before anything is packed
     text = sys.stdin.read() if prompt == "-" else prompt
     quiet_libraries()
+    from ..loading.load import load_opened
+
     with shown() as bar:
         opened = open_files(source)
         tokenizer = read_tokenizer(opened, "generate reads its prompt with one")
         inputs = _encode(tokenizer, text)
         room = room_for(inputs["input_ids"].shape[1], tokens, opened.positions)
-        model = load_model(source, config, bar)
+        model = load_opened(opened, config, bar)
     with closing(model.penstock), nullcontext() if trace is None else model.penstock.trace(trace):
         report = _run(model, tokenizer, inputs, room, choice | {"num_beams": beams}, seed, stream=not settings.json)
     if settings.json:
@@ -69,7 +71,7 @@ def command(
 
 
 def room_for(prompt_tokens: int, wanted: int | None, positions: int | None) -> int:
-    """How many tokens may be generated: ``wanted``, or by default as many as fit.
+    """The number of tokens to generate: ``wanted``, or by default as many as fit.
 
     Raises PromptTooLong when the model has not enough positions. The last new token needs none: it is not fed back.
     """
@@ -89,7 +91,8 @@ def room_for(prompt_tokens: int, wanted: int | None, positions: int | None) -> i
 
 
 def _sampling(temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None) -> dict[str, Any]:
-    """Arguments for transformers' generate; nothing of what the model's own generation config says about sampling."""
+    """Arguments for transformers' generate. They replace all that the model's own generation config says about
+    sampling."""
     if temperature is not None and not 0 < temperature < float("inf"):
         raise typer.BadParameter("it is above 0; leave it out for greedy decoding", param_hint="--temperature")
     if top_p is not None and not 0 < top_p <= 1:
@@ -118,7 +121,7 @@ def _encode(tokenizer: Any, text: str) -> Any:
 def _run(
     model: Any, tokenizer: Any, inputs: Any, room: int, choice: dict[str, Any], seed: int | None, *, stream: bool
 ) -> dict[str, Any]:
-    """Generate; the fields of ``--json``."""
+    """Generate, and return the fields of ``--json``."""
     import torch
     from transformers import TextStreamer
 
@@ -155,59 +158,26 @@ def _run(
             )
         except BaseException:
             if live:
-                print(flush=True)  # what is said about it gets a line of its own
+                print(flush=True)  # the message gets a line of its own
             raise
     ids = output[0, prompt_tokens:].tolist()
     text = tokenizer.decode(ids, skip_special_tokens=True)
     if stream and not live:
         print(text, flush=True)
-    stats = model.penstock.stats()
     return {
         "text": text,
         "token_ids": ids,
         "prompt_tokens": prompt_tokens,
         "tokens_per_second": tokens_per_second(start, times),
         "time_to_first_token_s": times[0] - start,
-        "flash_bytes_read": stats.flash_bytes_read,
-        "refine_bytes": stats.refine_bytes,
-        "products_by_planes": stats.products_by_planes,
-        "hit_ratio": stats.hit_ratio,
-        "stall_s": stats.stall_seconds,
-        "host_bytes": stats.host_bytes,
-        "host_budget": stats.host_budget,
-        "host_limit": stats.host_limit,
-        "device_bytes": stats.device_bytes,
-        "device_budget": stats.device_budget,
-        "bytes_copied": stats.bytes_copied,
-        "kv_host_bytes": stats.kv_host_bytes,
-        "kv_host_budget": stats.kv_host_budget,
-        "kv_host_limit": stats.kv_host_limit,
-        "kv_device_bytes": stats.kv_device_bytes,
-        "kv_device_budget": stats.kv_device_budget,
-        "kv_flash_bytes": stats.kv_flash_bytes,
-        "kv_bytes_read": stats.kv_bytes_read,
-        "kv_bytes_written": stats.kv_bytes_written,
-        "kv_pages_read": stats.kv_pages_read,
-        "kv_pages_up": stats.kv_pages_up,
-        "kv_bytes_up": stats.kv_bytes_up,
-        "kv_stall_s": stats.kv_stall_seconds,
-        "prefix_tokens_restored": stats.prefix_tokens_restored,
-        "prefix_bytes_read": stats.prefix_bytes_read,
-        "prefix_bytes_written": stats.prefix_bytes_written,
-        "prefix_problem": stats.prefix_problem,
-        "kv_pages_looked_at": stats.kv_pages_looked_at,
-        "kv_pages_passed_over": stats.kv_pages_passed_over,
-        "kv_pages_dropped": stats.kv_pages_dropped,
-        "kv_dropped_share": stats.kv_dropped_share,
-        "kv_exact_layers": stats.kv_exact_layers,
-        "kv_unbounded_peak_bytes": stats.kv_unbounded_peak_bytes,
-        "kv_unbounded_problem": stats.kv_unbounded_problem,
+        **model.penstock.stats().report(),
         "peak_rss_bytes": peak_resident_bytes(),
     }
 
 
 def tokens_per_second(start: float, times: list[float]) -> float:
-    """Speed of decoding: tokens after the first over the time after the first; of a single token, one over its time."""
+    """Speed of decoding: the tokens after the first, per second after the first. Of a single token, one over its
+    time. ``start`` and ``times``, one for each token, are in seconds."""
     if len(times) == 1:
         return 1 / (times[0] - start)
     return (len(times) - 1) / (times[-1] - times[0])
@@ -225,7 +195,7 @@ def _summary(report: dict[str, Any]) -> str:
 
 
 def _fineness(counts: Mapping[int, int]) -> str:
-    """How finely experts were computed, where that differs."""
+    """The share of experts computed with all planes, where that differs."""
     total, most = sum(counts.values()), max(counts, default=1)
     if most == 1:
         return ""

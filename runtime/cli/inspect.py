@@ -1,4 +1,4 @@
-"""``penstock inspect``: what a bundle holds."""
+"""``penstock inspect``: the content of a bundle."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from ...tiering.store.bundle.manifest import Block, Manifest
 from ...tiering.store.bundle.stripes import on_one_drive
 from ...tiering.units import format_size
+from ..loading.opening import find_bundle, is_bundle, read_manifest
 from ..loading.progress import shown
 from .console import print_json, print_table, quiet_libraries
 from .contents import AS_IS, shares
-from .opening import find_bundle, is_bundle, read_manifest
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 
 
-def command(source: Source, settings: Settings) -> None:
+def command(source: SourceOptions, settings: Settings) -> None:
     """Show what a packed model holds and where it lies. Reads the manifest only."""
     config = settings.load()
     if not is_bundle(source.model):
@@ -30,57 +30,60 @@ def command(source: Source, settings: Settings) -> None:
     )
     print(f"checkpoint {manifest.checkpoint}")
     if manifest.drives:
-        print_table(
-            "",
-            ["drive", "bytes", "share", "measured", ""],
-            [
-                (
-                    drive["folder"],
-                    format_size(drive["bytes"]),
-                    f"{drive['bytes'] / max(1, manifest.total_bytes):.1%}",
-                    f"{drive['bytes_per_second'] / 1e9:.2f} GB/s",
-                    _remark(drive),
-                )
-                for drive in drives(folder, manifest)
-            ],
-        )
-    rows = [
-        (kind, len(blocks), format_size(sum(_lengths(blocks))), format_size(max(_lengths(blocks), default=0)))
-        for kind, blocks in kinds(manifest).items()
-    ]
-    print_table("", ["blocks", "count", "bytes", "largest"], rows)
-    print_table(
-        "",
-        ["format", "matrices", "bytes", "bits per weight"],
-        [
-            (
-                f"{share.format}, {share.planes} planes" if share.planes > 1 else share.format,
-                share.matrices,
-                format_size(share.bytes),
-                f"{share.bits:.2f}",
-            )
-            for share in shares(manifest)
-        ],
-    )
-    modules: dict[str, list[Block]] = {}
-    for block in manifest.blocks:
-        modules.setdefault(f"{block.id.module or '(small weights)'}", []).append(block)
-    print_table(
-        "",
-        ["module", "blocks", "bytes", "file", "offset"],
-        [
-            (name, len(blocks), format_size(sum(_lengths(blocks))), blocks[0].extent.file, blocks[0].extent.offset)
-            for name, blocks in modules.items()
-        ],
-    )
+        _print_drives(drives(folder, manifest), manifest.total_bytes)
+    _print_blocks(manifest)
     for name, stored in manifest.tied.items():
         print(f"{name} shares the weights of {stored}")
     for note in manifest.notes:
         print(note)
 
 
+def _print_drives(found: list[dict[str, Any]], total: int) -> None:
+    print_table(
+        "",
+        ["drive", "bytes", "share", "measured", ""],
+        [
+            (
+                drive["folder"],
+                format_size(drive["bytes"]),
+                f"{drive['bytes'] / max(1, total):.1%}",
+                f"{drive['bytes_per_second'] / 1e9:.2f} GB/s",
+                _remark(drive),
+            )
+            for drive in found
+        ],
+    )
+
+
+def _print_blocks(manifest: Manifest) -> None:
+    """Tables of the blocks by kind, by format and by module."""
+    rows = [
+        (kind, len(blocks), format_size(sum(_lengths(blocks))), format_size(max(_lengths(blocks), default=0)))
+        for kind, blocks in kinds(manifest).items()
+    ]
+    print_table("", ["blocks", "count", "bytes", "largest"], rows)
+    formats = [
+        (
+            f"{share.format}, {share.planes} planes" if share.planes > 1 else share.format,
+            share.matrices,
+            format_size(share.bytes),
+            f"{share.bits:.2f}",
+        )
+        for share in shares(manifest)
+    ]
+    print_table("", ["format", "matrices", "bytes", "bits per weight"], formats)
+    modules: dict[str, list[Block]] = {}
+    for block in manifest.blocks:
+        modules.setdefault(f"{block.id.module or '(small weights)'}", []).append(block)
+    places = [
+        (name, len(blocks), format_size(sum(_lengths(blocks))), blocks[0].extent.file, blocks[0].extent.offset)
+        for name, blocks in modules.items()
+    ]
+    print_table("", ["module", "blocks", "bytes", "file", "offset"], places)
+
+
 def kinds(manifest: Manifest) -> dict[str, list[Block]]:
-    """The blocks by what becomes of them: always in memory, dense, expert; and further planes, if there are any."""
+    """The blocks by kind: always in memory ("resident"), dense, expert, and further planes, if there are any."""
     found: dict[str, list[Block]] = {"resident": [], "dense": [], "expert": []}
     for block in manifest.blocks:
         found.setdefault("resident" if block.resident else block.id.kind, []).append(block)
@@ -88,7 +91,7 @@ def kinds(manifest: Manifest) -> dict[str, list[Block]]:
 
 
 def drives(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
-    """The drives that a striped bundle is dealt to: where, how much, and the speed by which; none for a plain one."""
+    """The drives of a striped bundle: folder, bytes, and the speed by which they were dealt; none for a plain one."""
     places = manifest.places(folder)
     return [
         {
@@ -115,7 +118,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
             kind: {"blocks": len(blocks), "bytes": sum(_lengths(blocks)), "largest": max(_lengths(blocks), default=0)}
             for kind, blocks in kinds(manifest).items()
         },
-        "formats": [share.described() for share in shares(manifest)],
+        "formats": [share.to_dict() for share in shares(manifest)],
         "notes": list(manifest.notes),
         "tied": dict(manifest.tied),
         "blocks": [

@@ -1,4 +1,4 @@
-"""The command ``penstock``: its sub-commands, and what becomes of errors, Ctrl-C and closed pipes."""
+"""The command ``penstock``: its sub-commands, and the exit codes of errors, Ctrl-C and closed pipes."""
 
 import sys
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ from .options import expand
 
 
 class _Guarded(TyperGroup):
-    """Every sub-command ends in an exit code, never in a traceback of an error we know."""
+    """A group whose sub-commands end in an exit code, never in a traceback of an error of penstock."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Run the sub-command."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -73,7 +74,7 @@ app.add_typer(_cache, name="cache")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; the exit code: 0, 1 an error, 2 bad usage, 130 Ctrl-C, 141 closed pipe."""
+    """Run one command, and return its exit code: 0, 1 an error, 2 bad usage, 130 Ctrl-C, 141 closed pipe."""
     try:
         app(args=list(arguments), prog_name="penstock")
     except SystemExit as end:

@@ -1,10 +1,11 @@
 """Small measurements that several commands report."""
 
+import sys
 from pathlib import Path
 
 
 def peak_resident_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """The most memory this process has had resident, in bytes.
+    """The largest resident set of this process so far, in bytes.
 
     Not getrusage: that also remembers the process that started this one.
     """
@@ -16,4 +17,5 @@ def peak_resident_bytes(status: Path = Path("/proc/self/status")) -> int:
         pass
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

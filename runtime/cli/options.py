@@ -11,6 +11,7 @@ import typer
 from ..config.config import Config
 from ..config.described import Setting, described
 from ..config.settings import OVERRIDES
+from ..loading.opening import ModelSource
 
 PANEL = "Configuration (each overrides its key of the file)"
 
@@ -68,7 +69,7 @@ def _help(setting: Setting) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class SourceOptions(ModelSource):
     """Which model, and how it may be fetched."""
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or packed bundle.")]

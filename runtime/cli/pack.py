@@ -1,4 +1,4 @@
-"""``penstock pack``: write a checkpoint into the store, in the layout that is streamed from."""
+"""``penstock pack``: write a checkpoint into the store, in the layout for streaming."""
 
 import time
 from collections.abc import Sequence
@@ -10,19 +10,22 @@ import typer
 from ...tiering.errors import TraceError
 from ...tiering.store.bundle.manifest import Manifest
 from ...tiering.units import format_size
+from ..config.config import Config
+from ..loading.opening import is_bundle, open_files
 from ..loading.progress import shown
 from .calibrating import TextCalibrator
 from .console import print_json, print_table, quiet_libraries
 from .measure import peak_resident_bytes
-from .opening import is_bundle
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 
 if TYPE_CHECKING:
+    from ...tiering.progress import Progress
+    from ...tiering.store.bundle.reader import Bundle
     from ..routing.routes import Routes
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     settings: Settings,
     profile: Annotated[
         str | None,
@@ -39,37 +42,17 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Pack MODEL into the store; does nothing if it is there already. Interrupted, it resumes where it was."""
+    """Pack MODEL into the store. It does nothing if the bundle is there already, and resumes after an interruption."""
     config = settings.load()
     if profile is not None and is_bundle(source.model):
         raise TraceError("the experts of a bundle stay where they are; name the checkpoint with --profile")
     quiet_libraries()
-    from ...tiering.store.bundle.reader import Bundle
-    from ..packing.pack import pack
     from ..routing.routes import Routes
 
     routes = Routes.load(profile) if profile is not None else None
-
     start = time.perf_counter()
     with shown() as bar:
-        if is_bundle(source.model) and text is None:
-            bundle = Bundle.open(Path(source.model).expanduser(), direct=config.direct)
-        else:
-            bundle = pack(
-                source.model,
-                store=config.store.path,
-                host_memory=config.host_budget(),
-                flash_limit=config.flash_limit,
-                rules=config.rules,
-                stripes=config.store.stripes,
-                aligned=config.aligned,
-                routes=routes,
-                calibrator=None if text is None else TextCalibrator.of(source, config, text, bar),
-                revision=source.revision,
-                trust_remote_code=source.trust_remote_code,
-                direct=config.direct,
-                progress=bar,
-            )
+        bundle = _pack(source, config, routes, text, bar)
     folder, manifest = bundle.folder, bundle.manifest
     bundle.close()
     layers = None if routes is None else _by_layer(routes, manifest)
@@ -95,11 +78,40 @@ def command(
         print("each expert is a read of its own, large enough for any drive: their order is that of their numbers")
 
 
-def _by_layer(routes: "Routes", manifest: Manifest) -> list[dict[str, Any]]:
-    """What the order by use saves in each layer, as far as experts can be read together at all."""
-    from ..packing.expert_order import arrange
+def _pack(
+    source: SourceOptions, config: Config, routes: "Routes | None", text: str | None, bar: "Progress"
+) -> "Bundle":
+    """Open the bundle ``source``, or pack ``source`` into one, calibrated with the ``text`` if one is given."""
+    from ...tiering.store.bundle.reader import Bundle
+    from ..packing.pack import pack
+    from ..packing.rules import choose_rules
 
-    arrangement = arrange(routes, manifest.blocks)
+    if is_bundle(source.model) and text is None:
+        return Bundle.open(Path(source.model).expanduser(), direct=config.direct)
+    opened, rules = open_files(source), choose_rules(config.weights, config.store.path)
+    calibrator = None if text is None else TextCalibrator.of(opened, config, rules, text, bar)
+    assert opened.checkpoint is not None, "a bundle is refused with a text, and opened without one"
+    return pack(
+        opened.checkpoint,
+        store=config.store.path,
+        host_memory=config.host_budget(),
+        flash_limit=config.flash_limit,
+        rules=rules,
+        stripes=config.store.stripes,
+        aligned=config.aligned,
+        routes=routes,
+        calibrator=calibrator,
+        trust_remote_code=source.trust_remote_code,
+        direct=config.direct,
+        progress=bar,
+    )
+
+
+def _by_layer(routes: "Routes", manifest: Manifest) -> list[dict[str, Any]]:
+    """The reads that the order by use saves in each layer whose experts can be read together."""
+    from ..packing.arrange.expert_order import order_experts
+
+    arrangement = order_experts(routes, manifest.blocks)
     return [
         {
             "path": path,

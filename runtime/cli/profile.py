@@ -1,4 +1,4 @@
-"""``penstock profile``: which experts a text uses, and how well that suits keeping only some of them in memory."""
+"""``penstock profile``: the experts that a text uses, and how well a cache of some of them works."""
 
 from contextlib import closing
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...tiering.errors import TextError, TraceError
+from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
 from ..tracing.tracefile import destination, write
 from .console import print_json, print_table, quiet_libraries, say, waiting
-from .opening import load_model, open_files, read_tokenizer
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 from .text import WINDOW, beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from ..routing.routes import Routes
 
 TOKENS = 4096
-"""Tokens of the text when none are asked for."""
+"""Default number of tokens of the text."""
 LEAST = 16
-"""Tokens of a text below which nothing can be said."""
+"""Fewest tokens of a text that tell anything."""
 MIDDLE = 16
-"""Tokens of the segments for which layers are compared."""
+"""Tokens of the segments by which layers are compared."""
 
 
 def command(
-    source: Source,
+    source: SourceOptions,
     text: Annotated[str, typer.Option("--text", metavar="FILE", help="What the model reads, in UTF-8.")],
     settings: Settings,
     tokens: Annotated[
@@ -42,7 +42,7 @@ def command(
         str | None, typer.Option(metavar="FILE", help="Draw hit rates against cache sizes (.svg, .png, .pdf).")
     ] = None,
 ) -> None:
-    """Run a text through MODEL, record which experts each token uses, and say how well that suits offloading them."""
+    """Run a text through MODEL, record which experts each token uses, and report how well a cache of experts works."""
     config = settings.load()
     trace_file, picture = _destinations(out, plot)
     content = read_text(text)
@@ -67,9 +67,9 @@ def command(
 
 
 def _record(
-    source: Source, config: "Config", content: str, name: str, tokens: int | None, window: int | None
+    source: SourceOptions, config: "Config", content: str, name: str, tokens: int | None, window: int | None
 ) -> "Routes":
-    """The routing trace of the text ``content``, called ``name``. What is wrong is said before the model is packed."""
+    """The routing trace of the text ``content``, called ``name``. Errors in it are found before the model is packed."""
     with shown() as bar:
         opened = open_files(source)
         _check_experts(opened.config, source)
@@ -77,9 +77,10 @@ def _record(
         ids = _encode(tokenizer, content, name, tokens)
         first = beginning(tokenizer)
         size = window_size(window, len(first), opened.positions, "--window")
+        from ..loading.load import load_opened
         from ..routing.profiling import profile
 
-        model = load_model(source, config, bar)
+        model = load_opened(opened, config, bar)
         with closing(model.penstock):
             each = len(tokenizer.decode(ids).encode()) / len(ids)
             bar.start("reading the text", round(len(ids) * each))
@@ -91,7 +92,7 @@ def _record(
 
 
 def _destinations(out: str | None, plot: str | None) -> tuple[Path | None, Path | None]:
-    """Where trace and picture go. Raises TraceError for what cannot be written or drawn, before anything is run."""
+    """The files of trace and picture. Raises TraceError where one cannot be written or drawn, before anything runs."""
     if plot is not None:
         from ..routing.suitability_plot import check_plot
 
@@ -99,14 +100,14 @@ def _destinations(out: str | None, plot: str | None) -> tuple[Path | None, Path 
     return destination(out) if out is not None else None, destination(plot) if plot is not None else None
 
 
-def _check_experts(config: Any, source: Source) -> None:
+def _check_experts(config: Any, source: SourceOptions) -> None:
     """Raise TraceError for a model without experts, before it is packed."""
     import torch
 
-    from ..checkpoints.meta_model import skeleton
+    from ..checkpoints.meta_model import build_meta_model
     from ..routing.profiling import experts_of
 
-    if not experts_of(skeleton(config, torch.bfloat16, trust_remote_code=source.trust_remote_code)):
+    if not experts_of(build_meta_model(config, torch.bfloat16, trust_remote_code=source.trust_remote_code)):
         raise TraceError(f"{source.model} has no experts that penstock streams one by one: there is nothing to profile")
 
 

@@ -1,4 +1,4 @@
-"""A text that a command has a model read: its file, its tokens, how many of them at a time."""
+"""The text that a model is to read: its file, its tokens, and how many of them it sees at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import typer
 from ...tiering.errors import TextError
 
 WINDOW = 512
-"""Tokens that the model sees at a time: enough to say something, little memory for what is computed."""
+"""Tokens that the model sees at a time: enough for its predictions, and little memory for activations."""
 
 
 def read_text(name: str) -> str:
@@ -24,7 +24,7 @@ def read_text(name: str) -> str:
 
 
 def encode(tokenizer: Any, content: str, most: int) -> list[int]:
-    """The first tokens of ``content``, ``most`` of them at most; no more of it is tokenized than is needed."""
+    """The first tokens of ``content``, at most ``most``. No more of it is tokenized than needed."""
     characters = 8 * most
     while True:
         ids: list[int] = tokenizer(content[:characters], add_special_tokens=False)["input_ids"]
@@ -35,14 +35,14 @@ def encode(tokenizer: Any, content: str, most: int) -> list[int]:
 
 
 def beginning(tokenizer: Any) -> list[int]:
-    """The tokens that this model wants at the beginning of every text: at most one."""
+    """The tokens that every text of this model begins with: at most one."""
     special: list[int] = tokenizer("")["input_ids"]
     return special[:1] if special[:1] == [tokenizer.bos_token_id] else []
 
 
 def window_size(wanted: int | None, first: int, positions: int | None, option: str) -> int:
-    """Tokens that the model sees at a time, with the ``first`` ones that every text begins with; ``wanted`` came from
-    ``option``. Raises BadParameter."""
+    """Tokens that the model sees at a time, with the ``first`` ones that every text begins with. ``wanted`` came from
+    ``option``, ``positions`` are the most that the model has. Raises BadParameter."""
     if wanted is not None and positions is not None and wanted > positions:
         raise typer.BadParameter(f"the model has {positions} positions", param_hint=option)
     size = wanted or min(WINDOW, positions or WINDOW)

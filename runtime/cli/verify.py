@@ -3,13 +3,13 @@
 import typer
 
 from ...tiering.units import format_size
+from ..loading.opening import find_bundle
 from ..loading.progress import shown
 from .console import fail, print_json, quiet_libraries
-from .opening import find_bundle
-from .options import Settings, Source
+from .options import Settings, SourceOptions
 
 
-def command(source: Source, settings: Settings) -> None:
+def command(source: SourceOptions, settings: Settings) -> None:
     """Check every block of a packed model against its checksum; exit code 1 if one is damaged."""
     config = settings.load()
     quiet_libraries()

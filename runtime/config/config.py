@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,10 +12,7 @@ from ...tiering.errors import ConfigError
 from ...tiering.policy.placement.placement import with_working_memory
 from ...tiering.units import GiB, format_size
 from . import configfile
-from .settings import OVERRIDES, Compute, Experts, Io, Kv, Memory, Store, Weights
-
-if TYPE_CHECKING:
-    from ..packing.formats import Rules
+from .settings import OVERRIDES, Compute, Experts, Io, Kv, MemorySettings, Store, Weights
 
 
 class Fault(NamedTuple):
@@ -32,7 +29,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    memory: Memory = Memory()
+    memory: MemorySettings = MemorySettings()
     store: Store = Field(default_factory=Store)  # at each call: it depends on the home folder
     weights: Weights = Weights()
     experts: Experts = Experts()
@@ -75,27 +72,27 @@ class Config(BaseModel):
     @property
     def flash_limit(self) -> int | None:
         """Bytes that all bundles may take together; None where only the drive's free space bounds them."""
-        return None if self.memory.flash == "auto" else self.memory.flash
+        return _bytes_or_none(self.memory.flash)
 
     @property
     def kv_host(self) -> int | None:
         """Bytes of host memory for KV in pages; None where transformers keeps it."""
-        return None if self.kv.host == "auto" else self.kv.host
+        return _bytes_or_none(self.kv.host)
 
     @property
     def kv_flash_limit(self) -> int | None:
         """Bytes that KV may take on flash; None where only the drive's free space bounds them."""
-        return None if self.kv.flash == "auto" else self.kv.flash
+        return _bytes_or_none(self.kv.flash)
 
     @property
     def prefix_quota(self) -> int | None:
         """Bytes that prompts may take in the store; None where none are kept."""
-        return None if self.kv.prefix == "off" else self.kv.prefix
+        return _bytes_or_none(self.kv.prefix)
 
     @property
     def host_floor(self) -> int | None:
         """Bytes of host memory that are kept under pressure; None for the least that a model runs with."""
-        return None if self.memory.floor == "auto" else self.memory.floor
+        return _bytes_or_none(self.memory.floor)
 
     @property
     def direct(self) -> bool | None:
@@ -106,17 +103,6 @@ class Config(BaseModel):
     def aligned(self) -> bool:
         """Whether weights are for a device that has memory, and an allocator, of its own."""
         return self.compute.device.startswith("cuda")
-
-    @property
-    def rules(self) -> "Rules":
-        """Which part of a model is stored in which format. Raises ConfigError where "auto" needs the store's drive
-        measured, and that cannot be."""
-        from ..packing.exact_format import exact_format  # here: it loads torch
-        from ..packing.formats import Rules
-
-        formats: dict[str, str] = self.weights.model_dump(exclude={"quality"})
-        given = {part: name for part, name in formats.items() if name != "auto"}
-        return Rules(**{"format": given.get("format") or exact_format(self.store.path)} | given)
 
     def host_budget(self, model_bytes: int | None = None) -> int:
         """Bytes of host memory to work in: as written; for "auto" what fits this machine and a model whose weights have
@@ -134,6 +120,11 @@ class Config(BaseModel):
             (section, [(k, f.description or "", getattr(part, k)) for k, f in type(part).model_fields.items()])
             for section, part in self
         )
+
+
+def _bytes_or_none(size: int | Literal["auto", "off"]) -> int | None:
+    """``size`` if it is one; None for a word."""
+    return size if isinstance(size, int) else None
 
 
 def auto_host_memory(available: int, model_bytes: int) -> int:
@@ -167,7 +158,7 @@ def find_fault(raw: Mapping[str, Any]) -> Fault | None:
 
 
 def _floor_above_ceiling(memory: Any) -> Fault | None:
-    found = memory if isinstance(memory, Memory) else Memory.model_validate(dict(memory))
+    found = memory if isinstance(memory, MemorySettings) else MemorySettings.model_validate(dict(memory))
     if found.host == "auto" or found.floor == "auto" or found.floor <= found.host:
         return None
     shown = format_size(found.host)

@@ -58,7 +58,7 @@ def _key(default: Any, description: str, example: object) -> Any:
     return Field(default=default, description=description, examples=[example])
 
 
-class Memory(_Section):
+class MemorySettings(_Section):
     """Budgets of memory and flash."""
 
     host: Size = _key(

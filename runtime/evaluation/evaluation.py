@@ -36,7 +36,7 @@ class Quality:
     top1_agreement: float
 
 
-class Measure:
+class QualityMeter:
     """Adds up a text's measures, in float64. What it is not given an original for counts as equal to it."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ def evaluate(
     vocabulary = model.config.get_text_config().vocab_size
     piece = max(1, PIECE // (vocabulary * model.dtype.itemsize))
     block = max(1, BLOCK // (vocabulary * torch.float64.itemsize))
-    measure, seconds = Measure(), 0.0
+    measure, seconds = QualityMeter(), 0.0
     if against is not None:
         against.rewind()
     targets = torch.tensor([token for window in windows for token in window[1:]])

@@ -1,6 +1,6 @@
-"""Guesses the experts of the next layer from those of the present one: which were used after which, as counted.
+"""Guesses the experts of the next layer from those of the present one, by counts of which followed which.
 
-Needs no router to be recognised. ("MoE-Infinity: Efficient MoE Inference on Personal Machines with Sparsity-Aware
+It needs no router that is recognised. ("MoE-Infinity: Efficient MoE Inference on Personal Machines with Sparsity-Aware
 Expert Cache" keeps such statistics for whole sequences.)
 """
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 _ENOUGH = 1 << 20
-"""Pairs counted after which all counts are halved, so that the older ones count less."""
+"""Pairs after which all counts are halved, so that older pairs count less."""
 
 
 class CoActivation:
@@ -20,7 +20,7 @@ class CoActivation:
         self._seen = 0
 
     def learn(self, before: torch.Tensor, after: torch.Tensor) -> None:
-        """The same tokens chose ``before`` [tokens, top_k] in one layer and ``after`` [tokens, top_k] in the next."""
+        """Count tokens that chose ``before`` [tokens, top_k] in one layer and ``after`` [tokens, top_k] in the next."""
         rows, columns = self._counts.shape
         pairs = before.clamp(max=rows - 1).unsqueeze(2) * columns + after.clamp(max=columns - 1).unsqueeze(1)
         self._counts += np.bincount(pairs.flatten().numpy(), minlength=rows * columns).reshape(rows, columns)
@@ -30,8 +30,8 @@ class CoActivation:
             self._seen //= 2
 
     def experts(self, before: torch.Tensor, top_k: int) -> list[int]:
-        """The experts that tokens which chose ``before`` [tokens, top_k] will probably choose, for one token the
-        likeliest first, for several in ascending order."""
+        """The experts that tokens will probably choose, which chose ``before`` [tokens, top_k]: ``top_k`` for each
+        token. For one token the likeliest is first; for several, experts ascend."""
         counts = self._counts[:, :-1]
         shares = counts / counts.sum(axis=1, keepdims=True)
         scores = shares[before.clamp(max=len(counts) - 1).numpy()].sum(axis=1)

@@ -1,4 +1,4 @@
-"""Which tokens go to which expert, in the order in which transformers' eager code takes them."""
+"""Groups tokens by the expert that they chose, in the order of transformers' eager code."""
 
 import torch
 
@@ -10,9 +10,9 @@ _FEW = 64
 
 
 def group(index: torch.Tensor, experts: int) -> Groups:
-    """Experts ascending, rows in the order eager code takes them.
+    """The tokens of each expert: experts ascend, rows are in the order of the eager code.
 
-    ``index`` is [tokens, top_k], in host memory; entries >= ``experts`` mean "no expert" and are left out.
+    ``index`` is [tokens, top_k], in host memory. Entries >= ``experts`` mean "no expert" and are left out.
     """
     tokens, top_k = index.shape
     if tokens * top_k <= _FEW:
@@ -35,7 +35,7 @@ def group(index: torch.Tensor, experts: int) -> Groups:
     return {expert: (parts[expert] % tokens, parts[expert] // tokens) for expert in range(experts) if counts[expert]}
 
 
-def moved(groups: Groups, device: torch.device) -> Groups:
+def move_groups(groups: Groups, device: torch.device) -> Groups:
     """``groups`` with their tensors on ``device``, in one copy."""
     if device.type == "cpu" or not groups:
         return groups

@@ -1,4 +1,4 @@
-"""Adds up what experts give, in the order in which transformers' eager code does, whatever the order they come in."""
+"""Adds up the outputs of experts in the order of transformers' eager code, in whatever order they arrive."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,24 +7,24 @@ import torch
 from .expert_groups import Groups
 
 Output = tuple[int, slice, torch.Tensor]
-"""An expert, a part of its rows, and what it gives for them [rows, width]."""
+"""An expert, a part of its rows, and its output for them [rows, width]."""
 Add = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
 """As ``add_weighted``."""
 
 
 class ExpertSum:
-    """Experts are added ascending; what comes before its turn is kept until then."""
+    """Experts are added in ascending order. An output that comes before its turn is kept until then."""
 
     def __init__(self, hidden: torch.Tensor, groups: Groups, weights: torch.Tensor, add: Add) -> None:
-        """``hidden`` [tokens, width] tells what the sum looks like; ``weights`` [tokens, top_k] are those of
-        ``groups``, which lie on the same device."""
+        """The sum has the shape and dtype of ``hidden`` [tokens, width]. ``weights`` [tokens, top_k] are the routing
+        weights, on the device of ``groups``."""
         self.total = torch.zeros_like(hidden)
         self._groups, self._weights, self._add = groups, weights, add
         self._left = list(reversed(groups))
         self._kept: dict[int, list[tuple[slice, torch.Tensor]]] = {}
 
     def take(self, outputs: Iterable[Output]) -> None:
-        """``outputs`` are all that there are of each expert among them; its parts in order."""
+        """Add ``outputs``, or keep them. They hold all parts of each of their experts, in order."""
         for expert, part, out in outputs:
             kept = self._kept.setdefault(expert, [])
             if expert == self._left[-1]:

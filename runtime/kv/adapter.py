@@ -1,4 +1,4 @@
-"""Puts a model's KV into pages: its caches, its attention function, its masks."""
+"""Puts a model's KV into pages: gives it our caches, attention function and masks."""
 
 import contextlib
 import inspect
@@ -14,18 +14,18 @@ from ...tiering.errors import ConfigError
 from .attention.attention import paged_attention, with_weights
 from .cache.cache import PagedCache
 from .cache.tier import KVTier
-from .views.masks import paged_mask
-from .views.paged_tensors import expanding
+from .views.masks import make_paged_mask
+from .views.paged_tensors import defer_expansion
 
 IMPLEMENTATION = "penstock-paged"
 """As ``attn_implementation``."""
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, paged_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, paged_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, make_paged_mask)
 
 
 class PagedKV:
-    """What a model on paged KV does at each forward."""
+    """The KV of one model, in pages of ``tier``: makes caches, and is around each forward."""
 
     def __init__(self, model: PreTrainedModel, tier: KVTier) -> None:
         """Raises ConfigError for a model whose cache is none of transformers' usual ones."""
@@ -34,23 +34,24 @@ class PagedKV:
         self.tier, self._config = tier, model.config
         model.config._attn_implementation = IMPLEMENTATION
         for module in model.modules():
-            if hasattr(module, "expand_kv"):  # multi-head latent attention: what is cached is expanded for attention
-                module.expand_kv = expanding(module.expand_kv)
+            if hasattr(module, "expand_kv"):  # multi-head latent attention expands latents to keys and values
+                module.expand_kv = defer_expansion(module.expand_kv)
 
-    def cache(self) -> PagedCache:
+    def new_cache(self) -> PagedCache:
         """An empty cache."""
         return PagedCache(self.tier, self._config)
 
-    def replaces(self, cache: Any) -> bool:
-        """Whether a paged cache had better take the place of ``cache``: an empty one of transformers' default kind."""
+    def should_replace(self, cache: Any) -> bool:
+        """Whether a paged cache should take the place of ``cache``: it is empty, and of transformers' default kind."""
         return type(cache) is DynamicCache and not cache.is_initialized
 
     @contextlib.contextmanager
     def forward(self, kwargs: dict[str, Any]) -> Iterator[None]:
-        """Around a forward of the model with ``kwargs``, which get a cache if one is wanted and none is there."""
+        """Around a forward of the model with ``kwargs``: they get a cache if they want one and have none, and a forward
+        that fails is undone. Raises ConfigError for the cache of another model, PromptTooLong, PenstockError."""
         past = kwargs.get("past_key_values")
         if past is None and kwargs.get("use_cache", self._config.use_cache) and not kwargs.get("labels"):
-            past = kwargs["past_key_values"] = self.cache()
+            past = kwargs["past_key_values"] = self.new_cache()
         if not isinstance(past, PagedCache):
             yield
             return

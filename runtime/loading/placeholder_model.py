@@ -1,4 +1,4 @@
-"""The model of a bundle with placeholders for weights: built by transformers, or made of one that has them."""
+"""Models with placeholders for weights: built by transformers for a bundle, or made from a model that has weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,20 +12,22 @@ from ...tiering.errors import BundleError, CheckpointError, ConfigError
 from ...tiering.store.bundle.manifest import Block, Manifest
 from ...tiering.store.bundle.reader import Bundle
 from ...tiering.units import BlockId
-from ..checkpoints.layout import layout
-from ..checkpoints.meta_model import skeleton
+from ..checkpoints.describe import describe
+from ..checkpoints.meta_model import build_meta_model
 from ..tiers.placeholders import placeholder
 
 
 def bare_model(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) -> PreTrainedModel:
-    """The model on placeholders: built by transformers' own loading, which also sets up buffers and ties weights."""
+    """Build the model of ``bundle`` on placeholders, with transformers' own loading, which also sets up buffers and
+    ties weights. ``options`` go to ``from_pretrained``. Raises ConfigError for an unknown one, CheckpointError, and
+    BundleError for a bundle of another version."""
     verbosity = logging.get_verbosity()
     shown = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(bundle.model_folder, trust_remote_code=trust_remote_code)
-        bare = skeleton(config, dtype_of(bundle.manifest.dtype), trust_remote_code=trust_remote_code)
+        bare = build_meta_model(config, dtype_of(bundle.manifest.dtype), trust_remote_code=trust_remote_code)
         _check_layout(bare, bundle)
         model: PreTrainedModel = type(bare).from_pretrained(
             None,
@@ -53,6 +55,7 @@ def bare_model(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any])
 
 
 def dtype_of(name: torch.dtype | str | None) -> torch.dtype:
+    """The dtype that is called ``name``, as in "bfloat16". Raises ConfigError."""
     found = name if isinstance(name, torch.dtype) else getattr(torch, str(name).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
         raise ConfigError(f'dtype {name!r} is none that torch knows; write "bfloat16", "float32" or "auto"')
@@ -60,7 +63,7 @@ def dtype_of(name: torch.dtype | str | None) -> torch.dtype:
 
 
 def move_out(model: nn.Module, manifest: Manifest, device: torch.device) -> None:
-    """Replace what the bundle holds by placeholders on ``device``, and move there what it does not hold."""
+    """Replace the weights that the bundle holds by placeholders on ``device``, and move all others there."""
     stored = {spec.name for block in manifest.blocks for spec in block.tensors} | manifest.tied.keys()
     moved: dict[torch.Tensor, torch.Tensor] = {}  # by identity
 
@@ -77,13 +80,13 @@ def move_out(model: nn.Module, manifest: Manifest, device: torch.device) -> None
 
 
 def replace_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:
-    """Put placeholders where ``model`` has parameters and buffers that are ``chosen``; shared ones at each of their
+    """Put placeholders in the place of the ``chosen`` parameters and buffers of ``model``; shared ones at each of their
     places."""
     _replace(model, lambda _, tensor: _stand_in(tensor, tensor.device) if chosen(tensor) else tensor)
 
 
 def _replace(model: nn.Module, by: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
-    """Put what ``by`` gives, for its full name and itself, in the place of each parameter and buffer of ``model``."""
+    """Replace each parameter and buffer of ``model`` by ``by(full name, tensor)``."""
     for path, module in model.named_modules():
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
@@ -92,10 +95,11 @@ def _replace(model: nn.Module, by: Callable[[str, torch.Tensor], torch.Tensor]) 
 
 
 def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
-    """The bundle must hold the weights of the model that this version of transformers builds, and no others."""
+    """Raise BundleError unless the bundle holds the weights of the model that this version of transformers builds, and
+    no others."""
     expected, found = (
         {_content(block) for block in blocks if block.id.kind != "residual"}
-        for blocks in (layout(bare).blocks, bundle.manifest.blocks)
+        for blocks in (describe(bare).blocks, bundle.manifest.blocks)
     )
     if expected != found:
         block, _ = min(expected ^ found, key=str)

@@ -1,4 +1,4 @@
-"""How long work shows how far it is: a bar on a terminal, nothing on a pipe."""
+"""Progress of long work: a bar on a terminal, nothing on a pipe."""
 
 import sys
 import threading
@@ -10,7 +10,7 @@ from ...tiering.progress import Progress, Quiet
 
 
 class Bar:
-    """A bar on stderr; may be advanced from any thread. One task at a time: a new ``start`` ends the one before."""
+    """A bar on stderr. Any thread may advance it. One task at a time: a new ``start`` ends the one before."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -30,17 +30,20 @@ class Bar:
         self._task: Any = None
 
     def start(self, label: str, total_bytes: int) -> None:
+        """As Progress.start."""
         with self._lock:
             self._end()
             self._task = self._bars.add_task(label, total=total_bytes)
             self._bars.start()
 
     def advance(self, n: int) -> None:
+        """As Progress.advance."""
         with self._lock:
             if self._task is not None:
                 self._bars.advance(self._task, n)
 
     def finish(self) -> None:
+        """As Progress.finish."""
         with self._lock:
             self._end()
 
@@ -53,7 +56,7 @@ class Bar:
 
 @contextmanager
 def shown(progress: Progress | None = None) -> Iterator[Progress]:
-    """``progress`` itself if given, else a bar where stderr is a terminal; gone at the end, whatever happens."""
+    """``progress`` if given, else a bar where stderr is a terminal. It is finished at the end, whatever happens."""
     progress = progress or (Bar() if sys.stderr.isatty() else Quiet())
     try:
         yield progress

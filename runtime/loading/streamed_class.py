@@ -8,16 +8,17 @@ import torch
 
 from ...tiering.errors import ConfigError, PenstockError
 from ..kv.adapter import PagedKV
-from ..prefixes.prefill import with_prefixes
+from ..prefixes.prefill import prefill_with_prefixes
 
 
 def _names(device: torch.device, own: torch.device) -> bool:
-    """Whether ``device`` stands for ``own``; without an index it may."""
+    """Whether ``device`` means ``own``; it may have no index."""
     return device.type == own.type and (None in (device.index, own.index) or device.index == own.index)
 
 
 def streamed_class(base: type[Any]) -> type[Any]:
-    """``base`` as a context manager that does not let go of weights it does not have."""
+    """Derive a class from ``base``: a context manager that closes its model, and refuses what needs all weights in
+    memory at once."""
 
     def enter(self: Any) -> Any:
         return self
@@ -40,8 +41,8 @@ def streamed_class(base: type[Any]) -> type[Any]:
     def prepare_cache(self: Any, config: Any, kwargs: dict[str, Any], *args: Any, **named: Any) -> None:
         base._prepare_cache_for_generation(self, config, kwargs, *args, **named)
         paged: PagedKV | None = self.penstock.paged
-        if paged is not None and paged.replaces(kwargs.get("past_key_values")):
-            kwargs["past_key_values"] = paged.cache()
+        if paged is not None and paged.should_replace(kwargs.get("past_key_values")):
+            kwargs["past_key_values"] = paged.new_cache()
             if config.is_assistant:
                 kwargs["past_key_values"].activate_past_recording()
 
@@ -58,7 +59,7 @@ def streamed_class(base: type[Any]) -> type[Any]:
             self.penstock.synchronize()  # prefixes are told how long it took
             return out
 
-        return with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], finished)
+        return prefill_with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], finished)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
     methods: dict[str, Any] = {"__enter__": enter, "__exit__": leave, "to": to}

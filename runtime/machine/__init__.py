@@ -1,1 +1,4 @@
-"""What was measured on this machine, and kept: drives, timings, trials of bits."""
+"""Measurements of this machine, kept in the user's cache folder: drives, timings, bit trials.
+
+It imports configuration and the lower parts.
+"""

@@ -1,7 +1,7 @@
-"""Which numbers of rows may be rounded up, and what may be computed in parts, without changing a bit: kept, so that a
-first prompt need not try hundreds of them.
+"""Cached trials: which row counts can be padded, split or divided without changing bits.
 
-They hold for one processor, torch, transformers and setting of torch's library.
+They spare a first prompt hundreds of trials. They hold for one processor, one version of torch and of transformers, and
+one setting of torch's library.
 """
 
 import os
@@ -12,45 +12,46 @@ from typing import Literal
 import torch
 import transformers
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from ...kernels.machine.machine import processor
 from . import cachefile
 
 MOST = 10_000
-"""Verdicts that are kept; the oldest go first."""
+"""Trials that are kept; the oldest go first."""
 
 _SETTINGS = ("ONEDNN_", "DNNL_", "MKL_", "OMP_", "ATEN_", "TORCH_")
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
+class _TrialsFile(cachefile.Strict):
     version: Literal[1] = 1
     holds_for: str
     verdicts: dict[str, bool]
 
 
 def load(into: dict[str, bool]) -> None:
-    """Add to ``into`` what is known of this machine; what is there stays."""
-    for key, verdict in _read(signature()).items():
-        into.setdefault(key, verdict)
+    """Add to ``into`` the results that are kept for this machine; those that are there stay."""
+    for key, equal in _read(signature()).items():
+        into.setdefault(key, equal)
 
 
-def keep(verdicts: Mapping[str, bool]) -> Path | None:
-    """Keep ``verdicts`` beside those that are kept, if that is anything new; where, None if nothing was written."""
+def keep(trials: Mapping[str, bool]) -> Path | None:
+    """Keep the results of ``trials``, by what was tried, beside those that are kept. Returns the file; None if nothing
+    is new, or it cannot be written."""
     holds_for = signature()
     known = _read(holds_for)
-    if known.items() >= verdicts.items():
+    if known.items() >= trials.items():
         return None
-    both = known | dict(verdicts)
+    both = known | dict(trials)
     newest = dict(list(both.items())[-MOST:])
-    return cachefile.write(_name(holds_for), _File(holds_for=holds_for, verdicts=newest).model_dump_json(indent=1))
+    return cachefile.write(
+        _name(holds_for), _TrialsFile(holds_for=holds_for, verdicts=newest).model_dump_json(indent=1)
+    )
 
 
 def _read(signature: str) -> dict[str, bool]:
     try:
-        found = _File.model_validate_json(cachefile.read(_name(signature)) or b"")
+        found = _TrialsFile.model_validate_json(cachefile.read(_name(signature)) or b"")
     except ValidationError:
         return {}
     return found.verdicts if found.holds_for == signature else {}
@@ -61,7 +62,7 @@ def _name(signature: str) -> str:
 
 
 def signature() -> str:
-    """What results and times of products hold for: the processor, the libraries, and how they are set."""
+    """Names everything that bits and times of products depend on: the processor, the libraries, their settings."""
     name, flags = processor(Path("/proc/cpuinfo"))
     settings = sorted(f"{key}={value}" for key, value in os.environ.items() if key.startswith(_SETTINGS))
     versions = f"torch {torch.__version__} {torch.__config__.show()} transformers {transformers.__version__}"

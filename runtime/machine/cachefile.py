@@ -1,15 +1,23 @@
-"""Small files of what was found out about this machine, below the user's cache folder, to spare later starts the time.
+"""Small files of what was found out about this machine, in the user's cache folder, to spare later starts the time.
 
-Nothing depends on them: one that is damaged, or that others may write to, counts as none.
+Nothing depends on them: a file that is damaged, or that others may write to, counts as none.
 """
 
 import os
 import stat
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
+from ...tiering.driving.small_files import on_loop, write_durably
+
 _LARGEST = 1 << 20
+
+
+class Strict(BaseModel):
+    """A part of such a file: frozen, and nothing but what it declares."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 def place(name: str) -> Path:
@@ -18,8 +26,9 @@ def place(name: str) -> Path:
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "penstock" / name
 
 
+@on_loop
 def read(name: str) -> bytes | None:
-    """What is in the file ``name``, if it is this user's alone to write, and small."""
+    """The content of the file ``name``, if this user alone may write it, and it is small."""
     try:
         descriptor = os.open(place(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
@@ -31,19 +40,11 @@ def read(name: str) -> bytes | None:
 
 
 def write(name: str, text: str) -> Path | None:
-    """Put ``text`` into the file ``name``, whole or not at all; where it is, None if that cannot be."""
-    path, aside = place(name), ""
+    """Put ``text`` into the file ``name``, whole or not at all; its path, or None where it cannot be written."""
+    path = place(name)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(prefix=f".{name}-", dir=path.parent)  # readable for its owner only
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        write_durably(path, text, mode=0o600, alone=False)
     except OSError:
-        if aside:
-            with suppress(OSError):
-                os.unlink(aside)
         return None
     return path

@@ -1,4 +1,4 @@
-"""What was measured of drives, kept in one small file, so that not every start has to measure again."""
+"""Cached rates of drives, in one small file, so that not every start has to measure again."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ...kernels.machine.trial import ReadRate
 from . import cachefile
@@ -15,22 +15,18 @@ from . import cachefile
 NAME = "drives.json"
 
 MOST_DRIVES = 32
-"""Drives that the file tells of; the one measured longest ago goes first."""
+"""Drives that the file holds; the one measured longest ago goes first."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class _Rate(_Strict):
+class _Rate(cachefile.Strict):
     backend: str
     size: int = Field(gt=0, multiple_of=4096)
     depth: int = Field(gt=0)
     bytes_per_second: float = Field(gt=0, allow_inf_nan=False)
 
 
-class _Drive(_Strict):
-    """Rates, and what they held for: another kernel or liburing reads at another speed."""
+class _MeasuredDrive(cachefile.Strict):
+    """Rates, and the kernel and liburing that they were measured with: others read at another speed."""
 
     drive: str
     kernel: str
@@ -38,13 +34,13 @@ class _Drive(_Strict):
     rates: tuple[_Rate, ...]
 
 
-class _File(_Strict):
+class _RatesFile(cachefile.Strict):
     version: Literal[1] = 1
-    drives: tuple[_Drive, ...] = ()
+    drives: tuple[_MeasuredDrive, ...] = ()
 
 
 def load(folder: Path) -> list[ReadRate]:
-    """The rates of the drive below ``folder`` as it is now; none where it, or this system, was not measured."""
+    """The rates of the drive that ``folder`` is on; none where it was not measured with this system."""
     wanted = _signature(folder)
     for drive in _read().drives:
         if (drive.drive, drive.kernel, drive.liburing) == wanted:
@@ -53,9 +49,10 @@ def load(folder: Path) -> list[ReadRate]:
 
 
 def keep(folder: Path, rates: Sequence[ReadRate]) -> Path | None:
-    """Keep ``rates`` for the drive below ``folder``, in place of older ones; says where, None if it cannot."""
+    """Keep ``rates`` for the drive that ``folder`` is on, in place of older ones. Returns the file, or None if
+    it cannot be written."""
     name, kernel, liburing = _signature(folder)
-    measured = _Drive(
+    measured = _MeasuredDrive(
         drive=name,
         kernel=kernel,
         liburing=liburing,
@@ -65,15 +62,15 @@ def keep(folder: Path, rates: Sequence[ReadRate]) -> Path | None:
         ),
     )
     others = [drive for drive in _read().drives if drive.drive != name]
-    text = _File(drives=(*others[-MOST_DRIVES + 1 :], measured)).model_dump_json(indent=1)
+    text = _RatesFile(drives=(*others[-MOST_DRIVES + 1 :], measured)).model_dump_json(indent=1)
     return cachefile.write(NAME, text)
 
 
-def _read() -> _File:
+def _read() -> _RatesFile:
     try:
-        return _File.model_validate_json(cachefile.read(NAME) or b"")
+        return _RatesFile.model_validate_json(cachefile.read(NAME) or b"")
     except ValidationError:
-        return _File()
+        return _RatesFile()
 
 
 def _signature(folder: Path) -> tuple[str, str, str]:

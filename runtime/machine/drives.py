@@ -1,4 +1,4 @@
-"""The drives that a bundle is or will be dealt to, measured: which take part, and how fast they are together."""
+"""The drives of a bundle, measured: the ones that take part, and their speed together."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from ...tiering.sim.devices import Drive as ModelledDrive
 from ...tiering.sim.devices import fitted
 from ...tiering.store.bundle import journal
 from ...tiering.store.bundle.folder import PARTIAL
-from ...tiering.store.bundle.manifest import Drive, Manifest
+from ...tiering.store.bundle.manifest import BundleDrive, Manifest
 from ...tiering.store.bundle.stripes import absent, drive_under, part_of, remove
 from ...tiering.units import PAGE
 from ..config.settings import Io
@@ -18,16 +18,18 @@ from .speeds import drive_rates, drive_speed, existing
 _SECONDS = 0.25
 
 
-def drives_for(target: Path, stripes: Sequence[Path], lengths: Sequence[int], *, memory: int) -> tuple[Drive, ...]:
-    """The drives for the bundle ``target``, whose blocks have ``lengths`` bytes: its store's and those of ``stripes``,
-    measured with reads of such blocks in at most ``memory`` bytes; none if there are no stripes.
+def drives_for(
+    target: Path, stripes: Sequence[Path], lengths: Sequence[int], *, memory: int
+) -> tuple[BundleDrive, ...]:
+    """The drives for the bundle ``target``, whose blocks have ``lengths`` bytes: that of its store and those of
+    ``stripes``, measured with reads of such blocks in at most ``memory`` bytes. None if there are no stripes.
 
-    What was begun with the same folders goes on with the speeds of then. What was begun with others is given up, and
-    removed. The caller holds the bundle's lock. Raises ConfigError when a drive cannot be measured.
+    Packing that began with the same folders goes on with the speeds of then. If it began with others, it is given up
+    and removed. The caller holds the bundle's lock. Raises ConfigError when a drive cannot be measured.
     """
     partial = target.with_name(target.name + PARTIAL)
     folders = ["", *(str(part_of(target, stripe)) for stripe in stripes)] if stripes else []
-    begun = journal.drives(partial)
+    begun = journal.read_drives(partial)
     if [drive.folder for drive in begun] == folders:
         return begun
     journal.end(partial)
@@ -35,13 +37,13 @@ def drives_for(target: Path, stripes: Sequence[Path], lengths: Sequence[int], *,
     size = max(PAGE, min(typical_read(lengths), memory // UNMEASURED.depth // PAGE * PAGE))
     places = [target.parent, *stripes] if stripes else []
     return tuple(
-        Drive(folder, max(1, round(drive_speed(place, size, UNMEASURED, seconds=_SECONDS))))
+        BundleDrive(folder, max(1, round(drive_speed(place, size, UNMEASURED, seconds=_SECONDS))))
         for folder, place in zip(folders, places, strict=True)
     )
 
 
 def places_of(bundle: Path, manifest: Manifest) -> list[Path]:
-    """The folder of each drive of ``bundle``. Raises BundleError when one that has blocks is not there."""
+    """The folder of each drive of ``bundle``. Raises BundleError when a folder with blocks is missing."""
     places = manifest.places(bundle)
     for place, share in zip(places, manifest.drive_bytes, strict=True):
         if share and not place.is_dir():
@@ -50,15 +52,15 @@ def places_of(bundle: Path, manifest: Manifest) -> list[Path]:
 
 
 def bundle_speed(bundle: Path, manifest: Manifest, size: int, reading: Reading) -> float:
-    """Bytes per second of the drives of ``bundle``, read in ``size`` bytes as ``reading`` says,
-    while each delivers its share. Raises BundleError when a drive is not there, ConfigError when one fails."""
+    """Bytes per second of the drives of ``bundle``, while each delivers its share, in reads of ``size`` bytes as
+    ``reading`` says. Raises BundleError when a drive is missing, ConfigError when one fails."""
     places = places_of(bundle, manifest)
-    return together(places, [drive_speed(place, size, reading) for place in places], manifest.drive_bytes)
+    return combined_speed(places, [drive_speed(place, size, reading) for place in places], manifest.drive_bytes)
 
 
 def modelled(places: Sequence[Path], io: Io, *, block: int) -> tuple[list[ModelledDrive], Reading]:
-    """The drive below each of ``places``, to be simulated, by rates that are kept or measured now, beside idle cores.
-    And how a bundle with blocks of about ``block`` bytes is read from them. Places on one drive share it evenly.
+    """Models of the drives that ``places`` are on, by rates that are kept or measured now, while no core computes; and
+    how a bundle with blocks of about ``block`` bytes is read from them. Places on one drive share it evenly.
 
     Raises ConfigError when a drive cannot be measured, or not be read as ``io`` wants it.
     """
@@ -76,9 +78,9 @@ def modelled(places: Sequence[Path], io: Io, *, block: int) -> tuple[list[Modell
     return found, reading
 
 
-def together(places: Sequence[Path], speeds: Sequence[float], shares: Sequence[float]) -> float:
-    """Bytes per second of ``places`` with these ``speeds``, read at the same time, each its share of the bytes: all
-    wait for the drive that takes longest. Places on one drive share its speed."""
+def combined_speed(places: Sequence[Path], speeds: Sequence[float], shares: Sequence[float]) -> float:
+    """Bytes per second of ``places``, read at the same time, each with its speed and its share of the bytes. The drive
+    that takes longest decides. Places on one drive share its speed."""
     if len(places) == 1:
         return speeds[0]
     times: dict[str, float] = {}

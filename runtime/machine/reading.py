@@ -1,4 +1,4 @@
-"""How to read from a drive: as configured, as kept from an earlier measurement, or as measured now, briefly."""
+"""Chooses how to read from a drive: as configured, as measured earlier, or as measured now, briefly."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,23 +16,23 @@ from . import drivecache
 
 BRIEF_CELLS = tuple((size, depth) for size in (MiB, 4 * MiB) for depth in (1, 2, 4, 8))
 BRIEF_SECONDS = 0.9
-"""Sizes and depths measured, and time taken for it, when a model is loaded from a drive that nobody has measured."""
+"""Sizes and depths to measure, and the time for it in seconds, when a model is loaded from an unmeasured drive."""
 
 WORTH_MEASURING = 256 * MiB
-"""A smaller bundle is in some cache soon, whatever way it is read."""
+"""Bytes of a bundle that is worth measuring for: a smaller one is soon in some cache, however it is read."""
 
 
 def reading_of(files: Sequence[Path], io: Io, *, block: int) -> Reading:
     """How to read the data ``files`` of a bundle, in blocks of about ``block`` bytes.
 
-    Where ``io`` leaves something open, rates decide that were measured on this drive: those kept, or measured now and
-    kept then. Raises ConfigError for a backend that was asked for and does not work here.
+    Where ``io`` leaves a choice open, rates of this drive decide: kept ones, or ones that are measured now and kept.
+    Raises ConfigError for a backend that was asked for and does not work here.
     """
     backend, depth = _decided(io)
     if backend is not None and depth is not None:
         return fixed(UNMEASURED, backend=backend, depth=depth)
     folder, drive = files[0].parent, files[0].stat().st_dev
-    files = [file for file in files if file.stat().st_dev == drive]  # rates are kept by drive; others count as alike
+    files = [file for file in files if file.stat().st_dev == drive]  # rates are kept by drive
     rates = drivecache.load(folder)
     if not rates and sum(file.stat().st_size for file in files) >= WORTH_MEASURING:
         rates = _measure(files)
@@ -42,12 +42,12 @@ def reading_of(files: Sequence[Path], io: Io, *, block: int) -> Reading:
 
 
 def kept_reading(folder: Path, io: Io, *, block: int) -> Reading:
-    """As ``reading_of``, for a bundle that may come to lie below ``folder``: measures nothing."""
+    """As ``reading_of``, for a bundle that may be put into ``folder``. Measures nothing."""
     return _chosen(drivecache.load(folder), *_decided(io), block)
 
 
 def open_reader(reading: Reading, drives: int = 1) -> Reader:
-    """A reader for ``reading`` from each of ``drives``. Raises ConfigError where this machine cannot read so."""
+    """A reader as ``reading`` says, for so many ``drives``. Raises ConfigError where this machine cannot read so."""
     try:
         return backends.open_reader(reading.backend, reading.depth * drives, LARGEST_READ)
     except BackendUnavailable as error:
@@ -55,7 +55,7 @@ def open_reader(reading: Reading, drives: int = 1) -> Reader:
 
 
 def _decided(io: Io) -> tuple[str | None, int | None]:
-    """Backend and depth, as far as the user has decided. Raises ConfigError for a backend that does not work here."""
+    """Backend and depth, where the user has chosen them. Raises ConfigError for a backend that does not work here."""
     backend = None if io.backend == "auto" else io.backend
     depth = None if io.depth == "auto" else io.depth
     if backend is not None:
@@ -69,7 +69,7 @@ def _chosen(rates: Sequence[ReadRate], backend: str | None, depth: int | None, b
 
 
 def _measure(paths: Sequence[Path]) -> list[ReadRate]:
-    """Rates of the drive that ``paths`` lie on, by every backend that works; none where it fails at that."""
+    """Rates of the drive that ``paths`` lie on, by every backend that works; none where reading fails."""
     longest = max(size for size, _ in BRIEF_CELLS)
     with ExitStack() as opened:
         try:

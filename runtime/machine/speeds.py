@@ -1,4 +1,4 @@
-"""The speed of a drive for the reads of a model, measured: what blocks are dealt by, and predictions compared with."""
+"""Measures the speed of a drive for the reads of a model: blocks are dealt by it, predictions compared with it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from ...kernels.machine.trial import ReadRate
 
 SIZES, DEPTHS, SECONDS = (128 * KiB, MiB, 4 * MiB, LARGEST_READ), (1, 2, 4, 8), 0.05
-"""What is measured, and for how long each, of a drive of which nothing is kept."""
+"""Sizes and depths to measure of a drive without kept rates, and seconds for each."""
 
 
 def drive_rates(folder: Path) -> "list[ReadRate]":
-    """Rates of the drive below ``folder``: those kept, or measured now and kept. Raises ConfigError."""
+    """Rates of the drive that ``folder`` is on: kept ones, or ones that are measured now and kept. Raises
+    ConfigError."""
     from ...kernels.machine.machine import measure_drive
     from . import drivecache
 
@@ -31,9 +32,9 @@ def drive_rates(folder: Path) -> "list[ReadRate]":
 
 
 def drive_speed(folder: Path, size: int, reading: Reading, *, seconds: float = 0.5) -> float:
-    """Bytes per second of reads of ``size`` bytes, made as ``reading`` says, from the drive below ``folder``.
+    """Bytes per second of reads of ``size`` bytes, as ``reading`` says, from the drive that ``folder`` is on.
 
-    ``folder`` need not exist yet: the nearest one above it that does has the same drive. Raises ConfigError.
+    ``folder`` need not exist yet: the nearest parent that does is on the same drive. Raises ConfigError.
     """
     from ...kernels.machine.machine import measure_drive
 
@@ -48,7 +49,7 @@ def drive_speed(folder: Path, size: int, reading: Reading, *, seconds: float = 0
 
 
 def existing(folder: Path) -> Path:
-    """``folder``, or the nearest one above it that is there: it has the same drive."""
+    """``folder``, or its nearest parent that exists: it is on the same drive."""
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 

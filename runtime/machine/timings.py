@@ -1,10 +1,10 @@
-"""How long computing takes on this machine, as reference models showed it; kept, so that not every plan measures."""
+"""Cached times of computing on this machine, from reference models, so that not every plan has to measure."""
 
 from dataclasses import replace
 from typing import Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ...kernels.machine.machine import usable_cores
 from ...kernels.memory.heap import bound_kernel_caches
@@ -17,34 +17,31 @@ _Speed = Field(gt=0, allow_inf_nan=False)
 _Share = Field(ge=0, lt=1)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class Products(_Strict):
-    """Of one data type: bytes of weights per second for one token, and bytes times tokens per second for many."""
+class ProductSpeeds(cachefile.Strict):
+    """Speeds of products with weights of one data type: bytes of weights per second for one token, and bytes times
+    tokens per second for many."""
 
     one: float = _Speed
     many: float = _Speed
 
 
-class Delivery(_Strict):
-    """Of the speed that a drive has by itself a model that waits for it gets the part ``share``: what is read is also
+class Delivery(cachefile.Strict):
+    """The part of a drive's own speed that a model gets while it waits for the drive is ``share``: blocks are also
     verified and accounted for. While cores compute, the share ``contention`` of that is lost."""
 
     share: float = _Speed
     contention: float = _Share
 
 
-class Timings(_Strict):
-    """Of bfloat16 weights and one token, in seconds and bytes per second; ``products`` by data type.
+class Timings(cachefile.Strict):
+    """Times for bfloat16 weights and one token, in seconds and bytes per second; ``products`` by data type.
 
-    A layer of experts computes besides its weights ``layer_warm`` where these fit into the processor's caches, and
-    ``layer_cold`` where ``cold`` bytes push all else out of them. A dense layer computes ``dense_layer`` besides, and a
-    token ``token``, whatever its layers.
+    Beside its weights, a layer of experts takes ``layer_warm`` seconds where these fit into the processor's caches, and
+    ``layer_cold`` where ``cold`` bytes push everything else out of them. A dense layer takes ``dense_layer``, and a
+    token takes ``token``, whatever its layers.
 
-    While the drive delivers, experts lose the share ``contention`` of their speed, dense layers ``dense_contention``;
-    what the drive delivers then is in ``delivery`` and ``dense_delivery``.
+    While the drive delivers, experts lose the share ``contention`` of their speed, and dense layers
+    ``dense_contention``. ``delivery`` and ``dense_delivery`` say what the drive delivers then.
     """
 
     memory: float = _Speed
@@ -60,10 +57,10 @@ class Timings(_Strict):
     token: float = _Seconds
     delivery: Delivery
     dense_delivery: Delivery
-    products: dict[str, Products]
+    products: dict[str, ProductSpeeds]
 
     def memory_for(self, dtype: str, *, experts: bool) -> Memory:
-        """The memory out of which a model's weights come, which are of ``dtype``."""
+        """A model of the memory that weights of ``dtype`` are read from."""
         own, ours = self.products.get(dtype, self.products["float32"]), self.products["bfloat16"]
         bandwidth = (self.memory if experts else self.dense_memory) * own.one / ours.one
         return Memory(
@@ -74,7 +71,7 @@ class Timings(_Strict):
         )
 
     def beside_cores(self, drive: Drive, *, experts: bool) -> Drive:
-        """``drive``, which was measured by itself, as a model is read from it."""
+        """``drive``, which was measured by itself, as it is while a model is read from it."""
         found = self.delivery if experts else self.dense_delivery
         return replace(
             drive,
@@ -85,23 +82,23 @@ class Timings(_Strict):
         )
 
     def layer_seconds(self, size: int, *, experts: bool) -> float:
-        """What a layer, of which a token uses ``size`` bytes, computes besides."""
+        """Seconds that a layer takes beside its weights, of which a token uses ``size`` bytes."""
         if not experts:
             return self.dense_layer
         return self.layer_warm + (self.layer_cold - self.layer_warm) * min(1.0, size / self.cold)
 
 
-class _File(_Strict):
+class _TimingsFile(cachefile.Strict):
     version: Literal[1] = 1
     holds_for: str
     timings: Timings
 
 
 def load(threads: int | str) -> Timings | None:
-    """What is kept of this machine, as it is set up now, for ``threads`` as in the configuration."""
+    """The times that are kept for this machine as it is set up now, and for ``threads`` as configured; or None."""
     holds_for = _signature(threads)
     try:
-        found = _File.model_validate_json(cachefile.read(_name(holds_for)) or b"")
+        found = _TimingsFile.model_validate_json(cachefile.read(_name(holds_for)) or b"")
     except ValidationError:
         return None
     return found.timings if found.holds_for == holds_for else None
@@ -110,7 +107,7 @@ def load(threads: int | str) -> Timings | None:
 def keep(timings: Timings, threads: int | str) -> None:
     """Keep ``timings`` for this machine and ``threads``, if that can be."""
     holds_for = _signature(threads)
-    cachefile.write(_name(holds_for), _File(holds_for=holds_for, timings=timings).model_dump_json(indent=1))
+    cachefile.write(_name(holds_for), _TimingsFile(holds_for=holds_for, timings=timings).model_dump_json(indent=1))
 
 
 def _name(holds_for: str) -> str:

@@ -1,1 +1,4 @@
-"""Modules of a transformers model that find their weights in a tier while they run."""
+"""A model's modules bound to its weights: pinned, leased while they run, or computed in parts.
+
+It imports tiers, experts and rooms before them; not the engine.
+"""

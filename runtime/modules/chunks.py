@@ -1,9 +1,8 @@
-"""Token-wise modules with several weights (an MLP) over a long prompt: in parts of rows, under one lease.
+"""Computes token-wise modules with several weights (an MLP) over a long prompt in parts of rows, under one lease.
 
-What lies between their weights is wider than what goes in, and grows with the prompt; in parts it does not. No code per
-architecture: a module qualifies by what it is made of and how it is called, and kernels/products/row_parts.py finds
-out whether it
-computes every row by itself, and with the same bits.
+The tensors between the weights are wider than the input, and grow with the prompt; in parts they do not. No code per
+architecture: a module qualifies by its own modules and its arguments. kernels/products/row_parts.py finds out whether
+it computes every row by itself, with the same bits.
 """
 
 import functools
@@ -15,14 +14,14 @@ import torch
 from torch import nn
 
 from ...kernels.products.row_parts import ROWS, divisible, parts
-from ..checkpoints.layout import is_experts
+from ..checkpoints.modules import is_experts
 
 Forward = Callable[..., Any]
 
 
 def is_divisible(module: nn.Module) -> bool:
-    """Whether ``module`` is made of several modules with weights and nothing that a trial could not see: no experts,
-    no buffers, and no code from elsewhere, which may be another one the next time."""
+    """Whether ``module`` is made of several modules with weights and of nothing that a trial could miss: no experts, no
+    buffers, and no code from elsewhere, which may change until the next run."""
     inside = [*module.modules()]
     if any(is_experts(each) or each._buffers for each in inside):
         return False
@@ -37,9 +36,9 @@ def is_library_code(module: nn.Module) -> bool:
 
 
 def in_parts(module: nn.Module, original: Forward, held: Callable[[], AbstractContextManager[bool]]) -> Forward:
-    """A forward for ``module`` that goes to ``original`` in parts of rows where that gives the same bits.
+    """A forward for ``module`` that calls ``original`` on parts of rows where that gives the same bits.
 
-    ``held`` leases all weights of the module together; it gives False where these do not fit, and all rows go at once.
+    ``held`` leases all weights of the module together. It gives False where they do not fit: then all rows go at once.
     """
     inside = [each for each in module.modules() if each is not module]
     widths = {size for weight in module.parameters() for size in weight.shape}
@@ -66,17 +65,17 @@ def _is_long(state: Any) -> bool:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody wants to see what goes through ``module``: all of it, at once."""
+    """Whether ``module`` has hooks, which must see all rows at once."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _kind(module: nn.Module) -> str:
-    """What the module's bits depend on: its classes, shapes and settings, as torch prints them."""
+    """Names everything that the module's bits depend on: classes, shapes and settings, as torch prints them."""
     return f"{type(module).__module__}.{' '.join(repr(module).split())}"
 
 
 def _joined(compute: Forward, rows: torch.Tensor) -> torch.Tensor:
-    """``compute`` of the parts of ``rows``, never more than one of them under way."""
+    """``compute`` of the parts of ``rows``, one after the other."""
     out: torch.Tensor | None = None
     for part in parts(rows.shape[-2]):
         done = compute(rows[..., part, :])

@@ -1,4 +1,4 @@
-"""Linear layers on a few rows: the same bits as torch's, in one pass over the weight."""
+"""Linear layers on a few rows: one pass over the weight, with the same bits as torch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,8 +14,8 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def few_rows(module: nn.Module, original: Forward) -> Forward | None:
-    """A forward for ``module`` that takes the product for a few rows where there is one, and else goes on to
-    ``original``; None where it never would."""
+    """A forward for ``module`` that uses the product for a few rows where there is one, and ``original`` otherwise.
+    Returns None where there never is one."""
     layer: Any = module
     if type(module) is not nn.Linear or layer.bias is not None or layer.weight.dtype != torch.bfloat16:
         return None
@@ -30,17 +30,17 @@ def few_rows(module: nn.Module, original: Forward) -> Forward | None:
     return forward
 
 
-def lean_weight(tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:
-    """``tensor`` as a parameter; ``functional.linear`` by it takes the product for a few rows where there is one.
+def fast_weight(tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:
+    """``tensor`` as a parameter. ``functional.linear`` by it uses the product for a few rows where there is one.
 
-    For modules that call that themselves, as routers do.
+    For modules that call that function themselves, as routers do.
     """
     if tensor.dim() == 2 and tensor.dtype == torch.bfloat16:
-        return _LeanWeight(tensor, requires_grad)
+        return _FastWeight(tensor, requires_grad)
     return nn.Parameter(tensor, requires_grad)
 
 
-class _LeanWeight(nn.Parameter):
+class _FastWeight(nn.Parameter):
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -54,7 +54,7 @@ class _LeanWeight(nn.Parameter):
 
 
 def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
-    """``functional.linear(input, weight)``, if there is a product for it."""
+    """``functional.linear(input, weight)`` by a product for a few rows; None where there is none."""
     if isinstance(weight, PackedWeight):  # it has products of its own
         return None
     if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or weight.dim() != 2:

@@ -1,1 +1,1 @@
-"""A checkpoint becomes a bundle: formats, sizes, order, stripes, calibration."""
+"""One road from a checkpoint to a bundle: open, describe, arrange, stream, write. May import all but loading on."""

@@ -1,57 +1,88 @@
-"""Packs a checkpoint, or a model in memory, into a bundle in the store: within a memory budget, resumable, once."""
+"""Pack a checkpoint, or a model in memory, into a bundle: open, describe, arrange, stream, write.
 
-import hashlib
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+Each stage gives a value that the next one takes: a ``Source`` (checkpoints/open.py), a ``Description``
+(checkpoints/describe.py), what is ``Arranged`` (arrange/arrange.py), blocks with their bytes (stream/blocks.py), a
+``Bundle`` (write.py). Kinds of checkpoints differ in the first stage only. Packing works within a memory budget, goes
+on where an interrupted one stopped, and is done once.
+"""
+
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from itertools import zip_longest
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from ...tiering.progress import Progress, Quiet
-from ...tiering.store.bundle.folder import PARTIAL, ensure_room, locked, prepare
-from ...tiering.store.bundle.manifest import PLAIN, Block, Drive, Manifest
+from ...tiering.store.bundle.folder import PARTIAL, locked, prepare
+from ...tiering.store.bundle.manifest import Manifest
 from ...tiering.store.bundle.reader import Bundle
-from ...tiering.store.bundle.stripes import parts_of, prepare_stripes, sweep
+from ...tiering.store.bundle.stripes import prepare_stripes, sweep
 from ...tiering.store.bundle.writer import BundleWriter, publish
 from ...tiering.units import KiB, MiB, align_up
-from ..checkpoints.digest import digest_files
-from ..checkpoints.layout import Layout, layout
-from ..checkpoints.meta_model import skeleton
-from ..checkpoints.model_files import write_model_folder
-from ..checkpoints.source import Content, content_of, open_source
-from ..checkpoints.weights import ModelWeights, Weights
+from ..checkpoints.describe import Description, describe
+from ..checkpoints.layout import Layout
+from ..checkpoints.open import open_source
+from ..checkpoints.source import Source, SourceContents
 from ..machine.drives import drives_for
 from ..routing.profiling import experts_of
 from ..routing.routes import Routes
-from .calibration import Calibration, Calibrator
-from .encoding import EncodedWeights, encoded
-from .expert_order import arrange
-from .formats import Rules, choices
-from .lengths import KeptLengths
-from .scratch_file import ScratchFile
-from .size_target import fitted
-from .striping import striped
-from .threads import one_torch_thread
+from .arrange.arrange import Arranged, arrange
+from .arrange.expert_order import order_experts
+from .arrange.formats import Rules
+from .arrange.shares import assumed_shares
+from .arrange.stripes import stripe
+from .measure.calibration import NOTHING, Calibration, Calibrator
+from .measure.lengths import KeptLengths
+from .measure.measurements import Measurements
+from .stream.encoding import EncodedWeights
+from .stream.scratch_file import ScratchFile
+from .stream.threads import one_torch_thread
+from .target import Target, find_target
+from .write import check_room, write_bundle
 
 LEAST_MEMORY = 4 * MiB
 """Packing may use this much whatever the budget: less would only make it slow."""
+UNBOUNDED = 1 << 62
+"""The memory of packing what is in memory already."""
 
 _STAGING = 8 * MiB
 _MOST_ENCODED = 32 * MiB
 """An encoded matrix that is larger lies in a file until it is written."""
-_NOTHING = Calibration({}, {})
+
+Order = Mapping[str, Sequence[int]]
+"""By the path of an experts module, the order in which its experts lie, where it is not that of their numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """How to pack, as ``pack`` takes it."""
+
+    memory: int
+    flash_limit: int | None
+    rules: Rules
+    stripes: Sequence[Path]
+    routes: Routes | None
+    calibrator: Calibrator | None
+    aligned: bool
+    direct: bool | None
+    progress: Progress
+
+    @property
+    def staging(self) -> int:
+        """Bytes of buffers for writing."""
+        return min(_STAGING, align_up(max(64 * KiB, self.memory // 4)))
+
+    def room(self, calibration: Calibration) -> int:
+        """Bytes for reading and converting, beside ``calibration`` and staging."""
+        return max(LEAST_MEMORY, self.memory - calibration.nbytes) - self.staging
 
 
 def pack(
-    source: str | Path,
+    source: str | Path | Source,
     *,
     store: Path,
-    host_memory: int,
+    host_memory: int = UNBOUNDED,
     dtype: torch.dtype | None = None,
     flash_limit: int | None = None,
     rules: Rules | None = None,
@@ -64,252 +95,117 @@ def pack(
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """The bundle of ``source`` (a folder, GGUF file or hub id) in ``store``, written if it is not there: weights in
-    ``dtype`` (None: the checkpoint's own) and in the formats of ``rules`` (as they are if not given), in at most
-    ``host_memory`` bytes of memory, with all bundles in at most ``flash_limit`` bytes. ``stripes`` are folders on other
-    drives, to which blocks are dealt by measured speed. With ``routes``, experts that are used together lie together
-    where that pays, and those that are used more have more of the size that is to be fitted. With a ``calibrator``,
-    errors count by what it measures. A bundle that is there is taken as it is, whatever drives it was dealt to, and
-    without either whatever the order of its experts and the text it was calibrated with. ``aligned`` is for a device,
-    on which transformers has every weight at a multiple of TENSOR_ALIGNMENT, wherever that is in the checkpoint.
+    """The bundle of ``source`` in ``store``, written if it is not there.
+
+    ``source`` is a folder, a GGUF file, a hub id, or what ``open_source`` or ``BuiltModel.of`` gave. Its weights are
+    stored in ``dtype`` (None: its own) and in the formats of ``rules`` (as they are if not given). Packing uses at most
+    ``host_memory`` bytes of memory, and all bundles together take at most ``flash_limit`` bytes. ``stripes`` are
+    folders on other drives, to which blocks are dealt by measured speed.
+
+    With ``routes``, experts that are used together lie together where that pays, and those that are used more get more
+    of the size that is to be fitted. With a ``calibrator``, errors count by what it measures. A bundle that is there is
+    taken as it is, whatever drives it was dealt to. Without either of the two, the order of its experts and the text it
+    was calibrated with do not matter either. ``aligned`` is for a device, on which transformers has every weight at a
+    multiple of TENSOR_ALIGNMENT, wherever that is in the checkpoint.
 
     Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when a drive
-    fails, ConfigError when a folder cannot be used, TraceError when ``routes`` are of another model. What an
-    interruption leaves is taken up by the next call; KeyboardInterrupt then says so.
+    fails, ConfigError when a folder cannot be used, TraceError when ``routes`` are of another model. The next call goes
+    on where an interrupted one stopped. KeyboardInterrupt says so.
     """
-    quiet = progress is None or isinstance(progress, Quiet)
-    opened = open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
-    rules = rules or Rules()
-    dtype = dtype or opened.dtype()
-    memory = max(host_memory, LEAST_MEMORY)
-    model = skeleton(opened.config, dtype, trust_remote_code=trust_remote_code)
-    plan = layout(model)
-    order: Mapping[str, Sequence[int]] = {}
-    if routes is not None:
-        routes.check_model(experts_of(model), str(source))
-        order = arrange(routes, plan.blocks).orders
-    store = prepare(store)
-    digest = digest_files(opened.content, store, progress)
-    kind = ["aligned"] if aligned else []
-    identity = _identity(digest, str(dtype), rules, plan, *kind)
-    target = store / f"{_file_name(opened.config.model_type)}-{identity[:16]}"
-    seen = [calibrator.digest] if calibrator is not None else []
-    if routes is not None and rules.size is not None:
-        seen.append(routes.uses_digest())
-    if order or seen:
-        identity = _identity(digest, str(dtype), rules, layout(model, order=order), *kind, *seen)
-        target = target.with_name(f"{target.name}-{identity[:8]}")
-    elif routes is None:
-        target = _special(target) or target
-
-    def job() -> _Job:
-        calibration = _NOTHING if calibrator is None else calibrator()
-        room = max(LEAST_MEMORY, memory - calibration.nbytes) - _staging(memory)
-        content = content_of(opened, model, order, dtype, room, aligned=aligned)
-        name = str(dtype).removeprefix("torch.")
-        manifest = Manifest(identity, digest, name, str(rules), content.plan.tied, (), ())
-        return _encoded(target, content, manifest, rules, progress, _scratch(store, memory), calibration, routes)
-
-    return _pack(
-        target,
-        job,
-        staging=_staging(memory),
+    options = PackOptions(
+        memory=max(host_memory, LEAST_MEMORY),
         flash_limit=flash_limit,
+        rules=rules or Rules(),
         stripes=stripes,
+        routes=routes,
+        calibrator=calibrator,
+        aligned=aligned,
         direct=direct,
-        progress=progress,
+        progress=progress or Quiet(),
     )
+    if not isinstance(source, Source):
+        quiet = isinstance(options.progress, Quiet)
+        source = open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
+    described = source.describe(dtype, aligned=aligned)
+    order = _order_experts(source, described, routes)
+    target = _find_target(prepare(store), source, described, order, options)
+    if not Bundle.is_bundle(target.folder):
+        with locked(target.folder):
+            if not publish(target.folder):
+                _pack(source, described, order, target, options)
+    return Bundle.open(target.folder, direct=direct)
 
 
-def pack_model(
-    model: PreTrainedModel,
-    *,
-    store: Path,
-    flash_limit: int | None = None,
-    rules: Rules | None = None,
-    stripes: Sequence[Path] = (),
-    aligned: bool = False,
-    direct: bool | None = None,
-    progress: Progress | None = None,
-) -> Bundle:
-    """The bundle of a ``model`` whose weights are in memory, in its own dtypes and the formats of ``rules`` (as they
-    are if not given), written if it is not in ``store``; ``aligned`` as for ``pack``.
-
-    Errors as for ``pack``.
-    """
-    rules = rules or Rules()
-    addresses = {} if aligned else {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
-    plan = layout(model, addresses)
-    store = prepare(store)
-    weights = ModelWeights(model)
-    digest = _digest_model(plan, weights, progress or Quiet())
-    dtype = str(model.dtype)
-    identity = _identity(digest, dtype, rules, plan)
-    scratch = ScratchFile(store, _MOST_ENCODED)
-
-    def write_model(folder: Path) -> None:
-        model.config.save_pretrained(folder)
-        if model.can_generate():
-            model.generation_config.save_pretrained(folder)
-
-    manifest = Manifest(identity, digest, dtype.removeprefix("torch."), str(rules), plan.tied, (), ())
-    target = store / f"{_file_name(model.config.model_type)}-{identity[:16]}"
-    return _pack(
-        target,
-        lambda: _encoded(target, Content(model, weights, plan, write_model), manifest, rules, progress, scratch),
-        staging=_STAGING,
-        flash_limit=flash_limit,
-        stripes=stripes,
-        direct=direct,
-        progress=progress,
-    )
+def _order_experts(source: Source, described: Description, routes: Routes | None) -> Order:
+    if routes is None:
+        return {}
+    routes.check_model(experts_of(described.model), source.name)
+    return order_experts(routes, described.layout.blocks).orders
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What there is to write: ``manifest`` lacks files, drives and blocks."""
-
-    plan: Layout
-    weights: Weights
-    manifest: Manifest
-    write_model: Callable[[Path], None]
-
-
-def _encoded(
-    target: Path,
-    content: Content,
-    manifest: Manifest,
-    rules: Rules,
-    progress: Progress | None,
-    scratch: ScratchFile,
-    calibration: Calibration = _NOTHING,
-    routes: Routes | None = None,
-) -> _Job:
-    """What to write of ``content`` by ``rules`` to ``target``. Where a format's length depends on the numbers, they are
-    encoded once more, to find it out: places must be known before anything is written. An interrupted packing's
-    findings are taken up."""
-    plan, weights, bar = content.plan, content.weights, progress or Quiet()
-    calibration = calibration.of_stored(plan.tied)
-    by_rule = choices(content.model, plan, rules, weights.stored())
-    coded = EncodedWeights(weights, scratch, calibration.importance)
-    with closing(KeptLengths(target.with_name(target.name + PARTIAL), coded.lengths)) as lengths:
-        if chosen := fitted(content.model, plan, by_rule, weights, calibration, routes, bar, lengths):
-            bar.start("measuring", plan.total_bytes)
-            try:
-                with one_torch_thread():
-                    plan, notes = encoded(plan, chosen, lengths, bar.advance, equal=rules.size is None)
-            finally:
-                bar.finish()
-            weights, manifest = coded, replace(manifest, notes=notes)
-    return _Job(plan, weights, manifest, content.write_model)
+def _find_target(store: Path, source: Source, described: Description, order: Order, options: PackOptions) -> Target:
+    digest = source.digest(described, store, options.progress)
+    seen = [options.calibrator.digest] if options.calibrator is not None else []
+    if options.routes is not None and options.rules.size is not None:
+        seen.append(options.routes.uses_digest())
+    ordered = describe(described.model, described.addresses, order) if order else None
+    any_order = options.routes is None
+    return find_target(store, digest, described, options.rules, ordered, seen, any_order=any_order)
 
 
-def _special(target: Path) -> Path | None:
-    """The latest bundle of what ``target`` is for that was made with a routing trace or a text, if there is one."""
-    found = [folder for folder in target.parent.glob(f"{target.name}-{'[0-9a-f]' * 8}") if Bundle.is_bundle(folder)]
-    return max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns, default=None)
+def _pack(source: Source, described: Description, order: Order, target: Target, options: PackOptions) -> None:
+    """Write the bundle ``target``, whose lock is held."""
+    store = target.folder.parent
+    with ExitStack() as stack:
+        calibration = options.calibrator() if options.calibrator is not None else NOTHING
+        contents = source.read(described, options.room(calibration))
+        stack.callback(contents.weights.close)
+        addresses = {} if options.aligned else contents.addresses
+        layout = describe(contents.model, addresses, order)
+        calibration = calibration.of_stored(layout.tied)
+        scratch = ScratchFile(store, min(_MOST_ENCODED, options.memory // 8))
+        weights = EncodedWeights(contents.weights, scratch, calibration.importance)
+        arranged = _arrange(contents, layout, weights, calibration, target, options)
+
+        stripes = prepare_stripes(store, options.stripes)
+        sweep(store, stripes)
+        lengths = [block.extent.length for block in arranged.layout.blocks]
+        drives = drives_for(target.folder, stripes, lengths, memory=options.staging)
+        layout = stripe(arranged.layout, drives)
+        check_room(target.folder, layout, drives, stripes, options.flash_limit)
+        writer = BundleWriter(
+            target.folder, layout.blocks, layout.files, drives=drives, staging=options.staging, direct=options.direct
+        )
+        stack.callback(writer.close)
+        name = str(described.dtype).removeprefix("torch.")
+        manifest = Manifest(
+            target.identity, target.digest, name, str(options.rules), layout.tied, (), (), notes=arranged.notes
+        )
+
+        def write_model(folder: Path) -> None:
+            source.write_model_files(folder, untied=contents.untied)
+
+        write_bundle(writer, layout, weights, manifest, write_model, options.progress)
 
 
-def _pack(
-    target: Path,
-    job_of: Callable[[], _Job],
-    *,
-    staging: int,
-    flash_limit: int | None,
-    stripes: Sequence[Path],
-    direct: bool | None,
-    progress: Progress | None,
-) -> Bundle:
-    """Write the bundle ``target`` unless it is there, and open it. ``job_of`` is asked only if it must be written."""
-    if not Bundle.is_bundle(target):
-        with locked(target), ExitStack() as stack:
-            if not publish(target):
-                job = job_of()
-                stack.callback(job.weights.close)
-                stripes = prepare_stripes(target.parent, stripes)
-                sweep(target.parent, stripes)
-                lengths = [block.extent.length for block in job.plan.blocks]
-                drives = drives_for(target, stripes, lengths, memory=staging)
-                job = replace(job, plan=striped(job.plan, drives))
-                _ensure_room(target, job.plan, drives, stripes, flash_limit)
-                writer = BundleWriter(
-                    target, job.plan.blocks, job.plan.files, drives=drives, staging=staging, direct=direct
-                )
-                stack.callback(writer.close)
-                _write(writer, job, progress or Quiet())
-    return Bundle.open(target, direct=direct)
-
-
-def _ensure_room(
-    target: Path, plan: Layout, drives: Sequence[Drive], stripes: Sequence[Path], limit: int | None
-) -> None:
-    """Raise FlashFull unless each drive has room for its share, and all drives together may hold ``plan``."""
-    folders = [target.with_name(target.name + PARTIAL), *(Path(drive.folder) for drive in drives[1:])]
-    needs = dict.fromkeys(folders, 0)
-    for file in plan.files:
-        needs[folders[file.drive]] += file.length
-    store = target.parent
-    ensure_room(store, needs, limit, elsewhere=[part for stripe in stripes for part in parts_of(store, stripe)])
-
-
-def _write(writer: BundleWriter, job: _Job, progress: Progress) -> None:
-    progress.start("packing", job.plan.total_bytes)
-    try:
-        progress.advance(writer.done_bytes)
-        with one_torch_thread():
-            todo = job.plan.blocks[writer.done :]
-            for block, following in zip_longest(todo, todo[1:]):
-                if following:
-                    job.weights.expect(following)
-                writer.append(_pieces(block, job.weights))
-                progress.advance(block.extent.length)
-        write_model_folder(writer.folder / "model", job.write_model)
-        writer.finish(job.manifest)
-    except KeyboardInterrupt:
-        percent = 100 * writer.done_bytes // max(1, job.plan.total_bytes)
-        raise KeyboardInterrupt(
-            f"packing was interrupted at {percent} %; run the same again to go on from there, or delete {writer.folder}"
-        ) from None
-    finally:
-        progress.finish()
-
-
-def _pieces(block: Block, weights: Weights) -> Iterator[tuple[int, memoryview]]:
-    """The block's content: offsets in the block and the bytes there."""
-    for spec in block.tensors:
-        at = spec.offset
-        for piece in weights.pieces(spec, block.id.expert):
-            yield at, piece
-            at += len(piece)
-        assert at == spec.offset + spec.length, f"{spec.name} has {at - spec.offset} bytes instead of {spec.length}"
-
-
-def _identity(digest: str, dtype: str, rules: Rules, plan: Layout, *seen: str) -> str:
-    """SHA-256 of all that decides what the bundle holds; ``seen`` is what else does, as digests of what it was
-    calibrated with. The layout too: it depends on transformers' version. Not the drives: a bundle holds the same,
-    however it is dealt."""
-    return hashlib.sha256(json.dumps([digest, dtype, str(rules), PLAIN, plan.digest(), *seen]).encode()).hexdigest()
-
-
-def _digest_model(plan: Layout, weights: Weights, progress: Progress) -> str:
-    """SHA-256 over the bytes of all weights."""
-    digest = hashlib.sha256()
-    progress.start("checking the weights", plan.total_bytes)
-    for block in plan.blocks:
-        for _, piece in _pieces(block, weights):
-            digest.update(piece)
-        progress.advance(block.extent.length)
-    progress.finish()
-    return digest.hexdigest()
-
-
-def _scratch(store: Path, memory: int) -> ScratchFile:
-    return ScratchFile(store, min(_MOST_ENCODED, memory // 8))
-
-
-def _staging(memory: int) -> int:
-    return min(_STAGING, align_up(max(64 * KiB, memory // 4)))
-
-
-def _file_name(model_type: str) -> str:
-    return re.sub(r"[^\w.-]", "_", model_type) or "model"
+def _arrange(
+    contents: SourceContents,
+    layout: Layout,
+    weights: EncodedWeights,
+    calibration: Calibration,
+    target: Target,
+    options: PackOptions,
+) -> Arranged:
+    """Where a format's length depends on the numbers, they are encoded once more, to find it out. An interrupted
+    packing's findings are taken up."""
+    folder = target.folder.with_name(target.folder.name + PARTIAL)
+    with closing(KeptLengths(folder, weights.lengths)) as lengths, one_torch_thread():
+        measure = Measurements(
+            contents.weights,
+            lengths,
+            lambda: {**assumed_shares(contents.model, layout, options.routes), **calibration.shares},
+            calibration,
+            options.progress,
+        )
+        stored = contents.weights.stored()
+        return arrange(contents.model, layout, options.rules, stored, measure, options.progress)

@@ -1,1 +1,1 @@
-"""What a model will need and how fast it will run, before it is loaded."""
+"""The memory that a model will need and its speed, before it is loaded. It may import all rooms but cli."""

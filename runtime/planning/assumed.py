@@ -1,8 +1,8 @@
-"""Routing made up for a model of which there is no trace (pure): as even, and as repetitive, as a trained one's.
+"""Assumed routing, for a model without a trace (pure): as even and as repetitive as that of a trained model.
 
-A router's score for an expert is a part of its own, which makes some experts more popular than others, and a part that
-changes from token to token but is remembered a little; the highest scores are chosen. Both parts are normal, so the
-assumption is two numbers. They make caches of an eighth, a quarter and half of all experts hit as often as on
+A router's score for an expert has a constant part, which makes some experts more popular than others, and a part that
+changes from token to token with a little memory. The highest scores are chosen. Both parts are normal, so the
+assumption is two numbers. With them, caches of an eighth, a quarter and half of all experts hit as often as on
 examples/tiny-moe reading English and code, within two points (docs/explanation/routing.md).
 """
 
@@ -12,11 +12,11 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..loading.arrangement import ExpertLayer
-from ..routing.routes import RoutedLayer, Routes, narrow
+from ...tiering.planner.arrangement import ExpertLayer
+from ..routing.routed import RoutedLayer, RoutedTokens, narrow
 
 POPULARITY = 0.8
-"""Standard deviation of the experts' own parts, which lie evenly; that of the changing part is 1."""
+"""Standard deviation of the constant parts, which are spread evenly. That of the changing part is 1."""
 MEMORY = 0.1
 """Correlation of the changing part from one token to the next."""
 
@@ -25,9 +25,9 @@ _NORMAL = NormalDist()
 
 def assumed_routes(
     layers: Sequence[ExpertLayer], tokens: int, *, popularity: float = POPULARITY, seed: int = 0
-) -> Routes:
-    """Routing of ``tokens`` tokens, in one sequence, each decoded alone: the less even, the larger ``popularity`` is.
-    Equal arguments give equal routing."""
+) -> RoutedTokens:
+    """Make up the routing of ``tokens`` tokens, in one sequence, each decoded alone. The larger ``popularity``, the
+    less even it is. Equal arguments give equal routing."""
     chance = np.random.default_rng(seed)
     found = []
     for layer in layers:
@@ -39,4 +39,4 @@ def assumed_routes(
             now += MEMORY * before
         best = np.argsort(-(own + changing), axis=1)[:, : layer.per_token]
         found.append(RoutedLayer(layer.path, layer.experts, narrow(best, layer.experts), None))
-    return Routes("assumed", "made up", tuple(found), (1,) * tokens, (tokens,))
+    return RoutedTokens("assumed", "made up", tuple(found), (1,) * tokens, (tokens,))

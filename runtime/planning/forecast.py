@@ -1,53 +1,65 @@
-"""How fast a model will run: its planner under some budget, simulated on described devices (pure)."""
+"""The speed of a model: its planner under some budget, simulated on described devices (pure)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ...tiering.planner.arrangement import Arrangement, ExpertLayer, Outline
 from ...tiering.planner.planner import Planner
-from ...tiering.policy.placement.placement import Placement
-from ...tiering.policy.placement.shrinking import Divisions
-from ...tiering.policy.placement.tiered import Tiers
-from ...tiering.policy.reads import Reading
 from ...tiering.sim.calibration import timed
 from ...tiering.sim.devices import Bus, Drive, Memory
 from ...tiering.sim.host_tier import Below
 from ...tiering.sim.kv import KvLoad, seconds_with
 from ...tiering.sim.outcome import Outcome
 from ...tiering.sim.simulator import simulate
-from ...tiering.sim.workload import Layer, Pass, Workload, guessing
-from ..loading.arrangement import ExpertLayer, Outline
-from ..machine.timings import Timings
-from ..routing.routes import Routes
+from ...tiering.sim.workload import Layer, Pass, Workload, guessing, layers_of
+from ..routing.routed import RoutedTokens
 
 LEAST, MOST, ROUTED = 8, 24, 480
-"""Tokens that warm the cache after a prompt, and then as many that count: fewer of a model with more layers of experts,
-whose chances even out sooner, so that they route ROUTED times."""
+"""Tokens that warm the cache after a prompt, and then the same number that count. A model with more layers of experts
+needs fewer, since its chances even out sooner: its tokens route ROUTED times."""
 PROMPT = 256
-"""Tokens of a prompt whose routing is looked at: a longer one uses no other experts to speak of."""
+"""Tokens of a prompt whose routing is used. A longer prompt hardly uses any other experts."""
 PRECISION = 0.75
 """Share of the guessed experts that come, where nothing else is said: docs/explanation/performance.md, in bytes."""
 
 Limit = Literal["flash", "bus", "memory", "compute"]
 
 
+class CoreTimings(Protocol):
+    """How fast the cores of a machine compute; runtime/machine/timings.py measures it."""
+
+    @property
+    def token(self) -> float:
+        """Seconds of a token, besides its layers."""
+
+    @property
+    def guess(self) -> float:
+        """Seconds of guessing the experts of a layer."""
+
+    def memory_for(self, dtype: str, *, experts: bool) -> Memory:
+        """The memory, as products with weights of ``dtype`` see it."""
+
+    def layer_seconds(self, size: int, *, experts: bool) -> float:
+        """Seconds of a layer with ``size`` bytes of weights, besides these."""
+
+
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What a model runs on: ``drives`` in the order of the bundle's, read as ``reading`` says, and the cores."""
+    """The devices of a run: ``drives`` in the order of the bundle's, and the cores."""
 
     drives: Sequence[Drive]
-    reading: Reading
-    timings: Timings
+    timings: CoreTimings
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Of decoding, with the cache warm, and of a prompt, with the cache empty. ``hit_ratio`` is that of the requests
-    for experts, or, in a model without any, for streamed layers. ``limited_by`` is what is busy longest: a drive, the
-    bus to a device, cores that wait for memory, or cores with all else."""
+    """The speed of decoding with a warm cache, and of a prompt with an empty one. ``hit_ratio`` is the share of
+    requested experts found in memory, or, in a model without experts, of streamed layers. ``limited_by`` is busy
+    longest: a drive, the bus to a device, cores that wait for memory, or cores that compute."""
 
     tokens_per_second: float
     time_to_first_token_s: float
@@ -58,13 +70,13 @@ class Forecast:
 
 
 class Forecaster:
-    """Forecasts for one model and prompt, on some devices, for any placement."""
+    """Forecasts for one model and prompt, on some devices, for any arrangement."""
 
     def __init__(
         self,
         outline: Outline,
         devices: Devices,
-        routes: Routes | None,
+        routes: RoutedTokens | None,
         *,
         prompt_tokens: int,
         precision: float = PRECISION,
@@ -78,29 +90,26 @@ class Forecaster:
         self.memory: Memory = devices.timings.memory_for(outline.dtype, experts=bool(outline.layers))
         self._lengths = {block.id: block.length for block in outline.blocks}
         self._per_token = {layer.path: layer.per_token for layer in outline.layers}
-        layers = timed(outline.passed, self._besides)
+        layers = timed(passed_layers(outline), self._besides)
         layers[-1] = replace(layers[-1], seconds=layers[-1].seconds + devices.timings.token)
         self._layers = layers
         self.bytes_per_token = sum(map(self._bytes_used, layers))
         """Bytes of weights that a token uses."""
-        passes = [Pass(prompt_tokens)] + [Pass(1)] * (2 * decoded(outline.layers))
+        passes = [Pass(prompt_tokens)] + [Pass(1)] * (2 * count_decoded(outline.layers))
         if routes:
-            passes = _routed(passes, outline, routes)
+            passes = _route(passes, outline, routes)
         if routes and outline.foreseen:
             experts = min(layer.experts for layer in outline.layers)
             passes = list(guessing(passes, experts, precision=precision))
         self._passes = passes
 
-    def forecast(self, placement: Placement, divisions: Divisions, *, eviction: str, guess: bool) -> Forecast:
-        """What ``placement`` promises; ``eviction`` and ``guess`` as for ``setup_of``."""
-        setup = self._outline.setup(placement, divisions, self._devices.reading, eviction=eviction, guess=guess)
-        return self._simulated(setup.planner(), None)
-
-    def forecast_tiers(self, tiers: Tiers, bus: Bus, *, eviction: str, guess: bool) -> Forecast:
-        """What ``tiers`` promise, with ``bus`` between device and host."""
-        reading = self._devices.reading
-        above, below = self._outline.device_setup(tiers, reading, eviction=eviction, guess=guess)
-        return self._simulated(above.planner(), Below(below.planner(), bus))
+    def forecast(self, arrangement: Arrangement, bus: Bus | None = None) -> Forecast:
+        """Simulate ``arrangement``; ``bus`` leads from host memory to its device, if it has one."""
+        host = arrangement.host_setup.planner()
+        if arrangement.device_setup is None:
+            return self._simulated(host, None)
+        assert bus is not None, "a device is reached over a bus"
+        return self._simulated(arrangement.device_setup.planner(), Below(host, bus))
 
     def _simulated(self, planner: Planner, below: Below | None) -> Forecast:
         outcome = simulate(
@@ -109,7 +118,7 @@ class Forecaster:
             drives=self._devices.drives,
             memory=self.memory,
             below=below,
-            untimed=1 + decoded(self._outline.layers),
+            untimed=1 + count_decoded(self._outline.layers),
         )
         prompt = outcome.untimed[0]
         return Forecast(
@@ -122,7 +131,7 @@ class Forecaster:
         )
 
     def with_kv(self, found: Forecast, kv: KvLoad) -> Forecast:
-        """``found`` with ``kv`` behind every token, read from the first drive."""
+        """Add ``kv``, read from the first drive for every token, to ``found``."""
         drive = self._devices.drives[0]
         seconds, busy = seconds_with(kv, 1 / found.tokens_per_second, found.flash_bytes_per_token, drive, self.memory)
         limited = "flash" if busy >= seconds else "compute" if found.limited_by == "flash" else found.limited_by
@@ -144,18 +153,23 @@ class Forecaster:
         return dense + self._per_token[layer.experts[0].module] * self._lengths[layer.experts[0]]
 
 
-def decoded(layers: Sequence[ExpertLayer]) -> int:
-    """Tokens that warm the cache, and that count, each."""
+def passed_layers(outline: Outline) -> list[Layer]:
+    """The layers that a token passes. An embedding that nothing else uses is left out: a token takes one row of it."""
+    return layers_of(block.id for block in outline.blocks if not outline.embeddings.get(block.id))
+
+
+def count_decoded(layers: Sequence[ExpertLayer]) -> int:
+    """Tokens that warm the cache, and the same number that count."""
     return max(LEAST, min(MOST, ROUTED // max(1, len(layers))))
 
 
-def routed_tokens(layers: Sequence[ExpertLayer], prompt_tokens: int) -> int:
-    """Tokens whose routing a forecast looks at."""
-    return min(prompt_tokens, PROMPT) + 2 * decoded(layers)
+def count_routed(layers: Sequence[ExpertLayer], prompt_tokens: int) -> int:
+    """Tokens whose routing a forecast uses."""
+    return min(prompt_tokens, PROMPT) + 2 * count_decoded(layers)
 
 
-def _routed(passes: Sequence[Pass], outline: Outline, routes: Routes) -> list[Pass]:
-    """``passes`` with the experts that ``routes`` have for them."""
+def _route(passes: Sequence[Pass], outline: Outline, routes: RoutedTokens) -> list[Pass]:
+    """Give each of ``passes`` the experts that ``routes`` have for it."""
     by_path = {layer.path: layer for layer in routes.layers}
     layers = [by_path[layer.path] for layer in outline.layers]
     routed, token = [], 0
@@ -168,5 +182,5 @@ def _routed(passes: Sequence[Pass], outline: Outline, routes: Routes) -> list[Pa
 
 
 def _different(chosen: npt.NDArray[Any], experts: int) -> list[int]:
-    """The experts that are in ``chosen``, which of ``experts`` there are, in ascending order."""
+    """The experts in ``chosen``, below ``experts``, in ascending order."""
     return [expert for expert in np.unique(chosen).tolist() if expert < experts]

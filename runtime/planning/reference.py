@@ -1,7 +1,7 @@
-"""Times of small reference models, run as every model is: what a layer and a token cost here besides their weights.
+"""Times of small reference models: the cost of a layer and of a token on this machine, besides their weights.
 
-Two sizes of each kind: one whose weights stay in the processor's caches, and one whose weights push all else out of
-them, after which the interpreter and the small operations take longer too.
+They run as every model does. There are two sizes of each kind: one whose weights stay in the processor's caches, and
+one whose weights push everything else out of them, after which the interpreter and small operations take longer too.
 """
 
 import math
@@ -39,7 +39,7 @@ from ...tiering.units import PAGE, MiB
 from ..config.config import Config
 from ..loading.load import wrap
 from ..machine import timings
-from ..machine.timings import Delivery, Products, Timings
+from ..machine.timings import Delivery, ProductSpeeds, Timings
 from ..modules.linear import few_rows
 from ..tracing.replay import recorded
 
@@ -49,19 +49,19 @@ _EXPERTS = ((256, 4, 4), (1024, 2, 8))
 """Widths, layers, and experts that a token uses, of 16."""
 _PROMPT, _TOKENS, _UNTIMED = 8, 40, 8
 _TIGHT, _DENSE_TIGHT = 0.6, 0.9
-"""Share of a model's weights with which it computes while others are read. A dense block that is waited for costs cores
-more than one that is there: with this share it is seen at a third of them."""
+"""Share of a model's weights that its memory holds, so that it computes while others are read. A dense block that is
+waited for costs the cores more than one in memory: with this share, a third of the blocks are waited for."""
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _WIDTH, _MATRICES, _MANY = 2048, 12, 256
-"""Matrices that are multiplied: so wide, so many, by one token and by so many."""
+"""Matrices that are multiplied: their width, their number, and the larger of the two numbers of tokens."""
 _REPEATS = 5
 _ALONE = 0.5
-"""Seconds for which a drive is read by itself."""
+"""Seconds of reading a drive alone."""
 _LEAST = 1e-9
-"""Seconds that a layer takes at least, whatever the clock says."""
+"""The least seconds of a layer, whatever the clock says."""
 
 
-class _Run(NamedTuple):
+class _TimedRun(NamedTuple):
     """The median ``seconds`` of a token, and the recording."""
 
     seconds: float
@@ -69,7 +69,7 @@ class _Run(NamedTuple):
 
 
 def timings_here(folder: Path, threads: int | str) -> Timings:
-    """What is kept of this machine; else measured as ``measure`` does, and kept."""
+    """The timings of this machine: those that are kept, else measured by ``measure``, and kept."""
     found = timings.load(threads)
     if found is None:
         found = measure(folder, threads)
@@ -78,8 +78,8 @@ def timings_here(folder: Path, threads: int | str) -> Timings:
 
 
 def measure(folder: Path, threads: int | str) -> Timings:
-    """What this machine takes for the reference models, with ``threads`` as in the configuration. The models lie below
-    ``folder`` meanwhile. Takes some seconds, and 300 MiB there and of memory.
+    """Measure this machine with the reference models, with ``threads`` as in the configuration. The models lie below
+    ``folder`` meanwhile. Takes some seconds, 300 MiB there, and 300 MiB of memory.
 
     Raises ConfigError when ``folder`` cannot be written to, FlashFull when it has no room.
     """
@@ -161,8 +161,8 @@ def _model(kind: str, width: int, layers: int, **more: Any) -> PreTrainedModel:
     return model
 
 
-def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -> _Run:
-    """Decode with all of ``model`` in memory, or with a ``share`` of it."""
+def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -> _TimedRun:
+    """Decode with all of ``model`` in memory, or with a ``share`` of its bytes."""
     whole = sum(weight.nbytes for weight in model.parameters())
     budget = 2 * whole + MiB if share is None else int(whole * share)
     record = Path(settings.store.path) / "run.penrec"
@@ -174,11 +174,11 @@ def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -
             start = time.perf_counter()
             out = streamed(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
             seconds.append(time.perf_counter() - start)
-    return _Run(statistics.median(seconds[_UNTIMED:]), recorded(record))
+    return _TimedRun(statistics.median(seconds[_UNTIMED:]), recorded(record))
 
 
 def _delivery(folder: Path, recording: Recording) -> Delivery:
-    """What the drive below ``folder`` delivered in a recorded run, against reads of the same size by themselves."""
+    """The speed of the drive below ``folder`` in a recorded run, compared with reads of the same size alone."""
     sizes = [action.size for _, _, actions in recording.steps for action in actions if isinstance(action, Read)]
     size = min(LARGEST_READ, max(PAGE, round(statistics.mean(sizes)) // PAGE * PAGE)) if sizes else PAGE
     alone = measure_drive(
@@ -188,19 +188,19 @@ def _delivery(folder: Path, recording: Recording) -> Delivery:
     return Delivery(share=found.waiting / alone.best.bytes_per_second, contention=found.lost)
 
 
-def _computed(run: _Run) -> float:
-    """The median seconds that a token was computed."""
+def _computed(run: _TimedRun) -> float:
+    """The median seconds of computing a token."""
     return statistics.median(dense_seconds(run.recording)[1 + _UNTIMED :])
 
 
-def _products(dtype: torch.dtype) -> Products:
+def _products(dtype: torch.dtype) -> ProductSpeeds:
     """Products of one and of many tokens with more weights than the processor's caches hold."""
     layers = [nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype).requires_grad_(False) for _ in range(_MATRICES)]
     size = layers[0].weight.nbytes
     forwards = [few_rows(layer, layer.forward) or layer.forward for layer in layers]
     with torch.inference_mode():
         one, many = (torch.ones(rows, _WIDTH, dtype=dtype) for rows in (1, _MANY))
-        return Products(
+        return ProductSpeeds(
             one=size * _MATRICES / _quickest(lambda: [forward(one) for forward in forwards]),
             many=size * _MANY / _quickest(lambda: layers[0](many)),
         )

@@ -1,5 +1,5 @@
-"""Computes prompts block by block, or several together where that gives the same bits: what a block gives depends on
-nothing behind it, so it can be kept for others."""
+"""Computes prompts block by block, or several blocks together where that gives the same bits. A block's keys and values
+depend on nothing behind it, so they can be stored for other prompts."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from .grouping import call_ends, may_be_together
+from .grouping import divide_into_calls, may_compute_together
 
 if TYPE_CHECKING:
     from .prefix import Prefixes
 
 _PLAIN = {"attention_mask", "past_key_values", "use_cache", "logits_to_keep", "position_ids", "cache_position"}
-"""What a prompt's forward may be given without another KV coming out of it, if the first and the last two are as
-transformers makes them."""
+"""Arguments of a prompt's forward that do not change its KV, if the mask and the positions are those that transformers
+makes."""
 
 
 def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int) -> torch.Tensor:
-    """Compute what ``cache`` lacks of ``token_ids``, in forward calls that end where blocks do; the logits of the last
+    """Compute the ``token_ids`` that ``cache`` lacks, in forward calls that end where blocks do; the logits of the last
     token, [vocabulary]."""
-    ends = call_ends(cache.get_seq_length(), len(token_ids), block=block, together=False)
+    ends = divide_into_calls(cache.get_seq_length(), len(token_ids), block=block, together=False)
     return _compute(model, token_ids, cache, ends)
 
 
 def _compute(model: Any, token_ids: Sequence[int], cache: Cache, ends: Iterable[int]) -> torch.Tensor:
-    """Compute ``token_ids`` from where ``cache`` is, in forward calls up to each of ``ends``; as ``prefill``."""
+    """As ``prefill``, in forward calls up to each of ``ends``."""
     ids = torch.tensor([list(token_ids)], device=model.device)
     logits = torch.empty(0)
     with torch.no_grad():
@@ -36,24 +36,25 @@ def _compute(model: Any, token_ids: Sequence[int], cache: Cache, ends: Iterable[
     return logits
 
 
-def with_prefixes(
+def prefill_with_prefixes(
     prefixes: "Prefixes", model: Any, input_ids: torch.Tensor, cache: DynamicCache, last: Callable[[], Any]
 ) -> Any:
-    """What ``last`` gives, transformers' own prefill of all of ``input_ids`` [1, N] that the fresh ``cache`` has not
-    got: after as much as possible of it was restored, and other full blocks computed. The prompt is offered."""
+    """Prefill the prompt ``input_ids`` [1, N] into the fresh ``cache``: restore what ``prefixes`` have of it, compute
+    other full blocks, then call ``last``, transformers' own prefill of the rest, and return its result. The prompt is
+    offered to ``prefixes``."""
     ids: list[int] = input_ids[0].tolist()
     prefixes.restore(ids, cache)
-    together = may_be_together(model, ids, cache, block=prefixes.block, kind=prefixes.kind)
+    together = may_compute_together(model, ids, cache, block=prefixes.block, kind=prefixes.kind)
     done = cache.get_seq_length()
     began = time.perf_counter()
-    stop = prefixes.stop(ids) if prefixes.with_state else 0
+    stop = prefixes.find_stop(ids) if prefixes.with_state else 0
     if stop:
         prefill(model, ids[:stop], cache, block=prefixes.block)
         prefixes.offer(ids, cache)
-    *ends, _ = call_ends(cache.get_seq_length(), len(ids), block=prefixes.block, together=together)
+    *ends, _ = divide_into_calls(cache.get_seq_length(), len(ids), block=prefixes.block, together=together)
     _compute(model, ids, cache, ends)
     out = last()
-    prefixes.prefilled(len(ids) - done, time.perf_counter() - began)
+    prefixes.note_prefill(len(ids) - done, time.perf_counter() - began)
     if not stop:
         prefixes.offer(ids, cache)
     return out

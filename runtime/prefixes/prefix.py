@@ -1,8 +1,8 @@
-"""Prompts' keys and values over restarts: a fresh cache begins with the longest prefix that is stored.
+"""Stored prefixes of one model: a fresh cache is restored from the longest one that its prompt begins with.
 
-A restored prefix has the bits it was computed with. A prompt that goes on from it gives the same bits as one computed
-from its beginning if both compute the same tokens in the same forward calls: prompts are computed block by block
-(runtime/prefixes/prefill.py), so that each block's numbers depend on nothing that comes after it.
+A restored prefix has the bits it was computed with. A prompt that goes on from it gets the same bits as one computed
+from its beginning if both compute the same tokens in the same forward calls. So prompts are computed block by block
+(runtime/prefixes/prefill.py): each block's keys and values depend on nothing that comes after it.
 """
 
 import os
@@ -11,49 +11,36 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
+from ...kernels.closing import Closing
 from ...tiering.errors import PenstockError, PrefixError
 from ...tiering.prefix.breakeven import Speeds, worth_reading
 from ...tiering.prefix.chain import Chain, chain_of, root_of
 from ...tiering.store.prefixes.found import Found
 from ...tiering.store.prefixes.prefixes import PrefixStore
+from ..engine.stats import PrefixStats
 from ..tiers.placeholders import CPU
-from .prefix_source import Contents, contents_of, has_state, is_supported, restore
+from .prefix_source import Contents, has_state, is_supported, restore, take_contents
 
 _TRIES = 4
 _LOWEST_PRIORITY = 19
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixStats:
-    """``restored`` tokens were not computed, in ``hits`` prompts of ``prompts``; ``declined`` had a prefix that would
-    have taken longer to read. ``written`` bytes; ``problem`` is what went wrong last while writing."""
-
-    prompts: int = 0
-    hits: int = 0
-    declined: int = 0
-    restored: int = 0
-    bytes_read: int = 0
-    written: int = 0
-    problem: str = ""
-
-
-class Prefixes:
+class Prefixes(Closing):
     """The stored prefixes of one model, in the namespace ``salt``. Thread-safe; has to be closed.
 
     A store that fails is one that has nothing: the model goes on, and ``stats`` has the problem.
 
-    ``identity`` says what the numbers depend on (runtime/prefixes/prefix_identity.py), ``label`` names the model for
-    people;
-    ``config`` is the model's, which computes on ``device``. ``block`` tokens are stored together.
+    ``identity`` describes everything that keys and values depend on (runtime/prefixes/prefix_identity.py), ``label``
+    names the model for people. ``config`` is that of the model, which computes on ``device``. ``block`` tokens are
+    stored together.
     """
 
     def __init__(
@@ -68,38 +55,38 @@ class Prefixes:
         device: torch.device = CPU,
     ) -> None:
         self.store, self.block, self._device = store, block, device
-        described = identity | {"block": block}  # as many tokens are computed at a time
+        described = identity | {"block": block}  # tokens that are computed at a time
         self.root = root_of(described, salt)
         self.kind = root_of(described)
-        """Names what the numbers depend on."""
+        """A name for everything that keys and values depend on."""
         fresh = DynamicCache(config=config)
         self.supported = is_supported(fresh)
         self.with_state = has_state(fresh)
-        """Whether a prompt can be offered only where ``stop`` says."""
+        """Whether a prompt can be offered only after the tokens that ``find_stop`` says."""
         self._label = label
-        self._writer = ThreadPoolExecutor(1, "penstock-prefix-writer", initializer=_give_way)
+        self._writer = ThreadPoolExecutor(1, "penstock-prefix-writer", initializer=_lower_priority)
         self._writing: Future[None] | None = None
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("prompts", "hits", "declined", "restored", "bytes_read", "written"), 0)
         self._problem = ""
 
-    def boundary(self, tokens: int) -> int:
+    def find_boundary(self, tokens: int) -> int:
         """The last end of a block that leaves at least one of ``tokens`` to be computed."""
         return max(0, tokens - 1) // self.block * self.block
 
-    def stored(self, token_ids: Sequence[int]) -> int:
-        """How many of ``token_ids`` a longer prompt that begins with them would find."""
+    def count_stored(self, token_ids: Sequence[int]) -> int:
+        """The number of ``token_ids`` that a longer prompt beginning with them would find stored."""
         chain = chain_of(self.root, token_ids, self.block)
         return self.store.longest(chain, with_state=self.with_state) * self.block
 
-    def stop(self, token_ids: Sequence[int]) -> int:
-        """Where in its prefill a prompt is to be offered: how many of its tokens come a second time, in full blocks,
-        and are not stored; 0 if there is nothing to store. With windows or recurrent states it has to be offered just
-        there; without, any time later."""
+    def find_stop(self, token_ids: Sequence[int]) -> int:
+        """The number of leading tokens of a prompt after which it is to be offered: those that come a second time, in
+        full blocks, and are not stored; 0 if there is nothing to store. With windows or recurrent states it has to be
+        offered at that point of its prefill, otherwise at any later time."""
         if not self.supported:
             return 0
         blocks = 0
-        with self._noting_problems():
+        with self._note_problems():
             chain = self._chain(token_ids)
             seen = self.store.seen(chain)
             blocks = seen if seen > self.store.longest(chain, with_state=self.with_state) else 0
@@ -107,20 +94,20 @@ class Prefixes:
 
     def restore(self, token_ids: Sequence[int], cache: DynamicCache) -> int:
         """Fill the fresh ``cache`` with the longest stored prefix of ``token_ids``, if that takes less time than
-        computing it; how many tokens that are, never all. Whatever is damaged counts as absent.
+        computing it; the number of tokens restored, never all. A damaged prefix counts as absent.
 
-        Raises what a paged cache raises that cannot take it.
+        Raises what the pool of a paged cache raises.
         """
         self._count(prompts=1)
         if not self.supported or cache.get_seq_length():
             return 0
         try:
-            return self._restored(self._chain(token_ids), cache)
+            return self._restore_longest(self._chain(token_ids), cache)
         except (PrefixError, OSError) as error:
             self._problem = str(error)
             return 0
 
-    def _restored(self, chain: Chain, cache: DynamicCache) -> int:
+    def _restore_longest(self, chain: Chain, cache: DynamicCache) -> int:
         for _ in range(_TRIES):
             found = self.store.open(chain, with_state=self.with_state)
             if found is None:
@@ -134,47 +121,48 @@ class Prefixes:
         return 0
 
     def offer(self, token_ids: Sequence[int], cache: Cache) -> None:
-        """The prompt ``token_ids`` is computed, or so much of it as ``cache`` has: store what of it comes a second
-        time, beside what the model does next. Once for a prompt. Not stored: what comes while the last one is still
-        being written, and what the cache cannot give (see ``stop``)."""
+        """Store the part of the prompt ``token_ids`` that ``cache`` has and that comes a second time, while the model
+        goes on; call it once for a prompt. Nothing is stored while the last prefix is still being written, or where the
+        cache cannot give it (see ``find_stop``)."""
         if not self.supported:
             return
-        with self._noting_problems():
+        with self._note_problems():
             prompt = self._chain(token_ids)
             chain = prompt.first(min(self.store.seen(prompt), cache.get_seq_length() // self.block))
-            self._later(lambda: self.store.note(prompt))
+            self._run_later(lambda: self.store.note(prompt))
             if not chain.hashes or (self.with_state and len(chain.tokens) != cache.get_seq_length()):
                 return
             if self.store.longest(chain, with_state=self.with_state) == len(chain.hashes):
                 return
             if not (self._writing is None or self._writing.done()):
                 return
-            contents = contents_of(cache, self.block)
+            contents = take_contents(cache, self.block)
             if contents is not None:
-                self._writing = self._later(lambda: self._write(chain, contents, explicit=False))
+                self._writing = self._run_later(lambda: self._write(chain, contents, explicit=False))
 
     def save(self, token_ids: Sequence[int], cache: Cache) -> int:
-        """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 where all
-        was there or has no room. Raises PrefixError where it cannot be stored, and what PrefixStore.save raises."""
+        """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 if all were
+        stored already or there is no room. Raises PrefixError where they cannot be stored, and what PrefixStore.save
+        raises."""
         length = min(len(token_ids), cache.get_seq_length())
         chain = chain_of(self.root, token_ids[:length], self.block)
         if not chain.hashes:
             raise PrefixError(f"{length} tokens are less than a block of {self.block}; store a longer prompt")
-        contents = contents_of(cache, self.block) if self.supported else None
+        contents = take_contents(cache, self.block) if self.supported else None
         if contents is None:
             raise PrefixError(f"{self._label} keeps something else than keys and values, which cannot be stored")
         if self.with_state and len(chain.tokens) != cache.get_seq_length():
             raise PrefixError(f"{self._label} can be stored only after a multiple of {self.block} tokens")
         return self._write(chain, contents, explicit=True)
 
-    def prefilled(self, tokens: int, seconds: float) -> None:
-        """Computing ``tokens`` of a prompt took ``seconds``: what a stored prefix has to be faster than."""
+    def note_prefill(self, tokens: int, seconds: float) -> None:
+        """Note that computing ``tokens`` of a prompt took ``seconds``: a stored prefix has to be faster."""
         if tokens:
-            self._measured(lambda speeds: speeds.after_prompt(tokens, seconds))
+            self._note_speeds(lambda speeds: speeds.after_prompt(tokens, seconds))
 
     @contextmanager
-    def _noting_problems(self) -> Iterator[None]:
-        """What is wrong with the store is no reason to stop."""
+    def _note_problems(self) -> Iterator[None]:
+        """Inside, errors of the store are noted, and the model goes on."""
         try:
             yield
         except (PrefixError, OSError) as error:
@@ -197,24 +185,16 @@ class Prefixes:
         """Wait until all that was offered is stored, and take no more. Idempotent."""
         self._writer.shutdown()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _chain(self, token_ids: Sequence[int]) -> Chain:
-        """Of as many blocks as could be restored for this prompt."""
-        return chain_of(self.root, token_ids[: self.boundary(len(token_ids))], self.block)
+        """The chain of all blocks that could be restored for this prompt."""
+        return chain_of(self.root, token_ids[: self.find_boundary(len(token_ids))], self.block)
 
     def _fill(self, found: Found, cache: DynamicCache) -> bool:
         began = time.perf_counter()
         if not restore(found, cache, self._device):
             return False
         seconds = time.perf_counter() - began
-        self._measured(lambda speeds: speeds.after_read(found.bytes, seconds))
+        self._note_speeds(lambda speeds: speeds.after_read(found.bytes, seconds))
         self._count(hits=1, restored=found.tokens, bytes_read=found.bytes)
         return True
 
@@ -222,11 +202,11 @@ class Prefixes:
         speeds = self.store.speeds(self.root)
         worth = worth_reading(speeds, bytes_=found.bytes, tokens=found.tokens, saved=found.explicit)
         if worth != speeds.reading:
-            self._measured(lambda speeds: replace(speeds, reading=worth))
+            self._note_speeds(lambda speeds: replace(speeds, reading=worth))
         return worth
 
-    def _measured(self, change: Callable[[Speeds], Speeds]) -> None:
-        self._later(lambda: self.store.measured(self.root, change))
+    def _note_speeds(self, change: Callable[[Speeds], Speeds]) -> None:
+        self._run_later(lambda: self.store.measured(self.root, change))
 
     def _write(self, chain: Chain, contents: Contents, *, explicit: bool) -> int:
         try:
@@ -246,7 +226,7 @@ class Prefixes:
         return written
 
     def _try_reading(self, chain: Chain) -> None:
-        """Measure how fast what was just written is read; until then nobody knows whether that pays."""
+        """Measure how fast the new prefix is read: before that it is not known whether reading pays."""
         found = self.store.open(chain, with_state=self.with_state)
         if found is None:
             return
@@ -256,8 +236,8 @@ class Prefixes:
                 rate = partial(Speeds.after_read, bytes_=found.bytes, seconds=time.perf_counter() - began)
                 self.store.measured(self.root, rate)
 
-    def _later(self, work: Callable[[], object]) -> Future[None]:
-        """Do ``work`` on the writer's thread; the model goes on whatever comes of it."""
+    def _run_later(self, work: Callable[[], object]) -> Future[None]:
+        """Do ``work`` on the writer's thread; its errors are noted."""
 
         def guarded() -> None:
             try:
@@ -268,7 +248,7 @@ class Prefixes:
         return self._writer.submit(guarded)
 
 
-def _give_way() -> None:
-    """The calling thread computes only when nobody else wants to."""
+def _lower_priority() -> None:
+    """Give the calling thread the lowest priority."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

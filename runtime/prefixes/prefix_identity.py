@@ -1,4 +1,6 @@
-"""What keys and values of a model depend on, besides the tokens: whoever differs in any of it must find nothing."""
+"""The identity of a model: everything that its keys and values depend on, besides the tokens.
+
+A model that differs in any of it must not find a stored prefix."""
 
 import sys
 from collections.abc import Mapping
@@ -10,10 +12,10 @@ from transformers import PreTrainedConfig
 
 _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "use_cache", "output_attentions",
              "output_hidden_states", "return_dict", "architectures"}  # fmt: skip
-"""Keys of a configuration that say nothing about numbers."""
+"""Keys of a configuration that do not change keys and values."""
 
 
-def identity_of(
+def describe_identity(
     config: PreTrainedConfig,
     *,
     weights: str,
@@ -23,30 +25,30 @@ def identity_of(
 ) -> dict[str, Any]:
     """The identity of a model, for JSON.
 
-    ``weights`` is a digest of the weights and of the format they are stored in, ``paged`` says how attention looks at
-    pages, if KV is in pages, ``device`` what computes and how, if not the CPU. RoPE and the layers are in ``config``;
-    how attention and experts are computed is part of the identity too, and so are the libraries and the threads that do
-    it, since all of these change last bits.
+    ``weights`` is a digest of the weights and of their stored format. ``paged`` are the settings of attention on pages,
+    if KV is in pages. ``device`` is the device and the way it computes, if it is not the CPU. RoPE and the layers are
+    in ``config``. The implementations of attention and experts, the libraries and the number of threads are part of the
+    identity too: all of these change last bits.
     """
     described = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
     return {
-        "config": _plain(described),
+        "config": _to_json(described),
         "attention": config._attn_implementation,
         "experts": getattr(config, "_experts_implementation", None),
         "weights": weights,
         "dtype": dtype,
-        "paged": _plain(paged),
-        "device": _plain(device),
+        "paged": _to_json(paged),
+        "device": _to_json(device),
         "libraries": [torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability()],
         "threads": torch.get_num_threads(),
         "byteorder": sys.byteorder,
     }
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as JSON has it."""
+def _to_json(value: Any) -> Any:
+    """``value`` in the types of JSON."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items() if key not in _VOLATILE}
+        return {str(key): _to_json(item) for key, item in value.items() if key not in _VOLATILE}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,8 +1,8 @@
-"""What of a transformers cache a prefix is stored as, and how a fresh cache is filled from it again.
+"""Takes the tensors of a prefix from a transformers cache, and fills a fresh cache with them.
 
 Layers that keep every token give a part of each block, keys [Hkv, n, Dk] and values [Hkv, n, Dv]. Layers that forget,
-with a sliding window or a recurrent state, give tensors of the prefix as a whole, as they are at its end: only from
-there can a prompt go on. No code per architecture: what a layer is, its class in transformers says.
+with a sliding window or a recurrent state, give tensors of the prefix as a whole, as they are at its end: a prompt can
+go on only from there. There is no code per architecture: the class of a layer in transformers decides.
 """
 
 import math
@@ -27,9 +27,10 @@ from transformers.cache_utils import (
 )
 
 from ...kernels.memory.arena import Arena
-from ...tiering.prefix.header import Part
+from ...tiering.prefix.header import StoredTensor
 from ...tiering.store.prefixes.found import Found
-from ..kv.cache.layer import PagedLayer, SequencePages
+from ..kv.cache.layer import PagedLayer
+from ..kv.views.sequence import SequencePages
 
 _KNOWN = (
     DummyLayer,
@@ -43,7 +44,7 @@ _STEP = 2 << 20
 
 
 Cut = Callable[[int, int], torch.Tensor]
-"""The keys, or values, of so many tokens from one on: [H, n, D]."""
+"""Takes the number of a first token, and a count n of tokens; their keys, or values, [H, n, D]."""
 
 Taker = Callable[[memoryview], None]
 """Takes the bytes of one tensor, which are overwritten afterwards."""
@@ -53,56 +54,57 @@ Taker = Callable[[memoryview], None]
 class Contents:
     """A cache of one sequence as it is now: ``length`` tokens, ``blocks`` full blocks of which can be stored.
 
-    ``cuts`` give the tensors of blocks, ``state`` has those of the whole; neither changes when the model goes on.
-    ``release`` has to be called at the end, in any thread.
+    ``cuts`` give the tensors of blocks, described by ``parts``. ``state`` has the tensors of the whole prefix,
+    described by ``state_parts``. Neither changes when the model goes on. Call ``release`` at the end, in any thread.
     """
 
     length: int
-    parts: tuple[Part, ...]
-    state_parts: tuple[Part, ...]
+    parts: tuple[StoredTensor, ...]
+    state_parts: tuple[StoredTensor, ...]
     cuts: tuple[Cut, ...]
     state: tuple[torch.Tensor, ...]
     block: int
     release: Callable[[], None]
 
     def fill(self, block: int | None, part: int, buffer: memoryview) -> None:
-        """As tiering's Fill."""
+        """Fill ``buffer`` with the tensor number ``part`` of ``block``, or of the state, if ``block`` is None."""
         tensor = self.state[part] if block is None else self.cuts[part](block * self.block, self.block)
-        # numpy copies on this thread only, torch would take those that the model computes with.
-        np.copyto(_bytes_as(buffer, tensor), tensor.view(_bits(tensor.dtype)).numpy())
+        # numpy copies on this thread. torch would take threads from the model.
+        np.copyto(_view_bytes(buffer, tensor), tensor.view(_bits_type(tensor.dtype)).numpy())
 
 
 def is_supported(cache: Cache) -> bool:
-    """Whether prefixes of a model that makes such a ``cache`` can be stored: every layer is of a class known here."""
+    """Whether prefixes of a model with this kind of ``cache`` can be stored: all classes of its layers are known
+    here."""
     return bool(cache.layers) and all(type(layer) in _KNOWN or _keeps_all(layer) for layer in cache.layers)
 
 
 def _keeps_all(layer: Any) -> bool:
-    """Whether it is a layer in pages, and drops none that a query could see."""
-    return isinstance(layer, PagedLayer) and (layer.chooser is None or not layer.chooser.drops)
+    """Whether ``layer`` is paged, and drops no page that a query could see."""
+    return isinstance(layer, PagedLayer) and (layer.selector is None or not layer.selector.drops)
 
 
 def has_state(cache: Cache) -> bool:
-    """Whether a prefix can be gone on from only where its state was stored."""
+    """Whether a prompt can go on from a prefix only at its end, where its state was stored."""
     return any(_has_window(layer) or isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
-def contents_of(cache: Cache, block: int) -> Contents | None:
-    """What of ``cache`` is stored in blocks of ``block`` tokens; None where that cannot be: with a layer of another
-    class, or that holds nothing yet, several sequences. What lies on a device is copied down at once, behind what the
-    calling thread has had computed there."""
+def take_contents(cache: Cache, block: int) -> Contents | None:
+    """The contents of ``cache`` in blocks of ``block`` tokens; None where they cannot be stored: a layer is of another
+    class or holds nothing yet, or there are several sequences. Tensors on a device are copied to the CPU at once, after
+    what the calling thread has given the device to compute."""
     if not is_supported(cache):
         return None
     if any(getattr(layer, "is_initialized", True) is False for layer in cache.layers):
         return None
     if not all(_is_single(layer) for layer in cache.layers):
         return None
-    shared = [(layer, layer.shared(0)) for layer in cache.layers if _is_paged(layer)]
-    tokens, state = dict(_token_cuts(cache, dict(shared))), dict(_state_tensors(cache))
+    shared = [(layer, layer.share(0)) for layer in cache.layers if _is_paged(layer)]
+    tokens, state = dict(_cut_tokens(cache, dict(shared))), dict(_find_state(cache))
 
     def release() -> None:
-        for layer, row in shared:
-            layer.give_back(row)
+        for layer, sequence in shared:
+            layer.give_back(sequence)
 
     first = [cut(0, 0) for cut in tokens.values()]
     if not _is_whole(cache, {*tokens, *state}):
@@ -110,10 +112,12 @@ def contents_of(cache: Cache, block: int) -> Contents | None:
         return None
     return Contents(
         length=cache.get_seq_length(),
-        parts=tuple(_part(name, t, (t.shape[0], block, t.shape[2])) for name, t in zip(tokens, first, strict=True)),
-        state_parts=tuple(_part(name, t, tuple(t.shape)) for name, t in state.items()),
+        parts=tuple(
+            _describe_part(name, t, (t.shape[0], block, t.shape[2])) for name, t in zip(tokens, first, strict=True)
+        ),
+        state_parts=tuple(_describe_part(name, t, tuple(t.shape)) for name, t in state.items()),
         cuts=tuple(tokens.values()),
-        # They may be overwritten in place.
+        # The model may overwrite them in place.
         state=tuple(tensor.detach().to("cpu", copy=True) for tensor in state.values()),
         block=block,
         release=release,
@@ -121,9 +125,9 @@ def contents_of(cache: Cache, block: int) -> Contents | None:
 
 
 def restore(found: Found, cache: DynamicCache, device: torch.device) -> bool:
-    """Fill the fresh ``cache`` of a model on ``device`` with ``found``; whether that could be done. It is left fresh
-    where not: a tensor is lacking, or damaged. Raises what the pool of a paged cache raises; it is left fresh then,
-    too."""
+    """Fill the fresh ``cache`` of a model on ``device`` with ``found``; whether that could be done. Otherwise a tensor
+    is missing or damaged, and the cache is left fresh. Raises what the pool of a paged cache raises; the cache is left
+    fresh then, too."""
     if not _is_whole(cache, {part.name for part in (*found.parts, *found.state_parts)}):
         return False
     whole = False
@@ -139,7 +143,7 @@ def restore(found: Found, cache: DynamicCache, device: torch.device) -> bool:
 
 
 def _fill_tensors(found: Found, cache: DynamicCache, device: torch.device) -> bool:
-    """Read several blocks at a time, to tensors that have room for all tokens."""
+    """Read several blocks at a time, into tensors that have room for all tokens."""
     tokens = [torch.empty((1, p.shape[0], found.tokens, p.shape[2]), dtype=_dtype(p)) for p in found.parts]
     state = [torch.empty(p.shape, dtype=_dtype(p)) for p in found.state_parts]
     size = found.tokens // found.blocks
@@ -149,9 +153,9 @@ def _fill_tensors(found: Found, cache: DynamicCache, device: torch.device) -> bo
         if not hasattr(buffers, "view"):
             buffers.view = _buffer(found)
         if block is None:
-            return _through(buffers.view, found.state_parts, _copies(state))
+            return _read_through(buffers.view, found.state_parts, _make_copiers(state))
         tensors = [tensor[0, :, block * size : (block + 1) * size] for tensor in tokens]
-        return _through(buffers.view, found.parts, _copies(tensors))
+        return _read_through(buffers.view, found.parts, _make_copiers(tensors))
 
     if not found.read(into):
         return False
@@ -161,12 +165,12 @@ def _fill_tensors(found: Found, cache: DynamicCache, device: torch.device) -> bo
 
 
 def _fill_pages(found: Found, cache: DynamicCache, device: torch.device) -> bool:
-    """Read block after block, one layer's keys and values of a block at a time, which go into its pages."""
+    """Read block after block, the keys and values of one layer at a time, into its pages."""
     state = [torch.empty(p.shape, dtype=_dtype(p)) for p in found.state_parts]
     view = _buffer(found)
     keys: list[torch.Tensor] = []
 
-    def take(part: Part, source: memoryview) -> None:
+    def take(part: StoredTensor, source: memoryview) -> None:
         tensor = torch.empty(part.shape, dtype=_dtype(part))
         _copy(tensor, source)
         number, _, name = part.name.partition(".")
@@ -177,8 +181,8 @@ def _fill_pages(found: Found, cache: DynamicCache, device: torch.device) -> bool
 
     def into(block: int | None) -> Iterator[Sequence[memoryview]]:
         if block is None:
-            return _through(view, found.state_parts, _copies(state))
-        return _through(view, found.parts, [partial(take, part) for part in found.parts])
+            return _read_through(view, found.state_parts, _make_copiers(state))
+        return _read_through(view, found.parts, [partial(take, part) for part in found.parts])
 
     if not found.read(into, in_order=True):
         return False
@@ -191,8 +195,10 @@ def _buffer(found: Found) -> memoryview:
     return Arena(length, huge_pages=False).view(0, length)
 
 
-def _through(view: memoryview, parts: Sequence[Part], takers: Sequence[Taker]) -> Iterator[Sequence[memoryview]]:
-    """Steps that read ``parts`` into ``view``, several where they fit, and hand each to its one of ``takers``."""
+def _read_through(
+    view: memoryview, parts: Sequence[StoredTensor], takers: Sequence[Taker]
+) -> Iterator[Sequence[memoryview]]:
+    """Yield reads of ``parts`` into ``view``, several at a time where they fit, and hand each part to its taker."""
     gathered: list[Callable[[], None]] = []
     filled = 0
     for part, take in zip(parts, takers, strict=True):
@@ -208,16 +214,16 @@ def _through(view: memoryview, parts: Sequence[Part], takers: Sequence[Taker]) -
         hand_on()
 
 
-def _copies(tensors: Sequence[torch.Tensor]) -> list[Taker]:
+def _make_copiers(tensors: Sequence[torch.Tensor]) -> list[Taker]:
     return [partial(_copy, tensor) for tensor in tensors]
 
 
 def _copy(tensor: torch.Tensor, source: memoryview) -> None:
-    np.copyto(tensor.view(_bits(tensor.dtype)).numpy(), _bytes_as(source, tensor))
+    np.copyto(tensor.view(_bits_type(tensor.dtype)).numpy(), _view_bytes(source, tensor))
 
 
 def _is_paged(layer: Any) -> bool:
-    """Whether ``layer`` has all tokens in pages."""
+    """Whether ``layer`` is paged and keeps all tokens."""
     return isinstance(layer, PagedLayer) and not _has_window(layer)
 
 
@@ -228,20 +234,20 @@ def _has_window(layer: Any) -> bool:
 def _is_single(layer: Any) -> bool:
     """Whether ``layer`` holds one sequence."""
     if isinstance(layer, PagedLayer):
-        return len(layer.rows) == 1
+        return len(layer.sequences) == 1
     held = [layer.keys] if isinstance(layer, DynamicLayer) else []
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         held += [*layer.conv_states.values(), *layer.recurrent_states.values()]
     return all(tensor.shape[0] == 1 for tensor in held if tensor is not None)
 
 
-def _token_cuts(cache: Cache, shared: Mapping[PagedLayer, SequencePages]) -> Iterator[tuple[str, Cut]]:
+def _cut_tokens(cache: Cache, shared: Mapping[PagedLayer, SequencePages]) -> Iterator[tuple[str, Cut]]:
     for number, layer in enumerate(cache.layers):
         if _has_window(layer):
             continue
         if isinstance(layer, PagedLayer):
             for plane, name in enumerate(("keys", "values")):
-                yield f"{number}.{name}", partial(layer.copied_plane, shared[layer], plane, aside=True)
+                yield f"{number}.{name}", partial(layer.access.copy_plane, shared[layer], plane, read_on=False)
         elif isinstance(layer, DynamicLayer):
             for name in ("keys", "values"):
                 yield f"{number}.{name}", partial(_from_tensor, getattr(layer, name).detach().cpu())
@@ -251,7 +257,7 @@ def _from_tensor(tensor: torch.Tensor, start: int, count: int) -> torch.Tensor:
     return tensor[0, :, start : start + count]
 
 
-def _state_tensors(cache: Cache) -> Iterator[tuple[str, torch.Tensor]]:
+def _find_state(cache: Cache) -> Iterator[tuple[str, torch.Tensor]]:
     for number, layer in enumerate(cache.layers):
         if _has_window(layer):
             yield f"{number}.keys", layer.keys
@@ -264,7 +270,7 @@ def _state_tensors(cache: Cache) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _is_whole(cache: Cache, names: set[str]) -> bool:
-    """Whether tensors called ``names`` are what the layers of ``cache`` hold, of all of them and of no others."""
+    """Whether ``names`` are those of all tensors that the layers of ``cache`` hold, and no others."""
     wanted: set[str] = set()
     for number, layer in enumerate(cache.layers):
         if isinstance(layer, (DynamicLayer, PagedLayer)):
@@ -278,7 +284,7 @@ def _is_whole(cache: Cache, names: set[str]) -> bool:
 
 
 def _set_layers(cache: DynamicCache, tokens: int, named: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Give the layers of ``cache``, on ``device``, their tensors, ``named`` as in files, as they are after ``tokens``
+    """Give the layers of ``cache``, on ``device``, their tensors, ``named`` as in files: those after ``tokens``
     tokens."""
     for number, layer in enumerate(cache.layers):
         own = f"{number}."
@@ -286,7 +292,7 @@ def _set_layers(cache: DynamicCache, tokens: int, named: Mapping[str, torch.Tens
 
 
 def _set(layer: Any, tokens: int, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Make ``layer`` as it is after ``tokens`` tokens, with its ``tensors``."""
+    """Put ``layer`` into its state after ``tokens`` tokens, with its ``tensors``."""
     if "keys" in tensors and isinstance(layer, PagedLayer):
         layer.begin_with(tokens, tensors["keys"], tensors["values"])
     elif "keys" in tensors:
@@ -302,22 +308,22 @@ def _set(layer: Any, tokens: int, tensors: Mapping[str, torch.Tensor]) -> None:
                 layer.update_recurrent_state(state, index)
 
 
-def _part(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> Part:
-    return Part(name, str(tensor.dtype).removeprefix("torch."), shape, math.prod(shape) * tensor.element_size())
+def _describe_part(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> StoredTensor:
+    return StoredTensor(name, str(tensor.dtype).removeprefix("torch."), shape, math.prod(shape) * tensor.element_size())
 
 
-def _dtype(part: Part) -> torch.dtype:
+def _dtype(part: StoredTensor) -> torch.dtype:
     dtype = getattr(torch, part.dtype)
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
-def _bits(dtype: torch.dtype) -> torch.dtype:
+def _bits_type(dtype: torch.dtype) -> torch.dtype:
     """A type of the same size that numpy has."""
     return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
 
 
-def _bytes_as(buffer: memoryview, tensor: torch.Tensor) -> Any:
-    """``buffer`` as an array of the shape of ``tensor``, of numbers of that size."""
+def _view_bytes(buffer: memoryview, tensor: torch.Tensor) -> Any:
+    """``buffer`` as an array of the shape of ``tensor``, of integers of its item size."""
     kind = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}[tensor.element_size()]
     return np.frombuffer(buffer, kind).reshape(tuple(tensor.shape))

@@ -1,1 +1,4 @@
-"""MoE routing: traces of it, the routers of a model, reports on how well a cache would do."""
+"""Which experts tokens go through: routers, recorded routes, and how well a model suits offloading.
+
+It imports checkpoints, tracing's files and the lower parts; not experts or tiers.
+"""

@@ -1,10 +1,10 @@
-"""Records a routing trace: hooks on a model's routers and experts, whatever architecture it has.
+"""Records a routing trace through hooks on a model's routers and experts, for any architecture.
 
-The experts that a token goes through are those that transformers' experts interface is called with. The router is the
-module beside the experts that guesses are made with (runtime/routing/router.py); of its output, the first matrix with a
-column for each expert is taken: probabilities if every row adds up to one, else scores, of which the softmax is taken.
-A family that sorts its experts by something else (a bias, groups, a sigmoid) has the same order of probabilities at
-least. Works on transformers' models as on penstock's.
+The experts of a token are those that transformers' experts interface is called with. The router is the module beside
+the experts that guesses are made with (runtime/routing/router.py). Of its output, the first matrix with a column for
+each expert is taken: as probabilities if every row adds up to one, else as scores, and their softmax is taken. A family
+that sorts its experts by something else (a bias, groups, a sigmoid) has at least the same order of probabilities. It
+works on models of transformers and of penstock.
 """
 
 import inspect
@@ -17,20 +17,22 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ...kernels.closing import Stopping
 from ...tiering.errors import TraceError
-from ..checkpoints.layout import is_experts
+from ..checkpoints.modules import is_experts
+from .routed import RoutedLayer, encode, narrow
 from .router import router_of
-from .routes import RoutedLayer, Routes, encode, narrow
+from .routes import Routes
 
 
-class Recording:
-    """Records every forward of a model from the moment it is made until ``stop``; as a context manager it stops itself.
+class RoutingRecording(Stopping):
+    """Records every forward of a model from the moment it is made until ``stop``, or the end of a ``with``.
 
     Threads are kept apart: each has its own sequences, one at a time.
     """
 
     def __init__(self, model: nn.Module, text: str = "") -> None:
-        """``text`` is what the text is called. Raises TraceError for a model without experts."""
+        """``text`` names the text. Raises TraceError for a model without experts."""
         self._layers = experts_of(model)
         if not self._layers:
             raise TraceError("this model has no experts: there is no routing to record")
@@ -48,19 +50,13 @@ class Recording:
             self._watch(path, modules[path], router_of(model, path))
 
     def stop(self) -> None:
-        """Watch no more. Idempotent."""
+        """End the recording. Idempotent."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
 
-    def __enter__(self) -> "Recording":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def routes(self) -> Routes:
-        """What was recorded so far. Raises TraceError if that is nothing."""
+        """The routing trace until now. Raises TraceError if nothing was recorded."""
         sequences = [list(forwards) for forwards in self._sequences if forwards]
         forwards = [forward for sequence in sequences for forward in sequence]
         if not forwards:
@@ -128,12 +124,12 @@ class _Forward:
 
 
 def experts_of(model: nn.Module) -> dict[str, int]:
-    """How many experts each experts module holds, by path."""
+    """The number of experts of each experts module, by path."""
     return {path: cast(Any, module).num_experts for path, module in model.named_modules() if is_experts(module)}
 
 
 def probabilities_in(output: Any, experts: int) -> npt.NDArray[np.float32] | None:
-    """The probabilities [tokens, experts] in what a router gives back, or None."""
+    """The probabilities [tokens, experts] in a router's ``output``, or None."""
     for tensor in output if isinstance(output, tuple | list) else (output,):
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.shape[-1:] == (experts,):
             scores = tensor.detach().reshape(-1, experts).float()
@@ -158,19 +154,19 @@ def profile(
     first: Sequence[int] = (),
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Routes:
-    """The routing trace of the text with the token ``ids``, called ``text``. It goes through ``model`` in sequences of
-    ``window`` tokens, each a single forward: routing does not depend on what comes later, so it is that of decoding.
-    ``first`` are the tokens with which every sequence begins. ``advance`` is told how many tokens are done.
+    """The routing trace of the tokens ``ids``, of a text called ``text``. They go through ``model`` in sequences of
+    ``window`` tokens, each in a single forward: routing does not depend on later tokens, so it is that of decoding.
+    Every sequence begins with the tokens ``first``. ``advance`` is told how many tokens are done.
 
     Raises TraceError for a model without experts, or no tokens.
     """
     size = window - len(first)
-    # The logits of all tokens would be larger than all else, and nobody looks at them.
-    lean = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    # The logits of all tokens would be larger than all else, and are not used.
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     device = cast(Any, model).device
-    with Recording(model, text) as recording, torch.no_grad():
+    with RoutingRecording(model, text) as recording, torch.no_grad():
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
-            model(torch.tensor([[*first, *part]], device=device), use_cache=False, **lean)
+            model(torch.tensor([[*first, *part]], device=device), use_cache=False, **last_only)
             advance(len(part))
         return recording.routes()

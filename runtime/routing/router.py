@@ -1,8 +1,8 @@
-"""Guesses the experts of the next layer: its router applied to what goes into the present layer's experts.
+"""Guesses the experts of the next layer: applies its router to the input of the present layer's experts.
 
-The residual stream changes little from layer to layer, so the next router mostly decides on it as it will in a moment
-("Fast Inference of Mixture-of-Experts Language Models with Offloading"). A router is recognised by its weight, a row
-for each expert; whatever a model family does with the scores besides (bias, groups) only makes the guess less good.
+The residual stream changes little from layer to layer, so the next router mostly decides as it will a moment later
+("Fast Inference of Mixture-of-Experts Language Models with Offloading"). A router is recognised by its weight, which
+has a row for each expert. Whatever else a model family does with the scores (bias, groups) only makes the guess worse.
 """
 
 import torch
@@ -22,9 +22,9 @@ class Prediction:
         self._router, self._experts = router, experts
 
     def experts(self, hidden: torch.Tensor, top_k: int) -> list[int]:
-        """The experts that the tokens ``hidden`` [tokens, width] will choose, for one token the likeliest first, for
-        several in ascending order; of many tokens some must agree, for what only one of them would choose is often
-        wrong. None where the router's weight is not in memory."""
+        """The experts that the tokens ``hidden`` [tokens, width] will choose. For one token the likeliest is first; for
+        several, experts ascend. Of many tokens some must agree: an expert that only one would choose is often wrong.
+        Empty where the router's weight is not in memory."""
         weight = self._router._parameters["weight"]
         if not isinstance(weight, nn.Parameter) or weight.dtype != hidden.dtype:
             return []
@@ -35,8 +35,8 @@ class Prediction:
         return (votes >= (_VOTES if len(chosen) > _FEW else 1)).nonzero().flatten().tolist()
 
 
-def prediction(model: nn.Module, path: str) -> Prediction | None:
-    """For the experts module at ``path``; None where its router is not recognised."""
+def predict_with(model: nn.Module, path: str) -> Prediction | None:
+    """The Prediction for the experts module at ``path``; None where its router is not recognised."""
     router = router_of(model, path)
     return None if router is None else Prediction(router, int(model.get_submodule(path).num_experts))  # type: ignore[arg-type]
 

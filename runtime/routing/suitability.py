@@ -1,4 +1,4 @@
-"""How well a model suits expert offloading, from its routing trace (pure; numpy).
+"""Measures how well a model suits expert offloading, from its routing trace (pure; numpy).
 
 Two measures of "Not All Models Suit Expert Offloading: On Local Routing Consistency of Mixture-of-Expert Models". Both
 look at every segment of m consecutive tokens of a sequence, wherever it starts, and at how many of its tokens use an
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .routes import RoutedLayer
+from .routed import RoutedLayer
 
 SEGMENTS = (1, 4, 16, 64, 256)
 """Segment lengths of the report, in tokens."""

@@ -1,4 +1,4 @@
-"""What ``penstock profile`` tells of a routing trace (pure): one table for machines, the same for people."""
+"""The report of ``penstock profile`` about a routing trace (pure): as values for machines, as text for people."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +9,7 @@ import numpy as np
 
 from ...tiering.policy.eviction import EVICTION
 from ...tiering.policy.hits import hit_ratio
-from .routes import RoutedLayer, Routes
+from .routed import RoutedLayer, RoutedTokens
 from .suitability import (
     KNEE_SEGMENT,
     SEGMENTS,
@@ -35,7 +35,7 @@ KNEE_RULE = (
 )
 
 
-def report(routes: Routes) -> dict[str, Any]:
+def report(routes: RoutedTokens) -> dict[str, Any]:
     """Everything, as ``--json`` has it. Segments that are longer than any sequence are left out."""
     experts = sum(layer.experts for layer in routes.layers)
     per_token = sum(layer.top_k for layer in routes.layers)

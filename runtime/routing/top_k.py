@@ -1,15 +1,15 @@
-"""How many experts a token uses: read off the routers, whatever a model family calls it."""
+"""Reads the number of experts per token from routers and configurations, whatever a model family calls it."""
 
 from torch import nn
 
-from ..checkpoints.layout import is_experts
+from ..checkpoints.modules import is_experts
 
 NAMES = ("top_k", "num_experts_per_tok", "num_experts_per_token", "topk", "moe_top_k", "moe_topk", "moe_k")
-"""What transformers' routers and configurations call it."""
+"""Names of that number in transformers' routers and configurations."""
 
 
 def experts_per_token(model: nn.Module) -> dict[str, int | None]:
-    """For each experts module's path the number of experts that one token goes through; None where nothing says it.
+    """The number of experts that one token goes through, by the path of each experts module; None where it is unknown.
 
     The router stands next to the experts, so the experts' parent and its children are asked first, then the
     configuration.

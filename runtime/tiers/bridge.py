@@ -1,18 +1,16 @@
-"""Between the compute threads and the planner: leases for them, reads for the driver, one lock over both."""
+"""The bridge between compute threads and the planner: leases for the threads, reads for the driver, one lock."""
 
 import functools
 import itertools
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Self
 
 from ...kernels.waiting import no_waiting
 from ...tiering.driving.driver import Driver
-from ...tiering.driving.ports import Memory, Place, Source
+from ...tiering.driving.ports import BlockSource, Place, TierMemory
 from ...tiering.errors import Closed
 from ...tiering.events import (
     Acquire,
@@ -35,57 +33,60 @@ from ...tiering.planner.planner import Planner
 from ...tiering.policy.prefetch.convoy import PATIENCE
 from ...tiering.policy.prefetch.speculation import Speculation
 from ...tiering.units import BlockId
-from ..tracing.recorder import FORWARD, Recorder
+from ..tracing.notes import FORWARD
+from ..tracing.recorder import Recorder
 from ..tracing.replay import RunRecording
-
-Inbox = queue.SimpleQueue[Grant | Refuse]
-"""Where the answers to one request arrive."""
+from .leases import Inbox, Leases
 
 Answer = Callable[[Grant | Refuse], None]
-"""Is told each answer to a request, under the lock of the bridge that gives it."""
+"""Called with each answer to a request, under the lock of the bridge that gives it."""
+
+
+Watch = Callable[["Bridge"], Coroutine[None, None, None]]
+"""Runs beside the reads of a bridge, which it may resize."""
 
 
 class Bridge:
-    """Compute threads call ``acquire`` and ``release``; for resident blocks this is one lock and some dictionary work,
-    with no thread hop. A read is handed to its reader by whoever caused it, and its end is accounted for on the thread
-    that saw its bytes arrive. That takes the lock: whoever has it must not wait for reads to land."""
+    """Compute threads call ``acquire`` and ``release``. For resident blocks this is one lock and some dictionary work,
+    with no thread hop. The thread that causes a read hands it to the reader. The thread that sees its bytes arrive
+    accounts for its end, and takes the lock for it: a thread that has the lock must not wait for reads to land."""
 
     def __init__(
         self,
         planner: Planner,
-        flash: Source[Place],
-        memory: Memory[Place],
+        flash: BlockSource[Place],
+        memory: TierMemory[Place],
         *,
-        watch: "Callable[[Bridge], Coroutine[None, None, None]] | None" = None,
+        watch: "Watch | None" = None,
         recording: RunRecording | None = None,
     ) -> None:
-        """``watch`` runs beside the reads, on a loop of its own, until the end; it may resize the bridge. ``recording``
-        is told of every event."""
+        """``watch`` runs on the background loop until the end, and may resize the bridge. ``recording`` is told of
+        every event."""
         self._planner, self._memory, self._recording = planner, memory, recording
         self._lock = threading.RLock()
-        self._moved = threading.Condition(self._lock)  # a stream has come further
+        self._moved = threading.Condition(self._lock)  # a stream has made progress
         self._busy = False
         self._late: deque[Event] = deque()
-        self._open: dict[int, tuple[int, Answer]] = {}  # by ticket, with the stream: who is told
+        self._open: dict[int, tuple[int, Answer]] = {}  # by ticket: the stream, and the function that is told
         self._numbers = itertools.count()
         self._closed: str | None = None
         self._stall_seconds = 0.0
-        self.recorder: Recorder | None = None  # who takes notes, if anybody does
+        self.recorder: Recorder | None = None  # takes notes, while a trace is recorded
         beside = None if watch is None else functools.partial(watch, self)
         with no_waiting, self._lock:  # nothing is posted before the driver is there to read
             self._driver = Driver(flash, memory, self._landed, beside=beside)
 
-    def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> "Leases":
-        """Lease ``blocks`` for the calling thread, or for ``stream``; they are taken from the result as they arrive.
+    def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> Leases:
+        """Lease ``blocks`` for the calling thread, or for ``stream``. They are taken from the result as they arrive.
 
-        The caller gives each one back with ``release``, and closes the result if it does not take all. Raises Closed.
+        The caller gives each block back with ``release``, and closes the result if it does not take all. Raises Closed.
         """
         stream = threading.get_ident() if stream is None else stream
         if self._planner.crowded:
             self._let_catch_up(stream, blocks)
         return self._request(blocks, stream)
 
-    def _request(self, blocks: Sequence[BlockId], stream: int) -> "Leases":
+    def _request(self, blocks: Sequence[BlockId], stream: int) -> Leases:
         leases = Leases(self, next(self._numbers), stream, len(blocks))
         self._open[leases.ticket] = (leases.stream, leases.inbox.put)
         try:
@@ -105,21 +106,22 @@ class Bridge:
         certain: Sequence[BlockId],
         guessed: Sequence[BlockId],
         seconds: float = 0.0,
-        finer: Sequence[BlockId] = (),
+        residuals: Sequence[BlockId] = (),
     ) -> None:
-        """Say what the calling thread will acquire next, and which residuals are of use; see Expect."""
-        self._expect(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(finer)))
+        """Announce the blocks that the calling thread will acquire next, and the residuals that it could use; see
+        Expect."""
+        self._expect(Expect(threading.get_ident(), tuple(certain), tuple(guessed), seconds, tuple(residuals)))
 
     def _expect(self, event: Expect) -> None:
         self._post(event)
 
     def ticket(self) -> int:
-        """A number for a request of the tier above."""
+        """A number for a request of the device tier."""
         return next(self._numbers)
 
     def relay(self, events: Iterable[Event], answer: Answer | None = None) -> None:
-        """Take in what the tier above does here; ``answer`` is told what becomes of what it acquires, from whichever
-        thread. Raises Closed."""
+        """Handle ``events`` of the device tier. ``answer`` is called, from any thread, with the answers to what they
+        acquire. Raises Closed."""
         for event in events:
             if isinstance(event, Acquire) and answer is not None:
                 self._open[event.ticket] = (event.stream, self._counted(event, answer))
@@ -131,7 +133,7 @@ class Bridge:
                 raise
 
     def _counted(self, event: Acquire, answer: Answer) -> Answer:
-        """``answer``, until all of ``event`` is answered."""
+        """``answer``, which also forgets the ticket of ``event`` after the last answer."""
         left = len(event.blocks)
 
         def counted(given: Grant | Refuse) -> None:
@@ -145,12 +147,12 @@ class Bridge:
 
     @property
     def speculation(self) -> Speculation:
-        """Whether guesses are welcome, and what they cost; only to be read."""
+        """Whether guesses pay, and what they cost. Only to be read."""
         return self._planner.speculation
 
     @property
     def eviction(self) -> str:
-        """The name of the policy by which experts are evicted now."""
+        """The name of the policy that evicts experts now."""
         return self._planner.eviction
 
     def is_missing(self, block: BlockId) -> bool:
@@ -158,14 +160,14 @@ class Bridge:
         return self._planner.residency.absent(block)
 
     def wait(self, inbox: Inbox) -> Grant | Refuse:
-        """The next answer in ``inbox``; the time is a stall."""
+        """The next answer in ``inbox``. The time until it comes counts as a stall."""
         start = time.monotonic()
         answer = inbox.get()
         self._stalled(start, answer.block if isinstance(answer, Grant) else None)
         return answer
 
     def _let_catch_up(self, stream: int, blocks: Sequence[BlockId]) -> None:
-        """Let others come nearer before ``stream`` acquires ``blocks``: what is read then serves them all."""
+        """Let other streams catch up before ``stream`` acquires ``blocks``: one read then serves them all."""
         start = time.monotonic()
         with no_waiting, self._lock:
             if not self._planner.hurries(stream, blocks):
@@ -175,7 +177,7 @@ class Bridge:
         self._stalled(start, blocks[0])
 
     def _stalled(self, start: float, block: BlockId | None) -> None:
-        """Somebody waited from ``start`` till now, for ``block`` if that is known."""
+        """A thread waited from ``start`` until now, for ``block`` if that is known."""
         end = time.monotonic()
         with no_waiting, self._lock:
             self._stall_seconds += end - start
@@ -183,7 +185,8 @@ class Bridge:
             recorder.stall(start, end, block)
 
     def forget(self, ticket: int, inbox: Inbox, *, withdraw: bool) -> None:
-        """Nothing more is taken for ``ticket``; ``withdraw`` what it still waits for or was not taken."""
+        """Nothing more is taken for ``ticket``. ``withdraw``: cancel what it still waits for, and give back what was
+        not taken."""
         if withdraw:
             with no_waiting, self._lock:  # the stream must not end in the middle
                 self._withdrawn(ticket, inbox)
@@ -203,8 +206,8 @@ class Bridge:
             self._post(Release(stream, tuple(untaken)))
 
     def acquire_resident(self, blocks: Sequence[BlockId], *, region: str | None = None) -> dict[BlockId, Slot] | None:
-        """Lease ``blocks`` for the calling thread if all of them are in memory now, and in ``region`` if that is given;
-        reads nothing, and waits for nobody: meanwhile they could go."""
+        """Lease ``blocks`` for the calling thread if all of them are in memory now, and in ``region`` if that is given.
+        Returns their slots, or None. Reads nothing and waits for nothing, because blocks could leave meanwhile."""
         with no_waiting, self._lock:
             for block in blocks:
                 slot = self._planner.residency.slot(block)
@@ -213,13 +216,14 @@ class Bridge:
             return dict(self._request(blocks, threading.get_ident()))
 
     def acquire_present(self, blocks: Sequence[BlockId]) -> dict[BlockId, Slot]:
-        """Lease those of ``blocks`` that are in memory now for the calling thread; reads nothing, waits for nobody."""
+        """Lease those of ``blocks`` that are in memory now for the calling thread. Reads nothing, waits for nothing."""
         with no_waiting, self._lock:
             here = [block for block in blocks if self._planner.residency.slot(block) is not None]
             return dict(self._request(here, threading.get_ident())) if here else {}
 
     def resize(self, limits: Mapping[str, int]) -> None:
-        """Let the regions named use so many bytes. What is over goes as soon as nobody computes on it."""
+        """Let each named region use ``limits`` bytes. Blocks beyond that leave as soon as no thread computes on
+        them."""
         self._post(Resize(limits))
 
     def begin(self) -> None:
@@ -229,11 +233,11 @@ class Bridge:
             recorder.forward()
 
     def end(self) -> None:
-        """The calling thread leaves the model's forward, in whatever way; its leases go."""
+        """The calling thread leaves the model's forward, also by an error. Its leases are given back."""
         me = threading.get_ident()
         with no_waiting, self._lock:
             for ticket, (stream, _) in tuple(self._open.items()):
-                if stream == me:  # its leases live on in a traceback; they have nothing to give back any more
+                if stream == me:  # leases that live on in a traceback have nothing to give back any more
                     self._open.pop(ticket, None)
             if self._closed is None:
                 self._post(End(me))
@@ -257,17 +261,18 @@ class Bridge:
         return self._stall_seconds
 
     def check_integrity(self) -> None:
+        """Raise AssertionError unless the planner's accounts add up; see Planner.check_integrity."""
         with no_waiting, self._lock:
             self._planner.check_integrity()
 
     def close(self) -> None:
-        """Refuse all who wait and let the reads in flight land, where ``may_wait``. Idempotent."""
+        """Refuse all requests that wait, and let the reads in flight land where ``may_wait``. Idempotent."""
         with no_waiting, self._lock:
             self._stop("this model was closed; load it again to use it")
         self._driver.close()
 
     def _landed(self, event: Event) -> None:
-        """A read came to its end; called on a thread of the flash."""
+        """A read has ended. Called on a reader's thread."""
         self._note_end(event)
         self._post(event)
 
@@ -322,74 +327,3 @@ class Bridge:
                 _, answer = self._open.get(action.ticket, (None, None))
                 if answer is not None:
                     answer(action)
-
-
-class Leases(Iterator[tuple[BlockId, Slot]]):
-    """The leases of one request, taken as they arrive, those already resident first.
-
-    Iterating waits for the next one and raises what its read raised, or Closed. Given up early, by ``close`` or by
-    being forgotten, the rest is cancelled and what was not taken yet is given back.
-    """
-
-    def __init__(self, bridge: Bridge, ticket: int, stream: int, count: int) -> None:
-        self._bridge, self.ticket, self.stream, self.left = bridge, ticket, stream, count
-        self.inbox: Inbox = queue.SimpleQueue()
-        self._grants: dict[BlockId, Grant] = {}  # taken, with residuals
-
-    def finer(self, block: BlockId) -> tuple[Slot, ...]:
-        """Where the residuals of ``block`` lie that are leased with it."""
-        grant = self._grants.get(block)
-        return grant.finer if grant is not None else ()
-
-    def leased(self, blocks: Sequence[BlockId]) -> list[BlockId]:
-        """All that has to be given back for ``blocks``, which have been taken."""
-        if not self._grants:
-            return list(blocks)
-        return [each for block in blocks for each in (self._grants[block].leased if block in self._grants else [block])]
-
-    def __next__(self) -> tuple[BlockId, Slot]:
-        if not self.left:
-            self.close()
-            raise StopIteration
-        try:
-            answer = self.inbox.get_nowait()
-        except queue.Empty:
-            answer = self._bridge.wait(self.inbox)
-        return self._take(answer)
-
-    def here(self) -> list[tuple[BlockId, Slot]]:
-        """What has arrived and was not taken yet; does not wait."""
-        found = []
-        while self.left:
-            try:
-                answer = self.inbox.get_nowait()
-            except queue.Empty:
-                break
-            found.append(self._take(answer))
-        return found
-
-    def close(self) -> None:
-        """Give up the rest. Idempotent."""
-        left, self.left = self.left, 0
-        self._bridge.forget(self.ticket, self.inbox, withdraw=left > 0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if self.left:
-            self.close()
-
-    def _take(self, answer: Grant | Refuse) -> tuple[BlockId, Slot]:
-        if isinstance(answer, Refuse):
-            self.close()
-            raise answer.error
-        self.left -= 1
-        if answer.finer:
-            self._grants[answer.block] = answer
-        if not self.left:
-            self.close()
-        return answer.block, answer.slot

@@ -1,8 +1,8 @@
-"""Embeddings read by row: a full-sized weight over sparse memory, in which only the pages asked for are filled in.
+"""Embeddings that are read by row: a full-sized weight over sparse memory, in which only pages in use are filled in.
 
-The module computes on a tensor of its usual shape, so its own code runs unchanged. Only an embedding of which torch is
-seen to take rows and nothing else is read this way: ``row_readable`` finds out by running it on the meta device. Rows
-for a device are looked up in host memory, and copied there.
+The module computes on a tensor of its usual shape, so its own code runs unchanged. An embedding is read this way only
+if torch takes rows of it and nothing else: ``row_readable`` finds out by running it on the meta device. Rows for a
+device are looked up in host memory and copied to the device.
 """
 
 import threading
@@ -29,7 +29,7 @@ _STEP = 4 * MiB
 
 
 class _WatchRows(TorchFunctionMode):
-    """Notes whether ``weight`` is used in any way other than ``embedding(ids, weight)``."""
+    """Notes whether ``weight`` is used in another way than ``embedding(ids, weight)``."""
 
     def __init__(self, weight: torch.Tensor, ids: torch.Tensor) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _WatchRows(TorchFunctionMode):
 
 
 def row_readable(module: torch.nn.Module) -> bool:
-    """Whether ``module`` is an embedding that only takes the rows that its first argument names."""
+    """Whether ``module`` is an embedding that takes only the rows that its first argument names."""
     if not isinstance(module, torch.nn.Embedding) or module.max_norm is not None:
         return False
     ids = torch.zeros(1, 1, dtype=torch.long, device="meta")
@@ -56,7 +56,7 @@ def row_readable(module: torch.nn.Module) -> bool:
     try:
         with torch.no_grad(), _WatchRows(weight, ids) as watch:
             module(ids)
-    except Exception:  # another signature, or buffers that are not on the meta device: it is kept whole
+    except Exception:  # another signature, or buffers outside of the meta device: it is kept whole
         return False
     finally:
         module._parameters.update(saved)
@@ -64,7 +64,7 @@ def row_readable(module: torch.nn.Module) -> bool:
 
 
 class _HostRows(torch.Tensor):
-    """Looks like a weight on a device. Rows of it are taken from the weight in host memory that it stands for."""
+    """Looks like a weight on a device. Rows are taken from the weight in host memory that it stands for."""
 
     _weight: torch.Tensor
 
@@ -88,8 +88,8 @@ class RowReader:
     """The weight of one embedding block, [rows, width], filled in by row."""
 
     def __init__(self, bundle: Bundle, block: Block, device: torch.device = CPU) -> None:
-        """Reads the block once to check it, and keeps a checksum of each page to check every later read against. Rows
-        are for ``device``."""
+        """Reads the block once to check it, and keeps a checksum of each page: every later read is checked against it.
+        Rows are for ``device``. Raises BundleCorrupt and ReadError."""
         (self._spec,) = block.tensors
         self._bundle, self._block = bundle, block
         self._arena = Arena(block.extent.length, huge_pages=False)
@@ -106,7 +106,7 @@ class RowReader:
 
     @contextmanager
     def rows(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The weight with the rows ``ids`` (any shape, integer) filled in, for as long as the context lasts."""
+        """The weight, in which the rows ``ids`` (any shape, integer) are filled in while the context lasts."""
         with self._lock:
             self._fill(ids)
             try:
@@ -117,7 +117,7 @@ class RowReader:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """One thread at a time computes on this embedding, be it on rows or on the whole weight."""
+        """In here, no other thread computes on this embedding, neither on rows nor on the whole weight."""
         with self._lock:
             yield
 
@@ -138,13 +138,13 @@ class RowReader:
         return int(np.count_nonzero(self._present)) * PAGE
 
     def close(self) -> None:
-        """Let a read that is under way end: its file is closed next."""
+        """Give the memory back, after a read that is under way: its file is closed next."""
         with self._lock:
             self._arena.close()
 
     def _fill(self, ids: torch.Tensor) -> None:
         rows = np.unique(ids.detach().reshape(-1).cpu().numpy())
-        rows = rows[(rows >= 0) & (rows < self._spec.shape[0])]  # torch itself complains about the others
+        rows = rows[(rows >= 0) & (rows < self._spec.shape[0])]  # torch itself raises for the others
         start = (self._spec.offset + rows * self._row_bytes) // PAGE
         end = (self._spec.offset + (rows + 1) * self._row_bytes - 1) // PAGE
         span = int((end - start).max(initial=0)) + 1

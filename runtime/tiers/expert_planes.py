@@ -1,4 +1,4 @@
-"""Which planes of encoded experts are read (pure): the quality that is asked for decides what the planner moves."""
+"""The bit planes of experts that are read, by the quality that is asked for (pure)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,14 +8,14 @@ from ...tiering.store.bundle.manifest import Block
 from ...tiering.units import Extent
 
 FULL, ADAPTIVE, BASE = "full", "adaptive", "base"
-"""All planes at once; the first, and the others as far as there is time for them; the first alone."""
+"""All planes at once; the first plane, and the others as far as there is time; the first plane alone."""
 
 
 def units(blocks: Sequence[Block], quality: str) -> tuple[Block, ...]:
-    """``blocks`` of a bundle, in its order, as they move between tiers: what is always read together is one block.
+    """``blocks`` of a bundle, in its order, as they move between tiers: blocks always read together are joined.
 
-    A joined block has the tensors of all, so several planes of one name; its checksums are those of its parts.
-    Raises BundleError where residuals do not lie behind what they belong to.
+    A joined block has the tensors of all its parts, so it has several planes under one name. Its checksums are those of
+    its parts. Raises BundleError where residuals do not lie behind their expert.
     """
     if quality == ADAPTIVE:
         return tuple(blocks)

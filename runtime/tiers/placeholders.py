@@ -1,4 +1,4 @@
-"""Stand-ins for weights that are not in memory: they say what they are, and are fetched only to be computed on."""
+"""Stand-ins for weights that are not in memory: they have a dtype and a shape, and are fetched when computed on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,23 +13,23 @@ CPU = torch.device("cpu")
 
 
 def placeholder(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device = CPU) -> torch.Tensor:
-    """A tensor of this dtype and shape on ``device`` that takes no memory; NaN where there is one, so that none can be
-    mistaken."""
+    """A tensor of this dtype and shape on ``device`` that takes no memory. It is NaN where the dtype has one, so that
+    computing on it by mistake is seen."""
     value = float("nan") if dtype.is_floating_point else 0
     return torch.full((), value, dtype=dtype, device=device).expand(shape)
 
 
 class LazyWeight(torch.Tensor):
-    """A placeholder that models may ask for dtype, device and shape; any other use fetches the weight to work on that.
+    """A placeholder that models may ask for dtype, device and shape. Any other use fetches the weight.
 
-    Models look at their submodules' weights to choose a dtype or device, far more often than they compute on them.
+    Models look at weights of their submodules to choose a dtype or device, far more often than they compute on them.
     """
 
     _fetch: Callable[[], torch.Tensor]
 
     @classmethod
     def of(cls, bare: torch.Tensor, fetch: Callable[[], torch.Tensor]) -> "LazyWeight":
-        """``bare``, a placeholder, as a weight that ``fetch`` brings."""
+        """``bare``, a placeholder, as a weight that ``fetch`` reads."""
         absent = bare.detach().as_subclass(cls)
         absent._fetch = fetch
         return absent

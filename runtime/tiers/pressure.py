@@ -1,4 +1,4 @@
-"""Watches the machine's memory, beside the reads, and has the host tier shrink and grow with it."""
+"""Watches the machine's memory, and shrinks and grows the host tier with it."""
 
 import asyncio
 import time
@@ -7,19 +7,19 @@ from typing import Protocol
 
 from ...tiering.driving.ports import Machine
 from ...tiering.planner.regions import EXPERTS, KEPT, RESIDUALS, STREAM
-from ...tiering.policy.placement.governor import Elastic, low_mark
-from ...tiering.policy.placement.memory_split import Part, shared
+from ...tiering.policy.placement.governor import Governor, low_mark
+from ...tiering.policy.placement.memory_split import MemoryShare, split_limit
 from ...tiering.policy.placement.shrinking import Division, Divisions
 from ...tiering.units import PAGE
 
 PERIOD = 0.2
 """Seconds between two looks at the memory; one takes a tenth of a millisecond, a quarter in a control group."""
 CLOSE = 0.04
-"""Seconds between two looks when memory is nearly short: whoever takes it may be quick."""
+"""Seconds between two looks when memory is nearly short: other processes may take it quickly."""
 
 
-class Tier(Protocol):
-    """What is resized."""
+class Resizable(Protocol):
+    """The bridge of the tier that is resized."""
 
     def resize(self, limits: Mapping[str, int]) -> None:
         """Regions by name, their limits in bytes."""
@@ -29,11 +29,11 @@ class Tier(Protocol):
 
 
 class Pages(Protocol):
-    """Memory for KV, which is resized too."""
+    """Memory for pages of KV, which is resized too."""
 
     @property
-    def part(self) -> Part:
-        """Between which sizes."""
+    def part(self) -> MemoryShare:
+        """The sizes between which it may be resized."""
 
     @property
     def limit(self) -> int:
@@ -41,18 +41,18 @@ class Pages(Protocol):
 
     @property
     def held(self) -> int:
-        """Bytes that are in memory."""
+        """Bytes in memory."""
 
     @property
     def wanted(self) -> int:
-        """Bytes that could be used now."""
+        """Bytes that pages could use now."""
 
     def resize(self, limit: int) -> None:
         """Use ``limit`` bytes."""
 
 
 def limits(division: Division) -> dict[str, int]:
-    """The limits of the regions that change, in bytes."""
+    """The limits of the regions that change, by name, in bytes."""
     return {
         KEPT: division.kept,
         STREAM: division.stream,
@@ -62,36 +62,36 @@ def limits(division: Division) -> dict[str, int]:
 
 
 class Pressure:
-    """The present limits of one model's host tier and of its ``kv``, if that is in pages; the task that moves them."""
+    """The present limits of one model's host tier and of its pages of KV, and the task that moves them."""
 
     def __init__(self, machine: Machine, divisions: Divisions, kv: Pages | None = None) -> None:
         self._machine, self._divisions, self._kv = machine, divisions, kv
-        self._weights = Part(divisions.floor, divisions.ceiling)
-        pages = Part(0, 0) if kv is None else kv.part
-        self.elastic = Elastic(divisions.floor + pages.floor, divisions.ceiling + pages.ceiling)
+        self._weights = MemoryShare(divisions.floor, divisions.ceiling)
+        pages = MemoryShare(0, 0) if kv is None else kv.part
+        self.elastic = Governor(divisions.floor + pages.floor, divisions.ceiling + pages.ceiling)
         self._limit = divisions.ceiling
         self.division = divisions.at(divisions.ceiling)
         self._close = False
 
-    async def watch(self, tier: Tier) -> None:
-        """Look at the memory again and again, until cancelled."""
+    async def watch(self, tier: Resizable) -> None:
+        """Look at the memory every PERIOD seconds until cancelled, every CLOSE seconds while it is nearly short."""
         while True:
             await asyncio.sleep(CLOSE if self._close else PERIOD)
             self.look(tier, time.monotonic())
 
-    def look(self, tier: Tier, now: float) -> None:
+    def look(self, tier: Resizable, now: float) -> None:
         """Look once, at monotonic time ``now`` in seconds, and resize ``tier`` if need be."""
         try:
             available, total = self._machine.memory()
         except OSError:
-            return  # a system that does not tell, or not now: leave everything as it is
+            return  # the system does not tell, or not now: leave everything as it is
         self._close = available < 4 * low_mark(total)
         unused = self.division.blocks - tier.resident_bytes()
         if self._kv is None:
             weights = self.elastic.advise(now, available, total, unused)
         else:
             limit = self.elastic.advise(now, available, total, unused + self._kv.limit - self._kv.held)
-            weights, pages = shared(limit, self._weights, self._kv.part, wanted=self._kv.wanted)
+            weights, pages = split_limit(limit, self._weights, self._kv.part, wanted=self._kv.wanted)
             pages = pages // PAGE * PAGE
             if pages != self._kv.limit:
                 self._kv.resize(pages)

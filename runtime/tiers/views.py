@@ -1,4 +1,4 @@
-"""Tensors on slots of the arena: as they are stored, or as weights that know how they are encoded."""
+"""Tensors on slots of an arena: as they are stored, or as weights that know their encoding."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,8 +18,8 @@ Made = TypeVar("Made")
 
 
 def tensors_on(arena: DeviceArena, parts: Iterable[tuple[Sequence[TensorSpec], Slot]]) -> tuple[torch.Tensor, ...]:
-    """A tensor for each name in ``parts``, each the tensors that a slot holds: views on their bytes, no copies. The
-    planes of a matrix, in one slot or in several, are one weight."""
+    """A tensor for each name in ``parts``, which are the tensors of a block, each with its slot. They are views on the
+    bytes, not copies. The bit planes of a matrix, in one slot or in several, are one weight."""
     found: dict[str, list[tuple[TensorSpec, int]]] = {}
     for specs, slot in parts:
         for spec in specs:
@@ -32,17 +32,17 @@ def _tensor(arena: DeviceArena, planes: Sequence[tuple[TensorSpec, int]]) -> tor
     spec, offset = planes[0]
     if spec.packing is None:
         return arena.tensor(offset, getattr(torch, spec.dtype), spec.shape)
-    return packed(spec, *(arena.tensor(at, torch.uint8, (plane.length,)) for plane, at in planes))
+    return pack_weight(spec, *(arena.tensor(at, torch.uint8, (plane.length,)) for plane, at in planes))
 
 
 def like(spec: TensorSpec) -> torch.Tensor:
-    """What ``tensors_on`` gives for ``spec``, a first plane, without numbers."""
+    """A tensor like that of ``tensors_on`` for ``spec``, a first plane, without memory."""
     if spec.packing is None:
         return placeholder(getattr(torch, spec.dtype), spec.shape)
-    return packed(spec, torch.empty(0, dtype=torch.uint8))
+    return pack_weight(spec, torch.empty(0, dtype=torch.uint8))
 
 
-def packed(spec: TensorSpec, *planes: torch.Tensor) -> PackedWeight:
+def pack_weight(spec: TensorSpec, *planes: torch.Tensor) -> PackedWeight:
     """The weight ``spec`` that is encoded in ``planes``."""
     packing = spec.packing
     assert packing is not None
@@ -64,7 +64,7 @@ def parameter(tensor: torch.Tensor, requires_grad: bool) -> Any:
 
 
 class SlotViews(Generic[Made]):
-    """What is made of the tensors of equal blocks, once per slot: slots recur, so a hit makes nothing new."""
+    """Objects made of the tensors of equal blocks, once per slot: slots recur, so a hit makes nothing new."""
 
     def __init__(
         self,
@@ -72,13 +72,13 @@ class SlotViews(Generic[Made]):
         parts: Sequence[Sequence[TensorSpec]],
         make: Callable[[tuple[torch.Tensor, ...]], Made],
     ) -> None:
-        """``parts``: the tensors of such a block, then those of each block that has further planes of them. ``make``
-        takes a tensor for each name."""
+        """``parts``: the tensors of such a block, then those of each block with further planes of them. ``make`` takes
+        a tensor for each name."""
         self._arena, self._parts, self._make = arena, parts, make
         self._known: dict[int, tuple[tuple[Slot, ...], Made]] = {}
 
     def on(self, *slots: Slot) -> Made:
-        """Of a block in the first of ``slots``, and further planes in the others, as far as they are there."""
+        """The object for a block in the first of ``slots``, with further planes in the others."""
         offset, further = slots[0].offset, slots[1:]
         known = self._known.get(offset)
         if known is None or known[0] != further:  # only the latest: there are many pairs of slots
@@ -87,12 +87,12 @@ class SlotViews(Generic[Made]):
         return known[1]
 
     def forget(self) -> None:
-        """Keep nothing: the arena's memory goes with the last tensor on it."""
+        """Forget all objects: the arena's memory goes with the last tensor on it."""
         self._known.clear()
 
 
 class AllViews:
-    """The views of one model: one for all blocks in which tensors of the same kinds lie at the same places."""
+    """The views of one tier: blocks with tensors of the same kinds at the same places share one SlotViews."""
 
     def __init__(self, arena: DeviceArena) -> None:
         self._arena = arena
@@ -101,13 +101,12 @@ class AllViews:
     def of(
         self, parts: Sequence[Sequence[TensorSpec]], make: Callable[[tuple[torch.Tensor, ...]], Made], kind: object
     ) -> SlotViews[Made]:
-        """Those on blocks with tensors ``parts``, see SlotViews; ``kind`` says in a word what ``make`` makes of
-        them."""
+        """The views on blocks with tensors ``parts``, see SlotViews. ``kind`` names what ``make`` makes."""
         number = {spec.name: n for n, spec in enumerate(parts[0])}
         key = kind, tuple(tuple((number[spec.name], replace(spec, name="")) for spec in specs) for specs in parts)
         return self._views.setdefault(key, SlotViews(self._arena, parts, make))  # type: ignore[return-value]
 
     def forget(self) -> None:
-        """Keep nothing."""
+        """Forget all objects."""
         for views in self._views.values():
             views.forget()

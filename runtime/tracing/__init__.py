@@ -1,1 +1,4 @@
-"""Traces and recordings of a run: notes, files, replay."""
+"""Records of a running model: traces to look at, and recordings of decisions to replay.
+
+It imports the tiering part and ``runtime.checkpoints``; what it records comes to it through Protocols.
+"""

@@ -1,8 +1,8 @@
 """Turns notes into a trace in Chrome's Trace Event Format (pure), which Perfetto and chrome://tracing show.
 
-Groups of rows: "compute", one row per thread, on which the model's forward, its layers and stalls are nested; "flash",
-one row per read in flight, so that reads at the same time lie on different rows, and the counters; "KV", the same for
-reads of KV pages, if there are any; and "device", copies to a device, one after the other.
+It has four groups of rows. "compute" has one row per thread, on which the model's forward, its layers and stalls are
+nested. "flash" has one row per read in flight, and the counters. "KV" has the same for reads of KV pages. "device" has
+the copies to a device, one after the other.
 """
 
 import heapq
@@ -13,20 +13,20 @@ from typing import Any
 
 from ...tiering.events import Purpose
 from ...tiering.units import BlockId
-from .recorder import (
+from .notes import (
     FORWARD,
-    Copied,
+    BlockCopied,
     Enter,
     Forward,
     KVLanded,
     KVStall,
     KVStarted,
-    Landed,
     Leave,
     Note,
+    ReadLanded,
+    ReadStarted,
     Sample,
     Stall,
-    Started,
     Tokens,
 )
 
@@ -41,8 +41,8 @@ _Event = dict[str, Any]
 def document(notes: Iterable[Note], *, since: float, until: float, files: Sequence[str], full: bool) -> Iterator[str]:
     """The JSON text of the trace from ``since`` to ``until``, piece by piece.
 
-    ``notes`` are in order of time; ``files`` are the names of the data files by number; ``full`` says that the recorder
-    could not take more notes.
+    ``notes`` are in order of time. ``files`` are the names of the data files by number. ``full``: the recorder could
+    not take more notes.
     """
     other = {"producer": "penstock"}
     if full:
@@ -64,11 +64,11 @@ def events(notes: Iterable[Note], *, since: float, until: float, files: Sequence
     last = since
     for note in notes:
         last = note.at
-        if isinstance(note, Started | Landed | Sample):
+        if isinstance(note, ReadStarted | ReadLanded | Sample):
             yield from flash.take(note)
         elif isinstance(note, KVStarted | KVLanded):
             yield from kv.take(note)
-        elif isinstance(note, Copied):
+        elif isinstance(note, BlockCopied):
             yield from copies.take(note)
         else:
             yield from compute.take(note)
@@ -82,13 +82,13 @@ def events(notes: Iterable[Note], *, since: float, until: float, files: Sequence
 
 
 def label(block: BlockId) -> str:
-    """``block`` for people."""
+    """The name of ``block`` in a trace."""
     name = block.module or "small weights"
     return f"{name} {block.part}" if block.kind == "expert" else name
 
 
 def labels(blocks: Sequence[BlockId]) -> str:
-    """Several blocks for people: parts of the same module together."""
+    """The name of several blocks in a trace: parts of the same module are listed together."""
     parts: dict[tuple[str, str], list[int]] = {}
     for block in blocks:
         parts.setdefault((block.kind, block.module or "small weights"), []).append(block.part)
@@ -99,7 +99,7 @@ def labels(blocks: Sequence[BlockId]) -> str:
 
 
 class _Clock:
-    """Whole nanoseconds after ``since``: what nests in seconds still nests when it is rounded."""
+    """Whole nanoseconds after ``since``: spans that nest in seconds still nest when they are rounded."""
 
     def __init__(self, since: float) -> None:
         self._since = since
@@ -137,8 +137,8 @@ class _Thread:
 
 
 class _Compute:
-    """Pairs what each thread entered and left. An interrupted thread leaves without saying so: its next forward, or the
-    module around it, ends what is still open."""
+    """Pairs the modules that each thread entered and left. An interrupted thread leaves without a note: its next
+    forward, or the module around it, ends the spans that are still open."""
 
     def __init__(self, clock: _Clock) -> None:
         self._clock = clock
@@ -197,7 +197,7 @@ class _Compute:
 
 
 class _Rows:
-    """The rows of a ``group`` of reads: each gets the lowest that is free."""
+    """The rows of a ``group`` of reads: each read gets the lowest free row."""
 
     def __init__(self, group: int) -> None:
         self._group = group
@@ -205,7 +205,7 @@ class _Rows:
         self._rows = 0
 
     def take(self) -> Generator[_Event, None, int]:
-        """A read begins: what introduces its row, if that is new; returns its number."""
+        """A read begins. Yields the name of its row, if that is new, and returns its number."""
         if not self._free:
             self._rows += 1
             self._free.append(self._rows)
@@ -222,19 +222,19 @@ class _Flash:
 
     def __init__(self, clock: _Clock, files: Sequence[str]) -> None:
         self._clock, self._files = clock, files
-        self._reads: dict[int, tuple[Started, int]] = {}
+        self._reads: dict[int, tuple[ReadStarted, int]] = {}
         self._rows = _Rows(FLASH)
         self._bytes = dict.fromkeys(KINDS, 0)
         self._counted: Sample | None = None
 
-    def take(self, note: Started | Landed | Sample) -> Iterator[_Event]:
+    def take(self, note: ReadStarted | ReadLanded | Sample) -> Iterator[_Event]:
         match note:
-            case Started():
+            case ReadStarted():
                 row = yield from self._rows.take()
                 self._reads[note.read.read] = note, row
                 self._bytes[note.read.purpose.value] += note.read.size
                 yield self._counter("bytes in flight", note.at, self._bytes)
-            case Landed():
+            case ReadLanded():
                 started, row = self._reads.pop(note.read, (None, 0))
                 if started is None:
                     return  # it was started before the trace began
@@ -255,7 +255,7 @@ class _Flash:
         for started, row in self._reads.values():
             yield self._span(started, row, until, {"unfinished": True})
 
-    def _span(self, started: Started, row: int, until: float, more: dict[str, Any]) -> _Event:
+    def _span(self, started: ReadStarted, row: int, until: float, more: dict[str, Any]) -> _Event:
         read, seconds = started.read, until - started.at
         extent = read.parts[0].extent
         where = {"file": self._files[extent.file], "offset": extent.offset}
@@ -324,7 +324,7 @@ class _Copies:
     def __init__(self, clock: _Clock) -> None:
         self._clock, self._named = clock, False
 
-    def take(self, note: Copied) -> Iterator[_Event]:
+    def take(self, note: BlockCopied) -> Iterator[_Event]:
         if not self._named:
             self._named = True
             yield from _group(DEVICE, "device")

@@ -1,127 +1,36 @@
-"""What happens while a trace is recorded: short notes by compute threads and the bridge, in bounded memory.
+"""Takes notes for a trace, from compute threads and bridges, in bounded memory.
 
 ``runtime/tracing/chrome.py`` makes a trace of them. All times are ``time.monotonic()``, in seconds.
 """
 
 import threading
 import time
-from typing import NamedTuple
 
 from ...tiering.events import Event, Read, ReadDone, ReadFailed
 from ...tiering.planner.counters import Counters
 from ...tiering.units import BlockId
+from .notes import (
+    BlockCopied,
+    Enter,
+    Forward,
+    KVLanded,
+    KVStall,
+    KVStarted,
+    Leave,
+    Note,
+    ReadLanded,
+    ReadStarted,
+    Sample,
+    Stall,
+    Tokens,
+)
 
 LIMIT = 250_000
 """Notes kept, some 50 MB; a token of a model with 24 layers of experts leaves some 350."""
 
-FORWARD = "forward"
-"""The name of the outermost span of a thread: one call of the model."""
-
-
-class Forward(NamedTuple):
-    """A thread, by number and name, enters the model's forward; it is in no other."""
-
-    at: float
-    thread: int
-    called: str
-
-
-class Enter(NamedTuple):
-    """A thread enters the forward of the module ``name``."""
-
-    at: float
-    thread: int
-    name: str
-
-
-class Leave(NamedTuple):
-    """A thread leaves what it entered as ``name``; FORWARD for the model's forward."""
-
-    at: float
-    thread: int
-    name: str
-
-
-class Tokens(NamedTuple):
-    """The model's forward that a thread is in was given ``given`` tokens."""
-
-    at: float
-    thread: int
-    given: int
-
-
-class Stall(NamedTuple):
-    """A thread has waited since ``since`` for ``block``; None if it was refused."""
-
-    at: float
-    thread: int
-    since: float
-    block: BlockId | None
-
-
-class Started(NamedTuple):
-    """``read`` is handed to the driver."""
-
-    at: float
-    read: Read
-
-
-class Landed(NamedTuple):
-    """Read number ``read`` lies in its slots, verified, or has ``failed``."""
-
-    at: float
-    read: int
-    failed: bool
-
-
-class Sample(NamedTuple):
-    """Blocks asked for until now that were in memory, and that were not."""
-
-    at: float
-    hits: int
-    misses: int
-
-
-class KVStarted(NamedTuple):
-    """Read number ``read`` of ``pages`` neighbouring KV pages, ``size`` bytes, is handed to the drive."""
-
-    at: float
-    read: int
-    pages: int
-    size: int
-
-
-class KVLanded(NamedTuple):
-    """The pages of KV read number ``read`` are in memory, verified, or it has ``failed``."""
-
-    at: float
-    read: int
-    failed: bool
-
-
-class KVStall(NamedTuple):
-    """A thread has waited since ``since`` for KV pages, or for room for them."""
-
-    at: float
-    thread: int
-    since: float
-
-
-class Copied(NamedTuple):
-    """``block`` of ``size`` bytes was copied to the device since ``since``, or that has ``failed``."""
-
-    at: float
-    since: float
-    block: BlockId
-    size: int
-    failed: bool
-
-
-Note = Forward | Enter | Leave | Tokens | Stall | Started | Landed | Sample | KVStarted | KVLanded | KVStall | Copied
-
 
 class Recorder:
-    """Takes notes from any thread, at most ``limit``; what comes later is left out."""
+    """Takes notes from any thread, at most ``limit``. Later notes are dropped."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.since = time.monotonic()
@@ -147,21 +56,24 @@ class Recorder:
         self._keep(Tokens(time.monotonic(), threading.get_ident(), count))
 
     def stall(self, since: float, until: float, block: BlockId | None) -> None:
-        """The calling thread waited for ``block``, or in vain."""
+        """The calling thread waited for ``block``; None if it was refused."""
         self._keep(Stall(until, threading.get_ident(), since, block))
 
     def started(self, read: Read) -> None:
-        self._keep(Started(time.monotonic(), read))
+        """``read`` is handed to the driver."""
+        self._keep(ReadStarted(time.monotonic(), read))
 
     def landed(self, event: Event) -> None:
-        """``event`` is the end of a read."""
+        """``event``, the end of a read."""
         if isinstance(event, ReadDone | ReadFailed):
-            self._keep(Landed(time.monotonic(), event.read, isinstance(event, ReadFailed)))
+            self._keep(ReadLanded(time.monotonic(), event.read, isinstance(event, ReadFailed)))
 
     def kv_started(self, read: int, pages: int, size: int) -> None:
+        """Read number ``read`` of ``pages`` KV pages, ``size`` bytes, is handed to the drive."""
         self._keep(KVStarted(time.monotonic(), read, pages, size))
 
     def kv_landed(self, read: int, failed: bool) -> None:
+        """KV read number ``read`` has ended, or has ``failed``."""
         self._keep(KVLanded(time.monotonic(), read, failed))
 
     def kv_stall(self, since: float, until: float) -> None:
@@ -170,14 +82,15 @@ class Recorder:
 
     def copied(self, since: float, until: float, block: BlockId, size: int, *, failed: bool) -> None:
         """``block`` was copied to the device, or could not be."""
-        self._keep(Copied(until, since, block, size, failed))
+        self._keep(BlockCopied(until, since, block, size, failed))
 
     def sample(self, counters: Counters) -> None:
+        """Note the hits and misses in ``counters``."""
         hits, misses = counters.expert_hits + counters.dense_hits, counters.expert_misses + counters.dense_misses
         self._keep(Sample(time.monotonic(), hits, misses))
 
     def take(self) -> list[Note]:
-        """All notes until now, which are then forgotten here, in order of time; those of a thread in its own order."""
+        """All notes until now, in order of time, and those of each thread in its own order. They are forgotten here."""
         notes, self._notes = self._notes, []
         return sorted(notes, key=lambda note: note.at)
 

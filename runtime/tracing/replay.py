@@ -1,8 +1,9 @@
-"""Records a run for replay: every event that the planner handles and what came of it, from loading on."""
+"""Records a run for replay: every event that the planner handles, with its actions, from loading on."""
 
 import threading
 from pathlib import Path
 
+from ...kernels.closing import Stopping
 from ...tiering.errors import RecordingError
 from ...tiering.events import Action, Event
 from ...tiering.planner.setup import Setup
@@ -13,11 +14,11 @@ LIMIT = 400_000
 """Events kept, some 50 MB; a token of a model with 24 layers of experts leaves some 200."""
 
 
-class RunRecording:
-    """Records from the moment it is made, before anything is loaded, until ``stop``; a context manager that stops it.
+class RunRecording(Stopping):
+    """Records from the moment it is made, before anything is loaded, until ``stop``.
 
-    It begins there because a planner's state is what all events until now have made of it: replay needs nothing else,
-    and nothing has to know what each policy remembers.
+    It begins there because a planner's state is the result of all events until now: replay needs nothing else, and no
+    code has to know what each policy remembers.
     """
 
     def __init__(self, setup: Setup, path: str | Path, *, limit: int = LIMIT) -> None:
@@ -30,7 +31,7 @@ class RunRecording:
         self._lock = threading.Lock()
 
     def step(self, now: float, event: Event, actions: list[Action]) -> None:
-        """``event`` was handled at ``now``, and gave ``actions``; called in the order in which events are handled."""
+        """``event`` was handled at ``now``, and gave ``actions``. Called in the order in which events are handled."""
         with self._lock:
             if not self._running:
                 return
@@ -46,12 +47,6 @@ class RunRecording:
             self._running = False
         write(self.path, map(str.encode, [*self._lines, self._writer.end(whole=self._whole)]))
         self._lines.clear()
-
-    def __enter__(self) -> "RunRecording":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 def recorded(path: str | Path) -> Recording:

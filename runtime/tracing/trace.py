@@ -8,33 +8,41 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ..checkpoints.layout import is_experts, layer_of
-from ..tiers.bridge import Bridge
+from ...kernels.closing import Stopping
+from ...tiering.planner.counters import Counters
+from ..checkpoints.modules import is_experts, layer_of
 from .chrome import document
 from .recorder import Recorder
 from .tracefile import destination, write
 
 
 class TakesNotes(Protocol):
-    """Tells a recorder, while it has one, what it does."""
+    """Reports what it does to a recorder, while it has one."""
 
     recorder: Recorder | None
 
 
-class Trace:
-    """Records from the moment it is made until ``stop``; as a context manager it stops itself."""
+class Counts(TakesNotes, Protocol):
+    """The bridge whose requests are recorded."""
+
+    def counters(self) -> Counters:
+        """A copy of the planner's totals."""
+
+
+class Trace(Stopping):
+    """Records from the moment it is made until ``stop``, or the end of a ``with``."""
 
     def __init__(
         self,
         model: nn.Module,
-        bridge: Bridge,
+        bridge: Counts,
         files: Sequence[str],
         path: str | Path,
         *,
         others: Sequence[TakesNotes] = (),
     ) -> None:
-        """``files``: names of the bundle's data files by number; ``others`` beside ``bridge`` have something to note.
-        Raises TraceError when ``path`` cannot be written."""
+        """``files`` are the names of the bundle's data files by number. ``others`` take notes beside ``bridge``. Raises
+        TraceError when ``path`` cannot be written."""
         self.path = destination(path)
         """The file that the trace goes to."""
         self._noting, self._files, self._recorder = [bridge, *others], files, Recorder()
@@ -42,7 +50,7 @@ class Trace:
         self._lock = threading.RLock()  # the garbage collector may stop it while this thread does
         self._running = True
         self._recorder.sample(bridge.counters())
-        self._hooks: list[Any] = []  # by these torch keeps no module alive
+        self._hooks: list[Any] = []  # they keep no module alive
         for name, module in _watched(model).items():
             self._watch(name, module)
         for each in self._noting:
@@ -68,12 +76,6 @@ class Trace:
             pieces = document(notes, since=recorder.since, until=until, files=self._files, full=recorder.full)
             write(self.path, map(str.encode, pieces))
 
-    def __enter__(self) -> "Trace":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def _watch(self, name: str, module: nn.Module) -> None:
         recorder, bridge, layer = self._recorder, self._bridge, not is_experts(module)
 
@@ -89,7 +91,7 @@ class Trace:
 
 
 def _watched(model: nn.Module) -> dict[str, nn.Module]:
-    """By path: the layers, the experts in them, and modules with weights outside of layers."""
+    """The modules to watch, by path: layers, the experts in them, and modules with weights outside of layers."""
     modules = dict(model.named_modules())
     found: dict[str, nn.Module] = {}
     for path, module in modules.items():

@@ -1,4 +1,4 @@
-"""The file that a trace goes to: tried out before anything is recorded, replaced in one step at the end."""
+"""The file of a trace: tried out before anything is recorded, replaced in one step at the end."""
 
 import os
 import tempfile
@@ -6,19 +6,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...tiering.driving.small_files import write_durably
 from ...tiering.errors import TraceError
 
 
 def destination(path: str | Path) -> Path:
-    """The file that ``path`` names, links followed. Its folder, and the file if it is there, stay as they are.
+    """The file that ``path`` names, after links. Its folder, and the file if it is there, are left as they are.
 
-    Raises TraceError when a trace could not be written there.
+    Raises TraceError if a trace could not be written there.
     """
     with _translated(path):
         found = Path(path).expanduser().resolve()
         if found.exists() and not found.is_file():
             raise TraceError(f"{found} is not a file that a trace could replace; name another one")
-        descriptor, aside = _aside(found)
+        descriptor, aside = tempfile.mkstemp(dir=found.parent, prefix=".penstock-trace-", suffix=".tmp")
         os.close(descriptor)
         os.unlink(aside)
     return found
@@ -27,19 +28,7 @@ def destination(path: str | Path) -> Path:
 def write(path: Path, pieces: Iterable[bytes]) -> None:
     """Replace ``path`` by ``pieces``, readable by this user only. Raises TraceError, and leaves ``path`` as it was."""
     with _translated(path):
-        descriptor, aside = _aside(path)
-        try:
-            with open(descriptor, "wb") as file:
-                file.writelines(pieces)
-            os.replace(aside, path)
-        except BaseException:
-            os.unlink(aside)
-            raise
-
-
-def _aside(path: Path) -> tuple[int, str]:
-    """A new file beside ``path``, mode 0600."""
-    return tempfile.mkstemp(dir=path.parent, prefix=".penstock-trace-", suffix=".tmp")
+        write_durably(path, pieces, mode=0o600, alone=False)
 
 
 @contextmanager

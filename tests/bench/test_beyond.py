@@ -12,7 +12,7 @@ from machines import MACHINES
 from report import Table
 
 from penstock.runtime.planning.forecast import Forecaster
-from penstock.tiering.units import GiB, MiB
+from penstock.tiering.units import GiB
 
 LAPTOP = MACHINES[0]
 STEP = 1.01
@@ -31,7 +31,7 @@ def test_the_described_models_have_the_published_sizes(model: BigModel):
     outline = outline_of(model, False, 1)
     assert outline.total_bytes == pytest.approx(2 * parameters, rel=0.01), "bfloat16, and little besides"
     assert not outline.guessed, "its routers say how many experts a token uses"
-    used = Forecaster(outline, LAPTOP.devices("bfloat16", block=MiB), None, prompt_tokens=1).bytes_per_token
+    used = Forecaster(outline, LAPTOP.devices("bfloat16"), None, prompt_tokens=1).bytes_per_token
     assert used == pytest.approx(2e9 * model.active, rel=0.02)
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
-from tests.runtime.loading.test_exact import logits
+from tests.support.logits import logits
 
 
 def least(folder: Path, store: Path, **options: Any) -> int:
@@ -46,11 +46,11 @@ def check(model: PreTrainedModel) -> None:
     engine = model.penstock._engine
     engine.bridge.check_integrity()
     engine.host.check_integrity()
-    for bridge, placement in ((engine.bridge, engine.placement), (engine.host, engine.host_placement)):
+    for bridge, placement in ((engine.bridge, engine.tier.placement), (engine.host, engine.host_placement)):
         aside = placement.row_cache_bytes + placement.scratch_bytes
         assert bridge.resident_bytes() + aside <= placement.host_bytes <= placement.budget
-    assert engine.arena.length + engine.placement.scratch_bytes <= max(4096, engine.placement.budget)
-    assert engine._host_arena.length <= max(4096, engine.host_placement.budget)
+    assert engine.tier.arena.length + engine.tier.placement.scratch_bytes <= max(4096, engine.tier.placement.budget)
+    assert engine.host_tier.arena.length <= max(4096, engine.host_placement.budget)
 
 
 def equal(expected: list[torch.Tensor], model: PreTrainedModel) -> bool:

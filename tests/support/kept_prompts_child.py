@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from penstock.runtime.prefixes.prefill import prefill
 from penstock.tiering.units import MiB
-from tests.runtime.prefixes.test_prefix import BLOCK, continued, fresh, model_of, prefill, prefixes_of, tokens
 from tests.support.prefix_store_child import forked
+from tests.support.prefixed_models import BLOCK, continued, fresh, model_of, prefixes_of, tokens
 
 PROMPTS = [[*tokens(70, seed % 2), *tokens(20 + 7 * seed, 100 + seed)] for seed in range(6)]
 
@@ -26,7 +27,7 @@ def work(model: object, cold: list[list[torch.Tensor]], folder: Path, number: in
             which = chance.randrange(len(PROMPTS))
             prompt, cache = PROMPTS[which], fresh(model)
             restored += prefixes.restore(prompt, cache)
-            prefixes.prefilled(1, 10.0)
+            prefixes.note_prefill(1, 10.0)
             warm = continued(model, prompt, cache, steps=2)
             assert all(map(torch.equal, warm, cold[which])), "other bits than the cold run"
             prefixes.offer(prompt, cache)

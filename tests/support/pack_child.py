@@ -23,9 +23,9 @@ import torch  # before the forks, or each would import it anew
 import transformers  # noqa: F401
 
 from penstock.kernels.memory.heap import trim
-from penstock.runtime.checkpoints.source import open_source
+from penstock.runtime.checkpoints.open import open_source
 from penstock.runtime.machine import drives
-from penstock.runtime.packing.formats import Rules
+from penstock.runtime.packing.arrange.formats import Rules
 from penstock.runtime.packing.pack import pack
 from penstock.tiering.progress import Quiet
 from penstock.tiering.store.bundle import writer

@@ -9,8 +9,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 import penstock
+from penstock.runtime.kv.cache.cache import PagedCache
 from penstock.runtime.kv.cache.tier import KVTier
 from penstock.runtime.kv.pages.pool import PagePool
+from penstock.runtime.kv.selectors.budgets import Budgets
+from penstock.runtime.kv.selectors.certified import Certificates
+from penstock.tiering.errors import PenstockError
 
 TOKENS = 16
 """Of a page."""
@@ -26,6 +30,31 @@ def paged(folder: Path, store: Path, kv: int | str, **options: Any) -> Iterator[
 
 def tier_of(model: PreTrainedModel) -> KVTier:
     return model.penstock.paged.tier
+
+
+def budgets_of(model: PreTrainedModel) -> Budgets:
+    """What the selectors of a model with a fixed budget have done."""
+    selection = tier_of(model).selection
+    assert selection is not None
+    assert isinstance(selection.counters, Budgets)
+    return selection.counters
+
+
+def certificates_of(model: PreTrainedModel) -> Certificates:
+    """What the selectors of a model with certified attention have done."""
+    selection = tier_of(model).selection
+    assert selection is not None
+    assert isinstance(selection.counters, Certificates)
+    return selection.counters
+
+
+def has_lost_tokens(cache: PagedCache) -> bool:
+    """Whether a forward failed and could not be taken back: the cache refuses the next one."""
+    try:
+        cache.begin_forward(0)
+    except PenstockError:
+        return True
+    return False
 
 
 def settle(pool: PagePool) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 
 from penstock.kernels.memory.arena import Arena
 from penstock.tiering.prefix.chain import Chain, chain_of, root_of
-from penstock.tiering.prefix.header import Part
+from penstock.tiering.prefix.header import StoredTensor
 from penstock.tiering.store.prefixes.prefixes import PrefixStore
 
 BLOCK = 4
-PARTS = (Part("0.keys", "uint8", (5000,), 5000), Part("0.values", "uint8", (4096,), 4096))
-STATE = (Part("1.state", "uint8", (300,), 300),)
+PARTS = (StoredTensor("0.keys", "uint8", (5000,), 5000), StoredTensor("0.values", "uint8", (4096,), 4096))
+STATE = (StoredTensor("1.state", "uint8", (300,), 300),)
 ROOT = root_of({"weights": "w"})
 
 

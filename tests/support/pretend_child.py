@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoModelForCausalLM
 
 import penstock
-from penstock.runtime.loading import load as compose
+from penstock.runtime.loading import load as loading
 from penstock.runtime.loading.openings import device as opening
 from penstock.runtime.loading.placeholder_model import bare_model
 
@@ -101,7 +101,7 @@ def with_buffers(model: Any) -> Any:
 
 def main() -> None:
     folder, misses, dtype, *names = sys.argv[1:]
-    opening.Cuda, compose.bare_model = PretendDevice, built_by_transformers  # type: ignore[misc]
+    opening.Cuda, loading.bare_model = PretendDevice, built_by_transformers  # type: ignore[misc]
     with torch.no_grad(), Pretend():
         for name in names:
             model = Path(folder) / f"{name}-{dtype}"

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.runtime.cli import bench
 from penstock.runtime.evaluation import evaluation
+from penstock.runtime.evaluation.calibrate import calibrate
 from penstock.runtime.evaluation.logits import KeptLogits
-from penstock.runtime.loading import load as compose
+from penstock.runtime.loading import load as loading
 from penstock.runtime.loading.openings import device as opening
-from penstock.runtime.packing.calibration import calibrate
 from penstock.runtime.prefixes import prefix
 from penstock.runtime.routing.profiling import profile
 
@@ -90,7 +90,7 @@ class Uses:
 
 def main() -> None:
     folder, *wanted = sys.argv[1:]
-    opening.Cuda, compose.bare_model = PretendDevice, built_by_transformers  # type: ignore[misc]
+    opening.Cuda, loading.bare_model = PretendDevice, built_by_transformers  # type: ignore[misc]
     evaluation.PIECE = 10 * 320 * 2  # ten rows of logits
     torch.inference_mode = torch.no_grad  # type: ignore[misc]  # it has no place for tensors of other kinds
     with torch.no_grad(), Pretend():

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from penstock.runtime.routing.routes import RoutedLayer, Routes, encode, narrow
+from penstock.runtime.routing.routed import RoutedLayer, encode, narrow
+from penstock.runtime.routing.routes import Routes
 
 
 def made_up(

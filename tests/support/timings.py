@@ -1,6 +1,6 @@
 """A machine for tests, described instead of measured."""
 
-from penstock.runtime.machine.timings import Delivery, Products, Timings
+from penstock.runtime.machine.timings import Delivery, ProductSpeeds, Timings
 from penstock.tiering.units import MiB
 
 TIMINGS = Timings(
@@ -17,6 +17,6 @@ TIMINGS = Timings(
     token=0.0,
     delivery=Delivery(share=1.0, contention=0.0),
     dense_delivery=Delivery(share=1.0, contention=0.0),
-    products={dtype: Products(one=1e10, many=1e12) for dtype in ("bfloat16", "float32")},
+    products={dtype: ProductSpeeds(one=1e10, many=1e12) for dtype in ("bfloat16", "float32")},
 )
 """A machine on which only weights take time."""

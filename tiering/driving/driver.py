@@ -1,4 +1,4 @@
-"""Starts the planner's reads; completions go back as events, on the thread that saw the bytes arrive."""
+"""The driver: starts the planner's reads, and posts their completions as events."""
 
 import threading
 from collections.abc import Callable
@@ -6,23 +6,23 @@ from typing import Generic
 
 from ...kernels.waiting import may_wait, no_waiting
 from ..events import Event, Read, ReadDone, ReadFailed
-from .background import Beside, Work
-from .ports import Memory, Place, Source
+from .background import BackgroundTask, Work
+from .ports import BlockSource, Place, TierMemory
 
 
 class Driver(Generic[Place]):
     """``submit`` may be called from any thread; ``post`` is called with each completion, on a thread of the flash.
 
-    Nothing lies between a read's end and its event, nor between an event and the reads that follow from it. The
-    planner bounds the number of reads in flight, so every read is handed to the flash at once; none is ever cancelled,
-    for the drive would go on writing into its slot. What ``post`` raises is a bug, left to the flash's thread; the
-    other reads go on. ``beside``, if there is any, runs until the end, on a loop and a thread of its own.
+    A completion is posted on the thread that saw the bytes arrive, and the reads that follow start there. The planner
+    bounds the reads in flight, so every read goes to the flash at once. No read is cancelled, since the drive would go
+    on writing into its slot. An error raised by ``post`` is a bug, left to the flash's thread. Other reads go on. The
+    task ``beside``, if given, runs until ``close``, on the background loop.
     """
 
     def __init__(
         self,
-        flash: Source[Place],
-        memory: Memory[Place],
+        flash: BlockSource[Place],
+        memory: TierMemory[Place],
         post: Callable[[Event], None],
         *,
         beside: Work | None = None,
@@ -31,10 +31,10 @@ class Driver(Generic[Place]):
         self._lock = threading.RLock()  # may be taken again by the thread that has it: see ``may_wait``
         self._idle = threading.Condition(self._lock)
         self._flying: set[int] = set()
-        self._beside = None if beside is None else Beside(beside)
+        self._beside = None if beside is None else BackgroundTask(beside)
 
     def submit(self, read: Read) -> None:
-        """Start ``read``; its completion is posted, whatever happens: from in here, where it cannot even start."""
+        """Start ``read``. Its completion is always posted, from inside this call if it cannot start."""
 
         def landed(error: Exception | None) -> None:
             try:
@@ -48,18 +48,18 @@ class Driver(Generic[Place]):
                     self._flying.add(read.read)
                 into = [self._memory.view(part.slot.offset, part.slot.length) for part in read.parts]
                 self._flash.read(read.parts, into, landed)
-            except Exception as error:  # handed to whoever waits for the blocks
+            except Exception as error:  # handed to the streams that wait for the blocks
                 landed(error)
-            except BaseException:  # an interrupt: nobody knows whether it started, and so whether it ever lands
+            except BaseException:  # an interrupt: the read may or may not have started
                 self._forget(read)
                 raise
 
     def close(self) -> None:
-        """End what runs beside, and let the reads in flight land: they write into the arena. Idempotent, from any
+        """End the background task, and let the reads in flight land: they write into the arena. Idempotent, from any
         thread.
 
-        Nothing is posted once it has returned, unless it was called where it must not wait: the garbage collector may
-        call it from a thread that performs reads, or is just handing one in.
+        Afterwards nothing is posted, unless it was called where it must not wait: the garbage collector may call it
+        from a thread that performs or submits reads.
         """
         if self._beside is not None:
             self._beside.close()

@@ -1,4 +1,4 @@
-"""In-memory stand-ins for the ports, with faults on request: what tests plug in where devices go."""
+"""In-memory fakes of the ports, with faults on request, for tests."""
 
 import hashlib
 import threading
@@ -11,7 +11,7 @@ from ..units import BlockId
 
 
 def pattern(block: BlockId, length: int) -> bytes:
-    """``length`` bytes that tell ``block`` from every other block, wherever one looks."""
+    """``length`` bytes that identify ``block`` at every position."""
     seed = hashlib.blake2b(str(block).encode(), digest_size=16).digest()
     return (seed * (length // len(seed) + 1))[:length]
 
@@ -26,12 +26,13 @@ class FakeMemory:
         return memoryview(self._bytes)[offset : offset + length]
 
     def discard(self, offset: int, length: int) -> None:
-        """As Memory.discard."""
+        """As TierMemory.discard."""
         self._bytes[offset : offset + length] = bytes(length)
 
 
 class FakeMachine:
-    """A machine with ``available`` of ``total`` bytes left, both set at will; ``asked`` is released at each look."""
+    """A machine with ``available`` of ``total`` bytes free, both set by the test. ``asked`` is released at each
+    call."""
 
     def __init__(self, available: int, total: int) -> None:
         self.available, self.total = available, total
@@ -46,9 +47,9 @@ class FakeMachine:
 class FakeFlash:
     """A drive on which each block holds its ``pattern``. Thread-safe.
 
-    ``gate`` holds reads back while it is cleared; ``started`` is released once for every read that has come in, so
-    that a test can wait for it; ``reads`` is the log of blocks read, one entry a read. A read first spoils what it is
-    to fill, as a drive does that writes in any order. It lets others run ``ticks`` times: its time, without a clock.
+    ``gate`` holds reads back while it is cleared. ``started`` is released once for every read, so that a test can wait
+    for it. ``reads`` logs the blocks of each read. A read first spoils the bytes that it fills, as a drive does that
+    writes in any order. It lets other threads run ``ticks`` times: its duration, without a clock.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class FakeFlash:
         thread.start()
 
     def join(self) -> None:
-        """Wait for the threads of all reads until now, past what they had to call."""
+        """Wait for the threads of all reads so far, including their callbacks."""
         with self._lock:
             threads, self._threads = self._threads, []
         for thread in threads:

@@ -1,4 +1,4 @@
-"""What the doing half needs from the world: the seams at which devices are plugged in, and faked in tests."""
+"""The ports of the driver: interfaces to drives, memory and the machine. Tests use fakes.py."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -6,34 +6,33 @@ from typing import Protocol, TypeVar
 from ..events import Part
 
 Place = TypeVar("Place")
-"""Where bytes of a slot can be written: a memoryview in host memory, a tensor of bytes on a device."""
+"""Writable bytes of a slot: a memoryview in host memory, a tensor of bytes on a device."""
 _Given = TypeVar("_Given", contravariant=True)
 _Taken = TypeVar("_Taken", covariant=True)
 
 
-class Source(Protocol[_Given]):
-    """Where blocks come from: flash, or the tier below."""
+class BlockSource(Protocol[_Given]):
+    """A source of blocks: flash, or the host tier."""
 
     def read(self, parts: Sequence[Part], into: Sequence[_Given], landed: Callable[[Exception | None], None]) -> None:
-        """Start to fill ``into`` with ``parts``, neighbours on flash, and to verify them. From any thread; several at
-        a time.
+        """Start to fill ``into`` with ``parts``, neighbours on flash, and to verify them. Any thread may call.
 
-        ``landed`` is called once, on a thread of the source, when nothing writes to ``into`` any more: with None, or
-        with BundleCorrupt, or ReadError where the drive fails for good. What is raised here has not started anything.
+        ``landed`` is called once, on a thread of the source, when nothing writes to ``into`` any more. Its argument is
+        None, BundleCorrupt, or ReadError if the drive fails for good. If this call raises, nothing has started.
         """
 
 
-class Memory(Protocol[_Taken]):
+class TierMemory(Protocol[_Taken]):
     """The arena of a tier."""
 
     def view(self, offset: int, length: int) -> _Taken:
         """Writable bytes of a slot, PAGE aligned."""
 
     def discard(self, offset: int, length: int) -> None:
-        """Give memory in which no slot lies back to the system. Its content is lost."""
+        """Give ``length`` bytes at ``offset`` back to the system. No slot may lie there. The content is lost."""
 
 
-Flash = Source[memoryview]
+Flash = BlockSource[memoryview]
 """Blocks on a drive, read into host memory."""
 
 
@@ -41,7 +40,7 @@ class Machine(Protocol):
     """The memory that this process shares with others."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes that may still be taken before the machine, or a control group we are in, runs out; bytes in all.
+        """Bytes still available before the machine or our control group runs out, and bytes in all.
 
-        Raises OSError where the system does not tell.
+        Raises OSError if the system does not tell.
         """

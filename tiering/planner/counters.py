@@ -1,11 +1,11 @@
-"""What a planner counts."""
+"""The counters of a planner (pure)."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
 class Counters:
-    """Running totals, in blocks, bytes and seconds; ``drive_bytes`` are those read from each drive."""
+    """Running totals of blocks, bytes and seconds. ``drive_bytes`` are the bytes read from each drive."""
 
     expert_hits: int = 0
     expert_misses: int = 0
@@ -29,7 +29,6 @@ class Counters:
 
 
 def found_ratio(hits: int, misses: int, read: int) -> float:
-    """Share of what was asked for (``hits`` and ``misses`` of a tier) that did not have to be ``read`` from flash; 1.0
-    when nothing was asked for."""
+    """Share of requests, ``hits`` plus ``misses``, that needed no ``read`` from flash; 1.0 without requests."""
     asked = hits + misses
     return max(0, asked - read) / asked if asked else 1.0

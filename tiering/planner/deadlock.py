@@ -1,4 +1,4 @@
-"""Who waits for ever (pure): streams that wait for room which only others that wait for ever could make."""
+"""Finds deadlocks: streams that wait for room which only waiting streams could make (pure)."""
 
 from collections.abc import Mapping, Set
 
@@ -6,11 +6,11 @@ from ..events import Stream
 
 
 def stuck(waits: Mapping[Stream, str], holders: Mapping[str, Set[Stream]], *, takes_turns: str) -> set[Stream]:
-    """The streams among ``waits`` that nobody will ever make room for.
+    """The streams among ``waits`` for which no other stream will make room.
 
-    ``waits`` says for room in which region a stream waits, ``holders`` who holds leases there. A stream that waits in
-    the region ``takes_turns`` and holds something there uses it and gives it back meanwhile; elsewhere one that waits
-    keeps what it has.
+    ``waits`` maps each stream to the region in which it waits for room, ``holders`` maps each region to the streams
+    with leases there. In the region ``takes_turns``, a waiting stream uses and releases what it holds. In other regions
+    a waiting stream keeps its leases.
     """
     left = set(waits)
     while True:

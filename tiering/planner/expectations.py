@@ -1,7 +1,7 @@
-"""Which experts the streams expect, and what comes of those read on a guess (pure).
+"""Experts that streams expect, and the outcome of guessed reads (pure).
 
-A block read on a guess is *on trust* from then on, until somebody wants it, and the guess came true; or until it goes
-or nobody expects it any more, and the guess failed. ``Speculation`` is told of either.
+A block read on a guess is *on trust*. When a stream wants it, the guess came true. When it is evicted, or no stream
+expects it any more, the guess failed. ``Speculation`` is told of both.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,14 +14,14 @@ from .residency import Residency
 
 
 class Expectations:
-    """True while anybody expects anything; contains the blocks that somebody expects and has not asked for yet."""
+    """The blocks that streams expect and have not asked for yet. True while there are any."""
 
     def __init__(self, counters: Counters, speculation: Speculation) -> None:
-        """Bytes read on a guess go into ``counters``, what guesses saved and cost into ``speculation``."""
+        """Guessed bytes are counted in ``counters``; savings and costs go to ``speculation``."""
         self._counters, self._speculation = counters, speculation
         self._expected: dict[Stream, dict[BlockId, Purpose]] = {}  # soonest first
         self._on_trust: dict[BlockId, int] = {}  # bytes
-        self._flying: dict[int, bool] = {}  # guessed reads in flight: whether something was in demand beside them
+        self._flying: dict[int, bool] = {}  # guessed reads in flight: whether a demand waited beside them
 
     def __bool__(self) -> bool:
         return bool(self._expected)
@@ -30,19 +30,19 @@ class Expectations:
         return any(block in expected for expected in self._expected.values())
 
     def of(self, purpose: Purpose) -> Iterable[BlockId]:
-        """The blocks expected for certain, on a guess, or to make finer what is computed."""
+        """The blocks expected for ``purpose``: for certain, on a guess, or to refine a product."""
         return dict.fromkeys(b for blocks in self._expected.values() for b in blocks if blocks[b] is purpose)
 
     # --- streams ----------------------------------------------------------------------------------------------------
 
     def expect(self, event: Expect) -> None:
-        """The stream expects these, and nothing else any more."""
+        """Replace the expectations of the event's stream."""
         self._speculation.made(event.seconds)
         for block in event.certain:
             self._came_true(block)
         self._expect_instead(
             event.stream,
-            dict.fromkeys(event.finer, Purpose.REFINE)
+            dict.fromkeys(event.residuals, Purpose.REFINE)
             | dict.fromkeys(event.guessed, Purpose.GUESS)
             | dict.fromkeys(event.certain, Purpose.CERTAIN),
         )
@@ -71,21 +71,21 @@ class Expectations:
         self._on_trust.update((part.block, part.extent.length) for part in read.parts)
 
     def crowd(self) -> None:
-        """Something is in demand that is not here: it wants the drive beside the guessed reads."""
+        """A demand missed: it wants the drive beside the guessed reads in flight."""
         self._flying = dict.fromkeys(self._flying, True)
 
     def landed(self, read: Read, seconds: float) -> None:
-        """``read``, for whatever purpose, has come to its end; the drive took ``seconds`` since the last one."""
+        """``read`` has ended. The drive took ``seconds`` since the end of the last one."""
         self._speculation.drive(read.size, seconds)
         if read.purpose is Purpose.GUESS:
             self._speculation.landed(crowded=self._flying.pop(read.read))
 
     def unreadable(self, block: BlockId) -> None:
-        """``block`` could not be read: that says nothing about a guess."""
+        """``block`` could not be read, which says nothing about a guess."""
         self._on_trust.pop(block, None)
 
     def evicted(self, block: BlockId) -> None:
-        """``block`` has gone."""
+        """``block`` was evicted."""
         if block in self._on_trust:
             self._speculation.failed(self._on_trust.pop(block))
 
@@ -100,7 +100,7 @@ class Expectations:
                 self._speculation.failed(self._on_trust.pop(block))
 
     def _came_true(self, block: BlockId) -> None:
-        """``block`` is wanted; perhaps it was read because somebody guessed so."""
+        """``block`` is wanted. If it was read on a guess, the guess came true."""
         size = self._on_trust.pop(block, 0)
         if size:
             self._counters.guess_bytes_used += size
@@ -109,8 +109,8 @@ class Expectations:
     # --- the accounts -----------------------------------------------------------------------------------------------
 
     def check_integrity(self, residency: Residency, in_flight: Mapping[int, Read]) -> None:
-        """Raise AssertionError unless what is on trust is here or on its way and still expected, and the guessed reads
-        are those in flight."""
+        """Raise AssertionError unless blocks on trust are resident or loading, and expected, and guessed reads are in
+        flight."""
         assert all(self._expected.values())
         assert all(not residency.absent(block) and block in self for block in self._on_trust)
         assert self._flying.keys() == {n for n, read in in_flight.items() if read.purpose is Purpose.GUESS}

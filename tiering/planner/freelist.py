@@ -1,4 +1,4 @@
-"""Which bytes of a region are free (pure): first fit over a sorted list of holes, neighbours merged."""
+"""Free bytes of a region: first fit over a sorted list of holes (pure)."""
 
 from bisect import bisect_left, insort
 
@@ -8,8 +8,8 @@ from ..units import PAGE
 class FreeList:
     """Free space of the ``length`` bytes that start at ``start``. Lengths are PAGE multiples.
 
-    Equal lengths, the case of experts, never fragment; the few large dense blocks of a streaming region are freed in
-    about the order in which they were taken, which keeps the holes together.
+    Experts have equal lengths and never fragment. The few large dense blocks of a streaming region are freed in about
+    the order in which they were taken, which keeps the holes together.
     """
 
     def __init__(self, start: int, length: int) -> None:
@@ -21,7 +21,8 @@ class FreeList:
         return sum(length for _, length in self._holes)
 
     def allocate(self, length: int, *, below: int | None = None) -> int | None:
-        """Offset of ``length`` bytes that were free and end at ``below`` at the latest; None if there are none."""
+        """Take ``length`` free bytes that end at or before ``below``. Returns their offset, or None if there are
+        none."""
         assert length > 0
         assert length % PAGE == 0
         for index, (offset, hole) in enumerate(self._holes):
@@ -36,7 +37,7 @@ class FreeList:
         return None
 
     def take(self, offset: int, length: int) -> None:
-        """Allocate just these bytes, which must be free."""
+        """Take ``length`` bytes at ``offset``, which must be free."""
         index = bisect_left(self._holes, (offset + 1, 0)) - 1
         start, hole = self._holes[index] if index >= 0 else (offset, 0)
         assert offset + length <= start + hole
@@ -44,7 +45,7 @@ class FreeList:
         self._holes[index : index + 1] = [(at, left) for at, left in rest if left]
 
     def release(self, offset: int, length: int) -> None:
-        """Give back what ``allocate`` gave."""
+        """Give back ``length`` bytes at ``offset``, which were taken."""
         index = bisect_left(self._holes, (offset, 0))
         if index < len(self._holes):
             after, after_length = self._holes[index]

@@ -1,8 +1,8 @@
-"""How blocks travel from the tier below: leased there, copied up one by one, given back (pure).
+"""Moves blocks from the host tier to the device tier: lease, copy, release (pure).
 
-The tier above reads from the tier below as that one reads from flash. A read asks the tier below for its blocks
-(``Acquire``); each is copied as soon as it is granted, and given back as soon as it is copied; the read has landed when
-all are. Whoever leases for copies never waits while it needs what it holds, so it is no part of any deadlock there.
+The device tier reads from the host tier as the host tier reads from flash. A read asks the host tier for its blocks
+(``Acquire``). Each block is copied as soon as it is granted, and released as soon as it is copied. The read has landed
+when all are. The copier never waits while it holds a lease that it still needs, so it is in no deadlock.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from ..units import BlockId
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Copy what lies in ``source`` of the tier below to the place of ``part``; tell ``copied`` of its end."""
+    """Copy the host slot ``source`` to the device slot of ``part``, and call ``copied`` at the end."""
 
     ticket: int
     part: Part
@@ -24,7 +24,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """Nothing writes to the places of this read any more; what it ran into, if it failed."""
+    """A read has ended: nothing writes to its slots any more. ``error`` says why it failed, if it did."""
 
     ticket: int
     error: Exception | None
@@ -38,7 +38,7 @@ class _Lift:
 
 
 class Relay:
-    """What is on its way up. ``order`` numbers the blocks that are used in the same order at every token."""
+    """Reads of the device tier under way. ``order`` lists the blocks that every token uses in the same order."""
 
     def __init__(self, order: Iterable[BlockId]) -> None:
         self._place = {block: place for place, block in enumerate(order)}
@@ -50,13 +50,14 @@ class Relay:
         return bool(self._lifts)
 
     def start(self, ticket: int, parts: Sequence[Part]) -> list[Event]:
-        """``parts`` are wanted above: what to tell the tier below."""
+        """Start a read of ``parts``; the events for the host tier."""
         self._lifts[ticket] = _Lift({part.block: part for part in parts})
         blocks = tuple(part.block for part in parts)
         return [*self._passes(blocks), Acquire(ticket, COPY_STREAM, blocks)]
 
     def begin(self) -> list[Event]:
-        """A token begins above. Below it does when its order begins anew: copies run ahead of tokens."""
+        """A token begins on the device. On the host it begins when the order begins anew: copies run ahead of
+        tokens."""
         return [] if self._place else [Begin(COPY_STREAM)]
 
     def granted(self, grant: Grant) -> Copy:
@@ -66,8 +67,7 @@ class Relay:
         return Copy(grant.ticket, part, grant.slot, grant.leased)
 
     def refused(self, refusal: Refuse) -> list[Landed]:
-        """Nothing more is granted for that ticket; the read has failed once what is being copied for it is done. It
-        may be told twice."""
+        """The host tier refused a ticket: its read fails when the copies under way are done. May be called twice."""
         lift = self._lifts.get(refusal.ticket)
         if lift is None:
             return []
@@ -76,7 +76,7 @@ class Relay:
         return self._end(refusal.ticket)
 
     def copied(self, copy: Copy, error: Exception | None) -> tuple[Release, list[Landed]]:
-        """The copy has ended, well or not: what to give back below, and the read's end if that was the last."""
+        """A copy has ended: the release for the host tier, and the end of the read if that was its last copy."""
         lift = self._lifts[copy.ticket]
         lift.copying.remove(copy.part.block)
         lift.error = lift.error or error
@@ -90,7 +90,7 @@ class Relay:
         return [Landed(ticket, lift.error)]
 
     def _passes(self, blocks: Sequence[BlockId]) -> list[Event]:
-        """Begin where the order begins anew with ``blocks``."""
+        """A ``Begin`` where the order begins anew with ``blocks``."""
         begins: list[Event] = []
         for block in blocks:
             place = self._place.get(block)
@@ -102,18 +102,21 @@ class Relay:
 
 
 def order_of(homes: Mapping[BlockId, object]) -> list[BlockId]:
-    """The dense blocks among ``homes``, which are in the order of use."""
+    """The dense blocks of ``homes``, which is in the order of use."""
     return [block for block in homes if block.kind == "dense"]
 
 
 def expected(
     event: Expect, absent_above: Callable[[BlockId], bool], absent_below: Callable[[BlockId], bool]
 ) -> tuple[Expect, Expect]:
-    """What to tell the tier below and the one above of ``event``: below, what is absent above; above, of the guesses
-    those that need only be copied. Nobody waits for flash on a guess."""
+    """``event`` for the host tier and for the device tier.
+
+    The host tier expects blocks absent on the device. The device tier expects only guesses that are in host memory: a
+    guess never waits for flash.
+    """
     absent = [block for block in event.guessed if absent_above(block)]
     certain = tuple(block for block in event.certain if absent_above(block))
     far = {block for block in absent if absent_below(block)}
     near = tuple(block for block in event.guessed if block not in far)
     below = Expect(COPY_STREAM, certain, tuple(absent), 0.0)
-    return below, Expect(event.stream, event.certain, near, event.seconds, event.finer)
+    return below, Expect(event.stream, event.certain, near, event.seconds, event.residuals)

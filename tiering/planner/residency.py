@@ -1,4 +1,4 @@
-"""Who is where in one tier (pure): slots, leases, and the accounts that must always balance.
+"""Residency: the slot and the leases of each block in one tier (pure).
 
 A block in a tier is in one of three states::
 
@@ -8,8 +8,8 @@ A block in a tier is in one of three states::
 Only a ready block can be leased, and only a ready block without leases can be evicted. A block keeps its slot from
 ``reserve`` on. Every region is a budget of its own: the sum of its slots never passes its capacity.
 
-A region may have a limit below its capacity. Then only its beginning is in use: what is reserved lies below the limit,
-what was already there beyond it is to go, and the memory there is given back as one piece, in whole huge pages.
+A region may have a limit below its capacity. Then only its beginning is in use: new slots lie below the limit, blocks
+already beyond it must go, and the memory there is given back in one piece, in whole huge pages.
 """
 
 from collections import Counter
@@ -69,12 +69,15 @@ class Residency:
         return self._slots.get(block)
 
     def absent(self, block: BlockId) -> bool:
+        """Whether the block has no slot."""
         return block not in self._slots
 
     def loading(self, block: BlockId) -> bool:
+        """Whether the block has a slot and is not ready yet."""
         return block in self._loading
 
     def evictable(self, block: BlockId) -> bool:
+        """Whether the block is ready and not leased."""
         return block in self._slots and block not in self._loading and block not in self._leases
 
     def held(self, stream: Stream) -> Mapping[BlockId, int]:
@@ -92,7 +95,7 @@ class Residency:
         return slot is not None and slot.offset + slot.length > self.regions[slot.region].end
 
     def all_beyond(self) -> Iterator[BlockId]:
-        """The blocks that lie beyond their region's limit."""
+        """The blocks that lie beyond the limit of their region."""
         return filter(self.beyond, self._slots)
 
     # --- transitions ------------------------------------------------------------------------------------------------
@@ -102,7 +105,7 @@ class Residency:
     ) -> Slot | None:
         """absent -> loading; None if the region has no hole of ``length`` bytes below its limit.
 
-        With ``at`` (an offset in the arena) the block gets that place, which must be free, on either side of the limit.
+        With ``at``, an offset in the arena, the block gets that place, which must be free, on either side of the limit.
         With ``beyond`` the limit does not count.
         """
         assert block not in self._slots
@@ -131,16 +134,18 @@ class Residency:
         self._drop(block)
 
     def evict(self, block: BlockId) -> Slot:
-        """ready -> absent; never under a lease. The slot it had."""
+        """ready -> absent, never under a lease. Returns the slot that it had."""
         assert self.evictable(block)
         return self._drop(block)
 
     def lease(self, block: BlockId, stream: Stream) -> None:
+        """One more lease of ``stream`` on ``block``, which is ready."""
         assert self.slot(block) is not None
         self._leases[block] += 1
         self._held.setdefault(stream, Counter())[block] += 1
 
     def release(self, block: BlockId, stream: Stream) -> None:
+        """One lease of ``stream`` on ``block`` less."""
         held = self._held[stream]
         assert held[block] > 0
         for counter in (held, self._leases):
@@ -151,7 +156,7 @@ class Residency:
             del self._held[stream]
 
     def resize(self, region: str, limit: int) -> list[tuple[int, int]]:
-        """Set the limit in bytes. The spans (offset, length) that have become free memory beyond it."""
+        """Set the limit in bytes. Returns the spans (offset, length) beyond it that are free memory now."""
         home = self.regions[region]
         assert 0 <= limit <= home.capacity
         before, home.limit = home.end, limit

@@ -1,4 +1,4 @@
-"""All that a planner begins with (pure): plain values, from which the same planner can be built again and again."""
+"""The initial state of a planner as plain values, from which equal planners can be built (pure)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +17,12 @@ from .residency import Residency
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """``regions`` and ``limits``: capacities in bytes, and what may be used of them at first, by the region's name.
+    """All that a planner begins with.
 
-    ``homes`` in the order of the bundle; ``cycle`` is the order of the dense blocks that may be streamed; ``eviction``
-    is a name in EVICTION; ``depth``, ``read_limit`` and ``drives`` as for Planner; ``guess`` allows reads on a guess;
-    ``tier`` is whose memory this is.
+    ``regions`` are capacities in bytes, ``limits`` the bytes in use at first, both by region. ``homes`` are in the
+    order of the bundle. ``cycle`` is the order of the dense blocks that may be streamed. ``eviction`` is a name in
+    EVICTION. ``depth``, ``read_limit`` and ``drives`` are as for Planner. ``guess`` allows guessed reads. ``tier``
+    names the tier.
     """
 
     regions: Mapping[str, int]
@@ -36,7 +37,7 @@ class Setup:
     tier: str = "host"
 
     def planner(self) -> Planner:
-        """A planner to which nothing has happened yet."""
+        """A new planner."""
         residency = Residency(self.tier, self.regions)
         for region, limit in self.limits.items():
             residency.resize(region, limit)
@@ -67,8 +68,8 @@ def setup_of(
 ) -> Setup:
     """The setup for ``blocks`` (id, extent on flash, number of the drive), in the order of the bundle.
 
-    ``divisions`` of ``placement`` say what stays when memory runs short; the whole budget is used at first. ``reading``
-    says how reads are made on each drive.
+    ``divisions`` of ``placement`` say which blocks stay when memory runs short. The whole budget is used at first.
+    ``reading`` says how each drive is read.
     """
     whole = divisions.at(divisions.ceiling)
     regions = {
@@ -84,7 +85,7 @@ def setup_of(
     for block, extent, drive in blocks:
         region = PINNED if block in bound else _REGION[block.kind]
         homes[block] = Home(extent, region, drive)
-    place = whole.bound  # where the places of the elastic blocks begin; those that go last come first
+    place = whole.bound  # start of the places of elastic blocks; the last ones to go come first
     for block in divisions.elastic:
         home = homes[block]
         streamable = not divisions.read_only_by_row(block)
@@ -104,7 +105,7 @@ def setup_of(
 
 
 COPIES_AHEAD = 2
-"""Blocks that may wait for their copy to a device, beside those that wait for flash."""
+"""Blocks that may wait for their copy to the device, beside those that wait for flash."""
 
 
 def device_setup(
@@ -116,9 +117,11 @@ def device_setup(
     eviction: str,
     guess: bool,
 ) -> Setup:
-    """The setup of a device's planner, for a ``placement`` of ``blocks`` there. The host tier is its one drive, which
-    takes as many reads as all ``drives`` of that do, and some more that are only to be copied; every block is copied by
-    itself."""
+    """The setup of the device tier's planner, for a ``placement`` of ``blocks`` on the device.
+
+    The host tier is its one drive. It takes as many reads as all ``drives`` of the host do, and some more for blocks
+    that only need a copy. Every block is copied by itself.
+    """
     blocks = tuple(blocks)
     setup = setup_of(
         ((block.id, extent, 0) for block, extent in blocks),

@@ -1,10 +1,10 @@
-"""Which experts of a layer had better lie side by side on flash, and what that saves (pure).
+"""The order of a layer's experts on flash that saves reads, and how many it saves (pure).
 
-Experts that are read together and lie end to end are one read. Of a group that is read together, as many reads are left
-as it has experts, less one for each pair of neighbours that are both in it. So the order with the fewest reads is the
-path through all experts with the greatest sum of counts, how often two were used together; "Ripple: Accelerating LLM
-Inference on Smartphones with Correlation-Aware Neuron Management" does so with neurons. It is a travelling salesman's
-problem: the heaviest pairs that make a path are taken first, then pieces of it are turned round as long as that helps.
+Experts that lie end to end and are wanted together take one read. A group of experts takes one read for each, less one
+for each pair of neighbours that are both in the group. So the best order is the path through all experts with the
+greatest sum of pair counts. That is a travelling salesman problem. The heaviest pairs that form a path are taken first,
+then pieces of the path are reversed as long as that helps. "Ripple: Accelerating LLM Inference on Smartphones with
+Correlation-Aware Neuron Management" does this with neurons.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -12,24 +12,24 @@ from dataclasses import dataclass
 from itertools import combinations
 
 Counts = Sequence[Sequence[int]]
-"""How often two experts were used together, [experts][experts], symmetric."""
+"""Counts of pairs of experts used together, [experts][experts], symmetric."""
 
 LEAST_GAIN = 0.05
-"""Share of the reads that must be saved for another order to be worth it."""
+"""Least share of reads saved for which the order is changed."""
 
 _ROUNDS = 50
-"""Passes of turning pieces round, at most."""
+"""Most passes of reversing pieces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """What an order saves: reads, and bytes in each, of ``groups`` groups of experts read together."""
+    """The gain of an order: reads per group of experts wanted together, over ``groups`` groups."""
 
     groups: int
     reads_before: float
-    """Per group, in the order of their numbers."""
+    """Per group, with experts in the order of their numbers."""
     reads_after: float
-    """Per group, in the order found."""
+    """Per group, with experts in the new order."""
     bytes_per_group: float
 
     @property
@@ -42,12 +42,12 @@ class Gain:
 
     @property
     def worth_it(self) -> bool:
-        """Whether it saves enough reads to be done."""
+        """Whether the order saves enough reads to be used."""
         return self.reads_before > 0 and self.reads_after <= self.reads_before * (1 - LEAST_GAIN)
 
 
-def together(groups: Iterable[Collection[int]], experts: int) -> list[list[int]]:
-    """How often two of ``experts`` experts are in the same of ``groups``."""
+def count_pairs(groups: Iterable[Collection[int]], experts: int) -> list[list[int]]:
+    """For each pair of ``experts`` experts, the number of ``groups`` that have both."""
     counts = [[0] * experts for _ in range(experts)]
     for group in groups:
         for one, other in combinations(group, 2):
@@ -57,7 +57,7 @@ def together(groups: Iterable[Collection[int]], experts: int) -> list[list[int]]
 
 
 def order_by_use(counts: Counts) -> list[int]:
-    """The experts in an order in which those with great ``counts`` are neighbours; equal counts go by number."""
+    """The experts in an order in which pairs with great ``counts`` are neighbours. Ties go by number."""
     path = _greedy_path(counts)
     for _ in range(_ROUNDS):
         if not _turn_pieces(path, counts):
@@ -66,7 +66,7 @@ def order_by_use(counts: Counts) -> list[int]:
 
 
 def reads(group: Collection[int], place: Sequence[int], most: int) -> int:
-    """How many reads it takes to read ``group``, of experts that lie at ``place``; at most ``most`` join into one."""
+    """Reads for ``group`` of experts that lie at ``place``. At most ``most`` experts join into one read."""
     places = sorted(place[expert] for expert in group)
     count = length = 0
     for position, here in enumerate(places):
@@ -78,8 +78,10 @@ def reads(group: Collection[int], place: Sequence[int], most: int) -> int:
 
 
 def gain(groups: Sequence[Collection[int]], order: Sequence[int], *, expert_bytes: int, read_limit: int) -> Gain:
-    """What ``order`` saves of reading ``groups``, of experts of ``expert_bytes`` each, that join into reads of at most
-    ``read_limit`` bytes. The groups should be others than those that the order was made from."""
+    """The gain of ``order`` for ``groups``. An expert has ``expert_bytes``, a read at most ``read_limit`` bytes.
+
+    The groups should not be the ones that the order was made from.
+    """
     most = max(1, read_limit // expert_bytes)
     numbers = list(range(len(order)))
     place = sorted(numbers, key=order.__getitem__)
@@ -93,9 +95,9 @@ def gain(groups: Sequence[Collection[int]], order: Sequence[int], *, expert_byte
 
 
 def _greedy_path(counts: Counts) -> list[int]:
-    """The heaviest pairs that make a path, heaviest first."""
+    """A path made of the heaviest pairs, the heaviest first."""
     experts = len(counts)
-    paths = {expert: [expert] for expert in range(experts)}  # by either end
+    paths = {expert: [expert] for expert in range(experts)}  # by either end of the path
     pairs = sorted(combinations(range(experts), 2), key=lambda pair: -counts[pair[0]][pair[1]])
     for one, other in pairs:
         first, second = paths.get(one), paths.get(other)
@@ -113,7 +115,7 @@ def _greedy_path(counts: Counts) -> list[int]:
 
 
 def _turn_pieces(path: list[int], counts: Counts) -> bool:
-    """Turn round every piece of ``path`` of which that makes the sum of counts greater; whether there was one."""
+    """Reverse every piece of ``path`` where that increases the sum of counts; whether there was one."""
     better = False
     last = len(path) - 1
     for start in range(last):

@@ -1,4 +1,4 @@
-"""How often a cache of experts hits under an eviction policy, without drives or time (pure)."""
+"""Hit ratio of a cache of experts under an eviction policy, without drives or time (pure)."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -8,15 +8,14 @@ from .eviction.shadow import Shadow
 from .prefetch.module_order import Route
 
 Step = Collection[Sequence[BlockId]]
-"""A decoded token: the experts that it uses in each layer."""
+"""One decoded token: the experts used in each layer."""
 
 
 def misses(make: Policy, slots: int, steps: Collection[Step]) -> Iterator[list[list[BlockId]]]:
-    """For each token, for each layer, the experts that are not in one cache of ``slots`` experts over all layers, empty
-    at first.
+    """For each token and layer, the experts that miss one cache of ``slots`` experts over all layers, empty at first.
 
-    As the planner does: each token is a tick, each layer asks for its experts at once, and what the layer asks for does
-    not go for its sake. An expert that finds no room is used and not kept.
+    It follows the planner: each token is a tick, a layer asks for its experts at once, and never evicts its own. An
+    expert that finds no room is used and not kept.
     """
     route = Route(block.module for step in steps for wanted in step for block in wanted)
     cache, stream = Shadow(make(route), slots), 0
@@ -33,7 +32,7 @@ def misses(make: Policy, slots: int, steps: Collection[Step]) -> Iterator[list[l
 
 
 def hit_ratio(make: Policy, slots: int, steps: Collection[Step]) -> float:
-    """The share of uses that find their expert in the cache, see ``misses``; 1 without a use."""
+    """Share of uses that hit, see ``misses``; 1 without a use."""
     uses = sum(len(wanted) for step in steps for wanted in step)
     missed = sum(len(absent) for layers in misses(make, slots, steps) for absent in layers)
     return 1 - missed / uses if uses else 1.0

@@ -1,23 +1,23 @@
-"""What computing experts on the CPU takes, as measured; the older measurements count less (pure)."""
+"""Measured cost of computing experts on the CPU. Older measurements count less (pure)."""
 
 from collections.abc import Sequence
 
-from .misses import Costs, Miss, below, cheapest
+from .misses import Costs, Miss, cheapest, choose_for_cpu
 
-_KEEP = 0.95  # of what was measured before, per measurement
-_PAUSE = 64  # choices of none after which one is tried again: what was measured may not hold any more
+_KEEP = 0.95  # weight of earlier measurements, per measurement
+_PAUSE = 64  # decisions without one on the CPU after which one is tried again: the costs may have changed
 _ALIKE = 1e-9
 
 
 class MissCosts:
-    """Seconds for an expert, and for each of its rows besides: the line with the least relative errors."""
+    """Seconds for an expert plus seconds for each of its rows: a line with the least relative errors."""
 
     def __init__(self) -> None:
-        self._ee = self._er = self._rr = self._e = self._r = 0.0  # sums of products, see computed
+        self._ee = self._er = self._rr = self._e = self._r = 0.0  # sums of products, see ``computed``
         self._idle = 0
 
     def computed(self, experts: int, rows: int, seconds: float) -> None:
-        """The CPU took ``seconds``, more than none, for so many experts, with so many rows in all."""
+        """The CPU took ``seconds`` > 0 for ``experts`` experts with ``rows`` rows in all."""
         expert, row = experts / seconds, rows / seconds
         self._ee, self._er = _KEEP * self._ee + expert * expert, _KEEP * self._er + expert * row
         self._rr = _KEEP * self._rr + row * row
@@ -25,12 +25,16 @@ class MissCosts:
 
     @property
     def known(self) -> bool:
+        """Whether anything was measured."""
         return self._ee > 0
 
     @property
-    def line(self) -> tuple[float, float]:
-        """Seconds for an expert and for a row, neither below none; all of it for rows while only one number of rows was
-        seen: then more are thought to take longer than they do, and are copied."""
+    def fit_line(self) -> tuple[float, float]:
+        """Seconds for an expert and seconds for a row, both at least 0.
+
+        While only one number of rows was seen, all time counts for rows. More rows then seem slower than they are, and
+        are copied.
+        """
         spread = self._ee * self._rr - self._er * self._er
         if spread > _ALIKE * self._ee * self._rr:
             expert = (self._e * self._rr - self._r * self._er) / spread
@@ -41,15 +45,17 @@ class MissCosts:
                 return expert, row
         return 0.0, self._r / self._rr
 
-    def below(self, misses: Sequence[Miss], *, copy: float, read: float, queued: int) -> frozenset[int]:
-        """The experts among ``misses`` to compute on the CPU; the others as for ``misses.below``. While nothing is
-        known, and when none was chosen for long, one of them."""
+    def choose_for_cpu(self, misses: Sequence[Miss], *, copy: float, read: float, queued: int) -> frozenset[int]:
+        """The experts among ``misses`` to compute on the CPU; arguments as for ``misses.choose_for_cpu``.
+
+        One expert is chosen while nothing is known, and when none was chosen for long.
+        """
         if not misses:
             return frozenset()
         if not self.known or self._idle >= _PAUSE:
             self._idle = 0
             return cheapest(misses)
-        expert, row = self.line
-        chosen = below(misses, Costs(copy, read, expert, row), queued=queued)
+        expert, row = self.fit_line
+        chosen = choose_for_cpu(misses, Costs(copy, read, expert, row), queued=queued)
         self._idle = 0 if chosen else self._idle + 1
         return chosen

@@ -1,4 +1,4 @@
-"""How to read a drive (pure): backend, reads in flight, and how large they grow by joining, from measured rates."""
+"""How to read a drive, chosen from measured rates: backend, depth, largest read (pure)."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -9,13 +9,13 @@ from ..units import PAGE, MiB, align_up
 from .placement.placement import Placement, SizedBlock
 
 ENOUGH = 0.95
-"""Fraction of the best rate at which more in flight, or larger reads, are not worth that a demand waits behind them."""
+"""Fraction of the best rate that is enough: deeper or larger reads would make a demand wait longer."""
 
 LEAST_DEPTH = 2
-"""With one read in flight the drive would idle from when it lands until the planner has issued the next."""
+"""With one read in flight, the drive idles between its end and the start of the next one."""
 
 LARGEST_READ = 8 * MiB
-"""Past it, drives gain nothing more."""
+"""Larger reads are no faster."""
 
 
 class Rate(Protocol):
@@ -41,29 +41,28 @@ class Reading:
 
 
 UNMEASURED = Reading("threads", LARGEST_READ, 4)
-"""Where nothing is known: megabyte reads, four in flight, saturate laptop and cloud drives alike."""
+"""Without measurements: large reads, four in flight, saturate laptop and cloud drives alike."""
 
 
 def streamed_lengths(blocks: Iterable[SizedBlock], placement: Placement) -> list[int]:
-    """Bytes of the blocks that are read while the model runs: its experts, else its streamed layers."""
+    """Bytes of each block read while the model runs: its experts, or else its streamed layers."""
     blocks, streamed = list(blocks), set(placement.streamed)
     experts = [block.length for block in blocks if block.id.kind == "expert"]
     return experts or [block.length for block in blocks if block.id in streamed]
 
 
 def typical_read(lengths: Sequence[int]) -> int:
-    """The read that stands for reads of blocks of these lengths: their mean, in whole pages, as far as reads go."""
+    """The typical read of blocks of these ``lengths``: their mean in whole pages, at most LARGEST_READ."""
     if not lengths:
         return MiB
     return min(LARGEST_READ, max(PAGE, align_up(sum(lengths) // len(lengths))))
 
 
 def choose(rates: Sequence[Rate], *, block: int) -> Reading:
-    """The least that reaches nearly the best rate, for reads of ``block`` bytes: first the backend, then the size, then
-    the depth at that size.
+    """The least backend, read size and depth that come near the best rate for reads of ``block`` bytes.
 
-    A backend named later in ``rates`` has to be clearly faster than the one before, where both were measured at the
-    same size and depth. No rates give UNMEASURED.
+    The backend is chosen first, then the size, then the depth. A backend named later in ``rates`` must be clearly
+    faster than an earlier one at the same size and depth. Without rates the answer is UNMEASURED.
     """
     if not rates:
         return UNMEASURED
@@ -77,7 +76,7 @@ def choose(rates: Sequence[Rate], *, block: int) -> Reading:
 
 
 def fixed(reading: Reading, *, backend: str | None = None, depth: int | None = None) -> Reading:
-    """``reading``, with what the user has decided."""
+    """``reading`` with the user's choices."""
     return replace(reading, backend=backend or reading.backend, depth=depth or reading.depth)
 
 
@@ -98,6 +97,6 @@ def _peak(rates: Sequence[Rate], size: int) -> float:
 
 
 def _least_enough(rates: dict[int, float]) -> int:
-    """The least key whose rate comes near the best."""
+    """The least key whose rate is near the best."""
     best = max(rates.values())
     return min(key for key, rate in rates.items() if rate >= ENOUGH * best)

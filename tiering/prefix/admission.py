@@ -1,34 +1,34 @@
-"""Which prefixes are worth writing (pure): those that come a second time. Most prompts never do.
+"""Admits a prefix to flash when it comes a second time (pure). Most prompts never do.
 
-Hashes seen are remembered by their first 16 bytes, in the order of arrival, the latest ``most`` of them.
+The first 16 bytes of the latest ``most`` hashes are remembered, in the order of arrival.
 """
 
 from collections.abc import Iterable, Sequence
 
 SIZE = 16
-"""Bytes of a hash that are remembered."""
+"""Bytes kept of each hash."""
 
 
 class Seen:
-    """Hashes that came before, from ``raw``: what ``dump`` gave, with what ``entries`` gave appended to it."""
+    """Hashes seen before. ``raw`` is the output of ``dump`` with outputs of ``entries`` appended."""
 
     def __init__(self, raw: bytes, most: int) -> None:
-        whole = len(raw) - len(raw) % SIZE  # a crash may have cut the last one off
+        whole = len(raw) - len(raw) % SIZE  # a crash may have cut off the last one
         found = dict.fromkeys(raw[at : at + SIZE] for at in range(0, whole, SIZE))
         self.crowded = whole // SIZE > 2 * most or whole < len(raw)
         self._known = list(found)[-most:] if most else []
         self._set = set(self._known)
 
     def leading(self, hashes: Sequence[str]) -> int:
-        """How many of the chain ``hashes`` were seen, from the first one on."""
+        """The number of leading hashes of the chain ``hashes`` that were seen."""
         return next((n for n, hash_ in enumerate(hashes) if _short(hash_) not in self._set), len(hashes))
 
     def entries(self, hashes: Iterable[str]) -> bytes:
-        """What to append for those of ``hashes`` that are new."""
+        """The bytes to append for new ones among ``hashes``."""
         return b"".join(short for short in map(_short, hashes) if short not in self._set)
 
     def dump(self) -> bytes:
-        """The table without what it has forgotten."""
+        """All remembered hashes as bytes."""
         return b"".join(self._known)
 
 

@@ -1,11 +1,11 @@
-"""Whether a stored prefix is read or computed again (pure): whichever takes less time, as measured."""
+"""Decides whether a stored prefix is read or computed again, by measured times (pure)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 MARGIN = 1.2
-"""How much faster the other way has to be before it is taken instead: measurements scatter, decisions should not."""
+"""The other way is taken when it is faster by this factor: measurements scatter, decisions should not."""
 
 _KEPT = 8
 _WEIGHT = 0.3
@@ -13,31 +13,34 @@ _WEIGHT = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What is measured of one model on this machine: ``read`` is bytes per second, from the drive into the cache,
-    checked; ``prompts`` are (tokens computed, seconds) of the latest prompts; ``reading``, what was decided last."""
+    """Measurements of one model on this machine.
+
+    ``read`` is bytes per second from the drive into the cache, checked. ``prompts`` are (tokens computed, seconds) of
+    the latest prompts. ``reading`` is the last decision.
+    """
 
     read: float | None = None
     prompts: tuple[tuple[int, float], ...] = ()
     reading: bool | None = None
 
     def after_read(self, bytes_: int, seconds: float) -> "Speeds":
-        """With one more read taken into account."""
+        """These speeds with one more read."""
         rate = bytes_ / max(seconds, 1e-9)
         return replace(self, read=rate if self.read is None else self.read + _WEIGHT * (rate - self.read))
 
     def after_prompt(self, tokens: int, seconds: float) -> "Speeds":
-        """With one more prompt taken into account."""
+        """These speeds with one more prompt."""
         return replace(self, prompts=(*self.prompts, (tokens, seconds))[-_KEPT:])
 
     def seconds_to_read(self, bytes_: int) -> float | None:
-        """How long ``bytes_`` take; None when nothing is known."""
+        """Seconds to read ``bytes_`` bytes; None without measurements."""
         return None if self.read is None else bytes_ / self.read
 
     def seconds_to_compute(self, tokens: int) -> float | None:
-        """How much longer a prompt takes for ``tokens`` more of them; None when nothing is known.
+        """Seconds that a prompt takes for ``tokens`` more tokens; None without measurements.
 
-        A streamed model reads its weights for each prompt, short or long. So where prompts of several lengths were
-        measured it is the slope that counts (least squares), not more than the mean.
+        A streamed model reads its weights for each prompt, short or long. So the slope over several lengths counts
+        (least squares), but no more than the mean.
         """
         if not self.prompts:
             return None
@@ -53,8 +56,10 @@ class Speeds:
 
 
 def worth_reading(speeds: Speeds, *, bytes_: int, tokens: int, saved: bool) -> bool:
-    """Whether ``bytes_`` are read for ``tokens`` not to be computed. Where too little is measured, what somebody
-    ``saved`` on purpose is."""
+    """Whether to read ``bytes_`` bytes instead of computing ``tokens`` tokens.
+
+    Without enough measurements, prefixes ``saved`` by the user are read.
+    """
     reading, computing = speeds.seconds_to_read(bytes_), speeds.seconds_to_compute(tokens)
     if reading is None or computing is None:
         return saved
@@ -63,12 +68,12 @@ def worth_reading(speeds: Speeds, *, bytes_: int, tokens: int, saved: bool) -> b
 
 
 def dump(speeds: Mapping[str, Speeds]) -> dict[str, Any]:
-    """For JSON."""
+    """``speeds`` as values for JSON."""
     return {key: {"read": s.read, "prompts": s.prompts, "reading": s.reading} for key, s in speeds.items()}
 
 
 def parse(raw: Mapping[str, Any]) -> dict[str, Speeds]:
-    """What ``dump`` made. Raises ValueError, TypeError, KeyError or AttributeError when it is something else."""
+    """The inverse of ``dump``. Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
     return {str(key): _parse(value) for key, value in raw.items()}
 
 

@@ -1,7 +1,8 @@
-"""Names of prefixes (pure): a chain of SHA-256 over blocks of token ids, begun with what the numbers depend on.
+"""Names of prefixes: a chain of SHA-256 over blocks of token ids (pure).
 
-Each block's hash covers all tokens before it: one look-up says whether a whole prefix is known, whatever follows.
-(vLLM's automatic prefix caching and SGLang's radix cache name blocks of a prompt in the same way.)
+The root of a chain covers all that keys and values depend on. Each block's hash covers all tokens before it, so one
+look-up tells whether a whole prefix is known. vLLM's automatic prefix caching and SGLang's radix cache name blocks in
+the same way.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ class Chain:
         return Chain(self.root, self.block, self.tokens[: blocks * self.block], self.hashes[:blocks])
 
     def before(self, index: int) -> str:
-        """What block number ``index`` follows."""
+        """The hash before block number ``index``."""
         return self.hashes[index - 1] if index else self.root
 
     def span(self, first: int, count: int) -> tuple[int, ...]:
@@ -37,16 +38,16 @@ class Chain:
 
 
 def root_of(identity: Mapping[str, object], salt: str = "") -> str:
-    """The hash before every chain. ``identity``, as JSON, says all that keys and values depend on but the tokens.
+    """The hash before every chain. ``identity``, as JSON, has all that keys and values depend on, except the tokens.
 
-    Who does not know the ``salt`` of a namespace can neither find what is in it nor tell whether a text is.
+    Without the ``salt`` of a namespace, nobody can find its prefixes or test whether a text is among them.
     """
     described = dumps(identity, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(hashlib.sha256(described).digest() + salt.encode()).hexdigest()
 
 
 def chain_of(root: str, tokens: Sequence[int], block: int) -> Chain:
-    """The chain over the full blocks of ``tokens``; what is left over at the end belongs to no block."""
+    """The chain over the full blocks of ``tokens``. Tokens left over at the end belong to no block."""
     full = len(tokens) // block
     kept = tuple(map(int, tokens[: full * block]))
     hashes: list[str] = []

@@ -1,4 +1,4 @@
-"""What a prefix file says about itself (pure).
+"""The header of a prefix file (pure).
 
 ::
 
@@ -8,7 +8,7 @@
     blocks        one after the other: the tensors of each, every one padded to a PAGE
     state         tensors that belong to the whole prefix, for models that cannot go on from any other length
 
-A file that ends before a block or the state does not have it: that is how the end of a prefix is evicted.
+A file that ends before a block or the state lacks it. The end of a prefix is evicted that way.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from .chain import Chain
 VERSION = 1
 MAGIC = b"PNSTKKV\n"
 LARGEST = 1 << 28
-"""Bytes of a header that is believed."""
+"""Most bytes of a valid header."""
 
 _PREAMBLE = struct.Struct("<8sIQ32s")
 _UNKNOWN = "0" * 16
-_FAR = 1 << 60  # offsets of as many digits as there will ever be
+_FAR = 1 << 60  # offsets with as many digits as there can be
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StoredTensor:
     """One tensor: ``dtype`` as in ``torch.<dtype>``, ``length`` bytes, little-endian, contiguous."""
 
     name: str
@@ -45,13 +45,13 @@ class Part:
 
     @property
     def room(self) -> int:
-        """Bytes that it takes in the file."""
+        """Bytes of the tensor in the file."""
         return align_up(self.length, PAGE)
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where a block or a state lies; ``checksum`` is the hexadecimal XXH3-64 of all of it, padding included."""
+    """The place of a block or a state. ``checksum`` is the hexadecimal XXH3-64 of all of it, padding included."""
 
     offset: int
     length: int
@@ -64,10 +64,10 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A run of blocks of one prefix: ``tokens`` follow the blocks that ``parent`` names, ``first`` of them.
+    """A run of blocks of one prefix. ``tokens`` follow ``first`` earlier blocks, named by ``parent``.
 
     ``label`` names the model for people. ``parts`` are the tensors of each block, ``state_parts`` those of the state
-    behind the last one; ``state`` is None where there is none. ``explicit``: somebody asked for it to be kept.
+    behind the last block. ``state`` is None without one. ``explicit``: the user asked to keep it.
     """
 
     label: str
@@ -76,20 +76,20 @@ class Header:
     first: int
     block: int
     tokens: tuple[int, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[StoredTensor, ...]
     blocks: tuple[Stored, ...]
-    state_parts: tuple[Part, ...]
+    state_parts: tuple[StoredTensor, ...]
     state: Stored | None
     explicit: bool
 
     @property
     def start(self) -> int:
-        """Where the header ends."""
+        """Offset of the end of the header."""
         return self.extents[0].offset
 
     @property
     def extents(self) -> tuple[Stored, ...]:
-        """Of the blocks, and of the state if there is one."""
+        """The places of the blocks, and of the state if there is one."""
         return (*self.blocks, self.state) if self.state else self.blocks
 
     @property
@@ -109,11 +109,11 @@ def lay_out(
     first: int,
     *,
     label: str,
-    parts: Sequence[Part],
-    state_parts: Sequence[Part] = (),
+    parts: Sequence[StoredTensor],
+    state_parts: Sequence[StoredTensor] = (),
     explicit: bool = False,
 ) -> Header:
-    """Where what ``chain`` has from block ``first`` on goes in a file of its own; checksums are not known yet."""
+    """The header of a file for the blocks of ``chain`` from ``first`` on, without checksums."""
     count = len(chain.hashes) - first
     lengths = [sum(part.room for part in parts)] * count + [sum(part.room for part in state_parts)] * bool(state_parts)
 
@@ -140,14 +140,14 @@ def lay_out(
 
 
 def dump(header: Header) -> bytes:
-    """The header as it stands in the file: ``header.start`` bytes."""
+    """The bytes of the header in the file: ``header.start`` of them."""
     body = _encode(header).ljust(header.start - _PREAMBLE.size, b"\0")
     blank = _PREAMBLE.pack(MAGIC, VERSION, header.start, bytes(32))
     return _PREAMBLE.pack(MAGIC, VERSION, header.start, hashlib.sha256(blank + body).digest()) + body
 
 
 def length_of(page: bytes, where: str) -> int:
-    """Bytes of the header that begins with ``page``. Raises PrefixDamaged and PrefixVersionError, as ``parse``."""
+    """Bytes of the header that begins with ``page``. Raises PrefixDamaged and PrefixVersionError as ``parse`` does."""
     if len(page) < _PREAMBLE.size:
         raise PrefixDamaged(f"{where} is damaged: it ends within its header")
     magic, version, length, _ = _PREAMBLE.unpack_from(page)
@@ -161,8 +161,10 @@ def length_of(page: bytes, where: str) -> int:
 
 
 def parse(raw: bytes, where: str) -> Header:
-    """Read what ``dump`` wrote. Raises PrefixVersionError for a newer version, PrefixDamaged for anything else amiss;
-    ``where`` names the file in the message."""
+    """The inverse of ``dump``. ``where`` names the file in messages.
+
+    Raises PrefixVersionError for a newer version, PrefixDamaged for any other fault.
+    """
     length = length_of(raw, where)
     magic, version, _, digest = _PREAMBLE.unpack_from(raw)
     body = raw[_PREAMBLE.size :]
@@ -197,8 +199,8 @@ def _decode(raw: dict[str, Any]) -> Header:
     )
 
 
-def _parts(raw: list[dict[str, Any]]) -> tuple[Part, ...]:
-    return tuple(Part(p["name"], p["dtype"], tuple(map(int, p["shape"])), int(p["length"])) for p in raw)
+def _parts(raw: list[dict[str, Any]]) -> tuple[StoredTensor, ...]:
+    return tuple(StoredTensor(p["name"], p["dtype"], tuple(map(int, p["shape"])), int(p["length"])) for p in raw)
 
 
 def _check(header: Header, start: int) -> None:

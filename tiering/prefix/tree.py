@@ -1,7 +1,7 @@
-"""Which prefixes are on flash, and which go first (pure).
+"""The tree of prefixes on flash: look-up and eviction (pure).
 
-A file holds a run of blocks; a run may follow another one's block. A block without what comes before it is of no use:
-so the end of a prefix goes before its beginning, and nothing goes that something else follows.
+A file holds a run of blocks. A run may follow a block of another file. A block needs all blocks before it, so the end
+of a prefix is evicted before its beginning, and a block that another block follows is never evicted.
 """
 
 from collections import Counter
@@ -13,9 +13,12 @@ from .header import Header
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a prefix file. ``hashes`` are those of its blocks, ``ends`` where each ends in the file;
-    ``state`` names the prefix that its state belongs to. ``length`` in bytes, ``used`` in nanoseconds, both as the file
-    system has them now: blocks behind ``length`` are gone."""
+    """The index entry of a prefix file.
+
+    ``hashes`` are those of its blocks, ``ends`` their ends in the file. ``state`` names the prefix that its state
+    belongs to. ``length`` (bytes) and ``used`` (nanoseconds) are those of the file now: blocks behind ``length`` are
+    gone.
+    """
 
     name: str
     label: str
@@ -46,7 +49,7 @@ class Record:
 
 
 def record_of(name: str, header: Header, hashes: Sequence[str]) -> Record:
-    """What an index keeps of ``header``, whose blocks have these ``hashes``."""
+    """The index entry of a file with ``header``, whose blocks have these ``hashes``."""
     return Record(
         name=name,
         label=header.label,
@@ -73,7 +76,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The longest stored prefix: of ``blocks`` blocks, in ``spans``, with its state in the file ``state``."""
+    """The longest stored prefix: ``blocks`` blocks in ``spans``, with its state in the file ``state``."""
 
     blocks: int
     spans: tuple[Span, ...] = ()
@@ -82,14 +85,17 @@ class Match:
 
     @property
     def names(self) -> set[str]:
+        """Names of all files of the match."""
         return {span.name for span in self.spans} | ({self.state} if self.state else set())
 
 
 def longest(
     records: Iterable[Record], hashes: Sequence[str], *, with_state: bool, without: Collection[str] = ()
 ) -> Match:
-    """The most leading blocks of the chain ``hashes`` that are all there; ``with_state``, only up to where a state is.
-    The files ``without`` do not count."""
+    """The longest stored beginning of the chain ``hashes``.
+
+    ``with_state``, it must end where a state is stored. Files in ``without`` do not count.
+    """
     holders: dict[str, tuple[Record, int]] = {}
     states: dict[str, Record] = {}
     for record in records:
@@ -117,15 +123,17 @@ def longest(
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Shorten the file ``name`` to ``length`` bytes; remove it where that is 0."""
+    """Shorten the file ``name`` to ``length`` bytes, or remove it if that is 0."""
 
     name: str
     length: int
 
 
 def make_room(records: Iterable[Record], wanted: int, *, spared: Collection[str] = ()) -> list[Cut]:
-    """What goes for ``wanted`` bytes to become free: ends of prefixes, those first that were not used for longest.
-    No block goes that another follows, nor one that the hashes ``spared`` name. All that may go, if that is less."""
+    """The cuts that free ``wanted`` bytes: ends of prefixes, least recently used first.
+
+    Blocks that others follow, and blocks with hashes in ``spared``, stay. If too little may go, all that may go goes.
+    """
     left = {record.name: record for record in records}
     followers = Counter(record.parent for record in left.values()) + Counter(spared)
     cuts: dict[str, Cut] = {}
@@ -147,7 +155,7 @@ def make_room(records: Iterable[Record], wanted: int, *, spared: Collection[str]
 
 
 def orphans(records: Iterable[Record]) -> list[Record]:
-    """Those that hold nothing, or follow a block which is not there: nobody can reach them."""
+    """Unreachable files: they hold nothing, or follow a block that is missing."""
     there: set[str] = set()
     lost: list[Record] = []
     for record in sorted(records, key=lambda record: record.first):
@@ -160,21 +168,21 @@ def orphans(records: Iterable[Record]) -> list[Record]:
 
 
 def _fixed(record: Record, followers: Counter[str]) -> int:
-    """Blocks of the file that something else follows, and those before them."""
+    """The number of leading blocks of the file up to the last one that another file follows."""
     return max((n for n, hash_ in enumerate(record.hashes, 1) if followers[hash_] > 0), default=0)
 
 
 def _end(record: Record, followers: Counter[str]) -> int:
-    """Bytes that may go from the end of the file; -1 when none may."""
+    """Bytes that may go from the end of the file; -1 if none may."""
     fixed = _fixed(record, followers)
     spare = record.length - (record.ends[fixed - 1] if fixed else 0)
     return spare if spare > 0 else -1
 
 
 def _keep(record: Record, followers: Counter[str], wanted: int) -> int:
-    """How many of the file's blocks stay when ``wanted`` bytes are to go."""
+    """The number of blocks that stay when ``wanted`` bytes should go."""
     fixed = _fixed(record, followers)
-    if record.state:  # blocks that lead to a state are of no use without it
+    if record.state:  # blocks that lead to a state are useless without it
         return fixed
     return max(
         (n for n in range(fixed, len(record.hashes)) if record.length - (record.ends[n - 1] if n else 0) >= wanted),
@@ -183,7 +191,7 @@ def _keep(record: Record, followers: Counter[str], wanted: int) -> int:
 
 
 def stale(records: Iterable[Record], before: int) -> list[Record]:
-    """Those not used since ``before``, in nanoseconds, that nothing follows which was."""
+    """Files not used since ``before`` (nanoseconds), nor followed by a file used since."""
     left = sorted(records, key=lambda record: -record.first)
     followers = Counter(record.parent for record in left)
     gone: list[Record] = []

@@ -1,1 +1,1 @@
-"""The planner against modelled devices: simulated runs, recordings of real ones, and their replay (pure)."""
+"""The simulator: the real planner on modelled devices, recordings of real runs, and their replay (pure)."""

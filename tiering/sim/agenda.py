@@ -1,4 +1,4 @@
-"""Simulated time (pure): what happens when, and work that several share."""
+"""Simulated time: an agenda of calls, and work that shares a resource (pure)."""
 
 import heapq
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class Agenda:
-    """What is due, in order of time; what is due at the same time, in the order in which it was noted."""
+    """Calls in order of time. Calls due at the same time come in the order in which they were added."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = count()
 
@@ -20,7 +20,7 @@ class Agenda:
         heapq.heappush(self._due, (self.now + seconds, next(self._number), act, args))
 
     def step(self) -> bool:
-        """Go on to what is due next, and do it; False where there is nothing."""
+        """Advance to the next call and make it; False if there is none."""
         if not self._due:
             return False
         self.now, _, act, args = heapq.heappop(self._due)
@@ -36,34 +36,33 @@ class _Job:
 
 
 class Shared:
-    """Work that goes on side by side: all jobs get equal parts of what ``rate`` says a number of them gets together,
-    in work per second."""
+    """Jobs that share a resource equally. ``rate`` maps a number of jobs to their total work per second."""
 
     def __init__(self, agenda: Agenda, rate: Callable[[int], float]) -> None:
         self._agenda, self._rate = agenda, rate
         self._jobs: list[_Job] = []
         self._since = self._pace = 0.0
-        self._plan = 0  # the number of the present one; what is due by an earlier one is overtaken
+        self._plan = 0  # number of the present plan; calls of earlier plans are ignored
         self.busy_seconds = 0.0
-        """Time in which there was a job."""
+        """Seconds in which there was a job."""
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
     def add(self, work: float, then: Callable[..., None], *args: Any) -> None:
-        """Begin ``work``; ``then(*args)`` is called when it is done."""
+        """Start a job of ``work``. ``then(*args)`` is called at its end."""
         self._settle()
         self._jobs.append(_Job(work, then, args))
         self._replan()
 
     def changed(self) -> None:
-        """``rate`` says something else now."""
+        """Look at ``rate`` again: it has changed."""
         if self._jobs:
             self._settle()
             self._replan()
 
     def _settle(self) -> None:
-        """Take off what was done since the last look."""
+        """Subtract the work done since the last look."""
         now = self._agenda.now
         if self._jobs:
             self.busy_seconds += now - self._since

@@ -1,4 +1,4 @@
-"""What computing costs, from recordings of real runs (pure): numbers for modelled memory and layers."""
+"""Costs of computing, from recordings of real runs: numbers for modelled memory and layers (pure)."""
 
 import math
 import statistics
@@ -13,20 +13,20 @@ from .rerun import passes_of
 from .workload import Layer, Routing, layers_of
 
 OFTEN = 5
-"""Times that something is seen before it counts."""
+"""A size counts when it was seen this often."""
 _NOTHING = 1.0
-"""Bytes per second that are a rounding error."""
+"""Bytes per second below this are a rounding error."""
 
 
 class Taken(NamedTuple):
-    """What computing with ``size`` bytes of weights took."""
+    """Seconds that computing with ``size`` bytes of weights took."""
 
     size: int
     seconds: float
 
 
 def expert_seconds(recording: Recording) -> list[Taken]:
-    """Each time that experts were computed for one token: from when they and their thread were there."""
+    """The time of each computation of experts for one token, from when they and their thread were ready."""
     found: list[Taken] = []
     here: dict[object, float] = {}
     idle: dict[int, float] = {}
@@ -47,11 +47,11 @@ def expert_seconds(recording: Recording) -> list[Taken]:
 
 
 def dense_seconds(recording: Recording) -> list[float]:
-    """What each pass of a model without experts computed: all but the time in which it waited."""
+    """Computing seconds of each pass of a model without experts: all but its waiting time."""
     found: list[float] = []
-    computed: dict[int, float] = {}  # by stream: seconds so far, less when it began
+    computed: dict[int, float] = {}  # by stream: seconds so far, less its start
     owner: dict[int, int] = {}  # stream by ticket
-    latest: dict[int, float] = {}  # by ticket: when it was asked, or the last block came
+    latest: dict[int, float] = {}  # by ticket: time of the request, or of its last block
     for now, event, actions in recording.steps:
         if isinstance(event, Begin):
             computed[event.stream] = -now
@@ -67,25 +67,27 @@ def dense_seconds(recording: Recording) -> list[float]:
 
 
 class Delivered(NamedTuple):
-    """Bytes per second of a drive that had reads under way: while a stream waited, and while it computed."""
+    """Bytes per second of a drive with reads in flight, while a stream waited and while it computed."""
 
     waiting: float
     computing: float
 
     @property
     def lost(self) -> float:
-        """The share of the drive's speed that is lost while cores compute."""
+        """Share of the drive's speed that is lost while cores compute."""
         return lost_share(1 / self.waiting, 1 / self.computing)
 
     def drive(self) -> Drive:
-        """A drive that delivers as much, to reads like those that were recorded."""
+        """A modelled drive that delivers the same to reads like the recorded ones."""
         return Drive(self.waiting, contention=self.lost)
 
 
 def delivered(recording: Recording) -> Delivered:
-    """What the drive delivered in the decoding of a recorded stream, with all that lies between a read's request and
-    its end. A read counts as arriving evenly meanwhile, so reads that are long for what is computed at a time hide some
-    of the difference."""
+    """Bytes per second that the drive delivered while a recorded stream decoded.
+
+    It includes everything between a read's request and its end. Bytes of a read count as arriving evenly, so reads
+    longer than a computation hide some of the difference.
+    """
     changes: list[tuple[float, int, float]] = []  # when, how many more wait, how many more bytes per second
     asked: dict[int, tuple[float, int]] = {}  # by read: when, and its bytes
     latest: dict[int, float] = {}  # by ticket: when it was asked, or the last block came
@@ -118,7 +120,7 @@ def delivered(recording: Recording) -> Delivered:
 
 
 def typical(times: Iterable[Taken]) -> list[Taken]:
-    """By size, of those that were seen often, the median seconds."""
+    """Median seconds of each size that was seen often."""
     by_size: dict[int, list[float]] = {}
     for size, seconds in times:
         by_size.setdefault(size, []).append(seconds)
@@ -126,47 +128,49 @@ def typical(times: Iterable[Taken]) -> list[Taken]:
 
 
 def memory_of(alone: Sequence[Taken], beside: Sequence[Taken]) -> Memory:
-    """The memory whose experts take as long as is typical: ``alone``, and ``beside`` a drive that delivers."""
+    """A modelled memory with the typical times of experts: ``alone``, and ``beside`` a delivering drive."""
     overhead, pace = line(alone)
     lost = [lost_share(overhead + size * pace, seconds) for size, seconds in beside]
     return Memory(1 / pace, overhead, contention=statistics.median(lost) if lost else 0.0)
 
 
 def lost_share(alone: float, beside: float) -> float:
-    """The share of its speed that is lost by what takes ``alone`` seconds, and ``beside`` something else."""
+    """Share of speed lost by work that takes ``alone`` seconds alone, and ``beside`` seconds beside other work."""
     return max(0.0, 1 - alone / beside)
 
 
 def bytes_used(recording: Recording) -> int:
-    """Bytes of weights that the last pass of a recorded run used: all dense blocks, and the experts that it chose."""
+    """Bytes of weights used by the last pass of a recorded run: all dense blocks, and the chosen experts."""
     length = max((h.extent.length for block, h in recording.setup.homes.items() if block.kind == "expert"), default=0)
     dense = sum(h.extent.length for block, h in recording.setup.homes.items() if block.kind == "dense")
     return dense + sum(map(len, _last(recording))) * length
 
 
 def layer_seconds(recording: Recording, memory: Memory, seconds: float) -> float:
-    """What a deep layer of a recorded run computes besides its weights, if with all of them in ``memory`` a token takes
-    ``seconds``."""
+    """Seconds that a deep layer of a recorded run computes besides its weights.
+
+    A token takes ``seconds`` with all weights in ``memory``.
+    """
     computed = bytes_used(recording) / memory.bandwidth + memory.overhead * len(_last(recording))
     return max(0.0, seconds - computed) / sum(map(is_deep, layers_of(recording.setup.homes)))
 
 
 def _last(recording: Recording) -> Routing:
-    """What the last pass chose."""
+    """The experts chosen by the last pass."""
     return next(iter(passes_of(recording).values()))[-1].chosen
 
 
 def guess_seconds(recording: Recording) -> float:
-    """The median seconds that making a guess took; 0 where none was made."""
+    """Median seconds of a guess; 0 without guesses."""
     found = [step.event.seconds for step in recording.steps if isinstance(step.event, Expect)]
     return statistics.median(found) if found else 0.0
 
 
 def is_deep(layer: Layer) -> bool:
-    """Whether it is one of those that computing besides weights goes into: not an embedding, norm or output layer."""
+    """Whether ``layer`` computes besides its weights: not an embedding, norm or output layer."""
     return len(layer.dense) + len(layer.experts) > 1
 
 
 def timed(layers: Iterable[Layer], seconds: Callable[[Layer], float]) -> list[Layer]:
-    """``layers``, with the ``seconds`` that each deep one computes besides its weights."""
+    """``layers``, where each deep one computes ``seconds(layer)`` besides its weights."""
     return [replace(layer, seconds=seconds(layer)) if is_deep(layer) else layer for layer in layers]

@@ -86,7 +86,7 @@ class Codec:
             case Release():
                 return ["R", event.stream, self._many(event.blocks)]
             case Expect():
-                said = self._many(event.certain), self._many(event.guessed), event.seconds, self._many(event.finer)
+                said = self._many(event.certain), self._many(event.guessed), event.seconds, self._many(event.residuals)
                 return ["X", event.stream, *said]
             case Cancel():
                 return ["C", event.ticket]
@@ -108,9 +108,9 @@ class Codec:
                 return Acquire(ticket, stream, self._blocks_of(blocks))
             case ["R", stream, blocks]:
                 return Release(stream, self._blocks_of(blocks))
-            case ["X", stream, certain, guessed, seconds, finer]:
+            case ["X", stream, certain, guessed, seconds, residuals]:
                 return Expect(
-                    stream, self._blocks_of(certain), self._blocks_of(guessed), seconds, self._blocks_of(finer)
+                    stream, self._blocks_of(certain), self._blocks_of(guessed), seconds, self._blocks_of(residuals)
                 )
             case ["C", ticket]:
                 return Cancel(ticket)
@@ -127,11 +127,11 @@ class Codec:
     def action(self, action: Action) -> Plain:
         match action:
             case Grant():
-                finer = [
+                residual_slots = [
                     [self._number[block], *self._place(slot)]
-                    for block, slot in zip(action.leased[1:], action.finer, strict=True)
+                    for block, slot in zip(action.leased[1:], action.residual_slots, strict=True)
                 ]
-                return ["g", action.ticket, self._number[action.block], *self._place(action.slot), finer]
+                return ["g", action.ticket, self._number[action.block], *self._place(action.slot), residual_slots]
             case Refuse():
                 return ["x", action.ticket, str(action.error)]
             case Read():
@@ -143,9 +143,9 @@ class Codec:
     def action_from(self, value: Plain) -> Action:
         """What ``action`` gave. Raises ValueError, LookupError or TypeError for anything else."""
         match value:
-            case ["g", ticket, block, region, offset, finer]:
+            case ["g", ticket, block, region, offset, residual_slots]:
                 slot = self._slot(block, region, offset)
-                return Grant(ticket, self._blocks[block], slot, tuple(self._slot(*place) for place in finer))
+                return Grant(ticket, self._blocks[block], slot, tuple(self._slot(*place) for place in residual_slots))
             case ["x", ticket, words]:
                 return Refuse(ticket, ReadError(words))
             case ["r", read, purpose, parts]:

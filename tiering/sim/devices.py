@@ -1,4 +1,4 @@
-"""Modelled devices (pure): a few measured numbers each. Seconds, bytes, bytes per second."""
+"""Modelled devices, each described by a few measured numbers: seconds, bytes, bytes per second (pure)."""
 
 import math
 import statistics
@@ -13,12 +13,12 @@ from ..policy.reads import LARGEST_READ, Rate
 class Drive:
     """A drive that delivers ``bandwidth`` to all reads together, and at most ``single`` to each.
 
-    A read's first byte comes ``latency`` after it began, so small reads need more of them in flight. While cores
-    compute, a drive loses the share ``contention`` of its speed: what it delivers goes through the memory that they
-    read. No read begins beside ``enough`` bytes under way (see kernels/io/reading.py). What has arrived is verified, at
-    ``checksum``, while the next read goes on: that, and ``handling`` seconds for each read, take the cores' time.
+    The first byte of a read comes ``latency`` after its start, so small reads need more of them in flight. While cores
+    compute, a drive loses the share ``contention`` of its speed, since both use the memory. No read starts beside
+    ``enough`` bytes in flight (kernels/io/reading.py). Arrived bytes are verified at ``checksum`` while the next read
+    goes on. That, and ``handling`` seconds for each read, take the cores' time.
 
-    Raises DeviceModelError for a number that cannot be.
+    Raises DeviceModelError for an impossible number.
     """
 
     bandwidth: float
@@ -34,19 +34,21 @@ class Drive:
         _check(self, single=_speed_or_unbounded, checksum=_speed_or_unbounded)
 
     def rate(self, reads: int, *, computing: bool) -> float:
-        """Bytes per second that ``reads`` reads get together."""
+        """Total bytes per second of ``reads`` reads at once."""
         full = min(self.bandwidth, reads * self.single)
         return full * (1 - self.contention) if computing else full
 
     def delivered(self, size: int, reads: int) -> float:
-        """Bytes per second of reads of ``size`` bytes, ``reads`` of them under way at any time, beside idle cores."""
+        """Bytes per second of reads of ``size`` bytes, ``reads`` in flight at any time, beside idle cores."""
         return min(self.bandwidth, reads * size / (self.latency + size / self.single))
 
 
 @dataclass(frozen=True, slots=True)
 class Bus:
-    """What blocks are copied over from host memory to a device, one after the other, at ``bandwidth``; each takes
-    ``latency`` besides. Raises DeviceModelError for a number that cannot be."""
+    """The bus from host memory to a device. Blocks are copied one after the other at ``bandwidth``, plus ``latency``.
+
+    Raises DeviceModelError for an impossible number.
+    """
 
     bandwidth: float
     latency: float = 0.0
@@ -57,11 +59,13 @@ class Bus:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Weights come out of memory at ``bandwidth``. Of many tokens at once the arithmetic may take longer: ``products``
-    is bytes of weights times tokens per second. Whenever experts are computed, several at a time or one, that takes
-    ``overhead`` seconds besides. While a drive delivers, computing loses the share ``contention`` of its speed.
+    """Memory that delivers weights at ``bandwidth``.
 
-    Raises DeviceModelError for a number that cannot be.
+    For many tokens at once the arithmetic may take longer: ``products`` is bytes of weights times tokens per second.
+    Each computation of experts, one or several, takes ``overhead`` seconds more. While a drive delivers, computing
+    loses the share ``contention`` of its speed.
+
+    Raises DeviceModelError for an impossible number.
     """
 
     bandwidth: float
@@ -78,11 +82,10 @@ class Memory:
 
 
 def fitted(rates: Sequence[Rate]) -> Drive:
-    """The drive that comes nearest to measured ``rates`` of one backend.
+    """The drive that is nearest to measured ``rates`` of one backend.
 
-    The best rate is the bandwidth. With one read in flight, seconds are latency + size / single: a straight line
-    through the sizes that were measured so; without latency, where that or the speed would be negative. Raises
-    DeviceModelError without any rates.
+    The best rate is the bandwidth. With one read in flight, seconds are latency + size / single: a line through the
+    sizes measured so. The latency is 0 if it or the speed would be negative. Raises DeviceModelError without rates.
     """
     if not rates:
         raise DeviceModelError("there are no rates to make a drive from; measure it with `penstock doctor`")
@@ -93,8 +96,10 @@ def fitted(rates: Sequence[Rate]) -> Drive:
 
 
 def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Intercept and slope of the line of least squares through ``points``, all positive; through the origin where one
-    of the two would be negative, or nothing tells them apart."""
+    """Intercept and slope of the least squares line through ``points``, which are positive.
+
+    The line goes through the origin if one of the two would be negative or cannot be determined.
+    """
     x, y = [point[0] for point in points], [point[1] for point in points]
     if len(set(x)) > 1:
         found = statistics.linear_regression(x, y)

@@ -1,4 +1,4 @@
-"""Reads on one modelled drive (pure): which wait for their turn, which are under way, when each one lands."""
+"""Reads on one modelled drive: waiting, in flight, landed (pure)."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,11 @@ from .noise import Dice
 
 
 class Reads:
-    """As a reader performs them (see kernels/io/reading.py). ``busy`` is told whether any is under way; ``handle``
-    of each
-    read whose bytes have come: how long that keeps a core busy now, and whether it failed."""
+    """Performs reads as a real reader does (kernels/io/reading.py).
+
+    ``busy`` is called when the first read starts and when the last one ends. ``handle`` is called for each arrived
+    read, with the seconds that it keeps a core busy and whether it failed.
+    """
 
     def __init__(
         self,
@@ -24,39 +26,39 @@ class Reads:
     ) -> None:
         self._number, self._drive, self._agenda = number, drive, agenda
         self._handle, self._tell_busy = handle, busy
-        self.dice = dice  # what varies, and what goes wrong
+        self.dice = dice  # variations and faults
         self._waiting: list[tuple[Read, int]] = []
-        self._coming = 0  # bytes under way
+        self._coming = 0  # bytes in flight
         self._computing = False
         self._flow = Shared(agenda, self._rate)
         self._since = self._busy = 0.0
 
     @property
     def busy_seconds(self) -> float:
-        """Time in which a read was under way."""
+        """Seconds in which a read was in flight."""
         return self._busy + (self._agenda.now - self._since if self._coming else 0.0)
 
     def submit(self, read: Read) -> None:
-        """Perform ``read`` when its turn has come."""
+        """Perform ``read`` when it is its turn."""
         self._waiting.append((read, read.size))
         self._begin()
 
     def beside(self, computing: bool) -> None:
-        """From now on cores compute, or do not."""
+        """Set whether cores compute from now on."""
         if computing != self._computing:
             self._computing = computing
             if self._drive.contention:
                 self._flow.changed()
 
     def speed_changed(self) -> None:
-        """The drive is slower now, or faster again."""
+        """Look at the drive's speed again: it has changed."""
         self._flow.changed()
 
     def _rate(self, reads: int) -> float:
         return self._drive.rate(reads, computing=self._computing) * self.dice.speed(self._number, self._agenda.now)
 
     def _begin(self) -> None:
-        """Begin those that may, the ones that have waited longest first."""
+        """Start the reads that may start, the longest waiting first."""
         still: list[tuple[Read, int]] = []
         for read, size in self._waiting:
             if self._coming and self._coming + size > self._drive.enough:

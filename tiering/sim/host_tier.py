@@ -1,4 +1,6 @@
-"""The host tier below a device, and the bus between them, simulated (pure); follows runtime/tiers/device/uplink.py."""
+"""The host tier below a device tier, and the bus between them, simulated (pure).
+
+Follows runtime/tiers/device/uplink.py."""
 
 from collections import deque
 from collections.abc import Callable
@@ -6,7 +8,7 @@ from itertools import count
 from typing import NamedTuple
 
 from ..errors import ReadError
-from ..events import HOUSE, Acquire, Begin, Event, Expect, Grant, Read, ReadDone, ReadFailed, Refuse
+from ..events import PINNING_STREAM, Acquire, Begin, Event, Expect, Grant, Read, ReadDone, ReadFailed, Refuse
 from ..planner.planner import Planner
 from ..planner.regions import PINNED
 from ..planner.relay import Copy, Landed, Relay, expected, order_of
@@ -15,15 +17,17 @@ from .devices import Bus
 
 
 class Below(NamedTuple):
-    """The planner of the host tier, to which nothing has happened yet, and the way up from there."""
+    """A new planner of the host tier, and the bus from there to the device."""
 
     planner: Planner
     bus: Bus
 
 
 class Lower:
-    """Does what the tier above wants. ``read`` starts a read on a drive; ``landed`` is told of ends of the reads of the
-    tier above."""
+    """The host tier: it serves the reads of the device tier.
+
+    ``read`` starts a read on a drive. ``landed`` is called at the end of each read of the device tier.
+    """
 
     def __init__(
         self, below: Below, agenda: Agenda, read: Callable[[Read], None], landed: Callable[[Event], None]
@@ -32,18 +36,20 @@ class Lower:
         self._agenda, self._read_flash, self._tell = agenda, read, landed
         self._relay = Relay(order_of(self.planner.homes))
         self._tickets = count(1)
-        self._reads: dict[int, int] = {}  # by ticket, the number of the read above
+        self._reads: dict[int, int] = {}  # by ticket, the number of the device tier's read
         self._queue: deque[Copy] = deque()
         self.bytes_copied, self.busy_seconds = 0, 0.0
 
     def load(self) -> None:
-        """Have read what stays in host memory."""
+        """Load the blocks that stay in host memory."""
         pinned = tuple(block for block, home in self.planner.homes.items() if home.region == PINNED)
-        self.post(Acquire(next(self._tickets), HOUSE, pinned))
+        self.post(Acquire(next(self._tickets), PINNING_STREAM, pinned))
 
     def read(self, read: Read) -> None:
-        """The tier above reads."""
-        if read.parts[0].block not in self.planner.homes:  # it stays there, and is read before the time begins
+        """Start ``read`` of the device tier."""
+        if (
+            read.parts[0].block not in self.planner.homes
+        ):  # it stays on the device, and is loaded before the time begins
             self._agenda.after(0.0, self._tell, ReadDone(read.read))
             return
         ticket = next(self._tickets)
@@ -52,7 +58,7 @@ class Lower:
             self.post(event)
 
     def told(self, event: Event, above: Planner) -> Event:
-        """``event`` of a stream, as the tier above is to take it; this one takes its own part."""
+        """Take this tier's part of a stream's ``event``; returns the event for the device tier."""
         if isinstance(event, Begin):
             for begin in self._relay.begin():
                 self.post(begin)
@@ -62,7 +68,7 @@ class Lower:
         return event
 
     def post(self, event: Event) -> None:
-        """Hand ``event`` to the planner, and do what it says."""
+        """Hand ``event`` to the planner, and perform its actions."""
         for action in self.planner.handle(event, self._agenda.now):
             match action:
                 case Read():

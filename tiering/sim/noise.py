@@ -1,4 +1,4 @@
-"""Seeded faults and jitter (pure): what goes wrong in a simulated run, and by how much its times vary."""
+"""Seeded faults and jitter of a simulated run (pure)."""
 
 from dataclasses import dataclass
 
@@ -41,11 +41,13 @@ class Noise:
 
 
 class Dice:
-    """Draws that depend on ``seed`` and on what they are for, not on the order in which they are made: two policies
-    under one seed meet the same luck."""
+    """Random draws that depend on ``seed`` and on their subject, not on their order.
+
+    So two policies under one seed meet the same faults.
+    """
 
     def __init__(self, seed: int, noise: Noise, *, start: float = 0.0) -> None:
-        """The seconds of spells count from ``start``."""
+        """The times of spells count from ``start``."""
         self._seed, self._noise, self._start = seed, noise, start
 
     def fails(self, read: int) -> bool:
@@ -53,18 +55,18 @@ class Dice:
         return self._noise.failing > 0 and uniform(self._seed, 1, read) < self._noise.failing
 
     def work(self, read: int, size: int) -> float:
-        """The bytes that read number ``read`` of ``size`` bytes is worth."""
+        """The bytes that read number ``read`` of ``size`` bytes takes as much time as."""
         slow = self._noise.slow > 0 and uniform(self._seed, 2, read) < self._noise.slow
         return size * (self._noise.slowdown if slow else 1.0)
 
     def varied(self, seconds: float, *what: int) -> float:
-        """``seconds``, a little more or less."""
+        """``seconds`` with jitter."""
         if not self._noise.jitter:
             return seconds
         return seconds * (1 + self._noise.jitter * (2 * uniform(self._seed, 3, *what) - 1))
 
     def speed(self, drive: int, now: float) -> float:
-        """The share of its bandwidth that ``drive`` delivers ``now``."""
+        """The share of its bandwidth that ``drive`` delivers at ``now``."""
         share, second = 1.0, now - self._start
         for spell in self._noise.spells:
             if spell.drive == drive and spell.start <= second < spell.start + spell.seconds:
@@ -73,8 +75,10 @@ class Dice:
 
 
 def uniform(*keys: int) -> float:
-    """A number in [0, 1) that ``keys`` decide, by the mixing of SplitMix64 ("Fast Splittable Pseudorandom Number
-    Generators")."""
+    """A number in [0, 1) determined by ``keys``.
+
+    It uses the mixing of SplitMix64 ("Fast Splittable Pseudorandom Number Generators").
+    """
     state = 0
     for key in keys:
         state = (state ^ key) + 0x9E3779B97F4A7C15 & _WORD

@@ -1,4 +1,4 @@
-"""What a simulated run comes to (pure)."""
+"""The outcome of a simulated run (pure)."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -7,7 +7,7 @@ from ..planner.counters import Counters, found_ratio
 
 
 class Passed(NamedTuple):
-    """A pass of ``stream``, ``tokens`` from second ``begin`` to ``end``; ``failed`` where a read failed it."""
+    """A pass of ``stream`` with ``tokens`` tokens, from second ``begin`` to ``end``. ``failed``: a read failed."""
 
     stream: int
     tokens: int
@@ -18,13 +18,12 @@ class Passed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A run from its first timed pass to the end of the last one; all but the passes are of these ``seconds``.
-    ``untimed`` are the passes before.
+    """The ``seconds`` from the start of the first timed pass to the end of the last one. ``untimed`` passes came
+    before.
 
-    ``counters`` are the planner's, that of host memory where there is a device tier; ``above`` are the device's, to
-    which ``bytes_copied`` went in ``bus_busy_seconds``. ``stall_seconds`` is what streams waited for blocks,
-    ``compute_seconds`` the time in which cores computed, ``drive_busy_seconds`` that in which each drive had a read
-    under way.
+    ``counters`` are those of the host tier's planner, ``above`` those of the device tier's. ``bytes_copied`` went to
+    the device in ``bus_busy_seconds``. Streams waited ``stall_seconds`` for blocks, cores computed for
+    ``compute_seconds``, and each drive had reads in flight for its ``drive_busy_seconds``.
     """
 
     untimed: tuple[Passed, ...]
@@ -42,21 +41,22 @@ class Outcome:
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens of all timed passes per second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def seconds_per_token(self) -> tuple[float, ...]:
-        """Of every pass, in the order in which they ended."""
+        """Seconds per token of every pass, in the order of their ends."""
         return tuple((each.end - each.begin) / each.tokens for each in self.passes)
 
     @property
     def bytes_read(self) -> int:
+        """Bytes read from all drives."""
         return self.counters.flash_bytes
 
     @property
     def hit_ratio(self) -> float:
-        """Share of the requests for experts that found them in memory; where none were asked for, of those for streamed
-        layers."""
+        """Share of requests for experts that hit. Without any, the share for streamed layers."""
         read, asked = self.counters, self.above or self.counters
         if asked.expert_hits + asked.expert_misses:
             return found_ratio(asked.expert_hits, asked.expert_misses, read.expert_misses)
@@ -64,7 +64,7 @@ class Outcome:
 
     @property
     def limited_by(self) -> Literal["flash", "bus", "memory"]:
-        """What was busy longest: a drive, the bus to a device, or the cores, which mostly wait for memory."""
+        """The busiest resource: a drive, the bus to a device, or the cores, which mostly wait for memory."""
         drive = max(self.drive_busy_seconds, default=0.0)
         if max(drive, self.bus_busy_seconds) <= self.compute_seconds:
             return "memory"
@@ -72,7 +72,7 @@ class Outcome:
 
 
 def since(before: Counters, after: Counters) -> Counters:
-    """What was counted between the two."""
+    """The counts between ``before`` and ``after``."""
     drives = [b - a for a, b in zip(before.drive_bytes, after.drive_bytes, strict=True)]
     names = [name for name in Counters.__slots__ if name != "drive_bytes"]
     return Counters(**{name: getattr(after, name) - getattr(before, name) for name in names}, drive_bytes=drives)

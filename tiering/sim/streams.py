@@ -1,17 +1,16 @@
-"""A compute thread, simulated (pure): the events that it causes, in the order in which a real one does.
+"""A simulated compute thread: it causes events in the order of a real one (pure).
 
-Follows runtime/modules/attach.py and runtime/experts/experts.py. What is always in memory was leased when the model
-was loaded. The
-blocks of a layer that are kept are leased together while they are all there; otherwise each one for its module, like
-those that are streamed. Experts that are here are computed while others come; before the first wait it is announced
-what comes next.
+Follows runtime/modules/attach.py and runtime/experts/experts.py. Blocks that are always in memory are leased when the
+model is loaded. The kept blocks of a layer are leased together while all are resident. Otherwise each is leased for its
+module, like a streamed block. Resident experts are computed while others are read. Before its first wait, a layer tells
+the planner which blocks come next.
 """
 
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from enum import Enum, auto
 
-from ..events import HOUSE, Acquire, Begin, Cancel, End, Event, Expect, Grant, Refuse, Release, Stream
+from ..events import PINNING_STREAM, Acquire, Begin, Cancel, End, Event, Expect, Grant, Refuse, Release, Stream
 from ..planner.planner import Planner
 from ..planner.regions import KEPT, PINNED
 from ..policy.prefetch.expert_window import at_a_time
@@ -21,43 +20,43 @@ from .workload import Layer, Pass, Workload
 
 
 class Wait(Enum):
-    """What a stream waits for: an answer to its request; that others come further, or do not for a while."""
+    """Reasons to wait: an answer to a request, or the progress of other streams, for a limited time."""
 
     ANSWER = auto()
     OTHERS = auto()
 
 
 Steps = Generator[float | Wait, bool, None]
-"""Seconds to compute, or what is waited for; with ``OTHERS``, it is sent whether they came further."""
+"""Yields seconds to compute, or a reason to wait. For ``OTHERS``, it is sent whether they made progress."""
 
 
 class _Refused(Exception):
-    """A block did not come."""
+    """A block was refused."""
 
 
 class Walker:
-    """One stream. Whoever runs ``steps`` puts the answers to its requests into ``inbox``."""
+    """One stream. The runner of its steps puts answers to its requests into ``inbox``."""
 
     def __init__(
         self, number: Stream, planner: Planner, post: Callable[[Event], None], tickets: Iterator[int], memory: Memory
     ) -> None:
         self.number, self.inbox = number, deque[Grant | Refuse]()
         self.ticket = 0
-        """Of the latest request."""
+        """The ticket of the latest request."""
         self._planner, self._post, self._tickets, self._memory = planner, post, tickets, memory
         self._lengths = {block: home.extent.length for block, home in planner.homes.items()}
         self._pinned = {block: home for block, home in planner.homes.items() if home.region == PINNED}
         self._kept = {block: home for block, home in planner.homes.items() if home.place is not None}
         self._residuals = residuals(planner.homes)
-        self._leased: dict[BlockId, tuple[BlockId, ...]] = {}  # experts with their residuals that are here
+        self._leased: dict[BlockId, tuple[BlockId, ...]] = {}  # experts with their resident residuals
         self._left = 0  # answers to come
         self._owed = 0.0  # seconds computed since the last event
 
     # --- a model ----------------------------------------------------------------------------------------------------
 
     def load(self) -> Steps:
-        """Have read what stays in memory."""
-        yield from self._acquire(list(self._pinned), stream=HOUSE)
+        """Load the blocks that stay in memory."""
+        yield from self._acquire(list(self._pinned), stream=PINNING_STREAM)
         while self._left:
             yield from self._arrival()
         for block in self._kept:
@@ -65,7 +64,7 @@ class Walker:
             self._post(Release(self.number, (block,)))
 
     def make(self, workload: Workload, each: Pass) -> Generator[float | Wait, bool, bool]:
-        """One pass; whether it failed, because something did that it waited for."""
+        """Make one pass; whether it failed because a block was refused."""
         self._post(Begin(self.number))
         failed = False
         try:
@@ -87,8 +86,8 @@ class Walker:
                     other, numbers = next(next_ones, None), next(guessed, ())
                     guess = [other.experts[number] for number in numbers] if other else []
                     wanted = [layer.experts[number] for number in next(chosen)]
-                    finer = [residual for block in wanted for residual in self._residuals.get(block, ())]
-                    yield from self._experts(wanted, each, _Announcement(self, guess, guess_seconds, finer))
+                    residuals = [residual for block in wanted for residual in self._residuals.get(block, ())]
+                    yield from self._experts(wanted, each, _Announcement(self, guess, guess_seconds, residuals))
                 yield from self._flush()
             except _Refused:
                 self._leave(together)
@@ -96,12 +95,12 @@ class Walker:
             self._leave(together)
 
     def _leave(self, together: tuple[BlockId, ...]) -> None:
-        """Give back what ``_enter`` took."""
+        """Release the leases of ``_enter``."""
         if together:
             self._post(Release(self.number, together))
 
     def _enter(self, layer: Layer) -> Generator[float | Wait, bool, tuple[BlockId, ...]]:
-        """Lease what is kept of the layer, if all of that is in its place; what was leased."""
+        """Lease the kept blocks of the layer, if all are in their places; returns the leased blocks."""
         kept = tuple(block for block in layer.dense if block in self._kept)
         return kept if kept and (yield from self._lease_resident(kept, KEPT)) else ()
 
@@ -120,7 +119,7 @@ class Walker:
 
     def _experts(self, chosen: Sequence[BlockId], each: Pass, announcement: "_Announcement") -> Steps:
         size = at_a_time(len(chosen), each.choices)
-        rows = -(-each.choices // len(chosen)) if len(chosen) else 0  # tokens that an expert gets, about
+        rows = -(-each.choices // len(chosen)) if len(chosen) else 0  # tokens per expert, about
         for start in range(0, len(chosen), size):
             yield from self._acquire(chosen[start : start + size])
             arrived = self._here()
@@ -144,7 +143,7 @@ class Walker:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def _lease(self, blocks: Sequence[BlockId]) -> Steps:
-        """Acquire ``blocks``, and wait for all of them."""
+        """Acquire ``blocks`` and wait for all of them."""
         yield from self._acquire(blocks)
         self._here()
         while self._left:
@@ -153,7 +152,7 @@ class Walker:
     def _lease_resident(
         self, blocks: Sequence[BlockId], region: str | None = None
     ) -> Generator[float | Wait, bool, bool]:
-        """Lease ``blocks`` if all are in memory now, and in ``region`` if that is given; whether they are."""
+        """Lease ``blocks`` if all are resident, and in ``region`` if given; whether they are."""
         yield from self._flush()
         slots = [self._planner.residency.slot(block) for block in blocks]
         if any(slot is None or region not in (None, slot.region) for slot in slots):
@@ -174,13 +173,13 @@ class Walker:
         self._post(Acquire(self.ticket, stream, tuple(blocks)))
 
     def _arrival(self) -> Generator[float | Wait, bool, list[BlockId]]:
-        """The next block; waits for it."""
+        """Wait for the next blocks."""
         if not self.inbox:
             yield Wait.ANSWER
         return [self._take()]
 
     def _here(self) -> list[BlockId]:
-        """What has arrived and was not taken yet."""
+        """Take the blocks that have arrived."""
         return [self._take() for _ in range(len(self.inbox))]
 
     def _take(self) -> BlockId:
@@ -194,7 +193,7 @@ class Walker:
         return answer.block
 
     def _give_up(self) -> None:
-        """Nothing more is taken of what was asked for."""
+        """Cancel the request, and release what it was granted."""
         self._post(Cancel(self.ticket))
         untaken = tuple(block for answer in self.inbox if isinstance(answer, Grant) for block in answer.leased)
         self.inbox.clear()
@@ -203,37 +202,37 @@ class Walker:
             self._post(Release(self.number, untaken))
 
     def expect(
-        self, certain: Sequence[BlockId], guessed: Sequence[BlockId], seconds: float, finer: Sequence[BlockId]
+        self, certain: Sequence[BlockId], guessed: Sequence[BlockId], seconds: float, residuals: Sequence[BlockId]
     ) -> Steps:
-        """Say what comes next, and which residuals are of use; to guess took ``seconds``."""
+        """Tell the planner which blocks come next and which residuals help. The guess took ``seconds``."""
         self._owed += seconds
         yield from self._flush()
-        self._post(Expect(self.number, tuple(certain), tuple(guessed), seconds, tuple(finer)))
+        self._post(Expect(self.number, tuple(certain), tuple(guessed), seconds, tuple(residuals)))
 
     @property
     def speculates(self) -> bool:
-        """Whether guesses are welcome."""
+        """Whether the planner wants guesses."""
         return self._planner.speculation.active
 
     def _flush(self) -> Steps:
-        """Take the time for what was computed since the last event."""
+        """Let the time pass that was computed since the last event."""
         if self._owed:
             owed, self._owed = self._owed, 0.0
             yield owed
 
 
 class _Announcement:
-    """What a layer says of what comes next; the guess is made once, when it first says something."""
+    """A layer's announcements of blocks that come next. The guess is made once, with the first of them."""
 
-    def __init__(self, walker: Walker, guess: Sequence[BlockId], seconds: float, finer: Sequence[BlockId]) -> None:
-        self._walker, self._guess, self._seconds, self._finer = walker, guess, seconds, finer
+    def __init__(self, walker: Walker, guess: Sequence[BlockId], seconds: float, residuals: Sequence[BlockId]) -> None:
+        self._walker, self._guess, self._seconds, self._residuals = walker, guess, seconds, residuals
         self._made: Sequence[BlockId] | None = None
 
     def make(self, certain: Sequence[BlockId]) -> Steps:
-        """Announce ``certain``, then perhaps the guess, and residuals."""
+        """Announce ``certain`` blocks, the guess if it is wanted, and residuals."""
         seconds = 0.0
         if self._made is None:
             self._made = self._guess if self._walker.speculates else ()
             seconds = self._seconds if self._made else 0.0
-        if certain or self._made or self._finer:
-            yield from self._walker.expect(certain, self._made, seconds, self._finer)
+        if certain or self._made or self._residuals:
+            yield from self._walker.expect(certain, self._made, seconds, self._residuals)

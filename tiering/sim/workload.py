@@ -1,4 +1,4 @@
-"""What simulated streams compute (pure): the layers of a model, and passes through them with the experts chosen."""
+"""The workload of simulated streams: layers of a model, and passes with their chosen experts (pure)."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,14 +8,14 @@ from ..units import BlockId
 from .noise import uniform
 
 Routing = Sequence[Sequence[int]]
-"""For each layer with experts, in order, the numbers of those that one token uses."""
+"""Numbers of the experts that one token uses, for each layer with experts, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Dense blocks in the order in which a token goes through them, then ``experts``, by number, of which it uses some.
+    """Dense blocks in the order of use, then ``experts`` by number, of which a token uses some.
 
-    ``seconds`` is what else a pass computes here.
+    A pass computes ``seconds`` here besides products with weights.
     """
 
     dense: tuple[BlockId, ...] = ()
@@ -27,8 +27,8 @@ class Layer:
 class Pass:
     """One forward of ``tokens`` tokens, with the ``chosen`` experts of each layer that has some, each once.
 
-    ``choices``: how often the tokens choose an expert in a layer. ``guessed``: what a layer guesses of the next one's;
-    empty where nothing is guessed.
+    ``choices`` counts how often the tokens choose an expert in a layer. ``guessed`` has each layer's guess of the next
+    layer's experts, and is empty without guesses.
     """
 
     tokens: int
@@ -39,7 +39,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``layers``, and for each stream its passes; making a guess takes ``guess_seconds``."""
+    """``layers``, and the passes of each stream. A guess takes ``guess_seconds``."""
 
     layers: Sequence[Layer]
     streams: Sequence[Iterable[Pass]]
@@ -59,9 +59,11 @@ def forward(tokens: Sequence[Routing]) -> Pass:
 
 
 def guessing(passes: Sequence[Pass], experts: int, *, precision: float, seed: int = 0) -> Iterator[Pass]:
-    """``passes``, each layer of which guesses as many experts, of ``experts``, as the next one chooses; a share
-    ``precision`` of them right. A wrong one is what that layer chooses in some other pass, where there is such a one:
-    routers err towards experts that are popular, which are in memory as often as the right ones."""
+    """``passes`` with guesses: each layer guesses as many of ``experts`` experts as the next layer chooses.
+
+    The share ``precision`` of guesses is right. A wrong guess is an expert that the layer chooses in another pass, if
+    there is one: routers err towards popular experts, which are in memory as often as the right ones.
+    """
     for number, each in enumerate(passes):
         guesses: list[list[int]] = []
         for layer, wanted in enumerate(each.chosen[1:], 1):
@@ -81,9 +83,11 @@ def guessing(passes: Sequence[Pass], experts: int, *, precision: float, seed: in
 
 
 def layers_of(blocks: Iterable[BlockId], seconds: float = 0.0) -> list[Layer]:
-    """Layers of ``blocks`` in the order of use: those of one element of the model's outermost list
-    (``model.layers.3``) together, each of the others for itself. Each computes ``seconds`` besides. Residuals belong to
-    their experts."""
+    """Layers of ``blocks``, in the order of use.
+
+    Blocks of one element of the model's outermost list (``model.layers.3``) form a layer; every other block is a layer
+    of its own. Each layer computes ``seconds`` besides its weights. Residuals belong to their experts.
+    """
     found: dict[str, Layer] = {}
     for block in blocks:
         if block.kind == "residual":

@@ -1,4 +1,4 @@
-"""Summaries of pages of keys, and bounds of the attention that a page can get.
+"""Summaries of pages of keys, and bounds of the attention that a page can get. Imports ``native``.
 
-One module per summary. What one is to the rest: ``base.py``; which there are: ``registry.py``.
+``base.py`` is the interface, ``registry.py`` the list of summaries, each in a module of its own.
 """

@@ -1,55 +1,59 @@
-"""Keys in their few main directions, with the norm of what lies outside of each.
+"""sketch: keys in their few main directions, with the norm of the rest of each.
 
-The directions of a layer's head are those of its first keys (principal components). Outside of them a score's error is
-at most the norm of the key's part there times that of the query's (Cauchy and Schwarz).
+The directions of a layer's head are those of its first keys (principal components). The error of a score is at most the
+norm of the key outside of them times that of the query (Cauchy and Schwarz).
 """
 
 import torch
 
-from .base import Bounds, known, norms, rounding, upwards
-from .numbers import concluded
+from .base import Bounds, open_unknown, round_up, rounding_share, upper_norms
+from .quantised_keys import conclude_bounds
 
 _HEAD = 8
-"""Bytes before a head's numbers: how many tokens there are, int32, and the greatest norm of a key, float32."""
+"""Bytes before a head's tokens: their count, int32, and the greatest norm of a key, float32."""
 _LEVELS = 127
 
 
-class Sketch:
-    """``rank`` directions. Bytes of a head of a page: those, then bfloat16 [P] of each token's scale, of the norms of
-    its errors inside and outside of the directions, and int8 [P, rank] of where it lies in them."""
+class KeySketch:
+    """The summary ``sketch``, with ``rank`` directions. Bytes of a head of a page: count and norm, then bfloat16 [P]
+    each of the tokens' scales and of the norms of their errors inside and outside of the directions, then int8 [P,
+    rank] of their coordinates."""
 
     def __init__(self, rank: int, centre: torch.Tensor | None = None, basis: torch.Tensor | None = None) -> None:
-        """``centre`` [H, D] and ``basis`` [H, rank, D], float32, orthonormal: as ``fitted`` finds them."""
+        """``centre`` [H, D] and ``basis`` [H, rank, D], float32, orthonormal, are those that ``fit`` finds."""
         self.rank = rank
         self.name = f"sketch-{rank}"
         self._basis = None if centre is None or basis is None else (centre, basis)
         self.shared_bytes = 0 if self._basis is None else 4 * sum(part.numel() for part in self._basis)
 
     def page_bytes(self, heads: int, tokens: int, dim: int) -> int:
+        """As in Summary."""
         if self.rank >= dim:
             raise ValueError(f"keys of {dim} channels have fewer directions outside of {self.name} than that")
         return heads * (_HEAD + tokens * (6 + self.rank))
 
-    def fitted(self, keys: torch.Tensor) -> "Sketch":
+    def fit(self, keys: torch.Tensor) -> "KeySketch":
+        """As in Summary."""
         numbers = keys.double().nan_to_num(0, 0, 0)
         centre = numbers.mean(1)
         numbers -= centre[:, None]
         _, directions = torch.linalg.eigh(numbers.mT @ numbers)
-        return Sketch(self.rank, centre.float(), directions[..., -self.rank :].mT.float().contiguous())
+        return KeySketch(self.rank, centre.float(), directions[..., -self.rank :].mT.float().contiguous())
 
     def build(self, keys: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
-        centre, basis = self._fit()
+        """As in Summary."""
+        centre, basis = self._find_basis()
         pages, heads, there, _ = keys.shape
         tokens = tokens or there
         numbers = keys.float()
         from_centre = numbers - centre[:, None]
         inside = from_centre @ basis.mT
-        scale = upwards(inside.abs().amax(-1) / _LEVELS).clamp_min(torch.finfo(torch.bfloat16).tiny)
+        scale = round_up(inside.abs().amax(-1) / _LEVELS).clamp_min(torch.finfo(torch.bfloat16).tiny)
         whole = (inside / scale.float()[..., None]).round().clamp(-_LEVELS, _LEVELS)
         left = from_centre - whole * scale.float()[..., None] @ basis
         left_inside = left @ basis.mT
-        errors = [upwards(norms(left_inside)), upwards(norms(left - left_inside @ basis))]
-        reach = norms(numbers).amax(-1)
+        errors = [round_up(upper_norms(left_inside)), round_up(upper_norms(left - left_inside @ basis))]
+        reach = upper_norms(numbers).amax(-1)
         finite = reach.isfinite() & torch.stack([scale, *errors]).isfinite().all(-1).all(0)
 
         out = torch.zeros(pages, heads, self.page_bytes(heads, tokens, keys.shape[-1]) // heads, dtype=torch.uint8)
@@ -72,7 +76,8 @@ class Sketch:
         scaling: float,
         softcap: float | None = None,
     ) -> Bounds:
-        centre, basis = self._fit()
+        """As in Summary."""
+        centre, basis = self._find_basis()
         all_heads, rows, dim = query.shape
         asked = query.float().reshape(heads, -1, dim)
         per_head = summaries.view(len(summaries), heads, -1).transpose(0, 1)
@@ -87,17 +92,17 @@ class Sketch:
         outside = asked - inside @ basis
         products = torch.einsum("hrk,hntk->hrnt", inside, whole) * scale + (asked @ centre[..., None])[..., None]
         # The centre may lie farther away than any key.
-        far = reach[:, None] * 2 + norms(centre)[:, None, None, None]
+        far = reach[:, None] * 2 + upper_norms(centre)[:, None, None, None]
         wrong = (
-            norms(inside)[..., None, None] * error_inside
-            + norms(outside)[..., None, None] * error_outside
-            + norms(asked)[..., None, None] * far * (2.0**-24 * (8 * dim + 64))
+            upper_norms(inside)[..., None, None] * error_inside
+            + upper_norms(outside)[..., None, None] * error_outside
+            + upper_norms(asked)[..., None, None] * far * (2.0**-24 * (8 * dim + 64))
         )
         there = (torch.arange(tokens) < count)[:, None]
-        bounds = concluded(products, wrong, there, scaling, softcap, rounding(query.dtype, softcap))
-        return Bounds(*(bound.reshape(all_heads, rows, -1) for bound in known(bounds)))
+        bounds = conclude_bounds(products, wrong, there, scaling, softcap, rounding_share(query.dtype, softcap))
+        return Bounds(*(bound.reshape(all_heads, rows, -1) for bound in open_unknown(bounds)))
 
-    def _fit(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _find_basis(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._basis is None:
-            raise ValueError(f"{self.name} has no directions yet; take what `fitted` returns")
+            raise ValueError(f"{self.name} has no directions yet; take what `fit` returns")
         return self._basis

@@ -1,1 +1,2 @@
-"""Attention on pages: transformers' interface, few rows, pages on a device, the trial against eager code."""
+"""Attention on pages: the function that transformers calls, few queries, pages on a device, the trial against eager
+code. Imports ``pages`` and ``views``."""

@@ -1,9 +1,10 @@
-"""transformers' seam for attention, on paged keys and values.
+"""The attention function that transformers calls, for paged keys and values.
 
-Where all that a layer's queries see fits into the tier's staging memory, with what eager attention makes of it, the
-module's own eager function computes it: the same bits. Otherwise it is computed where the pages are: for few rows as
-``decode.py`` does it, for many in pieces, whose sums are merged by log-sum-exp before values are weighed. Only a module
-whose eager function has been seen to compute just that is trusted to it.
+Where the visible keys and values fit into the tier's staging memory, together with what eager attention makes of them,
+the module's own eager function computes attention: the same bits. Otherwise attention is computed where the pages are:
+``few_rows.py`` computes it for few queries. For many queries it is computed in pieces, whose sums are merged by
+log-sum-exp before values are weighed. That replaces a module's eager function only if a trial has shown that both
+compute the same (``eager_check.py``).
 """
 
 import contextlib
@@ -14,25 +15,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....kernels.kv.blockwise import Sweeps
+from ....kernels.kv.blockwise import BlockwiseAttention
 from ....tiering.errors import ConfigError
-from ..cache.layer import SequencePages, Visible
-from ..views.masks import CausalMask, causal
-from ..views.paged_tensors import PagedStates
+from ..views.masks import CausalMask, make_causal_mask
+from ..views.page_attention import PageAttention
+from ..views.paged_tensors import PagedTensor
+from ..views.sequence import SequencePages
 from ..views.softmax import Softmax
+from ..views.visible import Visible
 from .device_split import attend_split
-from .eager_check import eager_of, trusted
-from .few_rows import PageAttention, attend
+from .eager_check import find_eager, matches_eager
+from .few_rows import attend
 
 FEW_ROWS = 16
-"""Rows of queries up to which scores of all tokens are kept."""
+"""The most queries for which the scores of all tokens are kept."""
 
 _weights_wanted: ContextVar[bool] = ContextVar("penstock_attention_weights", default=False)
 
 
 @contextlib.contextmanager
 def with_weights(wanted: bool) -> Iterator[None]:
-    """Whether attention gives its weights too, inside. Not all models tell their attention functions so."""
+    """Inside, attention returns its weights too, if ``wanted``. Not all models pass that on to their attention
+    function."""
     token = _weights_wanted.set(wanted)
     try:
         yield
@@ -50,111 +54,117 @@ def paged_attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention of ``query`` [B, Hq, R, D] to ``key`` and ``value`` [B, H, T, D], as eager functions have it:
-    [B, R, Hq, D], and the weights [B, Hq, R, T] in the query's dtype, if they are wanted. What no query looks at, as it
-    was dropped or passed over, has the weight 0."""
-    eager = eager_of(module)
+    """Attention of ``query`` [B, Hq, R, D] to ``key`` and ``value`` [B, H, T, D], as eager functions return it:
+    [B, R, Hq, D], and the weights [B, Hq, R, T] in the query's dtype, if they are wanted. Tokens that were dropped or
+    not selected have the weight 0. Raises ConfigError where a module needs tokens that were dropped, and what the pool
+    raises."""
+    eager = find_eager(module)
     if isinstance(attention_mask, CausalMask):
         attention_mask = None
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    if isinstance(key, PagedStates) and isinstance(value, PagedStates):
+    if isinstance(key, PagedTensor) and isinstance(value, PagedTensor):
         layer = key.visible.layer
         if key.expansion is not None:
-            layer.look_at_all()
-        small = layer.chooser is None and _eager_bytes(query, key, value) <= layer.tier.staging
-        if not small and trusted(module, eager, query, key, value, scaling, options):
+            layer.read_all_pages()
+        small = layer.selector is None and _count_eager_bytes(query, key, value) <= layer.staging
+        if not small and matches_eager(module, eager, query, key, value, scaling, options):
             weights = query.new_zeros(*query.shape[:3], key.shape[2]) if _weights_wanted.get() else None
-            out = torch.stack([*_in_pages(query, key, attention_mask, Softmax.of(scaling, options), weights)])
+            out = torch.stack([*_attend_to_pages(query, key, attention_mask, Softmax.of(scaling, options), weights)])
             return out.transpose(1, 2).contiguous(), weights
-        if layer.chooser is not None and layer.chooser.drops:
+        if layer.selector is not None and layer.selector.drops:
             raise ConfigError(
                 f"{type(module).__name__} has attention of its own kind, which needs all keys and values; take [kv] "
                 'attention = "exact"'
             )
-        key, value = key.visible.gathered(key.expansion)
-    mask = _additive(attention_mask, query, key)
+        key, value = key.visible.gather(key.expansion)
+    mask = _make_additive(attention_mask, query, key)
     return eager(module, query, key, value, mask, scaling=scaling, dropout=dropout, **options)
 
 
-def _in_pages(
+def _attend_to_pages(
     query: torch.Tensor,
-    key: PagedStates,
+    key: PagedTensor,
     mask: torch.Tensor | None,
     softmax: Softmax,
     weights: torch.Tensor | None,
 ) -> Iterator[torch.Tensor]:
-    """For each sequence, [Hq, R, D]; ``weights`` [B, Hq, R, T], zeros, are filled."""
-    visible = key.visible
+    """Yield [Hq, R, D] for each sequence; ``weights`` [B, Hq, R, T], zeros, are filled."""
+    visible, layer = key.visible, key.visible.layer
     few = visible.new is None and key.expansion is None and query.shape[2] <= FEW_ROWS
     masks = [
         None if mask is None else mask[min(number, len(mask) - 1)][..., : key.shape[2]]
-        for number in range(len(visible.rows))
+        for number in range(len(visible.sequences))
     ]
     if few:
-        written = [_additive(None if here is None else here[None], query, key) for here in masks]
+        written = [_make_additive(None if here is None else here[None], query, key) for here in masks]
         biases = [None if bias is None else bias[0] for bias in written]
-        if (upper := visible.layer.tier.upper) is not None:
-            yield from attend_split(visible, upper, query, softmax, biases, weights)
+        if (device_pages := layer.access.device_pages) is not None:
+            yield from attend_split(visible, device_pages, query, softmax, biases, weights)
             return
-    for number, row in enumerate(visible.rows):
+    for number, sequence in enumerate(visible.sequences):
         own = query[number].contiguous()
         kept = None if weights is None else weights[number]
         if few:
-            yield attend(PageAttention(visible, row, own, softmax, biases[number]), number, visible.layer.chooser, kept)
+            bias = biases[number]
+            attention = PageAttention(layer.access, sequence, visible.start, visible.paged, own, softmax, bias)
+            yield attend(layer, number, attention, kept)
         else:
-            yield _many(visible, number, row, own, key, masks[number], softmax, kept)
+            yield _attend_many(visible, number, sequence, own, key, masks[number], softmax, kept)
 
 
-def _many(
+def _attend_many(
     visible: Visible,
     number: int,
-    row: SequencePages,
+    sequence: SequencePages,
     query: torch.Tensor,
-    key: PagedStates,
+    key: PagedTensor,
     mask: torch.Tensor | None,
     softmax: Softmax,
     weights: torch.Tensor | None,
 ) -> torch.Tensor:
-    chooser = visible.layer.chooser
-    watched = 0 if chooser is None else chooser.watched(query.shape[1])
+    selector = visible.layer.selector
+    watched = 0 if selector is None else selector.count_watched(query.shape[1])
     masses = torch.zeros(visible.length, device=query.device) if watched else None
-    sweeps = Sweeps(query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks, watched=watched)
+    blockwise = BlockwiseAttention(
+        query, softmax.scaling, softcap=softmax.softcap, sinks=softmax.sinks, watched=watched
+    )
     first_query = visible.length - query.shape[1]
     alone = not visible.paged
-    for sweep in range(sweeps.first, 3):
-        for at, keys, values in _pieces(visible, number, row):
+    for sweep in range(blockwise.first, 3):
+        for at, keys, values in _read_pieces(visible, number, sequence):
             if key.expansion is not None:
                 keys, values = (x[0] for x in key.expansion(keys[None], values[None]))
             span = slice(at, at + keys.shape[1])
             part, counted, kept = (None if x is None else x[..., span] for x in (mask, masses, weights))
             offset = first_query - at
-            sweeps.look(sweep, keys, values, offset=offset, mask=part, alone=alone, masses=counted, weights=kept)
-    if chooser is not None:
+            blockwise.add(sweep, keys, values, offset=offset, mask=part, alone=alone, masses=counted, weights=kept)
+    if selector is not None:
         last = None if mask is None else mask[0, -1].cpu()
-        chooser.on_prefill(visible.layer, number, query.shape[1], None if masses is None else masses.cpu(), last)
-    return sweeps.result()
+        selector.on_prefill(visible.layer, number, query.shape[1], None if masses is None else masses.cpu(), last)
+    return blockwise.finish()
 
 
-def _pieces(visible: Visible, number: int, row: SequencePages) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Keys and values [H, n, D] of what is visible of sequence ``number``, a stretch of pages at a time, what is new as
-    a whole, each with the number of its first visible token."""
-    layer = visible.layer
-    tokens = layer.shapes[0].tokens
-    each = sum(shape.heads * shape.dim * shape.dtype.itemsize for shape in layer.shapes)
-    room = max(tokens, layer.tier.staging // 4 // each // tokens * tokens)
-    for start, end in layer.kept(row, visible.start, visible.start + visible.paged):
+def _read_pieces(
+    visible: Visible, number: int, sequence: SequencePages
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield keys and values [H, n, D] of the visible tokens of sequence ``number``, some pages at a time, and the new
+    tokens as a whole, each with the number of its first token."""
+    access, tokens = visible.layer.access, visible.layer.access.tokens
+    each = sum(shape.heads * shape.dim * shape.dtype.itemsize for shape in access.shapes)
+    room = max(tokens, visible.layer.staging // 4 // each // tokens * tokens)
+    for start, end in access.find_kept_spans(sequence, visible.start, visible.start + visible.paged):
         while start < end:
             stop = min(end, (start + room) // tokens * tokens)
-            keys, values = layer.gathered(row, start, stop - start)
+            keys, values = access.gather(sequence, start, stop - start)
             yield start - visible.start, keys, values
             start = stop
     if visible.new is not None:
         yield visible.paged, visible.new[0][number], visible.new[1][number]
 
 
-def _eager_bytes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """Bytes that gathered keys and values take, with what eager attention makes of them."""
+def _count_eager_bytes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """Bytes that gathered keys and values take, with the tensors that eager attention makes of them."""
     batch, heads, rows, _ = query.shape
     tokens = key.shape[2]
     gathered = sum(x.shape[1] * x.shape[3] for x in (key, value)) * tokens * key.itemsize
@@ -163,9 +173,9 @@ def _eager_bytes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) ->
     return int(batch * (gathered + repeated + scores))
 
 
-def _additive(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-    """``mask``, as eager functions take it; for None, the causal one of the last tokens."""
+def _make_additive(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+    """``mask`` as eager functions take it; for None, the causal mask of the last tokens."""
     rows, tokens = query.shape[2], key.shape[2]
     if mask is not None:
         return mask[..., :tokens]
-    return None if rows == 1 else causal(rows, tokens, query.dtype, query.device)
+    return None if rows == 1 else make_causal_mask(rows, tokens, query.dtype, query.device)

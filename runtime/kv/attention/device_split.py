@@ -1,8 +1,8 @@
-"""Attention of a few rows to pages some of which have a copy on the device: to those there, to the others here.
+"""Attention of a few queries to pages some of which are on the device: each page is computed on where it is.
 
-The device is given its part first; while it computes, so does the CPU, on pages of host memory as they come from flash:
-scores on both sides, then, with what all of them sum up to, values on both. What goes up is these sums, and what the
-CPU has weighed.
+The device gets its pages first. While it computes, the CPU computes on the pages of host memory, as they come from
+flash. Both compute scores, whose sums are merged, and then weigh values. Only the sums and the CPU's weighted values
+are copied to the device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,114 +10,135 @@ from typing import NamedTuple
 
 import torch
 
-from ....kernels.kv.merge_softmax import Sums, weighed
+from ....kernels.kv.merge_softmax import SoftmaxSums, weigh_values
 from ....tiering.kv.device_pages import Pair
-from ..cache.layer import Visible
-from ..pages.device_pages import UpperTier, span
+from ..pages.device_pages import UpperTier
+from ..views.device_access import clip_span
+from ..views.page_attention import PageAttention
 from ..views.softmax import Softmax
-from .few_rows import PageAttention, attend
+from ..views.visible import Visible
+from .few_rows import attend
 
 _PIECE = 32 << 20
-"""Bytes of keys and values that the device looks at together, at most."""
+"""The most bytes of keys and values that the device computes on together."""
 _CPU = torch.device("cpu")
 
 
-class _Part(NamedTuple):
-    """Some pages on the device, which of their tokens are visible, and the scores [Hq, R, n] of these."""
+class _DevicePart(NamedTuple):
+    """Some pages on the device, the spans of their visible tokens, and the scores [Hq, R, n] of these."""
 
     pairs: Sequence[Pair]
     spans: Sequence[tuple[int, int]]
     scores: torch.Tensor
-    sums: Sums
+    sums: SoftmaxSums
 
 
 def attend_split(
     visible: Visible,
-    upper: UpperTier,
+    device_pages: UpperTier,
     query: torch.Tensor,
     softmax: Softmax,
     biases: Sequence[torch.Tensor | None],
     weights: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """For each sequence [Hq, R, Dv] on the device, where ``query`` [B, Hq, R, D] is; ``biases`` [1 or Hq, R, T] are
-    added to the scores. If ``weights`` [B, Hq, R, T], zeros, are to be filled, the CPU looks at all pages."""
-    # Now, before the device has more to do: this waits for it.
-    here, here_softmax = query.to(_CPU), softmax.on(_CPU)
-    looks = [
-        PageAttention(visible, row, own.contiguous(), here_softmax, None if bias is None else bias.to(_CPU))
-        for row, own, bias in zip(visible.rows, here, biases, strict=True)
+    """Yield [Hq, R, Dv] for each sequence, on the device, where ``query`` [B, Hq, R, D] is; ``biases`` [1 or Hq, R, T]
+    are added to the scores. If ``weights`` [B, Hq, R, T], zeros, are to be filled, the CPU computes on all pages.
+    Raises what the pool raises, and Closed."""
+    # Before the device has more to do: this waits for it.
+    here, here_softmax = query.to(_CPU), softmax.to(_CPU)
+    layer = visible.layer
+    attentions = [
+        PageAttention(
+            layer.access,
+            sequence,
+            visible.start,
+            visible.paged,
+            own.contiguous(),
+            here_softmax,
+            None if bias is None else bias.to(_CPU),
+        )
+        for sequence, own, bias in zip(visible.sequences, here, biases, strict=True)
     ]
     if weights is not None:
-        for number, look in enumerate(looks):
+        for number, attention in enumerate(attentions):
             kept = torch.zeros_like(weights[number], device=_CPU)
-            yield attend(look, number, visible.layer.chooser, kept).to(upper.compute)
+            yield attend(layer, number, attention, kept).to(device_pages.compute)
             weights[number].copy_(kept)
         return
     pairs: list[list[Pair]] = []
     try:
-        pairs.extend(upper.look(look.keys) for look in looks)
-        above = [[*_scored(visible, upper, *each, softmax)] for each in zip(pairs, query, biases, strict=True)]
-        for number, (look, parts) in enumerate(zip(looks, above, strict=True)):
+        pairs.extend(device_pages.look(attention.keys) for attention in attentions)
+        on_device = [
+            [*_score_on_device(visible, device_pages, *each, softmax)]
+            for each in zip(pairs, query, biases, strict=True)
+        ]
+        for number, (attention, parts) in enumerate(zip(attentions, on_device, strict=True)):
             if parts:
-                yield _merged(visible, upper, look, parts).to(query.dtype)
+                yield _merge(visible, device_pages, attention, parts).to(query.dtype)
             else:
-                yield attend(look, number, visible.layer.chooser).to(upper.compute)
+                yield attend(layer, number, attention).to(device_pages.compute)
     finally:
-        upper.looked([pair for some in pairs for pair in some])
+        device_pages.looked([pair for some in pairs for pair in some])
 
 
-def _scored(
+def _score_on_device(
     visible: Visible,
-    upper: UpperTier,
+    device_pages: UpperTier,
     pairs: Sequence[Pair],
     query: torch.Tensor,
     bias: torch.Tensor | None,
     softmax: Softmax,
-) -> Iterator[_Part]:
-    """Scores of ``query`` [Hq, R, D] with visible tokens of ``pairs``, piece by piece."""
+) -> Iterator[_DevicePart]:
+    """Yield the scores of ``query`` [Hq, R, D] with the visible tokens of ``pairs``, piece by piece."""
     start, end = visible.start, visible.start + visible.paged
-    tokens = visible.layer.shapes[0].tokens
+    tokens = visible.layer.access.tokens
     each = max(1, _PIECE // pairs[0].size) if pairs else 1
     for at in range(0, len(pairs), each):
         some = pairs[at : at + each]
-        spans = [span(pair.keys, tokens, start, end) for pair in some]
-        keys = _numbers(visible, upper, 0, some, spans)
+        spans = [clip_span(pair.keys, tokens, start, end) for pair in some]
+        keys = _collect_tokens(visible, device_pages, 0, some, spans)
         scores = torch.matmul(query.reshape(len(keys), -1, query.shape[-1]), keys.mT) * softmax.scaling
-        scores = softmax.capped(scores.view(*query.shape[:2], -1))
+        scores = softmax.cap(scores.view(*query.shape[:2], -1))
         if bias is not None:
             scores = scores + torch.cat([bias[..., first - start : last - start] for first, last in spans], -1)
-        yield _Part(some, spans, scores, Sums.of(scores))
+        yield _DevicePart(some, spans, scores, SoftmaxSums.of(scores))
 
 
-def _merged(visible: Visible, upper: UpperTier, look: PageAttention, parts: Sequence[_Part]) -> torch.Tensor:
-    """Attention to the ``parts`` and to all other pages that ``look`` is at, float32 [Hq, R, Dv]."""
+def _merge(
+    visible: Visible, device_pages: UpperTier, attention: PageAttention, parts: Sequence[_DevicePart]
+) -> torch.Tensor:
+    """``attention`` to the ``parts`` and to all its other pages, float32 [Hq, R, Dv]."""
     there = {pair.keys for part in parts for pair in part.pairs}
-    rest = [page for page, keys in enumerate(look.keys) if keys not in there]
-    sums, scores = list[Sums](), torch.empty(0)
+    rest = [page for page, keys in enumerate(attention.keys) if keys not in there]
+    sums, scores = list[SoftmaxSums](), torch.empty(0)
     if rest:
-        look.read_here(rest)
-        scores = look.scores(rest)
-        sums.append(Sums.of(scores))
-    if look.softmax.sinks is not None:
-        sums.append(Sums.of_sinks(look.softmax.sinks, look.query.shape[1]))
-    whole = Sums.merged([*sums, *(part.sums.on(_CPU) for part in parts)])
-    whole_there = whole.on(upper.compute)
+        attention.read_here(rest)
+        scores = attention.collect_scores(rest)
+        sums.append(SoftmaxSums.of(scores))
+    if attention.softmax.sinks is not None:
+        sums.append(SoftmaxSums.of_sinks(attention.softmax.sinks, attention.query.shape[1]))
+    whole = SoftmaxSums.merge([*sums, *(part.sums.to(_CPU) for part in parts)])
+    whole_there = whole.to(device_pages.compute)
     outs = [
-        weighed(whole_there.probabilities(part.scores), _numbers(visible, upper, 1, part.pairs, part.spans))
+        weigh_values(
+            whole_there.to_probabilities(part.scores), _collect_tokens(visible, device_pages, 1, part.pairs, part.spans)
+        )
         for part in parts
     ]
     if rest:
-        outs.append(look.weighed(rest, whole.probabilities(scores)).to(upper.compute, non_blocking=True))
+        outs.append(
+            attention.weigh_wide(rest, whole.to_probabilities(scores)).to(device_pages.compute, non_blocking=True)
+        )
     return torch.stack(outs).sum(0)
 
 
-def _numbers(
-    visible: Visible, upper: UpperTier, plane: int, pairs: Sequence[Pair], spans: Sequence[tuple[int, int]]
+def _collect_tokens(
+    visible: Visible, device_pages: UpperTier, side: int, pairs: Sequence[Pair], spans: Sequence[tuple[int, int]]
 ) -> torch.Tensor:
-    """Keys (``plane`` 0) or values (1) of tokens in ``spans`` of ``pairs``, [H, n, D]."""
-    shape = visible.layer.shapes[plane]
+    """Keys (``side`` 0) or values (1) of tokens in ``spans`` of ``pairs``, [H, n, D]."""
+    shape = visible.layer.access.shapes[side]
     found = []
     for pair, (first, last) in zip(pairs, spans, strict=True):
         own = pair.keys.index * shape.tokens
-        found.append(upper.numbers(pair, plane, shape)[:, first - own : last - own])
+        found.append(device_pages.numbers(pair, side, shape)[:, first - own : last - own])
     return torch.cat(found, 1)

@@ -1,4 +1,4 @@
-"""Whether a module's eager attention function computes what ours do: found out by a trial on small numbers."""
+"""A trial, once for each kind of module: does its eager attention function compute the same as ours?"""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ....kernels.kv.blockwise import Sweeps
-from ..views.masks import causal
+from ....kernels.kv.blockwise import BlockwiseAttention
+from ..views.masks import make_causal_mask
 from ..views.softmax import Softmax
 
 Eager = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
@@ -18,8 +18,8 @@ _ROWS, _TOKENS = 3, 11
 _known: dict[tuple[Any, ...], bool] = {}
 
 
-def eager_of(module: nn.Module) -> Eager:
-    """The eager function of the file that ``module`` is from."""
+def find_eager(module: nn.Module) -> Eager:
+    """The eager attention function of the file that defines ``module``; transformers' sdpa function if it has none."""
     for base in type(module).__mro__:
         found: Eager | None = getattr(sys.modules[base.__module__], "eager_attention_forward", None)
         if found is not None:
@@ -28,7 +28,7 @@ def eager_of(module: nn.Module) -> Eager:
     return fallback
 
 
-def trusted(
+def matches_eager(
     module: nn.Module,
     eager: Eager,
     query: torch.Tensor,
@@ -37,16 +37,17 @@ def trusted(
     scaling: float,
     options: Mapping[str, Any],
 ) -> bool:
-    """Whether ``eager`` computes the softmax that is computed here, with such ``options``, for tensors of the heads
-    and dimensions of ``query``, ``key`` and ``value``: tried once for each kind of module."""
+    """Whether ``eager`` computes the same attention as ours, with options of these names, for tensors with the heads
+    and dimensions of ``query`` [B, Hq, R, D], ``key`` and ``value`` [B, H, T, D]. Tried once for each kind of
+    module."""
     given = sorted(name for name, value in options.items() if value is not None)
     kind = (type(module), eager, query.shape[1], key.shape[1], key.shape[3], value.shape[3], query.dtype, *given)
     if kind not in _known:
-        _known[kind] = _tried(module, eager, query, key, value, scaling, options)
+        _known[kind] = _try_eager(module, eager, query, key, value, scaling, options)
     return _known[kind]
 
 
-def _tried(
+def _try_eager(
     module: nn.Module,
     eager: Eager,
     query: torch.Tensor,
@@ -62,15 +63,15 @@ def _tried(
 
     q = numbers(query.shape[1], _ROWS, query.shape[3]) * 2
     k, v = (numbers(x.shape[1], _TOKENS, x.shape[3]) for x in (key, value))
-    mask = causal(_ROWS, _TOKENS, query.dtype, query.device)
+    mask = make_causal_mask(_ROWS, _TOKENS, query.dtype, query.device)
     try:
         expected = eager(module, q, k, v, mask, scaling=scaling, dropout=0.0, **options)[0]
     except (RuntimeError, ValueError, TypeError, AttributeError):
         return False
     softmax = Softmax.of(scaling, options)
-    sweeps = Sweeps(q[0], scaling, softcap=softmax.softcap, sinks=softmax.sinks)
-    for sweep in range(sweeps.first, 3):
-        sweeps.look(sweep, k[0], v[0], offset=_TOKENS - _ROWS)
-    found = sweeps.result().transpose(0, 1)[None]
+    blockwise = BlockwiseAttention(q[0], scaling, softcap=softmax.softcap, sinks=softmax.sinks)
+    for sweep in range(blockwise.first, 3):
+        blockwise.add(sweep, k[0], v[0], offset=_TOKENS - _ROWS)
+    found = blockwise.finish().transpose(0, 1)[None]
     near = 1e-5 if query.dtype == torch.float32 else 2e-2
     return found.shape == expected.shape and torch.allclose(found.float(), expected.float(), rtol=near, atol=near)

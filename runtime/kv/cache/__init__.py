@@ -1,1 +1,2 @@
-"""transformers' cache classes on pages."""
+"""transformers' cache classes on pages, and the KV tier that the caches of a model share. Imports ``pages`` and
+``views``."""

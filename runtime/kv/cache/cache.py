@@ -21,10 +21,10 @@ from .tier import KVTier
 
 
 class PagedCache(DynamicCache):  # type: ignore[misc]
-    """As DynamicCache for ``config``, on pages of ``tier``. Layers that keep a state of one size, and those of kinds
-    that are not plain attention, stay as transformers has them, in memory.
+    """As DynamicCache for ``config``, on pages of ``tier``. Layers that are not attention, or of a kind of their own,
+    stay as transformers has them, in memory.
 
-    For one thread at a time. A forward that fails takes back what it has added. Errors are those of PagedLayer.
+    For one thread at a time. A forward that fails is undone. Errors are those of PagedLayer.
     """
 
     layers: list[Any]
@@ -33,22 +33,17 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
     def __init__(self, tier: KVTier, config: PreTrainedConfig) -> None:
         super().__init__(config=config.get_text_config(decoder=True))
         self.tier = tier
-        self._spoiled = False
+        self._lost_tokens = False
         self._ahead: Ahead[PagedLayer] = Ahead(tier.pool)
-        self.layers = [self._converted(layer) for layer in self.layers]
+        self.layers = [self._convert(layer) for layer in self.layers]
         if self.layer_class_to_replicate is DynamicLayer:
-            self.layer_class_to_replicate = self._new
+            self.layer_class_to_replicate = self._add_layer
         weakref.finalize(self, _abandon, self._ahead)
 
-    @property
-    def spoiled(self) -> bool:
-        """Whether a forward failed and could not be taken back."""
-        return self._spoiled
-
     def begin_forward(self, tokens: int) -> None:
-        """A forward with ``tokens`` more tokens begins. Raises PromptTooLong, PenstockError for a cache that cannot go
-        on."""
-        if self._spoiled:
+        """Begin a forward with ``tokens`` more tokens. Raises PromptTooLong, and PenstockError for a cache that lost
+        tokens."""
+        if self._lost_tokens:
             raise PenstockError(
                 "this KV cache lost tokens when a forward failed; compute the context again in a new one"
             )
@@ -61,33 +56,34 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
             )
 
     def undo_forward(self) -> None:
-        """The forward failed: what it has added is taken back."""
+        """Take back what the forward, which failed, has added. If that cannot be done the cache has lost tokens."""
         try:
             for layer in self._ahead.touched:
                 layer.undo()
         except PenstockError:
-            self._spoiled = True
-        # What is not paged has no former value.
-        self._spoiled |= any(type(layer) is not PagedLayer for layer in self.layers)
+            self._lost_tokens = True
+        # Layers that are not paged keep no former state.
+        self._lost_tokens |= any(type(layer) is not PagedLayer for layer in self.layers)
         self._ahead.touched.clear()
 
     def crop(self, *args: Any) -> None:
-        """As DynamicCache does it. If it fails when some layers have been cropped already, the cache cannot go on."""
+        """As DynamicCache does it. If it fails when some layers are cropped and others are not, the cache has lost
+        tokens."""
         lengths = {layer.get_seq_length() for layer in self._ahead.layers}
         try:
             super().crop(*args)
         except BaseException:
-            self._spoiled |= lengths != {layer.get_seq_length() for layer in self._ahead.layers}
+            self._lost_tokens |= lengths != {layer.get_seq_length() for layer in self._ahead.layers}
             raise
 
     def reset(self) -> None:
         """Forget all tokens."""
         super().reset()
-        self._spoiled = False
+        self._lost_tokens = False
 
-    def _converted(self, layer: Any) -> Any:
+    def _convert(self, layer: Any) -> Any:
         if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
-            return self._new(getattr(layer, "sliding_window", None))
+            return self._add_layer(getattr(layer, "sliding_window", None))
         if type(layer) in (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer):
             window = getattr(layer, "sliding_window", None)
             made = _PagedHybridLayer(self.tier, self._ahead, window=window, states=layer.number_of_states)
@@ -95,7 +91,7 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
             return made
         return layer
 
-    def _new(self, window: int | None = None) -> PagedLayer:
+    def _add_layer(self, window: int | None = None) -> PagedLayer:
         layer = PagedLayer(self.tier, self._ahead, window=window)
         self._ahead.add(layer)
         return layer
@@ -114,21 +110,21 @@ class _PagedHybridLayer(LinearAttentionLayer, PagedLayer):  # type: ignore[misc]
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         (PagedLayer if args else LinearAttentionLayer).lazy_initialization(self, *args, **kwargs)
 
-    def _both(self, name: str, *args: Any) -> None:
+    def _call_both(self, name: str, *args: Any) -> None:
         getattr(LinearAttentionLayer, name)(self, *args)
         getattr(PagedLayer, name)(self, *args)
 
     def reset(self) -> None:
-        self._both("reset")
+        self._call_both("reset")
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self._both("reorder_cache", beam_idx)
+        self._call_both("reorder_cache", beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
-        self._both("crop", tokens_to_remove)
+        self._call_both("crop", tokens_to_remove)
 
     def activate_past_recording(self) -> None:
-        self._both("activate_past_recording")
+        self._call_both("activate_past_recording")
 
 
 def _abandon(ahead: Ahead[PagedLayer]) -> None:

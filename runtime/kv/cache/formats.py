@@ -1,4 +1,4 @@
-"""In which format pages are kept once they are no longer recent."""
+"""The format of pages that are no longer recent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 
 from ....kernels.kv.as_is import AsIs
 from ....kernels.kv.base import KVFormat
-from ....kernels.kv.quantised import encodable
+from ....kernels.kv.quantised import is_encodable
 from ....kernels.kv.registry import FORMATS
 from ....tiering.kv.pages import BlockTable, Page
 from ....tiering.kv.selection import kv_precision
@@ -22,28 +22,28 @@ FINE_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """``name``: a KV format, or "mixed". Pages inside of the window stay as they are."""
+    """``name`` is that of a KV format, or "mixed". The first and the recent pages stay as they are."""
 
     name: str = AS_IS.name
     first: int = 1
     """Pages at the beginning that stay as they are."""
     recent: int = 128
-    """Tokens at the end that do."""
+    """Tokens at the end that stay as they are."""
 
     @property
-    def keeps(self) -> bool:
+    def keeps_all(self) -> bool:
         """Whether all pages stay as they are."""
         return self.name == AS_IS.name
 
     @property
-    def counts(self) -> bool:
-        """Whether it has to be known how much attention pages get."""
+    def counts_attention(self) -> bool:
+        """Whether formats depend on the attention that pages get."""
         return self.name == MIXED
 
-    def leaving(self, pages: Sequence[Page], number: int, length: int, tokens: int) -> list[int]:
-        """Which of ``pages``, of ``tokens`` tokens each and the first with this ``number`` in its sequence of
-        ``length`` tokens, are full, outside of the window, and not sealed yet."""
-        recent = 0 if self.keeps else self.recent
+    def find_leaving(self, pages: Sequence[Page], number: int, length: int, tokens: int) -> list[int]:
+        """The places among ``pages`` of those that are full, no longer recent, and not sealed yet. Pages have
+        ``tokens`` tokens each; the first has this ``number`` in its sequence of ``length`` tokens."""
+        recent = 0 if self.keeps_all else self.recent
         at = min(len(pages), (length - recent) // tokens - number)
         found = []
         while at > 0 and not pages[at - 1].sealed:
@@ -51,8 +51,9 @@ class Encoding:
             found.append(at)
         return found[::-1]
 
-    def formats(self, keys: BlockTable, leaving: Sequence[int], length: int, tokens: int) -> list[KVFormat]:
-        """What each of the ``leaving`` pages is encoded in; ``keys`` is the track of keys of its sequence."""
+    def choose_formats(self, keys: BlockTable, leaving: Sequence[int], length: int, tokens: int) -> list[KVFormat]:
+        """The format of each of the ``leaving`` pages; ``keys`` is the block table of keys of their sequence, which has
+        ``length`` tokens, ``tokens`` a page."""
         if self.name != MIXED:
             return [AS_IS if keys.first + at < self.first else FORMATS[self.name] for at in leaving]
         if not leaving:
@@ -68,6 +69,6 @@ class Encoding:
         return [FORMATS[chosen.get(at, AS_IS.name)] for at in leaving]
 
 
-def suits(format: KVFormat, keys: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether pages with these numbers can be in ``format``."""
-    return format.exact or encodable(keys, values)
+def can_encode(format: KVFormat, keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether pages with these ``keys`` and ``values`` can be encoded in ``format``."""
+    return format.exact or is_encodable(keys, values)

@@ -1,4 +1,4 @@
-"""The caches that transformers keeps for a model, outside of every budget: what they take, and a word about it."""
+"""The caches that transformers keeps for a model, outside of every budget: their size, and a warning about it."""
 
 import threading
 import warnings
@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from ....tiering.units import format_size
 
 NEGLIGIBLE = 1 / 64
-"""Share of the memory by which keys and values may pass it unsaid: weights fill it, and every token has some."""
+"""Share of the memory by which keys and values may exceed it without a warning: weights fill it."""
 
 
 class Unbounded:
@@ -22,12 +22,12 @@ class Unbounded:
         self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
         self._lock = threading.Lock()
         self.peak = 0
-        """Most bytes that they took after any forward."""
+        """The most bytes that they took after any forward."""
         self.problem = ""
-        """What was warned of, if anything was."""
+        """The warning, once it was given."""
 
     def add(self, cache: Any) -> int:
-        """A forward has filled ``cache``, if it is one of transformers' kind; bytes of all of them now."""
+        """Add ``cache``, which a forward has filled, if it is one of transformers' kind; bytes of all caches now."""
         if isinstance(cache, Cache):
             with self._lock:
                 self._caches.add(cache)
@@ -36,13 +36,13 @@ class Unbounded:
         return size
 
     def size(self) -> int:
-        """Bytes that they take now."""
+        """Bytes of all caches now."""
         with self._lock:
             caches = [*self._caches]
-        return bytes_of(caches)
+        return count_bytes(caches)
 
     def check(self, size: int, weights: int, budget: int) -> None:
-        """Warn, once, where caches of ``size`` bytes and ``weights`` bytes of weights pass the ``budget`` for both."""
+        """Warn, once, if caches of ``size`` bytes and ``weights`` bytes of weights exceed the ``budget`` for both."""
         if self.problem or size + weights <= budget * (1 + NEGLIGIBLE):
             return
         self.problem = (
@@ -52,9 +52,9 @@ class Unbounded:
         warnings.warn(self.problem, stacklevel=2)
 
 
-def bytes_of(caches: Iterable[Cache]) -> int:
-    """Bytes of the tensors that ``caches`` hold, not counting what they have in pages. A view counts as all the memory
-    that it keeps; memory that several tensors share counts once."""
+def count_bytes(caches: Iterable[Cache]) -> int:
+    """Bytes of the tensors that ``caches`` hold, without those in pages. A view counts as the whole memory that it
+    keeps, and memory that several tensors share counts once."""
     found: dict[int, int] = {}
     left: list[Any] = [*caches]
     while left:
@@ -62,7 +62,7 @@ def bytes_of(caches: Iterable[Cache]) -> int:
         if type(thing) is torch.Tensor:
             storage = thing.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(thing, torch.Tensor):  # of a kind of its own, which may have no storage
+        elif isinstance(thing, torch.Tensor):  # a subclass, which may have no storage
             found[id(thing)] = thing.nbytes
         elif isinstance(thing, dict):
             left += thing.values()

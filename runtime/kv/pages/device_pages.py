@@ -1,10 +1,8 @@
 """KV on the device: the copies of pages that lie there, and the way up for what is only looked at in passing."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,12 +17,6 @@ from ....tiering.kv.pages import Page
 from ....tiering.kv.planner import CLOSED
 from ....tiering.units import PAGE, format_size
 from .pool import PagePool
-
-if TYPE_CHECKING:
-    from ..cache.layer import PagedLayer, SequencePages
-
-Plane = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values [H, n, D]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,47 +86,8 @@ class UpperTier:
 
     # --- what passes --------------------------------------------------------------------------------------------------
 
-    def copied(self, layer: "PagedLayer", row: "SequencePages", start: int, count: int) -> Plane:
-        """As ``layer.copied``, on the device: of its own pages from there, of the others from below."""
-        if not count:
-            keys, values = layer.copied(row, start, 0)
-            return keys.to(self.compute), values.to(self.compute)
-        tokens, first = layer.shapes[0].tokens, row.keys.first
-        pages = row.keys.pages[start // tokens - first : -(-(start + count) // tokens) - first]
-        pairs = self.look(pages)
-        try:
-            parts = [*self._parts(layer, row, start, start + count, pages, {pair.keys: pair for pair in pairs})]
-            keys, values = (torch.cat([part[plane] for part in parts], 1) for plane in (0, 1))
-        finally:
-            self.looked(pairs)
-        return keys, values
-
-    def _parts(
-        self,
-        layer: "PagedLayer",
-        row: "SequencePages",
-        start: int,
-        end: int,
-        pages: Sequence[Page],
-        above: dict[Page, Pair],
-    ) -> Iterator[Plane]:
-        for is_up, group in groupby(pages, key=above.__contains__):
-            some = [*group]
-            spans = [span(page, layer.shapes[0].tokens, start, end) for page in some]
-            if not is_up:
-                first = spans[0][0]
-                yield self._up(*layer.copied(row, first, spans[-1][1] - first))
-                continue
-            for page, (first, last) in zip(some, spans, strict=True):
-                own = page.index * layer.shapes[0].tokens
-                keys, values = (
-                    self.numbers(above[page], plane, shape)[:, first - own : last - own]
-                    for plane, shape in enumerate(layer.shapes)
-                )
-                yield keys, values
-
-    def _up(self, keys: torch.Tensor, values: torch.Tensor) -> Plane:
-        """Copies on the device, which are there. Raises Closed, ReadError."""
+    def up(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of keys and values [H, n, D] on the device, which are there. Raises Closed, ReadError."""
         targets = torch.empty_like(keys, device=self.compute), torch.empty_like(values, device=self.compute)
         # What computed on this memory before may not be done with it.
         after = [mark] if (mark := self._device.mark()) is not None else []
@@ -201,8 +154,3 @@ class UpperTier:
             with no_waiting, self._lock:
                 self._pages_up += 2
         self._pool.post(Lifted(*pair.pages, failed=failed))
-
-
-def span(page: Page, tokens: int, start: int, end: int) -> tuple[int, int]:
-    """Those of the tokens ``start`` to ``end`` that are in ``page``: where they begin and end."""
-    return max(start, page.index * tokens), min(end, (page.index + 1) * tokens)

@@ -41,7 +41,7 @@ from ....tiering.kv.events import (
 )
 from ....tiering.kv.pages import BlockTable, Page
 from ....tiering.kv.planner import KVPlanner
-from ....tiering.policy.placement.memory_split import Part
+from ....tiering.policy.placement.memory_split import MemoryShare
 from ...tracing.recorder import Recorder
 from .counters import PoolCounters, PoolUsage
 from .reads import PageReads
@@ -67,7 +67,7 @@ class PagePool:
         self.planner = KVPlanner(capacity, flash_limit)
         """Only to be read."""
         self.memory, self.places = self.planner.books.memory, self.planner.books.places
-        self.part = Part(self.memory.capacity if floor is None else min(floor, capacity), self.memory.capacity)
+        self.part = MemoryShare(self.memory.capacity if floor is None else min(floor, capacity), self.memory.capacity)
         """Between which sizes ``resize`` may be called."""
         self.counters = PoolCounters()
         self._arena = Arena(max(1, self.memory.capacity))

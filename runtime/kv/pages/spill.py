@@ -10,6 +10,7 @@ import xxhash
 
 from ....kernels.io.directio import REFUSALS, DirectFile, Segment
 from ....kernels.io.reading import Reader
+from ....kernels.io.system import open_direct, reserve
 from ....kernels.waiting import Then
 from ....tiering.errors import FlashFull, PenstockError, ReadError
 from ....tiering.units import format_size
@@ -36,8 +37,7 @@ class Spill:
         try:
             os.close(descriptor)
             self._file = DirectFile(name, direct=direct)
-            flags = os.O_WRONLY | os.O_CLOEXEC
-            self._out = os.open(name, flags | (os.O_DIRECT if self._file.direct else 0))
+            self._out = (open_direct if self._file.direct else os.open)(name, os.O_WRONLY)
         finally:
             os.unlink(name)
         self._folder = folder
@@ -49,7 +49,7 @@ class Spill:
         if length <= self._allocated:
             return
         try:
-            os.posix_fallocate(self._out, self._allocated, length - self._allocated)
+            reserve(self._out, self._allocated, length - self._allocated)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise FlashFull(

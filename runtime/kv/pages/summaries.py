@@ -9,7 +9,7 @@ _STEP = 64
 """Pages that room is made for at a time."""
 
 
-class Summed:
+class PageSummaries:
     """Summaries of ``kind`` of the first ``count`` pages of a track; a page has ``page_bytes``."""
 
     def __init__(self, pool: PagePool, kind: Summary, page_bytes: int) -> None:
@@ -41,9 +41,9 @@ class Summed:
         """Keep those of the first ``count`` pages."""
         self.count = min(self.count, count)
 
-    def copy(self) -> "Summed":
+    def copy(self) -> "PageSummaries":
         """The same for another sequence that begins alike. Raises BudgetTooSmall."""
-        other = Summed(self._pool, self.kind, self._bytes.shape[1])
+        other = PageSummaries(self._pool, self.kind, self._bytes.shape[1])
         other.add(self.bytes)
         return other
 

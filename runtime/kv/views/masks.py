@@ -1,4 +1,4 @@
-"""A causal mask that is not written out: paged attention knows what it says, and anything else gets its numbers."""
+"""A causal mask without storage: paged attention does not need its elements, any other operation gets them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ....kernels.weights.metadata_ops import LOOKS
 
 
 class CausalMask(torch.Tensor):
-    """The additive mask [B, 1, R, T] under which each of R last tokens sees all tokens up to itself."""
+    """The additive mask [B, 1, R, T] under which each of the last R tokens sees all tokens up to itself."""
 
     @staticmethod
     def of(batch: int, rows: int, tokens: int, dtype: torch.dtype, device: torch.device | None = None) -> "CausalMask":
@@ -19,10 +19,12 @@ class CausalMask(torch.Tensor):
         made: CausalMask = torch.Tensor._make_wrapper_subclass(CausalMask, shape, dtype=dtype, device=device)
         return made
 
-    def written(self) -> torch.Tensor:
-        """The numbers."""
+    def materialize(self) -> torch.Tensor:
+        """The mask with storage."""
         with torch._C.DisableTorchFunctionSubclass():
-            return causal(self.shape[2], self.shape[3], self.dtype, self.device).expand(self.shape[0], -1, -1, -1)
+            return make_causal_mask(self.shape[2], self.shape[3], self.dtype, self.device).expand(
+                self.shape[0], -1, -1, -1
+            )
 
     @classmethod
     def __torch_function__(
@@ -30,7 +32,7 @@ class CausalMask(torch.Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if func not in LOOKS:
-            args, kwargs = tree_map_only(cls, cls.written, (tuple(args), kwargs))
+            args, kwargs = tree_map_only(cls, cls.materialize, (tuple(args), kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
@@ -39,19 +41,19 @@ class CausalMask(torch.Tensor):
         raise NotImplementedError(f"{func} was not expected to see a mask that is not written out")
 
 
-def causal(rows: int, tokens: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+def make_causal_mask(rows: int, tokens: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
     """[1, 1, rows, tokens]: 0 where one of the last ``rows`` tokens sees another, the least number elsewhere."""
     sees = torch.ones(rows, tokens, dtype=torch.bool, device=device).tril(tokens - rows)
     return torch.where(sees, torch.zeros((), dtype=dtype, device=device), torch.finfo(dtype).min)[None, None]
 
 
-def paged_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """transformers' eager mask, not written out if it is a plain causal one."""
+def make_paged_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """transformers' eager mask; a CausalMask if it is a plain causal one."""
     padding = kwargs.get("attention_mask")
     plain = kwargs.get("allow_is_causal_skip", False) and kwargs.get("local_size") is None
     at_the_end = kwargs.get("q_offset", 0) + kwargs["q_length"] == kwargs.get("kv_offset", 0) + kwargs["kv_length"]
     if plain and at_the_end and (padding is None or bool(padding.all())):
         shape = (kwargs["batch_size"], kwargs["q_length"], kwargs["kv_length"])
         return CausalMask.of(*shape, kwargs["dtype"], torch.device(kwargs.get("device", "cpu")))
-    written: torch.Tensor | None = eager_mask(*args, **kwargs)
-    return written
+    made: torch.Tensor | None = eager_mask(*args, **kwargs)
+    return made

@@ -1,43 +1,38 @@
-"""Keys and values of a paged layer as transformers' modules get them: tensors without numbers.
+"""Keys and values of a paged layer as transformers' modules get them: tensors without storage.
 
-Our attention function takes the pages; anything else that is done with them gets a copy of all numbers.
+Our attention function takes the pages from them. Any other operation gets a gathered copy.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
 from ....kernels.weights.metadata_ops import LOOKS
-
-if TYPE_CHECKING:
-    from ..cache.layer import Visible
-
-Expand = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""What makes keys and values of what is cached, token by token (multi-head latent attention)."""
+from .visible import Expand, Visible
 
 
-class PagedStates(torch.Tensor):
-    """The keys (``plane`` 0) or values (1) of what is ``visible``, [B, H, T, D]; after ``expansion``, if any."""
+class PagedTensor(torch.Tensor):
+    """The keys (``side`` 0) or values (1) of the ``visible`` tokens, [B, H, T, D]; after ``expansion``, if any."""
 
-    visible: "Visible"
-    plane: int
+    visible: Visible
+    side: int
     expansion: Expand | None
 
     @staticmethod
-    def of(visible: "Visible", plane: int, like: torch.Tensor, expansion: Expand | None = None) -> "PagedStates":
-        """``like`` [B, H, n, D] has the same heads and dimensions."""
+    def of(visible: Visible, side: int, like: torch.Tensor, expansion: Expand | None = None) -> "PagedTensor":
+        """Of batch, heads, dimensions, dtype and device of ``like`` [B, H, n, D]."""
         shape = (*like.shape[:2], visible.length, like.shape[3])
-        made: PagedStates = torch.Tensor._make_wrapper_subclass(
-            PagedStates, shape, dtype=like.dtype, device=like.device
+        made: PagedTensor = torch.Tensor._make_wrapper_subclass(
+            PagedTensor, shape, dtype=like.dtype, device=like.device
         )
-        made.visible, made.plane, made.expansion = visible, plane, expansion
+        made.visible, made.side, made.expansion = visible, side, expansion
         return made
 
-    def gathered(self) -> torch.Tensor:
-        """All numbers, as a new tensor."""
-        found = self.visible.gathered(self.expansion)[self.plane]
+    def materialize(self) -> torch.Tensor:
+        """A copy with storage, where the model computes."""
+        found = self.visible.gather(self.expansion)[self.side]
         assert found.shape == self.shape
         return found
 
@@ -48,7 +43,7 @@ class PagedStates(torch.Tensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             if func not in LOOKS:
-                args, kwargs = tree_map_only(cls, cls.gathered, (tuple(args), kwargs))
+                args, kwargs = tree_map_only(cls, cls.materialize, (tuple(args), kwargs))
             return func(*args, **kwargs)
 
     @classmethod
@@ -56,17 +51,18 @@ class PagedStates(torch.Tensor):
         raise NotImplementedError(f"{func} was not expected to see paged keys or values")
 
 
-def expanding(original: Expand) -> Expand:
-    """A module's ``expand_kv`` that leaves what is paged where it is, for attention to expand piece by piece."""
+def defer_expansion(original: Expand) -> Expand:
+    """An ``expand_kv`` for a module that has ``original``: it leaves paged tensors in pages, and attention expands
+    them piece by piece."""
 
     def expand_kv(latents: torch.Tensor, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if not (isinstance(latents, PagedStates) and isinstance(rotated, PagedStates)):
+        if not (isinstance(latents, PagedTensor) and isinstance(rotated, PagedTensor)):
             return original(latents, rotated)
         token = [
-            torch.zeros((1, s.shape[1], 1, s.shape[3]), dtype=s.dtype, device=s.device) for s in (latents, rotated)
+            torch.zeros((1, x.shape[1], 1, x.shape[3]), dtype=x.dtype, device=x.device) for x in (latents, rotated)
         ]
         keys, values = (x.expand(latents.shape[0], -1, -1, -1) for x in original(*token))
         visible = latents.visible
-        return PagedStates.of(visible, 0, keys, original), PagedStates.of(visible, 1, values, original)
+        return PagedTensor.of(visible, 0, keys, original), PagedTensor.of(visible, 1, values, original)
 
     return expand_kv

@@ -1,4 +1,4 @@
-"""Scores to probabilities as transformers' eager functions make them: what differs between models besides numbers."""
+"""Scores to probabilities, as transformers' eager functions compute them: scaling, softcap and sinks of a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """``scaling`` of scores; ``softcap`` c makes them c * tanh(score / c); ``sinks`` [Hq] are one more score of each
+    """``scaling`` of scores; ``softcap`` c makes a score c * tanh(score / c); ``sinks`` [Hq] are one more score of each
     row, without a value."""
 
     scaling: float
@@ -19,19 +19,19 @@ class Softmax:
 
     @classmethod
     def of(cls, scaling: float, options: Mapping[str, Any]) -> "Softmax":
-        """As a module says it to its attention function."""
+        """From ``options``, as a module passes them to its attention function."""
         return cls(scaling, options.get("softcap"), options.get("s_aux"))
 
-    def on(self, device: torch.device) -> "Softmax":
+    def to(self, device: torch.device) -> "Softmax":
         """The same for scores on ``device``."""
         return self if self.sinks is None else replace(self, sinks=self.sinks.to(device))
 
-    def capped(self, scores: torch.Tensor) -> torch.Tensor:
-        """``scores``, scaled, with the softcap."""
+    def cap(self, scores: torch.Tensor) -> torch.Tensor:
+        """``scores``, which are scaled, with the softcap."""
         return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
 
-    def probabilities(self, scores: torch.Tensor) -> torch.Tensor:
-        """Of ``scores`` [Hq, R, T], in their dtype."""
+    def to_probabilities(self, scores: torch.Tensor) -> torch.Tensor:
+        """The softmax of ``scores`` [Hq, R, T], in their dtype."""
         if self.sinks is None:
             return functional.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
         combined = torch.cat([scores, self.sinks.reshape(-1, 1, 1).expand(-1, scores.shape[1], -1)], dim=-1)

@@ -1,1 +1,1 @@
-"""Opens one component of a model from its settings: KV, device, stored prompts."""
+"""Open one component of a model from its settings: KV, device, stored prompts."""

@@ -1,6 +1,6 @@
-"""The device that the settings name, and how much of its memory is used."""
+"""The device that the settings name, and the part of its memory to use."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 from ....kernels.cuda.registry import device_format
@@ -8,18 +8,16 @@ from ....kernels.devices.base import Device, NoDevice
 from ....kernels.devices.cuda import Cuda
 from ....kernels.devices.emulated import Emulated
 from ....tiering.errors import ConfigError, DeviceFull, DeviceUnavailable
-from ....tiering.policy.placement.placement import Placement, SizedBlock, with_working_memory
-from ....tiering.policy.placement.tiered import place_in_tiers
-from ....tiering.units import BlockId, GiB, format_size, parse_size
+from ....tiering.policy.placement.placement import with_working_memory
+from ....tiering.units import GiB, format_size, parse_size
 from ...config.config import Config
-from ...tiers.device.tier import Above
 
 EMULATED = "emulated"
 
 
 def open_device(settings: Config) -> Device | None:
-    """The device to compute on; None for the CPU. Raises DeviceUnavailable, and ConfigError for what is
-    only for a device where nobody named one."""
+    """The device to compute on; None for the CPU. Raises DeviceUnavailable, and ConfigError where settings of a device
+    are given without one."""
     name = settings.compute.device
     if settings.experts.products == "grouped":
         _check_grouped(name)
@@ -43,7 +41,7 @@ def open_device(settings: Config) -> Device | None:
 
 
 def check_formats(device: Device, formats: Iterable[str]) -> None:
-    """Raises ConfigError where ``device`` cannot compute with weights in one of ``formats``, as manifests name them."""
+    """Raise ConfigError where ``device`` cannot compute with weights in one of ``formats``, as manifests name them."""
     if device.compute.type == "cpu":
         return
     try:
@@ -65,7 +63,7 @@ def _check_grouped(device: str) -> None:
 
 
 def device_budget(settings: Config, device: Device, model_bytes: int, kv: int = 0) -> int:
-    """Bytes of ``device``'s memory to work in: as written; for "auto" what is free, but for an eighth, as far as a
+    """Bytes of ``device``'s memory to work in: as written; for "auto" seven eighths of the free memory, as far as a
     model of ``model_bytes`` and ``kv`` bytes of KV have use for it. Raises DeviceFull where less is free than is
     written, and ConfigError for "auto" on an emulated device, which has no memory of its own."""
     free, total = device.memory()
@@ -80,24 +78,3 @@ def device_budget(settings: Config, device: Device, model_bytes: int, kv: int = 
     if device.name.split(":")[0] == EMULATED:
         raise ConfigError(f"{device.name} has no memory of its own; write how much it may use in [memory] device")
     return min(free - max(free // 8, min(GiB // 2, free // 2)), with_working_memory(model_bytes) + kv)
-
-
-def place_above(
-    blocks: Sequence[SizedBlock],
-    device: Device,
-    settings: Config,
-    *,
-    host: int,
-    kv: int,
-    embeddings: Mapping[BlockId, bool],
-    scratch: int,
-) -> tuple[Placement, Above]:
-    """What is where in ``host`` bytes of host memory, and on ``device`` above it, beside ``kv`` bytes there; see
-    place_in_tiers. Raises BudgetTooSmall, DeviceFull and ConfigError."""
-    budget = device_budget(settings, device, sum(block.length for block in blocks) + scratch, kv)
-    room = max(0, budget - kv)
-    tiers = place_in_tiers(blocks, device=room, host=host, embeddings=embeddings, scratch=scratch)
-    below = frozenset(block.id for block in tiers.below)
-    experts = settings.experts
-    aside, grouped = experts.misses == "auto", experts.products == "grouped"
-    return tiers.host, Above(device, tiers.device, below, aside=aside, grouped=grouped)

@@ -1,6 +1,7 @@
 """Makes the KV tier of a model, from its settings."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from ....kernels.devices.base import Device
@@ -16,29 +17,33 @@ from ...config.config import Config
 from ...config.settings import Kv
 from ...kv.cache.formats import Encoding
 from ...kv.cache.tier import LARGE, OPEN, KVTier
-from ...kv.choosers.budgets import Budgets
-from ...kv.choosers.certified import Certificates
 from ...kv.pages.device_pages import UpperTier
 from ...kv.pages.pool import PagePool
 from ...kv.pages.spill import Spill
+from ...kv.selectors.budgets import Budgets
+from ...kv.selectors.certified import Certificates, CertifiedSelector
+from ...kv.selectors.dropping import DroppingSelector
+from ...kv.selectors.quest import QuestSelector
+from ...kv.views.selector import PageSelection
 from ...machine.reading import open_reader
 
 STAGING, MOST_STAGING = 1 / 4, 8 * MiB
-"""Bytes that a layer's keys and values may take as transformers wants them, beside [kv] host: a share of that, and at
-most. Eager attention of more takes several times as long as ours."""
+"""Bytes that a layer's keys and values may take in one piece, beside [kv] host: a share of that, and the most. Eager
+attention of more takes several times as long as ours."""
 LEAST_PASSING = 32 * MiB
-"""Bytes of which a quarter lets pages pass through without the drive waiting."""
+"""Bytes of host memory a quarter of which lets pages pass through without the drive waiting."""
 CHOSEN_TOKENS = 64
-"""Tokens of a page where attention chooses among pages: larger ones hold more that is not needed."""
+"""Tokens of a page where attention selects pages: larger ones hold more that is not needed."""
 
-SHARE, QUEST = "25%", "quest"
-"""[kv] budget = "auto"; the mode that drops no page."""
+CERTIFIED, QUEST = "certified", "quest"
+"""The modes that drop no page."""
+SHARE = "25%"
+"""[kv] budget = "auto"."""
 
 
 def kv_device_bytes(settings: Config, weights: int) -> int:
-    """Bytes of the device's memory for KV, beside ``weights`` bytes of weights: as written; for "auto" what these leave
-    of [memory] device, if that is written: what they do not need, nothing else does. Raises ConfigError for what no
-    attention would look at."""
+    """Bytes of the device's memory for KV, beside ``weights`` bytes of weights: as written, or for "auto" what the
+    weights leave of [memory] device, if that is written. Raises ConfigError where attention would not use them."""
     kv = settings.kv
     strange = [key for key in ("attention", "format") if getattr(kv, key) != Kv.model_fields[key].default]
     if kv.device == "auto":
@@ -60,18 +65,29 @@ def kv_device_bytes(settings: Config, weights: int) -> int:
     return kv.device
 
 
-def kv_tier(
+def least_kv_host(kv_host: int, model: Any) -> int:
+    """The bytes of ``kv_host`` that KV of a model with the configuration ``model`` needs at the least."""
+    return least_kv(kv_host, min(2 * LARGE * _count_layers(model), int(OPEN * kv_host)), LEAST_PASSING)
+
+
+def _count_layers(model: Any) -> int:
+    """Layers of a model with the configuration ``model``, about."""
+    return getattr(model.get_text_config(decoder=True), "num_hidden_layers", 1)
+
+
+def open_kv_tier(
     settings: Config,
     reading: Reading,
     model: Any,
-    budget: int,
+    floor: int,
     device: Device | None = None,
     on_device: int = 0,
 ) -> KVTier | None:
-    """Where KV lies, for a model with the configuration ``model``; None where transformers keeps it. ``reading`` is how
-    the store's drive is read best, ``budget`` that of weights and KV together. With a ``device`` to compute on,
-    ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can take no file, DeviceFull."""
-    budgets = _budgets(settings.kv)
+    """The KV tier of a model with the configuration ``model``; None where transformers keeps KV. ``reading`` is the
+    best way to read the store's drive. ``floor`` bytes of host memory stay when the machine runs short of it. With a
+    ``device`` to compute on, ``on_device`` bytes of its memory are for KV. Raises PenstockError where the store can
+    take no file, DeviceFull, ConfigError for settings of KV that do not go together."""
+    selection = _selection(settings.kv)
     if settings.kv_host is None:
         for key in ("attention", "format", "flash"):
             if (value := getattr(settings.kv, key)) != Kv.model_fields[key].default:
@@ -79,45 +95,47 @@ def kv_tier(
         return None
     spill = Spill(settings.store.path / "kv", open_reader(reading), direct=settings.direct)
     decoder = model.get_text_config(decoder=True)
-    layers = getattr(decoder, "num_hidden_layers", 1)
-    newest = min(2 * LARGE * layers, int(OPEN * settings.kv_host))
-    floor = least_kv(settings.kv_host, newest, LEAST_PASSING)
-    if device is not None:  # what a device fetches from by itself stays where it is
-        floor = settings.kv_host
-    elif settings.host_floor is not None:
-        floor = max(floor, settings.host_floor * settings.kv_host // budget)
     pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit, floor=floor)
-    certificates = None
-    if settings.kv.attention == "certified":
-        certificates = Certificates(settings.kv.epsilon, SUMMARIES[settings.kv.summary])
     encoding = Encoding(settings.kv.format)
     try:
-        upper = None if device is None else UpperTier(on_device, device, pool)
+        device_pages = None if device is None else UpperTier(on_device, device, pool)
     except BaseException:
         pool.close()
         raise
     return KVTier(
         pool,
         min(int(settings.kv_host * STAGING), MOST_STAGING),
-        layers=layers,
+        layers=_count_layers(model),
         positions=getattr(decoder, "max_position_embeddings", None),
-        upper=upper,
-        page_tokens=None if certificates is None and budgets is None and encoding.keeps else CHOSEN_TOKENS,
+        page_tokens=None if selection is None and encoding.keeps_all else CHOSEN_TOKENS,
         encoding=encoding,
-        certificates=certificates,
-        budgets=budgets,
+        device_pages=device_pages,
+        selection=selection,
     )
 
 
+def _selection(kv: Kv) -> PageSelection | None:
+    """How attention selects pages; None: it reads all. Raises ConfigError for settings that the mode has no use for."""
+    budgets = _budgets(kv)
+    if budgets is not None:
+        keeping = budgets.keeping
+        new = partial(QuestSelector, budgets) if keeping is None else partial(DroppingSelector, budgets, keeping)
+        return PageSelection(new, budgets)
+    if kv.attention == CERTIFIED:
+        certificates = Certificates(kv.epsilon, SUMMARIES[kv.summary])
+        return PageSelection(partial(CertifiedSelector, certificates), certificates)
+    return None
+
+
 def _budgets(kv: Kv) -> Budgets | None:
-    """Of the modes that have a fixed budget. Raises ConfigError for settings that this mode has no use for."""
+    """The budget of a mode that has one. Raises ConfigError for settings that the mode has no use for."""
     keeping = KEEPING.get(kv.attention)
     if keeping is None and kv.layers != "even":
-        raise ConfigError(f'[kv] layers = "{kv.layers}" is for [kv] attention = {_listed(KEEPING)}; take it out')
+        raise ConfigError(f'[kv] layers = "{kv.layers}" is for [kv] attention = {_list_modes(KEEPING)}; take it out')
     if keeping is None and kv.attention != QUEST:
         if kv.budget != "auto":
             raise ConfigError(
-                f"[kv] budget = {kv.budget} is for [kv] attention = {_listed([*KEEPING, QUEST])}; take it out"
+                f"[kv] budget = {kv.budget} is for [kv] attention = {_list_modes([*KEEPING, QUEST])}; take it out"
             )
         return None
     budget = parse_budget(SHARE if kv.budget == "auto" else kv.budget)
@@ -126,5 +144,5 @@ def _budgets(kv: Kv) -> Budgets | None:
     return Budgets(budget, keeping, by_need=kv.layers == "by-need")
 
 
-def _listed(modes: Iterable[str]) -> str:
+def _list_modes(modes: Iterable[str]) -> str:
     return ", ".join(f'"{mode}"' for mode in modes)

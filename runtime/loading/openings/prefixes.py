@@ -6,11 +6,11 @@ import torch
 
 from ....tiering.store.bundle.manifest import Manifest
 from ....tiering.store.prefixes.prefixes import PrefixStore
-from ...checkpoints.layout import is_experts
+from ...checkpoints.modules import is_experts
 from ...config.config import Config
 from ...kv.cache.tier import KVTier
 from ...prefixes.prefix import Prefixes
-from ...prefixes.prefix_identity import identity_of
+from ...prefixes.prefix_identity import describe_identity
 from ...routing.top_k import experts_per_token
 
 LEAST, MOST = 1024, 4096
@@ -31,7 +31,7 @@ def open_prefixes(
     device = None
     if model.device.type != "cpu":
         device = {"kind": _kind(model.device)} | settings.experts.model_dump(include={"misses", "products"})
-    identity = identity_of(
+    identity = describe_identity(
         model.config,
         weights=f"{manifest.identity} {settings.weights.quality}",
         dtype=manifest.dtype,

@@ -1,1 +1,4 @@
-"""The device tier above the host tier: what it reads, and which side computes experts."""
+"""The device tier: its bridge, the copies from host memory, the way past host memory, and who computes misses.
+
+It imports ``runtime.tiers`` and rooms before it.
+"""

@@ -1,4 +1,4 @@
-"""The bridge over the device tier: what compute threads do to it, the host tier below is told of."""
+"""The bridge of the device tier. It tells the host tier what compute threads do."""
 
 import _thread
 import threading
@@ -11,12 +11,13 @@ from ....tiering.events import Event, Expect, Read
 from ....tiering.planner.planner import Planner
 from ....tiering.planner.relay import expected
 from ....tiering.units import BlockId
-from ..bridge import Bridge, Inbox
+from ..bridge import Bridge
+from ..leases import Inbox
 from .uplink import DeviceMemory, Uplink
 
 
 class DeviceBridge(Bridge):
-    """A lease given back leaves a mark behind what was computed under it: the device may not have come so far."""
+    """When a lease is given back, a mark is left behind the computations under it: the device may still run them."""
 
     def __init__(
         self, planner: Planner, uplink: Uplink, memory: DeviceMemory, device: Device, fences: Fences[Mark], host: Bridge
@@ -41,14 +42,14 @@ class DeviceBridge(Bridge):
         super().release(*blocks)
 
     def _expect(self, event: Expect) -> None:
-        """Of the device's tier, and of the host's."""
-        below, above = expected(event, self.is_missing, self._host.is_missing)
-        self._host.relay([below])
-        super()._expect(above)
+        """Announce ``event`` to the device tier and to the host tier, to each what is missing there."""
+        on_host, on_device = expected(event, self.is_missing, self._host.is_missing)
+        self._host.relay([on_host])
+        super()._expect(on_device)
 
     def forget(self, ticket: int, inbox: Inbox, *, withdraw: bool) -> None:
-        """As Bridge.forget. The garbage collector comes here from wherever it runs, also where the host's bridge is
-        held, or what it needs: then a thread of its own does it, soon."""
+        """As Bridge.forget. The garbage collector may call this anywhere, also where the host's bridge is locked: then
+        a thread of its own does it, soon."""
         if withdraw and not may_wait():
             _thread.start_new_thread(self._withdraw, (ticket, inbox))
         else:
@@ -58,7 +59,7 @@ class DeviceBridge(Bridge):
         super().forget(ticket, inbox, withdraw=True)
 
     def close(self) -> None:
-        """Refuse all who wait, let copies under way land, end their threads. Idempotent."""
+        """Refuse all requests that wait, let copies under way land, end their threads. Idempotent."""
         super().close()
         self._uplink.close()
 

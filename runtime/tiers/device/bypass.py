@@ -1,7 +1,7 @@
-"""Blocks from flash to the device past the host tier: those that stay on the device, read once.
+"""Reads blocks from flash to the device past host memory: those that stay on the device, each once.
 
-Piece by piece through a little staging memory, so that the host's budget need not hold a block that only passes; or by
-the drive itself, where the system has a way to the device.
+They pass piece by piece through a little staging memory, so that the host's budget need not hold them; or the drive
+itself writes to the device, where the system can do that.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ....tiering.units import PAGE, MiB
 from .uplink import Done
 
 STAGING = 8 * MiB
-"""Bytes in two halves: one is read into while the other is copied."""
+"""Bytes of staging memory, in two halves: one is read into while the other is copied."""
 
 
 class _Wanted(NamedTuple):
@@ -35,26 +35,26 @@ class _Wanted(NamedTuple):
     landed: Done
 
 
-class StraightUp:
-    """One thread, and staging memory while there is something to do."""
+class Bypass:
+    """One thread, and staging memory while it has something to read."""
 
     def __init__(self, bundle: Bundle, device: Device, copies: Copies, fences: Fences[Mark]) -> None:
         self._bundle, self._device, self._copies, self._fences = bundle, device, copies, fences
         self._blocks = {block.id: block for block in bundle.manifest.blocks}
         self._files = [device.direct_file(path) for path in bundle.paths]
         self.read_bytes, self.read_seconds = [0] * len(bundle.manifest.drive_bytes), 0.0
-        """Bytes read from each drive, and seconds in which that was done."""
+        """Bytes read from each drive, and seconds that took."""
         self._wanted: queue.SimpleQueue[_Wanted | None] = queue.SimpleQueue()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="penstock-straight", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="penstock-bypass", daemon=True)
         self._thread.start()
 
     def read(self, part: Part, into: torch.Tensor, landed: Done) -> None:
-        """As Straight.read."""
+        """As PastHost.read."""
         self._wanted.put(_Wanted(part, into, landed))
 
     def close(self) -> None:
-        """Once nothing is read any more. Idempotent."""
+        """End the thread, when nothing is read any more. Idempotent."""
         if not self._closed:
             self._closed = True
             self._wanted.put(None)
@@ -78,7 +78,7 @@ class StraightUp:
                 return
 
     def _read(self, wanted: _Wanted, staging: Arena) -> Exception | None:
-        """What went wrong, when nothing writes to the block's place any more."""
+        """Read one block; the error, or None, when nothing writes to the block's slot any more."""
         block = self._blocks[wanted.part.block]
         after = self._fences.before(wanted.part.slot.offset, wanted.part.slot.length)
         try:
@@ -93,7 +93,7 @@ class StraightUp:
         return None
 
     def _staged(self, block: Block, into: torch.Tensor, after: Sequence[Mark], staging: Arena) -> str:
-        """Read ``block`` through host memory; its checksum."""
+        """Read ``block`` through staging memory; its checksum."""
         half, length = STAGING // 2, block.extent.length
         whole = xxhash.xxh3_64()
         failed: list[Exception] = []
@@ -129,8 +129,8 @@ class StraightUp:
     def _past(
         self, block: Block, file: DirectFile, into: torch.Tensor, after: Sequence[Mark], staging: Arena
     ) -> str | None:
-        """Have the drive fill ``into``; the checksum of what is there then, which is copied down for that: the bus
-        takes both ways at once. None where that fails, for which there may be reasons that reading has not."""
+        """Have the drive fill ``into``. Returns the checksum of the bytes there, which are copied down for that: the
+        bus carries both directions at once. None where it fails; the staged way may still work."""
         began = time.monotonic()
         for mark in after:
             mark.synchronize()

@@ -1,7 +1,7 @@
-"""What the device tier reads from: blocks of the host tier, copied up; and those that never lie there, from flash.
+"""The source of the device tier: blocks of the host tier are copied, others are read past host memory.
 
-The effects of ``tiering.relay``. Its locks: the device's bridge may be held while the host's is taken, never the other
-way round. So what the host's bridge answers is not passed on to the device's from there, but on the copies' thread.
+It performs what ``tiering.planner.relay`` decides. Order of locks: a thread that holds the device's bridge may take the
+host's, never the other way round. So an answer of the host's bridge is passed on from the copies' thread.
 """
 
 import threading
@@ -25,13 +25,14 @@ from ..bridge import Bridge
 Done = Callable[[Exception | None], None]
 
 
-class Straight(Protocol):
-    """A way up past the host tier."""
+class PastHost(Protocol):
+    """Reads blocks to the device past host memory."""
 
     def read(self, part: Part, into: torch.Tensor, landed: Done) -> None:
         """Fill ``into``, bytes on the device, with the block of ``part``, and verify it; see Source.read."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End its threads, when nothing is read any more. Idempotent."""
 
 
 class DeviceMemory:
@@ -50,8 +51,7 @@ class DeviceMemory:
 
 
 class Uplink:
-    """``inside`` says whether a block passes through the host tier, whose bridge and arena are ``host`` and ``arena``;
-    the others come ``straight``. A copy waits for what ``fences`` know of its place."""
+    """A Source for the device's planner."""
 
     def __init__(
         self,
@@ -61,21 +61,23 @@ class Uplink:
         relay: Relay,
         copies: Copies,
         fences: Fences[Mark],
-        straight: Straight,
+        bypass: PastHost,
     ) -> None:
+        """``inside`` says whether a block passes through the host tier, of which ``host`` and ``arena`` are the bridge
+        and the memory. All other blocks come by ``bypass``. A copy waits for the marks in ``fences`` on its slot."""
         self._host, self._arena, self._inside, self._relay = host, arena, inside, relay
-        self._copies, self._fences, self._straight = copies, fences, straight
-        self._lock = threading.Lock()  # over the relay and what follows, in no_waiting; nothing else is taken under it
+        self._copies, self._fences, self._bypass = copies, fences, bypass
+        self._lock = threading.Lock()  # over the relay and the next two, in no_waiting; no other lock is taken under it
         self._into: dict[tuple[int, BlockId], torch.Tensor] = {}
         self._landed: dict[int, Done] = {}
-        self._ended = 0.0  # when the last copy did
-        self.recorder: Recorder | None = None  # who takes notes, if anybody does
+        self._ended = 0.0  # when the last copy ended
+        self.recorder: Recorder | None = None  # takes notes, while a trace is recorded
 
     def read(self, parts: Sequence[Part], into: Sequence[torch.Tensor], landed: Done) -> None:
         """As Source.read."""
         if not self._inside(parts[0].block):
             ((part,), (target,)) = parts, into
-            self._straight.read(part, target, landed)
+            self._bypass.read(part, target, landed)
             return
         ticket = self._host.ticket()
         with no_waiting, self._lock:
@@ -91,14 +93,14 @@ class Uplink:
         self._host.relay(events, self._answered)
 
     def close(self) -> None:
-        """When nothing is read any more: end the copies' threads. Idempotent."""
-        self._straight.close()
+        """End the copies' threads, when nothing is read any more. Idempotent."""
+        self._bypass.close()
         self._copies.close()
 
     def _tell(self, events: Sequence[Event], ticket: int) -> None:
         try:
             self._host.relay(events, self._answered)
-        except Exception as error:  # closed, now or before: whoever waits is told once
+        except Exception as error:  # the host tier is closed: the caller is told once
             self._answered(Refuse(ticket, error))
 
     def _answered(self, answer: Grant | Refuse) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from penstock.kernels.experts.experts import Expert, Recipe, expert_product
-from penstock.kernels.experts.grouped_cuda import together
+from penstock.kernels.experts.grouped_cuda import group_experts
 from penstock.kernels.formats.int8 import Int8
 from penstock.kernels.formats.registry import FORMATS
 from penstock.kernels.weights.packed_weight import PackedWeight
@@ -56,7 +56,7 @@ def test_each_expert_gives_what_it_gives_alone(packed: bool, device: str) -> Non
         exact.append(expert_product(state.float(), Expert(plain[0].float(), None, plain[1].float(), None), RECIPE))
     if device != "cpu":
         experts = experts_in(torch.empty(1 << 17, dtype=torch.uint8, device=device), packed=packed)
-    found = together([state.to(device) for state in states], experts, RECIPE)
+    found = group_experts([state.to(device) for state in states], experts, RECIPE)
     assert found is not None
     for out, wanted in zip(found, exact, strict=True):
         assert out.shape == wanted.shape
@@ -67,11 +67,13 @@ def test_each_expert_gives_what_it_gives_alone(packed: bool, device: str) -> Non
 def test_what_is_not_alike_is_left_to_others() -> None:
     here = torch.empty(1 << 17, dtype=torch.uint8)
     experts, states = experts_in(here, packed=False), [chance(rows, HIDDEN) for rows in ROWS]
-    assert together(states, experts, RECIPE._replace(transposed=True)) is None
+    assert group_experts(states, experts, RECIPE._replace(transposed=True)) is None
     biased = experts[0]._replace(up_bias=torch.zeros(2 * INNER, dtype=torch.bfloat16))
-    assert together(states, [biased, *experts[1:]], RECIPE) is None
+    assert group_experts(states, [biased, *experts[1:]], RECIPE) is None
     assert (
-        together(states, [*experts[:2], experts_in(torch.empty(1 << 17, dtype=torch.uint8), packed=True)[2]], RECIPE)
+        group_experts(
+            states, [*experts[:2], experts_in(torch.empty(1 << 17, dtype=torch.uint8), packed=True)[2]], RECIPE
+        )
         is None
     )
-    assert together([state.float() for state in states], experts, RECIPE) is None
+    assert group_experts([state.float() for state in states], experts, RECIPE) is None

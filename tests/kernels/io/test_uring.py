@@ -56,7 +56,7 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0
 if libc.prctl(22, 2, ctypes.byref(Filter(4, ctypes.addressof(buffer))), 0, 0):
     print("no seccomp")
     sys.exit()
-from penstock.kernels import uring
+from penstock.kernels.io import uring
 from penstock.kernels.io.reading import BackendUnavailable
 try:
     uring.probe()

@@ -13,12 +13,12 @@ from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.llama import modeling_llama
 
-from penstock.kernels.kv import blockwise as sweeps
-from penstock.kernels.kv.blockwise import Sweeps
+from penstock.kernels.kv import blockwise
+from penstock.kernels.kv.blockwise import BlockwiseAttention
 from tests.support.kv_pages import random
 
 SCALING = 0.3
-SCRATCH = sweeps.SCRATCH
+SCRATCH = blockwise.SCRATCH
 
 
 def states(heads: int, groups: int, rows: int, dim: int, tokens: int, dtype: torch.dtype, seed: int) -> list[Any]:
@@ -37,19 +37,19 @@ def swept(
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Of the last tokens, with pieces that end at ``cuts``, which are shown last to first."""
-    made = Sweeps(query, SCALING, softcap=softcap, sinks=sinks)
+    made = BlockwiseAttention(query, SCALING, softcap=softcap, sinks=sinks)
     tokens = keys.shape[1]
     ends = sorted({min(cut, tokens) for cut in cuts} - {0, tokens})
     pieces = [*zip([0, *ends], [*ends, tokens], strict=True)]
     for sweep in range(made.first, 3):
         for first, last in reversed(pieces):
-            made.look(
+            made.add(
                 *(sweep, keys[:, first:last], values[:, first:last]),
                 offset=tokens - query.shape[1] - first,
                 mask=None if mask is None else mask[..., first:last],
                 alone=len(pieces) == 1,
             )
-    return made.result()
+    return made.finish()
 
 
 def truth(
@@ -102,8 +102,8 @@ def test_any_pieces_give_the_whole(
     if masked:
         bias = bias.masked_fill(random(1, rows, tokens, dtype=torch.float32, seed=seed + 8) > 1, -3.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps, "SCRATCH", scratch)
-        patch.setattr(sweeps, "COLUMNS", columns)
+        patch.setattr(blockwise, "SCRATCH", scratch)
+        patch.setattr(blockwise, "COLUMNS", columns)
         found = swept(query, keys, values, cuts, mask=bias if masked else None, sinks=sinks)
     torch.testing.assert_close(found.double(), truth(query, keys, values, bias, sinks), rtol=1e-5, atol=1e-5)
 
@@ -143,7 +143,7 @@ class Made(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_scores_keep_within_the_scratch(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(sweeps, "SCRATCH", 400_000)
+    monkeypatch.setattr(blockwise, "SCRATCH", 400_000)
     query, keys, values = states(2, 4, 300, 4, 3000, dtype, 0)
     with Made() as made:
         swept(query, keys, values)
@@ -152,8 +152,8 @@ def test_scores_keep_within_the_scratch(monkeypatch: pytest.MonkeyPatch, dtype: 
 
 def test_what_no_row_sees_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a prompt, nearly half."""
-    monkeypatch.setattr(sweeps, "SCRATCH", 100_000)
-    monkeypatch.setattr(sweeps, "COLUMNS", 50)
+    monkeypatch.setattr(blockwise, "SCRATCH", 100_000)
+    monkeypatch.setattr(blockwise, "COLUMNS", 50)
     query, keys, values = states(1, 1, 600, 1, 600, torch.float32, 0)
     with Made() as made:
         swept(query, keys, values)
@@ -165,10 +165,10 @@ def test_tokens_after_the_last_row_are_not_looked_at() -> None:
     made = []
     for tail in (0.0, torch.nan):
         keys[:, 100:] = values[:, 100:] = tail
-        sweep = Sweeps(query, SCALING)
+        sweep = BlockwiseAttention(query, SCALING)
         for number in (1, 2):
-            sweep.look(number, keys, values, offset=92)
-        made.append(sweep.result())
+            sweep.add(number, keys, values, offset=92)
+        made.append(sweep.finish())
     assert torch.equal(*made)
     assert bool(made[0].isfinite().all())
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.kernels.kv.certify import CompiledMasses, Masses, masses_of, page_masses
+from penstock.kernels.kv.certify import CompiledPageMasses, PageMasses, new_page_masses, sum_page_masses
 from penstock.kernels.kv.summaries.base import Bounds
 from penstock.kernels.native import COMPILED
 from penstock.tiering.kv.selection.certificate import Certificate, select
@@ -32,7 +32,7 @@ def world(pages: int, rows: int, spread: float, slack: float, seed: int) -> tupl
     return Bounds(masses - below, masses + above), masses
 
 
-def run(known: Masses, masses: torch.Tensor, epsilon: float) -> Certificate:
+def run(known: PageMasses, masses: torch.Tensor, epsilon: float) -> Certificate:
     choice = select(known, epsilon=epsilon)
     try:
         while True:
@@ -44,7 +44,7 @@ def run(known: Masses, masses: torch.Tensor, epsilon: float) -> Certificate:
 
 
 def certified(bounds: Bounds, masses: torch.Tensor, epsilon: float, *, outside: float | None = None) -> Certificate:
-    known = masses_of(bounds)
+    known = new_page_masses(bounds)
     if outside is not None:
         known.add_outside(torch.full((*masses.shape[:2], 1), outside))
     return run(known, masses, epsilon)
@@ -82,7 +82,7 @@ def test_needed_pages_are_the_fewest_in_order(
 ) -> None:
     """Each row asks for its own; of those read already none is asked for again."""
     bounds, masses = world(*case)
-    known = masses_of(bounds)
+    known = new_page_masses(bounds)
     left = list(range(masses.shape[-1]))
     if first in left:
         known.add([first], masses[..., [first]])
@@ -98,7 +98,7 @@ def test_needed_pages_are_the_fewest_in_order(
 @settings(max_examples=60, deadline=None)
 @given(worlds, st.booleans())
 def test_less_may_be_omitted_with_more_pages(case: tuple[int, int, float, float, int], hopeful: bool) -> None:
-    known = masses_of(world(*case)[0])
+    known = new_page_masses(world(*case)[0])
     found = [set(known.needed(epsilon, hopeful=hopeful)) for epsilon in (0.5, 0.1, 1e-2, 1e-4, 1e-8)]
     assert all(few <= many for few, many in pairwise(found))
 
@@ -121,7 +121,7 @@ def test_everything_is_read_where_masses_are_no_numbers(bad: float) -> None:
 
 def test_before_anything_is_read_all_may_be_omitted() -> None:
     bounds, _ = world(4, 2, 1.0, 0.1, 0)
-    assert masses_of(bounds).omitted() == [1.0, 1.0]
+    assert new_page_masses(bounds).omitted() == [1.0, 1.0]
 
 
 def test_masses_may_differ_by_hundreds_of_orders_of_magnitude() -> None:
@@ -156,7 +156,7 @@ def test_compiled_masses_are_those_of_the_reference(
     bounds, masses = world(*case)
     for page in unknown:
         bounds.upper[..., page : page + 1], bounds.lower[..., page : page + 1] = math.inf, -math.inf
-    both = [Masses(bounds), CompiledMasses(bounds)]
+    both = [PageMasses(bounds), CompiledPageMasses(bounds)]
     for known in both:
         if outside is not None:
             known.add_outside(torch.full((len(masses), 1, 1), outside))
@@ -175,7 +175,7 @@ def test_compiled_masses_are_those_of_the_reference(
 def test_values_are_worth_reading_of_the_heaviest_pages() -> None:
     """Of four that were read two may go, one of them counts for one row alone; page 4 has no bounds."""
     masses = torch.tensor([[[0.5, 1e-4, 0.4, 6e-4, 0.099]], [[0.9, 1e-9, 1e-5, 1e-9, 0.1]]]).log()
-    known = masses_of(Bounds(masses[..., :4] - 1, masses[..., :4] + 1))
+    known = new_page_masses(Bounds(masses[..., :4] - 1, masses[..., :4] + 1))
     known.add([0, 2, 4], masses[..., [0, 2, 4]])
     known.add([1, 3], masses[..., [1, 3]])
     assert known.worth_reading(1e-3) == ([0, 2, 4], pytest.approx(7e-4, rel=1e-2))
@@ -185,7 +185,7 @@ def test_values_are_worth_reading_of_the_heaviest_pages() -> None:
 
 def test_what_was_not_read_counts_before_values_are_left_out() -> None:
     masses = torch.tensor([[[0.9, 6e-4, 6e-4]]]).log()
-    known = masses_of(Bounds(masses, masses))
+    known = new_page_masses(Bounds(masses, masses))
     known.add([0, 1], masses[..., :2])
     assert known.worth_reading(1e-3)[0] == [0, 1]
     assert known.worth_reading(2e-3)[0] == [0]
@@ -209,7 +209,7 @@ def test_masses_of_pages_are_those_of_their_scores(
     scores = whole[..., : shape[2]]  # rows lie apart
     padded = torch.nn.functional.pad(scores.double(), (0, -shape[2] % tokens), value=-torch.inf)
     wanted = padded.unflatten(-1, (-1, tokens)).logsumexp(-1)
-    found = page_masses(scores, tokens).double()
+    found = sum_page_masses(scores, tokens).double()
     number = wanted.isfinite() | (wanted == -math.inf)
     assert found[number].tolist() == pytest.approx(wanted[number].tolist(), rel=1e-6, abs=1e-5)
     assert not bool(found[~number].isfinite().any()), "no number, and not a small one"

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.kernels.formats import quantise
 from penstock.kernels.kv.base import KVFormat, PageShape
 from penstock.kernels.kv.registry import FORMATS
 from tests.support.kv_pages import Pages, decoded, pages_of, random
@@ -79,6 +80,17 @@ def test_what_is_encoded_is_decoded(format_: KVFormat, dtype: torch.dtype, keys:
         assert torch.equal(found, numbers)
     else:
         assert (found.float() - numbers.float()).norm() <= ERRORS[format_.name] * numbers.float().norm()
+
+
+@formats
+@planes
+def test_pages_are_encoded_without_compiled_kernels(
+    format_: KVFormat, keys: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantise, "LIBRARY", None)
+    numbers = random(3, 128, 80, dtype=torch.bfloat16, seed=0)
+    found = decoded(format_, pages_of(format_, numbers, 64, keys=keys), keys=keys)
+    assert (found.float() - numbers.float()).norm() <= ERRORS.get(format_.name, 0) * numbers.float().norm()
 
 
 @formats

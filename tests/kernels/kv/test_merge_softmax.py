@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.kernels.kv.merge_softmax import Sums, weighed
+from penstock.kernels.kv.merge_softmax import SoftmaxSums, weigh_values
 from tests.support.kv_pages import random
 
 
@@ -29,17 +29,17 @@ def test_parts_merge_to_the_whole(
     values = random(heads, tokens, dim, dtype=dtype, seed=2)
     more = random(heads * groups, dtype=dtype, seed=3)
     parts = [slice(a, b) for a, b in pairwise([0, *sorted(cuts), tokens])]
-    sums = [Sums.of(scores[..., part]) for part in parts]
+    sums = [SoftmaxSums.of(scores[..., part]) for part in parts]
     wanted = scores.double()
     if sinks:
-        sums.append(Sums.of_sinks(more, rows))
+        sums.append(SoftmaxSums.of_sinks(more, rows))
         wanted = torch.cat([wanted, more.double().view(-1, 1, 1).expand(-1, rows, 1)], -1)
-    whole = Sums.merged(sums)
-    probabilities = torch.cat([whole.probabilities(scores[..., part]) for part in parts], -1)
+    whole = SoftmaxSums.merge(sums)
+    probabilities = torch.cat([whole.to_probabilities(scores[..., part]) for part in parts], -1)
     wanted = wanted.softmax(-1)[..., :tokens]
     assert probabilities.dtype == dtype
     near = 1e-5 if dtype == torch.float32 else 2.0**-8  # one rounding to bfloat16
     assert torch.allclose(probabilities.double(), wanted, rtol=near, atol=1e-9)
-    found = sum(weighed(probabilities[..., part], values[:, part]) for part in parts)
+    found = sum(weigh_values(probabilities[..., part], values[:, part]) for part in parts)
     exact = torch.matmul(probabilities.double(), values.double().repeat_interleave(groups, 0))
     assert torch.allclose(torch.as_tensor(found).double(), exact, rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ from penstock.kernels.kv import quantised
 from penstock.kernels.kv.base import PageShape
 from penstock.kernels.kv.int4 import INT4
 from penstock.kernels.kv.int8 import INT8
-from penstock.kernels.kv.quantised import LARGEST, LEVEL, Quantised, encodable
+from penstock.kernels.kv.quantised import LARGEST, LEVEL, Quantised, is_encodable
 
 FORMATS = {"int8": INT8, "int4": INT4}
 GROUP = 32
@@ -121,7 +121,7 @@ def test_whatever_can_be_encoded_stays_within_its_group(
     format_: Quantised, numbers: list[float], keys: bool, dtype: torch.dtype
 ) -> None:
     page = torch.tensor(numbers).repeat(16 * 24 // len(numbers) + 1)[: 16 * 24].view(1, 16, 24).to(dtype)
-    assert encodable(page, page)
+    assert is_encodable(page, page)
     found = there_and_back(format_, page, keys=keys)
     assert found.isfinite().all()
     line = 1 if keys else 2  # along which a group lies; all of a line is one group here
@@ -134,10 +134,10 @@ def test_whatever_can_be_encoded_stays_within_its_group(
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2 * LARGEST])
 def test_pages_with_numbers_that_are_none_are_refused(format_: Quantised, bad: float) -> None:
     page = random(2, 32, 40)
-    assert encodable(page, page)
+    assert is_encodable(page, page)
     page[1, 31, 39] = bad
-    assert not encodable(page, torch.zeros(2, 32, 40))
-    assert not encodable(torch.zeros(2, 32, 40), page)
+    assert not is_encodable(page, torch.zeros(2, 32, 40))
+    assert not is_encodable(torch.zeros(2, 32, 40), page)
     for keys in (True, False):
         with pytest.raises(ValueError, match="keep it as it is"):
             encoded(format_, page, keys=keys)
@@ -148,7 +148,7 @@ def test_pages_with_numbers_that_are_none_are_refused(format_: Quantised, bad: f
 def test_bits_of_a_number_with_its_scales(format_: Quantised, keys: bool) -> None:
     shape = PageShape(8, 64, 128, torch.bfloat16)
     length = format_.key_bytes(shape) if keys else format_.value_bytes(shape)
-    assert 8 * length == shape.numbers * (9 if format_ is INT8 else 5)
+    assert 8 * length == shape.elements * (9 if format_ is INT8 else 5)
 
 
 @formats

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from penstock.kernels.kv.summaries.base import Bounds, Summary
 from penstock.kernels.kv.summaries.boxes import Boxes
-from penstock.kernels.kv.summaries.numbers import WIDE, Numbers, rotated
+from penstock.kernels.kv.summaries.quantised_keys import WIDE, QuantisedKeys, rotate
 from penstock.kernels.kv.summaries.registry import SUMMARIES
-from penstock.kernels.kv.summaries.sketch import Sketch
+from penstock.kernels.kv.summaries.sketch import KeySketch
 from penstock.kernels.native import COMPILED
 
 every = pytest.mark.parametrize("kind", SUMMARIES.values(), ids=SUMMARIES)
@@ -28,7 +28,7 @@ def chance(seed: int) -> torch.Generator:
 
 def bounded(kind: Summary, query: torch.Tensor, keys: torch.Tensor, tokens: int, **more: Any) -> Bounds:
     """By summaries of ``keys`` [n, H, T, D], of a kind fitted to the first page."""
-    fitted = kind.fitted(keys[0])
+    fitted = kind.fit(keys[0])
     options = {"heads": keys.shape[1], "tokens": tokens, "scaling": keys.shape[-1] ** -0.5} | more
     return fitted.log_bounds(query, fitted.build(keys, tokens), **options)
 
@@ -105,7 +105,7 @@ def test_a_softcap_hides_no_score_that_was_too_large(kernel: str) -> None:
     """For float32, in which a product of large numbers with opposite signs is -inf, and the cap makes -30 of it."""
     keys = (sample((3, 1, 15, 20), "normal", chance(1)) * 4).bfloat16()
     query = (sample((1, 1, 20), "outliers", chance(1)) * 2.0**120).bfloat16()
-    bounds = bounded(Numbers(8, kernel), query, keys, 16, softcap=30.0)
+    bounds = bounded(QuantisedKeys(8, kernel), query, keys, 16, softcap=30.0)
     assert holds(bounds, scored(query.double(), keys, 20**-0.5, 30.0))
 
 
@@ -117,7 +117,7 @@ def test_no_query_is_beyond_the_bounds(kind: Summary, dim: int, there: int, dtyp
     rank = getattr(kind, "rank", 0)
     if rank >= dim:
         pytest.skip("it has no place for so few channels")
-    fitted = kind.fitted(torch.randn(1, 40, dim, generator=chance(0)))
+    fitted = kind.fit(torch.randn(1, 40, dim, generator=chance(0)))
     for seed in range(4):
         keys = torch.randn(1, 1, there, dim, generator=chance(seed)).to(dtype)
         query = (30 * torch.randn(1, 8192, dim, generator=chance(9 + seed))).to(dtype)
@@ -177,7 +177,7 @@ def test_queries_may_lie_as_attention_has_them(kind: Summary) -> None:
 def test_summaries_may_lie_in_a_larger_pool(kind: Summary) -> None:
     keys = torch.randn(3, 2, 32, 64, generator=chance(0)).bfloat16()
     query = torch.randn(4, 1, 64, generator=chance(1)).bfloat16()
-    fitted = kind.fitted(keys[0])
+    fitted = kind.fit(keys[0])
     summaries = fitted.build(keys)
     assert summaries.shape == (3, kind.page_bytes(2, 32, 64))
     pool = torch.full((8, summaries.shape[1] + 64), 255, dtype=torch.uint8)
@@ -214,7 +214,7 @@ def test_every_kernel_equals_the_reference(
     heads, groups, rows, tokens, dim = shape
     keys = torch.randn(20, heads, tokens - 3, dim, generator=chance(0)) * torch.linspace(0.1, 3, dim)
     query = torch.randn(heads * groups, rows, dim, generator=chance(1))
-    found = {kernel: bounded(Numbers(bits, kernel), query, keys, tokens, softcap=softcap) for kernel in KERNELS}
+    found = {kernel: bounded(QuantisedKeys(bits, kernel), query, keys, tokens, softcap=softcap) for kernel in KERNELS}
     for kernel in KERNELS[1:]:
         # They give the query fewer bits than the reference does, and may say a little less.
         assert (found[kernel].upper - found["torch"].upper).abs().max() < 0.05
@@ -227,10 +227,10 @@ def test_every_kernel_equals_the_reference(
 @pytest.mark.parametrize(("bits", "largest"), [(8, 127 / 128), (4, 7 / 8)])
 def test_what_the_numbers_of_a_query_leave_out_counts(bits: int, largest: float, kernel: str) -> None:
     """Keys that are whole numbers without an error, and a query whose every channel is rounded down by half a step."""
-    key = rotated(torch.full((1, 8), largest))
+    key = rotate(torch.full((1, 8), largest))
     keys = torch.stack([key, -key]).view(1, 1, 2, 8)
-    query = rotated(30 * torch.tensor([[16256, 2.49, 4.49, 8.49, 2.49, 6.49, 2.49, 2.49]]) / 16256)[None]
-    assert holds(bounded(Numbers(bits, kernel), query, keys, 16), scored(query.double(), keys, 8**-0.5, None))
+    query = rotate(30 * torch.tensor([[16256, 2.49, 4.49, 8.49, 2.49, 6.49, 2.49, 2.49]]) / 16256)[None]
+    assert holds(bounded(QuantisedKeys(bits, kernel), query, keys, 16), scored(query.double(), keys, 8**-0.5, None))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -239,15 +239,15 @@ def test_every_kernel_opens_the_bounds_of_what_is_no_number(bits: int, kernel: s
     keys = torch.randn(2, 1, 16, 32, generator=chance(0))
     keys[1, 0, 3, 3] = math.nan
     query = torch.randn(3, 1, 32, generator=chance(1)) * torch.tensor([1.0, math.inf, 3e38])[:, None, None]
-    upper = bounded(Numbers(bits, kernel), query, keys, 16).upper[:, 0]
+    upper = bounded(QuantisedKeys(bits, kernel), query, keys, 16).upper[:, 0]
     assert torch.equal(upper.isinf(), torch.tensor([[False, True], [True, True], [True, True]]))
 
 
 def test_what_has_no_place_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 16"):
-        Numbers(8).page_bytes(2, 24, 64)
+        QuantisedKeys(8).page_bytes(2, 24, 64)
     with pytest.raises(ValueError, match="directions"):
-        Sketch(16).page_bytes(2, 16, 16)
-    with pytest.raises(ValueError, match="fitted"):
-        Sketch(8).build(torch.zeros(1, 1, 16, 32))
+        KeySketch(16).page_bytes(2, 16, 16)
+    with pytest.raises(ValueError, match="`fit` returns"):
+        KeySketch(8).build(torch.zeros(1, 1, 16, 32))
     assert Boxes().page_bytes(2, 24, 64) == 2 * (8 + 4 * 64)

@@ -17,11 +17,11 @@ Compute = Callable[[torch.Tensor], torch.Tensor]
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    known = dict(parts.VERDICTS)
-    parts.VERDICTS.clear()
+    known = dict(parts.BIT_TRIALS)
+    parts.BIT_TRIALS.clear()
     yield
-    parts.VERDICTS.clear()
-    parts.VERDICTS.update(known)
+    parts.BIT_TRIALS.clear()
+    parts.BIT_TRIALS.update(known)
 
 
 def probed(compute: Compute, x: torch.Tensor) -> tuple[bool, bool]:
@@ -76,23 +76,23 @@ def test_what_may_mix_rows_is_not_divided(mixing: Compute) -> None:
     x = rows(2 * ROWS, torch.bfloat16)
     assert not probed(mixing, x)[0]
     assert not allowed(mixing, x, 64)
-    assert set(parts.VERDICTS.values()) == {False}
+    assert set(parts.BIT_TRIALS.values()) == {False}
 
 
 def test_a_product_that_depends_on_the_number_of_rows_is_not_divided() -> None:
     compute = mlp(functional.relu, 128, torch.float32)
     x = rows(2 * ROWS, torch.float32)
     assert allowed(compute, x, 128)
-    parts.VERDICTS.clear()
+    parts.BIT_TRIALS.clear()
     assert not allowed(lambda x: compute(x) * (1 + 2**-20 * (len(x) == ROWS)), x, 128)
-    parts.VERDICTS.clear()
+    parts.BIT_TRIALS.clear()
     assert not allowed(lambda x: (compute(x),), x, 128)  # type: ignore[arg-type,return-value]
 
 
 def test_numbers_all_alike_prove_nothing() -> None:
     x = torch.zeros(2 * ROWS, 64)
     assert not allowed(mlp(functional.relu, 128, torch.float32), x, 128)
-    assert not parts.VERDICTS
+    assert not parts.BIT_TRIALS
 
 
 def test_one_trial_for_every_number_of_rows() -> None:

@@ -15,10 +15,12 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints import gguf_weights
+from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.gguf_file import GgufFile
+from penstock.runtime.checkpoints.gguf_source import GgufSource
 from penstock.runtime.checkpoints.gguf_weights import GgufWeights
-from penstock.runtime.checkpoints.layout import Layout, layout
-from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.checkpoints.layout import Layout
+from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.tiering.errors import CheckpointError
 from tests.support.bundles import joined
 from tests.support.gguf_blocks import GGUF_NAMES, random_blocks
@@ -102,8 +104,8 @@ def mixed(name: str) -> str:
 def opened(path: Path) -> tuple[GgufFile, GgufWeights, Layout, dict[str, torch.Tensor]]:
     """The file, its weights, and what transformers makes of them."""
     file = GgufFile.open(path)
-    model = skeleton(file.config, DTYPE)
-    plan = layout(model)
+    model = build_meta_model(file.config, DTYPE)
+    plan = describe(model)
     loaded = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model, torch_dtype=DTYPE)["tensors"]
     return file, GgufWeights(model, file, plan), plan, loaded
 
@@ -204,7 +206,7 @@ def test_rows_of_heads_that_llama_cpp_has_in_another_order_come_back(
 def test_the_model_folder_has_the_configuration(tmp_path: Path):
     file = GgufFile.open(write(tmp_path / "model.gguf", "qwen3moe", mixed))
     (tmp_path / "folder").mkdir()
-    file.write_model_files(tmp_path / "folder", file.config)
+    GgufSource.open(file.path).write_model_files(tmp_path / "folder", untied=False)
     config = AutoConfig.from_pretrained(tmp_path / "folder")
     assert (config.model_type, config.num_experts, config.hidden_size) == ("qwen3_moe", EXPERTS, HIDDEN)
     assert file.dtype() == torch.bfloat16
@@ -242,9 +244,9 @@ def test_an_architecture_that_transformers_does_not_read_is_refused(tmp_path: Pa
 
 def test_a_missing_weight_is_named(tmp_path: Path):
     file = GgufFile.open(write(tmp_path / "model.gguf", "llama", mixed, without="blk.1.ffn_up.weight"))
-    model = skeleton(file.config, DTYPE)
+    model = build_meta_model(file.config, DTYPE)
     with pytest.raises(CheckpointError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
-        GgufWeights(model, file, layout(model))
+        GgufWeights(model, file, describe(model))
 
 
 def test_without_the_package_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

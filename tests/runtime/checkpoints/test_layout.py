@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from penstock.runtime.checkpoints import layout as layout_module
-from penstock.runtime.checkpoints.layout import is_experts, layout
-from penstock.runtime.checkpoints.meta_model import skeleton
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
+from penstock.runtime.checkpoints.modules import is_experts
 from penstock.tiering.errors import CheckpointError, UnplaceableModule
 from penstock.tiering.store.bundle.manifest import Block
 from penstock.tiering.units import PAGE, BlockId, MiB
@@ -21,8 +22,8 @@ def sizes(blocks: tuple[Block, ...]) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_has_one_place(name: str) -> None:
-    model = skeleton(tiny_config(name), torch.bfloat16)
-    plan = layout(model)
+    model = build_meta_model(tiny_config(name), torch.bfloat16)
+    plan = describe(model)
     state = model.state_dict()
     placed: dict[str, int] = {}
     for block in plan.blocks:
@@ -39,7 +40,7 @@ def test_every_weight_has_one_place(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_extents_follow_each_other(name: str) -> None:
-    plan = layout(skeleton(tiny_config(name), torch.float32))
+    plan = describe(build_meta_model(tiny_config(name), torch.float32))
     end = 0
     for block in plan.blocks:
         assert (block.extent.file, block.extent.offset) == (0, end)
@@ -51,8 +52,8 @@ def test_extents_follow_each_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERT_NAMES)
 def test_experts_come_one_by_one_behind_their_layers_dense_blocks(name: str) -> None:
-    model = skeleton(tiny_config(name), torch.float32)
-    blocks = layout(model).blocks
+    model = build_meta_model(tiny_config(name), torch.float32)
+    blocks = describe(model).blocks
     paths = [path for path, module in model.named_modules() if is_experts(module)]
     assert paths
     for path in paths:
@@ -65,13 +66,13 @@ def test_experts_come_one_by_one_behind_their_layers_dense_blocks(name: str) -> 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
 def test_dense_models_have_no_experts(name: str) -> None:
-    model = skeleton(tiny_config(name), torch.float32)
+    model = build_meta_model(tiny_config(name), torch.float32)
     assert not any(is_experts(module) for module in model.modules())
-    assert all(block.id.kind == "dense" for block in layout(model).blocks)
+    assert all(block.id.kind == "dense" for block in describe(model).blocks)
 
 
 def test_small_weights_are_resident_and_first() -> None:
-    plan = layout(skeleton(tiny_config("llama"), torch.float32))
+    plan = describe(build_meta_model(tiny_config("llama"), torch.float32))
     resident = [block.resident for block in plan.blocks]
     assert resident == sorted(resident, reverse=True)
     assert plan.blocks[0].id == BlockId("dense", "", 0)
@@ -81,15 +82,15 @@ def test_small_weights_are_resident_and_first() -> None:
 
 
 def test_tied_weights_are_stored_under_the_first_name() -> None:
-    tied = layout(skeleton(tiny_config("qwen2", tie_word_embeddings=True), torch.float32))
-    apart = layout(skeleton(tiny_config("qwen2", tie_word_embeddings=False), torch.float32))
+    tied = describe(build_meta_model(tiny_config("qwen2", tie_word_embeddings=True), torch.float32))
+    apart = describe(build_meta_model(tiny_config("qwen2", tie_word_embeddings=False), torch.float32))
     assert tied.tied == {"lm_head.weight": "model.embed_tokens.weight"}
     assert apart.tied == {}
     assert sizes(apart.blocks) - sizes(tied.blocks) == 320 * 64 * 4
 
 
 def test_weights_kept_in_float32_are_so_in_the_skeleton() -> None:
-    class Kept(type(skeleton(tiny_config("llama"), torch.float32))):  # type: ignore[misc]
+    class Kept(type(build_meta_model(tiny_config("llama"), torch.float32))):  # type: ignore[misc]
         _keep_in_fp32_modules_strict = ("norm",)
 
     from penstock.runtime.checkpoints.meta_model import _apply_dtype_plan
@@ -97,7 +98,7 @@ def test_weights_kept_in_float32_are_so_in_the_skeleton() -> None:
     with torch.device("meta"):
         model = Kept(tiny_config("llama")).to(torch.bfloat16)
     _apply_dtype_plan(model, torch.bfloat16)
-    dtypes = {spec.name: spec.dtype for block in layout(model).blocks for spec in block.tensors}
+    dtypes = {spec.name: spec.dtype for block in describe(model).blocks for spec in block.tensors}
     assert dtypes["model.norm.weight"] == "float32"
     assert dtypes["lm_head.weight"] == "bfloat16"
 
@@ -106,7 +107,7 @@ def test_a_type_without_causal_model_is_refused() -> None:
     from transformers import AutoConfig
 
     with pytest.raises(CheckpointError, match="vit"):
-        skeleton(AutoConfig.for_model("vit"), torch.float32)
+        build_meta_model(AutoConfig.for_model("vit"), torch.float32)
 
 
 def test_a_module_and_its_activation_are_a_unit() -> None:
@@ -127,7 +128,7 @@ def test_a_module_and_its_activation_are_a_unit() -> None:
             super().__init__()
             self.gated, self.holder = Gated(), Holder()
 
-    blocks = layout(Model()).blocks
+    blocks = describe(Model()).blocks
     assert [(block.id, block.resident) for block in blocks] == [
         (BlockId("dense", "", 0), True),
         (BlockId("dense", "gated"), False),
@@ -139,7 +140,7 @@ def test_resident_blocks_and_files_stay_below_their_limits(monkeypatch: pytest.M
     monkeypatch.setattr(layout_module, "RESIDENT_BLOCK", 16 * 1024)
     monkeypatch.setattr(layout_module, "FILE_LIMIT", MiB)
     model = nn.Sequential(*[nn.Linear(300, 300) for _ in range(8)], *[nn.Linear(60, 8) for _ in range(30)])
-    plan = layout(model)
+    plan = describe(model)
     resident = [block for block in plan.blocks if block.resident]
     assert len(resident) > 1
     assert all(block.extent.length <= 16 * 1024 for block in resident)
@@ -154,4 +155,4 @@ def test_a_module_with_other_state_is_named() -> None:
             return {"scale": 1}
 
     with pytest.raises(UnplaceableModule, match="_extra_state"):
-        layout(nn.Sequential(Odd(4, 4)))
+        describe(nn.Sequential(Odd(4, 4)))

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints.checkpoint import Checkpoint
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
-from penstock.runtime.checkpoints.quantised_weights import QuantisedWeights, Stored
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
+from penstock.runtime.checkpoints.quantised_weights import QuantisedWeights
+from penstock.runtime.checkpoints.weights import SourceFormat
 from penstock.tiering.errors import CheckpointError
 from penstock.tiering.units import MiB
 from tests.support.bundles import assert_equal, joined, packed
@@ -32,12 +33,12 @@ class Case(NamedTuple):
     """``others`` are the formats of weights that are not of experts."""
 
     save: Callable[[Path], Pair]
-    experts: set[Stored]
-    others: set[Stored]
+    experts: set[SourceFormat]
+    others: set[SourceFormat]
 
 
-MXFP4, BLOCKS, LINES = Stored("mxfp4", transposed=True), Stored("fp8-128x128"), Stored("fp8-1x128")
-GROUPS, ORDERED, ROWS = Stored("uint4-32"), Stored("uint4-32-ordered"), Stored("uint4-row")
+MXFP4, BLOCKS, LINES = SourceFormat("mxfp4", transposed=True), SourceFormat("fp8-128x128"), SourceFormat("fp8-1x128")
+GROUPS, ORDERED, ROWS = SourceFormat("uint4-32"), SourceFormat("uint4-32-ordered"), SourceFormat("uint4-row")
 
 CASES = {
     "mxfp4": Case(
@@ -89,12 +90,12 @@ def _chance() -> None:
 
 def weights_of(folder: Path) -> tuple[QuantisedWeights, Any]:
     checkpoint = Checkpoint.open(folder)
-    model = skeleton(checkpoint.config, checkpoint.dtype())
-    plan = layout(model)
+    model = build_meta_model(checkpoint.config, checkpoint.dtype())
+    plan = describe(model)
     return QuantisedWeights(model, checkpoint.tensors, plan, memory=MEMORY), plan
 
 
-def decoded(plane: torch.Tensor, stored: Stored, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def decoded(plane: torch.Tensor, stored: SourceFormat, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     n, k = reversed(shape) if stored.transposed else shape
     assert (len(plane),) == FORMATS[stored.format].lengths(n, k)
     out = torch.empty(n, k, dtype=dtype)
@@ -109,7 +110,7 @@ def test_weights_are_those_that_transformers_loads(name: str, tmp_path: Path):
     expected = AutoModelForCausalLM.from_pretrained(pair.plain, dtype="auto").state_dict()
     weights, plan = weights_of(pair.quantised)
     stored = weights.stored()
-    found: dict[str, Stored] = {}
+    found: dict[str, SourceFormat] = {}
     for block in plan.blocks:
         expert = block.id.part if block.id.kind == "expert" else None
         for spec in block.tensors:

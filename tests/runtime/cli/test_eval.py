@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import penstock
 from penstock.runtime.cli import eval as command
-from penstock.runtime.cli.options import Source
+from penstock.runtime.cli.options import SourceOptions
 from penstock.runtime.cli.text import beginning
 from penstock.runtime.config.config import Config
 from penstock.runtime.config.settings import Io, Weights
+from penstock.runtime.loading import load
 from penstock.tiering.errors import EvaluationError
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-moe"
@@ -40,11 +41,11 @@ def float32(monkeypatch):
     """Have the model tested in float32 beside the original in bfloat16; the dtypes that were loaded."""
     loaded = []
 
-    def load(source, config, progress):
+    def load_opened(opened, config, progress):
         loaded.append(torch.bfloat16 if not loaded else torch.float32)
-        return penstock.load(source.model, config=config, dtype=loaded[-1], progress=progress)
+        return penstock.load(opened.folder, config=config, dtype=loaded[-1], progress=progress)
 
-    monkeypatch.setattr(command, "load_model", load)
+    monkeypatch.setattr(load, "load_opened", load_opened)
     monkeypatch.setattr(command, "_tested", lambda config, *_: {"float32": config})
     return loaded
 
@@ -59,8 +60,8 @@ def directly(dtype: torch.dtype, size: int, most: int) -> tuple[torch.Tensor, to
 
 
 def test_the_original_is_transformers_and_runs_once(run, monkeypatch):
-    loads, load = [], command.load_model
-    monkeypatch.setattr(command, "load_model", lambda *given: loads.append(1) or load(*given))
+    loads, real = [], load.load_opened
+    monkeypatch.setattr(load, "load_opened", lambda *given: loads.append(1) or real(*given))
     code, out, err = run(TINY, "--text", "text", "-n", 50, "--context", 20, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
@@ -201,7 +202,7 @@ def test_bad_usage(run, option, value, said):
 
 def test_a_bundle_without_its_original(tmp_path, monkeypatch):
     (tmp_path / "manifest.json").touch()
-    source, held = Source(model=str(tmp_path)), SimpleNamespace(codec="as-is")
+    source, held = SourceOptions(model=str(tmp_path)), SimpleNamespace(codec="as-is")
     monkeypatch.setattr(command, "read_manifest", lambda _: held)
     command._check_original(source, {})
     with pytest.raises(EvaluationError, match="as-is only; name the checkpoint"):

@@ -230,7 +230,7 @@ def test_speed_of_decoding_leaves_the_prompt_out():
 
 
 def test_bench_counts_only_the_steps():
-    names = ("flash_bytes_read", "expert_hits", "expert_misses", "dense_hits", "dense_misses", "stall_seconds")
+    names = ("flash_bytes_read", "expert_hits", "expert_misses", "dense_hits", "dense_misses", "stall_s")
     before = dict(zip(names, (1000, 5, 5, 0, 0, 1.0), strict=True))
     after = dict(zip(names, (5000, 8, 6, 0, 0, 2.0), strict=True))
     got = summarise(before, after, [1.0, 1.0, 1.0, 5.0], 1000.0)

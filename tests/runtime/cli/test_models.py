@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM, TextStreamer
 from penstock.runtime.cli.main import main
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.store.bundle.writer import BundleWriter
+from tests.support.prompts import IDS, PROMPT
 from tests.support.tiny_models import save_tiny
 from tests.support.traces import load, spans
 
-PROMPT = "w5 w6 w7 w8"
-IDS = [5, 6, 7, 8]
 LITTLE = ("--host-memory", "300KiB")
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from penstock.tiering.units import PAGE, GiB, KiB
+from tests.support.prompts import PROMPT
 from tests.support.routes import made_up
 from tests.support.tiny_models import save_tiny
 
-PROMPT = "w5 w6 w7 w8"
 LITTLE = ("--host-memory", "300KiB")
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -180,7 +180,7 @@ def test_stripes_are_dealt_to_shown_and_planned_with(run, ask, checkpoint, quick
     assert {drive["bytes_per_second"] for drive in shown["drives"]} == {1e9}
     assert [drive["same_drive_as"] for drive in shown["drives"]] == [None] + [packed["bundle"]] * 3
     out = run("inspect", packed["bundle"])[1]
-    assert "gains nothing" in out.replace("\n", " ")
+    assert "gainsnothing" in "".join(out.split()), "wrapped anywhere: the folder's path may be long"
     assert run("verify", packed["bundle"])[0] == 0
     measured = ask("plan", packed["bundle"], *LITTLE)["flash_bytes_per_second"]
     assert 2e9 < measured < 4e9, "as the blocks are dealt, which of few blocks is uneven"

@@ -111,7 +111,7 @@ def test_a_text_in_another_encoding(run):
 @pytest.mark.parametrize("option", ["--out", "--plot"])
 def test_what_could_not_be_written(run, option, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("penstock.runtime.loading.load.load", lambda *_, **__: pytest.fail("it ran first"))
+    monkeypatch.setattr("penstock.runtime.loading.load.load_opened", lambda *_, **__: pytest.fail("it ran first"))
     assert "cannot be written" in refused(run(TINY, "--text", "text", option, "no/such/folder/file.svg"))
 
 

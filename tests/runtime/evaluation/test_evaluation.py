@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from penstock.runtime.evaluation import evaluation
-from penstock.runtime.evaluation.evaluation import Measure, evaluate, predicted, windows
+from penstock.runtime.evaluation.evaluation import QualityMeter, evaluate, predicted, windows
 from penstock.runtime.evaluation.logits import KeptLogits
 from penstock.tiering.errors import EvaluationError
 from tests.support.tiny_models import tiny_config
@@ -35,7 +35,7 @@ def test_measures_are_the_textbook_ones(dtype):
     original, tested = made(40, 70, seed=1), made(40, 70, seed=2, dtype=dtype)
     tested[::2] = original[::2]
     targets = torch.arange(40)
-    measure = Measure()
+    measure = QualityMeter()
     measure.add(tested, targets, original)
     found = measure.quality()
     assert found.tokens == 40
@@ -51,7 +51,7 @@ def test_measures_are_the_textbook_ones(dtype):
 def test_measures_do_not_depend_on_how_rows_come(rows, vocabulary, piece, seed):
     original, tested = made(rows, vocabulary, seed=seed), made(rows, vocabulary, seed=seed + 1)
     targets = torch.arange(rows) % vocabulary
-    whole, parts = Measure(), Measure()
+    whole, parts = QualityMeter(), QualityMeter()
     whole.add(tested, targets, original)
     for start in range(0, rows, piece):
         taken = slice(start, start + piece)
@@ -65,14 +65,14 @@ def test_measures_do_not_depend_on_how_rows_come(rows, vocabulary, piece, seed):
 
 @pytest.mark.parametrize("given_original", [True, False])
 def test_an_original_is_exactly_itself(given_original):
-    logits, measure = made(30, 50, seed=3), Measure()
+    logits, measure = made(30, 50, seed=3), QualityMeter()
     logits[3, 4] = -math.inf
     measure.add(logits, torch.zeros(30, dtype=torch.long), logits.clone() if given_original else None)
     assert (measure.quality().kl_divergence, measure.quality().top1_agreement) == (0.0, 1.0)
 
 
 def test_of_equally_probable_tokens_the_first_counts():
-    measure = Measure()
+    measure = QualityMeter()
     original = torch.tensor([[1.0, 5, 5, 0], [1, 5, 5, 0]])
     tested = torch.tensor([[1.0, 5, 4, 0], [1, 4, 5, 0]])
     measure.add(tested, torch.tensor([0, 0]), original)
@@ -81,22 +81,22 @@ def test_of_equally_probable_tokens_the_first_counts():
 
 def test_a_token_that_is_ruled_out():
     ruled_out, original = torch.tensor([[0.0, -math.inf, 1.0]]), torch.tensor([[0.0, 1.0, 1.0]])
-    measure = Measure()
+    measure = QualityMeter()
     measure.add(ruled_out, torch.tensor([1]), original)
     assert (measure.quality().perplexity, measure.quality().kl_divergence) == (math.inf, math.inf)
-    measure = Measure()
+    measure = QualityMeter()
     measure.add(original, torch.tensor([1]), ruled_out)
     assert measure.quality().kl_divergence == pytest.approx(
         divergence(ruled_out[:, ::2], original[:, ::2]) + math.log(original.exp().sum() / original[:, ::2].exp().sum())
     )
-    measure = Measure()
+    measure = QualityMeter()
     measure.add(torch.tensor([[0.0, 2000.0]]), torch.tensor([0]))
     assert measure.quality().perplexity == math.inf, "more than a float holds"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_no_numbers(bad):
-    measure = Measure()
+    measure = QualityMeter()
     measure.add(made(4, 9, seed=0), torch.zeros(4, dtype=torch.long))
     broken = made(1, 9, seed=0)
     broken[0, 5] = bad

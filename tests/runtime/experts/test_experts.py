@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.kernels.experts import experts as kernel
 from penstock.runtime.experts import experts
-from penstock.runtime.experts.expert_groups import group, moved
-from tests.runtime.loading.test_exact import least_budget, logits
+from penstock.runtime.experts.expert_groups import group, move_groups
+from tests.support.logits import least_budget, logits
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(4, 9), st.integers(0, 1 << 30))
@@ -29,7 +29,7 @@ def test_grouping_is_that_of_the_eager_code(tokens: int, top_k: int, count: int,
         picks, rows = torch.where(mask[expert])
         assert torch.equal(found[expert][0], rows)
         assert torch.equal(found[expert][1], picks)
-    elsewhere = moved(found, torch.device("meta"))
+    elsewhere = move_groups(found, torch.device("meta"))
     assert list(elsewhere) == expected
     assert all(len(rows) == len(found[expert][0]) for expert, (rows, _) in elsewhere.items())
     assert all(each.is_meta and each.dtype == torch.long for both in elsewhere.values() for each in both)

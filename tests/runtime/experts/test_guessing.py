@@ -7,10 +7,10 @@ import torch
 
 import penstock
 from penstock.runtime.experts.coactivation import CoActivation
-from penstock.runtime.experts.guessing import BOTH, ROUTER, TOGETHER, Guesses
+from penstock.runtime.experts.guessing import Guesses
 from penstock.runtime.modules import attach as attached
-from penstock.tiering.policy.prefetch.predictors import Predictors
-from tests.runtime.loading.test_exact import IDS, least_budget
+from penstock.tiering.policy.prefetch.predictors import BOTH, CO_ACTIVATION, ROUTER, Predictors
+from tests.support.logits import IDS, least_budget
 
 HIDDEN = torch.zeros(1, 4)
 
@@ -60,7 +60,7 @@ def guesses(predictors: Predictors, router: Always | None) -> Guesses:
 
 
 def test_in_a_trial_all_are_asked_and_one_is_followed() -> None:
-    predictors = Predictors((ROUTER, BOTH, TOGETHER))
+    predictors = Predictors((ROUTER, BOTH, CO_ACTIVATION))
     layer = guesses(predictors, Always(5, 6))
     for _ in range(200):
         predictors.tick(price=1.0, read_seconds=0.001)
@@ -68,15 +68,15 @@ def test_in_a_trial_all_are_asked_and_one_is_followed() -> None:
         layer.used(chosen(5, 7))
     records = predictors.records
     assert (records[ROUTER].precision, records[ROUTER].recall) == (0.5, 0.5)
-    assert records[TOGETHER].precision > 0.9
+    assert records[CO_ACTIVATION].precision > 0.9
     assert records[BOTH].precision > 0.9
     assert records[BOTH].recall == pytest.approx(0.5, abs=0.1)
-    assert predictors.followed == TOGETHER
+    assert predictors.followed == CO_ACTIVATION
     assert sorted(layer.experts(HIDDEN, chosen(0, 1))) == [5, 7]
 
 
 def test_outside_of_a_trial_only_the_one_that_is_followed_is_asked() -> None:
-    predictors = Predictors((ROUTER, BOTH, TOGETHER))
+    predictors = Predictors((ROUTER, BOTH, CO_ACTIVATION))
     layer = guesses(predictors, Always(5, 6))
     predictors.tick(price=1.0, read_seconds=0.001)
     predictors.tick(price=1.0, read_seconds=0.001)
@@ -87,7 +87,7 @@ def test_outside_of_a_trial_only_the_one_that_is_followed_is_asked() -> None:
 
 
 def test_what_is_used_without_a_guess_or_by_others_is_not_judged() -> None:
-    predictors = Predictors((ROUTER, BOTH, TOGETHER))
+    predictors = Predictors((ROUTER, BOTH, CO_ACTIVATION))
     layer = guesses(predictors, Always(5, 6))
     predictors.tick(price=1.0, read_seconds=0.001)
     layer.used(chosen(5, 6))
@@ -97,7 +97,7 @@ def test_what_is_used_without_a_guess_or_by_others_is_not_judged() -> None:
 
 
 def test_without_a_router_co_activation_guesses_whoever_is_followed() -> None:
-    predictors = Predictors((ROUTER, BOTH, TOGETHER))
+    predictors = Predictors((ROUTER, BOTH, CO_ACTIVATION))
     layer = guesses(predictors, None)
     predictors.tick(price=1.0, read_seconds=0.001)
     layer.experts(HIDDEN, chosen(0, 1))
@@ -108,7 +108,7 @@ def test_without_a_router_co_activation_guesses_whoever_is_followed() -> None:
 
 
 def test_many_tokens_are_left_to_the_router() -> None:
-    predictors = Predictors((TOGETHER,))
+    predictors = Predictors((CO_ACTIVATION,))
     layer = guesses(predictors, None)
     assert layer.experts(torch.zeros(9, 4), torch.zeros(9, 2, dtype=torch.int64)) == []
 
@@ -121,7 +121,7 @@ def test_a_model_whose_routers_nobody_recognises_is_guessed_by_co_activation(
     with penstock.load(tiny_moe_folder, store=store, host_memory=2 * budget, attn_implementation="eager") as model:
         found = model.generate(IDS, max_new_tokens=40, pad_token_id=0)
         stats = model.penstock.stats()
-    assert set(stats.predictors) == {ROUTER, BOTH, TOGETHER}
+    assert set(stats.predictors) == {ROUTER, BOTH, CO_ACTIVATION}
     assert stats.predictors[ROUTER].guessed == 0
     with penstock.load(
         tiny_moe_folder, store=store, host_memory=2 * budget, experts_prefetch="off", attn_implementation="eager"

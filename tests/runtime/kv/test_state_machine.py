@@ -26,7 +26,7 @@ from penstock.tiering.errors import FlashFull, PenstockError, ReadError
 from penstock.tiering.kv.pages import BlockTable, Page
 from penstock.tiering.units import PAGE
 from tests.runtime.kv.test_pool import FAULTS, Faulty
-from tests.support.paged import TOKENS, rest, settle
+from tests.support.paged import TOKENS, has_lost_tokens, rest, settle
 
 CAPACITY = 32 * PAGE
 LAYERS, CACHES, ROWS = 2, 2, 2
@@ -56,7 +56,7 @@ class Model:
 
     @property
     def tracks(self) -> list[BlockTable]:
-        return [track for layer in self.cache.layers for row in layer.rows for track in row.tracks]
+        return [track for layer in self.cache.layers for sequence in layer.sequences for track in sequence.tables]
 
     def agrees(self) -> bool:
         for layer, (keys, values) in zip(self.cache.layers, self.states, strict=True):
@@ -149,7 +149,7 @@ class PoolMachine(RuleBasedStateMachine):
                 cache.update(keys[:, None], values[:, None], layer)
         except PenstockError:
             cache.undo_forward()
-            if cache.spoiled:  # what it takes to go back is on the drive that fails
+            if has_lost_tokens(cache):  # what it takes to go back is on the drive that fails
                 self.forget(cache)
             raise
 
@@ -163,7 +163,7 @@ class PoolMachine(RuleBasedStateMachine):
             return
         if self.attempt(model.cache.crop, -count):
             model.states = model.states[:, :, :, : length - count]
-        elif model.cache.spoiled:  # some layers are shorter, others are not
+        elif has_lost_tokens(model.cache):  # some layers are shorter, others are not
             self.forget(model.cache)
 
     @rule(which=st.integers(0, 9), rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS))

@@ -8,10 +8,10 @@ import torch
 
 import penstock
 from penstock.runtime.cli.main import main
-from penstock.runtime.loading.load import Handle
-from penstock.runtime.tiers.metrics import Stats
-from tests.runtime.cli.test_models import IDS, PROMPT
+from penstock.runtime.engine.stats import Stats
+from penstock.runtime.loading.handle import Handle
 from tests.support.paged import paged, settle, tier_of
+from tests.support.prompts import IDS, PROMPT
 from tests.support.traces import load, spans
 
 KiB, MiB = 1 << 10, 1 << 20
@@ -52,7 +52,7 @@ def test_they_are_zero_where_transformers_keeps_the_cache(tiny_dense_folder: Pat
     with penstock.load(tiny_dense_folder, store=store, host_memory="64MiB") as model:
         decode(model)
         stats = model.penstock.stats()
-    assert {name: getattr(stats, name) for name in stats.__slots__ if name.startswith("kv_")} == {
+    assert {name: value for name, value in stats.report().items() if name.startswith("kv_")} == {
         "kv_host_bytes": 0,
         "kv_host_budget": 0,
         "kv_host_limit": 0,
@@ -64,7 +64,7 @@ def test_they_are_zero_where_transformers_keeps_the_cache(tiny_dense_folder: Pat
         "kv_pages_read": 0,
         "kv_pages_up": 0,
         "kv_bytes_up": 0,
-        "kv_stall_seconds": 0.0,
+        "kv_stall_s": 0.0,
         "kv_pages_looked_at": 0,
         "kv_pages_passed_over": 0,
         "kv_pages_dropped": 0,

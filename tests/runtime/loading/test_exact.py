@@ -4,29 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import penstock
+from tests.support.logits import least_budget, logits
 from tests.support.tiny_models import NAMES, save_tiny
-
-IDS = torch.randint(3, 300, (2, 17), generator=torch.Generator().manual_seed(1))
-
-
-def logits(model: PreTrainedModel, steps: int = 4) -> list[torch.Tensor]:
-    """Logits of a prompt of two rows, and of ``steps`` tokens decoded one by one."""
-    with torch.no_grad():
-        out = model(IDS, use_cache=True)
-        found = [out.logits]
-        for step in range(steps):
-            out = model(IDS[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
-            found.append(out.logits)
-    return found
-
-
-def least_budget(folder: Path, store: Path) -> int:
-    with pytest.raises(penstock.BudgetTooSmall, match=r"at least (\d+) bytes") as caught:
-        penstock.load(folder, store=store, host_memory=1)
-    return int(str(caught.value).split("at least ")[1].split()[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 
 import penstock
 from penstock.kernels.waiting import no_waiting
-from penstock.runtime.loading import load as compose
-from tests.runtime.loading.test_exact import IDS, least_budget, logits
+from penstock.runtime.loading import install
+from tests.support.logits import IDS, least_budget, logits
 
 SOON = 10.0
 """Seconds after which a test gives up on what should take no time."""
@@ -160,7 +160,7 @@ def test_a_model_is_collected_by_a_thread_that_must_not_wait(
         assert not closed.is_set()
     assert closed.wait(SOON)
     with pytest.raises(ValueError, match="closed"):
-        engine.arena.view(0, 0)
+        engine.tier.arena.view(0, 0)
 
 
 @pytest.mark.parametrize(("torchs", "usable", "wanted", "found"), [(3, 2, "auto", 2), (2, 3, "auto", 2), (1, 1, 3, 3)])
@@ -174,7 +174,7 @@ def test_torch_gets_no_more_threads_than_may_run(
     found: int,
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(compose, "usable_cores", lambda: usable)
+    monkeypatch.setattr(install, "usable_cores", lambda: usable)
     try:
         torch.set_num_threads(torchs)
         with penstock.load(tiny_dense_folder, store=store, host_memory="1GiB", threads=wanted):

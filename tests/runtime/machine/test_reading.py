@@ -20,7 +20,7 @@ from penstock.runtime.machine import drivecache, reading
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.policy.reads import UNMEASURED, Reading
 from penstock.tiering.units import PAGE, MiB
-from tests.runtime.loading.test_exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 
 RATES = [ReadRate(MiB, depth, 1e9 * depth) for depth in (1, 2, 4, 8)]
 

@@ -73,7 +73,7 @@ def test_what_is_damaged_or_cannot_be_counts_as_none(written: str, instead: str)
 
 
 def test_a_dtype_has_the_speed_of_its_products() -> None:
-    products = TIMINGS.products | {"float32": timings.Products(one=5e9, many=1e11)}
+    products = TIMINGS.products | {"float32": timings.ProductSpeeds(one=5e9, many=1e11)}
     own = TIMINGS.model_copy(update={"products": products, "overhead": 1e-3})
     assert own.memory_for("bfloat16", experts=True).bandwidth == 1e10
     assert own.memory_for("float32", experts=True).bandwidth == 5e9

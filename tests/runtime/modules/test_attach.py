@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import penstock
 from penstock.tiering.events import Acquire, Action, Event
-from tests.runtime.loading.test_exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 
 
 class Reaching(LlamaMLP):
@@ -124,7 +124,7 @@ def test_closing_gives_the_memory_back_while_the_model_is_there(tiny_moe_folder:
     model = penstock.load(tiny_moe_folder, store=store, host_memory="1GiB")
     with torch.no_grad():
         model(torch.tensor([[5, 17, 101]]))
-    memory = weakref.ref(model.penstock._engine.arena._map)
+    memory = weakref.ref(model.penstock._engine.tier.arena._map)
     model.penstock.close()
     gc.collect()
     assert memory() is None

@@ -14,12 +14,13 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import penstock
 from penstock.kernels.products import row_parts as parts
 from penstock.kernels.products.row_parts import ROWS
-from penstock.runtime.checkpoints.layout import is_experts
+from penstock.runtime.checkpoints.modules import is_experts
 from penstock.runtime.experts import experts
 from penstock.runtime.modules import chunks
-from penstock.runtime.tiers.bridge import Bridge, Leases
+from penstock.runtime.tiers.bridge import Bridge
+from penstock.runtime.tiers.leases import Leases
 from penstock.tiering.errors import UnplaceableModule
-from tests.runtime.loading.test_exact import least_budget
+from tests.support.logits import least_budget
 from tests.support.tiny_models import save_tiny
 
 LONG = 3 * ROWS + 65

@@ -8,7 +8,7 @@ from torch.nn import functional
 from penstock.kernels.native import LIBRARY
 from penstock.kernels.products import few_rows as kernels
 from penstock.runtime.modules import linear
-from penstock.runtime.modules.linear import few_rows, lean_weight
+from penstock.runtime.modules.linear import fast_weight, few_rows
 
 native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
 
@@ -31,11 +31,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
 @native
 def test_a_router_takes_the_product(taken: list[tuple[int, int, int]]) -> None:
     weight = torch.randn(64, 512).bfloat16()
-    lean, plain = lean_weight(weight, True), nn.Parameter(weight)
+    fast, plain = fast_weight(weight, True), nn.Parameter(weight)
     with torch.no_grad():
         for rows in (1, 3, 40):
             hidden = torch.randn(rows, 512).bfloat16()
-            assert torch.equal(functional.linear(hidden, lean), functional.linear(hidden, plain))
+            assert torch.equal(functional.linear(hidden, fast), functional.linear(hidden, plain))
         assert taken == [(1, 64, 512), (3, 64, 512)]
         for other in (
             lambda w: functional.linear(hidden, w, torch.ones(64).bfloat16()),
@@ -43,10 +43,10 @@ def test_a_router_takes_the_product(taken: list[tuple[int, int, int]]) -> None:
             lambda w: hidden @ w.t(),
             lambda w: w[3] + 1,
         ):
-            found = other(lean)
+            found = other(fast)
             assert type(found) is torch.Tensor
             assert torch.equal(found, other(plain))
-    assert isinstance(lean, nn.Parameter)
+    assert isinstance(fast, nn.Parameter)
 
 
 @native

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 import penstock
 from penstock.runtime.checkpoints import convert
-from penstock.runtime.packing.pack import pack, pack_model
+from penstock.runtime.checkpoints.built_model import BuiltModel
+from penstock.runtime.packing.pack import pack
 from penstock.tiering.errors import CheckpointError, ConfigError
 from penstock.tiering.store.bundle.manifest import TENSOR_ALIGNMENT
 from penstock.tiering.units import MiB
@@ -141,14 +142,14 @@ def test_the_model_folder_has_what_builds_the_model(tmp_path: Path) -> None:
 def test_a_model_in_memory_makes_a_bundle(name: str, tmp_path: Path) -> None:
     source = save_tiny(name, tmp_path / "checkpoint", torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(source)
-    with pack_model(model, store=tmp_path / "store") as bundle:
+    with pack(BuiltModel.of(model), store=tmp_path / "store") as bundle:
         assert_equal(bundle, source)
         assert AutoModelForCausalLM.from_pretrained(source, config=bundle.model_folder).config == model.config
-        with pack_model(model, store=tmp_path / "store") as again:
+        with pack(BuiltModel.of(model), store=tmp_path / "store") as again:
             assert again.folder == bundle.folder
     with torch.no_grad():
         next(model.parameters()).add_(1)
-    with pack_model(model, store=tmp_path / "store") as other:
+    with pack(BuiltModel.of(model), store=tmp_path / "store") as other:
         assert other.folder != bundle.folder
 
 
@@ -156,7 +157,7 @@ def test_a_model_without_weights_makes_none(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(tiny_config("llama"))
     with pytest.raises(CheckpointError, match="meta device"):
-        pack_model(model, store=tmp_path / "store")
+        pack(BuiltModel.of(model), store=tmp_path / "store")
 
 
 # --- checkpoints that do not fit their configuration -----------------------------------------------------------------

@@ -17,8 +17,8 @@ from penstock.runtime.machine import drives
 from penstock.tiering.errors import BundleCorrupt, BundleError, ConfigError, FlashFull
 from penstock.tiering.store.bundle import journal, writer
 from penstock.tiering.store.bundle.reader import Bundle
-from tests.runtime.loading.test_exact import least_budget, logits
 from tests.support.bundles import assert_equal, files_of, packed
+from tests.support.logits import least_budget, logits
 from tests.support.packing import FillUp, child
 from tests.support.tiny_models import save_tiny
 

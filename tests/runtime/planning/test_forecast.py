@@ -5,14 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.checkpoints.meta_model import skeleton
-from penstock.runtime.loading.arrangement import ExpertLayer, Outline
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.checkpoints.meta_model import build_meta_model
+from penstock.runtime.loading.outline import outline_model
 from penstock.runtime.machine.timings import Timings
 from penstock.runtime.planning.assumed import assumed_routes
-from penstock.runtime.planning.forecast import PRECISION, Devices, Forecast, Forecaster, decoded, routed_tokens
+from penstock.runtime.planning.forecast import PRECISION, Devices, Forecast, Forecaster, count_decoded, count_routed
 from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import DeviceModelError
+from penstock.tiering.planner.arrangement import (
+    Arrangement,
+    ExpertLayer,
+    MemoryBudgets,
+    Outline,
+    arrange_memory,
+    least_host,
+)
 from penstock.tiering.policy.placement.placement import with_working_memory
 from penstock.tiering.policy.reads import UNMEASURED
 from penstock.tiering.sim.devices import Drive
@@ -26,8 +34,8 @@ PROMPT = 200
 
 
 def outline(name: str) -> Outline:
-    model = skeleton(tiny_config(name), torch.float32)
-    return Outline.of(model, layout(model))
+    model = build_meta_model(tiny_config(name), torch.float32)
+    return outline_model(model, describe(model))
 
 
 def forecast(
@@ -42,16 +50,19 @@ def forecast(
 ) -> Forecast:
     """Of ``model`` with ``budget`` bytes, or all in memory."""
     if model.layers and routes is None:
-        routes = assumed_routes(model.layers, routed_tokens(model.layers, PROMPT))
-    devices = Devices([Drive(drive)], UNMEASURED, timings)
+        routes = assumed_routes(model.layers, count_routed(model.layers, PROMPT))
+    devices = Devices([Drive(drive)], timings)
     made = Forecaster(model, devices, routes, prompt_tokens=PROMPT, precision=precision)
-    placement = model.place(budget or with_working_memory(model.total_bytes))
-    return made.forecast(placement, model.divisions(placement, None), eviction="auto", guess=guess)
+    return made.forecast(arranged(model, budget or with_working_memory(model.total_bytes), guess=guess))
+
+
+def arranged(model: Outline, budget: int, *, guess: bool = True) -> Arrangement:
+    return arrange_memory(model, MemoryBudgets(budget), UNMEASURED, eviction="auto", guess=guess)
 
 
 def test_all_in_memory_a_token_takes_its_weights_and_what_layers_and_tokens_compute_besides():
     model = outline("llama")
-    used = Forecaster(model, Devices([Drive(1e9)], UNMEASURED, TIMINGS), None, prompt_tokens=1).bytes_per_token
+    used = Forecaster(model, Devices([Drive(1e9)], TIMINGS), None, prompt_tokens=1).bytes_per_token
     assert used < model.total_bytes, "an embedding gives a row"
     besides = TIMINGS.model_copy(update={"dense_layer": 2e-3, "token": 5e-3})
     got = forecast(model, timings=besides)
@@ -69,9 +80,9 @@ def test_what_is_busy_longest_is_the_limit():
 
 def test_a_dense_model_reads_what_is_streamed_at_every_token():
     model = outline("llama")
-    budget = model.least_budget + 40 * KiB
+    budget = least_host(model, MemoryBudgets(0)) + 40 * KiB
     got = forecast(model, budget, drive=1e7)
-    streamed = model.place(budget).streamed_bytes
+    streamed = arranged(model, budget).host.streamed_bytes
     assert streamed > 0
     assert got.flash_bytes_per_token == pytest.approx(streamed, rel=0.05)
     assert got.tokens_per_second == pytest.approx(1e7 / streamed, rel=0.1)
@@ -79,7 +90,7 @@ def test_a_dense_model_reads_what_is_streamed_at_every_token():
 
 def test_a_prompt_reads_every_expert_once():
     model = outline("qwen3_moe")
-    placement = model.place(400 * KiB)
+    placement = arranged(model, 400 * KiB).host
     least = (placement.expert_total_bytes + placement.streamed_bytes) / 1e6
     assert forecast(model, 400 * KiB, drive=1e6).time_to_first_token_s == pytest.approx(least, rel=0.1)
 
@@ -112,10 +123,10 @@ def test_guessing_is_simulated_where_it_is_on():
 
 def test_the_more_layers_route_the_fewer_tokens_do():
     layers = [ExpertLayer(str(n), 8, 2, 1) for n in range(100)]
-    counts = [decoded(layers[:n]) for n in range(101)]
+    counts = [count_decoded(layers[:n]) for n in range(101)]
     assert counts == sorted(counts, reverse=True)
     assert (counts[0], counts[48], counts[100]) == (24, 10, 8)
-    assert routed_tokens(layers, 5) == 5 + 2 * 8
+    assert count_routed(layers, 5) == 5 + 2 * 8
 
 
 def test_a_drive_that_cannot_be_is_named():

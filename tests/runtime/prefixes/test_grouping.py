@@ -13,10 +13,10 @@ from transformers.cache_utils import DynamicCache
 
 from penstock.runtime.prefixes import grouping
 from penstock.runtime.prefixes import prefix as prefix_module
-from penstock.runtime.prefixes.grouping import REST, call_ends, may_be_together
-from penstock.runtime.prefixes.prefill import prefill, with_prefixes
+from penstock.runtime.prefixes.grouping import REST, divide_into_calls, may_compute_together
+from penstock.runtime.prefixes.prefill import prefill, prefill_with_prefixes
 from penstock.runtime.prefixes.prefix import Prefixes
-from penstock.runtime.prefixes.prefix_identity import identity_of
+from penstock.runtime.prefixes.prefix_identity import describe_identity
 from penstock.tiering.store.prefixes.prefixes import PrefixStore
 from penstock.tiering.units import MiB
 from tests.support.tiny_models import tiny_config
@@ -28,7 +28,7 @@ SIZES = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings"
 @pytest.fixture(autouse=True)
 def fresh_verdicts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is known yet; and one thread: how several divide products of a model so small is no matter here."""
-    monkeypatch.setattr(grouping, "VERDICTS", {})
+    monkeypatch.setattr(grouping, "BIT_TRIALS", {})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -47,7 +47,7 @@ def tokens(count: int) -> list[int]:
 
 def asked(model: Any, ids: list[int], cache: DynamicCache | None = None) -> bool:
     cache = DynamicCache(config=model.config) if cache is None else cache
-    return may_be_together(model, ids, cache, block=BLOCK, kind="this model")
+    return may_compute_together(model, ids, cache, block=BLOCK, kind="this model")
 
 
 def watched(model: Any) -> list[int]:
@@ -60,7 +60,7 @@ def watched(model: Any) -> list[int]:
 @given(done=st.integers(0, 9), total=st.integers(1, 10 * BLOCK), together=st.booleans())
 def test_calls_cover_the_prompt(done, total, together):
     done = min(done, (total - 1) // BLOCK) * BLOCK
-    ends = call_ends(done, total, block=BLOCK, together=together)
+    ends = divide_into_calls(done, total, block=BLOCK, together=together)
     assert ends[-1] == total
     assert all(a < b for a, b in zip([done, *ends], ends, strict=False))
     assert all(end % BLOCK == 0 for end in ends[:-1])
@@ -73,7 +73,7 @@ def test_calls_cover_the_prompt(done, total, together):
 
 
 def test_nothing_is_left_to_compute():
-    assert call_ends(2 * BLOCK, 2 * BLOCK, block=BLOCK, together=False) == []
+    assert divide_into_calls(2 * BLOCK, 2 * BLOCK, block=BLOCK, together=False) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -95,12 +95,12 @@ def test_a_prompt_is_one_call_until_it_is_restored(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(prefix_module, "worth_reading", lambda *_, **__: True)
     model, ids = model_of(), tokens(3 * BLOCK + 20)
     assert asked(model, ids)
-    key = next(iter(grouping.VERDICTS))
+    key = next(iter(grouping.BIT_TRIALS))
     counts = watched(model)
-    identity = identity_of(model.config, weights="w", dtype=str(model.dtype))
+    identity = describe_identity(model.config, weights="w", dtype=str(model.dtype))
     found = []
     with Prefixes(PrefixStore(tmp_path, 100 * MiB), identity, model.config, label="m", block=BLOCK) as prefixes:
-        grouping.VERDICTS[key.replace("this model", prefixes.kind)] = True
+        grouping.BIT_TRIALS[key.replace("this model", prefixes.kind)] = True
         for _ in range(3):
             counts.clear()
             cache = DynamicCache(config=model.config)
@@ -108,7 +108,7 @@ def test_a_prompt_is_one_call_until_it_is_restored(tmp_path: Path, monkeypatch):
             def last(cache: DynamicCache = cache) -> torch.Tensor:
                 return model(torch.tensor([ids[cache.get_seq_length() :]]), past_key_values=cache).logits[0, -1]
 
-            logits = with_prefixes(prefixes, model, torch.tensor([ids]), cache, last)
+            logits = prefill_with_prefixes(prefixes, model, torch.tensor([ids]), cache, last)
             found.append((tuple(counts), logits))
             prefixes.flush()
     assert [counts for counts, _ in found] == [(3 * BLOCK, 20), (3 * BLOCK, 20), (20,)]
@@ -139,14 +139,14 @@ def test_bits_that_follow_from_the_number_of_rows_are_seen(what):
 
     projection.forward = forward
     assert not asked(model, ids)
-    assert list(grouping.VERDICTS.values()) == [False]
+    assert list(grouping.BIT_TRIALS.values()) == [False]
 
 
 def test_attention_that_is_not_torchs_own_is_seen():
     model = model_of()
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         assert not asked(model, tokens(2 * BLOCK))
-    assert list(grouping.VERDICTS.values()) == [False]
+    assert list(grouping.BIT_TRIALS.values()) == [False]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_attention_that_is_not_torchs_own_is_seen():
 )
 def test_others_are_not_even_tried(name, attention, sizes):
     assert not asked(model_of(name, attention, **sizes), tokens(2 * BLOCK))
-    assert not grouping.VERDICTS
+    assert not grouping.BIT_TRIALS
 
 
 def test_a_short_prompt_has_no_say():
@@ -171,4 +171,4 @@ def test_a_short_prompt_has_no_say():
     cache = DynamicCache(config=model.config)
     prefill(model, tokens(BLOCK), cache, block=BLOCK)
     assert not asked(model, tokens(2 * BLOCK), cache)
-    assert not grouping.VERDICTS
+    assert not grouping.BIT_TRIALS

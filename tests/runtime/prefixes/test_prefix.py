@@ -4,59 +4,22 @@ import dataclasses
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-from transformers.cache_utils import DynamicCache
 
 from penstock.runtime.loading.load import load
 from penstock.runtime.prefixes import prefix as prefix_module
 from penstock.runtime.prefixes.prefill import prefill
 from penstock.runtime.prefixes.prefix import Prefixes
-from penstock.runtime.prefixes.prefix_identity import identity_of
 from penstock.tiering.errors import PrefixError
 from penstock.tiering.store.prefixes.prefixes import PrefixStore
 from penstock.tiering.units import MiB
-from tests.support.tiny_models import save_tiny, tiny_config
+from tests.support.prefixed_models import BLOCK, continued, fresh, model_of, prefixes_of, saved, tokens
+from tests.support.tiny_models import save_tiny
 
-BLOCK = 32
 WITHOUT_STATE = ("llama", "deepseek_v3", "gpt2")
 WITH_STATE = ("gemma3_text", "qwen3_next", "gpt_oss")
-
-
-def model_of(name: str, dtype: torch.dtype = torch.float32):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(tiny_config(name), dtype=dtype, attn_implementation="eager").eval()
-
-
-def prefixes_of(model, folder: Path, *, weights: str = "w", salt: str = "", quota: int = 100 * MiB) -> Prefixes:
-    identity = identity_of(model.config, weights=weights, dtype=str(model.dtype))
-    return Prefixes(PrefixStore(folder, quota), identity, model.config, label="m", salt=salt, block=BLOCK)
-
-
-def tokens(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(3, 300, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def continued(model, prompt: list[int], cache: DynamicCache, steps: int = 4) -> list[torch.Tensor]:
-    """Logits after ``prompt``, and after each of ``steps`` greedy tokens."""
-    logits = [prefill(model, prompt, cache, block=BLOCK)]
-    for _ in range(steps):
-        prompt = [*prompt, int(logits[-1].argmax())]
-        logits.append(prefill(model, prompt, cache, block=BLOCK))
-    return logits
-
-
-def fresh(model) -> DynamicCache:
-    return DynamicCache(config=model.config)
-
-
-def saved(model, prefixes: Prefixes, prompt: list[int]) -> None:
-    cache = fresh(model)
-    prefill(model, prompt, cache, block=BLOCK)
-    assert prefixes.save(prompt, cache) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -105,13 +68,13 @@ def test_a_paged_cache_is_stored_and_filled_too(name, tmp_path):
     with load(folder, store=tmp_path / "store", host_memory="64MiB", kv_host_memory="4MiB") as model:
         paged = model.penstock.paged
         with prefixes_of(model, tmp_path) as prefixes:
-            cache = paged.cache()
+            cache = paged.new_cache()
             prefill(model, prompt[:96], cache, block=BLOCK)
             prefixes.save(prompt[:96], cache)
-            cache = paged.cache()
+            cache = paged.new_cache()
             assert prefixes.restore(prompt, cache) == 96 == cache.get_seq_length()
             warm = continued(model, prompt, cache)
-            assert all(map(torch.equal, warm, continued(model, prompt, paged.cache())))
+            assert all(map(torch.equal, warm, continued(model, prompt, paged.new_cache())))
 
 
 def test_whoever_differs_finds_nothing(tmp_path):
@@ -137,9 +100,9 @@ def test_the_second_prompt_is_stored_the_third_restored(name, tmp_path):
         for number, expected in enumerate((0, 0, 64)):
             prompt, cache = [*shared, *tokens(30, number + 1)], fresh(model)
             assert prefixes.restore(prompt, cache) == expected
-            stop = prefixes.stop(prompt)
+            stop = prefixes.find_stop(prompt)
             assert stop == (64 if number == 1 else 0)
-            prefixes.prefilled(100, 10.0)
+            prefixes.note_prefill(100, 10.0)
             if stop and name == "gemma3_text":
                 prefill(model, prompt[:stop], cache, block=BLOCK)
                 prefixes.offer(prompt, cache)
@@ -157,14 +120,14 @@ def test_what_takes_longer_to_read_is_computed(tmp_path):
     model, prompt = model_of("llama"), tokens(70)
     with prefixes_of(model, tmp_path) as prefixes:
         saved(model, prefixes, prompt)
-        prefixes.prefilled(1_000_000, 1e-3)
+        prefixes.note_prefill(1_000_000, 1e-3)
         prefixes.flush()
         cache = fresh(model)
         assert prefixes.restore(prompt, cache) == 0
         assert cache.get_seq_length() == 0
         assert prefixes.stats().declined == 1
         for _ in range(8):
-            prefixes.prefilled(10, 100.0)
+            prefixes.note_prefill(10, 100.0)
         prefixes.flush()
         assert prefixes.restore(prompt, cache) == 64
 
@@ -191,7 +154,7 @@ def test_a_layer_that_is_lacking_is_a_miss(tmp_path):
     cache = fresh(model)
     prefill(model, prompt, cache, block=BLOCK)
     with prefixes_of(model, tmp_path) as prefixes:
-        contents = prefix_module.contents_of(cache, BLOCK)
+        contents = prefix_module.take_contents(cache, BLOCK)
         short = dataclasses.replace(contents, parts=contents.parts[:-2], cuts=contents.cuts[:-2])
         chain = prefix_module.chain_of(prefixes.root, prompt, BLOCK)
         assert prefixes._write(chain, short, explicit=True) > 0
@@ -216,7 +179,7 @@ def test_what_is_offered_does_not_change_with_the_model_that_goes_on(tmp_path, m
         continued(model, prompt, cache)
         go_on.set()
         prefixes.flush()
-        prefixes.prefilled(1, 1e3)
+        prefixes.note_prefill(1, 1e3)
     with prefixes_of(model, tmp_path) as again:
         cache = fresh(model)
         assert again.restore(prompt, cache) == 96

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import penstock
-from penstock.runtime.routing.profiling import Recording, probabilities_in, profile
+from penstock.runtime.routing.profiling import RoutingRecording, probabilities_in, profile
 from penstock.tiering.errors import Closed, TraceError
 from tests.support.tiny_models import EXPERT_NAMES, tiny_config
 
@@ -101,7 +101,7 @@ def test_generating_is_recorded_as_a_prompt_and_single_tokens(tiny_moe_folder: P
 
 def test_a_chunked_prompt_is_one_sequence() -> None:
     model, cache = built("qwen3_moe"), DynamicCache()
-    with Recording(model) as recording, torch.no_grad():
+    with RoutingRecording(model) as recording, torch.no_grad():
         for start, end in pairwise((0, 10, 11, 30)):
             model(input_ids=torch.tensor([IDS[start:end]]), past_key_values=cache)
     assert recording.routes().forwards == (10, 1, 19)
@@ -110,23 +110,23 @@ def test_a_chunked_prompt_is_one_sequence() -> None:
 
 def test_several_sequences_at_once_are_refused() -> None:
     model = built("mixtral")
-    with Recording(model), pytest.raises(TraceError, match="one sequence at a time, not of 2"):
+    with RoutingRecording(model), pytest.raises(TraceError, match="one sequence at a time, not of 2"):
         model(torch.tensor([IDS, IDS]))
 
 
 def test_a_model_without_experts_is_refused() -> None:
     with pytest.raises(TraceError, match="no experts"):
-        Recording(built("llama"))
+        RoutingRecording(built("llama"))
 
 
 def test_nothing_recorded_is_said() -> None:
-    with Recording(built("mixtral")) as recording, pytest.raises(TraceError, match="nothing was recorded"):
+    with RoutingRecording(built("mixtral")) as recording, pytest.raises(TraceError, match="nothing was recorded"):
         recording.routes()
 
 
 def test_a_forward_that_fails_leaves_nothing_behind() -> None:
     model = built("mixtral")
-    with Recording(model) as recording:
+    with RoutingRecording(model) as recording:
         handle = model.lm_head.register_forward_pre_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model(torch.tensor([IDS[:7]]))
@@ -144,7 +144,7 @@ def test_a_closed_model_says_so(tiny_moe_folder: Path, store: Path) -> None:
 
 def test_threads_are_kept_apart() -> None:
     model, cache = built("mixtral"), DynamicCache()
-    with Recording(model) as recording, ThreadPoolExecutor(1) as other, torch.no_grad():
+    with RoutingRecording(model) as recording, ThreadPoolExecutor(1) as other, torch.no_grad():
         model(torch.tensor([IDS[:10]]), past_key_values=cache)
         other.submit(model, torch.tensor([IDS[:7]])).result()
         model(torch.tensor([IDS[10:11]]), past_key_values=cache)
@@ -172,5 +172,5 @@ class Picky(torch.nn.Module):
 
 def test_experts_that_see_only_some_tokens_are_refused() -> None:
     model = Picky()
-    with Recording(model), pytest.raises(TraceError, match=r"experts was given 4 of 5 tokens"):
+    with RoutingRecording(model), pytest.raises(TraceError, match=r"experts was given 4 of 5 tokens"):
         model(torch.tensor([IDS[:5]]))

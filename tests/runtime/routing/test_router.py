@@ -7,8 +7,8 @@ import torch
 
 import penstock
 from penstock.runtime.experts import experts
-from penstock.runtime.routing.router import prediction
-from tests.runtime.loading.test_exact import least_budget, logits
+from penstock.runtime.routing.router import predict_with
+from tests.support.logits import least_budget, logits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -17,7 +17,7 @@ def test_the_router_is_found_and_says_what_it_will(
 ) -> None:
     with penstock.load(tiny_moe_folder, store=store, host_memory="1GiB", dtype=dtype) as model:
         path = next(name for name, module in model.named_modules() if hasattr(module, experts._ATTRIBUTE))
-        guess = prediction(model, path)
+        guess = predict_with(model, path)
         assert guess is not None
         router = model.get_submodule(path.rpartition(".")[0]).gate
         hidden = torch.randn(3, model.config.hidden_size, dtype=model.dtype)

@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save_file
 
 from penstock.runtime.routing import routes as module
-from penstock.runtime.routing.routes import Routes, decode, encode
+from penstock.runtime.routing.routed import decode, encode
+from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import TraceError
 from tests.support.routes import made_up
 

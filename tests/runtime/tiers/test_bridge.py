@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from penstock.runtime.tiers import bridge
+from penstock.runtime.tiers.leases import Inbox
 from penstock.tiering.errors import Closed, ReadError, UnplaceableModule
-from penstock.tiering.events import HOUSE, Acquire, Begin, Cancel, End, Event, ReadFailed, Release
+from penstock.tiering.events import PINNING_STREAM, Acquire, Begin, Cancel, End, Event, ReadFailed, Release
 from penstock.tiering.planner.regions import EXPERTS, STREAM
 from tests.support.rig import DENSE, EXPERT, PINS, SOON, Rig, Worker
 
@@ -19,7 +20,7 @@ from tests.support.rig import DENSE, EXPERT, PINS, SOON, Rig, Worker
 @pytest.mark.parametrize(("depth", "experts", "eviction"), [(1, 1, "lru"), (3, 3, "lfu")])
 def test_bytes_under_a_lease_are_right_in_all_threads(depth: int, experts: int, eviction: str) -> None:
     rig = Rig(depth=depth, experts=experts, eviction=eviction)
-    dict(rig.bridge.acquire(PINS, stream=HOUSE))
+    dict(rig.bridge.acquire(PINS, stream=PINNING_STREAM))
 
     def compute(seed: int) -> None:
         choose = random.Random(seed)
@@ -57,6 +58,45 @@ def test_a_hit_needs_no_read_and_no_wait(rig: Rig) -> None:
     assert rig.bridge.counters().expert_hits == 1
 
 
+@pytest.fixture
+def ends(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """The tickets that the bridge was told of the end of, each with whether leases were withdrawn."""
+    told: list[tuple[int, bool]] = []
+    forget = bridge.Bridge.forget
+
+    def noting(self: bridge.Bridge, ticket: int, inbox: Inbox, *, withdraw: bool) -> None:
+        told.append((ticket, withdraw))
+        forget(self, ticket, inbox, withdraw=withdraw)
+
+    monkeypatch.setattr(bridge.Bridge, "forget", noting)
+    return told
+
+
+def test_the_bridge_is_told_once_of_the_end_of_leases(rig: Rig, ends: list[tuple[int, bool]]) -> None:
+    with rig.bridge.acquire(EXPERT[:2]) as leases:
+        assert len(dict(leases)) == 2
+    leases.close()
+    assert list(leases) == []
+    assert ends == [(leases.ticket, False)]
+    nothing = rig.bridge.acquire([])
+    assert list(nothing) == []
+    nothing.close()
+    assert ends[1:] == [(nothing.ticket, False)]
+
+
+def test_the_bridge_is_told_once_of_leases_given_up(rig: Rig, ends: list[tuple[int, bool]]) -> None:
+    rig.flash.gate.clear()
+    with rig.bridge.acquire(EXPERT[:1]) as leases:
+        pass
+    leases.close()
+    rig.flash.gate.set()
+    assert ends == [(leases.ticket, True)]
+    rig.flash.fail(EXPERT[1], ReadError("broken"))
+    with pytest.raises(ReadError), rig.bridge.acquire([EXPERT[1]]) as refused:
+        next(refused)
+    assert ends[1:] == [(refused.ticket, True)]
+
+
 def test_hits_come_while_misses_are_read(rig: Rig) -> None:
     rig.use(EXPERT[3])
     rig.flash.gate.clear()
@@ -68,10 +108,10 @@ def test_hits_come_while_misses_are_read(rig: Rig) -> None:
 
 
 def test_the_house_keeps_its_leases(rig: Rig) -> None:
-    assert [block for block, _ in rig.bridge.acquire(PINS, stream=HOUSE)] == PINS
+    assert [block for block, _ in rig.bridge.acquire(PINS, stream=PINNING_STREAM)] == PINS
     rig.bridge.begin()
     rig.bridge.end()
-    assert dict(rig.residency.held(HOUSE)) == {PINS[0]: 1, PINS[1]: 1}
+    assert dict(rig.residency.held(PINNING_STREAM)) == {PINS[0]: 1, PINS[1]: 1}
 
 
 def test_end_takes_back_what_is_held(rig: Rig) -> None:

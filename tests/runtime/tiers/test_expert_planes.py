@@ -11,17 +11,17 @@ from transformers import PreTrainedModel
 
 import penstock
 from penstock.kernels.formats.registry import FORMATS
-from penstock.runtime.checkpoints.layout import layout
-from penstock.runtime.experts.experts import StreamedExperts
-from penstock.runtime.packing.formats import Rules, choices
+from penstock.runtime.checkpoints.describe import describe
+from penstock.runtime.engine.stats import Stats
+from penstock.runtime.experts.fast import FastExperts
+from penstock.runtime.packing.arrange.formats import Rules, choose_formats
 from penstock.runtime.tiers.expert_planes import stacks, units
-from penstock.runtime.tiers.metrics import Stats
 from penstock.tiering.errors import BundleCorrupt, BundleError, ReadError
 from penstock.tiering.policy.prefetch.refinement import MOST_READ
 from penstock.tiering.store.bundle.manifest import Block
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import BlockId, Extent
-from tests.runtime.packing.test_encoding import decoded, logits, transformers_own
+from tests.support.encoded_models import decoded, logits, transformers_own
 from tests.support.tiny_models import save_tiny
 
 SOON = 20.0
@@ -54,7 +54,7 @@ def coarse(folder: Path, name: str) -> PreTrainedModel:
     """transformers' model with the numbers that the first planes of its experts have, and int8's elsewhere."""
     model, original = decoded(transformers_own(folder), "int8"), transformers_own(folder)
     weights = dict(model.named_parameters())
-    for tensor, choice in choices(original, layout(original), Rules(name)).items():
+    for tensor, choice in choose_formats(original, describe(original), Rules(name)).items():
         whole = original.get_parameter(tensor).data
         for expert, matrix in enumerate(whole if choice.format == name else ()):
             n, k = matrix.shape
@@ -103,7 +103,7 @@ def adds_up(stats: Stats) -> bool:
 
 
 def trusted(model: PreTrainedModel) -> set[bool]:
-    """The verdicts on the lean way of computing experts."""
+    """The outcomes of trials of the fast way to compute experts."""
     experts = [module for module in model.modules() if hasattr(module, "_penstock_experts")]
     return set(experts[0]._penstock_experts._trust._known.values())
 
@@ -184,16 +184,16 @@ def test_both_ways_of_a_trial_see_the_same_planes(
     small_floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though residuals come in between."""
-    lean = StreamedExperts._lean
+    fast = FastExperts.run
 
-    def then_wait(self: StreamedExperts, *args: torch.Tensor) -> torch.Tensor:
-        out = lean(self, *args)
+    def then_wait(self: FastExperts, *args: torch.Tensor) -> torch.Tensor:
+        out = fast(self, *args)
         driver = self._bridge._driver
         with driver._lock:
             assert driver._idle.wait_for(lambda: not driver._flying, SOON)
         return out
 
-    monkeypatch.setattr(StreamedExperts, "_lean", then_wait)
+    monkeypatch.setattr(FastExperts, "run", then_wait)
     with load(small_floats, tmp_path, "adaptive", host_memory="1GiB") as model:
         logits(model)
         assert model.penstock.stats().refine_bytes > 0

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
-from penstock.runtime.loading import load as compose
+from penstock.runtime.loading import install
 from penstock.runtime.tiers import pressure
 from penstock.tiering.driving.fakes import FakeMachine
 from penstock.tiering.units import MiB
-from tests.runtime.loading.test_exact import IDS, logits
+from tests.support.logits import IDS, logits
 from tests.support.tiny_models import save_tiny
 
 TOTAL = 1024 * MiB
@@ -29,7 +29,7 @@ KINDS = ("qwen3_moe", "llama", "qwen2", "gpt2", "deepseek_v3")
 def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """A machine that every model loaded here sees, and that is only looked at when a test does."""
     machine = FakeMachine(PLENTY, TOTAL)
-    monkeypatch.setattr(compose, "MemoryMeter", lambda: machine)
+    monkeypatch.setattr(install, "MemoryMeter", lambda: machine)
     monkeypatch.setattr(pressure, "PERIOD", 1e6)
     return machine
 
@@ -97,12 +97,12 @@ def test_shrinks_to_the_floor_at_rest_and_grows_back_whole(
         squeeze = Squeeze(model, machine)
         whole = model.penstock.stats()
         engine = model.penstock._engine
-        before = engine.arena.resident_bytes()
+        before = engine.tier.arena.resident_bytes()
         squeeze(SHORT)
         small = model.penstock.stats()
         assert small.host_limit == small.host_floor
         assert small.resident_bytes <= small.host_bytes <= small.host_floor
-        assert engine.arena.resident_bytes() <= before - (whole.resident_bytes - small.resident_bytes)
+        assert engine.tier.arena.resident_bytes() <= before - (whole.resident_bytes - small.resident_bytes)
         assert equal(expected, logits(model))
         assert model.penstock.stats().resident_bytes <= small.host_floor
         squeeze(PLENTY)

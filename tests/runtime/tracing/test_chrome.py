@@ -4,19 +4,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.runtime.tracing.chrome import events, labels
-from penstock.runtime.tracing.recorder import (
+from penstock.runtime.tracing.notes import (
     FORWARD,
     Enter,
     Forward,
     KVLanded,
     KVStall,
     KVStarted,
-    Landed,
     Leave,
     Note,
+    ReadLanded,
+    ReadStarted,
     Sample,
     Stall,
-    Started,
     Tokens,
 )
 from penstock.tiering.events import Part, Purpose, Read, Slot
@@ -47,11 +47,11 @@ def test_blocks_of_one_module_share_its_name() -> None:
 
 def test_reads_at_the_same_time_lie_on_different_rows() -> None:
     found = traced(
-        Started(0.0, read(0, blocks=2)),
-        Started(1.0, read(1, purpose=Purpose.CERTAIN)),
-        Landed(2.0, 0, False),
-        Started(2.0, read(2)),
-        Landed(3.0, 1, True),
+        ReadStarted(0.0, read(0, blocks=2)),
+        ReadStarted(1.0, read(1, purpose=Purpose.CERTAIN)),
+        ReadLanded(2.0, 0, False),
+        ReadStarted(2.0, read(2)),
+        ReadLanded(3.0, 1, True),
     )
     rows = {times(span): (span["tid"], span["args"]["kind"]) for span in spans(found, "read")}
     assert rows == {(0.0, 2.0): (1, "demand"), (1.0, 3.0): (2, "prefetch"), (2.0, 10.0): (1, "demand")}
@@ -68,7 +68,7 @@ def test_reads_of_kv_have_rows_of_their_own() -> None:
     found = traced(
         KVLanded(0.5, 7, False),
         Forward(1.0, 1, "main"),
-        Started(1.0, read(0)),
+        ReadStarted(1.0, read(0)),
         KVStarted(1.0, 8, 2, 2 * PAGE),
         KVStarted(2.0, 9, 1, PAGE),
         KVStall(3.0, 1, 2.5),
@@ -89,7 +89,7 @@ def test_reads_of_kv_have_rows_of_their_own() -> None:
 
 
 def test_without_kv_in_pages_there_are_no_rows_for_it() -> None:
-    assert {event["pid"] for event in traced(Forward(1.0, 1, "main"), Started(1.0, read(0)))} == {1, 2}
+    assert {event["pid"] for event in traced(Forward(1.0, 1, "main"), ReadStarted(1.0, read(0)))} == {1, 2}
 
 
 def test_what_was_not_left_ends_with_what_is_around_it() -> None:
@@ -117,7 +117,7 @@ def test_what_was_not_left_ends_with_what_is_around_it() -> None:
 
 
 def test_a_full_trace_ends_with_its_last_note() -> None:
-    found = traced(Forward(1.0, 1, "main"), Enter(2.0, 1, "layer"), Started(3.0, read(0)), full=True)
+    found = traced(Forward(1.0, 1, "main"), Enter(2.0, 1, "layer"), ReadStarted(3.0, read(0)), full=True)
     assert max(nanoseconds(span)[1] for span in found if span["ph"] == "X") == 3 * 10**9
 
 
@@ -151,10 +151,10 @@ def test_every_trace_keeps_to_the_format(steps: list[tuple[float, int, str, str]
             case "stall":
                 notes.append(Stall(now, thread, begun, None))
             case "read":
-                notes.append(Started(now, read(flying)) if name == "x" else Landed(now, flying - 1, False))
+                notes.append(ReadStarted(now, read(flying)) if name == "x" else ReadLanded(now, flying - 1, False))
                 flying += name == "x"
     found = list(events(notes, since=float(since), until=now, files=["data"], full=False))
     check(found)
     assert len(spans(found, "forward")) == sum(isinstance(note, Forward) for note in notes)
     assert len(spans(found, "layer")) == sum(isinstance(note, Enter) for note in notes)
-    assert len(spans(found, "read")) == sum(isinstance(note, Started) for note in notes)
+    assert len(spans(found, "read")) == sum(isinstance(note, ReadStarted) for note in notes)

@@ -14,7 +14,7 @@ from penstock.tiering.planner.regions import EXPERTS
 from penstock.tiering.planner.setup import Setup
 from penstock.tiering.sim.recording import first_difference
 from penstock.tiering.store.bundle.flash import BundleFlash
-from tests.runtime.loading.test_exact import least_budget, logits
+from tests.support.logits import least_budget, logits
 
 
 @pytest.mark.parametrize("kind", ["tiny_moe_folder", "tiny_dense_folder"])

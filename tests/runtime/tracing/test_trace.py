@@ -13,11 +13,11 @@ import torch
 from transformers import PreTrainedModel
 
 import penstock
-from penstock.runtime.tiers.metrics import Stats
+from penstock.runtime.engine.stats import Stats
 from penstock.runtime.tracing.chrome import KINDS
 from penstock.runtime.tracing.recorder import Recorder
 from penstock.tiering.store.bundle.flash import BundleFlash
-from tests.runtime.loading.test_exact import IDS, least_budget, logits
+from tests.support.logits import IDS, least_budget, logits
 from tests.support.traces import Event, load, nanoseconds, spans
 
 FORWARDS = 5

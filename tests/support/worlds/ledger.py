@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from penstock.tiering.events import HOUSE, Purpose, Read, Slot
+from penstock.tiering.events import PINNING_STREAM, Purpose, Read, Slot
 from penstock.tiering.planner.regions import EXPERTS, KEPT, PINNED, RESIDUALS, STREAM
 from penstock.tiering.policy.prefetch.refinement import MOST_READ
 from penstock.tiering.units import PAGE, BlockId, residuals
@@ -33,7 +33,7 @@ class Ledger:
 
     def __init__(self, world: World, streams: int) -> None:
         self.world, self.planner = world, world.planner()
-        self.streams = {number: StreamModel(number) for number in (HOUSE, *range(1, streams + 1))}
+        self.streams = {number: StreamModel(number) for number in (PINNING_STREAM, *range(1, streams + 1))}
         self.owner: dict[int, BlockId] = {}  # page of the arena to the block whose bytes it has
         self.slots: dict[BlockId, Slot] = {}
         self.ready: set[BlockId] = set()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 from penstock.tiering.errors import BudgetTooSmall
-from penstock.tiering.events import HOUSE
+from penstock.tiering.events import PINNING_STREAM
 from penstock.tiering.planner.regions import EXPERTS, PINNED, STREAM
 from penstock.tiering.planner.setup import Setup, setup_of
 from penstock.tiering.policy.eviction import EVICTION
@@ -54,7 +54,7 @@ class Run:
         """All of it; who waits in the end is an error."""
         above = self.tiers.above
         if pinned := tuple(above.world.inside(PINNED)):
-            above.acquire(above.streams[HOUSE], pinned)
+            above.acquire(above.streams[PINNING_STREAM], pinned)
             self.tiers.settle()
         for _ in range(STEPS):
             self._step()
@@ -67,7 +67,7 @@ class Run:
         if pending and dice.random() < 0.45:
             tiers.land(*dice.choice(pending))
             return
-        stream = dice.choice([stream for stream in tiers.above.streams.values() if stream.number != HOUSE])
+        stream = dice.choice([stream for stream in tiers.above.streams.values() if stream.number != PINNING_STREAM])
         self._act(stream)
         tiers.settle()
 
@@ -85,8 +85,8 @@ class Run:
         elif chance < 0.2 and self._experts:
             chosen = dice.sample(self._experts, dice.randint(0, len(self._experts)))
             certain = dice.randint(0, len(chosen))
-            finer = dice.sample(self._residuals, dice.randint(0, len(self._residuals)))
-            tiers.expect(stream, chosen[:certain], chosen[certain:], finer)
+            residuals = dice.sample(self._residuals, dice.randint(0, len(self._residuals)))
+            tiers.expect(stream, chosen[:certain], chosen[certain:], residuals)
         elif chance < 0.4 and stream.held:
             above.release(stream, dice.choice(sorted(stream.held)))
         else:
@@ -148,7 +148,7 @@ def _worlds(dice: random.Random) -> tuple[Placements, int, World, Setup]:
 
 def _model(dice: random.Random) -> list[SizedBlock]:
     blocks: list[SizedBlock] = []
-    experts, finer = dice.choice([0, 3, 5]), dice.choice([0, 0, 1, 2])
+    experts, residuals = dice.choice([0, 3, 5]), dice.choice([0, 0, 1, 2])
     alike = dice.choice([2, None])
     for layer in range(dice.randint(1, 3)):
         for name in "abc"[: dice.randint(1, 3)]:
@@ -157,5 +157,5 @@ def _model(dice: random.Random) -> list[SizedBlock]:
         for n in range(experts):
             expert = BlockId("expert", f"layers.{layer}.mlp", n)
             blocks.append(SizedBlock(expert, (alike or dice.randint(1, 3)) * PAGE, False))
-            blocks += [SizedBlock(expert.residual(plane), plane * PAGE, False) for plane in range(1, finer + 1)]
+            blocks += [SizedBlock(expert.residual(plane), plane * PAGE, False) for plane in range(1, residuals + 1)]
     return blocks

@@ -138,7 +138,7 @@ class Below:
         if not self.wants[grant.ticket]:
             del self.wants[grant.ticket]
         self.leases.update(grant.leased)
-        self.slots |= zip(grant.leased, (grant.slot, *grant.finer), strict=True)
+        self.slots |= zip(grant.leased, (grant.slot, *grant.residual_slots), strict=True)
 
 
 class Fault(NamedTuple):
@@ -175,13 +175,13 @@ class Tiers:
         stream: StreamModel,
         certain: Sequence[BlockId],
         guessed: Sequence[BlockId],
-        finer: Sequence[BlockId],
+        residuals: Sequence[BlockId],
     ) -> None:
         """As DeviceBridge.expect."""
-        event = Expect(stream.number, tuple(certain), tuple(guessed), 0.0, tuple(finer))
+        event = Expect(stream.number, tuple(certain), tuple(guessed), 0.0, tuple(residuals))
         below, above = expected(event, self.above.planner.residency.absent, self.below.planner.residency.absent)
         self.tell([below])
-        self.above.expect(stream, above.certain, above.guessed, above.finer)
+        self.above.expect(stream, above.certain, above.guessed, above.residuals)
         self.settle()
 
     def settle(self) -> None:

@@ -73,7 +73,7 @@ def random_run(seed: int) -> Run:
 
 def _world(dice: random.Random) -> World:
     sizes: list[tuple[BlockId, str, int]] = []
-    experts, finer = dice.choice([0, 3, 5]), dice.choice([0, 0, 1, 2])
+    experts, residuals = dice.choice([0, 3, 5]), dice.choice([0, 0, 1, 2])
     for layer in range(dice.randint(1, 3)):
         for name in "abc"[: dice.randint(1, 3)]:
             block = BlockId("dense", f"layers.{layer}.{name}")
@@ -81,7 +81,7 @@ def _world(dice: random.Random) -> World:
         for n in range(experts):
             expert = BlockId("expert", f"layers.{layer}.mlp", n)
             sizes.append((expert, EXPERTS, 2))
-            sizes += [(expert.residual(plane), RESIDUALS, plane) for plane in range(1, finer + 1)]
+            sizes += [(expert.residual(plane), RESIDUALS, plane) for plane in range(1, residuals + 1)]
     capacity = {}
     for region in (PINNED, KEPT, STREAM, EXPERTS):
         pages = [size for _, where, size in sizes if where in ((region, KEPT) if region == STREAM else (region,))]

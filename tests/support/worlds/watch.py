@@ -168,10 +168,10 @@ class Watch(Ledger):
     def check_grant(self, grant: Grant) -> None:
         (stream,) = (s for s in self.streams.values() if s.ticket == grant.ticket)
         stream.wants.remove(grant.block)
-        finer = itertools.takewhile(self.ready.__contains__, self.residuals.get(grant.block, ()))
-        assert grant.leased == (grant.block, *finer), "residuals that are here are leased along"
+        residuals = itertools.takewhile(self.ready.__contains__, self.residuals.get(grant.block, ()))
+        assert grant.leased == (grant.block, *residuals), "residuals that are here are leased along"
         stream.held.update(grant.leased)
-        for residual, slot in zip(grant.leased[1:], grant.finer, strict=True):
+        for residual, slot in zip(grant.leased[1:], grant.residual_slots, strict=True):
             self.check_bytes(residual, slot)
         if not stream.wants:
             stream.ticket = None
@@ -238,11 +238,11 @@ class Watch(Ledger):
         stream: StreamModel,
         certain: tuple[BlockId, ...],
         guessed: tuple[BlockId, ...],
-        finer: tuple[BlockId, ...] = (),
+        residuals: tuple[BlockId, ...] = (),
     ) -> None:
-        stream.expects = dict.fromkeys(finer, Purpose.REFINE)
+        stream.expects = dict.fromkeys(residuals, Purpose.REFINE)
         stream.expects |= dict.fromkeys(guessed, Purpose.GUESS) | dict.fromkeys(certain, Purpose.CERTAIN)
-        self.apply(Expect(stream.number, certain, guessed, 0.001, finer))
+        self.apply(Expect(stream.number, certain, guessed, 0.001, residuals))
 
     def cancel(self, stream: StreamModel) -> None:
         ticket = stream.ticket
@@ -294,6 +294,4 @@ class Watch(Ledger):
     def check_done(self) -> None:
         """Nobody waits any more."""
         assert not any(stream.ticket is not None for stream in self.streams.values()), "left waiting"
-        assert not self.planner._tickets
-        assert not self.planner._queue
-        assert not self.planner._waiting
+        assert self.planner.idle

@@ -48,7 +48,7 @@ class Watched(Watch):
             case Release():
                 self.release(self.streams[event.stream], *event.blocks)
             case Expect():
-                self.expect(self.streams[event.stream], event.certain, event.guessed, event.finer)
+                self.expect(self.streams[event.stream], event.certain, event.guessed, event.residuals)
             case Cancel():
                 self.apply(event)
             case ReadDone():

@@ -70,7 +70,7 @@ def lay_out(
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     sizes: list[tuple[BlockId, str, int]] = []
-    finer: list[tuple[BlockId, str, int]] = []
+    residuals: list[tuple[BlockId, str, int]] = []
     capacity = {}
     expert_pages = draw(st.one_of(st.just(2), st.none()))  # all experts the same size, or not
     for region, most in ((PINNED, 2), (KEPT, 4), (STREAM, 6), (EXPERTS, 8)):
@@ -81,7 +81,7 @@ def worlds(draw: st.DrawFn) -> World:
             here.append((block, region, pages))
         if region == EXPERTS and draw(st.booleans()):
             planes = [(block, plane) for block, _, _ in here for plane in range(1, draw(st.integers(1, 3)))]
-            finer = [(block.residual(plane), RESIDUALS, draw(st.integers(1, 2))) for block, plane in planes]
+            residuals = [(block.residual(plane), RESIDUALS, draw(st.integers(1, 2))) for block, plane in planes]
         total, largest = sum(pages for _, _, pages in here), max((pages for _, _, pages in here), default=0)
         if region == STREAM:  # those of KEPT pass through it when they cannot be kept
             largest = max([largest, *(pages for _, other, pages in sizes if other == KEPT)])
@@ -89,9 +89,9 @@ def worlds(draw: st.DrawFn) -> World:
         low = total if region in (PINNED, KEPT) else largest
         capacity[region] = draw(st.one_of(st.just(low), st.integers(low, total))) * PAGE  # tight is where it hurts
         sizes += here
-    pages = sum(pages for _, _, pages in finer)
+    pages = sum(pages for _, _, pages in residuals)
     capacity[RESIDUALS] = draw(st.one_of(st.just(pages), st.integers(0, pages))) * PAGE
-    sizes += finer
+    sizes += residuals
     if draw(st.booleans()):
         sizes = draw(st.permutations(sizes))
     second = draw(st.one_of(st.none(), st.integers(0, len(sizes))))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from penstock.kernels.waiting import no_waiting
-from penstock.tiering.driving.background import Beside
+from penstock.tiering.driving.background import BackgroundTask
 from penstock.tiering.driving.driver import Driver
 from penstock.tiering.driving.fakes import FakeFlash, FakeMemory
 from penstock.tiering.events import Event, ReadDone
@@ -34,7 +34,7 @@ class Task:
 def task() -> Iterator[Task]:
     before = set(threading.enumerate())
     yield Task()
-    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "penstock-beside"]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "penstock-background"]
 
 
 def test_it_runs_with_the_driver_and_ends_with_it(task: Task) -> None:
@@ -89,7 +89,7 @@ def test_it_may_submit() -> None:
 
 
 def test_closed_at_once_and_several_times(task: Task) -> None:
-    beside = Beside(task)
+    beside = BackgroundTask(task)
     closing = [in_background(beside.close) for _ in range(4)]
     assert all(finishes(thread) for thread in closing)
     beside.close()
@@ -97,7 +97,7 @@ def test_closed_at_once_and_several_times(task: Task) -> None:
 
 def test_closed_where_it_must_not_wait(task: Task) -> None:
     """By the garbage collector: in its own thread, or in one that has a lock that the task may need."""
-    lock, made = threading.Lock(), queue.Queue[Beside]()
+    lock, made = threading.Lock(), queue.Queue[BackgroundTask]()
 
     async def work() -> None:
         made.get(timeout=SOON).close()
@@ -105,7 +105,7 @@ def test_closed_where_it_must_not_wait(task: Task) -> None:
             await task()
 
     with no_waiting, lock:
-        beside = Beside(work)
+        beside = BackgroundTask(work)
         made.put(beside)
         closing = in_background(beside.close)
         beside.close()

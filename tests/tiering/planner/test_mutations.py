@@ -13,6 +13,7 @@ from penstock.tiering.planner.inflight import InFlight
 from penstock.tiering.planner.planner import Planner
 from penstock.tiering.planner.regions import EXPERTS, Limits
 from penstock.tiering.planner.residency import Residency
+from penstock.tiering.planner.scheduling import Scheduler
 from penstock.tiering.policy.prefetch.cycle import Cycle
 from penstock.tiering.policy.prefetch.refinement import Refinement
 from penstock.tiering.units import BlockId
@@ -89,14 +90,14 @@ def one_more_read_in_flight(patch: Patch) -> None:
 
 def guesses_before_demands(patch: Patch) -> None:
     """A guess is read though somebody waits."""
-    real = Planner._issue
+    real = Scheduler._issue
 
-    def issue(self: Planner, blocks: Iterable[BlockId], actions: list[Action], now: float, purpose: Purpose) -> None:
+    def issue(self: Scheduler, blocks: Iterable[BlockId], actions: list[Action], now: float, purpose: Purpose) -> None:
         if purpose is Purpose.DEMAND and self._expectations:
             real(self, self._unread(self._expectations.of(Purpose.GUESS)), actions, now, Purpose.GUESS)
         real(self, blocks, actions, now, purpose)
 
-    patch.setattr(Planner, "_issue", issue)
+    patch.setattr(Scheduler, "_issue", issue)
 
 
 def a_limit_is_ignored(patch: Patch) -> None:
@@ -106,20 +107,19 @@ def a_limit_is_ignored(patch: Patch) -> None:
 
 def room_is_left_unused(patch: Patch) -> None:
     """What a release makes room for is not read."""
-    real = Planner._schedule
+    real, handle = Scheduler.schedule, Planner.handle
+    latest: list[Event] = []
 
-    def schedule(self: Planner, actions: list[Action], now: float) -> None:
-        if not self._in_flight.reads or isinstance(self._latest, Acquire | ReadDone):  # type: ignore[attr-defined]
+    def schedule(self: Scheduler, actions: list[Action], now: float) -> None:
+        if not self._in_flight.reads or isinstance(latest[-1], Acquire | ReadDone):
             real(self, actions, now)
 
-    handle = Planner.handle
-
     def note(self: Planner, event: Event, now: float) -> list[Action]:
-        self._latest = event  # type: ignore[attr-defined]
+        latest[:] = [event]
         return handle(self, event, now)
 
     patch.setattr(Planner, "handle", note)
-    patch.setattr(Planner, "_schedule", schedule)
+    patch.setattr(Scheduler, "schedule", schedule)
 
 
 def residuals_without_bound(patch: Patch) -> None:

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from penstock.tiering.events import HOUSE
+from penstock.tiering.events import PINNING_STREAM
 from penstock.tiering.planner.regions import EXPERTS, KEPT, PINNED, RESIDUALS, STREAM
 from penstock.tiering.units import PAGE, BlockId
 from tests.support.worlds.ledger import StreamModel
@@ -53,10 +53,10 @@ class PlannerMachine(RuleBasedStateMachine):
         self.experts, self.residuals = world.inside(EXPERTS), world.inside(RESIDUALS)
         pinned = tuple(world.inside(PINNED))
         if pinned:
-            self.watch.acquire(self.watch.streams[HOUSE], pinned)
+            self.watch.acquire(self.watch.streams[PINNING_STREAM], pinned)
 
     def streams(self) -> list[StreamModel]:
-        return [stream for stream in self.watch.streams.values() if stream.number != HOUSE]
+        return [stream for stream in self.watch.streams.values() if stream.number != PINNING_STREAM]
 
     @some(lambda stream: free(stream) and not stream.running and not stream.held)
     def begin(self, stream: StreamModel, data: st.DataObject) -> None:
@@ -97,8 +97,8 @@ class PlannerMachine(RuleBasedStateMachine):
             return
         chosen = data.draw(st.lists(st.sampled_from(self.experts), unique=True))
         certain = data.draw(st.integers(0, len(chosen)))
-        finer = data.draw(st.lists(st.sampled_from(self.residuals), unique=True)) if self.residuals else []
-        self.watch.expect(stream, tuple(chosen[:certain]), tuple(chosen[certain:]), tuple(finer))
+        residuals = data.draw(st.lists(st.sampled_from(self.residuals), unique=True)) if self.residuals else []
+        self.watch.expect(stream, tuple(chosen[:certain]), tuple(chosen[certain:]), tuple(residuals))
 
     @some(lambda stream: bool(usable(stream)))
     def release(self, stream: StreamModel, data: st.DataObject) -> None:

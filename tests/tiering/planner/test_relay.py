@@ -19,8 +19,8 @@ def part(block: BlockId, place: int = 0) -> Part:
     return Part(block, Extent(0, 0, PAGE), Slot(STREAM, place * PAGE, PAGE))
 
 
-def grant(ticket: int, block: BlockId, finer: int = 0) -> Grant:
-    return Grant(ticket, block, Slot(STREAM, 0, PAGE), (Slot(STREAM, PAGE, PAGE),) * finer)
+def grant(ticket: int, block: BlockId, residuals: int = 0) -> Grant:
+    return Grant(ticket, block, Slot(STREAM, 0, PAGE), (Slot(STREAM, PAGE, PAGE),) * residuals)
 
 
 def begins(events: list[Event]) -> bool:
@@ -51,7 +51,7 @@ def test_every_read_lands_once_and_every_lease_is_given_back(sizes: list[int], d
             failed.setdefault(ticket, error)
         elif wanted[ticket]:
             block = wanted[ticket].pop(dice.randrange(len(wanted[ticket])))
-            copy = relay.granted(grant(ticket, block, finer=dice.randint(0, 2) if block.kind == "expert" else 0))
+            copy = relay.granted(grant(ticket, block, residuals=dice.randint(0, 2) if block.kind == "expert" else 0))
             assert copy.part == part(block)
             leased.update(copy.leased)
             copies.append(copy)
@@ -76,7 +76,7 @@ def test_every_read_lands_once_and_every_lease_is_given_back(sizes: list[int], d
 def test_residuals_that_came_along_are_given_back() -> None:
     relay = Relay([])
     relay.start(1, [part(EXPERT[0])])
-    release, _ = relay.copied(relay.granted(grant(1, EXPERT[0], finer=2)), None)
+    release, _ = relay.copied(relay.granted(grant(1, EXPERT[0], residuals=2)), None)
     assert release.blocks == (EXPERT[0], EXPERT[0].residual(1), EXPERT[0].residual(2))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from penstock.tiering.events import COPY_STREAM, Refuse, Release
-from penstock.tiering.planner import planner
+from penstock.tiering.planner import scheduling
 from penstock.tiering.planner.relay import Copy, Landed, Relay
 from penstock.tiering.planner.residency import Residency
 from tests.support.worlds.lifted import Run
@@ -52,7 +52,7 @@ def an_error_is_forgotten(patch: Patch) -> None:
 
 def the_copier_holds_up_itself(patch: Patch) -> None:
     """The planner takes it for a stream that keeps what it has while it waits."""
-    patch.setattr(planner, "COPY_STREAM", None)
+    patch.setattr(scheduling, "COPY_STREAM", None)
 
 
 def what_is_copied_is_evicted(patch: Patch) -> None:

@@ -36,9 +36,9 @@ def take(w: Watch, *experts: BlockId) -> list[BlockId]:
     return leased
 
 
-def expect(w: Watch, *finer: BlockId) -> list[tuple[BlockId, ...]]:
+def expect(w: Watch, *residuals: BlockId) -> list[tuple[BlockId, ...]]:
     """What is read when stream 1 says that these are of use; the reads land."""
-    w.expect(w.streams[1], (), (), finer)
+    w.expect(w.streams[1], (), (), residuals)
     found = reads(w.log)
     while w.in_flight:
         w.complete(min(w.in_flight))

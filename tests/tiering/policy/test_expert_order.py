@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.tiering.policy.expert_order import Gain, gain, order_by_use, reads, together
+from penstock.tiering.policy.expert_order import Gain, count_pairs, gain, order_by_use, reads
 
 EXPERTS = 6
 groups = st.lists(st.sets(st.integers(0, EXPERTS - 1), min_size=1, max_size=4).map(sorted), max_size=12)
@@ -18,18 +18,18 @@ def total(found: list[list[int]], order: list[int], most: int = EXPERTS) -> int:
 
 
 def test_together_counts_pairs() -> None:
-    assert together([[0, 1, 2], [2, 1], [3]], 4) == [[0, 1, 1, 0], [1, 0, 2, 0], [1, 2, 0, 0], [0, 0, 0, 0]]
+    assert count_pairs([[0, 1, 2], [2, 1], [3]], 4) == [[0, 1, 1, 0], [1, 0, 2, 0], [1, 2, 0, 0], [0, 0, 0, 0]]
 
 
 @given(groups)
 def test_the_order_has_every_expert_once(found: list[list[int]]) -> None:
-    assert sorted(order_by_use(together(found, EXPERTS))) == list(range(EXPERTS))
+    assert sorted(order_by_use(count_pairs(found, EXPERTS))) == list(range(EXPERTS))
 
 
 @given(groups)
 def test_reads_are_experts_less_neighbours(found: list[list[int]]) -> None:
-    order = order_by_use(together(found, EXPERTS))
-    counts = together(found, EXPERTS)
+    order = order_by_use(count_pairs(found, EXPERTS))
+    counts = count_pairs(found, EXPERTS)
     side_by_side = sum(counts[one][other] for one, other in pairwise(order))
     assert total(found, order) == sum(map(len, found)) - side_by_side
 
@@ -37,7 +37,7 @@ def test_reads_are_experts_less_neighbours(found: list[list[int]]) -> None:
 @given(groups)
 def test_the_order_is_nearly_the_best_of_all(found: list[list[int]]) -> None:
     """Three quarters of the pairs that the best has side by side; a greedy path alone has half."""
-    counts = together(found, EXPERTS)
+    counts = count_pairs(found, EXPERTS)
 
     def saved(order: tuple[int, ...]) -> int:
         return sum(counts[one][other] for one, other in pairwise(order))
@@ -48,7 +48,7 @@ def test_the_order_is_nearly_the_best_of_all(found: list[list[int]]) -> None:
 
 def test_pairs_hidden_by_their_numbers_are_found() -> None:
     found = [[0, 7], [1, 6], [2, 5], [3, 4]] * 3 + [[7, 1]]
-    order = order_by_use(together(found, 8))
+    order = order_by_use(count_pairs(found, 8))
     assert total(found, order, 8) == len(found)
     assert total(found, list(range(8)), 8) == 2 * len(found) - 3, "only 3 and 4 are neighbours by number"
 

@@ -1,5 +1,8 @@
-"""Which resident block goes first (pure). Policies are told what is used and rank what is here; they never decide
-what may go: the planner skips what is leased or loading."""
+"""Eviction policies: they rank resident blocks, the first to evict first (pure).
+
+A policy is told which blocks are used. The planner skips blocks that are leased or loading.
+Imports tiering/policy/prefetch.
+"""
 
 from .policy import Eviction, Policy
 from .registry import EVICTION

@@ -1,4 +1,4 @@
-"""Recency and frequency balanced by what is missed (pure)."""
+"""Adaptive replacement: the misses decide between recency and frequency (pure)."""
 
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
@@ -7,8 +7,10 @@ from ...units import BlockId
 
 
 class ARC:
-    """Blocks used once and blocks used again since they came are two lists, the least recently used first. Blocks that
-    were evicted from a list are remembered, as many as fit: one that comes back says that its list was too short.
+    """Keeps two lists, the least recently used block first: blocks used once since they came, and blocks used again.
+
+    It remembers the blocks evicted from each list, as many as fit. A block that comes back shows that its list was too
+    short.
     ("ARC: A Self-Tuning, Low Overhead Replacement Cache".)
     """
 
@@ -19,7 +21,7 @@ class ARC:
         self._again: OrderedDict[BlockId, None] = OrderedDict()
         self._gone_once: OrderedDict[BlockId, None] = OrderedDict()
         self._gone_again: OrderedDict[BlockId, None] = OrderedDict()
-        self._target = 0.0  # how long the list of those used once should be
+        self._target = 0.0  # length that the list of blocks used once should have
 
     def used(self, blocks: Sequence[BlockId]) -> None:
         for block in blocks:

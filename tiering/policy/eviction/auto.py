@@ -1,4 +1,4 @@
-"""The policy that the run itself shows to be best (pure)."""
+"""Follows the policy that hits most in the run itself (pure)."""
 
 from collections.abc import Callable, Generator, Sequence
 
@@ -7,19 +7,19 @@ from .policy import Eviction
 from .shadow import Shadow
 
 _DECAY = 0.97
-"""By which the hits of earlier forwards count less, with each forward."""
+"""Factor by which earlier hits count less, per forward."""
 _CLEARLY = 0.003
-"""The share of uses by which another policy must have hit more to be followed instead."""
+"""Another policy is followed when it hit more by this share of all uses."""
 _SAMPLE = 4
-"""So many layers, and then one in so many, are enough to compare policies by."""
+"""Policies are compared on the first 4 layers, then on one layer in 4."""
 
 
 class Auto:
-    """Follows the policy that would have hit most of late; of equally good ones the earlier one in ``candidates``.
+    """Follows the policy that would have hit most recently. Of equals, the earlier one in ``candidates``.
 
-    Once something has to be evicted, each candidate manages a shadow of the cache, for some of the layers, and their
-    hits are compared. A policy that follows bad predictions is left as soon as its shadow shows it. (Choosing among
-    policies by what each would have done, on a sample: "Adaptive Insertion Policies for High Performance Caching".)
+    From the first eviction on, each candidate manages a shadow of the cache for some of the layers, and their hits are
+    compared. A policy that follows bad predictions is left as soon as its shadow shows it. The idea of comparing
+    policies on a sample is from "Adaptive Insertion Policies for High Performance Caching".
     """
 
     def __init__(self, candidates: Sequence[Callable[[], Eviction]]) -> None:
@@ -28,9 +28,9 @@ class Auto:
         self._hits = [0.0] * len(candidates)
         self._uses = 0.0
         self._followed = 0
-        self._sampled: dict[str, bool] = {}  # of each layer's module, whether it is part of the sample
+        self._sampled: dict[str, bool] = {}  # by module: whether its layer is in the sample
         self._resident: dict[BlockId, None] = {}
-        self._most = 0  # blocks resident at once since the forward began
+        self._most = 0  # most blocks resident at once since the forward began
         self._full = False
 
     @property
@@ -88,7 +88,7 @@ class Auto:
         return found
 
     def _resize_shadows(self) -> None:
-        """Give them the sample's part of what the whole cache holds."""
+        """Give the shadows the sample's share of the cache."""
         layers = max(1, len(self._sampled))  # guesses may fill the cache before anything is used
         room = self._most * sum(self._sampled.values()) // layers
         for shadow in self._shadows:

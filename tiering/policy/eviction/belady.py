@@ -1,4 +1,4 @@
-"""The optimum, for those who know the future (pure)."""
+"""Belady's optimum, for a known future (pure)."""
 
 from collections.abc import Generator, Iterable, Sequence
 from itertools import count
@@ -7,15 +7,15 @@ from ...units import BlockId
 
 
 class Belady:
-    """What is used again last goes first ("A study of replacement algorithms for a virtual-storage computer").
+    """Evicts the block whose next use is furthest away. ``future`` holds every use to come, in order.
 
-    The yardstick for the others: ``future`` has every use that will come, in order.
+    It bounds the hit ratio of every other policy ("A study of replacement algorithms for a virtual-storage computer").
     """
 
     name = "belady"
 
     def __init__(self, future: Iterable[BlockId]) -> None:
-        self._uses: dict[BlockId, list[int]] = {}  # still to come, the next one last
+        self._uses: dict[BlockId, list[int]] = {}  # uses to come, the next one last
         uses = list(future)
         for number, block in zip(count(len(uses) - 1, -1), reversed(uses), strict=False):
             self._uses.setdefault(block, []).append(number)

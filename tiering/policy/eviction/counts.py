@@ -1,4 +1,4 @@
-"""How often blocks were used of late, and which resident one was used least (pure)."""
+"""Decayed counts of uses, and the resident block with the least count (pure)."""
 
 import heapq
 from collections.abc import Iterable, Iterator
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 from ...units import BlockId
 
 _RARELY = 1e-6
-"""The share of forwards given to blocks that were never used."""
+"""Share of forwards assumed for blocks that were never used."""
 
 
 class Counts:
-    """Uses of each block, every one worth less by ``decay`` with each forward.
+    """Uses of each block. Every use is worth less by the factor ``decay`` with each forward.
 
-    Instead of decaying every count, a use at time t adds ``decay ** -t``: between its uses a count need not be touched,
-    and the order of two counts changes only when one of the blocks is used.
+    Counts are not decayed one by one: a use at time t adds ``decay ** -t``. A count is touched only when its block is
+    used, and the order of two counts changes only then.
     """
 
     _LARGEST = 1e100
@@ -21,7 +21,7 @@ class Counts:
     def __init__(self, decay: float) -> None:
         assert 0 < decay <= 1
         self._decay, self._weight = decay, 1.0
-        self._total = 1.0  # what a block used once in every forward would have
+        self._total = 1.0  # the count of a block used once in every forward
         self._count: dict[BlockId, float] = {}
 
     def used(self, blocks: Iterable[BlockId]) -> None:
@@ -29,7 +29,7 @@ class Counts:
             self._count[block] = self._count.get(block, 0.0) + self._weight
 
     def of(self, block: BlockId) -> float:
-        """In units of their own, which change where ``tick`` says so."""
+        """The count of ``block``, in a unit that changes when ``tick`` returns True."""
         return self._count.get(block, 0.0)
 
     def __iter__(self) -> Iterator[float]:
@@ -37,12 +37,11 @@ class Counts:
         return iter(self._count.values())
 
     def passed_over(self, count: float) -> float:
-        """How many forwards pass on average between two uses of a block with this count, from how often it was used of
-        late."""
+        """Forwards that pass on average between two uses of a block with this ``count``."""
         return max(0.0, self._total / max(count, self._total * _RARELY) - 1)
 
     def tick(self) -> bool:
-        """One more forward has begun. Whether every count has changed, all in proportion."""
+        """A forward begins. Returns whether all counts were rescaled, in proportion."""
         self._weight /= self._decay
         self._total += self._weight
         if self._weight <= self._LARGEST:
@@ -54,7 +53,7 @@ class Counts:
 
 
 class Least:
-    """Resident blocks, the one with the least count first. The heap keeps stale entries, corrected when they show."""
+    """Resident blocks, the least count first. Stale entries of the heap are corrected when they surface."""
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
@@ -72,7 +71,7 @@ class Least:
         return block in self._resident
 
     def first(self) -> tuple[float, BlockId] | None:
-        """The resident block with the least count, with it; None if there is no other than those taken."""
+        """The least count and its block, among those not taken; None if there is none."""
         heap = self._heap
         while heap:
             count, block = heap[0]
@@ -86,7 +85,7 @@ class Least:
         return None
 
     def take(self) -> tuple[float, BlockId]:
-        """The first, which there must be; it is not given again before ``put_back``."""
+        """The first block, which must exist. It is not returned again before ``put_back``."""
         entry = heapq.heappop(self._heap)
         while self._heap and self._heap[0] == entry:  # removed and added since
             heapq.heappop(self._heap)
@@ -98,6 +97,6 @@ class Least:
                 heapq.heappush(self._heap, entry)
 
     def rebuild(self) -> None:
-        """Every count has changed."""
+        """Sort again: every count has changed."""
         self._heap = [(self._counts.of(block), block) for block in self._resident]
         heapq.heapify(self._heap)

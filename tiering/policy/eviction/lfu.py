@@ -1,4 +1,4 @@
-"""Least frequently used, of late (pure)."""
+"""Least frequently used, with decay (pure)."""
 
 from collections.abc import Generator, Sequence
 
@@ -7,7 +7,7 @@ from .counts import Counts, Least
 
 
 class LFU:
-    """Least frequently used, with counts that decay by ``decay`` per forward."""
+    """Evicts the least frequently used block. Counts decay by the factor ``decay`` per forward."""
 
     name = "lfu"
 

@@ -8,7 +8,7 @@ from ...units import BlockId
 
 
 class LRU:
-    """Least recently used."""
+    """Evicts the least recently used block."""
 
     name = "lru"
 
@@ -30,6 +30,6 @@ class LRU:
         """Recency needs no clock."""
 
     def victims(self) -> Generator[BlockId, None, None]:
-        first = tuple(islice(self._order, 16))  # mostly enough: no need to copy thousands
+        first = tuple(islice(self._order, 16))  # usually enough, and cheaper than a copy of thousands
         yield from first
         yield from tuple(block for block in self._order if block not in first)

@@ -1,10 +1,9 @@
-"""Whose next use is probably furthest away goes first (pure).
+"""Evicts the block whose next use is probably furthest away (pure).
 
-Belady's rule with an estimate in place of the future. A layer's experts are used once in every forward or not at all,
-and the layers always follow each other in the same order. So the next time at which an expert may be used is known:
-when its layer comes next. Whether it is used then is a matter of how often it was of late: used in a share p of the
-forwards, it is passed over (1 - p) / p times on average; where several streams run, each of them passes. For one
-sequence the counts decide; for many, which use nearly every expert in each step, the order of the layers does, and the
+Belady's rule with an estimate in place of the future. A forward uses each expert once or not at all, and the layers
+always follow each other in the same order. So an expert can next be used when its layer comes next. An expert used in
+a share p of recent forwards is passed over (1 - p) / p times on average, by each stream that runs. For one sequence the
+counts decide. For many sequences, which use nearly every expert in each step, the order of layers decides, and the
 experts just used go first.
 """
 
@@ -17,8 +16,10 @@ from .counts import Counts, Least
 
 
 class NextUse:
-    """Ranks by the expected number of forwards until the next use by any of the streams on ``route``; counts decay by
-    ``decay`` per forward."""
+    """Ranks blocks by the expected forwards until the next use by any stream on ``route``.
+
+    Counts decay by the factor ``decay`` per forward.
+    """
 
     name = "next-use"
 
@@ -47,7 +48,7 @@ class NextUse:
         passed: list[tuple[Least, tuple[float, BlockId]]] = []
         streams = max(1, len(self._route.streams))
         ways = dict(zip(self._layers, self._route.ahead(self._layers), strict=True))
-        firsts: list[tuple[float, BlockId]] = []  # of each layer, the one to go first
+        firsts: list[tuple[float, BlockId]] = []  # the first to evict, of each layer
         for module, layer in self._layers.items():
             if (entry := layer.first()) is not None:
                 firsts.append((-ways[module] - self._counts.passed_over(entry[0]) / streams, entry[1]))

@@ -1,4 +1,4 @@
-"""What the planner asks of an eviction policy."""
+"""The interface of eviction policies (pure)."""
 
 from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
@@ -8,23 +8,27 @@ from ..prefetch.module_order import Route
 
 
 class Eviction(Protocol):
-    """A block that is read because it is wanted is used first, and inserted when it has come."""
+    """Ranks resident blocks. A block read on demand is ``used`` first, and ``inserted`` when it has arrived."""
 
     @property
     def name(self) -> str:
-        """Of the policy that decides now."""
+        """The name of the policy that decides now."""
 
     def used(self, blocks: Sequence[BlockId]) -> None:
-        """``blocks`` are wanted side by side, resident or not."""
+        """A stream wants ``blocks`` together, resident or not."""
 
-    def inserted(self, block: BlockId) -> None: ...
-    def removed(self, block: BlockId) -> None: ...
+    def inserted(self, block: BlockId) -> None:
+        """``block`` has become resident."""
+
+    def removed(self, block: BlockId) -> None:
+        """``block`` is resident no more."""
+
     def tick(self) -> None:
-        """One more forward has begun."""
+        """A forward begins."""
 
     def victims(self) -> Generator[BlockId, None, None]:
-        """Resident blocks, the one to go first first. The planner may evict while it iterates."""
+        """Resident blocks, the first to evict first. The planner may evict during the iteration."""
 
 
 Policy = Callable[[Route], Eviction]
-"""Makes an eviction policy for streams on that route."""
+"""Makes an eviction policy for the streams on a route."""

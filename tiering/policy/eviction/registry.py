@@ -1,4 +1,4 @@
-"""Eviction policies by the name they have in the configuration."""
+"""Eviction policies by their names in the configuration."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Eviction on predictions of one bit (pure)."""
+"""Eviction by one-bit predictions (pure)."""
 
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
@@ -10,17 +10,17 @@ from .counts import Counts
 
 
 class Predictor(Protocol):
-    """Says of a block whether it had better be discarded: Belady's rule would evict it before its next use."""
+    """Predicts whether Belady's rule would evict a block before its next use."""
 
     def discard(self, block: BlockId) -> bool:
-        """Asked at each use of ``block``, whether it is resident or not."""
+        """Whether to discard ``block``. Asked at each use, resident or not."""
 
     def tick(self, resident: int) -> None:
-        """One more forward has begun; so many blocks are resident."""
+        """A forward begins with ``resident`` blocks in memory."""
 
 
 class Rare:
-    """A block had better be discarded unless it is one of those used most, of late, as many as are resident."""
+    """Discards every block but the most used ones. As many are kept as are resident."""
 
     def __init__(self, decay: float = 0.98) -> None:
         self._counts = Counts(decay)
@@ -37,8 +37,10 @@ class Rare:
 
 
 class Succinct:
-    """What is predicted to be discarded goes first, then the least recently used ("Paging with Succinct Predictions":
-    with right bits as good as the optimum; that wrong ones do no harm is for ``Auto`` to see to)."""
+    """Evicts blocks predicted to be discarded, then the least recently used ("Paging with Succinct Predictions").
+
+    With right predictions it is as good as the optimum. ``Auto`` guards against wrong ones.
+    """
 
     name = "succinct"
 

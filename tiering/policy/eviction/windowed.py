@@ -7,7 +7,7 @@ from ...units import BlockId
 
 
 class WindowedLFU:
-    """Least often used in the last ``window`` forwards; of those used equally often the least recently used one."""
+    """Evicts the block used least in the last ``window`` forwards. Of equals, the least recently used one."""
 
     name = "windowed-lfu"
 

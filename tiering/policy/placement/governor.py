@@ -1,12 +1,12 @@
-"""How much memory to take now, of what the machine has left (pure): at once less when it runs short, slowly more.
+"""Decides how much memory to use: less at once when the machine runs short, more slowly (pure).
 
-Below the low mark something else needs memory: the limit sinks by what is missing to get well above the mark, and by
-what others took since the last look, for they may be at it still; the more has been given already, the more of that
-counts. Between the marks nothing happens. Above the
-high mark the limit rises in steps of half of what lies above it, so growing alone never reaches the low mark.
+Below the low mark, other programs need memory. The limit then sinks by the bytes missing to get well above the mark,
+and by the bytes that others took since the last look, since they may go on. The more was given already, the more of
+that counts. Between the marks nothing changes. Above the high mark the limit rises in steps of half of the surplus, so
+growth alone never reaches the low mark.
 
-Whoever takes and gives memory again and again must not make it swing. What counts as plenty is the least there was for
-a while, and each time the limit has to sink soon after it rose, that while doubles.
+A program that takes and gives memory again and again must not make the limit swing. So the surplus is the least over a
+period, and that period doubles each time the limit must sink soon after it rose.
 """
 
 import math
@@ -14,44 +14,44 @@ import math
 from ...units import GiB, MiB
 
 PATIENCE = 2.0
-"""Seconds of plenty before the limit rises, at first."""
+"""Seconds of surplus before the limit rises, at first."""
 MOST_PATIENCE = 64.0
-"""Seconds of plenty before the limit rises, at most."""
+"""Seconds of surplus before the limit rises, at most."""
 PACE = 0.5
-"""Seconds between one rise and the next, while there is plenty."""
+"""Seconds between two rises while the surplus lasts."""
 _STEPS = 64
-"""A rise is at least this part of the way from floor to ceiling: smaller ones are not worth the trouble."""
+"""A rise is at least this fraction of the way from floor to ceiling."""
 
 
 def low_mark(total: int) -> int:
-    """Bytes available, of ``total``, below which memory is short. The high mark is twice as high."""
+    """Memory is short below this many available bytes of ``total``. The high mark is twice as high."""
     return min(max(total // 48, 16 * MiB), GiB)
 
 
-class Elastic:
-    """The limit in bytes, between ``floor`` and ``ceiling``. Knows no clock: it is told the time."""
+class Governor:
+    """The limit in bytes, between ``floor`` and ``ceiling``. It has no clock: callers pass the time."""
 
     def __init__(self, floor: int, ceiling: int) -> None:
         assert floor <= ceiling
         self.floor, self.ceiling, self.limit = floor, ceiling, ceiling
         self.shrinks = self.growths = 0
         self._before: tuple[int, int] | None = None  # available and held at the last look
-        self._given = 0  # by the last look
+        self._given = 0  # bytes, by the last look
         self._patience = PATIENCE
-        self._grown = self._shrunk = -math.inf  # when it last did
-        self._since = -math.inf  # begin of this while of plenty
-        self._least: list[int] = []  # surplus in bytes, the least in the while before and in this one
+        self._grown = self._shrunk = -math.inf  # time of the last rise and of the last fall
+        self._since = -math.inf  # begin of the present period of surplus
+        self._least: list[int] = []  # least surplus in bytes, of the previous period and of this one
 
     def advise(self, now: float, available: int, total: int, unused: int) -> int:
         """The limit from ``now`` (monotonic seconds) on.
 
-        ``available`` bytes of ``total`` may still be taken on this machine; ``unused`` bytes are allowed by the present
-        limit and not taken yet, or, if negative, taken and about to be given back.
+        ``available`` bytes of ``total`` are free on this machine. ``unused`` bytes are allowed by the present limit and
+        not taken yet. A negative number is taken and about to be given back.
         """
         low = low_mark(total)
         taken = min(self._taken(available, self.limit - unused), max(low, 2 * self._given))
         self._given = 0
-        coming = available - min(unused, 0)  # once we have given back what is too much already
+        coming = available - min(unused, 0)  # after our own surplus is given back
         surplus = available - max(unused, 0) - 2 * low
         if now - max(self._grown, self._shrunk) > 4 * MOST_PATIENCE:
             self._patience = PATIENCE
@@ -65,7 +65,7 @@ class Elastic:
         return self.limit
 
     def _taken(self, available: int, held: int) -> int:
-        """Bytes that others have taken since the last look, if any."""
+        """Bytes that other programs took since the last look."""
         before, self._before = self._before, (available, held)
         return 0 if before is None else max(0, before[0] - available - (held - before[1]))
 

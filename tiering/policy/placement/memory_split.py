@@ -1,23 +1,25 @@
-"""How weights and KV share a limit on memory (pure).
+"""Splits a memory limit between weights and KV (pure).
 
-As long as all of it may be used, both have what they were given. Below that, KV counts with what the pages that there
-are could take, so room that nobody uses goes first; of the rest both give the same share of what they can give.
+At the full limit both have their ceilings. Below it, KV counts with the bytes that its present pages can use, so unused
+room goes first. Then both give the same share of the bytes that they can give.
 """
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What of one of them stays at every limit, and what it may have; bytes."""
+class MemoryShare:
+    """Bytes of weights or of KV: ``floor`` stays at every limit, ``ceiling`` is the most."""
 
     floor: int
     ceiling: int
 
 
-def shared(limit: int, weights: Part, kv: Part, *, wanted: int) -> tuple[int, int]:
-    """Bytes for weights and for KV, ``limit`` in all, which is between the sums of floors and ceilings. ``wanted`` is
-    what KV could use now."""
+def split_limit(limit: int, weights: MemoryShare, kv: MemoryShare, *, wanted: int) -> tuple[int, int]:
+    """Bytes for weights and bytes for KV, ``limit`` in all. KV can use ``wanted`` bytes now.
+
+    ``limit`` lies between the sum of floors and the sum of ceilings.
+    """
     assert weights.floor + kv.floor <= limit <= weights.ceiling + kv.ceiling
     spare = limit - weights.floor - kv.floor
     for_weights = weights.ceiling - weights.floor
@@ -29,6 +31,9 @@ def shared(limit: int, weights: Part, kv: Part, *, wanted: int) -> tuple[int, in
 
 
 def least_kv(capacity: int, newest: int, passing: int) -> int:
-    """Bytes of ``capacity`` that KV cannot do without: twice the ``newest`` pages of all layers of a sequence, which
-    cannot leave memory, and room for ``passing`` bytes, a quarter at most."""
+    """The least bytes of ``capacity`` that KV needs.
+
+    That is twice the ``newest`` pages of all layers of a sequence, which cannot leave memory, and ``passing`` bytes for
+    pages that are read and dropped again, at most a quarter.
+    """
     return min(capacity, 2 * newest + min(passing, capacity // 4))

@@ -1,8 +1,8 @@
-"""What stays in memory, what streams, what is cached, for a budget (pure).
+"""Divides a budget: blocks that stay in memory, blocks that stream, the cache of experts (pure).
 
-Dense weights are used at every token, a byte of an expert only at some: dense weights are placed first. Those that do
-not fit are streamed through a small region; which of them stay is spread evenly over the layers, so that the drive has
-the same work everywhere. What is left caches experts, and, where these can be computed without them, their residuals.
+Every token uses the dense weights, and only some of the experts. So dense weights are placed first. Those that do not
+fit stream through a small region. The ones that stay are spread evenly over the layers, so that the drive has the same
+work everywhere. The rest of the budget caches experts, and residuals where experts can be computed without them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,24 +13,24 @@ from ...errors import BudgetTooSmall
 from ...units import PAGE, BlockId, MiB, align_up, format_size
 
 READ_AHEAD = 16 * MiB
-"""Bytes of the streaming region, beyond the block in use, that let the drive work while a block is computed on."""
+"""Bytes of the streaming region beyond the block in use. They keep the drive busy while a block is computed on."""
 ROW_CACHE = 8 * MiB
-"""Bytes kept for rows of an embedding that is read by row, at most; of a small embedding an eighth."""
+"""Most bytes kept for rows of an embedding that is read by row. A small embedding gets an eighth."""
 WORKING = 96 * MiB
-"""Bytes left for what computing takes besides weights: activations, kernels, the runtime. At most a twelfth."""
+"""Bytes left free for activations, kernels and the runtime. At most a twelfth of the budget."""
 NO_OVERLAP = 1 / 8
-"""What a region without room to read ahead costs, as a share of the dense bytes that might be read instead: nothing is
-computed while the drive reads then, and memory is some eight times as fast as a drive."""
+"""Cost of a region without room to read ahead, as a share of the dense bytes.
+
+Nothing is computed then while the drive reads, and memory is about eight times as fast as a drive."""
 EXPERT_SHARE = 0.1
-"""Share of a short budget kept for experts before dense weights are pinned: below it every expert is read anew."""
+"""Share of a short budget that experts get before dense weights are pinned. With less, every expert is read anew."""
 
 RESIDUAL_SHARE = 1 / 4
-"""Share of the cache of experts that goes to residuals where there is not room for all: even so more experts find room
-than with their residuals, which take nearly half of both."""
+"""Share of the cache that residuals get when not all fit. More experts still fit than if each had its residuals."""
 
 
 class SizedBlock(NamedTuple):
-    """A block as placement sees it: its id, its bytes on flash, whether it must always be in memory, and its drive."""
+    """A block to place: id, bytes on flash, whether it is always in memory, number of its drive."""
 
     id: BlockId
     length: int
@@ -40,7 +40,7 @@ class SizedBlock(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The decision. All sizes in bytes."""
+    """The division of a budget. All sizes in bytes."""
 
     budget: int
     minimum: int
@@ -62,7 +62,7 @@ class Placement:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of the budget that are put to use."""
+        """Bytes of the budget that are used."""
         return (
             self.resident_bytes
             + self.pinned_bytes
@@ -87,11 +87,13 @@ def place(
     scratch: int = 0,
     tier: str = "host",
 ) -> Placement:
-    """Divide ``budget`` bytes. ``embeddings`` names the blocks that an embedding can read by row, and says of each
-    whether the embedding is alone in using it (not tied to an output layer, say). ``scratch`` bytes are for decoding.
-    Rows that are read lie in host memory, whichever ``tier`` is divided.
+    """Divide ``budget`` bytes among ``blocks``.
 
-    Raises BudgetTooSmall, which says the least that would do.
+    ``embeddings`` names the blocks that an embedding can read by row. The value says whether only the embedding uses
+    the block, so that it is not tied to an output layer. ``scratch`` bytes are for decoding. Rows lie in host memory,
+    whichever ``tier`` is divided.
+
+    Raises BudgetTooSmall, which names the minimum.
     """
     blocks = tuple(blocks)
     resident = [block for block in blocks if block.resident]
@@ -114,18 +116,10 @@ def place(
         raise BudgetTooSmall(_explain(f"{tier}_memory", budget, minimum, fixed, dense, largest_expert))
     free = budget - min(working_memory(budget), budget - minimum)
 
-    expert_floor = min(expert_total, max(largest_expert, int(EXPERT_SHARE * budget)))
-    expert_floor = min(expert_floor, free - (minimum - largest_expert))
-    if fixed + _total(dense) + expert_floor <= free:
-        pinned, region = dense, 0
-    else:
-        pinned, region = _pin(dense, free - fixed - expert_floor)
+    pinned, region = _pinned(dense, free, fixed, _expert_floor(budget, free, minimum, expert_total, largest_expert))
     pinned_ids = {block.id for block in pinned}
     pinned_bytes = _total(pinned)
-    room = free - fixed - pinned_bytes - region
-    residual_region = min(max(room - expert_total, int(RESIDUAL_SHARE * room)), room - largest_expert, residual_total)
-    residual_region = residual_region // unit_of(residuals) * unit_of(residuals)
-    expert_region = min(expert_total, room - residual_region) // unit_of(experts) * unit_of(experts)
+    expert_region, residual_region = _caches(free - fixed - pinned_bytes - region, experts, residuals)
     return Placement(
         budget=budget,
         minimum=minimum,
@@ -147,8 +141,30 @@ def place(
     )
 
 
+def _expert_floor(budget: int, free: int, minimum: int, expert_total: int, largest_expert: int) -> int:
+    """Bytes that the cache of experts gets before dense weights are pinned."""
+    floor = min(expert_total, max(largest_expert, int(EXPERT_SHARE * budget)))
+    return min(floor, free - (minimum - largest_expert))
+
+
+def _pinned(dense: Sequence[SizedBlock], free: int, fixed: int, expert_floor: int) -> tuple[Sequence[SizedBlock], int]:
+    """The dense blocks that stay in memory, and the bytes of the streaming region for the others."""
+    if fixed + _total(dense) + expert_floor <= free:
+        return dense, 0
+    return _pin(dense, free - fixed - expert_floor)
+
+
+def _caches(room: int, experts: Sequence[int], residuals: Sequence[int]) -> tuple[int, int]:
+    """Bytes of the regions of experts and of residuals, of these lengths, in ``room`` bytes for both."""
+    expert_total, largest_expert = sum(experts), max(experts, default=0)
+    wanted = max(room - expert_total, int(RESIDUAL_SHARE * room))
+    residual_region = min(wanted, room - largest_expert, sum(residuals))
+    residual_region = residual_region // unit_of(residuals) * unit_of(residuals)
+    return min(expert_total, room - residual_region) // unit_of(experts) * unit_of(experts), residual_region
+
+
 def unit_of(lengths: Sequence[int]) -> int:
-    """What a region for blocks of these lengths is a multiple of, in bytes: where all are equal, nothing is lost."""
+    """The unit of a region for blocks of these ``lengths``, in bytes. With equal lengths no byte is wasted."""
     return lengths[0] if len(set(lengths)) == 1 else PAGE
 
 
@@ -158,7 +174,7 @@ def working_memory(budget: int) -> int:
 
 
 def with_working_memory(weights: int) -> int:
-    """The budget in bytes that holds ``weights`` bytes and what is left free for computing."""
+    """The budget in bytes that holds ``weights`` bytes and the working memory beside them."""
     return weights + min(WORKING, weights // 11 + 1)  # an eleventh of the weights is a twelfth of the budget
 
 
@@ -187,10 +203,10 @@ def _explain(
 
 
 def _pin(dense: Sequence[SizedBlock], room: int) -> tuple[list[SizedBlock], int]:
-    """Choose what to pin and how large the streaming region is, within ``room``, so that a pass takes least.
+    """Choose the blocks to pin and the bytes of the streaming region, within ``room``, so that a pass reads least.
 
-    A large block in the stream costs a large region. So for every possible size of the largest streamed block: pin all
-    that is larger, take the region that this size needs, and spread the rest evenly.
+    A large block in the stream needs a large region. So every size is tried as the largest streamed block: larger
+    blocks are pinned, the region fits that size, and the other pinned blocks are spread evenly.
     """
     best: tuple[float, list[SizedBlock], int] | None = None
     total = _total(dense)
@@ -213,8 +229,10 @@ def _pin(dense: Sequence[SizedBlock], room: int) -> tuple[list[SizedBlock], int]
 
 
 def _spread(blocks: Sequence[SizedBlock], room: int) -> list[SizedBlock]:
-    """Blocks of at most ``room`` bytes in all, spread evenly over the sequence, and over each drive's part of it: what
-    is left to stream keeps every drive as busy as before."""
+    """Blocks of at most ``room`` bytes in all, spread evenly over the sequence and over each drive's part of it.
+
+    The blocks left to stream then keep every drive equally busy.
+    """
     total = _total(blocks)
     chosen: list[SizedBlock] = []
     passed: list[SizedBlock] = []

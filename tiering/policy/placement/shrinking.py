@@ -1,11 +1,11 @@
-"""What a lower limit leaves of a placement (pure): which pinned blocks are streamed, how large each region is.
+"""Divisions of a placement for lower limits: which pinned blocks stream, how large each region is (pure).
 
-The blocks are kept in one fixed order, spread evenly over the layers at every length, and a limit decides how many of
-them stay. So what a lower limit keeps, a higher one keeps too, and each block has one place in the arena: the part of
-every region that is in use is always its beginning. Residuals give way before anything else does.
+Pinned blocks have one fixed order, in which every beginning is spread evenly over the layers. A limit decides how many
+of them stay. So a higher limit keeps all that a lower one keeps, and each block has one place in the arena: a region is
+always used from its beginning. Residuals go first.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...units import PAGE, BlockId, align_up
@@ -21,12 +21,12 @@ from .placement import (
 )
 
 _OUTLIER = 2
-"""A block of more than this many median lengths is kept first: streaming it takes a region as large."""
+"""A block longer than this many medians is kept first: to stream it, the region must be as large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """Bytes that each part may use: what stays at every limit, pinned blocks that this limit keeps, and so on."""
+    """Bytes of each part at one limit. ``bound`` blocks stay at every limit, ``kept`` blocks at this one."""
 
     bound: int
     kept: int
@@ -37,16 +37,17 @@ class Division:
 
     @property
     def blocks(self) -> int:
-        """Bytes for blocks: all but those set aside for rows of embeddings, and for decoding."""
+        """Bytes for blocks. The others, ``aside``, are for rows of embeddings and for decoding."""
         return self.bound + self.kept + self.stream + self.experts + self.residuals
 
     @property
     def host_bytes(self) -> int:
+        """All bytes of the division."""
         return self.blocks + self.aside
 
 
 class Divisions:
-    """The divisions of one model for every limit between ``floor`` and the placement's budget, its ``ceiling``."""
+    """The divisions of one model for every limit from ``floor`` to ``ceiling``, at most the placement's budget."""
 
     def __init__(
         self,
@@ -56,9 +57,9 @@ class Divisions:
         floor: int | None,
         embeddings: Mapping[BlockId, bool] | None = None,
     ) -> None:
-        """``placement`` is where ``blocks`` go with the whole budget; ``embeddings`` as for ``place``.
+        """``placement`` places ``blocks`` for the whole budget; ``embeddings`` as for ``place``.
 
-        A ``floor`` below what the model needs, or None, is the least that it can run with.
+        A ``floor`` below the minimum of the model, or None, becomes that minimum.
         """
         self._placement = placement
         self._blocks = {block.id: block for block in blocks}
@@ -71,16 +72,7 @@ class Divisions:
         self._largest_expert = max(experts, default=0)
         self._unit = unit_of(experts)
         self._residual_unit = unit_of([b.length for b in self._blocks.values() if b.id.kind == "residual"])
-        # Bytes of the first n blocks; and of the rest, all and the largest.
-        self._first, self._rest, self._largest = [0], [_total(streamed)], [_longest(streamed)]
-        for block in kept:
-            self._first.append(self._first[-1] + block.length)
-        for block in reversed(kept):
-            self._rest.append(self._rest[-1] + block.length)
-            self._largest.append(max(self._largest[-1], block.length))
-        self._rest.reverse()
-        self._largest.reverse()
-
+        self._sum_up(kept, streamed)
         by_row = [block.id for block in pinned if block.id in embeddings]
         self._rows = tuple(block.id for block in rows)
         self._aside = placement.scratch_bytes + placement.row_cache_bytes
@@ -89,7 +81,7 @@ class Divisions:
         least = self._fixed + self._largest[0] + self._largest_expert
         self.ceiling = placement.budget
         if not placement.streamed and not placement.by_row and placement.expert_share == 1:
-            self.ceiling = min(placement.budget, with_working_memory(placement.host_bytes))  # more is of no use
+            self.ceiling = min(placement.budget, with_working_memory(placement.host_bytes))  # more would not be used
         if floor is None:
             floor = with_working_memory(least + READ_AHEAD)
         self.floor = min(max(floor, least), self.ceiling)
@@ -101,17 +93,35 @@ class Divisions:
         """Pinned blocks that stay at every limit."""
         self._bound = placement.resident_bytes + sum(self._blocks[block].length for block in self.bound)
         self.elastic = () if whole else tuple(block.id for block in (*kept[bound:], *rows))
-        """Pinned blocks that go at some limit, the last one first."""
+        """Pinned blocks that some limit does not keep, the last one first."""
         self.by_row = () if whole else tuple(block for block in by_row if block in self.elastic)
-        """Those pinned blocks that an embedding reads by row while they are not in memory."""
+        """Pinned blocks that an embedding reads by row while they are not in memory."""
         regions = [placement.stream_region_bytes]
         if not whole:
             regions += [self._ample(count) for count in range(bound, len(kept) + 1)]
         self.stream_capacity = max(regions)
-        """Bytes that the streaming region may ever use."""
+        """Most bytes that the streaming region uses at any limit."""
+
+    def _sum_up(self, kept: Sequence[SizedBlock], streamed: Sequence[SizedBlock]) -> None:
+        """For every n: bytes of the first n of ``kept``. Of the other blocks: the bytes of all, and of the largest."""
+        self._first, self._rest, self._largest = [0], [_total(streamed)], [_longest(streamed)]
+        for block in kept:
+            self._first.append(self._first[-1] + block.length)
+        for block in reversed(kept):
+            self._rest.append(self._rest[-1] + block.length)
+            self._largest.append(max(self._largest[-1], block.length))
+        self._rest.reverse()
+        self._largest.reverse()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both divide alike at every limit: they come from equal blocks, placement and floor."""
+        return isinstance(other, Divisions) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.floor, self.ceiling, self.bound, self.elastic))
 
     def read_only_by_row(self, block: BlockId) -> bool:
-        """Whether ``block``, when it is not kept, is never in memory as a whole."""
+        """Whether ``block`` is only read by row when it is not kept."""
         return block in self._rows
 
     def at(self, limit: int) -> Division:
@@ -148,19 +158,21 @@ class Divisions:
         return free - self._fixed - min(experts, free - self._least + self._largest_expert)
 
     def _ample(self, count: int) -> int:
-        """Bytes of the streaming region that let the drive work ahead when the first ``count`` blocks are kept."""
+        """Bytes of a streaming region with room to read ahead when the first ``count`` blocks are kept."""
         return min(align_up(self._largest[count] + max(self._largest[count], READ_AHEAD)), self._rest[count])
 
     def _count(self, limit: int) -> int:
-        """How many blocks are kept."""
+        """The number of blocks that ``limit`` keeps."""
         room = self._room(limit)
         most = range(len(self._first) - 1, -1, -1)
         return next((n for n in most if self._first[n] + self._ample(n) <= room), 0)
 
 
 def _in_turn(blocks: list[SizedBlock]) -> list[SizedBlock]:
-    """``blocks`` such that the first n, for every n, are spread evenly, over each drive's part of them as well: on each
-    drive in the order of their reversed binary index, and every drive gets its turn by the share of its bytes."""
+    """``blocks`` in an order in which the first n are spread evenly, for every n, over the layers and over the drives.
+
+    On each drive they follow their reversed binary index. Drives take turns by their shares of the bytes.
+    """
     if not blocks:
         return []
     median = sorted(block.length for block in blocks)[len(blocks) // 2]

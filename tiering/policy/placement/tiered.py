@@ -1,8 +1,8 @@
-"""What lies in which tier, for a budget of each (pure).
+"""Places blocks in the device tier and the host tier, for a budget of each (pure).
 
-The device's budget is divided as if flash were right below it. What stays on the device is nobody else's; the host's
-budget is divided among the rest, which passes through it on its way up. So what stays on the device and what stays in
-the host's memory are spread over the layers each, and all that is missing in both comes from flash.
+The device's budget is divided as if flash were directly below it. The host's budget is then divided among the blocks
+that do not stay on the device, since those pass through the host. So the blocks that stay on the device and the blocks
+that stay in host memory are each spread over the layers, and blocks missing in both come from flash.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from .placement import Placement, SizedBlock, place, row_cache_bytes
 
 
 class Tiers(NamedTuple):
-    """``below`` are the blocks that pass through the host tier; ``host`` is its placement, ``device`` the other's."""
+    """Placements of the ``host`` and the ``device`` tier. ``below`` are the blocks that pass through the host tier."""
 
     device: Placement
     host: Placement
@@ -28,8 +28,9 @@ def place_in_tiers(
     embeddings: Mapping[BlockId, bool],
     scratch: int = 0,
 ) -> Tiers:
-    """Divide ``device`` and ``host`` bytes; ``embeddings`` and ``scratch`` as for ``place``: decoding is done on the
-    device, rows of embeddings are read in host memory. Raises BudgetTooSmall, which says of which there is too little.
+    """Divide ``device`` and ``host`` bytes among ``blocks``; ``embeddings`` and ``scratch`` as for ``place``.
+
+    Decoding is done on the device, rows of embeddings lie in host memory. Raises BudgetTooSmall, which names the tier.
     """
     blocks = tuple(blocks)
     above = place(blocks, device, embeddings=embeddings, scratch=scratch, tier="device")
@@ -39,7 +40,7 @@ def place_in_tiers(
     below = tuple(block for block in blocks if block.id in passing - stay)
     placement = place(below, host, scratch=rows)
     if placement.residual_region_bytes < max((block.length for block in below if _is_residual(block)), default=0):
-        below = tuple(block for block in below if not _is_residual(block))  # they would never be there
+        below = tuple(block for block in below if not _is_residual(block))  # the host would never hold them
         placement = place(below, host, scratch=rows)
     return Tiers(above, placement, below)
 

@@ -1,8 +1,8 @@
-"""Streams that run at once stay close together, so that what is read for one of them serves them all (pure).
+"""Keeps concurrent streams close together, so that one read serves them all (pure).
 
-A stream that runs ahead evicts what those behind it come to next; soon everything is read once for each of them. Close
-together they all use a block while it is here (sharing one scan among many: "Cooperative Scans: Dynamic Bandwidth
-Sharing in a DBMS").
+A stream that runs ahead evicts the blocks that streams behind it need next. Soon every block is read once for each
+stream. Streams that stay together use a block while it is resident. The idea of sharing one scan is from "Cooperative
+Scans: Dynamic Bandwidth Sharing in a DBMS".
 """
 
 from collections import Counter
@@ -13,19 +13,18 @@ from ...events import Stream
 from .module_order import Route
 
 PATIENCE = 0.25
-"""Seconds that a stream ahead of others waits for them before a layer, when none of them moves: what holds them up may
-be something else than computing."""
+"""Seconds that a leading stream waits before a layer when no other stream moves: something else may hold them up."""
 
 
 class Convoy:
-    """How far the running streams are apart on ``route``, where ``lengths`` are the bytes of the modules that count."""
+    """Distances between running streams on ``route``. ``lengths`` are the bytes of the modules that count."""
 
     def __init__(self, route: Route, lengths: Mapping[str, int]) -> None:
         self._route = route
         self._starts = list(accumulate((lengths.get(module, 0) for module in route.places), initial=0))
 
     def lead(self, stream: Stream, module: str) -> int:
-        """Bytes by which ``stream``, which comes to ``module`` now, is ahead of the last one that runs; 0 outside."""
+        """Bytes by which ``stream``, now at ``module``, leads the last running stream; 0 outside of a forward."""
         streams, length = self._route.streams, self._starts[-1]
         if stream not in streams or not length:
             return 0
@@ -34,15 +33,14 @@ class Convoy:
 
 
 class Convoys:
-    """The convoys of the regions whose blocks come and go. Who is so far ahead that it holds up the others had better
-    wait for them."""
+    """One convoy for each region whose blocks come and go. A stream that leads by too much should wait."""
 
     def __init__(self, route: Route, regions: Iterable[str]) -> None:
         self._route, self._regions = route, tuple(regions)
         self._convoys: dict[str, Convoy] = {}
 
     def measure(self, blocks: Iterable[tuple[str, str, int]]) -> None:
-        """``blocks`` (region, module, bytes) are those that there are."""
+        """Set the blocks that there are: (region, module, bytes) of each."""
         lengths = {region: Counter[str]() for region in self._regions}
         for region, module, length in blocks:
             if region in lengths:
@@ -50,18 +48,20 @@ class Convoys:
         self._convoys = {region: Convoy(self._route, lengths[region]) for region in lengths}
 
     def hurries(self, stream: Stream, module: str, limits: Mapping[str, int], holding: Collection[str]) -> bool:
-        """Whether ``stream``, which comes to ``module``, had better wait. ``limits`` are the bytes of each region, of
-        which an eighth may lie between streams: the rest is for reading ahead. Who is ``holding`` some of one of these
-        regions never waits: they may need it to come nearer."""
+        """Whether ``stream``, now at ``module``, should wait for streams behind it.
+
+        ``limits`` are the bytes of each region. An eighth of them may lie between streams; the rest is for reading
+        ahead. A stream that is ``holding`` blocks of such a region never waits: others may need that room to catch up.
+        """
         ahead = (convoy.lead(stream, module) > limits[region] // 8 for region, convoy in self._convoys.items())
         return any(ahead) and not any(region in self._convoys for region in holding)
 
 
 def leads(places: Mapping[Stream, int], length: int) -> dict[Stream, int]:
-    """How far each stream is ahead of the last one, on a circle of ``length``.
+    """The lead of each stream over the last one, on a circle of ``length``.
 
-    On a circle everybody is behind everybody. The last one is who has the longest empty stretch behind it: that way
-    the least is waited for until all are together.
+    On a circle every stream is behind every other. The last one is the stream with the longest empty stretch behind
+    it. That choice waits least until all are together.
     """
     taken = sorted(set(places.values()))
     gaps = {after: after - before for before, after in pairwise([taken[-1] - length, *taken])}

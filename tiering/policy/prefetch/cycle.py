@@ -1,7 +1,8 @@
-"""Dense weights are used in the same order at every token: keep that order, prefetch along it, evict against it (pure).
+"""The cycle of dense weights: prefetch follows it, eviction runs against it (pure).
 
-LRU over a cycle larger than the cache never hits. Here the block whose next use is furthest away goes first, which
-for a known sequence is the optimum (Belady, "A study of replacement algorithms for a virtual-storage computer").
+Every token uses dense weights in the same order. LRU over a cycle larger than the cache never hits. Here the block
+whose next use is furthest away goes first, which is the optimum for a known sequence
+(Belady, "A study of replacement algorithms for a virtual-storage computer").
 """
 
 from bisect import bisect_left
@@ -12,10 +13,10 @@ from ...units import BlockId
 
 
 class Cycle:
-    """The order of use of the streamed dense blocks, where each stream stands in it, and what comes next.
+    """The order of use of the streamed dense blocks, and the position of each stream in it.
 
-    The order starts as the one on flash and is corrected by what a whole forward has shown. Blocks can ``join`` and
-    ``leave`` it, and come back to their place. It also serves as the Eviction policy of the streaming region.
+    The order starts as the one on flash. Each whole forward corrects it. Blocks can ``join`` and ``leave`` it, and come
+    back to their place. It is also the Eviction policy of the streaming region.
     """
 
     name = "cycle"
@@ -24,9 +25,9 @@ class Cycle:
         self._all = tuple(order)
         self._outside: set[BlockId] = set()
         self._set_order(order)
-        self._next: dict[Stream, int] = {}  # index of the block that each running stream should use next
+        self._next: dict[Stream, int] = {}  # index of the block that each stream uses next
         self._seen: dict[Stream, list[BlockId]] = {}
-        self._resident: dict[BlockId, None] = {}  # in the order of arrival: a set's would differ from run to run
+        self._resident: dict[BlockId, None] = {}  # in order of arrival: a set's order differs between runs
 
     def _set_order(self, order: Sequence[BlockId]) -> None:
         self.order = tuple(order)
@@ -36,11 +37,11 @@ class Cycle:
         return block in self._index
 
     def join(self, blocks: Iterable[BlockId]) -> None:
-        """``blocks`` of the whole order are streamed from now on."""
+        """Stream ``blocks`` from now on; they are part of the whole order."""
         self._change(self._outside - set(blocks))
 
     def leave(self, blocks: Iterable[BlockId]) -> None:
-        """``blocks`` are streamed no more."""
+        """Stream ``blocks`` no more."""
         self._change(self._outside | set(blocks))
 
     def _change(self, outside: set[BlockId]) -> None:
@@ -57,7 +58,7 @@ class Cycle:
     # --- what the streams do ----------------------------------------------------------------------------------------
 
     def begin(self, stream: Stream) -> None:
-        self.end(stream)  # if it is in a pass: that is over
+        self.end(stream)  # a pass under way is over
         self._next[stream] = 0
         self._seen[stream] = []
 
@@ -69,7 +70,7 @@ class Cycle:
             self._learn(seen + [block for block in self.order if block not in used])
 
     def _learn(self, order: Sequence[BlockId]) -> None:
-        """``order`` is what it should have been; those outside keep to the block that they came after."""
+        """Correct the order to ``order``. Blocks outside stay behind the block that they came after."""
         after: dict[BlockId | None, list[BlockId]] = {}
         leader: BlockId | None = None
         for block in self._all:
@@ -84,7 +85,7 @@ class Cycle:
         self._set_order(order)
 
     def advance(self, stream: Stream, block: BlockId) -> None:
-        """``stream`` uses ``block`` now. Outside of a forward this says nothing of what comes next."""
+        """``stream`` uses ``block`` now. Outside of a forward this is ignored."""
         index = self._index.get(block)
         if index is None or stream not in self._next:
             return
@@ -94,7 +95,7 @@ class Cycle:
     # --- prefetch ---------------------------------------------------------------------------------------------------
 
     def distance(self, block: BlockId) -> int:
-        """Uses of other blocks until the next use of ``block``, by the stream that comes to it first.
+        """Uses of other blocks until the first stream uses ``block``.
 
         A block outside of the order comes last.
         """
@@ -106,10 +107,10 @@ class Cycle:
         return min((index - position) % count for position in self._next.values())
 
     def upcoming(self) -> Iterator[BlockId]:
-        """Blocks in the order in which they will be used, over the token boundary, each once."""
+        """Blocks in the order in which they will be used, across the token boundary, each once."""
         count = len(self.order)
         positions = sorted({position % count for position in self._next.values()} or {0}) if count else []
-        if len(positions) == 1:  # the common case, and asked for at every release
+        if len(positions) == 1:  # the common case, on the path of every release
             return iter(self.order[positions[0] :] + self.order[: positions[0]])
         return self._in_turn(positions)
 
@@ -126,7 +127,7 @@ class Cycle:
     # --- eviction ---------------------------------------------------------------------------------------------------
 
     def used(self, blocks: Sequence[BlockId]) -> None:
-        """Positions, not uses, rank the blocks."""
+        """Positions rank the blocks, so uses are ignored."""
 
     def inserted(self, block: BlockId) -> None:
         self._resident[block] = None

@@ -1,15 +1,15 @@
-"""How many experts a layer asks for at a time (pure)."""
+"""The number of experts that a layer asks for at a time (pure)."""
 
 _FEW = 64
-"""Router choices up to which all experts are asked for at once."""
+"""Up to this many router choices, all experts are asked for at once."""
 _WINDOW = 4
-"""Experts that a prompt asks for at a time, so that neither leases nor outputs pile up."""
+"""Experts that a prompt asks for at a time. It bounds leases and outputs."""
 _LONG = 512
-"""Choices per expert from which one at a time will do: to compute it takes longer than to read the next one."""
+"""From this many choices per expert, one at a time suffices: computing it takes longer than reading the next one."""
 
 
 def at_a_time(experts: int, choices: int) -> int:
-    """Of ``experts`` that a layer needs, where its tokens make ``choices`` choices in all."""
+    """Experts to ask for at a time, of ``experts`` that a layer needs for ``choices`` router choices."""
     if choices <= _FEW:
         return experts
     return 1 if choices >= _LONG * experts else _WINDOW

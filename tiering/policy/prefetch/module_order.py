@@ -1,4 +1,4 @@
-"""The order in which the modules of a model are used, and where on that way each running stream is (pure)."""
+"""The order in which modules are used, and the position of each running stream in it (pure)."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,16 +6,16 @@ from ...events import Stream
 
 
 class Route:
-    """``stops`` are modules, each with one block or several, in the order of use; after the last comes the first."""
+    """The cyclic order of ``stops``: modules with at least one block, in the order of use."""
 
     def __init__(self, stops: Iterable[str]) -> None:
         self.places = {module: place for place, module in enumerate(dict.fromkeys(stops))}
-        """The number of each stop."""
+        """The number of each stop, by module."""
         self._at: dict[Stream, int] = {}
 
     @property
     def streams(self) -> Mapping[Stream, int]:
-        """At which stop each running stream is; -1 before the first."""
+        """The stop at which each running stream is. -1 stands for before the first."""
         return self._at
 
     def begin(self, stream: Stream) -> None:
@@ -23,7 +23,7 @@ class Route:
         self._at[stream] = -1
 
     def reach(self, stream: Stream, module: str) -> None:
-        """``stream`` uses a block of ``module`` now. Outside of a forward this says nothing of what comes next."""
+        """``stream`` uses a block of ``module`` now. Outside of a forward this is ignored."""
         if stream in self._at:
             self._at[stream] = self.places[module]
 
@@ -32,11 +32,13 @@ class Route:
         self._at.pop(stream, None)
 
     def ahead(self, modules: Iterable[str]) -> list[float]:
-        """For each of ``modules`` the part of the whole way, above 0 and at most 1, until the first of the running
-        streams comes to it, or to it again; where none runs, from the start."""
+        """For each of ``modules``, how soon a running stream comes to it: a share of the whole way, in (0, 1].
+
+        Without a running stream it is the share from the start.
+        """
         places, count = self.places, len(self.places)
         starts = [at + 1 for at in self._at.values()] or [0]
-        if len(starts) == 1:  # the common case, and asked for at every miss
+        if len(starts) == 1:  # the common case, on the path of every miss
             start = starts[0]
             return [((places[module] - start) % count + 1) / count for module in modules]
         return [(min((places[module] - start) % count for start in starts) + 1) / count for module in modules]

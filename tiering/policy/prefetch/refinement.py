@@ -1,9 +1,9 @@
-"""How many bytes of residuals may be read, and which are worth trying (pure).
+"""Limits the bytes of residuals that are read, and skips those that cannot be read (pure).
 
-Residuals make finer what can be computed without them: they are read when a drive has nothing else to do. Time alone is
-no bound: a drive that idles between layers could read as much again as experts take, for a finer token now and then.
-Where the caches have room for all experts and all residuals, each is read once, and nothing bounds them: in the end
-every expert that is used is computed with all its planes.
+Residuals refine a product that can be computed without them, so they are read when a drive is idle. Idle time alone is
+no limit: a drive that idles between layers could read as many bytes again as experts take, for a small gain. Where the
+caches have room for all experts and all residuals, each is read once, without a limit: in the end every expert in use
+is computed with all its planes.
 """
 
 from collections.abc import Mapping
@@ -11,18 +11,19 @@ from collections.abc import Mapping
 from ...units import BlockId, residuals
 
 MOST_READ = 0.7
-"""Bytes of experts and their residuals that are read at most, as a share of what reading all of each expert would take:
-below it, computing with less is worth it. Of matrices in planes of four bits that leaves a quarter of what the first
-planes take. What is read while there is room for all does not count."""
+"""Most bytes of experts and residuals to read, as a share of reading every expert with all its planes.
+
+For matrices in planes of four bits, residuals then get a quarter of the bytes of the first planes. Bytes read while
+there is room for all do not count."""
 PAUSE = 64
-"""Forwards after which a residual that could not be read is tried again."""
+"""Forwards after which an unreadable residual is tried again."""
 
 
 class Refinement:
-    """Which residuals there are; bytes of them that are allowed, spent and left; those that cannot be read."""
+    """The account of residuals: bytes allowed and spent, and blocks that cannot be read."""
 
     def __init__(self, lengths: Mapping[BlockId, int]) -> None:
-        """``lengths`` in bytes, of all blocks."""
+        """``lengths`` are the bytes of all blocks, experts and residuals."""
         first = sum(length for block, length in lengths.items() if block.kind == "expert")
         further = sum(length for block, length in lengths.items() if block.kind == "residual")
         self._first, self._further = first, further
@@ -31,18 +32,18 @@ class Refinement:
         self._residuals = residuals(lengths)
         self._left = 0.0
         self._forwards = 0
-        self._failed: dict[BlockId, int] = {}  # in which forward
+        self._failed: dict[BlockId, int] = {}  # by block, the forward in which it failed
 
     def residuals(self, block: BlockId) -> tuple[BlockId, ...]:
-        """Those of ``block``, in the order of their planes."""
+        """The residuals of ``block``, in the order of their planes."""
         return self._residuals.get(block, ())
 
     def measure(self, experts: int, residuals: int) -> None:
-        """The caches have so many bytes from now on."""
+        """The caches have these many bytes from now on."""
         self._has_room = experts >= self._first and residuals >= self._further
 
     def tick(self) -> None:
-        """One more forward has begun."""
+        """A forward begins."""
         self._forwards += 1
 
     def read(self, block: BlockId, size: int) -> None:

@@ -1,25 +1,25 @@
-"""Whether it pays to guess which experts come next (pure): what guessing saves and costs, in seconds, as measured.
+"""Decides whether guessing the next experts pays, by measured seconds saved and lost (pure).
 
-A guess that comes true saves the time of a read in which a stream would have waited. A guess that does not costs the
-drive's time, as far as somebody wanted the drive meanwhile; and every guess costs the time to make it. Where the cost
-is higher guessing stops, and is tried again for a few forwards from time to time, ever more rarely.
+A right guess saves a read during which a stream would have waited. A wrong guess costs the drive's time, as far as a
+demand waited for the drive. Every guess costs the time to make it. When the costs are higher, guessing stops. It is
+tried again for a few forwards, at growing intervals.
 """
 
 TRIAL = 8
 """Forwards for which guessing is tried."""
 _PAUSE, _LONGEST_PAUSE = 16, 512  # forwards
-_KEEP = 0.9  # of what was measured before, per forward
+_KEEP = 0.9  # weight of earlier measurements, per forward
 
 
 class Speculation:
-    """Counts seconds, forgetting the older ones; ``active`` says whether to guess now."""
+    """Counts seconds, the older ones less. ``active`` says whether to guess now."""
 
     def __init__(self, *, allowed: bool = True) -> None:
         self._allowed = self.active = allowed
         self._saved = self._cost = 0.0
         self._seconds = self._bytes = 0.0
         self._crowded = self._reads = 0.0
-        self._left = TRIAL  # forwards until the next verdict
+        self._left = TRIAL  # forwards until the next decision
         self._pause = _PAUSE
 
     # --- what was measured ------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ class Speculation:
         self._seconds += seconds
 
     def landed(self, *, crowded: bool) -> None:
-        """A guessed read is done; ``crowded`` if a demand wanted the drive at the same time."""
+        """A guessed read is done. ``crowded`` says whether a demand waited for the drive meanwhile."""
         self._reads += 1
         self._crowded += crowded
 
@@ -48,7 +48,7 @@ class Speculation:
 
     @property
     def price(self) -> float:
-        """What a read in vain costs, as a share of its time."""
+        """Cost of a read in vain, as a share of its time."""
         return max(0.25, self._crowded / self._reads if self._reads else 1.0)
 
     @property
@@ -59,7 +59,7 @@ class Speculation:
     # --- the verdict ------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """One more forward has begun."""
+        """A forward begins."""
         self._left -= 1
         if self.active and self._left <= 0:
             if self._cost > self._saved:

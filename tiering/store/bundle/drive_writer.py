@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ....kernels.io.directwrite import DirectWriter
+from ...driving.small_files import sync_folder
 from ...errors import BundleError, FlashFull
-from .folder import sync
 
 
-class Lane:
+class DriveWriter:
     """Appends to data files in ``folder`` through ``buffer``, which is PAGE aligned and a PAGE multiple long.
 
     All methods raise FlashFull when the drive is full, and BundleError when it fails.
@@ -30,9 +30,9 @@ class Lane:
         """Go on to the data file ``name``, at its end. What was appended before must be synced."""
         assert not self._filled, "the last data file lacks bytes"
         self.close()
-        with translated(self.folder):
+        with translate_errors(self.folder):
             self._writer = DirectWriter(self.folder / name, direct=self._direct)
-            sync(self.folder)
+            sync_folder(self.folder)
 
     @property
     def position(self) -> int:
@@ -54,7 +54,7 @@ class Lane:
         """Make all that was appended durable; it must end at a page boundary."""
         if self._writer is not None:
             self._write_out()
-            with translated(self.folder):
+            with translate_errors(self.folder):
                 self._writer.sync()
 
     def close(self) -> None:
@@ -65,13 +65,13 @@ class Lane:
 
     def _write_out(self) -> None:
         assert self._writer is not None
-        with translated(self.folder):
+        with translate_errors(self.folder):
             self._writer.write(self._buffer[: self._filled])
         self._filled = 0
 
 
 @contextmanager
-def translated(folder: Path) -> Iterator[None]:
+def translate_errors(folder: Path) -> Iterator[None]:
     """Say what a failing drive means for the bundle, part of which is being written in ``folder``."""
     try:
         yield

@@ -1,12 +1,11 @@
 """The store: the folder in which bundles lie; who may write to it, and how much room it has."""
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
+from ....kernels.io.system import lock
 from ...errors import ConfigError, FlashFull
 from ...units import format_size
 
@@ -39,12 +38,7 @@ def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
     # The lock file stays: removing it would let a third process lock a file that the second no longer sees.
     descriptor = os.open(bundle.with_name(bundle.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield lock(descriptor, wait=wait)
     finally:
         os.close(descriptor)
 
@@ -77,26 +71,6 @@ def ensure_room(store: Path, needs: Mapping[Path, int], limit: int | None, *, el
             f"packing needs {format_size(total)} in {store}, which holds {format_size(used)} already and may hold "
             f"{format_size(limit)} ([memory] flash); delete bundles there or raise the limit"
         )
-
-
-def sync(folder: Path) -> None:
-    """Make names made or renamed in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: Path, text: str, *, mode: int = 0o666) -> None:
-    """Replace the file ``path`` by ``text``, with ``mode``, so that a crash leaves the old content or the new."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8", opener=partial(os.open, mode=mode)) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    sync(path.parent)
 
 
 def bundle_bytes(store: Path) -> int:

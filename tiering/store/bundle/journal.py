@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .folder import write_durably
-from .manifest import Block, Drive
+from ...driving.small_files import write_durably
+from .manifest import Block, BundleDrive
 
 NAME = "journal.jsonl"
 DRIVES = "drives.json"
@@ -14,7 +14,8 @@ LENGTHS = "lengths.jsonl"
 """What was found out about lengths before the first block."""
 
 
-def line(block: Block) -> str:
+def format_line(block: Block) -> str:
+    """The journal's line for ``block``, as JSON: id, extent, checksum."""
     extent = block.extent
     fields = [list(block.id), [extent.file, extent.offset, extent.length], block.checksum]
     return json.dumps(fields, separators=(",", ":")) + "\n"
@@ -45,27 +46,27 @@ def read(path: Path, plan: Sequence[Block]) -> list[str]:
 
 def rewrite(path: Path, blocks: Iterable[Block]) -> None:
     """Make the journal hold exactly ``blocks``."""
-    write_durably(path, "".join(map(line, blocks)))
+    write_durably(path, "".join(map(format_line, blocks)))
 
 
 def append(path: Path, blocks: Iterable[Block]) -> None:
     """Add ``blocks``, whose data must be durable by now, and make the entries durable."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(map(line, blocks)))
+        file.write("".join(map(format_line, blocks)))
         file.flush()
         os.fsync(file.fileno())
 
 
-def drives(folder: Path) -> tuple[Drive, ...]:
+def read_drives(folder: Path) -> tuple[BundleDrive, ...]:
     """The drives that the bundle in ``folder`` was begun with; empty if it is plain, or not begun."""
     try:
         found = json.loads((folder / DRIVES).read_bytes())
-        return tuple(Drive(str(place), int(speed)) for place, speed in found)
+        return tuple(BundleDrive(str(place), int(speed)) for place, speed in found)
     except (FileNotFoundError, ValueError, TypeError):
         return ()
 
 
-def begin(folder: Path, drives: Sequence[Drive]) -> None:
+def begin(folder: Path, drives: Sequence[BundleDrive]) -> None:
     """Remember ``drives``: measured again they would have other speeds, and blocks would be dealt another way."""
     if drives:
         write_durably(folder / DRIVES, json.dumps([[drive.folder, drive.bytes_per_second] for drive in drives]))

@@ -82,7 +82,7 @@ class DataFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Drive:
+class BundleDrive:
     """A drive with a share of the blocks: the absolute ``folder`` of its data files ("" is the bundle's own), and the
     speed that was measured when the blocks were dealt out."""
 
@@ -103,7 +103,7 @@ class Manifest:
     tied: Mapping[str, str]
     files: tuple[DataFile, ...]
     blocks: tuple[Block, ...]
-    drives: tuple[Drive, ...] = ()
+    drives: tuple[BundleDrive, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -199,7 +199,8 @@ def parse(text: str, where: str) -> Manifest:
             ),
             blocks=tuple(_parse_block(block) for block in document["blocks"]),
             drives=tuple(
-                Drive(str(drive["folder"]), int(drive["bytes_per_second"])) for drive in document.get("drives", ())
+                BundleDrive(str(drive["folder"]), int(drive["bytes_per_second"]))
+                for drive in document.get("drives", ())
             ),
             notes=tuple(map(str, document.get("notes", ()))),
         )

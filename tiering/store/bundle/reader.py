@@ -6,6 +6,7 @@ from pathlib import Path
 
 import xxhash
 
+from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.memory.arena import Arena
 from ...errors import BundleCorrupt, BundleError, ReadError
@@ -19,7 +20,7 @@ _STEP = 8 * MiB
 """Bytes that ``verify`` holds at a time."""
 
 
-class Bundle:
+class Bundle(Closing):
     """A bundle, open for reading by several threads. Made by ``open``; ``close`` is idempotent."""
 
     def __init__(self, folder: Path, manifest: Manifest, files: Sequence[DirectFile]) -> None:
@@ -97,8 +98,10 @@ class Bundle:
                 broken = next(block for block in blocks if block.extent.end > there)
                 error = self.corrupt(broken, f"is cut off at {there}")
             case OSError():
-                finer = any(block.id.kind == "residual" for block in blocks)
-                error = _read_error(self._files[blocks[0].extent.file], blocks[0].extent.offset, problem, finer=finer)
+                residual = any(block.id.kind == "residual" for block in blocks)
+                error = _read_error(
+                    self._files[blocks[0].extent.file], blocks[0].extent.offset, problem, residual=residual
+                )
             case _:
                 return problem
         error.__cause__ = problem
@@ -140,12 +143,6 @@ class Bundle:
         """Let go of the data files. Idempotent; reads under way finish first."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> "Bundle":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def corrupt(self, block: Block, what: str) -> BundleCorrupt:
         """The error that says ``what`` is wrong with ``block``, with its file and offset."""
@@ -196,10 +193,10 @@ def _read(file: DirectFile, segments: Sequence[Segment]) -> None:
                 raise _read_error(file, segments[0].offset, error) from error
 
 
-def _read_error(file: DirectFile, offset: int, error: OSError, *, finer: bool = False) -> ReadError:
+def _read_error(file: DirectFile, offset: int, error: OSError, *, residual: bool = False) -> ReadError:
     return ReadError(
         f"{file.path} cannot be read at offset {offset}: {error.strerror or error}; "
-        f"check the drive, then `penstock verify` the bundle{_WITHOUT * finer}"
+        f"check the drive, then `penstock verify` the bundle{_WITHOUT * residual}"
     )
 
 

@@ -11,8 +11,9 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ...driving.small_files import write_durably
 from ...errors import BundleError, ConfigError
-from .folder import PARTIAL, locked, prepare, write_durably
+from .folder import PARTIAL, locked, prepare
 
 _ID = "store.id"
 

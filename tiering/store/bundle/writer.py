@@ -14,11 +14,12 @@ from pathlib import Path
 import xxhash
 
 from ....kernels.memory.arena import Arena
+from ...driving.small_files import sync_folder, write_durably
 from ...units import PAGE, MiB
 from . import journal
-from .drive_writer import Lane, translated
-from .folder import PARTIAL, sync, write_durably
-from .manifest import Block, DataFile, Drive, Manifest, dump
+from .drive_writer import DriveWriter, translate_errors
+from .folder import PARTIAL
+from .manifest import Block, BundleDrive, DataFile, Manifest, dump
 
 COMMIT = 64 * MiB
 """Bytes after which what is written is made durable and journaled: what a crash may cost."""
@@ -41,7 +42,7 @@ class BundleWriter:
         plan: Sequence[Block],
         files: Sequence[DataFile],
         *,
-        drives: Sequence[Drive] = (),
+        drives: Sequence[BundleDrive] = (),
         staging: int = 8 * MiB,
         direct: bool | None = None,
     ) -> None:
@@ -52,13 +53,13 @@ class BundleWriter:
         folders = [self.folder, *(Path(drive.folder) for drive in self._drives[1:])]
         share = max(PAGE, staging // len(folders) // PAGE * PAGE)
         self._arena = Arena(share * len(folders), huge_pages=False)
-        self._lanes = [
-            Lane(folder, self._arena.view(number * share, share), direct=direct)
+        self._on_drives = [
+            DriveWriter(folder, self._arena.view(number * share, share), direct=direct)
             for number, folder in enumerate(folders)
         ]
         self._uncommitted = 0
         for folder in folders:  # the bundle's own first: a part of a bundle that is not there would be a leftover
-            with translated(folder):
+            with translate_errors(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
                 if folder == self.folder:
                     journal.begin(folder, self._drives)
@@ -74,14 +75,14 @@ class BundleWriter:
         between and behind them is zero. A piece, of bytes, is used up before the next is asked for."""
         block = self._plan[self.done]
         checksum, at = xxhash.xxh3_64(), 0
-        lane = self._go_to(block)
+        drive = self._go_to(block)
         for offset, data in pieces:
             assert at <= offset <= block.extent.length - data.nbytes, f"{block.id} has overlapping pieces"
-            _put_zeros(lane, offset - at, checksum)
+            _put_zeros(drive, offset - at, checksum)
             checksum.update(data)
-            lane.put(data)
+            drive.put(data)
             at = offset + data.nbytes
-        _put_zeros(lane, block.extent.length - at, checksum)
+        _put_zeros(drive, block.extent.length - at, checksum)
         self._plan[self.done] = replace(block, checksum=checksum.hexdigest())
         self.done += 1
         self._uncommitted += block.extent.length
@@ -92,9 +93,9 @@ class BundleWriter:
         """Make all appended blocks durable and journal them."""
         if self._committed == self.done:
             return
-        for lane in self._lanes:
-            lane.sync()
-        with translated(self.folder):
+        for drive in self._on_drives:
+            drive.sync()
+        with translate_errors(self.folder):
             journal.append(self._journal, self._plan[self._committed : self.done])
         self._committed, self._uncommitted = self.done, 0
 
@@ -105,24 +106,24 @@ class BundleWriter:
         self.commit()
         self.close()
         manifest = replace(manifest, files=tuple(self._files), blocks=tuple(self._plan), drives=self._drives)
-        with translated(self.folder):
+        with translate_errors(self.folder):
             write_durably(self.folder / "manifest.json", dump(manifest))
             publish(self.target)
         return manifest
 
     def close(self) -> None:
         """Let go of the files, as they are. Idempotent."""
-        for lane in self._lanes:
-            lane.close()
+        for drive in self._on_drives:
+            drive.close()
 
     def _resume(self) -> int:
         """Cut everything that is not journaled; how many blocks are there."""
-        with translated(self.folder):
+        with translate_errors(self.folder):
             checksums = journal.read(self._journal, self._plan)
         lengths: dict[Path, int] = {}
-        for lane in self._lanes:
-            with translated(lane.folder):
-                lengths |= {path: path.stat().st_size for path in lane.folder.iterdir() if path.suffix == ".bin"}
+        for drive in self._on_drives:
+            with translate_errors(drive.folder):
+                lengths |= {path: path.stat().st_size for path in drive.folder.iterdir() if path.suffix == ".bin"}
         done = 0
         ends: dict[Path, int] = {}
         for block, checksum in zip(self._plan, checksums, strict=False):
@@ -132,39 +133,39 @@ class BundleWriter:
             self._plan[done] = replace(block, checksum=checksum)
             ends[path] = block.extent.end
             done += 1
-        with translated(self.folder):
+        with translate_errors(self.folder):
             journal.rewrite(self._journal, self._plan[:done])
         for path, length in lengths.items():
-            with translated(path.parent):
+            with translate_errors(path.parent):
                 if path not in ends:
                     path.unlink()
                 elif length > ends[path]:
                     os.truncate(path, ends[path])
-        for lane in self._lanes:
-            with translated(lane.folder):
-                sync(lane.folder)
+        for drive in self._on_drives:
+            with translate_errors(drive.folder):
+                sync_folder(drive.folder)
         return done
 
     def _path(self, block: Block) -> Path:
         file = self._files[block.extent.file]
-        return self._lanes[file.drive].folder / file.name
+        return self._on_drives[file.drive].folder / file.name
 
-    def _go_to(self, block: Block) -> Lane:
-        """The block's lane, with the block's data file open, at the block's place."""
+    def _go_to(self, block: Block) -> DriveWriter:
+        """The writer of the block's drive, with the block's data file open, at the block's place."""
         file = self._files[block.extent.file]
-        lane = self._lanes[file.drive]
-        if not lane.is_at(file.name):
+        drive = self._on_drives[file.drive]
+        if not drive.is_at(file.name):
             self.commit()
-            lane.open(file.name)
-        assert lane.position == block.extent.offset, f"{block.id} is out of place"
-        return lane
+            drive.open(file.name)
+        assert drive.position == block.extent.offset, f"{block.id} is out of place"
+        return drive
 
 
-def _put_zeros(lane: Lane, count: int, checksum: xxhash.xxh3_64) -> None:
+def _put_zeros(drive: DriveWriter, count: int, checksum: xxhash.xxh3_64) -> None:
     while count > 0:
         piece = _ZEROS[:count]
         checksum.update(piece)
-        lane.put(memoryview(piece))
+        drive.put(memoryview(piece))
         count -= len(piece)
 
 
@@ -173,7 +174,7 @@ def publish(target: Path) -> bool:
     aside = target.with_name(target.name + PARTIAL)
     if not target.exists() and (aside / "manifest.json").is_file():
         journal.end(aside)
-        sync(aside)
+        sync_folder(aside)
         os.rename(aside, target)
-        sync(target.parent)
+        sync_folder(target.parent)
     return (target / "manifest.json").is_file()

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
+from ....kernels.closing import Closing
 from ....kernels.memory.arena import Arena
 from ...errors import PrefixDamaged, PrefixError
 from ...prefix.chain import Chain
@@ -20,7 +20,7 @@ Into = Callable[[int | None], Iterable[Sequence[memoryview]]]
 """Yields where the bytes of block number ``block`` of a prefix (None: of its state) go, as PrefixFile.read takes it."""
 
 
-class Keeper(Protocol):
+class PrefixOwner(Protocol):
     """The store that a prefix was found in."""
 
     def drop(self, name: str, length: int) -> None:
@@ -40,13 +40,13 @@ class _Piece:
     number: int
 
 
-class Found:
+class Found(Closing):
     """A stored prefix, open for reading; has to be closed. ``tokens`` of it, of ``block`` each; ``bytes`` to be read.
 
     ``parts`` are the tensors of each block, ``state_parts`` those of its state, if it was asked for.
     """
 
-    def __init__(self, store: Keeper, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> None:
+    def __init__(self, store: PrefixOwner, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> None:
         self._store, self._files = store, files
         self._names = match.names
         self.blocks, self.tokens, self.explicit = match.blocks, match.blocks * chain.block, match.explicit
@@ -64,7 +64,7 @@ class Found:
         self.bytes = sum(piece.extent.length for piece in self._pieces)
 
     @classmethod
-    def checked(cls, store: Keeper, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> "Found | None":
+    def checked(cls, store: PrefixOwner, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> "Found | None":
         """What ``match`` says ``files`` hold, if their headers say the same of ``chain``; else None."""
         first = 0
         for span in match.spans:
@@ -110,14 +110,6 @@ class Found:
         """Let go of the files. Idempotent."""
         for file in self._files.values():
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _read(piece: _Piece, into: Into) -> PrefixError | None:

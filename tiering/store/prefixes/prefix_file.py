@@ -1,22 +1,25 @@
 """One prefix file: written aside, read block by block; nothing of it is believed before its checksum is right."""
 
 import errno
-import fcntl
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import xxhash
 
+from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.io.directwrite import DirectWriter
+from ....kernels.io.system import lock
 from ....kernels.memory.arena import Arena
 from ...errors import FlashFull, PrefixDamaged, PrefixError
 from ...prefix.chain import Chain, chain_of
-from ...prefix.header import Header, Part, Stored, dump, length_of, parse
+from ...prefix.header import Header, Stored, StoredTensor, dump, length_of, parse
 from ...units import PAGE, MiB
+from ..bundle.folder import PARTIAL
 
 STAGING = 4 * MiB
 """Bytes that are gathered before they are written, or read at a time."""
@@ -26,14 +29,26 @@ Fill = Callable[[int | None, int, memoryview], None]
 tensor's length."""
 
 
-class Aside(Protocol):
-    """A file that is being written: its path, and the open descriptor that says that its writer lives."""
+class FileAside:
+    """A file being written, alive for as long as this is open; removed at the end if it has still this name.
+    The store's lock is held while it is made."""
 
-    path: Path
-    descriptor: int
+    def __init__(self, folder: Path, length: int) -> None:
+        self.path = folder / f"{uuid.uuid4().hex}.{length}{PARTIAL}"
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        lock(self.descriptor, wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
 
 
-def write(aside: Aside, header: Header, fill: Fill, *, direct: bool | None = None) -> Header:
+def write(aside: FileAside, header: Header, fill: Fill, *, direct: bool | None = None) -> Header:
     """Write a prefix file and make it durable; the header, now with checksums. ``aside.path`` is there, and empty.
 
     Raises FlashFull when the drive is full, PrefixError when it fails.
@@ -83,7 +98,7 @@ class _Gathering:
         self._filled = 0
 
 
-def _put(out: _Gathering, parts: Sequence[Part], block: int | None, fill: Fill) -> None:
+def _put(out: _Gathering, parts: Sequence[StoredTensor], block: int | None, fill: Fill) -> None:
     digest = xxhash.xxh3_64()
     for number, part in enumerate(parts):
         room = out.room(part.room)
@@ -93,7 +108,7 @@ def _put(out: _Gathering, parts: Sequence[Part], block: int | None, fill: Fill) 
     out.checksums.append(digest.hexdigest())
 
 
-class PrefixFile:
+class PrefixFile(Closing):
     """A prefix file, open for reading by several threads; ``header`` and ``length`` are as they were then.
 
     Raises PrefixVersionError and PrefixDamaged; FileNotFoundError where it has gone, PrefixError where it cannot be
@@ -180,14 +195,6 @@ class PrefixFile:
         """Let go of the file. Idempotent."""
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def in_steps(extent: Stored, buffer: memoryview) -> Iterator[Sequence[memoryview]]:
     """``extent`` through ``buffer``, piece by piece."""
@@ -202,9 +209,6 @@ def is_abandoned(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+        return lock(descriptor, wait=False)
     finally:
         os.close(descriptor)

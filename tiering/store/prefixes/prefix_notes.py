@@ -1,18 +1,17 @@
 """The small files beside the prefixes: what was seen, what is measured, and the index. Any may be lost or damaged."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ...driving.small_files import append, read_whole, write_durably
 from ...prefix.admission import Seen
 from ...prefix.breakeven import Speeds
 from ...prefix.breakeven import dump as dump_speeds
 from ...prefix.breakeven import parse as parse_speeds
 from ...prefix.tree import Record
-from ..bundle.folder import write_durably
 from ..bundle.manifest import signed
 
 SEEN, SPEEDS, INDEX = "seen", "speeds.json", "index.json"
@@ -23,7 +22,7 @@ _FIELDS = {field.name for field in fields(Record)}
 def read_seen(folder: Path, most: int) -> Seen:
     """Hashes of prefixes that came before."""
     try:
-        return Seen((folder / SEEN).read_bytes(), most)
+        return Seen(read_whole(folder / SEEN), most)
     except OSError:
         return Seen(b"", most)
 
@@ -33,39 +32,27 @@ def note_seen(folder: Path, hashes: Iterable[str], most: int) -> None:
     seen = read_seen(folder, most)
     path = folder / SEEN
     if seen.crowded:
-        aside = path.with_name(SEEN + ".tmp")
-        _write(aside, seen.dump(), os.O_TRUNC)
-        os.replace(aside, path)
-    _write(path, seen.entries(hashes), os.O_APPEND)
-
-
-def _write(path: Path, raw: bytes, how: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, _PRIVATE)
-    try:
-        os.write(descriptor, raw)
-    finally:
-        os.close(descriptor)
+        write_durably(path, [seen.dump()], mode=_PRIVATE)
+    append(path, seen.entries(hashes), mode=_PRIVATE)
 
 
 def read_speeds(folder: Path) -> dict[str, Speeds]:
     """What was measured, by the root of the model's chains."""
     try:
-        return parse_speeds(json.loads((folder / SPEEDS).read_bytes()))
+        return parse_speeds(json.loads(read_whole(folder / SPEEDS)))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
 def write_speeds(folder: Path, speeds: Mapping[str, Speeds]) -> None:
-    """Remember ``speeds``, unless the machine fails soon. The store's lock is held."""
-    aside = folder / (SPEEDS + ".tmp")
-    _write(aside, json.dumps(dump_speeds(speeds)).encode(), os.O_TRUNC)
-    os.replace(aside, folder / SPEEDS)
+    """Remember ``speeds``. The store's lock is held."""
+    write_durably(folder / SPEEDS, json.dumps(dump_speeds(speeds)), mode=_PRIVATE)
 
 
 def read_index(folder: Path) -> dict[str, Record]:
     """What the headers of the files said, by name; empty where it is lost."""
     try:
-        document = json.loads((folder / INDEX).read_bytes())
+        document = json.loads(read_whole(folder / INDEX))
         if document["checksum"] != signed(document)["checksum"]:
             return {}
         return {str(raw["name"]): _record(raw) for raw in document["files"]}

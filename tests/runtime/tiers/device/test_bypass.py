@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 import penstock
 from penstock.kernels.devices.emulated import Emulated
 from penstock.runtime.config.config import Config
-from penstock.runtime.tiers.device import bypass as straight
+from penstock.runtime.tiers.device import bypass
 from penstock.tiering.units import PAGE
 
 IDS = torch.tensor([[5, 9, 17]])
@@ -45,7 +45,7 @@ class _File:
 @pytest.fixture(params=["in pieces", "by the drive", "by a drive that cannot"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Emulated:
     if request.param == "in pieces":
-        monkeypatch.setattr(straight, "STAGING", 4 * PAGE)  # many pieces
+        monkeypatch.setattr(bypass, "STAGING", 4 * PAGE)  # many pieces
         device = Emulated()
     else:
         device = Reaching(broken="cannot" in request.param)

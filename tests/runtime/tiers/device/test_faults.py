@@ -24,9 +24,9 @@ from penstock.runtime.tiers.embedding_rows import RowReader
 from penstock.runtime.tiers.views import SlotViews
 from penstock.tiering.errors import BundleCorrupt, Closed, ConfigError, DeviceFull, DeviceUnavailable
 from penstock.tiering.store.bundle.manifest import Block
-from tests.runtime.loading.test_exact import logits
 from tests.support.backends import ThreadsBackend
 from tests.support.device_tiers import check, equal, least, on_device, reference, tight
+from tests.support.logits import logits
 from tests.support.rig import SOON, Worker
 from tests.support.tiny_models import save_tiny
 
@@ -123,7 +123,7 @@ def test_an_error_of_the_drive_in_passing(
         )  # what opens files has no second chance
         with lock:
             counts[name] += 1
-            fails = counts[name] % 10 == 1 and name in ("io", "straight")  # opening a file has no second chance
+            fails = counts[name] % 10 == 1 and name in ("io", "bypass")  # opening a file has no second chance
         if fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return got
@@ -136,7 +136,7 @@ def test_an_error_of_the_drive_in_passing(
             assert equal(expected, model)
             check(model)
     assert counts["io"] > 10
-    assert counts["straight"] > 0
+    assert counts["bypass"] > 0
 
 
 # --- copies ---------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_copies_that_fail_while_the_model_is_loaded(tiny_moe_folder: Path, store
 
 def threads() -> set[threading.Thread]:
     """Those that belong to device tiers."""
-    return {thread for thread in threading.enumerate() if thread.name in ("penstock-copies", "penstock-straight")}
+    return {thread for thread in threading.enumerate() if thread.name in ("penstock-copies", "penstock-bypass")}
 
 
 def test_closed_while_others_compute(tiny_moe_folder: Path, store: Path) -> None:
@@ -209,7 +209,7 @@ def test_what_was_leased_when_the_model_was_closed_is_no_more(
     looked_at = getattr(owner, name)
 
     def close_before(*args: Any) -> Any:
-        engine.arena.close()
+        engine.tier.arena.close()
         for reader in engine.rows.values():
             reader.close()
         return looked_at(*args)

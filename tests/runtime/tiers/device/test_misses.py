@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
-from penstock.runtime.experts.tier_experts import Lane
+from penstock.runtime.experts.tier_experts import TierExperts
 from penstock.tiering.policy.miss_costs import MissCosts
-from tests.runtime.loading.test_exact import logits
+from tests.support.logits import logits
 from tests.support.tiny_models import EXPERT_NAMES, save_tiny
 
 OPTIONS: dict[str, Any] = {"attn_implementation": "eager", "device": "emulated"}
@@ -53,8 +53,8 @@ def test_no_bit_depends_on_where_experts_are_computed(
     folder, store = save_tiny(name, tmp_path / "model", torch.bfloat16), tmp_path / "store"
     expected, budgets = expected_of(folder), tight(folder, store)
     some = lambda self, misses, **_: frozenset(miss.expert for miss in misses[::2])  # noqa: E731
-    for below in (some, MissCosts.below):
-        monkeypatch.setattr(MissCosts, "below", below)
+    for below in (some, MissCosts.choose_for_cpu):
+        monkeypatch.setattr(MissCosts, "choose_for_cpu", below)
         with penstock.load(folder, store=store, experts_misses="auto", **OPTIONS, **budgets) as model:
             assert same(model, expected)
             assert same(model, expected), "with each kind of experts tried"
@@ -68,9 +68,10 @@ def test_no_bit_depends_on_where_experts_are_computed(
 
 def test_without_our_own_products_bits_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a device computes with that the CPU's products cannot be used on."""
-    monkeypatch.setattr("penstock.runtime.tiers.engine.Engine.native", False)
-    ours = ["lane.expert_outputs", "experts.add_weighted", "experts.weighted_sum", "engine.trim"]
-    for name in [*ours, "model.few_rows", "model.lean_weight", "model.in_parts"]:
+    monkeypatch.setattr("penstock.runtime.tiers.compute_tier.ComputeTier.native", False)
+    experts = ["tier_experts.expert_outputs", "fast.add_weighted", "fast.weighted_sum"]
+    modules = ["forwards.trim", "attach.few_rows", "attach.fast_weight", "attach.in_parts"]
+    for name in [*(f"experts.{each}" for each in experts), *(f"modules.{each}" for each in modules)]:
         monkeypatch.delattr(f"penstock.runtime.{name}")
     for name in ("qwen3_moe", "gpt_oss", "llama"):
         folder, store = save_tiny(name, tmp_path / name, torch.bfloat16), tmp_path / "store"
@@ -139,16 +140,18 @@ def test_what_the_cpu_held_for_experts_is_given_back_too(
     tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budgets = tight(tiny_moe_folder, store)
-    monkeypatch.setattr(MissCosts, "below", lambda self, misses, **_: frozenset(miss.expert for miss in misses))
+    monkeypatch.setattr(
+        MissCosts, "choose_for_cpu", lambda self, misses, **_: frozenset(miss.expert for miss in misses)
+    )
     with penstock.load(tiny_moe_folder, store=store, experts_misses="auto", **OPTIONS, **budgets) as model:
         first, host = logits(model), model.penstock._engine.host
 
-        def fail(self: Lane, *_: object) -> None:
+        def fail(self: TierExperts, *_: object) -> None:
             assert self.bridge is not host or host._planner.residency.held(threading.get_ident())
             raise torch.OutOfMemoryError("none")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Lane, "outputs", fail)
+            patch.setattr(TierExperts, "outputs", fail)
             with pytest.raises(penstock.DeviceFull):
                 logits(model)
         assert not host._planner.residency.held(threading.get_ident())

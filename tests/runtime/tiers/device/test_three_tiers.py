@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 import penstock
 from penstock.tiering.units import parse_size
-from tests.runtime.loading.test_exact import logits
 from tests.support.device_tiers import check, equal, on_device, reference, tight
+from tests.support.logits import logits
 from tests.support.tiny_models import EXPERT_NAMES, NAMES, save_tiny
 
 PROMPT = torch.tensor([[5, 17, 101, 9, 5, 17, 101, 9, 5, 17]])
@@ -47,7 +47,7 @@ def test_logits_equal_those_of_transformers(name: str, dtype: torch.dtype, tmp_p
             assert equal(expected, model), (device, host)
             check(model)
             engine = model.penstock._engine
-            assert engine.placement.streamed or engine.placement.expert_share < 1, "the device holds it all"
+            assert engine.tier.placement.streamed or engine.tier.placement.expert_share < 1, "the device holds it all"
             assert engine.host_placement.streamed or engine.host_placement.expert_share < 1, "the host holds the rest"
             if name in EXPERT_NAMES and not device:
                 assert engine.host.counters().evictions > 0

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.tiering.policy.placement.governor import Elastic, low_mark
+from penstock.tiering.policy.placement.governor import Governor, low_mark
 from penstock.tiering.units import GiB, MiB
 
 TICK = 0.2
@@ -19,7 +19,7 @@ class World:
     Others ``want`` memory and take it as fast as it is there.
     """
 
-    elastic: Elastic
+    elastic: Governor
     total: int
     want: int = 0
     others: int = 0
@@ -48,7 +48,7 @@ class World:
 
 
 def world(total: int = 24 * GiB, floor: int = GiB, ceiling: int = 16 * GiB) -> World:
-    return World(Elastic(floor, ceiling), total)
+    return World(Governor(floor, ceiling), total)
 
 
 def test_marks_scale_with_the_machine() -> None:
@@ -92,7 +92,7 @@ def test_what_is_not_filled_yet_is_cut_first_and_counted_before_growing() -> Non
 
 
 def test_what_is_about_to_go_is_not_asked_for_twice() -> None:
-    elastic = Elastic(GiB, 16 * GiB)
+    elastic = Governor(GiB, 16 * GiB)
     first = elastic.advise(0.0, 100 * MiB, 24 * GiB, 0)
     assert first < 16 * GiB
     assert elastic.advise(0.2, 100 * MiB, 24 * GiB, first - 16 * GiB) == first, "a lease holds it back"
@@ -145,7 +145,7 @@ def test_whatever_others_do(total: int, floor: float, span: float, plan: list[tu
 def test_less_available_never_means_a_higher_limit(one: int, other: int) -> None:
     limits = []
     for available in sorted((one, other)):
-        elastic = Elastic(GiB, 16 * GiB)
+        elastic = Governor(GiB, 16 * GiB)
         elastic.advise(0.0, 0, 24 * GiB, 0)
         elastic.advise(1.0, available, 24 * GiB, 0)
         limits.append(elastic.advise(60.0, available, 24 * GiB, 0))

@@ -3,16 +3,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.tiering.policy.placement.memory_split import Part, least_kv, shared
+from penstock.tiering.policy.placement.memory_split import MemoryShare, least_kv, split_limit
 
-PARTS = st.builds(lambda floor, more: Part(floor, floor + more), st.integers(0, 50), st.integers(0, 100))
+PARTS = st.builds(lambda floor, more: MemoryShare(floor, floor + more), st.integers(0, 50), st.integers(0, 100))
 
 
 @given(PARTS, PARTS, st.integers(0, 200), st.floats(0, 1))
-def test_a_limit_is_dealt_out_as_a_whole(weights: Part, kv: Part, wanted: int, share: float) -> None:
+def test_a_limit_is_dealt_out_as_a_whole(weights: MemoryShare, kv: MemoryShare, wanted: int, share: float) -> None:
     floor, ceiling = weights.floor + kv.floor, weights.ceiling + kv.ceiling
     limits = [floor, floor + int(share * (ceiling - floor)), ceiling]
-    found = [shared(limit, weights, kv, wanted=wanted) for limit in limits]
+    found = [split_limit(limit, weights, kv, wanted=wanted) for limit in limits]
     for limit, (one, other) in zip(limits, found, strict=True):
         assert one + other == limit
         assert weights.floor <= one <= weights.ceiling
@@ -23,12 +23,12 @@ def test_a_limit_is_dealt_out_as_a_whole(weights: Part, kv: Part, wanted: int, s
 
 
 def test_room_that_no_page_wants_goes_first() -> None:
-    weights, kv = Part(20, 100), Part(10, 50)
-    assert shared(130, weights, kv, wanted=0) == (100, 30)
-    assert shared(130, weights, kv, wanted=30) == (100, 30)
-    assert shared(130, weights, kv, wanted=50) == (87, 43), "both give a sixth of what they can give"
-    assert shared(110, weights, kv, wanted=0) == (100, 10)
-    assert shared(60, weights, kv, wanted=0) == (50, 10)
+    weights, kv = MemoryShare(20, 100), MemoryShare(10, 50)
+    assert split_limit(130, weights, kv, wanted=0) == (100, 30)
+    assert split_limit(130, weights, kv, wanted=30) == (100, 30)
+    assert split_limit(130, weights, kv, wanted=50) == (87, 43), "both give a sixth of what they can give"
+    assert split_limit(110, weights, kv, wanted=0) == (100, 10)
+    assert split_limit(60, weights, kv, wanted=0) == (50, 10)
 
 
 def test_the_least() -> None:

@@ -25,9 +25,9 @@ def models(draw: st.DrawFn) -> tuple[list[SizedBlock], dict[BlockId, bool]]:
     experts = draw(st.one_of(st.lists(sizes, max_size=12), sizes.map(lambda length: [length] * 12)))
     blocks += [SizedBlock(BlockId("expert", "experts", n), length, False) for n, length in enumerate(experts)]
     if experts and draw(st.booleans()):
-        finer = draw(st.one_of(sizes.map(lambda length: [length]), st.lists(sizes, min_size=1, max_size=3)))
+        residuals = draw(st.one_of(sizes.map(lambda length: [length]), st.lists(sizes, min_size=1, max_size=3)))
         found = [BlockId("expert", "experts", n).residual(1) for n in range(len(experts))]
-        blocks += [SizedBlock(block, finer[n % len(finer)], False) for n, block in enumerate(found)]
+        blocks += [SizedBlock(block, residuals[n % len(residuals)], False) for n, block in enumerate(found)]
     embeddings = {BlockId("dense", "layer0"): draw(st.booleans())} if dense and draw(st.booleans()) else {}
     return blocks, embeddings
 

@@ -14,8 +14,8 @@ from penstock.tiering.store.bundle.manifest import (
     ENCODED,
     TENSOR_ALIGNMENT,
     Block,
+    BundleDrive,
     DataFile,
-    Drive,
     Manifest,
     Packing,
     TensorSpec,
@@ -42,7 +42,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         kind = draw(st.sampled_from(["dense", "expert"]))
         blocks.append(Block(BlockId(kind, module, number), extent, draw(names), tensors, draw(st.booleans())))
         lengths[file] = extent.end
-    drives = tuple(Drive(f"/d{n}" if n else "", n + 7) for n in range(draw(st.sampled_from([0, 2, 3]))))
+    drives = tuple(BundleDrive(f"/d{n}" if n else "", n + 7) for n in range(draw(st.sampled_from([0, 2, 3]))))
     on = [draw(st.integers(0, max(0, len(drives) - 1))) for _ in lengths]
     files = tuple(DataFile(f"data-{n:05}.bin", length, on[n]) for n, length in enumerate(lengths))
     tied = draw(st.dictionaries(names, names, max_size=2))
@@ -73,7 +73,7 @@ def test_what_is_dumped_is_parsed(manifest: Manifest) -> None:
 STRIPED = replace(
     MANIFEST,
     files=(DataFile("data-00000.bin", 3 * PAGE, 1), DataFile("data-00001.bin", PAGE, 0)),
-    drives=(Drive("", 2), Drive("/b", 1)),
+    drives=(BundleDrive("", 2), BundleDrive("/b", 1)),
 )
 
 
@@ -106,9 +106,9 @@ def test_drives_have_places_and_bytes(tmp_path: Path) -> None:
     "wrong",
     [
         {"drives": ()},
-        {"drives": (Drive("", 1),)},
-        {"drives": (Drive("/a", 1), Drive("/b", 1))},
-        {"drives": (Drive("", 1), Drive("b", 1))},
+        {"drives": (BundleDrive("", 1),)},
+        {"drives": (BundleDrive("/a", 1), BundleDrive("/b", 1))},
+        {"drives": (BundleDrive("", 1), BundleDrive("b", 1))},
         {"files": (DataFile("data-00000.bin", 3 * PAGE, -1),)},
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from penstock.tiering.errors import FlashFull, PrefixDamaged, PrefixVersionError
 from penstock.tiering.prefix import header as headers
 from penstock.tiering.prefix.breakeven import Speeds
+from penstock.tiering.prefix.tree import orphans
 from penstock.tiering.store.bundle.folder import PREFIXES
 from penstock.tiering.store.prefixes import prefix_notes, prefixes
 from penstock.tiering.store.prefixes.prefixes import PrefixStore
@@ -352,5 +353,5 @@ def test_random_histories_stay_within_the_quota(tmp_path):
         assert load(store, chain(*tokens)) == len(tokens)
         assert store.used_bytes() <= store.quota
         assert all(len(record.hashes) * BLOCK <= record.tokens for record in store.records())
-    assert not prefixes.orphans(store.records())
+    assert not orphans(store.records())
     assert not store.verify()

@@ -1,0 +1,57 @@
+"""The simulator: the planner that real runs use, on modelled drives, memory and devices; recordings and their replay.
+
+    from penstock.sim import Drive, Memory, Workload, simulate
+
+Nothing is read or computed, and equal arguments give equal outcomes. A recording that ``penstock.load(record=FILE)``
+made is read by ``recorded``, and its planner is run again by ``replay``.
+"""
+
+from .runtime.tracing.replay import recorded
+from .tiering.events import Action, Event
+from .tiering.planner.arrangement import Arrangement, MemoryBudgets, Outline, arrange_memory, least_host
+from .tiering.planner.planner import Planner
+from .tiering.planner.setup import Setup
+from .tiering.policy.reads import Reading
+from .tiering.sim.devices import Bus, Drive, Memory
+from .tiering.sim.host_tier import Below
+from .tiering.sim.noise import Noise, Spell
+from .tiering.sim.outcome import Outcome, Passed
+from .tiering.sim.recording import Recording, Step, first_difference, replay
+from .tiering.sim.rerun import passes_of
+from .tiering.sim.simulator import simulate
+from .tiering.sim.workload import Layer, Pass, Workload, decode, forward, guessing, layers_of
+
+__all__ = [
+    "Action",
+    "Arrangement",
+    "Below",
+    "Bus",
+    "Drive",
+    "Event",
+    "Layer",
+    "Memory",
+    "MemoryBudgets",
+    "Noise",
+    "Outcome",
+    "Outline",
+    "Pass",
+    "Passed",
+    "Planner",
+    "Reading",
+    "Recording",
+    "Setup",
+    "Spell",
+    "Step",
+    "Workload",
+    "arrange_memory",
+    "decode",
+    "first_difference",
+    "forward",
+    "guessing",
+    "layers_of",
+    "least_host",
+    "passes_of",
+    "recorded",
+    "replay",
+    "simulate",
+]

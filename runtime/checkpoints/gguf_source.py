@@ -1,0 +1,49 @@
+"""A GGUF file as a source: weights in the file's own blocks where a weight format stores them, else their numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PretrainedConfig
+
+from .describe import Description
+from .gguf_file import GgufFile
+from .gguf_weights import GgufWeights
+from .source import Source, SourceContents
+
+
+@dataclass(frozen=True)
+class GgufSource(Source):
+    """What is in ``file``. Made by ``open``."""
+
+    file: GgufFile
+    name: str
+    config: PretrainedConfig
+    folder: Path
+    tokenizer_file: str | None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def open(cls, path: Path) -> "GgufSource":
+        """Raises CheckpointError, as GgufFile.open."""
+        file = GgufFile.open(path)
+        return cls(file, str(path), file.config, path.parent, path.name)
+
+    @property
+    def content(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.file.path,)
+
+    def dtype(self) -> torch.dtype:
+        """As GgufFile.dtype."""
+        return self.file.dtype()
+
+    def read(self, description: Description, memory: int) -> SourceContents:
+        """As Source.read. A file has no addresses: transformers makes each weight anew."""
+        return SourceContents(description.model, GgufWeights(description.model, self.file, description.layout), {})
+
+    def write_model_files(self, folder: Path, *, untied: bool) -> None:
+        """Write the configuration, and the tokenizer if the file has one."""
+        self.config.save_pretrained(folder)
+        GenerationConfig.from_model_config(self.config).save_pretrained(folder)
+        self.file.save_tokenizer(folder)

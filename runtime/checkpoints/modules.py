@@ -1,0 +1,43 @@
+"""Questions about the modules of a transformers model: which hold experts, and in which layer each lies."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether transformers' experts interface computes ``module``: its weights are stacked, one slice per expert."""
+    names = ("num_experts", "is_transposed", "has_bias", "has_gate", "_apply_gate")
+    return all(hasattr(module, name) for name in names)
+
+
+def layer_of(path: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The element of the outermost list that ``path`` lies in, "model.layers.3". None outside of lists."""
+    parts = path.split(".")
+    for depth in range(1, len(parts)):
+        if isinstance(modules.get(".".join(parts[:depth])), nn.ModuleList):
+            return ".".join(parts[: depth + 1])
+    return None
+
+
+def stacked_names(module: nn.Module, own: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    """Full names of the parameters of ``module``, among its ``own`` tensors, that hold one slice per expert."""
+    if not is_experts(module):
+        return frozenset()
+    parameters = dict(module.named_parameters(recurse=False))
+    return frozenset(
+        name
+        for name, tensor in own.items()
+        if name.rpartition(".")[2] in parameters and tensor.dim() > 0 and tensor.shape[0] == module.num_experts
+    )
+
+
+def is_unit(module: nn.Module) -> bool:
+    """Whether ``module`` is computed as one: nothing below it holds weights. Activation functions hold none.
+
+    Not a convolution: in language models these are small, and fast paths reach for their weights without calling them.
+    """
+    return not isinstance(module, nn.modules.conv._ConvNd) and not any(
+        child.state_dict(keep_vars=True) for child in module.children()
+    )

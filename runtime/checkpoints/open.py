@@ -1,0 +1,19 @@
+"""Open a checkpoint of any kind, the first stage of packing: a folder, a GGUF file or a hub id becomes a ``Source``."""
+
+from pathlib import Path
+
+from .checkpoint import Checkpoint
+from .gguf_file import GgufFile
+from .gguf_source import GgufSource
+from .source import Source
+
+
+def open_source(
+    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, quiet: bool = True
+) -> Source:
+    """``source``, a folder, a GGUF file or a hub id. A hub id is fetched first, with the hub's own progress bars unless
+    ``quiet``. Raises CheckpointError, as Checkpoint.open and GgufFile.open."""
+    path = Path(source).expanduser()
+    if path.is_file() and GgufFile.is_gguf(path):
+        return GgufSource.open(path)
+    return Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)

@@ -1,0 +1,233 @@
+"""The engine of one loaded model: bundle, tiers, planners and drivers, built from a placement and taken down again."""
+
+import _thread
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...kernels.products.row_parts import BIT_TRIALS
+from ...kernels.waiting import may_wait
+from ...tiering.driving.background import Hold
+from ...tiering.driving.ports import Machine
+from ...tiering.errors import TraceError
+from ...tiering.events import PINNING_STREAM, Slot
+from ...tiering.planner.arrangement import Arrangement
+from ...tiering.policy.prefetch.predictors import BOTH, CO_ACTIVATION, ROUTER, Predictors
+from ...tiering.progress import Progress
+from ...tiering.store.bundle.manifest import Block
+from ...tiering.store.bundle.reader import Bundle
+from ...tiering.units import BlockId
+from ..experts.tier_experts import ExpertMemory
+from ..kv.cache.tier import KVTier
+from ..kv.cache.unbounded import Unbounded
+from ..machine import bit_trials
+from ..modules.attach import attach
+from ..modules.forwards import Around, Forwards
+from ..tiers.bridge import Bridge
+from ..tiers.compute_tier import ComputeTier
+from ..tiers.device.misses import Misses
+from ..tiers.device.tier import DeviceTier, DeviceUse
+from ..tiers.embedding_rows import RowReader
+from ..tiers.host import HostTier
+from ..tiers.model_weights import ModelWeights
+from ..tiers.plane_counts import PlaneCounts
+from ..tiers.pressure import Pressure
+from ..tiers.views import AllViews
+from ..tracing.replay import RunRecording
+from ..tracing.trace import TakesNotes, Trace
+from .collect import Components
+from .prefault import start_prefault
+from .stats import Stats
+
+_PATIENCE = 2.0
+"""Seconds that loading waits for prefaulting at most: the rest comes while the model is used."""
+
+
+class Engine:
+    """Weights of one model under one budget. Thread-safe; ``close`` is idempotent."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        blocks: Sequence[Block],
+        arrangement: Arrangement,
+        machine: Machine,
+        *,
+        record: str | Path | None = None,
+        kv: KVTier | None = None,
+        device_use: DeviceUse | None = None,
+    ) -> None:
+        """``blocks`` are what moves of ``bundle``, its own or several of them joined, as ``arrangement`` has them; the
+        host tier shrinks and grows with ``machine``. ``device_use`` says how the device is used that ``arrangement``
+        has, if it has one.
+
+        ``record`` is the file for a recording of all that the planner does; ``kv``, closed with the engine, is where KV
+        lies, if not with transformers.
+
+        Nothing is read before ``load``. Raises ConfigError where this machine cannot read so, TraceError where
+        ``record`` cannot be written, and DeviceFull.
+        """
+        self.arrangement = arrangement
+        """What was decided about the model's memory before it was loaded."""
+        self.bundle, self.host_placement, self.reading, self.kv = bundle, arrangement.host, arrangement.reading, kv
+        self._divisions = arrangement.divisions
+        self.blocks = {block.id: block for block in blocks}
+        self.pressure = Pressure(machine, arrangement.divisions, None if kv is None else kv.pool)
+        setup = arrangement.host_setup
+        self.recording = None if record is None else RunRecording(setup, record)
+        """The recording of this run, if one was asked for."""
+        elastic = self.pressure.elastic
+        watch = self.pressure.watch if elastic.floor < elastic.ceiling else None
+        self.host_tier = HostTier(setup, bundle, arrangement.reading, watch=watch, recording=self.recording)
+        self.host = self.host_tier.bridge
+        """The bridge over the host tier."""
+        self.device = None if device_use is None else self._open_device(device_use)
+        """The device tier; None where the CPU computes."""
+        self.tier = self._compute_tier()
+        """The tier that is computed on."""
+        self._build(device_use)
+        self._lock = threading.Lock()
+        self._trace: Trace | None = None
+        self._background = Hold()
+
+    def _open_device(self, use: DeviceUse) -> DeviceTier:
+        try:
+            return DeviceTier(use, self.arrangement, self.bundle, self.host, self.host_tier.arena)
+        except BaseException:
+            self.host_tier.close()
+            raise
+
+    def _compute_tier(self) -> ComputeTier:
+        if self.device is None:
+            arena, cpu = self.host_tier.arena, torch.device("cpu")
+            return ComputeTier(self.host, arena, AllViews(arena), self.host_placement, cpu, "host_memory")
+        device = self.device
+        views = AllViews(device.arena)
+        return ComputeTier(device.bridge, device.arena, views, device.placement, device.compute, "device_memory")
+
+    def _build(self, device_use: DeviceUse | None) -> None:
+        """What stands on the tiers: rows, experts, forwards, statistics."""
+        self.misses: Misses | None = None
+        if device_use is not None and device_use.host_experts and self.device is not None:
+            self.misses = Misses(self.device, self.host, AllViews(self.host_tier.arena))
+        by_row = (*self.tier.placement.by_row, *self._divisions.by_row)
+        self.rows = {block: RowReader(self.bundle, self.blocks[block], self.tier.compute) for block in by_row}
+        self.pinned: dict[BlockId, Slot] = {}
+        self.elastic = frozenset(self._divisions.elastic)
+        """Blocks that are leased, although they mostly stay in memory."""
+        self.weights = ModelWeights(
+            self.tier, self.blocks, self.bundle.manifest.tied, self.pinned, self.rows, self.elastic
+        )
+        grouped = device_use is not None and device_use.grouped
+        self._experts = ExpertMemory(self.tier, PlaneCounts(), grouped=grouped, misses=self.misses)
+        self._predictors = Predictors((ROUTER, BOTH, CO_ACTIVATION))
+        placement, bounded = self.host_placement, self.kv is not None or self.device is not None
+        self._forwards = Forwards(
+            self.tier,
+            self.device,
+            self._predictors,
+            expert_bytes=placement.expert_total_bytes / max(1, placement.expert_count),
+            # KV in pages is bounded, and a device's is in its own memory.
+            check_caches=None if bounded else self._check_caches,
+        )
+        self._components = Components(
+            host=self.host,
+            budget=placement.budget,
+            tier=self.tier,
+            device=self.device,
+            misses=self.misses,
+            rows=self.rows,
+            row_drives={block: self.bundle.manifest.drive_of(self.blocks[block]) for block in by_row},
+            pressure=self.pressure,
+            kv=self.kv,
+            forwards=self._forwards,
+            predictors=self._predictors,
+            planes=self._experts.planes,
+        )
+
+    @property
+    def bridge(self) -> Bridge:
+        """The way to the tier that is computed on."""
+        return self.tier.bridge
+
+    def load(self, progress: Progress) -> None:
+        """Read what stays in memory. Raises what reading raises."""
+        prefaulting = start_prefault(self.host_tier.arena, *self.host_tier.experts)
+        until = time.monotonic() + _PATIENCE
+        tiers = [(self.host, self.host_placement, [*self.host_placement.resident, *self._divisions.bound])]
+        if self.device is not None:
+            stay = self.device.placement
+            tiers.insert(0, (self.tier.bridge, stay, [*stay.resident, *stay.pinned]))
+        progress.start("loading", sum(stay.resident_bytes + stay.pinned_bytes for _, stay, _ in tiers))
+        for bridge, _, wanted in tiers:
+            for block, slot in bridge.acquire(wanted, stream=PINNING_STREAM):
+                if bridge is self.tier.bridge:
+                    self.pinned[block] = slot
+                progress.advance(slot.length)
+        for block in filter(self.elastic.__contains__, self.blocks):  # the others are read ahead meanwhile
+            for _, slot in self.tier.bridge.acquire([block]):
+                self.tier.bridge.release(block)
+                progress.advance(slot.length)
+        for thread in prefaulting:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def attach(self, model: nn.Module, around: Around | None = None) -> None:
+        """Bind ``model``, built on placeholders, to the weights, which are loaded; ``around`` as for Forwards.run."""
+        attach(model, self.weights, self._experts, self._predictors, self._forwards, around)
+
+    def _check_caches(self, size: int, unbounded: Unbounded) -> None:
+        unbounded.check(size, self._components.weights_resident(), self.host_placement.budget)
+
+    def trace(self, model: nn.Module, path: str | Path) -> Trace:
+        """Begin to record ``model``, which runs on this engine.
+
+        Raises TraceError if it is being recorded already, or ``path`` cannot be written.
+        """
+        with self._lock:
+            if self._trace is not None and self._trace.running:
+                raise TraceError(f"a trace to {self._trace.path} is being recorded; stop it before the next one")
+            files = [file.name for file in self.bundle.manifest.files]
+            others: list[TakesNotes] = [] if self.kv is None else [self.kv.pool]
+            others += [] if self.device is None else [self.host, self.device.uplink]
+            self._trace = Trace(model, self.tier.bridge, files, path, others=others)
+            return self._trace
+
+    def stats(self) -> Stats:
+        """A snapshot since loading, without kept prompts."""
+        return self._components.collect()
+
+    def close(self) -> None:
+        """Stop reading, give the memory back as soon as no tensor lies in it, write what is recorded.
+
+        The garbage collector closes a model wherever it runs, also in a thread that has a lock which this needs. Where
+        ``may_wait`` says so, a thread of its own does it all, soon; nothing is waited for, not even for its start.
+        Raises TraceError, when all else is done, if something cannot be written.
+        """
+        if may_wait():
+            self._close()
+        else:
+            _thread.start_new_thread(self._close, ())
+
+    def _close(self) -> None:
+        if self.device is not None:
+            self.device.close()
+        self.host_tier.close()
+        if self.kv is not None:
+            self.kv.close()
+        self.tier.views.forget()
+        if self.misses is not None:
+            self.misses.views.forget()
+        for reader in self.rows.values():
+            reader.close()
+        self.bundle.close()
+        bit_trials.keep(BIT_TRIALS.copy())  # other models may go on adding to it
+        try:
+            for recorded in (self._trace, self.recording):
+                if recorded is not None:
+                    recorded.stop()
+        finally:
+            self._background.close()

@@ -1,0 +1,149 @@
+"""The fast way to compute experts: as they are in memory, side by side, outputs summed in transformers' order.
+
+Experts that are in memory at the same time are computed side by side. Their outputs are kept apart and added up in
+ascending order of the experts, as the eager code does, so the bits are the same.
+
+A prompt that needs many experts takes them in the order of flash, a few at a time, so that neither leases nor outputs
+pile up; what comes next is announced, and read meanwhile. An expert of many rows is computed in parts under its one
+lease, each added at once when it is the expert's turn.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+
+import torch
+
+from ...kernels.experts.experts import Expert, Form, Recipe, form, side_by_side
+from ...kernels.products.weighted_sum import add_by_torch, add_weighted, weighted_sum
+from ...tiering.policy.prefetch.expert_window import at_a_time
+from ...tiering.units import BlockId, MiB
+from .announcing import Announcement, NextLayer
+from .expert_blocks import ExpertBlocks
+from .expert_groups import group, move_groups
+from .expert_sum import ExpertSum
+from .host import HostExperts
+from .tier_experts import Arrived, TierExperts
+
+_HEAP = 8 * MiB
+"""Bytes of a prompt's outputs up to which its experts are taken in the order of flash, if that is not theirs."""
+
+Observer = Callable[[int, torch.Tensor, Expert, Recipe], None]
+"""Is told which expert is computed on which states [tokens, width], for prompts; its weights are there meanwhile."""
+
+
+class FastExperts:
+    """Computes the experts of one module in the order in which they arrive."""
+
+    def __init__(
+        self, blocks: ExpertBlocks, experts: TierExperts, samples: Sequence[Expert], *, with_host: bool
+    ) -> None:
+        """``samples`` are experts without numbers, one of each form that the module has. ``with_host``: experts may be
+        computed on the host too."""
+        self._blocks, self._experts, self._samples, self._with_host = blocks, experts, samples, with_host
+        self._bridge, self._recipe = experts.bridge, experts.recipe
+        self._add = add_weighted if experts.native else add_by_torch
+        self.next: NextLayer | None = None
+        self.observer: Observer | None = None
+
+    def run(
+        self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, host: HostExperts | None
+    ) -> torch.Tensor:
+        """``hidden`` [tokens, width], ``chosen``, in host memory, and ``weights`` [tokens, top_k] -> [tokens, width].
+        ``host`` may compute some of the experts."""
+        alone = len(hidden) == 1 and self._experts.native and not self._with_host
+        out = self._run_token(hidden, chosen, weights) if alone else None
+        return self._run_many(hidden, chosen, weights, host) if out is None else out
+
+    def _run_token(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
+        """The forward of one token where its experts can be computed side by side: as few steps as possible."""
+        ways = {form(expert): side_by_side(1, expert, self._recipe) for expert in self._samples}
+        if (
+            None in ways.values()
+            or hidden.dtype != torch.bfloat16
+            or weights.dtype not in (torch.bfloat16, torch.float32)
+        ):
+            return None
+        experts = len(self._blocks)
+        chosen = sorted(pair for pair in zip(index[0].tolist(), weights[0].tolist(), strict=True) if pair[0] < experts)
+        hidden = hidden.contiguous()
+        coming = Announcement(self.next, self._bridge, hidden, index, self._blocks.residuals(index, weights))
+        rows: dict[int, int] = {}
+        outs: list[torch.Tensor] = []
+        wanted = self._blocks.in_order_of_flash(expert for expert, _ in chosen)
+        with closing(self._arriving(wanted, (), coming)) as arriving:
+            for arrived in arriving:
+                alike: dict[Form, list[tuple[int, Expert]]] = {}
+                for number, expert in arrived.experts:
+                    alike.setdefault(form(expert), []).append((number, expert))
+                for kind, here in alike.items():
+                    several = ways[kind]
+                    assert several is not None
+                    out = several([hidden.data_ptr()] * len(here), [expert for _, expert in here], self._recipe)
+                    outs.append(out)  # what lies at the addresses must stay
+                    first, size = out.data_ptr(), 2 * out.shape[-1]
+                    rows |= {part: first + number * size for number, (part, _) in enumerate(here)}
+                self._bridge.release(*arrived.leased)
+        return weighted_sum([rows[expert] for expert, _ in chosen], [weight for _, weight in chosen], hidden.shape[1])
+
+    def _run_many(
+        self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, host: HostExperts | None
+    ) -> torch.Tensor:
+        """The forward of any number of tokens; ``index`` is in host memory."""
+        hidden = hidden.contiguous()
+        near = group(index, len(self._blocks))
+        groups = move_groups(near, hidden.device)
+        # In another order, outputs wait for those of lower experts: only where that takes little memory.
+        piled_up = index.numel() * hidden.shape[1] * hidden.element_size() > _HEAP
+        wanted = [self._blocks.ids[expert] for expert in groups] if piled_up else self._blocks.in_order_of_flash(groups)
+        on_host: list[BlockId] = []
+        if host is not None and self.observer is None:
+            on_host = host.choose([*filter(self._bridge.is_missing, wanted)], near)
+            there = set(wanted).difference(on_host)
+            wanted = [block for block in wanted if block in there]
+        coming = Announcement(self.next, self._bridge, hidden, index, self._blocks.residuals(index, weights))
+        total = ExpertSum(hidden, groups, weights, self._add)
+        # The states come down before the device is given more to do, behind which they would wait.
+        outputs = host.outputs(on_host, near, hidden.cpu()) if host is not None and on_host else iter(())
+
+        def meanwhile() -> bool:
+            some = next(outputs, None)
+            total.take(some or ())
+            return some is not None
+
+        size = at_a_time(len(wanted), index.numel()) or 1
+        for start in range(0, len(wanted), size):
+            window, rest = wanted[start : start + size], wanted[start + size :]
+            with closing(self._arriving(window, rest, coming, meanwhile)) as arriving:
+                for arrived in arriving:
+                    if self.observer is not None:
+                        for number, expert in arrived.experts:
+                            self.observer(number, hidden[groups[number][0]], expert, self._recipe)
+                    total.take(self._experts.outputs(arrived, groups, hidden))
+        if not wanted:
+            coming.announce(())
+        while meanwhile():
+            pass
+        return total.total
+
+    def _arriving(
+        self,
+        window: Sequence[BlockId],
+        rest: Sequence[BlockId],
+        coming: Announcement,
+        meanwhile: Callable[[], bool] = lambda: False,
+    ) -> Generator[Arrived, None, None]:
+        """``window``, leased, as it arrives, as many as are there at a time. Before the first wait, or at once if there
+        is none, ``rest`` is announced: the drive has work as long as anybody waits for it. Instead of waiting
+        ``meanwhile`` is called, as long as that says that there was something to do."""
+        with self._bridge.acquire(window) as leases:
+            arrived = leases.here()
+            if arrived and leases.left:
+                yield self._experts.view(arrived, leases)
+                arrived = leases.here()
+            coming.announce(rest)
+            if arrived:
+                yield self._experts.view(arrived, leases)
+            while leases.left:
+                arrived = leases.here()
+                if arrived or not meanwhile():
+                    yield self._experts.view(arrived or [next(leases), *leases.here()], leases)

@@ -1,0 +1,18 @@
+"""Which kinds of experts modules the fast way computes bit for bit, as trials have shown."""
+
+from collections.abc import Hashable
+
+
+class Trust:
+    """One per loaded model."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, bool] = {}
+
+    def get(self, kind: Hashable) -> bool | None:
+        """Whether all trials of ``kind`` gave equal bits; None without a trial."""
+        return self._known.get(kind)
+
+    def set(self, kind: Hashable, equal: bool) -> None:
+        """A trial of ``kind`` gave ``equal`` bits, or not."""
+        self._known[kind] = self._known.get(kind, True) and equal

@@ -1,1 +1,0 @@
-"""Which pages attention reads: certified, Quest, and modes that drop pages."""

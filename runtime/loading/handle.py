@@ -1,0 +1,149 @@
+"""The handle of a loaded model, ``model.penstock``: statistics, traces, the KV cache, closing."""
+
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from ...tiering.errors import Closed, ConfigError
+from ...tiering.planner.arrangement import Arrangement
+from ...tiering.policy.placement.placement import Placement
+from ...tiering.policy.reads import Reading
+from ..engine.engine import Engine
+from ..engine.stats import PrefixStats, Stats
+from ..kv.adapter import PagedKV
+from ..prefixes.prefill import is_plain
+from ..prefixes.prefix import Prefixes
+from ..routing.profiling import RoutingRecording
+from ..tracing.replay import RunRecording
+from ..tracing.trace import Trace
+from .placeholder_model import replace_tensors
+
+
+class Handle:
+    """``model.penstock``: the statistics of a loaded model, its traces, its KV cache, and its end."""
+
+    def __init__(
+        self, model: PreTrainedModel, engine: Engine, paged: PagedKV | None, prefixes: Prefixes | str | None
+    ) -> None:
+        """``paged`` makes KV caches in pages, if KV is in pages. ``prefixes`` are the kept prompts, or the reason why
+        there are none although ``kv_prefix`` asked for them."""
+        self._engine, self.paged = engine, paged
+        self.prefixes = None if isinstance(prefixes, str) else prefixes
+        """Prompts kept on flash, if ``kv_prefix`` asked for it. ``generate`` restores them; if you call the model
+        directly, restore them yourself."""
+        self._prefix_problem = prefixes if isinstance(prefixes, str) else ""
+        self._modules = _count_modules(model)
+        self._model = weakref.ref(model)
+        self._finalizer = weakref.finalize(model, engine.close)
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """The decisions about the model's memory, made before it was loaded. ``penstock.plan`` gives the same."""
+        return self._engine.arrangement
+
+    @property
+    def placement(self) -> Placement:
+        """Which weights lie where in host memory, and its budget."""
+        return self._engine.host_placement
+
+    @property
+    def device_placement(self) -> Placement | None:
+        """Which weights lie where in the device's memory; None where the CPU computes."""
+        return None if self._engine.device is None else self._engine.device.placement
+
+    @property
+    def bundle(self) -> Path:
+        """Folder of the bundle that the weights come from."""
+        return self._engine.bundle.folder
+
+    @property
+    def reading(self) -> Reading:
+        """How each drive is read: backend, bytes of a read, reads in flight."""
+        return self._engine.reading
+
+    def stats(self) -> Stats:
+        """Counts, bytes and seconds since the model was loaded."""
+        stats = self._engine.stats()
+        prompts = PrefixStats(problem=self._prefix_problem) if self.prefixes is None else self.prefixes.stats()
+        return replace(stats, prefix=prompts)
+
+    def synchronize(self) -> None:
+        """Wait until a device has computed all that the calling thread has given it. Call it before you take a time.
+        Where the CPU computes, it returns at once."""
+        if self._engine.device is not None:
+            self._engine.device.synchronize()
+
+    def cache(self) -> DynamicCache:
+        """An empty KV cache, in pages if the model's KV is. Raises Closed."""
+        if self.paged is not None:
+            return self.paged.new_cache()
+        return DynamicCache(config=self._running("make a cache").config)
+
+    def keeps(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
+        """Whether a prompt ``input_ids`` [sequences, tokens] may come from flash, and go there, when ``generate`` is
+        called with the arguments ``kwargs``."""
+        model = self._model()
+        if self.prefixes is None or not self.prefixes.supported or model is None:
+            return False
+        # An adapter changes KV.
+        return is_plain(input_ids, kwargs) and _count_modules(model) == self._modules
+
+    @property
+    def recording(self) -> RunRecording | None:
+        """The recording that ``record=FILE`` asked for, else None. Its ``stop()`` ends it earlier than ``close``."""
+        return self._engine.recording
+
+    def trace(self, path: str | Path) -> Trace:
+        """Record reads, stalls and the compute of each layer from now on, for Perfetto or chrome://tracing.
+
+        The file ``path`` is written, readable by this user only, when the result's ``stop()`` is called, at the end of
+        a ``with`` over it, or when the model is closed. One trace at a time. Raises TraceError, before anything is
+        recorded, when one is being recorded or ``path`` cannot be written, and Closed.
+        """
+        return self._engine.trace(self._running("record a trace of it"), path)
+
+    def profile(self, text: str = "") -> RoutingRecording:
+        """Record from now on which experts each token uses, one sequence at a time.
+
+        The result's ``stop()``, or the end of a ``with`` over it, ends the recording. Its ``routes()`` is a routing
+        trace of a text called ``text``, which can be saved. Raises TraceError for a model without experts, and Closed.
+        """
+        return RoutingRecording(self._running("record its routing"), text)
+
+    def close(self) -> None:
+        """Stop reading, give the memory back, write traces and recordings. Idempotent. The model cannot compute any
+        more. Raises TraceError, when all else is done, if a file cannot be written."""
+        model = self._model()
+        if self.prefixes is not None:
+            self.prefixes.close()  # prompts that are still to be written may lie in pages
+        if self._finalizer.detach() and model is not None:
+            replace_tensors(model, self._engine.tier.holds)
+        self._engine.close()
+
+    def _running(self, purpose: str) -> PreTrainedModel:
+        """The model, unless it was closed. Raises Closed."""
+        model = self._model()
+        if model is None or not self._finalizer.alive:
+            raise Closed(f"this model was closed; load it again to {purpose}")
+        return model
+
+
+def handle(model: nn.Module) -> Handle:
+    """The Handle of ``model``, as ``model.penstock`` gives it, with a type that checkers see.
+
+    Raises ConfigError for a model that was neither loaded nor wrapped by penstock.
+    """
+    found = getattr(model, "penstock", None)
+    if isinstance(found, Handle):
+        return found
+    raise ConfigError(f"this {type(model).__name__} is no model of penstock; load it with penstock.load, or wrap it")
+
+
+def _count_modules(model: nn.Module) -> int:
+    return sum(1 for _ in model.modules())

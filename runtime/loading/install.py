@@ -1,0 +1,133 @@
+"""Install a bundle in its model: arrange memory, build the engine, put leased weights in the place of the model's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from ...kernels.devices.base import Device
+from ...kernels.io import backends
+from ...kernels.machine.machine import MemoryMeter, usable_cores
+from ...kernels.products.row_parts import BIT_TRIALS
+from ...tiering.errors import PenstockError
+from ...tiering.planner.arrangement import Arrangement, typical_block
+from ...tiering.progress import Progress
+from ...tiering.store.bundle.reader import Bundle
+from ..config.config import Config
+from ..engine.engine import Engine
+from ..kv.adapter import PagedKV
+from ..kv.cache.tier import KVTier
+from ..machine import bit_trials
+from ..machine.reading import reading_of
+from ..prefixes.prefix import Prefixes
+from ..tiers.device.tier import DeviceUse
+from ..tiers.expert_planes import units
+from .arrangement import arrange_model, find_budgets
+from .handle import Handle
+from .openings.kv import open_kv_tier
+from .openings.prefixes import open_prefixes
+from .outline import layout_of, outline_model
+from .placeholder_model import move_out
+from .streamed_class import streamed_class
+
+
+def install(
+    model: PreTrainedModel,
+    bundle: Bundle,
+    settings: Config,
+    device: Device | None,
+    progress: Progress,
+    record: str | Path | None,
+) -> PreTrainedModel:
+    """Make ``model``, built with the layout of ``bundle``, compute with the weights in there, on ``device`` if there is
+    one. Returns the model itself, with a Handle. ``record`` is the file for a recording.
+
+    Raises PenstockError: BudgetTooSmall, ConfigError, DeviceFull, TraceError, BundleError. An error before the weights
+    are moved out leaves the model as it was.
+    """
+    manifest = bundle.manifest
+    quality, drives = settings.weights.quality, len(manifest.drive_bytes)
+    outline = outline_model(model, layout_of(manifest), quality, drives)
+    budgets = find_budgets(outline, settings, device, model.config)
+    block = typical_block(outline, budgets)
+    _set_threads(settings.compute.threads)
+    bit_trials.load(BIT_TRIALS)
+    arrangement = arrange_model(outline, budgets, settings, reading_of(bundle.paths, settings.io, block=block))
+    if bundle.direct and backends.directness(arrangement.reading.backend) is False:
+        bundle.close()
+        bundle = Bundle.open(bundle.folder, direct=False)
+    with closed_on_error(bundle):
+        engine = _build_engine(model, bundle, arrangement, settings, device, record)
+    try:
+        engine.load(progress)
+        paged = None if engine.kv is None else PagedKV(model, engine.kv)
+        # Not earlier: until here, an error leaves a wrapped model as it was.
+        move_out(model, manifest, engine.tier.compute)
+        engine.attach(model, None if paged is None else paged.forward)
+    except BaseException:
+        engine.close()
+        raise
+    model.__class__ = streamed_class(type(model))
+    model.penstock = Handle(model, engine, paged, _open_prefixes(settings, model, bundle, engine.kv))
+    return model
+
+
+def _build_engine(
+    model: PreTrainedModel,
+    bundle: Bundle,
+    arrangement: Arrangement,
+    settings: Config,
+    device: Device | None,
+    record: str | Path | None,
+) -> Engine:
+    """The engine for an ``arrangement`` of ``model``, with its KV tier if KV is in pages; nothing is read yet."""
+    device_use = None
+    if device is not None:
+        experts = settings.experts
+        device_use = DeviceUse(device, host_experts=experts.misses == "auto", grouped=experts.products == "grouped")
+    budgets = arrangement.budgets
+    kv = open_kv_tier(settings, arrangement.reading, model.config, budgets.kv_floor, device, budgets.kv_device)
+    with closed_on_error(kv):
+        return Engine(
+            bundle,
+            units(bundle.manifest.blocks, arrangement.outline.quality),
+            arrangement,
+            MemoryMeter(),
+            record=record,
+            kv=kv,
+            device_use=device_use,
+        )
+
+
+def _open_prefixes(
+    settings: Config, model: PreTrainedModel, bundle: Bundle, tier: KVTier | None
+) -> Prefixes | str | None:
+    """The kept prompts; None where none are asked for; the reason why they cannot be kept, since the model runs without
+    them too."""
+    if settings.prefix_quota is None:
+        return None
+    try:
+        label = bundle.folder.name
+        return open_prefixes(settings, settings.prefix_quota, model, bundle.manifest, tier, label=label)
+    except (PenstockError, OSError) as error:
+        return str(error)
+
+
+def _set_threads(wanted: int | str) -> None:
+    """Let torch compute with ``wanted`` threads; "auto": its own number, at most the cores that may run at a time."""
+    threads = min(torch.get_num_threads(), usable_cores()) if wanted == "auto" else int(wanted)
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def closed_on_error(opened: Bundle | KVTier | None) -> Iterator[None]:
+    """Close what is ``opened`` if the block raises."""
+    try:
+        yield
+    except BaseException:
+        if opened is not None:
+            opened.close()
+        raise

@@ -1,0 +1,148 @@
+"""Open the files of a model by its name: a packed bundle, a checkpoint folder, a GGUF file, or a hub id."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...tiering.errors import BundleError, CheckpointError
+from ...tiering.store.bundle.manifest import Manifest, parse
+
+if TYPE_CHECKING:
+    from ...tiering.progress import Progress
+    from ..checkpoints.source import Source
+    from ..config.config import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Which ``model``: a folder, a GGUF file or a hub id; of which ``revision`` on the hub; whether Python code that
+    comes with it may run."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """The small files of a model: where its configuration and tokenizer lie, and its configuration."""
+
+    folder: Path
+    config: Any
+    trust_remote_code: bool
+    checkpoint: "Source | None" = None
+    """The checkpoint, opened; None for a bundle."""
+
+    @property
+    def tokenizer_file(self) -> str | None:
+        """The GGUF file in ``folder`` that has the tokenizer, if one does."""
+        return None if self.checkpoint is None else self.checkpoint.tokenizer_file
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens of a sequence; None for models without a bound."""
+        count = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return count if isinstance(count, int) and count > 0 else None
+
+
+def is_bundle(model: str) -> bool:
+    """Whether ``model`` is the folder of a packed bundle."""
+    return (Path(model).expanduser() / "manifest.json").is_file()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in ``folder``. Raises BundleError."""
+    file = folder / "manifest.json"
+    try:
+        return parse(file.read_text("utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {file}: {error}; delete the bundle and pack again") from error
+
+
+def open_files(source: ModelSource) -> OpenedModel:
+    """The small files of a model; a hub id is downloaded first, weights too. Raises CheckpointError."""
+    if is_bundle(source.model):
+        folder = Path(source.model).expanduser() / "model"
+        return OpenedModel(folder, read_config(str(folder), source), source.trust_remote_code)
+    checkpoint = open_checkpoint(source)
+    return OpenedModel(checkpoint.folder, checkpoint.config, source.trust_remote_code, checkpoint)
+
+
+def open_checkpoint(source: ModelSource) -> "Source":
+    """The checkpoint, or GGUF file, with every file of it looked at. Raises CheckpointError."""
+    from ..checkpoints.open import open_source
+
+    folder = Path(source.model).expanduser()
+    if any(folder.glob("data-*.bin")):
+        raise BundleError(f"{folder} has data files but no manifest.json: it is no complete bundle; pack again")
+    return open_source(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
+
+
+def read_config(place: str, source: ModelSource) -> Any:
+    """transformers' configuration of a model in a folder or on the hub, without its weights. Raises CheckpointError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(place, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        where = place if Path(place).is_dir() else f"{place}: there is no such folder, and nothing fetched from the hub"
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"no model configuration in {where} ({reason})") from error
+
+
+def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
+    """transformers' tokenizer of a model. Raises CheckpointError, which says for what ``purpose`` it is needed."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            opened.folder, gguf_file=opened.tokenizer_file, trust_remote_code=opened.trust_remote_code
+        )
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up for some families
+            raise ValueError("it has no vocabulary")
+        return tokenizer
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{opened.folder} has no tokenizer that transformers can read ({error}); {purpose}"
+        ) from error
+
+
+def find_bundle(source: ModelSource, config: "Config", progress: "Progress | None" = None) -> Path:
+    """The folder of the bundle that a model is or was packed into. Raises CheckpointError and BundleError."""
+    from ..packing.rules import choose_rules
+
+    folder = Path(source.model).expanduser()
+    if is_bundle(source.model):
+        return folder
+    checkpoint = open_checkpoint(source)
+    store = config.store.path
+    found = find_bundles(checkpoint, store, [file.parent for file in sorted(store.glob("*/manifest.json"))], progress)
+    if not found:
+        raise BundleError(f"{source.model} is not packed in {store}; run: penstock pack {source.model}")
+    rules = str(choose_rules(config.weights, store))
+    wanted = [folder for folder in found if read_manifest(folder).codec == rules]
+    found = wanted or found
+    if len(found) > 1:
+        names = ", ".join(str(folder) for folder in found)
+        raise BundleError(f"{source.model} is packed more than once; name one of the bundles: {names}")
+    return found[0]
+
+
+def find_bundles(
+    checkpoint: "Source", store: Path, among: list[Path], progress: "Progress | None" = None
+) -> list[Path]:
+    """Those of the bundles ``among`` that hold ``checkpoint``'s content; it is read for that if penstock sees it the
+    first time."""
+    if not among:
+        return []
+    from ..checkpoints.digest import digest_files
+
+    digest = digest_files(checkpoint.content, store, progress)
+    return [folder for folder in among if _holds(folder, digest)]
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    try:
+        return read_manifest(folder).checkpoint == digest
+    except BundleError:  # a damaged neighbour is not this model's business
+        return False

@@ -1,0 +1,96 @@
+"""The outermost forward of a model: tells the planner where each token begins and ends, and counts."""
+
+import inspect
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from ...kernels.memory.arena import ArenaClosed
+from ...kernels.memory.heap import trim
+from ...tiering.errors import Closed
+from ...tiering.policy.prefetch.predictors import Predictors
+from ..kv.cache.unbounded import Unbounded
+from ..tiers.compute_tier import ComputeTier
+from ..tiers.device.tier import DeviceTier
+from .streamed import Scopes
+
+Around = Callable[[dict[str, Any]], AbstractContextManager[None]]
+"""Entered around each forward of the model with its keyword arguments, which it may change."""
+
+_PROMPT = 16
+"""Tokens above which a forward leaves enough on the heap to be worth giving back."""
+
+
+class Forwards:
+    """The calls of one model, from any thread."""
+
+    def __init__(
+        self,
+        tier: ComputeTier,
+        device: DeviceTier | None,
+        predictors: Predictors,
+        *,
+        expert_bytes: float,
+        check_caches: Callable[[int, Unbounded], None] | None,
+    ) -> None:
+        """``expert_bytes`` is the mean size of an expert. ``check_caches`` is called after each forward with the bytes
+        of all caches that transformers keeps; None where nothing bounds these together with the weights."""
+        self._tier, self._device, self._predictors = tier, device, predictors
+        self._expert_bytes, self._check_caches = expert_bytes, check_caches
+        self.unbounded = Unbounded()
+        """The caches that transformers keeps."""
+        self.tokens = self.count = 0
+        """Tokens that went through the model, and calls of it."""
+        self._lock = threading.Lock()
+
+    def run(self, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises."""
+        if scopes.open:  # a forward inside a forward of this thread
+            return original(*args, **kwargs)
+        kwargs |= dict(zip(inspect.signature(original).parameters, args, strict=False))  # ``around`` knows names
+        ids = kwargs.get("input_ids")
+        self._begin()
+        try:
+            # Nothing may remember weights that will not stay.
+            with torch.no_grad(), self._current(), around(kwargs):
+                out = scopes.run(original, **kwargs)
+            self._note_tokens(ids.numel() if isinstance(ids, torch.Tensor) else 0)
+            self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
+            return out
+        except ArenaClosed as error:  # what was leased, or read by row, when somebody closed the model
+            raise Closed("this model was closed; load it again to use it") from error
+        except torch.OutOfMemoryError as error:
+            if self._device is None:
+                raise
+            # Without its frames, which hold what was computed until then.
+            raise self._device.full(error) from error.with_traceback(None)
+        finally:
+            scopes.clear()
+            self._tier.bridge.end()
+
+    def _begin(self) -> None:
+        speculation = self._tier.bridge.speculation
+        self._predictors.tick(price=speculation.price, read_seconds=speculation.pace * self._expert_bytes)
+        self._tier.bridge.begin()
+
+    def _current(self) -> AbstractContextManager[None]:
+        """See Device.current."""
+        return nullcontext() if self._device is None else self._device.device.current()
+
+    def _note_tokens(self, tokens: int) -> None:
+        with self._lock:
+            self.count += 1
+            self.tokens += tokens
+        if (recorder := self._tier.bridge.recorder) is not None:
+            recorder.tokens(tokens)
+        if tokens > _PROMPT and self._tier.native:
+            trim()
+
+    def _note_cache(self, cache: object) -> None:
+        """A forward has filled ``cache``, or none (None)."""
+        size = self.unbounded.add(cache)
+        if self._check_caches is not None and not self.unbounded.problem:
+            self._check_caches(size, self.unbounded)

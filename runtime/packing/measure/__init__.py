@@ -1,0 +1,1 @@
+"""Measurements that arranging asks for: lengths and errors of encoded matrices. May import arrange and stream."""

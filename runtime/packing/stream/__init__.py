@@ -1,0 +1,1 @@
+"""Weights on their way into a bundle: read, converted and encoded, a piece at a time. May import arrange."""

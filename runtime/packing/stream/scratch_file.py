@@ -1,0 +1,48 @@
+"""Room for what is larger than memory may be: in files without a name, little of which is resident at a time."""
+
+import errno
+import mmap
+import tempfile
+import weakref
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ....kernels.formats.base import on_heap
+from ....kernels.io.system import reserve
+from ....tiering.errors import FlashFull
+from ....tiering.units import format_size
+
+
+class ScratchFile:
+    """Tensors of bytes, those of more than ``most`` bytes in files in ``folder`` that nobody else can read and that go
+    with them. Whoever fills or reads one calls ``let_go`` every few megabytes."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self._folder, self._most = folder, most
+        self._maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+    def room(self, length: int) -> torch.Tensor:
+        """uint8 [length], with any content. Raises FlashFull if the folder's drive has no room for it."""
+        if length <= self._most:
+            return on_heap(length)
+        try:
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                # Reserved, for where a mapped file cannot be written, the process dies.
+                reserve(file.fileno(), 0, length)
+                mapped = mmap.mmap(file.fileno(), length)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise FlashFull(
+                f"{self._folder} has no room for {format_size(length)} that lie there while a matrix is encoded; "
+                "free some space, or raise host_memory"
+            ) from error
+        self._maps.add(mapped)
+        return torch.from_numpy(np.frombuffer(mapped, dtype=np.uint8))
+
+    def let_go(self) -> None:
+        """Have nothing resident of what lies in files. What was written there stays."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)

@@ -1,0 +1,59 @@
+"""Write a bundle, the last stage of packing: blocks, journaled and with checksums, its model folder, its manifest."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...tiering.progress import Progress
+from ...tiering.store.bundle.folder import PARTIAL, ensure_room
+from ...tiering.store.bundle.manifest import BundleDrive, Manifest
+from ...tiering.store.bundle.stripes import parts_of
+from ...tiering.store.bundle.writer import BundleWriter
+from ..checkpoints.layout import Layout
+from ..checkpoints.model_files import write_model_folder
+from ..checkpoints.weights import WeightReader
+from .stream.blocks import stream_blocks
+from .stream.threads import one_torch_thread
+
+
+def write_bundle(
+    writer: BundleWriter,
+    layout: Layout,
+    weights: WeightReader,
+    manifest: Manifest,
+    write_model: Callable[[Path], None],
+    progress: Progress,
+) -> None:
+    """Write with ``writer`` what it does not have yet of ``layout``, and finish the bundle.
+
+    ``manifest`` lacks files, drives and blocks. ``write_model`` writes configuration and tokenizer into a folder.
+    Raises what the writer and the weights raise. KeyboardInterrupt says how to go on.
+    """
+    progress.start("packing", layout.total_bytes)
+    try:
+        progress.advance(writer.done_bytes)
+        with one_torch_thread():
+            for block, pieces in stream_blocks(layout.blocks[writer.done :], weights):
+                writer.append(pieces)
+                progress.advance(block.extent.length)
+        write_model_folder(writer.folder / "model", write_model)
+        writer.finish(manifest)
+    except KeyboardInterrupt:
+        percent = 100 * writer.done_bytes // max(1, layout.total_bytes)
+        raise KeyboardInterrupt(
+            f"packing was interrupted at {percent} %; run the same again to go on from there, or delete {writer.folder}"
+        ) from None
+    finally:
+        progress.finish()
+
+
+def check_room(
+    bundle: Path, layout: Layout, drives: Sequence[BundleDrive], stripes: Sequence[Path], limit: int | None
+) -> None:
+    """Raise FlashFull unless each of ``drives`` has room for its share of ``layout``, and the store and its ``stripes``
+    together may hold it within ``limit`` bytes."""
+    folders = [bundle.with_name(bundle.name + PARTIAL), *(Path(drive.folder) for drive in drives[1:])]
+    needs = dict.fromkeys(folders, 0)
+    for file in layout.files:
+        needs[folders[file.drive]] += file.length
+    store = bundle.parent
+    ensure_room(store, needs, limit, elsewhere=[part for stripe in stripes for part in parts_of(store, stripe)])

@@ -1,0 +1,217 @@
+"""What to expect of a model on this machine: whether it fits, what goes where, how fast, what more memory buys."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...kernels.devices import measure
+from ...kernels.devices.base import Device
+from ...kernels.machine.machine import available_memory
+from ...tiering.errors import BudgetTooSmall
+from ...tiering.planner.arrangement import Arrangement, MemoryBudgets, least_host
+from ...tiering.policy.placement.budgets import budgets as budgets_between
+from ...tiering.policy.placement.budgets import enough
+from ...tiering.policy.placement.placement import with_working_memory
+from ...tiering.sim.devices import Bus
+from ...tiering.sim.kv import KvLoad
+from ...tiering.units import GiB, format_size
+from ..config.config import Config, auto_host_memory
+from ..loading.arrangement import arrange_model, find_budgets
+from ..loading.opening import ModelSource
+from ..loading.openings.device import open_device
+from ..machine.speeds import existing
+from ..routing.routed import RoutedTokens
+from . import reference
+from .assumed import assumed_routes
+from .flash_room import flash_free
+from .forecast import Devices, Forecast, Forecaster, count_routed
+from .kv_size import count_kv_bytes, find_kv_layers
+from .report import BudgetForecast, KvPlan, MeasuredSpeeds, Plan
+from .sketch import ModelSketch, PlannedDrives, deal_to_drives, sketch_model
+
+PROMPT_TOKENS = 512
+"""Length of the prompt for the time to the first token, if none is given."""
+
+
+def plan(
+    source: str | Path,
+    config: str | Path | Config | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    prompt_tokens: int = PROMPT_TOKENS,
+    context: int | None = None,
+    routes: RoutedTokens | None = None,
+    **overrides: Any,
+) -> Plan:
+    """Say whether ``source`` fits, what goes where, how fast it will be, and what more memory would buy, by simulating
+    it on what this machine was measured to be. Nothing is packed. Where nothing was measured yet, that takes some
+    seconds.
+
+    ``source``, ``config`` and ``overrides`` are as for ``load``. ``prompt_tokens`` is the length of the prompt for the
+    time to the first token, ``context`` the tokens whose keys and values each token looks at (None: not counted).
+    ``routes`` is a routing trace of the model, else routing is assumed.
+
+    A model that does not fit is an answer, not an error. Raises PenstockError: ConfigError, CheckpointError,
+    BundleError, DeviceUnavailable, DeviceFull, and TraceError where ``routes`` are of another model.
+    """
+    settings = config.override(**overrides) if isinstance(config, Config) else Config.load(config, **overrides)
+    found = sketch_model(
+        ModelSource(model=str(source), revision=revision, trust_remote_code=trust_remote_code), settings
+    )
+    outline = found.outline()
+    if routes is not None:
+        routes.check_model({layer.path: layer.experts for layer in outline.layers}, str(source))
+    device = open_device(settings)
+    budgets = find_budgets(outline, settings, device, found.model.config)
+    try:
+        least = least_host(outline, budgets)
+    except BudgetTooSmall as error:  # of the device's memory: no host memory would do
+        return Plan(fits=False, notes=(str(error),), model_bytes=outline.total_bytes, prompt_tokens=prompt_tokens)
+    places = [settings.store.path, *settings.store.stripes]
+    # A budget that is too small is planned for all the same: to say what the least would do.
+    measured = budgets.with_weights(max(budgets.weights_host, least))
+    found, drives = deal_to_drives(found, measured, places, settings.io)
+    kv, load = _plan_kv(found, settings, context)
+    free = flash_free(places, settings.flash_limit, None if found.bundle else drives.shares)
+    forecasts = BudgetForecasts(found, drives, settings, budgets, device, routes, prompt_tokens, load)
+    return _report(forecasts, least, kv, free)
+
+
+class BudgetForecasts:
+    """Forecasts of one model under any budget of host memory, on measured drives and on the cores of this machine."""
+
+    def __init__(
+        self,
+        found: ModelSketch,
+        drives: PlannedDrives,
+        settings: Config,
+        budgets: MemoryBudgets,
+        device: Device | None,
+        routes: RoutedTokens | None,
+        prompt_tokens: int,
+        kv: KvLoad | None,
+    ) -> None:
+        self.found, self.outline, self.budgets, self.prompt_tokens = found, found.outline(), budgets, prompt_tokens
+        self._settings, self._drives, self._kv = settings, drives, kv
+        layers = self.outline.layers
+        self.routing = None if not layers else routes.text if routes else "assumed"
+        """The text of the routing trace, or "assumed"; None without experts."""
+        if layers and routes is None:
+            routes = assumed_routes(layers, count_routed(layers, prompt_tokens))
+        timings = reference.timings_here(existing(settings.store.path), settings.compute.threads)
+        models = [timings.beside_cores(drive, experts=bool(layers)) for drive in drives.models]
+        self._forecaster = Forecaster(self.outline, Devices(models, timings), routes, prompt_tokens=prompt_tokens)
+        self._bus = None if device is None else Bus(measure.bus_speed(device)[0])
+        self._unmeasured = device is not None and device.compute.type != "cpu"
+
+    def arrange(self, weights: int) -> Arrangement:
+        """With ``weights`` bytes of host memory for weights. Raises BudgetTooSmall."""
+        return arrange_model(self.outline, self.budgets.with_weights(weights), self._settings, self._drives.reading)
+
+    def at(self, weights: int) -> Forecast:
+        """Under ``weights`` bytes of host memory for weights, which must be enough."""
+        found = self._forecaster.forecast(self.arrange(weights), self._bus)
+        return found if self._kv is None else self._forecaster.with_kv(found, self._kv)
+
+    @property
+    def speeds(self) -> MeasuredSpeeds:
+        """What the forecasts rest on."""
+        return MeasuredSpeeds(
+            memory_bytes_per_token=self._forecaster.bytes_per_token,
+            flash_bytes_per_second=self._drives.bytes_per_second,
+            memory_bytes_per_second=self._forecaster.memory.bandwidth,
+            bus_bytes_per_second=None if self._bus is None else self._bus.bandwidth,
+        )
+
+    @property
+    def caveats(self) -> list[str]:
+        """What the forecasts take for granted."""
+        notes = []
+        if self.routing == "assumed":
+            notes.append(
+                "which experts tokens use is assumed, as uneven and as repetitive as a small trained model's was; "
+                "penstock profile MODEL --text FILE --out TRACE records it for --profile TRACE"
+            )
+        if self.outline.guessed:
+            notes.append("nothing says how many experts a token uses; all of them are counted")
+        if self._unmeasured:
+            notes.append("what computing takes on the device was not measured: the CPU's time is taken for it")
+        if self._kv is None:
+            notes.append("attention over a long context, and what else runs on the machine, are not counted")
+        else:
+            notes.append("KV is taken to be read beside weights without waiting, and attention to be exact")
+        return notes
+
+
+def _report(forecasts: BudgetForecasts, least: int, kv: KvPlan | None, free: int) -> Plan:
+    """The plan, where ``least`` bytes of host memory for weights would do, and the store has ``free`` bytes."""
+    budgets, outline, found = forecasts.budgets, forecasts.outline, forecasts.found
+    pages, budget = budgets.kv_host, budgets.host - budgets.kv_host
+    wanted = budgets_between(least, with_working_memory(outline.total_bytes), budget)
+    curve = {each: forecasts.at(each) for each in wanted}
+    needed = 0 if found.bundle else found.layout.total_bytes
+    notes = []
+    if kv is not None and kv.total is None:
+        notes.append("what keys and values of this model take cannot be told without its weights; they are not counted")
+    if needed > free:
+        notes.append(f"packing needs {format_size(needed)} on flash, there is room for {format_size(free)}")
+    refusal = Plan(
+        fits=False,
+        notes=tuple(notes),
+        model_bytes=found.layout.total_bytes,
+        prompt_tokens=forecasts.prompt_tokens,
+        minimum_host_memory=least + pages,
+        recommended_host_memory=_recommend(curve),
+        host_memory=budgets.host,
+        device_memory=budgets.weights_device or 0,
+        flash_needed=needed,
+        flash_free=free,
+        kv=kv,
+        curve=tuple(_rows(curve, pages)),
+        routing=forecasts.routing,
+    )
+    try:
+        arrangement = forecasts.arrange(budget)
+    except BudgetTooSmall as error:
+        return replace(refusal, notes=(*notes, str(error)))
+    return replace(
+        refusal,
+        fits=needed <= free,
+        arrangement=arrangement,
+        forecast=curve[budget],
+        speeds=forecasts.speeds,
+        notes=(*notes, *forecasts.caveats),
+    )
+
+
+def _plan_kv(found: ModelSketch, settings: Config, context: int | None) -> tuple[KvPlan | None, KvLoad | None]:
+    """KV of ``context`` tokens, and what a token has to do with it; None for what is not asked for or not known."""
+    if context is None:
+        return None, None
+    pages, layers = settings.kv_host or 0, find_kv_layers(found.model)
+    if layers is None:
+        return KvPlan(context, pages), None
+    load = KvLoad.of(*count_kv_bytes(layers, context, settings.kv.format), settings.kv_host)
+    return KvPlan(context, pages, load.total, load.per_token, load.flash), load
+
+
+def _recommend(curve: Mapping[int, Forecast]) -> int | None:
+    """The least budget that is nearly as fast as all the memory that this machine has to spare; None where that is too
+    little to run with."""
+    room = auto_host_memory(available_memory(), max(curve))
+    points = [(budget, found.tokens_per_second) for budget, found in curve.items() if budget <= room]
+    return enough(points) if points else None
+
+
+def _rows(curve: Mapping[int, Forecast], pages: int) -> list[BudgetForecast]:
+    """The rows of the curve, with ``pages`` bytes for KV added to each budget."""
+    rows: list[BudgetForecast] = []
+    for budget, found in curve.items():
+        gained = None
+        if rows:
+            more = found.tokens_per_second - rows[-1].forecast.tokens_per_second
+            gained = more * GiB / (budget + pages - rows[-1].host_memory)
+        rows.append(BudgetForecast(budget + pages, found, gained))
+    return rows

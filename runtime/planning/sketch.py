@@ -1,0 +1,136 @@
+"""A sketch of a model on this machine before anything is packed: its blocks, and the drives that they lie on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from ...tiering.errors import BundleError
+from ...tiering.planner.arrangement import MemoryBudgets, Outline, typical_block
+from ...tiering.policy.reads import Reading
+from ...tiering.sim.devices import Drive
+from ...tiering.store.bundle import manifest
+from ..checkpoints.describe import describe
+from ..checkpoints.layout import Layout
+from ..checkpoints.meta_model import build_meta_model
+from ..config.config import Config
+from ..config.settings import Io
+from ..loading.opening import ModelSource, find_bundles, is_bundle, open_checkpoint, read_config, read_manifest
+from ..loading.outline import layout_of, outline_model
+from ..machine.drives import modelled, places_of
+from ..packing.arrange.arrange import estimate
+from ..packing.arrange.formats import Rules
+from ..packing.arrange.stripes import stripe
+from ..packing.rules import choose_rules
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSketch:
+    """A ``model`` without weights, the ``layout`` of its bundle, dealt to ``drives`` drives, and the ``bundle`` that it
+    is packed into already; with which ``quality`` its experts are to be computed."""
+
+    model: PreTrainedModel
+    layout: Layout
+    bundle: Path | None
+    quality: str
+    drives: int = 1
+
+    def outline(self) -> Outline:
+        """What of it moves between tiers."""
+        return outline_model(self.model, self.layout, self.quality, self.drives)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDrives:
+    """The drives of a bundle, read as ``reading`` says; ``shares`` are the bytes that each has or will have, in any
+    unit, and ``bytes_per_second`` what they deliver together while each delivers its share."""
+
+    models: Sequence[Drive]
+    reading: Reading
+    shares: Sequence[float]
+    bytes_per_second: float
+
+
+def sketch_model(source: ModelSource, config: Config) -> ModelSketch:
+    """From the manifest of a bundle, the files of a checkpoint, or the configuration alone: of a folder without weights
+    there is no more, and of a hub id no more is fetched. What is not packed yet is laid out as ``config`` wants it;
+    where the bytes of a format depend on the numbers, they are estimated.
+
+    Raises CheckpointError, BundleError, and ConfigError where a drive cannot be measured.
+    """
+    path = Path(source.model).expanduser()
+    quality, trust = config.weights.quality, source.trust_remote_code
+    if is_bundle(source.model):
+        dtype = getattr(torch, read_manifest(path).dtype)
+        model = build_meta_model(read_config(str(path / "model"), source), dtype, trust_remote_code=trust)
+        return _sketch_bundle(model, path, quality)
+    rules = choose_rules(config.weights, config.store.path)
+    if not path.exists() or _configuration_only(path):
+        described = read_config(source.model, source)
+        model = build_meta_model(described, described.dtype or torch.float32, trust_remote_code=trust)
+        return ModelSketch(model, estimate(model, describe(model), rules, {}), None, quality)
+    return _sketch_checkpoint(source, config, rules)
+
+
+def _sketch_bundle(model: PreTrainedModel, bundle: Path, quality: str) -> ModelSketch:
+    found = read_manifest(bundle)
+    return ModelSketch(model, layout_of(found), bundle, quality, len(found.drive_bytes))
+
+
+def _sketch_checkpoint(source: ModelSource, config: Config, rules: Rules) -> ModelSketch:
+    checkpoint = open_checkpoint(source)
+    store, quality = config.store.path, config.weights.quality
+    contents = checkpoint.read(checkpoint.describe(), 1 << 62)
+    contents.weights.close()
+    plain = describe(contents.model, {} if config.aligned else contents.addresses)
+    # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
+    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, plain, rules)]
+    for bundle in find_bundles(checkpoint, store, alike):
+        return _sketch_bundle(contents.model, bundle, quality)
+    planned = estimate(contents.model, plain, rules, contents.weights.stored())
+    return ModelSketch(contents.model, planned, None, quality)
+
+
+def _configuration_only(folder: Path) -> bool:
+    """Whether ``folder`` has a configuration, and nothing that could be a part of a checkpoint or a bundle."""
+    weights = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf")
+    return (folder / "config.json").is_file() and not any(any(folder.glob(pattern)) for pattern in weights)
+
+
+def _same_shape(bundle: Path, planned: Layout, rules: Rules) -> bool:
+    try:
+        found = read_manifest(bundle)
+    except BundleError:
+        return False
+    return found.codec == str(rules) and {_shape(b) for b in found.blocks} >= {_shape(b) for b in planned.blocks}
+
+
+def _shape(block: manifest.Block) -> tuple[object, ...]:
+    return block.id, tuple((spec.name, spec.dtype, spec.shape) for spec in block.tensors)
+
+
+def deal_to_drives(
+    found: ModelSketch, budgets: MemoryBudgets, places: Sequence[Path], io: Io
+) -> tuple[ModelSketch, PlannedDrives]:
+    """``found`` with its blocks on the drives that they lie on, or would be dealt to: ``places``, the store and its
+    stripes; and these drives. ``budgets`` decide what is read.
+
+    Raises ConfigError when one cannot be measured, BundleError when one is not there.
+    """
+    size = typical_block(found.outline(), budgets)
+    shares: Sequence[float] = ()
+    if found.bundle:
+        described = read_manifest(found.bundle)
+        places, shares = places_of(found.bundle, described), described.drive_bytes
+    models, reading = modelled(places, io, block=size)
+    speeds = [drive.delivered(size, reading.depth) for drive in models]
+    if not found.bundle:
+        shares = speeds
+        dealt = [
+            manifest.BundleDrive(str(place), max(1, round(speed))) for place, speed in zip(places, speeds, strict=True)
+        ]
+        found = replace(found, layout=stripe(found.layout, dealt if len(places) > 1 else ()), drives=len(places))
+    slowest = max(share / speed for share, speed in zip(shares, speeds, strict=True))
+    return found, PlannedDrives(models, reading, shares, sum(shares) / slowest)
