@@ -78,10 +78,16 @@ def random_kv_run(seed: int) -> KVWorld:
     """A run to its end. Raises AssertionError where something is not as it must be."""
     dice = random.Random(seed)
     world = KVWorld(dice.choice((16, 24, 40)), flash=dice.choice((None, None, 2 * MiB)), device=dice.choice((0, 6)))
+    happen(world, seed)
+    return world
+
+
+def happen(world: KVWorld, seed: int) -> None:
+    """Random things, of which ``seed`` decides, and an end."""
+    dice = random.Random(seed)
     names, weights = [*HAPPENS], [*HAPPENS.values()]
     for _ in range(STEPS):
         step(world, dice.choices(names, weights)[0], dice.randrange(100), dice.randrange(100))
     if not seed % 4:
         world.close()
     world.end()
-    return world

@@ -15,8 +15,8 @@ from penstock.tiering.kv.events import (
     AddRef,
     Close,
     Drop,
-    Fetch,
-    Hold,
+    FetchPages,
+    HoldPages,
     KVAction,
     KVEvent,
     LetGo,
@@ -106,7 +106,7 @@ class KVWorld:
         wanted = [page for page in wanted if not self._is_coming(page)]
         self._ticket += 1
         self.holding[self._ticket] = wanted
-        self.post(Hold(self._ticket, pages))
+        self.post(HoldPages(self._ticket, pages))
         assert not self.holding, "not answered at once"
 
     def fetch(self, first: int, count: int) -> None:
@@ -114,7 +114,7 @@ class KVWorld:
         if pages:
             self._ticket += 1
             self.fetching[self._ticket] = pages
-            self.post(Fetch(self._ticket, pages))
+            self.post(FetchPages(self._ticket, pages))
 
     def read_ahead(self, first: int, count: int) -> None:
         self._ticket += 1

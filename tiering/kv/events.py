@@ -27,7 +27,7 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class HoldPages:
     """Somebody computes on ``pages`` and wants those that are in memory. Answered at once with these, held."""
 
     ticket: int
@@ -35,7 +35,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
+class FetchPages:
     """Somebody computes on ``pages``, neighbours on flash, and wants them all, held. Waits for room and for reads."""
 
     ticket: int
@@ -68,7 +68,7 @@ class Look:
     keys: Pages
 
 
-Request = Open | Hold | Fetch | ReadAhead | Reserve | Look
+Request = Open | HoldPages | FetchPages | ReadAhead | Reserve | Look
 
 # --- other events ---------------------------------------------------------------------------------------------------
 

@@ -2,11 +2,11 @@
 
 Theory of operation. A page is opened in a slot of memory, filled with tokens, and sealed. Sealed pages never change.
 They are kept in memory until somebody needs the room, and are written to flash before they leave: early, when memory is
-nearly full. Who computes on pages holds them (``Hold``: those in memory) or fetches them (``Fetch``: the others, which
-are read into the ring, the part of memory that pages pass through). A page that is held, written or read keeps its slot
-meanwhile. With its last use a page of the ring leaves memory, unless there is room for it to stay, or a kept page got
-less attention, and gives way to it. Pages are read ahead in the order in which they will be asked for, as far as the
-ring has room; those that will be needed last are given up first, when somebody waits for room.
+nearly full. Who computes on pages holds those in memory, and fetches the others: these are read into the ring, the part
+of memory that pages pass through. A page that is held, written or read keeps its slot meanwhile. With its last use a
+page of the ring leaves memory, unless there is room for it to stay, or a kept page got less attention, and gives way to
+it. Pages are read ahead in the order in which they will be asked for, as far as the ring has room; those that will be
+needed last are given up first, when somebody waits for room.
 
 Why nobody waits for ever. A request without room waits, and is tried again after every event, the oldest first. It is
 refused when nothing is under way that could make room: no write, and nobody who holds a page. Then there is too little
@@ -17,8 +17,8 @@ event          steps of pages             what it changes
 =============  =========================  ========================================================================
 Open           new -> open                room may take others: kept -> absent, read -> absent
 Seal           open -> kept               where memory is nearly full: nowhere -> queued
-Hold                                      one use more of the pages that are in memory: they stay there
-Fetch          absent -> coming           one use more of each; answered when all are read, or one could not be
+HoldPages                                 one use more of the pages that are in memory: they stay there
+FetchPages     absent -> coming           one use more of each; answered when all are read, or one could not be
                read -> passing
 ReadAhead      absent -> coming           as far as the ring has room
 LetGo          passing -> kept            one use less of each; what nobody uses stays or leaves
@@ -52,8 +52,8 @@ from .events import (
     AddRef,
     Close,
     Drop,
-    Fetch,
-    Hold,
+    FetchPages,
+    HoldPages,
     KVAction,
     KVEvent,
     LetGo,
@@ -97,8 +97,8 @@ class KVPlanner:
         self.room = Room(self.books)
         self.closed = False
         self._memory = self.books.memory
-        self._waiting: dict[int, Open | Fetch | Reserve] = {}  # for room
-        self._fetches: dict[int, Fetch] = {}  # hold their pages, and wait for reads
+        self._waiting: dict[int, Open | FetchPages | Reserve] = {}  # for room
+        self._fetches: dict[int, FetchPages] = {}  # hold their pages, and wait for reads
         self._actions: list[KVAction] = []
 
     def handle(self, event: KVEvent) -> list[KVAction]:
@@ -143,7 +143,7 @@ class KVPlanner:
 
     def _take(self, event: KVEvent) -> None:
         match event:  # those that happen most come first
-            case Hold():
+            case HoldPages():
                 here = [page for page in event.pages if page.memory in _HERE]
                 self.books.lease(here)
                 self._do(Wake(event.ticket, here))
@@ -151,7 +151,7 @@ class KVPlanner:
                 self._let_go(event.pages)
             case ReadAhead():
                 self._do(Wake(event.ticket, event.pages[: self._read_ahead(event.pages)]))
-            case Fetch() | Open():
+            case FetchPages() | Open():
                 self._ask(event)
             case PagesRead():
                 self._landed(event)
@@ -264,17 +264,17 @@ class KVPlanner:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def _ask(self, request: Open | Fetch | Reserve) -> None:
+    def _ask(self, request: Open | FetchPages | Reserve) -> None:
         if self._waiting or not self._attempt(request):
             self._waiting[request.ticket] = request  # behind those that have waited longer
 
-    def _attempt(self, request: Open | Fetch | Reserve) -> bool:
+    def _attempt(self, request: Open | FetchPages | Reserve) -> bool:
         """Give ``request`` room, if there is any, or refuse it; whether it waits for room no longer."""
         try:
             match request:
                 case Open():
                     found = self._open(request)
-                case Fetch():
+                case FetchPages():
                     found = self._fetch(request)
                 case Reserve():
                     found = self._reserve(request)
@@ -286,7 +286,7 @@ class KVPlanner:
             self._waiting.pop(request.ticket, None)
         return found
 
-    def _forget(self, request: Open | Fetch | Reserve) -> None:
+    def _forget(self, request: Open | FetchPages | Reserve) -> None:
         """It waits no longer for room, in vain."""
         if isinstance(request, Reserve):
             self._memory.reserve(-request.size)
@@ -308,7 +308,7 @@ class KVPlanner:
         self._do(Wake(request.ticket, (request.page,)))
         return True
 
-    def _fetch(self, request: Fetch) -> bool:
+    def _fetch(self, request: FetchPages) -> bool:
         """Whether what is absent has room. Raises BudgetTooSmall, and what keeps room from being made."""
         while absent := [page for page in request.pages if page.slot is None]:
             if self._start(absent):
@@ -320,7 +320,7 @@ class KVPlanner:
         self._finish(request)
         return True
 
-    def _finish(self, fetch: Fetch) -> None:
+    def _finish(self, fetch: FetchPages) -> None:
         """Answer ``fetch``, if its pages are there."""
         if any(page.memory == "coming" for page in fetch.pages):
             return

@@ -18,8 +18,8 @@ from ....tiering.kv.events import (
     AddRef,
     Close,
     Drop,
-    Fetch,
-    Hold,
+    FetchPages,
+    HoldPages,
     KVAction,
     KVEvent,
     LetGo,
@@ -40,9 +40,10 @@ from ....tiering.kv.events import (
     Wake,
 )
 from ....tiering.kv.pages import BlockTable, Page
-from ....tiering.kv.planner import KVPlanner
+from ....tiering.kv.setup import KVSetup
 from ....tiering.policy.placement.memory_split import MemoryShare
 from ...tracing.recorder import Recorder
+from ...tracing.replay import RunRecording
 from .counters import PoolCounters, PoolUsage
 from .reads import PageReads
 from .spill import Spill
@@ -64,7 +65,8 @@ class PagePool:
 
     def __init__(self, capacity: int, spill: Spill, flash_limit: int | None, *, floor: int | None = None) -> None:
         """``floor`` bytes of the memory stay when the machine runs short; None: all."""
-        self.planner = KVPlanner(capacity, flash_limit)
+        self._setup = KVSetup(capacity, flash_limit)
+        self.planner = self._setup.planner()
         """Only to be read."""
         self.memory, self.places = self.planner.books.memory, self.planner.books.places
         self.part = MemoryShare(self.memory.capacity if floor is None else min(floor, capacity), self.memory.capacity)
@@ -81,6 +83,7 @@ class PagePool:
         self._sleepers = 0  # threads that wait for an answer
         self._tickets = count()
         self._lift: Callable[[Pair], None] | None = None
+        self._recording: RunRecording | None = None
         self._spill = spill
         self._reads = PageReads(spill, self._bytes, self._changed, self.counters, self.post)
         self._writes = WriteBack(spill, self._bytes, self._changed, self.counters, self.post)
@@ -141,7 +144,7 @@ class PagePool:
 
     def hold(self, pages: Sequence[Page]) -> list[Page]:
         """Those of ``pages`` that are in memory, each of them held; not those being read."""
-        return [*self._ask(Hold(next(self._tickets), pages))]
+        return [*self._ask(HoldPages(next(self._tickets), pages))]
 
     def release(self, pages: Sequence[Page]) -> None:
         """Give back one use of each of ``pages``."""
@@ -154,7 +157,7 @@ class PagePool:
 
     def fetch(self, pages: Sequence[Page]) -> list[Page]:
         """``pages``, read and held; of a run that can be read at once. Waits. Raises ReadError, BudgetTooSmall."""
-        return [*self._ask(Fetch(next(self._tickets), tuple(pages)))]
+        return [*self._ask(FetchPages(next(self._tickets), tuple(pages)))]
 
     @property
     def most(self) -> int:
@@ -172,6 +175,7 @@ class PagePool:
         """Copies of pages may lie in ``capacity`` bytes of ``device``; ``lift`` begins to make one, under the lock.
         Before any page is there. The system is asked to keep the memory in place for the device to fetch from."""
         device.lock_pages(self._arena)
+        self._setup = replace(self._setup, device=capacity)
         self.planner.books.copies, self._lift = DevicePages(capacity), lift
 
     def look(self, keys: Sequence[Page]) -> Sequence[Pair]:
@@ -190,6 +194,12 @@ class PagePool:
     @recorder.setter
     def recorder(self, recorder: Recorder | None) -> None:
         self._reads.recorder = recorder
+
+    def record(self, recording: RunRecording) -> None:
+        """Have ``recording`` told of every event and what came of it. Before any page is there."""
+        with no_waiting, self._changed:
+            recording.begin_kv(self._setup)
+            self._recording = recording
 
     def usage(self) -> PoolUsage:
         """What is in use now, and what has happened."""
@@ -297,7 +307,10 @@ class PagePool:
         try:
             while self._late:
                 event = self._late.popleft()
-                for action in self.planner.handle(event):
+                actions = self.planner.handle(event)
+                if self._recording is not None:
+                    self._recording.kv_step(time.monotonic(), event, actions)
+                for action in actions:
                     self._perform(action)
                 if self._sleepers or isinstance(event, _ENDS):
                     self._changed.notify_all()

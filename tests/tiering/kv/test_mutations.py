@@ -8,7 +8,7 @@ import pytest
 from penstock.tiering.events import Discard, Refuse
 from penstock.tiering.kv.books import PageBooks
 from penstock.tiering.kv.device_pages import DevicePages
-from penstock.tiering.kv.events import Fetch, Hold, KVAction, KVEvent, PagesRead, ReadPages, Wake
+from penstock.tiering.kv.events import FetchPages, HoldPages, KVAction, KVEvent, PagesRead, ReadPages, Wake
 from penstock.tiering.kv.extents import Places
 from penstock.tiering.kv.memory import PageMemory
 from penstock.tiering.kv.pages import Page
@@ -130,9 +130,9 @@ def a_place_is_lost(patch: Patch) -> None:
 def a_use_is_counted_twice(patch: Patch) -> None:
     """Who holds pages has two uses of each."""
 
-    def hold(self: KVPlanner, event: Hold) -> None:
+    def hold(self: KVPlanner, event: HoldPages) -> None:
         real(self, event)
-        if isinstance(event, Hold):
+        if isinstance(event, HoldPages):
             self.books.lease(self._actions[-1].pages)  # type: ignore[union-attr]
 
     real = KVPlanner._take
@@ -149,7 +149,7 @@ def a_page_is_read_twice(patch: Patch) -> None:
     """Who fetches a page that is on its way has it read once more."""
 
     def again(planner: KVPlanner, event: KVEvent, actions: list[KVAction]) -> list[KVAction]:
-        if isinstance(event, Fetch):
+        if isinstance(event, FetchPages):
             coming = [page for page in event.pages if page.memory == "coming"]
             begun = [page for each in actions if isinstance(each, ReadPages) for page in each.pages]
             more = [page for page in coming if page not in begun]
