@@ -9,8 +9,8 @@ from ...tiering.policy.prefetch.predictors import Predictors
 from ...tiering.units import BlockId
 from ..kv.cache.tier import KVTier
 from ..kv.cache.unbounded import Unbounded
+from ..kv.pages.counters import PoolUsage
 from ..kv.pages.device_pages import UpperUsage
-from ..kv.pages.pool import PoolUsage
 from ..kv.views.selector import SelectionStats
 from ..modules.forwards import Forwards
 from ..tiers.bridge import Bridge

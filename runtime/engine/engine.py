@@ -80,6 +80,8 @@ class Engine:
         setup = arrangement.host_setup
         self.recording = None if record is None else RunRecording(setup, record)
         """The recording of this run, if one was asked for."""
+        if self.recording is not None and kv is not None:
+            kv.pool.record(self.recording)
         elastic = self.pressure.elastic
         watch = self.pressure.watch if elastic.floor < elastic.ceiling else None
         self.host_tier = HostTier(setup, bundle, arrangement.reading, watch=watch, recording=self.recording)

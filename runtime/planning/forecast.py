@@ -1,5 +1,6 @@
 """The speed of a model: its planner under some budget, simulated on described devices (pure)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -12,7 +13,7 @@ from ...tiering.planner.planner import Planner
 from ...tiering.sim.calibration import timed
 from ...tiering.sim.devices import Bus, Drive, Memory
 from ...tiering.sim.host_tier import Below
-from ...tiering.sim.kv import KvLoad, seconds_with
+from ...tiering.sim.kv import Context
 from ...tiering.sim.outcome import Outcome
 from ...tiering.sim.simulator import simulate
 from ...tiering.sim.workload import Layer, Pass, Workload, guessing, layers_of
@@ -21,6 +22,8 @@ from ..routing.routed import RoutedTokens
 LEAST, MOST, ROUTED = 8, 24, 480
 """Tokens that warm the cache after a prompt, and then the same number that count. A model with more layers of experts
 needs fewer, since its chances even out sooner: its tokens route ROUTED times."""
+WARM_KV = 2
+"""Tokens that look at the context before those that count."""
 PROMPT = 256
 """Tokens of a prompt whose routing is used. A longer prompt hardly uses any other experts."""
 PRECISION = 0.75
@@ -59,7 +62,8 @@ class Devices:
 class Forecast:
     """The speed of decoding with a warm cache, and of a prompt with an empty one. ``hit_ratio`` is the share of
     requested experts found in memory, or, in a model without experts, of streamed layers. ``limited_by`` is busy
-    longest: a drive, the bus to a device, cores that wait for memory, or cores that compute."""
+    longest: a drive, the bus to a device, cores that wait for memory, or cores that compute.
+    ``kv_flash_bytes_per_token`` is None without a context."""
 
     tokens_per_second: float
     time_to_first_token_s: float
@@ -67,6 +71,7 @@ class Forecast:
     hit_ratio: float
     limited_by: Limit
     bytes_copied_per_token: int = 0
+    kv_flash_bytes_per_token: int | None = None
 
 
 class Forecaster:
@@ -80,9 +85,11 @@ class Forecaster:
         *,
         prompt_tokens: int,
         precision: float = PRECISION,
+        context: Context | None = None,
     ) -> None:
         """``routes`` are of the model's layers, and begin again where they end; None for a model without experts.
-        ``precision`` is the share of the guessed experts that come.
+        ``precision`` is the share of the guessed experts that come. Tokens look at the ``context``, if one is given;
+        the prompt does not.
 
         Raises DeviceModelError for devices that cannot be.
         """
@@ -92,10 +99,13 @@ class Forecaster:
         self._per_token = {layer.path: layer.per_token for layer in outline.layers}
         layers = timed(passed_layers(outline), self._besides)
         layers[-1] = replace(layers[-1], seconds=layers[-1].seconds + devices.timings.token)
-        self._layers = layers
+        self._layers, self._context = layers if context is None else with_kv(layers, len(context.layers)), context
         self.bytes_per_token = sum(map(self._bytes_used, layers))
         """Bytes of weights that a token uses."""
-        passes = [Pass(prompt_tokens)] + [Pass(1)] * (2 * count_decoded(outline.layers))
+        decoded = count_decoded(outline.layers)
+        # Two tokens bring pages to where they will be; they cost more to simulate than weights.
+        passes = [Pass(prompt_tokens, attends=False)] + [Pass(1, attends=False)] * (decoded - WARM_KV)
+        passes += [Pass(1)] * (decoded + WARM_KV)
         if routes:
             passes = _route(passes, outline, routes)
         if routes and outline.foreseen:
@@ -113,7 +123,7 @@ class Forecaster:
 
     def _simulated(self, planner: Planner, below: Below | None) -> Forecast:
         outcome = simulate(
-            Workload(self._layers, [self._passes], guess_seconds=self._devices.timings.guess),
+            Workload(self._layers, [self._passes], self._devices.timings.guess, self._context),
             planner,
             drives=self._devices.drives,
             memory=self.memory,
@@ -128,19 +138,14 @@ class Forecaster:
             hit_ratio=outcome.hit_ratio,
             limited_by=self._limit(outcome),
             bytes_copied_per_token=round(outcome.bytes_copied / outcome.tokens),
+            kv_flash_bytes_per_token=None if self._context is None else round(outcome.kv_bytes_read / outcome.tokens),
         )
-
-    def with_kv(self, found: Forecast, kv: KvLoad) -> Forecast:
-        """Add ``kv``, read from the first drive for every token, to ``found``."""
-        drive = self._devices.drives[0]
-        seconds, busy = seconds_with(kv, 1 / found.tokens_per_second, found.flash_bytes_per_token, drive, self.memory)
-        limited = "flash" if busy >= seconds else "compute" if found.limited_by == "flash" else found.limited_by
-        return replace(found, tokens_per_second=1 / seconds, limited_by=limited)
 
     def _limit(self, outcome: Outcome) -> Limit:
         if outcome.limited_by != "memory":
             return outcome.limited_by
-        weights = outcome.tokens * self.memory.seconds(self.bytes_per_token)
+        size = self.bytes_per_token + (0 if self._context is None else self._context.size)
+        weights = outcome.tokens * self.memory.seconds(size)
         return "memory" if weights >= outcome.compute_seconds / 2 else "compute"
 
     def _besides(self, layer: Layer) -> float:
@@ -151,6 +156,17 @@ class Forecaster:
         if not layer.experts:
             return dense
         return dense + self._per_token[layer.experts[0].module] * self._lengths[layer.experts[0]]
+
+
+def with_kv(layers: Sequence[Layer], count: int) -> list[Layer]:
+    """``layers`` with the ``count`` layers of a context that have KV dealt to those in the model's outermost list, in
+    order and evenly; to the last one where there are none."""
+    inner = [n for n, layer in enumerate(layers) if re.search(r"\.\d+\.", f"{(*layer.dense, *layer.experts)[:1]}")]
+    where = inner or [len(layers) - 1]
+    dealt: dict[int, list[int]] = {}
+    for number in range(count):
+        dealt.setdefault(where[number * len(where) // count], []).append(number)
+    return [replace(layer, kv=tuple(dealt.get(n, ()))) for n, layer in enumerate(layers)]
 
 
 def passed_layers(outline: Outline) -> list[Layer]:

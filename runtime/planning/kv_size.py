@@ -1,6 +1,6 @@
 """Bytes of the keys and values of a context, for a model that has no weights yet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,8 +9,14 @@ from transformers.cache_utils import DynamicCache
 
 from ...kernels.kv.base import PageShape
 from ...kernels.kv.registry import FORMATS
+from ...tiering.kv.page_size import choose_page_tokens
+from ...tiering.kv.setup import KVSetup
+from ...tiering.sim.kv import Context, KVLayer
+from ...tiering.units import align_up
 from ..checkpoints.modules import is_experts
-from ..kv.cache.formats import FINE_SHARE, MIXED
+from ..config.config import Config
+from ..kv.cache.formats import AS_IS, FINE_SHARE, MIXED
+from ..loading.openings.kv import CHOSEN_TOKENS
 
 _PAGE = 512
 """Tokens of a page: large enough that its padding does not count."""
@@ -30,6 +36,14 @@ class LayerKv:
             return FINE_SHARE * self.bytes_in("int8") + (1 - FINE_SHARE) * self.bytes_in("int4")
         found = FORMATS[format]
         return (found.key_bytes(self.keys) + found.value_bytes(self.values)) / _PAGE
+
+    def paged(self, tokens: int, format: str) -> KVLayer:
+        """With pages of ``tokens`` tokens in ``format``."""
+        keys, values = (replace(shape, tokens=tokens) for shape in (self.keys, self.values))
+        shares = {"int8": FINE_SHARE, "int4": 1 - FINE_SHARE} if format == MIXED else {format: 1.0}
+        key_bytes = sum(share * FORMATS[name].key_bytes(keys) for name, share in shares.items())
+        value_bytes = sum(share * FORMATS[name].value_bytes(values) for name, share in shares.items())
+        return KVLayer(align_up(round(key_bytes)), align_up(round(value_bytes)), tokens, self.window)
 
 
 def find_kv_layers(model: PreTrainedModel) -> list[LayerKv] | None:
@@ -57,6 +71,20 @@ def count_kv_bytes(layers: list[LayerKv], context: int, format: str) -> tuple[in
     each = [(layer.bytes_in(format), layer.window) for layer in layers]
     more = sum(size for size, window in each if window is None or context < window)
     return round(more), round(sum(size * min(context, window or context) for size, window in each))
+
+
+def context_of(layers: list[LayerKv], length: int, settings: Config) -> Context:
+    """A context of ``length`` tokens as ``settings`` would keep it, for the simulator."""
+    if settings.kv_host is None:  # transformers keeps it: one token after the other
+        each = [KVLayer(round(layer.bytes_in(settings.kv.format)), 0, 1, layer.window) for layer in layers]
+        return Context(each, length, None)
+    plain = settings.kv.attention == "exact" and settings.kv.format == AS_IS.name
+    each = []
+    for layer in layers:
+        sizes = [shape.heads * shape.dim * shape.dtype.itemsize for shape in (layer.keys, layer.values)]
+        tokens = choose_page_tokens(sizes, settings.kv_host, len(layers)) if plain else CHOSEN_TOKENS
+        each.append(layer.paged(tokens, settings.kv.format))
+    return Context(each, length, KVSetup(settings.kv_host, settings.kv_flash_limit))
 
 
 def _of(layer: Any) -> LayerKv:

@@ -14,7 +14,7 @@ from ...tiering.policy.placement.budgets import budgets as budgets_between
 from ...tiering.policy.placement.budgets import enough
 from ...tiering.policy.placement.placement import with_working_memory
 from ...tiering.sim.devices import Bus
-from ...tiering.sim.kv import KvLoad
+from ...tiering.sim.kv import Context
 from ...tiering.units import GiB, format_size
 from ..config.config import Config, auto_host_memory
 from ..loading.arrangement import arrange_model, find_budgets
@@ -26,7 +26,7 @@ from . import reference
 from .assumed import assumed_routes
 from .flash_room import flash_free
 from .forecast import Devices, Forecast, Forecaster, count_routed
-from .kv_size import count_kv_bytes, find_kv_layers
+from .kv_size import context_of, count_kv_bytes, find_kv_layers
 from .report import BudgetForecast, KvPlan, MeasuredSpeeds, Plan
 from .sketch import ModelSketch, PlannedDrives, deal_to_drives, sketch_model
 
@@ -91,10 +91,10 @@ class BudgetForecasts:
         device: Device | None,
         routes: RoutedTokens | None,
         prompt_tokens: int,
-        kv: KvLoad | None,
+        context: Context | None,
     ) -> None:
         self.found, self.outline, self.budgets, self.prompt_tokens = found, found.outline(), budgets, prompt_tokens
-        self._settings, self._drives, self._kv = settings, drives, kv
+        self._settings, self._drives, self._context = settings, drives, context
         layers = self.outline.layers
         self.routing = None if not layers else routes.text if routes else "assumed"
         """The text of the routing trace, or "assumed"; None without experts."""
@@ -102,7 +102,8 @@ class BudgetForecasts:
             routes = assumed_routes(layers, count_routed(layers, prompt_tokens))
         timings = reference.timings_here(existing(settings.store.path), settings.compute.threads)
         models = [timings.beside_cores(drive, experts=bool(layers)) for drive in drives.models]
-        self._forecaster = Forecaster(self.outline, Devices(models, timings), routes, prompt_tokens=prompt_tokens)
+        devices = Devices(models, timings)
+        self._forecaster = Forecaster(self.outline, devices, routes, prompt_tokens=prompt_tokens, context=context)
         self._bus = None if device is None else Bus(measure.measure_bus(device)[0])
         self._unmeasured = device is not None and device.compute.type != "cpu"
 
@@ -112,8 +113,7 @@ class BudgetForecasts:
 
     def at(self, weights: int) -> Forecast:
         """Under ``weights`` bytes of host memory for weights, which must be enough."""
-        found = self._forecaster.forecast(self.arrange(weights), self._bus)
-        return found if self._kv is None else self._forecaster.with_kv(found, self._kv)
+        return self._forecaster.forecast(self.arrange(weights), self._bus)
 
     @property
     def speeds(self) -> MeasuredSpeeds:
@@ -138,10 +138,10 @@ class BudgetForecasts:
             notes.append("nothing says how many experts a token uses; all of them are counted")
         if self._unmeasured:
             notes.append("what computing takes on the device was not measured: the CPU's time is taken for it")
-        if self._kv is None:
+        if self._context is None:
             notes.append("attention over a long context, and what else runs on the machine, are not counted")
         else:
-            notes.append("KV is taken to be read beside weights without waiting, and attention to be exact")
+            notes.append("attention is taken to be exact")
         return notes
 
 
@@ -181,20 +181,21 @@ def _report(forecasts: BudgetForecasts, least: int, kv: KvPlan | None, free: int
         fits=needed <= free,
         arrangement=arrangement,
         forecast=curve[budget],
+        kv=kv if kv is None or kv.total is None else replace(kv, flash=curve[budget].kv_flash_bytes_per_token),
         speeds=forecasts.speeds,
         notes=(*notes, *forecasts.caveats),
     )
 
 
-def _plan_kv(found: ModelSketch, settings: Config, context: int | None) -> tuple[KvPlan | None, KvLoad | None]:
+def _plan_kv(found: ModelSketch, settings: Config, context: int | None) -> tuple[KvPlan | None, Context | None]:
     """KV of ``context`` tokens, and what a token has to do with it; None for what is not asked for or not known."""
     if context is None:
         return None, None
     pages, layers = settings.kv_host or 0, find_kv_layers(found.model)
     if layers is None:
         return KvPlan(context, pages), None
-    load = KvLoad.of(*count_kv_bytes(layers, context, settings.kv.format), settings.kv_host)
-    return KvPlan(context, pages, load.total, load.per_token, load.flash), load
+    per_token, total = count_kv_bytes(layers, context, settings.kv.format)
+    return KvPlan(context, pages, total, per_token), context_of(layers, context, settings)
 
 
 def _recommend(curve: Mapping[int, Forecast]) -> int | None:

@@ -20,14 +20,14 @@ class BudgetForecast:
     def to_dict(self) -> dict[str, Any]:
         """The fields of a row in ``penstock plan --json``."""
         gained = {"tokens_per_second_per_gib": self.tokens_per_second_per_gib}
-        return {"host_memory": self.host_memory, **asdict(self.forecast), **gained}
+        return {"host_memory": self.host_memory, **_fields(self.forecast), **gained}
 
 
 @dataclass(frozen=True, slots=True)
 class KvPlan:
     """KV of a context of ``context`` tokens: ``total`` bytes, ``per_token`` of them for each token, ``host_memory``
-    bytes for pages, and ``flash`` bytes that lie on flash, which every token reads. None where that is not known
-    without the model's weights."""
+    bytes for pages, and ``flash`` bytes that every token reads from flash. None where that is not known without the
+    model's weights, or, for ``flash``, without memory for them."""
 
     context: int
     host_memory: int
@@ -141,11 +141,15 @@ class Plan:
             "notes": list(self.notes),
         }
         if self.arrangement is not None and self.forecast is not None and self.speeds is not None:
-            found |= asdict(self.forecast) | asdict(self.speeds)
+            found |= _fields(self.forecast) | asdict(self.speeds)
             found["placement"] = _describe(self.arrangement.host)
             if self.arrangement.device is not None:
                 found["device_placement"] = _describe(self.arrangement.device)
         return found
+
+
+def _fields(forecast: Forecast) -> dict[str, Any]:
+    return {name: value for name, value in asdict(forecast).items() if value is not None}
 
 
 def _describe(placement: Placement) -> dict[str, int]:

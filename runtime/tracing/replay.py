@@ -1,11 +1,14 @@
-"""Records a run for replay: every event that the planner handles, with its actions, from loading on."""
+"""Records a run for replay: every event that the planners handle, with its actions, from loading on."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from ...kernels.closing import Stopping
 from ...tiering.errors import RecordingError
 from ...tiering.events import Action, Event
+from ...tiering.kv.events import KVAction, KVEvent
+from ...tiering.kv.setup import KVSetup
 from ...tiering.planner.setup import Setup
 from ...tiering.sim.recording import Recording, Writer, read
 from .tracefile import destination, write
@@ -32,12 +35,23 @@ class RunRecording(Stopping):
 
     def step(self, now: float, event: Event, actions: list[Action]) -> None:
         """``event`` was handled at ``now``, and gave ``actions``. Called in the order in which events are handled."""
+        self._keep(lambda: self._writer.step(now, event, actions))
+
+    def begin_kv(self, setup: KVSetup) -> None:
+        """KV is in pages: its planner begins with ``setup``, and nothing has happened to it yet."""
+        self._keep(lambda: self._writer.begin_kv(setup))
+
+    def kv_step(self, now: float, event: KVEvent, actions: list[KVAction]) -> None:
+        """As ``step``, of the planner of KV."""
+        self._keep(lambda: self._writer.kv_step(now, event, actions))
+
+    def _keep(self, line: Callable[[], str]) -> None:
         with self._lock:
             if not self._running:
                 return
             self._whole = self._whole and len(self._lines) <= self._limit  # one of them is the head
             if self._whole:
-                self._lines.append(self._writer.step(now, event, actions))
+                self._lines.append(line())
 
     def stop(self) -> None:
         """End the recording and write the file. Idempotent. Raises TraceError when the file cannot be written."""

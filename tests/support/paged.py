@@ -66,5 +66,5 @@ def settle(pool: PagePool) -> None:
 def rest(pool: PagePool) -> None:
     """Wait until nothing is read or written any more, and look at the books."""
     with pool._changed:
-        assert pool._changed.wait_for(lambda: not (pool._reading or pool._writing or pool._dirty), 60)
+        assert pool._changed.wait_for(lambda: pool.planner.is_idle, 60)
     pool.check_integrity()

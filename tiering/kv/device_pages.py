@@ -28,14 +28,16 @@ class Pair:
 
     @property
     def size(self) -> int:
+        """Bytes."""
         return self.keys.size + self.values.size
 
     @property
     def pages(self) -> tuple[Page, Page]:
+        """Keys and values."""
         return self.keys, self.values
 
 
-class UpperPages:
+class DevicePages:
     """Room for pairs of pages in ``capacity`` bytes. A pair's room may be given to another one while the copy to it is
     under way: copies are made in the order in which rooms were given."""
 
@@ -45,7 +47,7 @@ class UpperPages:
         self._pairs: dict[Page, Pair] = {}
         self._tracks: dict[int, list[Pair]] = {}  # by track of keys: oldest first
         self._bytes: dict[int, int] = {}
-        self._leaving: set[Pair] = set()
+        self._leaving: dict[Page, Pair] = {}  # by page of keys: forgotten, and looked at yet
 
     @property
     def used(self) -> int:
@@ -63,15 +65,17 @@ class UpperPages:
             if victim is None:
                 return None
             self.forget(victim.keys)
+        assert keys not in self._pairs
+        assert keys not in self._leaving
         pair = Pair(keys, values, at)
         self._pairs |= dict.fromkeys(pair.pages, pair)
         self._tracks.setdefault(keys.track, []).append(pair)
         self._bytes[keys.track] = self._bytes.get(keys.track, 0) + size
         return pair
 
-    def landed(self, pair: Pair) -> None:
-        """Its bytes are there."""
-        if not pair.gone:
+    def landed(self, keys: Page) -> None:
+        """The bytes of its pair are there, if they are wanted yet."""
+        if (pair := self._pairs.get(keys)) is not None:
             for page in pair.pages:
                 page.up = True
 
@@ -82,12 +86,13 @@ class UpperPages:
             pair.looks += 1
         return pairs
 
-    def looked(self, pairs: Iterable[Pair]) -> None:
-        """Nobody who got ``pairs`` from one ``look`` computes on them any more."""
-        for pair in pairs:
+    def looked(self, keys: Iterable[Page]) -> None:
+        """Nobody who got the pairs of ``keys`` from one ``look`` computes on them any more."""
+        for page in keys:
+            pair = self._pairs.get(page) or self._leaving[page]
             pair.looks -= 1
             if pair.gone and not pair.looks:
-                self._leaving.discard(pair)
+                del self._leaving[page]
                 self._free.release(pair.at, pair.size)
 
     def forget(self, page: Page) -> None:
@@ -105,7 +110,7 @@ class UpperPages:
         if not self._tracks[track]:
             del self._tracks[track], self._bytes[track]
         if pair.looks:
-            self._leaving.add(pair)
+            self._leaving[pair.keys] = pair
         else:
             self._free.release(pair.at, pair.size)
 
@@ -116,13 +121,14 @@ class UpperPages:
         assert {page for page in pages if page.up} <= self._pairs.keys()
         assert all(self._pairs[page] is pair for pair in pairs for page in pair.pages)
         assert not any(pair.gone for pair in pairs)
-        assert all(pair.gone and pair.looks > 0 for pair in self._leaving)
+        leaving = {*self._leaving.values()}
+        assert all(pair.gone and pair.looks > 0 for pair in leaving)
         end = 0
-        for pair in sorted(pairs | self._leaving, key=lambda pair: pair.at):
+        for pair in sorted(pairs | leaving, key=lambda pair: pair.at):
             assert pair.at >= end, "copies overlap"
             end = pair.at + pair.size
         assert end <= self.capacity
-        assert sum(pair.size for pair in pairs | self._leaving) == self.used
+        assert sum(pair.size for pair in pairs | leaving) == self.used
         assert {pair for track in self._tracks.values() for pair in track} == pairs
         assert {number: sum(pair.size for pair in track) for number, track in self._tracks.items()} == self._bytes
 

@@ -64,7 +64,7 @@ class Places:
     def check_integrity(self, pages: Collection[Page]) -> None:
         """Raises AssertionError where the books do not agree with ``pages``, all that there are."""
         placed = sorted((page for page in pages if page.place is not None), key=lambda page: page.place or 0)
-        assert [page.place for page in placed] == sorted(self._of)
+        assert [page.place for page in placed] == sorted(self._of), "places and pages do not agree"
         end = 0
         for page in placed:
             assert page.place is not None

@@ -9,7 +9,7 @@ Under memory pressure a limit below the capacity holds: pages that lie beyond it
 to pass through, or where nothing else can make room.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from ..planner.freelist import FreeList
 from ..units import PAGE
@@ -24,6 +24,8 @@ class PageMemory:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = self.limit = capacity // PAGE * PAGE
+        self.ring = self._whole_ring = _ring(self.capacity)
+        """Bytes for pages passing through, below the limit."""
         self.held = 0
         """Bytes, from the beginning, that may be in memory: used once, and not given back."""
         self._free = FreeList(0, self.capacity)
@@ -33,11 +35,6 @@ class PageMemory:
         self._kept: dict[int, list[Page]] = {}  # by track: sealed pages in memory, oldest first
         self._bytes: dict[int, int] = {}
         self._beyond: set[Page] = set()
-
-    @property
-    def ring(self) -> int:
-        """Bytes for pages passing through."""
-        return _ring(self.limit)
 
     @property
     def used(self) -> int:
@@ -54,7 +51,7 @@ class PageMemory:
         if passing:
             if self.passing_bytes + page.size > self.ring:
                 return False
-        elif (self._lacking(self.capacity) if beyond else self.lacking) + page.size > 0:
+        elif (self._lacking_beyond if beyond else self.lacking) + page.size > 0:
             return False
         page.slot = self._free.allocate(page.size, below=self.limit)
         if page.slot is None and (passing or beyond):
@@ -62,17 +59,28 @@ class PageMemory:
         if page.slot is None:
             return False
         self.held = max(self.held, page.slot + page.size)
-        page.passing = passing
         self.passing_bytes += page.size * passing
+        return True
+
+    def place_passing(self, pages: Sequence[Page]) -> bool:
+        """Give all of ``pages`` slots to pass through, or none of them; whether there was room."""
+        for done, page in enumerate(pages):
+            if not self.place(page, passing=True):
+                for other in pages[:done]:
+                    self._give_back(other, passing=True)
+                return False
         return True
 
     def vacate(self, page: Page) -> None:
         """Take the slot of ``page``, which nobody uses, away."""
-        assert page.slot is not None
         assert not page.leases
+        self._give_back(page, passing=page.passing)
+
+    def _give_back(self, page: Page, *, passing: bool) -> None:
+        assert page.slot is not None
         self._free.release(page.slot, page.size)
-        self.passing_bytes -= page.size * page.passing
-        page.slot, page.passing = None, False
+        self.passing_bytes -= page.size * passing
+        page.slot = None
         if self.held > self.limit:
             self.held = min(self.held, max(self.limit, self._end))
 
@@ -102,17 +110,17 @@ class PageMemory:
             kept = sorted(self._kept[number], key=lambda page: (page.attention_score, -page.index))
             yield from (page for page in kept if page.evictable)
 
-    def stay(self, page: Page, tracks: int) -> bool:
-        """Keep ``page``, which is passing, if there is room and its track has less than a fair share, one of
-        ``tracks``; whether it is kept."""
-        assert page.slot is not None
+    def may_stay(self, page: Page, tracks: int) -> bool:
+        """Whether there is room for ``page``, which is passing, to be kept: its track has less than a fair share, one
+        of ``tracks``."""
         fair = (self.limit - self.ring - self.reserved) // max(1, tracks)
-        if self.lacking + page.size > 0 or self._bytes.get(page.track, 0) + page.size > fair or self.is_beyond(page):
-            return False
+        has_less = self._bytes.get(page.track, 0) + page.size <= fair
+        return has_less and self.lacking + page.size <= 0 and not self.is_beyond(page)
+
+    def settle(self, page: Page) -> None:
+        """``page``, which was passing, is kept in its slot from now on."""
         self.passing_bytes -= page.size
-        page.passing = False
         self.keep(page)
-        return True
 
     def is_beyond(self, page: Page) -> bool:
         """Whether ``page`` lies beyond the limit."""
@@ -126,6 +134,7 @@ class PageMemory:
         """Have ``limit`` bytes of the capacity used from now on. The free spans beyond, (offset, length), which need no
         memory any more."""
         self.limit = limit // PAGE * PAGE
+        self.ring = _ring(self.limit)
         self._beyond = {page for kept in self._kept.values() for page in kept if self.is_beyond(page)}
         self.held = min(self.held, max(self.limit, self._end))
         spans = ((max(at, self.limit), at + length) for at, length in self._free.holes())
@@ -138,14 +147,6 @@ class PageMemory:
             return found
         most = max(self._bytes, key=lambda number: (self._bytes[number], -number))
         return self._coldest(most, page) if self._bytes[most] > self._bytes.get(page.track, 0) else None
-
-    def replace(self, other: Page, page: Page) -> None:
-        """``page``, which is passing, stays in the place of ``other``, which leaves."""
-        self.forget(other)
-        self.vacate(other)
-        self.passing_bytes -= page.size
-        page.passing = False
-        self.keep(page)
 
     def _coldest(self, track: int, page: Page) -> Page | None:
         """Of ``track``, if that is colder than ``page`` and not smaller."""
@@ -174,10 +175,10 @@ class PageMemory:
             end = page.slot + page.size
         assert end <= self.capacity
         assert sum(page.size for page in here) == self.used
-        assert sum(page.size for page in here if page.passing) == self.passing_bytes <= _ring(self.capacity)
+        assert sum(page.size for page in here if page.passing) == self.passing_bytes <= self._whole_ring
         kept = [page for track in self._kept.values() for page in track]
         assert len(set(kept)) == len(kept)
-        assert set(kept) == {page for page in here if page.sealed and not page.passing}
+        assert set(kept) == {page for page in here if page.memory == "kept"}
         assert sum(page.size for page in kept) == self.kept_bytes
         assert {page for page in kept if self.is_beyond(page)} == self._beyond
         assert end <= self.held <= self.capacity
@@ -185,12 +186,12 @@ class PageMemory:
     @property
     def lacking(self) -> int:
         """Bytes that pages take beyond what they may, those passing left aside; below 0, what they may take yet."""
-        return self._lacking(self.limit)
+        return self.used - self.passing_bytes - self.limit + self.ring + self.reserved
 
     @property
     def is_short(self) -> bool:
         """Whether pages take more than they could without a limit."""
-        return self._lacking(self.capacity) > 0
+        return self._lacking_beyond > 0
 
     @property
     def _end(self) -> int:
@@ -198,8 +199,10 @@ class PageMemory:
         holes = self._free.holes()
         return holes[-1][0] if holes and sum(holes[-1]) == self.capacity else self.capacity
 
-    def _lacking(self, limit: int) -> int:
-        return self.used - self.passing_bytes - (limit - _ring(limit) - self.reserved)
+    @property
+    def _lacking_beyond(self) -> int:
+        """The same without a limit."""
+        return self.used - self.passing_bytes - self.capacity + self._whole_ring + self.reserved
 
 
 def _ring(limit: int) -> int:

@@ -1,12 +1,22 @@
-"""Pages of KV and the tracks that they lie in (pure).
+"""Pages of KV and the block tables that list them (pure).
 
 A page has the keys, or the values, of a few consecutive tokens of one layer and one sequence. Only the last page of a
-track is open: tokens are added to it. A sealed page never changes.
+block table is open: tokens are added to it. A sealed page never changes.
+
+The planner (``planner.py``) alone writes to a page's fields. Everybody may read them. Only of a page that is held, or
+open, do they stay as they are.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Literal
+
+InMemory = Literal["new", "open", "kept", "absent", "coming", "read", "passing", "freed"]
+"""Where a page stands in host memory; see the state table of the planner."""
+
+OnFlash = Literal["nowhere", "queued", "writing", "stored"]
+"""Where its bytes stand on flash; see there."""
 
 _numbers = count()
 
@@ -19,39 +29,51 @@ class Page:
     format: object
     """In which the bytes are; who computes on them knows what that means."""
     track: int
-    """Number of the track that it was made for."""
+    """Number of the block table that it was made for."""
     index: int
-    """Its number in that track."""
-    slot: int | None = None
-    place: int | None = None
-    stored: bool = False
-    """Whether its bytes are at its place."""
-    sealed: bool = False
-    checksum: int = 0
-    passing: bool = False
-    """Whether it leaves memory with its last use."""
-    leases: int = 0
-    """Uses of its bytes in memory under way."""
+    """Its number in that table."""
     attention_score: float = 0.0
     """Attention that it has got; 0 where nobody keeps count."""
+    memory: InMemory = "new"
+    flash: OnFlash = "nowhere"
+    slot: int | None = None
+    place: int | None = None
+    leases: int = 0
+    """Uses of its bytes in memory under way."""
     refs: int = 1
-    """Tracks that it is in."""
+    """Block tables that it is in."""
     up: bool = False
     """Whether there is a copy of it on the device."""
 
     @classmethod
     def gone(cls, track: int, index: int) -> "Page":
         """Stands where a page was dropped that later queries could have seen; nobody looks at it."""
-        return cls(0, None, track, index, sealed=True)
+        return cls(0, None, track, index, memory="freed")
 
     @property
     def is_gone(self) -> bool:
+        """Whether it only stands for a page that was dropped."""
         return self.size == 0
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it is full and will not change."""
+        return self.memory != "open" and self.memory != "new"
+
+    @property
+    def stored(self) -> bool:
+        """Whether its bytes are at its place."""
+        return self.flash == "stored"
+
+    @property
+    def passing(self) -> bool:
+        """Whether its slot is one of those that pages pass through."""
+        return self.memory in ("coming", "read", "passing")
 
     @property
     def evictable(self) -> bool:
         """Whether it may leave memory, once it is stored."""
-        return self.sealed and self.slot is not None and not self.leases
+        return self.memory == "kept" and not self.leases
 
 
 @dataclass(slots=True, eq=False)

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 
 from ..events import Read
+from ..kv.events import ReadPages
 from .agenda import Agenda, Shared
 from .devices import Drive
 from .noise import Dice
+
+AnyRead = Read | ReadPages
+"""A read of weights, or of KV."""
 
 
 class Reads:
@@ -21,13 +25,13 @@ class Reads:
         drive: Drive,
         agenda: Agenda,
         dice: Dice,
-        handle: Callable[[Read, float, bool], None],
+        handle: Callable[[AnyRead, float, bool], None],
         busy: Callable[[bool], None],
     ) -> None:
         self._number, self._drive, self._agenda = number, drive, agenda
         self._handle, self._tell_busy = handle, busy
         self.dice = dice  # variations and faults
-        self._waiting: list[tuple[Read, int]] = []
+        self._waiting: list[tuple[AnyRead, int]] = []
         self._coming = 0  # bytes in flight
         self._computing = False
         self._flow = Shared(agenda, self._rate)
@@ -38,10 +42,14 @@ class Reads:
         """Seconds in which a read was in flight."""
         return self._busy + (self._agenda.now - self._since if self._coming else 0.0)
 
-    def submit(self, read: Read) -> None:
+    def submit(self, read: AnyRead) -> None:
         """Perform ``read`` when it is its turn."""
         self._waiting.append((read, read.size))
         self._begin()
+
+    def write(self, size: int, then: Callable[[], None]) -> None:
+        """Write ``size`` bytes, as fast as the drive reads; ``then`` is called at the end."""
+        self._flow.add(size, then)
 
     def beside(self, computing: bool) -> None:
         """Set whether cores compute from now on."""
@@ -59,7 +67,7 @@ class Reads:
 
     def _begin(self) -> None:
         """Start the reads that may start, the longest waiting first."""
-        still: list[tuple[Read, int]] = []
+        still: list[tuple[AnyRead, int]] = []
         for read, size in self._waiting:
             if self._coming and self._coming + size > self._drive.enough:
                 still.append((read, size))
@@ -72,7 +80,7 @@ class Reads:
             self._agenda.after(latency, self._flow.add, self.dice.work(read.read, size), self._delivered, read, size)
         self._waiting = still
 
-    def _delivered(self, read: Read, size: int) -> None:
+    def _delivered(self, read: AnyRead, size: int) -> None:
         self._coming -= size
         if not self._coming:
             self._busy += self._agenda.now - self._since

@@ -1,35 +1,51 @@
-"""What keys and values of a long context add to a token (pure): bytes, and the time of drive and cores."""
+"""Contexts of simulated streams: keys and values in pages, or in memory beside them (pure)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..kv.memory import RING
-from .devices import Drive, Memory
+from ..kv.setup import KVSetup
+
+MOST_PAGES = 1500
+"""Full pages of a context that are simulated. Of a longer one several that lie side by side count as one."""
 
 
 @dataclass(frozen=True, slots=True)
-class KvLoad:
-    """``total`` bytes of a context's KV, ``per_token`` for one more token. ``flash`` bytes of it lie on flash, and each
-    token reads them all."""
+class KVLayer:
+    """One layer's KV: a page of ``keys`` bytes, and one of ``values`` bytes, for each ``tokens`` tokens. With a
+    ``window`` a token looks at that many tokens at most."""
 
-    per_token: int
-    total: int
-    flash: int
+    keys: int
+    values: int
+    tokens: int
+    window: int | None = None
 
-    @classmethod
-    def of(cls, per_token: int, total: int, host: int | None) -> "KvLoad":
-        """With ``host`` bytes of memory for pages, of which a share is left to those passing through; None: KV is not
-        in pages, and all of it in memory."""
-        return cls(per_token, total, 0 if host is None else max(0, total - int(host * (1 - RING))))
+    def first_page(self, length: int) -> int:
+        """Number of the first page that the next token of a context of ``length`` tokens looks at."""
+        return 0 if self.window is None else max(0, length - self.window + 1) // self.tokens
 
 
-def seconds_with(kv: KvLoad, seconds: float, read: float, drive: Drive, memory: Memory) -> tuple[float, float]:
-    """Seconds of a token that takes ``seconds`` without KV and reads ``read`` bytes of weights; and those in which the
-    drive is busy.
+@dataclass(frozen=True, slots=True)
+class Context:
+    """``length`` tokens of every stream, at which each further token looks, in the ``layers`` that have KV. ``setup``
+    is that of the pages; None: all KV is in memory, and not in pages."""
 
-    A bound: the drive never waits, so a token takes as long as the drive for all reads, or as the cores: these look at
-    all KV at the speed at which they take weights out of memory, and lose what a drive beside them costs.
-    """
-    pace = drive.bandwidth * (1 - drive.contention)
-    busy = (read + kv.flash) / pace
-    cores = seconds + memory.seconds(kv.total) + memory.contention * kv.flash / pace + kv.flash / drive.checksum
-    return max(busy, cores), busy
+    layers: Sequence[KVLayer]
+    length: int
+    setup: KVSetup | None
+
+    @property
+    def size(self) -> int:
+        """Bytes that a token looks at, in whole pages."""
+        return sum(map(self.size_of, range(len(self.layers))))
+
+    def size_of(self, number: int) -> int:
+        """The same in the layer with KV of this ``number``."""
+        layer = self.layers[number]
+        return (layer.keys + layer.values) * (-(-self.length // layer.tokens) - layer.first_page(self.length))
+
+    def merged(self, layer: KVLayer, most: int) -> int:
+        """How many full pages of ``layer`` are simulated as one; a read has at most ``most`` bytes."""
+        pages = 2 * sum(-(-self.length // each.tokens) for each in self.layers if each.window is None)
+        if layer.window is not None:
+            return 1
+        return max(1, min(-(-pages // MOST_PAGES), most // max(layer.keys, layer.values)))

@@ -38,6 +38,7 @@ class Outcome:
     above: Counters | None = None
     bytes_copied: int = 0
     bus_busy_seconds: float = 0.0
+    kv_bytes_read: int = 0
 
     @property
     def tokens_per_second(self) -> float:

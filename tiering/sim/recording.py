@@ -1,22 +1,29 @@
 """Recordings of real runs (pure): what a planner began with, each event with its time, and the actions that came of it.
 
 A recording is lines of text: what it is, the setup, one line for each event, and last a count and a checksum, so that
-one that is truncated or altered is not mistaken for a run. Blocks are numbered in the order of the setup.
+one that is truncated or altered is not mistaken for a run. Blocks are numbered in the order of the setup. Where KV is
+in pages, the setup and the events of its planner stand between those of weights, on lines of their own.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from ..errors import RecordingError
 from ..events import Action, Event, Refuse
+from ..kv.events import KVAction, KVEvent
+from ..kv.setup import KVSetup
 from ..planner.setup import Setup
-from .codec import Codec, setup_from, setup_to
+from .codec import Codec, Plain, setup_from, setup_to
+from .kv_codec import KVCodec
 
 FORMAT = "penstock recording"
-VERSION = 2
+VERSION = 3
+
+_KV_SETUP, _KV_STEP = "kv", "k"
+"""What lines of KV begin with."""
 
 
 class Step(NamedTuple):
@@ -27,21 +34,31 @@ class Step(NamedTuple):
     actions: list[Action]
 
 
+class KVStep(NamedTuple):
+    """``event`` of KV, handled at ``now`` (monotonic seconds), gave ``actions``; as KVCodec writes them."""
+
+    now: float
+    event: Plain
+    actions: list[Plain]
+
+
 @dataclass(frozen=True, slots=True)
 class Recording:
     """A run from its beginning. ``whole`` if it goes to the end of what was to be recorded, not just as far as there
-    was room for it."""
+    was room for it. ``kv`` is None where KV is not in pages."""
 
     setup: Setup
     steps: tuple[Step, ...]
     whole: bool
+    kv: KVSetup | None = None
+    kv_steps: tuple[KVStep, ...] = ()
 
 
 class Writer:
     """Turns a run into lines, as it goes."""
 
     def __init__(self, setup: Setup) -> None:
-        self._codec = Codec(setup)
+        self._codec, self._kv_codec = Codec(setup), KVCodec()
         self._steps = 0
         self._digest = hashlib.blake2b(digest_size=16)
         self.head = self._add(f"{FORMAT} {VERSION}") + self._add(_compact(setup_to(setup)))
@@ -52,6 +69,17 @@ class Writer:
         self._steps += 1
         codec = self._codec
         return self._add(_compact([now, codec.event(event), [codec.action(action) for action in actions]]))
+
+    def begin_kv(self, setup: KVSetup) -> str:
+        """The line for the planner of KV, before the first of its events."""
+        self._steps += 1
+        return self._add(_compact([_KV_SETUP, asdict(setup)]))
+
+    def kv_step(self, now: float, event: KVEvent, actions: Iterable[KVAction]) -> str:
+        """The line for ``event`` of KV."""
+        self._steps += 1
+        codec = self._kv_codec
+        return self._add(_compact([_KV_STEP, now, codec.event(event), [codec.action(action) for action in actions]]))
 
     def end(self, *, whole: bool) -> str:
         """The last line."""
@@ -73,12 +101,25 @@ def read(lines: Iterable[str]) -> Recording:
         raise RecordingError(f"this is a {found[0]!r}; this penstock reads version {VERSION}: record the run again")
     steps, whole = _checked(found)
     try:
-        setup = setup_from(json.loads(found[1]))
-        codec = Codec(setup)
-        made = tuple(_step(codec, json.loads(line)) for line in steps)
+        return _made(setup_from(json.loads(found[1])), map(json.loads, steps), whole)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecordingError(f"this recording makes no sense ({error!r}); record the run again") from error
-    return Recording(setup, made, whole)
+
+
+def _made(setup: Setup, lines: Iterable[Plain], whole: bool) -> Recording:
+    codec = Codec(setup)
+    steps: list[Step] = []
+    kv: KVSetup | None = None
+    kv_steps: list[KVStep] = []
+    for line in lines:
+        if line[0] == _KV_SETUP:
+            kv = KVSetup(**line[1])
+        elif line[0] == _KV_STEP:
+            _, now, event, actions = line
+            kv_steps.append(KVStep(float(now), event, actions))
+        else:
+            steps.append(_step(codec, line))
+    return Recording(setup, tuple(steps), whole, kv, tuple(kv_steps))
 
 
 def _checked(lines: list[str]) -> tuple[list[str], bool]:
@@ -112,8 +153,25 @@ def replay(recording: Recording) -> Iterator[list[Action]]:
     return (planner.handle(step.event, step.now) for step in recording.steps)
 
 
+def replay_kv(recording: Recording) -> Iterator[list[Plain]]:
+    """The actions of a new KV planner for each event of KV, as KVCodec writes them. Raises ValueError, LookupError or
+    TypeError for an event that is none."""
+    if recording.kv is None:
+        return
+    planner, codec = recording.kv.planner(), KVCodec()
+    for step in recording.kv_steps:
+        yield [codec.action(action) for action in planner.handle(codec.event_from(step.event))]
+
+
+def first_kv_difference(recording: Recording) -> int | None:
+    """The number of the first event of KV for which a new planner acts in another way; None if there is none."""
+    replayed = zip(recording.kv_steps, replay_kv(recording), strict=True)
+    return next((number for number, (step, actions) in enumerate(replayed) if step.actions != actions), None)
+
+
 def first_difference(recording: Recording) -> int | None:
-    """The number of the first step for which a new planner acts in another way; None if there is none."""
+    """The number of the first step for which a new planner acts in another way; None if there is none. Of weights: for
+    KV see ``first_kv_difference``."""
     for number, (step, actions) in enumerate(zip(recording.steps, replay(recording), strict=True)):
         if list(map(_comparable, step.actions)) != list(map(_comparable, actions)):
             return number

@@ -7,13 +7,16 @@ from typing import NamedTuple
 
 from ..errors import DeviceModelError, ReadError
 from ..events import Acquire, Begin, Discard, End, Event, Grant, Read, ReadDone, ReadFailed, Refuse, Resize
+from ..kv.events import ReadPages
 from ..planner.counters import Counters
 from ..planner.planner import Planner
 from ..policy.prefetch.convoy import PATIENCE
 from .agenda import Agenda, Shared
 from .devices import Drive, Memory
-from .drive import Reads
+from .drive import AnyRead, Reads
 from .host_tier import Below, Lower
+from .kv_pool import SimulatedPool
+from .kv_streams import Attention
 from .noise import Dice, Noise
 from .outcome import Outcome, Passed, since
 from .streams import Steps, Wait, Walker
@@ -80,6 +83,7 @@ class _Mark(NamedTuple):
     above: Counters | None
     copied: int
     bus: float
+    kv_read: int
 
 
 class _Run:
@@ -96,19 +100,38 @@ class _Run:
         self._drives = [
             Reads(n, drive, self.agenda, self._dice, self._came, self._busy) for n, drive in enumerate(drives)
         ]
-        tickets = count(1)
-        walkers = [Walker(n, planner, self.post, tickets, memory) for n, _ in enumerate(workload.streams, 1)]
-        self._lanes = [_Lane(walker) for walker in walkers]
         self._steps: dict[_Lane, Steps] = {}  # of those that are not done
+        self._pool = self._open_pool(workload)
+        tickets = count(1)
+        walkers = [
+            Walker(n, planner, self.post, tickets, memory, self._attention(workload, memory))
+            for n, _ in enumerate(workload.streams, 1)
+        ]
+        self._lanes = [_Lane(walker) for walker in walkers]
         self._passes: list[Passed] = []
         self._events, self._stalled = 0, 0.0
         self._untimed = 0
         self._mark: _Mark | None = None
 
+    def _open_pool(self, workload: Workload) -> SimulatedPool | None:
+        context = workload.context
+        if context is None or context.setup is None:
+            return None
+        drive = self._drives[0]  # of the store
+        return SimulatedPool(context.setup, drive.submit, drive.write, self._answer_pages)
+
+    def _attention(self, workload: Workload, memory: Memory) -> Attention | None:
+        """A context of one more stream. Raises BudgetTooSmall, FlashFull."""
+        if self._pool is None or workload.context is None:
+            return None
+        return Attention(workload.context, self._pool, memory.seconds)
+
     # --- the run ----------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Have read what stays in memory."""
+        if self._pool is not None:
+            self._pool.building = False
         for lane in self._lanes[:1]:
             self._go({lane: lane.walker.load()})
         if self._lower is not None:
@@ -142,6 +165,7 @@ class _Run:
             counters=since(begin.counters, end.counters),
             above=since(begin.above, end.above) if begin.above and end.above else None,
             bytes_copied=end.copied - begin.copied,
+            kv_bytes_read=end.kv_read - begin.kv_read,
             bus_busy_seconds=end.bus - begin.bus,
             stall_seconds=end.stalled - begin.stalled,
             compute_seconds=end.computed - begin.computed,
@@ -178,6 +202,7 @@ class _Run:
             stalled=self._stalled,
             computed=self._cores.busy_seconds,
             drives=tuple(drive.busy_seconds for drive in self._drives),
+            kv_read=0 if self._pool is None else self._pool.bytes_read,
         )
 
     # --- events -----------------------------------------------------------------------------------------------------
@@ -216,14 +241,18 @@ class _Run:
         if self._slowed < 1 and bool(before) != bool(self._delivering):
             self._cores.changed()
 
-    def _came(self, read: Read, seconds: float, failed: bool) -> None:
+    def _came(self, read: AnyRead, seconds: float, failed: bool) -> None:
         """The bytes of ``read`` are here; a core is busy with them for ``seconds``."""
         if seconds:
             self._cores.add(seconds, self._landed, read, failed)
         else:
             self._landed(read, failed)
 
-    def _landed(self, read: Read, failed: bool) -> None:
+    def _landed(self, read: AnyRead, failed: bool) -> None:
+        if isinstance(read, ReadPages):
+            assert self._pool is not None
+            self._pool.landed(read, failed=failed)
+            return
         event = ReadFailed(read.read, ReadError("simulated")) if failed else ReadDone(read.read)
         (self.post if self._lower is None else self._lower.post)(event)
 
@@ -233,6 +262,13 @@ class _Run:
                 lane.walker.inbox.append(answer)
                 if lane.waits is Wait.ANSWER:
                     self._wake(lane, True)
+
+    def _answer_pages(self, ticket: int) -> None:
+        """A request for pages of KV is answered."""
+        for lane in self._steps:
+            attention = lane.walker.attention
+            if lane.waits is Wait.PAGES and attention is not None and attention.ticket == ticket:
+                self._wake(lane, True)
 
     # --- streams ----------------------------------------------------------------------------------------------------
 

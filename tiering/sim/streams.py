@@ -16,14 +16,16 @@ from ..planner.regions import KEPT, PINNED
 from ..policy.prefetch.expert_window import at_a_time
 from ..units import BlockId, residuals
 from .devices import Memory
+from .kv_streams import Attention
 from .workload import Layer, Pass, Workload
 
 
 class Wait(Enum):
-    """Reasons to wait: an answer to a request, or the progress of other streams, for a limited time."""
+    """Reasons to wait: an answer to a request, the progress of other streams, for a limited time, or pages of KV."""
 
     ANSWER = auto()
     OTHERS = auto()
+    PAGES = auto()
 
 
 Steps = Generator[float | Wait, bool, None]
@@ -31,18 +33,26 @@ Steps = Generator[float | Wait, bool, None]
 
 
 class _Refused(Exception):
-    """A block was refused."""
+    """A block, or a page, was refused."""
 
 
 class Walker:
     """One stream. The runner of its steps puts answers to its requests into ``inbox``."""
 
     def __init__(
-        self, number: Stream, planner: Planner, post: Callable[[Event], None], tickets: Iterator[int], memory: Memory
+        self,
+        number: Stream,
+        planner: Planner,
+        post: Callable[[Event], None],
+        tickets: Iterator[int],
+        memory: Memory,
+        attention: Attention | None = None,
     ) -> None:
         self.number, self.inbox = number, deque[Grant | Refuse]()
         self.ticket = 0
         """The ticket of the latest request."""
+        self.attention = attention
+        """Its context in pages; None without one."""
         self._planner, self._post, self._tickets, self._memory = planner, post, tickets, memory
         self._lengths = {block: home.extent.length for block, home in planner.homes.items()}
         self._pinned = {block: home for block, home in planner.homes.items() if home.region == PINNED}
@@ -68,18 +78,21 @@ class Walker:
         self._post(Begin(self.number))
         failed = False
         try:
-            yield from self._forward(workload.layers, each, workload.guess_seconds)
+            yield from self._forward(workload, each)
         except _Refused:
             failed = True
         self._post(End(self.number))
         return failed
 
-    def _forward(self, layers: Sequence[Layer], each: Pass, guess_seconds: float) -> Steps:
+    def _forward(self, workload: Workload, each: Pass) -> Steps:
+        layers, guess_seconds = workload.layers, workload.guess_seconds
         after = [layer for layer in layers if layer.experts][1:]
         chosen, guessed, next_ones = iter(each.chosen), iter(each.guessed), iter(after)
         for layer in layers:
             together = yield from self._enter(layer)
             try:
+                for number in layer.kv if each.attends else ():
+                    yield from self._attend(number, workload)
                 yield from self._dense(layer, each.tokens, together)
                 self._owed += layer.seconds
                 if layer.experts:
@@ -93,6 +106,27 @@ class Walker:
                 self._leave(together)
                 raise
             self._leave(together)
+
+    def _attend(self, number: int, workload: Workload) -> Steps:
+        """Look at the context, in the layer with KV of this ``number``."""
+        if self.attention is None:
+            if workload.context is not None:  # all of it is in memory
+                self._owed += self._memory.seconds(workload.context.size_of(number))
+            return
+        looks = self.attention.look(number)
+        while True:
+            try:
+                wish = next(looks)
+            except StopIteration as end:
+                if not end.value:
+                    raise _Refused from None
+                return
+            if wish is None:
+                yield from self._flush()
+                yield Wait.PAGES
+            else:
+                self._owed += wish
+                yield from self._flush()
 
     def _leave(self, together: tuple[BlockId, ...]) -> None:
         """Release the leases of ``_enter``."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..units import BlockId
+from .kv import Context
 from .noise import uniform
 
 Routing = Sequence[Sequence[int]]
@@ -15,12 +16,14 @@ Routing = Sequence[Sequence[int]]
 class Layer:
     """Dense blocks in the order of use, then ``experts`` by number, of which a token uses some.
 
-    A pass computes ``seconds`` here besides products with weights.
+    A pass computes ``seconds`` here besides products with weights. ``kv`` are numbers among the layers of the context
+    that have KV: those that tokens look at here.
     """
 
     dense: tuple[BlockId, ...] = ()
     experts: tuple[BlockId, ...] = ()
     seconds: float = 0.0
+    kv: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +31,25 @@ class Pass:
     """One forward of ``tokens`` tokens, with the ``chosen`` experts of each layer that has some, each once.
 
     ``choices`` counts how often the tokens choose an expert in a layer. ``guessed`` has each layer's guess of the next
-    layer's experts, and is empty without guesses.
+    layer's experts, and is empty without guesses. A pass that ``attends`` looks at the context, if there is one.
     """
 
     tokens: int
     chosen: Routing = ()
     choices: int = 0
     guessed: Routing = ()
+    attends: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``layers``, and the passes of each stream. A guess takes ``guess_seconds``."""
+    """``layers``, and the passes of each stream, which looks at a ``context`` of its own. A guess takes
+    ``guess_seconds``."""
 
     layers: Sequence[Layer]
     streams: Sequence[Iterable[Pass]]
     guess_seconds: float = 0.0
+    context: Context | None = None
 
 
 def decode(tokens: Iterable[Routing]) -> Iterator[Pass]:

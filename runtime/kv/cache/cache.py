@@ -15,7 +15,7 @@ from transformers.cache_utils import (
 )
 
 from ....tiering.errors import PenstockError, PromptTooLong
-from ..pages.readahead import Ahead
+from ....tiering.kv.readahead import Ahead
 from .layer import PagedLayer
 from .tier import KVTier
 

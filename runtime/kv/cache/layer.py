@@ -9,7 +9,7 @@ from transformers.cache_utils import CacheLayerMixin
 from ....kernels.kv.base import PageShape
 from ....tiering.errors import ConfigError
 from ....tiering.kv.pages import Page
-from ..pages.readahead import Ahead
+from ....tiering.kv.readahead import Ahead
 from ..views.paged_tensors import PagedTensor
 from ..views.selector import PageSelector
 from ..views.sequence import SequencePages

@@ -181,8 +181,7 @@ class PageWriter:
                     encode = format.encode_values if side else format.encode_keys
                     encode(numbers[side], pool.view(page))
                     self._replace(table, at, page)
-            pool.seal(keys.pages[at])
-            pool.seal(values.pages[at])
+            pool.seal(keys.pages[at], values.pages[at])
             if (device_pages := self._access.device_pages) is not None:
                 newer = to_come // tokens * (keys.pages[at].size + values.pages[at].size)
                 device_pages.offer(keys.pages[at], values.pages[at], newer=newer)

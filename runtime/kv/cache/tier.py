@@ -6,19 +6,13 @@ from dataclasses import dataclass, field
 import torch
 
 from ....kernels.kv.base import PageShape
-from ....tiering.units import KiB
+from ....tiering.kv.page_size import choose_page_tokens
 from ..pages.device_pages import UpperTier
 from ..pages.pool import PagePool
 from ..views.device_access import DevicePageAccess
 from ..views.page_access import PageAccess
 from ..views.selector import PageSelection, PageSelector, SelectionStats
 from .formats import Encoding
-
-LARGE = 256 * KiB
-"""Bytes of a page below which it takes more tokens: every page costs some time of the interpreter."""
-OPEN = 1 / 4
-"""The share of the memory that the newest pages of all layers of one sequence may take: they cannot leave it."""
-MOST_TOKENS, LEAST_TOKENS = 512, 16
 
 
 @dataclass(slots=True)
@@ -64,13 +58,7 @@ class KVTier:
 
     def choose_shapes(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[PageShape, PageShape]:
         """The shapes of a page of keys and of a page of values, for ``keys`` and ``values`` [.., H, n, D]."""
-        tokens = self.page_tokens or self._tokens(*(x.shape[-3] * x.shape[-1] * x.itemsize for x in (keys, values)))
+        sizes = [x.shape[-3] * x.shape[-1] * x.itemsize for x in (keys, values)]
+        tokens = self.page_tokens or choose_page_tokens(sizes, self.pool.memory.capacity, self.layers)
         key, value = (PageShape(x.shape[-3], tokens, x.shape[-1], x.dtype) for x in (keys, values))
         return key, value
-
-    def _tokens(self, *each: int) -> int:
-        """``each``: bytes of one token's keys, and of its values."""
-        tokens, room = MOST_TOKENS, self.pool.memory.capacity * OPEN / max(1, self.layers)
-        while tokens > LEAST_TOKENS and (tokens * max(each) > LARGE or tokens * sum(each) > room):
-            tokens //= 2
-        return tokens

@@ -11,9 +11,11 @@ from ....kernels.devices.fences import Fences
 from ....kernels.kv.base import PageShape
 from ....kernels.waiting import no_waiting
 from ....tiering.errors import Closed, DeviceFull, ReadError
-from ....tiering.kv.device_pages import Pair, UpperPages
+from ....tiering.kv.device_pages import Pair
+from ....tiering.kv.events import Lifted, Looked, Offer
 from ....tiering.kv.pages import Page
-from ....tiering.units import format_size
+from ....tiering.kv.planner import CLOSED
+from ....tiering.units import PAGE, format_size
 from .pool import PagePool
 
 
@@ -39,12 +41,11 @@ class UpperTier:
         """Where torch computes on copies."""
         self._device, self._pool = device, pool
         self._lock = threading.Lock()
-        self._books = UpperPages(capacity)
         self._fences: Fences[Mark] = Fences()
         self._pages_up = 0
         self._closed = False
         try:
-            self._arena = device.arena(max(1, self._books.capacity))
+            self._arena = device.arena(max(1, capacity // PAGE * PAGE))
         except MemoryError as error:
             free, _ = device.memory()
             raise DeviceFull(
@@ -52,35 +53,31 @@ class UpperTier:
                 "free; lower it, or device_memory"
             ) from error
         self._copies = device.copies()
-        pool.lock_pages(device)
-        pool.freed = self._forget
+        self._capacity = capacity
+        pool.add_device(capacity, device, self._lift)
 
     # --- pages that stay ----------------------------------------------------------------------------------------------
 
     def offer(self, keys: Page, values: Page, *, newer: int) -> None:
-        """Two full pages, of the same tokens, may get a copy; ``newer`` as in UpperPages.give_room."""
-        if not self._books.capacity:
-            return
-        held = self._pool.hold([keys, values])
-        if len(held) < 2 or not self._copied_up(keys, values, newer):  # flash has what has left memory already
-            self._pool.release(held)
+        """Two full pages, of the same tokens, may get a copy; ``newer`` as in DevicePages.give_room."""
+        if self._capacity:
+            self._pool.post(Offer(keys, values, newer))
 
     def look(self, keys: Sequence[Page]) -> list[Pair]:
         """The copies of those pages of ``keys`` that are on the device, in their order; they stay until ``looked``.
         Raises Closed."""
-        with no_waiting, self._lock:
-            if self._closed:
-                raise Closed("this model was closed, and its KV with it; load it again")
-            return self._books.look(keys)
+        if self._closed:
+            raise Closed(CLOSED)
+        return [*self._pool.look(keys)]
 
     def looked(self, pairs: Sequence[Pair]) -> None:
         """All that the calling thread wanted to know of ``pairs`` has been given to the device to compute."""
         mark = self._device.mark() if pairs else None
-        with no_waiting, self._lock:
-            if mark is not None:
+        if mark is not None:
+            with no_waiting, self._lock:  # before their room can be given away
                 for pair in pairs:
                     self._fences.used(pair.at, pair.size, mark)
-            self._books.looked(pairs)
+        self._pool.post(Looked([pair.keys for pair in pairs]))
 
     def numbers(self, pair: Pair, plane: int, shape: PageShape) -> torch.Tensor:
         """The keys (``plane`` 0) or values (1) of ``pair``, looked at, on the device: [H, P, D]."""
@@ -103,7 +100,7 @@ class UpperTier:
 
         with no_waiting, self._lock:
             if self._closed:
-                raise Closed("this model was closed, and its KV with it; load it again")
+                raise Closed(CLOSED)
             for source, target in zip((keys, values), targets, strict=True):
                 self._copies.up(source, target, after, done)
         for _ in targets:
@@ -119,8 +116,9 @@ class UpperTier:
 
     def usage(self) -> UpperUsage:
         """What is in use now, and what has happened."""
+        pool = self._pool.usage()
         with no_waiting, self._lock:
-            return UpperUsage(self._books.used, self._books.capacity, self._pages_up, self._copies.copied.size)
+            return UpperUsage(pool.device_bytes, pool.device_budget, self._pages_up, self._copies.copied.size)
 
     def close(self) -> None:
         """Let copies land, give the memory back; the pool is still there. Idempotent."""
@@ -131,37 +129,28 @@ class UpperTier:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _copied_up(self, keys: Page, values: Page, newer: int) -> bool:
-        """Begin to copy two pages, held, if there is room for them; whether their hold ends with the copy."""
-        with no_waiting, self._lock:  # rooms are given, and copies begun, in one order
-            pair = None if self._closed else self._books.give_room(keys, values, newer=newer)
-            if pair is None:
-                return False
-            problems: list[Exception | None] = []
+    def _lift(self, pair: Pair) -> None:
+        """Begin to copy ``pair``; under the pool's lock, so copies are made in the order in which room is given."""
+        problems: list[Exception | None] = []
 
-            def ended(problem: Exception | None) -> None:
-                problems.append(problem)
-                if len(problems) == 2:
-                    self._landed(pair, failed=any(problems))
+        def ended(problem: Exception | None) -> None:
+            problems.append(problem)
+            if len(problems) == 2:
+                self._landed(pair, failed=any(problems))
 
-            after, at = self._fences.before(pair.at, pair.size), pair.at
-            for page in pair.pages:
-                target = self._arena.tensor(at, torch.uint8, (page.size,))
-                self._copies.up(self._pool.view(page), target, after, ended)
-                at += page.size
-            return True
+        with no_waiting, self._lock:
+            is_closed, after, at = self._closed, self._fences.before(pair.at, pair.size), pair.at
+            if not is_closed:
+                for page in pair.pages:
+                    target = self._arena.tensor(at, torch.uint8, (page.size,))
+                    self._copies.up(self._pool.view(page), target, after, ended)
+                    at += page.size
+        if is_closed:
+            self._pool.post(Lifted(*pair.pages, failed=True))
 
     def _landed(self, pair: Pair, *, failed: bool) -> None:
         """On the copies' thread."""
-        with no_waiting, self._lock:
-            if failed:  # they are looked at where they are
-                self._books.forget(pair.keys)
-            else:
-                self._books.landed(pair)
+        if not failed:
+            with no_waiting, self._lock:
                 self._pages_up += 2
-        self._pool.release(pair.pages)
-
-    def _forget(self, page: Page) -> None:
-        """Under the pool's lock."""
-        with no_waiting, self._lock:
-            self._books.forget(page)
+        self._pool.post(Lifted(*pair.pages, failed=failed))

@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import xxhash
+
 from ....kernels.io.directio import REFUSALS, DirectFile, Segment
 from ....kernels.io.reading import Reader
 from ....kernels.io.system import open_direct, reserve
@@ -18,8 +20,9 @@ class Spill:
     """Bytes at offsets of a file below ``folder``, read by ``reader``, which is closed with it. Any thread may call;
     one writes at a time.
 
-    The file has no name once it is open: nobody else can read it, and a crash leaves nothing behind.
-    Raises FlashFull or PenstockError where it cannot be made.
+    The file has no name once it is open: nobody else can read it, and a crash leaves nothing behind. Of each buffer
+    that is written a checksum is kept, which is compared when it is read. Raises FlashFull or PenstockError where it
+    cannot be made.
     """
 
     def __init__(self, folder: Path, reader: Reader, *, direct: bool | None = None) -> None:
@@ -39,6 +42,7 @@ class Spill:
             os.unlink(name)
         self._folder = folder
         self._allocated = 0
+        self._checksums: dict[int, int] = {}  # by offset; of what was written there last
 
     def reserve(self, length: int) -> None:
         """Have the file system set aside the first ``length`` bytes. Raises FlashFull where it cannot."""
@@ -60,6 +64,7 @@ class Spill:
         """Write ``buffers`` one after the other, from ``offset`` on. Raises FlashFull and ReadError."""
         try:
             for buffer in buffers:
+                self._checksums[offset] = xxhash.xxh3_64_intdigest(buffer)
                 done = 0
                 while done < len(buffer):
                     done += os.pwrite(self._out, buffer[done:], offset + done)
@@ -70,18 +75,31 @@ class Spill:
             raise self._failed("take", error) from error
 
     def read(self, offset: int, buffers: Sequence[memoryview], then: Then) -> None:
-        """Start to fill ``buffers`` with what lies at ``offset``; ``then`` as in Reader.submit."""
+        """Start to fill ``buffers``, as they were written, with what lies at ``offset``; ``then`` as in Reader.submit,
+        which is given a ReadError for bytes that are not those that were written."""
         segments = []
         for buffer in buffers:
             segments.append(Segment(offset, buffer))
             offset += len(buffer)
-        self._reader.submit(self._file, segments, then)
+
+        def landed(problem: Exception | None) -> None:
+            if problem is None and not all(map(self._is_right, segments)):
+                problem = ReadError(
+                    "KV pages on flash are not what was written, and nothing was computed on them: the drive or "
+                    "its memory is damaged. Compute the context again, with [store] path on another drive"
+                )
+            then(problem)
+
+        self._reader.submit(self._file, segments, landed)
 
     def close(self) -> None:
         """Let go of the file; its bytes are gone. Once, when nobody reads or writes any more."""
         self._reader.close()
         self._file.close()
         os.close(self._out)
+
+    def _is_right(self, segment: Segment) -> bool:
+        return xxhash.xxh3_64_intdigest(segment.buffer) == self._checksums[segment.offset]
 
     def _failed(self, what: str, error: OSError) -> ReadError:
         return ReadError(f"{self._folder}: the drive failed to {what} KV pages ({error.strerror or error})")

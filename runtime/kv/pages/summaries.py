@@ -27,13 +27,18 @@ class PageSummaries:
         """Bytes of memory, used or not yet."""
         return self._bytes.numel()
 
-    def add(self, summaries: torch.Tensor) -> None:
-        """Those of the next pages, uint8 [n, page_bytes]. Raises BudgetTooSmall."""
-        end = self.count + len(summaries)
-        if end > len(self._bytes):
-            more = -(-(end - len(self._bytes)) // _STEP) * _STEP
+    def make_room(self, count: int) -> None:
+        """Have memory for the summaries of ``count`` pages in all. Waits for it, so the caller holds no page: nobody
+        else might let go of any. Raises BudgetTooSmall."""
+        if count > len(self._bytes):
+            more = -(-(count - len(self._bytes)) // _STEP) * _STEP
             self._pool.reserve(more * self._bytes.shape[1])
             self._bytes = torch.cat([self._bytes, self._bytes.new_empty(more, self._bytes.shape[1])])
+
+    def add(self, summaries: torch.Tensor) -> None:
+        """Add the summaries of the next pages, uint8 [n, page_bytes]. Raises as ``make_room``."""
+        end = self.count + len(summaries)
+        self.make_room(end)
         self._bytes[self.count : end] = summaries
         self.count = end
 

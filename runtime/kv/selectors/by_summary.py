@@ -83,6 +83,7 @@ class SummarySelector:
             except ValueError:  # there is no code for heads of this size: all pages are read
                 return
             sequence.summaries = PageSummaries(layer.access.pool, kind, page_bytes)
+        sequence.summaries.make_room(full.stop)
         for _, run in layer.access.hold_runs(sequence.keys, full, in_order=True):
             for start in range(0, len(run), _BATCH):
                 some = run[start : start + _BATCH]

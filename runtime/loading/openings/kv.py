@@ -7,6 +7,7 @@ from typing import Any
 from ....kernels.devices.base import Device
 from ....kernels.kv.summaries.registry import SUMMARIES
 from ....tiering.errors import ConfigError
+from ....tiering.kv.page_size import LARGE, OPEN
 from ....tiering.kv.selection.kv_budget.budget import LEAST, parse_budget
 from ....tiering.kv.selection.kv_budget.keeping import KEEPING
 from ....tiering.policy.placement.memory_split import least_kv
@@ -16,7 +17,7 @@ from ....tiering.units import MiB, format_size
 from ...config.config import Config
 from ...config.settings import Kv
 from ...kv.cache.formats import Encoding
-from ...kv.cache.tier import LARGE, OPEN, KVTier
+from ...kv.cache.tier import KVTier
 from ...kv.pages.device_pages import UpperTier
 from ...kv.pages.pool import PagePool
 from ...kv.pages.spill import Spill

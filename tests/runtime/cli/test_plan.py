@@ -56,7 +56,9 @@ def test_plan_counts_the_keys_and_values_of_a_context(ask, tmp_path, quick):
     assert free["tokens_per_second"] < plain["tokens_per_second"]
     paged = ask("plan", model, "--host-memory", "4MiB", "--kv-host-memory", "2MiB", "--context", "20000")
     assert (paged["host_memory"], paged["kv_host_memory"]) == (4 << 20, 2 << 20)
-    assert paged["kv_flash_bytes_per_token"] == size - (3 << 19)
+    newest = 2 * 2 * 512 * 128  # have the memory of full pages
+    assert size - (3 << 19) <= paged["kv_flash_bytes_per_token"] <= size - (3 << 19) + newest
+    assert paged["kv_flash_bytes"] == paged["kv_flash_bytes_per_token"]
     assert paged["tokens_per_second"] < free["tokens_per_second"]
     assert paged["tokens_per_second"] <= 1e9 / paged["kv_flash_bytes_per_token"]
     assert paged["limited_by"] == "flash"

@@ -111,7 +111,7 @@ def test_a_failed_read_is_an_error_and_can_be_tried_again(
     with pytest.raises(penstock.ReadError, match=r"nothing was computed on them.*\[store\] path"):
         pool.fetch(missing)
     settle(pool)
-    assert not pool._held
+    assert not pool.planner.books.held
     reader.outcome = lambda _, problem: problem
     looked_at(pool, track.pages)
 
@@ -224,7 +224,7 @@ def test_closing_waits_for_reads_and_ends_whoever_waits(pool: PagePool, reader: 
     fetching, closing = threading.Thread(target=fetch), threading.Thread(target=pool.close)
     fetching.start()
     with pool._changed:
-        assert pool._changed.wait_for(lambda: pool._reading, 60)
+        assert pool._changed.wait_for(lambda: pool.planner.books.incoming.reads, 60)
     closing.start()
     reader.gate.set()
     for thread in (fetching, closing):

@@ -103,9 +103,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.reader.outcome = lambda _, problem: problem
         # What failed before is told to whoever asks next, once.
         with self.pool._changed:
-            assert self.pool._changed.wait_for(lambda: not (self.pool._reading or self.pool._writing), 60)
-            self.pool._trouble = None
-            failed = [page for page, problem in self.pool._coming.items() if problem is not None]
+            assert self.pool._changed.wait_for(lambda: self.pool.planner.is_idle, 60)
+            self.pool.planner.room.trouble = None
+            failed = [*self.pool.planner.books.incoming.problems]
         for page in failed:
             with pytest.raises(PenstockError):
                 self.pool.fetch([page])
@@ -247,7 +247,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def every_page_has_its_tracks(self) -> None:
         tracks = Counter(page for model in self.caches for track in model.tracks for page in track.pages)
-        assert {page: page.refs for page in self.pool._pages if page.refs} == dict(tracks)
+        assert {page: page.refs for page in self.pool.planner.books.pages if page.refs} == dict(tracks)
 
     @invariant()
     def what_is_leased_stays(self) -> None:

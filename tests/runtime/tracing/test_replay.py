@@ -2,20 +2,23 @@
 
 import stat
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import penstock
 from penstock.runtime.tracing.replay import RunRecording, recorded
 from penstock.tiering.events import Begin, End, Expect, Grant, Read, Resize
 from penstock.tiering.planner.regions import EXPERTS
 from penstock.tiering.planner.setup import Setup
-from penstock.tiering.sim.recording import first_difference
+from penstock.tiering.sim.recording import first_difference, first_kv_difference
 from penstock.tiering.store.bundle.flash import BundleFlash
 from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
+from tests.support.paged import settle, tier_of
 
 
 @pytest.mark.parametrize("kind", ["tiny_moe_folder", "tiny_dense_folder"])
@@ -43,6 +46,35 @@ def test_replay_of_two_threads_acts_alike(
     assert read >= stats.flash_bytes_read - stats.row_bytes > 0
     assert any(isinstance(action, Grant) for action in actions)
     assert any(isinstance(event, Expect) for event in events) == (kind == "tiny_moe_folder")
+
+
+@pytest.mark.parametrize(("attention", "memory"), [("exact", "256KiB"), ("certified", "512KiB"), ("h2o", "256KiB")])
+def test_kv_in_pages_is_replayed(
+    tiny_dense_folder: Path, store: Path, tmp_path: Path, attention: str, memory: str
+) -> None:
+    path = tmp_path / "run.penrec"
+    options: dict[str, Any] = {"kv_host_memory": memory, "kv_attention": attention, "record": path}
+    with penstock.load(tiny_dense_folder, store=store, host_memory="64MiB", **options) as model, torch.no_grad():
+        tier_of(model).page_tokens = 16
+        out = model(torch.randint(3, 200, (2, 180), generator=torch.Generator().manual_seed(0)), use_cache=True)
+        for token in range(6):
+            if token == 3:
+                tier_of(model).pool.resize(tier_of(model).pool.limit * 3 // 4)
+            out = model(torch.full((2, 1), 5 + token), past_key_values=out.past_key_values)
+        del out
+        settle(tier_of(model).pool)
+        stats = model.penstock.stats()
+    found = recorded(path)
+    assert first_kv_difference(found) is None
+    assert first_difference(found) is None
+    letters = Counter(step.event[0] for step in found.kv_steps)
+    assert {"O", "S", "H", "L", "D", "M", "X"} <= letters.keys()
+    actions = Counter(action[0] for step in found.kv_steps for action in step.actions)
+    assert actions["r"] == letters["E"]
+    assert actions["p"] == letters["W"] > 0
+    if attention != "h2o":  # that drops what does not fit
+        assert actions["r"] > 0
+        assert stats.kv_pages_read > 0
 
 
 def test_limits_that_move_are_replayed(tiny_moe_folder: Path, store: Path, tmp_path: Path) -> None:

@@ -27,16 +27,16 @@ def test_memory(steps: list[tuple[str, int, int]]) -> None:
                 free = memory.ring - memory.passing_bytes if what == "pass" else -memory.lacking
                 if memory.place(made, passing=what == "pass"):
                     assert size <= free
-                    made.sealed = what == "pass"
+                    made.memory = "passing" if what == "pass" else "open"
                     pages.append(made)
                 else:
                     assert made.slot is None
-            case "seal" if page is not None and not page.sealed:
-                page.sealed = True
+            case "seal" if page is not None and page.memory == "open":
+                page.memory = "kept"
                 memory.keep(page)
             case "go" if page is not None:
                 victims = [*memory.victims()]
-                assert set(victims) == {each for each in pages if each.sealed and not each.passing}
+                assert set(victims) == {each for each in pages if each.memory == "kept"}
                 assert set(memory.beyond()) == {each for each in victims if (each.slot or 0) + each.size > memory.limit}
                 memory.forget(page)
                 memory.vacate(page)
@@ -56,7 +56,7 @@ def test_what_is_used_is_no_victim() -> None:
     pages = [Page(PAGE, None, 0, index) for index in range(4)]
     for page in pages:
         assert memory.place(page, passing=False)
-        page.sealed = page.index != 3
+        page.memory = "kept" if page.index != 3 else "open"
         if page.sealed:
             memory.keep(page)
     pages[1].leases = 1
@@ -67,13 +67,13 @@ def test_a_page_takes_the_place_of_a_colder_one() -> None:
     """Of its track, or of the track that has most, if that has more."""
     memory = PageMemory(40 * PAGE)
     pages = [
-        Page(PAGE, None, track, index, sealed=True, attention_score=2.0)
+        Page(PAGE, None, track, index, memory="kept", attention_score=2.0)
         for track, index in ((0, 0), (1, 0), (1, 1), (1, 2))
     ]
     for page in pages:
         assert memory.place(page, passing=False)
         memory.keep(page)
-    passing = Page(PAGE, None, 0, 7, sealed=True, attention_score=1.0)
+    passing = Page(PAGE, None, 0, 7, memory="passing", attention_score=1.0)
     assert memory.place(passing, passing=True)
     assert memory.colder(passing) is None
     pages[2].attention_score = 0.5
@@ -82,11 +82,14 @@ def test_a_page_takes_the_place_of_a_colder_one() -> None:
     pages[0].attention_score = 0.9
     assert memory.colder(passing) is pages[0], "its own track comes first"
     pages[0].leases = 1
-    memory.replace(pages[2], passing)
+    memory.forget(pages[2])
+    memory.vacate(pages[2])
+    memory.settle(passing)
+    passing.memory = "kept"
     memory.check_integrity([*pages, passing])
     assert pages[2].slot is None
-    assert (passing.passing, memory.passing_bytes) == (False, 0)
-    later = Page(PAGE, None, 0, 8, sealed=True, attention_score=0.8)
+    assert memory.passing_bytes == 0
+    later = Page(PAGE, None, 0, 8, memory="passing", attention_score=0.8)
     assert memory.place(later, passing=True)
     assert memory.colder(later) is None, "no track has more than this one"
 
@@ -152,10 +155,9 @@ def test_what_has_been_read_stays_where_there_is_room_and_no_track_has_more_than
     memory = PageMemory(16 * PAGE)  # 12 of them to stay
     stayed = []
     for index in range(9):
-        page = Page(PAGE, None, 0, index, sealed=True, stored=True)
+        page = Page(PAGE, None, 0, index, memory="passing", flash="stored")
         assert memory.place(page, passing=True)
-        stayed.append(memory.stay(page, tracks=2))
-        if not stayed[-1]:
-            memory.vacate(page)
+        stayed.append(memory.may_stay(page, tracks=2))
+        (memory.settle if stayed[-1] else memory.vacate)(page)
     assert stayed == [True] * 6 + [False] * 3
     assert (memory.kept_bytes, memory.passing_bytes) == (6 * PAGE, 0)

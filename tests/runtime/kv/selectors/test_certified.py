@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+import penstock
 from penstock.runtime.kv.attention.attention import paged_attention
 from penstock.runtime.kv.selectors import certified
 from penstock.runtime.kv.views.page_attention import PageAttention
@@ -135,3 +136,13 @@ def test_hot_pages_stay_in_memory_wherever_there_is_any(
         found = certificates_of(model)
         assert found.pages_read < found.pages / 2
         assert model.penstock.stats().kv_bytes_read - before <= 2 * 4096
+
+
+@torch.no_grad()
+def test_too_little_memory_for_summaries_is_an_error(tiny_dense_folder: Path, store: Path) -> None:
+    """Nobody waits for the room that pages take which it holds itself."""
+    with paged(tiny_dense_folder, store, "256KiB", kv_attention="certified") as model:
+        with pytest.raises(penstock.BudgetTooSmall, match="sums up the keys"):
+            model(IDS[:, :180], use_cache=True)
+        settle(tier_of(model).pool)
+        assert tier_of(model).pool.memory.reserved == 0

@@ -1,33 +1,44 @@
-"""Reading ahead: the pages that the next layers will look at, while the present one computes."""
+"""Reading ahead (pure): pages are asked for in the order in which the next layers will look at them."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from ....tiering.kv.pages import Page
-from .pool import PagePool
+from .pages import Page
 
 _AT_A_TIME = 32
 """Pages that are asked for at a time; more are asked for when these are on their way."""
 
 
-class Layer(Protocol):
-    """What is read for."""
+class PageOwner(Protocol):
+    """A layer whose pages are read ahead."""
 
     def missing(self) -> Iterable[Page]:
         """Pages that are not in memory, in the order in which they will be looked at."""
 
 
-L = TypeVar("L", bound=Layer)
+class AheadPort(Protocol):
+    """Where reads ahead are asked for: the pool of pages, or a simulated one."""
+
+    @property
+    def given_up(self) -> int:
+        """Pages that were read ahead, and left memory before anybody looked at them."""
+
+    def read_ahead(self, pages: Sequence[Page]) -> int:
+        """Start to read those of ``pages`` that are not in memory, in their order, as far as there is room now; how
+        many of ``pages`` need no further asking."""
+
+
+L = TypeVar("L", bound=PageOwner)
 
 
 class Ahead(Generic[L]):
-    """Of one cache: asks the pool for pages in the order in which its ``layers`` will look at them, around and around.
+    """Of one cache: asks for pages in the order in which its ``layers`` will look at them, around and around.
 
     It knows nothing of the cache, so that layers do not keep that alive.
     """
 
-    def __init__(self, pool: PagePool) -> None:
+    def __init__(self, pool: AheadPort) -> None:
         self._pool = pool
         self.layers: list[L] = []
         self.touched: dict[L, None] = {}
@@ -57,7 +68,7 @@ class Ahead(Generic[L]):
         self.go_on()
 
     def go_on(self) -> None:
-        """There may be room for more."""
+        """Ask for more, if there may be room."""
         while True:
             if not self._queue:
                 following = (self._queued[-1] + 1) % len(self.layers)

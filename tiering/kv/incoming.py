@@ -1,0 +1,57 @@
+"""Pages that come from flash (pure): which reads are under way, and what has been read before anybody asked for it."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from .pages import Page
+
+
+class Incoming:
+    """Pages that are "coming" or "read", in the order in which their reads began."""
+
+    def __init__(self) -> None:
+        self.reads: dict[int, Sequence[Page]] = {}
+        """Reads under way, by number."""
+        self.problems: dict[Page, Exception] = {}
+        """Why those that could not be read could not."""
+        self._pages: dict[Page, None] = {}
+        self._count = 0
+
+    def __iter__(self) -> Iterator[Page]:
+        return iter(self._pages)
+
+    def begin(self, pages: Sequence[Page]) -> int:
+        """A read of ``pages`` begins; its number."""
+        number = self._count
+        self._count += 1
+        self.reads[number] = pages
+        for page in pages:
+            self._pages[page] = None
+        return number
+
+    def end(self, read: int, error: Exception | None) -> Sequence[Page]:
+        """Read number ``read`` has ended, in ``error`` if that is given; its pages."""
+        pages = self.reads.pop(read)
+        if error is not None:
+            for page in pages:
+                self.problems[page] = error
+        return pages
+
+    def forget(self, pages: Iterable[Page]) -> None:
+        """``pages`` were asked for, given up or dropped."""
+        for page in pages:
+            del self._pages[page]
+            if self.problems:
+                self.problems.pop(page, None)
+
+    def last_unasked(self) -> Page | None:
+        """Of the pages that have been read, and that nobody waits for, the one that will be needed last; None if there
+        is none."""
+        return next((page for page in reversed(self._pages) if page.memory == "read" and not page.leases), None)
+
+    def check_integrity(self, pages: Collection[Page]) -> None:
+        """Raises AssertionError where the books do not agree with ``pages``, all that there are."""
+        assert {*self._pages} == {page for page in pages if page.memory in ("coming", "read")}
+        coming = [page for run in self.reads.values() for page in run]
+        assert len(coming) == len({*coming}), "two reads fill one slot"
+        assert {*coming} == {page for page in pages if page.memory == "coming"}
+        assert self.problems.keys() <= {page for page in pages if page.memory == "read"}

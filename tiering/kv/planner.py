@@ -1,0 +1,402 @@
+"""Decides which pages of KV are in memory, on flash, or between the two (pure): ``handle(event)`` returns the actions.
+
+Theory of operation. A page is opened in a slot of memory, filled with tokens, and sealed. Sealed pages never change.
+They are kept in memory until somebody needs the room, and are written to flash before they leave: early, when memory is
+nearly full. Who computes on pages holds those in memory, and fetches the others: these are read into the ring, the part
+of memory that pages pass through. A page that is held, written or read keeps its slot meanwhile. With its last use a
+page of the ring leaves memory, unless there is room for it to stay, or a kept page got less attention, and gives way to
+it. Pages are read ahead in the order in which they will be asked for, as far as the ring has room; those that will be
+needed last are given up first, when somebody waits for room.
+
+Why nobody waits for ever. A request without room waits, and is tried again after every event, the oldest first. It is
+refused when nothing is under way that could make room: no write, and nobody who holds a page. Then there is too little
+memory, or the drive does not take what has to leave. A read that fails is told to all who fetch its pages.
+
+=============  =========================  ========================================================================
+event          steps of pages             what it changes
+=============  =========================  ========================================================================
+Open           new -> open                room may take others: kept -> absent, read -> absent
+Seal           open -> kept               where memory is nearly full: nowhere -> queued
+HoldPages                                 one use more of the pages that are in memory: they stay there
+FetchPages     absent -> coming           one use more of each; answered when all are read, or one could not be
+               read -> passing
+ReadAhead      absent -> coming           as far as the ring has room
+LetGo          passing -> kept            one use less of each; what nobody uses stays or leaves
+               passing -> absent
+Score                                     attention that pages got: those that got least leave first
+AddRef, Drop   any -> freed               block tables that pages are in: without any, pages go after their last use
+Reserve        kept -> absent             memory for something else; Unreserve gives it back
+PagesRead      coming -> read             answers for who fetched them: read -> passing
+PagesWritten   writing -> stored          or, failed, nowhere; the next write begins: queued -> writing
+SetLimit       kept -> absent             how much memory may be used; what lies beyond leaves
+               read -> absent
+Offer                                     a copy on the device, where it is worth its room there; Lifted: it is there
+Look, Looked                              uses of copies on the device, which stay there meanwhile
+Cancel                                    the request is forgotten, and what it held is let go
+Close          queued -> nowhere          requests are refused; reads and writes under way are still to end
+=============  =========================  ========================================================================
+
+The states of a page, and all steps between them, are the tables ``MEMORY`` and ``FLASH`` (``books.py``). Which page
+gives way to another is decided in ``room.py``.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from ..errors import BudgetTooSmall, Closed, FlashFull, PenstockError, ReadError
+from ..events import Cancel, Discard, Refuse
+from ..units import format_size
+from .books import PageBooks
+from .events import (
+    AddRef,
+    Close,
+    Drop,
+    FetchPages,
+    HoldPages,
+    KVAction,
+    KVEvent,
+    LetGo,
+    Lift,
+    Lifted,
+    Look,
+    Looked,
+    Offer,
+    Open,
+    PagesRead,
+    PagesWritten,
+    ReadAhead,
+    ReadPages,
+    Request,
+    Reserve,
+    Score,
+    Seal,
+    SetLimit,
+    Show,
+    Unreserve,
+    Wake,
+    WritePages,
+)
+from .extents import EXTENT
+from .pages import InMemory, Page, runs
+from .room import Room
+
+WRITE_EARLY = 3 / 4
+"""Share of what may be kept in memory above which pages are written to flash as soon as they are sealed."""
+
+CLOSED = "this model was closed, and its KV with it; load it again"
+
+_HERE: Final = frozenset[InMemory](("open", "kept", "passing"))
+
+
+class KVPlanner:
+    """Pages in ``capacity`` bytes of memory, and on flash up to ``flash_limit`` bytes (None: without bound)."""
+
+    def __init__(self, capacity: int, flash_limit: int | None = None) -> None:
+        self.books = PageBooks(capacity, flash_limit, self._discard)
+        self.room = Room(self.books)
+        self.closed = False
+        self._memory = self.books.memory
+        self._waiting: dict[int, Open | FetchPages | Reserve] = {}  # for room
+        self._fetches: dict[int, FetchPages] = {}  # hold their pages, and wait for reads
+        self._actions: list[KVAction] = []
+
+    def handle(self, event: KVEvent) -> list[KVAction]:
+        """Take ``event`` in; the actions to perform, in order."""
+        self._actions = []
+        if self.closed and isinstance(event, Request):
+            self._do(Refuse(event.ticket, Closed(CLOSED)))
+            return self._actions
+        self._take(event)
+        if not self.closed:
+            failed = type(event) is PagesWritten and event.error is not None  # would only fail again
+            if self._memory.held > self._memory.limit and not failed:
+                self.room.retreat()
+            while self._waiting and any(self._attempt(request) for request in (*self._waiting.values(),)):
+                pass  # what one of them gave back may be room for another
+            if self.books.writes.queue and not self.books.writes.writing:
+                self._write()
+        return self._actions
+
+    @property
+    def most(self) -> int:
+        """Bytes that are read at once, at most."""
+        return min(EXTENT, self._memory.ring // 4)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is read or written, nor is to be written."""
+        return not (self.books.incoming.reads or self.books.writes)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where the books do not balance, or a request holds what it should not."""
+        self.books.check_integrity()
+        assert not self._waiting.keys() & self._fetches.keys()
+        assert all(page.leases for fetch in self._fetches.values() for page in fetch.pages)
+        for fetch in self._fetches.values():
+            assert any(page.memory == "coming" for page in fetch.pages), "it could have been answered"
+        reserved = sum(each.size for each in self._waiting.values() if isinstance(each, Reserve))
+        assert reserved <= self._memory.reserved
+        assert not (self.closed and (self._waiting or self.books.writes.queue))
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _take(self, event: KVEvent) -> None:
+        match event:  # those that happen most come first
+            case HoldPages():
+                here = [page for page in event.pages if page.memory in _HERE]
+                self.books.lease(here)
+                self._do(Wake(event.ticket, here))
+            case LetGo():
+                self._let_go(event.pages)
+            case ReadAhead():
+                self._do(Wake(event.ticket, event.pages[: self._read_ahead(event.pages)]))
+            case FetchPages() | Open():
+                self._ask(event)
+            case PagesRead():
+                self._landed(event)
+            case Score():
+                for page, score in zip(event.pages, event.scores, strict=True):
+                    page.attention_score = score if event.anew else page.attention_score + score
+            case Seal():
+                self._seal(event.pages)
+            case PagesWritten():
+                self._written(event)
+            case AddRef():
+                for page in event.pages:
+                    page.refs += 1
+            case Drop():
+                self._drop(event.pages)
+            case Reserve():
+                self._memory.reserve(event.size)
+                self._ask(event)
+            case Unreserve():
+                self._memory.reserve(-event.size)
+            case Look():
+                self._do(Show(event.ticket, self.books.copies.look(event.keys)))
+            case Looked():
+                self.books.copies.looked(event.keys)
+            case Offer():
+                self._offer(event)
+            case Lifted():
+                self._lifted(event)
+            case SetLimit():
+                self._set_limit(event.size)
+            case Cancel():
+                self._cancel(event.ticket)
+            case Close():
+                self._close()
+
+    def _seal(self, pages: Sequence[Page]) -> None:
+        for page in pages:
+            self.books.seal(page)
+            if not self.closed and self._memory.kept_bytes > WRITE_EARLY * (self._memory.limit - self._memory.ring):
+                with suppress(FlashFull):  # there is room in memory yet
+                    self.room.store(page)
+
+    def _drop(self, pages: Sequence[Page]) -> None:
+        for page in pages:
+            page.refs -= 1
+            if not page.refs and not page.leases and page.memory != "coming":
+                self.books.free(page)
+
+    def _read_ahead(self, pages: Sequence[Page]) -> int:
+        """Start to read those of ``pages`` that are absent; how many of ``pages`` need no further asking."""
+        if not any(page.memory == "absent" for page in pages):
+            return len(pages)
+        done = 0
+        for run in runs(pages, self.most):
+            wanted = [page for page in run if page.memory == "absent" and page.refs]
+            if wanted and not self._start(wanted):
+                break
+            done += len(run)
+        return done
+
+    def _landed(self, event: PagesRead) -> None:
+        for page in self.books.land(event.read, event.error):
+            if not page.refs and not page.leases:
+                self.books.free(page)
+        for fetch in (*self._fetches.values(),):
+            self._finish(fetch)
+
+    def _written(self, event: PagesWritten) -> None:
+        for page in self.books.end_write(event.write, failed=event.error is not None):
+            if not page.refs and not page.leases:
+                self.books.free(page)
+        self.room.trouble = event.error
+
+    def _offer(self, event: Offer) -> None:
+        pages = event.keys, event.values
+        if self.closed or any(page.memory not in _HERE for page in pages):
+            return  # flash has what has left memory already
+        if (pair := self.books.copies.give_room(*pages, newer=event.newer)) is not None:
+            self.books.lease(pages)
+            self._do(Lift(pair))
+
+    def _lifted(self, event: Lifted) -> None:
+        if event.failed:  # they are looked at where they are
+            self.books.copies.forget(event.keys)
+        else:
+            self.books.copies.landed(event.keys)
+        self._let_go((event.keys, event.values))
+
+    def _set_limit(self, size: int) -> None:
+        if self.closed:
+            return
+        self._actions += [Discard(*span) for span in self._memory.resize(size)]
+        while any(page.memory == "read" and self._memory.is_beyond(page) for page in self.books.incoming):
+            if not self.room.give_up_one():
+                break
+
+    def _cancel(self, ticket: int) -> None:
+        if (request := self._waiting.pop(ticket, None)) is not None:
+            self._forget(request)
+        elif (fetch := self._fetches.pop(ticket, None)) is not None:
+            self._let_go(fetch.pages)
+
+    def _close(self) -> None:
+        self.closed = True
+        for request in self._waiting.values():
+            self._forget(request)
+            self._do(Refuse(request.ticket, Closed(CLOSED)))
+        self._waiting.clear()
+        self.books.withdraw()
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def _ask(self, request: Open | FetchPages | Reserve) -> None:
+        if self._waiting or not self._attempt(request):
+            self._waiting[request.ticket] = request  # behind those that have waited longer
+
+    def _attempt(self, request: Open | FetchPages | Reserve) -> bool:
+        """Give ``request`` room, if there is any, or refuse it; whether it waits for room no longer."""
+        try:
+            match request:
+                case Open():
+                    found = self._open(request)
+                case FetchPages():
+                    found = self._fetch(request)
+                case Reserve():
+                    found = self._reserve(request)
+        except PenstockError as error:
+            self._forget(request)
+            self._do(Refuse(request.ticket, error))
+            found = True
+        if found and self._waiting:
+            self._waiting.pop(request.ticket, None)
+        return found
+
+    def _forget(self, request: Open | FetchPages | Reserve) -> None:
+        """It waits no longer for room, in vain."""
+        if isinstance(request, Reserve):
+            self._memory.reserve(-request.size)
+
+    def _open(self, request: Open) -> bool:
+        """Whether there is a slot. Raises BudgetTooSmall, and what keeps room from being made."""
+        while not self.books.open(request.page):
+            if self.room.evict_one() or self.room.give_up_one():
+                continue
+            stuck = self.room.is_stuck()
+            if not self.books.writes and self.books.open(request.page, beyond=True):
+                break  # what has room in the whole budget does not fail for a limit, nor wait for who holds pages
+            if stuck:
+                raise BudgetTooSmall(
+                    f"[kv] host of {format_size(self._memory.capacity)} is too little for the newest tokens of all "
+                    "layers and sequences at once; raise it, or compute fewer sequences at a time"
+                )
+            return False
+        self._do(Wake(request.ticket, (request.page,)))
+        return True
+
+    def _fetch(self, request: FetchPages) -> bool:
+        """Whether what is absent has room. Raises BudgetTooSmall, and what keeps room from being made."""
+        while absent := [page for page in request.pages if page.slot is None]:
+            if self._start(absent):
+                break
+            if not self.room.make_room_to_pass(sum(page.size for page in absent)):
+                return False
+        self.books.lease(request.pages)  # now, so that nobody gives them up
+        self._fetches[request.ticket] = request
+        self._finish(request)
+        return True
+
+    def _finish(self, fetch: FetchPages) -> None:
+        """Answer ``fetch``, if its pages are there."""
+        if any(page.memory == "coming" for page in fetch.pages):
+            return
+        del self._fetches[fetch.ticket]
+        known = self.books.incoming.problems
+        problems = [known[page] for page in fetch.pages if page in known] if known else []
+        wrong = bool(problems) or self.closed
+        # Of what went wrong somebody else may have to hear yet.
+        self.books.use([page for page in fetch.pages if page.memory == "read" and not (wrong and page.leases > 1)])
+        if not wrong:
+            self._do(Wake(fetch.ticket, fetch.pages))
+            return
+        self._let_go(fetch.pages, right=False)
+        self._do(Refuse(fetch.ticket, Closed(CLOSED) if self.closed else _unreadable(problems[0])))
+
+    def _reserve(self, request: Reserve) -> bool:
+        """Whether pages leave enough. Raises BudgetTooSmall, and what keeps room from being made."""
+        while self._memory.lacking > 0:
+            if self.room.evict_one():
+                continue
+            if not self.room.is_stuck():
+                return False
+            if not self._memory.is_short:
+                break  # it is only lacking for a limit
+            raise BudgetTooSmall(
+                f"[kv] host of {format_size(self._memory.capacity)} has no room for what sums up the keys of "
+                'this context; raise it, or take [kv] attention = "exact"'
+            )
+        self._do(Wake(request.ticket, ()))
+        return True
+
+    # --- uses of pages ----------------------------------------------------------------------------------------------
+
+    def _let_go(self, pages: Sequence[Page], *, right: bool = True) -> None:
+        """One use of each of ``pages`` less; ``right``: their bytes are, and may be kept."""
+        self.books.held -= len(pages)
+        for page in pages:
+            page.leases -= 1
+            if page.leases:
+                continue
+            if page.memory == "passing" and not (right and page.refs and not self.closed and self.room.stays(page)):
+                self.books.leave(page)
+            if not page.refs and page.memory != "coming":
+                self.books.free(page)
+
+    # --- actions ----------------------------------------------------------------------------------------------------
+
+    def _start(self, pages: Sequence[Page]) -> bool:
+        """Start to read ``pages``, neighbours on flash or not; whether there was room for all of them."""
+        if not self._memory.place_passing(pages):
+            return False
+        for number, run in self.books.start(pages, self.most):
+            assert run[0].place is not None
+            self._do(ReadPages(number, run[0].place, run))
+        return True
+
+    def _write(self) -> None:
+        pages = self.books.begin_write()
+        assert pages[0].place is not None
+        self._do(WritePages(self.books.writes.number, pages[0].place, pages, self.books.places.length))
+
+    def _discard(self, offset: int, length: int) -> None:
+        if not self.closed:
+            self._do(Discard(offset, length))
+
+    def _do(self, action: KVAction) -> None:
+        self._actions.append(action)
+
+
+def _unreadable(problem: Exception) -> PenstockError:
+    """What is said of pages that could not be read."""
+    if isinstance(problem, PenstockError):
+        return problem
+    error = ReadError(
+        f"KV pages cannot be read back from flash ({problem}); nothing was computed on them. Try it "
+        "again; if it stays so, see to the drive that [store] path is on"
+    )
+    error.__cause__ = problem
+    return error
