@@ -99,7 +99,7 @@ def test_a_trace_shows_every_read_and_stall(tiny_dense_folder: Path, store: Path
 def test_generate_reports_them(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("penstock.runtime.kv.cache.tier.MOST_TOKENS", 16)
+    monkeypatch.setattr("penstock.tiering.kv.page_size.MOST_TOKENS", 16)
     prompt = " ".join([PROMPT] * 60)
     options = ["-n", "8", "--json", "--store", str(tmp_path / "store"), "--host-memory", "64MiB"]
     stats = Handle.stats
