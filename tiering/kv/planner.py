@@ -1,16 +1,14 @@
-"""Decides which pages of KV are in memory, on flash, or between the two (pure): ``handle(event)`` returns the actions.
+"""The KV planner: decides which pages are in memory, on flash, or between the two (pure).
 
-Theory of operation. A page is opened in a slot of memory, filled with tokens, and sealed. Sealed pages never change.
-They are kept in memory until somebody needs the room, and are written to flash before they leave: early, when memory is
-nearly full. Who computes on pages holds those in memory, and fetches the others: these are read into the ring, the part
-of memory that pages pass through. A page that is held, written or read keeps its slot meanwhile. With its last use a
-page of the ring leaves memory, unless there is room for it to stay, or a kept page got less attention, and gives way to
-it. Pages are read ahead in the order in which they will be asked for, as far as the ring has room; those that will be
-needed last are given up first, when somebody waits for room.
+Theory of operation. A page is opened in a slot of memory, filled with tokens, and sealed. A sealed page never changes.
+It stays in memory until the room is needed, and is written to flash before it leaves, early when memory is nearly full.
+Attention holds the pages in memory (``HoldPages``) and fetches the others (``FetchPages``): they are read into the
+ring, the part of memory that pages pass through. A page that is held, written or read keeps its slot. After its last
+use a page of the ring leaves memory, unless there is room for it, or a kept page got less attention and gives way.
+Pages are read ahead in the order of use, as far as the ring has room. The pages needed last are given up first.
 
-Why nobody waits for ever. A request without room waits, and is tried again after every event, the oldest first. It is
-refused when nothing is under way that could make room: no write, and nobody who holds a page. Then there is too little
-memory, or the drive does not take what has to leave. A read that fails is told to all who fetch its pages.
+No request waits for ever. A request without room is tried again after every event, the oldest first. It is refused when
+no write and no holder could make room. A failed read is told to all that fetch its pages.
 
 =============  =========================  ========================================================================
 event          steps of pages             what it changes
