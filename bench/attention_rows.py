@@ -14,8 +14,9 @@ NAME = "penstock_recorded"
 
 @dataclass(frozen=True)
 class Steps:
-    """What S tokens ask of one layer, each in a step of its own: queries [Hq, S, D], keys [H, T, D]. If ``causal``,
-    they are the last S of the T tokens, and none sees those after it; else each sees all keys."""
+    """Queries [Hq, S, D] of S tokens in one layer, each token in a step of its own, and keys [H, T, D]. If
+    ``causal``, they are the last S of the T tokens, and no step sees the tokens after its own. Otherwise each step
+    sees all keys."""
 
     query: torch.Tensor
     keys: torch.Tensor
@@ -23,7 +24,7 @@ class Steps:
     causal: bool
 
     def seen(self, step: int) -> int:
-        """Tokens whose keys that step sees."""
+        """The number of tokens whose keys ``step`` sees."""
         return self.keys.shape[1] - (self.query.shape[1] - 1 - step if self.causal else 0)
 
 
@@ -48,8 +49,8 @@ class Recorder:
 
 @torch.inference_mode()
 def of_model(folder: Path, text: str, context: int, *, windows: int, per_window: int) -> Iterator[Steps]:
-    """Of each layer: the last ``per_window`` tokens of ``windows`` windows of ``context`` tokens each, as if each token
-    were the newest. Raises ValueError if the text is too short."""
+    """Yield the steps of each layer: the last ``per_window`` tokens of ``windows`` windows of ``context`` tokens, as if
+    each token were the newest. Raises ValueError if the text is too short."""
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
     if len(ids) < windows * context:
         raise ValueError(f"the text has {len(ids)} tokens; {windows} windows of {context} need {windows * context}")
@@ -64,7 +65,8 @@ def of_model(folder: Path, text: str, context: int, *, windows: int, per_window:
 
 
 def isotropic(context: int, *, steps: int, dim: int, seed: int) -> Iterator[Steps]:
-    """Keys and queries without any structure, scores with a standard deviation of 2.5: eight heads on two."""
+    """Yield steps with random keys and queries that have no structure. Scores have a standard deviation of 2.5. Eight
+    query heads share two heads of keys."""
     chance = torch.Generator().manual_seed(seed)
     keys = torch.randn(2, context, dim, generator=chance).bfloat16()
     queries = 2.5 * torch.randn(8, steps, dim, generator=chance)
@@ -72,8 +74,9 @@ def isotropic(context: int, *, steps: int, dim: int, seed: int) -> Iterator[Step
 
 
 def peaked(context: int, *, steps: int, dim: int, seed: int) -> Iterator[Steps]:
-    """Keys in passages of 32 to 256 tokens that have a direction each; a query is about one passage, and half of its
-    heads about the newest. The passage's scores are some 16 above all others, whose standard deviation is 3."""
+    """Yield steps whose keys come in passages of 32 to 256 tokens, each with a direction of its own. A query is about
+    one passage, and half of its heads are about the newest. The scores of that passage are about 16 above all others,
+    whose standard deviation is 3."""
     chance = torch.Generator().manual_seed(seed)
     passage = torch.zeros(context, dtype=torch.long)
     end = count = 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from big_models import MODELS
-from cases import CHANGES, ELSEWHERE, Case, Figure, cases, curve_of, name_of, outline_of, simulated, some_cases
+from cases import CHANGES, ELSEWHERE, Case, Figure, cases, choose_cases, curve_of, name_of, outline_of, simulate_case
 from machines import MACHINES
 from report import Table, publish
 
@@ -24,17 +24,18 @@ from penstock.tiering.policy.placement.budgets import ENOUGH, enough
 from penstock.tiering.units import GiB, format_size
 
 ABOVE = 1.1
-"""Of the limit, beyond which a figure cannot be right: tokens that count may find what those before have read."""
+"""Share of the limit above which a figure must be wrong. Counted tokens may use bytes that earlier ones have read."""
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def number(value: float) -> str:
-    """Two significant digits, from ten on three."""
+def format_number(value: float) -> str:
+    """Format with two significant digits, or three for numbers from ten on."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:#.2g}"
 
 
 def models_table() -> Table:
+    """List the models with their sizes."""
     rows = []
     for model in MODELS.values():
         parameters = sum(weight.numel() for weight in model.skeleton().parameters()) / 1e9
@@ -57,6 +58,7 @@ def models_table() -> Table:
 
 
 def machines_table() -> Table:
+    """List the machines with their speeds."""
     rows = [
         (
             machine.name,
@@ -82,6 +84,7 @@ def machines_table() -> Table:
 
 
 def figures_table(name: str, found: Sequence[tuple[Case, Figure]]) -> Table:
+    """List the figures of the model ``name`` on each machine."""
     rows = []
     for case, figure in found:
         forecast = figure.forecast
@@ -89,13 +92,13 @@ def figures_table(name: str, found: Sequence[tuple[Case, Figure]]) -> Table:
             (
                 case.machine.name,
                 format_size(figure.host_memory),
-                number(forecast.tokens_per_second),
-                number(forecast.time_to_first_token_s),
-                number(forecast.flash_bytes_per_token / 1e9),
-                number(figure.used / 1e9),
+                format_number(forecast.tokens_per_second),
+                format_number(forecast.time_to_first_token_s),
+                format_number(forecast.flash_bytes_per_token / 1e9),
+                format_number(figure.used / 1e9),
                 f"{forecast.hit_ratio:.0%}",
                 forecast.limited_by,
-                number(figure.limit),
+                format_number(figure.limit),
                 f"{figure.of_limit:.0%}",
             )
         )
@@ -115,24 +118,25 @@ def figures_table(name: str, found: Sequence[tuple[Case, Figure]]) -> Table:
 
 
 def figures_tables(found: Sequence[tuple[Case, Figure]]) -> list[Table]:
-    """A table for each model."""
+    """Make a table for each model."""
     names = dict.fromkeys(name_of(case) for case, _ in found)
     return [figures_table(name, [each for each in found if name_of(each[0]) == name]) for name in names]
 
 
 def elsewhere_table() -> Table:
-    """Runs of another engine, on machines whose owners measured their drives, beside what penstock would do there."""
+    """Compare runs of another engine, on machines whose owners measured their drives, with simulated ones of
+    penstock."""
     rows = []
     for elsewhere in ELSEWHERE:
-        figure = simulated(elsewhere.case)
+        figure = simulate_case(elsewhere.case)
         hits = f"{figure.forecast.hit_ratio:.0%}"
-        speed = number(figure.forecast.tokens_per_second)
+        speed = format_number(figure.forecast.tokens_per_second)
         rows.append((elsewhere.what, elsewhere.reported, elsewhere.hits, speed, hits, elsewhere.where))
     return Table("GLM-5.2, int4", ("", "reported, tokens/s", "hits", "simulated, tokens/s", "hits", "source"), rows)
 
 
-def difference(before: Figure, after: Figure) -> str:
-    """By how much the tokens per second differ."""
+def show_difference(before: Figure, after: Figure) -> str:
+    """Format the relative change in tokens per second."""
     if before.forecast == after.forecast:
         return "none"
     change = after.forecast.tokens_per_second / before.forecast.tokens_per_second - 1
@@ -140,12 +144,12 @@ def difference(before: Figure, after: Figure) -> str:
 
 
 def weights_table(some: Sequence[Case]) -> Table:
-    """What each assumption weighs."""
-    speeds = {what: [simulated(change(case)) for case in some] for what, change in CHANGES.items()}
+    """Show how much each assumption changes the speed."""
+    speeds = {what: [simulate_case(change(case)) for case in some] for what, change in CHANGES.items()}
     base = speeds["as assumed"]
-    rows = [("as assumed", *(number(figure.forecast.tokens_per_second) for figure in base))]
+    rows = [("as assumed", *(format_number(figure.forecast.tokens_per_second) for figure in base))]
     for what, figures in [*speeds.items()][1:]:
-        rows.append((what, *(difference(*pair) for pair in zip(base, figures, strict=True))))
+        rows.append((what, *(show_difference(*pair) for pair in zip(base, figures, strict=True))))
     last = speeds["neither that, nor any time besides weights"]
     rows.append(("the row above, of its limit by hand", *(f"{figure.of_limit:.0%}" for figure in last)))
     columns = ("tokens/s", *(f"{name_of(case)}; {case.machine.name}" for case in some))
@@ -153,6 +157,7 @@ def weights_table(some: Sequence[Case]) -> Table:
 
 
 def pays_table(curves: Sequence[tuple[Case, Sequence[Figure]]]) -> Table:
+    """Show from which budget on more memory stops paying."""
     rows = []
     for case, figures in curves:
         speeds = {figure.host_memory: figure.forecast.tokens_per_second for figure in figures}
@@ -162,18 +167,18 @@ def pays_table(curves: Sequence[tuple[Case, Sequence[Figure]]]) -> Table:
         rows.append(
             (
                 name_of(case),
-                f"{number(speeds[first])} with {format_size(first)}",
-                f"{number(speeds[point])} with {format_size(point)}",
+                f"{format_number(speeds[first])} with {format_size(first)}",
+                f"{format_number(speeds[point])} with {format_size(point)}",
                 f"{point / total:.0%}",
-                f"{number(speeds[last])} with {format_size(last)}",
+                f"{format_number(speeds[last])} with {format_size(last)}",
             )
         )
     columns = ("tokens/s", "the least that runs", f"{ENOUGH:.0%} of the best", "of the weights", "everything")
     return Table("Where more memory stops paying", columns, rows)
 
 
-def implausible(found: Sequence[tuple[Case, Figure]]) -> list[str]:
-    """The figures that are above what the limit by hand allows."""
+def find_implausible(found: Sequence[tuple[Case, Figure]]) -> list[str]:
+    """Name the figures that are above the limit computed by hand."""
     return [f"{name_of(case)}; {case.machine.name}" for case, figure in found if figure.of_limit > ABOVE]
 
 
@@ -181,6 +186,7 @@ def implausible(found: Sequence[tuple[Case, Figure]]) -> list[str]:
 
 
 def plot(curves: Sequence[tuple[Case, Sequence[Figure]]], file: Path) -> None:
+    """Draw tokens/s against the budget into ``file``."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -207,10 +213,11 @@ def plot(curves: Sequence[tuple[Case, Sequence[Figure]]], file: Path) -> None:
     figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
 
 
-def updated(text: str, parts: Mapping[str, Sequence[Table]]) -> str:
-    """``text`` with the tables of each part between its marks, <!-- NAME --> and <!-- /NAME -->, on lines of their own.
+def replace_tables(text: str, parts: Mapping[str, Sequence[Table]]) -> str:
+    """Replace the tables of each part in ``text``, between the marks <!-- NAME --> and <!-- /NAME -->, which are on
+    lines of their own.
 
-    Raises SystemExit where they are not there once each.
+    Raises SystemExit if a mark is not there exactly once.
     """
     for name, tables in parts.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
@@ -228,13 +235,14 @@ def _lines(table: Table, *, titled: bool) -> str:
 
 
 def main() -> None:
+    """Simulate all cases, print the tables, and update the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", type=Path, help="the Markdown file whose tables are replaced")
     parser.add_argument("--plot", type=Path, help="tokens/s against the budget, .svg or .png")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = [(case, simulated(case)) for case in cases()]
-    some = some_cases()
+    found = [(case, simulate_case(case)) for case in cases()]
+    some = choose_cases()
     curves = [(case, [*curve_of(case)]) for case in (replace(case, machine=MACHINES[3]) for case in some)]
     parts = {
         "models": [models_table()],
@@ -245,21 +253,22 @@ def main() -> None:
         "elsewhere": [elsewhere_table()],
     }
     results = {
-        "figures": [named(case, figure) for case, figure in found],
-        "curves": [named(case, figure) for case, figures in curves for figure in figures],
+        "figures": [describe(case, figure) for case, figure in found],
+        "curves": [describe(case, figure) for case, figures in curves for figure in figures],
     }
     publish([*chain(*parts.values())], results, json_file=options.json, markdown=None)
     slowest = max(found, key=lambda each: each[1].took)
     print(f"the slowest to simulate took {slowest[1].took:.1f} s: {name_of(slowest[0])}, {slowest[0].machine.name}")
-    for name in implausible(found):
+    for name in find_implausible(found):
         print(f"ABOVE THE LIMIT: {name}")
     if options.update:
-        options.update.write_text(updated(options.update.read_text(), parts))
+        options.update.write_text(replace_tables(options.update.read_text(), parts))
     if options.plot:
         plot(curves, options.plot)
 
 
-def named(case: Case, figure: Figure) -> dict[str, Any]:
+def describe(case: Case, figure: Figure) -> dict[str, Any]:
+    """Flatten a figure for JSON."""
     return {"model": name_of(case), "machine": case.machine.name} | asdict(figure)
 
 

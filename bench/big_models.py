@@ -1,4 +1,4 @@
-"""Models that do not fit here, described by what their makers published: nothing is fetched, no weight exists.
+"""Models that do not fit here, as their makers describe them. Nothing is fetched, and no weight exists.
 
 The hyperparameters are those of each model's config.json on the hub. What a name below leaves out is the default of
 transformers' configuration class, where that is the published value: ``GptOssConfig`` is gpt-oss-120b,
@@ -25,8 +25,8 @@ from penstock.tiering.store.bundle.manifest import BundleDrive
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Weights as they are published: those that ``weights``, a pattern of names, finds take ``bits`` each, scales
-    included; all others are bfloat16."""
+    """Weights as they are published. Those whose names match the pattern ``weights`` take ``bits`` each, scales
+    included. All others are bfloat16."""
 
     name: str
     weights: str
@@ -35,8 +35,9 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class BigModel:
-    """``kind`` and ``sizes`` as in config.json. ``parameters``, and ``active`` ones that a token uses (an embedding
-    gives a row: it is not counted), in billions, as its makers say. ``packed``: what is published, if not bfloat16."""
+    """A published model. ``kind`` and ``sizes`` are as in config.json. ``parameters`` and ``active`` are billions of
+    parameters, in all and for one token, as its makers say. An embedding counts as one row for a token. ``packed``
+    says how it is published, if not in bfloat16."""
 
     name: str
     kind: str
@@ -135,4 +136,4 @@ MODELS = {
 COMPARED = BigModel(
     "GLM-5.2", "glm_moe_dsa", 744.0, 40.0, packed=Packed("int4", r"_proj(_with_mqa)?(\.weight)?$", bits=4)
 )
-"""What others have measured offloading with: the defaults of ``GlmMoeDsaConfig`` are its sizes."""
+"""The model with which others have measured offloading. The defaults of ``GlmMoeDsaConfig`` are its sizes."""

@@ -1,6 +1,6 @@
 """A real memory cap: a control group (v1 or v2) of its own, page cache counted, swap off. Needs root.
 
-python bench/cap.py LIMIT COMMAND...      # drops the page cache first; LIMIT like 2GiB or 1.2GB
+python bench/cap.py LIMIT COMMAND...      # drops the page cache first. LIMIT is like 2GiB or 1.2GB
 """
 
 import contextlib
@@ -20,7 +20,7 @@ UNCAPPED = 1 << 50
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: exit status, standard output ("" if not captured), most bytes its group held at a time."""
+    """The end of a command: exit status, standard output ("" if not captured), and the peak of its group in bytes."""
 
     status: int
     output: str
@@ -50,7 +50,7 @@ def _peak(group: Path) -> int:
 
 
 def run_capped(command: Sequence[str], limit: int, *, capture: bool = True) -> Ended:
-    """Run ``command``, held to ``limit`` bytes; its standard output is captured unless told otherwise."""
+    """Run ``command`` within ``limit`` bytes. Its standard output is captured if ``capture``."""
     with _group(limit) as group:
         child = subprocess.run(
             [sys.executable, __file__, _ENTER, str(group / "cgroup.procs"), *command],
@@ -62,12 +62,13 @@ def run_capped(command: Sequence[str], limit: int, *, capture: bool = True) -> E
 
 
 def drop_page_cache() -> None:
-    """So that a run starts from the drive."""
+    """Write dirty pages and drop the page cache, so that a run starts from the drive."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def main() -> None:
+    """Run the command of the command line under a cap."""
     from penstock.tiering.units import format_size, parse_size
 
     if sys.argv[1:2] in (["-h"], ["--help"]):

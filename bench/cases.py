@@ -1,4 +1,4 @@
-"""What the report on models that do not fit here asks, and the simulation that answers it."""
+"""The cases of the report on models that do not fit here, and the simulation of each."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +22,9 @@ SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model on a machine. ``packed``: as it is published, instead of in bfloat16. ``budget`` in bytes, else what
-    ``host = "auto"`` gives; the other assumptions as ``penstock plan`` makes them, where nothing else is said."""
+    """A model on a machine. ``packed`` means as it is published instead of in bfloat16. ``budget`` is in bytes, or
+    None for what ``host = "auto"`` gives. The other assumptions are those of ``penstock plan``, unless a case says
+    otherwise."""
 
     model: BigModel
     machine: Machine
@@ -36,7 +37,8 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a case comes to. ``used`` are the bytes of weights that a token uses, ``took`` the seconds of simulating."""
+    """The simulated figures of a case. ``used`` are the bytes of weights that a token uses, ``took`` the seconds of the
+    simulation."""
 
     host_memory: int
     forecast: Forecast
@@ -46,16 +48,18 @@ class Figure:
 
     @property
     def of_limit(self) -> float:
+        """The speed as a share of the limit computed by hand."""
         return self.forecast.tokens_per_second / self.limit
 
 
 @cache
 def outline_of(model: BigModel, packed: bool, drives: int) -> Outline:
+    """Describe the blocks of ``model`` as its bundle would have them (kept, since it takes seconds)."""
     return model.outline(packed=packed, drives=drives)
 
 
-def simulated(case: Case) -> Figure:
-    """The figure of ``case``. Raises BudgetTooSmall."""
+def simulate_case(case: Case) -> Figure:
+    """Simulate ``case``. Raises BudgetTooSmall."""
     began = time.perf_counter()
     model, machine = case.model, case.machine
     outline = outline_of(model, case.packed, machine.drives)
@@ -77,11 +81,12 @@ def simulated(case: Case) -> Figure:
 
 
 def limit_of(flash_bytes: int, used_bytes: int, machine: Machine) -> float:
-    """Tokens per second, by hand, if nothing but bytes took time and the drives worked beside the cores."""
+    """Compute the tokens per second if only bytes took time, and drives and cores worked at the same time."""
     return 1 / max(flash_bytes / machine.flash_speed, used_bytes / machine.memory_speed)
 
 
 def name_of(case: Case) -> str:
+    """Name the model of ``case`` and its format."""
     if case.packed and case.model.packed:
         return f"{case.model.name}, {case.model.packed.name}"
     return f"{case.model.name}, bfloat16"
@@ -91,7 +96,7 @@ def name_of(case: Case) -> str:
 
 
 def cases() -> list[Case]:
-    """Each model on each machine: in bfloat16, and where that is not what is published, packed."""
+    """List each model on each machine, in bfloat16, and packed where it is published so."""
     return [
         Case(model, machine, packed)
         for model in MODELS.values()
@@ -100,8 +105,8 @@ def cases() -> list[Case]:
     ]
 
 
-def some_cases() -> list[Case]:
-    """One of each model, where the drive counts: what the assumptions weigh is shown of these."""
+def choose_cases() -> list[Case]:
+    """Choose one case of each model in which the drive counts. The weight of assumptions is shown with these."""
     laptop, workstation = MACHINES[1], MACHINES[3]
     return [
         Case(MODELS["Qwen3-30B-A3B"], laptop),
@@ -111,18 +116,18 @@ def some_cases() -> list[Case]:
     ]
 
 
-def on(case: Case, **changes: Any) -> Case:
-    """``case`` on a machine that differs."""
+def change_machine(case: Case, **changes: Any) -> Case:
+    """Put ``case`` on a machine with ``changes``."""
     return replace(case, machine=replace(case.machine, **changes))
 
 
-def scaled(field: str, factor: float) -> Callable[[Case], Case]:
-    """A change of one of the machine's numbers."""
-    return lambda case: on(case, **{field: getattr(case.machine, field) * factor})
+def scale(field: str, factor: float) -> Callable[[Case], Case]:
+    """Make a change that multiplies one number of the machine."""
+    return lambda case: change_machine(case, **{field: getattr(case.machine, field) * factor})
 
 
-def with_budget(factor: float) -> Callable[[Case], Case]:
-    """A change of the budget, to no less than what the model needs."""
+def scale_budget(factor: float) -> Callable[[Case], Case]:
+    """Make a change that multiplies the budget, but leaves it large enough for the model."""
 
     def change(case: Case) -> Case:
         outline = outline_of(case.model, case.packed, case.machine.drives)
@@ -133,7 +138,8 @@ def with_budget(factor: float) -> Callable[[Case], Case]:
 
 
 class Elsewhere(NamedTuple):
-    """What was ``reported`` ``where`` of a run like ``case``, with the ratio of ``hits`` where that was said too."""
+    """A run like ``case`` with another engine: its ``reported`` speed, its hit ratio ``hits`` if known, and the
+    source ``where``."""
 
     what: str
     case: Case
@@ -166,22 +172,22 @@ CHANGES: dict[str, Callable[[Case], Case]] = {
     "half of the guesses right (50 % for 75 %)": lambda case: replace(case, precision=0.5),
     "nearly all guesses right (90 %)": lambda case: replace(case, precision=0.9),
     "no guesses": lambda case: replace(case, guess=False),
-    "drive 30 % slower": scaled("drive_speed", 0.7),
-    "drive 30 % faster": scaled("drive_speed", 1.3),
-    "memory 30 % slower": scaled("bandwidth", 0.7),
-    "memory 30 % faster": scaled("bandwidth", 1.3),
-    "30 % less host memory": with_budget(0.7),
-    "30 % more host memory": with_budget(1.3),
-    "half the time besides weights": scaled("besides", 0.5),
-    "twice the time besides weights": scaled("besides", 2.0),
-    "drives and cores do not disturb each other": lambda case: on(case, disturbed=False),
-    "neither that, nor any time besides weights": lambda case: on(case, disturbed=False, besides=0.0),
+    "drive 30 % slower": scale("drive_speed", 0.7),
+    "drive 30 % faster": scale("drive_speed", 1.3),
+    "memory 30 % slower": scale("bandwidth", 0.7),
+    "memory 30 % faster": scale("bandwidth", 1.3),
+    "30 % less host memory": scale_budget(0.7),
+    "30 % more host memory": scale_budget(1.3),
+    "half the time besides weights": scale("besides", 0.5),
+    "twice the time besides weights": scale("besides", 2.0),
+    "drives and cores do not disturb each other": lambda case: change_machine(case, disturbed=False),
+    "neither that, nor any time besides weights": lambda case: change_machine(case, disturbed=False, besides=0.0),
 }
 
 
 def curve_of(case: Case) -> Iterator[Figure]:
-    """``case`` with budgets from the least to what holds everything: as if the machine had the memory."""
+    """Simulate ``case`` with budgets from the least to one that holds everything, as if the machine had that memory."""
     outline = outline_of(case.model, case.packed, case.machine.drives)
     least, whole = least_host(outline, MemoryBudgets(0)), with_working_memory(outline.total_bytes)
     for share in SHARES:
-        yield simulated(replace(case, budget=least + int(share * (whole - least))))
+        yield simulate_case(replace(case, budget=least + int(share * (whole - least))))

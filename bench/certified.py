@@ -1,4 +1,4 @@
-"""What certified attention reads, and whether its certificates hold: summaries of keys compared on rows of attention.
+"""Counts what certified attention reads, and checks its certificates: summaries of keys on rows of attention.
 
     python bench/certified.py [--model examples/tiny-moe] [--text FILE] [--plot FILE.svg] [--json FILE]
 
@@ -9,8 +9,8 @@ slack      the upper bound of a page's log-mass less its true value in float64, 
 outside    rows and pages whose true value is outside of the bounds: with scores as they are, and as eager attention
            rounds them
 pages      share of the pages that a step reads so that no head omits more than epsilon (all heads read a page together)
-alone      the same for one head by itself, in the order of its bounds; mean over heads
-omitted    the greatest true share that a head's unread pages have, over epsilon; above 1 a certificate would be wrong
+alone      the same for one head by itself, in the order of its bounds, as a mean over heads
+omitted    the greatest true share that a head's unread pages have, over epsilon (above 1 a certificate is wrong)
 
 "oracle" knows every page's true value. Nothing is timed.
 """
@@ -54,19 +54,21 @@ class Tally:
         self.omitted = dict.fromkeys(EPSILONS, 0.0)
 
     def add(self, bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor) -> None:
-        """One step: bounds and true log-masses [Hq, 1, n], scores [Hq, 1, ..] of tokens that are in no page."""
+        """Add one step: bounds and true log-masses [Hq, 1, n], and the scores [Hq, 1, ..] of tokens outside of
+        pages."""
         self.steps += 1
         self.rows += len(masses)
         for epsilon in EPSILONS:
-            certificate = selected(bounds, masses, outside, epsilon)
-            share = omitted(certificate.pages, masses, outside)
+            certificate = select_pages(bounds, masses, outside, epsilon)
+            share = share_omitted(certificate.pages, masses, outside)
             self.share[epsilon] += len(certificate.pages) / masses.shape[-1]
             self.rounds[epsilon] += certificate.rounds
             self.omitted[epsilon] = max(self.omitted[epsilon], share / epsilon)
             self.broken += share > certificate.most * (1 + 1e-6)
-            self.alone[epsilon] += alone(bounds, masses, outside, epsilon)
+            self.alone[epsilon] += share_alone(bounds, masses, outside, epsilon)
 
     def summary(self) -> dict[str, Any]:
+        """The means of all steps, for JSON."""
         return {
             "rows": self.rows,
             "slack": self.slack / max(1, self.bounds),
@@ -81,17 +83,18 @@ class Tally:
 
 
 def log_masses(scores: torch.Tensor, tokens: int, count: int) -> torch.Tensor:
-    """[Hq, S, count], float64, of the first ``count`` pages of ``tokens`` tokens."""
+    """Compute the log-masses [Hq, S, count] in float64 of the first ``count`` pages of ``tokens`` tokens."""
     return scores[..., : count * tokens].double().unflatten(-1, (count, tokens)).logsumexp(-1)
 
 
 def scores(steps: Steps) -> tuple[torch.Tensor, torch.Tensor]:
-    """[Hq, S, T]: in float64, and as eager attention has them."""
+    """Compute the scores [Hq, S, T] in float64, and again with the roundings of eager attention."""
     keys = steps.keys.repeat_interleave(len(steps.query) // len(steps.keys), 0)
     return (steps.query.double() @ keys.double().mT) * steps.scaling, (steps.query @ keys.mT) * steps.scaling
 
 
-def selected(bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor, epsilon: float) -> Certificate:
+def select_pages(bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor, epsilon: float) -> Certificate:
+    """Select pages as certified attention does, with the bounds as all it knows at first."""
     known = PageMasses(bounds)
     if outside.shape[-1]:
         known.add_outside(outside)
@@ -106,16 +109,17 @@ def selected(bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor, epsilo
         known.add(pages, masses[..., pages])
 
 
-def omitted(pages: Iterable[int], masses: torch.Tensor, outside: torch.Tensor) -> float:
-    """The greatest share that pages other than these have, over all heads."""
+def share_omitted(pages: Iterable[int], masses: torch.Tensor, outside: torch.Tensor) -> float:
+    """Compute the greatest share that all pages but these have, over all heads."""
     read = torch.zeros(masses.shape[-1], dtype=torch.bool)
     read[list(pages)] = True
     whole = torch.cat([masses, outside.double()], -1).logsumexp(-1)
     return float((masses[..., ~read].logsumexp(-1) - whole).exp().max()) if not read.all() else 0.0
 
 
-def alone(bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor, epsilon: float) -> float:
-    """Mean over heads of the share of pages after which what is unread is at most epsilon of the whole."""
+def share_alone(bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor, epsilon: float) -> float:
+    """Compute the share of pages after which the unread ones have at most epsilon of the whole, as a mean over
+    heads."""
     upper, order = bounds.upper.double()[:, 0].sort(-1, descending=True)
     none = torch.full((len(upper), 1), -torch.inf, dtype=torch.float64)
     unread = torch.cat([upper.flip(-1).logcumsumexp(-1).flip(-1), none], -1)
@@ -126,7 +130,7 @@ def alone(bounds: Bounds, masses: torch.Tensor, outside: torch.Tensor, epsilon: 
 
 
 def measure(cases: Iterable[Steps], tokens: int) -> dict[str, dict[str, Any]]:
-    """For each kind of summary, over all steps, with pages of ``tokens`` tokens."""
+    """Measure each kind of summary over all steps, with pages of ``tokens`` tokens."""
     tallies: dict[str, Tally] = defaultdict(Tally)
     for steps in cases:
         count = steps.seen(0) // tokens
@@ -136,7 +140,7 @@ def measure(cases: Iterable[Steps], tokens: int) -> dict[str, dict[str, Any]]:
             if name == ORACLE:
                 bounds = Bounds(masses, masses)
             else:
-                bounds, tally.bytes_per_token = bounded(SUMMARIES[name], steps, tokens, count)
+                bounds, tally.bytes_per_token = bound_pages(SUMMARIES[name], steps, tokens, count)
                 tally.slack += float((bounds.upper - true).sum())
                 tally.bounds += true.numel()
                 tally.outside += sum(
@@ -149,8 +153,8 @@ def measure(cases: Iterable[Steps], tokens: int) -> dict[str, dict[str, Any]]:
     return {name: tally.summary() for name, tally in tallies.items()}
 
 
-def bounded(kind: Summary, steps: Steps, tokens: int, count: int) -> tuple[Bounds, float]:
-    """Of the first ``count`` pages; and bytes in memory for each of their tokens."""
+def bound_pages(kind: Summary, steps: Steps, tokens: int, count: int) -> tuple[Bounds, float]:
+    """Compute the bounds of the first ``count`` pages, and the bytes in memory for each of their tokens."""
     heads = len(steps.keys)
     fitted = kind.fit(steps.keys[:, : SHARED * tokens])
     summaries = fitted.build(steps.keys[:, : count * tokens].unflatten(1, (count, tokens)).transpose(0, 1))
@@ -159,7 +163,7 @@ def bounded(kind: Summary, steps: Steps, tokens: int, count: int) -> tuple[Bound
 
 
 def sources(options: argparse.Namespace, text: str) -> Iterator[tuple[str, int, list[Steps]]]:
-    """Name, context, and steps."""
+    """Yield name, context, and steps of each kind of rows."""
     for context in MODEL_CONTEXTS:
         more = {"windows": options.windows, "per_window": options.per_window}
         yield options.model.name, context, list(of_model(options.model, text, context, **more))
@@ -169,6 +173,7 @@ def sources(options: argparse.Namespace, text: str) -> Iterator[tuple[str, int, 
 
 
 def tables(found: list[dict[str, Any]], largest: dict[str, int]) -> Iterator[Table]:
+    """Make a table for each source, at its longest context."""
     columns = (
         "page",
         "summary",
@@ -200,6 +205,7 @@ def tables(found: list[dict[str, Any]], largest: dict[str, int]) -> Iterator[Tab
 
 
 def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Draw the pages read against the context into ``path``."""
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(each["source"] for each in found))
@@ -222,6 +228,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
+    """Measure all summaries on all rows, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "examples" / "tiny-moe")
     parser.add_argument("--text", type=Path, help="for the model to read")

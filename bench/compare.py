@@ -21,16 +21,16 @@ import argparse
 from typing import Any
 
 from figures import Spread, limit_seconds
-from report import Table, keep, publish
-from rounds import arguments, in_turn, note, runner, size
+from report import Table, publish, write_results
+from rounds import make_parser, open_runner, print_run, size, take_turns
 
 from penstock.tiering.units import format_size
 
 TOKENS = {"penstock": 48, "accelerate": 6, "llama.cpp": 6, "ram": 48, "compute": 48}
 
 
-def judged(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Ratios and fractions, each within one round."""
+def judge(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Compute ratios and fractions, each within one round."""
     own = [runs["penstock"] for runs in rounds]
     found: dict[str, Any] = {
         f"times_{mode}": [runs["penstock"]["tokens_per_second"] / runs[mode]["tokens_per_second"] for runs in rounds]
@@ -59,7 +59,7 @@ def judged(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def same_bits(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, bool]:
-    """Whether each engine's logits, as far as it went, are bitwise penstock's."""
+    """Say for each engine whether its logits, as far as it went, are bitwise penstock's."""
     wanted = rounds[0]["penstock"]["digests"]
     return {
         mode: all(run["digests"][: len(wanted)] == wanted[: len(run["digests"])] for run in (r[mode] for r in rounds))
@@ -69,7 +69,8 @@ def same_bits(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, bool]:
 
 
 def tables(title: str, first: dict[str, Any], rounds: list[dict[str, dict[str, Any]]]) -> list[Table]:
-    found, bits = judged(rounds), same_bits(rounds)
+    """Make the tables of the report."""
+    found, bits = judge(rounds), same_bits(rounds)
     rows = []
     for mode in rounds[0]:
         runs = [each[mode] for each in rounds]
@@ -120,8 +121,9 @@ def tables(title: str, first: dict[str, Any], rounds: list[dict[str, dict[str, A
     return [speeds, Table("Penstock and its limit", ("", "median (range)"), lines)]
 
 
-def parse() -> argparse.Namespace:
-    parser = arguments(__doc__, rounds=5)
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--cap", type=size, required=True, help="the cap, page cache and the process itself included")
     parser.add_argument("--host-memory", default="auto", help="penstock's budget under it")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
@@ -145,21 +147,22 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parse()
+    """Run all engines in turn, and report."""
+    options = parse_options()
     rounds: list[dict[str, dict[str, Any]]] = []
-    with runner(options) as run:
+    with open_runner(options) as run:
         first = run.run("penstock", 0, cap=options.cap, host_memory=options.host_memory, prompt=options.prompt)
         for number in range(options.rounds):
             done = {}
-            for mode in in_turn(options.modes, number):
+            for mode in take_turns(options.modes, number):
                 done[mode] = run.run(
                     mode, options.counts[mode], cap=options.cap, host_memory=options.host_memory, prompt=options.prompt
                 )
-                note(done[mode])
+                print_run(done[mode])
             rounds.append({mode: done[mode] for mode in options.modes})
-            results = {"first": first, "rounds": rounds, "judged": judged(rounds), "same_bits": same_bits(rounds)}
+            results = {"first": first, "rounds": rounds, "judged": judge(rounds), "same_bits": same_bits(rounds)}
             if options.json:
-                keep(results, options.json)
+                write_results(results, options.json)
     title = (
         f"{options.model.name} ({format_size(run.model_bytes)}), cap {format_size(options.cap)}, host_memory "
         f"{options.host_memory}, {options.rounds} rounds, tokens timed: "

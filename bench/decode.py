@@ -1,4 +1,4 @@
-"""One run of one engine: fixed random tokens, a prompt at once, then one by one; prints one JSON object.
+"""Runs one engine once: fixed random tokens, a prompt at once, then one by one. Prints one JSON object.
 
     python bench/decode.py penstock|accelerate|llama.cpp|ram MODEL TOKENS [--host-memory SIZE] [--store FOLDER]
                            [--set NAME=VALUE] [--gguf FILE] [--prompt 64] [--warm]
@@ -19,7 +19,7 @@ from engines import MODES, Transformers, digest, open_engine
 from figures import difference, speed, traffic
 from resident import ResidentSet
 from tokens import fixed_tokens
-from unions import watched
+from unions import watch_experts
 
 from penstock.kernels.machine.machine import usable_cores
 
@@ -39,7 +39,7 @@ def warm(engine: Transformers) -> None:
 
 
 def placement(handle: Any) -> dict[str, Any]:
-    """Where penstock put what, and where it reads from."""
+    """Describe where penstock keeps the weights, and how it reads them."""
     place = handle.placement
     names = ("streamed_bytes", "pinned_bytes", "resident_bytes", "expert_count", "expert_total_bytes")
     return {
@@ -51,13 +51,13 @@ def placement(handle: Any) -> dict[str, Any]:
 
 
 def run_prompt(engine: Any, ids: list[int]) -> dict[str, Any]:
-    """Seconds of a prompt; for penstock also what it read, and how many different experts it needed."""
+    """Time a prompt. For penstock, also count what it read and how many different experts it needed."""
     if not engine.handle:
         start = time.perf_counter()
         engine.feed(ids)
         return {"prompt_s": time.perf_counter() - start}
     before = engine.handle.stats().report()
-    with watched(engine.model) as unions:
+    with watch_experts(engine.model) as unions:
         unions.step(resident=())
         start = time.perf_counter()
         engine.feed(ids)
@@ -72,7 +72,7 @@ def run_prompt(engine: Any, ids: list[int]) -> dict[str, Any]:
 
 
 def run_tokens(engine: Any, ids: list[int]) -> dict[str, Any]:
-    """Speed of ``ids`` one by one; for penstock also what they asked of the drive."""
+    """Time ``ids`` one by one. For penstock, also count what they asked of the drive."""
     before = engine.handle and engine.handle.stats().report()
     seconds, logits = [], []
     for token in ids:
@@ -87,15 +87,14 @@ def run_tokens(engine: Any, ids: list[int]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run one engine once, and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=MODES)
     parser.add_argument("model", type=Path)
     parser.add_argument("tokens", type=int)
     parser.add_argument("--host-memory", default="auto")
     parser.add_argument("--store", default=None)
-    parser.add_argument(
-        "--io-depth", type=int, default=None, help="reads in flight; penstock's own choice if not given"
-    )
+    parser.add_argument("--io-depth", type=int, default=None, help="reads in flight (default: chosen by penstock)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of penstock")
     parser.add_argument("--gguf", type=Path, default=None, help="the model for llama.cpp")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")

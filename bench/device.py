@@ -25,7 +25,7 @@ from report import Table, publish
 from rounds import Runner, size
 from tokens import fixed_tokens
 
-from penstock.kernels.devices.measure import bus_speed
+from penstock.kernels.devices.measure import measure_bus
 from penstock.runtime.config.config import Config
 from penstock.runtime.loading.openings.device import open_device
 from penstock.tiering.units import format_size
@@ -34,7 +34,7 @@ PROMPT = 64
 
 
 def decode(engine: Transformers, tokens: int, trace: Path | None = None) -> dict[str, Any]:
-    """Seconds a token, and what a token asked of the bus and the drive, after a prompt."""
+    """Measure the seconds of a token after a prompt, and what it asks of the bus and the drive."""
     ids = fixed_tokens(PROMPT + tokens, engine.vocabulary)
     engine.restart()
     engine.feed(ids[:PROMPT])
@@ -54,7 +54,7 @@ def decode(engine: Transformers, tokens: int, trace: Path | None = None) -> dict
 
 
 def limits(round: dict[str, Any]) -> dict[str, float]:
-    """The least seconds of a token by what may bind it."""
+    """Compute the least seconds of a token for each thing that may limit it."""
     ours = round["penstock"]
     return {
         "computing": round["compute"]["seconds"],
@@ -64,6 +64,7 @@ def limits(round: dict[str, Any]) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace, store: str, scratch: str) -> list[dict[str, Any]]:
+    """Measure all rounds."""
     device = open_device(Config(compute={"device": options.device}))
     assert device is not None, "the CPU is no device"
     whole = Runner(options.model, store=store, gguf=None, depth=None).everything()
@@ -72,7 +73,7 @@ def measure(options: argparse.Namespace, store: str, scratch: str) -> list[dict[
     budgets = {"device_memory": options.device_memory, "host_memory": options.host_memory}
     rounds = []
     for number in range(options.rounds):
-        round: dict[str, Any] = {"bus": bus_speed(device)[0]}
+        round: dict[str, Any] = {"bus": measure_bus(device)[0]}
         with open_engine(
             "penstock", options.model, settings=place | budgets | {"device_memory": whole}, **common
         ) as engine:
@@ -93,6 +94,7 @@ def measure(options: argparse.Namespace, store: str, scratch: str) -> list[dict[
 
 
 def table(rounds: Sequence[dict[str, Any]], options: argparse.Namespace) -> Table:
+    """Make the table of the report."""
     bound = [limits(round) for round in rounds]
     binding = max(bound[0], key=bound[0].__getitem__)
     ours = [round["penstock"] for round in rounds]
@@ -127,6 +129,7 @@ def table(rounds: Sequence[dict[str, Any]], options: argparse.Namespace) -> Tabl
 
 
 def main() -> None:
+    """Measure bus, drive, computing and penstock in turn, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--device", default="emulated:4GB")
@@ -134,7 +137,7 @@ def main() -> None:
     parser.add_argument("--host-memory", type=size, required=True)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--store", help="where the bundle is kept; a temporary folder if not given")
+    parser.add_argument("--store", help="folder for the bundle (default: a temporary one)")
     parser.add_argument("--trace", type=Path, help="a trace of the first round, for bench/picture.py")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)

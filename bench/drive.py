@@ -26,10 +26,11 @@ from penstock.tiering.store.bundle.reader import Bundle
 
 
 def drive_speed(bundle: Path, streamed: Collection[str], *, depth: int, seconds: float = 2.0) -> float:
-    """Bytes per second of whole blocks of ``bundle``, ``depth`` in flight, for ``seconds``; direct, unchecked.
+    """Measure the bytes per second of whole blocks of ``bundle``, with ``depth`` reads in flight, for ``seconds``.
+    Reads are direct, and nothing is checked.
 
-    The blocks are its experts in random order; if it has none, its dense blocks named ``streamed``, one after the
-    other and round again.
+    The blocks are its experts in random order. If it has none, they are the dense blocks named ``streamed``, one after
+    the other and round again.
     """
     with Bundle.open(bundle) as opened:
         blocks = opened.manifest.blocks
@@ -65,7 +66,7 @@ def _shuffled(blocks: list[Block]) -> Iterator[Block]:
 
 @contextmanager
 def busy_memory() -> Iterator[None]:
-    """Meanwhile every core reads memory, much more of it than caches hold."""
+    """Have every core read memory meanwhile, much more of it than caches hold."""
     over = threading.Event()
     size = 64 << 20
 
@@ -87,6 +88,7 @@ def busy_memory() -> Iterator[None]:
 
 
 def main() -> None:
+    """Measure the drive alone, and while every core reads memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--depth", type=int, default=2, help="reads in flight")

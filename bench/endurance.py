@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 import transformers
-from figures import windows
-from report import Table, keep, publish
+from figures import speed_by_windows
+from report import Table, publish, write_results
 from resident import ResidentSet
 from tokens import fixed_tokens
 from transformers.generation.streamers import BaseStreamer
@@ -30,7 +30,7 @@ PROMPT = 16
 
 
 class Clock(BaseStreamer):
-    """Seconds between the tokens of a request; the prompt's token is not counted. Watches memory by windows."""
+    """The seconds between the tokens of a request, without the prompt's token. It watches memory by windows."""
 
     def __init__(self, window: int) -> None:
         self.seconds: list[float] = []
@@ -42,6 +42,7 @@ class Clock(BaseStreamer):
         self._puts = 0
 
     def put(self, value: torch.Tensor) -> None:
+        """Note the time of a token."""
         now = time.perf_counter()
         self._puts += 1  # the first is the prompt itself, the second the token that its forward gives
         if self._puts > 2 and self._last is not None:
@@ -52,11 +53,12 @@ class Clock(BaseStreamer):
         self._last = time.perf_counter()
 
     def end(self) -> None:
+        """Forget the request that has ended."""
         self._last, self._puts = None, 0
 
 
 def cache_bytes(model: Any, tokens: int) -> int:
-    """Bytes of transformers' KV cache for ``tokens`` tokens."""
+    """Compute the bytes of transformers' KV cache for ``tokens`` tokens."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -64,6 +66,7 @@ def cache_bytes(model: Any, tokens: int) -> int:
 
 
 def run(model: Any, clock: Clock, options: argparse.Namespace) -> None:
+    """Generate in requests until there are enough tokens."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     torch.manual_seed(0)
     request = 0
@@ -84,17 +87,18 @@ def run(model: Any, clock: Clock, options: argparse.Namespace) -> None:
         speed = count / sum(clock.seconds[-count:])
         print(f"{len(clock.seconds)} of {options.tokens} tokens, {speed:.2f} tokens/s", file=sys.stderr, flush=True)
         if options.json:
-            keep({"seconds": clock.seconds, "resident": clock.resident, "peaks": clock.peaks}, options.json)
+            write_results({"seconds": clock.seconds, "resident": clock.resident, "peaks": clock.peaks}, options.json)
 
 
 def main() -> None:
+    """Generate, and report speed and memory by windows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--host-memory", default="auto")
     parser.add_argument("--tokens", type=int, default=5000)
     parser.add_argument("--request", type=int, default=200, help="tokens of one call of generate")
     parser.add_argument("--window", type=int, default=200)
-    parser.add_argument("--store", help="where the bundle is kept; a temporary folder if not given")
+    parser.add_argument("--store", help="folder for the bundle (default: a temporary one)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -108,7 +112,7 @@ def main() -> None:
             run(model, clock, options)
             stats = model.penstock.stats()
             growth = cache_bytes(model, options.request)
-    speeds = windows(clock.seconds, options.window)
+    speeds = speed_by_windows(clock.seconds, options.window)
     rows = [
         (
             f"{number * options.window + 1} to {(number + 1) * options.window}",

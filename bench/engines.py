@@ -1,4 +1,4 @@
-"""What a user would pick, opened and fed the same way: penstock, transformers, accelerate, llama.cpp."""
+"""The engines that a user would pick, opened and fed the same way: penstock, transformers, accelerate, llama.cpp."""
 
 import hashlib
 from contextlib import closing
@@ -10,13 +10,13 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 MODES = ("penstock", "accelerate", "accelerate-cpu", "llama.cpp", "ram")
-"""``accelerate`` keeps every decoder layer on disk, ``accelerate-cpu`` in host memory, and computes on a CUDA device;
-``llama.cpp`` maps the file; ``ram`` is transformers with everything in memory and eager experts, the code whose bits
+"""``accelerate`` keeps every decoder layer on disk, ``accelerate-cpu`` in host memory, and computes on a CUDA device.
+``llama.cpp`` maps the file. ``ram`` is transformers with everything in memory and eager experts, the code whose bits
 penstock promises."""
 
 
 class Transformers:
-    """A transformers model, penstock's included, as one sequence that is fed."""
+    """A transformers model, or one of penstock, that is fed one sequence."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -31,24 +31,25 @@ class Transformers:
         self.logits: torch.Tensor | None = None
 
     def feed(self, ids: list[int]) -> None:
-        """Compute on ``ids``, at once, behind what was fed before; logits of the last one only."""
+        """Compute on ``ids`` at once, behind all that was fed before. Only the logits of the last one are kept."""
         out = self.model(
             torch.tensor([ids], device=self.model.device), past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
         self._cache, self.logits = out.past_key_values, out.logits
 
     def close(self) -> None:
+        """Close a model of penstock."""
         if self.handle:
             self.handle.close()
 
 
 def digest(logits: torch.Tensor | None) -> str | None:
-    """Names the bits of ``logits``."""
+    """Name the bits of ``logits``, or None without any."""
     return None if logits is None else hashlib.sha256(logits.contiguous().view(torch.uint8).numpy()).hexdigest()[:12]
 
 
 class LlamaCpp:
-    """llama.cpp on a GGUF file, mapped, as one sequence that is fed."""
+    """llama.cpp on a mapped GGUF file that is fed one sequence."""
 
     def __init__(self, file: Path, longest: int, threads: int) -> None:
         import llama_cpp
@@ -71,12 +72,14 @@ class LlamaCpp:
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
 
     def feed(self, ids: list[int]) -> None:
+        """Compute on ``ids`` at once, behind all that was fed before."""
         array = (self._api.llama_token * len(ids))(*ids)
         if self._api.llama_decode(self._context, self._api.llama_batch_get_one(array, len(ids))):
             raise SystemExit("llama.cpp could not decode")
         self._api.llama_synchronize(self._context)
 
     def close(self) -> None:
+        """Free the model."""
         self._api.llama_free(self._context)
         self._api.llama_model_free(self._model)
 
@@ -91,9 +94,10 @@ def open_engine(
     gguf: Path | None = None,
     settings: dict[str, Any] | None = None,
 ) -> "closing[Transformers] | closing[LlamaCpp]":
-    """Load ``model`` (for llama.cpp ``gguf``) for sequences of up to ``longest`` tokens; closes as a context manager.
+    """Load ``model`` (``gguf`` for llama.cpp) for sequences of up to ``longest`` tokens, as a context manager.
 
-    ``settings`` go to penstock; ``scratch`` is a folder for what accelerate writes; ``threads`` is for llama.cpp.
+    ``settings`` go to penstock. ``scratch`` is a folder for the files that accelerate writes. ``threads`` is for
+    llama.cpp.
     """
     transformers.utils.logging.disable_progress_bar()
     if mode == "penstock":

@@ -30,14 +30,15 @@ from penstock.tiering.units import BlockId
 
 
 class Inverted(NextUse):
-    """What should go last goes first."""
+    """A wrong policy: what should go last goes first."""
 
     def victims(self) -> Generator[BlockId, None, None]:
+        """Yield the residents in the reversed order."""
         yield from reversed(list(super().victims()))
 
 
 class RestKnown(NextUse):
-    """Keeps what the present token will use in later layers, as long as there is anything else."""
+    """Keeps what the present token will use in later layers, as long as anything else can go."""
 
     def __init__(self, route: Route, steps: Collection[Step]) -> None:
         super().__init__(route)
@@ -45,19 +46,23 @@ class RestKnown(NextUse):
         self._rest: set[BlockId] = set()
 
     def tick(self) -> None:
+        """Go on to the next token."""
         super().tick()
         self._rest = {block for wanted in next(self._steps) for block in wanted}
 
     def used(self, blocks: Sequence[BlockId]) -> None:
+        """Note the experts of a layer."""
         super().used(blocks)
         self._rest.difference_update(blocks)
 
     def victims(self) -> Generator[BlockId, None, None]:
+        """Yield what the token does not need first."""
         yield from sorted(super().victims(), key=self._rest.__contains__)
 
 
 class RouterScores:
-    """The least probable first, by the router's probabilities of all experts, averaged like the counts of LFU."""
+    """Evicts the least probable first, by the router's probabilities of all experts, averaged like the counts of
+    LFU."""
 
     name = "router"
 
@@ -69,25 +74,30 @@ class RouterScores:
         self._resident: set[BlockId] = set()
 
     def used(self, blocks: Sequence[BlockId]) -> None:
+        """Average the probabilities of this layer."""
         module = blocks[0].module
         now = self._probabilities[module][self._token]
         self._scores[module] += (1 - self._decay) * (now - self._scores[module])
 
     def inserted(self, block: BlockId) -> None:
+        """Note a resident."""
         self._resident.add(block)
 
     def removed(self, block: BlockId) -> None:
+        """Forget a resident."""
         self._resident.remove(block)
 
     def tick(self) -> None:
+        """Go on to the next token."""
         self._token += 1
 
     def victims(self) -> Generator[BlockId, None, None]:
+        """Yield the residents, the least probable first."""
         yield from sorted(self._resident, key=lambda block: self._scores[block.module][block.part])
 
 
-def even(name: str, slots: int, steps: Collection[Step]) -> float:
-    """The hit ratio of ``slots`` divided evenly over the layers."""
+def hit_ratio_divided(name: str, slots: int, steps: Collection[Step]) -> float:
+    """Compute the hit ratio of ``slots`` that are divided evenly over the layers."""
     layers = max(map(len, steps))
     lost = uses = 0
     for layer in range(layers):
@@ -98,6 +108,7 @@ def even(name: str, slots: int, steps: Collection[Step]) -> float:
 
 
 def policies(routes: Routes, steps: Collection[Step]) -> Iterator[tuple[str, Policy]]:
+    """Yield each policy with its name."""
     future = [block for step in steps for wanted in step for block in wanted]
     yield from EVICTION.items()
     if all(layer.codes is not None for layer in routes.layers):
@@ -108,6 +119,7 @@ def policies(routes: Routes, steps: Collection[Step]) -> Iterator[tuple[str, Pol
 
 
 def main() -> None:
+    """Compute the hit ratios of all policies on all traces, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", type=Path, nargs="+")
     parser.add_argument(
@@ -124,7 +136,7 @@ def main() -> None:
         experts = sum(layer.experts for layer in routes.layers)
         sizes = [round(experts * share / 100) for share in options.shares]
         ratios = {name: [hit_ratio(make, size, steps) for size in sizes] for name, make in policies(routes, steps)}
-        found[trace.stem] = ratios | {"lfu, even": [even("lfu", size, steps) for size in sizes]}
+        found[trace.stem] = ratios | {"lfu, even": [hit_ratio_divided("lfu", size, steps) for size in sizes]}
     tables = []
     for name, ratios in found.items():
         lru, best = ratios["lru"], ratios["belady"]

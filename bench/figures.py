@@ -1,4 +1,4 @@
-"""What is computed from what was measured (pure, standard library only). Seconds, bytes, tokens per second."""
+"""Computes every figure from measurements (pure, standard library only), in seconds, bytes, and tokens per second."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of several rounds: the median, and the range."""
+    """The median and the range of several rounds."""
 
     median: float
     low: float
@@ -16,16 +16,18 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
+        """The spread of ``values``."""
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, digits: int = 2, unit: str = "") -> str:
+        """Format as "median (low to high)"."""
         if self.low == self.high:
             return f"{self.median:.{digits}f}{unit}"
         return f"{self.median:.{digits}f}{unit} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
 def speed(seconds: Sequence[float]) -> dict[str, float]:
-    """Of tokens that took ``seconds`` each: tokens per second over all of them, and of the median one."""
+    """Compute tokens per second from the ``seconds`` of each token: over all of them, and of the median one."""
     return {
         "tokens_per_second": len(seconds) / sum(seconds),
         "tokens_per_second_median": 1 / statistics.median(seconds),
@@ -33,12 +35,13 @@ def speed(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What the counters counted between two snapshots."""
+    """Subtract two snapshots of counters."""
     return {name: after[name] - before[name] for name in after if isinstance(after[name], int | float)}
 
 
 def traffic(counted: Mapping[str, Any], seconds: float, tokens: int) -> dict[str, Any]:
-    """What ``tokens`` tokens in ``seconds`` asked of the drive, from the ``difference`` of penstock's counters."""
+    """Compute what ``tokens`` tokens in ``seconds`` asked of the drive, from the ``difference`` of penstock's
+    counters."""
     hits, misses = counted["expert_hits"], counted["expert_misses"]
     if not hits + misses:
         hits, misses = counted["dense_hits"], counted["dense_misses"]
@@ -54,14 +57,16 @@ def traffic(counted: Mapping[str, Any], seconds: float, tokens: int) -> dict[str
 
 
 def limit_seconds(*, compute: float, bytes_per_token: float, drive_bytes_per_second: float) -> float:
-    """The least a token can take: all its computing, or all its reading, whichever takes longer."""
+    """Compute the least seconds of a token: its computing or its reading, whichever takes longer."""
     return max(compute, bytes_per_token / drive_bytes_per_second if bytes_per_token else 0.0)
 
 
-def falls(speeds: Sequence[Spread], tolerance: float) -> list[tuple[int, int]]:
-    """Where more memory is slower beyond noise: pairs (earlier, later) of places in ``speeds``, ascending budgets.
+def find_falls(speeds: Sequence[Spread], tolerance: float) -> list[tuple[int, int]]:
+    """Find where more memory is slower beyond noise: pairs (earlier, later) of places in ``speeds``, by ascending
+    budgets.
 
-    Beyond noise: the later median is more than ``tolerance`` (a share) below the earlier, and the ranges do not meet.
+    Beyond noise means that the later median is more than ``tolerance`` (a share) below the earlier one, and that the
+    ranges do not meet.
     """
     return [
         (early, late)
@@ -71,6 +76,6 @@ def falls(speeds: Sequence[Spread], tolerance: float) -> list[tuple[int, int]]:
     ]
 
 
-def windows(seconds: Sequence[float], size: int) -> list[float]:
-    """Tokens per second of each ``size`` tokens one after the other; what is left over at the end is left out."""
+def speed_by_windows(seconds: Sequence[float], size: int) -> list[float]:
+    """Compute the tokens per second of each ``size`` tokens in a row. A rest at the end does not count."""
     return [size / sum(seconds[at : at + size]) for at in range(0, len(seconds) - size + 1, size)]

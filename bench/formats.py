@@ -17,8 +17,8 @@ from report import Table, publish
 FORMATS = ("lossless", "int8", "nested", "stacked", "int4-32", "int4-64", "int4-128")
 
 
-def evaluated(options: argparse.Namespace) -> dict[str, Any]:
-    """What `penstock eval` prints for all formats and sizes."""
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Run `penstock eval` for all formats and sizes, and give back what it prints."""
     command = [sys.executable, "-c", "from penstock.runtime.cli.main import run; run()", "eval", str(options.model)]
     command += [
         "--text",
@@ -36,6 +36,7 @@ def evaluated(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def plot(found: list[dict[str, Any]], original: dict[str, Any], path: Path) -> None:
+    """Draw the KL divergence against the size."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
@@ -53,6 +54,7 @@ def plot(found: list[dict[str, Any]], original: dict[str, Any], path: Path) -> N
 
 
 def main() -> None:
+    """Evaluate all formats and sizes, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", type=Path, required=True)
@@ -64,7 +66,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    found = evaluated(options)
+    found = evaluate(options)
     rows = [
         (
             each["format"],

@@ -24,8 +24,8 @@ from tokens import fixed_tokens
 PROMPT = 64
 
 
-def block(engine: Transformers, ids: list[int], threads: int) -> tuple[float, list[torch.Tensor]]:
-    """Seconds for ``ids`` one by one, and the logits of each."""
+def time_block(engine: Transformers, ids: list[int], threads: int) -> tuple[float, list[torch.Tensor]]:
+    """Measure the seconds for ``ids`` one by one, and keep the logits of each."""
     torch.set_num_threads(threads)  # a setting of the process, which penstock may have changed for itself
     logits = []
     start = time.perf_counter()
@@ -38,6 +38,7 @@ def block(engine: Transformers, ids: list[int], threads: int) -> tuple[float, li
 def measure(
     ours: Transformers, theirs: Transformers, threads: dict[str, int], options: argparse.Namespace
 ) -> dict[str, Any]:
+    """Measure all rounds."""
     ids = fixed_tokens(PROMPT + (options.rounds + 1) * options.tokens, ours.vocabulary)
     engines = {"penstock": ours, "transformers": theirs}
     for engine in engines.values():
@@ -48,7 +49,7 @@ def measure(
     for number in range(options.rounds + 1):  # the first is a rehearsal
         part = ids[PROMPT + number * options.tokens :][: options.tokens]
         names = list(engines) if number % 2 else list(engines)[::-1]
-        done = {name: block(engines[name], part, threads[name]) for name in names}
+        done = {name: time_block(engines[name], part, threads[name]) for name in names}
         pairs = zip(done["penstock"][1], done["transformers"][1], strict=True)
         equal += sum(torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in pairs)
         rounds.append({name: seconds for name, (seconds, _) in done.items()})
@@ -62,13 +63,14 @@ def measure(
 
 
 def main() -> None:
+    """Measure penstock and transformers in turn, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokens", type=int, default=8, help="tokens of a block")
     parser.add_argument("--rounds", type=int, default=24)
-    parser.add_argument("--host-memory", type=size, help="penstock's budget; the model and a little more if not given")
+    parser.add_argument("--host-memory", type=size, help="penstock's budget (default: the model and a little more)")
     parser.add_argument("--device", help="compute there, with everything in its memory")
-    parser.add_argument("--store", help="where the bundle is kept; a temporary folder if not given")
+    parser.add_argument("--store", help="folder for the bundle (default: a temporary one)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()

@@ -30,12 +30,12 @@ from penstock.tiering.kv.selection.kv_precision import AS_IS, Page, Window, leav
 
 NAME = "penstock-kv-formats"
 BITS = {AS_IS: 16, "int8": 9, "int4": 5}
-"""Of a number with its share of scales."""
+"""Bits of a number, with its share of scales."""
 
 
 @dataclass
 class Layer:
-    """The pages of one layer: planes of keys and of values, and what the policy knows of them."""
+    """The pages of one layer: planes of keys and values, and what the policy knows about them."""
 
     shape: PageShape
     keys: list[torch.Tensor] = field(default_factory=list)
@@ -43,14 +43,14 @@ class Layer:
     pages: list[Page] = field(default_factory=list)
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """One more page, [H, tokens, D] each, as it is."""
+        """Append a page of keys and values, [H, tokens, D] each, as it is."""
         missing = self.shape.tokens - keys.shape[1]
         for planes, numbers, of_keys in ((self.keys, keys, True), (self.values, values, False)):
             planes.append(self._encoded(AS_IS, functional.pad(numbers, (0, 0, 0, missing)), of_keys=of_keys))
-        self.pages.append(Page(age=0, is_encodable=is_encodable(keys, values)))
+        self.pages.append(Page(age=0, encodable=is_encodable(keys, values)))
 
     def encode(self, number: int, name: str) -> None:
-        """Page ``number``, which is as it is, in the format ``name``."""
+        """Encode page ``number``, which is as it is, in the format ``name``."""
         for planes, of_keys in ((self.keys, True), (self.values, False)):
             numbers = torch.empty(self.shape.heads, self.shape.tokens, self.shape.dim, dtype=self.shape.dtype)
             was = FORMATS[AS_IS]
@@ -66,7 +66,8 @@ class Layer:
         return plane
 
     def attend(self, query: torch.Tensor, tokens: int, scaling: float) -> torch.Tensor:
-        """[Hq, R, D] for ``query`` [Hq, R, D], the last R of ``tokens`` tokens. Adds to the masses of pages."""
+        """Attend from ``query`` [Hq, R, D], the last R of ``tokens`` tokens: [Hq, R, D]. Adds to the masses of
+        pages."""
         heads, rows, dim = query.shape
         high = self.shape.tokens
         scores = torch.empty(heads, rows, tokens)
@@ -84,8 +85,8 @@ class Layer:
 
 
 class Paged:
-    """An attention function over pages; ``fine_share`` None leaves all as they are. Counts pages by format. Of pages
-    that are ``drawn`` the fine ones are chosen at random, not by the attention that they got."""
+    """An attention function over pages. It counts pages by format. ``fine_share`` of the old pages are int8, or all
+    pages stay as they are if it is None. If ``drawn``, the int8 pages are chosen at random, not by their attention."""
 
     def __init__(self, window: Window, fine_share: float | None, *, drawn: bool = False) -> None:
         self._window, self._fine_share = window, fine_share
@@ -102,7 +103,7 @@ class Paged:
         scaling: float,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Causal attention of query [1, Hq, T, D] to key and value [1, H, T, D], whatever the mask."""
+        """Attend causally from query [1, Hq, T, D] to key and value [1, H, T, D]. The mask is ignored."""
         high = self._window.page
         layer = Layer(PageShape(key.shape[1], high, key.shape[3], key.dtype))
         outs = []
@@ -127,6 +128,7 @@ class Paged:
 
 
 def row_of(name: str, paged: Paged, quality: Quality, usual: Quality) -> dict[str, Any]:
+    """Collect the figures of one format."""
     old = {format_: count for format_, count in paged.counts.items() if format_ != AS_IS}
     whole = sum(paged.counts.values())
     return {
@@ -140,8 +142,8 @@ def row_of(name: str, paged: Paged, quality: Quality, usual: Quality) -> dict[st
     }
 
 
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for as-is, int8, int4, and each share of a mixture, of important pages and of random ones."""
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure as-is, int8, int4, and each mixture: of important pages and of random ones."""
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     ids = encode(tokenizer, read_text(str(options.text)), options.tokens)
     texts = windows(ids, beginning(tokenizer), options.context)
@@ -166,6 +168,7 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    """Measure all formats, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", type=Path, required=True)
@@ -178,7 +181,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    found = measured(options)
+    found = measure(options)
     rows = [
         (
             each["format"],

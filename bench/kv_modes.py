@@ -34,6 +34,8 @@ MODES = {
 
 @dataclass
 class Run:
+    """The results of one mode."""
+
     logits: torch.Tensor
     """float32 [n, V], of what followed the prompts."""
     looked_at: float
@@ -42,6 +44,7 @@ class Run:
 
 
 def run(options: argparse.Namespace, texts: list[torch.Tensor], store: Path, **kv: Any) -> Run:
+    """Feed all texts to the model with these settings of KV."""
     with penstock.load(options.model, store=store, host_memory="1GiB", kv_host_memory="128MiB", **kv) as model:
         tier = model.penstock.paged.tier
         tier.page_tokens = options.page
@@ -61,6 +64,7 @@ def _followed(model: Any, text: torch.Tensor, prompt: int, step: int) -> torch.T
 
 
 def row_of(name: str, budget: str, found: Run, usual: Run, targets: torch.Tensor) -> dict[str, Any]:
+    """Collect the figures of one mode with one budget."""
     ours, exact = (each.logits.log_softmax(-1) for each in (found, usual))
     return {
         "mode": name,
@@ -77,8 +81,8 @@ def row_of(name: str, budget: str, found: Run, usual: Run, targets: torch.Tensor
     }
 
 
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for exact attention, and for each mode with each budget."""
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure exact attention, and each mode with each budget."""
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     ids = encode(tokenizer, read_text(str(options.text)), options.tokens)
     texts = [torch.as_tensor(text) for text in windows(ids, beginning(tokenizer), options.context)]
@@ -97,6 +101,7 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    """Measure all modes, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", type=Path, required=True)
@@ -109,7 +114,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    found = measured(options)
+    found = measure(options)
     rows = [
         (
             each["mode"],

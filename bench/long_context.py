@@ -20,7 +20,7 @@ from typing import Any
 from cap import drop_page_cache
 from figures import Spread
 from report import Table, publish
-from rounds import in_turn
+from rounds import take_turns
 
 from penstock.kernels.io.directio import DirectFile
 from penstock.kernels.machine.trial import read_rates
@@ -32,6 +32,7 @@ _CERTIFIED = ", certified"
 
 
 def run(options: argparse.Namespace, engine: str, settings: dict[str, str]) -> dict[str, Any]:
+    """Run long_decode.py in a process of its own."""
     command = [sys.executable, str(_DECODE), engine, str(options.model), "--context", str(options.context)]
     command += ["--tokens", str(options.tokens), "--hot", str(options.hot)]
     if engine == "penstock":
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace, engine: str, settings: dict[str, str]) -> d
 
 
 def drive(store: Path) -> float:
-    """Bytes per second of large reads from the packed model."""
+    """Measure the bytes per second of large reads from the packed model."""
     files = sorted(store.rglob("*.bin"), key=lambda file: file.stat().st_size)
     with DirectFile(files[-1]) as opened:
         (rate,) = read_rates({"threads": [opened]}, [(MiB, _DEPTH)], 1.5, rounds=1)
@@ -52,6 +53,7 @@ def drive(store: Path) -> float:
 
 
 def cases(options: argparse.Namespace) -> dict[str, tuple[str, dict[str, str]]]:
+    """List the runs of a round by name: engine and settings."""
     found: dict[str, tuple[str, dict[str, str]]] = {"transformers": ("transformers", {})}
     for size in options.kv:
         found[f"kv {size}"] = ("penstock", {"kv_host_memory": size})
@@ -62,6 +64,7 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[str, dict[str, str]]]:
 
 
 def row(name: str, rounds: list[dict[str, dict[str, Any]]]) -> tuple[str, ...]:
+    """Collect the figures of one case."""
     runs = [each[name] for each in rounds]
     ratios = [each[name]["tokens_per_second"] / each["transformers"]["tokens_per_second"] for each in rounds]
     exact = name.removesuffix(_CERTIFIED)
@@ -84,6 +87,7 @@ def row(name: str, rounds: list[dict[str, dict[str, Any]]]) -> tuple[str, ...]:
 
 
 def main() -> None:
+    """Run all cases in turn, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a checkpoint folder")
     parser.add_argument("--context", type=int, default=16384)
@@ -91,11 +95,11 @@ def main() -> None:
     parser.add_argument("--certified", nargs="*", default=[], help="[kv] host of certified runs")
     parser.add_argument("--epsilon", type=float, default=1e-3)
     parser.add_argument("--summary", default="int4")
-    parser.add_argument("--hot", type=int, default=0, help="keys are large in one page of so many; 0: alike in all")
+    parser.add_argument("--hot", type=int, default=0, help="keys are large in one page of N (default 0: alike in all)")
     parser.add_argument("--host-memory", type=parse_size, default=parse_size("4GiB"))
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--store", help="where the bundle is kept; else a temporary folder")
+    parser.add_argument("--store", help="folder for the bundle (default: a temporary one)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -105,7 +109,7 @@ def main() -> None:
         rounds: list[dict[str, dict[str, Any]]] = []
         for number in range(options.rounds):
             done: dict[str, dict[str, Any]] = {}
-            for name in in_turn([*todo], number):
+            for name in take_turns([*todo], number):
                 found = run(options, *todo[name])
                 if name != "transformers":
                     found["drive"] = drive(Path(options.store))

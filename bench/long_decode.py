@@ -41,6 +41,7 @@ def fill(cache: Any, config: Any, context: int, hot: int) -> None:
 
 
 def decode(model: Any, cache: Any, options: argparse.Namespace, memory: ResidentSet) -> dict[str, Any]:
+    """Time tokens one by one behind the context."""
     start = time.perf_counter()
     fill(cache, model.config, options.context, options.hot)
     filled = time.perf_counter() - start
@@ -67,6 +68,7 @@ def decode(model: Any, cache: Any, options: argparse.Namespace, memory: Resident
 
 
 def main() -> None:
+    """Run one engine once, and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", choices=["penstock", "transformers"])
     parser.add_argument("model", type=Path)

@@ -1,15 +1,15 @@
 """Laptops and workstations, described by a few numbers each (pure): none of them was measured.
 
-What a kind of machine is sold with is in MACHINES. What no data sheet says - how much of it cores get, what layers
-compute besides their weights, how much drives and cores disturb each other - is taken from the machine on which
-penstock was measured, REFERENCE.
+MACHINES has the figures of data sheets. REFERENCE has those that no data sheet gives: the share of memory bandwidth
+that cores get, the time of a layer besides its weights, and how much drives and cores slow each other down. They come
+from the machine on which penstock was measured.
 """
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from penstock.runtime.config.config import auto_host_memory
-from penstock.runtime.machine.speeds import DEPTHS, SIZES
+from penstock.runtime.machine.drive_speeds import DEPTHS, SIZES
 from penstock.runtime.machine.timings import Delivery, ProductSpeeds, Timings
 from penstock.runtime.planning.forecast import Devices
 from penstock.tiering.policy.placement.placement import with_working_memory
@@ -20,17 +20,19 @@ from penstock.tiering.units import GiB, MiB
 OTHERS = 4 * GiB
 """Memory that the system and other programs take."""
 CORES_GET = 0.75
-"""Of the memory's nominal bandwidth, what products of one token with bfloat16 weights read: tuned kernels on desktop
+"""Share of the nominal memory bandwidth at which products of one token read bfloat16 weights. Tuned kernels on desktop
 processors reach 70 to 85 %."""
 
 
 class Reference(NamedTuple):
-    """Two cores (Zen 5) of a virtual machine: medians of four turns of penstock.runtime.planning.reference.measure,
-    in seconds
-    and shares. ``dense`` is how fast dense layers are read, of the speed with which experts are. Cores that compute
-    experts lose ``contention`` while a drive delivers, those that compute dense layers ``dense_contention``; a drive
-    loses ``drive_contention`` while cores compute. A core verifies ``checksum`` bytes per second and takes ``handling``
-    seconds for each read."""
+    """Times and shares of the machine on which penstock was measured: two cores (Zen 5) of a virtual machine, medians
+    of four turns of penstock.runtime.planning.reference.measure, in seconds.
+
+    Dense layers are read at ``dense`` of the speed of experts. Cores that compute experts lose the share ``contention``
+    while a drive delivers, and those that compute dense layers lose ``dense_contention``. A drive loses
+    ``drive_contention`` while cores compute. A core verifies ``checksum`` bytes per second and takes ``handling``
+    seconds for each read.
+    """
 
     overhead: float = 1.3e-4
     guess: float = 1.1e-4
@@ -52,7 +54,7 @@ _AS_DESCRIBED = Delivery(share=1.0, contention=0.0)  # drives are described with
 
 
 class _Rate(NamedTuple):
-    """What a described drive would be measured to deliver."""
+    """The rate that a measurement of a described drive would give."""
 
     backend: str
     size: int
@@ -62,13 +64,13 @@ class _Rate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``memory`` bytes, nominally read at ``bandwidth`` bytes per second, of which products get the share
-    ``cores_get``; ``cores``, which together multiply many tokens at ``flops`` operations per second in bfloat16.
-    ``drives`` equal drives, each of which delivers ``drive_speed`` bytes per second to large reads, a read's first byte
-    after ``latency`` seconds.
+    """A described machine: ``memory`` bytes, read at ``bandwidth`` bytes per second, of which products get the share
+    ``cores_get``. The ``cores`` together do ``flops`` operations per second in bfloat16 for many tokens. There are
+    ``drives`` equal drives. Each delivers ``drive_speed`` bytes per second to large reads, the first byte after
+    ``latency`` seconds.
 
-    What computing takes besides weights is ``besides`` times the reference's; ``disturbed`` says whether drives and
-    cores cost each other speed as they do there.
+    Computing takes ``besides`` times the reference's time besides weights. ``disturbed`` says whether drives and cores
+    slow each other down as they do there.
     """
 
     name: str
@@ -94,7 +96,7 @@ class Machine:
         return self.drive_speed * self.drives
 
     def host_memory(self, model_bytes: int) -> int:
-        """The budget in bytes that ``host = "auto"`` gives a model of so many bytes."""
+        """The budget in bytes that ``host = "auto"`` gives a model of ``model_bytes`` bytes."""
         return auto_host_memory(self.memory - OTHERS, with_working_memory(model_bytes))
 
     def devices(self, dtype: str, *, packing: float = 1.0) -> Devices:

@@ -24,6 +24,7 @@ _COMMON: dict[str, Any] = {
 
 
 def moe(layers: int) -> PreTrainedModel:
+    """Make a random Qwen3-MoE."""
     config = Qwen3MoeConfig(
         hidden_size=1024,
         num_hidden_layers=layers,
@@ -45,6 +46,7 @@ def moe(layers: int) -> PreTrainedModel:
 
 
 def dense(layers: int) -> PreTrainedModel:
+    """Make a random Llama."""
     return LlamaForCausalLM(
         LlamaConfig(
             hidden_size=2048, intermediate_size=5632, num_hidden_layers=layers, num_attention_heads=32, **_COMMON
@@ -53,6 +55,7 @@ def dense(layers: int) -> PreTrainedModel:
 
 
 def heavy_kv() -> PreTrainedModel:
+    """Make a random Llama with more KV than weights."""
     heads = {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64}
     return LlamaForCausalLM(
         LlamaConfig(**_COMMON | heads, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4)
@@ -60,6 +63,7 @@ def heavy_kv() -> PreTrainedModel:
 
 
 def main() -> None:
+    """Write one checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("moe", "dense", "moe-small", "dense-small", "heavy-kv"))
     parser.add_argument("folder", type=Path)

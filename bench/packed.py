@@ -12,8 +12,8 @@ from typing import Any
 
 from cap import UNCAPPED
 from figures import Spread
-from report import Table, keep, publish
-from rounds import Runner, arguments, in_turn, note, runner, size
+from report import Table, publish, write_results
+from rounds import Runner, make_parser, open_runner, print_run, size, take_turns
 
 from penstock.tiering.units import format_size
 
@@ -21,19 +21,20 @@ FORMATS = ("as-is", "lossless", "int8", "int4", "nested", "nested:adaptive", "ne
 
 
 def settings_of(name: str) -> dict[str, str]:
-    """Penstock's, for a format as it is named on the command line."""
+    """Penstock's settings for a format as the command line names it."""
     format, _, quality = name.rpartition(":") if name.endswith((":full", ":base", ":adaptive")) else (name, "", "")
     return {"weights_format": format} | ({"weights_quality": quality} if quality else {})
 
 
-def measured(run: Runner, name: str, tokens: int, options: argparse.Namespace, budget: int | None) -> dict[str, Any]:
-    """One run of the format ``name``; ``budget`` bytes, or everything in memory."""
+def measure(run: Runner, name: str, tokens: int, options: argparse.Namespace, budget: int | None) -> dict[str, Any]:
+    """Run the format ``name`` once, with ``budget`` bytes or everything in memory."""
     mode, memory = ("compute", "auto") if budget is None else ("penstock", budget)
     cap = options.cap or UNCAPPED
     return run.run(mode, tokens, cap=cap, host_memory=memory, settings=settings_of(name)) | {"mode": name}
 
 
 def table(rounds: list[dict[str, dict[str, Any]]], budget: int | None, options: argparse.Namespace) -> Table:
+    """Make the table of one budget."""
     first = next(iter(options.formats))
     rows = []
     for name in options.formats:
@@ -56,7 +57,8 @@ def table(rounds: list[dict[str, dict[str, Any]]], budget: int | None, options: 
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=3)
+    """Run all formats in turn, and report."""
+    parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     parser.add_argument("--cap", type=size, help="the cap, page cache and the process itself included")
     parser.add_argument("--host-memory", nargs="+", type=size, default=[None], help="penstock's budgets")
@@ -65,19 +67,19 @@ def main() -> None:
     if options.cap and None in options.host_memory:
         parser.error("--cap needs --host-memory: not everything is in memory then")
     tables, results = [], []
-    with runner(options) as run:
+    with open_runner(options) as run:
         for name in options.formats:  # pack it
-            measured(run, name, 0, options, options.host_memory[0])
+            measure(run, name, 0, options, options.host_memory[0])
         for budget in options.host_memory:
             rounds: list[dict[str, dict[str, Any]]] = []
             for number in range(options.rounds):
                 done = {}
-                for name in in_turn(options.formats, number):
-                    done[name] = measured(run, name, options.tokens, options, budget)
-                    note(done[name])
+                for name in take_turns(options.formats, number):
+                    done[name] = measure(run, name, options.tokens, options, budget)
+                    print_run(done[name])
                 rounds.append(done)
                 if options.json:
-                    keep({"results": [*results, {"budget": budget, "rounds": rounds}]}, options.json)
+                    write_results({"results": [*results, {"budget": budget, "rounds": rounds}]}, options.json)
             results.append({"budget": budget, "rounds": rounds})
             tables.append(table(rounds, budget, options))
     publish(tables, {"results": results}, json_file=options.json, markdown=options.markdown)

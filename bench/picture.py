@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 Event = dict[str, Any]
 
 SHADES = ("#4878a8", "#7fa6cc")
-"""Of layers in turn, so that neighbours can be told apart."""
+"""Colours of layers in turn, so that neighbours can be told apart."""
 EXPERTS, STALL, COPY = "#9bbf85", "#d1495b", "#c9a227"
 READS = {"demand": "#e07b39", "prefetch": "#3a9188", "guess": "#8e6bb0"}
 LABEL_SHARE = 0.012
@@ -30,6 +30,7 @@ LABEL_SHARE = 0.012
 
 
 def main() -> None:
+    """Draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path)
     parser.add_argument("picture", type=Path)
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def window(spans: Sequence[Event], start: float | None, length: float | None) -> tuple[float, float]:
-    """Milliseconds: where the picture begins, and how much it shows."""
+    """Choose the beginning and the length of the picture, in milliseconds."""
     forwards = [span for span in spans if span["cat"] == "forward"]
     if start is None:
         if not forwards:
@@ -58,11 +59,12 @@ def window(spans: Sequence[Event], start: float | None, length: float | None) ->
 
 
 def names(events: Sequence[Event]) -> dict[tuple[int, int], str]:
-    """What each row is called, by group and row."""
+    """The name of each row, by group and row."""
     return {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["ph"] == "M" and e["name"] == "thread_name"}
 
 
 def draw(spans: Sequence[Event], called: dict[tuple[int, int], str], start: float, length: float, path: Path) -> None:
+    """Draw ``spans`` into ``path``."""
     rows = rows_of(spans)
     figure, axes = pyplot.subplots(figsize=(11, 0.9 + 0.32 * len(rows)), layout="constrained")
     labels = []
@@ -85,7 +87,7 @@ def draw(spans: Sequence[Event], called: dict[tuple[int, int], str], start: floa
 
 
 def rows_of(spans: Sequence[Event]) -> dict[tuple[int, int, str], list[Event]]:
-    """The bars by group, row and kind, in the order in which they are drawn from the top."""
+    """Sort the bars by group, row and kind, from the top down."""
     order = ("layer", "experts", "stall", "copy", "read")
     rows: dict[tuple[int, int, str], list[Event]] = {}
     for span in sorted(spans, key=lambda span: (span["pid"], span["tid"], span["ts"])):
@@ -95,22 +97,26 @@ def rows_of(spans: Sequence[Event]) -> dict[tuple[int, int, str], list[Event]]:
 
 
 def part(span: Event) -> str:
+    """The kind of a bar: "experts", or its category."""
     return "experts" if span["name"].endswith(".experts") else span["cat"]
 
 
 def title(key: tuple[int, int, str], called: dict[tuple[int, int], str]) -> str:
+    """The label of a row."""
     group, row, kind = key
     name = called.get((group, row), str(row))
     return {"read": name, "copy": name, "layer": f"{name}: layers"}.get(kind, kind)
 
 
 def colour(span: Event, number: int) -> str:
+    """The colour of a bar."""
     if span["cat"] == "read":
         return READS[span["args"]["kind"]]
     return {"experts": EXPERTS, "stall": STALL, "copy": COPY}.get(part(span), SHADES[number % 2])
 
 
 def bar(axes: Axes, span: Event, height: int, shade: str, length: float) -> None:
+    """Draw one bar, with the number of its layer if there is room."""
     begin, duration = span["ts"] / 1e3, span["dur"] / 1e3
     axes.barh(height, duration, left=begin, height=0.8, color=shade, linewidth=0.3, edgecolor="white")
     numbers = [piece for piece in span["name"].split(".") if piece.isdigit()]

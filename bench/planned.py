@@ -24,8 +24,8 @@ from penstock.tiering.units import format_size, parse_size
 FIGURES = ("tokens_per_second", "flash_bytes_per_token", "hit_ratio")
 
 
-def planned(options: argparse.Namespace, store: str, budget: int, cache: Path) -> dict[str, float]:
-    """The figures that ``penstock plan`` predicts for ``budget`` bytes; what it measures is kept below ``cache``."""
+def plan_budget(options: argparse.Namespace, store: str, budget: int, cache: Path) -> dict[str, float]:
+    """Ask ``penstock plan`` for the figures of ``budget`` bytes. It keeps its measurements in ``cache``."""
     command = "from penstock.runtime.cli.main import run; run()"
     arguments = ["plan", options.model, "--host-memory", str(budget), "--prompt-tokens", str(PROMPT), "--store", store]
     trace = [] if options.profile is None else ["--profile", options.profile]
@@ -40,6 +40,7 @@ def planned(options: argparse.Namespace, store: str, budget: int, cache: Path) -
 
 
 def main() -> None:
+    """Plan and run each budget, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--host-memory", nargs="+", required=True, help="budgets")
@@ -58,7 +59,7 @@ def main() -> None:
         for number in range(options.rounds):
             cache = Path(store).resolve() / f"cache-{number}"
             for budget in budgets:
-                found[budget].append(planned(options, store, budget, cache) | run(options, store, budget)[0])
+                found[budget].append(plan_budget(options, store, budget, cache) | run(options, store, budget)[0])
     columns = ("budget", "tokens/s", "planned", "", "MB/token", "planned", "", "hit ratio", "planned", "")
     rows = [row(format_size(budget), rounds, "planned") for budget, rounds in found.items()]
     publish(

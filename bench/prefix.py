@@ -21,6 +21,7 @@ KINDS = ("off", "miss", "hit")
 
 
 def main() -> None:
+    """Run all kinds in turn, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("store")
@@ -34,11 +35,11 @@ def main() -> None:
         print(json.dumps(measure(asked)))
         return
     for _ in range(2):
-        again("hit")
+        measure_again("hit")
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(asked.rounds):
         for kind, reports in found.items():
-            reports.append(again(kind))
+            reports.append(measure_again(kind))
     print(json.dumps(found, indent=1))
     seconds = {kind: statistics.median(report["seconds"] for report in reports) for kind, reports in found.items()}
     print(
@@ -48,15 +49,15 @@ def main() -> None:
     print("same token:", len({report["token"] for kind in ("off", "hit") for report in found[kind]}) == 1)
 
 
-def again(kind: str) -> dict[str, float]:
-    """What a new process measures."""
+def measure_again(kind: str) -> dict[str, float]:
+    """Measure in a new process."""
     out = subprocess.run([sys.executable, *sys.argv, "--one", kind], check=True, stdout=subprocess.PIPE, text=True)
     report: dict[str, float] = json.loads(out.stdout)
     return report
 
 
 def measure(asked: argparse.Namespace) -> dict[str, float]:
-    """Seconds to the first token, after a short prompt has brought the process to speed."""
+    """Measure the seconds to the first token, after a short prompt has brought the process to speed."""
     sizes = {"host_memory": asked.host_memory, "kv_host_memory": asked.kv_host_memory}
     prefix = "off" if asked.one == "off" else "10GiB"
     with penstock.load(asked.checkpoint, store=asked.store, kv_prefix=prefix, **sizes) as model:

@@ -15,17 +15,19 @@ from penstock.kernels.machine.machine import describe
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells as text; the first column names the row."""
+    """A table of text cells. The first column names the row."""
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
 
     def markdown(self) -> str:
+        """The table in Markdown."""
         lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, ("---",) * len(self.columns), *self.rows)]
         return "\n".join([self.title, "", *lines, ""])
 
     def show(self, console: Console) -> None:
+        """Print the table."""
         table = RichTable(title=self.title)
         for number, column in enumerate(self.columns):
             table.add_column(column, justify="right" if number else "left")
@@ -37,7 +39,7 @@ class Table:
 def publish(
     tables: Sequence[Table], results: Mapping[str, Any], *, json_file: Path | None, markdown: Path | None
 ) -> None:
-    """Show ``tables``; write them to ``markdown`` and ``results`` to ``json_file`` where these are given."""
+    """Print ``tables``, and write them to ``markdown`` and ``results`` to ``json_file`` if these are given."""
     console = Console(width=max(120, Console().width))
     for table in tables:
         table.show(console)
@@ -45,11 +47,11 @@ def publish(
         command = f"```\npython {' '.join(sys.argv)}\n```\n"
         markdown.write_text("\n".join([command, *(table.markdown() for table in tables)]))
     if json_file:
-        keep(results, json_file)
+        write_results(results, json_file)
 
 
-def keep(results: Mapping[str, Any], file: Path) -> None:
-    """Write ``results`` with the command and the machine. Also called half-way, so that a long run leaves something."""
+def write_results(results: Mapping[str, Any], file: Path) -> None:
+    """Write ``results`` with the command and the machine. Long runs call it half-way too."""
     document = {"command": sys.argv, "machine": asdict(describe())} | dict(results)
     aside = file.with_name(file.name + ".part")
     aside.write_text(json.dumps(document, indent=1, default=str))

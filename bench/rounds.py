@@ -20,11 +20,11 @@ _DRIVE_DEPTH = 4  # reads in flight while the drive is measured
 
 
 class RunFailed(Exception):
-    """A run ended with another status than 0; -9 is what the kernel does to a process that outgrows its cap."""
+    """A run ended with a status other than 0. Status -9 means that it outgrew its cap and was killed."""
 
 
 class Runner:
-    """Runs ``model`` in any engine; ``store`` holds penstock's bundle."""
+    """Runs ``model`` in any engine. ``store`` holds penstock's bundle."""
 
     def __init__(self, model: Path, *, store: str, gguf: Path | None, depth: int | None) -> None:
         self.model, self._store, self._gguf, self._depth = model, store, gguf, depth
@@ -40,10 +40,9 @@ class Runner:
         prompt: int = 64,
         settings: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """What bench/decode.py says, under ``cap`` bytes. ``mode`` may also be "compute": penstock, uncapped, with
-        everything in memory; ``settings`` are further ones of penstock. For penstock without any, ``drive`` is the
-        drive's own speed, read before and after. Raises RunFailed.
-        """
+        """Run bench/decode.py under ``cap`` bytes, and give back what it prints. ``mode`` may also be "compute":
+        penstock without a cap, with everything in memory. ``settings`` are further settings of penstock. For
+        penstock without any, ``drive`` is the speed of the drive alone, measured before and after. Raises RunFailed."""
         further = ["--set", *(f"{name}={value}" for name, value in settings.items())] if settings else []
         if mode == "compute":
             found = self._child("penstock", tokens, UNCAPPED, self.everything(), prompt, "--warm", *further)
@@ -92,29 +91,27 @@ class Runner:
         return found | {"group_peak_bytes": ended.peak, "cap": None if cap == UNCAPPED else cap}
 
 
-def in_turn(modes: Sequence[str], number: int) -> list[str]:
-    """The order of round ``number``: every round begins with another mode, so that none always follows the same."""
+def take_turns(modes: Sequence[str], number: int) -> list[str]:
+    """The order of round ``number``. Every round begins with another mode, so that none always follows the same."""
     start = number % len(modes)
     return [*modes[start:], *modes[:start]]
 
 
-def note(found: dict[str, Any]) -> None:
-    """One line on a run, for whoever waits."""
+def print_run(found: dict[str, Any]) -> None:
+    """Print one line on a run to stderr, for people who wait."""
     speed = f"{found['tokens_per_second']:.3f} tokens/s, " if "tokens_per_second" in found else ""
     drive = f", drive {found['drive'] / 1e9:.2f} GB/s" if found.get("drive") else ""
     print(f"{found['mode']}: {speed}prompt {found['prompt_s']:.2f} s{drive}", file=sys.stderr, flush=True)
 
 
-def arguments(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """A parser with what all comparisons take."""
+def make_parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """Make a parser with the options of all comparisons."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a checkpoint folder")
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--gguf", type=Path, help="the same model for llama.cpp; without it llama.cpp is left out")
-    parser.add_argument(
-        "--store", help="where the bundle is kept, on the drive to be measured; else a temporary folder"
-    )
-    parser.add_argument("--io-depth", type=int, help="reads in flight; penstock's own choice if not given")
+    parser.add_argument("--gguf", type=Path, help="the same model for llama.cpp (default: llama.cpp is left out)")
+    parser.add_argument("--store", help="folder for the bundle, on the drive to be measured (default: a temporary one)")
+    parser.add_argument("--io-depth", type=int, help="reads in flight (default: chosen by penstock)")
     parser.add_argument("--json", type=Path, help="keeps every run, rewritten after each")
     parser.add_argument("--markdown", type=Path, help="the tables, for the documentation")
     return parser
@@ -129,12 +126,12 @@ def _in_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def runner(options: argparse.Namespace) -> Iterator[Runner]:
-    """A Runner for the parsed ``arguments``. A run that fails ends the command, in one line."""
+def open_runner(options: argparse.Namespace) -> Iterator[Runner]:
+    """Open a Runner for parsed ``options``. A run that fails ends the command, in one line."""
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as scratch, _in_one_line():
         yield Runner(options.model, store=options.store or scratch, gguf=options.gguf, depth=options.io_depth)
 
 
 def size(text: str) -> int:
-    """A size on the command line."""
+    """Read a size from the command line."""
     return parse_size(text)

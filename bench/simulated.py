@@ -51,7 +51,7 @@ PROMPT = 32
 
 
 def run(options: argparse.Namespace, store: str, host_memory: str | int) -> tuple[dict[str, Any], Recording]:
-    """The decode figures of one real run, and its recording."""
+    """Run once for real: the figures of decoding, and the recording."""
     path = Path(store) / "run.penrec"
     with penstock.load(options.model, store=store, host_memory=host_memory, record=path) as model:
         ids, seconds, cache = tokens(options, model), [], None
@@ -67,6 +67,7 @@ def run(options: argparse.Namespace, store: str, host_memory: str | int) -> tupl
 
 
 def tokens(options: argparse.Namespace, model: Any) -> list[int]:
+    """The token ids that are fed."""
     count = PROMPT + options.tokens
     if options.text is None:
         return fixed_tokens(count, int(model.config.get_text_config().vocab_size))
@@ -75,16 +76,17 @@ def tokens(options: argparse.Namespace, model: Any) -> list[int]:
 
 
 class Computing(NamedTuple):
-    """``memory`` gives the weights; ``besides`` are the seconds of a layer besides them, ``guess`` those of a guess."""
+    """Times of computing: ``memory`` delivers the weights, ``besides`` are the seconds of a layer besides them,
+    ``guess`` those of a guess."""
 
     memory: Memory
     besides: float
     guess: float
 
 
-def measured_computing(token: float, whole: Recording, tight: Recording) -> Computing:
-    """From a run with everything in memory, a token of which took ``token`` seconds, and one with little. In the one
-    nothing is read meanwhile, in the other nearly always."""
+def measure_computing(token: float, whole: Recording, tight: Recording) -> Computing:
+    """Derive times from two recordings: ``whole`` with everything in memory, where a token took ``token`` seconds and
+    nothing was read meanwhile, and ``tight`` with little memory, where something was read nearly always."""
     if any(block.kind == "expert" for block in whole.setup.homes):
         memory = memory_of(*(typical(expert_seconds(recording)) for recording in (whole, tight)))
     else:
@@ -93,18 +95,19 @@ def measured_computing(token: float, whole: Recording, tight: Recording) -> Comp
     return Computing(memory, layer_seconds(whole, memory, token), guess_seconds(tight))
 
 
-def middle(measured: Sequence[Any]) -> Any:
-    """Of each number in them the median."""
+def median_of(measured: Sequence[Any]) -> Any:
+    """Take the median of each number in them."""
     first = measured[0]
     if isinstance(first, float):
         return statistics.median(measured)
     if isinstance(first, Computing):
-        return Computing(*map(middle, zip(*measured, strict=True)))
+        return Computing(*map(median_of, zip(*measured, strict=True)))
     changes = {field.name: [getattr(each, field.name) for each in measured] for field in fields(first)}
-    return replace(first, **{name: middle(each) for name, each in changes.items() if isinstance(each[0], float)})
+    return replace(first, **{name: median_of(each) for name, each in changes.items() if isinstance(each[0], float)})
 
 
-def simulated(recording: Recording, drive: Drive, computing: Computing) -> Outcome:
+def simulate_run(recording: Recording, drive: Drive, computing: Computing) -> Outcome:
+    """Simulate the run of ``recording`` on these devices."""
     setup, (memory, besides, guess) = recording.setup, computing
     by_row = {b for b, home in setup.homes.items() if home.region == "stream" and b not in setup.cycle}
     (prompt, *decoded), *_ = passes_of(recording).values()
@@ -121,7 +124,8 @@ def simulated(recording: Recording, drive: Drive, computing: Computing) -> Outco
 
 
 def row(budget: str, rounds: list[dict[str, float]], prefix: str = "simulated") -> tuple[str, ...]:
-    """Medians, as measured and as figures whose names begin with ``prefix`` say, and how far these are away."""
+    """Collect the medians of one budget: measured, predicted (figures whose names begin with ``prefix``), and the
+    error."""
     middle = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
     cells = [budget]
     for name, digits, unit in (("tokens_per_second", 1, 1.0), ("flash_bytes_per_token", 3, 1e6), ("hit_ratio", 3, 1.0)):
@@ -132,6 +136,7 @@ def row(budget: str, rounds: list[dict[str, float]], prefix: str = "simulated") 
 
 
 def main() -> None:
+    """Measure devices and runs, simulate, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--host-memory", nargs="+", required=True, help="budgets")
@@ -150,7 +155,7 @@ def main() -> None:
         run(options, store, "8GiB")  # packs the model, and compiles what computing needs
         for _ in range(options.rounds):
             (figures, whole), (_, tight) = run(options, store, "8GiB"), run(options, store, options.calibrate)
-            computing.append(measured_computing(1 / figures["tokens_per_second"], whole, tight))
+            computing.append(measure_computing(1 / figures["tokens_per_second"], whole, tight))
             drives.append(delivered(tight).drive())
             for budget in options.host_memory:
                 figures, recording = run(options, store, budget)
@@ -159,7 +164,7 @@ def main() -> None:
                 recordings[budget].append(recording)
     for budget, rounds in found.items():
         for figures, recording in zip(rounds, recordings[budget], strict=True):
-            outcome = simulated(recording, middle(drives), middle(computing))
+            outcome = simulate_run(recording, median_of(drives), median_of(computing))
             figures["simulated_tokens_per_second"] = outcome.tokens_per_second
             figures["simulated_flash_bytes_per_token"] = outcome.bytes_read / outcome.tokens
             figures["simulated_hit_ratio"] = outcome.hit_ratio

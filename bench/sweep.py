@@ -15,9 +15,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from figures import Spread, falls, limit_seconds
-from report import Table, keep, publish
-from rounds import RunFailed, Runner, arguments, note, runner, size
+from figures import Spread, find_falls, limit_seconds
+from report import Table, publish, write_results
+from rounds import RunFailed, Runner, make_parser, open_runner, print_run, size
 
 from penstock.tiering.units import format_size
 
@@ -27,11 +27,11 @@ TOLERANCE = 0.05
 
 
 def measure(run: Runner, mode: str, share: float, options: argparse.Namespace) -> dict[str, Any]:
-    """One point of one round; a peer that does not fit under its cap is a point without a speed."""
+    """Measure one point of one round. A peer that does not fit under its cap is a point without a speed."""
     budget = int(run.model_bytes * share / 100)
     try:
         found = run.run(mode, TOKENS[mode], cap=budget + options.beside, host_memory=budget)
-        note(found)
+        print_run(found)
     except RunFailed as error:
         if mode == "penstock":
             raise
@@ -41,7 +41,7 @@ def measure(run: Runner, mode: str, share: float, options: argparse.Namespace) -
 
 
 def spreads(runs: list[dict[str, Any]], mode: str) -> dict[float, Spread]:
-    """The speed of ``mode`` at each share of the model, ascending."""
+    """Collect the speed of ``mode`` at each share of the model, ascending."""
     mine = sorted((run for run in runs if run["mode"] == mode and "failed" not in run), key=lambda run: run["share"])
     return {
         share: Spread.of([run["tokens_per_second"] for run in group])
@@ -50,7 +50,7 @@ def spreads(runs: list[dict[str, Any]], mode: str) -> dict[float, Spread]:
 
 
 def limits(runs: list[dict[str, Any]]) -> dict[float, float]:
-    """The limit in tokens per second at each share, computing alone being what the largest budget needs a token."""
+    """Compute the limit in tokens per second at each share. The largest budget stands for computing alone."""
     speeds = spreads(runs, "penstock")
     compute = 1 / max(spread.median for spread in speeds.values())
     found = {}
@@ -67,11 +67,11 @@ def limits(runs: list[dict[str, Any]]) -> dict[float, float]:
 
 
 def verdicts(speeds: dict[float, Spread]) -> list[str]:
-    """Whether the speed rises with the budget, and how steeply."""
+    """Say whether the speed rises with the budget, and how steeply."""
     shares, values = list(speeds), list(speeds.values())
     found = [
         f"FALLS: {values[early].median:.2f} at {shares[early]:g} %, {values[late].median:.2f} at {shares[late]:g} %"
-        for early, late in falls(values, TOLERANCE)
+        for early, late in find_falls(values, TOLERANCE)
     ] or [f"rises with the budget, within noise (no median more than {TOLERANCE:.0%} below an earlier one's range)"]
     steps = [(b.median / a.median, x, y) for (x, a), (y, b) in itertools.pairwise(speeds.items())]
     if steps:
@@ -81,6 +81,7 @@ def verdicts(speeds: dict[float, Spread]) -> list[str]:
 
 
 def table(name: str, model_bytes: int, runs: list[dict[str, Any]], options: argparse.Namespace) -> Table:
+    """Make the table of the report."""
     modes = sorted({run["mode"] for run in runs}, key=list(TOKENS).index)
     columns = {mode: spreads(runs, mode) for mode in modes}
     bounds = limits(runs)
@@ -94,6 +95,7 @@ def table(name: str, model_bytes: int, runs: list[dict[str, Any]], options: argp
 
 
 def plot(name: str, runs: list[dict[str, Any]], file: Path) -> None:
+    """Draw tokens/s against the budget into ``file``."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -119,7 +121,8 @@ def plot(name: str, runs: list[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=3)
+    """Run all budgets in turn, and report."""
+    parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="budgets in %% of the model")
     parser.add_argument("--peer-shares", type=float, nargs="*", default=(25, 50, 75, 100), help="those of the peers")
     parser.add_argument("--peer-rounds", type=int, default=1)
@@ -128,7 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     peers = ["accelerate"] + ["llama.cpp"] * bool(options.gguf)
     runs: list[dict[str, Any]] = []
-    with runner(options) as run:
+    with open_runner(options) as run:
         for number in range(options.rounds):
             points = [("penstock", share) for share in options.shares]
             if number < options.peer_rounds:
@@ -137,7 +140,7 @@ def main() -> None:
             for mode, share in points:
                 runs.append(measure(run, mode, share, options))
                 if options.json:
-                    keep({"runs": runs}, options.json)
+                    write_results({"runs": runs}, options.json)
         found = table(options.model.name, run.model_bytes, runs, options)
     said = verdicts(spreads(runs, "penstock"))
     results = {"runs": runs, "limits": limits(runs), "verdicts": said}

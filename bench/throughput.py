@@ -20,10 +20,10 @@ from typing import Any
 import torch
 import transformers
 from figures import Spread, difference
-from report import Table, keep, publish
+from report import Table, publish, write_results
 from resident import ResidentSet
 from tokens import fixed_tokens
-from unions import watched
+from unions import watch_experts
 
 import penstock
 from penstock.tiering.planner.regions import EXPERTS
@@ -50,18 +50,18 @@ class Batch:
 
 
 def experts_in_memory(model: Any) -> frozenset[BlockId]:
-    """Those that are there now, or on their way."""
+    """The experts that are in memory now, or on their way."""
     residency = model.penstock._engine.bridge._planner.residency
     return frozenset(residency.regions[EXPERTS].blocks)
 
 
-def batched(model: Any, rows: int, steps: int) -> dict[str, Any]:
-    """``steps`` forwards of ``rows`` sequences."""
+def measure_batch(model: Any, rows: int, steps: int) -> dict[str, Any]:
+    """Measure ``steps`` forwards of ``rows`` sequences."""
     batch = Batch(model, range(rows))
     for count in (PROMPT, *[1] * UNTIMED):
         batch.feed(count)
     before = model.penstock.stats().report()
-    with watched(model) as unions:
+    with watch_experts(model) as unions:
         start = time.perf_counter()
         for _ in range(steps):
             unions.step(experts_in_memory(model))
@@ -81,8 +81,8 @@ def batched(model: Any, rows: int, steps: int) -> dict[str, Any]:
     }
 
 
-def threaded(model: Any, threads: int, steps: int) -> dict[str, Any]:
-    """``steps`` tokens of each of ``threads`` sequences, every sequence on a thread of its own."""
+def measure_threads(model: Any, threads: int, steps: int) -> dict[str, Any]:
+    """Measure ``steps`` tokens of each of ``threads`` sequences, every sequence on a thread of its own."""
     gate = threading.Barrier(threads + 1)
     failed: list[BaseException] = []
 
@@ -120,6 +120,7 @@ def threaded(model: Any, threads: int, steps: int) -> dict[str, Any]:
 
 
 def table(title: str, rounds: list[dict[str, Any]]) -> Table:
+    """Make the table of the report."""
     rows = []
     for part in rounds[0]:
         runs = [each[part] for each in rounds]
@@ -158,13 +159,14 @@ def table(title: str, rounds: list[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
+    """Measure one sequence, rows and threads in turn, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--host-memory", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="timed tokens of every sequence, in every part")
-    parser.add_argument("--store", help="where the bundle is kept; a temporary folder if not given")
+    parser.add_argument("--store", help="folder for the bundle (default: a temporary one)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -175,9 +177,9 @@ def main() -> None:
         settings = {"host_memory": options.host_memory, "store": options.store or scratch}
         with penstock.load(options.model, **settings) as model:
             parts = {
-                "one": partial(batched, model, 1),
-                f"{options.sequences} rows": partial(batched, model, options.sequences),
-                f"{options.sequences} threads": partial(threaded, model, options.sequences),
+                "one": partial(measure_batch, model, 1),
+                f"{options.sequences} rows": partial(measure_batch, model, options.sequences),
+                f"{options.sequences} threads": partial(measure_threads, model, options.sequences),
             }
             for _ in range(options.rounds):
                 done = {}
@@ -189,7 +191,7 @@ def main() -> None:
                 speeds = ", ".join(f"{name} {run['tokens_per_second']:.2f}" for name, run in rounds[-1].items())
                 print(f"tokens/s: {speeds}", file=sys.stderr, flush=True)
                 if options.json:
-                    keep({"rounds": rounds}, options.json)
+                    write_results({"rounds": rounds}, options.json)
     title = f"{options.model.name}, host_memory {options.host_memory}, {options.rounds} rounds of {options.steps} steps"
     publish([table(title, rounds)], {"rounds": rounds}, json_file=options.json, markdown=options.markdown)
 

@@ -19,6 +19,7 @@ def _no_vocabulary(self: Any) -> None:
 
 
 def main() -> None:
+    """Convert one checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("model", type=Path)

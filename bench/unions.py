@@ -1,4 +1,4 @@
-"""Which experts a step needs at least once, whoever needs them: read off the routers, not off penstock's counters."""
+"""Watches the routers: which experts does each step need at least once? It does not rely on counters of penstock."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -12,15 +12,17 @@ from penstock.tiering.units import BlockId
 
 
 class Unions:
-    """The different experts that each step needs. A step begins with what is ``resident`` then."""
+    """The different experts of each step. A step begins with those that are ``resident`` then."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Collection[BlockId], list[tuple[str, int, torch.Tensor]]]] = []
 
     def step(self, resident: Collection[BlockId]) -> None:
+        """Begin a step."""
         self._steps.append((resident, []))
 
     def saw(self, name: str, experts: int, index: torch.Tensor) -> None:
+        """Note the experts that a module was called with."""
         self._steps[-1][1].append((name, experts, index))
 
     # Counted afterwards: while the clock runs, only references are kept.
@@ -32,7 +34,7 @@ class Unions:
 
     @property
     def absent(self) -> int:
-        """Of these, those that were not resident when their step began."""
+        """Those of them that were not resident when their step began."""
         return sum(len(needed.difference(resident)) for resident, needed in self._sets())
 
     def _sets(self) -> Iterator[tuple[Collection[BlockId], set[BlockId]]]:
@@ -49,7 +51,7 @@ class Unions:
 
 
 @contextmanager
-def watched(model: nn.Module) -> Iterator[Unions]:
+def watch_experts(model: nn.Module) -> Iterator[Unions]:
     """Watch every experts module of ``model`` meanwhile."""
     unions = Unions()
 

@@ -35,7 +35,9 @@ def main() -> None:
         model.generate(
             **inputs, max_new_tokens=options.tokens, do_sample=True, temperature=0.7, streamer=TextStreamer(tokenizer)
         )
-        stats, placement = model.penstock.stats(), model.penstock.placement
+        # `model.penstock` is the same. Type checkers know what `handle` gives.
+        handle = penstock.handle(model)
+        stats, placement = handle.stats(), handle.placement
 
     print(f"host memory budget:     {placement.budget / MIB:.1f} MiB")
     print(f"stays in memory:        {(placement.resident_bytes + placement.pinned_bytes) / MIB:.1f} MiB")

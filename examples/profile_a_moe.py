@@ -3,8 +3,8 @@
     python examples/profile_a_moe.py
     python examples/profile_a_moe.py MODEL --host-memory 8GiB --tokens 500 --out story.routes
 
-What is recorded here is what the model writes itself. `penstock profile MODEL --text FILE` records a text that it
-reads, and says more. `penstock plan MODEL --profile story.routes` uses the file for its forecast.
+It records the text that the model writes itself. `penstock profile MODEL --text FILE` records a text that it reads.
+A forecast can use the file: `penstock plan MODEL --profile story.routes`, or `penstock.plan(MODEL, routes=routes)`.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 import penstock
+from penstock.routing import report
 
 TINY = Path(__file__).parent / "tiny-moe"
 
@@ -36,14 +37,15 @@ def main() -> None:
             model.generate(**inputs, max_new_tokens=options.tokens, do_sample=True, temperature=0.7)
         routes = recording.routes()
 
-    print(f"{routes.tokens} tokens through {len(routes.layers)} layers of experts")
-    print("layer                  used per token  busiest quarter has  as for the token before")
-    for layer in routes.layers:
-        used = layer.used()  # [tokens, experts]: whether the token went through the expert
-        uses = sorted(used.sum(axis=0), reverse=True)
-        busiest = sum(uses[: len(uses) // 4]) / sum(uses)
-        again = (used[1:] & used[:-1]).sum() / used[1:].sum()
-        print(f"{layer.path:<22} {layer.top_k:>7} of {layer.experts:<4} {busiest:>19.0%}  {again:>23.0%}")
+    found = report(routes)
+    print(f"{routes.tokens} tokens, {found['experts_per_token']} of {found['experts']} experts for each")
+    print("a cache of so many experts  would have been hit by")
+    for row in found["cache"]:
+        if "auto" in row:  # sizes at which penstock's eviction policies were tried on the trace
+            print(f"{row['experts']:>7} ({row['share']:.0%}) {row['auto']:>30.0%}")
+    print("layer                       evenness, 1 is even  largest share of one expert")
+    for layer in found["by_layer"]:
+        print(f"{layer['path']:<27} {layer['entropy']:>19.3f}  {layer['largest_share']:>27.0%}")
     if options.out is not None:
         routes.save(options.out)
         print(f"written: {options.out}")

@@ -1,4 +1,4 @@
-"""Bytes: direct I/O, memory, weight formats, products, attention. Imports no other part, and no asyncio.
+"""Bytes: direct I/O, memory, weight formats, products, attention. Imports no other part of the package, and no asyncio.
 
-At the top: the compiled library (``native``) and how it is called (``calls``). C sources are in ``csrc/``.
+The top level has the compiled library (``native``) and helpers to call it (``calls``). The C sources are in ``csrc/``.
 """

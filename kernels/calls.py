@@ -1,4 +1,4 @@
-"""Calls of compiled products: several matrices in one call, and threads shared between calls at once."""
+"""Calls of compiled products: several matrices in one call, and threads shared between concurrent calls."""
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
@@ -6,13 +6,15 @@ from contextlib import contextmanager
 
 import torch
 
-_under_way: list[None] = []  # one entry for each call at this moment
+_under_way: list[None] = []  # one entry per running call
 
 
 @contextmanager
 def share(threads: int) -> Iterator[int]:
-    """How many of ``threads`` this call had better use: calls at once share the cores, as a team of threads for each
-    would wait for its turns."""
+    """Yield the number of ``threads`` that this call should use.
+
+    Concurrent calls share the cores. A full team of threads for each would wait for its turns.
+    """
     _under_way.append(None)
     try:
         yield max(1, threads // len(_under_way))
@@ -29,9 +31,12 @@ def multiply(
     *numbers: int,
     threads: int,
 ) -> torch.Tensor:
-    """[len(inputs), rows, n], bfloat16: what ``kernel(count, matrices, inputs, outs, rows, n, *numbers, threads)``
-    writes to ``outs``. Matrices (their planes, one after the other) and inputs are given by their addresses; what lies
-    there stays until the call returns. No bit depends on the number of threads."""
+    """Multiply several matrices by their inputs in one call. Returns bfloat16 [len(inputs), rows, n].
+
+    ``kernel(count, matrices, inputs, outs, rows, n, *numbers, threads)`` writes the result to ``outs``. Matrices and
+    inputs are given by their addresses. A matrix has its planes one after the other. The memory must stay valid until
+    the call returns. The number of threads changes no bit.
+    """
     count = len(inputs)
     out = torch.empty(count, rows, n, dtype=torch.bfloat16)
     first, size = out.data_ptr(), 2 * rows * n
@@ -52,7 +57,7 @@ def multiply(
 def native_product(
     kernel: Callable[..., None], rows: int, n: int, *numbers: int
 ) -> Callable[[Sequence[Sequence[int]], Sequence[int]], torch.Tensor]:
-    """A product of ``rows`` rows with several matrices at once, as weight formats have it."""
+    """Make a weight format's product (``formats.base.Product``) of ``rows`` rows with several matrices at once."""
 
     def product(matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
         planes = [plane for matrix in matrices for plane in matrix]
@@ -61,6 +66,6 @@ def native_product(
     return product
 
 
-def memory(address: int, length: int) -> torch.Tensor:
-    """The bytes that lie there, uint8 [length]; they are not kept."""
+def view_memory(address: int, length: int) -> torch.Tensor:
+    """View ``length`` bytes at ``address`` as a tensor, uint8 [length]. It does not keep them alive."""
     return torch.frombuffer((ctypes.c_uint8 * length).from_address(address), dtype=torch.uint8)

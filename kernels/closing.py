@@ -1,15 +1,15 @@
-"""Objects that end themselves at the end of a ``with``."""
+"""Base classes of objects that close or stop at the end of a ``with`` block."""
 
 from typing import Self
 
 
 class Closing:
-    """Is closed at the end of a ``with``."""
+    """An object that is closed at the end of a ``with`` block."""
 
     __slots__ = ()
 
     def close(self) -> None:
-        """Give back what it holds. Idempotent."""
+        """Release everything that the object holds. Idempotent."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -20,12 +20,12 @@ class Closing:
 
 
 class Stopping:
-    """Is stopped at the end of a ``with``."""
+    """An object that is stopped at the end of a ``with`` block."""
 
     __slots__ = ()
 
     def stop(self) -> None:
-        """End what it does. Idempotent."""
+        """End the object's work. Idempotent."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The compiled half of the kernels, if it was compiled at installation and this processor can run it."""
+"""The compiled kernels: which of them this build and this processor can run."""
 
 import ctypes
 import importlib.util
@@ -8,9 +8,9 @@ from ctypes import c_char_p, c_double, c_float, c_int, c_long, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
-import torch  # noqa: F401 - its OpenMP library is then the one that the kernels find, on systems without one too
+import torch  # noqa: F401 - loads its OpenMP library first, so that the kernels use the same one
 
-_SIGNATURES: dict[str, list[Any]] = {
+_PRODUCTS: dict[str, list[Any]] = {
     "penstock_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
     "penstock_add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
     "penstock_products_int8": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_int],
@@ -25,12 +25,12 @@ _SIGNATURES: dict[str, list[Any]] = {
     "penstock_block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
     "penstock_decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
 }
-"""Of functions that return nothing."""
-_TELLING: dict[str, list[Any]] = {
+"""Signatures of products and encoders for this processor that return nothing."""
+_PRODUCTS_WITH_STATUS: dict[str, list[Any]] = {
     "penstock_lossless_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
 }
-"""Of functions that return whether they could."""
-_ANYWHERE: dict[str, list[Any]] = {
+"""Signatures of products for this processor that return whether they succeeded."""
+_PORTABLE: dict[str, list[Any]] = {
     "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
     "penstock_scores": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_float] + [c_int] * 3,
     "penstock_weigh": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_int] * 3,
@@ -58,27 +58,27 @@ _ANYWHERE: dict[str, list[Any]] = {
     "penstock_omitted": [c_void_p] * 2 + [c_long] * 2 + [c_void_p] * 2,
     "penstock_needed": [c_void_p] * 4 + [c_long] * 2 + [c_void_p, c_double] + [c_void_p] * 2 + [c_int],
 }
-"""Of functions that any processor can run, and that return nothing."""
-_ANYWHERE_TELLING: dict[str, list[Any]] = {
+"""Signatures of functions for any processor that return nothing."""
+_PORTABLE_WITH_RESULT: dict[str, list[Any]] = {
     "penstock_lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p] + [c_int] * 2,
     "penstock_lossless_way": [],
     "penstock_bounds_wide": [],
 }
-"""The same, of functions that return a number."""
-_ABOUT: dict[str, list[Any]] = {"penstock_openmp": [], "penstock_feature": [c_int, c_void_p]}
-"""What is asked of the build and of the processor."""
+"""Signatures of functions for any processor that return a number."""
+_BUILD_QUERIES: dict[str, list[Any]] = {"penstock_openmp": [], "penstock_feature": [c_int, c_void_p]}
+"""Signatures of functions that describe the build and the processor."""
 
 
 def load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or why there is none."""
+    """Load the compiled library. Returns it, or None and the reason."""
     found = importlib.util.find_spec("penstock.kernels._native")
     if found is None or found.origin is None:
         return None, "nothing was compiled at installation: install again with GCC or Clang, pip install -v says more"
     try:
         library = ctypes.CDLL(found.origin)
-        _declare(library, _ANYWHERE, None)
-        _declare(library, _ANYWHERE_TELLING, c_int)
-        _declare(library, _ABOUT, c_int)
+        _declare(library, _PORTABLE, None)
+        _declare(library, _PORTABLE_WITH_RESULT, c_int)
+        _declare(library, _BUILD_QUERIES, c_int)
         library.penstock_compiler.restype = c_char_p
     except (OSError, AttributeError) as error:
         return None, f"what was compiled at installation cannot be loaded: {error}; install again"
@@ -86,44 +86,51 @@ def load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _library() -> ctypes.CDLL | None:
+    """Return the library with its products declared, or None where the processor cannot run them."""
     if COMPILED is None or not COMPILED.penstock_available():
         return None
-    _declare(COMPILED, _SIGNATURES, None)
-    _declare(COMPILED, _TELLING, c_int)
+    _declare(COMPILED, _PRODUCTS, None)
+    _declare(COMPILED, _PRODUCTS_WITH_STATUS, c_int)
     return COMPILED
 
 
 def _declare(library: ctypes.CDLL, signatures: Mapping[str, list[Any]], returns: Any) -> None:
+    """Set the argument types and the result type of each function of ``library``."""
     for name, types in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = returns, types
 
 
 COMPILED, _WHY_NOT = load()
-"""attention.c, bounds.c, certify.c, kv_quantised.c, and what any processor can run of lossless.c; None where nothing
-was compiled."""
+"""The library with all that any processor can run: attention.c, bounds.c, certify.c, kv_quantised.c, and a part of
+lossless.c. None if nothing was compiled.
+"""
 
 LIBRARY = _library()
-"""blocks.c, lossless.c, nest.c, nested.c, products.c, quantise.c, symmetric.c and weighted_sum.c; None where they
-cannot be used."""
+"""The library with block_formats.c, lossless.c, nest.c, nested.c, bfloat16_products.c, quantise_int4.c,
+quantise_int8.c and weighted_sum.c.
+
+None where they cannot run.
+"""
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
-"""packed.c; it asks more of the processor."""
+"""The library with int8_int4.c, which needs more features of the processor. None where it cannot run."""
 
 
 PRODUCTS_NEED = ("avx512bf16", "avx512bw", "avx512vl")
-"""Features of a processor without which products come from torch; products.c and packed.c ask for them."""
+"""Features of a processor that bfloat16_products.c and int8_int4.c need. Without them products come from torch."""
 PACKED_NEED = (*PRODUCTS_NEED, "avx512vbmi")
+"""Features of a processor that int8_int4.c needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """Which compiled kernels are in use here.
+    """The compiled kernels that are in use here.
 
-    ``compiler`` has its version, and is empty where there are no kernels. ``attention`` stands for all that any
-    processor can run (attention, pages of KV, lossless decoding), ``products`` for products of a few rows with weights,
-    ``packed`` for those with packed weights. ``features`` are those of this processor that the kernels know to use.
-    ``missing`` says why not all kernels are in use, or not on several threads: one sentence each, empty if all are.
+    ``compiler`` is its version, empty if there are no kernels. ``attention`` stands for all that any processor can run:
+    attention, pages of KV, lossless decoding. ``products`` stands for products of a few rows with weights, ``packed``
+    for products with packed weights. ``features`` are the features of this processor that the kernels know. ``missing``
+    says why some kernels are not in use, or run on one thread: one sentence each, empty if all are in use.
     """
 
     compiler: str
@@ -136,7 +143,7 @@ class Kernels:
 
 
 def describe() -> Kernels:
-    """Which compiled kernels are in use in this process, and why not all of them."""
+    """Describe the compiled kernels in use in this process, with the reasons why some are not."""
     features, openmp = {}, False
     if COMPILED is not None:
         features, openmp = _features(COMPILED), COMPILED.penstock_openmp() > 0
@@ -152,8 +159,11 @@ def describe() -> Kernels:
 
 
 def explain(why_not: str, *, openmp: bool, features: Mapping[str, bool], machine: str) -> list[str]:
-    """Why kernels are not in use: ``why_not`` if there are none at all; else by OpenMP, and by which ``features`` of
-    the processor are there (none are known where it is not x86-64). Pure."""
+    """Explain why kernels are not in use: a list of reasons. Pure.
+
+    ``why_not`` is the reason if there are no kernels at all. Otherwise the reasons follow from OpenMP and from the
+    ``features`` of the processor. None are known where it is not x86-64.
+    """
     if why_not:
         return [why_not]
     reasons = []
@@ -169,11 +179,12 @@ def explain(why_not: str, *, openmp: bool, features: Mapping[str, bool], machine
 
 
 def _lacking(needed: Collection[str], features: Mapping[str, bool]) -> str:
+    """Join the names of the ``needed`` features that are absent."""
     return ", ".join(name for name in needed if not features.get(name))
 
 
 def _features(library: ctypes.CDLL) -> dict[str, bool]:
-    """Of each feature that the kernels know to use, whether this processor has it."""
+    """Ask the library for each feature that it knows: name to whether this processor has it."""
     found: dict[str, bool] = {}
     name = c_char_p()
     while (there := library.penstock_feature(len(found), ctypes.byref(name))) >= 0:

@@ -1,20 +1,20 @@
-"""Which threads may wait for reads to land, and how a read's outcome is handed over."""
+"""Threads that may wait for reads to land, and delivery of a read's outcome."""
 
 import threading
 from collections.abc import Callable
 
 Then = Callable[[Exception | None], None]
-"""Takes the outcome of a read or a copy: None, or the error."""
+"""Callback that takes the outcome of a read or a copy: None, or the error."""
 
 
-class _Here(threading.local):
+class _ThreadState(threading.local):
     """The state of the calling thread."""
 
     reader = False
     held_up = 0
 
 
-_here = _Here()
+_here = _ThreadState()
 
 
 def deliver(then: Then, problem: Exception | None) -> None:
@@ -26,7 +26,7 @@ def deliver(then: Then, problem: Exception | None) -> None:
 
 
 def mark_thread() -> None:
-    """Mark the calling thread as one that performs reads or copies: it never waits for them."""
+    """Mark the calling thread as one that performs reads or copies. Such a thread never waits for them."""
     _here.reader = True
 
 
@@ -41,12 +41,13 @@ class _NoWaiting:
 
 
 no_waiting = _NoWaiting()
-"""Enter it before taking such a lock. It may be nested."""
+"""Enter it before you take such a lock. It can be nested."""
 
 
 def may_wait() -> bool:
-    """Whether the calling thread may wait for reads to land: not a reader's thread, and not inside ``no_waiting``.
+    """Return whether the calling thread may wait for reads to land.
 
-    The garbage collector can run at any point, also inside those, and it closes objects that nobody uses any more.
+    It may not on a reader's thread, and not inside ``no_waiting``. The garbage collector can run at any point, also in
+    these two cases, and it closes unused objects.
     """
     return not (_here.reader or _here.held_up)

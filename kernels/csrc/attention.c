@@ -1,28 +1,28 @@
-/* Attention of a few rows to pages of keys and values, as they are in memory: bfloat16 or float32.
+/* Attention of a few rows to pages of keys and values in bfloat16 or float32.
 
-   A page of keys or values is [heads, tokens, dim]. Scores: sixteen tokens' keys are transposed, so that each lane of a
-   register sums the products of one token; nothing is summed across lanes. Values: each lane is a column, and tokens are
-   added in their order, page by page. With VDPBF16PS two products are added at a time. No bit depends on how the work is
-   shared out, for that is by pages and heads with scores, by heads and columns with values. */
+   A page of keys or values is [heads, tokens, dim]. Scores: sixteen tokens' keys are transposed, so that each lane
+   of a register sums the products of one token. Nothing is summed across lanes. Values: each lane is a column, and
+   tokens are added in their order, page by page. With VDPBF16PS two products are added at a time. No bit depends on
+   the number of threads: scores are divided by pages and heads, values by heads and columns. */
 
 #include "bfloat16.h"
 #include "target.h"
 
-#define MOST_DIM 1024 /* numbers in a key */
-#define TILE 32       /* columns of values that are one piece of work */
+#define MOST_DIM 1024 /* the most numbers in a key */
+#define TILE 32       /* columns of values in a piece of work */
 
 struct scoring { /* a page and head: out[row * stride + token] = query . keys * scaling */
     const void *keys, *query; /* [tokens, dim], [rows, dim] */
-    const void *ahead; /* the keys that come next */
+    const void *ahead; /* the next keys, to prefetch */
     float *out;
     long rows, tokens, dim, stride;
     float scaling;
-    int brief; /* numbers are bfloat16, and scores rounded as such */
+    int brief; /* numbers are bfloat16, and scores are rounded to it */
 };
 
 struct weighing { /* a page, head and columns: out[row * dim + column] += weights[row * stride + token] * values */
     const void *values, *weights; /* [tokens, dim] */
-    const void *ahead; /* the values that come next */
+    const void *ahead; /* the next values, to prefetch */
     float *out;
     long rows, tokens, dim, stride, first, last;
     int brief;
@@ -64,7 +64,7 @@ END_TARGET
 
 #include "lanes.h"
 
-#define LINE 64 /* bytes that memory delivers at once */
+#define LINE 64 /* bytes of a cache line */
 #define MOST 8  /* rows that are computed at a time */
 #define GROUPS 2 /* of LANES tokens, at a time */
 
@@ -75,21 +75,21 @@ INLINE __m512 as_bfloat16(__m512 numbers)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(numbers)), 16));
 }
 
-/* Pages lie anywhere, and the processor does not foresee where: without this, each starts with a wait. */
+/* The processor cannot foresee where the next page lies. Without this prefetch each page starts with a wait. */
 INLINE void prefetched(const void *from, long bytes)
 {
     for (long at = 0; at < bytes; at += LINE)
         _mm_prefetch((const char *)from + at, _MM_HINT_T0);
 }
 
-/* Adds products: of pairs of bfloat16, or of float32 numbers. */
+/* Adds products of bfloat16 pairs, or of float32 numbers. */
 INLINE __m512 added(__m512 sum, __m512i a, __m512i b, const int brief)
 {
     return brief ? _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b)
                  : _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
 }
 
-/* Up to LANES keys of `words` words of four bytes each, transposed: columns [words][LANES]. */
+/* Transposes up to LANES keys of `words` words of four bytes: columns [words][LANES]. */
 INLINE void transposed(const uint32_t *keys, long words, long there, __m512i *columns)
 {
     for (long at = 0; at < words; at += LANES) {
@@ -171,7 +171,7 @@ INLINE void paired(const uint16_t *values, long dim, __mmask32 mask, int both, _
     pairs[1] = _mm512_unpackhi_epi16(one, next);
 }
 
-/* Where lanes of the first half (0 to 15) and the second (16 to 31) of 32 columns come from, and go back to. */
+/* Source and destination lanes of the first half (0 to 15) and the second half (16 to 31) of 32 columns. */
 static const int32_t APART[2][LANES] = {{0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27},
                                         {4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31}};
 static const int32_t BACK[2][LANES] = {{0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23},
@@ -251,7 +251,7 @@ TARGET static void weigh_wide(const struct weighing *now)
 
 enum { NARROW, MIDDLE, WIDEST };
 
-/* The best that this processor can. */
+/* The best kernel for this processor. */
 int penstock_attention_level(void)
 {
 #ifdef PENSTOCK_X86
@@ -285,8 +285,8 @@ static void weigh(const struct weighing *now, int level)
     weigh_narrow(now);
 }
 
-/* out [heads * rows, end], from column `at`: query [heads * rows, dim] times the keys of `count` pages, times scaling;
-   columns from `end` on are left out. dim is at most MOST_DIM. */
+/* out [heads * rows, end], from column `at`: query [heads * rows, dim] times the keys of `count` pages, times
+   scaling. Columns from `end` on are left out. dim is at most MOST_DIM. */
 void penstock_scores(long count, const uint64_t *planes, const void *query, float *out, long heads, long rows,
                      long tokens, long dim, long at, long end, float scaling, int brief, int level, int threads)
 {

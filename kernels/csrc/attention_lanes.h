@@ -1,5 +1,5 @@
-/* One page's scores and weighted values in vectors of WIDTH bytes, for any processor that the compiler has them for.
-   Included once for each WIDTH; NAME(x) tells what is defined apart. */
+/* Scores and weighted values of one page in vectors of WIDTH bytes, for any processor with such vectors. Included
+   once for each WIDTH. NAME(x) makes separate names. */
 
 typedef float NAME(floats) __attribute__((vector_size(WIDTH), aligned(4), may_alias));
 typedef uint32_t NAME(words) __attribute__((vector_size(WIDTH)));

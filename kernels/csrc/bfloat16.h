@@ -1,4 +1,4 @@
-/* bfloat16 numbers one by one, on any processor. */
+/* Scalar conversions of bfloat16 numbers, for any processor. */
 
 #ifndef PENSTOCK_BFLOAT16_H
 #define PENSTOCK_BFLOAT16_H
@@ -11,7 +11,7 @@ static inline float widened(uint16_t number)
     return wide.number;
 }
 
-/* To the nearest, ties to even. Unlike the processor's own conversion it keeps subnormal numbers. */
+/* Rounds to the nearest, ties to even. Unlike the processor's own conversion it keeps subnormal numbers. */
 static inline uint16_t rounded(float number)
 {
     const union { float number; uint32_t bits; } wide = {number};

@@ -1,18 +1,18 @@
-/* Bounds of attention's scores from keys of 8 or 4 bits, page by page.
+/* Bounds of attention scores from keys of 8 or 4 bits, page by page.
 
-   Of each page and head the summary holds (W is the head dimension, filled up to a multiple of 8):
+   A summary of a page and head has (W is the head dimension, padded to a multiple of 8):
 
-       int32 count     tokens in it; 0: its keys are not finite, and nothing is known of it
+       int32 count     tokens in it; 0 if its keys are not finite, so that nothing is known of it
        float reach     the greatest norm of a key
        bf16  centre[W]
        bf16  scale[P]  of each token
-       bf16  error[P]  norm of what the numbers leave of each token
+       bf16  error[P]  norm of each token's rounding error
        (up to a multiple of 64 bytes)
        uint8 numbers   [P / 16][W / 4][16 tokens][4 columns] of 8 bits, or [P / 16][W / 8][16 tokens][4 columns] where a
                        byte has column 8 j + c in its low and 8 j + 4 + c in its high half; number + 128, or + 8
 
-   A key is its centre plus its rotated numbers times its scale plus the error. The query is rotated too, and made
-   numbers of 15 bits in two bytes; what that leaves out, and every rounding, is added to the bound. */
+   A key is its centre plus its rotated numbers times its scale plus the error. The query is rotated too, and rounded
+   to numbers of 15 bits in two bytes. Its rounding error, and every other rounding, is added to the bound. */
 
 #include "bounds.h"
 
@@ -33,7 +33,7 @@ static struct summary summary_of(const uint8_t *from, long tokens, long wide)
     return s;
 }
 
-/* Walsh-Hadamard transforms of the longest blocks of 2^n columns that `wide` is a multiple of; keeps norms. */
+/* Walsh-Hadamard transforms of the longest blocks of 2^n columns that divide `wide`. Norms are kept. */
 static void rotate(float *row, long wide)
 {
     const long block = wide & -wide;
@@ -70,7 +70,7 @@ static void prepare(struct query *q, const float *from, long dim, long wide, int
         q->step = most / STEPS;
         q->unresolved = q->step * 0.502f * levels * wide;
     } else
-        q->unresolved = most * levels * wide; /* too small for numbers */
+        q->unresolved = most * levels * wide; /* too small to be resolved */
     int32_t total = 0;
     for (long j = 0; j < wide && most > 1e-30f; j++) {
         const int number = (int)rintf(fmaxf(-STEPS, fminf(STEPS, rotated[j] / q->step)));
@@ -91,7 +91,7 @@ static float centre_product(const struct query *q, const struct summary *s, long
     return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
-/* out [16] = products of the query's numbers with those of 16 tokens. */
+/* out [16] = the products of the query with 16 tokens. */
 static void sixteen(const struct query *q, const uint8_t *numbers, long wide, int bits, int32_t *out)
 {
     int32_t high[LANES] = {0}, low[LANES] = {0};
@@ -136,8 +136,9 @@ static void page_anywhere(const struct query *q, const struct summary *s, long w
 }
 
 /* lower and upper [heads, rows, count]: bounds of the logarithm of the sum of exp(score) over the tokens of each of
-   `count` pages, whose summaries lie `stride` bytes apart. query [heads, rows, dim]; `room` has penstock_bounds_room
-   bytes; dim at most 512, tokens at most 256. `wide` asks for the kernel that penstock_bounds_wide speaks of. */
+   `count` pages, whose summaries are `stride` bytes apart. query is [heads, rows, dim]. `room` has
+   penstock_bounds_room bytes. dim is at most 512, tokens at most 256. `wide` selects the kernel of
+   penstock_bounds_wide. */
 void penstock_bounds(const uint8_t *summaries, long stride, long count, const float *query, long heads, long rows,
                      long tokens, long dim, int bits, float scaling, float softcap, float rounding, void *room,
                      float *lower, float *upper, int wide_kernel, int threads)

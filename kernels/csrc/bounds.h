@@ -1,4 +1,5 @@
-/* Bounds of attention scores: what the plain and the AVX-512 kernels share. bounds.c has the layout of a summary. */
+/* Bounds of attention scores: definitions for the plain and the AVX-512 kernels. bounds.c describes a summary's
+   layout. */
 
 #ifndef PENSTOCK_BOUNDS_H
 #define PENSTOCK_BOUNDS_H
@@ -7,8 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 16    /* tokens that are computed at a time */
-#define MOST 8      /* queries that are computed in one pass over a page */
+#define LANES 16    /* tokens at a time */
+#define MOST 8      /* queries in one pass over a page */
 #define WIDEST 512  /* columns: sums of products then fit 32 bits */
 #define LONGEST 256 /* tokens of a page */
 #define PAGES 8     /* pages that a thread takes at a time */
@@ -25,15 +26,15 @@ struct summary {
 struct query {
     float plain[WIDEST];
     int8_t high[WIDEST], low[WIDEST];
-    int32_t offset;     /* what the numbers' own offset adds to the product */
-    float step;         /* of the numbers high * 128 + low */
-    float norm;         /* by which a token's error counts */
-    float half_sum;     /* by which its scale counts, if that is less */
-    float unresolved;   /* by which its scale counts besides: what the query's own numbers leave */
-    float slip;         /* by which its page's reach counts: roundings */
+    int32_t offset;     /* what the stored numbers' offset adds to the product */
+    float step;         /* step of the numbers high * 128 + low */
+    float norm;         /* weight of a token's error */
+    float half_sum;     /* weight of its scale, if that is less */
+    float unresolved;   /* weight of its scale for the rounding of the query */
+    float slip;         /* weight of its page's reach, for roundings */
 };
 
-struct rule { /* how a score is made of a product */
+struct rule { /* from a product to a score */
     float scaling, softcap, rounding; /* softcap 0: none */
 };
 
@@ -52,8 +53,8 @@ static inline float bounded(float bound, const struct rule *rule)
 
 static inline void unknown(float *lower, float *upper) { *lower = -INFINITY, *upper = INFINITY; }
 
-/* From the greatest bound of a token, the sum of exp(bound - greatest), the greatest error and the greatest bound as
-   it is without its sign. */
+/* Bounds of the logarithm of a sum, from the greatest bound of a token, the sum of exp(bound - greatest), the
+   greatest error and the greatest absolute bound. */
 static inline void conclude(float top, float sum, float worst, float largest, const struct rule *rule, float *lower,
                      float *upper)
 {
@@ -62,12 +63,12 @@ static inline void conclude(float top, float sum, float worst, float largest, co
     *lower = bound - slack - (2 + 2 * rule->rounding) * worst - 2 * rule->rounding * largest;
     if (rule->softcap > 0)
         *lower -= 4e-6f * rule->softcap;
-    if (!isfinite(*upper) || !isfinite(*lower)) /* what overflowed may be anything */
+    if (!isfinite(*upper) || !isfinite(*lower)) /* after an overflow anything is possible */
         unknown(lower, upper);
 }
 
-/* Bounds of one page for 1 to MOST queries at once, to lower and upper, `apart` numbers from query to query. Only where
-   penstock_bounds_wide() is true. */
+/* Bounds of one page for 1 to MOST queries at once, to lower and upper, with `apart` numbers between queries. Only
+   where penstock_bounds_wide() is true. */
 void penstock_bounds_page_wide(int queries, int bits, const struct query *q, const struct summary *s, long wide,
                                const struct rule *rule, float *lower, float *upper, long apart);
 

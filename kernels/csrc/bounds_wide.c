@@ -20,7 +20,7 @@ WIDE_INLINE __m512 floats(const uint16_t *from)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
 }
 
-/* To a relative error of 2e-7; exp(-inf) is 0. */
+/* exp to a relative error of 2e-7; exp(-inf) is 0. */
 WIDE_INLINE __m512 exponential(__m512 x)
 {
     const __m512 in = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(200)), _mm512_set1_ps(-200));
@@ -46,7 +46,7 @@ WIDE_INLINE __m512 bounded_wide(__m512 bound, const struct rule *rule)
     return _mm512_fmadd_ps(_mm512_set1_ps(rule->rounding), _mm512_abs_ps(bound), bound);
 }
 
-/* Four numbers of a query, for each of the lanes. */
+/* Four numbers of a query, in all lanes. */
 WIDE_INLINE __m512i four(const int8_t *numbers)
 {
     int32_t together;
@@ -54,11 +54,11 @@ WIDE_INLINE __m512i four(const int8_t *numbers)
     return _mm512_set1_epi32(together);
 }
 
-/* products[t] = those of query t's numbers with those of 16 tokens. */
+/* products[t] = the products of query t with 16 tokens. */
 WIDE_INLINE void sixteen_wide(const int queries, const int bits, const struct query *q, const uint8_t *numbers,
                               long wide, __m512i products[MOST])
 {
-    const int other = queries <= MOST / 2; /* few queries have sums of their own for every second step: none waits */
+    const int other = queries <= MOST / 2; /* few queries: every second step has own sums, none waits */
     __m512i high[2][MOST], low[2][MOST];
 #pragma GCC unroll 8
     for (int t = 0; t < queries; t++)
@@ -96,7 +96,7 @@ WIDE_INLINE void centre_wide(const int queries, const struct query *q, const str
     __m512 sums[MOST];
     for (int t = 0; t < queries; t++)
         sums[t] = _mm512_setzero_ps();
-    for (long j = 0; j < wide; j += LANES) { /* behind the last column a query has zeros, and a summary other numbers */
+    for (long j = 0; j < wide; j += LANES) { /* past the last column a query has zeros, and a summary other data */
         const __mmask16 there = wide - j >= LANES ? 0xffff : 0xff;
         const __m512 centre = _mm512_maskz_mov_ps(there, floats(s->centre + j));
 #pragma GCC unroll 8

@@ -1,4 +1,4 @@
-/* How these kernels were compiled, and what this processor lacks of what they can use: what describe() in native.py asks. */
+/* The build of these kernels and the features of this processor, for describe() in native.py. */
 
 /* "gcc 12.2.0" or "clang 14.0.6 ...". */
 const char *penstock_compiler(void)
@@ -12,7 +12,7 @@ const char *penstock_compiler(void)
 #endif
 }
 
-/* The version of OpenMP, or 0: then every kernel runs on the thread that calls it. */
+/* The version of OpenMP. If 0, every kernel runs on the thread that calls it. */
 int penstock_openmp(void)
 {
 #ifdef _OPENMP
@@ -24,7 +24,7 @@ int penstock_openmp(void)
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
-/* Whether feature `number` is there: 1 or 0, -1 past the last; its name, as in /proc/cpuinfo, in `name`. */
+/* Whether feature `number` is present: 1 or 0, -1 past the last. `name` receives its name, as in /proc/cpuinfo. */
 int penstock_feature(int number, const char **name)
 {
 #define FEATURE(there, text)                                                                                           \

@@ -1,7 +1,8 @@
-/* Which pages certified attention reads next: Masses of kernels/kv/certify.py, without sorting all pages.
+/* The next pages that certified attention reads: Masses of kernels/kv/certify.py, without a sort of all pages.
 
-   Of each row of queries and each page `upper` is what the page's part of the softmax is at most, as a share of exp of
-   the row's unit; left[page] tells whether the page is yet to be read; read[row] is what those that were read have. */
+   For each row of queries and each page, `upper` is an upper bound of the page's part of the softmax, as a share of
+   exp of the row's unit. left[page] tells whether the page is unread. read[row] is the sum of the pages that were
+   read. */
 
 #include <math.h>
 #include <stdint.h>
@@ -22,9 +23,9 @@ INLINE void keep_greater(floats *most, floats x)
 /* sum + exp(x), to a relative error of 2e-7; exp(x) is 0 below -87. */
 INLINE void add_power(floats *sum, floats x)
 {
-    const whole_numbers in = x >= -87.0f; /* all bits where it is; NaN is not */
+    const whole_numbers in = x >= -87.0f; /* all bits set if true; false for NaN */
     const floats inside = (floats)((whole_numbers)x & in);
-    const floats whole = (inside * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest */
+    const floats whole = (inside * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded to the nearest */
     const floats r = (inside - whole * 0.693145752f) - whole * 1.42860677e-6f;
     floats p = r * (1.0f / 5040) + 1.0f / 720;
     p = p * r + 1.0f / 120;
@@ -52,7 +53,7 @@ INLINE float log_mass(const float *scores, long there)
     float most = -INFINITY;
     for (long lane = 0; lane < LANES; lane++)
         most = greatest[lane] > most ? greatest[lane] : most;
-    if (most == -INFINITY) /* what is no number is added as it is */
+    if (most == -INFINITY) /* NaN is added unchanged */
         most = 0;
     for (t = 0; t + LANES <= there; t += LANES)
         add_power(&lanes, *(const floats *)(scores + t) - most);
@@ -91,14 +92,14 @@ static int wide(void) { return __builtin_cpu_supports("avx512f"); }
 static int wide(void) { return 0; }
 #endif
 
-/* logs [rows, pages]: the logarithm of the sum of exp(score) over each page's tokens. scores [rows, pages * tokens], the
-   rows `stride` apart, without the last `missing`. */
+/* logs [rows, pages]: the logarithm of the sum of exp(score) over each page's tokens. scores [rows, pages * tokens]
+   has rows `stride` apart, without the last `missing` columns. */
 void penstock_page_masses(const float *scores, long rows, long stride, long pages, long tokens, long missing, float *logs)
 {
     (wide() ? page_masses_wide : page_masses_anywhere)(scores, rows, stride, pages, tokens, missing, logs);
 }
 
-/* upper [rows, count] from its logarithms; the unit of a row is the greatest of these that is a number, or 0. */
+/* upper [rows, count] from its logarithms. The unit of a row is the greatest finite one, or 0. */
 void penstock_shares(const float *logs, long rows, long count, double *unit, double *upper, int threads)
 {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -114,7 +115,7 @@ void penstock_shares(const float *logs, long rows, long count, double *unit, dou
     }
 }
 
-/* omitted [rows]: the most of the whole softmax that pages which were not read can have. */
+/* omitted [rows]: the largest share of the whole softmax that unread pages can have. */
 void penstock_omitted(const double *upper, const uint8_t *left, long rows, long count, const double *read,
                       double *omitted)
 {
@@ -124,7 +125,7 @@ void penstock_omitted(const double *upper, const uint8_t *left, long rows, long 
         for (long page = 0; page < count; page++)
             unread += left[page] ? upper[row * count + page] : 0;
         const double share = unread / (unread + read[row]);
-        /* No tokens at all, or masses that are no numbers: an infinite one may hide anything. */
+        /* No tokens, or masses that are NaN or infinite: an infinite one can hide anything. */
         const int known = isfinite(read[row]) && read[row] > 0 && !isnan(share);
         omitted[row] = !any ? 0 : known ? share : 1;
     }
@@ -141,7 +142,7 @@ static void swap(int32_t *a, int32_t *b)
     *a = *b, *b = kept;
 }
 
-/* Puts a page of order[low .. high - 1] to where it belongs, those that come before it before it; where that is. */
+/* Partitions order[low .. high - 1] around one page, and returns its new place. */
 static long split(const double *upper, int32_t *order, long low, long high)
 {
     const long last = high - 1;
@@ -154,20 +155,20 @@ static long split(const double *upper, int32_t *order, long low, long high)
     return place;
 }
 
-/* What a page adds at least to what is known, if it is read: from the logarithm of its lower bound, or without that
-   its upper one. */
+/* The least that a page adds to the known sum when it is read, from the logarithm of its lower bound, or of its
+   upper bound if there is none. */
 static double own(const double *upper, const float *lower, double unit, int32_t page)
 {
     const double mass = lower ? exp(lower[page] - unit) : upper[page];
     return isfinite(mass) ? mass : 0;
 }
 
-/* How many pages of `order`, those with the greatest bounds, suffice; they come first then. */
+/* The number of pages of `order`, those with the greatest bounds, that suffice. They are moved to the front. */
 static long enough(const double *upper, const float *lower, double unit, int32_t *order, long count, double read,
                    double epsilon)
 {
-    long low = 0, high = count; /* so many at least, and at most */
-    double unread = 0;          /* of pages from `high` on: sums begin with the least, so that none of it is lost */
+    long low = 0, high = count; /* least and most number of pages */
+    double unread = 0;          /* sum over pages from `high` on, smallest first, so that none is lost */
     while (low < high) {
         const long middle = split(upper, order, low, high);
         double more_unread = 0, known = read;
@@ -186,8 +187,9 @@ static long enough(const double *upper, const float *lower, double unit, int32_t
     return low;
 }
 
-/* wanted [count] becomes 1 for pages without which some row would have more than `epsilon` omitted, if pages are read in
-   the order of `upper` and have at least `lower` (logarithms), or `upper` where that is NULL. room [rows, count]. */
+/* wanted [count] becomes 1 for pages without which more than `epsilon` of some row would be omitted. Pages are read
+   in the order of `upper`, and have at least `lower` (logarithms), or `upper` if that is NULL. room is [rows,
+   count]. */
 void penstock_needed(const double *upper, const float *lower, const double *unit, const uint8_t *left, long rows,
                      long count, const double *read, double epsilon, int32_t *room, uint8_t *wanted, int threads)
 {

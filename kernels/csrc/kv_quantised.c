@@ -1,26 +1,27 @@
-/* Attention to quantised pages of keys and values as they are stored, and decoding of them.
+/* Attention to quantised pages of keys and values as stored, and decoding of them.
 
-   A plane is a row of strips, those of each head next to each other. A strip is a matrix [inner, width] of numbers of 8
-   or 4 bits, then for each of its rows a scale and for each a zero, in bfloat16: a number stands for
-   (number - offset) * scale + zero. Along a row of keys go up to 32 tokens, and `inner` counts channels; along a row of
-   values go up to 32 channels, and `inner` counts tokens. So both products are the same: rows of a strip times a factor
-   each, added up in registers that hold a whole row. Scales are multiplied into the factors, and the zeros give one
-   number that is added at the end. Of 4 bits, a byte holds number j and number j + width / 2. Rows of fewer than 32
-   numbers are read over their end, which stays within the plane.
+   A plane is a row of strips, those of each head side by side. A strip is a matrix [inner, width] of numbers of 8 or
+   4 bits, then a scale and a zero for each of its rows, in bfloat16. A number stands for (number - offset) * scale +
+   zero. A row of keys has up to 32 tokens, and `inner` counts channels. A row of values has up to 32 channels, and
+   `inner` counts tokens. So both products are the same: rows of a strip times a factor each, summed in registers
+   that hold a whole row. Scales are multiplied into the factors, and the zeros give one number that is added at the
+   end. With 4 bits, a byte holds number j and number j + width / 2. Reads of rows with fewer than 32 numbers go past
+   their end, but not past the plane's.
 
-   No bit depends on how the work is shared out: scores by strips, values by strips of all pages in their order. */
+   No bit depends on the number of threads: scores are divided by strips, values by strips of all pages in their
+   order. */
 
 #include <string.h>
 
 #include "bfloat16.h"
 #include "target.h"
 
-#define WIDEST 32 /* numbers in a row of a strip, at most */
-#define LINE 64   /* bytes that memory delivers at a time */
+#define WIDEST 32 /* the most numbers in a row of a strip */
+#define LINE 64   /* bytes of a cache line */
 
-struct layout { /* of a plane: bits of a number; channels or tokens along all strips of a head; of a strip */
+struct layout { /* a plane: bits of a number; channels or tokens along all strips of a head; strips */
     long bits, along, strips; /* `strips` of a head */
-    long inner, width, half;  /* `half`: the number of a row that the second half of the registers begins with */
+    long inner, width, half;  /* `half`: the first number of a row in the second half of the registers */
     long row, size;           /* bytes of a row, and of a strip */
 };
 
@@ -73,7 +74,7 @@ static inline Words_narrow words_narrow(const uint8_t *from) { return (Words_nar
 #define PENSTOCK_X86
 #include <immintrin.h>
 
-#ifdef __clang__ /* which takes whole registers where vectors are that wide */
+#ifdef __clang__ /* clang passes whole registers where vectors are that wide */
 #define WHOLE_REGISTERS "avx512f,avx512bw,avx512vl,avx512dq"
 #else
 #define WHOLE_REGISTERS "avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512"
@@ -124,7 +125,7 @@ static const struct {
 #endif
 };
 
-/* The highest level that this processor can. */
+/* The highest level of this processor. */
 int penstock_kv_level(void)
 {
 #ifdef PENSTOCK_X86
@@ -139,7 +140,7 @@ int penstock_kv_level(void)
 /* ---- calls ---- */
 
 /* out [heads * rows, total], from column `at` to the last token or column: query [heads * rows, dim] times the keys
-   [heads, tokens, dim] in each of `count` planes, times scaling; both rounded to bfloat16 if it is `brief`. */
+   [heads, tokens, dim] in each of `count` planes, times scaling. Both are rounded to bfloat16 if it is `brief`. */
 void penstock_kv_scores(long count, const uint64_t *planes, long heads, long tokens, long dim, long bits,
                         const void *query, long rows, int brief, float scaling, float *out, long total, long at,
                         int level, int threads)
@@ -179,7 +180,7 @@ void penstock_kv_decode(const void *plane, long heads, long tokens, long dim, lo
                         int brief, int level, int threads)
 {
     const struct layout layout = layout_of(tokens, dim, bits, of_keys);
-    /* From one number of a row to the next, and from one row to the next. */
+    /* Steps from one number of a row to the next, and from one row to the next. */
     const long step = of_keys ? dim : 1, stride = of_keys ? 1 : dim;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long number = 0; number < heads * layout.strips; number++) {

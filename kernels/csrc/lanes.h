@@ -1,4 +1,4 @@
-/* What the kernels for AVX512 with bfloat16 share. */
+/* Definitions that the kernels for AVX512 with bfloat16 share. */
 
 #ifndef PENSTOCK_LANES_H
 #define PENSTOCK_LANES_H

@@ -1,24 +1,24 @@
-/* bfloat16 matrices in two thirds of their bytes, exactly: what formats/lossless.py says, compiled.
+/* bfloat16 matrices in two thirds of their bytes, exactly. The compiled half of formats/lossless.py.
 
-   Sixteen rows are a tile. Its numbers come in groups of 64, four columns of the sixteen rows, in such an order that a
-   decoded group is two registers as the product wants them: a pair of columns in each. Of a number, sign and mantissa
-   are a byte as it is. The exponent has a code of two bits in level 0 if it is one of the three most frequent of the
-   tile, else 0 there and a code in level 1 for the next three, else 0 there too and a code in level 2, and if it is none
-   of those nine it is a byte of level 3. Each level holds only what the level before has no code for; the decoder spreads
-   it out again with VPEXPANDB.
+   Sixteen rows are a tile. Its numbers come in groups of 64: four columns of the sixteen rows, in the order that
+   makes a decoded group two registers for the product, with a pair of columns in each. Sign and mantissa of a number
+   are stored as a byte. The exponent has a code of two bits in level 0 if it is one of the three most frequent of
+   the tile. Otherwise the code there is 0, and level 1 has a code for the next three. Otherwise that code is 0 too,
+   and level 2 has a code. An exponent that is none of these nine is a byte of level 3. Each level holds only the
+   exponents without a code in the level before. The decoder spreads it out again with VPEXPANDB.
 
-   A tile: uint32 table[3], by level the exponents of codes 1 to 3 in bytes 1 to 3; uint32 counts[2], codes in levels 1
-   and 2; then level 1, level 2, each filled up to a byte; level 3; level 0; signs and mantissas. Exponents are turned
-   right by a bit, so that each bit is where it goes in the two bytes of a number. A tile that would be no smaller than
-   its numbers is its sixteen rows as they are; its length tells.
+   A tile has: uint32 table[3], by level the exponents of codes 1 to 3 in bytes 1 to 3; uint32 counts[2], the number
+   of codes in levels 1 and 2; level 1 and level 2, each padded to a byte; level 3; level 0; signs and mantissas.
+   Exponents are rotated right by a bit, so that each bit is at its place in the two bytes of a number. A tile that
+   would not be smaller than its numbers is stored plain, as its sixteen rows. Its length tells.
 
-   A matrix of at least sixteen rows: uint64 ends[n / 16], where each tile ends, in bytes from the start of the matrix; the tiles; the n % 16 rows
-   that remain, as they are. */
+   A matrix of at least sixteen rows has: uint64 ends[n / 16], the end of each tile in bytes from the start of the
+   matrix; the tiles; the remaining n % 16 rows, plain. */
 
 #include "lossless.h"
 #include "products.h"
 
-/* Where tile `number` lies in a matrix whose tiles end at `coded`; 0 if that is not inside. */
+/* The position of tile `number` in a matrix whose tiles end at `coded`, 0 if it is not inside. */
 static const uint8_t *find(const uint8_t *matrix, uint64_t coded, long tiles, long number, uint64_t *bytes)
 {
     uint64_t from = 8 * (uint64_t)tiles, to;
@@ -36,17 +36,17 @@ static const uint8_t *find(const uint8_t *matrix, uint64_t coded, long tiles, lo
 #define WITH_BYTES __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vbmi,avx512vbmi2,bmi2,popcnt")))
 #define WITHIN static inline __attribute__((always_inline)) WITH_BYTES
 
-/* A tile that is being decoded. at[i] counts what was taken of level i + 1, of counts[i]. */
+/* A tile during decoding. at[i] counts the codes taken of level i + 1, of counts[i]. */
 struct tile {
     __m512i table[LEVELS];
     const uint8_t *codes, *rest;
     const uint8_t *levels[LEVELS];
-    const uint8_t *ahead; /* about as far in the tile behind it, which is likely to be next */
+    const uint8_t *ahead; /* the same place in the tile behind it, to prefetch */
     uint64_t stride;
     uint64_t counts[LEVELS], at[LEVELS];
 };
 
-/* 0 if `bytes` at `from` cannot be a tile of so many groups. */
+/* 0 if `bytes` at `from` cannot be a tile of `groups` groups. */
 WITHIN int start(struct tile *tile, const uint8_t *from, uint64_t bytes, uint64_t groups)
 {
     uint32_t table[LEVELS], counts[2];
@@ -74,20 +74,20 @@ WITHIN int start(struct tile *tile, const uint8_t *from, uint64_t bytes, uint64_
     return 1;
 }
 
-/* Whether the levels held what level 0 asked for, no more and no less. */
+/* Whether the levels held exactly what level 0 requested. */
 WITHIN int finished(const struct tile *tile)
 {
     return tile->at[0] == tile->counts[0] && tile->at[1] == tile->counts[1] && tile->at[2] == tile->counts[2];
 }
 
-/* What is next in a level: never past its end, whatever the levels before say. The loads may
-   reach 64 bytes past it, which are there: level 0 and the rest follow. */
+/* The next codes of a level, never past its end, whatever the earlier levels say. The loads may reach 64 bytes past
+   it, which exist: level 0 and the rest follow. */
 WITHIN uint64_t place(const struct tile *tile, int level)
 {
     return tile->at[level] < tile->counts[level] ? tile->at[level] : tile->counts[level];
 }
 
-/* The numbers in `none` get the exponents that level + 1 has for them; returns those that it has none for. */
+/* Gives the numbers in `none` the exponents that level + 1 has for them. Returns those without one there. */
 WITHIN __mmask64 descend(struct tile *tile, const int level, __mmask64 none, __m512i *exponent)
 {
     /* Codes follow each other, four in a byte: eight of them are in the 24 bits from byte 2i on. */
@@ -135,7 +135,7 @@ WITHIN void next(struct tile *tile, __m512i pairs[2])
     tile->ahead += tile->stride;
 }
 
-/* The first `rows` rows of a tile to out [rows, k]; 0 if the tile is damaged. */
+/* Decodes the first `rows` rows of a tile to out [rows, k]. 0 if the tile is damaged. */
 WITH_BYTES static int decode_64(const uint8_t *from, uint64_t bytes, long rows, long k, uint16_t *out)
 {
     struct tile tile;
@@ -170,7 +170,8 @@ WITH_BYTES static int decode_64(const uint8_t *from, uint64_t bytes, long rows, 
     return finished(&tile);
 }
 
-/* x [tokens, k] times the sixteen rows of a tile, into out [tokens, n]: the order of summation of penstock_products. */
+/* x [tokens, k] times the sixteen rows of a tile, into out [tokens, n], in the order of summation of
+   penstock_products. */
 WITHIN int multiply(const int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x, uint16_t *out, long n,
                     long k, long chunk)
 {
@@ -222,8 +223,8 @@ WITH_BYTES static int product(int tokens, const uint8_t *from, uint64_t bytes, c
     return 0;
 }
 
-/* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i, [n, k]; the same
-   sums in the same order as in penstock_products. tokens <= MOST. 0 if a matrix is damaged. */
+/* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i, [n, k], with the same
+   sums in the same order as penstock_products. tokens <= MOST. 0 if a matrix is damaged. */
 int penstock_lossless_products(long count, const uint64_t *matrices, const uint64_t *x, const uint64_t *out, long tokens,
                                long n, long k, long chunk, int threads)
 {
@@ -250,7 +251,7 @@ int penstock_lossless_products(long count, const uint64_t *matrices, const uint6
     return !damaged;
 }
 
-/* The best way to decode, see lossless.h; products ask for BYTES_64. */
+/* The best way to decode, see lossless.h. Products need BYTES_64. */
 int penstock_lossless_way(void)
 {
     if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
@@ -277,8 +278,9 @@ static int decode(int way, const uint8_t *from, uint64_t bytes, long rows, long 
 
 #endif
 
-/* Rows from `first`, a multiple of 16, of the matrix [n, k] in `length` bytes, to out [rows, k]. The tiles are shared out
-   over `threads` threads, each decoded in this `way`, which the processor can. 0 if the matrix is damaged; nothing outside it is read. */
+/* Decodes rows from `first`, a multiple of 16, of the matrix [n, k] in `length` bytes to out [rows, k]. `threads`
+   threads share the tiles. `way` must be one that the processor supports. 0 if the matrix is damaged. Nothing
+   outside it is read. */
 int penstock_lossless_decode(const uint8_t *matrix, long length, long n, long k, long first, long rows,
                              uint16_t *out, int way, int threads)
 {

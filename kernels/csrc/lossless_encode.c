@@ -1,11 +1,11 @@
-/* Encodes tiles of the lossless format. lossless.c says how they are laid out. */
+/* Encoder of tiles of the lossless format. lossless.c describes the layout. */
 
 #include "lossless.h"
 
 static uint8_t turned(uint8_t exponent) { return (uint8_t)(exponent >> 1 | exponent << 7); }
 
-/* The level and code of each exponent by how often it comes: code << 2 * level, levels before 0; 0 if it has none.
-   Fills `table` and how many numbers there are in levels 1, 2 and 3. */
+/* The level and code of each exponent by its frequency: code << 2 * level, 0 if it has none. Fills `table` and the
+   numbers of exponents in levels 1, 2 and 3. */
 static void assign(const uint32_t often[256], uint8_t codes[256], uint32_t table[LEVELS], uint32_t counts[LEVELS])
 {
     uint32_t left = 0;
@@ -39,13 +39,14 @@ static void pack(const uint8_t *codes, uint32_t count, uint8_t *out)
     }
 }
 
-/* One tile, from [16, k], k a multiple of 4; its bytes. `scratch` has 16 * k + 1 bytes for each level. */
+/* Encodes one tile from [16, k], k a multiple of 4. Returns its bytes. `scratch` has 16 * k + 1 bytes for each
+   level. */
 static uint64_t encode(const uint16_t *from, long k, uint8_t *out, uint8_t *scratch)
 {
     const long numbers = ROWS * k;
     uint32_t parts[4][256] = {{0}}, table[LEVELS], counts[LEVELS], at[LEVELS] = {0};
     uint8_t codes[256], *levels[LEVELS];
-    /* Four counters for each exponent, since the same one often follows itself. */
+    /* Four counters for each exponent, because the same one often repeats. */
     for (long i = 0; i < numbers; i++)
         parts[i & 3][from[i] >> 7 & 255]++;
     for (int e = 0; e < 256; e++)
@@ -90,8 +91,8 @@ static uint64_t encode(const uint16_t *from, long k, uint8_t *out, uint8_t *scra
     return length;
 }
 
-/* `tiles` tiles, from [16 * tiles, k], one behind the other to `out`, which has as many bytes as `from`. lengths[i] gets
-   the bytes of tile i; `scratch` has 48 * k + 3. */
+/* Encodes `tiles` tiles from [16 * tiles, k], one behind the other, to `out`, which is as large as `from`.
+   lengths[i] receives the bytes of tile i. `scratch` has 48 * k + 3 bytes. */
 void penstock_lossless_encode(const uint16_t *from, long tiles, long k, uint8_t *out, int64_t *lengths,
                               uint8_t *scratch)
 {

@@ -1,34 +1,36 @@
-/* Decoding tiles of the lossless format without AVX-512, see lossless.c: 64 numbers at a time, in plain C or with AVX2.
+/* Decoder of tiles of the lossless format without AVX-512, see lossless.c: 64 numbers at a time, in plain C or with
+   AVX2.
 
-   A level's exponents are made ready 64 at a time, before the level above asks for them: those of its codes, and where it
-   has none, the next ones that the level below has ready. */
+   Each level prepares 64 exponents at a time, before the level above needs them: those of its codes, and for numbers
+   without a code the next ones that the level below has prepared. */
 
 #include "lossless.h"
 
 typedef struct {
     uint8_t table[16];           /* the exponent of each code */
     const uint8_t *codes;
-    uint64_t left;               /* codes that are not ready yet */
-    uint8_t ready[4 * GROUP];    /* what is past `have` is read, and means nothing */
-    unsigned at, have;           /* taken of those that are ready */
+    uint64_t left;               /* codes that are not decoded yet */
+    uint8_t ready[4 * GROUP];    /* bytes past `have` are read, but have no meaning */
+    unsigned at, have;           /* number taken, and number ready */
 } level;
 
 typedef struct {
-    level levels[LEVELS];        /* of the first only the table is used */
+    level levels[LEVELS];        /* of the first, only the table is used */
     const uint8_t *codes, *rest; /* of level 0; signs and mantissas */
-    const uint8_t *bytes;        /* exponents that have no code */
+    const uint8_t *bytes;        /* exponents without a code */
     uint64_t left;               /* of these */
     int damaged;
 } tile;
 
-/* What is done with 64 numbers: one set of functions for each kind of processor. */
+/* Operations on 64 numbers: one set of functions for each kind of processor. */
 typedef struct {
     /* The codes in 16 bytes, in the order of level 0, or one after the other. */
     void (*striped)(const uint8_t *from, uint8_t *codes);
     void (*packed)(const uint8_t *from, uint8_t *codes);
-    /* to[i] = table[codes[i]], or if that code is 0 the next one `from` there; how many those were. May read 64 bytes. */
+    /* to[i] = table[codes[i]], or if that code is 0 the next one of `from`. Returns the number of those. May read 64
+       bytes. */
     unsigned (*spread)(const uint8_t *codes, const uint8_t *table, const uint8_t *from, uint8_t *to);
-    /* A group's numbers to out [ROWS, `stride`], four columns. */
+    /* Stores a group's numbers to out [ROWS, `stride`], four columns. */
     void (*join)(const uint8_t *exponents, const uint8_t *rest, uint16_t *out, long stride);
 } ways;
 
@@ -49,7 +51,7 @@ static void plain_packed(const uint8_t *from, uint8_t *codes)
 static unsigned plain_spread(const uint8_t *codes, const uint8_t *table, const uint8_t *from, uint8_t *to)
 {
     unsigned used = 0;
-    for (int i = 0; i < GROUP; i++) { /* without a branch: which numbers have codes cannot be foretold */
+    for (int i = 0; i < GROUP; i++) { /* without a branch, which could not be predicted */
         const uint8_t none = (uint8_t)-(codes[i] == 0);
         to[i] = (uint8_t)(table[codes[i]] | (from[used] & none));
         used += none & 1;
@@ -77,7 +79,7 @@ static const ways PLAINLY = {plain_striped, plain_packed, plain_spread, plain_jo
 
 #define WITH_16 __attribute__((target("avx2,popcnt")))
 
-static uint64_t places[256]; /* for each eight bits: which of the next bytes goes to each place that is set */
+static uint64_t places[256]; /* for each eight bits: the next byte for each set place */
 
 __attribute__((constructor)) static void fill_places(void)
 {
@@ -161,7 +163,7 @@ int penstock_lossless_16(void) { return 0; }
 
 #endif
 
-/* Exponents for 64 codes, of which `level` has a table: those without a code come from the level below. */
+/* Exponents for 64 codes with the table of `level`. Those without a code come from the level below. */
 static void exponents(const ways *how, tile *tile, int number, const uint8_t *codes, uint8_t *to)
 {
     const uint8_t *table = tile->levels[number].table;
@@ -177,9 +179,9 @@ static void exponents(const ways *how, tile *tile, int number, const uint8_t *co
     if (below->have - below->at < GROUP && below->left) {
         const unsigned there = below->have - below->at, more = below->left < GROUP ? (unsigned)below->left : GROUP;
         uint8_t found[GROUP];
-        memmove(below->ready, below->ready + below->at, GROUP); /* fewer mean something */
+        memmove(below->ready, below->ready + below->at, GROUP); /* fewer bytes are valid */
         how->packed(below->codes, found);
-        memset(found + more, 1, GROUP - more); /* past the end nothing is asked for */
+        memset(found + more, 1, GROUP - more); /* nothing is requested past the end */
         exponents(how, tile, number + 1, found, below->ready + there);
         below->codes += GROUP / 4;
         below->left -= more;
@@ -191,7 +193,7 @@ static void exponents(const ways *how, tile *tile, int number, const uint8_t *co
     below->at = below->at < below->have ? below->at : below->have;
 }
 
-/* 0 if `bytes` at `from` cannot be a tile of so many groups. */
+/* 0 if `bytes` at `from` cannot be a tile of `groups` groups. */
 static int start(tile *tile, const uint8_t *from, uint64_t bytes, uint64_t groups)
 {
     uint32_t counts[2];
@@ -215,7 +217,7 @@ static int start(tile *tile, const uint8_t *from, uint64_t bytes, uint64_t group
     return 1;
 }
 
-/* Whether the levels held what level 0 asked for, no more and no less. */
+/* Whether the levels held exactly what level 0 requested. */
 static int finished(const tile *tile)
 {
     int whole = !tile->damaged && !tile->left;
@@ -224,7 +226,7 @@ static int finished(const tile *tile)
     return whole;
 }
 
-#define WIDE 32 /* columns of a tile that are written at a time: a line of the cache for each row */
+#define WIDE 32 /* columns of a tile written at a time: a cache line for each row */
 
 int penstock_lossless_tile(int way, const uint8_t *from, uint64_t bytes, long rows, long k, uint16_t *out)
 {

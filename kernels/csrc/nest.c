@@ -1,5 +1,5 @@
-/* Bit-nested matrices from weights: what formats/steps.py does, sixteen rows and a group of columns at a time, with the
-   same bits. How the planes lie: formats/nested.py. */
+/* Encoder of bit-nested matrices: the steps of formats/steps.py, sixteen rows and a group of columns at a time, with
+   the same bits. formats/nested.py describes the planes. */
 
 #include "unfused.h"
 
@@ -14,18 +14,18 @@
 #define LARGEST_STEP 255
 #define REFINEMENTS 2
 #define TINY 1e-12f
-#define SUMS 4 /* of every so many columns, added up at the end */
+#define SUMS 4 /* partial sums, of every fourth column, added at the end */
 
 #define OF(NUMBER) _mm512_set1_ps(NUMBER)
 #define EACH(COLUMN) for (int COLUMN = 0; COLUMN < GROUP; COLUMN++)
 
-/* One group of columns of a tile; a register has the number of each row. */
+/* One group of columns of a tile. A register has the number of each row. */
 typedef struct {
-    float counts[GROUP];                        /* what each column counts */
-    __m512 integers[GROUP], weights[GROUP];     /* weights are counted from the centre */
+    float counts[GROUP];                        /* weight of each column */
+    __m512 integers[GROUP], weights[GROUP];     /* weights count from the centre */
     __m512 centre, least, most;                 /* of the integers */
-    __m512 most_offset, least_end, least_steps; /* bounds: what is left makes up for the rest */
-    __m512 total, first, second;                /* sums over columns: counts, these times weights and their squares */
+    __m512 most_offset, least_end, least_steps; /* bounds within which all rests fit */
+    __m512 total, first, second;                /* sums of counts, and of these times weights and their squares */
 } group;
 
 /* Steps in units of 1 / UNIT, offsets from the centre, error; the best step and offset for the codes. */
@@ -62,7 +62,7 @@ INLINE void add(sums *to, int column, __m512 term)
 
 INLINE __m512 sum_of(const sums *of) { return (of->each[0] + of->each[2]) + (of->each[1] + of->each[3]); }
 
-/* The line through the weights over numbers with these sums: of them, their squares, their products with weights. */
+/* The line through the weights over numbers, from the sums of these, their squares, and their products with weights. */
 INLINE line through(const group *of, __m512 first, __m512 second, __m512 both)
 {
     const __m512 varied = _mm512_max_ps(second * of->total - first * first, OF(TINY));
@@ -123,7 +123,7 @@ TARGET static candidate best(const group *of)
     return found;
 }
 
-/* The best level of each row, see formats/steps.py: what the upper two bits of codes mean by themselves. */
+/* The best level of each row, see formats/steps.py: the meaning of the upper two bits of codes alone. */
 TARGET static __m512 levels(const group *of, const candidate *chosen, const __m512 codes[GROUP])
 {
     sums uppers, squares, products;
@@ -151,8 +151,8 @@ TARGET static __m512 levels(const group *of, const candidate *chosen, const __m5
     return found;
 }
 
-/* Columns from `first` of a tile of `there` rows of x [.., k], which were rounded to `numbers` * `scales`. Rows and
-   columns that are not there are like the last ones. */
+/* Columns from `first` of a tile of `there` rows of x [.., k], which were rounded to `numbers` * `scales`. Missing
+   rows and columns equal the last ones. */
 TARGET static void fill(group *of, const float *x, const int8_t *numbers, __m512 scales, const float *counts, long there,
                         long k, long first)
 {
@@ -208,7 +208,7 @@ TARGET static void fill(group *of, const float *x, const int8_t *numbers, __m512
     of->second = sum_of(&seconds);
 }
 
-/* Registers of numbers, `bits` wide each, to `to`; no more than `most` of them. */
+/* Packs registers of numbers, `bits` wide each, to `to`, `most` at most. */
 INLINE void store(const __m512 numbers[GROUP], const int bits, uint8_t *to, long most, __mmask16 there)
 {
     const int columns = 32 / bits;
@@ -229,7 +229,7 @@ INLINE void store_bytes(uint8_t *to, __m512 numbers, __mmask16 there)
     _mm_storeu_si128((__m128i *)to, _mm512_maskz_cvtepi32_epi8(there, _mm512_cvtps_epi32(numbers)));
 }
 
-/* Group g of a tile, to its place in the planes. */
+/* Stores group g of a tile at its place in the planes. */
 TARGET static void nest(const float *x, const int8_t *numbers, const uint16_t *scales, const float *counts,
                         const tile *to, long rows, long k, long g)
 {
@@ -255,7 +255,7 @@ TARGET static void nest(const float *x, const int8_t *numbers, const uint16_t *s
             at[i] = (uint8_t)(level[i] | level[i + TILE / 2] << 4);
     }
     EACH(j) {
-        /* The nearest code of a long step may be one too far away. */
+        /* With a long step, the nearest code may be one too far away. */
         const __m512 from = of.integers[j] - offsets, rest = from - nearest(chosen.steps, code[j]);
         const __mmask16 over = _mm512_cmp_ps_mask(rest, OF(LEFT), _CMP_GE_OQ);
         const __mmask16 under = _mm512_cmp_ps_mask(rest, OF(-LEFT), _CMP_LT_OQ);
@@ -279,9 +279,9 @@ TARGET static void nest(const float *x, const int8_t *numbers, const uint16_t *s
     }
 }
 
-/* Rows x [rows, k], which were rounded to `numbers` [rows, k] * `scales` [rows], become the tiles from `first` of the
-   matrix at `planes`, zeros so far. counts [k, filled up to a multiple of GROUP]: what each column counts. The pieces are
-   shared out over `threads` threads. */
+/* Encodes rows x [rows, k], which were rounded to `numbers` [rows, k] * `scales` [rows], to the tiles from `first`
+   of the matrix at `planes`, which are zero before. counts [k, padded to a multiple of GROUP] has the weights of the
+   columns. `threads` threads share the pieces. */
 void penstock_nest(const float *x, const int8_t *numbers, const uint16_t *scales, const float *counts,
                    const uint64_t *planes, long rows, long k, long first, long most, int threads)
 {

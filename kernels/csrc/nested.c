@@ -1,10 +1,9 @@
-/* Products of a few rows with several bit-nested matrices in one call, each with as many of its planes as are there;
-   decoding of such matrices.
+/* Products of a few rows with several bit-nested matrices in one call, each with the planes that it has; decoding.
 
-   How the planes lie and what their numbers mean: formats/nested.py. One 32-bit lane belongs to one of the sixteen rows
-   of a tile, and holds codes of neighbouring columns in its halves, so that a shift and a look-up make the bfloat16
-   pairs that VDPBF16PS takes. All codes are small integers, exact in bfloat16; steps, offsets and scales are applied to
-   the float32 sums of each group. */
+   formats/nested.py describes the planes and their numbers. One 32-bit lane belongs to one of the sixteen rows of a
+   tile, and holds codes of neighbouring columns in its halves, so that a shift and a look-up make the bfloat16 pairs
+   for VDPBF16PS. All codes are small integers, exact in bfloat16. Steps, offsets and scales are applied to the
+   float32 sums of each group. */
 
 #include <stdint.h>
 
@@ -14,11 +13,11 @@
 #include <string.h>
 
 #define MOST 4      /* rows of inputs in one pass over the matrix */
-#define AHEAD 2048  /* bytes from memory on the way */
+#define AHEAD 2048  /* bytes to prefetch ahead */
 
-typedef enum { HALF, WHOLE, QUARTER } depth; /* how many bits of a number are there: 4, 8 or 2 */
+typedef enum { HALF, WHOLE, QUARTER } depth; /* available bits of a number: 4, 8 or 2 */
 
-/* bfloat16 of factor * (i % count) for the 32 values of the five bits that a look-up goes by. */
+/* bfloat16 of factor * (i % count) for the 32 values of a look-up's five bits. */
 INLINE __m512i multiples(int count, int factor)
 {
     uint16_t table[32];
@@ -31,7 +30,7 @@ INLINE __m512i multiples(int count, int factor)
     return _mm512_loadu_si512(table);
 }
 
-/* Number j of each half word, `bits` wide, comes to lie at bit `to`, among bits of other numbers. */
+/* Moves number j of each half word, `bits` wide, to bit `to`, among bits of other numbers. */
 INLINE __m512i placed(__m512i word, const int bits, const int j, const int to)
 {
     const int by = bits * j - to;
@@ -49,11 +48,11 @@ INLINE __m512i codes_of(const depth deep, const int split, const tile *from, lon
     }
     const __m512i low = _mm512_loadu_si512(from->low + number * REGISTER);
     const __m512i pair = _mm512_ternarylogic_epi32(placed(codes, 2, j, to + 2), placed(low, 2, j, to),
-                                                   _mm512_set1_epi16((short)(12 << to)), 0xe4); /* one by the mask */
+                                                   _mm512_set1_epi16((short)(12 << to)), 0xe4); /* by the mask */
     return clean ? _mm512_and_si512(pair, _mm512_set1_epi16((short)(15 << to))) : pair;
 }
 
-/* The integers round(b * step / 16) + what is left + 8, 0 to 254, of pairs of columns j of one register of codes. */
+/* The integers round(b * step / 16) + rest + 8, 0 to 254, of pairs of columns j of one register of codes. */
 INLINE __m512i integers_of(const int split, const tile *from, long number, const int j, __m512i steps)
 {
     const __m512i codes = codes_of(WHOLE, split, from, number, j, 11, 1);
@@ -62,8 +61,8 @@ INLINE __m512i integers_of(const int split, const tile *from, long number, const
     return _mm512_add_epi16(_mm512_mulhrs_epi16(codes, steps), left); /* mulhrs: (product >> 14) + 1 >> 1 */
 }
 
-/* A weight is `offset + by * number`, times its row's scale; the number is an integer as above or, unless all is there,
-   a code. `steps` has the step in both halves of a lane. */
+/* A weight is `offset + by * number`, times its row's scale. The number is an integer as above if all planes are
+   there, else a code. `steps` has the step in both halves of a lane. */
 typedef struct {
     __m512i steps;
     __m512 by, offset;
@@ -108,7 +107,7 @@ INLINE void step(const int tokens, const depth deep, const int split, const tile
     _mm_prefetch((const char *)from->codes + number * REGISTER + AHEAD, _MM_HINT_T0);
     if (split && deep != QUARTER)
         _mm_prefetch((const char *)from->low + number * REGISTER + AHEAD, _MM_HINT_T0);
-#pragma GCC unroll 8 /* else the sums are kept in memory */
+#pragma GCC unroll 8 /* otherwise the compiler keeps the sums in memory */
     for (int j = 0; j < 8; j++) {
         if (!split && j == 4)
             break;
@@ -134,8 +133,8 @@ INLINE void step(const int tokens, const depth deep, const int split, const tile
     }
 }
 
-/* x [tokens, wide], whose groups have these sums [tokens, groups], times one tile, `there` rows of it, into out
-   [tokens, n]. */
+/* x [tokens, wide], with sums [tokens, groups] of its groups, times one tile, `there` rows of it, into out [tokens,
+   n]. */
 INLINE void multiply(const int tokens, const depth deep, const int split, const tile *from, const uint16_t *x,
                      const float *sums, uint16_t *out, long n, long k, long there)
 {
@@ -169,7 +168,7 @@ INLINE void multiply(const int tokens, const depth deep, const int split, const 
     }
 }
 
-/* The nearest bfloat16 of each lane, in its upper half, even where it is subnormal. */
+/* The nearest bfloat16 of each lane, in its upper half, also if subnormal. */
 INLINE __m512i rounded(__m512 numbers)
 {
     const __m512i bits = _mm512_castps_si512(numbers);
@@ -239,7 +238,7 @@ TARGET static void multiply_tile(int tokens, int split, const tile *from, const 
 
 TARGET static void decode_tile(int split, const tile *from, uint16_t *out, long k, long there) { DEPTHS(DECODE) }
 
-/* One row of inputs [k], with zeros up to `wide`, and the sum of each group of it. */
+/* One row of inputs [k], padded with zeros to `wide`, and the sum of each of its groups. */
 TARGET static void prepare(const uint16_t *x, uint16_t *padded, float *sums, long k, long wide)
 {
     memcpy(padded, x, 2 * k);
@@ -253,9 +252,9 @@ TARGET static void prepare(const uint16_t *x, uint16_t *padded, float *sums, lon
 
 static long smaller(long a, long b) { return a < b ? a : b; }
 
-/* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i [n, k], whose planes are at
-   planes[most * i] and after, see above. `room` has 68 bytes for each group of columns of each row of x. The pieces are
-   shared out over `threads` threads of the OpenMP runtime that torch uses. */
+/* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i [n, k], whose planes are
+   at planes[most * i] and after, see above. `room` has 68 bytes for each group of columns of each row of x.
+   `threads` threads of torch's OpenMP runtime share the pieces. */
 void penstock_products_nested(long count, const uint64_t *planes, const uint64_t *x, const uint64_t *out, long tokens,
                               long n, long k, long most, void *room, int threads)
 {

@@ -1,4 +1,4 @@
-/* Where the planes of bit-nested matrices lie, as formats/nested.py says. */
+/* Positions of the planes of bit-nested matrices, as in formats/nested.py. */
 
 #ifndef PENSTOCK_NESTED_H
 #define PENSTOCK_NESTED_H
@@ -11,13 +11,13 @@
 #define GROUP 32    /* columns with one step and offset */
 #define REGISTER 64 /* bytes */
 
-/* The planes of one tile. `low` is null in the format of two planes, and so is what is not there. */
+/* The planes of one tile. `low` is null in the format of two planes. A missing plane is null. */
 typedef struct {
     const uint8_t *head, *codes, *low, *rest;
 } tile;
 
-/* Tile `at` of a matrix of k columns, whose planes are at these addresses, 0 for one that is not there: 2 in format
-   nested, 3 in format stacked. */
+/* Tile `at` of a matrix of k columns, with its planes' addresses, 0 for a missing one: 2 in format nested, 3 in
+   format stacked. */
 static inline tile tile_of(const uint64_t *planes, long most, long k, long at)
 {
     const int split = most == 3;

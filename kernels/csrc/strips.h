@@ -1,6 +1,6 @@
-/* What kv_quantised.c has for each kind of processor. Before this is read, NAME(x) makes names of their own, LANES is
-   how many float32 numbers a register holds, MOST how many rows are multiplied in one pass, and NAME(words) has been
-   given: it makes LANES integers of as many bytes. */
+/* Kernels of kv_quantised.c for one kind of processor. Before the include, NAME(x) makes separate names, LANES is
+   the number of float32 numbers in a register, MOST the number of rows in one pass, and NAME(words) a function that
+   makes LANES integers of as many bytes. */
 
 #define PARTS (WIDEST / LANES) /* registers that hold a row of a strip */
 #define INLINE static inline __attribute__((always_inline))
@@ -21,7 +21,7 @@ INLINE void NAME(unpack)(const int bits, const uint8_t *row, NAME(Floats) out[PA
     }
 }
 
-/* To bfloat16, the nearest, ties to even, and back. */
+/* Rounds to bfloat16, the nearest, ties to even, and back. */
 INLINE NAME(Floats) NAME(nearest)(NAME(Floats) numbers)
 {
     const NAME(Words) bits = (NAME(Words))numbers, none = numbers != numbers;
@@ -29,13 +29,13 @@ INLINE NAME(Floats) NAME(nearest)(NAME(Floats) numbers)
     return (NAME(Floats))((none & bits) | (~none & near));
 }
 
-/* The number of a row that the first lane of a register has. */
+/* The number of a row in the first lane of a register. */
 INLINE long NAME(first_in)(int part, struct layout layout)
 {
     return part < PARTS / 2 ? part * LANES : layout.half + (part - PARTS / 2) * LANES;
 }
 
-/* How many of its lanes are numbers of a row that has `there`. */
+/* The number of its lanes with numbers of a row that has `there`. */
 INLINE long NAME(lanes_in)(int part, struct layout layout, long there)
 {
     const long first = NAME(first_in)(part, layout), end = part < PARTS / 2 ? smaller(there, layout.half) : there;
@@ -60,7 +60,7 @@ INLINE void NAME(store)(NAME(Floats) numbers, float *to, long count)
         memcpy(to, &numbers, 4 * count);
 }
 
-/* factors[i] = x[i] * scale[i] for `count` rows of a strip; returns what their zeros give. */
+/* factors[i] = x[i] * scale[i] for `count` rows of a strip. Returns the contribution of their zeros. */
 INLINE float NAME(fold_numbers)(const int brief, const void *x, const uint16_t *scales, const uint16_t *zeros,
                                 float offset, long count, float *factors)
 {
@@ -80,18 +80,18 @@ INLINE float NAME(fold)(struct inputs x, long at, struct layout layout, const ui
 {
     const uint16_t *scales = (const uint16_t *)(strip + layout.inner * layout.row), *zeros = scales + layout.inner;
     const float offset = offset_of(layout);
-    /* Apart, as a loop that asks which at every number is not made one of vectors. */
+    /* Two loops, because a loop with the condition inside is not vectorised. */
     return x.brief ? NAME(fold_numbers)(1, (const uint16_t *)x.numbers + at, scales, zeros, offset, count, factors)
                    : NAME(fold_numbers)(0, (const float *)x.numbers + at, scales, zeros, offset, count, factors);
 }
 
-/* Adds to sum[r], for `rows` rows of x from number `first` on, that row times a strip; of each the `count` numbers from
-   `at` on. */
+/* Adds to sum[r], for `rows` rows of x from number `first` on, that row times a strip: the `count` numbers of each
+   from `at` on. */
 INLINE void NAME(multiply)(const int rows, const int bits, struct inputs x, long first, long at, long count,
                            struct layout layout, const uint8_t *strip, float *factors, NAME(Floats) sum[][PARTS])
 {
     float rest[MOST];
-    /* The next strip comes while this one is multiplied; its scales lie behind its numbers. */
+    /* Prefetches the next strip. Its scales lie behind its numbers. */
     for (long i = 0; i < 4 * layout.inner; i += LINE)
         __builtin_prefetch(strip + 2 * layout.size - i - 1);
     for (int r = 0; r < rows; r++)
@@ -188,7 +188,7 @@ static void NAME(score)(struct scoring s, struct layout layout, const uint8_t *s
         NAME(score_bits)(4, s, layout, strip, head, at);
 }
 
-/* What one strip of values from channel `channel` on adds, the first token of whose page is number `at`. */
+/* Adds one strip of values from channel `channel` on. The first token of its page is number `at`. */
 INLINE void NAME(weigh_bits)(const int bits, struct weighing w, struct layout layout, const uint8_t *strip, long head,
                              long channel, long at)
 {
@@ -206,7 +206,7 @@ static void NAME(weigh)(struct weighing w, struct layout layout, const uint8_t *
         NAME(weigh_bits)(4, w, layout, strip, head, channel, at);
 }
 
-/* The numbers of a strip, in their order: out [inner, WIDEST]. */
+/* Decodes the numbers of a strip, in their order: out [inner, WIDEST]. */
 static void NAME(decode)(struct layout layout, const uint8_t *strip, float *out)
 {
     const uint16_t *scales = (const uint16_t *)(strip + layout.inner * layout.row), *zeros = scales + layout.inner;

@@ -1,4 +1,4 @@
-/* BEGIN_TARGET("avx2,fma") ... END_TARGET: functions in between are compiled for processors that have these features. */
+/* BEGIN_TARGET("avx2,fma") ... END_TARGET compile the functions in between for processors with these features. */
 
 #ifndef PENSTOCK_TARGET_H
 #define PENSTOCK_TARGET_H

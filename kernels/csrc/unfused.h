@@ -1,5 +1,5 @@
-/* To be included first: products and sums are rounded one by one, never as one, so that torch's operations in the same
-   order have the same bits. */
+/* Include this first. Products and sums are then rounded one by one, never fused, so that torch's operations in the
+   same order have the same bits. */
 
 #ifndef PENSTOCK_UNFUSED_H
 #define PENSTOCK_UNFUSED_H

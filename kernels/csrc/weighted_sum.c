@@ -1,8 +1,8 @@
-/* Rows times a weight each, added to other rows, rounded as torch rounds bfloat16: after every product and every sum. */
+/* Weighted rows, added to other rows, rounded to bfloat16 as torch does: after every product and every sum. */
 
 #include "bfloat16.h"
 
-#define SHARED 32768 /* numbers from which on several threads are worth it */
+#define SHARED 32768 /* the fewest numbers that are worth several threads */
 
 static void add_span(uint16_t *restrict to, const uint16_t *restrict from, float weight, long first, long end)
 {
@@ -10,8 +10,8 @@ static void add_span(uint16_t *restrict to, const uint16_t *restrict from, float
         to[j] = rounded(widened(to[j]) + widened(rounded(widened(from[j]) * weight)));
 }
 
-/* For each i < count in turn: to[rows[i]] += from[i] * weights[i], both of n bfloat16 numbers; `from` are addresses, `to`
-   is contiguous. Up to `threads` threads share the columns. */
+/* For each i < count in turn: to[rows[i]] += from[i] * weights[i], both of n bfloat16 numbers. `from` has addresses,
+   `to` is contiguous. Up to `threads` threads share the columns. */
 void penstock_add_weighted(long count, const uint64_t *from, const float *weights, const int64_t *rows, uint16_t *to, long n,
                            int threads)
 {

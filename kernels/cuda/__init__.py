@@ -1,5 +1,5 @@
-"""Products with packed weights, and their decoding, for tensors on a CUDA device.
+"""Decoding and products of packed weights on a CUDA device. One module per format of kernels/formats.
 
-One module per format, as kernels/formats has them; what one is to the rest: ``base.py``; which there are:
-``registry.py``, which loads them when a device first asks. Kernels are in Triton where torch has nothing.
+``base.py`` has the interface, ``registry.py`` the list of formats, loaded when a device first needs one. Kernels are in
+Triton where torch has none. Imports kernels/formats and above.
 """

@@ -1,30 +1,33 @@
-"""Products of tokens with several experts in one launch, the matrices where they lie in an arena on the device.
+"""Products of tokens with several experts in one launch, with matrices anywhere in an arena on the device.
 
-As the grouped products of "MegaBlocks: Efficient Sparse Training with Mixture-of-Experts", 2022: tokens are sorted by
-expert, and a program takes a block of one expert's tokens. Which one it finds out itself, so nothing waits for the
-device, however tokens are routed.
+Tokens are sorted by expert, and a program takes a block of one expert's tokens, as in the grouped products of
+"MegaBlocks: Efficient Sparse Training with Mixture-of-Experts", 2022. The program finds its expert by itself, so the
+routing of tokens needs no wait for the device.
 """
 
 import torch
 
 from ..formats.int8 import scales_at
-from .language import OPERAND, store, target, tl, triton
+from .language import OPERAND, as_target, store, tl, triton
 
 _NARROW = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 128, "num_warps": 4}
 _WIDE = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8}
-"""For few tokens per expert, where reading the matrices takes the time, and for many."""
+"""Block sizes for few tokens per expert, where reading the matrices takes the time, and for many tokens."""
 ALIGNMENT = 64
-"""Bytes: where a matrix in an arena begins is a multiple of them."""
+"""Bytes. A matrix in an arena begins at a multiple of them."""
 
 
 def grouped_product(
     x: torch.Tensor, starts: torch.Tensor, arena: torch.Tensor, offsets: torch.Tensor, n: int, *, int8: bool = False
 ) -> torch.Tensor:
-    """[tokens, n] bfloat16: ``x[starts[e] : starts[e + 1]]`` times the transpose of matrix e [n, k], for every e.
+    """Compute ``x[starts[e] : starts[e + 1]]`` times the transpose of matrix e, for every e.
 
-    x [tokens, k], bfloat16; starts [experts + 1], integers that do not fall, from 0 to tokens; arena [bytes], uint8;
-    offsets [experts], int64: where in it the matrices lie, bfloat16 or in format ``int8``, at multiples of ALIGNMENT.
-    The same matrix may come several times. Sums are in float32, rounded once.
+    Returns bfloat16 [tokens, n].
+
+    ``x`` is [tokens, k], bfloat16. ``starts`` [experts + 1] are non-decreasing integers from 0 to tokens. ``arena`` is
+    [bytes], uint8. ``offsets`` [experts], int64, are the positions of the matrices [n, k] in it, multiples of
+    ALIGNMENT. A matrix is bfloat16, or in format ``int8``, and may appear several times. Sums are in float32, rounded
+    once. Raises ValueError for other dtypes or counts.
     """
     tokens, k = x.shape
     experts = len(offsets)
@@ -37,14 +40,14 @@ def grouped_product(
     if not tokens or not n:
         return out
     sizes = _NARROW if tokens <= experts * _NARROW["BLOCK_M"] else _WIDE
-    # Of each expert that has tokens, the last block may not be full.
+    # The last block of each expert with tokens may be partial.
     blocks = tokens // sizes["BLOCK_M"] + min(experts, tokens)
     _multiply[blocks, triton.cdiv(n, sizes["BLOCK_N"])](
         x.contiguous(),
         starts.contiguous(),
         arena,
         offsets.contiguous(),
-        target(out),
+        as_target(out),
         n,
         k,
         experts,
@@ -75,8 +78,10 @@ def _multiply(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """Program (i, j): block i of BLOCK_M tokens, counted over all experts, and BLOCK_N rows of its expert's matrix.
-    ``scales``: where they begin behind the beginning of a matrix."""
+    """Multiply in program (i, j) block i of BLOCK_M tokens, counted over all experts, by BLOCK_N rows of the matrix.
+
+    ``scales`` is the offset of the scales from the beginning of a matrix.
+    """
     index = tl.program_id(0)
     each = tl.arange(0, EXPERTS)
     begins = tl.load(starts + each, mask=each < experts, other=0).to(tl.int64)

@@ -5,23 +5,26 @@ from collections.abc import Sequence
 import torch
 
 from ..formats.int4 import Int4
-from .language import OPERAND, ROWS, splits, store, target, tl, triton
+from .language import OPERAND, ROWS, as_target, count_splits, store, tl, triton
 
-_BLOCK = 64  # rows that are stored together
+_BLOCK = 64  # rows of a block in memory
 
 
 class Int4OnDevice:
+    """``format`` on a device. See DeviceFormat."""
+
     def __init__(self, format: Int4) -> None:
         self._format, self._group = format, format.group
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        """Fill ``out`` with rows of the matrix. See DeviceFormat."""
         numbers, scales_and_zeros = self._format.parts(planes[0], n, k)
         first, count = rows.start // _BLOCK, len(out)
         if count:
             _decode[triton.cdiv(count, _BLOCK), len(scales_and_zeros)](
                 numbers[first:],
                 scales_and_zeros[:, rows.start :],
-                target(out),
+                as_target(out),
                 count,
                 k,
                 scales_and_zeros.shape[1],
@@ -31,6 +34,7 @@ class Int4OnDevice:
     def rows(
         self, planes: Sequence[torch.Tensor], n: int, k: int, ids: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
+        """Decode the rows ``ids``. See DeviceFormat."""
         numbers, scales_and_zeros = self._format.parts(planes[0], n, k)
         place = ids % _BLOCK
         half = _BLOCK // 2
@@ -40,18 +44,19 @@ class Int4OnDevice:
         return weights.flatten(1)[:, :k].to(dtype)
 
     def product(self, planes: Sequence[torch.Tensor], n: int, k: int, x: torch.Tensor) -> torch.Tensor | None:
+        """Multiply a few rows by the matrix. See DeviceFormat."""
         rows = len(x)
         if not 1 <= rows <= ROWS:
             return None
         numbers, scales_and_zeros = self._format.parts(planes[0], n, k)
         blocks, groups = len(numbers), len(scales_and_zeros)
-        count = splits(blocks, groups)
+        count = count_splits(blocks, groups)
         out = x.new_empty(count, rows, n, dtype=torch.bfloat16 if count == 1 else torch.float32)
         _multiply[blocks, count](
             x.contiguous(),
             numbers,
             scales_and_zeros,
-            target(out),
+            as_target(out),
             rows,
             n,
             k,
@@ -74,8 +79,10 @@ def _decode(
     high: tl.tensor,
     GROUP: tl.constexpr,
 ) -> None:
-    """Program (i, j): group j of the columns of block i, to out [rows, k]. ``high``: rows with those that fill up the
-    last block."""
+    """Decode in program (i, j) group j of the columns of block i to out [rows, k].
+
+    ``high`` is the number of rows with the padding of the last block.
+    """
     block, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column, lane = tl.arange(0, GROUP)[:, None], tl.arange(0, 32)[None, :]
     packed = tl.load(numbers + ((block * tl.num_programs(1) + group) * GROUP + column) * 32 + lane).to(tl.int32)
@@ -103,8 +110,10 @@ def _multiply(
     ROWS: tl.constexpr,
     OPERAND: tl.constexpr,
 ) -> None:
-    """Program (i, j): block i, ``span`` of its groups of columns, into out[j] [rows, n]. Scales and zeros are applied
-    to the sums of a group, so that what is multiplied are small integers, exact in bfloat16."""
+    """Multiply in program (i, j) by block i, ``span`` of its groups of columns, into out[j] [rows, n].
+
+    Scales and zeros are applied to the sums of a group, so that the factors are small integers, exact in bfloat16.
+    """
     block, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row, lane = tl.arange(0, ROWS)[:, None], tl.arange(0, 32)
     high = tl.num_programs(0) * 64

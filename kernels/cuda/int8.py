@@ -1,39 +1,44 @@
-"""Format ``int8`` on a device. Layout: formats/int8.py. Decoding is torch's; products read the numbers once."""
+"""Format ``int8`` on a device. Layout: formats/int8.py. torch decodes. Products read the numbers once."""
 
 from collections.abc import Sequence
 
 import torch
 
 from ..formats.int8 import parts
-from .language import OPERAND, ROWS, splits, store, target, tl, triton
+from .language import OPERAND, ROWS, as_target, count_splits, store, tl, triton
 
 _BLOCK_N, _BLOCK_K = 32, 128
 
 
 class Int8OnDevice:
+    """Format ``int8`` on a device. See DeviceFormat."""
+
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        """Fill ``out`` with rows of the matrix. See DeviceFormat."""
         numbers, scales = parts(planes[0], n, k)
         torch.mul(numbers[rows], scales[rows, None].float(), out=out)
 
     def rows(
         self, planes: Sequence[torch.Tensor], n: int, k: int, ids: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
+        """Decode the rows ``ids``. See DeviceFormat."""
         numbers, scales = parts(planes[0], n, k)
         return (numbers[ids] * scales[ids, None].float()).to(dtype)
 
     def product(self, planes: Sequence[torch.Tensor], n: int, k: int, x: torch.Tensor) -> torch.Tensor | None:
+        """Multiply a few rows by the matrix. See DeviceFormat."""
         rows = len(x)
         if not 1 <= rows <= ROWS:
             return None
         numbers, scales = parts(planes[0], n, k)
         blocks, steps = triton.cdiv(n, _BLOCK_N), triton.cdiv(k, _BLOCK_K)
-        count = splits(blocks, steps)
+        count = count_splits(blocks, steps)
         out = x.new_empty(count, rows, n, dtype=torch.bfloat16 if count == 1 else torch.float32)
         _multiply[blocks, count](
             x.contiguous(),
             numbers,
             scales,
-            target(out),
+            as_target(out),
             rows,
             n,
             k,
@@ -61,7 +66,7 @@ def _multiply(
     BLOCK_K: tl.constexpr,
     OPERAND: tl.constexpr,
 ) -> None:
-    """Program (i, j): BLOCK_N rows of the matrix, ``span`` of its columns, into out[j] [rows, n]."""
+    """Multiply in program (i, j) by BLOCK_N rows of the matrix, ``span`` of its columns, into out[j] [rows, n]."""
     part = tl.program_id(1)
     row = tl.arange(0, ROWS)
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

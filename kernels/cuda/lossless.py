@@ -1,8 +1,8 @@
 """The format ``lossless`` on a device. Layout: kernels/csrc/lossless.c.
 
-A program decodes a tile, many numbers at a time. Where a number's code lies in the next level is how many before it had
-none in this one: a prefix sum over those at a time, and a count of those before. A tile that is damaged, as far as that
-shows, becomes NaNs; nothing outside the plane is read in any case.
+A program decodes a tile, many numbers at a time. The position of a number's code in the next level is the number of
+earlier ones without a code in this level. A prefix sum over the current numbers and a count of the earlier ones give
+it. A visibly damaged tile becomes NaNs. In any case nothing outside the plane is read.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,24 @@ from collections.abc import Sequence
 import torch
 
 from ..formats.lossless_tiles import ROWS
-from .language import target, tl, triton
+from .language import as_target, tl, triton
 
-_NUMBERS = 2048  # at a time
+_NUMBERS = 2048  # decoded at a time
 _WARPS = 8
 
 
 class LosslessOnDevice:
+    """Format ``lossless`` on a device. See DeviceFormat."""
+
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        """Fill ``out`` with rows of the matrix. See DeviceFormat."""
         if len(out):
             self._decode(planes[0], n, k, out, rows.start, None)
 
     def rows(
         self, planes: Sequence[torch.Tensor], n: int, k: int, ids: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
+        """Decode the rows ``ids``. See DeviceFormat."""
         assert dtype == torch.bfloat16
         out = torch.empty(len(ids), k, dtype=dtype, device=ids.device)
         if len(ids):
@@ -31,6 +35,7 @@ class LosslessOnDevice:
         return out
 
     def product(self, planes: Sequence[torch.Tensor], n: int, k: int, x: torch.Tensor) -> torch.Tensor | None:
+        """Return None: decoding and torch's product are used. See DeviceFormat."""
         return None
 
     def _decode(
@@ -44,7 +49,7 @@ class LosslessOnDevice:
             len(plane),
             ends,
             ends if ids is None else ids,
-            target(out),
+            as_target(out),
             len(out),
             n,
             k,
@@ -57,20 +62,20 @@ class LosslessOnDevice:
 
 @triton.jit
 def _word(at: tl.tensor) -> tl.tensor:
-    """The four bytes at any address, as int64."""
+    """Load the four bytes at any address as int64."""
     byte = tl.load(at + tl.arange(0, 4)).to(tl.int64)
     return tl.sum(byte << (8 * tl.arange(0, 4)), 0)
 
 
 @triton.jit
 def _code(level: tl.tensor, at: tl.tensor, mask: tl.tensor) -> tl.tensor:
-    """Codes of two bits, number ``at`` of a level."""
+    """Load the codes of two bits with the numbers ``at`` in a level."""
     return (tl.load(level + at // 4, mask=mask, other=0).to(tl.int32) >> (at % 4 * 2).to(tl.int32)) & 3
 
 
 @triton.jit
 def _before(which: tl.tensor) -> tl.tensor:
-    """How many are set before each."""
+    """Count the set elements before each element."""
     ones = which.to(tl.int32)
     return tl.cumsum(ones, 0) - ones
 
@@ -79,9 +84,9 @@ def _before(which: tl.tensor) -> tl.tensor:
 def _descend(
     level: tl.tensor, table: tl.tensor, count: tl.tensor, none: tl.tensor, taken: tl.tensor, exponent: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Gives the numbers in ``none`` the exponents that ``level`` has for them.
+    """Give the numbers in ``none`` the exponents that ``level`` has for them.
 
-    Returns the exponents, the numbers that the level has none for, and how many of its codes were taken.
+    Returns the exponents, the numbers without an exponent in this level, and the number of its codes that were used.
     """
     turn = taken + _before(none)
     taken += tl.sum(none.to(tl.int32), 0)
@@ -92,7 +97,7 @@ def _descend(
 
 @triton.jit
 def _copy_rows(pairs: tl.tensor, to: tl.tensor, begin: tl.tensor, end: tl.tensor, NUMBERS: tl.constexpr) -> None:
-    """Copies numbers ``begin`` to ``end`` of a tile that is stored as it is."""
+    """Copy numbers ``begin`` to ``end`` of a tile that is stored plain."""
     lane = tl.arange(0, NUMBERS)
     for at in range(begin, end, NUMBERS):
         kept = at + lane < end
@@ -104,7 +109,7 @@ def _copy_rows(pairs: tl.tensor, to: tl.tensor, begin: tl.tensor, end: tl.tensor
 
 @triton.jit
 def _fill_nan(to: tl.tensor, begin: tl.tensor, end: tl.tensor, NUMBERS: tl.constexpr) -> None:
-    """Numbers ``begin`` to ``end`` of a damaged tile become NaN."""
+    """Set numbers ``begin`` to ``end`` of a damaged tile to NaN."""
     lane = tl.arange(0, NUMBERS)
     for at in range(begin, end, NUMBERS):
         tl.store(to + at + lane, tl.full((NUMBERS,), 0x7FC0, tl.int16), mask=at + lane < end)
@@ -121,12 +126,12 @@ def _decode_tile(
     high_row: tl.tensor,
     NUMBERS: tl.constexpr,
 ) -> tl.tensor:
-    """Decodes rows ``low_row`` to ``high_row`` of the tile at ``head``; returns whether the tile is intact.
+    """Decode rows ``low_row`` to ``high_row`` of the tile at ``head``. Returns whether the tile is intact.
 
     ``escaped`` is the number of bytes of its levels. Nothing is decoded unless ``right``.
     """
     count, lane = 16 * k, tl.arange(0, NUMBERS)
-    # There are 20 bytes behind the beginning of any plane: sixteen rows or more of four or more columns.
+    # Any plane has at least 20 bytes: it has sixteen rows or more of four or more columns.
     table_0, table_1, table_2 = _word(head), _word(head + 4), _word(head + 8)
     count_1, count_2 = _word(head + 12), _word(head + 16)
     bytes_1, bytes_2 = (count_1 + 3) // 4, (count_2 + 3) // 4
@@ -176,7 +181,7 @@ def _decode(
     GATHER: tl.constexpr,
     NUMBERS: tl.constexpr,
 ) -> None:
-    """Program i decodes tile ``first`` + i to the 16 rows of out [rows, k] from 16 * i on.
+    """Decode in program i tile ``first`` + i to the 16 rows of out [rows, k] from 16 * i on.
 
     With GATHER, it decodes row ids[i] to row i.
     """

@@ -1,32 +1,37 @@
-"""Formats ``nested`` and ``stacked`` on a device, with as many planes as are there. Layout: formats/nested.py."""
+"""Formats ``nested`` and ``stacked`` on a device, with the planes that are present. Layout: formats/nested.py."""
 
 from collections.abc import Sequence
 
 import torch
 
 from ..formats.nested import TILE, BitNested
-from .language import store, target, tl, triton
+from .language import as_target, store, tl, triton
 
 _UNITS = 32  # runs of eight columns that a program decodes
 
 
 class NestedOnDevice:
+    """``format`` on a device. See DeviceFormat."""
+
     def __init__(self, format: BitNested) -> None:
         self._format = format
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        """Fill ``out`` with rows of the matrix. See DeviceFormat."""
         if len(out):
             self._decode(planes, n, k, out, rows.start, None)
 
     def rows(
         self, planes: Sequence[torch.Tensor], n: int, k: int, ids: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
+        """Decode the rows ``ids``. See DeviceFormat."""
         out = torch.empty(len(ids), k, dtype=dtype, device=ids.device)
         if len(ids):
             self._decode(planes, n, k, out, 0, ids.contiguous())
         return out
 
     def product(self, planes: Sequence[torch.Tensor], n: int, k: int, x: torch.Tensor) -> torch.Tensor | None:
+        """Return None: decoding and torch's product are used. See DeviceFormat."""
         return None
 
     def _decode(
@@ -41,8 +46,8 @@ class NestedOnDevice:
             planes[0],
             planes[1] if split and len(planes) > 1 else planes[0],
             planes[-1],
-            target(out) if ids is None else ids,
-            target(out),
+            as_target(out) if ids is None else ids,
+            as_target(out),
             len(out),
             k,
             first,
@@ -57,7 +62,7 @@ class NestedOnDevice:
 
 @triton.jit
 def _centred(code: tl.tensor, level: tl.tensor) -> tl.tensor:
-    """The 4-bit code, with a fraction, that stands for a 2-bit ``code`` whose group has this ``level``."""
+    """Return the 4-bit code, with a fraction, that a 2-bit ``code`` stands for in a group with this ``level``."""
     centre = 6.75 + 0.5 * (level % 4).to(tl.float32)
     return centre + (3.25 + 0.5 * (level // 4).to(tl.float32)) * (code.to(tl.float32) - 1.5)
 
@@ -80,9 +85,9 @@ def _decode(
     MISSING: tl.constexpr,
     UNITS: tl.constexpr,
 ) -> None:
-    """Program (i, j): 16 rows from 16 * i on, UNITS * 8 columns, to out [rows, k]. A tile has ``length`` bytes in the
-    first plane, ``head`` of them before its codes, and ``length_last`` in the last. ``MISSING``: planes that are not
-    there. Dimensions are [row, unit of eight columns, column in the unit]."""
+    """Decode in program (i, j) 16 rows from 16 * i on, UNITS * 8 columns, to out [rows, k].
+    A tile has ``length`` bytes in the first plane, ``head`` before its codes, ``length_last`` in the last. MISSING
+    planes are absent. Dimensions are [row, unit of eight columns, column in the unit]."""
     place = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     there = place < rows
     row = tl.load(ids + place, mask=there, other=0).to(tl.int64) if GATHER else tl.where(there, place + first, first)

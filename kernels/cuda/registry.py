@@ -1,4 +1,4 @@
-"""The weight formats that a CUDA device can use as they are stored, by name."""
+"""The weight formats that a CUDA device can use as stored, by name."""
 
 from functools import cache
 
@@ -10,9 +10,9 @@ from .base import DeviceFormat
 
 @cache
 def device_format(name: str) -> DeviceFormat | None:
-    """The format ``name`` on a device; None if there is none.
+    """Return the format ``name`` on a device. None if there is none.
 
-    Modules with kernels are loaded here, when a device first asks. Raises NoTriton where that package is absent.
+    Modules with kernels are imported here, when a device first needs one. Raises NoTriton where that package is absent.
     """
     format = FORMATS.get(name)
     if name == "int8":

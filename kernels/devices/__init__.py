@@ -1,1 +1,1 @@
-"""Devices that a tier of memory lies on, and copies to them."""
+"""Devices with memory of their own, and copies to them. Imports kernels/memory and the top level."""

@@ -1,4 +1,4 @@
-"""What a device tier needs of a device: memory, copies up beside everything else, and marks in what is computed."""
+"""Interface of a device for the device tier: memory, copies from the host, and marks in the device's work."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,23 +11,24 @@ from .copies import Copies
 
 
 class NoDevice(Exception):
-    """This machine has no such device, or it lacks what is needed."""
+    """This machine has no such device, or the device lacks a requirement. The message says which."""
 
 
 class Mark(Protocol):
-    """A place in what a device has been given to compute; a copy can be told to wait until it is reached."""
+    """A point in the work of a device. A copy can wait until the device reaches it."""
 
     def synchronize(self) -> None:
-        """Wait until it is."""
+        """Wait until the device reaches the mark."""
 
 
-class DirectFile(Protocol):
-    """A file that is read into a device's memory by the drive itself."""
+class DeviceFile(Protocol):
+    """A file that the drive itself reads into a device's memory."""
 
     def read(self, into: torch.Tensor, offset: int) -> None:
         """Fill ``into``, bytes on the device, from ``offset`` on. Raises OSError."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the file."""
 
 
 class DeviceArena(Protocol):
@@ -37,45 +38,56 @@ class DeviceArena(Protocol):
     address: int
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """A contiguous tensor on the bytes at ``offset``, a multiple of the item's size; no copy. It keeps the memory
-        alive, also past ``close``. Raises ValueError outside the arena, ArenaClosed after ``close``."""
+        """Return a contiguous tensor on the bytes at ``offset``, a multiple of the item's size, without a copy.
+
+        The tensor keeps the memory alive, also past ``close``. Raises ValueError outside the arena, ArenaClosed after
+        ``close``.
+        """
 
     def discard(self, offset: int, length: int) -> None:
-        """Nothing in this range is needed any more."""
+        """Note that the contents of this range are no longer needed."""
 
     def close(self) -> None:
         """Hand out no more tensors. Idempotent."""
 
 
 class Device(Protocol):
-    """A device that models can be computed on."""
+    """A device that computes models."""
 
     name: str
-    """As it is written in the configuration."""
+    """The name in the configuration."""
     compute: torch.device
-    """Where torch computes on what lies in its memory."""
+    """The torch device that computes on tensors in its memory."""
 
     def current(self) -> AbstractContextManager[None]:
-        """In here, what the calling thread launches goes to it: Triton asks for a thread's device, not a tensor's."""
+        """Make this the calling thread's device for launches.
+
+        Triton uses the device of a thread, not that of a tensor.
+        """
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of its memory that are free now, and in all."""
+        """Return the free and the total bytes of its memory."""
 
     def arena(self, length: int) -> DeviceArena:
-        """That much of its memory, in one piece. Raises MemoryError."""
+        """Allocate ``length`` bytes of its memory in one piece. Raises MemoryError."""
 
     def lock_pages(self, arena: Arena) -> bool:
-        """Keep the pages of ``arena`` in place until it goes, so that the device can fetch from them by itself;
-        whether the system lets it."""
+        """Lock the pages of ``arena`` in memory until it is freed, so that the device can fetch from them by itself.
+
+        Returns False if the system refuses.
+        """
 
     def copies(self) -> Copies:
-        """A way up: copies on it are made in order, and beside all others."""
+        """Open a queue of copies to the device. Its copies are made in order, independently of other queues."""
 
     def down(self, source: torch.Tensor, into: torch.Tensor) -> None:
-        """Copy ``source``, bytes on the device, to ``into``, as many in host memory, and wait for that."""
+        """Copy ``source``, bytes on the device, to ``into``, the same length in host memory, and wait for the copy."""
 
-    def direct_file(self, path: Path) -> DirectFile | None:
-        """The file ``path``, where this system has a way from drives to the device past host memory."""
+    def direct_file(self, path: Path) -> DeviceFile | None:
+        """Open ``path`` for reads from the drive to the device past host memory.
+
+        None where the system has no such path.
+        """
 
     def mark(self) -> Mark | None:
-        """The end of what the calling thread has had computed until now; None if all of that is done."""
+        """Return a mark at the end of the work that the calling thread has launched. None if all of it is done."""

@@ -1,7 +1,7 @@
-"""Copies from host memory to a device, in the order asked for, while the device computes and the drive reads.
+"""Copies from host memory to a device, in the order of requests, while the device computes and the drive reads.
 
-They are begun by whoever asks and end on a thread of their own, which tells who asked. Nothing waits for the device as
-a whole.
+The requesting thread begins them. They end on a thread of their own, which calls back. Nothing waits for the whole
+device.
 """
 
 import queue
@@ -15,21 +15,21 @@ import torch
 from ..waiting import deliver, mark_thread, no_waiting
 
 Wait = Callable[[], None]
-"""Returns when a copy has ended; raises what it ran into."""
+"""Returns when a copy has ended. Raises the copy's error."""
 Begin = Callable[[torch.Tensor, torch.Tensor, Sequence[Any]], Wait]
-"""Begins the copy of ``source`` to ``target`` behind some marks; see Copies.up."""
+"""Begins the copy of ``source`` to ``target`` behind some marks. See Copies.up."""
 Done = Callable[[Exception | None], None]
 
 
 class Copied(NamedTuple):
-    """What has been copied: bytes, and seconds in which at least one copy was under way."""
+    """Totals of finished copies: bytes, and seconds in which at least one copy was running."""
 
     size: int
     seconds: float
 
     @property
     def rate(self) -> float:
-        """Bytes per second; 0 while nothing is known."""
+        """Bytes per second, 0 while nothing is known."""
         return self.size / self.seconds if self.seconds else 0.0
 
 
@@ -37,7 +37,7 @@ NOTHING = Copied(0, 0.0)
 
 
 class Copies:
-    """Any thread may ask; ``close`` is idempotent and lets copies under way end."""
+    """A queue of copies to a device. Any thread may use it."""
 
     def __init__(self, begin: Begin) -> None:
         self._begin = begin
@@ -50,31 +50,35 @@ class Copies:
         self._thread.start()
 
     def up(self, source: torch.Tensor, target: torch.Tensor, after: Sequence[Any], done: Done) -> None:
-        """Copy ``source``, bytes in host memory, to ``target``, as many on the device, once the marks ``after`` are
-        reached. ``done`` is called on the copies' thread when the bytes are there, or with what went wrong; it must not
-        raise."""
+        """Copy ``source``, bytes in host memory, to ``target``, the same length on the device, behind ``after``.
+
+        The copy waits for the marks ``after``. ``done`` is called on the copies' thread, with None when the bytes have
+        arrived, or with the error. It must not raise.
+        """
         with no_waiting, self._lock:
             try:
                 wait = self._begin(source, target, after)
-            except Exception as error:  # told where ends are told: who asks may have locks
+            except Exception as error:  # reported on the copies' thread: the caller may hold locks
                 wait = _failed(error)
             self._asked += source.nbytes
             self._ends.put((wait, done, source.nbytes, time.monotonic()))
 
     def later(self, call: Callable[[], None]) -> None:
-        """Have ``call`` run on the copies' thread, behind the ends of the copies asked for before."""
+        """Run ``call`` on the copies' thread, after the ends of the copies requested before."""
         self._ends.put((_nothing, lambda _: call(), 0, time.monotonic()))
 
     @property
     def copied(self) -> Copied:
+        """The totals of finished copies."""
         return self._copied
 
     @property
     def queued(self) -> int:
-        """Bytes whose copies have been asked for and have not ended, at some moment during the call."""
+        """The bytes of copies that were requested and have not ended, at some moment during the call."""
         return max(0, self._asked - self._ended)
 
     def close(self) -> None:
+        """Let running copies end, and stop the thread. Idempotent."""
         with no_waiting, self._lock:
             if not self._closed:
                 self._closed = True

@@ -1,7 +1,7 @@
-"""A CUDA device: one plain allocation as the arena, page-locked host memory, copies on a stream of their own.
+"""A CUDA device: a plain allocation as the arena, page-locked host memory, copies on a stream of their own.
 
-A copy waits for marks, events behind what computed on the memory that it overwrites, and for nothing else; a thread of
-the copies waits for the copy's own event. The device is never synchronised as a whole.
+A copy waits only for marks, which are events behind the work on the memory that it overwrites. The copies' thread waits
+for the copy's own event. The device is never synchronised as a whole.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ class CudaArena:
         self.length, self.address = length, self._memory.data_ptr()
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return a tensor on the bytes at ``offset``, as DeviceArena.tensor."""
         if self._memory is None:
             raise ArenaClosed("the arena is closed")
         size = dtype.itemsize * math.prod(shape)
@@ -39,9 +40,10 @@ class CudaArena:
         return self._memory[offset : offset + size].view(dtype).view(shape)
 
     def discard(self, offset: int, length: int) -> None:
-        """The allocation stays as it is."""
+        """Do nothing: the allocation stays."""
 
     def close(self) -> None:
+        """Hand out no more tensors, as DeviceArena.close."""
         self._memory = None
 
 
@@ -62,30 +64,36 @@ class Cuda:
             raise NoDevice(f"{name} does not answer: {error}") from error
 
     def current(self) -> contextlib.AbstractContextManager[None]:
-        """As Device.current."""
+        """Make this the calling thread's device, as Device.current."""
         return torch.cuda.device(self.compute)
 
     def memory(self) -> tuple[int, int]:
+        """Return the free and the total bytes of the device, as Device.memory."""
         free, total = torch.cuda.mem_get_info(self.compute)
         return free, total
 
     def arena(self, length: int) -> CudaArena:
+        """Allocate ``length`` bytes of the device. Raises MemoryError."""
         return CudaArena(self.compute, length)
 
     def lock_pages(self, arena: Arena) -> bool:
-        """Registered where it lies, and as long as it is: allocators of page-locked memory round up to powers of
-        two. Never longer: copies from what comes to lie there next would take the bytes of the pages that were."""
+        """Register the arena's memory in place, until it is freed.
+
+        Allocators of page-locked memory would round up to powers of two. The registration must end with the memory.
+        Otherwise copies from a later mapping at the same address would read the old pages.
+        """
         runtime = cast(Any, torch.cuda.cudart())  # type: ignore[no-untyped-call]
         address = arena.address
-        with self.current():  # it is that device's context that knows of them
+        with self.current():  # the registration belongs to that device's context
             if int(runtime.cudaHostRegister(address, arena.length, 0)):
                 with contextlib.suppress(RuntimeError):  # the next kernel would report this error as its own
                     torch.zeros(1, device=self.compute)
                 return False
-        arena.before_it_goes(lambda: runtime.cudaHostUnregister(address))
+        arena.call_before_release(lambda: runtime.cudaHostUnregister(address))
         return True
 
     def copies(self) -> Copies:
+        """Open a queue of copies on a stream of its own, as Device.copies."""
         stream = torch.cuda.Stream(self.compute)  # type: ignore[no-untyped-call]
 
         def start(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> Wait:
@@ -96,7 +104,7 @@ class Cuda:
                 end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 end.record(stream)
 
-            def wait(held: object = (source, target)) -> None:  # both must stay until then
+            def wait(held: object = (source, target)) -> None:  # keeps both tensors until then
                 end.synchronize()
 
             return wait
@@ -104,13 +112,13 @@ class Cuda:
         def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> Wait:
             if source.is_pinned():
                 return start(source, target, after)
-            # From other memory the system has whoever begins wait, who may have locks: so the copies' thread does.
+            # A copy from pageable memory blocks the thread that begins it. The caller may hold locks: use our thread.
             return lambda: start(source, target, after)()
 
         return Copies(begin)
 
     def down(self, source: torch.Tensor, into: torch.Tensor) -> None:
-        """As Device.down."""
+        """Copy to host memory and wait, as Device.down."""
         with torch.cuda.stream(torch.cuda.Stream(self.compute)):  # type: ignore[no-untyped-call]
             into.copy_(source, non_blocking=True)
             end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -118,10 +126,11 @@ class Cuda:
         end.synchronize()
 
     def direct_file(self, path: Path) -> GdsFile | None:
-        """As Device.direct_file."""
+        """Open a file through GPUDirect Storage, as Device.direct_file."""
         return GdsFile(path) if is_direct() else None
 
     def mark(self) -> torch.cuda.Event:
+        """Record an event on the calling thread's stream, as Device.mark."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self.compute))
         return event

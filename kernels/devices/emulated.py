@@ -1,7 +1,6 @@
-"""A device that is a part of host memory: the logic of three tiers runs, and is tested, on any machine.
+"""An emulated device in host memory: the logic of three tiers runs, and is tested, on any machine.
 
-What is computed "on" it is computed by the CPU, with the same bits as without it. Copies are real ones, not faster than
-the rate that is asked for.
+The CPU computes in its place, with the same bits as without it. Copies are real, and limited to the requested rate.
 """
 
 import time
@@ -17,21 +16,26 @@ from .copies import Copies, Wait
 
 
 class Emulated:
-    """``rate``: bytes per second of the modelled bus; None for what memory gives. ``size``: bytes of the modelled
-    device's memory; None for what is free here."""
+    """A device in host memory.
+
+    ``rate`` is the speed of the modelled bus in bytes per second, None for the speed of memory. ``size`` is the memory
+    of the modelled device in bytes, None for the free memory of this machine.
+    """
 
     def __init__(self, *, rate: float | None = None, size: int | None = None, name: str = "emulated") -> None:
         self.name, self.compute = name, torch.device("cpu")
         self._rate, self._size = rate, size
 
     def current(self) -> AbstractContextManager[None]:
-        """The CPU needs no saying."""
+        """Do nothing: the CPU needs no selection."""
         return nullcontext()
 
     def memory(self) -> tuple[int, int]:
+        """Return the free and the total bytes of the modelled device."""
         return MemoryMeter().memory() if self._size is None else (self._size, self._size)
 
     def arena(self, length: int) -> Arena:
+        """Allocate ``length`` bytes of host memory."""
         if self._size is not None and length > self._size:
             raise MemoryError(f"{length} bytes of {self._size}")
         try:
@@ -40,11 +44,11 @@ class Emulated:
             raise MemoryError(str(error)) from error
 
     def lock_pages(self, arena: Arena) -> bool:
-        """Nothing fetches from them by itself."""
+        """Return False: no device fetches from the pages."""
         return True
 
     def copies(self) -> Copies:
-        """A bus of its own."""
+        """Open a queue of copies with a modelled bus of its own."""
         free_at = 0.0
 
         def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[None]) -> Wait:
@@ -62,11 +66,11 @@ class Emulated:
         return Copies(begin)
 
     def down(self, source: torch.Tensor, into: torch.Tensor) -> None:
-        """As Device.down."""
+        """Copy to host memory, as Device.down."""
         into.copy_(source)
 
     def direct_file(self, path: Path) -> None:
-        """No drive knows of this device."""
+        """Return None: no drive reaches this device."""
 
     def mark(self) -> None:
-        """The CPU computes at once."""
+        """Return None: the CPU has always finished."""

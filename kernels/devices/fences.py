@@ -1,4 +1,4 @@
-"""Which marks a copy into a part of an arena must wait for: those behind what was computed there last."""
+"""Marks that a copy into a part of an arena must wait for: those behind the last work on that part."""
 
 import threading
 from bisect import bisect_left, bisect_right
@@ -18,7 +18,7 @@ class Fences(Generic[Mark]):
         self._spans: list[tuple[int, Mark]] = []  # ends of the spans, and their marks
 
     def used(self, offset: int, length: int, mark: Mark) -> None:
-        """What lies in this span was computed on until ``mark``; earlier marks there are behind it."""
+        """Note that work on this span ends at ``mark``. Earlier marks on it come before this one."""
         with no_waiting, self._lock:
             self._cut(offset, offset + length)
             at = bisect_left(self._starts, offset)
@@ -26,12 +26,12 @@ class Fences(Generic[Mark]):
             self._spans.insert(at, (offset + length, mark))
 
     def before(self, offset: int, length: int) -> list[Mark]:
-        """The marks to wait for before this span is written to; they are forgotten there."""
+        """Return the marks to wait for before a write to this span, and forget them."""
         with no_waiting, self._lock:
             return self._cut(offset, offset + length)
 
     def _cut(self, start: int, end: int) -> list[Mark]:
-        """Take the span out; the marks that were on it."""
+        """Remove the span. Returns the marks that were on it."""
         first = bisect_right(self._starts, start) - 1
         if first < 0 or self._spans[first][0] <= start:
             first += 1

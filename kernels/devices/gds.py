@@ -1,7 +1,7 @@
-"""Files read straight into a CUDA device's memory (GPUDirect Storage), through kvikio, where the system has it.
+"""Reads from files straight into a CUDA device's memory (GPUDirect Storage), through kvikio, where the system has it.
 
-kvikio also works without, through buffers of its own in host memory; that would be a second way of what we do.
-So nothing is read in this way unless the driver says that it can.
+kvikio also works without it, through its own buffers in host memory. That would duplicate our own path, so this one is
+used only if the driver supports direct reads.
 """
 
 from contextlib import suppress
@@ -12,8 +12,8 @@ import torch
 
 
 def is_direct() -> bool:
-    """Whether kvikio is installed and the system reads straight into device memory."""
-    with suppress(Exception):  # whatever a driver that is half there raises
+    """Return whether kvikio is installed and the system reads straight into device memory."""
+    with suppress(Exception):  # an incomplete driver may raise anything
         import kvikio  # type: ignore[import-not-found, unused-ignore]
 
         available = bool(kvikio.cufile_driver.get("is_gds_available"))
@@ -22,7 +22,7 @@ def is_direct() -> bool:
 
 
 class GdsFile:
-    """The file ``path``. Raises OSError."""
+    """The file ``path``, open for reads into device memory. Raises OSError."""
 
     def __init__(self, path: Path) -> None:
         import kvikio
@@ -39,4 +39,5 @@ class GdsFile:
             raise OSError(f"{count} bytes instead of {into.nbytes} at {offset}")
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""What a device and the way to it can do, measured."""
+"""Measurements of a device and of its bus."""
 
 import queue
 import time
@@ -17,8 +17,11 @@ _BLOCK, _BLOCKS, _COPIES = 8 << 20, 4, 64
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """``free`` of ``total`` bytes; ``bus``: bytes per second of copies up, from page-locked memory if ``page_locked``;
-    ``direct``: whether drives reach into its memory."""
+    """A device: ``free`` and ``total`` bytes of memory, and its bus.
+
+    ``bus`` is the rate of copies to the device in bytes per second, from page-locked memory if ``page_locked``.
+    ``direct`` says whether drives can read into its memory.
+    """
 
     name: str
     model: str
@@ -29,9 +32,11 @@ class DeviceReport:
     direct: bool
 
 
-def bus_speed(device: Device) -> tuple[float, bool]:
-    """Bytes per second of copies of 8 MiB to ``device``, one right behind the other; whether the memory that they come
-    from could be page-locked. Raises MemoryError, and what a copy ran into."""
+def measure_bus(device: Device) -> tuple[float, bool]:
+    """Measure copies of 8 MiB to ``device``, back to back.
+
+    Returns bytes per second, and whether the source could be page-locked. Raises MemoryError, and the error of a copy.
+    """
     host, above = Arena(_BLOCKS * _BLOCK), device.arena(_BLOCKS * _BLOCK)
     host.tensor(0, torch.uint8, (host.length,)).fill_(1)
     locked = device.lock_pages(host)
@@ -49,14 +54,14 @@ def bus_speed(device: Device) -> tuple[float, bool]:
     return _COPIES * _BLOCK / seconds, locked
 
 
-def cuda_reports() -> list[DeviceReport]:
-    """The CUDA devices of this machine that answer."""
+def report_cuda_devices() -> list[DeviceReport]:
+    """Report the CUDA devices of this machine that respond."""
     reports = []
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         try:
             device = Cuda(f"cuda:{number}")
             free, total = device.memory()
-            bus, locked = bus_speed(device)
+            bus, locked = measure_bus(device)
         except (NoDevice, MemoryError, RuntimeError):
             continue
         model = torch.cuda.get_device_name(number)

@@ -1,1 +1,1 @@
-"""The products of one layer's experts, on the CPU and on a GPU. Imports kernels/weights, kernels/cuda and above."""
+"""Products of one layer's experts, on the CPU and on a GPU. Imports kernels/weights, kernels/cuda and above."""

@@ -1,4 +1,4 @@
-"""The products of some tokens with some experts, in the operations and the order of transformers' eager experts."""
+"""Products of some tokens with some experts, in the operations and the order of transformers' eager experts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -7,19 +7,22 @@ import torch
 from torch.nn import functional
 
 from ..products.few_rows import MOST_ROWS, products
-from ..products.row_parts import BIT_TRIALS, divisible, parts
+from ..products.row_parts import BIT_TRIALS, parts, parts_keep_bits
 from ..weights.packed_weight import Many, PackedWeight, several
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 Form = tuple[str, str]
 """Formats of an expert's two matrices."""
 
-_AT_ONCE = 32768  # elements that torch's elementwise operations share out over threads, and then round otherwise
+_AT_ONCE = 32768  # elements from which torch divides elementwise operations between threads, with other rounding
 _ROUND = 16
 
 
 class Expert(NamedTuple):
-    """``up`` is [inner, hidden] and ``down`` [hidden, inner'], or the transposes of these; biases are vectors."""
+    """An expert's weights: ``up`` is [inner, hidden] and ``down`` [hidden, inner'], or their transposes.
+
+    Biases are vectors.
+    """
 
     up: torch.Tensor
     up_bias: torch.Tensor | None
@@ -28,7 +31,7 @@ class Expert(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What a kind of experts does besides the products; ``activation`` takes [tokens, inner] to [tokens, inner']."""
+    """An expert's steps besides the products. ``activation`` maps [tokens, inner] to [tokens, inner']."""
 
     transposed: bool
     activation: Activation
@@ -38,10 +41,10 @@ class Recipe(NamedTuple):
 def expert_products(
     states: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """``expert_product`` of each of ``states`` [rows, hidden], contiguous, with its expert: several at a time.
+    """Compute ``expert_product`` of each of ``states`` [rows, hidden], contiguous, with its expert, several at a time.
 
-    Yields positions in ``experts`` with their results [positions, rows, hidden]. Those of the same few rows are
-    computed side by side, where there is such a product with the same bits.
+    Yields positions in ``experts`` with their results [positions, rows, hidden]. Experts with the same few rows are
+    computed in one call, where such a product has the same bits.
     """
     alike: dict[tuple[int, Form], list[int]] = {}
     for position, state in enumerate(states):
@@ -59,10 +62,11 @@ def expert_products(
 def expert_outputs(
     hidden: torch.Tensor, rows: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe
 ) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """``expert_product`` of ``hidden`` [tokens, width], contiguous, at ``rows``, row numbers for each of ``experts``.
+    """Compute ``expert_product`` of ``hidden`` [tokens, width] at ``rows``, row numbers for each of ``experts``.
 
-    Yields positions in ``experts``, parts of their rows, in order, and the results [rows, width]; all of an expert
-    before the next one. Long ones are computed in parts, the others as by ``expert_products``.
+    ``hidden`` is contiguous. Yields positions in ``experts``, parts of their rows in order, and the results [rows,
+    width]. All parts of an expert come before the next expert. Long ones are computed in parts, the others as by
+    ``expert_products``.
     """
     few: list[int] = []
     for position, expert in enumerate(experts):
@@ -80,25 +84,30 @@ def expert_outputs(
 
 
 def form(expert: Expert) -> Form:
-    """Experts of equal form are computed side by side, each with the planes that it has. "" is a matrix as it is."""
+    """Return the formats of the expert's matrices, "" for a plain one.
+
+    Experts of equal form are computed in one call, each with the planes that it has.
+    """
     up, down = (weight.format.name if isinstance(weight, PackedWeight) else "" for weight in (expert.up, expert.down))
     return up, down
 
 
 def expert_product(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
-    """``post(activation(state @ up) @ down)`` for ``state`` [tokens, hidden]; the result has its shape and dtype."""
+    """Compute ``post(activation(state @ up) @ down)`` for ``state`` [tokens, hidden].
+
+    The result has its shape and dtype.
+    """
     out = _linear(inner(state, expert, recipe), expert.down, expert.down_bias, recipe.transposed)
     return out if recipe.post is None else recipe.post(out)
 
 
 def inner(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
-    """What goes into the expert's second matrix, for ``state`` [tokens, hidden]."""
+    """Compute the input of the expert's second matrix for ``state`` [tokens, hidden]."""
     return recipe.activation(_linear(state, expert.up, expert.up_bias, recipe.transposed))
 
 
 def expert_parts(hidden: torch.Tensor, rows: torch.Tensor, expert: Expert, recipe: Recipe) -> list[slice]:
-    """In which parts of ``rows``, row numbers of ``hidden`` [tokens, width], to compute ``expert``: for the same bits,
-    as few rows at a time as possible."""
+    """Divide ``rows``, row numbers of ``hidden`` [tokens, width], into the smallest parts that give the same bits."""
     kind = _kind(recipe.activation)
     whole = [slice(0, len(rows))]
     if kind is None or (several := parts(len(rows))) == whole:
@@ -112,14 +121,14 @@ def expert_parts(hidden: torch.Tensor, rows: torch.Tensor, expert: Expert, recip
 
     widths = {*expert.up.shape, *expert.down.shape}
     kind = f"{_shapes(expert, recipe)}, {kind}"
-    return several if divisible(compute, sample, len(rows), kind, widths) else whole
+    return several if parts_keep_bits(compute, sample, len(rows), kind, widths) else whole
 
 
 def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
-    """``expert_product`` with empty rows up to a round number, where that gives the same bits.
+    """Compute ``expert_product`` with rows padded to a round number, where that gives the same bits.
 
-    The library under torch compiles a kernel for every number of rows, and a prompt gives every expert another one.
-    Whether empty rows change the others is found out for each number of rows when it first comes up.
+    The library under torch compiles a kernel for every number of rows, and a prompt gives every expert another number.
+    A trial, on the first use of each number of rows, shows whether the padding changes the other rows.
     """
     rows = len(state)
     missing, kind = -rows % _ROUND, _kind(recipe.activation)
@@ -132,7 +141,7 @@ def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tenso
     out = expert_product(functional.pad(state, (0, 0, 0, missing)), expert, recipe)[:rows]
     if equal is None:
         exact = expert_product(state, expert, recipe)
-        if bool((exact != exact[:, :1]).any(1).all()):  # of numbers all alike, no order of summation would show
+        if bool((exact != exact[:, :1]).any(1).all()):  # equal numbers would show no order of summation
             BIT_TRIALS[key] = torch.equal(out, exact)
         return exact
     return out
@@ -146,12 +155,12 @@ def _shapes(expert: Expert, recipe: Recipe) -> str:
 
 
 def _kind(activation: Activation) -> str | None:
-    """The name of what ``activation`` does; None where it has none of its own."""
+    """Return the name of the activation. None if it has none of its own."""
     kind: Any = type(activation) if isinstance(activation, torch.nn.Module) else activation
     name = getattr(kind, "__qualname__", "<")
     if "<" in name:
         return None
-    # A gate is the experts module's method, and applies the function that the configuration names.
+    # A gate is a method of the experts module. It applies the function that the configuration names.
     inner = _kind(gated) if callable(gated := getattr(getattr(kind, "__self__", None), "act_fn", None)) else ""
     return None if inner is None else f"{kind.__module__}.{name}{inner and f'({inner})'}"
 
@@ -162,14 +171,17 @@ def _linear(state: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 
 class SideBySide(NamedTuple):
-    """The products of ``rows`` rows with experts of one shape and format, several of them at a time."""
+    """Products of ``rows`` rows with several experts of one shape and format at a time."""
 
     rows: int
     up: Many
     down: Many
 
     def __call__(self, states: Sequence[int], experts: Sequence[Expert], recipe: Recipe) -> torch.Tensor:
-        """``expert_product`` of what lies at the addresses ``states`` with each expert: [experts, rows, hidden]."""
+        """Compute ``expert_product`` of the states at addresses ``states`` with each expert.
+
+        Returns [experts, rows, hidden].
+        """
         inner = self.up([expert.up for expert in experts], states)
         if inner.numel() <= _AT_ONCE:
             active = recipe.activation(inner.flatten(0, 1)).contiguous().view(len(experts), self.rows, -1)
@@ -181,7 +193,7 @@ class SideBySide(NamedTuple):
 
 
 def side_by_side(rows: int, expert: Expert, recipe: Recipe) -> SideBySide | None:
-    """The products of ``rows`` rows with experts of the shapes of ``expert``, if there are some with the same bits."""
+    """Find products of ``rows`` rows with experts shaped like ``expert``. None if none have the same bits."""
     if recipe.transposed or expert.up_bias is not None or expert.down_bias is not None:
         return None
     up, down = _many(rows, expert.up), _many(rows, expert.down)

@@ -1,4 +1,4 @@
-"""Experts that lie anywhere in an arena on a device, computed together: two launches for all of them."""
+"""Experts anywhere in an arena on a device, computed together: two launches for all of them."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,17 @@ from ..weights.packed_weight import PackedWeight
 from .experts import Expert, Recipe, form
 
 _FORMS = {("", ""): False, ("int8", "int8"): True}
-"""Formats of an expert's two matrices that there are such products for, and whether they are int8."""
+"""Formats of an expert's two matrices that have such products, and whether they are int8."""
 
 
 def group_experts(
     states: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe
 ) -> list[torch.Tensor] | None:
-    """``expert_product`` of each of ``states`` [rows, hidden] with its expert, all in two launches, in sums of another
-    order. None where there is no such product for these experts, or they are not all alike. Raises NoTriton."""
+    """Compute ``expert_product`` of each of ``states`` [rows, hidden] with its expert, all in two launches.
+
+    The order of the sums differs from the CPU's. None if there is no such product for these experts, or if their forms
+    differ. Raises NoTriton.
+    """
     first = experts[0]
     int8 = _FORMS.get(form(first))
     if int8 is None or recipe.transposed or states[0].dtype != torch.bfloat16:

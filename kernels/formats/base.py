@@ -1,8 +1,8 @@
-"""What a weight format is: it encodes a matrix when a model is packed, decodes it, and may multiply by it as it is.
+"""Interface of a weight format: it encodes a matrix for a bundle, decodes it, and may multiply by it as stored.
 
-A matrix [n, k] has one row per output, as ``functional.linear`` takes it. It is encoded to one or several *planes*,
-each a run of bytes, a uint8 tensor [length], which comes to lie at a multiple of 64 bytes in memory and is not changed
-there. The first plane alone is a matrix, and each further one makes it finer. Most formats have one.
+A matrix [n, k] has one row per output, as in ``functional.linear``. It is encoded to one or several *planes*. A plane
+is a run of bytes, a uint8 tensor [length]. In memory it starts at a multiple of 64 bytes and is never changed. The
+first plane alone is a complete matrix, and each further plane makes it more precise. Most formats have one plane.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,19 +11,22 @@ from typing import Protocol
 import torch
 
 SLAB = 64
-"""Rows: a matrix is encoded, and may be decoded, in multiples of them."""
+"""Rows of a slab. A matrix is encoded in multiples of them, and may be decoded so."""
 
 Product = Callable[[Sequence[Sequence[int]], Sequence[int]], torch.Tensor]
-"""``product(matrices, inputs)``: [len(matrices), rows, n] bfloat16, ``inputs[i] @ matrices[i].T``. A matrix is given by
-the addresses of its planes, the first ones or all; inputs [rows, k], contiguous bfloat16, by theirs. What lies there
-stays until the call returns."""
+"""``product(matrices, inputs)`` computes bfloat16 [len(matrices), rows, n]: ``inputs[i] @ matrices[i].T``.
+
+A matrix is given by the addresses of its planes, the first ones or all. The inputs [rows, k], contiguous bfloat16, are
+given by their addresses. The memory must stay valid until the call returns.
+"""
 
 
 Room = Callable[[int], torch.Tensor]
-"""Makes room for a plane of so many bytes: uint8 [length], with any content."""
+"""Allocates a plane of the given number of bytes: uint8 [length], with any content."""
 
 
 def on_heap(length: int) -> torch.Tensor:
+    """Allocate a plane on the heap: uint8 [length]."""
     return torch.empty(length, dtype=torch.uint8)
 
 
@@ -31,16 +34,16 @@ class Format(Protocol):
     """A weight format. Stateless, safe to use from several threads."""
 
     name: str
-    """As manifests and settings have it."""
+    """The name in manifests and settings."""
     exact: bool
-    """Whether decoding gives the very bits that were encoded."""
+    """Whether decoding gives exactly the encoded bits."""
     planes: int
-    """How many there are."""
+    """Number of planes."""
 
     def lengths(self, n: int, k: int) -> tuple[int, ...] | None:
-        """Bytes of each plane of a matrix [n, k]; None where they depend on its numbers.
+        """Return the bytes of each plane of a matrix [n, k]. None where they depend on its numbers.
 
-        Raises UnsuitableShape where the format has no place for such a matrix: it is then stored as it is.
+        Raises UnsuitableShape if the format cannot store such a matrix. The matrix is then stored as it is.
         """
         ...
 
@@ -52,28 +55,31 @@ class Format(Protocol):
         importance: torch.Tensor | None = None,
         room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
-        """The planes of the matrix [n, k]. ``slabs`` are its rows from the top, SLAB at a time or a multiple of that
-        (fewer only in the last), in a floating-point dtype; one is used up before the next is asked for.
+        """Encode the matrix [n, k] and return its planes.
 
-        ``importance`` [k], float32, says how much an error in each column counts (its mean squared input); all columns
-        alike if not given. Planes lie in what ``room`` gives, all of it before the first slab is taken. Raises
-        ValueError, saying what, for numbers that the format cannot have, as NaN.
+        ``slabs`` are its rows from the top in a floating-point dtype, SLAB at a time or a multiple of that, fewer only
+        in the last. Each is consumed before the next is requested. ``importance`` [k], float32, weighs errors in each
+        column (its mean squared input). Without it all columns count the same. Planes lie in memory from ``room``,
+        which is called for all of it before the first slab is taken. Raises ValueError, with the reason, for numbers
+        that the format cannot store, such as NaN.
         """
         ...
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
         """Fill ``out`` [rows, k], contiguous, with ``rows`` of the matrix in ``planes``, the first ones or all.
 
-        ``rows.start`` is a multiple of SLAB. The dtype of ``out`` is any floating-point one; with an exact format the
-        one that was encoded.
+        ``rows.start`` is a multiple of SLAB. ``out`` has any floating-point dtype, with an exact format the encoded
+        one.
         """
         ...
 
     def products(self, rows: int, n: int, k: int) -> Product | None:
-        """Products of a few ``rows`` with matrices [n, k] as they are stored, in bfloat16, several in one call; None
-        where decoding and torch's own product are faster, or this machine has no such kernel."""
+        """Return the product of a few ``rows`` with matrices [n, k] as stored, in bfloat16, several in one call.
+
+        None where decoding and torch's own product are faster, or where this machine has no such kernel.
+        """
         ...
 
 
 class UnsuitableShape(ValueError):
-    """The format has no place for a matrix of this shape."""
+    """The format cannot store a matrix of this shape."""

@@ -1,8 +1,8 @@
-"""Formats of weights that come quantised: rows in blocks of numbers with a scale, kept as they were found.
+"""Formats of checkpoints that are already quantised: rows in blocks of numbers with a scale, stored unchanged.
 
-A plane consists of parts, each a table of bytes with a line per row of the matrix, or per several rows; each part
-starts at a multiple of 64 bytes. Decoded numbers are those of the source's own definition in float32, rounded once to
-the dtype that is asked for. The compiled half is blocks.c; without it, torch decodes.
+A plane consists of parts. A part is a table of bytes with a line per row of the matrix, or per several rows, and starts
+at a multiple of 64 bytes. Decoded numbers are those of the source's own definition in float32, rounded once to the
+requested dtype. The compiled half is block_formats.c. Without it, torch decodes.
 """
 
 import ctypes
@@ -17,14 +17,14 @@ from ..native import LIBRARY
 from .base import SLAB, Product, Room, UnsuitableShape, on_heap
 
 MOST_ROWS = 4
-"""Rows up to which one pass over the matrix serves all of them."""
+"""The most rows that one pass over the matrix serves."""
 
 _ALIGNMENT = 64
 _AT_ONCE = 4 * SLAB  # rows that torch decodes at a time
 
 
 class Kind(enum.IntEnum):
-    """Which decoder of blocks.c; in the order of its table."""
+    """The decoder in block_formats.c, in the order of its table."""
 
     Q8_0 = 0
     Q4_0 = 1
@@ -39,9 +39,12 @@ class Kind(enum.IntEnum):
     UINT4 = 10
 
 
-class Part(NamedTuple):
-    """A table of bytes, ``lines`` of ``width``. Each line belongs to ``rows`` rows of the matrix, the last one perhaps
-    to fewer; to all of them where that is 0."""
+class PlanePart(NamedTuple):
+    """A part of a plane: a table of bytes, ``lines`` of ``width``.
+
+    Each line belongs to ``rows`` rows of the matrix, the last one perhaps to fewer. If ``rows`` is 0, each line belongs
+    to all rows.
+    """
 
     lines: int
     width: int
@@ -49,26 +52,27 @@ class Part(NamedTuple):
 
 
 class Blocks:
-    """A Format whose matrices are stored in ``parts``. A subclass says which, and how torch decodes them."""
+    """A Format whose matrices are stored in ``parts``. A subclass defines the parts, and their decoding with torch."""
 
     exact = False
     planes = 1
     name: str
     kind: Kind
     group = 1
-    """Numbers of a row that share a scale, where ``kind`` leaves that open."""
+    """Numbers of a row that share a scale, if ``kind`` leaves it open."""
     ordered = False
-    """Whether the last part is int32 [k]: which column each stored number belongs to."""
+    """Whether the last part is int32 [k]: the column of each stored number."""
 
-    def parts(self, n: int, k: int) -> tuple[Part, ...]:
-        """The parts of a matrix [n, k]. Raises UnsuitableShape."""
+    def parts(self, n: int, k: int) -> tuple[PlanePart, ...]:
+        """Return the parts of a matrix [n, k]. Raises UnsuitableShape."""
         raise NotImplementedError
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
-        """float32 [rows, k] from the lines of all parts that belong to these rows, uint8 [rows, width] each."""
+        """Decode to float32 [rows, k] from the lines of all parts for these rows, uint8 [rows, width] each."""
         raise NotImplementedError
 
     def lengths(self, n: int, k: int) -> tuple[int]:
+        """Return the bytes of the plane. Raises UnsuitableShape. See Format."""
         parts = self.parts(n, k)
         return (_offsets(parts)[-1] + parts[-1].lines * parts[-1].width,)
 
@@ -80,17 +84,18 @@ class Blocks:
         importance: torch.Tensor | None = None,
         room: Room = on_heap,
     ) -> tuple[torch.Tensor]:
+        """Raise ValueError: these formats come from checkpoints only. See Format."""
         raise ValueError(f"{self.name} is what checkpoints come in; penstock does not quantise to it")
 
     def join(self, parts: Sequence[torch.Tensor], n: int, k: int) -> torch.Tensor:
-        """The plane of the matrix [n, k], uint8 [length]: ``parts`` as they are, in any dtype."""
+        """Join ``parts`` of the matrix [n, k], in any dtype, unchanged to a plane, uint8 [length]."""
         plane = torch.zeros(*self.lengths(n, k), dtype=torch.uint8)
         for into, part in zip(self.split(plane, n, k), parts, strict=True):
             into.copy_(part.contiguous().view(-1).view(torch.uint8).view(into.shape))
         return plane
 
     def split(self, plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, ...]:
-        """The parts of a plane, uint8 [lines, width] each, in its memory."""
+        """Return the parts of a plane, uint8 [lines, width] each, as views."""
         parts = self.parts(n, k)
         return tuple(
             plane[at : at + part.lines * part.width].view(part.lines, part.width)
@@ -98,6 +103,7 @@ class Blocks:
         )
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        """Fill ``out`` with rows of the matrix. See Format."""
         (plane,) = planes
         if LIBRARY is not None and out.dtype in _DTYPES:
             with share(torch.get_num_threads()) as threads:
@@ -115,6 +121,7 @@ class Blocks:
             self._decode_portably(self.split(plane, n, k), n, k, rows, out)
 
     def products(self, rows: int, n: int, k: int) -> Product | None:
+        """Return the product of block_formats.c for up to MOST_ROWS rows. See Format."""
         if LIBRARY is None or not 1 <= rows <= MOST_ROWS:
             return None
         shape, kernel = self._shape(n, k), LIBRARY.penstock_block_products
@@ -136,10 +143,10 @@ class Blocks:
             into.copy_(made[:, torch.argsort(parts[-1].view(torch.int32)[0])] if self.ordered else made)
 
     def _shape(self, n: int, k: int) -> "ctypes.Array[ctypes.c_int64]":
-        """``struct shape`` of blocks.c."""
+        """Build the ``struct shape`` of block_formats.c."""
         parts = self.parts(n, k)
         tables = [(at, part) for at, part in zip(_offsets(parts), parts, strict=True) if part.rows]
-        filled = tables + [(0, Part(0, 0))] * (3 - len(tables))
+        filled = tables + [(0, PlanePart(0, 0))] * (3 - len(tables))
         each = max(part.rows for _, part in tables)
         order = _offsets(parts)[-1] if self.ordered else 0
         numbers = [
@@ -153,14 +160,14 @@ class Blocks:
         return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
-def whole(name: str, k: int, multiple: int) -> int:
-    """How many blocks of ``multiple`` columns ``k`` are; UnsuitableShape if they are no whole number."""
+def count_blocks(name: str, k: int, multiple: int) -> int:
+    """Return the number of blocks of ``multiple`` columns in ``k``. Raises UnsuitableShape for a fraction."""
     if k % multiple or not k:
         raise UnsuitableShape(f"{name} needs a multiple of {multiple} columns, not {k}")
     return k // multiple
 
 
-def _offsets(parts: Sequence[Part]) -> list[int]:
+def _offsets(parts: Sequence[PlanePart]) -> list[int]:
     offsets, end = [], 0
     for part in parts:
         offsets.append(-(-end // _ALIGNMENT) * _ALIGNMENT)

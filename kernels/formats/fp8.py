@@ -1,20 +1,24 @@
-"""Block FP8 as DeepSeek-V3 and Qwen3 have it: float8_e4m3fn, and a float32 scale for each 128 x 128 numbers.
+"""Block FP8 of DeepSeek-V3 and Qwen3: float8_e4m3fn, with a float32 scale for each 128 x 128 numbers.
 
-"DeepSeek-V3 Technical Report", 2024. The plane is the source's numbers, then its scales, a line for each ``rows`` rows.
+Source: "DeepSeek-V3 Technical Report", 2024. The plane has the source's numbers, then its scales, a line for each
+``rows`` rows.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from .blocks import Blocks, Kind, Part, whole
+from .blocks import Blocks, Kind, PlanePart, count_blocks
 
 BLOCK = 128
-"""Columns, and in the source rows as well, that share a scale."""
+"""Columns that share a scale. In the source this holds for rows as well."""
 
 
 class Fp8(Blocks):
-    """``rows``: rows that share scales; 1 where matrices were stacked at other rows than multiples of 128."""
+    """Block FP8, where ``rows`` rows share scales.
+
+    ``rows`` is 1 if matrices were stacked at rows that are not multiples of 128.
+    """
 
     kind = Kind.FP8
     group = BLOCK
@@ -22,11 +26,13 @@ class Fp8(Blocks):
     def __init__(self, rows: int) -> None:
         self.name, self._rows = f"fp8-{rows}x{BLOCK}", rows
 
-    def parts(self, n: int, k: int) -> tuple[Part, ...]:
-        whole(self.name, k, 32)
-        return Part(n, k), Part(-(-n // self._rows), 4 * -(-k // BLOCK), self._rows)
+    def parts(self, n: int, k: int) -> tuple[PlanePart, ...]:
+        """Return the numbers and the scales. See Blocks."""
+        count_blocks(self.name, k, 32)
+        return PlanePart(n, k), PlanePart(-(-n // self._rows), 4 * -(-k // BLOCK), self._rows)
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
+        """Decode to float32 [rows, k]. See Blocks."""
         values, scales = parts
         each = scales.contiguous().view(torch.float32).repeat_interleave(BLOCK, 1)
         return values.view(torch.float8_e4m3fn).float() * each[:, :k]

@@ -1,6 +1,6 @@
-"""The block formats of GGUF files: each row of a matrix is a run of blocks of 32 or 256 numbers, as it is in the file.
+"""The block formats of GGUF files: each row of a matrix is a run of blocks of 32 or 256 numbers, stored unchanged.
 
-Their definitions are those of ggml (ggml-quants.c). Decoding gives the numbers of the ``gguf`` package, bit for bit.
+The definitions are those of ggml (ggml-quants.c). Decoding gives the numbers of the ``gguf`` package, bit for bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,40 +8,42 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .base import Format
-from .blocks import Blocks, Kind, Part, whole
+from .blocks import Blocks, Kind, PlanePart, count_blocks
 
 _Unpack = Callable[[torch.Tensor], torch.Tensor]
-"""From uint8 [blocks, bytes] to float32 [blocks, numbers]."""
+"""Decodes uint8 [blocks, bytes] to float32 [blocks, numbers]."""
 
 
 class Gguf(Blocks):
-    """Blocks of ``numbers`` numbers in ``size`` bytes."""
+    """A block format of ``numbers`` numbers in ``size`` bytes per block."""
 
     def __init__(self, kind: Kind, numbers: int, size: int, unpack: _Unpack) -> None:
         self.name, self.kind = kind.name.lower(), kind
         self._numbers, self._size, self._unpack = numbers, size, unpack
 
-    def parts(self, n: int, k: int) -> tuple[Part, ...]:
-        return (Part(n, whole(self.name, k, self._numbers) * self._size),)
+    def parts(self, n: int, k: int) -> tuple[PlanePart, ...]:
+        """Return the single part, all blocks. Raises UnsuitableShape. See Blocks."""
+        return (PlanePart(n, count_blocks(self.name, k, self._numbers) * self._size),)
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
+        """Decode to float32 [rows, k]. See Blocks."""
         (lines,) = parts
         return self._unpack(lines.reshape(-1, self._size)).view(len(lines), k)
 
 
 def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:
-    """The float16 number at byte ``at`` of each block: float32 [blocks, 1]."""
+    """Read the float16 number at byte ``at`` of each block: float32 [blocks, 1]."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
 def _halves(low_high: torch.Tensor, run: int = 16) -> torch.Tensor:
-    """The low four bits of ``run`` bytes, then the high four, and so on: uint8, twice as many columns."""
+    """Unpack the low four bits of ``run`` bytes, then the high four, and so on: uint8, twice as many columns."""
     runs = low_high.reshape(len(low_high), -1, run)
     return torch.stack((runs & 15, runs >> 4), 2).view(len(low_high), -1)
 
 
 def _fifth(bits: torch.Tensor) -> torch.Tensor:
-    """The bits of four bytes, each worth 16: uint8 [blocks, 32]."""
+    """Unpack the bits of four bytes, each worth 16: uint8 [blocks, 32]."""
     return ((bits[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1) << 4).view(len(bits), 32)
 
 
@@ -66,7 +68,7 @@ def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _scales_mins(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the eight groups of a block of Q4_K or Q5_K, six bits each in twelve bytes: float32 [blocks, 8, 1]."""
+    """Unpack six-bit scales and minima of the eight groups in a block of Q4_K or Q5_K: float32 [blocks, 8, 1]."""
     one, two, both = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat((one & 63, (both & 15) | (one >> 6 << 4)), 1).float()
     mins = torch.cat((two & 63, (both >> 4) | (two >> 6 << 4)), 1).float()

@@ -1,12 +1,12 @@
-"""int4: whole numbers of 4 bits, a scale and a zero for each group of 32, 64 or 128 columns of a row.
+"""int4: integers of 4 bits, with a scale and a zero for each group of 32, 64 or 128 columns of a row.
 
-The bytes are those that ``torch._weight_int4pack_mm_for_cpu`` reads on a processor with AVX512, on all processors:
+On all processors, the bytes are those that ``torch._weight_int4pack_mm_for_cpu`` reads with AVX512:
 
     plane: blocks of 64 rows, uint8 [n / 64, k, 32]: byte d of column j has row d in its lower half, row d + 32 in its
            upper half, as number + 8; then bfloat16 [k / group, n, 2]: scale and zero
     a weight is number * scale + zero, number -8 to 7.
 
-n is filled up to a multiple of 64, k to one of the group. On other processors torch orders the bytes otherwise, and
+n is padded to a multiple of 64, k to a multiple of the group. On other processors torch has another byte order, and
 its product is not used.
 """
 
@@ -16,20 +16,22 @@ from functools import cache
 import torch
 from torch.nn import functional
 
-from ..calls import memory, native_product
+from ..calls import native_product, view_memory
 from ..native import PACKED
 from .base import SLAB, Product, Room, UnsuitableShape, on_heap
-from .quantise import asymmetric, tiles
+from .quantise import quantise_groups, tiles
 
 MOST_ROWS = 48
-"""Rows up to which our product is faster than decoding and torch's."""
+"""The most rows for which our product is faster than decoding and a plain product."""
 TORCH_MOST_ROWS = 8
-"""The same for torch's product with such matrices."""
+"""The most rows for which torch's own int4 product is faster than decoding and a plain product."""
 _BLOCK = 64
 _HALF = _BLOCK // 2  # bytes of a column in a block
 
 
 class Int4:
+    """Format ``int4``. ``group`` is the number of columns that share a scale and a zero: 32, 64 or 128."""
+
     exact = False
     planes = 1
 
@@ -38,7 +40,10 @@ class Int4:
         self.group = group
 
     def lengths(self, n: int, k: int) -> tuple[int, ...]:
-        """Raises UnsuitableShape if the rows and columns that fill it up make it no smaller than in bfloat16."""
+        """Return the bytes of the plane. See Format.
+
+        Raises UnsuitableShape if the padding makes it no smaller than bfloat16.
+        """
         high, wide = self._whole(n, k)
         length = high * wide // 2 + high * wide // self.group * 4
         if length >= 2 * n * k:
@@ -53,18 +58,20 @@ class Int4:
         importance: torch.Tensor | None = None,
         room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
+        """Encode with ``quantise_groups``. See Format."""
         (length,) = self.lengths(n, k)
         plane = room(length)
         packed, scales_and_zeros = self.parts(plane, n, k)
         scales_and_zeros[:, n:] = 0
         for first, tile in tiles(slabs):
-            numbers, scales, zeros = asymmetric(tile, self.group, importance)
+            numbers, scales, zeros = quantise_groups(tile, self.group, importance)
             packed[first // _BLOCK] = _packed(numbers)
             place = slice(first, first + len(tile))
             scales_and_zeros[:, place, 0], scales_and_zeros[:, place, 1] = scales.T, zeros.T
         return (plane,)
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        """Fill ``out`` with rows of the matrix. See Format."""
         (plane,) = planes
         if PACKED is not None and out.dtype == torch.bfloat16:
             PACKED.penstock_decode_int4(
@@ -82,6 +89,7 @@ class Int4:
             tile.copy_(weights[: len(tile), :k])
 
     def products(self, rows: int, n: int, k: int) -> Product | None:
+        """Return our product or torch's, whichever this machine has for so few rows. See Format."""
         if PACKED is not None:
             kernel = PACKED.penstock_products_int4
             return native_product(kernel, rows, n, k, self.group) if rows <= MOST_ROWS else None
@@ -89,10 +97,10 @@ class Int4:
         missing = -k % self.group
 
         def product(matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
-            states = [memory(address, 2 * rows * k).view(torch.bfloat16).view(rows, k) for address in inputs]
+            states = [view_memory(address, 2 * rows * k).view(torch.bfloat16).view(rows, k) for address in inputs]
             outs = []
             for (plane,), state in zip(matrices, states, strict=True):
-                packed, scales_and_zeros = self.parts(memory(plane, length), n, k)
+                packed, scales_and_zeros = self.parts(view_memory(plane, length), n, k)
                 outs.append(
                     torch._weight_int4pack_mm_for_cpu(
                         functional.pad(state, (0, missing)),
@@ -106,7 +114,7 @@ class Int4:
         return product if rows <= TORCH_MOST_ROWS and torch_reads_this() else None
 
     def parts(self, plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of the numbers, uint8 [blocks, columns, 32], and of scales and zeros, bfloat16 [groups, rows, 2]."""
+        """View the numbers, uint8 [blocks, columns, 32], and the scales and zeros, bfloat16 [groups, rows, 2]."""
         high, wide = self._whole(n, k)
         at = high * wide // 2
         return (
@@ -120,18 +128,18 @@ class Int4:
 
 @cache
 def torch_reads_this() -> bool:
-    """Whether torch packs numbers on this processor as we do."""
+    """Return whether torch packs numbers on this processor as this format does."""
     numbers = torch.randint(0, 16, (_BLOCK, 32), generator=torch.Generator().manual_seed(0))
     theirs = torch._convert_weight_to_int4pack_for_cpu(numbers.int(), 1)
     return torch.equal(theirs.flatten(), _packed(numbers.byte()).flatten())
 
 
 def _packed(numbers: torch.Tensor) -> torch.Tensor:
-    """[k, 32] of up to 64 rows ``numbers`` [r, k], uint8; missing rows are 8, which is no weight."""
+    """Pack up to 64 rows of ``numbers`` [r, k], uint8, to [k, 32]. Missing rows are 8, which encodes 0."""
     whole = functional.pad(numbers, (0, 0, 0, _BLOCK - len(numbers)), value=8)
     return (whole[:_HALF] | whole[_HALF:] << 4).T
 
 
 def _unpacked(packed: torch.Tensor) -> torch.Tensor:
-    """[64, k]: the inverse."""
+    """Unpack to [64, k], the inverse of ``_packed``."""
     return torch.cat([packed & 15, packed >> 4], dim=1).T

@@ -1,6 +1,6 @@
-"""int8: whole numbers of 8 bits, a scale for each row. The bytes are those that ``torch._weight_int8pack_mm`` reads.
+"""int8: integers of 8 bits, with a scale for each row. The bytes are those that ``torch._weight_int8pack_mm`` reads.
 
-plane: int8 [n, k], filled up to a multiple of 64 bytes, then scales, bfloat16 [n]; a weight is number * scale.
+plane: int8 [n, k], padded to a multiple of 64 bytes, then scales, bfloat16 [n]; a weight is number * scale.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,25 +8,28 @@ from functools import partial
 
 import torch
 
-from ..calls import memory, native_product
+from ..calls import native_product, view_memory
 from ..native import PACKED
 from .base import Product, Room, on_heap
-from .quantise import symmetric, tiles
+from .quantise import quantise_rows, tiles
 
 MOST_ROWS = 48
-"""Rows up to which our product is faster than decoding and torch's."""
+"""The most rows for which our product is faster than decoding and a plain product."""
 TORCH_MOST_ROWS = 8
-"""The same for torch's product with such matrices."""
+"""The most rows for which torch's own int8 product is faster than decoding and a plain product."""
 TORCH_STEP = 16
-"""Columns that torch's product takes at a time; it reads over the end of a matrix that has others."""
+"""Columns that torch's product takes at a time. It reads past the end of a matrix with another number of columns."""
 
 
 class Int8:
+    """Format ``int8``: one scale per row."""
+
     name = "int8"
     exact = False
     planes = 1
 
     def lengths(self, n: int, k: int) -> tuple[int, ...]:
+        """Return the bytes of the plane. See Format."""
         return (scales_at(n, k) + 2 * n,)
 
     def encode(
@@ -37,16 +40,18 @@ class Int8:
         importance: torch.Tensor | None = None,
         room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
+        """Encode with ``quantise_rows``. See Format."""
         (length,) = self.lengths(n, k)
         plane = room(length)
         plane[n * k : scales_at(n, k)] = 0
         numbers, scales = parts(plane, n, k)
         for first, tile in tiles(slabs):
             place = slice(first, first + len(tile))
-            numbers[place], scales[place] = symmetric(tile, importance)
+            numbers[place], scales[place] = quantise_rows(tile, importance)
         return (plane,)
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        """Fill ``out`` with rows of the matrix. See Format."""
         (plane,) = planes
         if PACKED is not None and out.dtype == torch.bfloat16:
             PACKED.penstock_decode_int8(
@@ -57,6 +62,7 @@ class Int8:
         out.copy_(numbers[rows] * scales[rows, None].to(torch.promote_types(out.dtype, torch.float32)))
 
     def products(self, rows: int, n: int, k: int) -> Product | None:
+        """Return our product or torch's, whichever this machine has for so few rows. See Format."""
         if PACKED is not None:
             return native_product(PACKED.penstock_products_int8, rows, n, k) if rows <= MOST_ROWS else None
         return partial(_torch_product, rows, n, k) if rows <= TORCH_MOST_ROWS and k % TORCH_STEP == 0 else None
@@ -66,18 +72,18 @@ def _torch_product(rows: int, n: int, k: int, matrices: Sequence[Sequence[int]],
     length = scales_at(n, k) + 2 * n
     outs = []
     for (address,), at in zip(matrices, inputs, strict=True):
-        # A copy, as torch's kernel asks for inputs at a multiple of 32 bytes.
-        state = memory(at, 2 * rows * k).view(torch.bfloat16).view(rows, k).clone()
-        outs.append(torch._weight_int8pack_mm(state, *parts(memory(address, length), n, k)))
+        # A copy, because torch's kernel needs inputs at a multiple of 32 bytes.
+        state = view_memory(at, 2 * rows * k).view(torch.bfloat16).view(rows, k).clone()
+        outs.append(torch._weight_int8pack_mm(state, *parts(view_memory(address, length), n, k)))
     return torch.stack(outs)
 
 
 def parts(plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views of the numbers, int8 [n, k], and scales, bfloat16 [n], in a plane."""
+    """View the numbers, int8 [n, k], and the scales, bfloat16 [n], in a plane."""
     at = scales_at(n, k)
     return plane[: n * k].view(torch.int8).view(n, k), plane[at : at + 2 * n].view(torch.bfloat16)
 
 
 def scales_at(n: int, k: int) -> int:
-    """Where in a plane the scales begin."""
+    """Return the offset in bytes of the scales in a plane."""
     return -(-n * k // 64) * 64

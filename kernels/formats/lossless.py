@@ -1,14 +1,16 @@
-"""The format "lossless": bfloat16 matrices in two thirds of their bytes, decoded to the very same bits.
+"""The format "lossless": bfloat16 matrices in two thirds of their bytes, decoded to exactly the same bits.
 
-The exponents of weights are far from evenly spread (2.6 bits of entropy in their 8): they are coded, sign and mantissa
-kept as they are. The idea is that of "70% Size, 100% Accuracy: Lossless LLM Compression for Efficient GPU Inference via
-Dynamic-Length Float" (DFloat11). Its Huffman codes are read bit by bit, which suits a GPU; ours are made for AVX-512:
-three levels of two bits, each for the exponents that the level before has no code for. Gaussian weights take 66.8 % of
-their bytes so, where their entropy is 65.9 %, and one core decodes 18 GB/s of them (31 GB/s as far as registers). Codes
-of three bits with a level of four behind them were decoded 1.4 times as fast, but take 69.3 %; zstd on the exponents
-alone takes 68 %, at 2 GB/s. How bytes lie is said in lossless.c, which decodes and multiplies by AVX-512;
-lossless_tile.c decodes on other processors (5 GB/s a core with AVX2, 1.3 GB/s in plain C), and lossless_tiles.py where
-nothing was compiled (0.2 GB/s).
+The exponents of weights are far from evenly spread: they have 2.6 bits of entropy in 8 bits. The format codes them, and
+keeps sign and mantissa unchanged. The idea is that of "70% Size, 100% Accuracy: Lossless LLM Compression for Efficient
+GPU Inference via Dynamic-Length Float" (DFloat11). Its Huffman codes are read bit by bit, which suits a GPU. Our codes
+are made for AVX-512: three levels of two bits, each for the exponents without a code in the level before.
+
+Gaussian weights take 66.8 % of their bytes, where their entropy is 65.9 %. One core decodes 18 GB/s of them (31 GB/s
+into registers only). Codes of three bits followed by a level of four were decoded 1.4 times as fast, but take 69.3 %.
+zstd on the exponents alone takes 68 %, at 2 GB/s.
+
+lossless.c describes the layout, and decodes and multiplies with AVX-512. lossless_tile.c decodes on other processors (5
+GB/s a core with AVX2, 1.3 GB/s in plain C), and lossless_tiles.py where nothing was compiled (0.2 GB/s).
 """
 
 import math
@@ -26,21 +28,27 @@ from .base import Product, Room, UnsuitableShape, on_heap
 from .lossless_tiles import ROWS, decode_tile, encode_tile
 
 _WAY = 0 if COMPILED is None else COMPILED.penstock_lossless_way()
-"""The best way to decode here, one of lossless.h."""
+"""The best decoder for this processor, one of those in lossless.h."""
 _PRODUCTS = 2
-"""The way that is also one to multiply."""
+"""The decoder that can also multiply."""
 _TRIAL_SECONDS = 0.05
 
 
 class Lossless:
-    """Sixteen rows at a time. A matrix that gains nothing takes a thousandth more bytes than it has."""
+    """Format ``lossless``: tiles of sixteen rows.
+
+    A matrix that gains nothing takes a thousandth more bytes than plain.
+    """
 
     name = "lossless"
     exact = True
     planes = 1
 
     def lengths(self, n: int, k: int) -> None:
-        """None: the length depends on the numbers. Raises UnsuitableShape for fewer than 16 rows or k % 4 != 0."""
+        """Return None: the length depends on the numbers.
+
+        Raises UnsuitableShape for fewer than 16 rows, or if k is not a multiple of 4.
+        """
         if n < ROWS or k < 1 or k % 4:
             raise UnsuitableShape(f"lossless takes {ROWS} rows or more of 4, 8, 12, .. columns, not [{n}, {k}]")
 
@@ -52,9 +60,9 @@ class Lossless:
         importance: torch.Tensor | None = None,
         room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
-        """See Format. Slabs are bfloat16; raises UnsuitableShape for any other dtype. Any bits are right, NaNs too.
+        """Encode bfloat16 slabs. See Format. Raises UnsuitableShape for any other dtype. Any bits are valid, also NaNs.
 
-        What is returned is the beginning of a buffer as large as the matrix, of which the rest was never touched.
+        The result is the beginning of a buffer as large as the matrix. The rest of the buffer is never touched.
         """
         self.lengths(n, k)
         tiles = n // ROWS
@@ -75,9 +83,9 @@ class Lossless:
         return (plane[:at],)
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
-        """See Format; ``out`` is bfloat16.
+        """Fill ``out``, bfloat16, with rows of the matrix. See Format.
 
-        Raises ValueError if the plane is damaged, as far as that shows; nothing outside it is read in any case.
+        Raises ValueError if the plane is visibly damaged. In any case nothing outside of it is read.
         """
         self.lengths(n, k)
         (plane,) = planes
@@ -95,18 +103,18 @@ class Lossless:
             raise _damaged(n, k)
 
     def products(self, rows: int, n: int, k: int) -> Product | None:
-        """See Format: the bits of ``functional.linear`` with the decoded matrix.
+        """Return the product with the bits of ``functional.linear`` on the decoded matrix. See Format.
 
-        The product raises ValueError if a matrix does not fit together. Where a matrix ends, its own bytes say.
+        The product raises ValueError if a matrix is inconsistent. Its own bytes say where it ends.
         """
         if LIBRARY is None or _WAY < _PRODUCTS or n < ROWS or k % 4:
             return None
         found = products(rows, n, k)
-        return None if found is None else _Product(found)
+        return None if found is None else _LosslessProduct(found)
 
 
-class _Product:
-    """What ``plain`` computes, with matrices that are decoded on the way."""
+class _LosslessProduct:
+    """The product ``plain`` with matrices that are decoded on the way."""
 
     def __init__(self, plain: Products) -> None:
         self._plain = plain
@@ -122,12 +130,12 @@ class _Product:
             raise _damaged(self._plain.n, self._plain.k)
 
 
-def decode_speed() -> float:
-    """Bytes of weights per second that this machine decodes with torch's threads, the best of some rounds in 0.05 s."""
+def measure_decoding() -> float:
+    """Measure decoding with torch's threads: bytes of weights per second, the best of some rounds in 0.05 s."""
     lossless, n, k, copies, each = Lossless(), 512, 1024, 48, 8
     weights = torch.randn(n, k, generator=torch.Generator().manual_seed(0)).bfloat16()
     (plane,) = lossless.encode([weights], n, k)
-    # Copies, since what was just read from flash is in no cache.
+    # Copies, because data that was just read from flash is in no cache.
     planes = [plane.clone() for _ in range(copies)]
     best, spent, at = math.inf, 0.0, 0
     while spent < _TRIAL_SECONDS:
@@ -140,7 +148,7 @@ def decode_speed() -> float:
 
 
 def _encode(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Fill the beginning of ``out`` with the tiles of ``rows`` [16 * tiles, k]; their lengths in bytes."""
+    """Fill the beginning of ``out`` with the tiles of ``rows`` [16 * tiles, k]. Returns their lengths in bytes."""
     tiles, k = len(rows) // ROWS, rows.shape[1]
     lengths = torch.zeros(tiles, dtype=torch.int64)
     if COMPILED is not None:
@@ -159,7 +167,7 @@ def _encode(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 
 def _decode(plane: torch.Tensor, n: int, k: int, first: int, out: torch.Tensor) -> bool:
-    """Fill ``out`` [rows, k] with the rows from ``first`` on; whether the plane allows it."""
+    """Fill ``out`` [rows, k] with the rows from ``first`` on. Returns False if the plane is damaged."""
     tiles = n // ROWS
     content, to = plane.numpy(), out.view(torch.uint16).numpy()
     if len(content) < 8 * tiles:

@@ -1,10 +1,10 @@
-"""Tiles of the lossless format in numpy, for any machine. How they are laid out is said in lossless.c."""
+"""Tiles of the lossless format in numpy, for any machine. lossless.c describes the layout."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 ROWS = 16
-"""Of a tile."""
+"""Rows of a tile."""
 _GROUP = 64  # numbers
 _LEVELS = 3
 _HEAD = 4 * (_LEVELS + 2)
@@ -16,11 +16,11 @@ Words = NDArray[np.uint16]
 
 
 def encode_tile(words: Words) -> Bytes:
-    """The tile of ``words`` [16, k], k a multiple of 4."""
+    """Encode the tile of ``words`` [16, k], k a multiple of 4."""
     grouped = _groups(words)
     exponents = (grouped >> 7).astype(np.uint8)
     often = np.bincount(exponents.ravel(), minlength=256)
-    # The most frequent first, the lower one of equals.
+    # The most frequent first. Of equally frequent ones the lower first.
     ranked = np.argsort(-often, kind="stable")[: 3 * _LEVELS]
     ranked = ranked[often[ranked] > 0]
     rank = np.full(256, 3 * _LEVELS, np.uint8)
@@ -50,7 +50,7 @@ def encode_tile(words: Words) -> Bytes:
 
 
 def decode_tile(tile: Bytes, k: int) -> Words | None:
-    """The words [16, k] of a tile; None if it is damaged, as far as that shows."""
+    """Decode the words [16, k] of a tile. None if it is visibly damaged."""
     numbers = ROWS * k
     if len(tile) == 2 * numbers:
         return np.frombuffer(tile.tobytes(), np.uint16).reshape(ROWS, k)
@@ -81,12 +81,12 @@ def decode_tile(tile: Bytes, k: int) -> Words | None:
 
 
 def _groups(words: Words) -> Words:
-    """[k / 4, 64]: words [16, k] in the order in which they are coded."""
+    """Reorder words [16, k] to [k / 4, 64], the order of their codes."""
     return words.reshape(4, 4, -1, 2, 2).transpose(2, 0, 3, 1, 4).reshape(-1, _GROUP)
 
 
 def _rows(groups: Words, k: int) -> Words:
-    """[16, k]: what ``_groups`` made ``groups`` of."""
+    """Reorder ``groups`` back to [16, k], the inverse of ``_groups``."""
     return groups.reshape(-1, 4, 2, 4, 2).transpose(1, 3, 0, 2, 4).reshape(ROWS, k)
 
 
@@ -95,16 +95,16 @@ def _turned(exponents: Bytes) -> Bytes:
 
 
 def _packed(codes: Bytes) -> Bytes:
-    """Codes of two bits, four in a byte, the last byte filled up with zeros."""
+    """Pack codes of two bits, four in a byte. The last byte is padded with zeros."""
     return _merged(np.pad(codes, (0, -len(codes) % 4)).reshape(-1, 4))
 
 
 def _merged(codes: Bytes) -> Bytes:
-    """One byte for each four of ``codes`` [.., 4]."""
+    """Merge each four of ``codes`` [.., 4] to a byte."""
     shifted: Bytes = codes << _SHIFTS
     return (shifted[..., 0] | shifted[..., 1] | shifted[..., 2] | shifted[..., 3]).ravel()
 
 
 def _parted(packed: Bytes) -> Bytes:
-    """[.., 4]: the codes of each byte."""
+    """Split each byte into its four codes: [.., 4]."""
     return packed[..., None] >> _SHIFTS & np.uint8(3)

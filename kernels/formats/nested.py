@@ -1,21 +1,21 @@
-"""Bit-nested weights: the numbers of format ``int8`` in planes, the first of which is a 4-bit or 2-bit matrix.
+"""Bit-nested weights: the numbers of format ``int8`` in planes. The first plane alone is a 4-bit or 2-bit matrix.
 
 Idea: "D2MoE: Dual Routing and Dynamic Scheduling for Efficient On-Device MoE-based LLM Serving", and "Matryoshka
-Quantization". How an 8-bit number comes to be a code of four bits and four that are left: ``steps.py``. Two formats:
+Quantization". ``steps.py`` divides an 8-bit number into a code of four bits and a rest of four bits. Two formats:
 
-    nested     codes (4 bits) with all else | what is left (4 bits)
-    stacked    upper bits of the codes (2) with all else | lower bits of the codes (2) | what is left (4)
+    nested     codes (4 bits) with heads | rests (4 bits)
+    stacked    upper bits of the codes (2) with heads | lower bits of the codes (2) | rests (4)
 
-The planes of ``stacked`` up to the second are the numbers of the first of ``nested``, and all of either are those of
-``int8``. The matrix is stored in tiles of 16 rows, each plane a run of tiles, filled up with zeros at the end:
+The first two planes of ``stacked`` have the numbers of the first plane of ``nested``. All planes of either have
+those of ``int8``. The matrix is stored in tiles of 16 rows. Each plane is a run of tiles, padded with zeros at the end:
 
-    tile of the first plane     head | codes      of others: codes
+    tile of the first plane     head | codes      of other planes: codes
     head                        16 scales, bfloat16; per group 16 steps, uint8, and 16 offsets, int8; if stacked, per
-                                group 16 levels of 4 bits (row i and i + 8 in byte i); filled up to a multiple of 64
+                                group 16 levels of 4 bits (row i and i + 8 in byte i); padded to a multiple of 64
     codes                       registers of 64 bytes, of 8 columns (4 bits) or 16 (2 bits): a word of 32 bits per row,
                                 even columns in its lower half and odd ones in its upper, from the lowest bits on
 
-What is left is stored with 8 added. kernels/csrc/nested.c multiplies by such matrices, nest.c makes them.
+Rests are stored with 8 added. kernels/csrc/nested.c multiplies by such matrices, nest.c makes them.
 """
 
 import ctypes
@@ -28,19 +28,19 @@ from torch.nn import functional
 from ..calls import multiply
 from ..native import LIBRARY
 from .base import Product, Room, on_heap
-from .quantise import symmetric, tiles
-from .steps import GROUP, LEFT, UNIT, column_counts, line, nearest, nest
+from .quantise import quantise_rows, tiles
+from .steps import GROUP, LEFT, UNIT, decode_levels, nest, pad_column_weights, scale_codes
 
 MOST_ROWS = 16
-"""Of inputs, up to which products with the planes are faster than decoding them."""
+"""The most rows of inputs for which products with the planes are faster than decoding them."""
 
 TILE = 16
-"""Rows."""
+"""Rows of a tile."""
 _REGISTER = 64
 
 
 class BitNested:
-    """A format of nested planes, see above."""
+    """A format of nested planes. The module describes the layout."""
 
     exact = False
 
@@ -51,6 +51,7 @@ class BitNested:
         self._split = split
 
     def lengths(self, n: int, k: int) -> tuple[int, ...]:
+        """Return the bytes of each plane. See Format."""
         shape = _Shape(n, k, self._split)
         return tuple(shape.tiles * length for length in shape.tile_lengths)
 
@@ -62,6 +63,7 @@ class BitNested:
         importance: torch.Tensor | None = None,
         room: Room = on_heap,
     ) -> tuple[torch.Tensor, ...]:
+        """Encode by nest.c, or by torch with the same bits. See Format."""
         shape = _Shape(n, k, self._split)
         planes = tuple(room(length) for length in self.lengths(n, k))
         if LIBRARY is not None:
@@ -73,6 +75,7 @@ class BitNested:
         return planes
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
+        """Fill ``out`` with rows of the matrix from the planes given. See Format."""
         if LIBRARY is not None and out.dtype == torch.bfloat16:
             addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
             threads = torch.get_num_threads()
@@ -90,15 +93,15 @@ class BitNested:
         importance: torch.Tensor | None,
         planes: Sequence[torch.Tensor],
     ) -> None:
-        """Fill ``planes`` by nest.c."""
+        """Fill ``planes`` with nest.c."""
         assert LIBRARY is not None
         addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
-        counts = column_counts(shape.k, importance)
+        counts = pad_column_weights(shape.k, importance)
         for first, rows in tiles(slabs):
-            for plane in planes:  # nest.c leaves out what fills up
+            for plane in planes:  # nest.c does not write the padding
                 plane.view(shape.tiles, -1)[_tiles_of(first, rows)] = 0
             weights = rows.float().contiguous()
-            integers, scales = symmetric(weights, importance)
+            integers, scales = quantise_rows(weights, importance)
             LIBRARY.penstock_nest(
                 *(part.data_ptr() for part in (weights, integers, scales, counts)),
                 addresses,
@@ -110,17 +113,18 @@ class BitNested:
             )
 
     def products(self, rows: int, n: int, k: int) -> Product | None:
+        """Return the product of nested.c for up to MOST_ROWS rows. See Format."""
         if LIBRARY is None or rows > MOST_ROWS:
             return None
-        return _Product(rows, n, k, planes=self.planes)
+        return _NestedProduct(rows, n, k, planes=self.planes)
 
 
 NESTED = BitNested("nested", split=False)
 STACKED = BitNested("stacked", split=True)
 
 
-class _Product:
-    """Of kernels/csrc/nested.c; a call may have matrices with different numbers of planes."""
+class _NestedProduct:
+    """The product of kernels/csrc/nested.c. The matrices of a call may have different numbers of planes."""
 
     def __init__(self, rows: int, n: int, k: int, *, planes: int) -> None:
         self._rows, self._n, self._k, self._planes = rows, n, k, planes
@@ -144,7 +148,7 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Where the numbers of a matrix [n, k] lie in its planes."""
+    """Positions of the numbers of a matrix [n, k] in its planes."""
 
     n: int
     k: int
@@ -165,7 +169,7 @@ class _Shape:
 
     @property
     def tile_lengths(self) -> tuple[int, ...]:
-        """Bytes of a tile of each plane."""
+        """Return the bytes of a tile of each plane."""
         if not self.split:
             codes = -(-self.k // 8) * _REGISTER
             return self._head + codes, codes
@@ -173,9 +177,9 @@ class _Shape:
         return self._head + codes, codes, 2 * codes
 
     def encoded(self, weights: torch.Tensor, importance: torch.Tensor | None) -> list[torch.Tensor]:
-        """Tiles [t, length] of each plane, of some rows of the matrix."""
+        """Encode some rows of the matrix to tiles [t, length] of each plane."""
         weights = weights.float()
-        integers, scales = symmetric(weights, importance)
+        integers, scales = quantise_rows(weights, importance)
         numbers = nest(weights, integers.float(), scales.float(), importance, leveled=self.split)
 
         high = -(-len(weights) // TILE)
@@ -200,7 +204,7 @@ class _Shape:
         return [first, *(plane[:, :length] for plane, length in zip(planes[1:], lengths[1:], strict=True))]
 
     def decoded(self, planes: Sequence[torch.Tensor]) -> torch.Tensor:
-        """[16 * t, k], float32, of tiles [t, length] of the first planes or all."""
+        """Decode tiles [t, length] of the first planes, or all, to float32 [16 * t, k]."""
         high = len(planes[0])
         head = planes[0][:, : self._head]
         scales = head[:, : 2 * TILE].contiguous().view(torch.bfloat16).float().view(-1, 1)
@@ -212,18 +216,18 @@ class _Shape:
         if self.split and len(planes) == 1:
             packed = head[:, end : end + self.groups * TILE // 2].reshape(high, self.groups, -1)
             levels = torch.cat((packed & 15, packed >> 4), 2).transpose(1, 2).reshape(-1, self.groups, 1).float()
-            centre, spread = line(levels)
+            centre, spread = decode_levels(levels)
             codes = centre + spread * (codes - 1.5)
         elif self.split:
             codes = 4 * codes + self._codes(planes[1], 2)
         if len(planes) == (3 if self.split else 2):
-            numbers = nearest(steps, codes) + offsets + self._codes(planes[-1], 4) - LEFT
+            numbers = scale_codes(steps, codes) + offsets + self._codes(planes[-1], 4) - LEFT
         else:
             numbers = steps / UNIT * codes + offsets
         return numbers.flatten(1)[:, : self.k] * scales
 
     def _codes(self, registers: torch.Tensor, bits: int) -> torch.Tensor:
-        """[16 * t, G, GROUP], float32, of [t, bytes]; zeros past the last register."""
+        """Unpack [t, bytes] to float32 [16 * t, G, GROUP], with zeros past the last register."""
         size = self.groups * GROUP * TILE * bits // 8
         whole = functional.pad(registers, (0, size - registers.shape[1])).view(
             len(registers), self.groups, GROUP * bits // 32, TILE, 2, 2
@@ -233,12 +237,12 @@ class _Shape:
 
 
 def _tiles_of(first: int, rows: torch.Tensor) -> slice:
-    """The tiles of some rows of a matrix, the first of which is its row ``first``."""
+    """Return the tiles of some rows of a matrix that begin at its row ``first``."""
     return slice(first // TILE, -(-(first + len(rows)) // TILE))
 
 
 def _tiled(numbers: torch.Tensor) -> torch.Tensor:
-    """[t, 16, ...] of [rows, ...], with zeros at the end."""
+    """Divide [rows, ...] into [t, 16, ...], with zeros at the end."""
     missing = -len(numbers) % TILE
     if missing:
         numbers = torch.cat((numbers, numbers.new_zeros(missing, *numbers.shape[1:])))
@@ -246,7 +250,7 @@ def _tiled(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _registers(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """[t, bytes] of codes [GROUP, rows, G], float32."""
+    """Pack codes [GROUP, rows, G], float32, to [t, bytes]."""
     _, rows, groups = codes.shape
     pairs = 16 // bits
     powers = torch.tensor([float(1 << bits * place) for place in range(pairs)])

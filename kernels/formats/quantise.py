@@ -1,13 +1,14 @@
-"""Numbers of 8 or 4 bits and their scales with a small squared error, for each row (8) or group of columns (4).
+"""Quantisation to 8 or 4 bits with a small squared error, with a scale for each row (8) or group of columns (4).
 
-A range that spans all weights is too wide where a few are large. So ranges of several widths are tried, and from each,
-numbers and scales are refined in turn: the numbers are the nearest ones for the scale and zero, and these the least
-squares solution for the numbers (Lloyd, "Least Squares Quantization in PCM"; alternated as in "Half-Quadratic
-Quantization of Large Machine Learning Models"). The best is kept. Errors count by ``importance``, as in "AWQ:
-Activation-aware Weight Quantization". Scales and zeros are rounded to bfloat16 before errors and numbers are found.
+A range that spans all weights is too wide where a few weights are large. So ranges of several widths are tried. From
+each, numbers and scales are refined in turn: the numbers are the nearest ones for the scale and zero, and scale and
+zero are the least-squares solution for the numbers. Sources: Lloyd, "Least Squares Quantization in PCM"; alternation as
+in "Half-Quadratic Quantization of Large Machine Learning Models". The best result is kept. Errors are weighed by
+``importance``, as in "AWQ: Activation-aware Weight Quantization". Scales and zeros are rounded to bfloat16 before
+errors and numbers are computed.
 
-Groups of 4-bit numbers are found by quantise.c, or by torch's operations in the same steps; rows of 8-bit numbers by
-symmetric.c, or by torch's operations in the same steps and with the same bits.
+quantise_int4.c quantises groups to 4 bits, or torch's operations do in the same steps. quantise_int8.c quantises
+rows to 8 bits, or torch's operations do in the same steps and with the same bits.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,16 +22,16 @@ from .base import SLAB
 LEVELS_8 = 127
 LOWEST_4, HIGHEST_4 = -8, 7
 
-_WIDTHS = (1.02, 0.98, 0.94, 0.9, 0.86, 0.82)  # of the range that spans all, for a start
-_ROUNDS = 4  # of refining 4-bit numbers
-_APART = 128  # columns whose sums over a row are separate at first
-_LEAST_SCALE = torch.finfo(torch.float32).tiny  # below, its inverse is no number
+_WIDTHS = (1.02, 0.98, 0.94, 0.9, 0.86, 0.82)  # first ranges, as shares of the full one
+_ROUNDS = 4  # refinements of 4-bit numbers
+_APART = 128  # separate partial sums of a row
+_LEAST_SCALE = torch.finfo(torch.float32).tiny  # below, the inverse is infinite
 
 Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def tiles(slabs: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-    """SLAB rows at a time and which is the first, so that no sum depends on how many rows a slab has."""
+    """Yield SLAB rows at a time with the number of the first, so that no sum depends on the size of a slab."""
     first = 0
     for slab in slabs:
         for at in range(0, len(slab), SLAB):
@@ -39,13 +40,13 @@ def tiles(slabs: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
             first += len(tile)
 
 
-def symmetric(rows: torch.Tensor, importance: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 numbers [r, k] and bfloat16 scales [r] for ``rows`` [r, k]: ``number * scale`` is near the weight.
+def quantise_rows(rows: torch.Tensor, importance: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise ``rows`` [r, k] to int8 numbers [r, k] and bfloat16 scales [r]: ``number * scale`` is near the weight.
 
-    ``importance`` [k]. Rows of one magnitude are exact. Raises ValueError for NaN and infinities.
+    ``importance`` [k] weighs the columns. Rows of one magnitude are exact. Raises ValueError for NaN and infinities.
     """
     x = _finite(rows)
-    weights = column_weights(x.shape[1], importance)
+    weights = weigh_columns(x.shape[1], importance)
     numbers, scales = (_scaled_by_torch if LIBRARY is None else _scaled_by_ours)(x, weights)
     return numbers, _storable(scales)
 
@@ -70,7 +71,7 @@ def _scaled_by_ours(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tenso
 def _scaled_by_torch(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     sizes = x.abs()
     most = sizes.amax(1)
-    # A row of one magnitude is that times plus or minus one.
+    # A row of one magnitude is the magnitude times plus or minus one.
     first = _rounded(torch.where(sizes.amin(1) == most, most, most / LEVELS_8))
     best, least = first, _error_8(x, first, weights)
     for width in _WIDTHS:
@@ -85,16 +86,16 @@ def _scaled_by_torch(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
     return _nearest_8(x, best).to(torch.int8), best
 
 
-def asymmetric(rows: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> Quantised:
-    """uint8 numbers [r, columns], bfloat16 scales and zeros, each [r, columns / group], for ``rows`` [r, k], where
-    columns is k, filled up to a multiple of ``group``: ``(number - 8) * scale + zero`` is near the weight, numbers are
-    0 to 15.
+def quantise_groups(rows: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> Quantised:
+    """Quantise ``rows`` [r, k] to 4 bits: ``(number - 8) * scale + zero`` is near the weight.
 
-    ``importance`` [k]. Groups of one value are exact. Raises ValueError for NaN and infinities.
+    Returns uint8 numbers [r, columns], 0 to 15, and bfloat16 scales and zeros, each [r, columns / group]. ``columns``
+    is k, padded to a multiple of ``group``. ``importance`` [k] weighs the columns. Groups of one value are exact.
+    Raises ValueError for NaN and infinities.
     """
     x = _finite(rows)
     missing = -x.shape[1] % group
-    weights = torch.cat([column_weights(x.shape[1], importance), torch.zeros(missing)])
+    weights = torch.cat([weigh_columns(x.shape[1], importance), torch.zeros(missing)])
     numbers, scales, zeros = (_found_by_torch if LIBRARY is None else _found_by_ours)(x, group, weights)
     return numbers, _storable(scales), _storable(zeros)
 
@@ -121,9 +122,11 @@ def _found_by_ours(x: torch.Tensor, group: int, weights: torch.Tensor) -> Quanti
 
 def _found_by_torch(x: torch.Tensor, group: int, weights: torch.Tensor) -> Quantised:
     rows, k = x.shape
-    # Columns that fill up the last group are like the last one, and count nothing.
+    # Columns that pad the last group equal the last column, and have no weight.
     x = torch.cat([x, x[:, -1:].expand(rows, len(weights) - k)], dim=1)
-    fit = _Fit(x.view(rows, -1, group).permute(2, 0, 1).contiguous(), weights.view(-1, group).T[:, None].contiguous())
+    fit = _GroupFit(
+        x.view(rows, -1, group).permute(2, 0, 1).contiguous(), weights.view(-1, group).T[:, None].contiguous()
+    )
     low, high = fit.x.amin(0), fit.x.amax(0)
     middle, half = low / 2 + high / 2, high / 2 - low / 2
     best_scale, best_zero, least = middle, middle, torch.full_like(middle, torch.nan)
@@ -133,29 +136,31 @@ def _found_by_torch(x: torch.Tensor, group: int, weights: torch.Tensor) -> Quant
         for _ in range(_ROUNDS):
             scale, zero = fit.improved(scale, zero)
         error = fit.error(scale, zero)
-        better = ~(error >= least)  # than NaN, all are
+        better = ~(error >= least)  # also true if ``least`` is NaN
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
         least = torch.where(better, error, least)
     numbers = fit.numbers(best_scale, best_zero).sub_(LOWEST_4).to(torch.uint8)
     return numbers.permute(1, 2, 0).flatten(1), best_scale, best_zero
 
 
-class _Fit:
-    """4-bit numbers for groups ``x`` [group, rows, groups], each column counting by ``weights`` [group, 1, groups]."""
+class _GroupFit:
+    """Quantises groups ``x`` [group, rows, groups] to 4 bits. ``weights`` [group, 1, groups] weighs each column."""
 
     def __init__(self, x: torch.Tensor, weights: torch.Tensor) -> None:
         self.x, self._weights = x, weights
-        self._numbers, self._products = torch.empty_like(x), torch.empty_like(x)  # fresh memory costs more than a pass
+        self._numbers, self._products = torch.empty_like(x), torch.empty_like(x)  # new memory costs more than a pass
         self._count, self._total = weights.sum(0), (weights * x).sum(0)
 
     def numbers(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-        """The nearest ones, in memory that the next call takes again."""
+        """Compute the nearest numbers, in memory that the next call reuses."""
         inverse = _inverse(scale)
         return torch.sub(self.x, zero, out=self._numbers).mul_(inverse).round_().clamp_(LOWEST_4, HIGHEST_4)
 
     def improved(self, scale: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best scale for the numbers nearest with these, rounded, and the best zero for that scale; ``scale`` as it
-        is where all these numbers are equal."""
+        """Compute the best scale for the nearest numbers, rounded, and the best zero for it.
+
+        Where all these numbers are equal, ``scale`` stays as it is.
+        """
         numbers, products = self.numbers(scale, zero), self._products
         squares = self._sum(torch.mul(numbers, numbers, out=products))
         common = self._sum(torch.mul(numbers, self.x, out=products))
@@ -169,7 +174,7 @@ class _Fit:
         return self._sum(self.numbers(scale, zero).mul_(scale).add_(zero).sub_(self.x).square_())
 
     def _sum(self, terms: torch.Tensor) -> torch.Tensor:
-        """Overwrites ``terms``."""
+        """Sum ``terms``, and overwrite them."""
         return terms.mul_(self._weights).sum(0)
 
 
@@ -180,8 +185,8 @@ def _finite(rows: torch.Tensor) -> torch.Tensor:
     return numbers
 
 
-def column_weights(k: int, importance: torch.Tensor | None) -> torch.Tensor:
-    """[k]: what the columns count, on average one. A column that never mattered so far still counts a little."""
+def weigh_columns(k: int, importance: torch.Tensor | None) -> torch.Tensor:
+    """Return the weights of the columns [k], 1 on average. A column without importance still has a small weight."""
     mean = 0.0 if importance is None else float(importance.mean())
     return torch.ones(k) if importance is None or mean == 0 else importance.float().clamp(min=1e-3 * mean) / mean
 
@@ -191,7 +196,7 @@ def _error_8(x: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor) -> tor
 
 
 def _row_sums(terms: torch.Tensor) -> torch.Tensor:
-    """[r] of [r, k], in an order that does not depend on torch: every 128th column, then in halves."""
+    """Sum [r, k] to [r] in an order that does not depend on torch: every 128th column, then in halves."""
     parts = functional.pad(terms, (0, -terms.shape[1] % _APART)).view(len(terms), -1, _APART)
     sums = parts[:, 0]
     for number in range(1, parts.shape[1]):

@@ -1,4 +1,4 @@
-"""The weight formats that there are, by name."""
+"""The weight formats by name."""
 
 from collections.abc import Mapping
 
@@ -19,9 +19,9 @@ _SOURCES: tuple[Format, ...] = (
     *(Fp8(rows) for rows in (128, 1)),
     *(Uint4(group, ordered=ordered) for group in (32, 64, 128, 0) for ordered in (False, True)),
 )
-"""What checkpoints come in already."""
+"""Formats of checkpoints that are already quantised."""
 
 FORMATS: Mapping[str, Format] = {format_.name: format_ for format_ in (*_OURS, *_SOURCES)}
-"""As manifests name them. A new format is a module, and a line here."""
+"""All formats by their names in manifests. A new format is a module, and a line here."""
 ENCODING: Mapping[str, Format] = {format_.name: format_ for format_ in _OURS}
-"""Those that any weights can be stored in."""
+"""The formats that can store any weights."""

@@ -1,11 +1,10 @@
-"""The base of bit-nested numbers: which 4-bit code, and of what step and offset, comes nearest to each 8-bit number.
+"""The base of bit-nested numbers: the 4-bit code, step and offset that come nearest to each 8-bit number.
 
-An integer q in [-127, 127] of a group of columns is ``z + round(d * b) + r``: offset z and step d of the group, code b
-in [0, 15], and what is left, r in [-8, 7]. Without r, the number is ``z + d * b``. Ranges of several widths are tried,
-and the best refined: the codes are the nearest ones for the step and offset, these the least-squares solution for the
-codes (Lloyd, "Least Squares Quantization in PCM"). Steps and offsets that some r would not fit are moved until it does.
-
-nest.c does the same, operation by operation: both give the same bits.
+An integer q in [-127, 127] of a group of columns is ``z + round(d * b) + r``. Offset z and step d belong to the group,
+b in [0, 15] is the code, and r in [-8, 7] is the rest. Without r, the number is ``z + d * b``. Ranges of several widths
+are tried, and the best is refined: the codes are the nearest ones for the step and offset, and these are the
+least-squares solution for the codes (Lloyd, "Least Squares Quantization in PCM"). A step or offset for which some r
+would not fit is moved until it does. nest.c does the same, operation by operation, so that both give the same bits.
 """
 
 from dataclasses import dataclass, fields
@@ -15,18 +14,18 @@ from typing import TypeVar
 import torch
 from torch.nn import functional
 
-from .quantise import column_weights
+from .quantise import weigh_columns
 
 GROUP = 32
 """Columns with one step and offset."""
 UNIT = 16
 """Steps are multiples of ``1 / UNIT``."""
 LEFT = 8
-"""What is left lies in [-LEFT, LEFT - 1]."""
+"""Rests lie in [-LEFT, LEFT - 1]."""
 MOST_CODE = 15
 
 _LARGEST_STEP = 255
-_WIDTHS = (1.0, 0.9)  # of the range
+_WIDTHS = (1.0, 0.9)  # shares of the full range
 _REFINEMENTS = 2
 _TINY = 1e-12
 
@@ -40,29 +39,32 @@ class Nested:
     offsets: torch.Tensor
     """[h, G], -128 to 127."""
     codes: torch.Tensor
-    """[GROUP, h, G], 0 to 15; past column k they mean nothing."""
+    """[GROUP, h, G], 0 to 15, undefined past column k."""
     left: torch.Tensor
-    """[GROUP, h, G], -LEFT to LEFT - 1."""
+    """The rests [GROUP, h, G], -LEFT to LEFT - 1."""
     levels: torch.Tensor | None
-    """[h, G], if wanted: what the upper two bits of the codes mean by themselves, 0 to 15, see ``line``."""
+    """[h, G], 0 to 15, or None: the meaning of the upper two bits of the codes alone, see ``decode_levels``."""
 
 
 Number = TypeVar("Number", float, torch.Tensor)
 
 
-def line(levels: Number) -> tuple[Number, Number]:
-    """What upper bits c stand for by themselves, the code ``centre + spread * (c - 1.5)``: these two."""
+def decode_levels(levels: Number) -> tuple[Number, Number]:
+    """Return ``centre`` and ``spread``: upper bits c alone stand for the code ``centre + spread * (c - 1.5)``."""
     return 6.75 + 0.5 * (levels % 4), 3.25 + 0.5 * (levels // 4)
 
 
-def nearest(steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The integer nearest to ``steps / UNIT * codes``, upwards at the half; steps in units of ``1 / UNIT``, float32."""
+def scale_codes(steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Return the integer nearest to ``steps / UNIT * codes``, halves rounded up.
+
+    Steps are in units of ``1 / UNIT``, float32.
+    """
     return (steps / UNIT * codes).add_(0.5).floor_()
 
 
-def column_counts(k: int, importance: torch.Tensor | None) -> torch.Tensor:
-    """What columns count, with zeros that fill up the last group."""
-    return functional.pad(column_weights(k, importance), (0, -k % GROUP))
+def pad_column_weights(k: int, importance: torch.Tensor | None) -> torch.Tensor:
+    """Return the weights of the columns, with zeros for the columns that pad the last group."""
+    return functional.pad(weigh_columns(k, importance), (0, -k % GROUP))
 
 
 def nest(
@@ -73,38 +75,44 @@ def nest(
     *,
     leveled: bool = False,
 ) -> Nested:
-    """The numbers for ``weights`` [h, k] that were rounded to ``integers * scales``, scales [h]; all float32. Errors in
-    a column count by ``importance`` [k]. ``levels`` are there if ``leveled``."""
-    # A weight that is clipped to 127 counts as that: else its code could not be made up for by what is left.
+    """Divide ``weights`` [h, k] into nested numbers.
+
+    The weights were rounded to ``integers * scales``, scales [h]. All are float32. ``importance`` weighs errors in a
+    column. ``levels`` are computed if ``leveled``.
+    """
+    # A weight that is clipped to 127 counts as 127. Otherwise its rest could be too small for the code's error.
     exact = torch.where(scales[:, None] > 0, weights / scales[:, None], 0).clamp_(integers - 0.5, integers + 0.5)
-    fit = _Fit(exact, integers, importance)
+    fit = _StepSearch(exact, integers, importance)
     steps, offsets = fit.best()
     codes = fit.codes(steps, offsets)
     levels = fit.levels(steps, offsets, codes) if leveled else None
     offsets += fit.centre
     from_offset = fit.integers - offsets
-    left = from_offset - nearest(steps, codes)
-    # The nearest code of a long step may be one too far away.
+    left = from_offset - scale_codes(steps, codes)
+    # With a long step, the nearest code may be one too far away.
     codes += (left >= LEFT).float().sub_((left < -LEFT).float())
-    left = from_offset.sub_(nearest(steps, codes))
+    left = from_offset.sub_(scale_codes(steps, codes))
     return Nested(steps, offsets, codes, left, levels)
 
 
-class _Fit:
-    """The search for the steps and offsets of groups. Columns come first, so that sums over them run along rows;
-    weights are counted from an integer near the centre of their group, so that sums of squares lose nothing."""
+class _StepSearch:
+    """Searches for the steps and offsets of groups.
+
+    Columns come first, so that sums over them run along rows. Weights are counted from an integer near the centre of
+    their group, so that sums of squares lose no precision.
+    """
 
     def __init__(self, weights: torch.Tensor, integers: torch.Tensor, importance: torch.Tensor | None) -> None:
         k = integers.shape[1]
         self.integers = _grouped(integers)
-        # What columns count; None if all alike. Those that fill up the last group count nothing.
+        # Weights of the columns, None if all are equal. Columns that pad the last group have no weight.
         self._counts: torch.Tensor | None = None
         if importance is not None or k % GROUP:
-            self._counts = column_counts(k, importance).view(-1, GROUP).T[:, None].contiguous()
+            self._counts = pad_column_weights(k, importance).view(-1, GROUP).T[:, None].contiguous()
         least, most = self.integers.amin(0), self.integers.amax(0)
         self.centre = ((least + most) / 2).round_()
         self._weights = _grouped(weights) - self.centre
-        # Bounds: what is left makes up for LEFT - 1 past the last code, and for LEFT before the first.
+        # Bounds: a rest reaches LEFT - 1 past the last code, and LEFT before the first.
         self._most_offset, self._least_end = least - self.centre + LEFT, most - self.centre - (LEFT - 1)
         span = self._least_end - self._most_offset
         self._least_steps = ((span - 0.5) * (UNIT / MOST_CODE)).ceil_().clamp_(1, _LARGEST_STEP)
@@ -113,7 +121,7 @@ class _Fit:
         self._first, self._second = _sum(counted), _sum(counted * self._weights)
 
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Steps and offsets [h, G]; these from the centre on."""
+        """Return the best steps and offsets [h, G]. Offsets count from the centre."""
         least, most = self._weights.amin(0), self._weights.amax(0)
         width = most - least
         first, *others = (self._tried(width * (part / MOST_CODE), least + width * ((1 - part) / 2)) for part in _WIDTHS)
@@ -123,21 +131,21 @@ class _Fit:
         return best.steps, best.offsets
 
     def codes(self, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """[GROUP, h, G], the nearest ones."""
+        """Return the nearest codes [GROUP, h, G]."""
         return self._unrounded(steps, offsets).round_().clamp_(0, MOST_CODE)
 
     def levels(self, steps: torch.Tensor, offsets: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """[h, G], the best ones."""
+        """Return the best levels [h, G]."""
         upper = torch.floor(codes / 4).sub_(1.5)
         counted = self._counted(upper)
         first, second = _sum(counted), _sum(counted * upper)
         slope, at_zero = self._line(first, second, _sum(counted * self._weights))
-        # In codes; how far each spread is from the best one, and which centre is best with it.
+        # In units of codes: the distance of each spread from the best one, and the best centre for it.
         slope, at_zero = slope * (UNIT / steps), (at_zero - offsets) * (UNIT / steps)
         mean = first / self._total.clamp(min=_TINY)
         best, least = torch.zeros_like(steps), torch.full_like(steps, torch.inf)
         for level in range(0, 16, 4):
-            lowest, spread = line(level)
+            lowest, spread = decode_levels(level)
             turned = spread - slope
             centre = ((at_zero - turned * mean - lowest) * 2).round_().clamp_(0, 3)
             apart = lowest + centre / 2 - at_zero
@@ -158,9 +166,9 @@ class _Fit:
         return _Candidate(steps, offsets, error, *self._line(first, second, by * both + offsets * first))
 
     def _possible(self, step: torch.Tensor, offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The nearest step and offset with which all integers can be made up."""
+        """Return the nearest step and offset for which all rests fit."""
         steps = torch.maximum((step * UNIT).round_(), self._least_steps).clamp_(max=_LARGEST_STEP)
-        lowest = self._least_end - nearest(steps, torch.tensor(float(MOST_CODE)))
+        lowest = self._least_end - scale_codes(steps, torch.tensor(float(MOST_CODE)))
         offsets = torch.minimum(torch.maximum(offset.round(), lowest), self._most_offset)
         return steps, (offsets + self.centre).clamp_(-128, 127).sub_(self.centre)
 
@@ -169,8 +177,10 @@ class _Fit:
         return (self._weights * inverse).sub_(offsets * inverse)
 
     def _line(self, first: torch.Tensor, second: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The line through the weights over numbers with these sums, of them, of their squares, and of their products
-        with the weights: its slope, and where it is at 0."""
+        """Fit the line through the weights over numbers. Returns its slope, and its value at 0.
+
+        The arguments are the sums of the numbers, of their squares, and of their products with the weights.
+        """
         varied = (second * self._total - first * first).clamp_(min=_TINY)
         slope = (both * self._total - first * self._first) / varied
         return slope, (self._first - slope * first) / self._total.clamp(min=_TINY)
@@ -181,12 +191,12 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """For each group, all [h, G]."""
+    """A step and an offset for each group, all [h, G]."""
 
     steps: torch.Tensor
     offsets: torch.Tensor
     error: torch.Tensor
-    """The sum of squares, up to rounding."""
+    """The sum of squared errors, up to rounding."""
     slope: torch.Tensor
     at_zero: torch.Tensor
     """The best step and offset for its codes."""
@@ -200,7 +210,7 @@ def _better(one: _Candidate, other: _Candidate) -> _Candidate:
 
 
 def _sum(terms: torch.Tensor) -> torch.Tensor:
-    """Over the first dimension, in an order that does not depend on torch."""
+    """Sum over the first dimension, in an order that does not depend on torch."""
     four = terms[:4]
     for at in range(4, len(terms), 4):
         four = four + terms[at : at + 4]
@@ -208,7 +218,10 @@ def _sum(terms: torch.Tensor) -> torch.Tensor:
 
 
 def _grouped(numbers: torch.Tensor) -> torch.Tensor:
-    """[GROUP, h, G] of [h, k]; the last column fills up the last group, so that it is not wider for it."""
+    """Regroup [h, k] to [GROUP, h, G].
+
+    The last column pads the last group, so that padding does not widen its range.
+    """
     rows, k = numbers.shape
     filled = torch.cat((numbers, numbers[:, -1:].expand(rows, -k % GROUP)), 1)
     return filled.view(rows, -1, GROUP).permute(2, 0, 1).contiguous()

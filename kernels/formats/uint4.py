@@ -1,22 +1,23 @@
-"""Four-bit integers as GPTQ and AWQ have them: groups of numbers with a float16 scale and a zero of their own.
+"""Four-bit integers of GPTQ and AWQ: groups of numbers with their own float16 scale and zero.
 
-"GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022; "AWQ: Activation-aware Weight
-Quantization for LLM Compression and Acceleration", 2023. A number is (value - zero) * scale. The sources pack along
-other dimensions; the plane has the same integers row by row.
+Sources: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022; "AWQ:
+Activation-aware Weight Quantization for LLM Compression and Acceleration", 2023. A number is (value - zero) * scale.
+The sources pack along other dimensions. The plane has the same integers row by row.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from .blocks import Blocks, Kind, Part, whole
+from .blocks import Blocks, Kind, PlanePart, count_blocks
 
 
 class Uint4(Blocks):
-    """Parts: values [n, k / 2], of 32 numbers the first 16 in the low halves and the others in the high ones; scales
-    float16 [n, k / group]; zeros uint8 [n, k / group]; and if ``ordered``, the columns in the order of their groups.
+    """Format of ``group`` numbers per scale, 0 for a whole row.
 
-    ``group`` 0: a whole row is one.
+    Parts: values [n, k / 2], scales float16 [n, k / group], zeros uint8 [n, k / group], and if ``ordered`` the columns
+    in the order of their groups. Of 32 values the first 16 are in the low halves of bytes, the others in the high
+    halves.
     """
 
     kind = Kind.UINT4
@@ -25,13 +26,15 @@ class Uint4(Blocks):
         self.name = f"uint4-{group or 'row'}{'-ordered' if ordered else ''}"
         self.group, self.ordered = group, ordered
 
-    def parts(self, n: int, k: int) -> tuple[Part, ...]:
-        whole(self.name, k, 32)
-        groups = whole(self.name, k, self.group or k)
-        order = (Part(1, 4 * k, 0),) if self.ordered else ()
-        return Part(n, k // 2), Part(n, 2 * groups), Part(n, groups), *order
+    def parts(self, n: int, k: int) -> tuple[PlanePart, ...]:
+        """Return the values, scales, zeros and the order of columns. Raises UnsuitableShape. See Blocks."""
+        count_blocks(self.name, k, 32)
+        groups = count_blocks(self.name, k, self.group or k)
+        order = (PlanePart(1, 4 * k, 0),) if self.ordered else ()
+        return PlanePart(n, k // 2), PlanePart(n, 2 * groups), PlanePart(n, groups), *order
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
+        """Decode to float32 [rows, k]. See Blocks."""
         values, scales, zeros = parts
         runs = values.view(len(values), -1, 16)
         numbers = torch.stack((runs & 15, runs >> 4), 2).view(*zeros.shape, -1).float()
@@ -39,7 +42,7 @@ class Uint4(Blocks):
         return ((numbers - zeros[:, :, None].float()) * each[:, :, None]).view(len(values), k)
 
 
-def packed(values: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, k / 2], as the first part has it, from values below 16, uint8 [n, k]."""
+def pack_values(values: torch.Tensor) -> torch.Tensor:
+    """Pack values below 16, uint8 [n, k], to uint8 [n, k / 2], the layout of the first part."""
     low, high = values.view(len(values), -1, 2, 16).unbind(2)
     return (low | high << 4).reshape(len(values), -1)

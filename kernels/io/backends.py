@@ -1,17 +1,21 @@
-"""The ways of reading a drive by name: which of them work here, and a reader for each."""
+"""Backends that read a drive: their names, which of them work here, and a reader for each."""
 
 from .directio import DirectFile
 from .reading import BackendUnavailable, Reader, Threads
 from .uring import Uring, probe
 
 BACKENDS = ("threads", "io_uring", "buffered")
-"""Threads and io_uring read past the page cache where the file system lets us; "buffered" is threads through it."""
+"""Names of the backends.
+
+"threads" and "io_uring" read past the page cache where the file system allows it. "buffered" is threads through the
+page cache.
+"""
 
 
 def open_reader(backend: str, depth: int, enough: int | None = None) -> Reader:
-    """A reader that keeps ``depth`` reads in flight, but none beside ``enough`` bytes that a drive already delivers.
+    """Open a reader that keeps ``depth`` reads in flight, but starts none while a drive delivers ``enough`` bytes.
 
-    Raises BackendUnavailable where this machine has none such.
+    Raises BackendUnavailable where the backend does not work on this machine.
     """
     if backend != "io_uring":
         return Threads(depth, enough)
@@ -19,13 +23,16 @@ def open_reader(backend: str, depth: int, enough: int | None = None) -> Reader:
     return Uring(depth, enough)
 
 
-def directness(backend: str) -> bool | None:
-    """What to ask DirectFile for: False for reads through the page cache, None for direct ones where they work."""
+def choose_direct(backend: str) -> bool | None:
+    """Return the ``direct`` argument of DirectFile for ``backend``.
+
+    False reads through the page cache. None reads directly where that works.
+    """
     return False if backend == "buffered" else None
 
 
 def usable(*files: DirectFile) -> tuple[str, ...]:
-    """The backends that work on this machine, and differ on a drive on which ``files`` were opened."""
+    """Return the backends that work on this machine and that differ on the drive of ``files``."""
     names = ["threads"]
     try:
         probe()

@@ -1,4 +1,4 @@
-"""Scatter reads of a data file into a caller's memory, past the page cache where the file system lets us."""
+"""Scatter reads of a data file into a caller's memory, past the page cache where the file system allows it."""
 
 import errno
 import mmap
@@ -16,22 +16,22 @@ from ..memory.page import PAGE
 from .system import drop_cached, expect_no_order, open_direct
 
 IOV_MAX = 1024
-"""Buffers the kernel takes in one preadv."""
+"""The most buffers that the kernel takes in one preadv."""
 
 MOST_AT_ONCE = 1 << 30
-"""Bytes asked for in one call: the kernel stops at 2 GiB less a page, and io_uring counts in 32 bits."""
+"""The most bytes requested in one call. The kernel stops at 2 GiB less a page, and io_uring counts in 32 bits."""
 
 BUFFERED_STEP = 8 << 20
-"""Bytes that may pass through the page cache before they are dropped from it."""
+"""Bytes that pass through the page cache before they are dropped from it."""
 
 REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
-"""How a file system says that it has no direct I/O."""
+"""Error numbers by which a file system says that it has no direct I/O."""
 
 
 class ShortRead(OSError):
-    """The file ended before everything asked for was read.
+    """The file ended before all requested bytes were read.
 
-    ``path``; ``offset`` in the file where the read began; ``wanted`` and ``got`` bytes from there.
+    ``offset`` is the place in the file at ``path`` where the read began. ``wanted`` and ``got`` count bytes from there.
     """
 
     def __init__(self, path: Path, offset: int, wanted: int, got: int) -> None:
@@ -41,7 +41,7 @@ class ShortRead(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a read: ``buffer`` takes what the file has at ``offset``, a PAGE multiple.
+    """A piece of a read: ``buffer`` receives the file's bytes from ``offset`` on, a PAGE multiple.
 
     The buffer is writable, contiguous, PAGE-aligned in memory and a PAGE multiple long.
     """
@@ -51,16 +51,17 @@ class Segment:
 
 
 def address_of(buffer: memoryview) -> int:
-    """The address in memory of the first byte of a non-empty ``buffer``."""
+    """Return the address in memory of the first byte of a non-empty ``buffer``."""
     return int(np.frombuffer(buffer, np.uint8).ctypes.data)
 
 
-def remaining(
+def next_buffers(
     buffers: Iterable[memoryview], done: int, *, most_buffers: int = IOV_MAX, most_bytes: int | None = None
 ) -> list[memoryview]:
-    """What the next preadv should fill when ``done`` bytes of ``buffers`` (byte views) are filled already. Pure.
+    """Return the buffers that the next preadv should fill after ``done`` bytes of ``buffers`` are filled. Pure.
 
-    Never an empty buffer; at most ``most_buffers`` of them and ``most_bytes`` bytes; an empty list when all is done.
+    ``buffers`` are byte views. No returned buffer is empty. There are at most ``most_buffers`` of them and
+    ``most_bytes`` bytes. The list is empty when all is done.
     """
     rest: list[memoryview] = []
     for buffer in buffers:
@@ -78,12 +79,12 @@ def remaining(
 
 
 class DirectFile(Closing):
-    """One data file, open for reading; several threads may read from it at once.
+    """A data file, open for reading. Several threads may read from it at once.
 
-    ``direct`` asks: None takes direct I/O if a trial read works and else reads through the page cache, dropping what
-    was read from it at once; False and True insist on one (True fails with OSError where the file system refuses it).
-    The attribute ``direct`` says which it became. ``length`` is the file's length in bytes at the time it was opened,
-    ``drive`` the number of the file system's device.
+    ``direct`` as an argument: None uses direct I/O if a trial read works, and otherwise reads through the page cache
+    and drops what it read at once. True insists on direct I/O and raises OSError where the file system refuses it.
+    False uses the page cache. ``direct`` as an attribute says which is in use. ``length`` is the file's length in bytes
+    when it was opened. ``drive`` is the number of the file system's device.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, direct: bool | None = None) -> None:
@@ -92,7 +93,7 @@ class DirectFile(Closing):
         self.direct = descriptor is not None
         if descriptor is None:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            # No read-ahead: it would fill the page cache with bytes that nobody asked for.
+            # No read-ahead: it would fill the page cache with bytes that were not requested.
             expect_no_order(descriptor)
         self._descriptor = descriptor
         self._release = weakref.finalize(self, os.close, descriptor)
@@ -103,10 +104,10 @@ class DirectFile(Closing):
         self.length, self.drive = status.st_size, status.st_dev
 
     def begin(self, segments: Sequence[Segment]) -> "Transfer":
-        """A read that fills every segment's buffer; segments lie one after the other in the file without a gap.
+        """Begin a read that fills every segment's buffer. The segments are adjacent in the file.
 
         The file stays open until the transfer's ``end``. Raises ValueError when the segments are not aligned or not
-        adjacent or the file is closed.
+        adjacent, or when the file is closed.
         """
         buffers = _checked(segments)
         with self._lock:
@@ -117,35 +118,35 @@ class DirectFile(Closing):
         return Transfer(self, buffers, segments[0].offset if segments else 0)
 
     def read(self, segments: Sequence[Segment]) -> None:
-        """Fill every segment's buffer, in this thread. Raises what ``begin`` and ``Transfer.read`` raise."""
+        """Fill every segment's buffer in this thread. Raises as ``begin`` and ``Transfer.read``."""
         self.begin(segments).read()
 
     @property
     def descriptor(self) -> int:
-        """The descriptor, good for as long as a transfer is under way."""
+        """The file descriptor. It is valid while a transfer is running."""
         return self._descriptor
 
     def leave(self) -> None:
-        """A transfer has ended."""
+        """Note that a transfer has ended."""
         with self._lock:
             self._readers -= 1
             if self._closed and self._readers == 0:
                 self._release()
 
     def close(self) -> None:
-        """Let go of the file. Idempotent; reads under way in other threads finish first, later ones are refused."""
+        """Close the file. Idempotent. Running reads in other threads finish first, later reads are refused."""
         with self._lock:
             self._closed = True
-            # A descriptor closed under a running read could be reused, and the read then deliver another file's bytes.
+            # A descriptor closed under a running read could be reused: the read would deliver another file's bytes.
             if self._readers == 0:
                 self._release()
 
 
 class Transfer:
-    """One scatter read under way, whoever performs it: what to ask the kernel for next, and what came of it.
+    """A running scatter read, for any backend: the next request to the kernel, and the bytes that have arrived.
 
-    ``wanted`` bytes in all. For one thread at a time. A backend asks for ``rest`` and tells ``took`` until ``left`` is
-    0, then calls ``end``.
+    ``wanted`` is the total in bytes. For one thread at a time. A backend requests ``rest`` and reports it with ``took``
+    until ``left`` is 0, then calls ``end``.
     """
 
     def __init__(self, file: DirectFile, buffers: Sequence[memoryview], offset: int) -> None:
@@ -154,34 +155,34 @@ class Transfer:
 
     @property
     def left(self) -> int:
-        """Bytes still to be read."""
+        """Bytes that are still to be read."""
         return self.wanted - self._done
 
     def rest(self) -> tuple[list[memoryview], int]:
-        """What the next preadv should fill, and the offset in the file where it begins."""
+        """Return the buffers that the next preadv should fill, and the offset in the file where it begins."""
         most = MOST_AT_ONCE if self.file.direct else BUFFERED_STEP
-        return remaining(self._buffers, self._done, most_bytes=most), self._offset + self._done
+        return next_buffers(self._buffers, self._done, most_bytes=most), self._offset + self._done
 
     def took(self, got: int) -> None:
-        """The kernel filled ``got`` bytes of the rest. Raises ShortRead when that is as far as the file goes."""
+        """Note that the kernel filled ``got`` bytes of the rest. Raises ShortRead when the file ends there."""
         if not self.file.direct:
             drop_cached(self.file.descriptor, self._offset + self._done, got)
-        # A direct read can only go on at a page boundary. Inside a page it stops at the end of the file.
+        # A direct read can only continue at a page boundary. It stops inside a page only at the end of the file.
         step = got - got % PAGE if self.file.direct else got
         if step == 0:
             raise ShortRead(self.file.path, self._offset, self.wanted, self._done + got)
         self._done += step
 
     def explain(self, error: OSError) -> Exception:
-        """``error``, or a ValueError where the kernel refused because a buffer is not aligned in memory."""
+        """Return ``error``, or a ValueError where the kernel refused because a buffer is not aligned in memory."""
         if error.errno == errno.EINVAL and any(address_of(buffer) % PAGE for buffer in self._buffers if len(buffer)):
             return ValueError(f"direct reads need buffers at multiples of {PAGE} in memory")
         return error
 
     def read(self) -> None:
-        """Perform it in this thread, and end it.
+        """Perform the read in this thread, and end it.
 
-        Raises ShortRead when the file ends before, OSError when the drive fails, ValueError for a buffer that is not
+        Raises ShortRead when the file ends early, OSError when the drive fails, ValueError for a buffer that is not
         aligned. After an error the buffers' content is undefined.
         """
         try:
@@ -197,12 +198,12 @@ class Transfer:
             self.end()
 
     def end(self) -> None:
-        """The kernel writes into the buffers no more; the file may be let go of."""
+        """Release the file. The kernel must no longer write into the buffers."""
         self.file.leave()
 
 
 def _checked(segments: Sequence[Segment]) -> list[memoryview]:
-    """The segments' buffers as byte views. Raises ValueError unless they are aligned and adjacent."""
+    """Return the segments' buffers as byte views. Raises ValueError unless they are aligned and adjacent."""
     buffers: list[memoryview] = []
     end = segments[0].offset if segments else 0
     for segment in segments:
@@ -216,11 +217,14 @@ def _checked(segments: Sequence[Segment]) -> list[memoryview]:
 
 
 def _open_direct(path: Path, *, insist: bool) -> int | None:
-    """A descriptor for direct reads, or None where the file system refuses them (an OSError if we ``insist``)."""
+    """Open ``path`` for direct reads.
+
+    Returns None where the file system refuses them, or raises OSError if we ``insist``.
+    """
     descriptor = None
     try:
         descriptor = open_direct(path, os.O_RDONLY)
-        # Some file systems accept the flag and refuse the read, or ask for more than page alignment: so really read,
+        # Some file systems accept the flag and refuse the read, or require more than page alignment. So try a read
         # at a file offset and an address that are odd multiples of PAGE.
         with mmap.mmap(-1, 2 * PAGE) as trial, memoryview(trial) as view, view[PAGE:] as page:
             os.preadv(descriptor, [page], PAGE if os.fstat(descriptor).st_size > PAGE else 0)

@@ -1,4 +1,4 @@
-"""Appends page-aligned buffers to a data file, past the page cache where the file system lets us."""
+"""Appends of page-aligned buffers to a data file, past the page cache where the file system allows it."""
 
 import errno
 import os
@@ -12,12 +12,13 @@ from .system import drop_cached, open_direct, sync_data
 
 
 class DirectWriter(Closing):
-    """One data file, created if absent, open for appending. For one thread at a time.
+    """A data file, created if absent, open for appending. For one thread at a time.
 
-    ``direct`` asks: None takes direct I/O where it works and else writes through the page cache, flushing and dropping
-    every BUFFERED_STEP bytes so that dirty pages stay few; False and True insist on one (True fails with OSError).
-    The attribute ``direct`` says which it is (it is settled by the first write). ``position`` is where the next write
-    goes: at first the file's length. Nothing is durable before ``sync``.
+    ``direct`` as an argument: None uses direct I/O where it works. Otherwise it writes through the page cache, and
+    flushes and drops every BUFFERED_STEP bytes so that dirty pages stay few. True insists on direct I/O and raises
+    OSError without it. False uses the page cache. ``direct`` as an attribute says which is in use; the first write
+    settles it. ``position`` is the offset of the next write, at first the file's length. Nothing is durable before
+    ``sync``.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, direct: bool | None = None) -> None:
@@ -37,7 +38,7 @@ class DirectWriter(Closing):
         self._release = weakref.finalize(self, os.close, self._descriptor)
 
     def _fall_back(self, error: OSError) -> None:
-        """Open the file again without direct I/O if ``error`` means that it is refused here, else raise ``error``."""
+        """Reopen the file without direct I/O if ``error`` means that it is refused here, else raise ``error``."""
         if error.errno not in REFUSALS or not (self.direct and self._may_fall_back):
             raise error
         self.direct = False
@@ -49,7 +50,7 @@ class DirectWriter(Closing):
         """Append ``buffer``, PAGE-aligned in memory and a PAGE multiple long.
 
         Raises OSError (errno ENOSPC when the drive is full), ValueError on bad alignment or a closed file. After an
-        error ``position`` is where it was; what was written behind it is overwritten by the next write.
+        error ``position`` is unchanged, and the next write overwrites what was written behind it.
         """
         self._check_open()
         data = buffer.cast("B")
@@ -72,7 +73,7 @@ class DirectWriter(Closing):
                 return 0
             if written < PAGE:
                 raise OSError(errno.ENOSPC, f"only {written} bytes of a page were written", str(self.path))
-            # A direct write can only go on at a page boundary.
+            # A direct write can only continue at a page boundary.
             return written - written % PAGE
         written = os.pwrite(self._descriptor, data[:BUFFERED_STEP], offset)
         if offset + written - self._flushed >= BUFFERED_STEP:
@@ -82,7 +83,7 @@ class DirectWriter(Closing):
     def _flush(self, end: int) -> None:
         sync_data(self._descriptor)
         if not self.direct:
-            # After a failed write what was flushed may reach past the end.
+            # After a failed write the flushed bytes may reach past the end.
             start = min(self._flushed, end)
             drop_cached(self._descriptor, start, end - start)
         self._flushed = end
@@ -93,7 +94,7 @@ class DirectWriter(Closing):
         self._flush(self.position)
 
     def truncate(self, length: int) -> None:
-        """Cut the file to ``length`` bytes, a PAGE multiple not above ``position``, and go on from there."""
+        """Cut the file to ``length`` bytes, a PAGE multiple not above ``position``, and continue from there."""
         self._check_open()
         if length % PAGE or not 0 <= length <= self.position:
             raise ValueError(f"cannot cut {self.path} of {self.position} bytes to {length}")
@@ -102,7 +103,7 @@ class DirectWriter(Closing):
         self._flushed = min(self._flushed, length)
 
     def close(self) -> None:
-        """Let go of the file. Idempotent; does not sync."""
+        """Close the file. Idempotent. It does not sync."""
         self._release()
 
     def _check_open(self) -> None:

@@ -1,4 +1,4 @@
-"""liburing's lists of buffers, without what that package forgets to give back."""
+"""Lists of buffers for liburing, with the release that the package forgets."""
 
 import ctypes
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class _Buffer(ctypes.Structure):
-    """Python's Py_buffer, as its stable ABI has it."""
+    """Python's Py_buffer, as in its stable ABI."""
 
     _fields_ = (
         ("buf", ctypes.c_void_p),
@@ -31,10 +31,11 @@ _release.restype = None
 
 
 class Iovecs:
-    """Makes the list of buffers that a read takes.
+    """Makes the list of buffers for a read.
 
     liburing (2026.3.30) takes a buffer from each memoryview and never releases it, so that every read would keep its
-    memory for ever. How many it forgets is measured once, none in a version that is mended; those are released here.
+    memory for ever. The number of forgotten buffers is measured once, and is none in a repaired version. These are
+    released here.
     """
 
     def __init__(self, api: Any) -> None:
@@ -48,7 +49,7 @@ class Iovecs:
             _release_one_more(trial)
 
     def __call__(self, views: Sequence[memoryview]) -> Any:
-        """A list of ``views``, each of which has to live as long as it is used."""
+        """Make a list of ``views``. Each view has to live as long as the list is used."""
         vector = self._make(list(views))
         for view in views:
             for _ in range(self._forgotten):
@@ -57,7 +58,7 @@ class Iovecs:
 
 
 def _release_one_more(view: memoryview) -> None:
-    """Release a buffer of ``view`` that somebody took and forgot: one is as good as another."""
+    """Release a buffer of ``view`` that was taken and forgotten. Any of them will do."""
     taken = _Buffer()
     _get(view, ctypes.byref(taken), 0)
     forgotten = _Buffer.from_buffer_copy(taken)

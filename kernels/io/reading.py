@@ -1,4 +1,4 @@
-"""Asynchronous scatter reads: one interface over the ways of reading a file, and the way with threads."""
+"""Asynchronous scatter reads: the interface of readers, and the reader that uses threads."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -11,48 +11,48 @@ from .directio import DirectFile, Segment, Transfer
 
 
 class BackendUnavailable(Exception):
-    """This way of reading does not work on this machine; the message says why and what would change that."""
+    """This backend does not work on this machine. The message says why and what would change that."""
 
 
 class ReaderClosed(ValueError):
-    """A read was submitted to a reader that is closed."""
+    """A read was submitted to a closed reader."""
 
 
 class Reader(Protocol):
-    """Performs reads, some of them at the same time. Every method may be called from any thread, ``then`` included."""
+    """Performs several reads at a time. Every method may be called from any thread, also from ``then``."""
 
     def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
-        """Start to fill every segment's buffer; segments lie one after the other in the file without a gap.
+        """Start to fill every segment's buffer. The segments are adjacent in the file.
 
-        ``then`` is called once, on a thread of the reader, when nothing will write to the buffers any more: with None
-        when they are filled, else with ShortRead when the file ends before, OSError when the drive fails, ValueError
-        for a buffer that is not aligned in memory; their content is undefined then. It should not take long and must
-        not raise. Reads beyond the reader's depth wait for their turn.
+        ``then`` is called once, on a thread of the reader, when nothing will write to the buffers any more. It receives
+        None when they are filled. Otherwise it receives ShortRead when the file ends early, OSError when the drive
+        fails, ValueError for a buffer that is not aligned in memory; the buffers' content is then undefined. It should
+        be fast and must not raise. Reads beyond the reader's depth wait for their turn.
 
-        Raises, and never calls ``then``: ReaderClosed, and what ``DirectFile.begin`` raises.
+        Raises ReaderClosed, and as ``DirectFile.begin``. It then never calls ``then``.
         """
 
     def close(self) -> None:
-        """Let what was submitted land, and stop. Idempotent; it waits for that where ``may_wait``."""
+        """Let submitted reads land, and stop. Idempotent. It waits for them where ``may_wait``."""
 
 
 class QueuedReader(ABC):
-    """What readers have in common: what is submitted waits, under a lock, for its turn.
+    """Base of readers: submitted reads wait in a queue, under a lock, for their turn.
 
-    A drive that delivers ``enough`` bytes gets no further read beside them: side by side, large reads would all land
-    late, at the same time, and while they are used the drive would idle.
+    A drive that is delivering ``enough`` bytes gets no further read. Side by side, large reads would all land late and
+    at the same time, and the drive would idle while they are used.
     """
 
     def __init__(self, enough: int | None = None) -> None:
-        # May be taken again by the thread that has it: see ``may_wait``. An executor's may not.
+        # Reentrant, see ``may_wait``. An executor's lock is not.
         self._lock = threading.RLock()
         self._waiting: deque[tuple[Transfer, Then]] = deque()
         self._closed = False
         self._enough = enough
-        self._coming: Counter[int] = Counter()  # bytes on their way, by drive
+        self._coming: Counter[int] = Counter()  # bytes in flight, by drive
 
     def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
-        """As Reader.submit."""
+        """Submit a read, as Reader.submit."""
         transfer = file.begin(segments)
         with no_waiting, self._lock:
             if self._closed:
@@ -63,10 +63,10 @@ class QueuedReader(ABC):
 
     @abstractmethod
     def _wake(self) -> None:
-        """One more read waits; under the lock."""
+        """Note that one more read waits. Call it under the lock."""
 
     def _take(self) -> tuple[Transfer, Then] | None:
-        """The first read that may begin, if there is one; under the lock."""
+        """Take the first read that may begin, or None. Call it under the lock."""
         for place, (transfer, then) in enumerate(self._waiting):
             coming = self._coming[transfer.file.drive]
             if not coming or self._enough is None or coming + transfer.wanted <= self._enough:
@@ -76,12 +76,12 @@ class QueuedReader(ABC):
         return None
 
     def _ended(self, transfer: Transfer) -> None:
-        """What was taken needs its drive no more; under the lock."""
+        """Note that a taken read no longer uses its drive. Call it under the lock."""
         self._coming[transfer.file.drive] -= transfer.wanted
 
 
 class Threads(QueuedReader):
-    """Reads with ``depth`` threads, each in one ``preadv`` at a time. Has to be closed. As Reader."""
+    """A reader with ``depth`` threads, each with one ``preadv`` at a time. It must be closed. See Reader."""
 
     def __init__(self, depth: int, enough: int | None = None) -> None:
         super().__init__(enough)
@@ -96,7 +96,7 @@ class Threads(QueuedReader):
         self._changed.notify()
 
     def close(self) -> None:
-        """As Reader.close."""
+        """Close the reader, as Reader.close."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -110,7 +110,7 @@ class Threads(QueuedReader):
             pass
 
     def _turn(self) -> bool:
-        """Perform a read, as soon as there is one; False where there will be none."""
+        """Perform a read as soon as there is one. Returns False if there will be none."""
         with self._changed:
             while (taken := self._take()) is None:
                 if self._closed and not self._waiting:
@@ -120,7 +120,7 @@ class Threads(QueuedReader):
         problem: Exception | None = None
         try:
             transfer.read()
-        except Exception as error:  # handed to whoever asked
+        except Exception as error:  # delivered to the caller
             problem = error
         with self._changed:
             self._ended(transfer)

@@ -1,6 +1,7 @@
-"""Calls that only some systems have, and what stands for them on the others (macOS lacks most).
+"""System calls that only some systems have, with a substitute for the others.
 
-Linux has them all. Where one is missing, files are read and written through the page cache, and nothing else changes.
+Linux has them all, macOS lacks most. Where one is missing, files are read and written through the page cache, and
+nothing else changes.
 """
 
 import errno
@@ -15,34 +16,37 @@ _ZEROS = bytes(1 << 20)
 
 
 def open_direct(path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int:
-    """A descriptor of ``path`` past the page cache. Raises OSError: EOPNOTSUPP where the system has no such thing."""
+    """Open ``path`` past the page cache.
+
+    Returns the descriptor. Raises OSError, EOPNOTSUPP where the system has no such mode.
+    """
     if not hasattr(os, "O_DIRECT"):
         raise OSError(errno.EOPNOTSUPP, "this system has no direct I/O", str(path))
     return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC, mode)
 
 
 def expect_no_order(descriptor: int) -> None:
-    """Have the system read nothing ahead."""
+    """Ask the system to read nothing ahead."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
 
 def expect(descriptor: int, offset: int, length: int) -> None:
-    """Have ``length`` bytes read into the page cache."""
+    """Ask the system to read ``length`` bytes into the page cache."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
 
 def drop_cached(descriptor: int, offset: int, length: int) -> None:
-    """Have the page cache forget ``length`` bytes; 0 for all from ``offset`` on. Where it cannot, they age."""
+    """Drop ``length`` bytes from the page cache, all from ``offset`` on if 0. Where the system cannot, they age."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def reserve(descriptor: int, offset: int, length: int) -> None:
-    """Have the file system set aside ``length`` bytes at ``offset``. Raises OSError where it cannot.
+    """Reserve ``length`` bytes of the file at ``offset``. Raises OSError where the file system cannot.
 
-    Bytes that are there already stay. Without the call, those past the end of the file are written as zeros.
+    Existing bytes stay. Without the system call, bytes past the end of the file are written as zeros.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, offset, length)
@@ -53,17 +57,20 @@ def reserve(descriptor: int, offset: int, length: int) -> None:
 
 
 def sync_data(descriptor: int) -> None:
-    """Make what was written durable, and as much about the file as it takes to read that."""
+    """Make the written bytes durable, with the metadata that is needed to read them. Raises OSError."""
     if hasattr(os, "fdatasync"):
         os.fdatasync(descriptor)
-    elif hasattr(fcntl, "F_FULLFSYNC"):  # on macOS, fsync leaves bytes in the drive's own cache
+    elif hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves bytes in the drive's own cache
         fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
     else:
         os.fsync(descriptor)
 
 
 def lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock the open file for this descriptor alone, until it is closed; False if another has it and we do not wait."""
+    """Lock the open file for this descriptor alone, until it is closed.
+
+    Returns False if it is locked and we do not wait.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

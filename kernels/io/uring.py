@@ -1,4 +1,4 @@
-"""Asynchronous reads through io_uring: one ring, and one thread that hands the kernel reads and takes them back."""
+"""Asynchronous reads through io_uring: one ring, and one thread that submits reads and collects them."""
 
 import errno
 import os
@@ -25,22 +25,22 @@ _RETRY_MS, _LOOK_MS = 5, 100
 
 
 class _Flight(NamedTuple):
-    """A read of which the kernel has a piece in hand."""
+    """A read with a piece in the kernel."""
 
     transfer: Transfer
     then: Then
-    vector: Any  # liburing's list of buffers, which the kernel may look at until the piece is done
+    vector: Any  # liburing's list of buffers, which the kernel may use until the piece is done
 
 
 class Uring(QueuedReader):
-    """Reads with up to ``depth`` of them in the kernel at a time. Has to be closed. As Reader.
+    """A reader with up to ``depth`` reads in the kernel at a time. It must be closed. See Reader.
 
-    The reader's own thread hands everything to the kernel, which ends a thread's reads with the thread: callers come
-    and go. No call of liburing lets other Python threads run meanwhile, so none is used here that can wait: an eventfd
-    tells of completions, and of reads that were submitted.
+    The reader's own thread submits everything, because the kernel ends a thread's reads with the thread, and callers
+    come and go. liburing's calls do not let other Python threads run, so no call here can wait. An eventfd announces
+    completions and submitted reads.
 
-    Buffers are not registered: with megabyte reads into huge pages that gains nothing, and registered pages would no
-    longer be the process's own once their arena gives memory back to the system.
+    Buffers are not registered. With megabyte reads into huge pages that gains nothing, and registered pages would no
+    longer be the process's own once their arena returns memory to the system.
     """
 
     def __init__(self, depth: int, enough: int | None = None) -> None:
@@ -70,7 +70,7 @@ class Uring(QueuedReader):
         os.eventfd_write(self._signal, 1)
 
     def close(self) -> None:
-        """As Reader.close."""
+        """Close the reader, as Reader.close."""
         with self._lock:
             self._closed = True
             if not self._gone:
@@ -83,13 +83,13 @@ class Uring(QueuedReader):
         poll = select.poll()
         poll.register(self._signal, select.POLLIN)
         while not self._gone:
-            # With reads in the kernel it looks now and then by itself: a signal that got lost must not hold them up.
+            # With reads in the kernel it also polls now and then: a lost signal must not delay them.
             if poll.poll(_RETRY_MS if self._stuck else _LOOK_MS if self._flights else None):
                 os.eventfd_read(self._signal)
             self._turn()
 
     def _turn(self) -> None:
-        """Take back what has landed, hand over what waits, and end where that was all."""
+        """Collect landed reads, submit waiting ones, and end if none are left."""
         with self._lock:
             landed = self._reap()
             for transfer, _, _ in landed:
@@ -104,10 +104,10 @@ class Uring(QueuedReader):
                 self._api.io_uring_queue_exit(self._ring)
                 os.close(self._signal)
 
-    # --- the thread, under the lock ---------------------------------------------------------------------------------
+    # --- on the thread, under the lock -------------------------------------------------------------------------------
 
     def _issue(self) -> list[tuple[Transfer, Then, Exception | None]]:
-        """Hand the kernel what waits, as far as the depth allows; what needs no kernel has landed."""
+        """Submit waiting reads as far as the depth allows. Returns those that need no kernel, as landed."""
         empty: list[tuple[Transfer, Then, Exception | None]] = []
         while len(self._flights) < self._depth and (taken := self._take()) is not None:
             if taken[0].left:
@@ -122,13 +122,13 @@ class Uring(QueuedReader):
         buffers, offset = transfer.rest()
         number, self._next = self._next, self._next + 1
         flight = self._flights[number] = _Flight(transfer, then, self._vector(buffers))
-        # There is room: the ring has as many entries as there are flights, and each has one piece in it at most.
+        # There is room: the ring has as many entries as there are flights, and each has at most one piece in it.
         entry = self._api.io_uring_get_sqe(self._ring)
         self._api.io_uring_prep_readv(entry, transfer.file.descriptor, flight.vector, offset, 0)
         entry.user_data = number
 
     def _enter(self) -> None:
-        """Tell the kernel of the pieces that are queued. Where it has no room for them now, it is asked again soon."""
+        """Submit the queued pieces. If the kernel has no room for them now, it is asked again soon."""
         self._stuck = False
         while self._api.io_uring_sq_ready(self._ring):
             try:
@@ -136,13 +136,13 @@ class Uring(QueuedReader):
             except InterruptedError:
                 continue
             except OSError:
-                # What is queued cannot be taken back, and the kernel may take it yet: it has to be seen through.
+                # Queued pieces cannot be withdrawn, and the kernel may still take them, so they must be completed.
                 self._stuck = True
             if self._stuck:
                 return
 
     def _reap(self) -> list[tuple[Transfer, Then, Exception | None]]:
-        """The reads that have come to their end. Of the others, the next piece is queued."""
+        """Return the finished reads. For the others, queue the next piece."""
         landed: list[tuple[Transfer, Then, Exception | None]] = []
         completion = self._api.Cqe()
         while self._api.io_uring_cq_ready(self._ring):
@@ -151,7 +151,7 @@ class Uring(QueuedReader):
             transfer, then, _ = self._flights.pop(entry.user_data)
             problem: Exception | None = None
             try:
-                transfer.took(result_of(entry))
+                transfer.took(take_result(entry))
             except OSError as error:
                 if error.errno not in _AGAIN:
                     problem = transfer.explain(error)
@@ -163,13 +163,13 @@ class Uring(QueuedReader):
         return landed
 
 
-def result_of(entry: Any) -> int:
-    """The bytes that a completed piece has read. Raises OSError as preadv would."""
+def take_result(entry: Any) -> int:
+    """Return the bytes that a completed piece has read. Raises OSError as preadv would."""
     return int(entry.res)
 
 
 def probe() -> str:
-    """Set up a ring and read with it; the version of liburing. Raises BackendUnavailable, saying why."""
+    """Set up a ring and read with it. Returns the version of liburing. Raises BackendUnavailable with the reason."""
     reader = Uring(1)
     try:
         _read_trial(reader)
@@ -207,7 +207,7 @@ def _unavailable(error: OSError) -> BackendUnavailable:
 
 
 def _liburing() -> Any:
-    """The binding, loaded when it is first needed: it is an extra."""
+    """Import the binding when it is first needed, because it is an extra."""
     try:
         import liburing
     except ImportError as error:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..calls import memory, share
+from ..calls import share, view_memory
 from ..native import COMPILED
 from .base import PageShape
 
@@ -86,6 +86,6 @@ def _decode_pages(pages: Sequence[int], shape: PageShape, at: int, end: int) -> 
     """Yield the elements of each page, [H, tokens, D], and the slice of its tokens; none from ``end`` on."""
     for data in pages:
         there = max(0, min(shape.tokens, end - at))
-        numbers = memory(data, shape.size).view(shape.dtype).view(shape.heads, shape.tokens, shape.dim)
+        numbers = view_memory(data, shape.size).view(shape.dtype).view(shape.heads, shape.tokens, shape.dim)
         yield numbers[:, :there], slice(at, at + there)
         at += shape.tokens

@@ -2,12 +2,12 @@
 
 import torch
 
-from ..formats.quantise import asymmetric
+from ..formats.quantise import quantise_groups
 from .quantised import Quantised
 
 
 def _quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    numbers, scales, zeros = asymmetric(rows, rows.shape[1])
+    numbers, scales, zeros = quantise_groups(rows, rows.shape[1])
     return numbers, scales[:, 0], zeros[:, 0]
 
 

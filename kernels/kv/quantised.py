@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..calls import memory, share
+from ..calls import share, view_memory
 from ..native import COMPILED
 from .base import PageShape
 from .strips import Strips, key_strips, value_strips
@@ -154,7 +154,7 @@ class Quantised:
         on."""
         strips = (key_strips if of_keys else value_strips)(shape, self._bits)
         for data in pages:
-            lines = self._decode_lines(strips, memory(data, strips.page_bytes))
+            lines = self._decode_lines(strips, view_memory(data, strips.page_bytes))
             there = max(0, min(shape.tokens, end - at))
             yield (lines.transpose(1, 2) if of_keys else lines)[:, :there], slice(at, at + there)
             at += shape.tokens

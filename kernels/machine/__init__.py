@@ -1,1 +1,4 @@
-"""What this host can do: drives, memory, processors, control groups. Imports kernels/io and kernels/memory."""
+"""Measurements and limits of this host: drives, memory, processors, control groups.
+
+Imports kernels/io and kernels/memory.
+"""

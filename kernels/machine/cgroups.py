@@ -1,4 +1,4 @@
-"""What the control groups (v1 and v2) that this process is in allow it: memory and processor time."""
+"""Limits of this process's control groups (v1 and v2): memory and processor time."""
 
 import os
 import re
@@ -11,9 +11,9 @@ _OURS = Path("/proc/self")
 
 @dataclass(frozen=True, slots=True)
 class MemoryGroup:
-    """A control group that limits memory. ``limit`` and ``used`` in bytes.
+    """A control group that limits memory. ``limit`` and ``used`` are in bytes.
 
-    ``used`` leaves out page cache that nobody has mapped: the kernel drops it before it refuses memory.
+    ``used`` leaves out unmapped page cache, because the kernel drops it before it refuses memory.
     """
 
     folder: Path
@@ -22,13 +22,13 @@ class MemoryGroup:
 
 
 def memory_groups(process: Path = _OURS) -> list[MemoryGroup]:
-    """Our own control group and its ancestors, as far as they limit memory; inner ones first."""
+    """Return this process's control group and its ancestors, inner ones first, if they limit memory."""
     groups = map(memory_group, _folders("memory", process))
     return [group for group in groups if group is not None]
 
 
 def memory_group(folder: Path) -> MemoryGroup | None:
-    """The control group of ``folder`` as it is now; None if it limits no memory, or is gone."""
+    """Return the control group of ``folder`` as it is now. None if it limits no memory, or no longer exists."""
     limits = [_number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
     usages = [_number(folder / name) for name in ("memory.current", "memory.usage_in_bytes")]
     limit = min((value for value in limits if value is not None), default=None)
@@ -39,7 +39,7 @@ def memory_group(folder: Path) -> MemoryGroup | None:
 
 
 def processor_quota(process: Path = _OURS) -> float | None:
-    """Processors' worth of time that the tightest of our control groups grants, or None when none limits it."""
+    """Return the number of processors that the tightest control group grants, or None if none limits it."""
     quotas = []
     for folder in _folders("cpu", process):
         try:
@@ -52,9 +52,10 @@ def processor_quota(process: Path = _OURS) -> float | None:
 
 
 def _folders(controller: str, process: Path) -> Iterator[Path]:
-    """Where our control group and its ancestors are mounted, own first: the v1 hierarchy of ``controller``, then v2's.
+    """Yield the mount points of our control group and its ancestors, own first.
 
-    Both, since either may be the one with the controller; the other then lacks the controller's files.
+    The v1 hierarchy of ``controller`` comes before v2's. Either may have the controller. The other then lacks the
+    controller's files.
     """
     paths = {}
     for line in _text(process / "cgroup").splitlines():
@@ -69,7 +70,7 @@ def _folders(controller: str, process: Path) -> Iterator[Path]:
         root, point = (_unescaped(field) for field in mount.split(" ")[3:5])
         if kind in paths and (kind == "cgroup2" or controller in options.split(",")):
             inside = os.path.relpath(paths[kind], root)
-            # A path that is not below the mounted root belongs to another namespace: the root is all we see of it.
+            # A path outside of the mounted root belongs to another namespace, of which we see only the root.
             folder = Path(point) if inside.startswith("..") else Path(point, inside)
             yield folder
             while folder != Path(point):
@@ -78,9 +79,9 @@ def _folders(controller: str, process: Path) -> Iterator[Path]:
 
 
 def _idle_page_cache(folder: Path) -> int:
-    """Bytes of page cache in the group and below it that nobody has mapped.
+    """Return the bytes of unmapped page cache in the group and below it.
 
-    Not the inactive list alone: on which list a page read once ends up depends on the kernel's mood.
+    The inactive list alone does not tell: the kernel may put a page that was read once on either list.
     """
     fields = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines())
 
@@ -93,7 +94,7 @@ def _idle_page_cache(folder: Path) -> int:
 
 
 def _unescaped(field: str) -> str:
-    """A field of mountinfo with its octal escapes (blank, tab, newline, backslash) undone."""
+    """Decode the octal escapes (blank, tab, newline, backslash) in a field of mountinfo."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
@@ -105,6 +106,6 @@ def _text(file: Path) -> str:
 
 
 def _number(file: Path) -> int | None:
-    """The number in ``file``; None when there is no such file or it says "max"."""
+    """Read the number in ``file``. None if there is no such file or it says "max"."""
     text = _text(file)
     return int(text) if text.isdigit() else None

@@ -1,4 +1,4 @@
-"""What this host can do, measured: drive, memory, processor."""
+"""Measurements of this host: drive, memory, processor."""
 
 import errno
 import math
@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..io.backends import directness, usable
+from ..io.backends import choose_direct, usable
 from ..io.directio import DirectFile
 from ..io.directwrite import DirectWriter
 from ..memory.arena import Arena
@@ -26,7 +26,7 @@ from .trial import ReadRate, read_rates
 
 _TRIAL_FILE = 256 << 20
 _TRIAL_MEMORY = 256 << 20
-# What torch's and our own products choose their code by.
+# Features by which torch's products and ours choose their code.
 _INSTRUCTION_SETS = (
     *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"),
     *("amx_fp16", "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme"),
@@ -35,7 +35,7 @@ _INSTRUCTION_SETS = (
 
 @dataclass(frozen=True, slots=True)
 class DriveReport:
-    """How fast the drive below ``folder`` reads; ``direct`` says whether past the page cache."""
+    """Read rates of the drive that holds ``folder``. ``direct`` says whether reads bypass the page cache."""
 
     folder: str
     direct: bool
@@ -50,7 +50,10 @@ class DriveReport:
 
 @dataclass(frozen=True, slots=True)
 class MachineReport:
-    """The host as this process sees it. Memory in bytes; ``cores`` and memory heed affinity and control groups."""
+    """The host as this process sees it.
+
+    Memory is in bytes. ``cores`` and memory respect affinity and control groups.
+    """
 
     processor: str
     cores: int
@@ -75,26 +78,28 @@ def measure_drive(
     seconds_each: float = 0.12,
     rounds: int = 3,
 ) -> DriveReport:
-    """Read at random page-aligned offsets of a file made for it in ``folder``, for each size, depth and backend.
+    """Measure random reads of a temporary file in ``folder``, for each size, depth and backend.
 
-    The sizes are bytes, PAGE multiples; the depths are reads in flight; ``backends`` are names in BACKENDS, or None for
-    all that work here. The file has 256 MiB, or half of the free space where that is less, and is gone afterwards.
-    Raises OSError when the folder is not there or not writable, and with ENOSPC when it has no room for two of the
-    largest reads; BackendUnavailable.
+    ``sizes`` are in bytes, PAGE multiples. ``depths`` are reads in flight. ``backends`` are names in BACKENDS, or None
+    for all that work here. The offsets are page-aligned. The file has 256 MiB, or half of the free space if that is
+    less, and is removed afterwards.
+
+    Raises OSError when the folder is absent or not writable, and with ENOSPC when it has no room for two of the largest
+    reads. Raises BackendUnavailable.
     """
     step = max(sizes)
     room = min(max(_TRIAL_FILE, step), shutil.disk_usage(folder).free // 2) // step * step
     if room == 0:
         raise OSError(errno.ENOSPC, f"measuring the drive needs {2 * step} bytes free", str(folder))
     arena = Arena(step)
-    # Content that no drive compresses.
+    # Random content, which no drive can compress.
     arena.tensor(0, torch.uint8, (arena.length,)).random_()
     with ExitStack() as opened:
         files: dict[str, list[DirectFile]] = {}
         with _trial_file(folder, arena.view(0, step), room // step) as path:
             plain = opened.enter_context(DirectFile(path))
             for backend in usable(plain) if backends is None else backends:
-                ask = directness(backend)
+                ask = choose_direct(backend)
                 files[backend] = [plain if ask is None else opened.enter_context(DirectFile(path, direct=ask))]
         arena.close()
         rates = read_rates(files, [(size, depth) for size in sizes for depth in depths], seconds_each, rounds=rounds)
@@ -103,7 +108,10 @@ def measure_drive(
 
 @contextmanager
 def _trial_file(folder: Path, content: memoryview, copies: int) -> Iterator[Path]:
-    """A file of ``copies`` of ``content``, whose name goes after the block that opens it: the file goes when closed."""
+    """Create a file of ``copies`` of ``content``.
+
+    Its name is removed at the end of the block, the file when it is closed.
+    """
     descriptor, name = tempfile.mkstemp(prefix=".penstock-trial-", dir=folder)
     os.close(descriptor)
     try:
@@ -117,7 +125,7 @@ def _trial_file(folder: Path, content: memoryview, copies: int) -> Iterator[Path
 
 
 def measure_memory() -> float:
-    """Bytes per second of reading memory from one end to the other with torch's threads; the best of several passes."""
+    """Measure sequential reads of memory with torch's threads: bytes per second, the best of several passes."""
     length = max(PAGE, min(_TRIAL_MEMORY, available_memory() // 4) // PAGE * PAGE)
     numbers = Arena(length).tensor(0, torch.float32, (length // 4,)).fill_(1.0)
     best = math.inf
@@ -129,18 +137,18 @@ def measure_memory() -> float:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take before the machine, or a control group that it is in, runs out."""
+    """Return the bytes that this process may still take before the machine, or one of its control groups, runs out."""
     room = [group.limit - group.used for group in memory_groups()]
     return max(0, min([psutil.virtual_memory().available, *room]))
 
 
 def total_memory() -> int:
-    """Bytes of memory of the machine, or of the tightest control group that this process is in."""
+    """Return the bytes of memory of the machine, or of this process's tightest control group."""
     return min([psutil.virtual_memory().total, *(group.limit for group in memory_groups())])
 
 
 class MemoryMeter:
-    """Available and total memory for who asks again and again: looks for our control groups only now and then."""
+    """Available and total memory for frequent callers: it looks for our control groups only now and then."""
 
     _EVERY = 32
 
@@ -148,7 +156,10 @@ class MemoryMeter:
         self._looks, self._folders = 0, list[Path]()
 
     def memory(self) -> tuple[int, int]:
-        """What ``available_memory`` and ``total_memory`` say, up to a change of groups or of a limit from none."""
+        """Return the bytes of ``available_memory`` and ``total_memory``.
+
+        New groups and new limits show a little later.
+        """
         whole = psutil.virtual_memory()
         if self._looks % self._EVERY == 0:
             self._folders = [group.folder for group in memory_groups() if group.limit < whole.total]
@@ -159,14 +170,17 @@ class MemoryMeter:
 
 
 def usable_cores() -> int:
-    """Processors that this process may keep busy: its affinity, and its control groups' quota rounded up."""
+    """Return the number of processors that this process may use.
+
+    This is the least of its affinity and its control groups' quota, rounded up.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = processor_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def describe() -> MachineReport:
-    """Names and sizes of this host; measures nothing."""
+    """Return the names and sizes of this host. It measures nothing."""
     name, flags = processor(Path("/proc/cpuinfo"))
     try:
         transformers: str | None = metadata.version("transformers")
@@ -189,7 +203,7 @@ def describe() -> MachineReport:
 
 
 def processor(information: Path) -> tuple[str, frozenset[str]]:
-    """The name of the first processor in ``information`` ("" where it has none) and its feature flags."""
+    """Return the name of the first processor in ``information`` ("" if it has none) and its feature flags."""
     fields: dict[str, str] = {}
     for line in information.read_text().splitlines():
         key, _, value = line.partition(":")
@@ -198,7 +212,7 @@ def processor(information: Path) -> tuple[str, frozenset[str]]:
 
 
 def _huge_pages(setting: Path) -> str:
-    """The kernel's mode of huge pages: "always", "madvise", "never", or "absent"."""
+    """Return the kernel's mode of huge pages: "always", "madvise", "never", or "absent"."""
     try:
         return setting.read_text().partition("[")[2].partition("]")[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""How fast open files can be read: random reads of given sizes, so many at a time, by every backend in turn."""
+"""Read rates of open files: random reads of given sizes and depths, by every backend in turn."""
 
 import random
 import threading
@@ -18,7 +18,7 @@ from ..memory.page import PAGE
 
 @dataclass(frozen=True, slots=True)
 class ReadRate:
-    """Random reads of ``size`` bytes with ``depth`` of them under way at a time, by ``backend``."""
+    """The rate of random reads of ``size`` bytes at queue depth ``depth`` by ``backend``."""
 
     size: int
     depth: int
@@ -33,21 +33,19 @@ def read_rates(
     *,
     rounds: int = 1,
 ) -> list[ReadRate]:
-    """Rates by size and depth for each of ``cells``, and within it for each backend, a key of ``files``.
+    """Measure read rates for each size and depth in ``cells``, and for each backend, a key of ``files``.
 
-    A backend reads at random page-aligned offsets of its files, for ``seconds_each`` in all; the backends take turns
-    within a cell, and all cells within a round. The best round counts: what else goes on only slows reads down. On a
-    drive so slow that single reads take long, what is left after twice the time planned is not measured.
+    A backend reads at random page-aligned offsets of its files, for ``seconds_each`` in total. The backends take turns
+    within a cell, and the cells within a round. The best round counts, because other activity only slows reads down. On
+    a very slow drive, cells that are left after twice the planned time are not measured.
 
-    Sizes are bytes, PAGE multiples, and at most as long as the shortest file. Takes as much memory as the largest size
-    times depth.
-
-    Raises OSError when the drive fails, BackendUnavailable.
+    Sizes are bytes, PAGE multiples, and at most as long as the shortest file. The largest size times depth is the
+    memory that this takes. Raises OSError when the drive fails, BackendUnavailable.
     """
     cells = list(cells)
     late = time.perf_counter() + 2 * seconds_each * len(cells) * len(files)
     arena = Arena(max(size * depth for size, depth in cells))
-    # No first touch of the memory while the clock runs.
+    # Touch the memory before the clock runs.
     arena.tensor(0, torch.uint8, (arena.length,)).zero_()
     best: dict[tuple[int, int, str], float] = {}
     with ExitStack() as readers:
@@ -63,7 +61,7 @@ def read_rates(
 
 
 def _rate(reader: Reader, files: Sequence[DirectFile], arena: Arena, size: int, depth: int, seconds: float) -> float:
-    """Bytes per second of ``depth`` chains of reads, each begun as the one before it lands."""
+    """Return the bytes per second of ``depth`` chains of reads. Each read begins as the one before it lands."""
     chains = [_Chain(reader, files, arena.view(number * size, size), number) for number in range(depth)]
     start = time.perf_counter()
     for chain in chains:
@@ -74,7 +72,7 @@ def _rate(reader: Reader, files: Sequence[DirectFile], arena: Arena, size: int, 
 
 
 class _Chain:
-    """Reads into one buffer, one after the other, until the deadline; at least one."""
+    """Successive reads into one buffer until the deadline, at least one."""
 
     def __init__(self, reader: Reader, files: Sequence[DirectFile], buffer: memoryview, seed: int) -> None:
         self._reader, self._files, self._buffer = reader, files, buffer
@@ -84,13 +82,13 @@ class _Chain:
         self.deadline = 0.0
 
     def go(self) -> None:
-        """Begin a read; the next ones follow on the reader's threads."""
+        """Begin a read. The next ones follow on the reader's threads."""
         (file,) = self._chance.choices(self._files, self._lengths)
         offset = self._chance.randint(0, (file.length - len(self._buffer)) // PAGE) * PAGE
         self._reader.submit(file, [Segment(offset, self._buffer)], self._then)
 
     def result(self) -> int:
-        """Bytes read, once the last read has landed. Raises what a read raised."""
+        """Return the bytes read, after the last read has landed. Raises the error of a read."""
         self._ended.wait()
         if self._problem is not None:
             raise self._problem

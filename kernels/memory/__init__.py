@@ -1,1 +1,1 @@
-"""Where bytes lie in host memory: pages, arenas, bounds for the heap. Imports nothing of ours."""
+"""Host memory: pages, arenas, bounds for the heap. Imports nothing else of the package."""

@@ -1,4 +1,4 @@
-"""One page-aligned region of anonymous memory; tensors and byte views lie on it without a copy."""
+"""Arenas: page-aligned regions of anonymous memory, with tensors and byte views on them without a copy."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,7 @@ from ..memory.page import PAGE
 
 _HUGE = 2 << 20
 _SYSTEM_PAGE = mmap.PAGESIZE  # 16 KiB on Apple's processors
-# Named in Python's mmap only from 3.13 on.
+# Python's mmap has the name only from 3.13 on.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; other systems refuse it
 _PREFAULT = 8 << 20  # bytes at a time
@@ -25,11 +25,14 @@ _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
 class ArenaClosed(ValueError):
-    """An arena that has been closed was asked for memory."""
+    """Memory was requested from a closed arena."""
 
 
 class _Map(mmap.mmap):
-    """A mapping that tells when it goes. A weak reference would be told too late: when it is gone already."""
+    """A mapping that calls back right before it is unmapped.
+
+    A weak reference would call too late, after the unmapping.
+    """
 
     going: tuple[Callable[[], object], ...] = ()
 
@@ -39,41 +42,45 @@ class _Map(mmap.mmap):
 
 
 class Arena:
-    """``length`` bytes (rounded up to PAGE) of memory at ``address``; nothing is resident until it is touched.
+    """``length`` bytes (rounded up to PAGE) of memory at ``address``. Nothing is resident until it is touched.
 
-    With ``huge_pages`` the kernel is asked for 2 MiB pages: reads pin fewer pages and products miss the TLB less, but
-    one touched byte makes 2 MiB resident. Without, pages stay small, so that a sparsely used region stays sparse.
-    Raises OSError when the address space has no room.
+    With ``huge_pages`` the kernel is asked for 2 MiB pages. Reads then pin fewer pages and products miss the TLB less,
+    but one touched byte makes 2 MiB resident. Without them pages stay small, so that a sparsely used region stays
+    sparse. Raises OSError when the address space has no room, ValueError for a length that is not positive.
     """
 
     def __init__(self, length: int, *, huge_pages: bool = True) -> None:
         if length <= 0:
             raise ValueError(f"an arena needs a positive length, not {length}")
         self.length = -(-length // PAGE) * PAGE
-        self._lock = threading.RLock()  # again by the garbage collector, which may close
+        self._lock = threading.RLock()  # reentrant: the garbage collector may close the arena meanwhile
         self._discarded = False
-        # Address space to spare, so that the region can start where a huge page does.
+        # Spare address space, so that the region can start at a huge page.
         spare = _HUGE if huge_pages and self.length >= _HUGE else 0
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map: _Map | None = _Map(-1, self.length + spare, flags=flags)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._base = -start % _HUGE if spare else 0
         self.address = start + self._base
-        # A kernel without huge pages refuses the advice, other systems have none; the arena works all the same.
+        # Kernels without huge pages refuse the advice, and other systems have none. The arena works anyway.
         with contextlib.suppress(OSError, AttributeError):
             advice = mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE
-            # Only our length: a huge page must not reach into the spare part, which nobody accounts for.
+            # Only our length: a huge page must not reach into the spare part, which is not accounted for.
             self._map.madvise(advice, self._base, self.length)
 
     def view(self, offset: int, length: int) -> memoryview:
-        """A writable view of ``length`` bytes at ``offset``. Raises ValueError outside the arena or after ``close``."""
+        """Return a writable view of ``length`` bytes at ``offset``.
+
+        Raises ValueError outside the arena, ArenaClosed (a ValueError) after ``close``.
+        """
         start = self._base + offset
         return memoryview(self._at(offset, length))[start : start + length]
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """A contiguous tensor on the bytes at ``offset``, a multiple of the item's size; no copy.
+        """Return a contiguous tensor on the bytes at ``offset``, a multiple of the item's size, without a copy.
 
-        It keeps the memory alive, also past ``close``. Raises ValueError outside the arena or after ``close``.
+        The tensor keeps the memory alive, also past ``close``. Raises ValueError outside the arena, ArenaClosed (a
+        ValueError) after ``close``.
         """
         count = math.prod(shape)
         region = self._at(offset, count * dtype.itemsize)
@@ -84,10 +91,11 @@ class Arena:
         return torch.frombuffer(region, dtype=dtype, count=count, offset=self._base + offset).view(shape)
 
     def prefault(self, offset: int, length: int) -> None:
-        """Have the system back the range with memory now, as far as it can, content unchanged. Takes long: the system
-        clears every page. Ends early when pages are discarded or the arena is closed meanwhile.
+        """Ask the system to back the range with memory now. The content does not change.
 
-        Otherwise the first read into each page does it, with a processor that products could use.
+        It takes long, because the system clears every page. Without it the first read into each page does this work, on
+        a processor that products could use. The call ends early when pages are discarded or the arena is closed
+        meanwhile, and where the system refuses.
         """
         end = offset + length
         self._at(offset, length)
@@ -95,12 +103,12 @@ class Arena:
             with self._lock:
                 if self._map is None or self._discarded:
                     return
-                # Not the map's own method: it keeps the interpreter locked.
+                # The map's own method would keep the interpreter locked.
                 if _libc.madvise(self.address + start, min(_PREFAULT, end - start), _MADV_POPULATE_WRITE):
-                    return  # an old kernel, or no memory: then page by page, as it is needed
+                    return  # an old kernel, or no memory: pages are then backed one by one, on first use
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the whole pages inside the range back to the system; they read as zeros afterwards."""
+        """Return the whole pages inside the range to the system. They read as zeros afterwards. Raises as ``view``."""
         region = self._at(offset, length)
         start, end = -(-offset // _SYSTEM_PAGE) * _SYSTEM_PAGE, (offset + length) // _SYSTEM_PAGE * _SYSTEM_PAGE
         if start < end:
@@ -109,27 +117,32 @@ class Arena:
                 region.madvise(mmap.MADV_DONTNEED, self._base + start, end - start)
 
     def resident_bytes(self) -> int:
-        """Bytes of the arena that are in memory now."""
+        """Return the number of bytes of the arena that are in memory now.
+
+        Raises OSError if the system does not tell.
+        """
         self._at(0, 0)
         pages = np.zeros(-(-self.length // _SYSTEM_PAGE), np.uint8)
         if _libc.mincore(self.address, self.length, pages.ctypes.data):
             raise OSError(ctypes.get_errno(), "mincore failed")
         return min(int(np.count_nonzero(pages & 1)) * _SYSTEM_PAGE, self.length)
 
-    def before_it_goes(self, call: Callable[[], object]) -> None:
-        """Have ``call`` made when nothing lies in the memory any more, right before the system gets it back. Raises
-        ValueError after ``close``."""
+    def call_before_release(self, call: Callable[[], object]) -> None:
+        """Register ``call``, to be made right before the memory returns to the system.
+
+        No view or tensor is left on the memory then. Raises ArenaClosed (a ValueError) after ``close``.
+        """
         whole = self._at(0, 0)
         whole.going = (*whole.going, call)
 
     def close(self) -> None:
-        """Hand out no more views. Idempotent; the memory goes when the last view or tensor on it does."""
-        # Never mmap.close(): tensors hold the object without exporting its buffer, and would point at nothing.
+        """Hand out no more views. Idempotent. The memory is released with the last view or tensor on it."""
+        # Never mmap.close(): tensors hold the object without exporting its buffer, so they would point at nothing.
         with self._lock:
             self._map = None
 
     def _at(self, offset: int, length: int) -> _Map:
-        """The mapping, if the range lies in it."""
+        """Return the mapping if the range lies in it."""
         if self._map is None:
             raise ArenaClosed("the arena is closed")
         if offset < 0 or length < 0 or offset + length > self.length:

@@ -1,1 +1,1 @@
-"""Products on the CPU that give torch's own bits, for few rows and for many. Imports the rooms above it."""
+"""CPU products with exactly torch's bits, for few rows and for many. Imports the rooms above it."""

@@ -1,10 +1,10 @@
 """Products of a few rows with several bfloat16 matrices in one call, bit for bit those of ``functional.linear``.
 
-The compiled half is products.c. torch's own product of one row copies the matrix into blocks first and reaches half of
-the memory's speed; ours reads it once. It keeps the order of summation of the library under torch, which depends on the
-shapes: for each shape, that order is found out by comparing with torch on data that any other order would show on.
-Without a compiler at installation, without the processor's bfloat16 instructions, or where no order fits, there is no
-such product, and the caller takes torch's.
+The compiled half is bfloat16_products.c. torch's own product of one row first copies the matrix into blocks, and
+reaches half of the memory's speed. Ours reads the matrix once. It keeps the order of summation of the library under
+torch, which depends on the shapes. For each shape the order is found by a comparison with torch, on data that shows
+any other order. There is no such product without the compiled library, without the processor's bfloat16
+instructions, or where no order fits. The caller then uses torch's.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from ..calls import multiply
 from ..native import LIBRARY
 
 MOST_ROWS = 4
-"""Rows up to which one pass over the matrix serves all of them."""
+"""The most rows that one pass over the matrix serves."""
 
 _CHUNKS = (512, 1024, 256, 2048, 384, 768, 128, 64, 4096)
-_TRIAL_BYTES = 32 << 20  # of memory that a trial may take for a matrix
+_TRIAL_BYTES = 32 << 20  # the largest matrix that a trial makes
 _LEAST = 64  # columns of the matrix: below, a call costs more than the product
 
 
 class Products:
-    """The product for matrices [n, k] and inputs [rows, k]. Made by ``products``; calls may come from any thread."""
+    """The product for matrices [n, k] and inputs [rows, k]. ``products`` makes it. Any thread may call it."""
 
     def __init__(self, rows: int, n: int, k: int, *, chunk: int, threads: int) -> None:
         self.rows, self.n, self.k, self.chunk, self.threads = rows, n, k, chunk, threads
 
     def __call__(self, matrices: Sequence[int], inputs: Sequence[int]) -> torch.Tensor:
-        """[len(matrices), rows, n], bfloat16: ``inputs[i] @ matrices[i].T``, both given by their addresses.
+        """Compute bfloat16 [len(matrices), rows, n]: ``inputs[i] @ matrices[i].T``, both given by their addresses.
 
-        What lies at the addresses is contiguous bfloat16, and stays until the call returns.
+        The addresses point to contiguous bfloat16 data, which must stay valid until the call returns.
         """
         assert LIBRARY is not None
         return multiply(
@@ -48,10 +48,10 @@ class Products:
 
 
 def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> Products | None:
-    """The product for these shapes, or None where there is none with the bits of ``functional.linear``.
+    """Find the product for these shapes. None if none has the bits of ``functional.linear``.
 
-    The first call for a shape and a number of threads tries it, which takes some milliseconds; for a shape too large to
-    make another one of, on ``matrix`` [n, k], contiguous bfloat16, if that is given.
+    The first call for a shape and a number of threads runs a trial of some milliseconds. If the shape is too large to
+    make a matrix for the trial, it uses ``matrix`` [n, k], contiguous bfloat16, if given.
     """
     shape = rows, n, k, torch.get_num_threads()
     if shape in _FOUND:
@@ -65,20 +65,22 @@ def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> P
     return _FOUND.get(shape)
 
 
-def untried(rows: int, n: int, k: int) -> bool:
-    """Whether there may be a product for these shapes that only a matrix at hand could tell."""
+def is_untried(rows: int, n: int, k: int) -> bool:
+    """Return whether only a trial on an actual matrix can tell if there is a product for these shapes."""
     if LIBRARY is None or not 1 <= rows <= MOST_ROWS or k < _LEAST or n * k * 2 <= _TRIAL_BYTES:
         return False
     return (rows, n, k, torch.get_num_threads()) not in _FOUND
 
 
 _FOUND: dict[tuple[int, int, int, int], Products | None] = {}
-"""By rows, n, k and number of threads."""
+"""Products by rows, n, k and number of threads."""
 
 
 def _found(matrix: torch.Tensor, inputs: Sequence[torch.Tensor], *, telling: bool = False) -> Products | None:
-    """The product with torch's bits on ``matrix`` for all ``inputs``; ``telling``: only if all others have other bits,
-    or the numbers at hand would prove nothing."""
+    """Find the product with torch's bits on ``matrix`` for all ``inputs``.
+
+    ``telling``: only if all other orders give other bits. Otherwise the data would prove nothing.
+    """
     n, k = matrix.shape
     wanted = [functional.linear(x, matrix) for x in inputs]
     equal: list[Products] = []
@@ -99,9 +101,9 @@ def _chance(rows: int, k: int, seed: int) -> torch.Tensor:
 
 
 def _trial(rows: int, n: int, k: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """A matrix [n, k] and inputs [rows, k]: terms cancel out in pairs, and the products are nothing but rounding.
+    """Make a matrix [n, k] and inputs [rows, k] whose terms cancel in pairs: the products are rounding errors.
 
-    The rows of the matrix repeat themselves, so that making it takes no memory besides its own.
+    The rows of the matrix repeat, so that making it takes no memory besides its own.
     """
     chance = torch.Generator().manual_seed(0)
     half = k // 2

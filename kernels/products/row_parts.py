@@ -1,10 +1,10 @@
-"""Many rows in parts: what computing takes besides weights is then bounded by the part, not by the number of rows.
+"""Many rows in parts: the memory for activations is then bounded by the part, not by the number of rows.
 
-Parts give the bits of the whole where every row is computed alike in both. Two things can stand against that. The
-library under torch may multiply another number of rows in another order: that is tried. And torch shares out an
-elementwise operation over threads by elements, not by rows, and computes what is left over at the end of each share
-one by one, for some functions with other bits: ``Probe`` finds these, and where there are any, only numbers of rows
-that leave nothing over are computed in parts.
+Parts give the bits of the whole if every row is computed alike in both. Two things can prevent that. The library under
+torch may multiply another number of rows in another order, which a trial shows. And torch divides an elementwise
+operation between threads by elements, not by rows. It computes the remainder of each share one by one, for some
+functions with other bits. ``Probe`` finds these functions. If there are any, only row counts without a remainder are
+computed in parts.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,33 +14,37 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROWS = 512
-"""Rows of a part; the last one has up to twice as many. Fewer are slower: the library copies the weight for each."""
+"""Rows of a part. The last part has up to twice as many. Smaller parts are slower, because the library copies the
+weight for each.
+"""
 
 BIT_TRIALS: dict[str, bool] = {}
-"""What was found out about numbers of rows, by what is computed: whether parts, or rows added, leave the bits alone."""
+"""Results of trials by description: whether parts, or padding rows, leave the bits unchanged."""
 
 Compute = Callable[[torch.Tensor], Any]
 
-_SHARE = 32768  # elements up to which an elementwise operation is not shared out over threads
-_STEP = 128  # bytes that two vector registers take: what a share is computed in
-_ALONE = 7  # numbers that fill no vector
+_SHARE = 32768  # elements below which torch does not divide an elementwise operation between threads
+_STEP = 128  # bytes of two vector registers: the step of the computation in a share
+_ALONE = 7  # numbers, too few for a vector
 _PRODUCTS = frozenset({"mm", "addmm", "_unsafe_view"})
-# Every rounding is prescribed: alone or in a vector, the bits are the same.
+# IEEE 754 prescribes every rounding: the bits are the same alone and in a vector.
 _EXACT = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "abs", "relu", "clamp", "clamp_min", "clamp_max"})
 _EXACT |= {"maximum", "minimum", "clone", "_to_copy"}
 
 
 def parts(rows: int) -> list[slice]:
-    """``rows`` in order, in parts of ROWS; a single one below twice that."""
+    """Divide ``rows`` in order into parts of ROWS. There is a single part below twice ROWS."""
     starts = range(0, max(1, rows // ROWS) * ROWS, ROWS)
     return [slice(start, rows if start == starts[-1] else start + ROWS) for start in starts]
 
 
-def divisible(compute: Compute, sample: Callable[[int], torch.Tensor], rows: int, kind: str, widths: set[int]) -> bool:
-    """Whether ``compute``, given ``rows`` rows in ``parts``, gives the bits that it gives for all of them at once.
+def parts_keep_bits(
+    compute: Compute, sample: Callable[[int], torch.Tensor], rows: int, kind: str, widths: set[int]
+) -> bool:
+    """Return whether ``compute`` gives the same bits for ``rows`` rows in ``parts`` as for all of them at once.
 
-    ``sample(n)`` is the first n of the rows [.., n, width]; ``kind`` says all that the bits depend on but the dtype and
-    the threads; ``widths`` has the widths of what is computed on the way. What ``kind`` gives is tried once, on two
+    ``sample(n)`` returns the first n of the rows [.., n, width]. ``kind`` names all that the bits depend on, except the
+    dtype and the threads. ``widths`` are the widths of the intermediate results. Each ``kind`` is tried once, on two
     parts.
     """
     if rows < 2 * ROWS:
@@ -48,7 +52,7 @@ def divisible(compute: Compute, sample: Callable[[int], torch.Tensor], rows: int
     threads, dtype = torch.get_num_threads(), sample(1).dtype
     key = f"parts of {ROWS} rows, {dtype}, {kind}, {threads} threads"
     anywhere = f"any number of {key}"
-    whole = all(leaves_nothing(n, widths, dtype, threads) for n in (ROWS, 2 * ROWS))
+    whole = all(fills_vectors(n, widths, dtype, threads) for n in (ROWS, 2 * ROWS))
     if key not in BIT_TRIALS or anywhere not in BIT_TRIALS:
         part = sample(ROWS)
         with Probe() as probe:
@@ -61,22 +65,22 @@ def divisible(compute: Compute, sample: Callable[[int], torch.Tensor], rows: int
         return False
     last = parts(rows)[-1]
     return BIT_TRIALS[anywhere] or all(
-        leaves_nothing(n, widths, dtype, threads) for n in (rows, ROWS, last.stop - last.start)
+        fills_vectors(n, widths, dtype, threads) for n in (rows, ROWS, last.stop - last.start)
     )
 
 
 def _equal(compute: Compute, sample: torch.Tensor) -> bool | None:
-    """Whether parts of ``sample`` give the bits of the whole; None where its numbers show nothing."""
+    """Return whether parts of ``sample`` give the bits of the whole. None if its numbers show nothing."""
     whole = compute(sample)
     if not isinstance(whole, torch.Tensor) or whole.shape[:-1] != sample.shape[:-1]:
         return False
-    if not bool((whole != whole[..., :1]).any(-1).all()):  # of numbers all alike, no order of summation would show
+    if not bool((whole != whole[..., :1]).any(-1).all()):  # equal numbers would show no order of summation
         return None
     return torch.equal(whole, torch.cat([compute(sample[..., part, :]) for part in parts(sample.shape[-2])], dim=-2))
 
 
-def leaves_nothing(rows: int, widths: Iterable[int], dtype: torch.dtype, threads: int) -> bool:
-    """Whether every thread's share of ``rows`` rows of each width is made of whole vectors."""
+def fills_vectors(rows: int, widths: Iterable[int], dtype: torch.dtype, threads: int) -> bool:
+    """Return whether every thread's share of ``rows`` rows of each width consists of whole vectors."""
     step = _STEP // dtype.itemsize
     for width in widths:
         shares = 1 if rows * width < _SHARE else min(threads, -(-rows * width // _SHARE))
@@ -86,8 +90,11 @@ def leaves_nothing(rows: int, widths: Iterable[int], dtype: torch.dtype, threads
 
 
 class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches what is computed: ``rowwise``, nothing but products and elementwise operations; ``alike``, none of these
-    has other bits for a number alone than for one in a vector."""
+    """Watches the operations of a computation.
+
+    ``rowwise``: there are only products and elementwise operations. ``alike``: none of these gives other bits for a
+    number alone than for a number in a vector.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -95,7 +102,7 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with self:  # in inference mode what is made of several operations comes as one
+        with self:  # inference mode shows composite operations as one
             inside = func.decompose(*args, **kwargs)
         if inside is not NotImplemented:
             return inside
@@ -110,8 +117,10 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _alike(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the elementwise ``func`` of one tensor computes each number alone as in a vector: for the short dtypes
-    tried on all numbers that there are, for others on some of those at hand."""
+    """Return whether the elementwise ``func`` of one tensor computes each number alone as in a vector.
+
+    16-bit dtypes are tried on all their numbers, others on some numbers of the argument.
+    """
     tensors = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, torch.Tensor)]
     if len(tensors) != 1 or tensors[0] is not args[0] or func._schema.is_mutable:
         return False

@@ -1,6 +1,8 @@
-"""What experts add to their tokens, bit for bit as torch does it step by step. The compiled half is weighted_sum.c.
+"""Weighted sums of experts' outputs, bit for bit as torch computes them step by step.
 
-All but ``add_by_torch`` takes tensors in host memory alone.
+The compiled half is weighted_sum.c.
+
+All functions except ``add_by_torch`` need tensors in host memory.
 """
 
 import ctypes
@@ -14,10 +16,10 @@ _WEIGHTS = (torch.bfloat16, torch.float32)
 
 
 def weighted_sum(rows: Sequence[int], weights: Sequence[float], width: int) -> torch.Tensor:
-    """[1, width]: ``((0 + rows[0] * weights[0]) + rows[1] * weights[1]) + ...``, rounded after each step.
+    """Compute [1, width]: ``((0 + rows[0] * weights[0]) + rows[1] * weights[1]) + ...``, rounded after each step.
 
-    ``rows`` are addresses of ``width`` contiguous bfloat16 numbers each; weights are float32 or bfloat16 numbers. There
-    must be a LIBRARY.
+    ``rows`` are addresses of ``width`` contiguous bfloat16 numbers each. The weights are float32 or bfloat16 numbers.
+    LIBRARY must not be None.
     """
     assert LIBRARY is not None
     out = torch.zeros(1, width, dtype=torch.bfloat16)
@@ -28,8 +30,11 @@ def weighted_sum(rows: Sequence[int], weights: Sequence[float], width: int) -> t
 
 
 def add_weighted(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weights: torch.Tensor) -> None:
-    """``to[rows[i]] += out[i] * weights[i]`` for each i: ``to`` [tokens, width], contiguous, ``rows`` and ``weights``
-    [count], ``out`` [count, width]. Every product is rounded to the dtype of ``to`` before it is added."""
+    """Compute ``to[rows[i]] += out[i] * weights[i]`` for each i, in place.
+
+    ``to`` is [tokens, width], contiguous, ``rows`` and ``weights`` [count], ``out`` [count, width]. Every product is
+    rounded to the dtype of ``to`` before it is added.
+    """
     ours = to.is_cpu and to.dtype == out.dtype == torch.bfloat16 and weights.dtype in _WEIGHTS
     if LIBRARY is None or not ours:
         add_by_torch(to, rows, out, weights)
@@ -49,5 +54,8 @@ def add_weighted(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weight
 
 
 def add_by_torch(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weights: torch.Tensor) -> None:
-    """The same, on any device. No two of ``rows`` are equal: their order would be the device's."""
+    """Compute the same as ``add_weighted``, on any device.
+
+    ``rows`` must be distinct: the device would choose their order.
+    """
     to.index_add_(0, rows, (out * weights[:, None]).to(to.dtype))

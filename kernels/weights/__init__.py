@@ -1,1 +1,4 @@
-"""A weight in a packed format that looks like a torch tensor. Imports kernels/formats and above."""
+"""Packed weights: a weight in a packed format that behaves like a torch tensor.
+
+Imports kernels/formats, cuda and above.
+"""

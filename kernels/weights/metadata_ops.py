@@ -1,4 +1,7 @@
-"""What can be asked of a tensor without its numbers: models do so far more often than they compute on a weight."""
+"""Operations that need a tensor's metadata only.
+
+Models use them on a weight far more often than they compute with it.
+"""
 
 import torch
 
@@ -10,4 +13,4 @@ LOOKS = frozenset(
         *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "element_size")),
     }
 )
-"""Functions as ``__torch_function__`` is given them."""
+"""Functions as ``__torch_function__`` receives them."""

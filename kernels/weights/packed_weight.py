@@ -1,11 +1,11 @@
-"""A matrix in a weight format that looks like a weight: products take it as it is stored, all else decodes it.
+"""A matrix in a weight format that behaves like a weight. Products use it as stored, all other operations decode it.
 
-With few rows the format's own products are taken. Otherwise it is decoded, tile by tile, into a scratch buffer that
-stays in the processor's caches, and torch multiplies by the tile; a matrix in an exact format is decoded as a whole, to
-an address like the one that transformers would have it at: a tile could give other bits. Whether the product of a large
-one has torch's bits is found out on the matrix itself, decoded as a whole once for each number of rows.
+A product with few rows uses the format's own kernel. Otherwise the matrix is decoded, tile by tile, into a scratch
+buffer that stays in the processor's caches, and torch multiplies by the tile. A matrix in an exact format is decoded
+whole, because tiles could give other bits, and to an address with the same alignment as in transformers. For a large
+matrix a trial on the matrix itself, decoded once per number of rows, shows whether the product has torch's bits.
 
-With planes on a CUDA device, kernels/cuda does all of that there; only tiles are larger.
+With planes on a CUDA device, kernels/cuda does all of this there, with larger tiles.
 """
 
 import threading
@@ -20,24 +20,29 @@ from torch.utils._pytree import tree_map_only
 from ..cuda.base import DeviceFormat
 from ..cuda.registry import device_format
 from ..formats.base import SLAB, Format
-from ..products.few_rows import products, untried
+from ..products.few_rows import is_untried, products
 from .metadata_ops import LOOKS
 
 TILE = 4 << 20
-"""Bytes of a matrix that are decoded at a time."""
+"""Bytes of a matrix that are decoded at a time in memory."""
 DEVICE_TILE = 64 << 20
-"""The same on a device, where a launch costs more, and nothing is to stay in a cache."""
+"""Bytes of a matrix that are decoded at a time on a device. A launch costs more there, and no cache has to hold a tile.
+"""
 _ALIGNMENT = 64
 
 Many = Callable[[Sequence[Any], Sequence[int]], torch.Tensor]
-"""``many(weights, inputs)``: [len(weights), rows, n], inputs [rows, k] given by their addresses, as Product."""
+"""``many(weights, inputs)`` computes [len(weights), rows, n].
+
+Inputs [rows, k] are given by their addresses, as in Product.
+"""
 
 
 class PackedWeight(torch.Tensor):
     """``planes`` [bytes] of ``format``, the first ones or all, as a tensor of ``shape`` and ``dtype``.
 
-    ``transposed``: what is encoded is the transpose, [shape[1], shape[0]]. ``address`` is where its numbers would lie
-    as they are, modulo 64: an exact format decodes to such a place. It is a view on ``planes``, without own memory.
+    ``transposed``: the encoded matrix is the transpose, [shape[1], shape[0]]. ``address`` is the address of its numbers
+    in plain form, modulo 64: an exact format decodes to a place with the same remainder. The tensor is a view on
+    ``planes``, without own memory.
     """
 
     format: Format
@@ -64,25 +69,25 @@ class PackedWeight(torch.Tensor):
         made.encoded_shape = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
         made.addresses = [plane.data_ptr() for plane in planes]
         made.on_device = _on_device(format) if planes[0].is_cuda else None
-        made._is_param = True  # modules look whether a weight is a parameter
+        made._is_param = True  # modules check that a weight is a parameter
         return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
     encoded_shape: tuple[int, int]
-    """[n, k] of the matrix as it is encoded."""
+    """[n, k] of the matrix as encoded."""
     addresses: list[int]
-    """Of the planes."""
+    """Addresses of the planes."""
     on_device: DeviceFormat | None
-    """What computes with the planes, which are on a device; None in memory."""
+    """The format on a device if the planes are on one. None in host memory."""
     _place: int
     _numbers: torch.dtype
     _grads: bool
-    # As dtype and requires_grad, which take a call of torch's to answer.
+    # Copies of dtype and requires_grad, for which torch needs a call.
 
     def as_parameter(self, requires_grad: bool) -> "PackedWeight":
-        """The same, as a parameter that ``requires_grad``, or not."""
+        """Return this weight as a parameter with the given ``requires_grad``."""
         place, transposed = self._place, self.transposed
         return PackedWeight(
             self.planes,
@@ -95,11 +100,11 @@ class PackedWeight(torch.Tensor):
         )
 
     def decoded(self) -> torch.Tensor:
-        """The whole matrix, as a new tensor of our shape and dtype."""
+        """Return the whole matrix as a new tensor with this shape and dtype."""
         return self._decode(self.planes[0].new_empty(self._room))
 
     def at_hand(self) -> torch.Tensor:
-        """The whole matrix, valid until this thread decodes the next one."""
+        """Return the whole matrix in scratch memory, valid until this thread decodes the next one."""
         return self._decode(_buffer(self, self._room))
 
     @property
@@ -111,7 +116,7 @@ class PackedWeight(torch.Tensor):
         start = -room.data_ptr() % _ALIGNMENT + self._place
         out = room[start : start + n * k * self.dtype.itemsize].view(self.dtype).view(n, k)
         (self.on_device or self.format).decode(self.planes, n, k, slice(0, n), out)
-        # Whether a weight requires gradients is part of the bits.
+        # The bits also depend on whether a weight requires gradients.
         return nn.Parameter(out.t() if self.transposed else out, self.requires_grad)
 
     @classmethod
@@ -134,7 +139,7 @@ class PackedWeight(torch.Tensor):
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``functional.linear``."""
+    """Compute ``functional.linear`` with a packed weight."""
     if isinstance(weight, PackedWeight):
         out = None if weight.transposed else _times(input, weight, biased=bias is not None)
         if out is not None:
@@ -165,8 +170,10 @@ def _decoded(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _times(input: torch.Tensor, weight: PackedWeight, *, biased: bool) -> torch.Tensor | None:
-    """``input`` [.., k] times the transpose of what is encoded [n, k], without decoding all of it at a time; None where
-    bits would change, to which it belongs whether the sum is ``biased``: torch rounds but once."""
+    """Compute ``input`` [.., k] times the transpose of the encoded matrix [n, k], without decoding all of it at a time.
+
+    None if bits would change. That depends also on ``biased``: with a bias, torch rounds the sum only once.
+    """
     n, k = weight.encoded_shape
     if weight.format.exact and (biased or not (weight._grads or input.is_contiguous())):
         return None
@@ -201,8 +208,7 @@ def _on_device(format: Format) -> DeviceFormat:
 
 
 def several(weight: PackedWeight, rows: int) -> Many | None:
-    """Products of ``rows`` rows with several weights like ``weight``, in one call; None if there are none in this
-    format."""
+    """Find products of ``rows`` rows with several weights like ``weight`` in one call. None if the format has none."""
     if weight._numbers != torch.bfloat16 or weight.on_device is not None:
         return None
     format: Any = weight.format
@@ -210,7 +216,7 @@ def several(weight: PackedWeight, rows: int) -> Many | None:
 
 
 def _many(format: Any, rows: int, n: int, k: int, threads: int) -> Many | None:
-    """What the format has; kept once there is one, for it is asked at every product."""
+    """Return the format's product, cached once there is one, because every product needs it."""
     key = format, rows, n, k, threads
     if key not in _kept:
         product = format.products(rows, n, k)
@@ -224,22 +230,25 @@ _kept: dict[tuple[Any, int, int, int, int], Many] = {}
 
 
 def _found(weight: PackedWeight, rows: int) -> Many | None:
-    """As ``several``; where nothing smaller than the weight itself can tell whether it has torch's bits, that does."""
+    """Find the product as ``several``.
+
+    A large weight serves as its own trial, if nothing smaller can show torch's bits.
+    """
     many = several(weight, rows)
     n, k = weight.encoded_shape
-    if many is not None or not weight.format.exact or weight._numbers != torch.bfloat16 or not untried(rows, n, k):
+    if many is not None or not weight.format.exact or weight._numbers != torch.bfloat16 or not is_untried(rows, n, k):
         return many
     whole = weight.at_hand().detach()
     products(rows, n, k, whole.t() if weight.transposed else whole)
     many = several(weight, rows)
     if many is not None:
         del whole
-        _scratch.release()  # it may be hundreds of MiB, and nothing asks for it now
+        _scratch.release()  # it may be hundreds of MiB, and nothing needs it now
     return many
 
 
 def _tiles(weight: PackedWeight) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Runs of rows of what is encoded, decoded; each is valid until the next."""
+    """Yield runs of rows of the encoded matrix, decoded. Each is valid until the next."""
     n, k = weight.encoded_shape
     tile = TILE if weight.on_device is None else DEVICE_TILE
     rows = max(SLAB, tile // (k * weight.dtype.itemsize) // SLAB * SLAB)
@@ -253,17 +262,23 @@ def _tiles(weight: PackedWeight) -> Iterator[tuple[slice, torch.Tensor]]:
 
 
 def _buffer(weight: PackedWeight, size: int) -> torch.Tensor:
-    """uint8 [size], where the planes are. On a device torch keeps what is given back, in the order of its work."""
+    """Return scratch uint8 [size] where the planes are.
+
+    On a device, torch's allocator reuses memory in the order of work.
+    """
     return _scratch.buffer(size) if weight.on_device is None else weight.planes[0].new_empty(size)
 
 
 def _embedding(ids: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """``functional.embedding``; only the slabs that the rows ``ids`` lie in are decoded; on a device those rows."""
+    """Compute ``functional.embedding``.
+
+    Only the slabs with the rows ``ids`` are decoded, on a device only those rows.
+    """
     if not isinstance(weight, PackedWeight) or weight.transposed:
         return functional.embedding(ids, _decoded(weight), *args, **kwargs)
     n, k = weight.encoded_shape
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n:
-        raise IndexError("index out of range in self")  # as torch says it
+        raise IndexError("index out of range in self")  # torch's message
     flat = ids.reshape(-1)
     if weight.on_device is not None:
         return weight.on_device.rows(weight.planes, n, k, flat, weight.dtype).view(*ids.shape, k)
@@ -280,7 +295,7 @@ def _embedding(ids: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: An
 
 
 class _Scratch(threading.local):
-    """A buffer for tiles, for each thread that computes."""
+    """A buffer for tiles, one per computing thread."""
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)

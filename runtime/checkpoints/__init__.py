@@ -1,1 +1,1 @@
-"""Checkpoints as they come: safetensors, quantised, GGUF; and how their tensors become a model's."""
+"""Checkpoints of every kind, opened, and models described by them. May import config and machine."""

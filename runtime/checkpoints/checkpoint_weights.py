@@ -72,6 +72,7 @@ class CheckpointWeights(PlainWeights):
         return found
 
     def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
+        """As WeightReader."""
         name = self._found_as.get(spec.name, spec.name)
         dtype = getattr(torch, spec.dtype)
         if name not in self._groups:
@@ -93,6 +94,7 @@ class CheckpointWeights(PlainWeights):
         yield from split_bytes(tensor.to(dtype).contiguous(), self._chunk)
 
     def expect(self, block: Block) -> None:
+        """As WeightReader."""
         room = self._chunk
         expert = block.id.expert
         for spec in block.tensors:
@@ -103,6 +105,7 @@ class CheckpointWeights(PlainWeights):
                 room -= step
 
     def close(self) -> None:
+        """As WeightReader."""
         for file in self._files.values():
             file.close()
         self._converted.clear()

@@ -44,9 +44,11 @@ class GgufTensor(SourceTensor):
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row of blocks."""
         return self.length * self.shape[-1] // int(np.prod(self.shape))
 
     def part(self, index: int) -> "GgufTensor":
+        """The slice ``index`` of the first dimension: one expert's matrix."""
         length = self.length // self.shape[0]
         offset = self.offset + index * length
         return GgufTensor(self.name, self.file, self.dtype, self.shape[1:], offset, length, self.kind)

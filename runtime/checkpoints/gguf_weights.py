@@ -63,6 +63,7 @@ class GgufWeights:
             yield from map(as_bytes, self._slabs(one, source.order))
 
     def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
+        """As WeightReader."""
         dtype = getattr(torch, spec.dtype)
         source = self._sources[spec.name]
         for tensor in source.tensors:
@@ -77,6 +78,7 @@ class GgufWeights:
                     yield as_bytes(one.numbers(rows).to(dtype))
 
     def expect(self, block: Block) -> None:
+        """As WeightReader."""
         expert = block.id.expert
         for spec in block.tensors:
             for tensor in self._sources[spec.name].tensors:
@@ -84,6 +86,7 @@ class GgufWeights:
                 self._reader.expect(one.offset, min(CHUNK, one.length))
 
     def close(self) -> None:
+        """As WeightReader."""
         self._reader.close()
 
     def _source(self, name: str, tensors: list[GgufTensor]) -> _Source:

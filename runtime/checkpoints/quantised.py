@@ -16,7 +16,7 @@ from ...kernels.formats.base import UnsuitableShape
 from ...kernels.formats.blocks import Blocks
 from ...kernels.formats.fp8 import BLOCK
 from ...kernels.formats.registry import FORMATS
-from ...kernels.formats.uint4 import packed
+from ...kernels.formats.uint4 import pack_values
 from ...tiering.errors import CheckpointError
 from .safetensors_file import SourceTensor
 
@@ -27,8 +27,10 @@ _SLAB = 256  # rows that are put into another order at a time
 
 
 class Lines(NamedTuple):
-    """The numbers of a matrix [n, k], a line for each row in each of ``parts``; ``order`` int32 [k] is which column
-    each stored number belongs to, None if they ascend."""
+    """The numbers of a matrix [n, k], a line for each row in each of ``parts``.
+
+    ``order``, int32 [k], has the column that each stored number belongs to. None if they ascend.
+    """
 
     parts: tuple[torch.Tensor, ...]
     order: torch.Tensor | None = None
@@ -65,6 +67,7 @@ class QuantisedTensor(SourceTensor):
         return self.tensors[-1] if _blocks(self.format).ordered else None
 
     def lines(self, read: Read) -> Lines:
+        """Its numbers, row by row, from tensors that ``read`` reads. Raises CheckpointError."""
         return self.read_lines(read, self.tensors)
 
 
@@ -257,11 +260,11 @@ def _awq_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
 
 def _packed(rows: Callable[[int], torch.Tensor], n: int) -> torch.Tensor:
     """The values of a matrix of n rows as uint4 has them, from ``rows(start)``, at most _SLAB of them."""
-    first = packed(rows(0))
+    first = pack_values(rows(0))
     made = torch.empty(n, first.shape[1], dtype=first.dtype)
     made[:_SLAB] = first
     for start in range(_SLAB, n, _SLAB):
-        made[start : start + _SLAB] = packed(rows(start))
+        made[start : start + _SLAB] = pack_values(rows(start))
     return made
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...tiering.errors import ConfigError
 from ...tiering.policy.reads import Reading
 from ...tiering.units import GiB, MiB, format_size
-from ..machine.speeds import existing
+from ..machine.drive_speeds import existing
 from .console import print_json, print_table, quiet_libraries, say
 from .options import Settings
 
@@ -38,9 +38,9 @@ def command(settings: Settings) -> None:
     import psutil
 
     from ...kernels import native
-    from ...kernels.devices.measure import cuda_reports
+    from ...kernels.devices.measure import report_cuda_devices
     from ...kernels.machine import machine
-    from ..machine import drivecache, timings
+    from ..machine import drive_rates_file, timings
     from ..machine.reading import kept_reading
     from ..planning.reference import measure
 
@@ -51,7 +51,7 @@ def command(settings: Settings) -> None:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise ConfigError(f"cannot measure the drive below {folder}: {error}; choose another with --store") from error
-    kept = drivecache.keep(folder, drive.rates)
+    kept = drive_rates_file.keep(folder, drive.rates)
     computing = measure(folder, config.compute.threads)
     timings.keep(computing, config.compute.threads)
     report = machine.describe()
@@ -68,7 +68,7 @@ def command(settings: Settings) -> None:
         memory=machine.measure_memory(),
         computing=computing,
         budget=config.host_budget(),
-        devices=cuda_reports(),
+        devices=report_cuda_devices(),
         warnings=warnings_for(
             swap_used=psutil.swap_memory().used,
             available=report.available_memory,

@@ -198,6 +198,12 @@ class Engine:
             self._trace = Trace(model, self.tier.bridge, files, path, others=others)
             return self._trace
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless the accounts of both tiers add up."""
+        self.host.check_integrity()
+        if self.device is not None:
+            self.device.bridge.check_integrity()
+
     def stats(self) -> Stats:
         """A snapshot since loading, without kept prompts."""
         return self._components.collect()

@@ -1,1 +1,1 @@
-"""How far a model's outputs are from the original's: perplexity, divergence, calibration of formats."""
+"""Runs of a text through a model: quality of formats, logits kept for comparison, calibration. May import packing."""

@@ -1,10 +1,9 @@
-"""What a weight format does to a model: perplexity of a text, and how far the next tokens' probabilities moved.
+"""Measure what a weight format does to a model: perplexity of a text, and the change of the next tokens' probabilities.
 
-The original runs first and its logits are kept on flash (runtime/evaluation/logits.py); the models that are tested
-are compared
-with them. So each has the whole memory budget to itself, and the original runs once for any number of others. Two
-models at a time, window by window, would need no file; but each would have half of the budget, which for many is too
-little to run at all, and the original would run again for each format.
+The original runs first, and its logits are kept on flash (runtime/evaluation/logits.py). The models that are tested are
+compared with them. Each model has the whole memory budget to itself, and the original runs once for any number of
+others. Two models at a time, window by window, would need no file. But each would have half of the budget, which is too
+little for many models to run at all, and the original would run again for each format.
 """
 
 import time
@@ -37,7 +36,7 @@ class Quality:
 
 
 class QualityMeter:
-    """Adds up a text's measures, in float64. What it is not given an original for counts as equal to it."""
+    """Adds up the measures of a text, in float64. Tokens without logits of the original count as equal to it."""
 
     def __init__(self) -> None:
         self._tokens = 0

@@ -39,7 +39,7 @@ class StreamedExperts:
     ) -> None:
         """``stacks`` in the order of flash: for each expert of the module at ``path`` its block, and those with further
         bit planes of it. They are leased and computed in ``memory``."""
-        self._module, self._trust, self._grouped = module, trust, memory.grouped
+        self._module, self.trust, self._grouped = module, trust, memory.grouped
         tier, misses, planes = memory.tier, memory.misses, memory.planes
         self.blocks = ExpertBlocks(stacks, tier.bridge)
         by_number = self.blocks.stacks
@@ -92,7 +92,7 @@ class StreamedExperts:
         if self._grouped:  # other bits are welcome
             return self._fast.run(hidden, chosen, weights, self._host)
         kind = (type(self._module), hidden.dtype, len(hidden) if len(hidden) <= MOST_ROWS else 0)
-        trusted = self._trust.get(kind)
+        trusted = self.trust.get(kind)
         if trusted is False:
             return self._reference.run(hidden, index, weights)
         few = 2 * parts.ROWS
@@ -105,7 +105,7 @@ class StreamedExperts:
         with self._experts.same_planes(experts):
             out = self._fast.run(hidden, chosen, weights, None)
             reference = self._reference.run(hidden, index, weights)
-        self._trust.set(kind, torch.equal(out, reference))
+        self.trust.set(kind, torch.equal(out, reference))
         return reference
 
 
@@ -115,6 +115,11 @@ def _recipe_of(module: torch.nn.Module) -> Recipe:
         activation=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
         post=module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None,  # type: ignore[arg-type]
     )
+
+
+def streamed_experts(module: torch.nn.Module) -> StreamedExperts | None:
+    """The streamed experts of ``module``; None where it has none."""
+    return getattr(module, _ATTRIBUTE, None)
 
 
 def observe(module: torch.nn.Module, observer: Observer | None) -> None:

@@ -55,7 +55,7 @@ def install(
     _set_threads(settings.compute.threads)
     bit_trials.load(BIT_TRIALS)
     arrangement = arrange_model(outline, budgets, settings, reading_of(bundle.paths, settings.io, block=block))
-    if bundle.direct and backends.directness(arrangement.reading.backend) is False:
+    if bundle.direct and backends.choose_direct(arrangement.reading.backend) is False:
         bundle.close()
         bundle = Bundle.open(bundle.folder, direct=False)
     with closed_on_error(bundle):

@@ -13,7 +13,7 @@ from ...tiering.store.bundle.manifest import BundleDrive, Manifest
 from ...tiering.store.bundle.stripes import absent, drive_under, part_of, remove
 from ...tiering.units import PAGE
 from ..config.settings import Io
-from .speeds import drive_rates, drive_speed, existing
+from .drive_speeds import drive_rates, drive_speed, existing
 
 _SECONDS = 0.25
 

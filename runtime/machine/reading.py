@@ -12,7 +12,7 @@ from ...tiering.errors import ConfigError
 from ...tiering.policy.reads import LARGEST_READ, UNMEASURED, Reading, choose, fixed
 from ...tiering.units import MiB
 from ..config.settings import Io
-from . import drivecache
+from . import drive_rates_file
 
 BRIEF_CELLS = tuple((size, depth) for size in (MiB, 4 * MiB) for depth in (1, 2, 4, 8))
 BRIEF_SECONDS = 0.9
@@ -33,17 +33,17 @@ def reading_of(files: Sequence[Path], io: Io, *, block: int) -> Reading:
         return fixed(UNMEASURED, backend=backend, depth=depth)
     folder, drive = files[0].parent, files[0].stat().st_dev
     files = [file for file in files if file.stat().st_dev == drive]  # rates are kept by drive
-    rates = drivecache.load(folder)
+    rates = drive_rates_file.load(folder)
     if not rates and sum(file.stat().st_size for file in files) >= WORTH_MEASURING:
         rates = _measure(files)
         if rates:
-            drivecache.keep(folder, rates)
+            drive_rates_file.keep(folder, rates)
     return _chosen(rates, backend, depth, block)
 
 
 def kept_reading(folder: Path, io: Io, *, block: int) -> Reading:
     """As ``reading_of``, for a bundle that may be put into ``folder``. Measures nothing."""
-    return _chosen(drivecache.load(folder), *_decided(io), block)
+    return _chosen(drive_rates_file.load(folder), *_decided(io), block)
 
 
 def open_reader(reading: Reading, drives: int = 1) -> Reader:
@@ -79,7 +79,7 @@ def _measure(paths: Sequence[Path]) -> list[ReadRate]:
                 return []
             files = {"threads": direct}
             for backend in backends.usable(*direct)[1:]:
-                again = [DirectFile(file.path, direct=backends.directness(backend)) for file in direct]
+                again = [DirectFile(file.path, direct=backends.choose_direct(backend)) for file in direct]
                 files[backend] = [opened.enter_context(file) for file in again]
             return read_rates(files, BRIEF_CELLS, BRIEF_SECONDS / len(BRIEF_CELLS) / len(files), rounds=2)
         except OSError:  # the reads of the model itself will say it, with the block's name

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...kernels.products.row_parts import ROWS, divisible, parts
+from ...kernels.products.row_parts import ROWS, parts, parts_keep_bits
 from ..checkpoints.modules import is_experts
 
 Forward = Callable[..., Any]
@@ -50,7 +50,7 @@ def in_parts(module: nn.Module, original: Forward, held: Callable[[], AbstractCo
         state: torch.Tensor = args[0]
         rows = state.view(*[1] * (state.dim() - 2), -1, state.shape[-1])
         with held() as leased:
-            if leased and divisible(original, lambda n: rows[..., :n, :], rows.shape[-2], _kind(module), widths):
+            if leased and parts_keep_bits(original, lambda n: rows[..., :n, :], rows.shape[-2], _kind(module), widths):
                 return _joined(original, rows).view(*state.shape[:-1], -1)
             return original(state)
 

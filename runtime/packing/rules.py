@@ -3,9 +3,9 @@
 import functools
 from pathlib import Path
 
-from ...kernels.formats.lossless import decode_speed
+from ...kernels.formats.lossless import measure_decoding
 from ..config.settings import Weights
-from ..machine.speeds import drive_rates
+from ..machine.drive_speeds import drive_rates
 from .arrange.arrange import ENCODED
 from .arrange.formats import AS_IS, Rules
 
@@ -20,7 +20,7 @@ def exact_format(store: Path) -> str:
     Raises ConfigError when the drive cannot be measured.
     """
     drive = max(rate.bytes_per_second for rate in drive_rates(store))
-    return "lossless" if decode_speed() >= _BESIDES * drive / ENCODED else AS_IS
+    return "lossless" if measure_decoding() >= _BESIDES * drive / ENCODED else AS_IS
 
 
 def choose_rules(weights: Weights, store: Path) -> Rules:

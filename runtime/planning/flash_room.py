@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...tiering.store.bundle.folder import bundle_bytes, size_of
 from ...tiering.store.bundle.stripes import parts_of
-from ..machine.speeds import existing
+from ..machine.drive_speeds import existing
 
 
 def flash_free(places: Sequence[Path], limit: int | None, shares: Sequence[float] | None = None) -> int:

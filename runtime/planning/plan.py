@@ -20,7 +20,7 @@ from ..config.config import Config, auto_host_memory
 from ..loading.arrangement import arrange_model, find_budgets
 from ..loading.opening import ModelSource
 from ..loading.openings.device import open_device
-from ..machine.speeds import existing
+from ..machine.drive_speeds import existing
 from ..routing.routed import RoutedTokens
 from . import reference
 from .assumed import assumed_routes
@@ -104,7 +104,7 @@ class BudgetForecasts:
         models = [timings.beside_cores(drive, experts=bool(layers)) for drive in drives.models]
         devices = Devices(models, timings)
         self._forecaster = Forecaster(self.outline, devices, routes, prompt_tokens=prompt_tokens, context=context)
-        self._bus = None if device is None else Bus(measure.bus_speed(device)[0])
+        self._bus = None if device is None else Bus(measure.measure_bus(device)[0])
         self._unmeasured = device is not None and device.compute.type != "cpu"
 
     def arrange(self, weights: int) -> Arrangement:

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from ...kernels.products.row_parts import BIT_TRIALS, leaves_nothing
+from ...kernels.products.row_parts import BIT_TRIALS, fills_vectors
 from ..checkpoints.modules import is_experts, layer_of
 from ..modules.chunks import is_library_code
 
@@ -73,7 +73,7 @@ def _is_even(model: Any, total: int, block: int) -> bool:
     widths = {size for module in inside for weight in module.parameters(recurse=False) for size in weight.shape}
     rest = total - (total - 1) // block * block
     calls = {block, *range(rest, total + 1, block)}
-    return all(leaves_nothing(rows, widths, model.dtype, torch.get_num_threads()) for rows in calls)
+    return all(fills_vectors(rows, widths, model.dtype, torch.get_num_threads()) for rows in calls)
 
 
 def _compute_equal(model: Any, ids: torch.Tensor, cache: Cache, block: int) -> bool:

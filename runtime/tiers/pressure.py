@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ...tiering.driving.ports import Machine
 from ...tiering.planner.regions import EXPERTS, KEPT, RESIDUALS, STREAM
-from ...tiering.policy.placement.governor import Governor, low_mark
+from ...tiering.policy.placement.memory_governor import Governor, low_mark
 from ...tiering.policy.placement.memory_split import MemoryShare, split_limit
 from ...tiering.policy.placement.shrinking import Division, Divisions
 from ...tiering.units import PAGE

@@ -22,7 +22,7 @@ class TakesNotes(Protocol):
     recorder: Recorder | None
 
 
-class Counts(TakesNotes, Protocol):
+class TracedBridge(TakesNotes, Protocol):
     """The bridge whose requests are recorded."""
 
     def counters(self) -> Counters:
@@ -35,7 +35,7 @@ class Trace(Stopping):
     def __init__(
         self,
         model: nn.Module,
-        bridge: Counts,
+        bridge: TracedBridge,
         files: Sequence[str],
         path: str | Path,
         *,

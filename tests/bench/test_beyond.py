@@ -5,9 +5,9 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from beyond import ABOVE, updated
+from beyond import ABOVE, replace_tables
 from big_models import MODELS, BigModel
-from cases import Case, Figure, limit_of, outline_of, simulated
+from cases import Case, Figure, limit_of, outline_of, simulate_case
 from machines import MACHINES
 from report import Table
 
@@ -21,7 +21,7 @@ STEP = 1.01
 
 @cache
 def with_memory(name: str, gib: int) -> Figure:
-    return simulated(Case(MODELS[name], replace(LAPTOP, memory=gib * GiB)))
+    return simulate_case(Case(MODELS[name], replace(LAPTOP, memory=gib * GiB)))
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -66,7 +66,7 @@ def test_no_figure_is_above_what_bytes_allow(name):
 
 
 def test_a_drive_that_is_twice_as_fast_helps_where_it_is_the_limit():
-    faster = simulated(Case(MODELS["Qwen3-32B"], replace(LAPTOP, drive_speed=2 * LAPTOP.drive_speed)))
+    faster = simulate_case(Case(MODELS["Qwen3-32B"], replace(LAPTOP, drive_speed=2 * LAPTOP.drive_speed)))
     slower = with_memory("Qwen3-32B", 16)
     assert faster.forecast.tokens_per_second > 1.6 * slower.forecast.tokens_per_second
 
@@ -80,11 +80,11 @@ def test_the_limit_is_the_slower_of_drives_and_memory():
 
 def test_only_what_is_between_the_marks_is_replaced():
     text = "before\n<!-- a -->\nold\n<!-- /a -->\nafter\n"
-    once = updated(text, {"a": [Table("new", ("x",), [("1",)])]})
+    once = replace_tables(text, {"a": [Table("new", ("x",), [("1",)])]})
     assert once.startswith("before\n<!-- a -->\n")
     assert once.endswith("<!-- /a -->\nafter\n")
     assert "old" not in once
     assert "| 1 |" in once
-    assert updated(once, {"a": [Table("new", ("x",), [("1",)])]}) == once
+    assert replace_tables(once, {"a": [Table("new", ("x",), [("1",)])]}) == once
     with pytest.raises(SystemExit, match="<!-- b -->"):
-        updated(text, {"b": []})
+        replace_tables(text, {"b": []})

@@ -77,8 +77,8 @@ def test_a_simulated_run_reads_what_a_real_one_does(report: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["penstock", "transformers"])
-def test_decoding_behind_a_long_context(run: Run, kind: str) -> None:
-    options = ["--set", "kv_host_memory=600KiB"] if kind == "penstock" else []
+def test_decoding_behind_a_long_context(run: Run, store: Path, kind: str) -> None:
+    options = ["--set", "kv_host_memory=600KiB", f"store={store}"] if kind == "penstock" else []
     out = run("long_decode.py", kind, TINY, "--context", 700, "--tokens", 2, *options)
     found = json.loads(out.splitlines()[-1])
     assert found["tokens_per_second"] > 0

@@ -22,7 +22,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment variables of a user who has never run penstock, has no network, and computes on one core."""
     home = tmp_path_factory.mktemp("home")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "PENSTOCK_"))}
-    return kept | {"HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+    places = {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
+    return kept | places | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture

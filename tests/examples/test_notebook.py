@@ -8,13 +8,17 @@ import nbclient
 import nbformat
 import pytest
 
+from penstock.runtime.machine.timings import keep
+from tests.support.timings import TIMINGS
+
 from .conftest import EXAMPLES, SECONDS
 
 NOTEBOOK = EXAMPLES / "memory_budgets.ipynb"
 FACTS = """
 import json, threading
 hits = [each.hit_ratio for each in measured]
-print(json.dumps([hits, len(ticks), [t.name for t in threading.enumerate() if "penstock" in t.name]]))
+plan = [row.forecast.hit_ratio for row in planned.curve]
+print(json.dumps([hits, plan, len(ticks), [t.name for t in threading.enumerate() if "penstock" in t.name]]))
 """
 
 
@@ -32,9 +36,9 @@ def test_it_is_kept_without_outputs() -> None:
 
 def test_it_runs_and_shows_its_plots(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment.items():
-        if name != "MPLBACKEND":  # a kernel has one of its own, which shows plots in the notebook
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("MPLBACKEND", raising=False)
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel has one of its own, which shows plots in the notebook
+    keep(TIMINGS, "auto")  # else planning measures this machine, for some seconds
     notebook = nbformat.read(NOTEBOOK, 4)
     notebook.cells.append(nbformat.v4.new_code_cell(FACTS))
     nbclient.NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
@@ -44,8 +48,10 @@ def test_it_runs_and_shows_its_plots(environment: dict[str, str], monkeypatch: p
     assert all(plot.startswith(b"\x89PNG") and len(plot) > 4000 for plot in plots)
     printed = "".join(out["text"] for out in outputs(notebook, "stream") if out["name"] == "stdout")
     assert "the old man" in printed
-    hits, ticks, threads = json.loads(printed.splitlines()[-1])
+    hits, plan, ticks, threads = json.loads(printed.splitlines()[-1])
     assert len(hits) == 6
     assert hits == sorted(hits)
+    assert len(plan) > 4
+    assert 0 <= plan[0] < 0.9 < plan[-1] <= 1, plan
     assert ticks > 0
     assert threads == []

@@ -5,7 +5,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from penstock.runtime.routing.routes import Routes
+from penstock.routing import Routes
 
 from .conftest import SECONDS, Run, Start
 
@@ -122,10 +122,13 @@ def test_three_tiers_with_an_emulated_device(run: Run) -> None:
 def test_the_routing_of_a_run_is_recorded(run: Run, tmp_path: Path) -> None:
     out = succeeded(run("profile_a_moe.py", "--tokens", 40, "--out", tmp_path / "routes"))
     routes = Routes.load(tmp_path / "routes")
-    assert numbers(r"(\d+) tokens through (\d+) layers", out) == [routes.tokens, 6]
-    shares = re.findall(r"^model\.layers\.\d\.mlp\.experts +4 of 16 +(\d+)% +(\d+)%$", out, re.MULTILINE)
-    assert len(shares) == 6
-    assert all(25 < int(busiest) < 100 and 0 < int(again) < 100 for busiest, again in shares)
+    assert numbers(r"(\d+) tokens, (\d+) of (\d+) experts for each", out) == [routes.tokens, 24, 96]
+    cached = [int(hits) for hits in re.findall(r"^ +\d+ \(\d+%\) +(\d+)%$", out, re.MULTILINE)]
+    assert len(cached) == 3
+    assert cached == sorted(cached)
+    layers = re.findall(r"^model\.layers\.\d\.mlp\.experts +([\d.]+) +(\d+)%$", out, re.MULTILINE)
+    assert len(layers) == 6
+    assert all(0 < float(evenness) <= 1 and 100 / 16 <= int(largest) <= 25 for evenness, largest in layers)
 
 
 def test_a_wrapped_model_gives_the_same_bits(run: Run) -> None:

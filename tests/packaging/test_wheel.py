@@ -23,7 +23,6 @@ NO_COMPILER = "/nonexistent/cc"
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="the kernels need GCC or Clang"),
     pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build with"),
-    pytest.mark.xdist_group("packaging"),  # one build for all
 ]
 
 Install = Callable[[Path], Callable[[], dict[str, Any]]]

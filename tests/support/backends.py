@@ -10,7 +10,7 @@ from penstock.kernels.io import uring
 from penstock.kernels.io.reading import BackendUnavailable, Reader, Threads
 from penstock.kernels.io.uring import Uring
 
-real_preadv, real_result = os.preadv, uring.result_of
+real_preadv, real_result = os.preadv, uring.take_result
 
 
 class ThreadsBackend:
@@ -38,7 +38,7 @@ class UringBackend:
 
     def fault(self, monkeypatch: pytest.MonkeyPatch, change: Callable[[int], int]) -> None:
         """As ThreadsBackend.fault."""
-        monkeypatch.setattr(uring, "result_of", lambda entry: change(unless_refused(lambda: real_result(entry))))
+        monkeypatch.setattr(uring, "take_result", lambda entry: change(unless_refused(lambda: real_result(entry))))
 
 
 Backend = ThreadsBackend | UringBackend

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
+from tests.support.engines import engine_of
 from tests.support.logits import logits
 
 
@@ -43,7 +44,7 @@ def reference(folder: Path) -> PreTrainedModel:
 
 def check(model: PreTrainedModel) -> None:
     """Both tiers' accounts balance, and neither has more than its budget."""
-    engine = model.penstock._engine
+    engine = engine_of(model)
     engine.bridge.check_integrity()
     engine.host.check_integrity()
     for bridge, placement in ((engine.bridge, engine.tier.placement), (engine.host, engine.host_placement)):

@@ -16,6 +16,7 @@ from penstock.runtime.loading.openings import device as opening
 from penstock.runtime.loading.placeholder_model import bare_model
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.support.engines import engine_of
 from tests.support.pretend import DEVICE, Pretend, PretendDevice
 from tests.support.tiny_models import save_tiny
 
@@ -64,8 +65,8 @@ def compared(folder: Path, store: Path, misses: str) -> dict[str, Any]:
         with penstock.load(folder, device_memory=device_memory, host_memory=host_memory, **OPTIONS, **where) as model:
             same = all(torch.equal(a, b) for a, b in zip(expected, logits(model), strict=True))
             same &= model.generate(IDS[:1].to(DEVICE), max_new_tokens=5, do_sample=False).tolist() == written
-            model.penstock._engine.bridge.check_integrity()
-            model.penstock._engine.host.check_integrity()
+            engine_of(model).check_integrity()
+            engine_of(model).host.check_integrity()
             found["equal"] &= same
             found["misplaced"] += [str(model.device), *misplaced(model)] if model.device != DEVICE else misplaced(model)
             found["stays"] = model.to(DEVICE) is model.to("pretend") is model

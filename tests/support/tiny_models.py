@@ -76,3 +76,10 @@ def save_tiny(
                 assert torch.count_nonzero(tensor) > 0, key
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
+
+
+LARGER = {
+    "llama": {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 12, "vocab_size": 8000},
+    "qwen3_moe": {"hidden_size": 512, "moe_intermediate_size": 512, "num_experts": 24, "num_hidden_layers": 5},
+}
+"""Options that make a tiny model larger than the budgets of tests that watch the resident set."""

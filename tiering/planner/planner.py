@@ -21,7 +21,7 @@ No stream waits for ever. In the region of experts a waiting stream holds only l
 before it waits again. In the streaming region a waiting stream normally holds nothing. Some models force it to hold
 leases, when weights are used outside of their module's forward. If all holders wait, the planner recognises it: a
 demand that fits may overtake, else one may pass the region's limit, else one is refused with an error that names it.
-requests.py has the queue, room.py makes room, scheduling.py starts the reads.
+requests.py has the queue, evicting.py makes room, scheduling.py starts the reads.
 
 =============  ==========================================================================================
 event          what it changes
@@ -66,12 +66,12 @@ from ..policy.prefetch.refinement import Refinement
 from ..policy.prefetch.speculation import Speculation
 from ..units import BlockId
 from .counters import Counters
+from .evicting import Room
 from .expectations import Expectations
 from .inflight import InFlight
 from .regions import EXPERTS, RESIDUALS, STREAM, Home, Limits
 from .requests import Requests
 from .residency import Residency
-from .room import Room
 from .scheduling import Scheduler
 
 

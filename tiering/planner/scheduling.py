@@ -14,12 +14,12 @@ from ..units import BlockId, format_size
 from .coalesce import joins
 from .counters import Counters
 from .deadlock import stuck
+from .evicting import Room
 from .expectations import Expectations
 from .inflight import InFlight
 from .regions import EXPERTS, RESIDUALS, STREAM, Limits
 from .requests import Requests
 from .residency import Residency
-from .room import Room
 
 
 class Scheduler:

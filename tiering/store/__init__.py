@@ -1,1 +1,1 @@
-"""Files of the store: bundles of weights, and stored prefixes."""
+"""Files on flash: bundles of weights, stored prefixes."""

@@ -12,7 +12,7 @@ from ..pages.pool import PagePool
 from .page_access import PageAccess
 from .sequence import SequencePages
 
-Plane = tuple[torch.Tensor, torch.Tensor]
+KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 """Keys and values [H, n, D]."""
 
 
@@ -23,7 +23,7 @@ class DevicePageAccess(PageAccess):
         super().__init__(pool, read_on)
         self.device_pages = self._device = device_pages
 
-    def gather(self, sequence: SequencePages, start: int, count: int) -> Plane:
+    def gather(self, sequence: SequencePages, start: int, count: int) -> KeysAndValues:
         """As ``copy``, on the device. Raises Closed, ReadError too, where copies to the device fail."""
         device = self._device
         if not count:
@@ -41,7 +41,7 @@ class DevicePageAccess(PageAccess):
 
     def _parts(
         self, sequence: SequencePages, start: int, end: int, pages: Sequence[Page], copies: dict[Page, Pair]
-    ) -> Iterator[Plane]:
+    ) -> Iterator[KeysAndValues]:
         for on_device, group in groupby(pages, key=copies.__contains__):
             some = [*group]
             spans = [clip_span(page, self.tokens, start, end) for page in some]

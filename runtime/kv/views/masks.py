@@ -15,6 +15,7 @@ class CausalMask(torch.Tensor):
 
     @staticmethod
     def of(batch: int, rows: int, tokens: int, dtype: torch.dtype, device: torch.device | None = None) -> "CausalMask":
+        """The mask of the last ``rows`` of ``tokens`` tokens, for ``batch`` sequences, of ``dtype`` on ``device``."""
         shape = (batch, 1, rows, tokens)
         made: CausalMask = torch.Tensor._make_wrapper_subclass(CausalMask, shape, dtype=dtype, device=device)
         return made

@@ -1,7 +1,7 @@
-"""In which order experts should lie on flash, from a routing trace, and what that saves (pure).
+"""The order of experts on flash, from a routing trace, and what it saves (pure).
 
-The order is made from the first half of the trace. What it saves is what it saves of reading, in the second half, the
-experts that a cache of a quarter of all does not have. Only layers where that is enough get an order of their own.
+The order is made from the first half of the trace. The second half says what it saves: reads of experts that are not in
+a cache of a quarter of all experts. Only layers where that is enough get an order of their own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,9 +15,9 @@ from ....tiering.store.bundle.manifest import Block
 from ....tiering.units import BlockId, MiB
 
 READ_LIMIT = MiB
-"""Bytes of a read from which on drives give all they have: larger experts gain nothing from neighbours."""
+"""Bytes of a read at which drives reach their full speed. Larger experts gain nothing from neighbours."""
 _CACHED = 4
-"""One in so many experts is taken to be in memory."""
+"""One in this many experts is taken to be in memory."""
 
 
 class TracedLayer(Protocol):

@@ -1,4 +1,4 @@
-"""Which of its options each unit of a model takes, so that all fit into a size with the least expected loss (pure).
+"""Choose an option for each unit of a model, so that all fit into a size with the least expected loss (pure).
 
 A multiple-choice knapsack. Of each unit's options, those on the convex hull of loss over bytes are steps, taken in the
 order of what they gain per byte (Sinha and Zoltners, "The Multiple-Choice Knapsack Problem"). A unit whose step does
@@ -42,7 +42,7 @@ def choose_options(units: Sequence[Sequence[Option]], size: int) -> list[Option]
 
 
 def loss(chosen: Sequence[Option]) -> float:
-    """What is expected of all together."""
+    """The expected loss of all units together."""
     return fsum(option.loss for option in chosen)
 
 

@@ -77,8 +77,8 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The ``format`` of a matrix. ``transposed``: rows are its inputs, so its transpose is encoded. ``planes``: only
-    so many of the format's are stored, the first ones; all if not given."""
+    """The ``format`` of a matrix. ``transposed``: rows are its inputs, so its transpose is encoded. ``planes``: how
+    many of the format's planes are stored, the first ones. All if not given."""
 
     format: str
     transposed: bool = False
@@ -100,8 +100,8 @@ def of_matrix(table: Mapping[Key, T], name: str, expert: int | None) -> T | None
 def choose_formats(
     model: PreTrainedModel, plan: Layout, rules: Rules, stored: Mapping[str, SourceFormat] | None = None
 ) -> dict[str, Choice]:
-    """What the matrices in ``plan`` of ``model`` are encoded to, by name; those that stay as they are are left out.
-    What is ``stored`` quantised by the source stays so where it is to stay as it is.
+    """The formats of matrices in ``plan`` of ``model``, by name. Matrices that stay as they are are left out. Matrices
+    that the source has ``stored`` quantised keep its format if no other is asked for.
 
     Only weights of linear layers, embeddings and experts are encoded: what other code does with its weights is not
     known.

@@ -11,9 +11,9 @@ from ...checkpoints.layout import Layout
 
 
 def stripe(layout: Layout, drives: Sequence[BundleDrive]) -> Layout:
-    """``layout`` with its blocks dealt to ``drives``; with none, as it is.
+    """``layout`` with its blocks dealt to ``drives``. Without drives, it stays as it is.
 
-    What a drive gets lies end to end in data files of its own, in the order of use, so that neighbours still join into
+    The blocks of a drive lie end to end in data files of its own, in the order of use, so neighbours still join into
     one read.
     """
     if not drives:

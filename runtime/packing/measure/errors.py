@@ -1,4 +1,4 @@
-"""What is lost by storing a matrix in a format: the error of its outputs, by their share of what the model computes.
+"""The loss of storing a matrix in a format: the error of its outputs, by their share of what the model computes.
 
 The error is that of some rows, encoded as all would be: its square relative to theirs, each column by ``importance``.
 The share says how much a module adds to the hidden states that its layer gives on: a relative error of the one is, in
@@ -19,7 +19,7 @@ from ..arrange.formats import Choice, Key, of_matrix, shape_of
 from ..stream.encoding import split_slabs
 
 MOST_ROWS = 64
-"""Of a matrix, that are encoded to see what is lost."""
+"""Rows of a matrix that are encoded to measure the error, at most."""
 LEAST_ROWS = 4
 SAMPLE = 1 << 25
 """Numbers of all matrices together that are encoded in each format; more only where LEAST_ROWS are."""

@@ -13,8 +13,8 @@ from ..arrange.planes import Lengths, Planes
 
 
 class KeptLengths:
-    """``lengths``, which encodes a matrix to tell them, with what was told before: also by an interrupted packing, as
-    ``folder``, that of the bundle that is being written, has it. One thread at a time."""
+    """Remembers what ``lengths``, which encodes a matrix, has told. It also knows what an interrupted packing has kept
+    in ``folder``, that of the bundle that is being written. For one thread at a time."""
 
     def __init__(self, folder: Path, lengths: Lengths) -> None:
         self._path, self._lengths = folder / LENGTHS, lengths

@@ -20,7 +20,7 @@ _PIECE = 4 * MiB
 
 
 class EncodedWeights:
-    """``weights`` as the blocks of an encoded layout have them: those of a spec without a packing as they are."""
+    """WeightReader of an encoded layout, on top of ``weights``. Tensors without an encoding come as they are."""
 
     def __init__(
         self, weights: WeightReader, scratch: ScratchFile, importance: Mapping[Key, torch.Tensor] | None = None
@@ -32,7 +32,7 @@ class EncodedWeights:
         self._of: tuple[str, int | None] | None = None
 
     def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
-        """As Weights. Raises CheckpointError for numbers that the format cannot have."""
+        """As WeightReader. Raises CheckpointError for numbers that the format cannot have."""
         if spec.packing is None:
             yield from self._weights.pieces(spec, expert)
             return
@@ -54,15 +54,19 @@ class EncodedWeights:
         return found
 
     def expect(self, block: Block) -> None:
+        """As WeightReader."""
         self._weights.expect(block)
 
     def stored(self) -> Mapping[str, SourceFormat]:
+        """As WeightReader."""
         return self._stored
 
     def plane(self, name: str, expert: int | None) -> Iterator[memoryview]:
+        """As WeightReader."""
         return self._weights.plane(name, expert)
 
     def close(self) -> None:
+        """As WeightReader."""
         self._made.clear()
         self._weights.close()
 
@@ -104,7 +108,7 @@ class EncodedWeights:
 
 
 def split_slabs(pieces: Iterable[memoryview], spec: TensorSpec, choice: Choice) -> Iterator[torch.Tensor]:
-    """The matrix that comes in ``pieces`` of any size, as slabs of whole rows."""
+    """The matrix that comes in ``pieces`` of any size, as slabs [rows, k] of whole rows, in its own dtype."""
     dtype = getattr(torch, spec.dtype)
     rows, columns = spec.shape
     at_once = rows if choice.transposed else max(SLAB, _PIECE // (columns * dtype.itemsize) // SLAB * SLAB)

@@ -1,4 +1,4 @@
-"""Room for what is larger than memory may be: in files without a name, little of which is resident at a time."""
+"""Room for tensors above the memory budget: files without a name, little of which is resident at a time."""
 
 import errno
 import mmap
@@ -16,8 +16,8 @@ from ....tiering.units import format_size
 
 
 class ScratchFile:
-    """Tensors of bytes, those of more than ``most`` bytes in files in ``folder`` that nobody else can read and that go
-    with them. Whoever fills or reads one calls ``let_go`` every few megabytes."""
+    """Makes tensors of bytes. Those of more than ``most`` bytes lie in files in ``folder``, which nobody else can read.
+    A file goes with its tensor. Call ``let_go`` every few megabytes while one is filled or read."""
 
     def __init__(self, folder: Path, most: int) -> None:
         self._folder, self._most = folder, most
@@ -43,6 +43,6 @@ class ScratchFile:
         return torch.from_numpy(np.frombuffer(mapped, dtype=np.uint8))
 
     def let_go(self) -> None:
-        """Have nothing resident of what lies in files. What was written there stays."""
+        """Drop all pages of files from memory. What was written there stays."""
         for mapped in self._maps:
             mapped.madvise(mmap.MADV_DONTNEED)

@@ -11,8 +11,8 @@ import torch
 def one_torch_thread() -> Iterator[None]:
     """Run torch's operations of this thread on this thread alone.
 
-    Splitting a copy of a megabyte gains little, and on a busy machine each waits for the slowest part: packing took
-    three times as long.
+    Splitting a copy of a megabyte gains little, and on a busy machine every copy waits for its slowest part. Packing
+    took three times as long.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 import xxhash
 
-from ....kernels.devices.base import Device, DirectFile, Mark
+from ....kernels.devices.base import Device, DeviceFile, Mark
 from ....kernels.devices.copies import Copies
 from ....kernels.devices.fences import Fences
 from ....kernels.memory.arena import Arena
@@ -127,7 +127,7 @@ class Bypass:
         return whole.hexdigest()
 
     def _past(
-        self, block: Block, file: DirectFile, into: torch.Tensor, after: Sequence[Mark], staging: Arena
+        self, block: Block, file: DeviceFile, into: torch.Tensor, after: Sequence[Mark], staging: Arena
     ) -> str | None:
         """Have the drive fill ``into``. Returns the checksum of the bytes there, which are copied down for that: the
         bus carries both directions at once. None where it fails; the staged way may still work."""

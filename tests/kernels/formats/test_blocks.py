@@ -11,7 +11,7 @@ from penstock.kernels.formats import blocks
 from penstock.kernels.formats.base import UnsuitableShape
 from penstock.kernels.formats.blocks import Blocks
 from penstock.kernels.formats.registry import FORMATS
-from penstock.kernels.formats.uint4 import packed
+from penstock.kernels.formats.uint4 import pack_values
 from tests.support.gguf_blocks import GGUF_NAMES, random_blocks
 
 N, K = 200, 512
@@ -57,7 +57,7 @@ def uint4_case(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     each = torch.arange(K) // group
     numbers = (values.float() - zeros[:, each].float()) * scales[:, each].float()
     order = torch.randperm(K).int()
-    parts = [packed(values), scales, zeros, *([order] if format_.ordered else [])]
+    parts = [pack_values(values), scales, zeros, *([order] if format_.ordered else [])]
     wanted = torch.empty_like(numbers)
     wanted[:, order if format_.ordered else torch.arange(K)] = numbers
     return format_.join(parts, N, K), wanted

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from penstock.kernels.formats import lossless
 from penstock.kernels.formats.base import SLAB, UnsuitableShape
-from penstock.kernels.formats.lossless import Lossless, decode_speed
+from penstock.kernels.formats.lossless import Lossless, measure_decoding
 from penstock.kernels.formats.registry import FORMATS
 from penstock.kernels.products.few_rows import MOST_ROWS, products
 
@@ -287,4 +287,4 @@ def test_the_speed_of_decoding_is_that_of_the_best_round(half: str, monkeypatch:
     """By a clock of which the second round of 8 MiB takes 5 ms, and all others 20."""
     times = iter([0.0, 0.02, 0.03, 0.035, *(0.1 + 0.02 * i for i in range(100))])
     monkeypatch.setattr(lossless.time, "perf_counter", lambda: next(times))
-    assert decode_speed() == pytest.approx((8 << 20) / 0.005)
+    assert measure_decoding() == pytest.approx((8 << 20) / 0.005)

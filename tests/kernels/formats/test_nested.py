@@ -15,7 +15,7 @@ from penstock.kernels.formats.base import SLAB
 from penstock.kernels.formats.int4 import Int4
 from penstock.kernels.formats.int8 import Int8
 from penstock.kernels.formats.nested import NESTED, STACKED, BitNested
-from penstock.kernels.formats.steps import GROUP, LEFT, nearest, nest
+from penstock.kernels.formats.steps import GROUP, LEFT, nest, scale_codes
 from penstock.kernels.native import LIBRARY
 from tests.kernels.formats.test_contract import SHAPES, addresses, decoded, encoded, matrix
 
@@ -124,7 +124,7 @@ def test_whatever_the_integers_are_they_can_be_made_up(ends: list[int], off: flo
     assert numbers.steps.amax() <= 255
     assert numbers.offsets.amin() >= -128
     assert numbers.offsets.amax() <= 127
-    found = nearest(numbers.steps, numbers.codes) + numbers.offsets + numbers.left
+    found = scale_codes(numbers.steps, numbers.codes) + numbers.offsets + numbers.left
     assert torch.equal(found.permute(1, 2, 0).flatten(1)[:, : len(ends)], integers)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.kernels.formats import quantise
-from penstock.kernels.formats.quantise import asymmetric, symmetric
+from penstock.kernels.formats.quantise import quantise_groups, quantise_rows
 from penstock.kernels.native import LIBRARY
 
 ROWS, K = 64, 1024
@@ -38,12 +38,12 @@ def rounded_4(x: torch.Tensor, group: int) -> torch.Tensor:
 
 
 def found_8(x: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
-    numbers, scales = symmetric(x, importance)
+    numbers, scales = quantise_rows(x, importance)
     return numbers * scales[:, None].float()
 
 
 def found_4(x: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> torch.Tensor:
-    numbers, scales, zeros = asymmetric(x, group, importance)
+    numbers, scales, zeros = quantise_groups(x, group, importance)
     spread = [part.float().repeat_interleave(group, dim=1) for part in (scales, zeros)]
     return ((numbers.float() - 8) * spread[0] + spread[1])[:, : x.shape[1]]
 
@@ -100,7 +100,7 @@ def test_weights_too_large_for_sums_are_refused_or_right() -> None:
     x = torch.full((1, 64), 3.3e38)
     x[0, ::2] *= -1
     with pytest.raises(ValueError, match="too large"):
-        asymmetric(x, 32)
+        quantise_groups(x, 32)
 
 
 @native
@@ -114,10 +114,10 @@ def test_weights_too_large_for_sums_are_refused_or_right() -> None:
 def test_the_compiled_way_finds_the_very_bits_in_8(rows: int, k: int, size: float, important: bool) -> None:
     x = torch.cat([heavy(), gaussian().sign(), torch.zeros(1, K)])[-rows:, :k] * size
     importance = gaussian()[0, :k].square() if important else None
-    ours = symmetric(x, importance)
+    ours = quantise_rows(x, importance)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantise, "LIBRARY", None)
-        theirs = symmetric(x, importance)
+        theirs = quantise_rows(x, importance)
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
@@ -127,9 +127,9 @@ def test_the_compiled_way_finds_what_torch_finds(
     rows: int, k: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, importance = heavy()[:rows, :k], gaussian()[0, :k].square()
-    ours = asymmetric(x, group, importance)
+    ours = quantise_groups(x, group, importance)
     monkeypatch.setattr(quantise, "LIBRARY", None)
-    theirs = asymmetric(x, group, importance)
+    theirs = quantise_groups(x, group, importance)
     assert all(one.shape == other.shape and one.dtype == other.dtype for one, other in zip(ours, theirs, strict=True))
     # A group in hundreds may round another way, and then its numbers are others that are as good.
     assert (ours[1] != theirs[1]).float().mean() < 0.02

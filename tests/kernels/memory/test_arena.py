@@ -192,11 +192,11 @@ def test_what_is_to_be_done_before_the_memory_goes_is_done_while_it_is_there(hug
     arena, found = Arena(4 * HUGE, huge_pages=huge_pages), []
     address = arena.address
     for number in (1, 2):
-        arena.before_it_goes(lambda number=number: found.append((number, ctypes.string_at(address, 1))))
+        arena.call_before_release(lambda number=number: found.append((number, ctypes.string_at(address, 1))))
     tensor = arena.tensor(0, torch.uint8, (16,)).fill_(7)
     arena.close()
     assert found == []
     del tensor
     assert found == [(1, b"\x07"), (2, b"\x07")]  # though the arena itself is still here
     with pytest.raises(ValueError, match="closed"):
-        arena.before_it_goes(found.clear)
+        arena.call_before_release(found.clear)

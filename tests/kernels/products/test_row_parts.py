@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from penstock.kernels.experts.experts import Expert, Recipe, expert_parts
 from penstock.kernels.products import row_parts as parts
-from penstock.kernels.products.row_parts import ROWS, Probe, divisible
+from penstock.kernels.products.row_parts import ROWS, Probe, parts_keep_bits
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 
@@ -41,7 +41,7 @@ def rows(count: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def allowed(compute: Compute, x: torch.Tensor, width: int) -> bool:
-    return divisible(compute, lambda n: x[:n], len(x), "mlp", {64, width})
+    return parts_keep_bits(compute, lambda n: x[:n], len(x), "mlp", {64, width})
 
 
 @given(st.integers(0, 40 * ROWS))

@@ -23,6 +23,7 @@ from penstock.runtime.checkpoints.layout import Layout
 from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.tiering.errors import CheckpointError
 from tests.support.bundles import joined
+from tests.support.engines import engine_of
 from tests.support.gguf_blocks import GGUF_NAMES, random_blocks
 
 HIDDEN, INNER, VOCABULARY, LAYERS, EXPERTS = 256, 256, 96, 2, 4
@@ -164,7 +165,7 @@ def test_a_file_is_packed_and_computed_with(architecture: str, tmp_path: Path):
         with penstock.load(path, store=tmp_path / "store", dtype=DTYPE, host_memory=budget) as model:
             found = model(ids).logits.float()
             budget = 2 * model.penstock.placement.minimum
-            specs = [spec for block in model.penstock._engine.bundle.manifest.blocks for spec in block.tensors]
+            specs = [spec for block in engine_of(model).bundle.manifest.blocks for spec in block.tensors]
         assert {spec.packing.format for spec in specs if spec.packing} == {"q8_0"}, "the file's own blocks"
         assert (found - wanted).norm() < 0.02 * wanted.norm()
 

@@ -19,6 +19,7 @@ from penstock.runtime.checkpoints.weights import SourceFormat
 from penstock.tiering.errors import CheckpointError
 from penstock.tiering.units import MiB
 from tests.support.bundles import assert_equal, joined, packed
+from tests.support.engines import engine_of
 from tests.support.quantised_checkpoints import Pair, awq, fp8, gptq, mxfp4, save_pair
 
 MEMORY = 64 * MiB
@@ -168,9 +169,7 @@ def test_a_model_computes_with_what_its_source_stored(name: str, tmp_path: Path)
         wanted = plain(ids).logits.float()
     with penstock.load(pair.quantised, store=tmp_path / "store") as model:
         found = model(ids).logits.float()
-        formats = {
-            s.packing.format for b in model.penstock._engine.bundle.manifest.blocks for s in b.tensors if s.packing
-        }
+        formats = {s.packing.format for b in engine_of(model).bundle.manifest.blocks for s in b.tensors if s.packing}
     assert formats == {stored.format for stored in CASES[name].experts | CASES[name].others}
     assert (found - wanted).norm() < 0.02 * wanted.norm()
 
@@ -178,7 +177,7 @@ def test_a_model_computes_with_what_its_source_stored(name: str, tmp_path: Path)
 def test_a_quantised_source_can_be_stored_in_another_format(tmp_path: Path):
     pair = CASES["awq"].save(tmp_path)
     with penstock.load(pair.quantised, store=tmp_path / "store", weights_format="int8") as model:
-        specs = [spec for b in model.penstock._engine.bundle.manifest.blocks for spec in b.tensors]
+        specs = [spec for b in engine_of(model).bundle.manifest.blocks for spec in b.tensors]
         assert {spec.packing.format for spec in specs if spec.packing} == {"int8"}
 
 

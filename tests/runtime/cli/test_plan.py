@@ -204,7 +204,7 @@ def test_bench_reports_decoding(run, ask, checkpoint, quick):
 
 
 def test_plan_has_a_device_above(run, ask, checkpoint, quick, monkeypatch):
-    monkeypatch.setattr("penstock.kernels.devices.measure.bus_speed", lambda _: (1e8, True))
+    monkeypatch.setattr("penstock.kernels.devices.measure.measure_bus", lambda _: (1e8, True))
     device = ("--device", "emulated", "--device-memory", "250KiB")
     got = ask("plan", checkpoint, *device, "--host-memory", "200KiB")
     assert (got["fits"], got["device_memory"], got["bus_bytes_per_second"]) == (True, 250 * KiB, 1e8)

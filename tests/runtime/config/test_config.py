@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pydantic
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.runtime.config.config import Config, auto_host_memory
-from penstock.runtime.config.settings import OVERRIDES
+from penstock.runtime.config.settings import OVERRIDES, Experts
 from penstock.runtime.config.values import WEIGHT_FORMATS
 from penstock.tiering.errors import ConfigError
+from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.policy.placement.placement import SizedBlock, place, with_working_memory
 from penstock.tiering.units import BlockId, GiB, MiB
 
@@ -303,3 +305,9 @@ def test_a_floor_above_the_ceiling_is_refused(write):
         Config.load(host_memory=1, host_memory_floor=2)
     assert Config.load(host_memory=2, host_memory_floor=2).memory.floor == 2
     assert Config.load(host_memory_floor="1TiB").memory.host == "auto", "what fits is found out later"
+
+
+def test_settings_name_every_eviction_policy_that_there_is() -> None:
+    """A policy in the registry can be chosen, and the file offers no other."""
+    offered = set(get_args(Experts.model_fields["eviction"].annotation))
+    assert offered == {*EVICTION}

@@ -13,6 +13,7 @@ import penstock
 from penstock.kernels.experts import experts as kernel
 from penstock.runtime.experts import experts
 from penstock.runtime.experts.expert_groups import group, move_groups
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 
 
@@ -45,8 +46,8 @@ def run(folder: Path, store: Path) -> tuple[list[torch.Tensor], Any]:
     budget = least_budget(folder, store)
     with penstock.load(folder, store=store, host_memory=budget, attn_implementation="eager") as model:
         found = logits(model)
-        model.penstock._engine.bridge.check_integrity()
-        return found, getattr(model.model.layers[0].mlp.experts, experts._ATTRIBUTE)._trust._known
+        engine_of(model).check_integrity()
+        return found, experts.streamed_experts(model.model.layers[0].mlp.experts).trust.outcomes()
 
 
 def test_experts_that_differ_in_a_bit_run_their_own_code(

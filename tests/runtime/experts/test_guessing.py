@@ -116,7 +116,7 @@ def test_many_tokens_are_left_to_the_router() -> None:
 def test_a_model_whose_routers_nobody_recognises_is_guessed_by_co_activation(
     tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attached, "prediction", lambda model, path: None)
+    monkeypatch.setattr(attached, "predict_with", lambda model, path: None)
     budget = least_budget(tiny_moe_folder, store)
     with penstock.load(tiny_moe_folder, store=store, host_memory=2 * budget, attn_implementation="eager") as model:
         found = model.generate(IDS, max_new_tokens=40, pad_token_id=0)

@@ -10,6 +10,7 @@ import penstock
 from penstock.runtime.cli.main import main
 from penstock.runtime.engine.stats import Stats
 from penstock.runtime.loading.handle import Handle
+from tests.support.engines import engine_of
 from tests.support.paged import paged, settle, tier_of
 from tests.support.prompts import IDS, PROMPT
 from tests.support.traces import load, spans
@@ -44,7 +45,7 @@ def test_counters_are_those_of_the_pages(tiny_dense_folder: Path, store: Path) -
         during = model.penstock.stats()
         assert 64 * KiB < during.kv_host_bytes <= 128 * KiB
         assert during.kv_host_bytes + during.kv_flash_bytes >= 2 * 2 * 2 * 13 * 4 * KiB, "all pages are somewhere"
-        assert during.resident_bytes == model.penstock._engine.bridge.resident_bytes() + during.kv_host_bytes
+        assert during.resident_bytes == engine_of(model).bridge.resident_bytes() + during.kv_host_bytes
         assert out.past_key_values.get_seq_length() == 200
 
 

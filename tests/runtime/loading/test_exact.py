@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import penstock
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 from tests.support.tiny_models import NAMES, save_tiny
 
@@ -22,11 +23,11 @@ def test_logits_equal_those_of_transformers(name: str, dtype: torch.dtype, tmp_p
     least = least_budget(folder, store)
     for share in (1.1, 1.0, 0.5, 0.0):
         with penstock.load(folder, store=store, host_memory="1GiB", attn_implementation="eager") as model:
-            total = sum(block.extent.length for block in model.penstock._engine.bundle.manifest.blocks)
+            total = sum(block.extent.length for block in engine_of(model).bundle.manifest.blocks)
         budget = max(int(share * total), least)
         with penstock.load(folder, store=store, host_memory=budget, attn_implementation="eager") as model:
             found = logits(model)
-            model.penstock._engine.bridge.check_integrity()
+            engine_of(model).check_integrity()
             stats = model.penstock.stats()
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), (name, share)
         assert stats.host_bytes <= budget

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 import penstock
 from penstock.kernels.waiting import no_waiting
 from penstock.runtime.loading import install
+from tests.support.engines import engine_of
 from tests.support.logits import IDS, least_budget, logits
 
 SOON = 10.0
@@ -90,7 +91,7 @@ def test_several_threads_generate_at_once(pair: tuple[PreTrainedModel, PreTraine
         thread.join(60)
         assert not thread.is_alive()
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-    model.penstock._engine.bridge.check_integrity()
+    engine_of(model).check_integrity()
 
 
 def test_an_interrupted_forward_leaves_a_model_that_goes_on(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
@@ -116,7 +117,7 @@ def test_an_interrupted_forward_leaves_a_model_that_goes_on(pair: tuple[PreTrain
         model(IDS)
     inside.remove()
     assert all(torch.equal(a, b) for a, b in zip(logits(reference), logits(model), strict=True))
-    model.penstock._engine.bridge.check_integrity()
+    engine_of(model).check_integrity()
 
 
 def test_wrap_moves_a_built_model_out(tiny_moe_folder: Path, store: Path) -> None:
@@ -144,7 +145,7 @@ def test_a_model_is_collected_by_a_thread_that_must_not_wait(
 ) -> None:
     """It has a reader's lock, say, and waiting for the bridge's is whoever has that one waiting for the reader's."""
     model = penstock.load(tiny_moe_folder, store=store, host_memory="64MiB")
-    engine = model.penstock._engine
+    engine = engine_of(model)
     closed, collected = threading.Event(), threading.Event()
     real = engine.bundle.close
     monkeypatch.setattr(engine.bundle, "close", lambda: (real(), closed.set()))

@@ -8,7 +8,7 @@ import pytest
 
 from penstock.kernels.machine.trial import ReadRate
 from penstock.runtime.config.settings import Io
-from penstock.runtime.machine import drives, speeds
+from penstock.runtime.machine import drive_speeds, drives
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.units import MiB
 
@@ -26,7 +26,7 @@ def test_a_drive_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "penstock.kernels.machine.machine.measure_drive",
         lambda folder, **_: measured.append(folder) or SimpleNamespace(rates=RATES),
     )
-    assert [speeds.drive_rates(tmp_path / "not" / "there") for _ in range(2)] == [RATES, RATES]
+    assert [drive_speeds.drive_rates(tmp_path / "not" / "there") for _ in range(2)] == [RATES, RATES]
     assert measured == [tmp_path]
 
 
@@ -36,7 +36,7 @@ def test_a_drive_that_cannot_be_measured_is_one_clear_error(tmp_path: Path, monk
 
     monkeypatch.setattr("penstock.kernels.machine.machine.measure_drive", full)
     with pytest.raises(ConfigError, match="choose another with --store"):
-        speeds.drive_rates(tmp_path)
+        drive_speeds.drive_rates(tmp_path)
 
 
 def test_a_modelled_drive_is_as_fast_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

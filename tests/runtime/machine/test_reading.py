@@ -16,10 +16,11 @@ from penstock.kernels.io.reading import BackendUnavailable, Threads
 from penstock.kernels.machine import trial
 from penstock.kernels.machine.trial import ReadRate
 from penstock.runtime.config.settings import Io
-from penstock.runtime.machine import drivecache, reading
+from penstock.runtime.machine import drive_rates_file, reading
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.policy.reads import UNMEASURED, Reading
 from penstock.tiering.units import PAGE, MiB
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 
 RATES = [ReadRate(MiB, depth, 1e9 * depth) for depth in (1, 2, 4, 8)]
@@ -56,26 +57,26 @@ def no_uring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rates_are_kept_for_this_drive_and_for_the_owner_only(tmp_path: Path, cache: Path) -> None:
-    assert drivecache.load(tmp_path) == []
-    assert drivecache.keep(tmp_path, RATES) == cache
-    assert drivecache.load(tmp_path) == RATES
+    assert drive_rates_file.load(tmp_path) == []
+    assert drive_rates_file.keep(tmp_path, RATES) == cache
+    assert drive_rates_file.load(tmp_path) == RATES
     assert cache.stat().st_mode & 0o777 == 0o600
     assert cache.parent.stat().st_mode & 0o777 == 0o700
     assert list(cache.parent.iterdir()) == [cache]
-    drivecache.keep(tmp_path, RATES[:2])
-    assert drivecache.load(tmp_path) == RATES[:2]
+    drive_rates_file.keep(tmp_path, RATES[:2])
+    assert drive_rates_file.load(tmp_path) == RATES[:2]
     assert len(json.loads(cache.read_text())["drives"]) == 1
     if Path("/dev/shm").is_dir():
-        assert drivecache.load(Path("/dev/shm")) == []
+        assert drive_rates_file.load(Path("/dev/shm")) == []
 
 
 @pytest.mark.parametrize("what", ["drive", "kernel", "liburing"])
 def test_another_drive_kernel_or_library_is_measured_again(tmp_path: Path, cache: Path, what: str) -> None:
-    drivecache.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, RATES)
     document = json.loads(cache.read_text())
     document["drives"][0][what] += "x"
     cache.write_text(json.dumps(document))
-    assert drivecache.load(tmp_path) == []
+    assert drive_rates_file.load(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -93,37 +94,37 @@ def test_another_drive_kernel_or_library_is_measured_again(tmp_path: Path, cache
     ],
 )
 def test_a_damaged_file_counts_as_none_and_is_replaced(tmp_path: Path, cache: Path, damage) -> None:
-    drivecache.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, RATES)
     text = cache.read_text()
     assert damage(text) != text
     cache.write_text(damage(text))
-    assert drivecache.load(tmp_path) == []
-    drivecache.keep(tmp_path, RATES)
-    assert drivecache.load(tmp_path) == RATES
+    assert drive_rates_file.load(tmp_path) == []
+    drive_rates_file.keep(tmp_path, RATES)
+    assert drive_rates_file.load(tmp_path) == RATES
 
 
 def test_a_file_that_others_could_have_written_counts_as_none(tmp_path: Path, cache: Path) -> None:
-    drivecache.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, RATES)
     cache.chmod(0o666)
-    assert drivecache.load(tmp_path) == []
+    assert drive_rates_file.load(tmp_path) == []
     cache.chmod(0o600)
-    assert drivecache.load(tmp_path) == RATES
+    assert drive_rates_file.load(tmp_path) == RATES
     elsewhere = cache.rename(tmp_path / "elsewhere")
     cache.symlink_to(elsewhere)
-    assert drivecache.load(tmp_path) == []
+    assert drive_rates_file.load(tmp_path) == []
     cache.unlink()
     os.mkfifo(cache)
-    assert drivecache.load(tmp_path) == []
+    assert drive_rates_file.load(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
-    assert drivecache.keep(tmp_path, RATES) is None
-    assert drivecache.load(tmp_path) == []
+    assert drive_rates_file.keep(tmp_path, RATES) is None
+    assert drive_rates_file.load(tmp_path) == []
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drivecache.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, RATES)
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -131,30 +132,30 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, cache: Path, monkey
     for port in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, port, fail)
-            assert drivecache.keep(tmp_path, RATES[:1]) is None
-        assert drivecache.load(tmp_path) == RATES
+            assert drive_rates_file.keep(tmp_path, RATES[:1]) is None
+        assert drive_rates_file.load(tmp_path) == RATES
         assert list(cache.parent.iterdir()) == [cache]
 
 
 def test_the_file_does_not_grow_for_ever(tmp_path: Path, cache: Path) -> None:
-    drivecache.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, RATES)
     document = json.loads(cache.read_text())
     document["drives"] = [document["drives"][0] | {"drive": f"old-{n}"} for n in range(100)]
     cache.write_text(json.dumps(document))
-    drivecache.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, RATES)
     kept = [entry["drive"] for entry in json.loads(cache.read_text())["drives"]]
-    assert len(kept) == drivecache.MOST_DRIVES
+    assert len(kept) == drive_rates_file.MOST_DRIVES
     assert kept[:-1] == [f"old-{n}" for n in range(100 - len(kept) + 1, 100)]
-    assert drivecache.load(tmp_path) == RATES
+    assert drive_rates_file.load(tmp_path) == RATES
 
 
 def test_many_writers_leave_a_whole_file(tmp_path: Path, cache: Path) -> None:
-    writers = [threading.Thread(target=drivecache.keep, args=(tmp_path, RATES), daemon=True) for _ in range(8)]
+    writers = [threading.Thread(target=drive_rates_file.keep, args=(tmp_path, RATES), daemon=True) for _ in range(8)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(20)
-    assert drivecache.load(tmp_path) == RATES
+    assert drive_rates_file.load(tmp_path) == RATES
     assert list(cache.parent.iterdir()) == [cache]
 
 
@@ -166,7 +167,7 @@ def test_a_drive_is_measured_once(data: list[Path], cache: Path, monkeypatch: py
     chosen = reading.reading_of(data, Io(), block=8 * PAGE)
     assert chosen.backend in backends.BACKENDS
     assert chosen.size in (PAGE, 8 * PAGE)
-    kept = drivecache.load(data[0].parent)
+    kept = drive_rates_file.load(data[0].parent)
     assert {(rate.size, rate.depth) for rate in kept} == set(reading.BRIEF_CELLS)
     assert [file.stat().st_mtime_ns for file in data] == before
     monkeypatch.setattr(reading, "read_rates", lambda *_, **__: pytest.fail("measured again"))
@@ -189,7 +190,7 @@ def test_small_bundles_and_decided_users_are_not_measured(data: list[Path], monk
 def test_what_is_kept_and_what_the_user_wants_go_together(data: list[Path]) -> None:
     rates = [dataclasses.replace(rate, backend=backend) for backend in ("threads", "buffered") for rate in RATES]
     rates += [ReadRate(4 * MiB, 2, 9e9, "buffered")]
-    drivecache.keep(data[0].parent, rates)
+    drive_rates_file.keep(data[0].parent, rates)
     assert reading.reading_of(data, Io(), block=MiB) == Reading("threads", MiB, 8)
     assert reading.reading_of(data, Io(depth=3), block=MiB) == Reading("threads", MiB, 3)
     assert reading.reading_of(data, Io(backend="buffered"), block=MiB) == Reading("buffered", 4 * MiB, 2)
@@ -197,7 +198,7 @@ def test_what_is_kept_and_what_the_user_wants_go_together(data: list[Path]) -> N
 
 def test_io_uring_that_is_forbidden(data: list[Path], no_uring: None) -> None:
     """auto falls back to threads, and says nothing; who asked for it is told."""
-    drivecache.keep(
+    drive_rates_file.keep(
         data[0].parent, RATES + [dataclasses.replace(r, backend="io_uring", bytes_per_second=9e9) for r in RATES]
     )
     assert reading.reading_of(data, Io(), block=MiB) == Reading("threads", MiB, 8)
@@ -210,7 +211,7 @@ def test_io_uring_that_is_forbidden(data: list[Path], no_uring: None) -> None:
 
 def test_forbidden_io_uring_is_not_measured(data: list[Path], no_uring: None) -> None:
     reading.reading_of(data, Io(), block=MiB)
-    assert "io_uring" not in {rate.backend for rate in drivecache.load(data[0].parent)}
+    assert "io_uring" not in {rate.backend for rate in drive_rates_file.load(data[0].parent)}
 
 
 def test_a_drive_that_fails_while_it_is_measured_is_read_all_the_same(
@@ -221,7 +222,7 @@ def test_a_drive_that_fails_while_it_is_measured_is_read_all_the_same(
 
     monkeypatch.setattr(trial, "_rate", fail)
     assert reading.reading_of(data, Io(), block=MiB) == UNMEASURED
-    assert drivecache.load(data[0].parent) == []
+    assert drive_rates_file.load(data[0].parent) == []
 
 
 def test_a_store_in_memory_is_read_somehow(data: list[Path]) -> None:
@@ -232,7 +233,7 @@ def test_a_store_in_memory_is_read_somehow(data: list[Path]) -> None:
     try:
         copy.write_bytes(os.urandom(64 * PAGE))
         chosen = reading.reading_of([copy], Io(), block=8 * PAGE)
-        with reading.DirectFile(copy, direct=backends.directness(chosen.backend)) as file:
+        with reading.DirectFile(copy, direct=backends.choose_direct(chosen.backend)) as file:
             assert chosen.backend in (*backends.usable(file), "buffered")
     finally:
         copy.unlink(missing_ok=True)
@@ -262,11 +263,11 @@ def test_auto_reads_through_the_page_cache_where_that_was_faster(tiny_moe_folder
         assert model.penstock.reading == UNMEASURED
         expected, bundle = logits(model), model.penstock.bundle
     slower = [dataclasses.replace(rate, bytes_per_second=rate.bytes_per_second / 2) for rate in RATES]
-    drivecache.keep(bundle, slower + [dataclasses.replace(rate, backend="buffered") for rate in RATES])
+    drive_rates_file.keep(bundle, slower + [dataclasses.replace(rate, backend="buffered") for rate in RATES])
     descriptors = len(os.listdir("/proc/self/fd"))
     with penstock.load(tiny_moe_folder, **budget(tiny_moe_folder, store)) as model:
         assert model.penstock.reading == Reading("buffered", MiB, 8)
-        assert not model.penstock._engine.bundle.direct
+        assert not engine_of(model).bundle.direct
         assert all(map(torch.equal, logits(model), expected))
     assert len(os.listdir("/proc/self/fd")) == descriptors
 

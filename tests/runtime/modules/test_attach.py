@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import penstock
 from penstock.tiering.events import Acquire, Action, Event
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 
 
@@ -67,7 +68,7 @@ def test_weights_used_outside_of_their_module_are_leased_for_the_layer(
     with penstock.wrap(built, store=store, host_memory=least_budget(tiny_dense_folder, store)) as model:
         assert any("mlp" in block.module for block in model.penstock.placement.streamed)
         assert all(torch.equal(a, b) for a, b in zip(expected, logits(model), strict=True))
-        model.penstock._engine.bridge.check_integrity()
+        engine_of(model).check_integrity()
 
 
 def test_a_module_that_cannot_be_placed_is_named(built: PreTrainedModel, store: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_module_that_cannot_be_placed_is_named(built: PreTrainedModel, store: 
     with penstock.wrap(built, store=store, host_memory=280_000) as model:
         with pytest.raises(penstock.UnplaceableModule, match=r"mlp\.\w+_proj.* raise host_memory"):
             logits(model)
-        model.penstock._engine.bridge.check_integrity()
+        engine_of(model).check_integrity()
 
 
 def test_a_view_on_streamed_weights_is_copied_before_they_go(built: PreTrainedModel, store: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_layer_in_memory_takes_one_lease(
 ) -> None:
     floor = least_budget(tiny_dense_folder, store)
     with penstock.load(tiny_dense_folder, store=store, host_memory="1GiB", host_memory_floor=floor) as model:
-        planner = model.penstock._engine.bridge._planner
+        planner = engine_of(model).bridge._planner
         asked: list[tuple[str, ...]] = []
         handle = planner.handle
 
@@ -114,7 +115,7 @@ def test_a_layer_in_memory_takes_one_lease(
         monkeypatch.setattr(planner, "handle", counted)
         with torch.no_grad():
             model(torch.tensor([[5, 17, 101]]))
-        assert model.penstock._engine.elastic
+        assert engine_of(model).elastic
         layers = [modules for modules in asked if any(".layers." in module for module in modules)]
         assert len(layers) == model.config.num_hidden_layers
         assert all(len(modules) > 3 for modules in layers)
@@ -124,7 +125,7 @@ def test_closing_gives_the_memory_back_while_the_model_is_there(tiny_moe_folder:
     model = penstock.load(tiny_moe_folder, store=store, host_memory="1GiB")
     with torch.no_grad():
         model(torch.tensor([[5, 17, 101]]))
-    memory = weakref.ref(model.penstock._engine.tier.arena._map)
+    memory = weakref.ref(engine_of(model).tier.arena._map)
     model.penstock.close()
     gc.collect()
     assert memory() is None

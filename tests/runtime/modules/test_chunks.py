@@ -15,11 +15,12 @@ import penstock
 from penstock.kernels.products import row_parts as parts
 from penstock.kernels.products.row_parts import ROWS
 from penstock.runtime.checkpoints.modules import is_experts
-from penstock.runtime.experts import experts
+from penstock.runtime.experts import fast
 from penstock.runtime.modules import chunks
 from penstock.runtime.tiers.bridge import Bridge
 from penstock.runtime.tiers.leases import Leases
 from penstock.tiering.errors import UnplaceableModule
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget
 from tests.support.tiny_models import save_tiny
 
@@ -73,7 +74,7 @@ def test_long_prompts_have_the_bits_of_transformers(name: str, dtype: torch.dtyp
         with penstock.load(folder, store=tmp_path / "store", host_memory=budget) as model, torch.no_grad():
             for prompt, logits in zip(prompts, expected, strict=True):
                 assert torch.equal(model(prompt).logits, logits), (budget, prompt.shape)
-            model.penstock._engine.bridge.check_integrity()
+            engine_of(model).check_integrity()
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
@@ -109,7 +110,7 @@ def test_outputs_of_experts_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.M
         asked.append(sum(block.kind == "expert" for block in blocks))
         return acquire(self, blocks, stream)
 
-    monkeypatch.setattr(experts, "_HEAP", 1)
+    monkeypatch.setattr(fast, "_HEAP", 1)
     with penstock.load(folder, store=tmp_path / "store", host_memory="1GiB") as model, torch.no_grad():
         monkeypatch.setattr(Bridge, "acquire", noted)
         model(ids(2 * LONG), logits_to_keep=1)
@@ -145,7 +146,7 @@ def test_streamed_weights_are_leased_once(refuse: bool, tmp_path: Path, monkeypa
             assert len(streamed) == 6
             asked = Asked(monkeypatch, refuse=refuse)
             assert torch.equal(m(ids(LONG)).logits, expected)
-            m.penstock._engine.bridge.check_integrity()
+            engine_of(m).check_integrity()
     assert asked.together == dict.fromkeys(streamed, 1)
     assert asked.alone == (dict.fromkeys(streamed, 1) if refuse else {})
 
@@ -153,7 +154,7 @@ def test_streamed_weights_are_leased_once(refuse: bool, tmp_path: Path, monkeypa
 def test_parts_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Experts that are in memory are computed before those that are not, and added after them."""
     folder = saved("qwen3_moe", tmp_path, torch.float32, num_experts=4, num_experts_per_tok=3)
-    monkeypatch.setattr(experts, "at_a_time", lambda experts, choices: experts)
+    monkeypatch.setattr(fast, "at_a_time", lambda experts, choices: experts)
     with torch.no_grad():
         reference = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager").eval()
         with penstock.load(folder, store=tmp_path / "store", host_memory="1GiB") as model:

@@ -9,6 +9,7 @@ from penstock.kernels.machine.trial import ReadRate
 from penstock.runtime.config.settings import Weights
 from penstock.runtime.packing import rules
 from penstock.runtime.packing.rules import choose_rules
+from tests.support.engines import engine_of
 from tests.support.tiny_models import save_tiny
 
 
@@ -24,7 +25,7 @@ def test_lossless_is_taken_where_decoding_outruns_the_drive(
     drive: float, decoding: float, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rules, "drive_rates", lambda _: [ReadRate(1 << 20, 1, drive)])
-    monkeypatch.setattr(rules, "decode_speed", lambda: decoding)
+    monkeypatch.setattr(rules, "measure_decoding", lambda: decoding)
     assert choose_rules(Weights(format="auto"), tmp_path).format == found
     assert choose_rules(Weights(format="auto", experts="int4"), tmp_path).of("experts") == "int4-32"
 
@@ -32,4 +33,4 @@ def test_lossless_is_taken_where_decoding_outruns_the_drive(
 def test_auto_loads_a_model_without_a_changed_bit(tmp_path: Path) -> None:
     folder = save_tiny("llama", tmp_path / "llama")
     with penstock.load(folder, store=tmp_path / "store", weights_format="auto") as model:
-        assert model.penstock._engine.bundle.manifest.codec in ("as-is", "lossless")
+        assert engine_of(model).bundle.manifest.codec in ("as-is", "lossless")

@@ -18,6 +18,7 @@ from penstock.tiering.errors import BundleCorrupt, BundleError, ConfigError, Fla
 from penstock.tiering.store.bundle import journal, writer
 from penstock.tiering.store.bundle.reader import Bundle
 from tests.support.bundles import assert_equal, files_of, packed
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 from tests.support.packing import FillUp, child
 from tests.support.tiny_models import save_tiny
@@ -100,7 +101,7 @@ def test_logits_are_the_same_bits_from_three_places(
         options: dict[str, Any] = {"store": store, "store_stripes": [tmp_path / "b", in_memory], "host_memory": budget}
         with penstock.load(folder, attn_implementation="eager", **options) as model:
             found = logits(model)
-            model.penstock._engine.bridge.check_integrity()
+            engine_of(model).check_integrity()
             stats = model.penstock.stats()
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), budget
         assert len(stats.drive_bytes) == 3
@@ -114,7 +115,7 @@ def test_what_is_streamed_beside_pinned_weights_is_on_both_drives(tmp_path: Path
     options: dict[str, Any] = {"store": tmp_path / "store", "store_stripes": [tmp_path / "b"], "host_memory": 800_000}
     with penstock.load(source, **options) as model:
         streamed = set(model.penstock.placement.streamed)
-        manifest = model.penstock._engine.bundle.manifest
+        manifest = engine_of(model).bundle.manifest
         on = [manifest.drive_of(block) for block in manifest.blocks if block.id in streamed]
         assert len(on) > 8
         assert 0.3 < sum(on) / len(on) < 0.7

@@ -54,8 +54,9 @@ def differences(one: Arrangement | None, other: Arrangement) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_plan_and_load_arrange_memory_alike(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("penstock.kernels.devices.measure.bus_speed", lambda _: (1e8, True))
+    monkeypatch.setattr("penstock.kernels.devices.measure.measure_bus", lambda _: (1e8, True))
     monkeypatch.setattr("penstock.runtime.machine.drives.drive_under", str)  # as if each folder were a drive
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no other test measures this drive meanwhile
     settings = {"store": tmp_path / "store"} | CASES[name]
     before = penstock.plan(folder, **settings)
     with penstock.load(folder, record=tmp_path / "run.penrec", **settings) as model:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import penstock
-from penstock.runtime.experts import experts
+from penstock.runtime.experts.experts import streamed_experts
 from penstock.runtime.routing.router import predict_with
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 
 
@@ -16,7 +17,7 @@ def test_the_router_is_found_and_says_what_it_will(
     tiny_moe_folder: Path, store: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with penstock.load(tiny_moe_folder, store=store, host_memory="1GiB", dtype=dtype) as model:
-        path = next(name for name, module in model.named_modules() if hasattr(module, experts._ATTRIBUTE))
+        path = next(name for name, module in model.named_modules() if streamed_experts(module))
         guess = predict_with(model, path)
         assert guess is not None
         router = model.get_submodule(path.rpartition(".")[0]).gate
@@ -41,7 +42,7 @@ def test_guessing_changes_no_bit_and_is_counted(tiny_moe_folder: Path, store: Pa
             tiny_moe_folder, store=store, host_memory=2 * budget, experts_prefetch=prefetch, attn_implementation="eager"
         ) as model:
             found.append(logits(model, steps=12))
-            model.penstock._engine.bridge.check_integrity()
+            engine_of(model).check_integrity()
             stats.append(model.penstock.stats())
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert stats[0].guess_bytes == 0

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 import penstock
 from penstock.kernels.machine.cgroups import memory_group
-from tests.runtime.tiers.test_memory import SIZES, MiB
-from tests.support.tiny_models import save_tiny
+from penstock.tiering.units import MiB
+from tests.support.tiny_models import LARGER, save_tiny
 
 HOG, ROOM = 160 * MiB, 96 * MiB
 """What the other process takes, and what is free in the group when it comes."""
@@ -123,9 +123,9 @@ def tell(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", LARGER)
 def test_another_process_gets_its_memory_in_the_middle_of_a_token(name: str, tmp_path: Path, group: Path) -> None:
-    folder, store = save_tiny(name, tmp_path / name, torch.bfloat16, **SIZES[name]), tmp_path / "store"
+    folder, store = save_tiny(name, tmp_path / name, torch.bfloat16, **LARGER[name]), tmp_path / "store"
     options = {"attn_implementation": "eager", "experts_implementation": "eager"}
     reference = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
     generated = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}

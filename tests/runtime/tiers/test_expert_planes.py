@@ -13,6 +13,7 @@ import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.engine.stats import Stats
+from penstock.runtime.experts.experts import streamed_experts
 from penstock.runtime.experts.fast import FastExperts
 from penstock.runtime.packing.arrange.formats import Rules, choose_formats
 from penstock.runtime.tiers.expert_planes import stacks, units
@@ -22,6 +23,7 @@ from penstock.tiering.store.bundle.manifest import Block
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import BlockId, Extent
 from tests.support.encoded_models import decoded, logits, transformers_own
+from tests.support.engines import engine_of
 from tests.support.tiny_models import save_tiny
 
 SOON = 20.0
@@ -67,7 +69,7 @@ def tight(folder: Path, store: Path, quality: str, name: str = "nested") -> int:
     """A budget with which some experts are in memory: a third of what all of them take with their residuals."""
     with load(folder, store, quality, name, host_memory="1GiB") as model:
         placement = model.penstock.placement
-        manifest = model.penstock._engine.bundle.manifest
+        manifest = engine_of(model).bundle.manifest
         experts = sum(block.extent.length for block in manifest.blocks if block.id.expert is not None)
         return placement.minimum + experts // 3
 
@@ -78,7 +80,7 @@ def away(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def settled(model: PreTrainedModel, rounds: int = 6) -> torch.Tensor:
     """Logits when some forwards have brought residuals; each waits for what is being read."""
-    driver = model.penstock._engine.bridge._driver
+    driver = engine_of(model).bridge._driver
     for _ in range(rounds):
         found = logits(model)
         with driver._lock:
@@ -104,8 +106,8 @@ def adds_up(stats: Stats) -> bool:
 
 def trusted(model: PreTrainedModel) -> set[bool]:
     """The outcomes of trials of the fast way to compute experts."""
-    experts = [module for module in model.modules() if hasattr(module, "_penstock_experts")]
-    return set(experts[0]._penstock_experts._trust._known.values())
+    experts = next(filter(None, map(streamed_experts, model.modules())))
+    return set(experts.trust.outcomes().values())
 
 
 @pytest.mark.parametrize("name", PLANES)
@@ -118,7 +120,7 @@ def test_full_is_int8_and_base_is_the_first_plane(folder: Path, tmp_path: Path, 
                 again = logits(model)
                 stats = model.penstock.stats()
                 assert trusted(model) == {True}
-                model.penstock._engine.bridge.check_integrity()
+                engine_of(model).check_integrity()
             assert torch.equal(found.setdefault(quality, again), again), "whatever the budget"
             assert stats.products_by_planes == {planes: stats.expert_hits + stats.expert_misses}
             assert stats.refine_bytes == 0
@@ -145,9 +147,9 @@ def test_adaptive_lies_between_and_reads_less(folder: Path, tmp_path: Path, name
             errors[quality] = away(first_experts(model, settled), fine)
             stats[quality] = model.penstock.stats()
             assert trusted(model) == {True}
-            model.penstock._engine.bridge.check_integrity()
+            engine_of(model).check_integrity()
             assert adds_up(stats[quality])
-            blocks = model.penstock._engine.bundle.manifest.blocks
+            blocks = engine_of(model).bundle.manifest.blocks
     assert errors["full"] < errors["adaptive"] <= errors["base"]
     counts = stats["adaptive"].products_by_planes
     assert counts[1] > 0
@@ -171,8 +173,8 @@ def test_with_room_for_all_adaptive_ends_at_full(folder: Path, tmp_path: Path, n
         before = model.penstock.stats()
         assert torch.equal(logits(model), fine)
         after = model.penstock.stats()
-        blocks = model.penstock._engine.bundle.manifest.blocks
-        model.penstock._engine.bridge.check_integrity()
+        blocks = engine_of(model).bundle.manifest.blocks
+        engine_of(model).check_integrity()
     assert not torch.equal(first, fine)
     assert after.flash_bytes_read == before.flash_bytes_read, "all that is used is here"
     assert after.refine_bytes <= sum(block.extent.length for block in blocks if block.id.kind == "residual")
@@ -211,7 +213,7 @@ def residual_blocks(bundle: Bundle) -> list[Block]:
 def damaged(folder: Path, tmp_path: Path) -> Path:
     """A store with a bundle in which every residual is altered."""
     with load(folder, tmp_path, "base") as model:
-        bundle = model.penstock._engine.bundle
+        bundle = engine_of(model).bundle
         paths, blocks = bundle.paths, residual_blocks(bundle)
     for block in blocks:
         with open(paths[block.extent.file], "r+b") as file:
@@ -226,7 +228,7 @@ def damaged(folder: Path, tmp_path: Path) -> Path:
 def unreadable(folder: Path, tmp_path: Path) -> Iterator[Path]:
     """A store whose drive reports an I/O error wherever a residual lies."""
     with load(folder, tmp_path, "base") as model:
-        extents = [block.extent for block in residual_blocks(model.penstock._engine.bundle)]
+        extents = [block.extent for block in residual_blocks(engine_of(model).bundle)]
     real = os.preadv
 
     def preadv(file: int, buffers: Any, offset: int, *flags: int) -> int:
@@ -254,8 +256,8 @@ def test_a_residual_that_cannot_be_read(
     with load(folder, place, "adaptive", **options) as model:
         assert torch.equal(settled(model), wanted)
         stats = model.penstock.stats()
-        residuals = len(residual_blocks(model.penstock._engine.bundle))
-        model.penstock._engine.bridge.check_integrity()
+        residuals = len(residual_blocks(engine_of(model).bundle))
+        engine_of(model).check_integrity()
     assert 0 < stats.refine_failures <= residuals
     assert stats.products_by_planes == {1: stats.expert_hits + stats.expert_misses}
 
@@ -286,7 +288,7 @@ def test_a_residual_elsewhere_is_said() -> None:
 
 def test_residuals_go_to_the_drive_of_their_expert(folder: Path, tmp_path: Path) -> None:
     with load(folder, tmp_path / "store", "full", store_stripes=[str(tmp_path / "other")]) as model:
-        manifest = model.penstock._engine.bundle.manifest
+        manifest = engine_of(model).bundle.manifest
         found = logits(model)
     assert len(manifest.drives) == 2
     for stack in stacks(manifest.blocks):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.tiny_models import save_tiny
+from tests.support.tiny_models import LARGER, save_tiny
 
 CHILD = """
 import json, sys, threading, time
@@ -46,10 +46,6 @@ for rows in (40, 1, 1, 1):
     model(torch.randint(0, config.vocab_size, (1, rows)), past_key_values=cache)
 """
 
-SIZES = {
-    "llama": {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 12, "vocab_size": 8000},
-    "qwen3_moe": {"hidden_size": 512, "moe_intermediate_size": 512, "num_experts": 24, "num_hidden_layers": 5},
-}
 KV = {"num_hidden_layers": 8, "num_key_value_heads": 16, "num_attention_heads": 16, "head_dim": 128}
 MiB = 1 << 20
 
@@ -64,9 +60,9 @@ def run(body: str, folder: Path, store: Path, budget: int, **options: int) -> di
     return found
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", LARGER)
 def test_resident_set_stays_within_budget(name: str, tmp_path: Path) -> None:
-    folder = save_tiny(name, tmp_path / name, torch.bfloat16, **SIZES[name])
+    folder = save_tiny(name, tmp_path / name, torch.bfloat16, **LARGER[name])
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     budget = 32 * MiB
     assert size > 160 * MiB, "the model must be far larger than what is allowed, or the test shows nothing"

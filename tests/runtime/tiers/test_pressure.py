@@ -16,6 +16,7 @@ from penstock.runtime.loading import install
 from penstock.runtime.tiers import pressure
 from penstock.tiering.driving.fakes import FakeMachine
 from penstock.tiering.units import MiB
+from tests.support.engines import engine_of
 from tests.support.logits import IDS, logits
 from tests.support.tiny_models import save_tiny
 
@@ -52,7 +53,7 @@ class Squeeze:
     """Looks at the machine now, at a time of its own."""
 
     def __init__(self, model: PreTrainedModel, machine: FakeMachine) -> None:
-        self.engine, self.machine = model.penstock._engine, machine
+        self.engine, self.machine = engine_of(model), machine
         self.times = itertools.count(0, 100.0)
 
     def __call__(self, available: int) -> None:
@@ -96,7 +97,7 @@ def test_shrinks_to_the_floor_at_rest_and_grows_back_whole(
         logits(model)
         squeeze = Squeeze(model, machine)
         whole = model.penstock.stats()
-        engine = model.penstock._engine
+        engine = engine_of(model)
         before = engine.tier.arena.resident_bytes()
         squeeze(SHORT)
         small = model.penstock.stats()
@@ -146,7 +147,7 @@ def test_the_floor_is_kept_and_host_alike_switches_it_off(
         Squeeze(model, machine)(SHORT)
         stats = model.penstock.stats()
         assert (stats.host_limit, stats.host_shrinks) == (stats.host_floor, 0)
-        assert not model.penstock._engine.elastic
+        assert not engine_of(model).elastic
     with load(tiny_dense_folder, store, host_memory_floor="300KiB") as model:
         Squeeze(model, machine)(SHORT)
         assert model.penstock.stats().host_limit == 300 * 1024
@@ -170,7 +171,7 @@ class Tier:
 @pytest.fixture
 def watched(tiny_moe_folder: Path, store: Path, machine: FakeMachine) -> Iterator[pressure.Pressure]:
     with load(tiny_moe_folder, store) as model:
-        yield pressure.Pressure(machine, model.penstock._engine._divisions)
+        yield pressure.Pressure(machine, engine_of(model)._divisions)
 
 
 def test_a_machine_that_does_not_tell_changes_nothing(watched: pressure.Pressure, machine: FakeMachine) -> None:

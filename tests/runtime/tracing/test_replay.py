@@ -16,6 +16,7 @@ from penstock.tiering.planner.regions import EXPERTS
 from penstock.tiering.planner.setup import Setup
 from penstock.tiering.sim.recording import first_difference, first_kv_difference
 from penstock.tiering.store.bundle.flash import BundleFlash
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 from tests.support.paged import settle, tier_of
 
@@ -80,8 +81,8 @@ def test_limits_that_move_are_replayed(tiny_moe_folder: Path, store: Path, tmp_p
     path = tmp_path / "run.penrec"
     with penstock.load(tiny_moe_folder, store=store, host_memory="1GiB", record=path) as model:
         logits(model)
-        capacity = model.penstock._engine.bridge._planner.residency.regions[EXPERTS].capacity
-        model.penstock._engine.bridge.resize({EXPERTS: capacity // 2 // 4096 * 4096})
+        capacity = engine_of(model).bridge._planner.residency.regions[EXPERTS].capacity
+        engine_of(model).bridge.resize({EXPERTS: capacity // 2 // 4096 * 4096})
         logits(model)
     found = recorded(path)
     assert any(isinstance(step.event, Resize) for step in found.steps)

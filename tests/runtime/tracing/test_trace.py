@@ -17,6 +17,7 @@ from penstock.runtime.engine.stats import Stats
 from penstock.runtime.tracing.chrome import KINDS
 from penstock.runtime.tracing.recorder import Recorder
 from penstock.tiering.store.bundle.flash import BundleFlash
+from tests.support.engines import engine_of
 from tests.support.logits import IDS, least_budget, logits
 from tests.support.traces import Event, load, nanoseconds, spans
 
@@ -34,7 +35,7 @@ def model(request: pytest.FixtureRequest, store: Path) -> Any:
 
 def record(model: PreTrainedModel, path: Path) -> tuple[list[Event], Stats, Stats]:
     """The trace of ``logits``, and the counters at the moments when it began and ended."""
-    lock = model.penstock._engine.bridge._lock  # between the two no prefetch may be issued
+    lock = engine_of(model).bridge._lock  # between the two no prefetch may be issued
     with lock:
         before, trace = model.penstock.stats(), model.penstock.trace(path)
     logits(model)
@@ -85,7 +86,7 @@ def test_bytes_and_stalls_are_those_of_the_counters(model: PreTrainedModel, tmp_
 
 def test_reads_name_their_blocks_and_where_they_lie(model: PreTrainedModel, tmp_path: Path) -> None:
     events, *_ = record(model, tmp_path / "run.json")
-    blocks = {block.extent.offset: block for block in model.penstock._engine.bundle.manifest.blocks}
+    blocks = {block.extent.offset: block for block in engine_of(model).bundle.manifest.blocks}
     for span in spans(events, "read"):
         block = blocks[span["args"]["offset"]]
         assert span["name"].startswith(block.id.module)
@@ -107,7 +108,7 @@ def test_nothing_is_left_on_the_model(model: PreTrainedModel, tmp_path: Path) ->
     with model.penstock.trace(tmp_path / "run.json"):
         assert all(torch.equal(a, b) for a, b in zip(expected, logits(model), strict=True))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert model.penstock._engine.bridge.recorder is None
+    assert engine_of(model).bridge.recorder is None
 
 
 def test_one_after_the_other(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_where_nothing_can_be_written_nothing_is_recorded(model: PreTrainedModel
     for path in (tmp_path / "absent" / "run.json", tmp_path / "file" / "run.json", tmp_path, "/dev/null", "a\0b"):
         with pytest.raises(penstock.TraceError, match="name a"):
             model.penstock.trace(path)
-        assert model.penstock._engine.bridge.recorder is None
+        assert engine_of(model).bridge.recorder is None
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     record(model, tmp_path / "run.json")
 

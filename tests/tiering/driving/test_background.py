@@ -13,7 +13,7 @@ from penstock.tiering.driving.driver import Driver
 from penstock.tiering.driving.fakes import FakeFlash, FakeMemory
 from penstock.tiering.events import Event, ReadDone
 from penstock.tiering.units import PAGE
-from tests.tiering.driving.test_driver import BLOCKS, SOON, finishes, in_background, read
+from tests.support.drivers import BLOCKS, SOON, finishes, in_background, read
 
 
 class Task:

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,19 +11,9 @@ from penstock.kernels.waiting import may_wait
 from penstock.tiering.driving.driver import Driver
 from penstock.tiering.driving.fakes import FakeFlash, FakeMemory, pattern
 from penstock.tiering.errors import ReadError
-from penstock.tiering.events import Event, Part, Read, ReadDone, ReadFailed, Slot
-from penstock.tiering.units import PAGE, BlockId, Extent
-
-SOON = 10.0
-"""Seconds after which a test gives up on what should take no time."""
-
-BLOCKS = [BlockId("expert", "m", part) for part in range(8)]
-
-
-def read(number: int, *parts: int) -> Read:
-    """Read number ``number``, of ``parts``, each into the slot of its own number."""
-    made = (Part(BLOCKS[n], Extent(0, n * PAGE, PAGE), Slot("experts", n * PAGE, PAGE)) for n in parts)
-    return Read(number, tuple(made), True)
+from penstock.tiering.events import Event, ReadDone, ReadFailed
+from penstock.tiering.units import PAGE
+from tests.support.drivers import BLOCKS, SOON, finishes, in_background, read
 
 
 class Rig:
@@ -42,17 +32,6 @@ def rig() -> Iterator[Rig]:
     yield rig
     rig.flash.gate.set()
     rig.driver.close()
-
-
-def in_background(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
-
-
-def finishes(thread: threading.Thread) -> bool:
-    thread.join(SOON)
-    return not thread.is_alive()
 
 
 def test_bytes_land_in_their_slots(rig: Rig) -> None:

@@ -1,4 +1,8 @@
-"""The interface of eviction policies (pure)."""
+"""The interface of eviction policies (pure).
+
+The policies are beside this file, registry.py lists them, and tiering/planner/evicting.py applies them: it skips blocks
+that are leased or expected.
+"""
 
 from collections.abc import Callable, Generator, Sequence
 from typing import Protocol

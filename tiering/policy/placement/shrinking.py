@@ -3,6 +3,7 @@
 Pinned blocks have one fixed order, in which every beginning is spread evenly over the layers. A limit decides how many
 of them stay. So a higher limit keeps all that a lower one keeps, and each block has one place in the arena: a region is
 always used from its beginning. Residuals go first.
+memory_governor.py decides the limit itself.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,1 +1,1 @@
-"""A bundle of weights on flash: manifest (pure), writer, reader, journal, stripes over drives."""
+"""A bundle of weights on flash: manifest (pure), writer, journal, reader, stripes over drives. Knows no model."""

@@ -115,6 +115,7 @@ class Manifest:
 
     @property
     def total_bytes(self) -> int:
+        """Bytes of all data files."""
         return sum(file.length for file in self.files)
 
     @property

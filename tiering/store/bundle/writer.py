@@ -28,8 +28,9 @@ _ZEROS = bytes(64 * 1024)
 
 
 class BundleWriter:
-    """Writes the blocks of ``plan``, in its order, into ``files`` on ``drives`` (none given: a plain bundle), to become
-    the bundle ``target``.
+    """Writes the blocks of ``plan``, in its order, into ``files`` on ``drives``, to become the bundle ``target``.
+
+    Without drives it is a plain bundle.
 
     Takes up what an interrupted writer with an equal plan left; ``done`` is the number of blocks that are there.
     ``staging`` bytes of memory are used. The caller holds the bundle's lock. All methods raise FlashFull when a
@@ -68,6 +69,7 @@ class BundleWriter:
 
     @property
     def done_bytes(self) -> int:
+        """Bytes of the blocks that are there."""
         return sum(block.extent.length for block in self._plan[: self.done])
 
     def append(self, pieces: Iterable[tuple[int, memoryview]]) -> None:

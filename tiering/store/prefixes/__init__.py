@@ -1,1 +1,1 @@
-"""Stored prefixes: their files, the index, the quota. Imports tiering/prefix for decisions."""
+"""Stored prefixes: their files, folder, index and quota. Imports tiering/prefix for decisions, bundle for the store."""

@@ -57,8 +57,12 @@ class PrefixStore:
         return self._files.records()
 
     def used_bytes(self) -> int:
-        """Bytes that count against the quota: of all files, and of those being written what they will have."""
-        return self._files.used_bytes()
+        """Bytes that count against the quota: of all files, and of those being written what they will have.
+
+        Waits for changes that are under way: half-way, files that go and files that come may both count.
+        """
+        with self._files.lock():
+            return self._files.used_bytes()
 
     def longest(self, chain: Chain, *, with_state: bool) -> int:
         """How many leading blocks of ``chain`` are stored; ``with_state``, up to where a state is."""

@@ -13,7 +13,8 @@ from penstock.kernels.machine.trial import ReadRate
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.cli.main import main
-from penstock.runtime.experts import experts
+from penstock.runtime.experts import fast
+from penstock.runtime.experts.experts import streamed_experts
 from penstock.runtime.packing.arrange import expert_order as by_use
 from penstock.runtime.packing.arrange.expert_order import order_experts
 from penstock.runtime.packing.pack import pack
@@ -23,6 +24,7 @@ from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import TraceError
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import MiB
+from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 from tests.support.timings import TIMINGS
 from tests.support.tiny_models import EXPERT_NAMES, save_tiny, tiny_config
@@ -133,12 +135,12 @@ def test_no_bit_changes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     options = {"attn_implementation": "eager", "host_memory": least_budget(source, tmp_path / "plain")}
     with penstock.load(source, store=tmp_path / "plain", **options) as model:
         expected = logits(model)
-    for heap in (experts._HEAP, 0):
-        monkeypatch.setattr(experts, "_HEAP", heap)
+    for heap in (fast._HEAP, 0):
+        monkeypatch.setattr(fast, "_HEAP", heap)
         with penstock.load(source, store=tmp_path / "ordered", **options) as model:
             assert model.penstock.bundle == bundle.folder
             found = logits(model)
-            model.penstock._engine.bridge.check_integrity()
+            engine_of(model).check_integrity()
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -149,8 +151,7 @@ def test_pairs_are_one_read(tiny_moe_folder: Path, tmp_path: Path, routes: Route
         with penstock.load(
             tiny_moe_folder, store=tmp_path / name, host_memory="1GiB", experts_prefetch="off", io_depth=1
         ) as model:
-            module = next(m for m in model.modules() if hasattr(m, experts._ATTRIBUTE))
-            streamed = getattr(module, experts._ATTRIBUTE)
+            streamed = next(filter(None, map(streamed_experts, model.modules())))
             before = model.penstock.stats()
             for pair in PAIRS:
                 hidden = torch.zeros(1, model.config.hidden_size)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import penstock
-from penstock.kernels.formats.registry import FORMATS
+from penstock.kernels.formats.registry import ENCODING
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.config.values import WEIGHT_FORMATS
@@ -17,12 +17,13 @@ from penstock.runtime.packing.stream import encoding
 from penstock.tiering.errors import CheckpointError
 from penstock.tiering.units import PAGE
 from tests.support.encoded_models import decoded, logits, transformers_own
+from tests.support.engines import engine_of
 from tests.support.tiny_models import save_tiny, tiny_config
 
 
 def test_settings_name_the_formats_that_there_are() -> None:
     ours = {name for name in WEIGHT_FORMATS if name not in (AS_IS, *SHORT)}
-    assert ours <= FORMATS.keys()
+    assert ours == ENCODING.keys()
     assert set(SHORT.values()) <= ours
 
 
@@ -40,7 +41,7 @@ def test_a_model_computes_with_the_numbers_of_the_format(kind: str, name: str, t
         ) as model:
             found = logits(model)
             budget = model.penstock.placement.minimum
-            model.penstock._engine.bridge.check_integrity()
+            engine_of(model).check_integrity()
         assert (found - wanted).norm() < 0.02 * wanted.norm()
         assert (found - wanted).norm() < max(0.5 * (original - wanted).norm(), 0.01 * wanted.norm())
         assert not torch.equal(found, original)
@@ -78,9 +79,9 @@ def test_rules_are_for_parts() -> None:
 def test_encoded_blocks_lie_as_all_do(tmp_path: Path) -> None:
     folder = save_tiny("qwen3_moe", tmp_path / "moe", torch.bfloat16)
     with penstock.load(folder, store=tmp_path / "store", weights_format="int8") as model:
-        manifest = model.penstock._engine.bundle.manifest
+        manifest = engine_of(model).bundle.manifest
     with penstock.load(folder, store=tmp_path / "store") as model:
-        plain = model.penstock._engine.bundle.manifest
+        plain = engine_of(model).bundle.manifest
     assert manifest.identity != plain.identity
     assert [block.id for block in manifest.blocks] == [block.id for block in plain.blocks]
     assert manifest.total_bytes < plain.total_bytes
@@ -122,6 +123,6 @@ def test_matrices_come_in_slabs_of_whole_rows(monkeypatch: pytest.MonkeyPatch, t
     for number, piece in enumerate((4 << 20, 4096)):
         monkeypatch.setattr(encoding, "_PIECE", piece)
         with penstock.load(folder, store=tmp_path / f"store-{number}", weights_format="int4") as model:
-            bundle = model.penstock._engine.bundle
+            bundle = engine_of(model).bundle
             found.append([block.checksum for block in bundle.manifest.blocks])
     assert found[0] == found[1]

@@ -26,6 +26,7 @@ from penstock.tiering.errors import BundleCorrupt, Closed, ConfigError, DeviceFu
 from penstock.tiering.store.bundle.manifest import Block
 from tests.support.backends import ThreadsBackend
 from tests.support.device_tiers import check, equal, least, on_device, reference, tight
+from tests.support.engines import engine_of
 from tests.support.logits import logits
 from tests.support.rig import SOON, Worker
 from tests.support.tiny_models import save_tiny
@@ -81,7 +82,7 @@ def one_thread() -> Iterator[None]:
 def damage(folder: Path, store: Path, which: Callable[[Block], bool]) -> Block:
     """Alter a byte of the first such block of the bundle; the block."""
     with on_device(folder, store, device_memory="64MiB", host_memory="64MiB") as model:
-        bundle = model.penstock._engine.bundle
+        bundle = engine_of(model).bundle
         block = next(filter(which, bundle.manifest.blocks))
         path = bundle.paths[block.extent.file]
     with path.open("r+b") as file:
@@ -129,7 +130,7 @@ def test_an_error_of_the_drive_in_passing(
         return got
 
     with tight(tiny_moe_folder, store) as model:
-        bundle = model.penstock._engine.bundle.folder  # nothing but blocks is read of it
+        bundle = engine_of(model).bundle.folder  # nothing but blocks is read of it
     with monkeypatch.context() as patch:
         ThreadsBackend().fault(patch, fail_sometimes)
         with tight(bundle, store, io_backend="threads", io_depth=1) as model:
@@ -205,7 +206,7 @@ def test_what_was_leased_when_the_model_was_closed_is_no_more(
 ) -> None:
     """Its memory is gone before anybody had a view on it."""
     model = tight(tiny_moe_folder, store)
-    engine = model.penstock._engine
+    engine = engine_of(model)
     looked_at = getattr(owner, name)
 
     def close_before(*args: Any) -> Any:
@@ -236,7 +237,7 @@ def test_an_embedding_that_is_used_as_a_whole_names_the_budget(
         model.model.layers[0].register_forward_pre_hook(lambda *_: embedding.weight.sum())
         with pytest.raises(penstock.UnplaceableModule, match=f"embed_tokens.weight is used as a whole.*raise {budget}"):
             logits(model)
-        model.penstock._engine.bridge.check_integrity()
+        engine_of(model).check_integrity()
 
 
 def test_a_model_that_nobody_has_any_more(tiny_moe_folder: Path, store: Path) -> None:
@@ -265,14 +266,14 @@ def test_a_forward_that_breaks_off(tiny_moe_folder: Path, store: Path, expected:
         hook.remove()
         check(model)
         assert equal(expected, model)
-        assert not model.penstock._engine.bridge._planner.residency.held(threading.get_ident())
+        assert not engine_of(model).bridge._planner.residency.held(threading.get_ident())
 
 
 def test_leases_that_the_collector_gives_back_wait_for_no_lock(tiny_moe_folder: Path, store: Path) -> None:
     """It may come to them in a thread that has what somebody needs who is in the bridge."""
     with tight(tiny_moe_folder, store) as model:
-        bridge = model.penstock._engine.bridge
-        block = next(block for block in model.penstock._engine.blocks if block.kind == "expert")
+        bridge = engine_of(model).bridge
+        block = next(block for block in engine_of(model).blocks if block.kind == "expert")
         inside, through = threading.Event(), threading.Event()
         leases = [bridge.acquire([block])]
 

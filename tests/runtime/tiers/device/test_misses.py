@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import penstock
 from penstock.runtime.experts.tier_experts import TierExperts
 from penstock.tiering.policy.miss_costs import MissCosts
+from tests.support.engines import engine_of
 from tests.support.logits import logits
 from tests.support.tiny_models import EXPERT_NAMES, save_tiny
 
@@ -41,8 +42,8 @@ def expected_of(folder: Path) -> list[torch.Tensor]:
 
 def same(model: PreTrainedModel, expected: list[torch.Tensor]) -> bool:
     found = logits(model)
-    model.penstock._engine.bridge.check_integrity()
-    model.penstock._engine.host.check_integrity()
+    engine_of(model).check_integrity()
+    engine_of(model).host.check_integrity()
     return all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
@@ -129,7 +130,7 @@ def test_memory_that_runs_out_is_one_error_and_the_next_forward_is_right(
                 model(torch.tensor([[5, 6, 7]]))
             assert full.value.__cause__.__traceback__ is None, "its frames hold what was computed"
             hook.remove()
-            for bridge in (model.penstock._engine.bridge, model.penstock._engine.host):
+            for bridge in (engine_of(model).bridge, engine_of(model).host):
                 bridge.check_integrity()
                 assert not bridge._planner.residency.held(threading.get_ident())
             assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, first)
@@ -144,7 +145,7 @@ def test_what_the_cpu_held_for_experts_is_given_back_too(
         MissCosts, "choose_for_cpu", lambda self, misses, **_: frozenset(miss.expert for miss in misses)
     )
     with penstock.load(tiny_moe_folder, store=store, experts_misses="auto", **OPTIONS, **budgets) as model:
-        first, host = logits(model), model.penstock._engine.host
+        first, host = logits(model), engine_of(model).host
 
         def fail(self: TierExperts, *_: object) -> None:
             assert self.bridge is not host or host._planner.residency.held(threading.get_ident())

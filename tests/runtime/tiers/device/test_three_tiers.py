@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 import penstock
 from penstock.tiering.units import parse_size
 from tests.support.device_tiers import check, equal, on_device, reference, tight
+from tests.support.engines import engine_of
 from tests.support.logits import logits
 from tests.support.tiny_models import EXPERT_NAMES, NAMES, save_tiny
 
@@ -46,7 +47,7 @@ def test_logits_equal_those_of_transformers(name: str, dtype: torch.dtype, tmp_p
         with tight(folder, store, device, host) as model:
             assert equal(expected, model), (device, host)
             check(model)
-            engine = model.penstock._engine
+            engine = engine_of(model)
             assert engine.tier.placement.streamed or engine.tier.placement.expert_share < 1, "the device holds it all"
             assert engine.host_placement.streamed or engine.host_placement.expert_share < 1, "the host holds the rest"
             if name in EXPERT_NAMES and not device:
@@ -61,7 +62,7 @@ def test_a_device_with_room_for_all_reads_everything_once(
         assert equal(moe, model)
         check(model)
         assert model.penstock.device_placement.streamed == ()
-        assert model.penstock._engine.bridge.counters().evictions == 0
+        assert engine_of(model).bridge.counters().evictions == 0
 
 
 def test_each_tier_has_its_own_budget(tiny_moe_folder: Path, store: Path) -> None:
@@ -76,8 +77,8 @@ def test_a_host_with_room_for_the_rest_reads_it_once(
 ) -> None:
     with tight(tiny_moe_folder, store, device=0.0, host=3.0) as model:
         assert equal(moe, model)
-        assert model.penstock._engine.host.counters().evictions == 0
-        assert model.penstock._engine.bridge.counters().evictions > 0
+        assert engine_of(model).host.counters().evictions == 0
+        assert engine_of(model).bridge.counters().evictions > 0
         before = model.penstock.stats().flash_bytes_read
         assert equal(moe, model)
         rows = 2 * parse_size("64KiB")  # of an embedding, which are read as they come

@@ -1,6 +1,8 @@
-/* Matrices whose rows are quantised in blocks, as checkpoints and GGUF files have them: decoded, and multiplied with as
-   they are. Numbers are decoded to float32, which holds each product of a number and its scale exactly, or rounded once
-   as the format's definition says; a product with bfloat16 inputs is summed up in float32. */
+/* Matrices with rows quantised in blocks, from checkpoints and GGUF files: decoding, and products with them as
+   stored.
+
+   Numbers are decoded to float32. It holds each product of a number and its scale exactly, or rounded once as the
+   format defines. Products with bfloat16 inputs are summed in float32. */
 
 #include <stdint.h>
 #include <string.h>
@@ -14,9 +16,10 @@
 #define MOST 4    /* rows that are multiplied in one pass over the matrix */
 #define PIECE 16  /* rows of the matrix that a thread takes at a time */
 
-/* `format` is a place in FORMATS. Where the parts of a matrix lie in its plane: values, scales and zeros at `offset`, a row after `stride` bytes.
-   `each` rows share a row of scales. `group` numbers of a row share a scale, where the format leaves that open. `order`
-   is the offset of the columns' numbers, in the order in which they are stored; 0 if they are stored ascending. */
+/* `format` is an index in FORMATS. `offset` has the positions of values, scales and zeros in the plane, with rows
+   `stride` bytes apart. `each` rows share a row of scales. `group` numbers of a row share a scale, if the format
+   leaves it open. `order` is the offset of the columns' numbers, in their stored order, 0 if they are stored
+   ascending. */
 struct shape {
     int64_t format, offset[3], stride[3], each, group, order;
 };
@@ -40,10 +43,10 @@ INLINE __m512 counted(void)
     return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
-/* 32 numbers from the low and the high halves of 16 bytes, each what `table` has for it. */
+/* Looks up 32 numbers in `table`, from the low and the high halves of 16 bytes. */
 INLINE void halves(const uint8_t *from, __m512 table, __m512 *w)
 {
-    const __m512i both = wide(from); /* permuting looks at the low four bits */
+    const __m512i both = wide(from); /* the permutation uses the low four bits */
     w[0] = _mm512_permutexvar_ps(both, table);
     w[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), table);
 }
@@ -72,7 +75,7 @@ INLINE void decode_q4_1(const struct row *row, long run, __m512 *w)
     halves(block + 4, _mm512_fmadd_ps(counted(), d, m), w);
 }
 
-/* 32 numbers from the halves of 16 bytes and a fifth bit each, which says that `high` has it. */
+/* 32 numbers from the halves of 16 bytes and a fifth bit each, which is set in `high`. */
 INLINE void fifths(const uint8_t *from, const uint8_t *bits, __m512 low, __m512 high, __m512 *w)
 {
     uint32_t mask;
@@ -98,7 +101,7 @@ INLINE void decode_q5_1(const struct row *row, long run, __m512 *w)
            _mm512_fmadd_ps(_mm512_add_ps(number, _mm512_set1_ps(16)), d, m), w);
 }
 
-/* Scale and minimum number j of the eight that are packed in twelve bytes. */
+/* Scale and minimum number j of eight, packed in twelve bytes. */
 INLINE void scale_min(const uint8_t *packed, int j, float *scale, float *min)
 {
     if (j < 4) {
@@ -165,7 +168,7 @@ INLINE void decode_q6_k(const struct row *row, long run, __m512 *w)
         }
 }
 
-/* Two to a byte, the low half first; scales are powers of two, by their exponents alone. */
+/* Two numbers to a byte, the low half first. Scales are powers of two, given by their exponents. */
 INLINE void decode_mxfp4(const struct row *row, long run, __m512 *w)
 {
     const uint32_t exponent = row->scales[run], bits = exponent ? exponent << 23 : 1u << 22;
@@ -183,7 +186,7 @@ INLINE void decode_fp8(const struct row *row, long run, __m512 *w)
 {
     float scale;
     memcpy(&scale, row->scales + run * 32 / row->group * 4, 4);
-    /* As float16, which has one exponent bit more, the same bits are worth 2^-8 of it. */
+    /* Read as float16, which has one exponent bit more, the same bits are 2^-8 of the number. */
     const __m512 factor = _mm512_set1_ps(256.0f * scale);
     for (int i = 0; i < 2; i++) {
         const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(row->values + run * 32 + 16 * i)));
@@ -212,7 +215,7 @@ static inline struct row row_of(const struct shape *shape, const uint8_t *plane,
     };
 }
 
-/* To bfloat16, to the nearest, ties to even, as torch does. */
+/* Rounds to bfloat16, to the nearest, ties to even, as torch does. */
 INLINE __m256i brief(__m512 numbers)
 {
     const __m512i bits = _mm512_castps_si512(numbers);
@@ -224,14 +227,14 @@ INLINE __m256i brief(__m512 numbers)
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 
-/* Where decoded numbers go: a row of the dtype `as`; number i to place order[i], if there is an order. */
+/* Destination of decoded numbers: a row of the dtype `as`. Number i goes to place order[i], if there is an order. */
 struct target {
     void *row;
     int as;
     const int32_t *order;
 };
 
-/* Store sixteen numbers as number `at` and following of a row. */
+/* Stores sixteen numbers from place `at` of a row on. */
 INLINE void store_row(__m512 numbers, void *out, int as, long at)
 {
     if (as == FLOAT32)
@@ -259,7 +262,7 @@ INLINE void store(__m512 numbers, const struct target *to, long at)
     }
 }
 
-/* What there is for each format: its numbers come in runs of `RUN`. */
+/* Functions for each format. Its numbers come in runs of `RUN`. */
 #define FORMAT(NAME, RUN)                                                                                              \
     TARGET static void row_##NAME(const struct row *row, long k, const struct target *to)                              \
     {                                                                                                                  \
@@ -329,7 +332,7 @@ static const int32_t *order_of(const struct shape *shape, const uint8_t *plane)
     return shape->order ? (const int32_t *)(plane + shape->order) : 0;
 }
 
-/* Rows first to first + rows - 1 of the matrix [.., k] in `plane`, into out [rows, k], of the dtype `as`. */
+/* Decodes rows first to first + rows - 1 of the matrix [.., k] in `plane` to out [rows, k] of the dtype `as`. */
 void penstock_decode_blocks(const struct shape *shape, const uint8_t *plane, long first, long rows, long k, void *out,
                             int as, int threads)
 {
@@ -342,7 +345,7 @@ void penstock_decode_blocks(const struct shape *shape, const uint8_t *plane, lon
     }
 }
 
-/* x [tokens, k], bfloat16, to float32, its columns in the order in which the matrix in `plane` is stored. */
+/* Converts x [tokens, k], bfloat16, to float32, with its columns in the stored order of the matrix in `plane`. */
 TARGET static void widen(const struct shape *shape, const uint8_t *plane, const uint16_t *x, float *to, long tokens, long k)
 {
     const int32_t *order = order_of(shape, plane);
@@ -372,7 +375,7 @@ TARGET static void piece(const struct shape *shape, const uint8_t *plane, const 
 }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of the matrix [n, k] in planes[i].
-   `space` is for count * tokens * k float32. tokens <= MOST. */
+   `space` holds count * tokens * k float32 numbers. tokens <= MOST. */
 void penstock_block_products(long count, const uint64_t *planes, const uint64_t *x, const uint64_t *out, long tokens,
                              long n, long k, const struct shape *shape, float *space, int threads)
 {

@@ -1,9 +1,9 @@
 /* Products of a few rows with several bfloat16 matrices in one call, in the order of summation of oneDNN's kernels.
 
-   One output is a sum over k, ascending, of products of bfloat16 pairs, in a float32 accumulator that VDPBF16PS updates;
-   after every `chunk` elements a new accumulator begins, and they are added up in turn. oneDNN does the same, but copies
-   the matrix into blocks first; here sixteen rows of the matrix are transposed in registers, so that memory is read
-   once, at its own speed. */
+   One output is a sum over k, ascending, of products of bfloat16 pairs, in a float32 accumulator that VDPBF16PS
+   updates. After every `chunk` elements a new accumulator begins, and the accumulators are added in turn. oneDNN
+   does the same, but first copies the matrix into blocks. Here sixteen rows of the matrix are transposed in
+   registers, so that memory is read once, at its own speed. */
 
 #include "products.h"
 
@@ -17,7 +17,7 @@ INLINE void multiply(const int tokens, const int blocks, const uint16_t *w, cons
     for (int t = 0; t < tokens; t++)
         for (int b = 0; b < blocks; b++) {
             sum[t][b] = _mm512_setzero_ps();
-            total[t][b] = _mm512_set1_ps(-0.0f); /* what changes nothing that is added to it, -0 neither */
+            total[t][b] = _mm512_set1_ps(-0.0f); /* neutral in a sum, also for -0 */
         }
     for (long at = 0; at < k; at += STEP) {
         const long left = k - at;
@@ -37,7 +37,7 @@ INLINE void multiply(const int tokens, const int blocks, const uint16_t *w, cons
                 _mm_prefetch((const char *)(from + blocks * LANES * k), _MM_HINT_T1);
             }
             transpose(row, column);
-            /* Nothing is added for pairs past the last: it would make 0 of -0. */
+            /* Nothing is added for pairs past the last: it would turn -0 into 0. */
             for (int j = 0; j < LANES && 2 * j < left; j++)
                 for (int t = 0; t < tokens; t++) {
                     const uint16_t *pair = x + t * k + at + 2 * j;
@@ -80,8 +80,7 @@ int penstock_available(void)
 }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of w[i] [n, k], all contiguous.
-   The pieces are shared out over `threads` threads of the OpenMP runtime that torch uses. tokens <= MOST; chunk is a
-   multiple of STEP. */
+   `threads` threads of torch's OpenMP runtime share the pieces. tokens <= MOST. chunk is a multiple of STEP. */
 void penstock_products(long count, const uint64_t *w, const uint64_t *x, const uint64_t *out, long tokens, long n, long k,
                        long chunk, int threads)
 {

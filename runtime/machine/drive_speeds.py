@@ -18,16 +18,16 @@ def drive_rates(folder: Path) -> "list[ReadRate]":
     """Rates of the drive that ``folder`` is on: kept ones, or ones that are measured now and kept. Raises
     ConfigError."""
     from ...kernels.machine.machine import measure_drive
-    from . import drivecache
+    from . import drive_rates_file
 
     place = existing(folder)
-    if kept := drivecache.load(place):
+    if kept := drive_rates_file.load(place):
         return kept
     try:
         report = measure_drive(place, sizes=SIZES, depths=DEPTHS, seconds_each=SECONDS, rounds=1)
     except OSError as error:
         raise _unmeasured(place, error) from error
-    drivecache.keep(place, report.rates)
+    drive_rates_file.keep(place, report.rates)
     return list(report.rates)
 
 

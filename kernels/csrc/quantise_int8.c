@@ -1,4 +1,4 @@
-/* 8-bit numbers with a scale for each row: what formats/quantise.py does, with the same bits. */
+/* 8-bit numbers with a scale for each row: the steps of formats/quantise.py, with the same bits. */
 
 #include "unfused.h"
 
@@ -8,7 +8,7 @@
 #include "lanes.h"
 
 #define LEVELS 127
-#define SUMS 8 /* registers of sums: of every 128th column each */
+#define SUMS 8 /* registers of partial sums, each of every 128th column */
 #define SMALLEST 1.17549435e-38f
 
 typedef struct {
@@ -41,7 +41,7 @@ INLINE float sum_of(const sums *of)
     return _mm512_cvtss_f32(whole);
 }
 
-/* Rounded to bfloat16, even where it is subnormal. */
+/* Rounds to bfloat16, also if subnormal. */
 INLINE float rounded(float number)
 {
     union {
@@ -76,7 +76,7 @@ TARGET static float error_of(const line *of, float scale)
     return sum_of(&errors);
 }
 
-/* The best scale for the numbers that are nearest with `scale`. */
+/* The best scale for the nearest numbers with `scale`. */
 TARGET static float improved(const line *of, float scale)
 {
     const __m512 over_scale = inverse(scale);
@@ -105,7 +105,7 @@ TARGET static void quantise(const line *of, int8_t *numbers, uint16_t *to, const
         most = _mm512_max_ps(most, size);
     }
     const float high = _mm512_reduce_max_ps(most);
-    /* A row of one magnitude is that times plus or minus one. */
+    /* A row of one magnitude is the magnitude times plus or minus one. */
     const float first = rounded(_mm512_reduce_min_ps(least) == high ? high : high / LEVELS);
     float best = first, smallest = error_of(of, first);
     for (int i = 0; i < starts; i++) {
@@ -126,8 +126,8 @@ TARGET static void quantise(const line *of, int8_t *numbers, uint16_t *to, const
     *to = (uint16_t)(bits >> 16);
 }
 
-/* x [rows, k], weights [k] (what columns count), numbers [rows, k], scales [rows], bfloat16. `starts` ranges of `widths`
-   of the whole one are tried. The rows are shared out over `threads` threads. */
+/* x [rows, k], weights [k] of the columns, numbers [rows, k], scales [rows], bfloat16. `starts` ranges, shares
+   `widths` of the full one, are tried. `threads` threads share the rows. */
 void penstock_quantise_int8(const float *x, const float *weights, int8_t *numbers, uint16_t *scales, long rows, long k,
                             const float *widths, int starts, int threads)
 {

@@ -1,15 +1,16 @@
-/* 4-bit numbers with scales and zeros of least squared error: what formats/quantise.py does, sixteen rows at a time. */
+/* 4-bit numbers with scales and zeros of least squared error: the steps of formats/quantise.py, sixteen rows at a
+   time. */
 
 #include <stdint.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "lanes.h"
 
-#define LARGEST 128 /* columns in a group, at most */
+#define LARGEST 128 /* the most columns in a group */
 
 struct group {
     long columns;
-    float weights[LARGEST]; /* what each column counts */
+    float weights[LARGEST]; /* weight of each column */
     float x[LARGEST][LANES]; /* one number of each row */
     __m512 count, total; /* sums over the columns: weights, weights * x */
 };
@@ -67,7 +68,7 @@ INLINE __m512 error_of(const struct group *group, struct line line)
     return error;
 }
 
-/* Columns from `first` of `rows` rows of x [.., k]. Rows and columns that are not there are like the last ones. */
+/* Columns from `first` of `rows` rows of x [.., k]. Missing rows and columns equal the last ones. */
 TARGET static void fill(struct group *group, const float *x, const float *weights, long rows, long k, long first)
 {
     group->count = group->total = _mm512_setzero_ps();
@@ -101,7 +102,7 @@ TARGET static struct line best_line(const struct group *group, const float *widt
         for (int round = 0; round < rounds; round++)
             line = improved(group, line);
         const __m512 error = error_of(group, line);
-        const __mmask16 better = _mm512_cmp_ps_mask(error, least, _CMP_NGE_UQ); /* than NaN, all are */
+        const __mmask16 better = _mm512_cmp_ps_mask(error, least, _CMP_NGE_UQ); /* also true if `least` is NaN */
         best.scale = _mm512_mask_mov_ps(best.scale, better, line.scale);
         best.zero = _mm512_mask_mov_ps(best.zero, better, line.zero);
         least = _mm512_mask_mov_ps(least, better, error);
@@ -140,8 +141,9 @@ TARGET static void quantise(const float *x, const float *weights, uint8_t *numbe
     store(&group, best_line(&group, widths, starts, rounds), numbers, scales, zeros, rows, whole, whole / width);
 }
 
-/* x [rows, k]; weights [columns], columns being k filled up to a multiple of `group`; numbers [rows, columns], scales
-   and zeros [rows, columns / group]. `starts` ranges of `widths` of the whole one are tried, `rounds` times refined. */
+/* x [rows, k]; weights [columns], where columns is k padded to a multiple of `group`; numbers [rows, columns],
+   scales and zeros [rows, columns / group]. `starts` ranges, shares `widths` of the full one, are tried and refined
+   `rounds` times. */
 void penstock_quantise_int4(const float *x, const float *weights, uint8_t *numbers, uint16_t *scales, uint16_t *zeros,
                             long rows, long k, long group, const float *widths, int starts, int rounds, int threads)
 {

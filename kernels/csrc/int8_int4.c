@@ -1,10 +1,10 @@
 /* Products of a few rows with several matrices of 8-bit or 4-bit numbers in one call, and decoding of such matrices.
 
-   int8: numbers [n, k], one scale per row. int4: blocks of 64 rows; a byte of column j holds row d (low half) and row
-   d + 32 (high half) as number + 8; for each group of columns a scale and a zero per row. torch's packed kernels read
-   the same bytes. Numbers become bfloat16 pairs in registers, where they are exact, and VDPBF16PS adds their products
-   with the inputs in float32; a group's scale and zero are applied to its sum. So each byte of the matrix is read once,
-   for up to MOST rows of inputs. */
+   int8: numbers [n, k], one scale per row. int4: blocks of 64 rows. A byte of column j holds row d (low half) and
+   row d + 32 (high half) as number + 8. Each group of columns has a scale and a zero per row. torch's packed kernels
+   read the same bytes. Numbers become bfloat16 pairs in registers, where they are exact, and VDPBF16PS adds their
+   products with the inputs in float32. A group's scale and zero are applied to its sum. So each byte of the matrix
+   is read once, for up to MOST rows of inputs. */
 
 #include <stdint.h>
 
@@ -13,11 +13,11 @@
 
 #define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vbmi")))
 #define WIDE_INLINE static inline __attribute__((always_inline)) WIDE
-#define MOST 8   /* rows of inputs that are multiplied in one pass over the matrix */
-#define HIGHEST 8 /* rows of an int8 matrix that are multiplied at a time, at most */
-#define BLOCK 64 /* rows that an int4 matrix stores together */
+#define MOST 8   /* rows of inputs in one pass over the matrix */
+#define HIGHEST 8 /* the most rows of an int8 matrix at a time */
+#define BLOCK 64 /* rows of a block of an int4 matrix */
 #define HALF 32  /* bytes of one column in a block: each holds two rows */
-#define LARGEST 128 /* columns in a group, at most */
+#define LARGEST 128 /* the most columns in a group */
 
 INLINE float widened(uint16_t number)
 {
@@ -94,7 +94,7 @@ INLINE void multiply_int8(const int tokens, const int high, const int8_t *w, con
             out[t * n + r] = narrowed(_mm512_reduce_add_ps(sum[t][r]) * widened(scales[r]));
 }
 
-#define ROWS_8(T) (T <= 2 ? HIGHEST : T <= 4 ? 4 : 2) /* that keep all sums in registers */
+#define ROWS_8(T) (T <= 2 ? HIGHEST : T <= 4 ? 4 : 2) /* as many as keep all sums in registers */
 
 #define CASE_8(T)                                                                                                      \
     case T: {                                                                                                          \
@@ -140,7 +140,7 @@ static long aligned(long size) { return (size + 63) / 64 * 64; }
 struct int4 { /* a block of 64 rows */
     const uint8_t *numbers; /* [whole, HALF] */
     const uint16_t *scales; /* [whole / group, stride], the first BLOCK * 2 of each are this block's */
-    long whole, group, stride; /* columns with those that fill up the last group */
+    long whole, group, stride; /* columns with the padding of the last group */
 };
 
 static struct int4 block_of(const void *matrix, long number, long n, long k, long group)
@@ -151,8 +151,8 @@ static struct int4 block_of(const void *matrix, long number, long n, long k, lon
     return (struct int4){numbers + number * whole * HALF, scales + number * BLOCK * 2, whole, group, blocks * BLOCK * 2};
 }
 
-/* Which bytes of two columns make up pairs: 16-bit lane i gets the byte of row i / 2 of column i % 2; `half` says
-   which of the rows in a byte column, 0 to 15 or 16 to 31. */
+/* Bytes of two columns that make up pairs: 16-bit lane i receives the byte of row i / 2 of column i % 2. `half` says
+   which rows in a byte column, 0 to 15 or 16 to 31. */
 WIDE_INLINE __m512i picked(int half)
 {
     uint8_t from[64];
@@ -161,7 +161,7 @@ WIDE_INLINE __m512i picked(int half)
     return _mm512_loadu_si512(from);
 }
 
-/* The bfloat16 number for each value of the lowest five bits, of which the fifth says nothing. */
+/* The bfloat16 number for each value of the lowest five bits, of which the fifth has no meaning. */
 WIDE_INLINE __m512i int4_numbers(void)
 {
     uint16_t numbers[32];
@@ -170,8 +170,8 @@ WIDE_INLINE __m512i int4_numbers(void)
     return _mm512_loadu_si512(numbers);
 }
 
-/* Sums of products of one group: sum[t][b] gets sixteen rows of the block, those from 16 * (first + b % halves) +
-   32 * (b / halves). */
+/* Sums of products of one group: sum[t][b] receives sixteen rows of the block, from 16 * (first + b % halves) + 32 *
+   (b / halves). */
 WIDE_INLINE void group_sums(const int tokens, const int halves, const int first, const uint8_t *numbers, long group,
                             const uint16_t *const x[MOST], const __m512i pick[2], const __m512i table,
                             __m512 sum[MOST][4])
@@ -318,8 +318,8 @@ int penstock_packed_available(void)
 
 static long smaller(long a, long b) { return a < b ? a : b; }
 
-/* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of w[i], all contiguous. The pieces are
-   shared out over `threads` threads of the OpenMP runtime that torch uses. */
+/* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of w[i], all contiguous. `threads`
+   threads of torch's OpenMP runtime share the pieces. */
 void penstock_products_int8(long count, const uint64_t *w, const uint64_t *x, const uint64_t *out, long tokens, long n,
                             long k, int threads)
 {
@@ -359,7 +359,7 @@ void penstock_decode_int8(const void *w, void *out, long n, long k, long first, 
         decode_row(numbers + (first + row) * k, scales[first + row], (uint16_t *)out + row * k, k);
 }
 
-/* The same; `first` is a multiple of BLOCK. */
+/* The same for int4. `first` is a multiple of BLOCK. */
 void penstock_decode_int4(const void *w, void *out, long n, long k, long group, long first, long rows, int threads)
 {
 #pragma omp parallel for num_threads(threads)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.tiering.policy.placement.governor import Governor, low_mark
+from penstock.tiering.policy.placement.memory_governor import Governor, low_mark
 from penstock.tiering.units import GiB, MiB
 
 TICK = 0.2
