@@ -80,7 +80,7 @@ from .events import (
 from .extents import EXTENT
 from .incoming import unreadable
 from .pages import InMemory, Page, runs
-from .room import Room
+from .room import PageRoom
 
 WRITE_EARLY = 3 / 4
 """Share of what may be kept in memory above which pages are written to flash as soon as they are sealed."""
@@ -95,7 +95,7 @@ class KVPlanner:
 
     def __init__(self, capacity: int, flash_limit: int | None = None) -> None:
         self.books = PageBooks(capacity, flash_limit, self._discard)
-        self.room = Room(self.books)
+        self.room = PageRoom(self.books)
         self.closed = False
         self._memory = self.books.memory
         self._waiting: dict[int, Open | FetchPages | Reserve] = {}  # for room

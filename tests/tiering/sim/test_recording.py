@@ -98,7 +98,7 @@ def test_another_policy_acts_in_another_way() -> None:
         (lambda found: [], "no recording"),
         (lambda found: ["\n"], "no recording"),
         (lambda found: ['{"traceEvents": []}\n'], "no recording"),
-        (lambda found: ["penstock recording 3\n", *found[1:]], "reads version 2"),
+        (lambda found: ["penstock recording 4\n", *found[1:]], "reads version 3"),
         (lambda found: found[:1], "truncated"),
         (lambda found: found[:-1], "truncated"),
         (lambda found: [*found[:-1], found[-1][:-5]], "truncated"),
