@@ -26,7 +26,7 @@ from penstock.kernels.kv.registry import FORMATS
 from penstock.runtime.cli.text import beginning, encode, read_text
 from penstock.runtime.evaluation.evaluation import Quality, evaluate, predicted, windows
 from penstock.runtime.evaluation.logits import KeptLogits
-from penstock.tiering.kv.selection.kv_precision import AS_IS, Page, Window, leave
+from penstock.tiering.kv.selection.kv_precision import AS_IS, ScoredPage, Window, assign_formats
 
 NAME = "penstock-kv-formats"
 BITS = {AS_IS: 16, "int8": 9, "int4": 5}
@@ -40,14 +40,14 @@ class Layer:
     shape: PageShape
     keys: list[torch.Tensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
-    pages: list[Page] = field(default_factory=list)
+    pages: list[ScoredPage] = field(default_factory=list)
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Append a page of keys and values, [H, tokens, D] each, as it is."""
         missing = self.shape.tokens - keys.shape[1]
         for planes, numbers, of_keys in ((self.keys, keys, True), (self.values, values, False)):
             planes.append(self._encoded(AS_IS, functional.pad(numbers, (0, 0, 0, missing)), of_keys=of_keys))
-        self.pages.append(Page(age=0, encodable=is_encodable(keys, values)))
+        self.pages.append(ScoredPage(age=0, encodable=is_encodable(keys, values)))
 
     def encode(self, number: int, name: str) -> None:
         """Encode page ``number``, which is as it is, in the format ``name``."""
@@ -113,14 +113,16 @@ class Paged:
             tokens = (len(layer.pages) - 1) * high + now.shape[1]
             outs.append(layer.attend(now, tokens, scaling))
             if now.shape[1] == high and self._fine_share is not None:
-                leaving = leave(self._seen(layer.pages), tokens, window=self._window, fine_share=self._fine_share)
+                leaving = assign_formats(
+                    self._seen(layer.pages), tokens, window=self._window, fine_share=self._fine_share
+                )
                 for number, name in leaving.items():
                     layer.encode(number, name)
         for page in layer.pages:
             self.counts[page.format] += 1
         return torch.cat(outs, 1).transpose(0, 1)[None].contiguous(), None
 
-    def _seen(self, pages: list[Page]) -> list[Page]:
+    def _seen(self, pages: list[ScoredPage]) -> list[ScoredPage]:
         """``pages`` as those see them who choose."""
         if self._chance is None:
             return pages

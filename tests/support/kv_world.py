@@ -292,7 +292,8 @@ class KVWorld:
             assert not any(page in other.pages for other in self.reads.values()), "read twice"
             place += page.size
         self.reads[read.read] = read
-        coming = sum(page.size for page in self._coming()) + sum(page.size for page in self.unasked)
+        unasked = [page for page in self.unasked if page.memory == "read"]  # others were given up
+        coming = sum(page.size for page in (*self._coming(), *unasked))
         assert coming <= self.ring, "more passes than the ring has room for"
 
     def _answered(self, action: Wake | Refuse | Show) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from ..errors import PenstockError, ReadError
 from .pages import Page
 
 
@@ -55,3 +56,15 @@ class Incoming:
         assert len(coming) == len({*coming}), "two reads fill one slot"
         assert {*coming} == {page for page in pages if page.memory == "coming"}
         assert self.problems.keys() <= {page for page in pages if page.memory == "read"}
+
+
+def unreadable(problem: Exception) -> PenstockError:
+    """The error for pages that could not be read."""
+    if isinstance(problem, PenstockError):
+        return problem
+    error = ReadError(
+        f"KV pages cannot be read back from flash ({problem}); nothing was computed on them. Try it "
+        "again; if it stays so, see to the drive that [store] path is on"
+    )
+    error.__cause__ = problem
+    return error

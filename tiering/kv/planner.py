@@ -42,7 +42,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from ..errors import BudgetTooSmall, Closed, FlashFull, PenstockError, ReadError
+from ..errors import BudgetTooSmall, Closed, FlashFull, PenstockError
 from ..events import Cancel, Discard, Refuse
 from ..units import format_size
 from .books import PageBooks
@@ -76,8 +76,9 @@ from .events import (
     WritePages,
 )
 from .extents import EXTENT
+from .incoming import unreadable
 from .pages import InMemory, Page, runs
-from .room import Room
+from .room import PageRoom
 
 WRITE_EARLY = 3 / 4
 """Share of what may be kept in memory above which pages are written to flash as soon as they are sealed."""
@@ -92,7 +93,7 @@ class KVPlanner:
 
     def __init__(self, capacity: int, flash_limit: int | None = None) -> None:
         self.books = PageBooks(capacity, flash_limit, self._discard)
-        self.room = Room(self.books)
+        self.room = PageRoom(self.books)
         self.closed = False
         self._memory = self.books.memory
         self._waiting: dict[int, Open | FetchPages | Reserve] = {}  # for room
@@ -332,7 +333,7 @@ class KVPlanner:
             self._do(Wake(fetch.ticket, fetch.pages))
             return
         self._let_go(fetch.pages, right=False)
-        self._do(Refuse(fetch.ticket, Closed(CLOSED) if self.closed else _unreadable(problems[0])))
+        self._do(Refuse(fetch.ticket, Closed(CLOSED) if self.closed else unreadable(problems[0])))
 
     def _reserve(self, request: Reserve) -> bool:
         """Whether pages leave enough. Raises BudgetTooSmall, and what keeps room from being made."""
@@ -386,15 +387,3 @@ class KVPlanner:
 
     def _do(self, action: KVAction) -> None:
         self._actions.append(action)
-
-
-def _unreadable(problem: Exception) -> PenstockError:
-    """What is said of pages that could not be read."""
-    if isinstance(problem, PenstockError):
-        return problem
-    error = ReadError(
-        f"KV pages cannot be read back from flash ({problem}); nothing was computed on them. Try it "
-        "again; if it stays so, see to the drive that [store] path is on"
-    )
-    error.__cause__ = problem
-    return error

@@ -14,7 +14,7 @@ from .extents import EXTENT
 from .pages import Page
 
 
-class Room:
+class PageRoom:
     """Room in the memory of ``books``."""
 
     def __init__(self, books: PageBooks) -> None:

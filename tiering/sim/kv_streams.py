@@ -17,7 +17,7 @@ Looks = Generator[float | None, None, bool]
 """Yields seconds to compute, or None to wait for an answer of the pool; returns whether all went well."""
 
 
-class PagedLayer:
+class StreamLayer:
     """Pages of one layer of one stream."""
 
     def __init__(self, layer: KVLayer, length: int, first: int) -> None:
@@ -35,7 +35,7 @@ class Attention:
 
     def __init__(self, context: Context, pool: SimulatedPool, seconds: Callable[[int], float]) -> None:
         self._pool, self._seconds = pool, seconds
-        self._ahead: Ahead[PagedLayer] = Ahead(pool)
+        self._ahead: Ahead[StreamLayer] = Ahead(pool)
         for each in context.layers:
             self._ahead.add(self._filled(context, each))
         self.ticket = -1
@@ -52,10 +52,10 @@ class Attention:
                 return False
         return True
 
-    def _filled(self, context: Context, layer: KVLayer) -> PagedLayer:
+    def _filled(self, context: Context, layer: KVLayer) -> StreamLayer:
         """The layer with all tokens of the context."""
         first, full = layer.first_page(context.length), context.length // layer.tokens
-        made = PagedLayer(layer, context.length, first)
+        made = StreamLayer(layer, context.length, first)
         merged = context.merged(layer, self._pool.planner.most)
         for number in range(first, full, merged):
             pages = min(merged, full - number)
@@ -65,7 +65,7 @@ class Attention:
             self._open(made, full, 1)
         return made
 
-    def _open(self, layer: PagedLayer, number: int, pages: int) -> None:
+    def _open(self, layer: StreamLayer, number: int, pages: int) -> None:
         """``pages`` pages, side by side, as one; at once, as the context is made before the time begins."""
         for table, size in zip(layer.tables, layer.sizes, strict=True):
             page = Page(size * pages, None, table.number, number)
@@ -74,7 +74,7 @@ class Attention:
                 raise answer.error
             table.pages.append(page)
 
-    def _append(self, layer: PagedLayer) -> Looks:
+    def _append(self, layer: StreamLayer) -> Looks:
         tokens = layer.layer.tokens
         if layer.length % tokens == 0:
             for table, size in zip(layer.tables, layer.sizes, strict=True):

@@ -59,13 +59,13 @@ class Encoding:
         if not leaving:
             return []
         seen = [
-            kv_precision.Page(
+            kv_precision.ScoredPage(
                 getattr(page.format, "name", ""), page.attention_score, max(1, length - page.index * tokens)
             )
             for page in keys.pages
         ]
         window = Window(tokens, max(0, self.first - keys.first), self.recent)
-        chosen = kv_precision.leave(seen, length - keys.first * tokens, window=window, fine_share=FINE_SHARE)
+        chosen = kv_precision.assign_formats(seen, length - keys.first * tokens, window=window, fine_share=FINE_SHARE)
         return [FORMATS[chosen.get(at, AS_IS.name)] for at in leaving]
 
 

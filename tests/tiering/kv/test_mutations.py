@@ -13,7 +13,7 @@ from penstock.tiering.kv.extents import Places
 from penstock.tiering.kv.memory import PageMemory
 from penstock.tiering.kv.pages import Page
 from penstock.tiering.kv.planner import KVPlanner
-from penstock.tiering.kv.room import Room
+from penstock.tiering.kv.room import PageRoom
 from penstock.tiering.units import PAGE
 from tests.support.kv_runs import RUNS, random_kv_run
 
@@ -29,7 +29,7 @@ def a_use_is_ignored(patch: Patch) -> None:
 def what_is_not_written_leaves(patch: Patch) -> None:
     """A page leaves memory before its bytes are on flash."""
 
-    def evict_one(self: Room) -> bool:
+    def evict_one(self: PageRoom) -> bool:
         for page in self._memory.victims():
             self._memory.forget(page)
             self._books._vacate(page)
@@ -37,7 +37,7 @@ def what_is_not_written_leaves(patch: Patch) -> None:
             return True
         return False
 
-    patch.setattr(Room, "evict_one", evict_one)
+    patch.setattr(PageRoom, "evict_one", evict_one)
 
 
 def the_ring_has_room_for_one_more(patch: Patch) -> None:
@@ -161,7 +161,7 @@ def a_page_is_read_twice(patch: Patch) -> None:
 
 def what_lies_beyond_the_limit_stays(patch: Patch) -> None:
     """Nobody makes pages leave the memory beyond the limit."""
-    patch.setattr(Room, "retreat", lambda self: None)
+    patch.setattr(PageRoom, "retreat", lambda self: None)
 
 
 def who_waits_is_not_tried_again(patch: Patch) -> None:

@@ -7,18 +7,15 @@ encoded once, when it leaves the recent window, and never again: losses do not a
 against the pages that were chosen before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-
-from ...errors import BudgetTooSmall
-from ...units import format_size
 
 AS_IS, FINE, COARSE = "as-is", "int8", "int4"
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ScoredPage:
     """A full page as the policy sees it, of one layer and sequence. ``mass`` is the attention that it has received so
     far (softmax probabilities, summed over queries and heads), ``age`` the queries that could attend to it. A page
     with ``encodable`` false holds numbers that only as-is has."""
@@ -47,7 +44,9 @@ class Window:
         return range(self.first, max(self.first, (tokens - self.recent) // self.page))
 
 
-def leave(pages: Sequence[Page], tokens: int, *, window: Window, fine_share: float | Fraction) -> dict[int, str]:
+def assign_formats(
+    pages: Sequence[ScoredPage], tokens: int, *, window: Window, fine_share: float | Fraction
+) -> dict[int, str]:
     """The format for each page that is outside ``window`` and not yet encoded, by its number; ``pages`` are all full
     pages of a sequence of ``tokens``, in order.
 
@@ -66,22 +65,3 @@ def leave(pages: Sequence[Page], tokens: int, *, window: Window, fine_share: flo
             found[number] = FINE if fine else COARSE
             left -= fine
     return dict(sorted(found.items()))
-
-
-def affordable(budget: int, tokens: int, sizes: Mapping[str, int], *, window: Window) -> Fraction:
-    """The largest ``fine_share`` with which ``tokens`` tokens of a layer take at most ``budget`` bytes at the end;
-    ``sizes`` are the bytes of a page, keys and values, in each format.
-
-    Raises BudgetTooSmall if they take more even with none of int8.
-    """
-    outside = len(window.leaving(tokens))
-    least = sizes[AS_IS] * (-(-tokens // window.page) - outside) + sizes[COARSE] * outside
-    if budget < least:
-        raise BudgetTooSmall(
-            f"keys and values of {tokens} tokens take {format_size(least)} a layer with old pages in {COARSE}, "
-            f"{format_size(budget)} are given; give more, allow fewer tokens, or keep fewer recent ones"
-        )
-    more = sizes[FINE] - sizes[COARSE]
-    if more <= 0 or not outside:
-        return Fraction(1)
-    return Fraction(min(outside, (budget - least) // more), outside)

@@ -2,26 +2,22 @@
 
 import dataclasses
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.tiering.errors import BudgetTooSmall
-from penstock.tiering.kv.selection.kv_precision import AS_IS, COARSE, FINE, Page, Window, affordable, leave
-
-SIZES = {AS_IS: 16384, FINE: 9216, COARSE: 5120}
+from penstock.tiering.kv.selection.kv_precision import AS_IS, COARSE, FINE, ScoredPage, Window, assign_formats
 
 windows = st.builds(Window, page=st.sampled_from([16, 64, 256]), first=st.integers(0, 3), recent=st.integers(0, 600))
 shares = st.integers(0, 16).map(lambda sixteenths: sixteenths / 16)
 masses = st.lists(st.integers(0, 9).map(float), min_size=1, max_size=60)
 
 
-def grown(masses: list[float], window: Window, share: float, step: int = 1) -> list[Page]:
+def grown(masses: list[float], window: Window, share: float, step: int = 1) -> list[ScoredPage]:
     """The pages of a sequence that grew by ``step`` pages at a time, encoded as they left the window."""
-    pages: list[Page] = []
+    pages: list[ScoredPage] = []
     for start in range(0, len(masses), step):
-        pages += [Page(mass=mass) for mass in masses[start : start + step]]
-        for number, chosen in leave(pages, len(pages) * window.page, window=window, fine_share=share).items():
+        pages += [ScoredPage(mass=mass) for mass in masses[start : start + step]]
+        for number, chosen in assign_formats(pages, len(pages) * window.page, window=window, fine_share=share).items():
             assert pages[number].format == AS_IS, "a page is encoded once"
             pages[number] = dataclasses.replace(pages[number], format=chosen)
     return pages
@@ -52,39 +48,29 @@ def test_of_pages_that_leave_together_the_most_important_are_int8(masses, window
     assert min(fine, default=9) >= max(coarse, default=0)
 
 
-@given(masses, windows, st.integers(0, 40))
-def test_a_budget_is_kept_and_used(masses, window, extra):
-    tokens = len(masses) * window.page
-    outside = len(window.leaving(tokens))
-    least = SIZES[AS_IS] * (len(masses) - outside) + SIZES[COARSE] * outside
-    budget = least + extra * 1000
-    share = affordable(budget, tokens, SIZES, window=window)
-    taken = sum(SIZES[page.format] for page in grown(masses, window, share, step=len(masses)))
-    assert taken <= budget
-    fine_everywhere = least + outside * (SIZES[FINE] - SIZES[COARSE])
-    assert taken > min(budget, fine_everywhere) - (SIZES[FINE] - SIZES[COARSE])
-    with pytest.raises(BudgetTooSmall, match=str(tokens)):
-        affordable(least - 1, tokens, SIZES, window=window)
-
-
 def test_importance_is_mass_for_each_query():
-    old, new = Page(mass=30.0, age=100), Page(mass=20.0, age=10)
+    old, new = ScoredPage(mass=30.0, age=100), ScoredPage(mass=20.0, age=10)
     window = Window(page=16, first=0, recent=0)
-    assert leave([old, new], 32, window=window, fine_share=0.5) == {0: COARSE, 1: FINE}
+    assert assign_formats([old, new], 32, window=window, fine_share=0.5) == {0: COARSE, 1: FINE}
 
 
 def test_a_page_that_cannot_be_encoded_stays_and_takes_no_share():
-    pages = [Page(mass=9.0, encodable=False), Page(mass=1.0), Page(mass=2.0)]
-    assert leave(pages, 48, window=Window(page=16, first=0, recent=0), fine_share=0.5) == {1: COARSE, 2: FINE}
+    pages = [ScoredPage(mass=9.0, encodable=False), ScoredPage(mass=1.0), ScoredPage(mass=2.0)]
+    assert assign_formats(pages, 48, window=Window(page=16, first=0, recent=0), fine_share=0.5) == {1: COARSE, 2: FINE}
 
 
 def test_a_page_is_int4_where_more_important_ones_left_before():
-    pages = [Page(FINE, mass=9.0), Page(COARSE, mass=1.0), Page(COARSE, mass=1.0), Page(mass=5.0)]
+    pages = [
+        ScoredPage(FINE, mass=9.0),
+        ScoredPage(COARSE, mass=1.0),
+        ScoredPage(COARSE, mass=1.0),
+        ScoredPage(mass=5.0),
+    ]
     window = Window(page=16, first=0, recent=0)
-    assert leave(pages, 64, window=window, fine_share=0.5) == {3: FINE}
-    assert leave(pages, 64, window=window, fine_share=0.25) == {3: COARSE}
+    assert assign_formats(pages, 64, window=window, fine_share=0.5) == {3: FINE}
+    assert assign_formats(pages, 64, window=window, fine_share=0.25) == {3: COARSE}
 
 
 def test_a_page_less_important_than_those_in_int4_is_int4_too():
-    pages = [Page(COARSE, mass=9.0), Page(mass=1.0)]
-    assert leave(pages, 32, window=Window(page=16, first=0, recent=0), fine_share=0.5) == {1: COARSE}
+    pages = [ScoredPage(COARSE, mass=9.0), ScoredPage(mass=1.0)]
+    assert assign_formats(pages, 32, window=Window(page=16, first=0, recent=0), fine_share=0.5) == {1: COARSE}
