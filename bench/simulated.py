@@ -27,7 +27,7 @@ from tokens import fixed_tokens
 
 import penstock
 from penstock.kernels.machine.machine import measure_memory
-from penstock.runtime.tracing.replay import recorded
+from penstock.runtime.tracing.run_recording import recorded
 from penstock.tiering.sim.calibration import (
     delivered,
     dense_seconds,

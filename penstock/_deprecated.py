@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 MOVED: Mapping[str, tuple[str, str]] = {
-    "penstock.runtime.recording": ("penstock.runtime.tracing.replay", "penstock.sim"),
+    "penstock.runtime.recording": ("penstock.runtime.tracing.run_recording", "penstock.sim"),
     "penstock.runtime.reference": ("penstock.runtime.planning.reference", "penstock.plan"),
     "penstock.runtime.routes": ("penstock.runtime.routing.routes", "penstock.routing"),
 }

@@ -6,7 +6,7 @@ Nothing is read or computed, and equal arguments give equal outcomes. A recordin
 made is read by ``recorded``, and its planners are run again by ``replay`` and, for KV in pages, ``replay_kv``.
 """
 
-from .runtime.tracing.replay import recorded
+from .runtime.tracing.run_recording import recorded
 from .tiering.events import Action, Event
 from .tiering.kv.setup import KVSetup
 from .tiering.planner.arrangement import Arrangement, MemoryBudgets, Outline, arrange_memory, least_host

@@ -1,4 +1,4 @@
-"""Events that the planner handles, and actions that it returns (pure)."""
+"""Events that the planner of weights handles, and actions that it returns (pure). Those of KV: tiering/kv/events.py."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

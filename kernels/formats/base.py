@@ -3,6 +3,7 @@
 A matrix [n, k] has one row per output, as in ``functional.linear``. It is encoded to one or several *planes*. A plane
 is a run of bytes, a uint8 tensor [length]. In memory it starts at a multiple of 64 bytes and is never changed. The
 first plane alone is a complete matrix, and each further plane makes it more precise. Most formats have one plane.
+CONTRIBUTING.md lists the steps that add a format.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,7 @@
-"""The settings as people read them: one description for comments, ``--help`` and the reference."""
+"""The settings as people read them: one description for comments, ``--help`` and the reference.
+
+The descriptions themselves are written in settings.py.
+"""
 
 import json
 from collections.abc import Iterator

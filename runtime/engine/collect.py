@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from ...tiering.planner.counters import Counters, found_ratio
-from ...tiering.policy.prefetch.predictors import Predictors
+from ...tiering.policy.prefetch.predictor_choice import Predictors
 from ...tiering.units import BlockId
 from ..kv.cache.tier import KVTier
 from ..kv.cache.unbounded import Unbounded
 from ..kv.pages.counters import PoolUsage
 from ..kv.pages.device_pages import UpperUsage
 from ..kv.views.selector import SelectionStats
-from ..modules.forwards import Forwards
+from ..modules.model_forward import Forwards
 from ..tiers.bridge import Bridge
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.misses import Misses

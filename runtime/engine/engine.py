@@ -16,7 +16,7 @@ from ...tiering.driving.ports import Machine
 from ...tiering.errors import TraceError
 from ...tiering.events import PINNING_STREAM, Slot
 from ...tiering.planner.arrangement import Arrangement
-from ...tiering.policy.prefetch.predictors import BOTH, CO_ACTIVATION, ROUTER, Predictors
+from ...tiering.policy.prefetch.predictor_choice import BOTH, CO_ACTIVATION, ROUTER, Predictors
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.manifest import Block
 from ...tiering.store.bundle.reader import Bundle
@@ -26,7 +26,7 @@ from ..kv.cache.tier import KVTier
 from ..kv.cache.unbounded import Unbounded
 from ..machine import bit_trials
 from ..modules.attach import attach
-from ..modules.forwards import Around, Forwards
+from ..modules.model_forward import Around, Forwards
 from ..tiers.bridge import Bridge
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.misses import Misses
@@ -37,7 +37,7 @@ from ..tiers.model_weights import ModelWeights
 from ..tiers.plane_counts import PlaneCounts
 from ..tiers.pressure import Pressure
 from ..tiers.views import AllViews
-from ..tracing.replay import RunRecording
+from ..tracing.run_recording import RunRecording
 from ..tracing.trace import TakesNotes, Trace
 from .collect import Components
 from .prefault import start_prefault

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
-from ...tiering.policy.prefetch.predictors import PredictorRecord
+from ...tiering.policy.prefetch.predictor_choice import PredictorRecord
 
 Value = TypeVar("Value")
 

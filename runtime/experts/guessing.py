@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...tiering.policy.prefetch.predictors import BOTH, CO_ACTIVATION, ROUTER, Predictors
+from ...tiering.policy.prefetch.predictor_choice import BOTH, CO_ACTIVATION, ROUTER, Predictors
 from ..routing.router import Prediction
 from .coactivation import CoActivation
 

@@ -20,7 +20,7 @@ from ..kv.adapter import PagedKV
 from ..prefixes.prefill import is_plain
 from ..prefixes.prefix import Prefixes
 from ..routing.profiling import RoutingRecording
-from ..tracing.replay import RunRecording
+from ..tracing.run_recording import RunRecording
 from ..tracing.trace import Trace
 from .placeholder_model import replace_tensors
 

@@ -1,4 +1,7 @@
-"""Measures the speed of a drive for the reads of a model: blocks are dealt by it, predictions compared with it."""
+"""Measures the speed of a drive for the reads of a model: blocks are dealt by it, predictions compared with it.
+
+kernels/machine/machine.py times the reads (``measure_drive``). drive_rates_file.py keeps what was measured.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

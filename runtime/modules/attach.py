@@ -3,7 +3,7 @@
 No code per architecture. Pinned weights are bound once. A module whose weights are streamed gets a forward that leases
 them first and gives them back after (runtime/modules/streamed.py). Experts go through runtime/experts/experts.py,
 embeddings read by row through runtime/tiers/embedding_rows.py, long prompts through a layer's token-wise modules in
-parts (runtime/modules/chunks.py). The outermost forward is that of runtime/modules/forwards.py.
+parts (runtime/modules/chunks.py). The outermost forward is that of runtime/modules/model_forward.py.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...tiering.policy.prefetch.predictors import Predictors
+from ...tiering.policy.prefetch.predictor_choice import Predictors
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from ...tiering.units import BlockId
 from ..checkpoints.modules import is_experts, layer_of
@@ -29,8 +29,8 @@ from ..tiers.expert_planes import stacks
 from ..tiers.model_weights import ModelWeights
 from ..tiers.views import parameter, tensors_on
 from .chunks import in_parts, is_divisible
-from .forwards import Around, Forwards
 from .linear import fast_weight, few_rows
+from .model_forward import Around, Forwards
 from .streamed import LayerLease, Scopes, StreamedModule, lease_all
 
 

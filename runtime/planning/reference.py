@@ -41,7 +41,7 @@ from ..loading.load import wrap
 from ..machine import timings
 from ..machine.timings import Delivery, ProductSpeeds, Timings
 from ..modules.linear import few_rows
-from ..tracing.replay import recorded
+from ..tracing.run_recording import recorded
 
 _DENSE = ((256, 1), (256, 4), (2048, 1))
 """Widths and layers: of the first two the difference is layers, the third has large ones."""

@@ -35,7 +35,7 @@ from ...tiering.policy.prefetch.speculation import Speculation
 from ...tiering.units import BlockId
 from ..tracing.notes import FORWARD
 from ..tracing.recorder import Recorder
-from ..tracing.replay import RunRecording
+from ..tracing.run_recording import RunRecording
 from .leases import Inbox, Leases
 
 Answer = Callable[[Grant | Refuse], None]

@@ -7,7 +7,7 @@ from ...tiering.policy.reads import Reading
 from ...tiering.store.bundle.flash import BundleFlash
 from ...tiering.store.bundle.reader import Bundle
 from ..machine.reading import open_reader
-from ..tracing.replay import RunRecording
+from ..tracing.run_recording import RunRecording
 from .bridge import Bridge, Watch
 
 

@@ -1,4 +1,4 @@
-"""Which KV pages are in memory (pure): slots for them, and which page goes when there is no room.
+"""The slots of KV pages in memory, and the order in which kept pages would leave (pure). evicting.py makes them leave.
 
 Every token looks at all pages of all layers in the same order, a cycle. Of a cycle, what was used last will be needed
 last: pages leave newest first, from the track that has most in memory, and those that stay are spread evenly. Where

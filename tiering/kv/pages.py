@@ -3,6 +3,7 @@
 A page has the keys, or the values, of a few consecutive tokens of one layer and one sequence. Only the last page of a
 block table is open: tokens are added to it. A sealed page never changes.
 
+The states of a page and their steps are the tables MEMORY and FLASH in books.py.
 The planner (``planner.py``) alone writes to a page's fields. Everybody may read them. Only of a page that is held, or
 open, do they stay as they are.
 """

@@ -35,7 +35,7 @@ Close          queued -> nowhere          requests are refused; reads and writes
 =============  =========================  ========================================================================
 
 The states of a page, and all steps between them, are the tables ``MEMORY`` and ``FLASH`` (``books.py``). Which page
-gives way to another is decided in ``room.py``.
+gives way to another is decided in ``evicting.py``.
 """
 
 from collections.abc import Sequence
@@ -75,10 +75,10 @@ from .events import (
     Wake,
     WritePages,
 )
+from .evicting import PageRoom
 from .extents import EXTENT
 from .incoming import unreadable
 from .pages import InMemory, Page, runs
-from .room import PageRoom
 
 WRITE_EARLY = 3 / 4
 """Share of what may be kept in memory above which pages are written to flash as soon as they are sealed."""

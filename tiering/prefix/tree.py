@@ -2,6 +2,7 @@
 
 A file holds a run of blocks. A run may follow a block of another file. A block needs all blocks before it, so the end
 of a prefix is evicted before its beginning, and a block that another block follows is never evicted.
+tiering/store/prefixes/prefix_notes.py keeps the index on disk.
 """
 
 from collections import Counter

@@ -43,7 +43,7 @@ from ....tiering.kv.pages import BlockTable, Page
 from ....tiering.kv.setup import KVSetup
 from ....tiering.policy.placement.memory_split import MemoryShare
 from ...tracing.recorder import Recorder
-from ...tracing.replay import RunRecording
+from ...tracing.run_recording import RunRecording
 from .counters import PoolCounters, PoolUsage
 from .reads import PageReads
 from .spill import Spill

@@ -1,4 +1,7 @@
-"""The file that KV pages lie in when they are not in memory: private, and gone with the process."""
+"""The file that KV pages lie in when they are not in memory: private, and gone with the process.
+
+tiering/kv/evicting.py decides which page leaves memory, and writeback.py beside this file writes it.
+"""
 
 import errno
 import os

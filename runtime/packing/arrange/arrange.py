@@ -1,4 +1,7 @@
-"""Arrange a bundle, the third stage of packing: a format for each matrix, and a place for each block."""
+"""Arrange a bundle, the third stage of packing: a format for each matrix, and a place for each block.
+
+The order of blocks is that of the layout (runtime/checkpoints/layout.py). expert_order.py orders experts by their use.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

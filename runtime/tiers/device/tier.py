@@ -1,4 +1,8 @@
-"""The device tier of one model: its arena, the bridge over it, and the copies from the host tier."""
+"""The device tier of one model: its arena, the bridge over it, and the copies from the host tier.
+
+Its slots and leases are the books of a planner of its own (tiering/planner/residency.py). tiering/planner/relay.py
+knows what is being copied.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple

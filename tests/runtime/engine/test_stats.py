@@ -10,7 +10,7 @@ import pytest
 
 from penstock.runtime.engine import stats as module
 from penstock.runtime.engine.stats import DeviceStats, HostStats, KVStats, PrefixStats, Stats, WeightStats
-from penstock.tiering.policy.prefetch.predictors import PredictorRecord
+from penstock.tiering.policy.prefetch.predictor_choice import PredictorRecord
 
 COMPONENTS = {"weights": WeightStats, "host": HostStats, "device": DeviceStats, "kv": KVStats, "prefix": PrefixStats}
 

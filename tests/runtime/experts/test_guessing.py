@@ -9,7 +9,7 @@ import penstock
 from penstock.runtime.experts.coactivation import CoActivation
 from penstock.runtime.experts.guessing import Guesses
 from penstock.runtime.modules import attach as attached
-from penstock.tiering.policy.prefetch.predictors import BOTH, CO_ACTIVATION, ROUTER, Predictors
+from penstock.tiering.policy.prefetch.predictor_choice import BOTH, CO_ACTIVATION, ROUTER, Predictors
 from tests.support.logits import IDS, least_budget
 
 HIDDEN = torch.zeros(1, 4)

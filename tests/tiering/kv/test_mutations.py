@@ -9,11 +9,11 @@ from penstock.tiering.events import Discard, Refuse
 from penstock.tiering.kv.books import PageBooks
 from penstock.tiering.kv.device_pages import DevicePages
 from penstock.tiering.kv.events import FetchPages, HoldPages, KVAction, KVEvent, PagesRead, ReadPages, Wake
+from penstock.tiering.kv.evicting import PageRoom
 from penstock.tiering.kv.extents import Places
 from penstock.tiering.kv.memory import PageMemory
 from penstock.tiering.kv.pages import Page
 from penstock.tiering.kv.planner import KVPlanner
-from penstock.tiering.kv.room import PageRoom
 from penstock.tiering.units import PAGE
 from tests.support.kv_runs import RUNS, random_kv_run
 

@@ -1,4 +1,7 @@
-"""The order in which modules are used, and the position of each running stream in it (pure)."""
+"""The order in which modules are used, and the position of each running stream in it (pure).
+
+cycle.py beside this file decides which dense blocks to read ahead, planner/expectations.py which experts.
+"""
 
 from collections.abc import Iterable, Mapping
 

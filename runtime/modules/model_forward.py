@@ -1,4 +1,7 @@
-"""The outermost forward of a model: tells the planner where each token begins and ends, and counts."""
+"""The outermost forward of a model: tells the planner where each token begins and ends, and counts.
+
+The forward of each module, which leases its weights, is in streamed.py.
+"""
 
 import inspect
 import threading
@@ -11,7 +14,7 @@ import torch
 from ...kernels.memory.arena import ArenaClosed
 from ...kernels.memory.heap import trim
 from ...tiering.errors import Closed
-from ...tiering.policy.prefetch.predictors import Predictors
+from ...tiering.policy.prefetch.predictor_choice import Predictors
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier

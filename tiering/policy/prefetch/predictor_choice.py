@@ -2,7 +2,8 @@
 
 Some forwards are trials: all predictors are asked, and their guesses are compared with the experts then used. A right
 guess saves a read if the expert is not in memory. A wrong guess costs that read, as far as something else wants the
-drive. ``Speculation`` decides whether guessing pays at all.
+drive. ``Speculation`` decides whether guessing pays at all. The predictors themselves are in runtime/experts
+(guessing.py, coactivation.py) and runtime/routing/router.py.
 """
 
 from collections.abc import Collection, Iterable, Mapping

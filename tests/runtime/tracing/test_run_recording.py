@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import penstock
-from penstock.runtime.tracing.replay import RunRecording, recorded
+from penstock.runtime.tracing.run_recording import RunRecording, recorded
 from penstock.tiering.events import Begin, End, Expect, Grant, Read, Resize
 from penstock.tiering.planner.regions import EXPERTS
 from penstock.tiering.planner.setup import Setup

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.tiering.policy.prefetch.predictors import Predictors
+from penstock.tiering.policy.prefetch.predictor_choice import Predictors
 
 
 def forwards(predictors: Predictors, count: int, *, price: float = 1.0, seconds: float = 0.0, **right: int) -> None:

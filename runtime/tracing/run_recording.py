@@ -1,4 +1,7 @@
-"""Records a run for replay: every event that the planners handle, with its actions, from loading on."""
+"""Records a run for replay: every event that the planners handle, with its actions, from loading on.
+
+tiering/sim/recording.py replays it and finds the first difference.
+"""
 
 import threading
 from collections.abc import Callable
