@@ -53,13 +53,16 @@ class Forwards:
         """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises."""
         if scopes.open:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
-        kwargs |= dict(zip(inspect.signature(original).parameters, args, strict=False))  # ``around`` knows names
+        names = _positional_names(original)[: len(args)] if args else ()
+        kwargs |= dict(zip(names, args, strict=False))  # ``around`` knows names
         ids = kwargs.get("input_ids")
         self._begin()
         try:
             # Nothing may remember weights that will not stay.
             with torch.no_grad(), self._current(), around(kwargs):
-                out = scopes.run(original, **kwargs)
+                # As they came: a forward that takes *args may look at them by number.
+                first = [kwargs.pop(name) for name in names]
+                out = scopes.run(original, *first, *args[len(names) :], **kwargs)
             self._note_tokens(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
             return out
@@ -97,3 +100,15 @@ class Forwards:
         size = self.unbounded.add(cache)
         if self._check_caches is not None and not self.unbounded.problem:
             self._check_caches(size, self.unbounded)
+
+
+def _positional_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """What arguments by position are called. Where ``forward`` takes any (``*args``), the class that it overrides says."""
+    owner = getattr(forward, "__self__", None)
+    overridden = [vars(each)["forward"] for each in type(owner).__mro__ if "forward" in vars(each)] if owner else []
+    for candidate in (forward, *(each.__get__(owner) for each in overridden)):
+        parameters = inspect.signature(candidate).parameters.values()
+        names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        if names:
+            return names
+    return ()
