@@ -68,7 +68,9 @@ class RouterScores:
 
     def __init__(self, routes: Routes, decay: float = 0.98) -> None:
         self._decay = decay
-        self._probabilities = {layer.path: layer.probabilities() for layer in routes.layers}
+        self._probabilities = {
+            layer.path: found for layer in routes.layers if (found := layer.probabilities()) is not None
+        }
         self._scores = {layer.path: np.full(layer.experts, 1 / layer.experts) for layer in routes.layers}
         self._token = -1
         self._resident: set[BlockId] = set()
@@ -101,7 +103,7 @@ def hit_ratio_divided(name: str, slots: int, steps: Collection[Step]) -> float:
     layers = max(map(len, steps))
     lost = uses = 0
     for layer in range(layers):
-        mine = [[step[layer]] for step in steps]
+        mine = [[[*step][layer]] for step in steps]
         uses += sum(len(wanted) for (wanted,) in mine)
         lost += sum(len(absent) for (absent,) in misses(EVICTION[name], slots // layers, mine))
     return 1 - lost / uses
