@@ -55,6 +55,7 @@ def grouped_product(
         EXPERTS=triton.next_power_of_2(experts),
         INT8=int8,
         OPERAND=OPERAND,
+        ALIGNMENT=ALIGNMENT,
         **sizes,
     )
     return out
@@ -74,6 +75,7 @@ def _multiply(
     EXPERTS: tl.constexpr,
     INT8: tl.constexpr,
     OPERAND: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -94,7 +96,7 @@ def _multiply(
     expert = tl.sum(tl.where(mine, each, 0), 0)
     stop = tl.sum(tl.where(mine, stops, 0), 0)
     token = tl.sum(tl.where(mine, begins + (index - last + blocks) * BLOCK_M, 0), 0) + tl.arange(0, BLOCK_M)
-    matrix = arena + tl.multiple_of(tl.load(offsets + expert), 64)
+    matrix = arena + tl.multiple_of(tl.load(offsets + expert), ALIGNMENT)
 
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     if INT8:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from ...kernels.experts.experts import Expert, Recipe, inner
 from ...tiering.units import BlockId
 from ..checkpoints.modules import is_experts, layer_of
-from ..experts.experts import observe
+from ..experts.experts import streamed_experts
 from ..packing.arrange.formats import Key
 from ..packing.arrange.shares import expert_share
 from ..packing.measure.calibration import Calibration
@@ -74,8 +74,8 @@ class _Sums:
         for hook in self._hooks:
             hook.remove()
         for module in self._modules.values():
-            if is_experts(module):
-                observe(module, None)
+            if (experts := streamed_experts(module)) is not None:
+                experts.observe(None)
 
     def calibration(self) -> Calibration:
         importance = {}
@@ -122,7 +122,9 @@ class _Sums:
         self._hooks.append(
             module.register_forward_pre_hook(lambda _, args, kwargs: see(_, *args, **kwargs), with_kwargs=True)
         )
-        observe(module, seen)
+        experts = streamed_experts(module)
+        assert experts is not None
+        experts.observe(seen)
 
     def _watch_layer(self, path: str, module: nn.Module) -> None:
         """How large what the layer's modules give is, compared with what the layer gives."""

@@ -107,6 +107,11 @@ def test_the_kernels_own_switch_is_named() -> None:
         SYSCTL.write_text(before)
 
 
+def test_a_backend_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="'mmap'; choose one of threads, io_uring, buffered"):
+        open_reader("mmap", 2)
+
+
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "liburing", None)
     with pytest.raises(BackendUnavailable, match=r"penstock\[uring\]"):

@@ -47,7 +47,7 @@ def run(folder: Path, store: Path) -> tuple[list[torch.Tensor], Any]:
     with penstock.load(folder, store=store, host_memory=budget, attn_implementation="eager") as model:
         found = logits(model)
         engine_of(model).check_integrity()
-        return found, experts.streamed_experts(model.model.layers[0].mlp.experts).trust.outcomes()
+        return found, experts.streamed_experts(model.model.layers[0].mlp.experts).trust
 
 
 def test_experts_that_differ_in_a_bit_run_their_own_code(
