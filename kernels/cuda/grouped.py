@@ -7,7 +7,7 @@ routing of tokens needs no wait for the device.
 
 import torch
 
-from ..formats.int8 import scales_at
+from ..formats.int8 import locate_scales
 from .language import OPERAND, as_target, store, tl, triton
 
 _NARROW = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 128, "num_warps": 4}
@@ -17,7 +17,7 @@ ALIGNMENT = 64
 """Bytes. A matrix in an arena begins at a multiple of them."""
 
 
-def grouped_product(
+def multiply_grouped(
     x: torch.Tensor, starts: torch.Tensor, arena: torch.Tensor, offsets: torch.Tensor, n: int, *, int8: bool = False
 ) -> torch.Tensor:
     """Compute ``x[starts[e] : starts[e + 1]]`` times the transpose of matrix e, for every e.
@@ -51,7 +51,7 @@ def grouped_product(
         n,
         k,
         experts,
-        scales_at(n, k),
+        locate_scales(n, k),
         EXPERTS=triton.next_power_of_2(experts),
         INT8=int8,
         OPERAND=OPERAND,

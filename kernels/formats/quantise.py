@@ -30,7 +30,7 @@ _LEAST_SCALE = torch.finfo(torch.float32).tiny  # below, the inverse is infinite
 Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def tiles(slabs: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+def split_tiles(slabs: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield SLAB rows at a time with the number of the first, so that no sum depends on the size of a slab."""
     first = 0
     for slab in slabs:

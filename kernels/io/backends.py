@@ -34,7 +34,7 @@ def choose_direct(backend: str) -> bool | None:
     return False if backend == "buffered" else None
 
 
-def usable(*files: DirectFile) -> tuple[str, ...]:
+def list_usable(*files: DirectFile) -> tuple[str, ...]:
     """Return the backends that work on this machine and that differ on the drive of ``files``."""
     names = ["threads"]
     try:

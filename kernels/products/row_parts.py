@@ -32,7 +32,7 @@ _EXACT = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "abs", "relu", "c
 _EXACT |= {"maximum", "minimum", "clone", "_to_copy"}
 
 
-def parts(rows: int) -> list[slice]:
+def divide_rows(rows: int) -> list[slice]:
     """Divide ``rows`` in order into parts of ROWS. There is a single part below twice ROWS."""
     starts = range(0, max(1, rows // ROWS) * ROWS, ROWS)
     return [slice(start, rows if start == starts[-1] else start + ROWS) for start in starts]
@@ -63,7 +63,7 @@ def parts_keep_bits(
             BIT_TRIALS[key], BIT_TRIALS[anywhere] = equal, probe.alike
     if not BIT_TRIALS.get(key, False):
         return False
-    last = parts(rows)[-1]
+    last = divide_rows(rows)[-1]
     return BIT_TRIALS[anywhere] or all(
         fills_vectors(n, widths, dtype, threads) for n in (rows, ROWS, last.stop - last.start)
     )
@@ -76,7 +76,9 @@ def _equal(compute: Compute, sample: torch.Tensor) -> bool | None:
         return False
     if not bool((whole != whole[..., :1]).any(-1).all()):  # equal numbers would show no order of summation
         return None
-    return torch.equal(whole, torch.cat([compute(sample[..., part, :]) for part in parts(sample.shape[-2])], dim=-2))
+    return torch.equal(
+        whole, torch.cat([compute(sample[..., part, :]) for part in divide_rows(sample.shape[-2])], dim=-2)
+    )
 
 
 def fills_vectors(rows: int, widths: Iterable[int], dtype: torch.dtype, threads: int) -> bool:

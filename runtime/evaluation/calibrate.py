@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ...kernels.experts.experts import Expert, Recipe, inner
+from ...kernels.experts.experts import Expert, Recipe, compute_inner
 from ...tiering.units import BlockId
 from ..checkpoints.modules import is_experts, layer_of
 from ..experts.experts import streamed_experts
@@ -117,7 +117,7 @@ class _Sums:
             self._uses[path] = self._uses.get(path, 0) + used[:-1]
 
         def seen(expert: int, state: torch.Tensor, weights: Expert, recipe: Recipe) -> None:
-            self._add((f"{path}.down_proj", expert), inner(state, weights, recipe))
+            self._add((f"{path}.down_proj", expert), compute_inner(state, weights, recipe))
 
         self._hooks.append(
             module.register_forward_pre_hook(lambda _, args, kwargs: see(_, *args, **kwargs), with_kwargs=True)

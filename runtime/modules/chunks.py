@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...kernels.products.row_parts import ROWS, parts, parts_keep_bits
+from ...kernels.products.row_parts import ROWS, divide_rows, parts_keep_bits
 from ..checkpoints.modules import is_experts
 
 Forward = Callable[..., Any]
@@ -77,7 +77,7 @@ def _kind(module: nn.Module) -> str:
 def _joined(compute: Forward, rows: torch.Tensor) -> torch.Tensor:
     """``compute`` of the parts of ``rows``, one after the other."""
     out: torch.Tensor | None = None
-    for part in parts(rows.shape[-2]):
+    for part in divide_rows(rows.shape[-2]):
         done = compute(rows[..., part, :])
         if out is None:
             out = done.new_empty((*rows.shape[:-1], done.shape[-1]))

@@ -53,8 +53,8 @@ def run(folder: Path, store: Path) -> tuple[list[torch.Tensor], Any]:
 def test_experts_that_differ_in_a_bit_run_their_own_code(
     tiny_moe_folder: Path, store: Path, expected: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    product = kernel.expert_product
-    monkeypatch.setattr(kernel, "expert_product", lambda *args: product(*args) * (1 + 2**-20))
+    product = kernel.compute_expert
+    monkeypatch.setattr(kernel, "compute_expert", lambda *args: product(*args) * (1 + 2**-20))
     found, trusted = run(tiny_moe_folder, store)
     assert set(trusted.values()) == {False}
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

@@ -336,7 +336,7 @@ def test_weights_that_a_device_cannot_compute_with(monkeypatch: pytest.MonkeyPat
     def absent(name: str) -> None:
         raise ImportError("pip install 'penstock[cuda]'")
 
-    monkeypatch.setattr(opening, "device_format", absent)
+    monkeypatch.setattr(opening, "find_device_format", absent)
     with pytest.raises(ConfigError, match="pip install"):
         check_formats(device, {"int8"})
 
