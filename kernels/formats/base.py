@@ -21,7 +21,7 @@ given by their addresses. The memory must stay valid until the call returns.
 """
 
 
-Room = Callable[[int], torch.Tensor]
+PlaneAllocator = Callable[[int], torch.Tensor]
 """Allocates a plane of the given number of bytes: uint8 [length], with any content."""
 
 
@@ -53,7 +53,7 @@ class Format(Protocol):
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = allocate_on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """Encode the matrix [n, k] and return its planes.
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ..calls import make_product, view_memory
 from ..native import PACKED
-from .base import SLAB, Product, Room, UnsuitableShape, allocate_on_heap
+from .base import SLAB, PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
 from .quantise import quantise_groups, split_tiles
 
 MOST_ROWS = 48
@@ -56,7 +56,7 @@ class Int4:
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = allocate_on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """Encode with ``quantise_groups``. See Format."""
         (length,) = self.lengths(n, k)

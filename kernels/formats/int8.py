@@ -10,7 +10,7 @@ import torch
 
 from ..calls import make_product, view_memory
 from ..native import PACKED
-from .base import Product, Room, allocate_on_heap
+from .base import PlaneAllocator, Product, allocate_on_heap
 from .quantise import quantise_rows, split_tiles
 
 MOST_ROWS = 48
@@ -38,7 +38,7 @@ class Int8:
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = allocate_on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """Encode with ``quantise_rows``. See Format."""
         (length,) = self.lengths(n, k)

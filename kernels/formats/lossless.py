@@ -24,7 +24,7 @@ import torch
 from ..calls import multiply
 from ..native import COMPILED, LIBRARY
 from ..products.few_rows import Products, find_product
-from .base import Product, Room, UnsuitableShape, allocate_on_heap
+from .base import PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
 from .lossless_tiles import ROWS, decode_tile, encode_tile
 
 _WAY = 0 if COMPILED is None else COMPILED.penstock_lossless_way()
@@ -58,7 +58,7 @@ class Lossless:
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = allocate_on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """Encode bfloat16 slabs. See Format. Raises UnsuitableShape for any other dtype. Any bits are valid, also NaNs.
 

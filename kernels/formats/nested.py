@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from ..calls import multiply
 from ..native import LIBRARY
-from .base import Product, Room, allocate_on_heap
+from .base import PlaneAllocator, Product, allocate_on_heap
 from .quantise import quantise_rows, split_tiles
 from .steps import GROUP, LEFT, UNIT, decode_levels, nest, pad_column_weights, scale_codes
 
@@ -61,7 +61,7 @@ class BitNested:
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = allocate_on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """Encode by nest.c, or by torch with the same bits. See Format."""
         shape = _Shape(n, k, self._split)

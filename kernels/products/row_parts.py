@@ -21,7 +21,7 @@ weight for each.
 BIT_TRIALS: dict[str, bool] = {}
 """Results of trials by description: whether parts, or padding rows, leave the bits unchanged."""
 
-Compute = Callable[[torch.Tensor], Any]
+RowFunction = Callable[[torch.Tensor], Any]
 
 _SHARE = 32768  # elements below which torch does not divide an elementwise operation between threads
 _STEP = 128  # bytes of two vector registers: the step of the computation in a share
@@ -39,7 +39,7 @@ def divide_rows(rows: int) -> list[slice]:
 
 
 def parts_keep_bits(
-    compute: Compute, sample: Callable[[int], torch.Tensor], rows: int, kind: str, widths: set[int]
+    compute: RowFunction, sample: Callable[[int], torch.Tensor], rows: int, kind: str, widths: set[int]
 ) -> bool:
     """Return whether ``compute`` gives the same bits for ``rows`` rows in ``parts`` as for all of them at once.
 
@@ -69,7 +69,7 @@ def parts_keep_bits(
     )
 
 
-def _equal(compute: Compute, sample: torch.Tensor) -> bool | None:
+def _equal(compute: RowFunction, sample: torch.Tensor) -> bool | None:
     """Return whether parts of ``sample`` give the bits of the whole. None if its numbers show nothing."""
     whole = compute(sample)
     if not isinstance(whole, torch.Tensor) or whole.shape[:-1] != sample.shape[:-1]:

@@ -20,7 +20,7 @@ from ...kernels.formats.uint4 import pack_values
 from ...tiering.errors import CheckpointError
 from .safetensors_file import SourceTensor
 
-Read = Callable[[SourceTensor], torch.Tensor]
+ReadTensor = Callable[[SourceTensor], torch.Tensor]
 """Reads a tensor of the checkpoint as stored."""
 
 _SLAB = 256  # rows reordered at a time
@@ -46,7 +46,7 @@ class QuantisedTensor(SourceTensor):
 
     format: str
     tensors: tuple[SourceTensor, ...]
-    read_lines: Callable[[Read, tuple[SourceTensor, ...]], Lines]
+    read_lines: Callable[[ReadTensor, tuple[SourceTensor, ...]], Lines]
     transposed: bool = False
 
     def part(self, index: int) -> "QuantisedTensor":
@@ -66,7 +66,7 @@ class QuantisedTensor(SourceTensor):
         """The tensor with the order of the stored columns. None if they ascend."""
         return self.tensors[-1] if _blocks(self.format).ordered else None
 
-    def lines(self, read: Read) -> Lines:
+    def lines(self, read: ReadTensor) -> Lines:
         """Return its numbers, row by row, from tensors read by ``read``. Raises CheckpointError."""
         return self.read_lines(read, self.tensors)
 
@@ -166,7 +166,7 @@ def _fp8(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> Quantise
     return _tensor(numbers, _FP8, numbers.shape, (numbers, scales), _fp8_lines)
 
 
-def _fp8_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
+def _fp8_lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
     numbers, scales = map(read, tensors)
     n, k = numbers.shape
     each = scales.float().expand(-(-n // BLOCK), -(-k // BLOCK))
@@ -183,7 +183,7 @@ def _mxfp4(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> Quanti
     return _tensor(blocks, "mxfp4", shape, (blocks, scales), _mxfp4_lines, transposed=True)
 
 
-def _mxfp4_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
+def _mxfp4_lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
     return Lines(tuple(_as_bytes(read(tensor)) for tensor in tensors))
 
 
@@ -198,13 +198,13 @@ def _gptq(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> Quantis
     less = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
     tensors = (numbers, own[".scales"], own[".qzeros"], *([own[".g_idx"]] if ordered else []))
 
-    def lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
+    def lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
         return _gptq_lines(read, tensors, less)
 
     return _tensor(numbers, name, (n, k), tensors, lines)
 
 
-def _gptq_lines(read: Read, tensors: tuple[SourceTensor, ...], less: int) -> Lines:
+def _gptq_lines(read: ReadTensor, tensors: tuple[SourceTensor, ...], less: int) -> Lines:
     """Eight numbers along k in an int32 of qweight [k / 8, n]; eight along n in one of qzeros [groups, n / 8]."""
     numbers, scales, zeros, *groups = map(read, tensors)
     order = None
@@ -245,7 +245,7 @@ _AWQ_ORDER = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 """Which four bits of an int32 hold each of eight numbers."""
 
 
-def _awq_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
+def _awq_lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
     """Eight numbers along n in an int32 of qweight [k, n / 8] and of qzeros [groups, n / 8], in AWQ's order."""
     numbers, scales, zeros = map(read, tensors)
 
@@ -298,7 +298,7 @@ def _tensor(
     format_name: str,
     shape: Iterable[int],
     tensors: tuple[SourceTensor, ...],
-    lines: Callable[[Read, tuple[SourceTensor, ...]], Lines],
+    lines: Callable[[ReadTensor, tuple[SourceTensor, ...]], Lines],
     *,
     transposed: bool = False,
 ) -> QuantisedTensor:

@@ -10,10 +10,10 @@ from torch.nn import functional
 from ...kernels.products.few_rows import MOST_ROWS, find_product
 from ...kernels.weights.packed_weight import PackedWeight, linear
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
+LinearForward = Callable[[torch.Tensor], torch.Tensor]
 
 
-def few_rows(module: nn.Module, original: Forward) -> Forward | None:
+def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None:
     """A forward for ``module`` that uses the product for a few rows where there is one, and ``original`` otherwise.
     Returns None where there never is one."""
     layer: Any = module

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import penstock
-from penstock.kernels.devices.copies import Copies, Wait
+from penstock.kernels.devices.copies import Copies, WaitForCopy
 from penstock.kernels.devices.emulated import Emulated
 from penstock.kernels.waiting import no_waiting
 from penstock.runtime.loading.openings import device as opening
@@ -44,7 +44,7 @@ class Bus(Emulated):
         self.count = 0
 
     def copies(self) -> Copies:
-        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[None]) -> Wait:
+        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[None]) -> WaitForCopy:
             self.count += 1
             fails = self.fails(self.count)
 
