@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .quantised import Numbers, QuantisedTensor, Read, quantised_tensor
+from .quantised import Numbers, QuantisedTensor, ReadTensor, quantised_tensor
 from .safetensors_file import SourceTensor
 
 _STEP = 7.874015718698502e-3  # 1 / 127, as bitsandbytes has it
@@ -30,7 +30,7 @@ FOUR_BITS = ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map",
 """What belongs to a weight of four bits, by the end of its name."""
 
 
-def four_bits(own: Mapping[str, SourceTensor], read: Read) -> QuantisedTensor:
+def four_bits(own: Mapping[str, SourceTensor], read: ReadTensor) -> QuantisedTensor:
     """Numbers of four bits, the first in the high half of a byte, in blocks that go on from row to row.
 
     Raises ValueError, and KeyError with the end of a name that is not there.
@@ -46,7 +46,7 @@ def four_bits(own: Mapping[str, SourceTensor], read: Read) -> QuantisedTensor:
     if scales.dtype != (torch.uint8 if nested else torch.float32):
         raise ValueError(f"its scales are {scales.dtype}")
 
-    def decoded(read: Read, tensors: tuple[SourceTensor, ...]) -> Numbers:
+    def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
         numbers, scales, table, *more = map(read, tensors)
         if more:
             whole, codes = more
@@ -66,7 +66,7 @@ def four_bits(own: Mapping[str, SourceTensor], read: Read) -> QuantisedTensor:
     return quantised_tensor((n, k), (numbers, scales, table, *parts), None, numbers=decoded, of_linear=True)
 
 
-def int8_rows(own: Mapping[str, SourceTensor], read: Read) -> QuantisedTensor:
+def int8_rows(own: Mapping[str, SourceTensor], read: ReadTensor) -> QuantisedTensor:
     """int8 [n, k], with the largest number of each row. Raises ValueError, and KeyError as ``four_bits``."""
     numbers, largest = own[".weight"], own[".SCB"]
     order = own.get(".weight_format")
@@ -76,14 +76,14 @@ def int8_rows(own: Mapping[str, SourceTensor], read: Read) -> QuantisedTensor:
     if numbers.dtype != torch.int8 or largest.shape != (n,) or largest.dtype != torch.float32:
         raise ValueError(f"{largest.dtype} {list(largest.shape)} do not fit {numbers.dtype} [{n}, {k}]")
 
-    def decoded(read: Read, tensors: tuple[SourceTensor, ...]) -> Numbers:
+    def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
         numbers, largest = map(read, tensors)
         return lambda rows: numbers[rows] * largest[rows, None] * _STEP
 
     return quantised_tensor((n, k), (numbers, largest), None, numbers=decoded, of_linear=True)
 
 
-def _state(own: Mapping[str, SourceTensor], read: Read) -> _State:
+def _state(own: Mapping[str, SourceTensor], read: ReadTensor) -> _State:
     """Raises ValueError for one that is not JSON, or of another kind of weight."""
     packed = next((own[end] for end in STATES if end in own), None)
     if packed is None:

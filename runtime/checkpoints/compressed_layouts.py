@@ -10,13 +10,13 @@ import torch
 
 from .fp8_layouts import unpack_e2m1
 from .integer_layouts import Integers, four_bit_format, unpack
-from .quantised import Lines, Numbers, QuantisedTensor, Read, quantised_tensor
+from .quantised import Lines, Numbers, QuantisedTensor, ReadTensor, quantised_tensor
 from .safetensors_file import SourceTensor
 
 _NVFP4_GROUP = 16
 
 
-def packed_integers(own: Mapping[str, SourceTensor], bits: int | None, read: Read) -> QuantisedTensor:
+def packed_integers(own: Mapping[str, SourceTensor], bits: int | None, read: ReadTensor) -> QuantisedTensor:
     """ "pack-quantized": numbers of 4 or 8 bits along k in each int32 of [n, k * bits / 32], less half their range.
 
     ``bits`` is what the configuration says, where it says one thing. Raises ValueError, and KeyError with the end of a
@@ -41,7 +41,7 @@ def packed_integers(own: Mapping[str, SourceTensor], bits: int | None, read: Rea
     name = four_bit_format(k // count, n, k, ordered=False) if plain else None
     tensors = numbers, scales, *([] if zeros is None else [zeros]), *([] if groups is None else [own[".weight_g_idx"]])
 
-    def integers(read: Read, tensors: tuple[SourceTensor, ...]) -> Integers:
+    def integers(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Integers:
         numbers, scales, *more = map(read, tensors)
         lifted = torch.full((n, count), 1 << (width - 1), dtype=torch.uint8)
         if zeros is not None:
@@ -55,10 +55,10 @@ def packed_integers(own: Mapping[str, SourceTensor], bits: int | None, read: Rea
             more[0].long() if more else None,
         )
 
-    def lines(read: Read, own: tuple[SourceTensor, ...]) -> Lines:
+    def lines(read: ReadTensor, own: tuple[SourceTensor, ...]) -> Lines:
         return integers(read, own).lines()
 
-    def decoded(read: Read, own: tuple[SourceTensor, ...]) -> Numbers:
+    def decoded(read: ReadTensor, own: tuple[SourceTensor, ...]) -> Numbers:
         return _rounded(integers(read, own).numbers(), scales.dtype)
 
     return quantised_tensor((n, k), tensors, name, lines, decoded)
@@ -74,7 +74,7 @@ def int8_weight(own: Mapping[str, SourceTensor]) -> QuantisedTensor:
     if zeros is not None and (zeros.shape != scales.shape or zeros.dtype.is_floating_point):
         raise ValueError(f"its zeros are {zeros.dtype} {list(zeros.shape)}")
 
-    def decoded(read: Read, tensors: tuple[SourceTensor, ...]) -> Numbers:
+    def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
         numbers, scales, *more = map(read, tensors)
         of_rows = scales.reshape(-1, count).expand(n, count)
         lifted = (more[0].int() if more else torch.zeros(1, count, dtype=torch.int32)).reshape(-1, count)
@@ -97,7 +97,7 @@ def nvfp4_weight(numbers: SourceTensor, scales: SourceTensor, whole: SourceTenso
     if whole.dtype != torch.float32 or any(size != 1 for size in whole.shape):
         raise ValueError(f"{whole.name} is {whole.dtype} {list(whole.shape)}, not one float32")
 
-    def decoded(read: Read, tensors: tuple[SourceTensor, ...]) -> Numbers:
+    def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
         numbers, scales, whole = map(read, tensors)
 
         def decode(rows: slice) -> torch.Tensor:

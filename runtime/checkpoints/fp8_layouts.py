@@ -16,7 +16,7 @@ from .quantised import (
     Lines,
     Numbers,
     QuantisedTensor,
-    Read,
+    ReadTensor,
     as_lines,
     fits,
     quantised_tensor,
@@ -75,10 +75,10 @@ def fp8_weight(numbers: SourceTensor, scales: SourceTensor, block: list[int] | N
         raise ValueError(f"{list(scales.shape)} scales {scales.name} do not fit [{n}, {k}] in blocks of {block}")
     name = _format(numbers, grid, n, k)
 
-    def lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
+    def lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
         return _lines(read, tensors, grid, n, k, _MX_BLOCK if name == _MX else BLOCK)
 
-    def decoded(read: Read, tensors: tuple[SourceTensor, ...]) -> Numbers:
+    def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
         return _numbers(read, tensors, grid, k)
 
     return quantised_tensor((*experts, n, k), (numbers, scales), name, lines, decoded)
@@ -121,7 +121,7 @@ def _format(numbers: SourceTensor, grid: Grid, n: int, k: int) -> str | None:
     return name if fits(name, n, k) else None
 
 
-def _lines(read: Read, tensors: tuple[SourceTensor, ...], grid: Grid, n: int, k: int, block: int) -> Lines:
+def _lines(read: ReadTensor, tensors: tuple[SourceTensor, ...], grid: Grid, n: int, k: int, block: int) -> Lines:
     """Each row with its own scales, one for ``block`` columns."""
     numbers, scales = map(read, tensors)
     count = -(-k // block)
@@ -130,7 +130,7 @@ def _lines(read: Read, tensors: tuple[SourceTensor, ...], grid: Grid, n: int, k:
     return Lines((as_lines(numbers), as_lines(each.repeat_interleave(grid.height, 0)[:n])))
 
 
-def _numbers(read: Read, tensors: tuple[SourceTensor, ...], grid: Grid, k: int) -> Numbers:
+def _numbers(read: ReadTensor, tensors: tuple[SourceTensor, ...], grid: Grid, k: int) -> Numbers:
     numbers, scales = map(read, tensors)
     each = _values(scales).reshape(grid.rows, grid.columns)
     packed = _is_packed(tensors[0])

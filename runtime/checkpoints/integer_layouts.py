@@ -10,7 +10,7 @@ import torch
 
 from ...kernels.formats.registry import FORMATS
 from ...kernels.formats.uint4 import pack_values
-from .quantised import Lines, Numbers, QuantisedTensor, Read, as_lines, fits, quantised_tensor
+from .quantised import Lines, Numbers, QuantisedTensor, ReadTensor, as_lines, fits, quantised_tensor
 from .safetensors_file import SourceTensor
 
 _SLAB = 256  # rows that are put into another order at a time
@@ -60,7 +60,7 @@ class Integers(NamedTuple):
         return decode
 
 
-def gptq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: Read) -> QuantisedTensor:
+def gptq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: ReadTensor) -> QuantisedTensor:
     """GPTQ, of its first version and the second. The columns' groups are those of ``.g_idx``, whatever ``desc_act``
     says. Raises ValueError, and KeyError with the end of a name that is not there."""
     layout = str(config.get("checkpoint_format") or "gptq").lower()
@@ -86,14 +86,14 @@ def gptq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: Read)
     # Packing in its first version stored zeros less one.
     less = 0 if layout == "gptq_v2" else 1
 
-    def integers(read: Read, tensors: tuple[SourceTensor, ...]) -> Integers:
+    def integers(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Integers:
         return _gptq_integers(read, tensors, bits, less, size)
 
     tensors = (numbers, scales, zeros, *([own[".g_idx"]] if ordered else []))
     return _integer_tensor((n, k), tensors, name, integers)
 
 
-def _gptq_integers(read: Read, tensors: tuple[SourceTensor, ...], bits: int, less: int, size: int) -> Integers:
+def _gptq_integers(read: ReadTensor, tensors: tuple[SourceTensor, ...], bits: int, less: int, size: int) -> Integers:
     """Numbers along k in each int32 of qweight [k * bits / 32, n]; along n in one of qzeros [groups, n * bits / 32]."""
     numbers, scales, zeros, *groups = map(read, tensors)
 
@@ -105,7 +105,7 @@ def _gptq_integers(read: Read, tensors: tuple[SourceTensor, ...], bits: int, les
     return Integers(numbers.shape[1], values, scales.t(), lifted, size, groups[0].long() if groups else None)
 
 
-def awq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: Read) -> QuantisedTensor:
+def awq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: ReadTensor) -> QuantisedTensor:
     """AWQ as "gemm" stores it. Raises ValueError, and KeyError with the end of a name that is not there."""
     bits = int(config.get("bits", config.get("w_bit", 4)))
     version = str(config.get("version", config.get("format", "gemm"))).lower()
@@ -121,7 +121,7 @@ def awq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: Read) 
         raise ValueError(f"its zeros are {list(zeros.shape)}, not {[count, n // 8]}")
     name = four_bit_format(size, n, k, ordered=False) if scales.dtype == torch.float16 else None
 
-    def integers(read: Read, tensors: tuple[SourceTensor, ...]) -> Integers:
+    def integers(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Integers:
         return _awq_integers(read, tensors, size)
 
     return _integer_tensor((n, k), (numbers, scales, zeros), name, integers)
@@ -131,7 +131,7 @@ _AWQ_ORDER = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 """Which four bits of an int32 hold each of eight numbers."""
 
 
-def _awq_integers(read: Read, tensors: tuple[SourceTensor, ...], size: int) -> Integers:
+def _awq_integers(read: ReadTensor, tensors: tuple[SourceTensor, ...], size: int) -> Integers:
     """Eight numbers along n in an int32 of qweight [k, n / 8] and of qzeros [groups, n / 8], in AWQ's order."""
     numbers, scales, zeros = map(read, tensors)
 
@@ -151,12 +151,12 @@ def _integer_tensor(
     shape: tuple[int, int],
     tensors: tuple[SourceTensor, ...],
     name: str | None,
-    integers: Callable[[Read, tuple[SourceTensor, ...]], Integers],
+    integers: Callable[[ReadTensor, tuple[SourceTensor, ...]], Integers],
 ) -> QuantisedTensor:
-    def lines(read: Read, own: tuple[SourceTensor, ...]) -> Lines:
+    def lines(read: ReadTensor, own: tuple[SourceTensor, ...]) -> Lines:
         return integers(read, own).lines()
 
-    def numbers(read: Read, own: tuple[SourceTensor, ...]) -> Numbers:
+    def numbers(read: ReadTensor, own: tuple[SourceTensor, ...]) -> Numbers:
         return integers(read, own).numbers()
 
     return quantised_tensor(shape, tensors, name, lines, numbers, of_linear=True)

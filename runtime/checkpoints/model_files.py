@@ -57,7 +57,7 @@ ModelFiles = Mapping[str, Path | str]
 
 
 def write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder with what ``write`` writes, anew if an interrupted packing has left one. Raises CheckpointError."""
+    """Make the folder with what ``write`` writes, anew if an interrupted packing left one. Raises CheckpointError."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

@@ -16,7 +16,7 @@ from . import bitsandbytes_layouts, compressed_layouts
 from .account import is_part, parts_by_weight
 from .fp8_layouts import FLOAT8, fp8_weight, is_fp8, scales_of, weight_block
 from .integer_layouts import awq, gptq
-from .quantised import Lines, QuantisedTensor, Read, UnreadableTensor, as_lines, fits, quantised_tensor
+from .quantised import Lines, QuantisedTensor, ReadTensor, UnreadableTensor, as_lines, fits, quantised_tensor
 from .safetensors_file import SourceTensor
 
 Tensors = Mapping[str, SourceTensor]
@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
     make: Callable[[], Made]
 
 
-def gather_quantised(tensors: Tensors, config: Config | None, read: Read) -> dict[str, SourceTensor]:
+def gather_quantised(tensors: Tensors, config: Config | None, read: ReadTensor) -> dict[str, SourceTensor]:
     """``tensors`` of a checkpoint with one QuantisedTensor for all those that are a quantised weight, or an
     UnreadableTensor. ``config`` is its ``quantization_config``, None without one; ``read`` reads small tensors.
 
@@ -58,7 +58,7 @@ def gather_quantised(tensors: Tensors, config: Config | None, read: Read) -> dic
     return {name: tensor for name, tensor in tensors.items() if name not in used | found.keys()} | found
 
 
-def _candidates(tensors: Tensors, config: Config, read: Read) -> tuple[str, Iterator[Candidate]]:
+def _candidates(tensors: Tensors, config: Config, read: ReadTensor) -> tuple[str, Iterator[Candidate]]:
     method = _method(config)
     if method == "compressed-tensors" and (unread := compressed_layouts.unread_part(config)):
         raise CheckpointError(
@@ -110,7 +110,7 @@ def _unreadable(tensor: SourceTensor, reason: str) -> Candidate:
     return Candidate(tensor.name, {"": tensor}, lambda: UnreadableTensor(*place, f"{tensor.name} {reason}"))
 
 
-def _float8(tensors: Tensors, config: Config, read: Read) -> Iterator[Candidate]:
+def _float8(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candidate]:
     block = weight_block(config)
     for name, tensor in tensors.items():
         if is_fp8(tensor, tensors) and len(tensor.shape) > 2 and _method(config) == "fbgemm_fp8":
@@ -128,7 +128,7 @@ def _float8_candidate(name: str, tensors: Tensors, block: list[int] | None) -> C
     return Candidate(name, {"": numbers, "scale": scales[0]}, lambda: fp8_weight(numbers, scales[0], block))
 
 
-def _mxfp4(tensors: Tensors, config: Config, read: Read) -> Iterator[Candidate]:
+def _mxfp4(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candidate]:
     for name in tensors:
         if (stem := name.removesuffix("_blocks")) != name:
             own = _own(tensors, stem, ("_blocks", "_scales"))
@@ -145,14 +145,14 @@ def _mxfp4_weight(own: Tensors) -> QuantisedTensor:
     return quantised_tensor(shape, (blocks, scales), "mxfp4", _mxfp4_lines, transposed=True)
 
 
-def _mxfp4_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
+def _mxfp4_lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
     return Lines(tuple(as_lines(read(tensor)) for tensor in tensors))
 
 
 def _integers(
-    ends: tuple[str, ...], make: Callable[[Tensors, Config, Read], QuantisedTensor]
-) -> Callable[[Tensors, Config, Read], Iterator[Candidate]]:
-    def find(tensors: Tensors, config: Config, read: Read) -> Iterator[Candidate]:
+    ends: tuple[str, ...], make: Callable[[Tensors, Config, ReadTensor], QuantisedTensor]
+) -> Callable[[Tensors, Config, ReadTensor], Iterator[Candidate]]:
+    def find(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candidate]:
         for name in tensors:
             if (stem := name.removesuffix(ends[0])) != name:
                 own = _own(tensors, stem, ends)
@@ -164,7 +164,7 @@ def _integers(
 _COMPRESSED = (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point", ".weight_g_idx")
 
 
-def _compressed(tensors: Tensors, config: Config, read: Read) -> Iterator[Candidate]:
+def _compressed(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candidate]:
     bits, zeros = compressed_layouts.bits_of(config), compressed_layouts.has_zeros(config)
     for name, tensor in tensors.items():
         if (stem := name.removesuffix(".weight_packed")) != name and tensor.dtype == torch.int32:
@@ -182,13 +182,13 @@ def _compressed(tensors: Tensors, config: Config, read: Read) -> Iterator[Candid
             yield _unreadable(tensor, f"is not quantised, though {stem}.weight_scale says how; compress the checkpoint")
 
 
-def _packed(own: Tensors, bits: int | None, zeros: bool, read: Read) -> QuantisedTensor:
+def _packed(own: Tensors, bits: int | None, zeros: bool, read: ReadTensor) -> QuantisedTensor:
     if zeros and ".weight_zero_point" not in own:
         raise KeyError(".weight_zero_point")
     return compressed_layouts.packed_integers(own, bits, read)
 
 
-def _modelopt(tensors: Tensors, config: Config, read: Read) -> Iterator[Candidate]:
+def _modelopt(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candidate]:
     for name, tensor in tensors.items():
         if (stem := name.removesuffix(".weight")) != name and f"{stem}.pre_quant_scale" in tensors:
             yield _unreadable(tensor, "needs inputs multiplied by its pre_quant_scale, which penstock does not do")
@@ -204,7 +204,7 @@ def _nvfp4(own: Tensors, whole: str, divided: bool) -> QuantisedTensor:
     return compressed_layouts.nvfp4_weight(main, own[".weight_scale"], own[whole], divided=divided)
 
 
-def _bits_and_bytes(tensors: Tensors, config: Config, read: Read) -> Iterator[Candidate]:
+def _bits_and_bytes(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candidate]:
     for name in tensors:
         if name.endswith(".weight") and f"{name}.absmax" in tensors:
             own = _own(tensors, name, bitsandbytes_layouts.FOUR_BITS)
@@ -218,7 +218,7 @@ def _bound(function: Callable[..., QuantisedTensor], *arguments: Any) -> Callabl
     return lambda: function(*arguments)
 
 
-_METHODS: Mapping[str, Callable[[Tensors, Config, Read], Iterator[Candidate]]] = {
+_METHODS: Mapping[str, Callable[[Tensors, Config, ReadTensor], Iterator[Candidate]]] = {
     "mxfp4": _mxfp4,
     "fp8": _float8,
     "mxfp8": _float8,

@@ -18,7 +18,7 @@ from ...kernels.formats.fp8 import BLOCK
 from ...kernels.formats.registry import FORMATS
 from .safetensors_file import SourceTensor
 
-Read = Callable[[SourceTensor], torch.Tensor]
+ReadTensor = Callable[[SourceTensor], torch.Tensor]
 """Reads a tensor of the checkpoint as it is."""
 
 Numbers = Callable[[slice], torch.Tensor]
@@ -49,8 +49,8 @@ class QuantisedTensor(SourceTensor):
 
     tensors: tuple[SourceTensor, ...]
     format: str | None = None
-    read_lines: Callable[[Read, tuple[SourceTensor, ...]], Lines] | None = None
-    read_numbers: Callable[[Read, tuple[SourceTensor, ...]], Numbers] | None = None
+    read_lines: Callable[[ReadTensor, tuple[SourceTensor, ...]], Lines] | None = None
+    read_numbers: Callable[[ReadTensor, tuple[SourceTensor, ...]], Numbers] | None = None
     transposed: bool = False
     of_linear: bool = False
 
@@ -75,12 +75,12 @@ class QuantisedTensor(SourceTensor):
         """What says in which order the columns are stored, if they do not ascend."""
         return self.tensors[-1] if self.format is not None and _blocks(self.format).ordered else None
 
-    def lines(self, read: Read) -> Lines:
+    def lines(self, read: ReadTensor) -> Lines:
         """Its numbers in its format, row by row, from tensors that ``read`` reads. Raises CheckpointError."""
         assert self.read_lines is not None
         return self.read_lines(read, self.tensors)
 
-    def numbers(self, read: Read) -> Numbers:
+    def numbers(self, read: ReadTensor) -> Numbers:
         """Its numbers, decoded, from tensors that ``read`` reads, of one matrix. Raises CheckpointError."""
         if self.format is None:
             assert self.read_numbers is not None
@@ -113,8 +113,8 @@ def quantised_tensor(
     shape: Iterable[int],
     tensors: tuple[SourceTensor, ...],
     format_name: str | None,
-    lines: Callable[[Read, tuple[SourceTensor, ...]], Lines] | None = None,
-    numbers: Callable[[Read, tuple[SourceTensor, ...]], Numbers] | None = None,
+    lines: Callable[[ReadTensor, tuple[SourceTensor, ...]], Lines] | None = None,
+    numbers: Callable[[ReadTensor, tuple[SourceTensor, ...]], Numbers] | None = None,
     *,
     transposed: bool = False,
     of_linear: bool = False,

@@ -103,9 +103,10 @@ class Forwards:
 
 
 def _positional_names(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """What arguments by position are called. Where ``forward`` takes any (``*args``), the class that it overrides says."""
+    """Return the names of arguments by position; those of the overridden forward where ``forward`` takes ``*args``."""
     owner = getattr(forward, "__self__", None)
-    overridden = [vars(each)["forward"] for each in type(owner).__mro__ if "forward" in vars(each)] if owner else []
+    overridden = [vars(each)["forward"] for each in type(owner).__mro__ if "forward" in vars(each)]
+    overridden = overridden if owner is not None else []
     for candidate in (forward, *(each.__get__(owner) for each in overridden)):
         parameters = inspect.signature(candidate).parameters.values()
         names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
