@@ -82,7 +82,7 @@ def gptq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: ReadT
     ordered = groups is not None and (bool(config.get("desc_act")) or not plain)
     alike = groups is None or bool((torch.bincount(groups, minlength=count) == k // count).all())
     as_it_is = bits == 4 and scales.dtype == torch.float16 and alike
-    name = four_bit_format(size, n, k, ordered=ordered) if as_it_is else None
+    name = four_bit_format(int(config["group_size"]), n, k, ordered=ordered) if as_it_is else None
     # Packing in its first version stored zeros less one.
     less = 0 if layout == "gptq_v2" else 1
 
@@ -116,10 +116,11 @@ def awq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: ReadTe
         raise ValueError(f"it has {bits} bits, and penstock reads 4")
     _check_values(numbers, scales, bits)
     k, n = numbers.shape[0], 8 * numbers.shape[1]
-    count, size = _groups(int(config.get("group_size", config.get("q_group_size", 128))), k, scales.shape, (n,))
+    group = int(config.get("group_size", config.get("q_group_size", 128)))
+    count, size = _groups(group, k, scales.shape, (n,))
     if zeros.shape != (count, n // 8):
         raise ValueError(f"its zeros are {list(zeros.shape)}, not {[count, n // 8]}")
-    name = four_bit_format(size, n, k, ordered=False) if scales.dtype == torch.float16 else None
+    name = four_bit_format(group, n, k, ordered=False) if scales.dtype == torch.float16 else None
 
     def integers(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Integers:
         return _awq_integers(read, tensors, size)
@@ -188,8 +189,8 @@ def _groups(given: int, k: int, scales: tuple[int, ...], each: tuple[int, ...]) 
     return count, size
 
 
-def four_bit_format(size: int, n: int, k: int, *, ordered: bool) -> str | None:
-    """The format of four-bit numbers in groups of ``size``, if there is one."""
-    sizes = [str(size), *(["row"] if size == k else [])]
+def four_bit_format(group: int, n: int, k: int, *, ordered: bool) -> str | None:
+    """The format of four-bit numbers in groups of ``group`` (-1: a whole row), if there is one."""
+    sizes = [str(group), *(["row"] if group in (-1, 0, k) else [])]
     names = [f"uint4-{size}{'-ordered' if ordered else ''}" for size in sizes]
     return next((name for name in names if name in FORMATS and fits(name, n, k)), None)

@@ -44,7 +44,7 @@ def save_pair(
         quantised |= {name.removesuffix(".weight") + end: part for end, part in parts.items()}
     pair.quantised.mkdir()
     for path, made in ((pair.plain, plain), (pair.quantised, quantised)):
-        save_file({name: tensor.contiguous() for name, tensor in made.items()}, path / "model.safetensors")
+        save_file({name: tensor.clone().contiguous() for name, tensor in made.items()}, path / "model.safetensors")
     described = json.loads((pair.plain / "config.json").read_text()) | {"quantization_config": dict(config)}
     (pair.quantised / "config.json").write_text(json.dumps(described))
     return pair

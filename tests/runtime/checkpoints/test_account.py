@@ -137,7 +137,7 @@ def test_integers_are_no_weight(dtype: torch.dtype, tmp_path: Path) -> None:
     [
         ({"checkpoint_format": "marlin"}, "its layout is 'marlin'"),
         ({"group_size": 16}, r"groups of 16 numbers in rows of \d+ do not fit"),
-        ({"bits": 8}, "it has 32 columns in 8 bits"),
+        ({"bits": 8}, r"it has \d+ columns in 8 bits"),
         ({"bits": 3}, "it has 3 bits"),
     ],
 )
