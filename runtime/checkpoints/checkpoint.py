@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ...tiering.errors import CheckpointError
 from ...tiering.progress import Progress
@@ -18,6 +18,7 @@ from .describe import Description, describe
 from .digest import digest_files
 from .hub import find_folder
 from .meta_model import build_meta_model
+from .model_class import read_own_config
 from .model_files import ModelFiles, checkpoint_files, what_decides_weights
 from .quantisations import gather_quantised
 from .quantised import QuantisedTensor
@@ -134,7 +135,7 @@ def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PretrainedConfi
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = read_own_config(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # configurations check themselves, each in its own way
         raise CheckpointError(f"{path} cannot be used: {error}") from error
     found = None

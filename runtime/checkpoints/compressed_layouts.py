@@ -113,7 +113,8 @@ def nvfp4_weight(numbers: SourceTensor, scales: SourceTensor, whole: SourceTenso
 def bits_of(config: Mapping[str, Any]) -> int | None:
     """The bits of a number, where all groups of the configuration agree."""
     found = {(group.get("weights") or {}).get("num_bits") for group in (config.get("config_groups") or {}).values()}
-    return int(found.pop()) if len(found) == 1 and None not in found else None
+    (bits,) = found if len(found) == 1 else (None,)
+    return None if bits is None else int(bits)
 
 
 def has_zeros(config: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from transformers import initialization as hf_initialization
 from transformers.core_model_loading import build_glob_alternation
 
 from ...tiering.errors import CheckpointError
+from .model_class import own_model_class
 
 
 def build_meta_model(
@@ -30,6 +31,8 @@ def build_meta_model(
             hf_initialization.meta_device_safe_creation_ops(),
         ):
             described = copy.deepcopy(config)
+            if own is None and trust_remote_code:
+                own = own_model_class(described)
             if own is not None:
                 model = own._from_config(described, dtype=dtype)
             else:

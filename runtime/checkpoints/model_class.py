@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 
 from ...tiering.errors import CheckpointError
 
@@ -51,6 +52,33 @@ def read_class(folder: Path, *, trust_remote_code: bool) -> type[PreTrainedModel
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise CheckpointError(f"{module}.{name} in {folder / _FILE} is no model of transformers; wrap the model again")
     return found
+
+
+def own_model_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """The causal class that the code beside a trusted ``config`` defines, as it is by now; None if there is none.
+
+    transformers goes on with the code that it met first for a type of model, in this or another folder. A class that
+    the user has registered comes first, as there.
+    """
+    reference = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    if reference is None:
+        return None
+    mapping = AutoModelForCausalLM._model_mapping
+    if type(config) in mapping and not mapping[type(config)].__module__.startswith((_LIBRARY, REMOTE_MODULES)):
+        return None
+    found = get_class_from_dynamic_module(reference, config.name_or_path)
+    own: type[PreTrainedModel] = add_generation_mixin_to_remote_model(found)
+    return own
+
+
+def read_own_config(folder: Path, *, trust_remote_code: bool) -> PretrainedConfig:
+    """The configuration in ``folder``, of the class that the code there defines by now. Raises as transformers does."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    reference = (getattr(config, "auto_map", None) or {}).get("AutoConfig")
+    if not trust_remote_code or reference is None or not type(config).__module__.startswith(REMOTE_MODULES):
+        return config
+    own: type[PretrainedConfig] = get_class_from_dynamic_module(reference, str(folder))
+    return config if own is type(config) else own.from_pretrained(folder)
 
 
 def use_own_code(path: Path) -> None:

@@ -106,7 +106,7 @@ def read_tensor(tensor: SourceTensor) -> torch.Tensor:
     result = torch.empty(tensor.length, dtype=torch.uint8)
     file = SourceFile(tensor.file)
     try:
-        file.read(tensor.offset, memoryview(result.numpy()))
+        file.read(tensor.offset, memoryview(result.numpy()))  # type: ignore[arg-type]
     finally:
         file.close()
     return result.view(tensor.dtype).view(tensor.shape)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ...tiering.errors import BundleError, CheckpointError, ConfigError
@@ -15,7 +15,7 @@ from ...tiering.store.bundle.reader import Bundle
 from ...tiering.units import BlockId
 from ..checkpoints.describe import describe
 from ..checkpoints.meta_model import build_meta_model
-from ..checkpoints.model_class import read_class
+from ..checkpoints.model_class import read_class, read_own_config
 from ..checkpoints.source import Source
 from ..tiers.placeholders import placeholder
 
@@ -64,7 +64,7 @@ def _build(bundle: Bundle, trust_remote_code: bool, source: Source | None) -> tu
     """The model of ``bundle`` on the meta device, and its configuration."""
     dtype, own = dtype_of(bundle.manifest.dtype), None
     if source is None:
-        config = AutoConfig.from_pretrained(bundle.model_folder, trust_remote_code=trust_remote_code)
+        config = read_own_config(bundle.model_folder, trust_remote_code=trust_remote_code)
         own = read_class(bundle.model_folder, trust_remote_code=trust_remote_code)
     else:
         config = copy.deepcopy(source.config)

@@ -3,7 +3,6 @@
 The forward of each module, which leases its weights, is in streamed.py.
 """
 
-import inspect
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +14,7 @@ from ...kernels.memory.arena import ArenaClosed
 from ...kernels.memory.heap import trim
 from ...tiering.errors import Closed
 from ...tiering.policy.prefetch.predictor_choice import Predictors
+from ..checkpoints.modules import positional_names
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier
@@ -53,7 +53,7 @@ class Forwards:
         """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises."""
         if scopes.open:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
-        names = _positional_names(original)[: len(args)] if args else ()
+        names = positional_names(original)[: len(args)] if args else ()
         kwargs |= dict(zip(names, args, strict=False))  # ``around`` knows names
         ids = kwargs.get("input_ids")
         self._begin()
@@ -100,16 +100,3 @@ class Forwards:
         size = self.unbounded.add(cache)
         if self._check_caches is not None and not self.unbounded.problem:
             self._check_caches(size, self.unbounded)
-
-
-def _positional_names(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of arguments by position; those of the overridden forward where ``forward`` takes ``*args``."""
-    owner = getattr(forward, "__self__", None)
-    overridden = [vars(each)["forward"] for each in type(owner).__mro__ if "forward" in vars(each)]
-    overridden = overridden if owner is not None else []
-    for candidate in (forward, *(each.__get__(owner) for each in overridden)):
-        parameters = inspect.signature(candidate).parameters.values()
-        names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-        if names:
-            return names
-    return ()

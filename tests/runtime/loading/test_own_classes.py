@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, LlamaModel
 
 import penstock
-from penstock.runtime.modules.model_forward import _positional_names
+from penstock.runtime.checkpoints.modules import positional_names
 from penstock.tiering.errors import CheckpointError
 from tests.support.prompts import IDS
 from tests.support.tiny_models import save_tiny, tiny_config
@@ -77,13 +77,15 @@ def test_a_model_with_code_of_its_own(own: Path, tmp_path: Path) -> None:
 
 
 def test_code_that_changes_is_taken(own: Path, tmp_path: Path) -> None:
-    load(own, tmp_path, trust_remote_code=True).penstock.close()
-    (own / "factor_own.py").write_text("FACTOR = 3.0\n")
-    wanted = AutoModelForCausalLM.from_pretrained(own, trust_remote_code=True)(X).logits
+    """transformers itself goes on with the code that it met first, in the same process."""
+    AutoModelForCausalLM.from_pretrained(own, trust_remote_code=True)
     with load(own, tmp_path, trust_remote_code=True) as model:
-        assert torch.equal(model(X).logits, wanted)
+        before = model(X).logits
+    (own / "factor_own.py").write_text("FACTOR = 2.5\n")
+    with load(own, tmp_path, trust_remote_code=True) as model:
+        assert torch.equal(model(X).logits, 2 * before)
         bundle = Path(model.penstock.bundle)
-    assert (bundle / "model" / "factor_own.py").read_text() == "FACTOR = 3.0\n"
+    assert (bundle / "model" / "factor_own.py").read_text() == "FACTOR = 2.5\n"
 
 
 def test_a_wrapped_model_with_code_of_its_own(own: Path, tmp_path: Path) -> None:
@@ -153,9 +155,9 @@ def test_arguments_by_position_have_the_names_of_what_is_overridden() -> None:
     class Any_(Base):
         def forward(self, *args: Any, **kwargs: Any) -> None: ...
 
-    assert _positional_names(Base().forward) == ("first", "second")
-    assert _positional_names(Any_().forward) == ("first", "second")
-    assert _positional_names(lambda *args: None) == ()
+    assert positional_names(Base().forward) == ("first", "second")
+    assert positional_names(Any_().forward) == ("first", "second")
+    assert positional_names(lambda *args: None) == ()
 
 
 @pytest.mark.parametrize("kv", [None, "1MiB"])
