@@ -23,7 +23,7 @@ from report import Table, publish
 from rounds import take_turns
 
 from penstock.kernels.io.directio import DirectFile
-from penstock.kernels.machine.trial import read_rates
+from penstock.kernels.machine.read_rates import read_rates
 from penstock.tiering.units import MiB, format_size, parse_size
 
 _DECODE = Path(__file__).with_name("long_decode.py")

@@ -41,8 +41,8 @@ from penstock.tiering.sim.calibration import (
 )
 from penstock.tiering.sim.devices import Drive, Memory
 from penstock.tiering.sim.outcome import Outcome
+from penstock.tiering.sim.recorded_workload import passes_of
 from penstock.tiering.sim.recording import Recording, first_difference
-from penstock.tiering.sim.rerun import passes_of
 from penstock.tiering.sim.simulator import simulate
 from penstock.tiering.sim.workload import Workload, layers_of
 from penstock.tiering.units import format_size, parse_size

@@ -12,6 +12,7 @@ from typing import Any
 MOVED: Mapping[str, tuple[str, str]] = {
     "penstock.runtime.recording": ("penstock.runtime.tracing.run_recording", "penstock.sim"),
     "penstock.runtime.reference": ("penstock.runtime.planning.reference", "penstock.plan"),
+    "penstock.tiering.sim.rerun": ("penstock.tiering.sim.recorded_workload", "penstock.sim"),
     "penstock.runtime.routes": ("penstock.runtime.routing.routes", "penstock.routing"),
 }
 """Old module -> where its names are now, and what to use instead."""

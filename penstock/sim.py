@@ -12,12 +12,13 @@ from .tiering.kv.setup import KVSetup
 from .tiering.planner.arrangement import Arrangement, MemoryBudgets, Outline, arrange_memory, least_host
 from .tiering.planner.planner import Planner
 from .tiering.planner.setup import Setup
-from .tiering.policy.reads import Reading
+from .tiering.policy.drive_reading import Reading
 from .tiering.sim.devices import Bus, Drive, Memory
 from .tiering.sim.host_tier import Below
 from .tiering.sim.kv import Context, KVLayer
 from .tiering.sim.noise import Noise, Spell
 from .tiering.sim.outcome import Outcome, Passed
+from .tiering.sim.recorded_workload import passes_of
 from .tiering.sim.recording import (
     KVStep,
     Recording,
@@ -27,7 +28,6 @@ from .tiering.sim.recording import (
     replay,
     replay_kv,
 )
-from .tiering.sim.rerun import passes_of
 from .tiering.sim.simulator import simulate
 from .tiering.sim.workload import Layer, Pass, Workload, decode, forward, guessing, layers_of
 

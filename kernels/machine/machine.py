@@ -22,7 +22,7 @@ from ..io.directwrite import DirectWriter
 from ..memory.arena import Arena
 from ..memory.page import PAGE
 from .cgroups import find_memory_groups, find_processor_quota, read_memory_group
-from .trial import ReadRate, read_rates
+from .read_rates import ReadRate, read_rates
 
 _TRIAL_FILE = 256 << 20
 _TRIAL_MEMORY = 256 << 20

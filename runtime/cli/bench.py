@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ...tiering.policy.drive_reading import streamed_lengths, typical_read
 from ...tiering.policy.placement.placement import SizedBlock
-from ...tiering.policy.reads import streamed_lengths, typical_read
 from ...tiering.units import format_size
 from ..loading.opening import open_files, read_manifest
 from ..loading.progress import shown

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...tiering.errors import ConfigError
-from ...tiering.policy.reads import Reading
+from ...tiering.policy.drive_reading import Reading
 from ...tiering.units import GiB, MiB, format_size
 from ..machine.drive_speeds import existing
 from .console import print_json, print_table, quiet_libraries, say

@@ -1,4 +1,7 @@
-"""The options that commands share, each defined once: output, configuration, its overrides, which model."""
+"""The options that commands share, each defined once: output, configuration, its overrides, which model.
+
+The texts of the overrides are the descriptions in config/settings.py.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping

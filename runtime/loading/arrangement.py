@@ -4,7 +4,7 @@ from typing import Any
 
 from ...kernels.devices.base import Device
 from ...tiering.planner.arrangement import Arrangement, MemoryBudgets, Outline, arrange_memory
-from ...tiering.policy.reads import Reading
+from ...tiering.policy.drive_reading import Reading
 from ..config.config import Config
 from .openings.device import check_formats, device_budget
 from .openings.kv import kv_device_bytes, least_kv_host

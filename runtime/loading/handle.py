@@ -12,8 +12,8 @@ from transformers.cache_utils import DynamicCache
 
 from ...tiering.errors import Closed, ConfigError
 from ...tiering.planner.arrangement import Arrangement
+from ...tiering.policy.drive_reading import Reading
 from ...tiering.policy.placement.placement import Placement
-from ...tiering.policy.reads import Reading
 from ..engine.engine import Engine
 from ..engine.stats import PrefixStats, Stats
 from ..kv.adapter import PagedKV

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from ...kernels.machine.trial import ReadRate
+from ...kernels.machine.read_rates import ReadRate
 from . import cachefile
 
 NAME = "drives.json"

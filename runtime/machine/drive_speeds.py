@@ -1,17 +1,17 @@
 """Measures the speed of a drive for the reads of a model: blocks are dealt by it, predictions compared with it.
 
-kernels/machine/machine.py times the reads (``measure_drive``). drive_rates_file.py keeps what was measured.
+kernels/machine/read_rates.py times the reads. drive_rates_file.py keeps what was measured.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...tiering.errors import ConfigError
-from ...tiering.policy.reads import LARGEST_READ, Reading
+from ...tiering.policy.drive_reading import LARGEST_READ, Reading
 from ...tiering.units import KiB, MiB
 
 if TYPE_CHECKING:
-    from ...kernels.machine.trial import ReadRate
+    from ...kernels.machine.read_rates import ReadRate
 
 SIZES, DEPTHS, SECONDS = (128 * KiB, MiB, 4 * MiB, LARGEST_READ), (1, 2, 4, 8), 0.05
 """Sizes and depths to measure of a drive without kept rates, and seconds for each."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ...tiering.policy.reads import UNMEASURED, Reading, typical_read
+from ...tiering.policy.drive_reading import UNMEASURED, Reading, typical_read
 from ...tiering.sim.devices import Drive as ModelledDrive
 from ...tiering.sim.devices import fitted
 from ...tiering.store.bundle import journal

@@ -7,9 +7,9 @@ from pathlib import Path
 from ...kernels.io import backends
 from ...kernels.io.directio import DirectFile
 from ...kernels.io.reading import BackendUnavailable, Reader
-from ...kernels.machine.trial import ReadRate, read_rates
+from ...kernels.machine.read_rates import ReadRate, read_rates
 from ...tiering.errors import ConfigError
-from ...tiering.policy.reads import LARGEST_READ, UNMEASURED, Reading, choose, fixed
+from ...tiering.policy.drive_reading import LARGEST_READ, UNMEASURED, Reading, choose, fixed
 from ...tiering.units import MiB
 from ..config.settings import Io
 from . import drive_rates_file

@@ -28,7 +28,7 @@ from ..tiers.expert_planes import stacks
 from ..tiers.model_weights import ModelWeights
 from ..tiers.views import parameter, tensors_on
 from .chunks import in_parts, is_divisible
-from .linear import fast_weight, few_rows
+from .few_rows import fast_weight, few_rows
 from .model_forward import Around, Forwards
 from .streamed import LayerLease, Scopes, StreamedModule, lease_all
 

@@ -20,7 +20,7 @@ from transformers import initialization as hf_initialization
 from ...kernels.machine.machine import measure_drive
 from ...tiering.errors import ConfigError
 from ...tiering.events import Read
-from ...tiering.policy.reads import LARGEST_READ
+from ...tiering.policy.drive_reading import LARGEST_READ
 from ...tiering.progress import Quiet
 from ...tiering.sim.calibration import (
     bytes_used,
@@ -40,7 +40,7 @@ from ..config.config import Config
 from ..loading.load import wrap
 from ..machine import timings
 from ..machine.timings import Delivery, ProductSpeeds, Timings
-from ..modules.linear import few_rows
+from ..modules.few_rows import few_rows
 from ..tracing.run_recording import recorded
 
 _DENSE = ((256, 1), (256, 4), (2048, 1))

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ...tiering.errors import BundleError
 from ...tiering.planner.arrangement import MemoryBudgets, Outline, typical_block
-from ...tiering.policy.reads import Reading
+from ...tiering.policy.drive_reading import Reading
 from ...tiering.sim.devices import Drive
 from ...tiering.store.bundle import manifest
 from ..checkpoints.describe import describe

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from penstock.kernels.machine.trial import ReadRate
+from penstock.kernels.machine.read_rates import ReadRate
 from penstock.runtime.cli.main import main
 from penstock.tiering.units import KiB, MiB
 from tests.support.rig import Rig, Worker

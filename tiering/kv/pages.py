@@ -14,10 +14,10 @@ from itertools import count
 from typing import Literal
 
 InMemory = Literal["new", "open", "kept", "absent", "coming", "read", "passing", "freed"]
-"""Where a page stands in host memory; see the state table of the planner."""
+"""Where a page stands in host memory: the table MEMORY of books.py has the steps."""
 
 OnFlash = Literal["nowhere", "queued", "writing", "stored"]
-"""Where its bytes stand on flash; see there."""
+"""Where its bytes stand on flash: the table FLASH of books.py has the steps."""
 
 _numbers = count()
 

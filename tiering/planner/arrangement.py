@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..errors import BudgetTooSmall
+from ..policy.drive_reading import Reading, streamed_lengths, typical_read
 from ..policy.placement.placement import Placement, SizedBlock, place, with_working_memory
 from ..policy.placement.shrinking import Divisions
 from ..policy.placement.tiered import place_in_tiers
-from ..policy.reads import Reading, streamed_lengths, typical_read
 from ..units import BlockId, Extent, format_size
 from .setup import Setup, device_setup, setup_of
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..policy.drive_reading import Reading
 from ..policy.eviction import EVICTION
 from ..policy.placement.placement import Placement, SizedBlock
 from ..policy.placement.shrinking import Divisions
 from ..policy.prefetch.cycle import Cycle
 from ..policy.prefetch.speculation import Speculation
-from ..policy.reads import Reading
 from ..units import BlockId, Extent
 from .planner import Planner
 from .regions import EXPERTS, KEPT, PINNED, RESIDUALS, STREAM, Home

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from ..events import Acquire, Begin, End, Expect, Grant, Read, ReadDone, Release
 from .devices import Drive, Memory, line
+from .recorded_workload import passes_of
 from .recording import Recording
-from .rerun import passes_of
 from .workload import Layer, TokenRouting, layers_of
 
 OFTEN = 5

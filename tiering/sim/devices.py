@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import DeviceModelError
-from ..policy.reads import LARGEST_READ, Rate
+from ..policy.drive_reading import LARGEST_READ, Rate
 
 
 @dataclass(frozen=True, slots=True)

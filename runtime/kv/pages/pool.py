@@ -45,7 +45,7 @@ from ....tiering.policy.placement.memory_split import MemoryShare
 from ...tracing.recorder import Recorder
 from ...tracing.run_recording import RunRecording
 from .counters import PoolCounters, PoolUsage
-from .reads import PageReads
+from .drive_reading import PageReads
 from .spill import Spill
 from .writeback import WriteBack
 

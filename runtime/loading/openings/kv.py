@@ -10,9 +10,9 @@ from ....tiering.errors import ConfigError
 from ....tiering.kv.page_size import LARGE, OPEN
 from ....tiering.kv.selection.kv_budget.budget import LEAST, parse_budget
 from ....tiering.kv.selection.kv_budget.keeping import KEEPING
+from ....tiering.policy.drive_reading import Reading
 from ....tiering.policy.placement.memory_split import least_kv
 from ....tiering.policy.placement.placement import with_working_memory
-from ....tiering.policy.reads import Reading
 from ....tiering.units import MiB, format_size
 from ...config.config import Config
 from ...config.settings import Kv

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.kernels.machine.trial import ReadRate
+from penstock.kernels.machine.read_rates import ReadRate
 from penstock.runtime.config.settings import Io
 from penstock.runtime.machine import drive_speeds, drives
 from penstock.tiering.errors import ConfigError

@@ -14,11 +14,11 @@ import penstock
 from penstock.kernels.io import backends
 from penstock.kernels.io.reading import BackendUnavailable, Threads
 from penstock.kernels.machine import trial
-from penstock.kernels.machine.trial import ReadRate
+from penstock.kernels.machine.read_rates import ReadRate
 from penstock.runtime.config.settings import Io
 from penstock.runtime.machine import drive_rates_file, reading
 from penstock.tiering.errors import ConfigError
-from penstock.tiering.policy.reads import UNMEASURED, Reading
+from penstock.tiering.policy.drive_reading import UNMEASURED, Reading
 from penstock.tiering.units import PAGE, MiB
 from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import penstock
-from penstock.kernels.machine.trial import ReadRate
+from penstock.kernels.machine.read_rates import ReadRate
 from penstock.runtime.config.settings import Weights
 from penstock.runtime.packing import rules
 from penstock.runtime.packing.rules import choose_rules

@@ -21,8 +21,8 @@ from penstock.tiering.planner.arrangement import (
     arrange_memory,
     least_host,
 )
+from penstock.tiering.policy.drive_reading import UNMEASURED
 from penstock.tiering.policy.placement.placement import with_working_memory
-from penstock.tiering.policy.reads import UNMEASURED
 from penstock.tiering.sim.devices import Drive
 from penstock.tiering.units import KiB
 from tests.support.routes import made_up

@@ -8,12 +8,12 @@ from penstock.tiering.errors import BudgetTooSmall
 from penstock.tiering.events import PINNING_STREAM
 from penstock.tiering.planner.regions import EXPERTS, PINNED, STREAM
 from penstock.tiering.planner.setup import Setup, setup_of
+from penstock.tiering.policy.drive_reading import Reading
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.policy.placement.placement import Placement, SizedBlock
 from penstock.tiering.policy.placement.shrinking import Divisions
 from penstock.tiering.policy.placement.tiered import Tiers as Placements
 from penstock.tiering.policy.placement.tiered import place_in_tiers
-from penstock.tiering.policy.reads import Reading
 from penstock.tiering.units import PAGE, BlockId
 from tests.support.worlds.ledger import StreamModel
 from tests.support.worlds.lifts import Fault, Tiers

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.kernels.machine.trial import ReadRate
+from penstock.kernels.machine.read_rates import ReadRate
 from penstock.tiering.errors import DeviceModelError
 from penstock.tiering.events import Part, Purpose, Read, Slot
 from penstock.tiering.sim.agenda import Agenda, Shared

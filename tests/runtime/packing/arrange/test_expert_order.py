@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import penstock
-from penstock.kernels.machine.trial import ReadRate
+from penstock.kernels.machine.read_rates import ReadRate
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.runtime.cli.main import main

@@ -1,4 +1,7 @@
-"""Linear layers on a few rows: one pass over the weight, with the same bits as torch."""
+"""Linear layers on a few rows: one pass over the weight, with the same bits as torch.
+
+streamed.py leases the weights that these layers find.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.tiering.policy.reads import (
+from penstock.tiering.policy.drive_reading import (
     ENOUGH,
     LARGEST_READ,
     LEAST_DEPTH,

@@ -1,4 +1,7 @@
-"""How to read a drive, chosen from measured rates: backend, depth, largest read (pure)."""
+"""How to read a drive, chosen from measured rates: backend, depth, largest read (pure).
+
+The order of reads is that of tiering/planner/scheduling.py.
+"""
 
 import statistics
 from collections.abc import Iterable, Sequence

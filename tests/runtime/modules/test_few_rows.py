@@ -8,7 +8,7 @@ from torch.nn import functional
 from penstock.kernels.native import LIBRARY
 from penstock.kernels.products import few_rows as kernels
 from penstock.runtime.modules import linear
-from penstock.runtime.modules.linear import fast_weight, few_rows
+from penstock.runtime.modules.few_rows import fast_weight, few_rows
 
 native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
 

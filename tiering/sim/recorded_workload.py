@@ -1,4 +1,7 @@
-"""What the streams of a recorded run did (pure), to be simulated on other devices, budgets and policies."""
+"""What the streams of a recorded run did (pure), to be simulated on other devices, budgets and policies.
+
+recording.py replays a run as it was and compares the actions.
+"""
 
 from ..events import Acquire, Begin, End, Expect, Stream
 from ..units import BlockId
