@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...kernels.ending import ENDING
+from ...kernels.processes import leave_at_fork
 from ...kernels.products.row_parts import BIT_TRIALS
 from ...kernels.waiting import may_wait
 from ...tiering.driving.background import Hold
@@ -95,6 +97,13 @@ class Engine:
         self._lock = threading.Lock()
         self._trace: Trace | None = None
         self._background = Hold()
+        self.forked = False
+        """Whether this process is a child of the one whose engine this is."""
+        leave_at_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent."""
+        self.forked = True
 
     def _open_device(self, use: DeviceUse) -> DeviceTier:
         try:
@@ -215,7 +224,11 @@ class Engine:
         ``may_wait`` says so, a thread of its own does it all, soon; nothing is waited for, not even for its start.
         Raises TraceError, when all else is done, if something cannot be written.
         """
-        if may_wait():
+        if self.forked:  # all is the parent's: the system takes back what this process has of it
+            return
+        if ENDING.on:  # threads stopped in the middle, and all memory goes with the process
+            self._write_records()
+        elif may_wait():
             self._close()
         else:
             _thread.start_new_thread(self._close, ())
@@ -234,8 +247,11 @@ class Engine:
         self.bundle.close()
         bit_trials.keep(BIT_TRIALS.copy())  # other models may go on adding to it
         try:
-            for recorded in (self._trace, self.recording):
-                if recorded is not None:
-                    recorded.stop()
+            self._write_records()
         finally:
             self._background.close()
+
+    def _write_records(self) -> None:
+        for recorded in (self._trace, self.recording):
+            if recorded is not None:
+                recorded.stop()
