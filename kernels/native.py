@@ -184,9 +184,7 @@ def describe() -> Kernels:
     )
 
 
-def explain(
-    why_not: str, *, openmp: bool, features: Mapping[str, bool], machine: str, most: str = "all"
-) -> list[str]:
+def explain(why_not: str, *, openmp: bool, features: Mapping[str, bool], machine: str, most: str = "all") -> list[str]:
     """Explain why kernels are not in use: a list of reasons. Pure.
 
     ``why_not`` is the reason if there are no kernels at all. Otherwise the reasons follow from OpenMP and from the

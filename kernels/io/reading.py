@@ -7,10 +7,9 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..processes import FORKED, leave_at_fork, pause_at_fork
+from ..process.forks import FORKED, leave_at_fork, pause_at_fork
 from ..waiting import Then, deliver, mark_thread, may_wait, no_waiting
 from .directio import DirectFile, Segment, Transfer
-
 
 _LONGEST_PAUSE = 5.0
 """Seconds that a fork waits at most for reads under way: a drive may be stuck."""

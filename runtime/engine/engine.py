@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...kernels.ending import ENDING
-from ...kernels.processes import leave_at_fork
+from ...kernels.process.ending import ENDING
+from ...kernels.process.forks import leave_at_fork
 from ...kernels.products.row_parts import BIT_TRIALS
 from ...kernels.waiting import may_wait
 from ...tiering.driving.background import Hold
@@ -89,11 +89,17 @@ class Engine:
         self.host_tier = HostTier(setup, bundle, arrangement.reading, watch=watch, recording=self.recording)
         self.host = self.host_tier.bridge
         """The bridge over the host tier."""
-        self.device = None if device_use is None else self._open_device(device_use)
+        self.device: DeviceTier | None = None
         """The device tier; None where the CPU computes."""
-        self.tier = self._compute_tier()
-        """The tier that is computed on."""
-        self._build(device_use)
+        try:
+            if device_use is not None:
+                self.device = DeviceTier(device_use, arrangement, bundle, self.host, self.host_tier.arena)
+            self.tier = self._compute_tier()
+            """The tier that is computed on."""
+            self._build(device_use)
+        except BaseException:
+            self._close_tiers()
+            raise
         self._lock = threading.Lock()
         self._trace: Trace | None = None
         self._background = Hold()
@@ -105,12 +111,10 @@ class Engine:
         """As Inherited.leave_to_parent."""
         self.forked = True
 
-    def _open_device(self, use: DeviceUse) -> DeviceTier:
-        try:
-            return DeviceTier(use, self.arrangement, self.bundle, self.host, self.host_tier.arena)
-        except BaseException:
-            self.host_tier.close()
-            raise
+    def _close_tiers(self) -> None:
+        if self.device is not None:
+            self.device.close()
+        self.host_tier.close()
 
     def _compute_tier(self) -> ComputeTier:
         if self.device is None:
@@ -234,9 +238,7 @@ class Engine:
             _thread.start_new_thread(self._close, ())
 
     def _close(self) -> None:
-        if self.device is not None:
-            self.device.close()
-        self.host_tier.close()
+        self._close_tiers()
         if self.kv is not None:
             self.kv.close()
         self.tier.views.forget()

@@ -14,7 +14,7 @@ from contextlib import closing
 import torch
 
 from ...kernels.experts.experts import Expert, Form, Recipe, find_form, find_side_by_side
-from ...kernels.interrupts import calls_others
+from ...kernels.process.interrupts import calls_others
 from ...kernels.products.weighted_sum import add_by_torch, add_weighted, sum_weighted
 from ...tiering.policy.prefetch.expert_window import at_a_time
 from ...tiering.units import BlockId, MiB

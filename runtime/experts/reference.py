@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...kernels.interrupts import calls_others
+from ...kernels.process.interrupts import calls_others
 from ...tiering.errors import UnplaceableModule
 from .expert_blocks import ExpertBlocks
 from .tier_experts import TierExperts

@@ -11,7 +11,7 @@ import torch
 
 from ...kernels.experts.experts import Expert, Recipe, compute_expert, compute_outputs
 from ...kernels.experts.grouped_cuda import group_experts
-from ...kernels.interrupts import calls_others
+from ...kernels.process.interrupts import calls_others
 from ...kernels.weights.packed_weight import PackedWeight
 from ...tiering.events import Slot
 from ...tiering.store.bundle.manifest import Block

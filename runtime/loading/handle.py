@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from ...kernels.ending import ENDING
-from ...kernels.interrupts import SHIELD
-from ...kernels.processes import FORKED
+from ...kernels.process.ending import ENDING
+from ...kernels.process.forks import FORKED
+from ...kernels.process.interrupts import SHIELD
 from ...tiering.errors import Closed, ConfigError, Forked
 from ...tiering.planner.arrangement import Arrangement
 from ...tiering.policy.placement.placement import Placement
@@ -87,9 +87,8 @@ class Handle:
 
     def cache(self) -> DynamicCache:
         """An empty KV cache, in pages if the model's KV is. Raises Closed."""
-        if self.paged is not None:
-            return self.paged.new_cache()
-        return DynamicCache(config=self._running("make a cache").config)
+        model = self._running("make a cache")
+        return DynamicCache(config=model.config) if self.paged is None else self.paged.new_cache()
 
     def keeps(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
         """Whether a prompt ``input_ids`` [sequences, tokens] may come from flash, and go there, when ``generate`` is

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...kernels.interrupts import calls_others
+from ...kernels.process.interrupts import calls_others
 from ...kernels.products.row_parts import ROWS, divide_rows, parts_keep_bits
 from ..checkpoints.modules import is_experts
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ...kernels.ending import ENDING
-from ...kernels.interrupts import SHIELD, calls_others
 from ...kernels.memory.arena import ArenaClosed
 from ...kernels.memory.heap import trim
-from ...kernels.processes import FORKED, leave_at_fork
+from ...kernels.process.ending import ENDING
+from ...kernels.process.forks import FORKED, leave_at_fork
+from ...kernels.process.interrupts import SHIELD, calls_others
 from ...tiering.errors import Closed, Forked
 from ...tiering.policy.prefetch.predictor_choice import Predictors
 from ..kv.cache.unbounded import Unbounded

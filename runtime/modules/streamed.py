@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...kernels.interrupts import calls_others
+from ...kernels.process.interrupts import calls_others
 from ...tiering.errors import UnplaceableModule
 from ...tiering.events import Slot
 from ...tiering.planner.regions import KEPT

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
 from ...kernels.closing import Closing
-from ...kernels.interrupts import may_be_interrupted
+from ...kernels.process.interrupts import may_be_interrupted
 from ...tiering.errors import PenstockError, PrefixError
 from ...tiering.prefix.breakeven import Speeds, worth_reading
 from ...tiering.prefix.chain import Chain, chain_of, root_of

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ...kernels.ending import ENDING, waits
-from ...kernels.interrupts import SHIELD, may_be_interrupted
-from ...kernels.processes import FORKED, leave_at_fork
+from ...kernels.process.ending import ENDING, waits
+from ...kernels.process.forks import FORKED, leave_at_fork
+from ...kernels.process.interrupts import SHIELD, may_be_interrupted
 from ...kernels.waiting import no_waiting
 from ...tiering.driving.driver import Driver
 from ...tiering.driving.ports import BlockSource, Place, TierMemory
@@ -325,10 +325,10 @@ class Bridge:
             if self._closed is not None:
                 if isinstance(event, Acquire | Begin):
                     raise self._error(self._closed)
-                return
+                return None
             self._late.append(event)
             if self._busy:  # the garbage collector closed leases while this thread was in here
-                return
+                return None
             self._busy = True
             try:
                 while self._late:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...kernels.closing import Stopping
-from ...kernels.interrupts import SHIELD
-from ...kernels.processes import leave_at_fork
+from ...kernels.process.forks import leave_at_fork
+from ...kernels.process.interrupts import SHIELD
 from ...tiering.errors import RecordingError
 from ...tiering.events import Action, Event
 from ...tiering.kv.events import KVAction, KVEvent

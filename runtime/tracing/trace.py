@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from ...kernels.closing import Stopping
-from ...kernels.interrupts import SHIELD
-from ...kernels.processes import leave_at_fork
+from ...kernels.process.forks import leave_at_fork
+from ...kernels.process.interrupts import SHIELD
 from ...tiering.planner.counters import Counters
 from ..checkpoints.modules import is_experts, layer_of
 from .chrome import document

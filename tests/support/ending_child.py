@@ -15,7 +15,7 @@ how, kind, folder, store, budget, at = sys.argv[1:]
 torch.set_num_threads(1)
 memory = "512MiB" if budget == "all" else int(budget)
 more = {"kv_host_memory": "192KiB"} if kind == "paged" else {}
-model = penstock.load(folder, store=store, host_memory=memory if not more else 2 * int(budget), **more)
+model = penstock.load(folder, store=store, host_memory=memory if not more else (192 << 10) + int(budget), **more)
 begun = threading.Event()
 ids = IDS.repeat(1, 3)
 

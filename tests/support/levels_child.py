@@ -16,7 +16,9 @@ folder, store, *formats = sys.argv[1:]
 torch.set_num_threads(1)
 found = {}
 for name in formats:
-    with penstock.load(folder, store=store, host_memory="64MiB", weights_format=name, attn_implementation="eager") as model:
+    with penstock.load(
+        folder, store=store, host_memory="64MiB", weights_format=name, attn_implementation="eager"
+    ) as model:
         found[name] = [out[:, -1].float().tolist() for out in logits(model, steps=2)]
         one = model(torch.tensor([[5]])).logits
         found[name].append(one[:, -1].float().tolist())

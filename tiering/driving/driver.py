@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic
 
-from ...kernels.interrupts import may_be_interrupted
-from ...kernels.processes import leave_at_fork
+from ...kernels.process.forks import leave_at_fork
+from ...kernels.process.interrupts import may_be_interrupted
 from ...kernels.waiting import may_wait, no_waiting
 from ..events import Event, Read, ReadDone, ReadFailed
 from .background import BackgroundTask, Work

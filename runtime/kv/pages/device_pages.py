@@ -9,7 +9,7 @@ import torch
 from ....kernels.devices.base import Device, Mark
 from ....kernels.devices.fences import Fences
 from ....kernels.kv.base import PageShape
-from ....kernels.interrupts import may_be_interrupted
+from ....kernels.process.interrupts import may_be_interrupted
 from ....kernels.waiting import no_waiting
 from ....tiering.errors import Closed, DeviceFull, ReadError
 from ....tiering.kv.device_pages import Pair

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,12 +11,12 @@ from itertools import count
 import torch
 
 from ....kernels.devices.base import Device
-from ....kernels.ending import ENDING, waits
-from ....kernels.interrupts import SHIELD, may_be_interrupted
 from ....kernels.memory.arena import Arena
-from ....kernels.processes import FORKED, leave_at_fork
+from ....kernels.process.ending import ENDING
+from ....kernels.process.forks import FORKED, leave_at_fork
+from ....kernels.process.interrupts import SHIELD, may_be_interrupted
 from ....kernels.waiting import no_waiting
-from ....tiering.errors import Forked
+from ....tiering.errors import Closed, Forked
 from ....tiering.events import Cancel, Discard, Refuse
 from ....tiering.kv.device_pages import DevicePages, Pair
 from ....tiering.kv.events import (
@@ -44,6 +45,7 @@ from ....tiering.kv.events import (
     Wake,
 )
 from ....tiering.kv.pages import BlockTable, Page
+from ....tiering.kv.planner import CLOSED
 from ....tiering.kv.setup import KVSetup
 from ....tiering.policy.placement.memory_split import MemoryShare
 from ...tracing.recorder import Recorder
@@ -83,6 +85,8 @@ class PagePool:
         self._changed = threading.Condition(threading.RLock())
         self._late: deque[KVEvent] = deque()
         self._busy = False
+        self._owners: dict[weakref.ref[object], Callable[[], None]] = {}
+        self._gone: deque[weakref.ref[object]] = deque()  # owners that the garbage collector has taken
         self._answers: dict[int, Wake | Show | Refuse] = {}
         self._sleepers = 0  # threads that wait for an answer
         self._forked = False  # the pages are the parent's, of which this process is a child
@@ -92,7 +96,6 @@ class PagePool:
         self._spill = spill
         self._reads = PageReads(spill, self._bytes, self._changed, self.counters, self.post)
         self._writes = WriteBack(spill, self._bytes, self._changed, self.counters, self.post)
-
         leave_at_fork(self)
 
     def leave_to_parent(self) -> None:
@@ -121,6 +124,11 @@ class PagePool:
     def abandon(self, pages: Sequence[Page]) -> None:
         """As ``drop``, soon; may be called by the garbage collector, from the middle of anything."""
         self._late.append(Drop(_real(pages)))
+
+    def own(self, owner: object, abandon: Callable[[], None]) -> None:
+        """Have ``abandon`` called soon after ``owner`` has gone. The garbage collector runs no code for it that could be
+        interrupted."""
+        self._owners[weakref.ref(owner, self._gone.append)] = abandon
 
     def share(self, pages: Sequence[Page]) -> None:
         """One track more has each of ``pages``."""
@@ -279,7 +287,8 @@ class PagePool:
         """Hand ``event`` to the planner, and do what it says."""
         if not SHIELD.on and threading.get_ident() == SHIELD.main:  # outside of a forward
             with SHIELD:
-                return self.post(event)
+                self.post(event)
+            return
         with no_waiting, self._changed:
             self._late.append(event)
             self._go_on()
@@ -307,7 +316,6 @@ class PagePool:
             raise answer.error
         return answer
 
-    @waits
     @may_be_interrupted
     def _wait(self, request: Request) -> None:
         start, ticket = time.monotonic(), request.ticket
@@ -315,7 +323,8 @@ class PagePool:
         try:
             while ticket not in self._answers:
                 self._changed.wait()
-                ENDING.rest()
+                if ENDING.stops_here():  # without the lock, so not yet
+                    raise Closed(CLOSED)
         except BaseException:  # an interrupt
             answer = self._answers.pop(ticket, None)
             if answer is None:
@@ -345,6 +354,8 @@ class PagePool:
             return
         self._busy = True
         try:
+            while self._gone:
+                self._owners.pop(self._gone.popleft())()
             while self._late:
                 event = self._late.popleft()
                 actions = self.planner.handle(event)

@@ -12,8 +12,9 @@ from tests.support.logits import least_budget
 SCENARIOS = ("refused", "paged", "busy", "loads", "workers")
 
 
-@pytest.mark.parametrize("backend", ["threads", "io_uring"])
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    ("scenario", "backend"), [*((each, "threads") for each in SCENARIOS), ("busy", "io_uring"), ("loads", "io_uring")]
+)
 def test_fork(tiny_dense_folder: Path, store: Path, tmp_path: Path, scenario: str, backend: str) -> None:
     BACKENDS[backend]()  # skips where there is none
     budget = least_budget(tiny_dense_folder, store)

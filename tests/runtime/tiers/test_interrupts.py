@@ -35,7 +35,9 @@ def pair(request: pytest.FixtureRequest, store: Path) -> Iterator[Any]:
     options = {"attn_implementation": "eager"}
     reference = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager", **options).eval()
     budget = least_budget(folder, store)
-    with penstock.load(folder, store=store, host_memory=budget * (2 if settings else 1), **settings, **options) as model:
+    with penstock.load(
+        folder, store=store, host_memory=budget + (256 << 10) * bool(settings), **settings, **options
+    ) as model:
         yield logits(reference), model
 
 
@@ -77,8 +79,8 @@ def test_an_interrupt_at_every_line_of_a_forward(pair: tuple[Any, PreTrainedMode
 def test_an_interrupt_at_lines_of_generate(tiny_moe_folder: Path, store: Path) -> None:
     """Caches are cropped and reordered between forwards."""
     options = {"max_new_tokens": 4, "pad_token_id": 0, "num_beams": 2}
-    settings = {"kv_host_memory": "256KiB", "attn_implementation": "eager"}
-    budget = 2 * least_budget(tiny_moe_folder, store)
+    settings = {"kv_host_memory": "1MiB", "attn_implementation": "eager"}
+    budget = least_budget(tiny_moe_folder, store) + (1 << 20)
     with penstock.load(tiny_moe_folder, store=store, host_memory=budget, **settings) as model:
         expected = model.generate(IDS, **options)
         lines = lines_of(lambda: model.generate(IDS, **options))

@@ -67,9 +67,13 @@ class Ending:
         """The calling thread begins to use a model."""
         self._threads.add(_thread.get_ident())
 
+    def stops_here(self) -> bool:
+        """Return whether the interpreter ends, and the calling thread is not the one that ends it."""
+        return self.on and threading.current_thread() is not threading.main_thread()
+
     def rest(self) -> None:
-        """Stop the calling thread for ever, if the interpreter ends and it is not the thread that ends it."""
-        if self.on and threading.current_thread() is not threading.main_thread():
+        """Stop the calling thread for ever if it ``stops_here``. It must hold no lock that others need."""
+        if self.stops_here():
             _stop_for_ever()
 
     def _begin(self) -> None:

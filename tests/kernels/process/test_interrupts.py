@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from penstock.kernels import interrupts
-from penstock.kernels.interrupts import SHIELD, calls_others, may_be_interrupted, may_pass
+from penstock.kernels.process import interrupts
+from penstock.kernels.process.interrupts import SHIELD, calls_others, may_be_interrupted, may_pass
+
 
 def of(module: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` as if it stood in ``module``."""
@@ -52,7 +53,9 @@ def test_where_an_error_may_rise() -> None:
     assert stack("user", "torch.nn", "threading")
     assert not stack("user", "penstock.runtime.tiers.bridge")
     assert not stack("penstock.runtime.tiers.bridge", "threading")
-    assert not stack("penstock.runtime.tiers.views", "torch.nn.parameter"), "what called it is in the middle of something"
+    assert not stack("penstock.runtime.tiers.views", "torch.nn.parameter"), (
+        "what called it is in the middle of something"
+    )
 
 
 @pytest.mark.usefixtures("unmarked")
