@@ -145,8 +145,9 @@ class Shield:
             self.on = False
         try:
             for number, held in self._held.items():
+                handler = held.handler
                 if signal.getsignal(number) is held:
-                    signal.signal(number, held.handler)
+                    signal.signal(number, handler)
             self._held.clear()
         finally:
             self._deliver()
@@ -155,7 +156,7 @@ class Shield:
         """Send what was held back, all of it, although each may raise."""
         if self._waiting:
             try:
-                _thread.interrupt_main(self._waiting.popleft())
+                _thread.interrupt_main(signal.Signals(self._waiting.popleft()))
             finally:
                 self._deliver()
 
@@ -168,7 +169,7 @@ class Shield:
                     return
                 self._sending = True  # after another look: a signal may have come in between
                 for number in tuple(self._waiting):
-                    _thread.interrupt_main(number)
+                    _thread.interrupt_main(signal.Signals(number))
 
     def begin_anew(self) -> None:
         """Go on in a child process, whose only thread is its main one."""

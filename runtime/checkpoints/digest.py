@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def digest_files(files: Sequence[Path], store: Path, progress: Progress | None =
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
-def _remember(cache: Path, found: Mapping[str, str]) -> None:
+def _remember(cache: Path, found: dict[str, str]) -> None:
     """Add what was ``found`` to ``cache``, unless the store is read-only: then it is found again each time."""
     try:
         with locked(cache):
