@@ -126,8 +126,8 @@ class PagePool:
         self._late.append(Drop(_real(pages)))
 
     def own(self, owner: object, abandon: Callable[[], None]) -> None:
-        """Have ``abandon`` called soon after ``owner`` has gone. The garbage collector runs no code for it, which a signal
-        could interrupt."""
+        """Have ``abandon`` called soon after ``owner`` has gone: the garbage collector runs no code that a signal could
+        interrupt."""
         self._owners[weakref.ref(owner, self._gone.append)] = abandon
 
     def share(self, pages: Sequence[Page]) -> None:
