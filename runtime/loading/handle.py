@@ -22,7 +22,7 @@ from ..prefixes.prefix import Prefixes
 from ..routing.profiling import RoutingRecording
 from ..tracing.run_recording import RunRecording
 from ..tracing.trace import Trace
-from .placeholder_model import replace_tensors
+from .placeholder_model import take_away
 
 
 class Handle:
@@ -61,6 +61,11 @@ class Handle:
     def bundle(self) -> Path:
         """Folder of the bundle that the weights come from."""
         return self._engine.bundle.folder
+
+    @property
+    def copies(self) -> KeptCopies:
+        """Counts the weights that were changed, and are kept in memory."""
+        return self._engine.weights.copies
 
     @property
     def reading(self) -> Reading:
@@ -123,7 +128,7 @@ class Handle:
         if self.prefixes is not None:
             self.prefixes.close()  # prompts that are still to be written may lie in pages
         if self._finalizer.detach() and model is not None:
-            replace_tensors(model, self._engine.tier.holds)
+            take_away(model, self._engine.tier.holds)
         self._engine.close()
 
     def _running(self, purpose: str) -> PreTrainedModel:

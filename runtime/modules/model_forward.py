@@ -18,7 +18,7 @@ from ...tiering.policy.prefetch.predictor_choice import Predictors
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier
-from .streamed import Scopes
+from .scopes import Scopes
 
 Around = Callable[[dict[str, Any]], AbstractContextManager[None]]
 """Entered around each forward of the model with its keyword arguments, which it may change."""
@@ -51,14 +51,13 @@ class Forwards:
 
     def run(self, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises."""
-        if scopes.open:  # a forward inside a forward of this thread
+        if scopes.inside:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
         kwargs |= dict(zip(inspect.signature(original).parameters, args, strict=False))  # ``around`` knows names
         ids = kwargs.get("input_ids")
         self._begin()
         try:
-            # Nothing may remember weights that will not stay.
-            with torch.no_grad(), self._current(), around(kwargs):
+            with self._current(), around(kwargs):
                 out = scopes.run(original, **kwargs)
             self._note_tokens(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
@@ -71,7 +70,6 @@ class Forwards:
             # Without its frames, which hold what was computed until then.
             raise self._device.full(error) from error.with_traceback(None)
         finally:
-            scopes.clear()
             self._tier.bridge.end()
 
     def _begin(self) -> None:
