@@ -32,6 +32,7 @@ class ReferenceExperts:
         stacked = {
             name: StackedNumbers(f"{path}.{name}", place, blocks.ids, experts, memory, module._parameters[name])
             for name, place in names.items()
+            if name in module._parameters
         }
         self._parameters = _ExpertParameters(module._parameters, stacked, self)
         module._parameters = self._parameters

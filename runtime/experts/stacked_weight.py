@@ -35,7 +35,7 @@ class StackedNumbers(ChangeableNumbers):
         chosen = range(len(self._blocks)) if rows is None else sorted({*rows.tolist()} & {*range(len(self._blocks))})
         size = self.weight.nbytes // max(1, len(self._blocks)) * len(chosen)
         with self._copies.room(size) as fits:
-            if not fits:
+            if not fits and len(chosen) > 1:
                 raise UnplaceableModule(
                     f"{self.name} is used as a whole, for which its experts, streamed one by one, need "
                     f"{format_size(size)} together; raise {self._tier.budget}, or load the model with transformers"

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ...kernels.weights.packed_weight import PackedWeight
 from ...tiering.errors import BundleError, CheckpointError, ConfigError
 from ...tiering.store.bundle.manifest import Block, Manifest
 from ...tiering.store.bundle.reader import Bundle
@@ -87,7 +88,9 @@ def take_away(model: nn.Module, lies_in: Callable[[torch.Tensor], bool]) -> None
     gone: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by identity; shared ones stay shared
 
     def there(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if isinstance(tensor, StreamedWeight) or not lies_in(tensor):
+        if isinstance(tensor, StreamedWeight):
+            return tensor
+        if not lies_in(tensor.planes[0] if isinstance(tensor, PackedWeight) else tensor):
             return tensor
         if id(tensor) not in gone:
             parameter, numbers = isinstance(tensor, nn.Parameter), ClosedNumbers(name)

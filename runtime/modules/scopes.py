@@ -1,7 +1,8 @@
 """Where each thread is: inside of which forward, and with which modules' weights leased for the layer around them."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ...tiering.events import Slot
@@ -24,10 +25,19 @@ class Scopes(threading.local):
         they will not stay."""
         if self.inside:
             return original(*args, **kwargs)
+        with self.entered():
+            return original(*args, **kwargs)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """In here the thread computes a module, as ``run`` says."""
+        if self.inside:
+            yield
+            return
         self.inside = True
         try:
             with forgetting():
-                return original(*args, **kwargs)
+                yield
         finally:
             self.inside = False
             self.leased.clear()

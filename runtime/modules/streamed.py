@@ -73,8 +73,8 @@ class StreamedModule:
         slots = self._scopes.leased.get(self)
         if slots is not None:
             try:
-                self.bind(slots)
-                return self._kept(original(*args, **kwargs))
+                bound = self.bind(slots)
+                return self._kept(original(*args, **kwargs), bound)
             finally:
                 self._parameters.unbind()
         if not self._scopes.inside:
@@ -84,13 +84,17 @@ class StreamedModule:
             return original(*args, **kwargs)
         slots = dict(self._bridge.acquire(blocks))
         try:
-            self.bind(slots)
-            return self._kept(original(*args, **kwargs))
+            bound = self.bind(slots)
+            return self._kept(original(*args, **kwargs), bound)
         finally:
             self._leave(blocks)
 
-    def _kept(self, out: Any) -> Any:
-        """``out``, copied if it is a view on the weights, which will not stay."""
+    def _kept(self, out: Any, bound: Mapping[str, nn.Parameter]) -> Any:
+        """``out``, copied if it is a view on the weights ``bound``, which will not stay; nor do changes to them."""
+        if self._tier.native:  # a device's weights share one version, that of its arena
+            for name, weight in bound.items():
+                if type(weight) is nn.Parameter and weight._version:
+                    self._stored[name].numbers.own()
         return out.clone() if isinstance(out, torch.Tensor) and self._holds(out) else out
 
     def forward_by_row(self, reader: RowReader, original: Callable[..., Any], ids: torch.Tensor) -> Any:
@@ -117,8 +121,9 @@ class StreamedModule:
                 finally:
                     self._parameters.unbind()
 
-    def bind(self, slots: Slots) -> None:
-        """Show the calling thread the weights in ``slots``, which it has leased, until it unbinds them."""
+    def bind(self, slots: Slots) -> Mapping[str, nn.Parameter]:
+        """Show the calling thread the weights in ``slots``, which it has leased, until it unbinds them. Returns
+        them."""
         bound: dict[str, nn.Parameter] = {}
         for block, (names, views) in self._views.items():
             if block in slots:  # another thread may have put a weight back meanwhile
@@ -126,6 +131,7 @@ class StreamedModule:
         for name in self._replaced:
             bound.pop(name, None)
         self._parameters.bind(bound)
+        return bound
 
     def _leave(self, blocks: Sequence[BlockId]) -> None:
         self._parameters.unbind()
@@ -180,7 +186,8 @@ def lease_all(inside: Sequence[StreamedModule], bridge: Bridge, scopes: Scopes) 
         return
     try:
         scopes.leased.update(dict.fromkeys(missing, slots))
-        yield True
+        with scopes.entered():
+            yield True
     finally:
         for leased in missing:
             scopes.leased.pop(leased, None)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 
 from ...kernels.devices.base import DeviceArena
-from ...kernels.weights.packed_weight import PackedWeight
 from ...tiering.policy.placement.placement import Placement
 from .bridge import Bridge
 from .views import AllViews
@@ -32,6 +31,4 @@ class ComputeTier:
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` lies in the arena, so that its bytes may change once its lease is given back."""
-        if isinstance(tensor, PackedWeight):
-            tensor = tensor.planes[0]
         return self.arena.address <= tensor.data_ptr() < self.arena.address + self.arena.length
