@@ -130,7 +130,9 @@ class PackedWeight(torch.Tensor):
         if func in _OWN:
             return _OWN[func](*args, **kwargs)
         if func not in LOOKS and any(getattr(arg, "outer", None) is not None for arg in args):
-            args, kwargs = tree_map_only(cls, lambda weight: weight if weight.outer is None else weight.outer, (args, kwargs))
+            args, kwargs = tree_map_only(
+                cls, lambda weight: weight if weight.outer is None else weight.outer, (args, kwargs)
+            )
             return func(*args, **kwargs)
         if func.__name__.endswith("_") and not func.__name__.endswith("__"):
             raise TypeError(f"an encoded weight cannot be changed in place ({func.__name__})")

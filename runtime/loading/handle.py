@@ -20,6 +20,7 @@ from ..kv.adapter import PagedKV
 from ..prefixes.prefill import is_plain
 from ..prefixes.prefix import Prefixes
 from ..routing.profiling import RoutingRecording
+from ..tiers.kept_copies import KeptCopies
 from ..tracing.run_recording import RunRecording
 from ..tracing.trace import Trace
 from .placeholder_model import take_away

@@ -95,9 +95,7 @@ def take_away(model: nn.Module, lies_in: Callable[[torch.Tensor], bool]) -> None
         if id(tensor) not in gone:
             parameter, numbers = isinstance(tensor, nn.Parameter), ClosedNumbers(name)
             grads, shape, dtype = tensor.requires_grad, tuple(tensor.shape), tensor.dtype
-            weight = StreamedWeight(
-                numbers, shape, dtype, tensor.device, requires_grad=grads, is_parameter=parameter
-            )
+            weight = StreamedWeight(numbers, shape, dtype, tensor.device, requires_grad=grads, is_parameter=parameter)
             gone[id(tensor)] = tensor, weight
         return gone[id(tensor)][1]
 

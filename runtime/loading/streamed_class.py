@@ -38,7 +38,11 @@ def streamed_class(base: type[Any]) -> type[Any]:
     def apply(self: Any, fn: Callable[[torch.Tensor], torch.Tensor], *_: Any, **__: Any) -> Any:
         for dtype in {self.dtype, torch.float32, torch.float16, torch.bfloat16}:
             found = fn(torch.empty(0, dtype=dtype, device=self.device))
-            if found.dtype != dtype or found.device != self.device or (found.device.type == "cpu" and found.is_shared()):
+            if (
+                found.dtype != dtype
+                or found.device != self.device
+                or (found.device.type == "cpu" and found.is_shared())
+            ):
                 raise ConfigError(_PLACED)
         return self  # it changes nothing
 

@@ -33,7 +33,9 @@ from .chunks import in_parts, is_divisible
 from .copying import copy_plainly
 from .linear import fast_weight, few_rows
 from .model_forward import Around, Forwards
-from .streamed import LayerLease, Scopes, StreamedModule, lease_all
+from .scopes import Scopes
+from .streamed import LayerLease, StreamedModule, lease_all
+from .uncompiled import keep_uncompiled
 
 
 def attach(

@@ -67,7 +67,7 @@ def _is_long(state: Any) -> bool:
 
 
 def _is_as_built(module: nn.Module) -> bool:
-    """Whether nothing in ``module`` must see all rows at once: no hooks, and no code from elsewhere, as adapters are."""
+    """Whether nothing in ``module`` must see all rows at once: no hooks, and no code from elsewhere, as in adapters."""
     inside = [each for each in module.modules() if each is not module]
     return all(is_library_code(each) and not (each._forward_hooks or each._forward_pre_hooks) for each in inside)
 

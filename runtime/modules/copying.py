@@ -32,6 +32,6 @@ def _plain_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _refuse(name: str, *_: Any) -> Any:
     raise PenstockError(
-        f"this {name} computes with weights that are streamed from flash, and cannot be pickled; pickle a copy.deepcopy of "
-        "it, or load the model again where you need it"
+        f"this {name} computes with weights that are streamed from flash, and cannot be pickled; pickle a "
+        "copy.deepcopy of it, or load the model again where you need it"
     )

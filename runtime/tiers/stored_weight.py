@@ -1,4 +1,4 @@
-"""The numbers of one weight of a bundle: in a slot, read by row, or in a copy of their own once somebody changed them."""
+"""The numbers of one weight of a bundle: in a slot, read by row, or, once somebody changed them, in a copy."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -111,6 +111,7 @@ class StoredNumbers(ChangeableNumbers):
     def leased(self, rows: torch.Tensor | None) -> Iterator[torch.Tensor]:
         """See ChangeableNumbers."""
         weights = self._weights
+        weights.tier.bridge.check_open()
         try:
             with ExitStack() as leases:
                 if self._block in weights.pinned:

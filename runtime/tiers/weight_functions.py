@@ -13,7 +13,7 @@ from ...kernels.weights.metadata_ops import LOOKS
 _Tensor = torch.Tensor
 
 ANSWERED = LOOKS | {
-    *(getattr(_Tensor, name).__get__ for name in ("is_leaf", "grad", "grad_fn", "nbytes", "names", "_version")),
+    *(getattr(_Tensor, name).__get__ for name in ("is_leaf", "grad", "grad_fn", "nbytes", "_version")),
     *(getattr(_Tensor, name).__get__ for name in ("is_quantized", "is_nested", "is_sparse_csr", "is_mps", "is_xpu")),
     *(getattr(_Tensor, name) for name in ("stride", "storage_offset", "is_contiguous", "nelement", "ndimension")),
     *(getattr(_Tensor, name) for name in ("is_complex", "is_signed", "is_inference", "get_device", "__len__")),
@@ -33,7 +33,21 @@ REFUSED = {
 
 _CHANGING = {
     f"__i{name}__"
-    for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    )
 } | {"__setitem__"}
 
 

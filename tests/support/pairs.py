@@ -15,8 +15,8 @@ from tests.support.tiny_models import save_tiny
 IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(1))
 """A prompt of two rows."""
 
-BUDGETS = ("least", "half", "ample")
-"""Every weight that can be streamed is; some are; all that may leave memory stays there."""
+BUDGETS = ("least", "half", "elastic", "ample")
+"""Every weight that can be streamed is; some are; all are in memory, but may leave it; all stay there."""
 
 
 class Pair(NamedTuple):
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 def pair(
     folder: Path, name: str, budget: str = "ample", dtype: torch.dtype = torch.float32, **options: Any
 ) -> Iterator[Pair]:
-    """The tiny model ``name``, saved below ``folder``, as both. ``budget`` is one of BUDGETS or a size."""
+    """The tiny model ``name``, saved below ``folder``, as both. ``budget`` is one of BUDGETS."""
     sizes = {key: options.pop(key) for key in [*options] if key == "tie_word_embeddings"}
     source, store = folder / "model", folder / "store"
     if not source.exists():
@@ -43,11 +43,12 @@ def pair(
     plain = AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     ).eval()
-    if budget in ("least", "half"):
-        size = least = least_budget(source, store)
+    memory: Any = "1GiB"
+    if budget != "ample":
+        formats = {name: value for name, value in options.items() if name == "weights_format"}
+        least = least_budget(source, store, **formats)
         total = sum(tensor.nbytes for tensor in plain.parameters())
-        memory: Any = size if budget == "least" else max(least, total // 2)
-    else:
-        memory = "1GiB" if budget == "ample" else budget
+        memory = {"least": least, "half": max(least, total // 2), "elastic": "1GiB"}[budget]
+        options |= {"host_memory_floor": least} if budget == "elastic" else {}
     with penstock.load(source, store=store, host_memory=memory, attn_implementation="eager", **options) as streamed:
         yield Pair(plain, streamed)

@@ -1,6 +1,5 @@
 """Adapters of PEFT over a streamed model: the bits of transformers with the same adapters."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def adapters(name: str, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def adapters(name: str, tmp_path: Path) -> tuple[Path, Path]:
     source = save_tiny(name, tmp_path / "model")
-    yield adapter(tmp_path / "a", source, 1), adapter(tmp_path / "b", source, 2)
+    return adapter(tmp_path / "a", source, 1), adapter(tmp_path / "b", source, 2)
 
 
 def same(models: tuple[PreTrainedModel, PreTrainedModel]) -> bool:
@@ -44,9 +43,7 @@ def same(models: tuple[PreTrainedModel, PreTrainedModel]) -> bool:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_peft_loads_switches_and_unloads(
-    name: str, budget: str, adapters: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_peft_loads_switches_and_unloads(name: str, budget: str, adapters: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = adapters
     with pair(tmp_path, name, budget) as both:
         bare = both.plain(IDS).logits
@@ -104,7 +101,7 @@ def test_transformers_loads_switches_and_deletes(
         assert both.same_logits()
 
 
-@pytest.mark.parametrize("budget", ["least", "ample"])
+@pytest.mark.parametrize("budget", ["least", "elastic"])
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_merging_works_on_counted_copies_or_names_the_weight(dora: bool, budget: str, tmp_path: Path) -> None:
     source = save_tiny("llama", tmp_path / "model")
@@ -123,7 +120,7 @@ def test_merging_works_on_counted_copies_or_names_the_weight(dora: bool, budget:
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal", "gaussian", True])
 def test_initialisations_that_need_whole_weights(init: str | bool, tmp_path: Path) -> None:
-    with pair(tmp_path, "llama", "ample") as both:
+    with pair(tmp_path, "llama", "elastic") as both:
         models = []
         for model in both:
             torch.manual_seed(0)
@@ -133,7 +130,7 @@ def test_initialisations_that_need_whole_weights(init: str | bool, tmp_path: Pat
 
 
 def test_modules_to_save(tmp_path: Path) -> None:
-    with pair(tmp_path, "llama", "ample") as both:
+    with pair(tmp_path, "llama", "elastic") as both:
         models = []
         for model in both:
             torch.manual_seed(0)
@@ -145,7 +142,7 @@ def test_modules_to_save(tmp_path: Path) -> None:
 
 
 def test_experts_with_parametrised_weights(tmp_path: Path) -> None:
-    with pair(tmp_path, "qwen3_moe", "ample") as both:
+    with pair(tmp_path, "qwen3_moe", "elastic") as both:
         models = []
         for model in both:
             torch.manual_seed(0)
@@ -163,5 +160,3 @@ def test_adapters_keep_the_bits_in_bfloat16(tmp_path: Path) -> None:
         with pair(tmp_path, "llama", budget, torch.bfloat16) as both:
             models = tuple(PeftModel.from_pretrained(model, folder).eval() for model in both)
             assert same(models)
-
-

@@ -9,7 +9,7 @@ import torch
 from tests.support.pairs import IDS, pair
 
 
-@pytest.mark.parametrize("budget", ["least", "ample"])
+@pytest.mark.parametrize("budget", ["least", "elastic", "ample"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_a_compiled_model_gives_the_same_bits(backend: str, budget: str, tmp_path: Path) -> None:
     for name in ("llama", "qwen3", "qwen3_moe"):

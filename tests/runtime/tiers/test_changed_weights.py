@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import penstock
 from tests.support.engines import engine_of
-from tests.support.pairs import BUDGETS, IDS, pair
+from tests.support.pairs import BUDGETS, IDS, Pair, pair
 
 NAMES = ("llama", "qwen3", "qwen3_moe", "mixtral")
 
@@ -131,21 +131,30 @@ def test_a_changed_model_computes_what_transformers_computes(
         with pair(tmp_path / name, name, budget) as both:
             with torch.no_grad():
                 change(both.plain)
-                try:
-                    change(both.streamed)
-                    assert both.same_logits(), name
-                except penstock.PenstockError as error:
-                    assert budget != "ample", error
-                    assert "host_memory" in str(error)
+                if not done_or_refused(change, both):
+                    assert budget in ("least", "half"), name
                     continue
+            assert both.same_logits(), name
             assert both.same_logits(IDS[:1, :1]), name
             generated = [model.generate(IDS[:1], max_new_tokens=4, do_sample=False) for model in both]
             assert torch.equal(*generated)
             engine_of(both.streamed).check_integrity()
 
 
+def done_or_refused(change: Callable[[PreTrainedModel], None], both: Pair) -> bool:
+    """Whether there was room for ``change``, and for computing with it. If not, the error says what to raise."""
+    try:
+        change(both.streamed)
+        both.streamed(IDS)
+    except penstock.PenstockError as error:
+        if "host_memory" not in str(error):
+            raise
+        return False
+    return True
+
+
 def test_changed_weights_are_counted(tmp_path: Path) -> None:
-    with pair(tmp_path, "llama", "ample") as both, torch.no_grad():
+    with pair(tmp_path, "llama", "elastic") as both, torch.no_grad():
         stats = both.streamed.penstock.stats
         assert stats().changed_bytes == 0
         weight = both.streamed.model.layers[0].mlp.up_proj.weight
@@ -186,6 +195,7 @@ def test_freezing_changes_bits_as_in_transformers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format_", ["int8", "lossless"])
 def test_packed_weights_can_be_read_and_changed(format_: str, tmp_path: Path) -> None:
+    refused: list[str] = []
     for budget in BUDGETS:
         with pair(tmp_path, "qwen3_moe", budget, torch.bfloat16, weights_format=format_) as both, torch.no_grad():
             weight = both.streamed.model.layers[0].self_attn.q_proj.weight
@@ -194,10 +204,11 @@ def test_packed_weights_can_be_read_and_changed(format_: str, tmp_path: Path) ->
                 weight.data[:2] = 0
                 weight.T.mul_(2)
             except penstock.BudgetTooSmall:
-                assert budget == "least"
+                refused.append(budget)
                 continue
             before[:2] = 0
             assert torch.equal(both.streamed.model.layers[0].self_attn.q_proj.weight.clone(), 2 * before)
             state = torch.randn(1, 64).bfloat16()
             found = both.streamed.model.layers[0].self_attn.q_proj(state)
             assert torch.equal(found, nn.functional.linear(state, 2 * before))
+    assert not {*refused} & {"elastic", "ample"}
