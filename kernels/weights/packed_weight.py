@@ -49,7 +49,7 @@ class PackedWeight(torch.Tensor):
     format: Format
     planes: tuple[torch.Tensor, ...]
     transposed: bool
-    outer: torch.Tensor | None = None
+    stand_in: torch.Tensor | None = None
     """A tensor that stands for this one in all functions that are not products of it, if there is one."""
 
     @staticmethod
@@ -129,9 +129,9 @@ class PackedWeight(torch.Tensor):
         kwargs = kwargs or {}
         if func in _OWN:
             return _OWN[func](*args, **kwargs)
-        if func not in LOOKS and any(getattr(arg, "outer", None) is not None for arg in args):
+        if func not in LOOKS and any(getattr(arg, "stand_in", None) is not None for arg in args):
             args, kwargs = tree_map_only(
-                cls, lambda weight: weight if weight.outer is None else weight.outer, (args, kwargs)
+                cls, lambda weight: weight if weight.stand_in is None else weight.stand_in, (args, kwargs)
             )
             return func(*args, **kwargs)
         if func.__name__.endswith("_") and not func.__name__.endswith("__"):

@@ -17,7 +17,7 @@ class ReferenceExperts:
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        module: Any,
         path: str,
         names: Mapping[str, int],
         blocks: ExpertBlocks,

@@ -32,6 +32,7 @@ class StackedNumbers(ChangeableNumbers):
     @contextmanager
     def leased(self, rows: torch.Tensor | None) -> Iterator[torch.Tensor]:
         """See ChangeableNumbers. They are put together for as long as the context lasts."""
+        self._tier.bridge.check_open()
         chosen = range(len(self._blocks)) if rows is None else sorted({*rows.tolist()} & {*range(len(self._blocks))})
         size = self.weight.nbytes // max(1, len(self._blocks)) * len(chosen)
         with self._copies.room(size) as fits:

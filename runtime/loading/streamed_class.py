@@ -37,12 +37,9 @@ def streamed_class(base: type[Any]) -> type[Any]:
 
     def apply(self: Any, fn: Callable[[torch.Tensor], torch.Tensor], *_: Any, **__: Any) -> Any:
         for dtype in {self.dtype, torch.float32, torch.float16, torch.bfloat16}:
-            found = fn(torch.empty(0, dtype=dtype, device=self.device))
-            if (
-                found.dtype != dtype
-                or found.device != self.device
-                or (found.device.type == "cpu" and found.is_shared())
-            ):
+            found: Any = fn(torch.empty(0, dtype=dtype, device=self.device))
+            kept = found.dtype == dtype and found.device == self.device
+            if not kept or (found.device.type == "cpu" and found.is_shared()):
                 raise ConfigError(_PLACED)
         return self  # it changes nothing
 

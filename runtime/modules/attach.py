@@ -182,7 +182,7 @@ class _Attachment:
             bound = made(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
             vars(bound).update({name: value for name, value in vars(bare).items() if name != "_is_param"})
             if isinstance(bound, PackedWeight):
-                bound.outer = self._numbers(block, spec, bare).weight
+                bound.stand_in = self._numbers(block, spec, bare).weight
             self._bound[spec.name] = bound
         return cast(torch.Tensor, self._bound[spec.name])
 

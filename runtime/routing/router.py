@@ -5,6 +5,8 @@ The residual stream changes little from layer to layer, so the next router mostl
 has a row for each expert. Whatever else a model family does with the scores (bias, groups) only makes the guess worse.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -27,7 +29,7 @@ class Prediction:
         """The experts that the tokens ``hidden`` [tokens, width] will choose. For one token the likeliest is first; for
         several, experts ascend. Of many tokens some must agree: an expert that only one would choose is often wrong.
         Empty where the router's weight is not in memory."""
-        weight = self._router._parameters["weight"]
+        weight: Any = self._router._parameters["weight"]
         # By class: other weights call themselves parameters too, and fetch their numbers.
         if not issubclass(type(weight), nn.Parameter | PackedWeight) or weight.dtype != hidden.dtype:
             return []

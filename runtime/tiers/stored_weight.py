@@ -20,6 +20,7 @@ from .model_weights import ModelWeights
 from .streamed_weight import StreamedWeight
 from .views import tensors_on
 
+_ALIGNMENT = 64
 _CLOSED = "this model was closed; load it again to use it"
 
 
@@ -64,7 +65,7 @@ class ChangeableNumbers:
         self._copies.keep(self.name, self.weight.nbytes)
         try:
             with torch.inference_mode(False), torch.no_grad(), self.leased(None) as numbers:
-                copy = numbers.decoded() if isinstance(numbers, PackedWeight) else numbers.detach().clone()
+                copy = numbers.decoded() if isinstance(numbers, PackedWeight) else _copied(numbers)
         except BaseException:
             self._copies.keep(self.name, -self.weight.nbytes)
             raise
@@ -85,7 +86,7 @@ class ChangeableNumbers:
         vars(self._own).update(self._notes)
         for parameters, name in self._homes:
             held = dict.get(parameters, name)
-            if held is self.weight or getattr(held, "outer", None) is self.weight:
+            if held is self.weight or getattr(held, "stand_in", None) is self.weight:
                 parameters[name] = self._own
 
     def note_gradients(self) -> None:
@@ -94,9 +95,17 @@ class ChangeableNumbers:
             held = dict.get(parameters, name)
             if held is self.weight:
                 parameters[name] = self.weight  # whoever computes on it looks again
-            elif isinstance(held, PackedWeight) and held.outer is self.weight:
+            elif isinstance(held, PackedWeight) and held.stand_in is self.weight:
                 parameters[name] = held.as_parameter(self.weight.wants_gradients)
-                parameters[name].outer = self.weight
+                parameters[name].stand_in = self.weight
+
+
+def _copied(numbers: torch.Tensor) -> torch.Tensor:
+    """A copy of ``numbers``, contiguous, at an address of the same alignment: the bits of products depend on it."""
+    room = torch.empty(numbers.nbytes + _ALIGNMENT, dtype=torch.uint8, device=numbers.device)
+    start = (numbers.data_ptr() - room.data_ptr()) % _ALIGNMENT
+    copy = room[start : start + numbers.nbytes].view(numbers.dtype).view(numbers.shape)
+    return copy.copy_(numbers)
 
 
 class StoredNumbers(ChangeableNumbers):

@@ -89,7 +89,7 @@ class StreamedWeight(torch.Tensor):
         return _run(func, args, kwargs, changed(func, args, kwargs))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         # What reaches a weight past the functions of torch that a class can replace.
         kwargs = kwargs or {}
         return _run(func, args, kwargs, written(func, args, kwargs))
@@ -254,7 +254,7 @@ def _set(weight: torch.Tensor, source: Any = None, *others: Any) -> torch.Tensor
     if isinstance(source, torch.Tensor) and not others:
         _set_data(weight, source)
         return weight
-    return _refuse(weight)  # type: ignore[no-any-return]
+    return _refuse(weight)  # type: ignore[no-any-return, arg-type]
 
 
 def _set_gradients(weight: StreamedWeight, requires_grad: bool = True) -> StreamedWeight:
@@ -298,7 +298,7 @@ _SPECIAL: dict[Any, Function] = {
     torch.Tensor.set_: _set,
     torch.Tensor.requires_grad_: _set_gradients,
     torch.Tensor.requires_grad.__set__: _set_gradients,  # type: ignore[attr-defined]
-    torch.Tensor.grad.__set__: _set_gradient,  # type: ignore[attr-defined]
+    torch.Tensor.grad.__set__: _set_gradient,  # type: ignore[union-attr]
     torch.Tensor.__deepcopy__: _deep_copy,
     torch.Tensor.__reduce_ex__: lambda weight, protocol: copied(weight).__reduce_ex__(protocol),
     torch.Tensor.__iter__: lambda weight: iter(weight.unbind(0)),

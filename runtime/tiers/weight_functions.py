@@ -27,7 +27,7 @@ CLONED = {_Tensor.numpy, _Tensor.__array__, _Tensor.__dlpack__}
 REFUSED = {
     *(getattr(_Tensor, name) for name in ("data_ptr", "untyped_storage", "storage", "_typed_storage")),
     *(getattr(_Tensor, name) for name in ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")),
-    _Tensor.__cuda_array_interface__.__get__,  # type: ignore[attr-defined]
+    _Tensor.__cuda_array_interface__.__get__,
 }
 """What asks for an address that stays, or for gradients. A weight has neither."""
 

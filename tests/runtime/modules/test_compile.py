@@ -18,6 +18,8 @@ def test_a_compiled_model_gives_the_same_bits(backend: str, budget: str, tmp_pat
             compiled = torch.compile(both.streamed, backend=backend)
             for ids in (IDS, IDS[:, :1], IDS):
                 assert torch.equal(compiled(ids).logits, both.plain(ids).logits), name
+            if budget == "ample":  # nothing is leased, so that parts of the model are compiled as torch does
+                continue
             inner = torch.compile(both.streamed.model, backend=backend)
             assert torch.equal(inner(IDS).last_hidden_state, both.plain.model(IDS).last_hidden_state), name
             states = torch.randn(1, 3, 64)
