@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.process.interrupts import calls_others
 from .expert_blocks import ExpertBlocks
 from .stacked_weight import StackedNumbers
 from .tier_experts import ExpertMemory, TierExperts
@@ -44,6 +45,7 @@ class ReferenceExperts:
         """Whether somebody put other weights in the place of those in the bundle, or changed them."""
         return self._parameters.replaced
 
+    @calls_others
     def run(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``hidden`` [tokens, width], ``index`` and ``weights`` [tokens, top_k] -> [tokens, width]."""
         with self._one_at_a_time():
@@ -76,6 +78,7 @@ class ReferenceExperts:
         return local.tensors[position]  # type: ignore[no-any-return]
 
 
+@calls_others
 def eager_experts(
     module: torch.nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:

@@ -3,7 +3,6 @@
 The forward of each module, which leases its weights, is in streamed.py.
 """
 
-import inspect
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,8 +12,12 @@ import torch
 
 from ...kernels.memory.arena import ArenaClosed
 from ...kernels.memory.heap import trim
-from ...tiering.errors import Closed
+from ...kernels.process.ending import ENDING
+from ...kernels.process.forks import FORKED, leave_at_fork
+from ...kernels.process.interrupts import SHIELD, calls_others
+from ...tiering.errors import Closed, Forked
 from ...tiering.policy.prefetch.predictor_choice import Predictors
+from ..checkpoints.modules import positional_names
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier
@@ -48,17 +51,38 @@ class Forwards:
         self.tokens = self.count = 0
         """Tokens that went through the model, and calls of it."""
         self._lock = threading.Lock()
+        self._forked = False
+        leave_at_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent."""
+        self._forked = True
 
     def run(self, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises."""
+        """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises, and
+        Forked in a child of the process that has loaded the model."""
         if scopes.inside:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
-        kwargs |= dict(zip(inspect.signature(original).parameters, args, strict=False))  # ``around`` knows names
+        if self._forked:
+            raise Forked(FORKED)
+        ENDING.compute_here()
+        with SHIELD:
+            try:
+                return self._run(scopes, around, original, *args, **kwargs)
+            finally:
+                ENDING.rest()
+
+    @calls_others
+    def _run(self, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        names = positional_names(original)[: len(args)] if args else ()
+        kwargs |= dict(zip(names, args, strict=False))  # ``around`` knows names
         ids = kwargs.get("input_ids")
         self._begin()
         try:
             with self._current(), around(kwargs):
-                out = scopes.run(original, **kwargs)
+                # As they came: a forward that takes *args may look at them by number.
+                first = [kwargs.pop(name) for name in names]
+                out = scopes.run(original, *first, *args[len(names) :], **kwargs)
             self._note_tokens(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
             return out

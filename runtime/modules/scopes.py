@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ...kernels.process.interrupts import calls_others
 from ...tiering.events import Slot
 from ...tiering.units import BlockId
 from ..tiers.streamed_weight import forgetting
@@ -20,6 +21,7 @@ class Scopes(threading.local):
         self.inside = False
         self.leased: dict[object, Slots] = {}
 
+    @calls_others
     def run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``original``, the outermost forward of the thread or one inside. Torch remembers no weight meanwhile, for
         they will not stay."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...kernels.process.interrupts import calls_others
 from ...tiering.errors import UnplaceableModule
 from ...tiering.events import Slot
 from ...tiering.planner.regions import KEPT
@@ -68,6 +69,7 @@ class StreamedModule:
 
         return self._tier.views.of([[*specs.values()]], make, kind=grads)
 
+    @calls_others
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The module's forward, under a lease on its weights."""
         slots = self._scopes.leased.get(self)
@@ -97,6 +99,7 @@ class StreamedModule:
                     self._stored[name].numbers.own()
         return out.clone() if isinstance(out, torch.Tensor) and self._holds(out) else out
 
+    @calls_others
     def forward_by_row(self, reader: RowReader, original: Callable[..., Any], ids: torch.Tensor) -> Any:
         """The forward of an embedding for ``ids`` (any shape, integer): on its weight if that is in memory, else on one
         of which only these rows are filled in."""
@@ -153,6 +156,7 @@ class LayerLease:
         self._inside = [leased for leased in self._all if leased.blocks and self._elastic.issuperset(leased.blocks)]
         self._blocks = _blocks_of(self._inside)
 
+    @calls_others
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The layer's forward."""
         if not self._scopes.inside:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from ...kernels.process.interrupts import calls_others
 from ...kernels.weights.packed_weight import PRODUCTS, PackedWeight
 from ...tiering.errors import PenstockError
 from .gradients import without_gradients
@@ -169,6 +170,7 @@ def _run(func: Function, args: Any, kwargs: Any, changing: list[Any]) -> Any:
 
 
 @contextmanager
+@calls_others
 def _computed(func: Function, args: Any, kwargs: Any) -> Iterator[tuple[Any, list[_Use]]]:
     """``func`` of the numbers of all weights among its arguments, which are there while the context lasts."""
     used: list[_Use] = []
