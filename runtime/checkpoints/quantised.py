@@ -20,16 +20,16 @@ from ...kernels.formats.uint4 import pack_values
 from ...tiering.errors import CheckpointError
 from .safetensors_file import SourceTensor
 
-Read = Callable[[SourceTensor], torch.Tensor]
-"""Reads a tensor of the checkpoint as it is."""
+ReadTensor = Callable[[SourceTensor], torch.Tensor]
+"""Reads a tensor of the checkpoint as stored."""
 
-_SLAB = 256  # rows that are put into another order at a time
+_SLAB = 256  # rows reordered at a time
 
 
 class Lines(NamedTuple):
-    """The numbers of a matrix [n, k], a line for each row in each of ``parts``.
+    """The numbers of a matrix [n, k]: each of ``parts`` has a line for each row.
 
-    ``order``, int32 [k], has the column that each stored number belongs to. None if they ascend.
+    ``order``, int32 [k], has the column of each stored number. None if the columns ascend.
     """
 
     parts: tuple[torch.Tensor, ...]
@@ -38,44 +38,43 @@ class Lines(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QuantisedTensor(SourceTensor):
-    """A weight that is quantised: ``shape`` is its own, and ``tensors`` are what the checkpoint has for it.
+    """A quantised weight: ``shape`` is that of the weight, ``tensors`` are the checkpoint's tensors for it.
 
-    ``format`` is the weight format that its numbers fit; if ``transposed``, those of its transpose. ``read_lines``
-    makes lines of the tensors. ``file``, ``offset`` and ``length`` say where most of it is.
+    ``format`` is the weight format of its numbers, or of its transpose's if ``transposed``. ``read_lines`` makes lines
+    of the tensors. ``file``, ``offset`` and ``length``, in bytes, say where most of it is.
     """
 
     format: str
     tensors: tuple[SourceTensor, ...]
-    read_lines: Callable[[Read, tuple[SourceTensor, ...]], Lines]
+    read_lines: Callable[[ReadTensor, tuple[SourceTensor, ...]], Lines]
     transposed: bool = False
 
     def part(self, index: int) -> "QuantisedTensor":
-        """The slice ``index`` of the first dimension: one expert's matrix."""
+        """Return the slice ``index`` of the first dimension: one expert's matrix."""
         tensors = tuple(tensor.part(index) for tensor in self.tensors)
         main = tensors[0]
         return replace(self, shape=self.shape[1:], tensors=tensors, offset=main.offset, length=main.length)
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """The shape [n, k] of what is stored; of one matrix if several are stacked."""
+        """The shape [n, k] of the stored matrix, of one matrix if several are stacked."""
         n, k = self.shape[-2:]
         return (k, n) if self.transposed else (n, k)
 
     @property
     def order(self) -> SourceTensor | None:
-        """What says in which order the columns are stored, if they do not ascend."""
+        """The tensor with the order of the stored columns. None if they ascend."""
         return self.tensors[-1] if _blocks(self.format).ordered else None
 
-    def lines(self, read: Read) -> Lines:
-        """Its numbers, row by row, from tensors that ``read`` reads. Raises CheckpointError."""
+    def lines(self, read: ReadTensor) -> Lines:
+        """Return its numbers, row by row, from tensors read by ``read``. Raises CheckpointError."""
         return self.read_lines(read, self.tensors)
 
 
 def gather_quantised(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> dict[str, SourceTensor]:
-    """``tensors`` of a checkpoint with one QuantisedTensor for all those that are a quantised weight. ``config`` is its
-    ``quantization_config``.
+    """Return ``tensors`` of a checkpoint with one QuantisedTensor for all tensors of a quantised weight.
 
-    Raises CheckpointError for a way of quantising that is not read here.
+    ``config`` is its ``quantization_config``. Raises CheckpointError for an unsupported way of quantising.
     """
     method = str(config.get("quant_method", "")).lower()
     if method not in _METHODS:
@@ -104,8 +103,10 @@ def gather_quantised(tensors: Mapping[str, SourceTensor], config: Mapping[str, A
 
 
 def stacked_format(sources: Sequence[QuantisedTensor], mapping: torch.Tensor | None) -> str | None:
-    """The format of a matrix whose rows are those of ``sources``, as ``mapping`` [n, 2] says: source and row of each
-    (None: all rows of the only source). None if the sources do not fit one format."""
+    """Return the format of a matrix with rows of ``sources``. None if they do not fit one format.
+
+    ``mapping``, int64 [n, 2], has the source and row of each. None stands for all rows of the only source.
+    """
     formats = {source.format for source in sources}
     if len(formats) > 1:
         return None
@@ -122,8 +123,8 @@ def stacked_format(sources: Sequence[QuantisedTensor], mapping: torch.Tensor | N
 
 
 def plane(format_name: str, lines: Sequence[Lines], mapping: torch.Tensor | None, k: int) -> torch.Tensor:
-    """The plane, uint8 [length], of the matrix whose rows are ``lines`` of its sources, as ``mapping`` says. All have
-    their columns in the same order."""
+    """Return the plane, uint8 [length], of the matrix with ``lines`` of its sources as rows, as ``mapping`` says. All
+    have their columns in the same order."""
     order = lines[0].order
     parts = [
         torch.cat(each) if len(each) > 1 else each[0] for each in zip(*(line.parts for line in lines), strict=True)
@@ -147,7 +148,7 @@ def _blocks(name: str) -> Blocks:
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """uint8 [rows, bytes per row] of a matrix."""
+    """View a matrix as uint8 [rows, bytes per row]."""
     return tensor.contiguous().view(-1).view(torch.uint8).view(len(tensor), -1)
 
 
@@ -165,7 +166,7 @@ def _fp8(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> Quantise
     return _tensor(numbers, _FP8, numbers.shape, (numbers, scales), _fp8_lines)
 
 
-def _fp8_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
+def _fp8_lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
     numbers, scales = map(read, tensors)
     n, k = numbers.shape
     each = scales.float().expand(-(-n // BLOCK), -(-k // BLOCK))
@@ -182,7 +183,7 @@ def _mxfp4(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> Quanti
     return _tensor(blocks, "mxfp4", shape, (blocks, scales), _mxfp4_lines, transposed=True)
 
 
-def _mxfp4_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
+def _mxfp4_lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
     return Lines(tuple(_as_bytes(read(tensor)) for tensor in tensors))
 
 
@@ -197,13 +198,13 @@ def _gptq(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> Quantis
     less = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
     tensors = (numbers, own[".scales"], own[".qzeros"], *([own[".g_idx"]] if ordered else []))
 
-    def lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
+    def lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
         return _gptq_lines(read, tensors, less)
 
     return _tensor(numbers, name, (n, k), tensors, lines)
 
 
-def _gptq_lines(read: Read, tensors: tuple[SourceTensor, ...], less: int) -> Lines:
+def _gptq_lines(read: ReadTensor, tensors: tuple[SourceTensor, ...], less: int) -> Lines:
     """Eight numbers along k in an int32 of qweight [k / 8, n]; eight along n in one of qzeros [groups, n / 8]."""
     numbers, scales, zeros, *groups = map(read, tensors)
     order = None
@@ -244,7 +245,7 @@ _AWQ_ORDER = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 """Which four bits of an int32 hold each of eight numbers."""
 
 
-def _awq_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
+def _awq_lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
     """Eight numbers along n in an int32 of qweight [k, n / 8] and of qzeros [groups, n / 8], in AWQ's order."""
     numbers, scales, zeros = map(read, tensors)
 
@@ -259,7 +260,7 @@ def _awq_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
 
 
 def _packed(rows: Callable[[int], torch.Tensor], n: int) -> torch.Tensor:
-    """The values of a matrix of n rows as uint4 has them, from ``rows(start)``, at most _SLAB of them."""
+    """Pack the values of a matrix of n rows as uint4 does. ``rows(start)`` returns _SLAB rows at most."""
     first = pack_values(rows(0))
     made = torch.empty(n, first.shape[1], dtype=first.dtype)
     made[:_SLAB] = first
@@ -269,7 +270,7 @@ def _packed(rows: Callable[[int], torch.Tensor], n: int) -> torch.Tensor:
 
 
 def _nibbles(eights: torch.Tensor) -> torch.Tensor:
-    """The eight numbers of each int32, the lowest bits first: uint8 [rows, 8 * columns]."""
+    """Unpack the eight numbers of each int32, the lowest bits first: uint8 [rows, 8 * columns]."""
     pairs = eights.contiguous().view(torch.uint8).view(len(eights), -1)
     return torch.stack((pairs & 15, pairs >> 4), 2).view(len(eights), -1)
 
@@ -283,7 +284,7 @@ def _check_bits(bits: int, own: Mapping[str, SourceTensor]) -> None:
 
 
 def _uint4_name(group: int, k: int, *, ordered: bool) -> str:
-    """Of groups of ``group`` numbers in rows of ``k``; -1: a whole row."""
+    """Find the uint4 format for groups of ``group`` numbers (-1: a whole row) in rows of ``k``."""
     sizes = [str(group), *(["row"] if group in (-1, k) else [])]
     names = [f"uint4-{size}{'-ordered' if ordered else ''}" for size in sizes]
     found = next((name for name in names if name in FORMATS), None)
@@ -297,7 +298,7 @@ def _tensor(
     format_name: str,
     shape: Iterable[int],
     tensors: tuple[SourceTensor, ...],
-    lines: Callable[[Read, tuple[SourceTensor, ...]], Lines],
+    lines: Callable[[ReadTensor, tuple[SourceTensor, ...]], Lines],
     *,
     transposed: bool = False,
 ) -> QuantisedTensor:
@@ -323,4 +324,4 @@ _METHODS: Mapping[
     "gptq": ((".qweight", ".qzeros", ".scales", ".g_idx"), _gptq),
     "awq": ((".qweight", ".qzeros", ".scales"), _awq),
 }
-"""By quant_method: the ends of names, the numbers' own first, and what makes one weight of them."""
+"""By quant_method: the ends of tensor names, that of the numbers first, and the function that joins the tensors."""

@@ -1,4 +1,4 @@
-"""The name of a bundle: what decides its content, as one digest."""
+"""The name of a bundle: a digest of all that decides its content."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from .arrange.formats import Rules
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The ``folder`` that a bundle gets. ``identity`` names all that decides its content, ``digest`` the source's."""
+    """The ``folder`` of a bundle. ``identity`` is a digest of all that decides its content, ``digest`` the source's."""
 
     folder: Path
     identity: str
@@ -33,10 +33,10 @@ def find_target(
     *,
     any_order: bool = True,
 ) -> Target:
-    """The target in ``store`` for a source with ``digest``, so described, in the formats of ``rules``.
+    """Return the target in ``store`` for a source with ``digest`` and ``description``, in the formats of ``rules``.
 
-    ``ordered`` is the layout with experts in an order of their own. ``seen`` are digests of what formats are calibrated
-    with. With neither, and ``any_order``, the latest bundle is taken that was made with either, if there is one.
+    ``ordered`` is the layout with experts in another order than by number. ``seen`` are digests of the calibration's
+    inputs. With neither, and ``any_order``, the latest bundle that was made with one of them is taken, if there is one.
     """
     kind = re.sub(r"[^\w.-]", "_", description.model.config.model_type) or "model"
     identity = _identify(digest, description, rules, description.layout)
@@ -50,13 +50,16 @@ def find_target(
 
 
 def _identify(digest: str, description: Description, rules: Rules, layout: Layout, *seen: str) -> str:
-    """SHA-256 of all that decides what the bundle holds. The layout too: it depends on transformers' version. Not the
-    drives: a bundle holds the same, however it is dealt."""
+    """Return the SHA-256 of all that decides the bundle's content.
+
+    That includes the layout, which depends on transformers' version. It does not include the drives: the content is the
+    same on any drives.
+    """
     decides = [digest, str(description.dtype), str(rules), PLAIN, layout.digest(), *description.marks, *seen]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
 def _latest_special(folder: Path) -> Path | None:
-    """The latest bundle of what ``folder`` is for that was made with a routing trace or a text, if there is one."""
+    """Return the latest bundle like ``folder`` that was made with a routing trace or a text. None if there is none."""
     found = [path for path in folder.parent.glob(f"{folder.name}-{'[0-9a-f]' * 8}") if Bundle.is_bundle(path)]
     return max(found, key=lambda path: (path / "manifest.json").stat().st_mtime_ns, default=None)
