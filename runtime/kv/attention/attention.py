@@ -104,7 +104,7 @@ def _attend(
     if key.expansion is not None:
         layer.read_all_pages()
     small = layer.selector is None and _count_eager_bytes(query, key, value) <= layer.staging
-    if not small and matches_eager(module, eager, query, key, value, scaling, options):
+    if not small and not dropout and matches_eager(module, eager, query, key, value, scaling, options):
         weights = query.new_zeros(*query.shape[:3], key.shape[2]) if _weights_wanted.get() else None
         out = torch.stack([*_attend_to_pages(query, key, attention_mask, Softmax.of(scaling, options), weights)])
         return out.transpose(1, 2).contiguous(), weights

@@ -8,6 +8,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,8 @@ _OURS = "penstock"
 _LIBRARIES = (sys.stdlib_module_names - {"__main__"}) | {"torch", "transformers", "peft", "huggingface_hub", _OURS}
 """Packages whose code the identity of a model names by its version."""
 _KNOWN_KINDS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
+_INSTALLED = ("site-packages", "dist-packages")
+"""Folders of packages that were installed."""
 _DEEPEST = 8
 
 _described: WeakKeyDictionary[types.FunctionType, str] = WeakKeyDictionary()
@@ -28,6 +31,26 @@ _described_classes: dict[type, tuple[tuple[int, ...], str]] = {}
 def is_library(module: str | None) -> bool:
     """Whether code of the Python module ``module`` is a library's."""
     return (module or "").partition(".")[0] in _LIBRARIES
+
+
+def is_ours(module: str | None) -> bool:
+    """Whether code of the Python module ``module`` is penstock's."""
+    return (module or "").partition(".")[0] == _OURS
+
+
+def name_library(module: str | None) -> str | None:
+    """What names the code of the Python module ``module``: its name, for a library's; with the time and the size of
+    its file, for another package that is installed; None for code of anybody else."""
+    if module is None or is_library(module):
+        return str(module)
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    if not any(folder in file.parts for folder in _INSTALLED):
+        return None
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return f"{module}@{status.st_mtime_ns},{status.st_size}"
 
 
 def is_function(value: object) -> bool:
@@ -62,9 +85,9 @@ def describe_function(function: Any, *, owner: object = None, depth: int = 0) ->
     if isinstance(function, types.FunctionType):
         return _describe_code(function, deeper, keep=owner is None)
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", type(function).__qualname__)
-    if module is not None and not is_library(module):
+    if (library := name_library(module)) is None:
         raise Undescribed(f"{module}.{name}")
-    return f"{module}:{name}"
+    return f"{library}:{name}"
 
 
 def describe_class(kind: type) -> str:
@@ -87,10 +110,10 @@ def _describe_code(function: types.FunctionType, deeper: Callable[[Any], str], *
     if keep and function in _described:
         return _described[function]
     module = str(function.__globals__.get("__name__"))
-    if not is_library(module):
+    if (library := name_library(module)) is None:
         raise Undescribed(f"{module}.{function.__qualname__}")
-    text = f"{module}:{function.__code__.co_qualname}"
-    if module.partition(".")[0] != _OURS:
+    text = f"{library}:{function.__code__.co_qualname}"
+    if not is_ours(module):
         text += "".join(f"<{deeper(each)}>" for each in _find_wrapped(function))
     if keep:
         _described[function] = text
@@ -113,7 +136,7 @@ def _find_wrapped(function: types.FunctionType) -> Iterator[Any]:
 
 def peel(function: Any) -> Any:
     """``function`` without what penstock has put around it."""
-    while isinstance(function, types.FunctionType) and _is_ours(function):
+    while isinstance(function, types.FunctionType) and is_ours(function.__globals__.get("__name__")):
         inner = getattr(function, "__wrapped__", None)
         if inner is None:
             cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -122,10 +145,6 @@ def peel(function: Any) -> Any:
             break
         function = inner
     return function
-
-
-def _is_ours(function: types.FunctionType) -> bool:
-    return str(function.__globals__.get("__name__")).partition(".")[0] == _OURS
 
 
 def _is_plain(value: object) -> bool:

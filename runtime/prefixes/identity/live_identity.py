@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configs import describe_config
 from .functions import describe_function, is_function
-from .modules import describe_modules
+from .modules import describe_modules, find_parameters
 from .rope import find_bound
 from .settings import describe_settings
 from .tensors import TensorDigests
@@ -58,10 +58,9 @@ class LiveIdentity:
     def __init__(self, model: nn.Module, base: Mapping[str, object], device: torch.device) -> None:
         self._model, self._base, self._device = weakref.ref(model), base, device
         self._tensors = TensorDigests()
-        for module in model.modules():
-            for tensor in module._parameters.values():
-                if tensor is not None:
-                    self._tensors.note(tensor)
+        for path, module in model.named_modules():
+            for name, tensor, streamed in find_parameters(module):
+                self._tensors.note(module, name, f"{path}.{name}", None if streamed else tensor)
 
     def describe(self) -> Described:
         """The identity of the model for the calling thread. Raises Undescribed, which says what cannot be known."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
@@ -21,7 +22,8 @@ _WITHOUT_EFFECT = frozenset({"penstock", "generation_config", "warnings_issued",
                              "_hf_peft_config_loaded", "_tp_plan", "_ep_plan", "_pp_plan", "_tp_size", "_ep_size",
                              "_no_split_modules", "_keep_in_fp32_modules", "_is_stateful", "_skip_keys_device_placement",
                              "_dtype_plan", "all_tied_weights_keys", "_auto_class", "_device_mesh", "_loss_function",
-                             "_can_set_attn_implementation_cached_value"})  # fmt: skip
+                             "_can_set_attn_implementation_cached_value",
+                             "_output_capturing_hooks_installed"})  # fmt: skip
 """Attributes of transformers' models that no forward of a prompt looks at."""
 _SKIPPED = _TORCHS | _WITHOUT_EFFECT
 _WATCHERS = ("penstock.", "transformers.utils.output_capturing")
@@ -73,14 +75,20 @@ def _describe(path: str, module: nn.Module, values: Values, kinds: Kinds) -> Ite
             yield f"{path}.{name}={text}"
 
 
-def _describe_tensors(path: str, module: nn.Module, values: Values) -> Iterator[str]:
+def find_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """Yield the name of each parameter of ``module``, the parameter, and whether its numbers are streamed."""
     own = module._parameters
     leased: dict[str, Any] = own.placeholders if isinstance(own, LeasedParameters) else {}
     for name in own:
-        tensor = leased[name] if name in leased else own[name]
+        tensor = leased[name] if name in leased else dict.__getitem__(own, name)
         if tensor is not None:
-            # Whether a weight requires gradients is part of the bits: torch multiplies by one that does in another way.
-            yield f"{path}.{name}={'' if name in leased else values.describe(tensor)} {tensor.requires_grad}"
+            yield name, tensor, name in leased
+
+
+def _describe_tensors(path: str, module: nn.Module, values: Values) -> Iterator[str]:
+    for name, tensor, streamed in find_parameters(module):
+        # Whether a weight requires gradients is part of the bits: torch multiplies by one that does in another way.
+        yield f"{path}.{name}={values.describe_parameter(module, name, tensor, streamed=streamed)} {tensor.requires_grad}"
     for name, tensor in module._buffers.items():
         if tensor is not None and not is_volatile(module, name):
             yield f"{path}.{name}={values.describe(tensor)}"

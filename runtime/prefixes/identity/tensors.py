@@ -4,8 +4,10 @@ by its version and by a sample of its numbers, since ``tensor.data`` hides chang
 import hashlib
 import threading
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .unknown import Undescribed
@@ -20,6 +22,8 @@ class _Seen(NamedTuple):
     version: int
     sample: bytes
     text: str
+    is_stored: bool
+    """Whether it has the numbers of the model's weights."""
 
 
 class TensorDigests:
@@ -27,22 +31,37 @@ class TensorDigests:
 
     def __init__(self) -> None:
         self._seen = WeakTensorKeyDictionary()
+        self._places: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def note(self, tensor: torch.Tensor) -> None:
-        """``tensor`` has, as it is now, the numbers that the model's weights say: it needs no description."""
-        with self._lock:
-            self._seen[tensor] = _Seen(_version(tensor), _sample(tensor), "")
+    def note(self, module: nn.Module, name: str, path: str, tensor: torch.Tensor | None) -> None:
+        """The parameter ``name`` of ``module`` has the numbers that the model's weights have under the name ``path``:
+        those of ``tensor`` as they are now; None: it is streamed."""
+        self._places.setdefault(module, {})[name] = f"stored as {path}"
+        if tensor is not None:
+            with self._lock:
+                self._seen[tensor] = _Seen(_version(tensor), _sample(tensor), f"stored as {path}", True)
+
+    def describe_parameter(self, module: nn.Module, name: str, tensor: torch.Tensor, *, streamed: bool) -> str:
+        """The parameter ``name`` of ``module``, which is ``tensor``: where it is stored, while it is as it was noted.
+        Raises Undescribed."""
+        place = self._places.get(module, {}).get(name)
+        if place is not None and (streamed or self._look(tensor).is_stored):
+            return place
+        return self.describe(tensor)
 
     def describe(self, tensor: torch.Tensor) -> str:
-        """The dtype, shape and digest of ``tensor``; empty while it is as it was noted. Raises Undescribed."""
+        """The dtype, shape and digest of ``tensor``; where it is stored, while it is as it was noted. Raises
+        Undescribed."""
+        return self._look(tensor).text
+
+    def _look(self, tensor: torch.Tensor) -> "_Seen":
         with self._lock:
-            seen = self._seen.get(tensor)
+            seen: _Seen | None = self._seen.get(tensor)
             version, sample = _version(tensor), _sample(tensor)
             if seen is None or seen[:2] != (version, sample):
-                seen = self._seen[tensor] = _Seen(version, sample, _describe(tensor))
-            text: str = seen.text
-            return text
+                seen = self._seen[tensor] = _Seen(version, sample, _describe(tensor), False)
+            return seen
 
 
 def _describe(tensor: torch.Tensor) -> str:

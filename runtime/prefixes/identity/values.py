@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .functions import describe_function, is_function, is_library
+from .functions import describe_function, is_function, is_library, is_ours
 from .tensors import TensorDigests
 from .unknown import Undescribed
 
@@ -42,6 +42,10 @@ class Values:
             return describe_function(value, owner=owner)
         return self._describe_several(value, owner, depth + 1)
 
+    def describe_parameter(self, module: nn.Module, name: str, tensor: torch.Tensor, *, streamed: bool) -> str:
+        """As TensorDigests does it."""
+        return self._tensors.describe_parameter(module, name, tensor, streamed=streamed)
+
     def _describe_module(self, module: nn.Module) -> str:
         if id(module) not in self._paths:
             raise Undescribed(f"a {type(module).__name__} beside the model's modules")
@@ -56,6 +60,8 @@ class Values:
         if isinstance(value, set | frozenset):
             return "{" + ",".join(sorted(self.describe(each, owner, depth) for each in value)) + "}"
         kind = type(value)
+        if is_ours(kind.__module__):  # it computes what the module's own code does
+            return ""
         if not is_library(kind.__module__):
             raise Undescribed(f"an object of {kind.__module__}.{kind.__qualname__}")
         names = [field.name for field in fields(value)] if is_dataclass(value) else [*getattr(value, "__dict__", ())]
