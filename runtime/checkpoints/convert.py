@@ -25,8 +25,11 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.pytorch_utils import Conv1D
 
 from ...tiering.errors import CheckpointError
+from .fp8_layouts import FLOAT8
+from .quantised import QuantisedTensor, UnreadableTensor
 from .safetensors_file import SourceTensor
 
 Load = Callable[[SourceTensor, torch.dtype, int | None], torch.Tensor]
@@ -113,12 +116,13 @@ def plan(
     """Find the group that makes each weight of the skeleton ``model``, by state-dict name.
 
     ``stacked`` maps the names of weights that hold one slice per expert to the number of experts. Raises
-    CheckpointError if a result does not have the shape that the model needs.
+    CheckpointError if a result does not have the shape that the model needs, or its numbers are not known to be ones.
     """
     expected = model.state_dict()
     groups = _group(model, tensors, expected)
     made: dict[str, Group] = {}
     for group in groups:
+        _check_numbers(group)
         if group.transform is None:
             (source,) = group.sources[group.first]
             group.targets = {group.first: source.shape}
@@ -158,11 +162,33 @@ def _group(
             transform = None if pattern is None else copy.deepcopy(converter_of[pattern])
             groups[name] = Group(name, expected[name].dtype, transform)
         group = groups[name]
+        source = _turn_to_module(tensors[key], model, name)
         if group.transform is not None:
-            group.sources.setdefault(key if pattern is None else pattern, []).append(tensors[key])
+            group.sources.setdefault(key if pattern is None else pattern, []).append(source)
         elif not group.sources:
-            group.sources[name] = [tensors[key]]
+            group.sources[name] = [source]
     return list(groups.values())
+
+
+def _turn_to_module(source: SourceTensor, model: PreTrainedModel, name: str) -> SourceTensor:
+    """``source`` as the module of the weight ``name`` holds it: a Conv1D has the transpose of what a Linear has."""
+    if not isinstance(source, QuantisedTensor) or not source.of_linear:
+        return source
+    module = model.get_submodule(name.rpartition(".")[0])
+    return source.turned() if isinstance(module, Conv1D) else source
+
+
+def _check_numbers(group: Group) -> None:
+    """Raise CheckpointError for a source whose bits are not known to be the numbers of a weight."""
+    for source in (source for sources in group.sources.values() for source in sources):
+        if isinstance(source, UnreadableTensor):
+            raise CheckpointError(f"{source.reason}; fetch the checkpoint again, or take one that is not quantised")
+        plain = source.dtype in FLOAT8 or (source.dtype.is_floating_point and source.dtype.itemsize > 1)
+        if group.dtype.is_floating_point and not plain and not isinstance(source, QuantisedTensor):
+            raise CheckpointError(
+                f"{source.name} is {source.dtype}, and the model needs numbers in {group.dtype} there: config.json "
+                "does not say how it is quantised; take a checkpoint that does, or one that is not quantised"
+            )
 
 
 def _separable(group: Group, model: PreTrainedModel, stacked: Mapping[str, int]) -> bool:

@@ -7,12 +7,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Chunk, Concatenate, MergeModulelist
 
-from ...kernels.formats.base import SLAB
-from ...kernels.formats.registry import FORMATS
 from .checkpoint_weights import CheckpointWeights
 from .convert import Group
 from .layout import Layout
-from .quantised import QuantisedTensor, plane, stacked_format
+from .quantised import QuantisedTensor, plane, slabs, stacked_format
 from .safetensors_file import SourceTensor
 from .weights import SourceFormat, as_bytes
 
@@ -112,11 +110,7 @@ class QuantisedWeights(CheckpointWeights):
     def _numbers(self, source: QuantisedTensor, dtype: torch.dtype) -> Iterator[memoryview]:
         """Decode the numbers of one matrix."""
         n, k = source.matrix
-        format_ = FORMATS[source.format]
-        stored = plane(source.format, [source.lines(self._whole)], None, k)
-        step = n if source.transposed else max(SLAB, self._chunk // (k * dtype.itemsize) // SLAB * SLAB)
-        for start in range(0, n, step):
-            rows = slice(start, min(n, start + step))
-            numbers = torch.empty(rows.stop - start, k, dtype=dtype)
-            format_.decode([stored], n, k, rows, numbers)
+        decode = source.numbers(self._whole)
+        for rows in slabs(n, n if source.transposed else self._chunk // (k * dtype.itemsize)):
+            numbers = decode(rows).to(dtype)
             yield as_bytes(numbers.t().contiguous() if source.transposed else numbers)

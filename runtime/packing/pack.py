@@ -22,8 +22,10 @@ from ...tiering.store.bundle.writer import BundleWriter, publish
 from ...tiering.units import KiB, MiB, align_up
 from ..checkpoints.describe import Description, describe
 from ..checkpoints.layout import Layout
+from ..checkpoints.model_files import refresh_model_folder
 from ..checkpoints.open import open_source
 from ..checkpoints.source import Source, SourceContents
+from ..checkpoints.weights_note import write_note
 from ..machine.drives import drives_for
 from ..routing.profiling import experts_of
 from ..routing.routes import Routes
@@ -133,7 +135,19 @@ def pack(
         with locked(target.folder):
             if not publish(target.folder):
                 _pack(source, described, order, target, options)
-    return Bundle.open(target.folder, direct=direct)
+    bundle = Bundle.open(target.folder, direct=direct)
+    _refresh(bundle, source, described, target)
+    return bundle
+
+
+def _refresh(bundle: Bundle, source: Source, described: Description, target: Target) -> None:
+    """Give ``bundle`` the small files that ``source`` has by now, where it may be written."""
+    if source.small_files:
+        tied = described.layout.tied
+        files = source.model_files(untied=bool(tied) and bundle.manifest.tied != tied)
+        refresh_model_folder(bundle.model_folder, files)
+    if target.weights is not None:
+        write_note(bundle.folder, target.weights)
 
 
 def _order_experts(source: Source, described: Description, routes: Routes | None) -> Order:
@@ -150,7 +164,10 @@ def _find_target(store: Path, source: Source, described: Description, order: Ord
         seen.append(options.routes.uses_digest())
     ordered = describe(described.model, described.addresses, order) if order else None
     any_order = options.routes is None
-    return find_target(store, digest, described, options.rules, ordered, seen, any_order=any_order)
+    weights = source.weights_digest(store, options.progress)
+    return find_target(
+        store, digest, described, options.rules, ordered, seen, any_order=any_order, weights_digest=weights
+    )
 
 
 def _pack(source: Source, described: Description, order: Order, target: Target, options: PackOptions) -> None:
