@@ -14,10 +14,11 @@ def warn_of_drafts(model: nn.Module) -> None:
     dtype = getattr(model, "dtype", torch.float32)
     if dtype == torch.bfloat16 and not any(weight.dim() > 1 and weight.shape[-1] >= WIDE for weight in _weights(model)):
         return
+    name = str(dtype).removeprefix("torch.")
     warnings.warn(
-        "prompt lookup and assisted decoding compute several tokens at once, and torch adds up several rows of "
-        f"{str(dtype).removeprefix('torch.')} in another order than one: where two tokens are nearly tied, the text can "
-        "differ from that of plain decoding, as it can in transformers",
+        f"prompt lookup and assisted decoding compute several tokens at once, and torch adds up several rows of {name} "
+        "in another order than one: where two tokens are nearly tied, the text can differ from that of plain decoding, "
+        "as it can in transformers",
         stacklevel=3,
     )
 

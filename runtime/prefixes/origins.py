@@ -12,7 +12,6 @@ from itertools import takewhile
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from transformers.cache_utils import Cache
 
 from .plain import is_plain_forward

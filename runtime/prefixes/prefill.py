@@ -13,6 +13,7 @@ from .grouping import divide_into_calls, may_compute_together
 if TYPE_CHECKING:
     from .prefix import Prefixes
 
+
 def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int) -> torch.Tensor:
     """Compute the ``token_ids`` that ``cache`` lacks, in forward calls that end where blocks do; the logits of the last
     token, [vocabulary]."""

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -223,9 +222,10 @@ class Prefixes(Closing):
 
     def _count_computed(self, names: Names, token_ids: Sequence[int], cache: Cache) -> int:
         """The number of leading ``token_ids`` that ``cache`` has, computed by the model called ``names``."""
+        length: int = cache.get_seq_length()
         if not self._identity.follows:
-            return cache.get_seq_length()
-        return min(self._origins.count(cache, names.root, token_ids), cache.get_seq_length(), names.bound or sys.maxsize)
+            return length
+        return min(length, self._origins.count(cache, names.root, token_ids), names.bound or sys.maxsize)
 
     def note_prefill(self, tokens: int, seconds: float) -> None:
         """Note that computing ``tokens`` of a prompt took ``seconds``: a stored prefix has to be faster."""

@@ -102,8 +102,9 @@ def qwen2_vl(attention: str, kind: str = "Qwen2VL") -> Built:
     if kind == "Qwen2_5_VL":
         vision |= {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64, "window_size": 16,
                    "fullatt_block_indexes": [1]}  # fmt: skip
+    rotary = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
     config = getattr(tr, f"{kind}Config")(
-        text_config=_TEXT | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}},
+        text_config=_TEXT | {"rope_parameters": rotary},
         vision_config=vision,
         image_token_id=IMAGE,
         video_token_id=296,

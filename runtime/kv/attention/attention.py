@@ -60,8 +60,10 @@ def paged_attention(
     not selected have the weight 0. Keys and values that are not paged go to transformers' sdpa function. Raises
     ConfigError where a module needs tokens that were dropped, and what the pool raises."""
     if not (isinstance(key, PagedTensor) and isinstance(value, PagedTensor)):
+        # A causal mask that is not left out is written out by the function itself.
         return find_sdpa(module)(module, query, key, value, _as_given(attention_mask, query, key), **options)
-    if attention_mask is None and query.shape[2] > 1 and not _is_causal(module, options):
+    given = _as_given(attention_mask, query, key)
+    if given is None and query.shape[2] > 1 and not _is_causal(module, options):
         attention_mask = _see_all(query, key)
     return _attend(module, query, key, value, attention_mask, **options)
 
@@ -133,7 +135,7 @@ def _as_given(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor)
     """``mask`` as transformers makes it for its sdpa function: none where that knows the causal one."""
     if not isinstance(mask, CausalMask):
         return mask
-    return None if query.shape[2] in (1, key.shape[2]) else mask.materialize()
+    return None if query.shape[2] in (1, key.shape[2]) else mask
 
 
 def _attend_to_pages(

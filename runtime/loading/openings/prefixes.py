@@ -26,8 +26,8 @@ SHARE = 1 / 4
 def open_prefixes(
     settings: Config, quota: int, model: Any, manifest: Manifest, tier: KVTier | None, *, label: str
 ) -> Prefixes:
-    """Those of ``model``, which is installed as it is, within ``quota`` bytes; ``tier`` is where its KV lies, if it is in
-    pages. Raises ConfigError and OSError where the store cannot be used."""
+    """Those of ``model``, as it is installed, within ``quota`` bytes; ``tier`` is where its KV lies, if it is in pages.
+    Raises ConfigError and OSError where the store cannot be used."""
     # In pages, what is summed up together follows from how much there is room for.
     paged = None if tier is None else settings.kv.model_dump(include={"attention", "epsilon", "summary", "host"})
     device = None

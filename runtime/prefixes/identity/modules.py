@@ -10,7 +10,7 @@ from torch.nn.modules import module as torch_module
 
 from ...modules.leased_parameters import LeasedParameters
 from .adapters import active_parts, is_adapted
-from .functions import describe_class, describe_function, peel
+from .functions import describe_class, peel
 from .rope import is_volatile
 from .tensors import TensorDigests
 from .unknown import Undescribed
@@ -20,10 +20,10 @@ _TORCHS = frozenset(vars(nn.Module())) | {"_compiled_call_impl", "_is_hf_initial
 """Attributes that torch gives every module."""
 _WITHOUT_EFFECT = frozenset({"penstock", "generation_config", "warnings_issued", "name_or_path", "peft_config",
                              "_hf_peft_config_loaded", "_tp_plan", "_ep_plan", "_pp_plan", "_tp_size", "_ep_size",
-                             "_no_split_modules", "_keep_in_fp32_modules", "_is_stateful", "_skip_keys_device_placement",
-                             "_dtype_plan", "all_tied_weights_keys", "_auto_class", "_device_mesh", "_loss_function",
+                             "_no_split_modules", "_keep_in_fp32_modules", "_is_stateful", "_dtype_plan",
+                             "_skip_keys_device_placement", "all_tied_weights_keys", "_auto_class", "_device_mesh",
                              "_can_set_attn_implementation_cached_value",
-                             "_output_capturing_hooks_installed"})  # fmt: skip
+                             "_output_capturing_hooks_installed", "_loss_function"})  # fmt: skip
 """Attributes of transformers' models that no forward of a prompt looks at."""
 _SKIPPED = _TORCHS | _WITHOUT_EFFECT
 _WATCHERS = ("penstock.", "transformers.utils.output_capturing")
@@ -88,10 +88,11 @@ def find_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool
 def _describe_tensors(path: str, module: nn.Module, values: Values) -> Iterator[str]:
     for name, tensor, streamed in find_parameters(module):
         # Whether a weight requires gradients is part of the bits: torch multiplies by one that does in another way.
-        yield f"{path}.{name}={values.describe_parameter(module, name, tensor, streamed=streamed)} {tensor.requires_grad}"
-    for name, tensor in module._buffers.items():
-        if tensor is not None and not is_volatile(module, name):
-            yield f"{path}.{name}={values.describe(tensor)}"
+        text = values.describe_parameter(module, name, tensor, streamed=streamed)
+        yield f"{path}.{name}={text} {tensor.requires_grad}"
+    for name, buffer in module._buffers.items():
+        if buffer is not None and not is_volatile(module, name):
+            yield f"{path}.{name}={values.describe(buffer)}"
 
 
 def _describe_attribute(module: nn.Module, name: str, value: Any, values: Values) -> str:

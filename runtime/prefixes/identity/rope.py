@@ -22,7 +22,8 @@ def is_volatile(module: nn.Module, name: str) -> bool:
         return False
     if name.endswith("max_seq_len_cached"):
         return True
-    grown = "longrope" in kinds or module.max_seq_len_cached > (find_bound(module) or 0)
+    length: Any = module.max_seq_len_cached
+    grown = "longrope" in kinds or length > (find_bound(module) or 0)
     return bool(grown) and (name.endswith("inv_freq") or name == "attention_scaling")
 
 

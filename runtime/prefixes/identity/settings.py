@@ -17,9 +17,7 @@ def describe_settings(device: torch.device) -> dict[str, object]:
     _check_modes()
     kinds = dict.fromkeys(("cpu", device.type))
     return {
-        "autocast": [
-            [kind, str(torch.get_autocast_dtype(kind))] for kind in kinds if torch.is_autocast_enabled(kind)
-        ],
+        "autocast": [[kind, str(torch.get_autocast_dtype(kind))] for kind in kinds if torch.is_autocast_enabled(kind)],
         "default dtype": str(torch.get_default_dtype()),
         "threads": torch.get_num_threads(),
         "products": [torch._C._get_fp32_precision_getter(*each) for each in _PRODUCTS],
@@ -27,10 +25,11 @@ def describe_settings(device: torch.device) -> dict[str, object]:
         "denormals": bool(torch.tensor(_DENORMAL) * 1),
         "mkldnn": [torch._C._get_mkldnn_enabled(), torch._C._get_mkldnn_deterministic()],
         "sdp": [
-            torch.backends.cuda.flash_sdp_enabled(),
-            torch.backends.cuda.mem_efficient_sdp_enabled(),
-            torch.backends.cuda.math_sdp_enabled(),
-            torch.backends.cuda.cudnn_sdp_enabled(),
+            torch._C._get_flash_sdp_enabled(),
+            torch._C._get_mem_efficient_sdp_enabled(),
+            torch._C._get_math_sdp_enabled(),
+            torch._C._get_cudnn_sdp_enabled(),
+            *torch._C._get_sdp_priority_order(),
         ],
         "reduced": [torch._C._get_cublas_allow_bf16_reduced_precision_reduction()] if device.type == "cuda" else [],
     }

@@ -3,7 +3,7 @@ by its version and by a sample of its numbers, since ``tensor.data`` hides chang
 
 import hashlib
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,7 +30,7 @@ class TensorDigests:
     """The descriptions of one model's tensors. Thread-safe."""
 
     def __init__(self) -> None:
-        self._seen = WeakTensorKeyDictionary()
+        self._seen: Any = WeakTensorKeyDictionary()
         self._places: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -69,8 +69,9 @@ def _describe(tensor: torch.Tensor) -> str:
         raise Undescribed(f"a tensor of type {type(tensor).__name__} on {tensor.device}")
     whole = hashlib.blake2b(digest_size=16)
     flat = tensor.detach().reshape(-1)
-    for piece in flat.split(max(1, _PIECE // tensor.element_size())):
-        whole.update(_to_bytes(piece))
+    each = max(1, _PIECE // tensor.element_size())
+    for start in range(0, flat.numel(), each):
+        whole.update(_to_bytes(flat[start : start + each]))
     return f"{tensor.dtype}{[*tensor.shape]}{whole.hexdigest()}"
 
 

@@ -47,7 +47,12 @@ def loaded(folder: Path, store: Path, *, kept: bool = True, **options: Any) -> I
 
 def logits(model: Any, **options: Any) -> torch.Tensor:
     """Of the first new token after PROMPT, [vocabulary]."""
-    options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True} | options
+    options = {
+        "max_new_tokens": 1,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    } | options
     found: torch.Tensor = model.generate(PROMPT, **options).logits[0][0]
     if model.penstock.prefixes is not None:
         model.penstock.prefixes.flush()
@@ -205,11 +210,10 @@ def test_a_changed_model_says_what_it_says_without_stored_prompts(
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_an_unknown_model_computed_is_served_to_nobody(llama: Path, tmp_path: Path, name: str) -> None:
-    with loaded(llama, tmp_path) as model:
-        with UNKNOWN[name](model):
-            for _ in range(2):
-                logits(model)
-            assert "neither stored nor restored" in model.penstock.stats().prefix_problem
+    with loaded(llama, tmp_path) as model, UNKNOWN[name](model):
+        for _ in range(2):
+            logits(model)
+        assert "neither stored nor restored" in model.penstock.stats().prefix_problem
     with loaded(llama, tmp_path) as model:
         logits(model)
         assert hits(model) == 0
