@@ -136,7 +136,17 @@ def test_an_interrupt_at_lines_of_load(tiny_dense_folder: Path, store: Path, ste
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGALRM])
 @pytest.mark.parametrize("rounds", [25, pytest.param(300, marks=pytest.mark.soak)])
 def test_signals_from_outside(tiny_moe_folder: Path, store: Path, number: int, rounds: int) -> None:
-    command = [sys.executable, "-m", "tests.support.interrupted_child", tiny_moe_folder, store, number, rounds]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.support.interrupted_child",
+        tiny_moe_folder,
+        store,
+        number,
+        rounds,
+    ]
     command += [least_budget(tiny_moe_folder, store)]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
