@@ -102,20 +102,20 @@ class _ExpertParameters(dict[str, Any]):
     def __init__(
         self, parameters: dict[str, Any], stacked: Mapping[str, StackedNumbers], experts: ReferenceExperts
     ) -> None:
-        self._stored = {name: numbers.weight for name, numbers in stacked.items()}
-        super().__init__({**parameters, **self._stored})
+        self.stored = {name: numbers.weight for name, numbers in stacked.items()}
+        super().__init__({**parameters, **self.stored})
         self._experts = experts
         self.replaced = False
         """Whether one of them is no longer as it is stored."""
 
     def __getitem__(self, name: str) -> Any:
         held = super().__getitem__(name)
-        if held is self._stored.get(name, self) and (stacked := self._experts.stacked(name)) is not None:
+        if held is self.stored.get(name, self) and (stacked := self._experts.stacked(name)) is not None:
             return stacked
         return held
 
     def __setitem__(self, name: str, value: Any) -> None:
-        stored = self._stored.get(name)
+        stored = self.stored.get(name)
         if value is stored and stored is not None and (present := stored.numbers.present()) is not None:
             value = present
         super().__setitem__(name, value)
@@ -126,4 +126,4 @@ class _ExpertParameters(dict[str, Any]):
         self._look_again()
 
     def _look_again(self) -> None:
-        self.replaced = any(self.get(name) is not weight for name, weight in self._stored.items())
+        self.replaced = any(self.get(name) is not weight for name, weight in self.stored.items())

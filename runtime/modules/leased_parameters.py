@@ -22,7 +22,7 @@ class LeasedParameters(dict[str, Any]):
         """``stored`` are those of ``parameters`` that are streamed; ``changed`` is called when one gets another
         value."""
         super().__init__({**parameters, **stored})
-        self._stored, self._changed = dict(stored), changed
+        self.stored, self._changed = dict(stored), changed
         self._bound: dict[int, Mapping[str, torch.Tensor]] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -32,7 +32,7 @@ class LeasedParameters(dict[str, Any]):
         return super().__getitem__(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if isinstance(value, StreamedWeight) and value is self._stored.get(name):  # put back after it was away
+        if isinstance(value, StreamedWeight) and value is self.stored.get(name):  # put back after it was away
             present = value.numbers.present()
             value = value if present is None else present
         super().__setitem__(name, value)
@@ -49,12 +49,12 @@ class LeasedParameters(dict[str, Any]):
         return found
 
     def _note(self, name: str) -> None:
-        if name in self._stored:
+        if name in self.stored:
             self._changed()
 
     def is_stored(self, name: str) -> bool:
         """Whether ``name`` is still the weight from the bundle."""
-        return self.get(name) is self._stored[name]
+        return self.get(name) is self.stored[name]
 
     def bind(self, parameters: Mapping[str, torch.Tensor]) -> None:
         """Show ``parameters`` to the calling thread, in the place of what has their names."""

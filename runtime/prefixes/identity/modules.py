@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from ...tiers.streamed_weight import StreamedWeight
 from .adapters import active_parts, is_adapted
 from .functions import describe_class, peel
 from .rope import is_volatile
@@ -18,7 +17,8 @@ from .values import Values
 
 _TORCHS = frozenset(vars(nn.Module())) | {"_compiled_call_impl", "_is_hf_initialized"}
 """Attributes that torch gives every module."""
-_WITHOUT_EFFECT = frozenset({"penstock", "__deepcopy__", "__reduce_ex__", "generation_config", "warnings_issued", "name_or_path", "peft_config",
+_WITHOUT_EFFECT = frozenset({"penstock", "__deepcopy__",
+                             "__reduce_ex__", "generation_config", "warnings_issued", "name_or_path", "peft_config",
                              "_hf_peft_config_loaded", "_tp_plan", "_ep_plan", "_pp_plan", "_tp_size", "_ep_size",
                              "_no_split_modules", "_keep_in_fp32_modules", "_is_stateful", "_dtype_plan",
                              "_skip_keys_device_placement", "all_tied_weights_keys", "_auto_class", "_device_mesh",
@@ -77,9 +77,10 @@ def _describe(path: str, module: nn.Module, values: Values, kinds: Kinds) -> Ite
 
 def find_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
     """Yield the name of each parameter of ``module``, the parameter, and whether its numbers are streamed."""
+    stored = getattr(module._parameters, "stored", {})
     for name, tensor in module._parameters.items():  # not those that a thread has leased
         if tensor is not None:
-            yield name, tensor, isinstance(tensor, StreamedWeight)
+            yield name, tensor, tensor is stored.get(name)
 
 
 def _describe_tensors(path: str, module: nn.Module, values: Values) -> Iterator[str]:
