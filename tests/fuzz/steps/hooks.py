@@ -105,7 +105,9 @@ class Record(Step):
                 found.extend(p.detach().float().sum() for p in module.parameters(recurse=False))
 
         kinds = nn.Module if self.everywhere else (nn.Linear, nn.Embedding)
-        handles = [module.register_forward_hook(record) for _, module in side.modules(kinds)]
+        # In experts' own modules, the order is that in which the experts arrive.
+        modules = [module for name, module in side.modules(kinds) if "experts" not in name]
+        handles = [module.register_forward_hook(record) for module in modules]
         try:
             with torch.no_grad():
                 side.model(**side.inputs(1, 6))
