@@ -27,6 +27,8 @@ check: types docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=build/types $(BIN)/mypy -p penstock
+	MYPYPATH=build/types $(BIN)/mypy bench
+	MYPYPATH=build/types $(BIN)/mypy examples
 	$(BIN)/python -m pytest tests/test_imports.py
 
 # The folders import as penstock.*, so the type checker and the reference look at them under that name.

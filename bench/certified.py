@@ -84,7 +84,7 @@ class Tally:
 
 def log_masses(scores: torch.Tensor, tokens: int, count: int) -> torch.Tensor:
     """Compute the log-masses [Hq, S, count] in float64 of the first ``count`` pages of ``tokens`` tokens."""
-    return scores[..., : count * tokens].double().unflatten(-1, (count, tokens)).logsumexp(-1)
+    return torch.unflatten(scores[..., : count * tokens].double(), -1, (count, tokens)).logsumexp(-1)
 
 
 def scores(steps: Steps) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,7 +157,7 @@ def bound_pages(kind: Summary, steps: Steps, tokens: int, count: int) -> tuple[B
     """Compute the bounds of the first ``count`` pages, and the bytes in memory for each of their tokens."""
     heads = len(steps.keys)
     fitted = kind.fit(steps.keys[:, : SHARED * tokens])
-    summaries = fitted.build(steps.keys[:, : count * tokens].unflatten(1, (count, tokens)).transpose(0, 1))
+    summaries = fitted.build(torch.unflatten(steps.keys[:, : count * tokens], 1, (count, tokens)).transpose(0, 1))
     bounds = fitted.log_bounds(steps.query, summaries, heads=heads, tokens=tokens, scaling=steps.scaling)
     return bounds, (summaries.shape[1] + fitted.shared_bytes / count) / tokens
 

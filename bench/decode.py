@@ -21,7 +21,7 @@ from resident import ResidentSet
 from tokens import fixed_tokens
 from unions import watch_experts
 
-from penstock.kernels.machine.machine import usable_cores
+from penstock.kernels.machine.machine import count_usable_cores
 
 _WARMING = 512
 _MOST_WARMING = 16
@@ -109,7 +109,7 @@ def main() -> None:
             options.mode,
             options.model,
             longest=options.prompt + options.tokens,
-            threads=usable_cores(),
+            threads=count_usable_cores(),
             scratch=scratch,
             gguf=options.gguf,
             settings={name: value for name, value in settings.items() if value is not None},

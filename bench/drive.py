@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from figures import Spread
 
-from penstock.kernels.machine.machine import usable_cores
+from penstock.kernels.machine.machine import count_usable_cores
 from penstock.kernels.memory.arena import Arena
 from penstock.tiering.store.bundle.manifest import Block
 from penstock.tiering.store.bundle.reader import Bundle
@@ -76,7 +76,7 @@ def busy_memory() -> Iterator[None]:
         while not over.is_set():
             numbers.sum()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(usable_cores())]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count_usable_cores())]
     for thread in threads:
         thread.start()
     try:

@@ -45,7 +45,9 @@ class Transformers:
 
 def digest(logits: torch.Tensor | None) -> str | None:
     """Name the bits of ``logits``, or None without any."""
-    return None if logits is None else hashlib.sha256(logits.contiguous().view(torch.uint8).numpy()).hexdigest()[:12]
+    return (
+        None if logits is None else hashlib.sha256(logits.contiguous().view(torch.uint8).numpy().data).hexdigest()[:12]
+    )
 
 
 class LlamaCpp:
@@ -93,8 +95,9 @@ def open_engine(
     scratch: str,
     gguf: Path | None = None,
     settings: dict[str, Any] | None = None,
-) -> "closing[Transformers] | closing[LlamaCpp]":
-    """Load ``model`` (``gguf`` for llama.cpp) for sequences of up to ``longest`` tokens, as a context manager.
+) -> closing[Any]:
+    """Load ``model`` (``gguf`` for llama.cpp) for sequences of up to ``longest`` tokens, as a context manager
+    of a ``Transformers`` or ``LlamaCpp``.
 
     ``settings`` go to penstock. ``scratch`` is a folder for the files that accelerate writes. ``threads`` is for
     llama.cpp.

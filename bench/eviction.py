@@ -24,7 +24,7 @@ from penstock.tiering.policy.eviction.auto import Auto
 from penstock.tiering.policy.eviction.belady import Belady
 from penstock.tiering.policy.eviction.lru import LRU
 from penstock.tiering.policy.eviction.next_use import NextUse
-from penstock.tiering.policy.hits import Step, hit_ratio, misses
+from penstock.tiering.policy.hits import TokenExperts, hit_ratio, misses
 from penstock.tiering.policy.prefetch.module_order import Route
 from penstock.tiering.units import BlockId
 
@@ -40,7 +40,7 @@ class Inverted(NextUse):
 class RestKnown(NextUse):
     """Keeps what the present token will use in later layers, as long as anything else can go."""
 
-    def __init__(self, route: Route, steps: Collection[Step]) -> None:
+    def __init__(self, route: Route, steps: Collection[TokenExperts]) -> None:
         super().__init__(route)
         self._steps = iter(steps)
         self._rest: set[BlockId] = set()
@@ -68,7 +68,9 @@ class RouterScores:
 
     def __init__(self, routes: Routes, decay: float = 0.98) -> None:
         self._decay = decay
-        self._probabilities = {layer.path: layer.probabilities() for layer in routes.layers}
+        self._probabilities = {
+            layer.path: found for layer in routes.layers if (found := layer.probabilities()) is not None
+        }
         self._scores = {layer.path: np.full(layer.experts, 1 / layer.experts) for layer in routes.layers}
         self._token = -1
         self._resident: set[BlockId] = set()
@@ -96,18 +98,18 @@ class RouterScores:
         yield from sorted(self._resident, key=lambda block: self._scores[block.module][block.part])
 
 
-def hit_ratio_divided(name: str, slots: int, steps: Collection[Step]) -> float:
+def hit_ratio_divided(name: str, slots: int, steps: Collection[TokenExperts]) -> float:
     """Compute the hit ratio of ``slots`` that are divided evenly over the layers."""
     layers = max(map(len, steps))
     lost = uses = 0
     for layer in range(layers):
-        mine = [[step[layer]] for step in steps]
+        mine = [[[*step][layer]] for step in steps]
         uses += sum(len(wanted) for (wanted,) in mine)
         lost += sum(len(absent) for (absent,) in misses(EVICTION[name], slots // layers, mine))
     return 1 - lost / uses
 
 
-def policies(routes: Routes, steps: Collection[Step]) -> Iterator[tuple[str, Policy]]:
+def policies(routes: Routes, steps: Collection[TokenExperts]) -> Iterator[tuple[str, Policy]]:
     """Yield each policy with its name."""
     future = [block for step in steps for wanted in step for block in wanted]
     yield from EVICTION.items()

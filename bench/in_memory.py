@@ -27,10 +27,11 @@ PROMPT = 64
 def time_block(engine: Transformers, ids: list[int], threads: int) -> tuple[float, list[torch.Tensor]]:
     """Measure the seconds for ``ids`` one by one, and keep the logits of each."""
     torch.set_num_threads(threads)  # a setting of the process, which penstock may have changed for itself
-    logits = []
+    logits: list[torch.Tensor] = []
     start = time.perf_counter()
     for token in ids:
         engine.feed([token])
+        assert engine.logits is not None
         logits.append(engine.logits)
     return time.perf_counter() - start, logits
 

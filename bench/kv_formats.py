@@ -77,7 +77,7 @@ class Layer:
         later = torch.arange(tokens) > torch.arange(tokens - rows, tokens)[:, None]
         probabilities = scores.masked_fill_(later, -torch.inf).softmax(-1).to(query.dtype)
         out = torch.zeros(heads, rows, dim)
-        for number, (page, part) in enumerate(zip(self.pages, probabilities.split(high, -1), strict=True)):
+        for number, (page, part) in enumerate(zip(self.pages, torch.split(probabilities, high, -1), strict=True)):
             planes = [self.values[number].data_ptr()]
             FORMATS[page.format].weigh(probabilities, number * high, planes, self.shape, out)
             self.pages[number] = replace(page, mass=page.mass + part.sum().item(), age=page.age + rows)
@@ -107,7 +107,7 @@ class Paged:
         high = self._window.page
         layer = Layer(PageShape(key.shape[1], high, key.shape[3], key.dtype))
         outs = []
-        for each in zip(query[0].split(high, 1), key[0].split(high, 1), value[0].split(high, 1), strict=True):
+        for each in zip(*(torch.split(part[0], high, 1) for part in (query, key, value)), strict=True):
             now, keys, values = (part.contiguous() for part in each)
             layer.append(keys, values)
             tokens = (len(layer.pages) - 1) * high + now.shape[1]
@@ -162,8 +162,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             paged = Paged(window, share, drawn=drawn)
             AttentionInterface.register(NAME, paged)
             model.set_attn_implementation(NAME)
-            first = {"keep": kept} if usual is None else {"against": kept}
-            quality = evaluate(model, texts, **first).quality
+            keep, against = (kept, None) if usual is None else (None, kept)
+            quality = evaluate(model, texts, keep=keep, against=against).quality
             usual = usual or quality
             rows.append(row_of(name, paged, quality, usual))
     return rows

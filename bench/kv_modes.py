@@ -59,7 +59,7 @@ def run(options: argparse.Namespace, texts: list[torch.Tensor], store: Path, **k
 @torch.no_grad()
 def _followed(model: Any, text: torch.Tensor, prompt: int, step: int) -> torch.Tensor:
     cache = model(text[None, :prompt], use_cache=True).past_key_values
-    rest = text[prompt:-1].split(step)
+    rest = torch.split(text[prompt:-1], step)
     return torch.cat([model(ids[None], past_key_values=cache, use_cache=True).logits[0].float() for ids in rest])
 
 

@@ -66,7 +66,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.cap and None in options.host_memory:
         parser.error("--cap needs --host-memory: not everything is in memory then")
-    tables, results = [], []
+    tables: list[Table] = []
+    results: list[dict[str, Any]] = []
     with open_runner(options) as run:
         for name in options.formats:  # pack it
             measure(run, name, 0, options, options.host_memory[0])

@@ -44,7 +44,7 @@ class Unions:
                 {
                     BlockId("expert", name, expert)
                     for name, experts, index in calls
-                    for expert in index.unique().tolist()
+                    for expert in {*index.flatten().tolist()}
                     if expert < experts
                 },
             )

@@ -44,7 +44,7 @@ async def answer(number: int, model: Any, tokenizer: Any, prompt: str, options: 
             output = model.generate(
                 **inputs, max_new_tokens=options.tokens, do_sample=False, streamer=streamer, stopping_criteria=criteria
             )
-            return output.shape[1] - inputs.input_ids.shape[1]
+            return int(output.shape[1] - inputs.input_ids.shape[1])
         except BaseException:
             streamer.end()  # else whoever reads the stream waits for ever
             raise

@@ -96,7 +96,7 @@ def mean_loss(model: Qwen3MoeForCausalLM, ids: torch.Tensor, limit: int | None =
     rows = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)[:limit]
     total = 0.0
     with torch.no_grad():
-        for batch in rows.split(BATCH):
+        for batch in torch.split(rows, BATCH):
             logits = model(batch, output_router_logits=False).logits[:, :-1].float()
             total += torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"

@@ -54,7 +54,7 @@ def multiply(
     return out
 
 
-def native_product(
+def make_product(
     kernel: Callable[..., None], rows: int, n: int, *numbers: int
 ) -> Callable[[Sequence[Sequence[int]], Sequence[int]], torch.Tensor]:
     """Make a weight format's product (``formats.base.Product``) of ``rows`` rows with several matrices at once."""

@@ -7,7 +7,7 @@ routing of tokens needs no wait for the device.
 
 import torch
 
-from ..formats.int8 import scales_at
+from ..formats.int8 import locate_scales
 from .language import OPERAND, as_target, store, tl, triton
 
 _NARROW = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 128, "num_warps": 4}
@@ -17,7 +17,7 @@ ALIGNMENT = 64
 """Bytes. A matrix in an arena begins at a multiple of them."""
 
 
-def grouped_product(
+def multiply_grouped(
     x: torch.Tensor, starts: torch.Tensor, arena: torch.Tensor, offsets: torch.Tensor, n: int, *, int8: bool = False
 ) -> torch.Tensor:
     """Compute ``x[starts[e] : starts[e + 1]]`` times the transpose of matrix e, for every e.
@@ -51,10 +51,11 @@ def grouped_product(
         n,
         k,
         experts,
-        scales_at(n, k),
+        locate_scales(n, k),
         EXPERTS=triton.next_power_of_2(experts),
         INT8=int8,
         OPERAND=OPERAND,
+        ALIGNMENT=ALIGNMENT,
         **sizes,
     )
     return out
@@ -74,6 +75,7 @@ def _multiply(
     EXPERTS: tl.constexpr,
     INT8: tl.constexpr,
     OPERAND: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -94,7 +96,7 @@ def _multiply(
     expert = tl.sum(tl.where(mine, each, 0), 0)
     stop = tl.sum(tl.where(mine, stops, 0), 0)
     token = tl.sum(tl.where(mine, begins + (index - last + blocks) * BLOCK_M, 0), 0) + tl.arange(0, BLOCK_M)
-    matrix = arena + tl.multiple_of(tl.load(offsets + expert), 64)
+    matrix = arena + tl.multiple_of(tl.load(offsets + expert), ALIGNMENT)
 
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     if INT8:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..formats.int8 import parts
+from ..formats.int8 import view_parts
 from .language import OPERAND, ROWS, as_target, count_splits, store, tl, triton
 
 _BLOCK_N, _BLOCK_K = 32, 128
@@ -15,14 +15,14 @@ class Int8OnDevice:
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
         """Fill ``out`` with rows of the matrix. See DeviceFormat."""
-        numbers, scales = parts(planes[0], n, k)
+        numbers, scales = view_parts(planes[0], n, k)
         torch.mul(numbers[rows], scales[rows, None].float(), out=out)
 
     def rows(
         self, planes: Sequence[torch.Tensor], n: int, k: int, ids: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
         """Decode the rows ``ids``. See DeviceFormat."""
-        numbers, scales = parts(planes[0], n, k)
+        numbers, scales = view_parts(planes[0], n, k)
         return (numbers[ids] * scales[ids, None].float()).to(dtype)
 
     def product(self, planes: Sequence[torch.Tensor], n: int, k: int, x: torch.Tensor) -> torch.Tensor | None:
@@ -30,7 +30,7 @@ class Int8OnDevice:
         rows = len(x)
         if not 1 <= rows <= ROWS:
             return None
-        numbers, scales = parts(planes[0], n, k)
+        numbers, scales = view_parts(planes[0], n, k)
         blocks, steps = triton.cdiv(n, _BLOCK_N), triton.cdiv(k, _BLOCK_K)
         count = count_splits(blocks, steps)
         out = x.new_empty(count, rows, n, dtype=torch.bfloat16 if count == 1 else torch.float32)

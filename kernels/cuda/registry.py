@@ -9,7 +9,7 @@ from .base import DeviceFormat
 
 
 @cache
-def device_format(name: str) -> DeviceFormat | None:
+def find_device_format(name: str) -> DeviceFormat | None:
     """Return the format ``name`` on a device. None if there is none.
 
     Modules with kernels are imported here, when a device first needs one. Raises NoTriton where that package is absent.

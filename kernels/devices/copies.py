@@ -14,11 +14,11 @@ import torch
 
 from ..waiting import deliver, mark_thread, no_waiting
 
-Wait = Callable[[], None]
+WaitForCopy = Callable[[], None]
 """Returns when a copy has ended. Raises the copy's error."""
-Begin = Callable[[torch.Tensor, torch.Tensor, Sequence[Any]], Wait]
+BeginCopy = Callable[[torch.Tensor, torch.Tensor, Sequence[Any]], WaitForCopy]
 """Begins the copy of ``source`` to ``target`` behind some marks. See Copies.up."""
-Done = Callable[[Exception | None], None]
+CopyDone = Callable[[Exception | None], None]
 
 
 class Copied(NamedTuple):
@@ -39,17 +39,17 @@ NOTHING = Copied(0, 0.0)
 class Copies:
     """A queue of copies to a device. Any thread may use it."""
 
-    def __init__(self, begin: Begin) -> None:
+    def __init__(self, begin: BeginCopy) -> None:
         self._begin = begin
         self._lock = threading.Lock()
-        self._ends: queue.SimpleQueue[tuple[Wait, Done, int, float] | None] = queue.SimpleQueue()
+        self._ends: queue.SimpleQueue[tuple[WaitForCopy, CopyDone, int, float] | None] = queue.SimpleQueue()
         self._copied = NOTHING
         self._asked = self._ended = 0  # bytes
         self._thread = threading.Thread(target=self._end_all, name="penstock-copies", daemon=True)
         self._closed = False
         self._thread.start()
 
-    def up(self, source: torch.Tensor, target: torch.Tensor, after: Sequence[Any], done: Done) -> None:
+    def up(self, source: torch.Tensor, target: torch.Tensor, after: Sequence[Any], done: CopyDone) -> None:
         """Copy ``source``, bytes in host memory, to ``target``, the same length on the device, behind ``after``.
 
         The copy waits for the marks ``after``. ``done`` is called on the copies' thread, with None when the bytes have
@@ -109,7 +109,7 @@ class Copies:
 def _nothing() -> None: ...
 
 
-def _failed(error: Exception) -> Wait:
+def _failed(error: Exception) -> WaitForCopy:
     def wait() -> None:
         raise error
 

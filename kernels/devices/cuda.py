@@ -14,7 +14,7 @@ import torch
 
 from ..memory.arena import Arena, ArenaClosed
 from .base import NoDevice
-from .copies import Copies, Wait
+from .copies import Copies, WaitForCopy
 from .gds import GdsFile, is_direct
 
 
@@ -96,7 +96,7 @@ class Cuda:
         """Open a queue of copies on a stream of its own, as Device.copies."""
         stream = torch.cuda.Stream(self.compute)  # type: ignore[no-untyped-call]
 
-        def start(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> Wait:
+        def start(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> WaitForCopy:
             with torch.cuda.stream(stream):
                 for mark in after:
                     stream.wait_event(mark)
@@ -109,7 +109,7 @@ class Cuda:
 
             return wait
 
-        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> Wait:
+        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[torch.cuda.Event]) -> WaitForCopy:
             if source.is_pinned():
                 return start(source, target, after)
             # A copy from pageable memory blocks the thread that begins it. The caller may hold locks: use our thread.

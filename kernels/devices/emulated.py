@@ -12,7 +12,7 @@ import torch
 
 from ..machine.machine import MemoryMeter
 from ..memory.arena import Arena
-from .copies import Copies, Wait
+from .copies import Copies, WaitForCopy
 
 
 class Emulated:
@@ -51,7 +51,7 @@ class Emulated:
         """Open a queue of copies with a modelled bus of its own."""
         free_at = 0.0
 
-        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[None]) -> Wait:
+        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[None]) -> WaitForCopy:
             asked = time.monotonic()
 
             def wait() -> None:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from ..products.few_rows import MOST_ROWS, products
-from ..products.row_parts import BIT_TRIALS, parts, parts_keep_bits
-from ..weights.packed_weight import Many, PackedWeight, several
+from ..products.few_rows import MOST_ROWS, find_product
+from ..products.row_parts import BIT_TRIALS, divide_rows, parts_keep_bits
+from ..weights.packed_weight import Many, PackedWeight, find_products
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 Form = tuple[str, str]
@@ -38,19 +38,19 @@ class Recipe(NamedTuple):
     post: Activation | None
 
 
-def expert_products(
+def compute_experts(
     states: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Compute ``expert_product`` of each of ``states`` [rows, hidden], contiguous, with its expert, several at a time.
+    """Compute ``compute_expert`` of each of ``states`` [rows, hidden], contiguous, with its expert, several at a time.
 
     Yields positions in ``experts`` with their results [positions, rows, hidden]. Experts with the same few rows are
     computed in one call, where such a product has the same bits.
     """
     alike: dict[tuple[int, Form], list[int]] = {}
     for position, state in enumerate(states):
-        alike.setdefault((len(state), form(experts[position])), []).append(position)
+        alike.setdefault((len(state), find_form(experts[position])), []).append(position)
     for (rows, _), positions in alike.items():
-        several = side_by_side(rows, experts[positions[0]], recipe)
+        several = find_side_by_side(rows, experts[positions[0]], recipe)
         if several is not None:
             addresses = [states[position].data_ptr() for position in positions]
             yield positions, several(addresses, [experts[position] for position in positions], recipe)
@@ -59,31 +59,31 @@ def expert_products(
             yield [position], _rounded(states[position], experts[position], recipe)[None]
 
 
-def expert_outputs(
+def compute_outputs(
     hidden: torch.Tensor, rows: Sequence[torch.Tensor], experts: Sequence[Expert], recipe: Recipe
 ) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """Compute ``expert_product`` of ``hidden`` [tokens, width] at ``rows``, row numbers for each of ``experts``.
+    """Compute ``compute_expert`` of ``hidden`` [tokens, width] at ``rows``, row numbers for each of ``experts``.
 
     ``hidden`` is contiguous. Yields positions in ``experts``, parts of their rows in order, and the results [rows,
     width]. All parts of an expert come before the next expert. Long ones are computed in parts, the others as by
-    ``expert_products``.
+    ``compute_experts``.
     """
     few: list[int] = []
     for position, expert in enumerate(experts):
-        several = expert_parts(hidden, rows[position], expert, recipe)
+        several = divide_expert(hidden, rows[position], expert, recipe)
         if len(several) == 1:
             few.append(position)
             continue
         for part in several:
-            for _, out in expert_products([hidden[rows[position][part]]], [expert], recipe):
+            for _, out in compute_experts([hidden[rows[position][part]]], [expert], recipe):
                 yield position, part, out[0]
     states = [hidden[rows[position]] for position in few]
-    for positions, outs in expert_products(states, [experts[position] for position in few], recipe):
+    for positions, outs in compute_experts(states, [experts[position] for position in few], recipe):
         for position, out in zip(positions, outs, strict=True):
             yield few[position], slice(None), out
 
 
-def form(expert: Expert) -> Form:
+def find_form(expert: Expert) -> Form:
     """Return the formats of the expert's matrices, "" for a plain one.
 
     Experts of equal form are computed in one call, each with the planes that it has.
@@ -92,29 +92,29 @@ def form(expert: Expert) -> Form:
     return up, down
 
 
-def expert_product(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
+def compute_expert(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
     """Compute ``post(activation(state @ up) @ down)`` for ``state`` [tokens, hidden].
 
     The result has its shape and dtype.
     """
-    out = _linear(inner(state, expert, recipe), expert.down, expert.down_bias, recipe.transposed)
+    out = _linear(compute_inner(state, expert, recipe), expert.down, expert.down_bias, recipe.transposed)
     return out if recipe.post is None else recipe.post(out)
 
 
-def inner(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
+def compute_inner(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
     """Compute the input of the expert's second matrix for ``state`` [tokens, hidden]."""
     return recipe.activation(_linear(state, expert.up, expert.up_bias, recipe.transposed))
 
 
-def expert_parts(hidden: torch.Tensor, rows: torch.Tensor, expert: Expert, recipe: Recipe) -> list[slice]:
+def divide_expert(hidden: torch.Tensor, rows: torch.Tensor, expert: Expert, recipe: Recipe) -> list[slice]:
     """Divide ``rows``, row numbers of ``hidden`` [tokens, width], into the smallest parts that give the same bits."""
     kind = _kind(recipe.activation)
     whole = [slice(0, len(rows))]
-    if kind is None or (several := parts(len(rows))) == whole:
+    if kind is None or (several := divide_rows(len(rows))) == whole:
         return whole
 
     def compute(state: torch.Tensor) -> torch.Tensor:
-        return expert_product(state, expert, recipe)
+        return compute_expert(state, expert, recipe)
 
     def sample(count: int) -> torch.Tensor:
         return hidden[rows[:count]]
@@ -125,7 +125,7 @@ def expert_parts(hidden: torch.Tensor, rows: torch.Tensor, expert: Expert, recip
 
 
 def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tensor:
-    """Compute ``expert_product`` with rows padded to a round number, where that gives the same bits.
+    """Compute ``compute_expert`` with rows padded to a round number, where that gives the same bits.
 
     The library under torch compiles a kernel for every number of rows, and a prompt gives every expert another number.
     A trial, on the first use of each number of rows, shows whether the padding changes the other rows.
@@ -133,14 +133,14 @@ def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tenso
     rows = len(state)
     missing, kind = -rows % _ROUND, _kind(recipe.activation)
     if not missing or rows <= MOST_ROWS or kind is None:
-        return expert_product(state, expert, recipe)
+        return compute_expert(state, expert, recipe)
     key = f"{rows} rows, {_shapes(expert, recipe)}, {kind}, {torch.get_num_threads()} threads"
     equal = BIT_TRIALS.get(key)
     if equal is False:
-        return expert_product(state, expert, recipe)
-    out = expert_product(functional.pad(state, (0, 0, 0, missing)), expert, recipe)[:rows]
+        return compute_expert(state, expert, recipe)
+    out = compute_expert(functional.pad(state, (0, 0, 0, missing)), expert, recipe)[:rows]
     if equal is None:
-        exact = expert_product(state, expert, recipe)
+        exact = compute_expert(state, expert, recipe)
         if bool((exact != exact[:, :1]).any(1).all()):  # equal numbers would show no order of summation
             BIT_TRIALS[key] = torch.equal(out, exact)
         return exact
@@ -150,7 +150,7 @@ def _rounded(state: torch.Tensor, expert: Expert, recipe: Recipe) -> torch.Tenso
 def _shapes(expert: Expert, recipe: Recipe) -> str:
     transposed = "transposed " * recipe.transposed
     biased = "biased " * (expert.up_bias is not None or expert.down_bias is not None)
-    formats = "".join(f"{name} " for name in form(expert) if name)
+    formats = "".join(f"{name} " for name in find_form(expert) if name)
     return f"{tuple(expert.up.shape)} {tuple(expert.down.shape)} {formats}{transposed}{biased}{expert.up.dtype}"
 
 
@@ -178,7 +178,7 @@ class SideBySide(NamedTuple):
     down: Many
 
     def __call__(self, states: Sequence[int], experts: Sequence[Expert], recipe: Recipe) -> torch.Tensor:
-        """Compute ``expert_product`` of the states at addresses ``states`` with each expert.
+        """Compute ``compute_expert`` of the states at addresses ``states`` with each expert.
 
         Returns [experts, rows, hidden].
         """
@@ -192,7 +192,7 @@ class SideBySide(NamedTuple):
         return out if recipe.post is None else torch.stack([recipe.post(one) for one in out])
 
 
-def side_by_side(rows: int, expert: Expert, recipe: Recipe) -> SideBySide | None:
+def find_side_by_side(rows: int, expert: Expert, recipe: Recipe) -> SideBySide | None:
     """Find products of ``rows`` rows with experts shaped like ``expert``. None if none have the same bits."""
     if recipe.transposed or expert.up_bias is not None or expert.down_bias is not None:
         return None
@@ -204,8 +204,8 @@ def _many(rows: int, weight: torch.Tensor) -> Many | None:
     if weight.dtype != torch.bfloat16:
         return None
     if isinstance(weight, PackedWeight):
-        return several(weight, rows)
-    product = products(rows, *weight.shape) if rows <= MOST_ROWS and weight.is_cpu else None
+        return find_products(weight, rows)
+    product = find_product(rows, *weight.shape) if rows <= MOST_ROWS and weight.is_cpu else None
     if product is None:
         return None
     return lambda weights, inputs: product([weight.data_ptr() for weight in weights], inputs)

@@ -22,11 +22,11 @@ given by their addresses. The memory must stay valid until the call returns.
 """
 
 
-Room = Callable[[int], torch.Tensor]
+PlaneAllocator = Callable[[int], torch.Tensor]
 """Allocates a plane of the given number of bytes: uint8 [length], with any content."""
 
 
-def on_heap(length: int) -> torch.Tensor:
+def allocate_on_heap(length: int) -> torch.Tensor:
     """Allocate a plane on the heap: uint8 [length]."""
     return torch.empty(length, dtype=torch.uint8)
 
@@ -54,7 +54,7 @@ class Format(Protocol):
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """Encode the matrix [n, k] and return its planes.
 
@@ -74,7 +74,7 @@ class Format(Protocol):
         """
         ...
 
-    def products(self, rows: int, n: int, k: int) -> Product | None:
+    def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return the product of a few ``rows`` with matrices [n, k] as stored, in bfloat16, several in one call.
 
         None where decoding and torch's own product are faster, or where this machine has no such kernel.

@@ -14,7 +14,7 @@ import torch
 
 from ..calls import multiply, share
 from ..native import LIBRARY
-from .base import SLAB, Product, Room, UnsuitableShape, on_heap
+from .base import SLAB, PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
 
 MOST_ROWS = 4
 """The most rows that one pass over the matrix serves."""
@@ -82,7 +82,7 @@ class Blocks:
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor]:
         """Raise ValueError: these formats come from checkpoints only. See Format."""
         raise ValueError(f"{self.name} is what checkpoints come in; penstock does not quantise to it")
@@ -120,7 +120,7 @@ class Blocks:
         else:
             self._decode_portably(self.split(plane, n, k), n, k, rows, out)
 
-    def products(self, rows: int, n: int, k: int) -> Product | None:
+    def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return the product of block_formats.c for up to MOST_ROWS rows. See Format."""
         if LIBRARY is None or not 1 <= rows <= MOST_ROWS:
             return None

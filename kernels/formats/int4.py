@@ -16,10 +16,10 @@ from functools import cache
 import torch
 from torch.nn import functional
 
-from ..calls import native_product, view_memory
+from ..calls import make_product, view_memory
 from ..native import PACKED
-from .base import SLAB, Product, Room, UnsuitableShape, on_heap
-from .quantise import quantise_groups, tiles
+from .base import SLAB, PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
+from .quantise import quantise_groups, split_tiles
 
 MOST_ROWS = 48
 """The most rows for which our product is faster than decoding and a plain product."""
@@ -56,14 +56,14 @@ class Int4:
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """Encode with ``quantise_groups``. See Format."""
         (length,) = self.lengths(n, k)
         plane = room(length)
         packed, scales_and_zeros = self.parts(plane, n, k)
         scales_and_zeros[:, n:] = 0
-        for first, tile in tiles(slabs):
+        for first, tile in split_tiles(slabs):
             numbers, scales, zeros = quantise_groups(tile, self.group, importance)
             packed[first // _BLOCK] = _packed(numbers)
             place = slice(first, first + len(tile))
@@ -88,11 +88,11 @@ class Int4:
             tile = out[first : first + SLAB]
             tile.copy_(weights[: len(tile), :k])
 
-    def products(self, rows: int, n: int, k: int) -> Product | None:
+    def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return our product or torch's, whichever this machine has for so few rows. See Format."""
         if PACKED is not None:
             kernel = PACKED.penstock_products_int4
-            return native_product(kernel, rows, n, k, self.group) if rows <= MOST_ROWS else None
+            return make_product(kernel, rows, n, k, self.group) if rows <= MOST_ROWS else None
         (length,) = self.lengths(n, k)
         missing = -k % self.group
 

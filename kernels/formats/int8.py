@@ -8,10 +8,10 @@ from functools import partial
 
 import torch
 
-from ..calls import native_product, view_memory
+from ..calls import make_product, view_memory
 from ..native import PACKED
-from .base import Product, Room, on_heap
-from .quantise import quantise_rows, tiles
+from .base import PlaneAllocator, Product, allocate_on_heap
+from .quantise import quantise_rows, split_tiles
 
 MOST_ROWS = 48
 """The most rows for which our product is faster than decoding and a plain product."""
@@ -30,7 +30,7 @@ class Int8:
 
     def lengths(self, n: int, k: int) -> tuple[int, ...]:
         """Return the bytes of the plane. See Format."""
-        return (scales_at(n, k) + 2 * n,)
+        return (locate_scales(n, k) + 2 * n,)
 
     def encode(
         self,
@@ -38,14 +38,14 @@ class Int8:
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """Encode with ``quantise_rows``. See Format."""
         (length,) = self.lengths(n, k)
         plane = room(length)
-        plane[n * k : scales_at(n, k)] = 0
-        numbers, scales = parts(plane, n, k)
-        for first, tile in tiles(slabs):
+        plane[n * k : locate_scales(n, k)] = 0
+        numbers, scales = view_parts(plane, n, k)
+        for first, tile in split_tiles(slabs):
             place = slice(first, first + len(tile))
             numbers[place], scales[place] = quantise_rows(tile, importance)
         return (plane,)
@@ -58,32 +58,32 @@ class Int8:
                 plane.data_ptr(), out.data_ptr(), n, k, rows.start, len(out), torch.get_num_threads()
             )
             return
-        numbers, scales = parts(plane, n, k)
+        numbers, scales = view_parts(plane, n, k)
         out.copy_(numbers[rows] * scales[rows, None].to(torch.promote_types(out.dtype, torch.float32)))
 
-    def products(self, rows: int, n: int, k: int) -> Product | None:
+    def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return our product or torch's, whichever this machine has for so few rows. See Format."""
         if PACKED is not None:
-            return native_product(PACKED.penstock_products_int8, rows, n, k) if rows <= MOST_ROWS else None
+            return make_product(PACKED.penstock_products_int8, rows, n, k) if rows <= MOST_ROWS else None
         return partial(_torch_product, rows, n, k) if rows <= TORCH_MOST_ROWS and k % TORCH_STEP == 0 else None
 
 
 def _torch_product(rows: int, n: int, k: int, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
-    length = scales_at(n, k) + 2 * n
+    length = locate_scales(n, k) + 2 * n
     outs = []
     for (address,), at in zip(matrices, inputs, strict=True):
         # A copy, because torch's kernel needs inputs at a multiple of 32 bytes.
         state = view_memory(at, 2 * rows * k).view(torch.bfloat16).view(rows, k).clone()
-        outs.append(torch._weight_int8pack_mm(state, *parts(view_memory(address, length), n, k)))
+        outs.append(torch._weight_int8pack_mm(state, *view_parts(view_memory(address, length), n, k)))
     return torch.stack(outs)
 
 
-def parts(plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def view_parts(plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """View the numbers, int8 [n, k], and the scales, bfloat16 [n], in a plane."""
-    at = scales_at(n, k)
+    at = locate_scales(n, k)
     return plane[: n * k].view(torch.int8).view(n, k), plane[at : at + 2 * n].view(torch.bfloat16)
 
 
-def scales_at(n: int, k: int) -> int:
+def locate_scales(n: int, k: int) -> int:
     """Return the offset in bytes of the scales in a plane."""
     return -(-n * k // 64) * 64

@@ -23,8 +23,8 @@ import torch
 
 from ..calls import multiply
 from ..native import COMPILED, LIBRARY
-from ..products.few_rows import Products, products
-from .base import Product, Room, UnsuitableShape, on_heap
+from ..products.few_rows import Products, find_product
+from .base import PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
 from .lossless_tiles import ROWS, decode_tile, encode_tile
 
 _WAY = 0 if COMPILED is None else COMPILED.penstock_lossless_way()
@@ -58,7 +58,7 @@ class Lossless:
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """Encode bfloat16 slabs. See Format. Raises UnsuitableShape for any other dtype. Any bits are valid, also NaNs.
 
@@ -102,14 +102,14 @@ class Lossless:
         if not right:
             raise _damaged(n, k)
 
-    def products(self, rows: int, n: int, k: int) -> Product | None:
+    def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return the product with the bits of ``functional.linear`` on the decoded matrix. See Format.
 
         The product raises ValueError if a matrix is inconsistent. Its own bytes say where it ends.
         """
         if LIBRARY is None or _WAY < _PRODUCTS or n < ROWS or k % 4:
             return None
-        found = products(rows, n, k)
+        found = find_product(rows, n, k)
         return None if found is None else _LosslessProduct(found)
 
 

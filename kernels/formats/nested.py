@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from ..calls import multiply
 from ..native import LIBRARY
-from .base import Product, Room, on_heap
-from .quantise import quantise_rows, tiles
+from .base import PlaneAllocator, Product, allocate_on_heap
+from .quantise import quantise_rows, split_tiles
 from .steps import GROUP, LEFT, UNIT, decode_levels, nest, pad_column_weights, scale_codes
 
 MOST_ROWS = 16
@@ -61,7 +61,7 @@ class BitNested:
         n: int,
         k: int,
         importance: torch.Tensor | None = None,
-        room: Room = on_heap,
+        room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
         """Encode by nest.c, or by torch with the same bits. See Format."""
         shape = _Shape(n, k, self._split)
@@ -69,7 +69,7 @@ class BitNested:
         if LIBRARY is not None:
             self._nest(slabs, shape, importance, planes)
             return planes
-        for first, rows in tiles(slabs):
+        for first, rows in split_tiles(slabs):
             for plane, part in zip(planes, shape.encoded(rows, importance), strict=True):
                 plane.view(shape.tiles, -1)[_tiles_of(first, rows)] = part
         return planes
@@ -97,7 +97,7 @@ class BitNested:
         assert LIBRARY is not None
         addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
         counts = pad_column_weights(shape.k, importance)
-        for first, rows in tiles(slabs):
+        for first, rows in split_tiles(slabs):
             for plane in planes:  # nest.c does not write the padding
                 plane.view(shape.tiles, -1)[_tiles_of(first, rows)] = 0
             weights = rows.float().contiguous()
@@ -112,7 +112,7 @@ class BitNested:
                 torch.get_num_threads(),
             )
 
-    def products(self, rows: int, n: int, k: int) -> Product | None:
+    def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return the product of nested.c for up to MOST_ROWS rows. See Format."""
         if LIBRARY is None or rows > MOST_ROWS:
             return None

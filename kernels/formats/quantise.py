@@ -27,10 +27,10 @@ _ROUNDS = 4  # refinements of 4-bit numbers
 _APART = 128  # separate partial sums of a row
 _LEAST_SCALE = torch.finfo(torch.float32).tiny  # below, the inverse is infinite
 
-Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+QuantisedGroups = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def tiles(slabs: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+def split_tiles(slabs: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield SLAB rows at a time with the number of the first, so that no sum depends on the size of a slab."""
     first = 0
     for slab in slabs:
@@ -86,7 +86,7 @@ def _scaled_by_torch(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
     return _nearest_8(x, best).to(torch.int8), best
 
 
-def quantise_groups(rows: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> Quantised:
+def quantise_groups(rows: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> QuantisedGroups:
     """Quantise ``rows`` [r, k] to 4 bits: ``(number - 8) * scale + zero`` is near the weight.
 
     Returns uint8 numbers [r, columns], 0 to 15, and bfloat16 scales and zeros, each [r, columns / group]. ``columns``
@@ -100,7 +100,7 @@ def quantise_groups(rows: torch.Tensor, group: int, importance: torch.Tensor | N
     return numbers, _storable(scales), _storable(zeros)
 
 
-def _found_by_ours(x: torch.Tensor, group: int, weights: torch.Tensor) -> Quantised:
+def _found_by_ours(x: torch.Tensor, group: int, weights: torch.Tensor) -> QuantisedGroups:
     assert LIBRARY is not None
     x = x.contiguous()
     rows, columns = len(x), len(weights)
@@ -120,7 +120,7 @@ def _found_by_ours(x: torch.Tensor, group: int, weights: torch.Tensor) -> Quanti
     return numbers, scales, zeros
 
 
-def _found_by_torch(x: torch.Tensor, group: int, weights: torch.Tensor) -> Quantised:
+def _found_by_torch(x: torch.Tensor, group: int, weights: torch.Tensor) -> QuantisedGroups:
     rows, k = x.shape
     # Columns that pad the last group equal the last column, and have no weight.
     x = torch.cat([x, x[:, -1:].expand(rows, len(weights) - k)], dim=1)

@@ -17,6 +17,7 @@ _SOURCES: tuple[Format, ...] = (
     *GGUF,
     Mxfp4(),
     *(Fp8(rows) for rows in (128, 1)),
+    Fp8(1, 32),
     *(Uint4(group, ordered=ordered) for group in (32, 64, 128, 0) for ordered in (False, True)),
 )
 """Formats of checkpoints that are already quantised."""

@@ -15,8 +15,11 @@ page cache.
 def open_reader(backend: str, depth: int, enough: int | None = None) -> Reader:
     """Open a reader that keeps ``depth`` reads in flight, but starts none while a drive delivers ``enough`` bytes.
 
-    Raises BackendUnavailable where the backend does not work on this machine.
+    Raises ValueError for a name that is not in BACKENDS, and BackendUnavailable where the backend does not work on this
+    machine.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"there is no backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     if backend != "io_uring":
         return Threads(depth, enough)
     probe()
@@ -31,7 +34,7 @@ def choose_direct(backend: str) -> bool | None:
     return False if backend == "buffered" else None
 
 
-def usable(*files: DirectFile) -> tuple[str, ...]:
+def list_usable(*files: DirectFile) -> tuple[str, ...]:
     """Return the backends that work on this machine and that differ on the drive of ``files``."""
     names = ["threads"]
     try:

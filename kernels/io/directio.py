@@ -55,7 +55,7 @@ def address_of(buffer: memoryview) -> int:
     return int(np.frombuffer(buffer, np.uint8).ctypes.data)
 
 
-def next_buffers(
+def skip_filled(
     buffers: Iterable[memoryview], done: int, *, most_buffers: int = IOV_MAX, most_bytes: int | None = None
 ) -> list[memoryview]:
     """Return the buffers that the next preadv should fill after ``done`` bytes of ``buffers`` are filled. Pure.
@@ -161,7 +161,7 @@ class Transfer:
     def rest(self) -> tuple[list[memoryview], int]:
         """Return the buffers that the next preadv should fill, and the offset in the file where it begins."""
         most = MOST_AT_ONCE if self.file.direct else BUFFERED_STEP
-        return next_buffers(self._buffers, self._done, most_bytes=most), self._offset + self._done
+        return skip_filled(self._buffers, self._done, most_bytes=most), self._offset + self._done
 
     def took(self, got: int) -> None:
         """Note that the kernel filled ``got`` bytes of the rest. Raises ShortRead when the file ends there."""

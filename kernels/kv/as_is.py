@@ -48,7 +48,7 @@ class AsIs:
         at: int,
     ) -> None:
         """As in KVFormat."""
-        attention.scores(query, pages, shape, scaling, out, at)
+        attention.compute_scores(query, pages, shape, scaling, out, at)
 
     def weigh(
         self, probabilities: torch.Tensor, at: int, pages: Sequence[int], shape: PageShape, out: torch.Tensor

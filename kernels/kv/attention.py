@@ -17,7 +17,7 @@ _MOST_DIM = 1024
 """Elements of a key that attention.c has room for."""
 
 
-def scores(
+def compute_scores(
     query: torch.Tensor, pages: Sequence[int], shape: PageShape, scaling: float, out: torch.Tensor, at: int
 ) -> None:
     """``KVFormat.scores`` where pages hold the keys as they are."""

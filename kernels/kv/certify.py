@@ -157,7 +157,7 @@ class CompiledPageMasses(PageMasses):
         )
 
 
-def new_page_masses(bounds: Bounds) -> PageMasses:
+def make_page_masses(bounds: Bounds) -> PageMasses:
     """Masses for pages with ``bounds`` [Hq, R, n], by the fastest implementation there is."""
     return PageMasses(bounds) if COMPILED is None else CompiledPageMasses(bounds)
 

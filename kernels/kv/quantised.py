@@ -14,7 +14,7 @@ import torch
 from ..calls import share, view_memory
 from ..native import COMPILED
 from .base import PageShape
-from .strips import Strips, key_strips, value_strips
+from .strips import Strips, lay_out_keys, lay_out_values
 
 LARGEST = 2.0**60
 """The largest magnitude that can be encoded: squares of larger ones overflow."""
@@ -43,11 +43,11 @@ class Quantised:
 
     def key_bytes(self, shape: PageShape) -> int:
         """As in KVFormat."""
-        return key_strips(shape, self._bits).page_bytes
+        return lay_out_keys(shape, self._bits).page_bytes
 
     def value_bytes(self, shape: PageShape) -> int:
         """As in KVFormat."""
-        return value_strips(shape, self._bits).page_bytes
+        return lay_out_values(shape, self._bits).page_bytes
 
     def encode_keys(self, keys: torch.Tensor, out: torch.Tensor) -> None:
         """Raises ValueError for keys that are not ``is_encodable``."""
@@ -83,9 +83,9 @@ class Quantised:
                 )
             return
         if of_keys:
-            out.copy_(self._decode_lines(key_strips(shape, self._bits), data).transpose(1, 2))
+            out.copy_(self._decode_lines(lay_out_keys(shape, self._bits), data).transpose(1, 2))
         else:
-            out.copy_(self._decode_lines(value_strips(shape, self._bits), data))
+            out.copy_(self._decode_lines(lay_out_values(shape, self._bits), data))
 
     def _decode_lines(self, strips: Strips, data: torch.Tensor) -> torch.Tensor:
         codes, scales, zeros = strips.read(data)
@@ -152,7 +152,7 @@ class Quantised:
     ) -> Iterator[tuple[torch.Tensor, slice]]:
         """Yield the elements of each page, float32 [H, tokens, D], and the slice of its tokens; none from ``end``
         on."""
-        strips = (key_strips if of_keys else value_strips)(shape, self._bits)
+        strips = (lay_out_keys if of_keys else lay_out_values)(shape, self._bits)
         for data in pages:
             lines = self._decode_lines(strips, view_memory(data, strips.page_bytes))
             there = max(0, min(shape.tokens, end - at))

@@ -94,11 +94,11 @@ class Strips:
         return codes, scales.reshape(-1), zeros.reshape(-1)
 
 
-def key_strips(shape: PageShape, bits: int) -> Strips:
+def lay_out_keys(shape: PageShape, bits: int) -> Strips:
     """The strips of a page of keys: tokens along, channels down."""
     return Strips(shape.heads, shape.tokens, shape.dim, bits)
 
 
-def value_strips(shape: PageShape, bits: int) -> Strips:
+def lay_out_values(shape: PageShape, bits: int) -> Strips:
     """The strips of a page of values: channels along, tokens down."""
     return Strips(shape.heads, shape.dim, shape.tokens, bits)

@@ -21,13 +21,13 @@ class MemoryGroup:
     used: int
 
 
-def memory_groups(process: Path = _OURS) -> list[MemoryGroup]:
+def find_memory_groups(process: Path = _OURS) -> list[MemoryGroup]:
     """Return this process's control group and its ancestors, inner ones first, if they limit memory."""
-    groups = map(memory_group, _folders("memory", process))
+    groups = map(read_memory_group, _folders("memory", process))
     return [group for group in groups if group is not None]
 
 
-def memory_group(folder: Path) -> MemoryGroup | None:
+def read_memory_group(folder: Path) -> MemoryGroup | None:
     """Return the control group of ``folder`` as it is now. None if it limits no memory, or no longer exists."""
     limits = [_number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
     usages = [_number(folder / name) for name in ("memory.current", "memory.usage_in_bytes")]
@@ -38,7 +38,7 @@ def memory_group(folder: Path) -> MemoryGroup | None:
     return MemoryGroup(folder, limit, max(0, usage - _idle_page_cache(folder)))
 
 
-def processor_quota(process: Path = _OURS) -> float | None:
+def find_processor_quota(process: Path = _OURS) -> float | None:
     """Return the number of processors that the tightest control group grants, or None if none limits it."""
     quotas = []
     for folder in _folders("cpu", process):

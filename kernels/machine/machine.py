@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..io.backends import choose_direct, usable
+from ..io.backends import choose_direct, list_usable
 from ..io.directio import DirectFile
 from ..io.directwrite import DirectWriter
 from ..memory.arena import Arena
 from ..memory.page import PAGE
-from .cgroups import memory_group, memory_groups, processor_quota
+from .cgroups import find_memory_groups, find_processor_quota, read_memory_group
 from .trial import ReadRate, read_rates
 
 _TRIAL_FILE = 256 << 20
@@ -98,7 +98,7 @@ def measure_drive(
         files: dict[str, list[DirectFile]] = {}
         with _trial_file(folder, arena.view(0, step), room // step) as path:
             plain = opened.enter_context(DirectFile(path))
-            for backend in usable(plain) if backends is None else backends:
+            for backend in list_usable(plain) if backends is None else backends:
                 ask = choose_direct(backend)
                 files[backend] = [plain if ask is None else opened.enter_context(DirectFile(path, direct=ask))]
         arena.close()
@@ -126,7 +126,7 @@ def _trial_file(folder: Path, content: memoryview, copies: int) -> Iterator[Path
 
 def measure_memory() -> float:
     """Measure sequential reads of memory with torch's threads: bytes per second, the best of several passes."""
-    length = max(PAGE, min(_TRIAL_MEMORY, available_memory() // 4) // PAGE * PAGE)
+    length = max(PAGE, min(_TRIAL_MEMORY, read_available_memory() // 4) // PAGE * PAGE)
     numbers = Arena(length).tensor(0, torch.float32, (length // 4,)).fill_(1.0)
     best = math.inf
     for _ in range(7):
@@ -136,15 +136,15 @@ def measure_memory() -> float:
     return numbers.nbytes / best
 
 
-def available_memory() -> int:
+def read_available_memory() -> int:
     """Return the bytes that this process may still take before the machine, or one of its control groups, runs out."""
-    room = [group.limit - group.used for group in memory_groups()]
+    room = [group.limit - group.used for group in find_memory_groups()]
     return max(0, min([psutil.virtual_memory().available, *room]))
 
 
-def total_memory() -> int:
+def read_total_memory() -> int:
     """Return the bytes of memory of the machine, or of this process's tightest control group."""
-    return min([psutil.virtual_memory().total, *(group.limit for group in memory_groups())])
+    return min([psutil.virtual_memory().total, *(group.limit for group in find_memory_groups())])
 
 
 class MemoryMeter:
@@ -156,44 +156,44 @@ class MemoryMeter:
         self._looks, self._folders = 0, list[Path]()
 
     def memory(self) -> tuple[int, int]:
-        """Return the bytes of ``available_memory`` and ``total_memory``.
+        """Return the bytes of ``read_available_memory`` and ``read_total_memory``.
 
         New groups and new limits show a little later.
         """
         whole = psutil.virtual_memory()
         if self._looks % self._EVERY == 0:
-            self._folders = [group.folder for group in memory_groups() if group.limit < whole.total]
+            self._folders = [group.folder for group in find_memory_groups() if group.limit < whole.total]
         self._looks += 1
-        groups = [group for group in map(memory_group, self._folders) if group is not None]
+        groups = [group for group in map(read_memory_group, self._folders) if group is not None]
         available = min([whole.available, *(group.limit - group.used for group in groups)])
         return max(0, available), min([whole.total, *(group.limit for group in groups)])
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Return the number of processors that this process may use.
 
     This is the least of its affinity and its control groups' quota, rounded up.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = processor_quota()
+    quota = find_processor_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def describe() -> MachineReport:
     """Return the names and sizes of this host. It measures nothing."""
-    name, flags = processor(Path("/proc/cpuinfo"))
+    name, flags = read_processor(Path("/proc/cpuinfo"))
     try:
         transformers: str | None = metadata.version("transformers")
     except metadata.PackageNotFoundError:
         transformers = None
     return MachineReport(
         processor=name or platform.processor() or platform.machine(),
-        cores=usable_cores(),
+        cores=count_usable_cores(),
         instruction_sets=tuple(name for name in _INSTRUCTION_SETS if name in flags),
         torch_capability=torch.backends.cpu.get_cpu_capability(),
         torch_threads=torch.get_num_threads(),
-        total_memory=total_memory(),
-        available_memory=available_memory(),
+        total_memory=read_total_memory(),
+        available_memory=read_available_memory(),
         huge_pages=_huge_pages(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -202,7 +202,7 @@ def describe() -> MachineReport:
     )
 
 
-def processor(information: Path) -> tuple[str, frozenset[str]]:
+def read_processor(information: Path) -> tuple[str, frozenset[str]]:
     """Return the name of the first processor in ``information`` ("" if it has none) and its feature flags."""
     fields: dict[str, str] = {}
     for line in information.read_text().splitlines():

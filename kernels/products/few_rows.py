@@ -24,7 +24,7 @@ _LEAST = 64  # columns of the matrix: below, a call costs more than the product
 
 
 class Products:
-    """The product for matrices [n, k] and inputs [rows, k]. ``products`` makes it. Any thread may call it."""
+    """The product for matrices [n, k] and inputs [rows, k]. ``find_product`` makes it. Any thread may call it."""
 
     def __init__(self, rows: int, n: int, k: int, *, chunk: int, threads: int) -> None:
         self.rows, self.n, self.k, self.chunk, self.threads = rows, n, k, chunk, threads
@@ -47,7 +47,7 @@ class Products:
         )
 
 
-def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> Products | None:
+def find_product(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> Products | None:
     """Find the product for these shapes. None if none has the bits of ``functional.linear``.
 
     The first call for a shape and a number of threads runs a trial of some milliseconds. If the shape is too large to

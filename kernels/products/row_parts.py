@@ -21,7 +21,7 @@ weight for each.
 BIT_TRIALS: dict[str, bool] = {}
 """Results of trials by description: whether parts, or padding rows, leave the bits unchanged."""
 
-Compute = Callable[[torch.Tensor], Any]
+RowFunction = Callable[[torch.Tensor], Any]
 
 _SHARE = 32768  # elements below which torch does not divide an elementwise operation between threads
 _STEP = 128  # bytes of two vector registers: the step of the computation in a share
@@ -32,14 +32,14 @@ _EXACT = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "abs", "relu", "c
 _EXACT |= {"maximum", "minimum", "clone", "_to_copy"}
 
 
-def parts(rows: int) -> list[slice]:
+def divide_rows(rows: int) -> list[slice]:
     """Divide ``rows`` in order into parts of ROWS. There is a single part below twice ROWS."""
     starts = range(0, max(1, rows // ROWS) * ROWS, ROWS)
     return [slice(start, rows if start == starts[-1] else start + ROWS) for start in starts]
 
 
 def parts_keep_bits(
-    compute: Compute, sample: Callable[[int], torch.Tensor], rows: int, kind: str, widths: set[int]
+    compute: RowFunction, sample: Callable[[int], torch.Tensor], rows: int, kind: str, widths: set[int]
 ) -> bool:
     """Return whether ``compute`` gives the same bits for ``rows`` rows in ``parts`` as for all of them at once.
 
@@ -63,20 +63,22 @@ def parts_keep_bits(
             BIT_TRIALS[key], BIT_TRIALS[anywhere] = equal, probe.alike
     if not BIT_TRIALS.get(key, False):
         return False
-    last = parts(rows)[-1]
+    last = divide_rows(rows)[-1]
     return BIT_TRIALS[anywhere] or all(
         fills_vectors(n, widths, dtype, threads) for n in (rows, ROWS, last.stop - last.start)
     )
 
 
-def _equal(compute: Compute, sample: torch.Tensor) -> bool | None:
+def _equal(compute: RowFunction, sample: torch.Tensor) -> bool | None:
     """Return whether parts of ``sample`` give the bits of the whole. None if its numbers show nothing."""
     whole = compute(sample)
     if not isinstance(whole, torch.Tensor) or whole.shape[:-1] != sample.shape[:-1]:
         return False
     if not bool((whole != whole[..., :1]).any(-1).all()):  # equal numbers would show no order of summation
         return None
-    return torch.equal(whole, torch.cat([compute(sample[..., part, :]) for part in parts(sample.shape[-2])], dim=-2))
+    return torch.equal(
+        whole, torch.cat([compute(sample[..., part, :]) for part in divide_rows(sample.shape[-2])], dim=-2)
+    )
 
 
 def fills_vectors(rows: int, widths: Iterable[int], dtype: torch.dtype, threads: int) -> bool:

@@ -15,7 +15,7 @@ from ..native import LIBRARY
 _WEIGHTS = (torch.bfloat16, torch.float32)
 
 
-def weighted_sum(rows: Sequence[int], weights: Sequence[float], width: int) -> torch.Tensor:
+def sum_weighted(rows: Sequence[int], weights: Sequence[float], width: int) -> torch.Tensor:
     """Compute [1, width]: ``((0 + rows[0] * weights[0]) + rows[1] * weights[1]) + ...``, rounded after each step.
 
     ``rows`` are addresses of ``width`` contiguous bfloat16 numbers each. The weights are float32 or bfloat16 numbers.

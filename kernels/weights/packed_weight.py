@@ -18,9 +18,9 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from ..cuda.base import DeviceFormat
-from ..cuda.registry import device_format
+from ..cuda.registry import find_device_format
 from ..formats.base import SLAB, Format
-from ..products.few_rows import is_untried, products
+from ..products.few_rows import find_product, is_untried
 from .metadata_ops import LOOKS
 
 TILE = 4 << 20
@@ -201,13 +201,13 @@ def _device_product(input: torch.Tensor, weight: PackedWeight, on_device: Device
 
 
 def _on_device(format: Format) -> DeviceFormat:
-    found = device_format(format.name)
+    found = find_device_format(format.name)
     if found is None:
         raise ValueError(f"there are no {format.name} weights on a CUDA device")
     return found
 
 
-def several(weight: PackedWeight, rows: int) -> Many | None:
+def find_products(weight: PackedWeight, rows: int) -> Many | None:
     """Find products of ``rows`` rows with several weights like ``weight`` in one call. None if the format has none."""
     if weight._numbers != torch.bfloat16 or weight.on_device is not None:
         return None
@@ -219,7 +219,7 @@ def _many(format: Any, rows: int, n: int, k: int, threads: int) -> Many | None:
     """Return the format's product, cached once there is one, because every product needs it."""
     key = format, rows, n, k, threads
     if key not in _kept:
-        product = format.products(rows, n, k)
+        product = format.find_product(rows, n, k)
         if product is None:
             return None
         _kept[key] = lambda weights, inputs: product([weight.addresses for weight in weights], inputs)
@@ -230,17 +230,17 @@ _kept: dict[tuple[Any, int, int, int, int], Many] = {}
 
 
 def _found(weight: PackedWeight, rows: int) -> Many | None:
-    """Find the product as ``several``.
+    """Find the product as ``find_products``.
 
     A large weight serves as its own trial, if nothing smaller can show torch's bits.
     """
-    many = several(weight, rows)
+    many = find_products(weight, rows)
     n, k = weight.encoded_shape
     if many is not None or not weight.format.exact or weight._numbers != torch.bfloat16 or not is_untried(rows, n, k):
         return many
     whole = weight.at_hand().detach()
-    products(rows, n, k, whole.t() if weight.transposed else whole)
-    many = several(weight, rows)
+    find_product(rows, n, k, whole.t() if weight.transposed else whole)
+    many = find_products(weight, rows)
     if many is not None:
         del whole
         _scratch.release()  # it may be hundreds of MiB, and nothing needs it now

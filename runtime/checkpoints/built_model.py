@@ -7,11 +7,14 @@ from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 
 from ...tiering.errors import CheckpointError
 from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from .describe import Description, describe
+from .model_class import REMOTE_MODULES, use_own_code, write_class
+from .model_files import ModelFiles, saved_files
 from .source import Source, SourceContents
 from .weights import CHUNK, PlainWeights, pieces_of, split_bytes
 
@@ -64,11 +67,21 @@ class BuiltModel(Source):
         """The weights, at the addresses that they have."""
         return SourceContents(self.model, BuiltWeights(self.model), self._addresses())
 
-    def write_model_files(self, folder: Path, *, untied: bool) -> None:
-        """Write the model's configurations. It has no tokenizer."""
+    def model_files(self, *, untied: bool) -> ModelFiles:
+        """The model's configurations and class, with the code if it came with some. It has no tokenizer."""
+        return saved_files(self._save)
+
+    def _save(self, folder: Path) -> None:
+        own = type(self.model)
         self.model.config.save_pretrained(folder)
         if self.model.can_generate():
             self.model.generation_config.save_pretrained(folder)
+        if own.__module__.startswith(REMOTE_MODULES):
+            for each in (self.model, self.model.config):
+                if type(each).__module__.startswith(REMOTE_MODULES):
+                    custom_object_save(each, str(folder))
+            use_own_code(folder / "config.json")
+        write_class(own, folder)
 
     def _addresses(self) -> dict[str, int]:
         return {name: tensor.data_ptr() for name, tensor in self.model.state_dict().items()}

@@ -1,27 +1,31 @@
 """A safetensors checkpoint, opened: its configuration and where each tensor lies; never pickle, never code unasked."""
 
 import copy
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ...tiering.errors import CheckpointError
+from ...tiering.progress import Progress
+from .account import account_for
 from .describe import Description, describe
+from .digest import digest_files
 from .hub import find_folder
 from .meta_model import build_meta_model
-from .model_files import copy_model_files
-from .quantised import gather_quantised
+from .model_class import read_own_config
+from .model_files import ModelFiles, checkpoint_files, what_decides_weights
+from .quantisations import gather_quantised
+from .quantised import QuantisedTensor
 from .quantised_weights import QuantisedWeights
-from .safetensors_file import SourceTensor, parse_header
-from .source import Source, SourceContents
-
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+from .safetensors_file import SourceTensor, parse_header, read_tensor
+from .source import Source, SourceContents, report_left_over
+from .weights_files import check_link, find_weights, list_some
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,12 @@ class Checkpoint(Source):
         """
         folder = find_folder(source, revision, trust_remote_code, quiet)
         config, quantisation = _read_config(folder, trust_remote_code)
-        files = _weights_files(folder, config)
+        files = find_weights(folder, getattr(config, "transformers_weights", None))
         tensors: dict[str, SourceTensor] = {}
         for file in files:
             # A later file wins, as in transformers.
             tensors |= parse_header(file)
-        if (index := folder / _INDEX) in (folder / name for name in _expected(folder, config)):
-            absent = [name for name in _read_index(index) if name not in tensors]
-            if absent:
-                raise CheckpointError(
-                    f"{index} names tensors that are in no file: {_some(absent)}; fetch the checkpoint again"
-                )
-        if quantisation is not None:
-            tensors = gather_quantised(tensors, quantisation)
+        tensors = gather_quantised(tensors, quantisation, read_tensor)
         return cls(folder, config, files, tensors, str(source), trust_remote_code)
 
     def dtype(self) -> torch.dtype:
@@ -76,8 +73,8 @@ class Checkpoint(Source):
             configured = getattr(torch, configured, None)
         if isinstance(configured, torch.dtype):
             return configured
-        floating = (tensor.dtype for tensor in self.tensors.values() if tensor.dtype.is_floating_point)
-        return next(floating, torch.float32)
+        dtypes = (tensor.dtype for tensor in self.tensors.values())
+        return next((dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1), torch.float32)
 
     @property
     def content(self) -> tuple[Path, ...]:
@@ -99,11 +96,31 @@ class Checkpoint(Source):
                 raise CheckpointError(
                     f"the model shares one weight between {one} and {other}, the checkpoint has two for them"
                 )
+        self._report(model, weights.used)
         return SourceContents(model, weights, weights.addresses(), untied)
 
-    def write_model_files(self, folder: Path, *, untied: bool) -> None:
-        """Copy configuration and tokenizer."""
-        copy_model_files(self.folder, folder, untied)
+    def model_files(self, *, untied: bool) -> ModelFiles:
+        """Configuration, tokenizer and the like; code if it is trusted."""
+        return checkpoint_files(self.folder, untied, code=self.trust_remote_code)
+
+    def weights_digest(self, store: Path, progress: Progress | None = None) -> str | None:
+        """As Source. Of the configuration counts what may decide weights."""
+        config = what_decides_weights(json.loads((self.folder / "config.json").read_text()))
+        files = digest_files([file for file in self.content if file.name != "config.json"], store, progress)
+        return hashlib.sha256(json.dumps([files, config], sort_keys=True).encode()).hexdigest()
+
+    def _report(self, model: PreTrainedModel, used: Set[str]) -> None:
+        """Say what of the checkpoint no weight of ``model`` is made of, as transformers does. Raises CheckpointError
+        for what says something about a weight, and was not understood."""
+        quantised = any(isinstance(tensor, QuantisedTensor) for tensor in self.tensors.values())
+        useless = model._keys_to_ignore_on_load_unexpected or ()
+        account = account_for(self.tensors, used, useless, quantised=quantised)
+        if account.lost:
+            raise CheckpointError(
+                f"{self.name} has {list_some([*account.lost])} for weights that penstock reads without it; "
+                "take a checkpoint in another format, or one that is not quantised"
+            )
+        report_left_over(self.name, model, account.left_over)
 
     def _untied(self, dtype: torch.dtype) -> PreTrainedModel:
         config = copy.deepcopy(self.config)
@@ -114,76 +131,17 @@ class Checkpoint(Source):
 def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, dict[str, Any] | None]:
     """The configuration as if the weights were not quantised, and how they are."""
     path = folder / "config.json"
+    check_link(path)
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = read_own_config(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # configurations check themselves, each in its own way
         raise CheckpointError(f"{path} cannot be used: {error}") from error
-    quantisation = getattr(config, "quantization_config", None)
-    if quantisation is None:
-        return config, None
-    del config.quantization_config
-    return config, quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
-
-
-def _expected(folder: Path, config: PretrainedConfig) -> list[str]:
-    """Names of the weights file or index to look at: one, or none when nothing is there."""
-    explicit = getattr(config, "transformers_weights", None)
-    names = [explicit] if isinstance(explicit, str) and _plain(explicit) else [_SINGLE, _INDEX]
-    return [name for name in names if (folder / name).is_file()][:1]
-
-
-def _weights_files(folder: Path, config: PretrainedConfig) -> tuple[Path, ...]:
-    for name in _expected(folder, config):
-        if name.endswith(".safetensors"):
-            return (folder / name,)
-        if name.endswith(".index.json"):
-            return _shards(folder / name)
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise CheckpointError(
-            f"{folder} has its weights as pickle ({_some(pickles)}), which can run code when it is read; "
-            "penstock reads safetensors only: convert it with transformers' save_pretrained"
-        )
-    if (folder / "adapter_model.safetensors").is_file():
-        raise CheckpointError(f"{folder} is an adapter, not a model; merge it into its base model first")
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
-    hint = f"; {_some(others)} is there, but no {_INDEX}" if others else ""
-    raise CheckpointError(f"{folder} is not a checkpoint: it has no {_SINGLE}{hint}")
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    names = sorted(set(_read_index(index).values()))
-    odd = [name for name in names if not _plain(name)]
-    if odd:
-        raise CheckpointError(f"{index} names files outside of its folder: {_some(odd)}")
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{index.parent} lacks {_some(missing)}, which its index names; fetch the checkpoint again"
-        )
-    return tuple(index.parent / name for name in names)
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError("weight_map is empty")
-        if not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError("weight_map must map names to file names")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is damaged ({error!r}); fetch the checkpoint again") from error
-    return weight_map
-
-
-def _plain(name: str) -> bool:
-    """Whether ``name`` stays inside the folder that it is looked up in."""
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
-
-
-def _some(names: list[str]) -> str:
-    """At most five names for a message."""
-    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + rest
+    found = None
+    for part in (config.get_text_config(decoder=True), config):
+        # transformers looks here and there, the whole before the part.
+        found = getattr(part, "quantization_config", None) or found
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return config, found if found is None or isinstance(found, dict) else found.to_dict()

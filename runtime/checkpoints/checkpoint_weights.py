@@ -60,6 +60,12 @@ class CheckpointWeights(PlainWeights):
             if self._checksum(specs[name]) != self._checksum(replace(specs[name], name=alias))
         ]
 
+    @property
+    def used(self) -> frozenset[str]:
+        """The tensors of the checkpoint that some weight of the model is made of, by their names there."""
+        groups = {id(group): group for group in self._groups.values()}.values()
+        return frozenset(source.name for group in groups for source in group.sources_of(None))
+
     def addresses(self) -> dict[str, int]:
         """Where transformers has each weight that it takes as it is: at its place in the file, which it maps."""
         found: dict[str, int] = {}

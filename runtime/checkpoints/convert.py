@@ -1,4 +1,4 @@
-"""Checkpoint tensors to module tensors, by transformers' own conversion: what comes from where, piece by piece.
+"""Conversion of checkpoint tensors to module tensors, by transformers' own code, group by group.
 
 ``convert_and_load_state_dict_in_model`` of transformers groups the checkpoint's tensors by the weight that they become
 and then converts group after group. ``plan`` groups in the same way, on names and shapes only; ``Group.convert``
@@ -25,17 +25,20 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.pytorch_utils import Conv1D
 
 from ...tiering.errors import CheckpointError
+from .fp8_layouts import FLOAT8
+from .quantised import QuantisedTensor, UnreadableTensor
 from .safetensors_file import SourceTensor
 
 Load = Callable[[SourceTensor, torch.dtype, int | None], torch.Tensor]
-"""Loads a tensor as a dtype; with a number only that slice of the first dimension, which stays, with length one."""
+"""Loads a tensor as a dtype. With a number, only that slice of the first dimension: [1, ...]."""
 
 
 @dataclass(slots=True)
 class Group:
-    """The tensors of a checkpoint that become one or several weights, of ``dtype``.
+    """Tensors of a checkpoint that become one or several weights of ``dtype``.
 
     ``sources`` are the tensors by the pattern that they match; ``transform`` is None for a pure renaming of the only
     source. ``targets`` are the names and shapes of the results. ``by_expert`` says that each expert can be converted
@@ -50,14 +53,14 @@ class Group:
     by_expert: bool = False
 
     def nbytes(self, expert: int | None = None) -> int:
-        """Bytes of the results; of one expert's if each is converted alone."""
+        """Return the bytes of the results, of one expert's if each is converted alone."""
         elements = sum(torch.Size(shape).numel() for shape in self.targets.values())
         if expert is not None and self.by_expert:
             elements //= next(iter(self.targets.values()))[0]
         return elements * self.dtype.itemsize
 
     def sources_of(self, expert: int | None) -> list[SourceTensor]:
-        """What is read for the group as a whole, or for one expert where it comes alone."""
+        """Return the tensors to read for the whole group, or for one expert if it is converted alone."""
         lists = list(self.sources.values())
         if expert is None or not (self.by_expert or self.transform is None):
             return [source for sources in lists for source in sources]
@@ -66,11 +69,11 @@ class Group:
         return [sources[0].part(expert) for sources in lists]
 
     def convert(self, model: PreTrainedModel, load: Load, expert: int | None = None) -> dict[str, torch.Tensor]:
-        """The results by name. With ``expert``, if ``by_expert``, only its slices: shapes [1, ...]."""
+        """Return the results by name. With ``expert``, if ``by_expert``, only its slices: shapes [1, ...]."""
         alone = expert if self.by_expert else None
         collected = self.transform.collected_tensors
         for pattern, sources in self.sources.items():
-            # Not by way of a variable: the operations free their inputs as they go, if nobody else holds them.
+            # No variable: the operations free their inputs as they go, if nothing else holds them.
             if alone is None:
                 collected[pattern] = [load(source, self.dtype, None) for source in sources]
             elif self._listed:
@@ -85,7 +88,7 @@ class Group:
         return isinstance(self.transform.operations[0], MergeModulelist)
 
     def dry_run(self, model: PreTrainedModel, *, expert: bool = False) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the results; with ``expert`` of one expert alone. Reads nothing."""
+        """Return names and shapes of the results, with ``expert`` of one expert alone. Reads nothing."""
         with torch.device("meta"):
             for pattern, sources in self.sources.items():
                 shapes = [source.shape for source in (sources[:1] if expert else sources)]
@@ -110,15 +113,16 @@ class Group:
 def plan(
     model: PreTrainedModel, tensors: Mapping[str, SourceTensor], stacked: Mapping[str, int] | None = None
 ) -> dict[str, Group]:
-    """Which group makes each weight of the skeleton ``model``: by state-dict name, for every weight that is there.
+    """Find the group that makes each weight of the skeleton ``model``, by state-dict name.
 
     ``stacked`` maps the names of weights that hold one slice per expert to the number of experts. Raises
-    CheckpointError when a result has not the shape that the model needs.
+    CheckpointError if a result does not have the shape that the model needs, or its numbers are not known to be ones.
     """
     expected = model.state_dict()
     groups = _group(model, tensors, expected)
     made: dict[str, Group] = {}
     for group in groups:
+        _check_numbers(group)
         if group.transform is None:
             (source,) = group.sources[group.first]
             group.targets = {group.first: source.shape}
@@ -140,7 +144,7 @@ def plan(
 def _group(
     model: PreTrainedModel, tensors: Mapping[str, SourceTensor], expected: Mapping[str, torch.Tensor]
 ) -> list[Group]:
-    """The loop of ``convert_and_load_state_dict_in_model``, up to the conversion."""
+    """Run the loop of ``convert_and_load_state_dict_in_model``, up to the conversion."""
     mapping = get_model_conversion_mapping(model, None, None)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
@@ -158,15 +162,37 @@ def _group(
             transform = None if pattern is None else copy.deepcopy(converter_of[pattern])
             groups[name] = Group(name, expected[name].dtype, transform)
         group = groups[name]
+        source = _turn_to_module(tensors[key], model, name)
         if group.transform is not None:
-            group.sources.setdefault(key if pattern is None else pattern, []).append(tensors[key])
+            group.sources.setdefault(key if pattern is None else pattern, []).append(source)
         elif not group.sources:
-            group.sources[name] = [tensors[key]]
+            group.sources[name] = [source]
     return list(groups.values())
 
 
+def _turn_to_module(source: SourceTensor, model: PreTrainedModel, name: str) -> SourceTensor:
+    """``source`` as the module of the weight ``name`` holds it: a Conv1D has the transpose of what a Linear has."""
+    if not isinstance(source, QuantisedTensor) or not source.of_linear:
+        return source
+    module = model.get_submodule(name.rpartition(".")[0])
+    return source.turned() if isinstance(module, Conv1D) else source
+
+
+def _check_numbers(group: Group) -> None:
+    """Raise CheckpointError for a source whose bits are not known to be the numbers of a weight."""
+    for source in (source for sources in group.sources.values() for source in sources):
+        if isinstance(source, UnreadableTensor):
+            raise CheckpointError(f"{source.reason}; fetch the checkpoint again, or take one that is not quantised")
+        plain = source.dtype in FLOAT8 or (source.dtype.is_floating_point and source.dtype.itemsize > 1)
+        if group.dtype.is_floating_point and not plain and not isinstance(source, QuantisedTensor):
+            raise CheckpointError(
+                f"{source.name} is {source.dtype}, and the model needs numbers in {group.dtype} there: config.json "
+                "does not say how it is quantised; take a checkpoint that does, or one that is not quantised"
+            )
+
+
 def _separable(group: Group, model: PreTrainedModel, stacked: Mapping[str, int]) -> bool:
-    """Whether converting one expert's tensors alone gives that expert's slice of the result."""
+    """Return whether converting one expert's tensors alone gives that expert's slice of the result."""
     counts = {stacked.get(name) for name in group.targets}
     if len(counts) != 1 or None in counts:
         return False
@@ -186,7 +212,7 @@ def _separable(group: Group, model: PreTrainedModel, stacked: Mapping[str, int])
 
 
 def _keeps_experts_apart(operation: Any) -> bool:
-    """Whether ``operation`` leaves the first dimension alone."""
+    """Return whether ``operation`` leaves the first dimension as it is."""
     if type(operation) in (Concatenate, Chunk):
         return operation.dim >= 1 and operation.num_shards_attribute is None
     if type(operation) is Interleave:
@@ -197,9 +223,9 @@ def _keeps_experts_apart(operation: Any) -> bool:
 
 
 def initial_value(model: PreTrainedModel, name: str) -> torch.Tensor:
-    """What transformers gives the weight ``name`` that the checkpoint lacks; every time the same."""
+    """Make the weight ``name``, which the checkpoint lacks, as transformers does. It is the same each time."""
     path, _, own = name.rpartition(".")
-    # A copy that owns memory for its own weights and leaves its children alone.
+    # A copy with memory for its own weights. Its children stay as they are.
     module = copy.copy(model.get_submodule(path))
     module._parameters = {
         key: None if p is None else torch.nn.Parameter(torch.empty_like(p, device="cpu"), requires_grad=False)
@@ -217,5 +243,5 @@ def initial_value(model: PreTrainedModel, name: str) -> torch.Tensor:
 
 
 def may_be_absent(model: PreTrainedModel, name: str) -> bool:
-    """Whether the model says that checkpoints may lack the weight ``name``."""
+    """Return whether the model says that checkpoints may lack the weight ``name``."""
     return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_missing or ())

@@ -9,7 +9,8 @@ from transformers import GenerationConfig, PretrainedConfig
 from .describe import Description
 from .gguf_file import GgufFile
 from .gguf_weights import GgufWeights
-from .source import Source, SourceContents
+from .model_files import ModelFiles, saved_files
+from .source import Source, SourceContents, report_left_over
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class GgufSource(Source):
     folder: Path
     tokenizer_file: str | None
     trust_remote_code: bool = False
+    small_files: bool = False
 
     @classmethod
     def open(cls, path: Path) -> "GgufSource":
@@ -40,10 +42,15 @@ class GgufSource(Source):
 
     def read(self, description: Description, memory: int) -> SourceContents:
         """As Source.read. A file has no addresses: transformers makes each weight anew."""
-        return SourceContents(description.model, GgufWeights(description.model, self.file, description.layout), {})
+        weights = GgufWeights(description.model, self.file, description.layout)
+        report_left_over(self.name, description.model, weights.left_over)
+        return SourceContents(description.model, weights, {})
 
-    def write_model_files(self, folder: Path, *, untied: bool) -> None:
-        """Write the configuration, and the tokenizer if the file has one."""
+    def model_files(self, *, untied: bool) -> ModelFiles:
+        """The configuration, and the tokenizer if the file has one."""
+        return saved_files(self._save)
+
+    def _save(self, folder: Path) -> None:
         self.config.save_pretrained(folder)
         GenerationConfig.from_model_config(self.config).save_pretrained(folder)
         self.file.save_tokenizer(folder)

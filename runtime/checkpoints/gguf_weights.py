@@ -50,6 +50,12 @@ class GgufWeights:
             elif not may_be_absent(model, name):
                 raise CheckpointError(f"{file.path} lacks {name}, which the model needs")
 
+    @property
+    def left_over(self) -> list[str]:
+        """The tensors of the file that no weight is made of."""
+        used = {tensor.name for source in self._sources.values() for tensor in source.tensors}
+        return [name for name in self._gguf.tensors if name not in used]
+
     def stored(self) -> dict[str, SourceFormat]:
         """The weights that can be stored as the planes that ``plane`` gives, by name."""
         formats = {name: source.format for name, source in self._sources.items() if len(self._shapes[name]) > 1}

@@ -9,12 +9,18 @@ from transformers import initialization as hf_initialization
 from transformers.core_model_loading import build_glob_alternation
 
 from ...tiering.errors import CheckpointError
+from .model_class import own_model_class
 
 
 def build_meta_model(
-    config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    own: type[PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
-    """The causal model that ``config`` describes, on the meta device, tied; ``config`` stays as it is.
+    """The causal model that ``config`` describes, or the model of the class ``own``, on the meta device, tied;
+    ``config`` stays as it is.
 
     Raises CheckpointError when transformers has no causal model for it.
     """
@@ -24,9 +30,13 @@ def build_meta_model(
             hf_initialization.no_init_weights(),
             hf_initialization.meta_device_safe_creation_ops(),
         ):
-            model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
-            )
+            described = copy.deepcopy(config)
+            if own is None and trust_remote_code:
+                own = own_model_class(described)
+            if own is not None:
+                model = own._from_config(described, dtype=dtype)
+            else:
+                model = AutoModelForCausalLM.from_config(described, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:  # every architecture has its own way to object to a configuration
         raise CheckpointError(
             f"transformers cannot build a causal language model of type {config.model_type!r}: {error}"

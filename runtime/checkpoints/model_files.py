@@ -1,9 +1,17 @@
-"""The bundle's ``model`` folder: configuration and tokenizer, as they were in the checkpoint."""
+"""The bundle's ``model`` folder: the small files of the checkpoint that a model is built and used with.
+
+They are configuration, tokenizer, templates, processors and, where the user trusts it, code. The bundle never decides
+what is in them while the checkpoint is there: a file that has changed is replaced, whole, by a rename.
+"""
 
 import json
+import os
+import secrets
 import shutil
-from collections.abc import Callable
-from pathlib import Path
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
 
 from ...tiering.driving.small_files import sync_folder
 from ...tiering.errors import CheckpointError
@@ -17,12 +25,39 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "*processor_config.json",
     "*.model",
+    "*.tiktoken",
 )
+_CODE = "*.py"
+
+_NOT_OF_WEIGHTS = {
+    "_name_or_path",
+    "transformers_version",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "sep_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "max_length",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "repetition_penalty",
+}
+"""Keys of a configuration that decide which tokens are generated, and nothing about weights."""
+
+ModelFiles = Mapping[str, Path | str]
+"""The files of the folder, by name: where each lies, or what is in it."""
 
 
 def write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder of configuration and tokenizer, anew if an interrupted packing has left one."""
+    """Make the folder with what ``write`` writes, anew if an interrupted packing left one. Raises CheckpointError."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -32,18 +67,92 @@ def write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
-def copy_model_files(source: Path, folder: Path, untied: bool) -> None:
-    """Copy configuration and tokenizer. The configuration does not say how weights are quantised, for the bundle does;
-    it says if the weights turned out not to be tied."""
-    for path in sorted({path for pattern in FILES for path in source.glob(pattern)}):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    quantised = config.pop("quantization_config", None) is not None
+def put_files(folder: Path, files: ModelFiles) -> None:
+    """Write ``files`` into the folder. Raises OSError."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        _put(content, folder / name)
+
+
+def refresh_model_folder(folder: Path, files: ModelFiles) -> bool:
+    """Make ``files`` those of the folder, where they differ. Who reads meanwhile finds each file as it was or as it is.
+
+    Code stays, if ``files`` have none: whoever trusts it may use the bundle, too. Returns whether the folder has them:
+    not where it may not be written.
+    """
+    try:
+        stale = [path for path in _known_files(folder) if str(path.relative_to(folder)) not in files]
+        changed = {name: content for name, content in files.items() if not _has(folder / name, content)}
+        for name, content in changed.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            aside = (folder / name).with_name(f".{PurePath(name).name[:200]}.{secrets.token_hex(8)}.tmp")
+            try:
+                _put(content, aside)
+                os.replace(aside, folder / name)
+            finally:
+                aside.unlink(missing_ok=True)
+        for path in stale:
+            path.unlink(missing_ok=True)
+        if changed or stale:
+            sync_folder(folder)
+    except OSError:
+        return False
+    return True
+
+
+def checkpoint_files(source: Path, untied: bool, *, code: bool) -> dict[str, Path | str]:
+    """The files of the checkpoint ``source``; with ``code``, Python files too. The configuration does not say how
+    weights are quantised, for the bundle does; it says if the weights turned out not to be tied."""
+    patterns = (*FILES, _CODE) if code else FILES
+    found: dict[str, Path | str] = {
+        str(path.relative_to(source)): path for pattern in patterns for path in sorted(source.glob(pattern))
+    }
+    found = {name: path for name, path in sorted(found.items()) if isinstance(path, Path) and path.is_file()}
+    config = json.loads((source / "config.json").read_text())
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    quantised = [part.pop("quantization_config", None) for part in parts] != [None] * len(parts)
     if untied:
-        for part in (config, config.get("text_config")):
-            if isinstance(part, dict):
-                part["tie_word_embeddings"] = False
+        for part in parts:
+            part["tie_word_embeddings"] = False
     if untied or quantised:
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        found["config.json"] = json.dumps(config, indent=2) + "\n"
+    return found
+
+
+def what_decides_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` without what is known to have nothing to do with weights, in its parts too."""
+    return {
+        key: what_decides_weights(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _NOT_OF_WEIGHTS
+    }
+
+
+def saved_files(save: Callable[[Path], None]) -> dict[str, Path | str]:
+    """What ``save`` writes into an empty folder."""
+    with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+        save(Path(folder))
+        return {path.name: path.read_text() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
+def _known_files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
+
+
+def _put(content: Path | str, path: Path) -> None:
+    """Write a file, durably."""
+    if isinstance(content, Path):
+        shutil.copyfile(content, path)
+    else:
+        path.write_text(content)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _has(path: Path, content: Path | str) -> bool:
+    if not path.is_file():
+        return False
+    return path.read_bytes() == (content.read_bytes() if isinstance(content, Path) else content.encode())

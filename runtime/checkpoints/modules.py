@@ -1,6 +1,8 @@
 """Questions about the modules of a transformers model: which hold experts, and in which layer each lies."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,3 +43,16 @@ def is_unit(module: nn.Module) -> bool:
     return not isinstance(module, nn.modules.conv._ConvNd) and not any(
         child.state_dict(keep_vars=True) for child in module.children()
     )
+
+
+def positional_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of arguments by position; those of the overridden forward where ``forward`` takes ``*args``."""
+    owner = getattr(forward, "__self__", None)
+    classes = () if owner is None else type(owner).__mro__
+    overridden = [vars(each)["forward"].__get__(owner) for each in classes if "forward" in vars(each)]
+    for candidate in (forward, *overridden):
+        parameters = inspect.signature(candidate).parameters.values()
+        names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        if names:
+            return names
+    return ()

@@ -1,29 +1,30 @@
-"""Weights that a checkpoint has quantised: which tensors make one, and its numbers as a plane of a weight format.
+"""Weights that a checkpoint has quantised: what makes one, its numbers, and its numbers as a plane of a weight format.
 
 A quantised weight is several tensors of the checkpoint: numbers, scales and perhaps zeros. Here they become one
 QuantisedTensor under the name that the weight would have if it were not quantised, so that transformers' renaming and
 stacking of weights (``convert.py``) applies to it; the number of a row says where it ends up. No number is quantised
-anew: a plane holds the checkpoint's own, row by row. Modules that the checkpoint has as they are stay so.
+anew: a plane holds the checkpoint's own, row by row. Which tensors make one is for ``quantisations.py`` to say.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from ...kernels.formats.base import UnsuitableShape
+from ...kernels.formats.base import SLAB
 from ...kernels.formats.blocks import Blocks
 from ...kernels.formats.fp8 import BLOCK
 from ...kernels.formats.registry import FORMATS
-from ...kernels.formats.uint4 import pack_values
-from ...tiering.errors import CheckpointError
 from .safetensors_file import SourceTensor
 
-Read = Callable[[SourceTensor], torch.Tensor]
+ReadTensor = Callable[[SourceTensor], torch.Tensor]
 """Reads a tensor of the checkpoint as it is."""
 
-_SLAB = 256  # rows that are put into another order at a time
+Numbers = Callable[[slice], torch.Tensor]
+"""The numbers of some rows of a matrix, float32 [rows, k]. A slice starts at a multiple of SLAB rows."""
+
+FP8, FP8_ROWS = f"fp8-{BLOCK}x{BLOCK}", f"fp8-1x{BLOCK}"
 
 
 class Lines(NamedTuple):
@@ -40,20 +41,28 @@ class Lines(NamedTuple):
 class QuantisedTensor(SourceTensor):
     """A weight that is quantised: ``shape`` is its own, and ``tensors`` are what the checkpoint has for it.
 
-    ``format`` is the weight format that its numbers fit; if ``transposed``, those of its transpose. ``read_lines``
-    makes lines of the tensors. ``file``, ``offset`` and ``length`` say where most of it is.
+    ``format`` is the weight format that its numbers fit, and ``read_lines`` makes lines of the tensors. Where it is
+    None, no format stores them as they are, and ``read_numbers`` decodes them. If ``transposed``, either gives the
+    transpose. ``of_linear``: the layout is that of ``nn.Linear``, whatever module the weight belongs to. ``file``,
+    ``offset`` and ``length`` say where most of it is.
     """
 
-    format: str
     tensors: tuple[SourceTensor, ...]
-    read_lines: Callable[[Read, tuple[SourceTensor, ...]], Lines]
+    format: str | None = None
+    read_lines: Callable[[ReadTensor, tuple[SourceTensor, ...]], Lines] | None = None
+    read_numbers: Callable[[ReadTensor, tuple[SourceTensor, ...]], Numbers] | None = None
     transposed: bool = False
+    of_linear: bool = False
 
     def part(self, index: int) -> "QuantisedTensor":
         """The slice ``index`` of the first dimension: one expert's matrix."""
         tensors = tuple(tensor.part(index) for tensor in self.tensors)
         main = tensors[0]
         return replace(self, shape=self.shape[1:], tensors=tensors, offset=main.offset, length=main.length)
+
+    def turned(self) -> "QuantisedTensor":
+        """Its transpose."""
+        return replace(self, shape=(*self.shape[:-2], *self.shape[:-3:-1]), transposed=not self.transposed)
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -64,43 +73,56 @@ class QuantisedTensor(SourceTensor):
     @property
     def order(self) -> SourceTensor | None:
         """What says in which order the columns are stored, if they do not ascend."""
-        return self.tensors[-1] if _blocks(self.format).ordered else None
+        return self.tensors[-1] if self.format is not None and _blocks(self.format).ordered else None
 
-    def lines(self, read: Read) -> Lines:
-        """Its numbers, row by row, from tensors that ``read`` reads. Raises CheckpointError."""
+    def lines(self, read: ReadTensor) -> Lines:
+        """Its numbers in its format, row by row, from tensors that ``read`` reads. Raises CheckpointError."""
+        assert self.read_lines is not None
         return self.read_lines(read, self.tensors)
 
+    def numbers(self, read: ReadTensor) -> Numbers:
+        """Its numbers, decoded, from tensors that ``read`` reads, of one matrix. Raises CheckpointError."""
+        if self.format is None:
+            assert self.read_numbers is not None
+            return self.read_numbers(read, self.tensors)
+        n, k = self.matrix
+        format_ = FORMATS[self.format]
+        stored = plane(self.format, [self.lines(read)], None, k)
 
-def gather_quantised(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> dict[str, SourceTensor]:
-    """``tensors`` of a checkpoint with one QuantisedTensor for all those that are a quantised weight. ``config`` is its
-    ``quantization_config``.
+        def decode(rows: slice) -> torch.Tensor:
+            made = torch.empty(rows.stop - rows.start, k)
+            format_.decode([stored], n, k, rows, made)
+            return made
 
-    Raises CheckpointError for a way of quantising that is not read here.
-    """
-    method = str(config.get("quant_method", "")).lower()
-    if method not in _METHODS:
-        raise CheckpointError(
-            f"the weights are quantised as {method or 'unknown'!r}, which penstock does not read; "
-            f"it reads {', '.join(_METHODS)}, and weights that are not quantised"
-        )
-    suffixes, make = _METHODS[method]
-    found: dict[str, SourceTensor] = {}
-    used: set[str] = set()
-    for name in tensors:
-        stem = name.removesuffix(suffixes[0])
-        if stem == name or (suffixes[0] == ".weight" and stem + suffixes[1] not in tensors):
-            continue
-        own = {suffix: tensors[stem + suffix] for suffix in suffixes if stem + suffix in tensors}
-        try:
-            made = make(own, config)
-            _blocks(made.format).lengths(*made.matrix)
-        except (KeyError, UnsuitableShape, ValueError) as error:
-            what = f"it lacks {stem}{error.args[0]}" if isinstance(error, KeyError) else str(error)
-            raise CheckpointError(f"{name} cannot be read as {method}: {what}") from error
-        target = stem + (".weight" if suffixes[0].startswith(".") else "")
-        found[target] = replace(made, name=target)
-        used |= {tensor.name for tensor in own.values()}
-    return {name: tensor for name, tensor in tensors.items() if name not in used} | found
+        return decode
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableTensor(SourceTensor):
+    """A tensor that is quantised in a way that was not found out: ``reason`` says what is missing. It is an error only
+    where a model needs it."""
+
+    reason: str
+
+    def part(self, index: int) -> "UnreadableTensor":
+        """Itself: it is not read."""
+        return self
+
+
+def quantised_tensor(
+    shape: Iterable[int],
+    tensors: tuple[SourceTensor, ...],
+    format_name: str | None,
+    lines: Callable[[ReadTensor, tuple[SourceTensor, ...]], Lines] | None = None,
+    numbers: Callable[[ReadTensor, tuple[SourceTensor, ...]], Numbers] | None = None,
+    *,
+    transposed: bool = False,
+    of_linear: bool = False,
+) -> QuantisedTensor:
+    """A weight of ``tensors``, the first of which is most of it and names it for now."""
+    main = tensors[0]
+    place = main.name, main.file, torch.uint8, tuple(shape), main.offset, main.length
+    return QuantisedTensor(*place, tensors, format_name, lines, numbers, transposed, of_linear)
 
 
 def stacked_format(sources: Sequence[QuantisedTensor], mapping: torch.Tensor | None) -> str | None:
@@ -110,14 +132,14 @@ def stacked_format(sources: Sequence[QuantisedTensor], mapping: torch.Tensor | N
     if len(formats) > 1:
         return None
     (name,) = formats
-    if name == _FP8 and mapping is not None:
+    if name == FP8 and mapping is not None:
         # A line of scales belongs to rows that lie together in the source.
         together = mapping.clone()
         together[:, 1] //= BLOCK
         apart = (together[1:] != together[:-1]).any(1).nonzero().flatten() + 1
         first = mapping[torch.cat((torch.zeros(1, dtype=torch.long), apart)), 1]
         if bool((apart % BLOCK).any()) or bool((first % BLOCK).any()):
-            return _FP8_ROWS
+            return FP8_ROWS
     return name
 
 
@@ -140,187 +162,27 @@ def plane(format_name: str, lines: Sequence[Lines], mapping: torch.Tensor | None
     return format_.join([*stored, *([] if order is None else [order])], n, k)
 
 
-def _blocks(name: str) -> Blocks:
-    format_ = FORMATS[name]
-    assert isinstance(format_, Blocks)
-    return format_
+def fits(format_name: str, n: int, k: int) -> bool:
+    """Whether the format ``format_name`` is there and stores a matrix [n, k]."""
+    try:
+        _blocks(format_name).lengths(n, k)
+    except (KeyError, ValueError):
+        return False
+    return True
 
 
-def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+def as_lines(tensor: torch.Tensor) -> torch.Tensor:
     """uint8 [rows, bytes per row] of a matrix."""
     return tensor.contiguous().view(-1).view(torch.uint8).view(len(tensor), -1)
 
 
-_FP8, _FP8_ROWS = f"fp8-{BLOCK}x{BLOCK}", f"fp8-1x{BLOCK}"
+def slabs(n: int, most: int) -> Iterable[slice]:
+    """The rows of a matrix of ``n``, about ``most`` of them at a time."""
+    step = max(SLAB, most // SLAB * SLAB)
+    return (slice(start, min(n, start + step)) for start in range(0, n, step))
 
 
-def _fp8(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> QuantisedTensor:
-    numbers, scales = own[".weight"], own[".weight_scale_inv"]
-    block = config.get("weight_block_size")
-    n, k = numbers.shape[-2:]
-    if numbers.dtype != torch.float8_e4m3fn or not scales.dtype.is_floating_point or scales.dtype.itemsize < 2:
-        raise ValueError(f"it has {numbers.dtype} with scales of {scales.dtype}, not float8_e4m3fn and float32")
-    if scales.shape and scales.shape[-2:] != (-(-n // BLOCK), -(-k // BLOCK)):
-        raise ValueError(f"{list(scales.shape)} scales in blocks of {block} do not fit {BLOCK} x {BLOCK}")
-    return _tensor(numbers, _FP8, numbers.shape, (numbers, scales), _fp8_lines)
-
-
-def _fp8_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
-    numbers, scales = map(read, tensors)
-    n, k = numbers.shape
-    each = scales.float().expand(-(-n // BLOCK), -(-k // BLOCK))
-    return Lines((_as_bytes(numbers), _as_bytes(each.repeat_interleave(BLOCK, 0)[:n])))
-
-
-def _mxfp4(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> QuantisedTensor:
-    blocks, scales = own["_blocks"], own["_scales"]
-    *experts, n, groups, size = blocks.shape
-    if size != 16 or scales.shape != (*experts, n, groups) or not experts:
-        raise ValueError(f"its shapes {list(blocks.shape)} and {list(scales.shape)} do not belong together")
-    # The experts of gpt-oss have their inputs as rows.
-    shape = (*experts, 32 * groups, n)
-    return _tensor(blocks, "mxfp4", shape, (blocks, scales), _mxfp4_lines, transposed=True)
-
-
-def _mxfp4_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
-    return Lines(tuple(_as_bytes(read(tensor)) for tensor in tensors))
-
-
-def _gptq(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> QuantisedTensor:
-    bits, group = int(config["bits"]), int(config["group_size"])
-    _check_bits(bits, own)
-    numbers = own[".qweight"]
-    k, n = 8 * numbers.shape[0], numbers.shape[1]
-    ordered = bool(config.get("desc_act")) and ".g_idx" in own
-    name = _uint4_name(group, k, ordered=ordered)
-    # Packing in its first version stored zeros less one.
-    less = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
-    tensors = (numbers, own[".scales"], own[".qzeros"], *([own[".g_idx"]] if ordered else []))
-
-    def lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
-        return _gptq_lines(read, tensors, less)
-
-    return _tensor(numbers, name, (n, k), tensors, lines)
-
-
-def _gptq_lines(read: Read, tensors: tuple[SourceTensor, ...], less: int) -> Lines:
-    """Eight numbers along k in an int32 of qweight [k / 8, n]; eight along n in one of qzeros [groups, n / 8]."""
-    numbers, scales, zeros, *groups = map(read, tensors)
-    order = None
-    if groups:
-        order = torch.argsort(groups[0], stable=True)
-        counts = torch.bincount(groups[0], minlength=len(scales))
-        if not bool((counts == len(order) // len(scales)).all()):
-            raise CheckpointError(f"{tensors[-1].name} has groups of different sizes, which penstock does not read")
-
-    def rows(start: int) -> torch.Tensor:
-        columns = numbers[:, start : start + _SLAB].t().contiguous()
-        values = _nibbles(columns)
-        return values if order is None else values[:, order]
-
-    lifted = ((_nibbles(zeros) + less) & 15).t()  # a zero of 0 was stored as 15
-    return Lines(
-        (_packed(rows, numbers.shape[1]), _as_bytes(scales.t()), _as_bytes(lifted)),
-        None if order is None else order.int(),
-    )
-
-
-def _awq(own: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> QuantisedTensor:
-    bits, group = (
-        int(config.get("bits", config.get("w_bit", 4))),
-        int(config.get("group_size", config.get("q_group_size", 128))),
-    )
-    _check_bits(bits, own)
-    version = str(config.get("version", "gemm")).lower()
-    if version != "gemm":
-        raise ValueError(f"version {version!r} of AWQ is not read, only 'gemm'")
-    numbers = own[".qweight"]
-    k, n = numbers.shape[0], 8 * numbers.shape[1]
-    name = _uint4_name(group, k, ordered=False)
-    return _tensor(numbers, name, (n, k), (numbers, own[".scales"], own[".qzeros"]), _awq_lines)
-
-
-_AWQ_ORDER = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
-"""Which four bits of an int32 hold each of eight numbers."""
-
-
-def _awq_lines(read: Read, tensors: tuple[SourceTensor, ...]) -> Lines:
-    """Eight numbers along n in an int32 of qweight [k, n / 8] and of qzeros [groups, n / 8], in AWQ's order."""
-    numbers, scales, zeros = map(read, tensors)
-
-    def apart(packed_eight: torch.Tensor) -> torch.Tensor:
-        eights = _nibbles(packed_eight).view(len(packed_eight), -1, 8)
-        return eights[:, :, _AWQ_ORDER].reshape(len(packed_eight), -1).t()
-
-    def rows(start: int) -> torch.Tensor:
-        return apart(numbers[:, start // 8 : (start + _SLAB) // 8].contiguous()).contiguous()
-
-    return Lines((_packed(rows, 8 * numbers.shape[1]), _as_bytes(scales.t()), _as_bytes(apart(zeros))))
-
-
-def _packed(rows: Callable[[int], torch.Tensor], n: int) -> torch.Tensor:
-    """The values of a matrix of n rows as uint4 has them, from ``rows(start)``, at most _SLAB of them."""
-    first = pack_values(rows(0))
-    made = torch.empty(n, first.shape[1], dtype=first.dtype)
-    made[:_SLAB] = first
-    for start in range(_SLAB, n, _SLAB):
-        made[start : start + _SLAB] = pack_values(rows(start))
-    return made
-
-
-def _nibbles(eights: torch.Tensor) -> torch.Tensor:
-    """The eight numbers of each int32, the lowest bits first: uint8 [rows, 8 * columns]."""
-    pairs = eights.contiguous().view(torch.uint8).view(len(eights), -1)
-    return torch.stack((pairs & 15, pairs >> 4), 2).view(len(eights), -1)
-
-
-def _check_bits(bits: int, own: Mapping[str, SourceTensor]) -> None:
-    if bits != 4:
-        raise ValueError(f"it has {bits} bits, and penstock reads 4")
-    scales = own[".scales"]
-    if own[".qweight"].dtype != torch.int32 or scales.dtype != torch.float16:
-        raise ValueError(f"its scales are {scales.dtype}, and penstock reads float16")
-
-
-def _uint4_name(group: int, k: int, *, ordered: bool) -> str:
-    """Of groups of ``group`` numbers in rows of ``k``; -1: a whole row."""
-    sizes = [str(group), *(["row"] if group in (-1, k) else [])]
-    names = [f"uint4-{size}{'-ordered' if ordered else ''}" for size in sizes]
-    found = next((name for name in names if name in FORMATS), None)
-    if found is None:
-        raise ValueError(f"groups of {group} numbers are not read")
-    return found
-
-
-def _tensor(
-    main: SourceTensor,
-    format_name: str,
-    shape: Iterable[int],
-    tensors: tuple[SourceTensor, ...],
-    lines: Callable[[Read, tuple[SourceTensor, ...]], Lines],
-    *,
-    transposed: bool = False,
-) -> QuantisedTensor:
-    return QuantisedTensor(
-        main.name,
-        main.file,
-        torch.uint8,
-        tuple(shape),
-        main.offset,
-        main.length,
-        format_name,
-        tensors,
-        lines,
-        transposed,
-    )
-
-
-_METHODS: Mapping[
-    str, tuple[tuple[str, ...], Callable[[Mapping[str, SourceTensor], Mapping[str, Any]], QuantisedTensor]]
-] = {
-    "mxfp4": (("_blocks", "_scales"), _mxfp4),
-    "fp8": ((".weight", ".weight_scale_inv"), _fp8),
-    "gptq": ((".qweight", ".qzeros", ".scales", ".g_idx"), _gptq),
-    "awq": ((".qweight", ".qzeros", ".scales"), _awq),
-}
-"""By quant_method: the ends of names, the numbers' own first, and what makes one weight of them."""
+def _blocks(name: str) -> Blocks:
+    format_ = FORMATS[name]
+    assert isinstance(format_, Blocks)
+    return format_

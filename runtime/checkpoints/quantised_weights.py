@@ -1,4 +1,4 @@
-"""The weights of a checkpoint that has some quantised: those as planes, and all of them as numbers."""
+"""The weights of a checkpoint with quantised weights: the quantised ones as planes, all of them as numbers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Chunk, Concatenate, MergeModulelist
 
-from ...kernels.formats.base import SLAB
-from ...kernels.formats.registry import FORMATS
 from .checkpoint_weights import CheckpointWeights
 from .convert import Group
 from .layout import Layout
-from .quantised import QuantisedTensor, plane, stacked_format
+from .quantised import QuantisedTensor, plane, slabs, stacked_format
 from .safetensors_file import SourceTensor
 from .weights import SourceFormat, as_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    """Where the rows of a weight (of one expert's, if it holds one slice per expert) come from: source and row of
-    each, int64 [n, 2]; None for all rows of the only source."""
+    """The source of each row of a weight, or of one expert's slice if the weight holds a slice per expert.
+
+    ``rows``, int64 [n, 2], has the source and row of each. None stands for all rows of the only source.
+    """
 
     group: Group
     rows: torch.Tensor | None
@@ -28,7 +28,7 @@ class _Stack:
 
 
 class QuantisedWeights(CheckpointWeights):
-    """As CheckpointWeights, where some of ``tensors`` are QuantisedTensor: their pieces are their numbers."""
+    """As CheckpointWeights, for ``tensors`` with some QuantisedTensor. Their pieces are the decoded numbers."""
 
     def __init__(
         self, model: PreTrainedModel, tensors: Mapping[str, SourceTensor], layout: Layout, *, memory: int
@@ -42,19 +42,19 @@ class QuantisedWeights(CheckpointWeights):
                 self._stacks[name] = stack
 
     def stored(self) -> dict[str, SourceFormat]:
-        """The weights that can be stored as the planes that ``plane`` gives, by name."""
+        """The formats of the weights that ``plane`` can give as planes, by name."""
         return {name: stack.stored for name, stack in self._stacks.items()}
 
     def plane(self, name: str, expert: int | None) -> Iterator[memoryview]:
-        """The plane of a weight in ``stored``, or of one expert's slice of it, in one piece: the numbers of the
-        checkpoint, none quantised anew."""
+        """Yield the plane of a weight in ``stored``, or of one expert's slice of it, in one piece. Its numbers are
+        those of the checkpoint: nothing is quantised again."""
         stack = self._stacks[name]
         sources = [source for source in stack.group.sources_of(expert) if isinstance(source, QuantisedTensor)]
         lines = [source.lines(self._whole) for source in sources]
         yield as_bytes(plane(stack.stored.format, lines, stack.rows, sources[0].matrix[1]))
 
     def _stack(self, group: Group, name: str, one_of_many: bool) -> _Stack | None:
-        """How the weight ``name`` is stacked from quantised rows, if it is no more than that."""
+        """Return how the weight ``name`` is stacked from quantised rows. None if it is made in another way."""
         if one_of_many and group.transform is not None and not group.by_expert:
             return None
         sources = [each for each in group.sources_of(0 if one_of_many else None) if isinstance(each, QuantisedTensor)]
@@ -72,7 +72,7 @@ class QuantisedWeights(CheckpointWeights):
         return _Stack(group, rows, SourceFormat(format_name, sources[0].transposed))
 
     def _rows(self, group: Group, name: str, expert: int | None) -> torch.Tensor | None:
-        """Source and row of each row, found out by converting a table of them; None if more than rows are moved."""
+        """Find source and row of each row, by converting a table of them. None if more than rows are moved."""
         if not all(
             type(operation) in (MergeModulelist, Concatenate, Chunk) for operation in group.transform.operations
         ):
@@ -90,7 +90,7 @@ class QuantisedWeights(CheckpointWeights):
         return made if made.shape == (self._shapes[name][-2], 2) else None
 
     def _in_one_order(self, sources: list[SourceTensor]) -> bool:
-        """Whether quantised ``sources`` have their columns in the same order."""
+        """Return whether quantised ``sources`` have their columns in the same order."""
         orders = [source.order for source in sources if isinstance(source, QuantisedTensor)]
         if len(orders) == 1 or orders[0] is None:
             return True
@@ -108,13 +108,9 @@ class QuantisedWeights(CheckpointWeights):
             yield from self._numbers(matrix, dtype)
 
     def _numbers(self, source: QuantisedTensor, dtype: torch.dtype) -> Iterator[memoryview]:
-        """The numbers of one matrix, decoded."""
+        """Decode the numbers of one matrix."""
         n, k = source.matrix
-        format_ = FORMATS[source.format]
-        stored = plane(source.format, [source.lines(self._whole)], None, k)
-        step = n if source.transposed else max(SLAB, self._chunk // (k * dtype.itemsize) // SLAB * SLAB)
-        for start in range(0, n, step):
-            rows = slice(start, min(n, start + step))
-            numbers = torch.empty(rows.stop - start, k, dtype=dtype)
-            format_.decode([stored], n, k, rows, numbers)
+        decode = source.numbers(self._whole)
+        for rows in slabs(n, n if source.transposed else self._chunk // (k * dtype.itemsize)):
+            numbers = decode(rows).to(dtype)
             yield as_bytes(numbers.t().contiguous() if source.transposed else numbers)

@@ -4,8 +4,9 @@ Kinds differ here and nowhere later: a folder or hub id with safetensors, quanti
 (``gguf_file``), a model that is built already (``built_model``).
 """
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from ...tiering.progress import Progress
 from .describe import Description, describe
 from .digest import digest_files
 from .meta_model import build_meta_model
+from .model_files import ModelFiles, put_files
 from .weights import WeightReader
+from .weights_files import list_some
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,13 @@ class SourceContents:
     untied: bool = False
 
 
+def report_left_over(name: str, model: PreTrainedModel, left_over: Sequence[str]) -> None:
+    """Warn of the tensors of the source ``name`` that no weight of ``model`` is made of, if there are any."""
+    if left_over:
+        names = list_some([*left_over])
+        warnings.warn(f"{name} has tensors that a {type(model).__name__} does not use: {names}", stacklevel=2)
+
+
 class Source(ABC):
     """A checkpoint of any kind, opened. Nothing stays open, and no weight is read before ``read``."""
 
@@ -43,6 +53,8 @@ class Source(ABC):
     folder: Path
     """Where its small files lie."""
     trust_remote_code: bool = False
+    small_files: bool = True
+    """Whether configuration and tokenizer are files in ``folder``, which may change while the weights do not."""
     tokenizer_file: str | None = None
     """The GGUF file in ``folder`` that has the tokenizer. None: the tokenizer has files of its own."""
 
@@ -63,8 +75,12 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def model_files(self, *, untied: bool) -> ModelFiles:
+        """What a bundle's model folder holds; ``untied`` as in SourceContents. Raises CheckpointError."""
+
     def write_model_files(self, folder: Path, *, untied: bool) -> None:
-        """Write configuration and tokenizer to ``folder``; ``untied`` as in Contents. Raises CheckpointError."""
+        """Write the model files to ``folder``. Raises CheckpointError, OSError."""
+        put_files(folder, self.model_files(untied=untied))
 
     def describe(self, dtype: torch.dtype | None = None, *, aligned: bool = False) -> Description:
         """The model in ``dtype`` (None: its own), on the meta device. Raises CheckpointError when transformers has no
@@ -80,3 +96,7 @@ class Source(ABC):
     def digest(self, description: Description, store: Path, progress: Progress | None = None) -> str:
         """SHA-256 of the content. What was digested before is looked up in ``store``. Raises CheckpointError."""
         return digest_files(self.content, store, progress)
+
+    def weights_digest(self, store: Path, progress: Progress | None = None) -> str | None:
+        """SHA-256 of what decides the weights alone; None where that is all of the content."""
+        return None

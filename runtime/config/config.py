@@ -109,9 +109,9 @@ class Config(BaseModel):
         ``model_bytes`` (None: not known)."""
         if self.memory.host != "auto":
             return self.memory.host
-        from ...kernels.machine.machine import available_memory  # here: it may load torch
+        from ...kernels.machine.machine import read_available_memory  # here: it may load torch
 
-        available = available_memory()
+        available = read_available_memory()
         return auto_host_memory(available, available if model_bytes is None else with_working_memory(model_bytes))
 
     def to_toml(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .values import Budget, Count, Device, Folder, Folders, Format, PartFormat, Quota, Share, Size
+from .values import BudgetSetting, Count, DeviceSetting, Folder, Folders, FormatSetting, PartFormat, Quota, Share, Size
 
 OVERRIDES: Mapping[str, tuple[str, str]] = {
     "host_memory": ("memory", "host"),
@@ -104,7 +104,7 @@ class Store(_Section):
 class Weights(_Section):
     """How weights are stored."""
 
-    format: Format = _key(
+    format: FormatSetting = _key(
         "as-is",
         'How weights are stored. "as-is" and "lossless" keep every bit. "int8" and "int4" are smaller, "int4-64" and '
         '"int4-128" have larger groups. "nested" has the numbers of "int8", and those of experts in two planes. '
@@ -203,7 +203,7 @@ class Kv(_Section):
         '"int4" a third, "boxes" next to nothing. With a smaller summary it reads more pages.',
         "int4",
     )
-    budget: Budget = _key(
+    budget: BudgetSetting = _key(
         "auto",
         'Budget of each layer for "window", "h2o", "snapkv" and "quest", in tokens or as a share of the context. '
         '"auto" is "25%". The least is four pages of 64.',
@@ -239,7 +239,7 @@ class Io(_Section):
 class Compute(_Section):
     """What computes."""
 
-    device: Device = _key(
+    device: DeviceSetting = _key(
         "auto",
         'Where the model computes. "auto" is "cpu". "cuda:0" keeps weights in its memory, in that of the host and on '
         'flash. "emulated" lets a part of host memory stand for a device\'s, to try that anywhere. "emulated:8GB" '

@@ -150,12 +150,12 @@ Folder = Annotated[Path, BeforeValidator(_folder), Written("FOLDER", "path", pla
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_folders), Written("FOLDER", "list of paths", plain=True)]
 Quota = Annotated[int | Literal["off"], BeforeValidator(_quota), Written("SIZE", "size, or off")]
 Share = Annotated[float, BeforeValidator(_share), Written("SHARE", "number between 0 and 1")]
-Budget = Annotated[str, BeforeValidator(_budget), Written("SIZE", "tokens, a share like 25%, or auto")]
-Device = Annotated[
+BudgetSetting = Annotated[str, BeforeValidator(_budget), Written("SIZE", "tokens, a share like 25%, or auto")]
+DeviceSetting = Annotated[
     str,
     BeforeValidator(_device),
     Written("DEVICE", "auto, cpu, cuda, cuda:0, ..., emulated, emulated:8GB"),
 ]
 _NAMES = ", ".join((*WEIGHT_FORMATS, f"{FIT}SIZE", "auto"))
-Format = Annotated[str, BeforeValidator(_general), Written("FORMAT", _NAMES)]
+FormatSetting = Annotated[str, BeforeValidator(_general), Written("FORMAT", _NAMES)]
 PartFormat = Annotated[str, BeforeValidator(_part), Written("FORMAT", "a format, or auto")]

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ...kernels.experts.experts import Expert, Recipe, inner
+from ...kernels.experts.experts import Expert, Recipe, compute_inner
 from ...tiering.units import BlockId
 from ..checkpoints.modules import is_experts, layer_of
-from ..experts.experts import observe
+from ..experts.experts import streamed_experts
 from ..packing.arrange.formats import Key
 from ..packing.arrange.shares import expert_share
 from ..packing.measure.calibration import Calibration
@@ -74,8 +74,8 @@ class _Sums:
         for hook in self._hooks:
             hook.remove()
         for module in self._modules.values():
-            if is_experts(module):
-                observe(module, None)
+            if (experts := streamed_experts(module)) is not None:
+                experts.observe(None)
 
     def calibration(self) -> Calibration:
         importance = {}
@@ -117,12 +117,14 @@ class _Sums:
             self._uses[path] = self._uses.get(path, 0) + used[:-1]
 
         def seen(expert: int, state: torch.Tensor, weights: Expert, recipe: Recipe) -> None:
-            self._add((f"{path}.down_proj", expert), inner(state, weights, recipe))
+            self._add((f"{path}.down_proj", expert), compute_inner(state, weights, recipe))
 
         self._hooks.append(
             module.register_forward_pre_hook(lambda _, args, kwargs: see(_, *args, **kwargs), with_kwargs=True)
         )
-        observe(module, seen)
+        experts = streamed_experts(module)
+        assert experts is not None
+        experts.observe(seen)
 
     def _watch_layer(self, path: str, module: nn.Module) -> None:
         """How large what the layer's modules give is, compared with what the layer gives."""

@@ -5,7 +5,7 @@ arrive. The reference (runtime/experts/reference.py) runs the module's own eager
 experts module is run both ways: if a single bit differs, that kind is run by the reference from then on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,7 +23,6 @@ from .guessing import Guesses
 from .host import HostExperts
 from .reference import ReferenceExperts
 from .tier_experts import ExpertMemory, TierExperts, on_slot
-from .trust import Trust
 
 IMPLEMENTATION = "penstock"
 """The name under which transformers knows our experts function."""
@@ -35,10 +34,16 @@ class StreamedExperts:
     """The experts of one module: which blocks they are and how to compute on them."""
 
     def __init__(
-        self, module: torch.nn.Module, path: str, stacks: Sequence[Sequence[Block]], memory: ExpertMemory, trust: Trust
+        self,
+        module: torch.nn.Module,
+        path: str,
+        stacks: Sequence[Sequence[Block]],
+        memory: ExpertMemory,
+        trust: dict[Hashable, bool],
     ) -> None:
         """``stacks`` in the order of flash: for each expert of the module at ``path`` its block, and those with further
-        bit planes of it. They are leased and computed in ``memory``."""
+        bit planes of it. They are leased and computed in ``memory``. ``trust``, shared by all modules of a model, says
+        which kinds of experts the fast way computes bit for bit: whether all trials of a kind gave equal bits."""
         self._module, self.trust, self._grouped = module, trust, memory.grouped
         tier, misses, planes = memory.tier, memory.misses, memory.planes
         self.blocks = ExpertBlocks(stacks, tier.bridge)
@@ -105,7 +110,7 @@ class StreamedExperts:
         with self._experts.same_planes(experts):
             out = self._fast.run(hidden, chosen, weights, None)
             reference = self._reference.run(hidden, index, weights)
-        self.trust.set(kind, torch.equal(out, reference))
+        self.trust[kind] = self.trust.get(kind, True) and torch.equal(out, reference)
         return reference
 
 
@@ -120,11 +125,6 @@ def _recipe_of(module: torch.nn.Module) -> Recipe:
 def streamed_experts(module: torch.nn.Module) -> StreamedExperts | None:
     """The streamed experts of ``module``; None where it has none."""
     return getattr(module, _ATTRIBUTE, None)
-
-
-def observe(module: torch.nn.Module, observer: Observer | None) -> None:
-    """Have ``observer`` told what the experts of ``module``, a streamed one, are computed on; None ends it."""
-    getattr(module, _ATTRIBUTE).observe(observer)
 
 
 def _experts_forward(

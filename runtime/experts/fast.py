@@ -13,8 +13,8 @@ from contextlib import closing
 
 import torch
 
-from ...kernels.experts.experts import Expert, Form, Recipe, form, side_by_side
-from ...kernels.products.weighted_sum import add_by_torch, add_weighted, weighted_sum
+from ...kernels.experts.experts import Expert, Form, Recipe, find_form, find_side_by_side
+from ...kernels.products.weighted_sum import add_by_torch, add_weighted, sum_weighted
 from ...tiering.policy.prefetch.expert_window import at_a_time
 from ...tiering.units import BlockId, MiB
 from .announcing import Announcement, NextLayer
@@ -56,7 +56,7 @@ class FastExperts:
 
     def _run_token(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
         """The forward of one token where its experts can be computed side by side: as few steps as possible."""
-        ways = {form(expert): side_by_side(1, expert, self._recipe) for expert in self._samples}
+        ways = {find_form(expert): find_side_by_side(1, expert, self._recipe) for expert in self._samples}
         if (
             None in ways.values()
             or hidden.dtype != torch.bfloat16
@@ -74,7 +74,7 @@ class FastExperts:
             for arrived in arriving:
                 alike: dict[Form, list[tuple[int, Expert]]] = {}
                 for number, expert in arrived.experts:
-                    alike.setdefault(form(expert), []).append((number, expert))
+                    alike.setdefault(find_form(expert), []).append((number, expert))
                 for kind, here in alike.items():
                     several = ways[kind]
                     assert several is not None
@@ -83,7 +83,7 @@ class FastExperts:
                     first, size = out.data_ptr(), 2 * out.shape[-1]
                     rows |= {part: first + number * size for number, (part, _) in enumerate(here)}
                 self._bridge.release(*arrived.leased)
-        return weighted_sum([rows[expert] for expert, _ in chosen], [weight for _, weight in chosen], hidden.shape[1])
+        return sum_weighted([rows[expert] for expert, _ in chosen], [weight for _, weight in chosen], hidden.shape[1])
 
     def _run_many(
         self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, host: HostExperts | None

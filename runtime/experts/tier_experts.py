@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...kernels.experts.experts import Expert, Recipe, expert_outputs, expert_product
+from ...kernels.experts.experts import Expert, Recipe, compute_expert, compute_outputs
 from ...kernels.experts.grouped_cuda import group_experts
 from ...kernels.weights.packed_weight import PackedWeight
 from ...tiering.events import Slot
@@ -130,7 +130,7 @@ class TierExperts:
         if self.native:
             numbers = [number for number, _ in arrived.experts]
             experts = [expert for _, expert in arrived.experts]
-            for at, part, out in expert_outputs(
+            for at, part, out in compute_outputs(
                 hidden, [groups[number][0] for number in numbers], experts, self.recipe
             ):
                 yield numbers[at], part, out
@@ -139,7 +139,7 @@ class TierExperts:
             experts = [expert for _, expert in arrived.experts]
             outs = group_experts(states, experts, self.recipe) if self._grouped else None
             for at, (number, expert) in enumerate(arrived.experts):
-                yield number, slice(None), expert_product(states[at], expert, self.recipe) if outs is None else outs[at]
+                yield number, slice(None), compute_expert(states[at], expert, self.recipe) if outs is None else outs[at]
         self.bridge.release(*arrived.leased)
 
     def _view(self, block: BlockId, slot: Slot, residual_slots: Sequence[Slot]) -> OnSlot:

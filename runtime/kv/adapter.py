@@ -11,6 +11,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...tiering.errors import ConfigError
+from ..checkpoints.modules import positional_names
 from .attention.attention import paged_attention, with_weights
 from .cache.cache import PagedCache
 from .cache.tier import KVTier
@@ -29,7 +30,8 @@ class PagedKV:
 
     def __init__(self, model: PreTrainedModel, tier: KVTier) -> None:
         """Raises ConfigError for a model whose cache is none of transformers' usual ones."""
-        if model.config.is_encoder_decoder or "past_key_values" not in inspect.signature(model.forward).parameters:
+        named = {*inspect.signature(model.forward).parameters, *positional_names(model.forward)}
+        if model.config.is_encoder_decoder or "past_key_values" not in named:
             raise ConfigError(f'{type(model).__name__} has no KV cache that can be paged; take [kv] host = "auto"')
         self.tier, self._config = tier, model.config
         model.config._attn_implementation = IMPLEMENTATION

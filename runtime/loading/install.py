@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ...kernels.devices.base import Device
 from ...kernels.io import backends
-from ...kernels.machine.machine import MemoryMeter, usable_cores
+from ...kernels.machine.machine import MemoryMeter, count_usable_cores
 from ...kernels.products.row_parts import BIT_TRIALS
 from ...tiering.errors import PenstockError
 from ...tiering.planner.arrangement import Arrangement, typical_block
@@ -117,7 +117,7 @@ def _open_prefixes(
 
 def _set_threads(wanted: int | str) -> None:
     """Let torch compute with ``wanted`` threads; "auto": its own number, at most the cores that may run at a time."""
-    threads = min(torch.get_num_threads(), usable_cores()) if wanted == "auto" else int(wanted)
+    threads = min(torch.get_num_threads(), count_usable_cores()) if wanted == "auto" else int(wanted)
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
 

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from ...kernels.devices.base import Device
 from ...kernels.memory.heap import bound_kernel_caches
 from ...tiering.errors import ConfigError
-from ...tiering.progress import Progress
+from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.reader import Bundle
 from ..checkpoints.built_model import BuiltModel
+from ..checkpoints.open import open_source
 from ..checkpoints.source import Source
 from ..config.config import Config
 from ..config.settings import OVERRIDES
@@ -53,9 +54,11 @@ def load(
     settings, options = _split_settings(config, options)
     device = _open_device(settings)
     with shown(progress) as bar:
-        bundle = _find_bundle(source, settings, dtype, revision, trust_remote_code, bar)
+        opened = _open(source, revision, trust_remote_code, bar)
+        bundle = _find_bundle(opened, settings, dtype, bar)
         with closed_on_error(bundle):
-            return install(bare_model(bundle, trust_remote_code, options), bundle, settings, device, bar, record)
+            model = bare_model(bundle, trust_remote_code, options, opened if isinstance(opened, Source) else None)
+            return install(model, bundle, settings, device, bar, record)
 
 
 def load_opened(opened: OpenedModel, settings: Config, progress: Progress) -> PreTrainedModel:
@@ -63,24 +66,27 @@ def load_opened(opened: OpenedModel, settings: Config, progress: Progress) -> Pr
     source = opened.folder.parent if opened.checkpoint is None else opened.checkpoint
     bound_kernel_caches()
     device = _open_device(settings)
-    bundle = _find_bundle(source, settings, None, None, opened.trust_remote_code, progress)
+    bundle = _find_bundle(source, settings, None, progress)
     with closed_on_error(bundle):
-        model = bare_model(bundle, opened.trust_remote_code, {})
+        model = bare_model(bundle, opened.trust_remote_code, {}, opened.checkpoint)
         return install(model, bundle, settings, device, progress, None)
 
 
+def _open(source: str | Path, revision: str | None, trust_remote_code: bool, progress: Progress) -> Path | Source:
+    """The checkpoint ``source``, opened; the folder of a bundle as it is."""
+    if Bundle.is_bundle(source):
+        return Path(source)
+    quiet = isinstance(progress, Quiet)
+    return open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
+
+
 def _find_bundle(
-    source: str | Path | Source,
-    settings: Config,
-    dtype: torch.dtype | str | None,
-    revision: str | None,
-    trust_remote_code: bool,
-    progress: Progress,
+    source: Path | Source, settings: Config, dtype: torch.dtype | str | None, progress: Progress
 ) -> Bundle:
     """Open the bundle ``source``, or pack ``source`` into one, in ``dtype``. Raises what ``load`` raises."""
     wanted = None if dtype in (None, "auto") else dtype_of(dtype)
-    if isinstance(source, str | Path) and Bundle.is_bundle(source):
-        bundle = Bundle.open(Path(source), direct=settings.direct)
+    if isinstance(source, Path):
+        bundle = Bundle.open(source, direct=settings.direct)
         if wanted not in (None, dtype_of(bundle.manifest.dtype)):
             bundle.close()
             raise ConfigError(f"{source} holds {bundle.manifest.dtype} weights; pack the checkpoint as {dtype}")
@@ -94,8 +100,6 @@ def _find_bundle(
         rules=choose_rules(settings.weights, settings.store.path),
         stripes=settings.store.stripes,
         aligned=settings.aligned,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
         direct=settings.direct,
         progress=progress,
     )

@@ -138,7 +138,18 @@ def find_bundles(
     from ..checkpoints.digest import digest_files
 
     digest = digest_files(checkpoint.content, store, progress)
-    return [folder for folder in among if _holds(folder, digest)]
+    weights = checkpoint.weights_digest(store, progress)
+    return [folder for folder in among if _holds(folder, digest)] or [
+        folder for folder in among if _has_weights(folder, weights)
+    ]
+
+
+def _has_weights(folder: Path, weights: str | None) -> bool:
+    """Whether the bundle in ``folder`` is of a checkpoint with these weights, whose small files were others."""
+    from ..checkpoints.weights_note import read_note
+
+    note = read_note(folder)
+    return note is not None and note.source == weights
 
 
 def _holds(folder: Path, digest: str) -> bool:

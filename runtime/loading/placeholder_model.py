@@ -1,11 +1,12 @@
 """Models with placeholders for weights: built by transformers for a bundle, or made from a model that has weights."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ...tiering.errors import BundleError, CheckpointError, ConfigError
@@ -14,20 +15,25 @@ from ...tiering.store.bundle.reader import Bundle
 from ...tiering.units import BlockId
 from ..checkpoints.describe import describe
 from ..checkpoints.meta_model import build_meta_model
+from ..checkpoints.model_class import read_class, read_own_config
+from ..checkpoints.source import Source
 from ..tiers.placeholders import placeholder
 
 
-def bare_model(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any]) -> PreTrainedModel:
+def bare_model(
+    bundle: Bundle, trust_remote_code: bool, options: dict[str, Any], source: Source | None = None
+) -> PreTrainedModel:
     """Build the model of ``bundle`` on placeholders, with transformers' own loading, which also sets up buffers and
-    ties weights. ``options`` go to ``from_pretrained``. Raises ConfigError for an unknown one, CheckpointError, and
-    BundleError for a bundle of another version."""
+    ties weights. Configuration and code are those of ``source``, which the bundle was packed from, or, without one,
+    those that the bundle has. ``options`` go to ``from_pretrained``. Raises ConfigError for an unknown one,
+    CheckpointError, and BundleError for a bundle of another version."""
     verbosity = logging.get_verbosity()
     shown = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(bundle.model_folder, trust_remote_code=trust_remote_code)
-        bare = build_meta_model(config, dtype_of(bundle.manifest.dtype), trust_remote_code=trust_remote_code)
+        folder = bundle.model_folder if source is None or not source.small_files else source.folder
+        bare, config = _build(bundle, trust_remote_code, source)
         _check_layout(bare, bundle)
         model: PreTrainedModel = type(bare).from_pretrained(
             None,
@@ -36,8 +42,8 @@ def bare_model(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any])
             dtype=bare.dtype,
             **options,
         )
-        if (bundle.model_folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(bundle.model_folder)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
@@ -45,13 +51,29 @@ def bare_model(bundle: Bundle, trust_remote_code: bool, options: dict[str, Any])
             f"neither penstock nor transformers knows one of the options {', '.join(options)}: {error}"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"transformers cannot build the model in {bundle.model_folder}: {error}") from error
+        raise CheckpointError(f"transformers cannot build the model in {folder}: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
-    model.config.name_or_path = str(bundle.model_folder)
+    model.config.name_or_path = str(folder)
     return model
+
+
+def _build(bundle: Bundle, trust_remote_code: bool, source: Source | None) -> tuple[PreTrainedModel, PretrainedConfig]:
+    """The model of ``bundle`` on the meta device, and its configuration."""
+    dtype, own = dtype_of(bundle.manifest.dtype), None
+    if source is None:
+        config = read_own_config(bundle.model_folder, trust_remote_code=trust_remote_code)
+        own = read_class(bundle.model_folder, trust_remote_code=trust_remote_code)
+    else:
+        config = copy.deepcopy(source.config)
+    bare = build_meta_model(config, dtype, trust_remote_code=trust_remote_code, own=own)
+    if describe(bare).tied and not bundle.manifest.tied:
+        # The checkpoint has other weights than its configuration says, like transformers, which does not tie them then.
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+        bare = build_meta_model(config, dtype, trust_remote_code=trust_remote_code, own=own)
+    return bare, config
 
 
 def dtype_of(name: torch.dtype | str | None) -> torch.dtype:

@@ -14,7 +14,7 @@ import transformers
 import xxhash
 from pydantic import ValidationError
 
-from ...kernels.machine.machine import processor
+from ...kernels.machine.machine import read_processor
 from . import cachefile
 
 MOST = 10_000
@@ -63,7 +63,7 @@ def _name(signature: str) -> str:
 
 def signature() -> str:
     """Names everything that bits and times of products depend on: the processor, the libraries, their settings."""
-    name, flags = processor(Path("/proc/cpuinfo"))
+    name, flags = read_processor(Path("/proc/cpuinfo"))
     settings = sorted(f"{key}={value}" for key, value in os.environ.items() if key.startswith(_SETTINGS))
     versions = f"torch {torch.__version__} {torch.__config__.show()} transformers {transformers.__version__}"
     return "\n".join((name, " ".join(sorted(flags)), versions, *settings))

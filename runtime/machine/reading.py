@@ -64,7 +64,7 @@ def _decided(io: Io) -> tuple[str | None, int | None]:
 
 
 def _chosen(rates: Sequence[ReadRate], backend: str | None, depth: int | None, block: int) -> Reading:
-    here = (backend,) if backend else (*backends.usable(), "buffered")
+    here = (backend,) if backend else (*backends.list_usable(), "buffered")
     return fixed(choose([rate for rate in rates if rate.backend in here], block=block), backend=backend, depth=depth)
 
 
@@ -78,7 +78,7 @@ def _measure(paths: Sequence[Path]) -> list[ReadRate]:
             if not direct:
                 return []
             files = {"threads": direct}
-            for backend in backends.usable(*direct)[1:]:
+            for backend in backends.list_usable(*direct)[1:]:
                 again = [DirectFile(file.path, direct=backends.choose_direct(backend)) for file in direct]
                 files[backend] = [opened.enter_context(file) for file in again]
             return read_rates(files, BRIEF_CELLS, BRIEF_SECONDS / len(BRIEF_CELLS) / len(files), rounds=2)

@@ -6,7 +6,7 @@ from typing import Literal
 import xxhash
 from pydantic import Field, ValidationError
 
-from ...kernels.machine.machine import usable_cores
+from ...kernels.machine.machine import count_usable_cores
 from ...kernels.memory.heap import bound_kernel_caches
 from ...tiering.sim.devices import Drive, Memory
 from . import cachefile
@@ -116,4 +116,4 @@ def _name(holds_for: str) -> str:
 
 def _signature(threads: int | str) -> str:
     bound_kernel_caches()  # as for every model, or times would hold only before the first one is loaded
-    return f"{signature()}\n{threads} threads on {usable_cores()} cores"
+    return f"{signature()}\n{threads} threads on {count_usable_cores()} cores"

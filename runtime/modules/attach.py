@@ -7,7 +7,7 @@ parts (runtime/modules/chunks.py). The outermost forward is that of runtime/modu
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, cast
@@ -23,7 +23,6 @@ from ..experts.coactivation import CoActivation
 from ..experts.experts import IMPLEMENTATION, StreamedExperts
 from ..experts.guessing import Guesses
 from ..experts.tier_experts import ExpertMemory
-from ..experts.trust import Trust
 from ..routing.router import predict_with
 from ..tiers.expert_planes import stacks
 from ..tiers.model_weights import ModelWeights
@@ -71,7 +70,7 @@ class _Attachment:
         self._bound: dict[tuple[BlockId, str], Any] = {}
         self._scopes = Scopes()
         self._streamed_experts: dict[str, StreamedExperts] = {}
-        self._trust = Trust()
+        self._trust: dict[Hashable, bool] = {}
 
     def attach(self, forwards: Forwards, around: Around) -> None:
         streamed: dict[str, StreamedModule] = {}

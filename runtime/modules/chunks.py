@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...kernels.products.row_parts import ROWS, parts, parts_keep_bits
+from ...kernels.products.row_parts import ROWS, divide_rows, parts_keep_bits
 from ..checkpoints.modules import is_experts
 
-Forward = Callable[..., Any]
+ModuleForward = Callable[..., Any]
 
 
 def is_divisible(module: nn.Module) -> bool:
@@ -35,7 +35,9 @@ def is_library_code(module: nn.Module) -> bool:
     return type(module).__module__.partition(".")[0] in ("torch", "transformers")
 
 
-def in_parts(module: nn.Module, original: Forward, held: Callable[[], AbstractContextManager[bool]]) -> Forward:
+def in_parts(
+    module: nn.Module, original: ModuleForward, held: Callable[[], AbstractContextManager[bool]]
+) -> ModuleForward:
     """A forward for ``module`` that calls ``original`` on parts of rows where that gives the same bits.
 
     ``held`` leases all weights of the module together. It gives False where they do not fit: then all rows go at once.
@@ -74,10 +76,10 @@ def _kind(module: nn.Module) -> str:
     return f"{type(module).__module__}.{' '.join(repr(module).split())}"
 
 
-def _joined(compute: Forward, rows: torch.Tensor) -> torch.Tensor:
+def _joined(compute: ModuleForward, rows: torch.Tensor) -> torch.Tensor:
     """``compute`` of the parts of ``rows``, one after the other."""
     out: torch.Tensor | None = None
-    for part in parts(rows.shape[-2]):
+    for part in divide_rows(rows.shape[-2]):
         done = compute(rows[..., part, :])
         if out is None:
             out = done.new_empty((*rows.shape[:-1], done.shape[-1]))

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ...kernels.products.few_rows import MOST_ROWS, products
+from ...kernels.products.few_rows import MOST_ROWS, find_product
 from ...kernels.weights.packed_weight import PackedWeight, linear
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
+LinearForward = Callable[[torch.Tensor], torch.Tensor]
 
 
-def few_rows(module: nn.Module, original: Forward) -> Forward | None:
+def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None:
     """A forward for ``module`` that uses the product for a few rows where there is one, and ``original`` otherwise.
     Returns None where there never is one."""
     layer: Any = module
@@ -68,7 +68,7 @@ def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
         return None
     if not (weight.requires_grad or input.is_contiguous()):
         return None
-    product = products(rows, n, k, weight)
+    product = find_product(rows, n, k, weight)
     if product is None:
         return None
     state = input.contiguous()

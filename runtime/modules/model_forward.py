@@ -3,7 +3,6 @@
 The forward of each module, which leases its weights, is in streamed.py.
 """
 
-import inspect
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +14,7 @@ from ...kernels.memory.arena import ArenaClosed
 from ...kernels.memory.heap import trim
 from ...tiering.errors import Closed
 from ...tiering.policy.prefetch.predictor_choice import Predictors
+from ..checkpoints.modules import positional_names
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier
@@ -53,13 +53,16 @@ class Forwards:
         """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises."""
         if scopes.open:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
-        kwargs |= dict(zip(inspect.signature(original).parameters, args, strict=False))  # ``around`` knows names
+        names = positional_names(original)[: len(args)] if args else ()
+        kwargs |= dict(zip(names, args, strict=False))  # ``around`` knows names
         ids = kwargs.get("input_ids")
         self._begin()
         try:
             # Nothing may remember weights that will not stay.
             with torch.no_grad(), self._current(), around(kwargs):
-                out = scopes.run(original, **kwargs)
+                # As they came: a forward that takes *args may look at them by number.
+                first = [kwargs.pop(name) for name in names]
+                out = scopes.run(original, *first, *args[len(names) :], **kwargs)
             self._note_tokens(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
             return out

@@ -1,9 +1,9 @@
 """Pack a checkpoint, or a model in memory, into a bundle: open, describe, arrange, stream, write.
 
-Each stage gives a value that the next one takes: a ``Source`` (checkpoints/open.py), a ``Description``
-(checkpoints/describe.py), what is ``Arranged`` (arrange/arrange.py), blocks with their bytes (stream/blocks.py), a
-``Bundle`` (write.py). Kinds of checkpoints differ in the first stage only. Packing works within a memory budget, goes
-on where an interrupted one stopped, and is done once.
+Each stage gives a value to the next one: a ``Source`` (checkpoints/open.py), a ``Description``
+(checkpoints/describe.py), an ``Arranged`` (arrange/arrange.py), blocks with their bytes (stream/blocks.py), a
+``Bundle`` (write.py). Kinds of checkpoints differ only in the first stage. Packing works within a memory budget,
+continues where an interrupted packing stopped, and is done once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,10 @@ from ...tiering.store.bundle.writer import BundleWriter, publish
 from ...tiering.units import KiB, MiB, align_up
 from ..checkpoints.describe import Description, describe
 from ..checkpoints.layout import Layout
+from ..checkpoints.model_files import refresh_model_folder
 from ..checkpoints.open import open_source
 from ..checkpoints.source import Source, SourceContents
+from ..checkpoints.weights_note import write_note
 from ..machine.drives import drives_for
 from ..routing.profiling import experts_of
 from ..routing.routes import Routes
@@ -42,16 +44,16 @@ from .target import Target, find_target
 from .write import check_room, write_bundle
 
 LEAST_MEMORY = 4 * MiB
-"""Packing may use this much whatever the budget: less would only make it slow."""
+"""Bytes that packing may use at any budget. Less would only make it slow."""
 UNBOUNDED = 1 << 62
-"""The memory of packing what is in memory already."""
+"""The memory for packing a model that is in memory already."""
 
 _STAGING = 8 * MiB
 _MOST_ENCODED = 32 * MiB
-"""An encoded matrix that is larger lies in a file until it is written."""
+"""Bytes. A larger encoded matrix lies in a file until it is written."""
 
 Order = Mapping[str, Sequence[int]]
-"""By the path of an experts module, the order in which its experts lie, where it is not that of their numbers."""
+"""The order of the experts on flash by the path of their module, where it is not that of their numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,22 +97,22 @@ def pack(
     direct: bool | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """The bundle of ``source`` in ``store``, written if it is not there.
+    """Return the bundle of ``source`` in ``store``. Write it if it is not there.
 
     ``source`` is a folder, a GGUF file, a hub id, or what ``open_source`` or ``BuiltModel.of`` gave. Its weights are
     stored in ``dtype`` (None: its own) and in the formats of ``rules`` (as they are if not given). Packing uses at most
     ``host_memory`` bytes of memory, and all bundles together take at most ``flash_limit`` bytes. ``stripes`` are
     folders on other drives, to which blocks are dealt by measured speed.
 
-    With ``routes``, experts that are used together lie together where that pays, and those that are used more get more
-    of the size that is to be fitted. With a ``calibrator``, errors count by what it measures. A bundle that is there is
-    taken as it is, whatever drives it was dealt to. Without either of the two, the order of its experts and the text it
-    was calibrated with do not matter either. ``aligned`` is for a device, on which transformers has every weight at a
-    multiple of TENSOR_ALIGNMENT, wherever that is in the checkpoint.
+    With ``routes``, experts that are used together lie together where that pays, and experts that are used more get
+    more of a size target. A ``calibrator`` measures how much each error counts. A bundle that is there is taken as it
+    is, on any drives. With neither ``routes`` nor ``calibrator``, it is also taken with any order of experts and any
+    calibration. ``aligned`` is for a device. There, transformers has every weight at a multiple of TENSOR_ALIGNMENT,
+    whatever its address in the checkpoint.
 
-    Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError when a drive
-    fails, ConfigError when a folder cannot be used, TraceError when ``routes`` are of another model. The next call goes
-    on where an interrupted one stopped. KeyboardInterrupt says so.
+    Raises CheckpointError if weights are missing or misshapen, BudgetTooSmall, FlashFull, BundleError if a drive fails,
+    ConfigError if a folder cannot be used, and TraceError if ``routes`` are of another model. The next call continues
+    where an interrupted one stopped. KeyboardInterrupt says so.
     """
     options = PackOptions(
         memory=max(host_memory, LEAST_MEMORY),
@@ -133,7 +135,19 @@ def pack(
         with locked(target.folder):
             if not publish(target.folder):
                 _pack(source, described, order, target, options)
-    return Bundle.open(target.folder, direct=direct)
+    bundle = Bundle.open(target.folder, direct=direct)
+    _refresh(bundle, source, described, target)
+    return bundle
+
+
+def _refresh(bundle: Bundle, source: Source, described: Description, target: Target) -> None:
+    """Give ``bundle`` the small files that ``source`` has by now, where it may be written."""
+    if source.small_files:
+        tied = described.layout.tied
+        files = source.model_files(untied=bool(tied) and bundle.manifest.tied != tied)
+        refresh_model_folder(bundle.model_folder, files)
+    if target.weights is not None:
+        write_note(bundle.folder, target.weights)
 
 
 def _order_experts(source: Source, described: Description, routes: Routes | None) -> Order:
@@ -150,7 +164,10 @@ def _find_target(store: Path, source: Source, described: Description, order: Ord
         seen.append(options.routes.uses_digest())
     ordered = describe(described.model, described.addresses, order) if order else None
     any_order = options.routes is None
-    return find_target(store, digest, described, options.rules, ordered, seen, any_order=any_order)
+    weights = source.weights_digest(store, options.progress)
+    return find_target(
+        store, digest, described, options.rules, ordered, seen, any_order=any_order, weights_digest=weights
+    )
 
 
 def _pack(source: Source, described: Description, order: Order, target: Target, options: PackOptions) -> None:
@@ -196,8 +213,8 @@ def _arrange(
     target: Target,
     options: PackOptions,
 ) -> Arranged:
-    """Where a format's length depends on the numbers, they are encoded once more, to find it out. An interrupted
-    packing's findings are taken up."""
+    """If the length of a format depends on the numbers, find it by encoding them once more. Lengths that an interrupted
+    packing has found are used again."""
     folder = target.folder.with_name(target.folder.name + PARTIAL)
     with closing(KeptLengths(folder, weights.lengths)) as lengths, one_torch_thread():
         measure = Measurements(

@@ -1,4 +1,4 @@
-"""The formats that settings ask for. Where they leave it open, the faster of the two that keep every bit."""
+"""The weight formats that settings ask for. "auto" is the faster of the two formats that keep every bit."""
 
 import functools
 from pathlib import Path
@@ -10,23 +10,23 @@ from .arrange.arrange import ENCODED
 from .arrange.formats import AS_IS, Rules
 
 _BESIDES = 2.0
-"""Cores decode and multiply: decoding alone must be this many times faster than the drive."""
+"""Decoding alone must be this many times faster than the drive, because cores also multiply."""
 
 
 @functools.cache
 def exact_format(store: Path) -> str:
-    """ "lossless" where this machine decodes faster than the drive of ``store`` delivers, else "as-is".
+    """Return "lossless" if this machine decodes faster than the drive of ``store`` delivers, else "as-is".
 
-    Raises ConfigError when the drive cannot be measured.
+    Raises ConfigError if the drive cannot be measured.
     """
     drive = max(rate.bytes_per_second for rate in drive_rates(store))
     return "lossless" if measure_decoding() >= _BESIDES * drive / ENCODED else AS_IS
 
 
 def choose_rules(weights: Weights, store: Path) -> Rules:
-    """The format of each part of a model, by the settings ``weights``, for a bundle in ``store``.
+    """Return the format of each part of a model, by the settings ``weights``, for a bundle in ``store``.
 
-    Raises ConfigError where "auto" needs the store's drive measured, and that cannot be.
+    Raises ConfigError if "auto" needs the speed of the store's drive and it cannot be measured.
     """
     formats: dict[str, str] = weights.model_dump(exclude={"quality"})
     given = {part: name for part, name in formats.items() if name != "auto"}

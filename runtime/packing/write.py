@@ -1,4 +1,4 @@
-"""Write a bundle, the last stage of packing: blocks, journaled and with checksums, its model folder, its manifest."""
+"""Write a bundle, the last stage of packing: journaled blocks with checksums, the model folder, the manifest."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ def write_bundle(
     write_model: Callable[[Path], None],
     progress: Progress,
 ) -> None:
-    """Write with ``writer`` what it does not have yet of ``layout``, and finish the bundle.
+    """Write the blocks of ``layout`` that ``writer`` does not have yet, and finish the bundle.
 
     ``manifest`` lacks files, drives and blocks. ``write_model`` writes configuration and tokenizer into a folder.
-    Raises what the writer and the weights raise. KeyboardInterrupt says how to go on.
+    Raises the errors of the writer and of the weights. KeyboardInterrupt says how to continue.
     """
     progress.start("packing", layout.total_bytes)
     try:
@@ -49,8 +49,8 @@ def write_bundle(
 def check_room(
     bundle: Path, layout: Layout, drives: Sequence[BundleDrive], stripes: Sequence[Path], limit: int | None
 ) -> None:
-    """Raise FlashFull unless each of ``drives`` has room for its share of ``layout``, and the store and its ``stripes``
-    together may hold it within ``limit`` bytes."""
+    """Raise FlashFull unless each of ``drives`` has room for its share of ``layout``, and it fits within ``limit``
+    bytes in the store and its ``stripes`` together."""
     folders = [bundle.with_name(bundle.name + PARTIAL), *(Path(drive.folder) for drive in drives[1:])]
     needs = dict.fromkeys(folders, 0)
     for file in layout.files:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...kernels.devices import measure
 from ...kernels.devices.base import Device
-from ...kernels.machine.machine import available_memory
+from ...kernels.machine.machine import read_available_memory
 from ...tiering.errors import BudgetTooSmall
 from ...tiering.planner.arrangement import Arrangement, MemoryBudgets, least_host
 from ...tiering.policy.placement.budgets import budgets as budgets_between
@@ -201,7 +201,7 @@ def _plan_kv(found: ModelSketch, settings: Config, context: int | None) -> tuple
 def _recommend(curve: Mapping[int, Forecast]) -> int | None:
     """The least budget that is nearly as fast as all the memory that this machine has to spare; None where that is too
     little to run with."""
-    room = auto_host_memory(available_memory(), max(curve))
+    room = auto_host_memory(read_available_memory(), max(curve))
     points = [(budget, found.tokens_per_second) for budget, found in curve.items() if budget <= room]
     return enough(points) if points else None
 

@@ -43,7 +43,7 @@ _KNOWN = (
 _STEP = 2 << 20
 
 
-Cut = Callable[[int, int], torch.Tensor]
+CutTokens = Callable[[int, int], torch.Tensor]
 """Takes the number of a first token, and a count n of tokens; their keys, or values, [H, n, D]."""
 
 Taker = Callable[[memoryview], None]
@@ -61,7 +61,7 @@ class Contents:
     length: int
     parts: tuple[StoredTensor, ...]
     state_parts: tuple[StoredTensor, ...]
-    cuts: tuple[Cut, ...]
+    cuts: tuple[CutTokens, ...]
     state: tuple[torch.Tensor, ...]
     block: int
     release: Callable[[], None]
@@ -241,7 +241,7 @@ def _is_single(layer: Any) -> bool:
     return all(tensor.shape[0] == 1 for tensor in held if tensor is not None)
 
 
-def _cut_tokens(cache: Cache, shared: Mapping[PagedLayer, SequencePages]) -> Iterator[tuple[str, Cut]]:
+def _cut_tokens(cache: Cache, shared: Mapping[PagedLayer, SequencePages]) -> Iterator[tuple[str, CutTokens]]:
     for number, layer in enumerate(cache.layers):
         if _has_window(layer):
             continue

@@ -1,4 +1,4 @@
-"""Measures how well a model suits expert offloading, from its routing trace (pure; numpy).
+"""Measure how well a model suits expert offloading, from its routing trace (pure; numpy).
 
 Two measures of "Not All Models Suit Expert Offloading: On Local Routing Consistency of Mixture-of-Expert Models". Both
 look at every segment of m consecutive tokens of a sequence, wherever it starts, and at how many of its tokens use an
@@ -26,10 +26,10 @@ from .routed import RoutedLayer
 SEGMENTS = (1, 4, 16, 64, 256)
 """Segment lengths of the report, in tokens."""
 KNEE_SEGMENT = 16
-"""The segment length at which the paper compares models, and where the knee is looked for."""
+"""The segment length at which the paper compares models. The knee is found for it."""
 
 _AT_ONCE = 1 << 22
-"""Frequencies that are sorted at a time, to bound the memory."""
+"""The most frequencies sorted at a time, to bound the memory."""
 
 Uses = npt.NDArray[np.bool_]
 """[tokens, experts]: whether the token went through the expert."""
@@ -48,21 +48,25 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """How evenly a layer uses its experts: ``entropy`` of their shares, 1 where all are used alike, 0 where always the
-    same is; ``largest`` share of all uses that one expert has."""
+    """How evenly a layer uses its experts.
+
+    ``entropy`` of their shares is 1 if all are used alike, 0 if one has all uses. ``largest`` is the largest share.
+    """
 
     entropy: float
     largest: float
 
 
 def used(layers: Sequence[RoutedLayer]) -> Uses:
-    """The experts of all ``layers``, one layer after the other."""
+    """Return the uses of all ``layers``, one layer's experts after the other: bool [tokens, experts of all layers]."""
     return np.concatenate([layer.used() for layer in layers], axis=1)
 
 
 def frequencies(uses: Uses, sequences: Sequence[int], segment: int) -> Iterator[Frequencies]:
-    """For every segment of ``segment`` tokens within one of ``sequences``, how many of its tokens use each expert:
-    pieces of [segments, experts]. ``uses`` is [tokens, experts]."""
+    """Count the tokens that use each expert, in every segment of ``segment`` tokens within one of ``sequences``.
+
+    ``uses`` is [tokens, experts]. ``sequences`` are lengths in tokens. Yields pieces [segments, experts], uint16.
+    """
     start = 0
     for length in sequences:
         if length >= segment:
@@ -73,8 +77,8 @@ def frequencies(uses: Uses, sequences: Sequence[int], segment: int) -> Iterator[
 
 
 def pairs_by_frequency(uses: Uses, sequences: Sequence[int], segment: int) -> Pairs | None:
-    """How many pairs of an expert and a segment of ``segment`` tokens have the frequency 0, 1, .. ``segment``; None
-    without such a segment."""
+    """Count the pairs of an expert and a segment of ``segment`` tokens with frequency 0, 1, .. ``segment``: int64
+    [segment + 1]. None without such a segment."""
     pairs = np.zeros(segment + 1, dtype=np.int64)
     for counts in frequencies(uses, sequences, segment):
         pairs += np.bincount(counts.ravel(), minlength=segment + 1)
@@ -82,9 +86,9 @@ def pairs_by_frequency(uses: Uses, sequences: Sequence[int], segment: int) -> Pa
 
 
 def segment_routing(pairs: Pairs) -> Routing:
-    """SRP, from ``pairs_by_frequency``."""
+    """Compute SRP from ``pairs_by_frequency``."""
     segment = len(pairs) - 1
-    hits = np.cumsum((pairs * np.arange(segment + 1))[::-1])[::-1]  # of all pairs with at least that frequency
+    hits = np.cumsum((pairs * np.arange(segment + 1))[::-1])[::-1]  # uses in all pairs with at least that frequency
     predicted = np.cumsum(pairs[::-1])[::-1] * segment
     scores = 2 * hits / np.maximum(predicted + hits[0], 1)
     best = int(scores.argmax())
@@ -93,7 +97,7 @@ def segment_routing(pairs: Pairs) -> Routing:
 
 
 def segment_routing_of_size(pairs: Pairs, share: float) -> Routing:
-    """As ``segment_routing``, with groups that have this ``share`` of the experts on average."""
+    """Compute SRP as ``segment_routing``, with groups that have this ``share`` of the experts on average."""
     segment = len(pairs) - 1
     taken = min(share, 1.0) * float(pairs.sum())
     left, hits = taken, 0.0
@@ -106,7 +110,7 @@ def segment_routing_of_size(pairs: Pairs, share: float) -> Routing:
 
 
 def segment_cache(uses: Uses, sequences: Sequence[int], segment: int) -> npt.NDArray[np.float64] | None:
-    """SCH of the experts ``uses`` [tokens, experts] for segments of ``segment`` tokens, with caches of 1, 2, .. all
+    """Compute SCH of ``uses`` [tokens, experts] for segments of ``segment`` tokens, with caches of 1, 2, .. all
     experts: [experts]. None without such a segment."""
     hits = np.zeros(uses.shape[1], dtype=np.int64)
     found = False
@@ -119,16 +123,19 @@ def segment_cache(uses: Uses, sequences: Sequence[int], segment: int) -> npt.NDA
 
 
 def knee(hit_rates: npt.NDArray[np.float64]) -> int:
-    """The cache size after which more memory pays little: each further expert adds less than one of ``hit_rates``'
-    length, which is what it would add to a cache of experts taken at random. ``hit_rates`` for 1, 2, .. all experts;
-    the point where they are farthest above their share ("Finding a 'Kneedle' in a Haystack")."""
+    """Return the cache size, in experts, after which more memory pays little.
+
+    ``hit_rates`` are those of caches of 1, 2, .. all experts. At the knee they are farthest above the share of experts
+    in the cache ("Finding a 'Kneedle' in a Haystack"). Each further expert adds less than it would to a cache of
+    experts taken at random.
+    """
     shares = np.arange(1, len(hit_rates) + 1) / len(hit_rates)
     gain = hit_rates - shares
     return int(np.flatnonzero(gain >= gain.max() - 1e-12)[0]) + 1
 
 
 def balance(uses: Uses) -> Balance:
-    """Of the experts ``uses`` [tokens, experts]."""
+    """Compute the balance of ``uses`` [tokens, experts]."""
     shares = uses.sum(axis=0) / max(int(uses.sum()), 1)
     some = shares[shares > 0]
     entropy = float(-(some * np.log(some)).sum() / np.log(len(shares))) if len(shares) > 1 else 1.0

@@ -27,7 +27,7 @@ from .suitability import (
 SHARES = tuple(Fraction(eighth, 8) for eighth in range(1, 9))
 """Cache sizes of the report, as shares of all experts."""
 REPLAYED = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2))
-"""Those at which eviction policies are tried out."""
+"""Cache sizes for the trials of eviction policies, as shares of all experts."""
 POLICIES = ("lru", "lfu", "auto")
 
 KNEE_RULE = (
@@ -36,7 +36,7 @@ KNEE_RULE = (
 
 
 def report(routes: RoutedTokens) -> dict[str, Any]:
-    """Everything, as ``--json`` has it. Segments that are longer than any sequence are left out."""
+    """Return the whole report, as ``--json`` has it. Segments longer than any sequence are left out."""
     experts = sum(layer.experts for layer in routes.layers)
     per_token = sum(layer.top_k for layer in routes.layers)
     uses = used(routes.layers)
@@ -78,13 +78,13 @@ def report(routes: RoutedTokens) -> dict[str, Any]:
 
 
 def _curves(uses: Uses, sequences: Sequence[int]) -> dict[int, list[float]]:
-    """By segment length, SCH for caches of 1, 2, .. all experts."""
+    """Return SCH for caches of 1, 2, .. all experts, by segment length."""
     found = {segment: segment_cache(uses, sequences, segment) for segment in SEGMENTS}
     return {segment: curve.tolist() for segment, curve in found.items() if curve is not None}
 
 
 def _pairs(uses: Uses, sequences: Sequence[int]) -> dict[int, Pairs]:
-    """By segment length, what SRP is computed from."""
+    """Return the pairs from which SRP is computed, by segment length."""
     found = {segment: pairs_by_frequency(uses, sequences, segment) for segment in SEGMENTS}
     return {segment: pairs for segment, pairs in found.items() if pairs is not None}
 
@@ -103,7 +103,7 @@ def _knee(curve: list[float] | None, per_token: int) -> dict[str, Any] | None:
 
 
 def _layer(layer: RoutedLayer, sequences: Sequence[int]) -> dict[str, Any]:
-    """One layer's figures; its caches hold experts of its own only."""
+    """Return one layer's figures. Its caches hold only its own experts."""
     uses = layer.used()
     evenness = balance(uses)
     curves = _curves(uses, sequences)
@@ -125,7 +125,7 @@ def _layer(layer: RoutedLayer, sequences: Sequence[int]) -> dict[str, Any]:
 
 
 def _router_entropy(layer: RoutedLayer) -> float | None:
-    """How undecided the router is about a token on average, 0 to 1; None where its output was not recognised."""
+    """Return how undecided the router is about a token on average, 0 to 1. None if its output was not recognised."""
     probabilities = layer.probabilities()
     if probabilities is None or layer.experts < 2:
         return None
@@ -134,5 +134,5 @@ def _router_entropy(layer: RoutedLayer) -> float | None:
 
 
 def _one_or_all(values: list[int]) -> int | list[int]:
-    """A value that all layers share, or each layer's."""
+    """Return the value that all layers share, or a list with each layer's."""
     return values[0] if len(set(values)) == 1 else values

@@ -28,7 +28,7 @@ class Resizable(Protocol):
         """Bytes of blocks that are in memory or on their way."""
 
 
-class Pages(Protocol):
+class ResizablePages(Protocol):
     """Memory for pages of KV, which is resized too."""
 
     @property
@@ -64,7 +64,7 @@ def limits(division: Division) -> dict[str, int]:
 class Pressure:
     """The present limits of one model's host tier and of its pages of KV, and the task that moves them."""
 
-    def __init__(self, machine: Machine, divisions: Divisions, kv: Pages | None = None) -> None:
+    def __init__(self, machine: Machine, divisions: Divisions, kv: ResizablePages | None = None) -> None:
         self._machine, self._divisions, self._kv = machine, divisions, kv
         self._weights = MemoryShare(divisions.floor, divisions.ceiling)
         pages = MemoryShare(0, 0) if kv is None else kv.part

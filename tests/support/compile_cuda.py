@@ -9,8 +9,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from penstock.kernels.cuda.grouped import grouped_product
-from penstock.kernels.cuda.registry import device_format
+from penstock.kernels.cuda.grouped import multiply_grouped
+from penstock.kernels.cuda.registry import find_device_format
 from penstock.kernels.formats.registry import FORMATS
 
 N, K = 144, 128
@@ -31,11 +31,11 @@ def compile_all() -> None:
     for tokens, int8 in product((1, 40), (False, True)):
         offsets, starts = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1, tokens])
         arena = torch.zeros(4 * N * K, dtype=torch.uint8)
-        grouped_product(torch.zeros(tokens, K).bfloat16(), starts, arena, offsets, N, int8=int8)
+        multiply_grouped(torch.zeros(tokens, K).bfloat16(), starts, arena, offsets, N, int8=int8)
 
 
 def _use(name: str) -> None:
-    format, kernels = FORMATS[name], device_format(name)
+    format, kernels = FORMATS[name], find_device_format(name)
     assert kernels is not None
     planes = format.encode([torch.randn(N, K).bfloat16()], N, K)
     out = torch.empty(N, K, dtype=torch.bfloat16)

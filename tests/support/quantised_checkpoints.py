@@ -44,7 +44,7 @@ def save_pair(
         quantised |= {name.removesuffix(".weight") + end: part for end, part in parts.items()}
     pair.quantised.mkdir()
     for path, made in ((pair.plain, plain), (pair.quantised, quantised)):
-        save_file({name: tensor.contiguous() for name, tensor in made.items()}, path / "model.safetensors")
+        save_file({name: tensor.clone().contiguous() for name, tensor in made.items()}, path / "model.safetensors")
     described = json.loads((pair.plain / "config.json").read_text()) | {"quantization_config": dict(config)}
     (pair.quantised / "config.json").write_text(json.dumps(described))
     return pair
@@ -77,8 +77,8 @@ def gptq(group: int, *, order: torch.Tensor | None = None, version: int = 1) -> 
             groups[order] = torch.arange(k) // group
         stored = zeros if version == 2 else (zeros - 1) & 15
         parts = {
-            ".qweight": _eights(values.t().reshape(k // 8, 8, n).transpose(1, 2)),
-            ".qzeros": _eights(stored.t().reshape(k // group, n // 8, 8)),
+            ".qweight": eights(values.t().reshape(k // 8, 8, n).transpose(1, 2)),
+            ".qzeros": eights(stored.t().reshape(k // group, n // 8, 8)),
             ".scales": scales.t().contiguous(),
             ".g_idx": groups.int(),
         }
@@ -94,8 +94,8 @@ def awq(group: int) -> Callable[[torch.Size], Quantised]:
         # The order in which AutoAWQ packs eight columns (awq.modules.linear.gemm).
         order = [0, 2, 4, 6, 1, 3, 5, 7]
         parts = {
-            ".qweight": _eights(values.t().reshape(k, n // 8, 8)[:, :, order]),
-            ".qzeros": _eights(zeros.t().reshape(k // group, n // 8, 8)[:, :, order]),
+            ".qweight": eights(values.t().reshape(k, n // 8, 8)[:, :, order]),
+            ".qzeros": eights(zeros.t().reshape(k // group, n // 8, 8)[:, :, order]),
             ".scales": scales.t().contiguous(),
         }
         each = torch.arange(k) // group
@@ -110,7 +110,7 @@ def _integers(n: int, k: int, group: int) -> tuple[torch.Tensor, torch.Tensor, t
     return torch.randint(0, 16, (n, k)), torch.randn(groups).half(), torch.randint(0, 16, groups)
 
 
-def _eights(numbers: torch.Tensor) -> torch.Tensor:
-    """int32 [..]: eight numbers of four bits [.., 8] in each, the first in the lowest bits."""
-    packed = (numbers << torch.arange(0, 32, 4)).sum(-1)
+def eights(numbers: torch.Tensor, bits: int = 4) -> torch.Tensor:
+    """int32 [..]: numbers of ``bits`` bits [.., 32 / bits] in each, the first in the lowest bits."""
+    packed = (numbers << torch.arange(0, 32, bits)).sum(-1)
     return torch.where(packed >= 1 << 31, packed - (1 << 32), packed).int().contiguous()

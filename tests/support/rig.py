@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable
 
 from penstock.runtime.tiers.bridge import Bridge
-from penstock.tiering.driving.fakes import FakeFlash, FakeMemory, pattern
 from penstock.tiering.events import Action, Event, Slot
 from penstock.tiering.planner.planner import Planner
 from penstock.tiering.planner.regions import EXPERTS, PINNED, STREAM, Home
@@ -12,6 +11,7 @@ from penstock.tiering.planner.residency import Residency
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.policy.prefetch.cycle import Cycle
 from penstock.tiering.units import PAGE, BlockId, Extent
+from tests.support.fakes import FakeFlash, FakeMemory, pattern
 
 SOON = 20.0
 """Seconds after which a test gives up on what should take no time."""

@@ -1,4 +1,4 @@
-"""The ports of the driver: interfaces to drives, memory and the machine. Tests use fakes.py."""
+"""The ports of the driver: interfaces to drives, memory and the machine."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -30,10 +30,6 @@ class TierMemory(Protocol[_Taken]):
 
     def discard(self, offset: int, length: int) -> None:
         """Give ``length`` bytes at ``offset`` back to the system. No slot may lie there. The content is lost."""
-
-
-Flash = BlockSource[memoryview]
-"""Blocks on a drive, read into host memory."""
 
 
 class Machine(Protocol):

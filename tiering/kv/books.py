@@ -1,7 +1,7 @@
-"""Where each page of KV is (pure): its states, the steps between them, and the accounts that must always balance.
+"""The books on pages of KV (pure): their states, the steps between them, and the accounts that must balance.
 
 ``MEMORY`` and ``FLASH`` are the states of a page, with the steps that lead from each to the next. No other step is
-possible: one that is tried is a bug, and an AssertionError. The planner decides which steps are taken, and when.
+possible: to try one is a bug and raises AssertionError. The planner decides which steps are taken, and when.
 """
 
 from collections import Counter
@@ -21,11 +21,11 @@ MEMORY: Final[Mapping[InMemory, Mapping[str, InMemory]]] = {
     "kept": {"evict": "absent", "free": "freed"},  # sealed, and in memory until it is chosen to leave
     "absent": {"read": "coming", "free": "freed"},  # on flash alone
     "coming": {"land": "read"},  # a read fills its slot in the ring, so it cannot be freed
-    "read": {"use": "passing", "give up": "absent", "free": "freed"},  # in the ring; nobody has got it yet
+    "read": {"use": "passing", "give up": "absent", "free": "freed"},  # in the ring; no request has got it yet
     "passing": {"stay": "kept", "leave": "absent", "free": "freed"},  # in the ring, and held
-    "freed": {},  # nobody has it
+    "freed": {},  # in no block table, and unused
 }
-"""By state of a page in host memory: the steps it can take, and the state that each leads to."""
+"""For each state of a page in host memory: the steps it can take, and the state that each step leads to."""
 
 FLASH: Final[Mapping[OnFlash, Mapping[str, OnFlash]]] = {
     "nowhere": {"queue": "queued"},  # has no place in the file
@@ -33,31 +33,31 @@ FLASH: Final[Mapping[OnFlash, Mapping[str, OnFlash]]] = {
     "writing": {"finish": "stored", "fail": "nowhere"},  # its bytes are taken from its slot
     "stored": {"free": "nowhere"},  # its bytes are at its place
 }
-"""The same of its bytes on flash. Only a page that is stored leaves memory."""
+"""The same for its bytes on flash. Only a stored page leaves memory."""
 
 
 class PageBooks:
     """Pages in ``capacity`` bytes of memory, and in a file of up to ``flash_limit`` bytes (None: without bound).
 
-    ``discard`` is told of memory beyond the limit that nobody uses any more: offset and length in bytes.
+    ``discard(offset, length)``, in bytes, is called for memory beyond the limit when its page has left.
     """
 
     def __init__(self, capacity: int, flash_limit: int | None, discard: Callable[[int, int], None]) -> None:
         self.memory, self.places = PageMemory(capacity), Places(flash_limit)
         self.pages: set[Page] = set()
-        """All that there are."""
+        """All pages that are not new or freed."""
         self.incoming, self.writes = Incoming(), Writes()
         self.copies = DevicePages(0)
-        """On a device; it has no room where there is none."""
+        """Copies on a device. Without a device it has no room."""
         self.held = 0
-        """Uses of pages under way, of those that compute."""
+        """Uses of pages by attention and by copies to the device, without writes."""
         self.tracks: Counter[int] = Counter()
-        """Bytes of the pages that there are, in memory or not, by block table."""
+        """Bytes of all ``pages``, in memory or not, by block table."""
         self._discard = discard
 
     @property
     def wanted(self) -> int:
-        """Bytes of memory with which all pages that there are would have room, in sixteenths of the capacity."""
+        """Bytes of memory that would hold all ``pages``, rounded up to sixteenths of the capacity."""
         capacity = self.memory.capacity
         least = self.tracks.total() / (1 - RING) + self.memory.reserved
         return -(-int(least) * 16 // capacity) * capacity // 16
@@ -65,7 +65,7 @@ class PageBooks:
     # --- pages that stay --------------------------------------------------------------------------------------------
 
     def open(self, page: Page, *, beyond: bool = False) -> bool:
-        """new -> open, if there is a slot, ``beyond`` the limit too if that is so; whether there is."""
+        """new -> open, if there is a slot. Returns whether there is. ``beyond``: slots beyond the limit count too."""
         if not self.memory.place(page, passing=False, beyond=beyond):
             return False
         _move((page,), "open")
@@ -86,7 +86,7 @@ class PageBooks:
         _move((page,), "evict")
 
     def free(self, page: Page) -> None:
-        """Nobody has ``page`` any more, and nobody uses it."""
+        """Any state -> freed, for a page that no block table has and nobody uses."""
         assert not page.refs
         self.copies.forget(page)
         if page.memory == "read":
@@ -106,20 +106,20 @@ class PageBooks:
     # --- pages that pass --------------------------------------------------------------------------------------------
 
     def start(self, pages: Sequence[Page], most: int) -> Iterator[tuple[int, list[Page]]]:
-        """absent -> coming, of all ``pages``, which have got slots: the reads that it takes, of at most ``most`` bytes
-        each, with their numbers."""
+        """absent -> coming, for all ``pages``, which have slots already. Yields the number and the pages of each
+        read, of ``most`` bytes at most."""
         for run in runs(pages, most):
             _move(run, "read")
             yield self.incoming.begin(run), run
 
     def land(self, read: int, error: Exception | None) -> Sequence[Page]:
-        """coming -> read, of the pages of read number ``read``, which are given back."""
+        """coming -> read, for the pages of read number ``read``. Returns these pages."""
         pages = self.incoming.end(read, error)
         _move(pages, "land")
         return pages
 
     def use(self, pages: Sequence[Page]) -> None:
-        """read -> passing, of all ``pages``."""
+        """read -> passing, for all ``pages``."""
         self.incoming.forget(pages)
         _move(pages, "use")
 
@@ -142,7 +142,7 @@ class PageBooks:
     # --- uses -------------------------------------------------------------------------------------------------------
 
     def lease(self, pages: Sequence[Page]) -> None:
-        """One use more of each of ``pages``."""
+        """Add one use to each of ``pages``."""
         self.held += len(pages)
         for page in pages:
             page.leases += 1
@@ -157,13 +157,13 @@ class PageBooks:
         self.writes.queue.append(page)
 
     def begin_write(self) -> Sequence[Page]:
-        """queued -> writing, of the first in the queue."""
+        """queued -> writing, for the first pages in the queue. Returns them."""
         pages = self.writes.begin()
         _move_on_flash(pages, "write")
         return pages
 
     def end_write(self, write: int, *, failed: bool) -> Sequence[Page]:
-        """writing -> stored, or nowhere, of the pages of write number ``write``, which are given back."""
+        """writing -> stored, or nowhere if it ``failed``, for the pages of write ``write``. Returns these pages."""
         pages = self.writes.end(write)
         for page in pages:
             page.leases -= 1
@@ -173,7 +173,7 @@ class PageBooks:
         return pages
 
     def withdraw(self) -> None:
-        """queued -> nowhere, of all pages."""
+        """queued -> nowhere, for all queued pages."""
         for page in self.writes.queue:
             page.leases -= 1
             self._release_place(page)
@@ -183,7 +183,7 @@ class PageBooks:
     # --- the accounts -----------------------------------------------------------------------------------------------
 
     def check_integrity(self) -> None:
-        """Raises AssertionError where the books do not balance: slots, places, reads, writes, leases."""
+        """Raises AssertionError if the books do not balance: slots, places, reads, writes, leases."""
         for book in (self.memory, self.places, self.incoming, self.writes, self.copies):
             book.check_integrity(self.pages)
         for page in self.pages:
@@ -203,7 +203,7 @@ class PageBooks:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _vacate(self, page: Page) -> None:
-        """``page`` leaves its slot, and beyond the limit the memory itself goes."""
+        """Free the slot of ``page``. Beyond the limit, discard its memory too."""
         slot, is_beyond = page.slot, self.memory.is_beyond(page)
         self.memory.vacate(page)
         if is_beyond and slot is not None:

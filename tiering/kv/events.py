@@ -1,8 +1,8 @@
-"""What happens to the KV planner (events) and what it wants done about it (actions) (pure).
+"""Events that the KV planner takes, and actions that it answers with (pure).
 
-Pages are named by the ``Page`` itself: the planner keeps its books in it, so that who computes on a page finds its slot
-without a look-up. A request has a ``ticket``, a number of its own, under which it is answered once: by ``Wake`` or
-``Refuse``. ``Cancel``, ``Refuse`` and ``Discard`` are those of the planner of weights.
+Events and actions carry ``Page`` objects. The planner keeps its books in them, so attention finds the slot of a page
+without a look-up. Each request has a ``ticket``, a number of its own. It is answered once under this number, by
+``Wake``, ``Show`` or ``Refuse``. ``Cancel``, ``Refuse`` and ``Discard`` are shared with the planner of weights.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Pages = Sequence[Page]
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A new ``page`` wants a slot, for tokens that are about to be added. Waits for room."""
+    """A new ``page`` needs a slot for tokens that are about to be added. Waits for room."""
 
     ticket: int
     page: Page
@@ -28,7 +28,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class HoldPages:
-    """Somebody computes on ``pages`` and wants those that are in memory. Answered at once with these, held."""
+    """Attention needs those of ``pages`` that are in memory. Answered at once with these pages, held."""
 
     ticket: int
     pages: Pages
@@ -36,7 +36,7 @@ class HoldPages:
 
 @dataclass(frozen=True, slots=True)
 class FetchPages:
-    """Somebody computes on ``pages``, neighbours on flash, and wants them all, held. Waits for room and for reads."""
+    """Attention needs all of ``pages``, neighbours on flash, held. Waits for room and for reads."""
 
     ticket: int
     pages: Pages
@@ -44,8 +44,8 @@ class FetchPages:
 
 @dataclass(frozen=True, slots=True)
 class ReadAhead:
-    """Somebody will ask for ``pages``, in this order. Answered at once with those that need no further asking: they are
-    in memory or on their way."""
+    """Attention will need ``pages``, in this order. Answered at once with the first of them, all in memory or being
+    read. They need not be asked for again."""
 
     ticket: int
     pages: Pages
@@ -53,7 +53,7 @@ class ReadAhead:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """``size`` bytes of the memory are wanted for something else than pages. Waits for room."""
+    """``size`` bytes of the memory are needed for data other than pages. Waits for room."""
 
     ticket: int
     size: int
@@ -61,8 +61,8 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Somebody computes on the copies of ``keys``, pages of keys, that are on the device, and of the values with them.
-    Answered at once, by ``Show``, with these; they stay there."""
+    """Attention needs the device copies of ``keys``, pages of keys, and of their values. Answered at once, by ``Show``,
+    with the copies that are on the device. They stay there until ``Looked``."""
 
     ticket: int
     keys: Pages
@@ -75,35 +75,35 @@ Request = Open | HoldPages | FetchPages | ReadAhead | Reserve | Look
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """``pages`` are full: they will not change, and may leave memory."""
+    """``pages`` are full. They no longer change, and may leave memory."""
 
     pages: Pages
 
 
 @dataclass(frozen=True, slots=True)
 class LetGo:
-    """One use of each of ``pages``, held, has ended."""
+    """One use of each of ``pages``, which were held, has ended."""
 
     pages: Pages
 
 
 @dataclass(frozen=True, slots=True)
 class AddRef:
-    """One block table more has each of ``pages``."""
+    """Each of ``pages`` is in one more block table."""
 
     pages: Pages
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """One block table less has each of ``pages``; a page that none has is freed."""
+    """Each of ``pages`` is in one block table less. A page that is in none is freed."""
 
     pages: Pages
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """``pages`` got attention: ``scores`` are added to what they had, or, ``anew``, take its place."""
+    """``pages`` got attention: ``scores`` are added to their attention scores, or replace them if ``anew``."""
 
     pages: Pages
     scores: Sequence[float]
@@ -112,15 +112,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Unreserve:
-    """``size`` bytes that were reserved are not needed any more."""
+    """``size`` reserved bytes are no longer needed."""
 
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """``keys`` and ``values``, sealed just now, of the same tokens, may get a copy on the device; ``newer`` bytes of
-    their block table, in pages newer than these, are about to come."""
+    """``keys`` and ``values`` of the same tokens were just sealed, and may get a copy on the device. Their block table
+    is about to get ``newer`` bytes in newer pages."""
 
     keys: Page
     values: Page
@@ -129,14 +129,14 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """All that was wanted of the copies of ``keys``, from one ``Look``, has been given to the device to compute."""
+    """One use of the device copies of ``keys``, from ``Look``, is over: the device has all its work on them."""
 
     keys: Pages
 
 
 @dataclass(frozen=True, slots=True)
 class Lifted:
-    """The copy of ``keys`` and ``values`` to the device has ended, or ``failed``."""
+    """The copy of ``keys`` and ``values`` to the device has ended. ``failed``: they are not there."""
 
     keys: Page
     values: Page
@@ -145,8 +145,8 @@ class Lifted:
 
 @dataclass(frozen=True, slots=True)
 class PagesRead:
-    """Read number ``read`` has ended: its pages lie in their slots, verified. With an ``error`` nothing there may be
-    used."""
+    """Read number ``read`` has ended. Its pages are in their slots, verified. With an ``error``, the content of the
+    slots must not be used."""
 
     read: int
     error: Exception | None = None
@@ -154,7 +154,7 @@ class PagesRead:
 
 @dataclass(frozen=True, slots=True)
 class PagesWritten:
-    """Write number ``write`` has ended: its pages are on flash, or, with an ``error``, are not."""
+    """Write number ``write`` has ended. Its pages are on flash, or are not if there is an ``error``."""
 
     write: int
     error: PenstockError | None = None
@@ -162,14 +162,14 @@ class PagesWritten:
 
 @dataclass(frozen=True, slots=True)
 class SetLimit:
-    """``size`` bytes of the memory may be used from now on."""
+    """From now on, ``size`` bytes of the memory may be used."""
 
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Nothing more will be asked for; reads and writes under way are still to end."""
+    """No request follows. Reads and writes under way still end."""
 
 
 KVEvent = (
@@ -203,7 +203,7 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class ReadPages:
-    """Read ``pages``, which lie one after the other from byte ``place`` of the file, into their slots."""
+    """Read ``pages`` into their slots. They lie one after the other from byte ``place`` of the file."""
 
     read: int
     place: int
@@ -217,8 +217,8 @@ class ReadPages:
 
 @dataclass(frozen=True, slots=True)
 class WritePages:
-    """Write ``pages`` from their slots, one after the other, to byte ``place`` of the file, which is then to be
-    ``length`` bytes long. One write is under way at a time."""
+    """Write ``pages`` from their slots to the file, one after the other from byte ``place``. The file is ``length``
+    bytes long afterwards. One write is under way at a time."""
 
     write: int
     place: int
@@ -233,8 +233,8 @@ class WritePages:
 
 @dataclass(frozen=True, slots=True)
 class Lift:
-    """Copy the pages of ``pair``, which are held until that has ended, to its room on the device; after the copies that
-    were begun before."""
+    """Copy the pages of ``pair`` to its room on the device, after earlier copies. The pages are held until the copy has
+    ended."""
 
     pair: Pair
 

@@ -1,8 +1,8 @@
-"""Makes room for pages of KV (pure): which page leaves memory, stays there, or is written so that it can leave.
+"""Room for pages of KV (pure): which page leaves memory, stays there, or is written so that it can leave.
 
-Every token looks at all pages of all layers in the same order, a cycle. Of a cycle, what was used last will be needed
-last: kept pages leave newest first, and of what was read early the last read goes first. A page leaves only when its
-bytes are on flash. Where pages are chosen by attention, those that got least of it leave first.
+Every token uses all pages of all layers in the same order, a cycle. In a cycle, the page that was used last is needed
+last. So kept pages leave newest first, and pages that were read ahead leave in the opposite order of their reads. A
+page leaves only when its bytes are on flash. If attention selects pages, those with the least attention leave first.
 """
 
 from contextlib import suppress
@@ -19,19 +19,22 @@ class PageRoom:
 
     def __init__(self, books: PageBooks) -> None:
         self.given_up = 0
-        """Pages that were read ahead, and left memory before anybody looked at them."""
+        """Number of pages that were read ahead and left memory unused."""
         self.trouble: PenstockError | None = None
-        """What went wrong with the last write, if anything did."""
+        """The error of the last write, if it failed."""
         self._books, self._memory = books, books.memory
 
     def store(self, page: Page) -> None:
-        """Have ``page`` written to flash, soon, if it is not there. Raises FlashFull."""
+        """Queue ``page`` to be written, unless it has a place on flash already. Raises FlashFull."""
         if page.place is None:
             self._books.queue(page)
 
-    def stays(self, page: Page) -> bool:
-        """Keep ``page``, which has passed, if there is room, or in the place of one that got less attention and is on
-        flash; whether it is kept. One that is not there yet is written, for the next time."""
+    def keep(self, page: Page) -> bool:
+        """Keep ``page``, which has passed, if there is room for it. Returns whether it is kept.
+
+        A kept page that got less attention gives way to it, if it is on flash. If it is not, it is queued to be
+        written, so that it can give way the next time.
+        """
         if not self._memory.may_stay(page, len(self._books.tracks)):
             other = self._memory.colder(page) if page.attention_score else None
             if other is None:
@@ -45,8 +48,8 @@ class PageRoom:
         return True
 
     def evict_one(self) -> bool:
-        """Let the best victim go; whether there was any to go at once. Others are written, to go soon. Raises
-        FlashFull."""
+        """Evict the best victim that is on flash. Returns whether there was one. Better victims are queued to be
+        written. Raises FlashFull."""
         unwritten: list[Page] = []
         size = 0
         for page in self._memory.victims():
@@ -66,7 +69,7 @@ class PageRoom:
         return False
 
     def give_up_one(self) -> bool:
-        """Let go of what has been read and will be needed last; whether there was any."""
+        """Give up the page that has been read ahead and is needed last. Returns whether there was one."""
         page = self._books.incoming.last_unasked()
         if page is None:
             return False
@@ -75,7 +78,10 @@ class PageRoom:
         return True
 
     def make_room_to_pass(self, size: int) -> bool:
-        """Whether there is more room than before. Raises BudgetTooSmall, and what keeps room from being made."""
+        """Make room for ``size`` bytes in the ring. Returns whether there is more room than before.
+
+        Raises BudgetTooSmall, and the error of a write that should have made room.
+        """
         crowded = self._memory.passing_bytes + size > self._memory.ring  # else the room is in pieces
         if self.give_up_one() or (not crowded and self.evict_one()):
             return True
@@ -84,15 +90,15 @@ class PageRoom:
         return False
 
     def is_stuck(self) -> bool:
-        """Whether nothing is under way that could make room. Raises what went wrong with the last write, once: there is
-        no room without it."""
+        """Return whether no write and no holder could make room. Raises the error of the last write, once: it should
+        have made room."""
         if self.trouble is not None:
             trouble, self.trouble = self.trouble, None
             raise trouble
         return not (self._books.writes or self._books.held)
 
     def retreat(self) -> None:
-        """Pages beyond the limit leave, or are written to."""
+        """Evict the pages beyond the limit. Pages that are not on flash are queued to be written first."""
         for page in self._memory.beyond():
             if page.stored:
                 self._books.evict(page)

@@ -1,4 +1,4 @@
-"""Where pages lie on flash (pure): in extents, so that neighbours in a track can be read at once."""
+"""Places of pages on flash (pure). Pages of one block table lie in extents, so that neighbours are read at once."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from ..units import MiB, format_size
 from .pages import Page
 
 EXTENT = MiB
-"""Bytes of an extent, about: pages of one track, side by side."""
+"""Bytes of an extent, about: pages of one block table, side by side."""
 
 
 _Key = tuple[int, int, int, int]
-"""BlockTable, size of a page, which extent of the track's, and which of those that are for the same pages."""
+"""Block table, bytes of a page, number of the extent in the block table, and which of the extents of this number."""
 
 
 @dataclass(slots=True)
@@ -30,18 +30,18 @@ class Places:
         self.length = 0
         """Bytes of the file that have been given out."""
         self.used = 0
-        """Bytes in use now, whole extents."""
+        """Bytes of the extents in use."""
         self._limit = limit
         self._extents: dict[_Key, _Extent] = {}
         self._of: dict[int, tuple[_Key, _Extent]] = {}
         self._free: dict[int, list[int]] = {}
 
     def take(self, page: Page) -> int:
-        """A place for ``page``. Raises FlashFull beyond the limit."""
+        """Return a place for ``page``, in bytes from the start of the file. Raises FlashFull beyond the limit."""
         size, index = page.size, page.index
         each = max(1, EXTENT // size)
         at = index % each * size
-        # Another page of this number may have been dropped, and be on its way yet: that has its place in the first.
+        # A dropped page of the same number may still be written. It keeps its place in an earlier extent.
         keys = ((page.track, size, index // each, turn) for turn in count())
         key = next(key for key in keys if key not in self._extents or self._extents[key].offset + at not in self._of)
         if key not in self._extents:
@@ -53,7 +53,7 @@ class Places:
         return place
 
     def release(self, place: int) -> None:
-        """Give back what ``take`` gave."""
+        """Give back a place from ``take``."""
         key, extent = self._of.pop(place)
         extent.used -= 1
         if not extent.used:
@@ -62,7 +62,7 @@ class Places:
             self._free.setdefault(extent.size, []).append(extent.offset)
 
     def check_integrity(self, pages: Collection[Page]) -> None:
-        """Raises AssertionError where the books do not agree with ``pages``, all that there are."""
+        """Raises AssertionError if the books do not agree with ``pages``, all pages that there are."""
         placed = sorted((page for page in pages if page.place is not None), key=lambda page: page.place or 0)
         assert [page.place for page in placed] == sorted(self._of), "places and pages do not agree"
         end = 0

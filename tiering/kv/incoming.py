@@ -1,4 +1,4 @@
-"""Pages that come from flash (pure): which reads are under way, and what has been read before anybody asked for it."""
+"""Pages that come from flash (pure): the reads under way, and the pages that were read ahead."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -13,7 +13,7 @@ class Incoming:
         self.reads: dict[int, Sequence[Page]] = {}
         """Reads under way, by number."""
         self.problems: dict[Page, Exception] = {}
-        """Why those that could not be read could not."""
+        """The error of each page that could not be read."""
         self._pages: dict[Page, None] = {}
         self._count = 0
 
@@ -21,7 +21,7 @@ class Incoming:
         return iter(self._pages)
 
     def begin(self, pages: Sequence[Page]) -> int:
-        """A read of ``pages`` begins; its number."""
+        """Begin a read of ``pages``. Returns its number."""
         number = self._count
         self._count += 1
         self.reads[number] = pages
@@ -30,7 +30,7 @@ class Incoming:
         return number
 
     def end(self, read: int, error: Exception | None) -> Sequence[Page]:
-        """Read number ``read`` has ended, in ``error`` if that is given; its pages."""
+        """End read number ``read``, which failed if there is an ``error``. Returns its pages."""
         pages = self.reads.pop(read)
         if error is not None:
             for page in pages:
@@ -38,19 +38,18 @@ class Incoming:
         return pages
 
     def forget(self, pages: Iterable[Page]) -> None:
-        """``pages`` were asked for, given up or dropped."""
+        """Forget ``pages``: they were fetched, given up or dropped."""
         for page in pages:
             del self._pages[page]
             if self.problems:
                 self.problems.pop(page, None)
 
     def last_unasked(self) -> Page | None:
-        """Of the pages that have been read, and that nobody waits for, the one that will be needed last; None if there
-        is none."""
+        """Return the page that has been read, has no request waiting, and is needed last. None if there is none."""
         return next((page for page in reversed(self._pages) if page.memory == "read" and not page.leases), None)
 
     def check_integrity(self, pages: Collection[Page]) -> None:
-        """Raises AssertionError where the books do not agree with ``pages``, all that there are."""
+        """Raises AssertionError if the books do not agree with ``pages``, all pages that there are."""
         assert {*self._pages} == {page for page in pages if page.memory in ("coming", "read")}
         coming = [page for run in self.reads.values() for page in run]
         assert len(coming) == len({*coming}), "two reads fill one slot"
@@ -59,7 +58,7 @@ class Incoming:
 
 
 def unreadable(problem: Exception) -> PenstockError:
-    """The error for pages that could not be read."""
+    """Return the error for pages that could not be read because of ``problem``."""
     if isinstance(problem, PenstockError):
         return problem
     error = ReadError(

@@ -8,34 +8,34 @@ use a page of the ring leaves memory, unless there is room for it, or a kept pag
 Pages are read ahead in the order of use, as far as the ring has room. The pages needed last are given up first.
 
 No request waits for ever. A request without room is tried again after every event, the oldest first. It is refused when
-no write and no holder could make room. A failed read is told to all that fetch its pages.
+no write and no holder could make room. A failed read is reported to every request for its pages.
 
 =============  =========================  ========================================================================
 event          steps of pages             what it changes
 =============  =========================  ========================================================================
 Open           new -> open                room may take others: kept -> absent, read -> absent
 Seal           open -> kept               where memory is nearly full: nowhere -> queued
-HoldPages                                 one use more of the pages that are in memory: they stay there
-FetchPages     absent -> coming           one use more of each; answered when all are read, or one could not be
+HoldPages                                 each page in memory gets one more use, and stays there
+FetchPages     absent -> coming           each gets one more use; answered when all are read, or one failed
                read -> passing
 ReadAhead      absent -> coming           as far as the ring has room
-LetGo          passing -> kept            one use less of each; what nobody uses stays or leaves
+LetGo          passing -> kept            each has one use less; pages without a use stay or leave
                passing -> absent
-Score                                     attention that pages got: those that got least leave first
-AddRef, Drop   any -> freed               block tables that pages are in: without any, pages go after their last use
-Reserve        kept -> absent             memory for something else; Unreserve gives it back
-PagesRead      coming -> read             answers for who fetched them: read -> passing
-PagesWritten   writing -> stored          or, failed, nowhere; the next write begins: queued -> writing
-SetLimit       kept -> absent             how much memory may be used; what lies beyond leaves
+Score                                     attention that pages got: the pages with the least leave first
+AddRef, Drop   any -> freed               block tables with the page: without any, it goes after its last use
+Reserve        kept -> absent             memory for other data; Unreserve gives it back
+PagesRead      coming -> read             answers requests that fetched them: read -> passing
+PagesWritten   writing -> stored          nowhere if it failed; the next write begins: queued -> writing
+SetLimit       kept -> absent             how much memory may be used; pages beyond it leave
                read -> absent
-Offer                                     a copy on the device, where it is worth its room there; Lifted: it is there
-Look, Looked                              uses of copies on the device, which stay there meanwhile
-Cancel                                    the request is forgotten, and what it held is let go
-Close          queued -> nowhere          requests are refused; reads and writes under way are still to end
+Offer                                     a copy on the device, if it is worth the room; Lifted: it is there
+Look, Looked                              uses of copies on the device; used copies stay there
+Cancel                                    the request is forgotten, and its pages are let go
+Close          queued -> nowhere          requests are refused; reads and writes under way still end
 =============  =========================  ========================================================================
 
-The states of a page, and all steps between them, are the tables ``MEMORY`` and ``FLASH`` (``books.py``). Which page
-gives way to another is decided in ``evicting.py``.
+The tables ``MEMORY`` and ``FLASH`` (``books.py``) list the states of a page and all steps between them. ``evicting.py``
+decides which page gives way to another.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ from .incoming import unreadable
 from .pages import InMemory, Page, runs
 
 WRITE_EARLY = 3 / 4
-"""Share of what may be kept in memory above which pages are written to flash as soon as they are sealed."""
+"""Share of the memory for kept pages. Above it, pages are written to flash as soon as they are sealed."""
 
 CLOSED = "this model was closed, and its KV with it; load it again"
 
@@ -101,7 +101,7 @@ class KVPlanner:
         self._actions: list[KVAction] = []
 
     def handle(self, event: KVEvent) -> list[KVAction]:
-        """Take ``event`` in; the actions to perform, in order."""
+        """Take ``event`` in. Returns the actions to perform, in order."""
         self._actions = []
         if self.closed and isinstance(event, Request):
             self._do(Refuse(event.ticket, Closed(CLOSED)))
@@ -112,23 +112,23 @@ class KVPlanner:
             if self._memory.held > self._memory.limit and not failed:
                 self.room.retreat()
             while self._waiting and any(self._attempt(request) for request in (*self._waiting.values(),)):
-                pass  # what one of them gave back may be room for another
+                pass  # one request may have given back room that another needs
             if self.books.writes.queue and not self.books.writes.writing:
                 self._write()
         return self._actions
 
     @property
     def most(self) -> int:
-        """Bytes that are read at once, at most."""
+        """The most bytes of one read."""
         return min(EXTENT, self._memory.ring // 4)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is read or written, nor is to be written."""
+        """Whether no read or write is under way, and none is queued."""
         return not (self.books.incoming.reads or self.books.writes)
 
     def check_integrity(self) -> None:
-        """Raises AssertionError where the books do not balance, or a request holds what it should not."""
+        """Raises AssertionError if the books do not balance, or if a request holds pages that it should not hold."""
         self.books.check_integrity()
         assert not self._waiting.keys() & self._fetches.keys()
         assert all(page.leases for fetch in self._fetches.values() for page in fetch.pages)
@@ -141,7 +141,7 @@ class KVPlanner:
     # --- events -----------------------------------------------------------------------------------------------------
 
     def _take(self, event: KVEvent) -> None:
-        match event:  # those that happen most come first
+        match event:  # the most frequent events come first
             case HoldPages():
                 here = [page for page in event.pages if page.memory in _HERE]
                 self.books.lease(here)
@@ -200,7 +200,7 @@ class KVPlanner:
                 self.books.free(page)
 
     def _read_ahead(self, pages: Sequence[Page]) -> int:
-        """Start to read those of ``pages`` that are absent; how many of ``pages`` need no further asking."""
+        """Start to read the absent ones of ``pages``. Returns how many of ``pages`` need not be asked for again."""
         if not any(page.memory == "absent" for page in pages):
             return len(pages)
         done = 0
@@ -227,13 +227,13 @@ class KVPlanner:
     def _offer(self, event: Offer) -> None:
         pages = event.keys, event.values
         if self.closed or any(page.memory not in _HERE for page in pages):
-            return  # flash has what has left memory already
+            return  # a page has left memory already: only flash has it
         if (pair := self.books.copies.give_room(*pages, newer=event.newer)) is not None:
             self.books.lease(pages)
             self._do(Lift(pair))
 
     def _lifted(self, event: Lifted) -> None:
-        if event.failed:  # they are looked at where they are
+        if event.failed:  # attention uses them in host memory
             self.books.copies.forget(event.keys)
         else:
             self.books.copies.landed(event.keys)
@@ -265,10 +265,10 @@ class KVPlanner:
 
     def _ask(self, request: Open | FetchPages | Reserve) -> None:
         if self._waiting or not self._attempt(request):
-            self._waiting[request.ticket] = request  # behind those that have waited longer
+            self._waiting[request.ticket] = request  # behind the requests that have waited longer
 
     def _attempt(self, request: Open | FetchPages | Reserve) -> bool:
-        """Give ``request`` room, if there is any, or refuse it; whether it waits for room no longer."""
+        """Give ``request`` room, if there is any, or refuse it. Returns whether it has stopped waiting for room."""
         try:
             match request:
                 case Open():
@@ -286,18 +286,18 @@ class KVPlanner:
         return found
 
     def _forget(self, request: Open | FetchPages | Reserve) -> None:
-        """It waits no longer for room, in vain."""
+        """Undo what ``request`` reserved: it stops waiting without room."""
         if isinstance(request, Reserve):
             self._memory.reserve(-request.size)
 
     def _open(self, request: Open) -> bool:
-        """Whether there is a slot. Raises BudgetTooSmall, and what keeps room from being made."""
+        """Returns whether there is a slot. Raises BudgetTooSmall, and the error of a write that was to make room."""
         while not self.books.open(request.page):
             if self.room.evict_one() or self.room.give_up_one():
                 continue
             stuck = self.room.is_stuck()
             if not self.books.writes and self.books.open(request.page, beyond=True):
-                break  # what has room in the whole budget does not fail for a limit, nor wait for who holds pages
+                break  # a page that fits the whole budget neither fails at a limit nor waits for holders
             if stuck:
                 raise BudgetTooSmall(
                     f"[kv] host of {format_size(self._memory.capacity)} is too little for the newest tokens of all "
@@ -308,26 +308,26 @@ class KVPlanner:
         return True
 
     def _fetch(self, request: FetchPages) -> bool:
-        """Whether what is absent has room. Raises BudgetTooSmall, and what keeps room from being made."""
+        """Returns whether the absent pages have room. Raises as ``_open``."""
         while absent := [page for page in request.pages if page.slot is None]:
             if self._start(absent):
                 break
             if not self.room.make_room_to_pass(sum(page.size for page in absent)):
                 return False
-        self.books.lease(request.pages)  # now, so that nobody gives them up
+        self.books.lease(request.pages)  # now, so that they are not given up
         self._fetches[request.ticket] = request
         self._finish(request)
         return True
 
     def _finish(self, fetch: FetchPages) -> None:
-        """Answer ``fetch``, if its pages are there."""
+        """Answer ``fetch`` if no page of it is still coming."""
         if any(page.memory == "coming" for page in fetch.pages):
             return
         del self._fetches[fetch.ticket]
         known = self.books.incoming.problems
         problems = [known[page] for page in fetch.pages if page in known] if known else []
         wrong = bool(problems) or self.closed
-        # Of what went wrong somebody else may have to hear yet.
+        # Other requests for the pages that failed must still hear of it.
         self.books.use([page for page in fetch.pages if page.memory == "read" and not (wrong and page.leases > 1)])
         if not wrong:
             self._do(Wake(fetch.ticket, fetch.pages))
@@ -336,14 +336,14 @@ class KVPlanner:
         self._do(Refuse(fetch.ticket, Closed(CLOSED) if self.closed else unreadable(problems[0])))
 
     def _reserve(self, request: Reserve) -> bool:
-        """Whether pages leave enough. Raises BudgetTooSmall, and what keeps room from being made."""
+        """Returns whether pages leave enough memory. Raises as ``_open``."""
         while self._memory.lacking > 0:
             if self.room.evict_one():
                 continue
             if not self.room.is_stuck():
                 return False
             if not self._memory.is_short:
-                break  # it is only lacking for a limit
+                break  # the limit is short, not the budget
             raise BudgetTooSmall(
                 f"[kv] host of {format_size(self._memory.capacity)} has no room for what sums up the keys of "
                 'this context; raise it, or take [kv] attention = "exact"'
@@ -354,13 +354,13 @@ class KVPlanner:
     # --- uses of pages ----------------------------------------------------------------------------------------------
 
     def _let_go(self, pages: Sequence[Page], *, right: bool = True) -> None:
-        """One use of each of ``pages`` less; ``right``: their bytes are, and may be kept."""
+        """End one use of each of ``pages``. ``right``: their bytes are right, and may be kept."""
         self.books.held -= len(pages)
         for page in pages:
             page.leases -= 1
             if page.leases:
                 continue
-            if page.memory == "passing" and not (right and page.refs and not self.closed and self.room.stays(page)):
+            if page.memory == "passing" and not (right and page.refs and not self.closed and self.room.keep(page)):
                 self.books.leave(page)
             if not page.refs and page.memory != "coming":
                 self.books.free(page)
@@ -368,7 +368,7 @@ class KVPlanner:
     # --- actions ----------------------------------------------------------------------------------------------------
 
     def _start(self, pages: Sequence[Page]) -> bool:
-        """Start to read ``pages``, neighbours on flash or not; whether there was room for all of them."""
+        """Start to read ``pages``, neighbours on flash or not. Returns whether there was room for all of them."""
         if not self._memory.place_passing(pages):
             return False
         for number, run in self.books.start(pages, self.most):

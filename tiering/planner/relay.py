@@ -45,10 +45,6 @@ class Relay:
         self._last = len(self._place)
         self._lifts: dict[int, _Lift] = {}
 
-    @property
-    def under_way(self) -> bool:
-        return bool(self._lifts)
-
     def start(self, ticket: int, parts: Sequence[Part]) -> list[Event]:
         """Start a read of ``parts``; the events for the host tier."""
         self._lifts[ticket] = _Lift({part.block: part for part in parts})

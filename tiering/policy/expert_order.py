@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-Counts = Sequence[Sequence[int]]
+PairCounts = Sequence[Sequence[int]]
 """Counts of pairs of experts used together, [experts][experts], symmetric."""
 
 LEAST_GAIN = 0.05
@@ -56,7 +56,7 @@ def count_pairs(groups: Iterable[Collection[int]], experts: int) -> list[list[in
     return counts
 
 
-def order_by_use(counts: Counts) -> list[int]:
+def order_by_use(counts: PairCounts) -> list[int]:
     """The experts in an order in which pairs with great ``counts`` are neighbours. Ties go by number."""
     path = _greedy_path(counts)
     for _ in range(_ROUNDS):
@@ -94,7 +94,7 @@ def gain(groups: Sequence[Collection[int]], order: Sequence[int], *, expert_byte
     )
 
 
-def _greedy_path(counts: Counts) -> list[int]:
+def _greedy_path(counts: PairCounts) -> list[int]:
     """A path made of the heaviest pairs, the heaviest first."""
     experts = len(counts)
     paths = {expert: [expert] for expert in range(experts)}  # by either end of the path
@@ -114,7 +114,7 @@ def _greedy_path(counts: Counts) -> list[int]:
     return next(iter(paths.values()), [])
 
 
-def _turn_pieces(path: list[int], counts: Counts) -> bool:
+def _turn_pieces(path: list[int], counts: PairCounts) -> bool:
     """Reverse every piece of ``path`` where that increases the sum of counts; whether there was one."""
     better = False
     last = len(path) - 1

@@ -7,11 +7,11 @@ from .eviction import Policy
 from .eviction.shadow import Shadow
 from .prefetch.module_order import Route
 
-Step = Collection[Sequence[BlockId]]
+TokenExperts = Collection[Sequence[BlockId]]
 """One decoded token: the experts used in each layer."""
 
 
-def misses(make: Policy, slots: int, steps: Collection[Step]) -> Iterator[list[list[BlockId]]]:
+def misses(make: Policy, slots: int, steps: Collection[TokenExperts]) -> Iterator[list[list[BlockId]]]:
     """For each token and layer, the experts that miss one cache of ``slots`` experts over all layers, empty at first.
 
     It follows the planner: each token is a tick, a layer asks for its experts at once, and never evicts its own. An
@@ -31,7 +31,7 @@ def misses(make: Policy, slots: int, steps: Collection[Step]) -> Iterator[list[l
         yield missed
 
 
-def hit_ratio(make: Policy, slots: int, steps: Collection[Step]) -> float:
+def hit_ratio(make: Policy, slots: int, steps: Collection[TokenExperts]) -> float:
     """Share of uses that hit, see ``misses``; 1 without a use."""
     uses = sum(len(wanted) for step in steps for wanted in step)
     missed = sum(len(absent) for layers in misses(make, slots, steps) for absent in layers)

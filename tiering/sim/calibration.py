@@ -10,7 +10,7 @@ from ..events import Acquire, Begin, End, Expect, Grant, Read, ReadDone, Release
 from .devices import Drive, Memory, line
 from .recording import Recording
 from .rerun import passes_of
-from .workload import Layer, Routing, layers_of
+from .workload import Layer, TokenRouting, layers_of
 
 OFTEN = 5
 """A size counts when it was seen this often."""
@@ -155,7 +155,7 @@ def layer_seconds(recording: Recording, memory: Memory, seconds: float) -> float
     return max(0.0, seconds - computed) / sum(map(is_deep, layers_of(recording.setup.homes)))
 
 
-def _last(recording: Recording) -> Routing:
+def _last(recording: Recording) -> TokenRouting:
     """The experts chosen by the last pass."""
     return next(iter(passes_of(recording).values()))[-1].chosen
 

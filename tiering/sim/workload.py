@@ -8,7 +8,7 @@ from ..units import BlockId
 from .kv import Context
 from .noise import uniform
 
-Routing = Sequence[Sequence[int]]
+TokenRouting = Sequence[Sequence[int]]
 """Numbers of the experts that one token uses, for each layer with experts, in order."""
 
 
@@ -35,9 +35,9 @@ class Pass:
     """
 
     tokens: int
-    chosen: Routing = ()
+    chosen: TokenRouting = ()
     choices: int = 0
-    guessed: Routing = ()
+    guessed: TokenRouting = ()
     attends: bool = True
 
 
@@ -52,12 +52,12 @@ class Workload:
     context: Context | None = None
 
 
-def decode(tokens: Iterable[Routing]) -> Iterator[Pass]:
+def decode(tokens: Iterable[TokenRouting]) -> Iterator[Pass]:
     """A pass for each token."""
     return (forward([token]) for token in tokens)
 
 
-def forward(tokens: Sequence[Routing]) -> Pass:
+def forward(tokens: Sequence[TokenRouting]) -> Pass:
     """One pass of all ``tokens``: a prompt, or a step of a batch. A layer's experts come in ascending order."""
     layers = [sorted({expert for layer in found for expert in layer}) for found in zip(*tokens, strict=True)]
     per_token = max((len(layer) for token in tokens for layer in token), default=0)

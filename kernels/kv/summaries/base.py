@@ -58,7 +58,7 @@ class Summary(Protocol):
         ...
 
 
-def rounding_share(dtype: torch.dtype, softcap: float | None) -> float:
+def bound_rounding(dtype: torch.dtype, softcap: float | None) -> float:
     """The share of itself by which a score of ``dtype`` may be off. The product and the scaling are rounded once each;
     a ``softcap`` adds a division, a tanh and a product."""
     share: float = torch.finfo(dtype).eps / 2
@@ -72,7 +72,7 @@ def round_up(numbers: torch.Tensor) -> torch.Tensor:
     return ((bits + 0xFFFF) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
-def upper_norms(rows: torch.Tensor) -> torch.Tensor:
+def bound_norms(rows: torch.Tensor) -> torch.Tensor:
     """Norms of float32 ``rows`` [..., D], never too small: the errors of rounding and of squares near 0 are added."""
     norm: torch.Tensor = rows.norm(dim=-1)
     return norm * (1 + 1e-5) + 3e-18

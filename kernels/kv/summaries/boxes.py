@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from .base import Bounds, open_unknown, round_up, rounding_share, upper_norms
+from .base import Bounds, bound_norms, bound_rounding, open_unknown, round_up
 
 _HEAD = 8
 """Bytes before a head's corners: the count of tokens, int32, and the norm of the farthest corner, float32."""
@@ -34,7 +34,7 @@ class Boxes:
         pages, _, there, _ = keys.shape
         numbers = keys.float()
         corners = torch.stack([-_above(-numbers.amin(2)), _above(numbers.amax(2))], 2)
-        reach = upper_norms(corners.float().abs().amax(2))
+        reach = bound_norms(corners.float().abs().amax(2))
         count = torch.where(reach.isfinite() & numbers.isfinite().all(-1).all(-1), there, 0).to(torch.int32)
         parts = (
             part.contiguous().view(torch.uint8) for part in (count[..., None], reach[..., None], corners.flatten(2))
@@ -59,12 +59,12 @@ class Boxes:
         reach = per_head[..., 4:_HEAD].contiguous().view(torch.float32).view(heads, 1, -1)
         corners = per_head[..., _HEAD:].contiguous().view(torch.bfloat16).float()
         both = torch.cat([asked.clamp_max(0), asked.clamp_min(0)], -1)
-        slip = upper_norms(asked)[..., None] * reach * (2.0**-24 * (4 * dim + 64))
+        slip = bound_norms(asked)[..., None] * reach * (2.0**-24 * (4 * dim + 64))
         upper = scaling * (both @ corners.mT + slip)
         lower = scaling * (both.roll(dim, -1) @ corners.mT - slip)
         if softcap is not None:
             lower, upper = softcap * ((lower / softcap).tanh() - 1e-6), softcap * ((upper / softcap).tanh() + 1e-6)
-        share = rounding_share(query.dtype, softcap)
+        share = bound_rounding(query.dtype, softcap)
         tokens_there = count.log().nan_to_num(neginf=math.inf)  # nothing is known of keys that are not finite
         lower = lower - share * lower.abs() + tokens_there - 1e-5
         upper = upper + share * upper.abs() + tokens_there + 1e-5

@@ -12,7 +12,7 @@ import math
 import torch
 
 from ...native import COMPILED
-from .base import Bounds, open_unknown, round_up, rounding_share, upper_norms
+from .base import Bounds, bound_norms, bound_rounding, open_unknown, round_up
 
 _LANES = 16
 _HALF_ULP = 2.0**-24
@@ -55,11 +55,11 @@ class QuantisedKeys:
         size = self.page_bytes(heads, tokens, dim) // heads
         numbers = torch.nn.functional.pad(keys.float(), (0, wide - dim))
         centre = numbers.mean(2).bfloat16()
-        reach = upper_norms(numbers).amax(-1)
+        reach = bound_norms(numbers).amax(-1)
         turned = rotate(numbers - centre.float()[:, :, None])
         scale = round_up(turned.abs().amax(-1) / self._levels).clamp_min(torch.finfo(torch.bfloat16).tiny)
         whole = (turned / scale.float()[..., None]).round().clamp(-self._levels, self._levels)
-        error = round_up(upper_norms(turned - whole * scale.float()[..., None]))
+        error = round_up(bound_norms(turned - whole * scale.float()[..., None]))
         finite = reach.isfinite() & (scale.isfinite() & error.isfinite()).all(-1)
 
         out = torch.zeros(pages, heads, size, dtype=torch.uint8)
@@ -84,7 +84,7 @@ class QuantisedKeys:
     ) -> Bounds:
         """As in Summary."""
         all_heads, rows, dim = query.shape
-        share = rounding_share(query.dtype, softcap)
+        share = bound_rounding(query.dtype, softcap)
         asked = query.float().reshape(heads, -1, dim).contiguous()
         if self._kernel == "torch" or dim > _WIDEST or tokens > _LONGEST:
             found = self._reference(asked, summaries, tokens, scaling, softcap, share)
@@ -172,7 +172,7 @@ class QuantisedKeys:
 
         query = torch.nn.functional.pad(query, (0, wide - dim))
         turned = rotate(query)
-        norm, half_sum = upper_norms(query), turned.abs().sum(-1) * 0.50001
+        norm, half_sum = bound_norms(query), turned.abs().sum(-1) * 0.50001
         scores = torch.einsum("hrd,nhtd->hrnt", turned, keys)
         scores += torch.einsum("hrd,nhd->hrn", query, centre)[..., None]
         wrong = torch.minimum(

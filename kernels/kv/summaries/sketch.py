@@ -6,7 +6,7 @@ norm of the key outside of them times that of the query (Cauchy and Schwarz).
 
 import torch
 
-from .base import Bounds, open_unknown, round_up, rounding_share, upper_norms
+from .base import Bounds, bound_norms, bound_rounding, open_unknown, round_up
 from .quantised_keys import conclude_bounds
 
 _HEAD = 8
@@ -52,8 +52,8 @@ class KeySketch:
         whole = (inside / scale.float()[..., None]).round().clamp(-_LEVELS, _LEVELS)
         left = from_centre - whole * scale.float()[..., None] @ basis
         left_inside = left @ basis.mT
-        errors = [round_up(upper_norms(left_inside)), round_up(upper_norms(left - left_inside @ basis))]
-        reach = upper_norms(numbers).amax(-1)
+        errors = [round_up(bound_norms(left_inside)), round_up(bound_norms(left - left_inside @ basis))]
+        reach = bound_norms(numbers).amax(-1)
         finite = reach.isfinite() & torch.stack([scale, *errors]).isfinite().all(-1).all(0)
 
         out = torch.zeros(pages, heads, self.page_bytes(heads, tokens, keys.shape[-1]) // heads, dtype=torch.uint8)
@@ -92,14 +92,14 @@ class KeySketch:
         outside = asked - inside @ basis
         products = torch.einsum("hrk,hntk->hrnt", inside, whole) * scale + (asked @ centre[..., None])[..., None]
         # The centre may lie farther away than any key.
-        far = reach[:, None] * 2 + upper_norms(centre)[:, None, None, None]
+        far = reach[:, None] * 2 + bound_norms(centre)[:, None, None, None]
         wrong = (
-            upper_norms(inside)[..., None, None] * error_inside
-            + upper_norms(outside)[..., None, None] * error_outside
-            + upper_norms(asked)[..., None, None] * far * (2.0**-24 * (8 * dim + 64))
+            bound_norms(inside)[..., None, None] * error_inside
+            + bound_norms(outside)[..., None, None] * error_outside
+            + bound_norms(asked)[..., None, None] * far * (2.0**-24 * (8 * dim + 64))
         )
         there = (torch.arange(tokens) < count)[:, None]
-        bounds = conclude_bounds(products, wrong, there, scaling, softcap, rounding_share(query.dtype, softcap))
+        bounds = conclude_bounds(products, wrong, there, scaling, softcap, bound_rounding(query.dtype, softcap))
         return Bounds(*(bound.reshape(all_heads, rows, -1) for bound in open_unknown(bounds)))
 
     def _find_basis(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ....kernels.kv.certify import PageMasses, new_page_masses
+from ....kernels.kv.certify import PageMasses, make_page_masses
 from ....kernels.kv.summaries.base import Summary
 from ....tiering.kv.selection.certificate import Certificate, Run, Selection, select
 from ..views.page_attention import PageAttention
@@ -67,7 +67,7 @@ class CertifiedSelector(SummarySelector):
             attention.read_all()
             return range(attention.count)
         last = self._last.get(number)
-        masses = new_page_masses(self._bounds(attention, summaries))
+        masses = make_page_masses(self._bounds(attention, summaries))
         sure = self._always(attention, summaries.count)
         self._read(attention, masses, sure)
         if attention.softmax.sinks is not None:

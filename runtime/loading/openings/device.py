@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-from ....kernels.cuda.registry import device_format
+from ....kernels.cuda.registry import find_device_format
 from ....kernels.devices.base import Device, NoDevice
 from ....kernels.devices.cuda import Cuda
 from ....kernels.devices.emulated import Emulated
@@ -45,7 +45,7 @@ def check_formats(device: Device, formats: Iterable[str]) -> None:
     if device.compute.type == "cpu":
         return
     try:
-        strange = sorted(name for name in formats if device_format(name) is None)
+        strange = sorted(name for name in formats if find_device_format(name) is None)
     except ImportError as error:  # Triton, which says so
         raise ConfigError(str(error)) from error
     if strange:

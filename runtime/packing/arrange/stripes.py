@@ -1,4 +1,4 @@
-"""Deals the blocks of a layout to several drives, in proportion to their speeds (pure)."""
+"""Deal the blocks of a layout to several drives, in proportion to their speeds (pure)."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from ...checkpoints.layout import Layout
 
 
 def stripe(layout: Layout, drives: Sequence[BundleDrive]) -> Layout:
-    """``layout`` with its blocks dealt to ``drives``. Without drives, it stays as it is.
+    """Return ``layout`` with its blocks dealt to ``drives``. Without drives, it stays as it is.
 
     The blocks of a drive lie end to end in data files of its own, in the order of use, so neighbours still join into
     one read.
@@ -33,7 +33,7 @@ def stripe(layout: Layout, drives: Sequence[BundleDrive]) -> Layout:
 
 
 def deal(blocks: Sequence[Block], speeds: Sequence[int]) -> list[int]:
-    """The drive of each of ``blocks``, by a smooth weighted round robin over their bytes.
+    """Return the drive of each of ``blocks``, by a smooth weighted round robin over their bytes.
 
     Every drive is credited its share of each block, and the one with the most credit gets it: neighbours alternate,
     and any run of blocks is shared as the speeds say, to within a block or two. Credit is kept apart for each kind of
@@ -66,6 +66,6 @@ def deal(blocks: Sequence[Block], speeds: Sequence[int]) -> list[int]:
 
 
 def _group(block: Block) -> tuple[object, ...]:
-    """What the block is read together with: its kind and its layer, the path up to the first number in it."""
+    """Return the group of blocks that are read together: kind and layer, the path up to the first number in it."""
     layer = re.match(r"(?:[^.]+\.)*?\d+(?=\.|$)", block.id.module)
     return block.id.expert is None, block.resident, layer[0] if layer else block.id.module

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from ....kernels.formats.base import UnsuitableShape
-from ....kernels.formats.registry import FORMATS
+from ....kernels.formats.registry import ENCODING
 from ....tiering.errors import CheckpointError
 from ....tiering.store.bundle.manifest import Block, TensorSpec
 from ...checkpoints.weights import WeightReader
@@ -52,7 +52,7 @@ def relative_errors(
         counts = of_matrix(importance, spec.name, block.id.expert)
         for number, way in enumerate(ways):
             try:
-                FORMATS[way.format].lengths(*shape_of(spec, choice))
+                ENCODING[way.format].lengths(*shape_of(spec, choice))
                 totals[number] += _error(sample, way, counts)
             except UnsuitableShape:
                 continue
@@ -77,7 +77,7 @@ def _sample(spec: TensorSpec, choice: Choice, weights: WeightReader, expert: int
 
 def _error(rows: torch.Tensor, way: Choice, importance: torch.Tensor | None) -> float:
     n, k = rows.shape
-    format_ = FORMATS[way.format]
+    format_ = ENCODING[way.format]
     planes = format_.encode([rows], n, k, importance)[: way.planes]
     found = torch.empty_like(rows)
     format_.decode(planes, n, k, slice(0, n), found)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ....kernels.formats.base import on_heap
+from ....kernels.formats.base import allocate_on_heap
 from ....kernels.io.system import reserve
 from ....tiering.errors import FlashFull
 from ....tiering.units import format_size
@@ -26,7 +26,7 @@ class ScratchFile:
     def room(self, length: int) -> torch.Tensor:
         """uint8 [length], with any content. Raises FlashFull if the folder's drive has no room for it."""
         if length <= self._most:
-            return on_heap(length)
+            return allocate_on_heap(length)
         try:
             with tempfile.TemporaryFile(dir=self._folder) as file:
                 # Reserved, for where a mapped file cannot be written, the process dies.

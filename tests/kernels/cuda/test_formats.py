@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.kernels.cuda.registry import device_format
+from penstock.kernels.cuda.registry import find_device_format
 from penstock.kernels.formats.lossless_tiles import ROWS
 from penstock.kernels.formats.registry import FORMATS
 from tests.support.on_device import NAMES, chance, decoded, on_device
@@ -30,7 +30,7 @@ def planes_of(name: str, n: int, k: int) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 @pytest.mark.parametrize(("name", "depth"), DEPTHS)
 def test_decodes_what_the_processor_does(name: str, depth: int, n: int, k: int, device: str) -> None:
-    kernels, planes = device_format(name), planes_of(name, n, k)[:depth]
+    kernels, planes = find_device_format(name), planes_of(name, n, k)[:depth]
     there = [plane.to(device) for plane in planes]
     assert kernels is not None
     dtypes = [torch.bfloat16] if FORMATS[name].exact else [torch.bfloat16, torch.float16, torch.float32]
@@ -46,7 +46,7 @@ def test_decodes_what_the_processor_does(name: str, depth: int, n: int, k: int, 
 @pytest.mark.parametrize(("name", "depth"), DEPTHS)
 def test_rows_come_in_any_order_and_several_times(name: str, depth: int, device: str) -> None:
     n, k = 147, 100
-    kernels, planes = device_format(name), planes_of(name, n, k)[:depth]
+    kernels, planes = find_device_format(name), planes_of(name, n, k)[:depth]
     assert kernels is not None
     there, whole = [plane.to(device) for plane in planes], decoded(name, planes, n, k, torch.bfloat16)
     for ids in (torch.tensor([3, 146, 3, 70, 0, 128, 144, 127] * 3), torch.tensor([17], dtype=torch.int32)):
@@ -80,7 +80,7 @@ def test_lossless_has_every_bit_of_every_kind_of_tile(k: int, device: str) -> No
     weights = tiles_of_all_kinds(k)
     n = len(weights)
     (plane,) = FORMATS["lossless"].encode([weights], n, k)
-    kernels, out = device_format("lossless"), torch.empty(n, k, dtype=torch.bfloat16, device=device)
+    kernels, out = find_device_format("lossless"), torch.empty(n, k, dtype=torch.bfloat16, device=device)
     assert kernels is not None
     kernels.decode([plane.to(device)], n, k, slice(0, n), out)
     assert same(out, weights)
@@ -93,7 +93,7 @@ def test_a_damaged_lossless_tile_is_nan_and_no_other(device: str) -> None:
     k = 64
     weights = tiles_of_all_kinds(k)
     n = len(weights)
-    kernels = device_format("lossless")
+    kernels = find_device_format("lossless")
     assert kernels is not None
     (plane,) = FORMATS["lossless"].encode([weights], n, k)
     ends = plane[: n // ROWS * 8].view(torch.int64).tolist()
@@ -117,7 +117,7 @@ def test_a_damaged_lossless_tile_is_nan_and_no_other(device: str) -> None:
 
 
 def test_other_formats_are_not_for_devices() -> None:
-    assert {name for name in FORMATS if device_format(name) is not None} == set(NAMES)
+    assert {name for name in FORMATS if find_device_format(name) is not None} == set(NAMES)
 
 
 def run(code: str, **environment: str) -> None:
@@ -138,10 +138,10 @@ def test_without_triton_the_error_names_the_extra() -> None:
     run("""if True:
         import sys
         sys.modules["triton"] = None
-        from penstock.kernels.cuda.registry import device_format
-        assert device_format("q8_0") is None
+        from penstock.kernels.cuda.registry import find_device_format
+        assert find_device_format("q8_0") is None
         try:
-            device_format("int8")
+            find_device_format("int8")
         except ImportError as error:
             assert "pip install 'penstock[cuda]'" in str(error), error
         else:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from penstock.kernels.cuda.grouped import ALIGNMENT, grouped_product
+from penstock.kernels.cuda.grouped import ALIGNMENT, multiply_grouped
 from penstock.kernels.formats.int8 import Int8
 from tests.support.on_device import assert_close, chance, integers, on_device
 
@@ -55,7 +55,7 @@ def test_each_group_has_the_product_with_its_expert(
             matrix.data = exact
     arena, offsets = arena_of(planes, [3, 0, 4, 1, 2])
     starts, x = starts_of(counts), chance(sum(counts), k, seed=9)
-    out = grouped_product(x.to(device), starts.to(device), arena.to(device), offsets.to(device), n, int8=packed)
+    out = multiply_grouped(x.to(device), starts.to(device), arena.to(device), offsets.to(device), n, int8=packed)
     assert out.shape == (len(x), n)
     for expert, matrix in enumerate(matrices):
         group = slice(int(starts[expert]), int(starts[expert + 1]))
@@ -74,7 +74,7 @@ def test_sums_that_float32_has_are_rounded_once_and_matrices_may_recur(packed: b
     arena, offsets = arena_of([plane], [0])
     x = integers(-30, 30, sum(counts), k, seed=1).bfloat16()
     everywhere = offsets.expand(4).to(device)
-    out = grouped_product(
+    out = multiply_grouped(
         x.to(device), starts_of(counts).int().to(device), arena.to(device), everywhere, n, int8=packed
     )
     assert torch.equal(out.cpu(), (x.double() @ numbers.double().T).bfloat16())
@@ -84,11 +84,11 @@ def test_sums_that_float32_has_are_rounded_once_and_matrices_may_recur(packed: b
 def test_no_tokens_are_no_work_and_wrong_arguments_an_error(device: str) -> None:
     arena, offsets = (part.to(device) for part in arena_of([as_bytes(chance(8, 16))], [0]))
     x = chance(3, 16).to(device)
-    assert grouped_product(x[:0], torch.tensor([0, 0], device=device), arena, offsets, 8).shape == (0, 8)
+    assert multiply_grouped(x[:0], torch.tensor([0, 0], device=device), arena, offsets, 8).shape == (0, 8)
     for arguments in [
         (x, torch.tensor([0, 1, 3], device=device), arena, offsets, 8),
         (x.float(), torch.tensor([0, 3], device=device), arena, offsets, 8),
         (x, torch.tensor([0, 3], device=device), arena, offsets.int(), 8),
     ]:
         with pytest.raises(ValueError, match="1 experts need 2 starts"):
-            grouped_product(*arguments)
+            multiply_grouped(*arguments)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from penstock.kernels.cuda.registry import device_format
+from penstock.kernels.cuda.registry import find_device_format
 from penstock.kernels.formats.int4 import Int4
-from penstock.kernels.formats.int8 import parts
+from penstock.kernels.formats.int8 import view_parts
 from penstock.kernels.formats.registry import FORMATS
 from penstock.kernels.weights import packed_weight
 from penstock.kernels.weights.packed_weight import PackedWeight
@@ -31,7 +31,7 @@ def whole_numbers(name: str, n: int, k: int) -> torch.Tensor:
         numbers.copy_(integers(0, 255, *numbers.shape))
         scales_and_zeros.copy_(integers(-4, 4, *scales_and_zeros.shape, seed=1))
     else:
-        numbers, scales = parts(plane, n, k)
+        numbers, scales = view_parts(plane, n, k)
         numbers.copy_(integers(-127, 127, n, k))
         scales.copy_(torch.exp2(integers(-2, 2, n, seed=1).float()))
     return plane
@@ -42,7 +42,7 @@ def whole_numbers(name: str, n: int, k: int) -> torch.Tensor:
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_are_those_of_the_decoded_matrix(name: str, n: int, k: int, rows: int, device: str) -> None:
-    kernels, planes, x = device_format(name), planes_of(name, n, k), chance(rows, k)
+    kernels, planes, x = find_device_format(name), planes_of(name, n, k), chance(rows, k)
     assert kernels is not None
     out = kernels.product([plane.to(device) for plane in planes], n, k, x.to(device))
     assert out is not None
@@ -53,7 +53,7 @@ def test_products_are_those_of_the_decoded_matrix(name: str, n: int, k: int, row
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_sums_that_float32_has_are_rounded_once(name: str, n: int, k: int, device: str) -> None:
-    kernels, plane, x = device_format(name), whole_numbers(name, n, k), integers(-8, 8, 5, k, seed=2).bfloat16()
+    kernels, plane, x = find_device_format(name), whole_numbers(name, n, k), integers(-8, 8, 5, k, seed=2).bfloat16()
     assert kernels is not None
     out = kernels.product([plane.to(device)], n, k, x.to(device))
     exact = x.double() @ decoded(name, [plane], n, k, torch.float32).double().T
@@ -65,7 +65,7 @@ def test_sums_that_float32_has_are_rounded_once(name: str, n: int, k: int, devic
 @on_device
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_infinite_and_undefined_sums_stay_so(device: str) -> None:
-    kernels, plane, x = device_format("int8"), whole_numbers("int8", 40, 32), torch.ones(2, 32).bfloat16()
+    kernels, plane, x = find_device_format("int8"), whole_numbers("int8", 40, 32), torch.ones(2, 32).bfloat16()
     assert kernels is not None
     x[0, 3], x[1, 5] = torch.inf, torch.nan
     out = kernels.product([plane.to(device)], 40, 32, x.to(device))
@@ -78,7 +78,7 @@ def test_infinite_and_undefined_sums_stay_so(device: str) -> None:
 @on_device
 @pytest.mark.parametrize("name", NAMES)
 def test_many_rows_are_not_for_these_kernels(name: str, device: str) -> None:
-    kernels, planes = device_format(name), planes_of(name, 64, 64)
+    kernels, planes = find_device_format(name), planes_of(name, 64, 64)
     assert kernels is not None
     there = [plane.to(device) for plane in planes]
     assert kernels.product(there, 64, 64, chance(17, 64).to(device)) is None
@@ -92,8 +92,8 @@ def packed(name: str, n: int, k: int, device: str, *, transposed: bool = False) 
     weight = PackedWeight(planes, FORMATS[name], shape, torch.bfloat16, transposed=transposed)
     if device == "cpu":
         assert weight.on_device is None
-        weight.on_device = device_format(name)
-    assert weight.on_device is device_format(name)
+        weight.on_device = find_device_format(name)
+    assert weight.on_device is find_device_format(name)
     return weight
 
 
@@ -111,7 +111,7 @@ def test_a_weight_on_a_device_is_used_there(
     )
     monkeypatch.setattr(packed_weight, "DEVICE_TILE", 64 * k * 2)
     monkeypatch.setattr(type(FORMATS[name]), "decode", None)
-    monkeypatch.setattr(type(FORMATS[name]), "products", None)
+    monkeypatch.setattr(type(FORMATS[name]), "find_product", None)
     x = chance(1, rows, k)
     there = x.to(device)
     out = there @ weight if transposed else functional.linear(there, weight)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from penstock.kernels.devices import copies as module
-from penstock.kernels.devices.copies import Copied, Copies, Wait
+from penstock.kernels.devices.copies import Copied, Copies, WaitForCopy
 from penstock.kernels.waiting import may_wait
 
 SOON = 20.0
@@ -24,7 +24,7 @@ class Bus:
         self.refuse: set[int] = set()
         self.fail: set[int] = set()
 
-    def begin(self, source: torch.Tensor, target: torch.Tensor, after: Sequence[Any]) -> Wait:
+    def begin(self, source: torch.Tensor, target: torch.Tensor, after: Sequence[Any]) -> WaitForCopy:
         number = len(self.begun)
         self.begun.append((source.nbytes, list(after)))
         if number in self.refuse:

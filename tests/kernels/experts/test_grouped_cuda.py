@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from penstock.kernels.experts.experts import Expert, Recipe, expert_product
+from penstock.kernels.experts.experts import Expert, Recipe, compute_expert
 from penstock.kernels.experts.grouped_cuda import group_experts
 from penstock.kernels.formats.int8 import Int8
 from penstock.kernels.formats.registry import FORMATS
@@ -53,7 +53,7 @@ def test_each_expert_gives_what_it_gives_alone(packed: bool, device: str) -> Non
     exact = []
     for state, expert in zip(states, experts, strict=True):
         plain = [w.decoded().detach() if isinstance(w, PackedWeight) else w for w in (expert.up, expert.down)]
-        exact.append(expert_product(state.float(), Expert(plain[0].float(), None, plain[1].float(), None), RECIPE))
+        exact.append(compute_expert(state.float(), Expert(plain[0].float(), None, plain[1].float(), None), RECIPE))
     if device != "cpu":
         experts = experts_in(torch.empty(1 << 17, dtype=torch.uint8, device=device), packed=packed)
     found = group_experts([state.to(device) for state in states], experts, RECIPE)

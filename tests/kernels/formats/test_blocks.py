@@ -110,7 +110,7 @@ def test_decoding_gives_the_numbers_of_the_definition(name: str, compiled: bool)
 def test_products_are_those_with_the_decoded_matrix(name: str, rows: int):
     cases = [CASES[name](name) for _ in range(3)]
     inputs = [torch.randn(rows, K).bfloat16() for _ in cases]
-    product = of(name).products(rows, N, K)
+    product = of(name).find_product(rows, N, K)
     if blocks.LIBRARY is None:
         assert product is None
         return
@@ -128,10 +128,10 @@ def test_products_are_those_with_the_decoded_matrix(name: str, rows: int):
 
 
 def test_no_products_of_many_rows_or_without_the_compiled_half(monkeypatch: pytest.MonkeyPatch):
-    assert of("q8_0").products(5, N, K) is None
-    assert of("q8_0").products(0, N, K) is None
+    assert of("q8_0").find_product(5, N, K) is None
+    assert of("q8_0").find_product(0, N, K) is None
     monkeypatch.setattr(blocks, "LIBRARY", None)
-    assert of("q8_0").products(1, N, K) is None
+    assert of("q8_0").find_product(1, N, K) is None
 
 
 @pytest.mark.parametrize(

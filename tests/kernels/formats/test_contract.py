@@ -145,7 +145,7 @@ def test_rows_of_one_number_are_exact(weights: Format, numbers: list[float]) -> 
 def test_products_are_those_of_the_decoded_numbers(
     weights: Format, rows: int, n: int, k: int, count: int, seed: int
 ) -> None:
-    product = weights.products(rows, n, k)
+    product = weights.find_product(rows, n, k)
     if product is None:
         return
     try:
@@ -176,7 +176,7 @@ def test_planes_may_lie_anywhere_in_a_larger_buffer(weights: Format) -> None:
         room[at : at + len(plane)] = plane
         moved.append(room[at : at + len(plane)])
     assert torch.equal(decoded(weights, moved, n, k), decoded(weights, planes, n, k))
-    product = weights.products(1, n, k)
+    product = weights.find_product(1, n, k)
     if product is not None:
         state = matrix(1, k, 1)
         assert torch.equal(

@@ -17,7 +17,7 @@ from penstock.kernels.formats import lossless
 from penstock.kernels.formats.base import SLAB, UnsuitableShape
 from penstock.kernels.formats.lossless import Lossless, measure_decoding
 from penstock.kernels.formats.registry import FORMATS
-from penstock.kernels.products.few_rows import MOST_ROWS, products
+from penstock.kernels.products.few_rows import MOST_ROWS, find_product
 
 TRAINED = Path(__file__).parents[3] / "examples" / "tiny-moe" / "model.safetensors"
 FORMAT = Lossless()
@@ -174,7 +174,7 @@ def test_slabs_of_any_size_make_the_same_plane(half: str) -> None:
 def test_shapes_that_it_has_no_place_for(n: int, k: int) -> None:
     with pytest.raises(UnsuitableShape, match=rf"\[{n}, {k}\]"):
         FORMAT.lengths(n, k)
-    assert FORMAT.products(1, n, k) is None
+    assert FORMAT.find_product(1, n, k) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -200,9 +200,9 @@ def test_it_is_registered() -> None:
     st.integers(0, 1 << 20),
 )
 def test_products_equal_torchs_in_every_bit(rows: int, n: int, k: int, count: int, std: float, seed: int) -> None:
-    product = FORMAT.products(rows, n, k)
+    product = FORMAT.find_product(rows, n, k)
     if product is None:
-        assert products(rows, n, k) is None
+        assert find_product(rows, n, k) is None
         return
     matrices = [gaussian(n, k, std=std, seed=seed + i) for i in range(count)]
     inputs = [gaussian(rows, k, std=1.0, seed=seed - i - 1) for i in range(count)]
@@ -215,7 +215,7 @@ def test_products_equal_torchs_in_every_bit(rows: int, n: int, k: int, count: in
 @native
 def test_products_with_tiles_as_they_are_and_rows_over() -> None:
     """Coded tiles, a tile that gained nothing, and four rows that make no tile."""
-    product = FORMAT.products(2, 100, 1024)
+    product = FORMAT.find_product(2, 100, 1024)
     assert product is not None
     matrix = gaussian(100, 1024)
     # Finite numbers of which each has its own size.
@@ -229,12 +229,12 @@ def test_products_with_tiles_as_they_are_and_rows_over() -> None:
 
 @native
 def test_there_are_products_for_the_usual_shapes() -> None:
-    assert all(FORMAT.products(1, n, k) is not None for n, k in ((1024, 1024), (1024, 512), (144, 256), (256, 72)))
-    assert FORMAT.products(MOST_ROWS + 1, 1024, 1024) is None
+    assert all(FORMAT.find_product(1, n, k) is not None for n, k in ((1024, 1024), (1024, 512), (144, 256), (256, 72)))
+    assert FORMAT.find_product(MOST_ROWS + 1, 1024, 1024) is None
 
 
 def test_no_products_but_by_avx_512(half: str) -> None:
-    assert (FORMAT.products(1, 1024, 1024) is not None) == (half == "AVX-512")
+    assert (FORMAT.find_product(1, 1024, 1024) is not None) == (half == "AVX-512")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -275,7 +275,7 @@ def test_the_levels_of_any_number_of_exponents_run_on(half: str) -> None:
 
 @native
 def test_products_say_that_a_matrix_is_damaged() -> None:
-    product = FORMAT.products(1, 64, 256)
+    product = FORMAT.find_product(1, 64, 256)
     assert product is not None
     plane, x = encoded(gaussian(64, 256)), gaussian(1, 256)
     plane[8 * 4 + 12] += 4

@@ -164,7 +164,7 @@ def test_the_portable_way_decodes_the_same_bits(
     planes = encoded(weights, whole)
     few = [planes[:count] for count in range(1, weights.planes + 1)]
     slow = [decoded(weights, some, *shape) for some in few]
-    assert weights.products(1, *shape) is None
+    assert weights.find_product(1, *shape) is None
     portable.undo()
     for some, wanted in zip(few, slow, strict=True):
         assert torch.equal(decoded(weights, some, *shape), wanted)
@@ -203,7 +203,7 @@ def test_a_call_takes_matrices_with_different_numbers_of_planes(
     counts = data.draw(st.lists(st.integers(1, weights.planes), min_size=1, max_size=5))
     planes = [encoded(weights, matrix(n, k, i))[:count] for i, count in enumerate(counts)]
     inputs = [matrix(rows, k, 100 + i) for i in range(len(counts))]
-    product = weights.products(rows, n, k)
+    product = weights.find_product(rows, n, k)
     assert product is not None
     found = product([addresses(some) for some in planes], addresses(inputs))
     for out, some, state in zip(found.double(), planes, inputs, strict=True):

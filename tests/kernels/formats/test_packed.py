@@ -9,7 +9,7 @@ from torch.nn import functional
 from penstock.kernels.formats import int4, int8
 from penstock.kernels.formats.base import Format, UnsuitableShape
 from penstock.kernels.formats.int4 import Int4
-from penstock.kernels.formats.int8 import Int8, parts
+from penstock.kernels.formats.int8 import Int8, view_parts
 from penstock.kernels.native import PACKED
 from tests.kernels.formats.test_contract import SHAPES, addresses, decoded, encoded, matrix
 
@@ -39,7 +39,7 @@ def test_torch_reads_int8_where_it_lies(shape: tuple[int, int]) -> None:
     (plane,) = encoded(Int8(), matrix(n, k))
     state = matrix(3, k, 1)
     numbers = decoded(Int8(), [plane], n, k, torch.float32)
-    assert close(torch._weight_int8pack_mm(state, *parts(plane, n, k)), state, numbers)
+    assert close(torch._weight_int8pack_mm(state, *view_parts(plane, n, k)), state, numbers)
 
 
 @pytest.mark.skipif(not int4.torch_reads_this(), reason="torch packs otherwise on this processor")
@@ -72,7 +72,7 @@ def test_without_the_compiled_half_torch_multiplies(
     weights: Format, shape: tuple[int, int], portable: pytest.MonkeyPatch
 ) -> None:
     n, k = shape
-    product = weights.products(2, n, k)
+    product = weights.find_product(2, n, k)
     if k % int8.TORCH_STEP if isinstance(weights, Int8) else not int4.torch_reads_this():
         assert product is None
         return
@@ -86,9 +86,9 @@ def test_without_the_compiled_half_torch_multiplies(
 
 @both
 def test_no_product_for_many_rows(weights: Format, portable: pytest.MonkeyPatch) -> None:
-    assert weights.products(int8.TORCH_MOST_ROWS + 1, 64, 64) is None
+    assert weights.find_product(int8.TORCH_MOST_ROWS + 1, 64, 64) is None
     portable.undo()
-    assert weights.products(int8.MOST_ROWS + 1, 64, 64) is None
+    assert weights.find_product(int8.MOST_ROWS + 1, 64, 64) is None
 
 
 @native
@@ -96,7 +96,7 @@ def test_no_product_for_many_rows(weights: Format, portable: pytest.MonkeyPatch)
 def test_no_bit_depends_on_the_number_of_threads(weights: Format) -> None:
     n, k = 300, 200
     matrices, state = [encoded(weights, matrix(n, k, seed)) for seed in range(3)], matrix(2, k, 9)
-    product = weights.products(2, n, k)
+    product = weights.find_product(2, n, k)
     assert product is not None
     before = torch.get_num_threads()
     found = []

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.kernels.io.directio import next_buffers
+from penstock.kernels.io.directio import skip_filled
 
 lengths = st.lists(st.integers(0, 9), max_size=8)
 
@@ -15,7 +15,7 @@ def test_remaining_is_the_rest_within_the_limits(lengths, done, most_buffers, mo
     for length in lengths:
         buffers.append(memoryview(flat)[start : start + length])
         start += length
-    rest = next_buffers(buffers, done, most_buffers=most_buffers, most_bytes=most_bytes)
+    rest = skip_filled(buffers, done, most_buffers=most_buffers, most_bytes=most_bytes)
     taken = b"".join(rest)
     assert flat[done:].startswith(taken)
     assert all(len(buffer) for buffer in rest)
@@ -31,7 +31,7 @@ def test_short_reads_fill_every_byte_once(lengths, data):
     flat = bytes(range(1, sum(lengths) + 1))
     buffers = [memoryview(bytearray(length)) for length in lengths]
     done = 0
-    while rest := next_buffers(buffers, done, most_buffers=3):
+    while rest := skip_filled(buffers, done, most_buffers=3):
         got = data.draw(st.integers(1, sum(map(len, rest))))
         for buffer in rest:
             piece = flat[done : done + min(len(buffer), got)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock.kernels.io import uring
-from penstock.kernels.io.backends import open_reader, usable
+from penstock.kernels.io.backends import list_usable, open_reader
 from penstock.kernels.io.directio import DirectFile
 from penstock.kernels.io.reading import BackendUnavailable
 from penstock.kernels.io.uring import Uring
@@ -100,11 +100,16 @@ def test_the_kernels_own_switch_is_named() -> None:
             uring.probe()
         with pytest.raises(BackendUnavailable):
             Uring(4)
-        assert "io_uring" not in usable()
+        assert "io_uring" not in list_usable()
         with pytest.raises(BackendUnavailable):
             open_reader("io_uring", 2)
     finally:
         SYSCTL.write_text(before)
+
+
+def test_a_backend_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="'mmap'; choose one of threads, io_uring, buffered"):
+        open_reader("mmap", 2)
 
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def scored(level: int | None, query: torch.Tensor, keys: torch.Tensor, high: int
     pages = pages_of(AS_IS, keys, high, keys=True)
     out = torch.full((*query.shape[:2], keys.shape[1]), torch.nan)
     with at(level):
-        attention.scores(query, pages.addresses, pages.shape, scaling, out, 0)
+        attention.compute_scores(query, pages.addresses, pages.shape, scaling, out, 0)
     return out
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.kernels.kv.certify import CompiledPageMasses, PageMasses, new_page_masses, sum_page_masses
+from penstock.kernels.kv.certify import CompiledPageMasses, PageMasses, make_page_masses, sum_page_masses
 from penstock.kernels.kv.summaries.base import Bounds
 from penstock.kernels.native import COMPILED
 from penstock.tiering.kv.selection.certificate import Certificate, select
@@ -44,7 +44,7 @@ def run(known: PageMasses, masses: torch.Tensor, epsilon: float) -> Certificate:
 
 
 def certified(bounds: Bounds, masses: torch.Tensor, epsilon: float, *, outside: float | None = None) -> Certificate:
-    known = new_page_masses(bounds)
+    known = make_page_masses(bounds)
     if outside is not None:
         known.add_outside(torch.full((*masses.shape[:2], 1), outside))
     return run(known, masses, epsilon)
@@ -82,7 +82,7 @@ def test_needed_pages_are_the_fewest_in_order(
 ) -> None:
     """Each row asks for its own; of those read already none is asked for again."""
     bounds, masses = world(*case)
-    known = new_page_masses(bounds)
+    known = make_page_masses(bounds)
     left = list(range(masses.shape[-1]))
     if first in left:
         known.add([first], masses[..., [first]])
@@ -98,7 +98,7 @@ def test_needed_pages_are_the_fewest_in_order(
 @settings(max_examples=60, deadline=None)
 @given(worlds, st.booleans())
 def test_less_may_be_omitted_with_more_pages(case: tuple[int, int, float, float, int], hopeful: bool) -> None:
-    known = new_page_masses(world(*case)[0])
+    known = make_page_masses(world(*case)[0])
     found = [set(known.needed(epsilon, hopeful=hopeful)) for epsilon in (0.5, 0.1, 1e-2, 1e-4, 1e-8)]
     assert all(few <= many for few, many in pairwise(found))
 
@@ -121,7 +121,7 @@ def test_everything_is_read_where_masses_are_no_numbers(bad: float) -> None:
 
 def test_before_anything_is_read_all_may_be_omitted() -> None:
     bounds, _ = world(4, 2, 1.0, 0.1, 0)
-    assert new_page_masses(bounds).omitted() == [1.0, 1.0]
+    assert make_page_masses(bounds).omitted() == [1.0, 1.0]
 
 
 def test_masses_may_differ_by_hundreds_of_orders_of_magnitude() -> None:
@@ -175,7 +175,7 @@ def test_compiled_masses_are_those_of_the_reference(
 def test_values_are_worth_reading_of_the_heaviest_pages() -> None:
     """Of four that were read two may go, one of them counts for one row alone; page 4 has no bounds."""
     masses = torch.tensor([[[0.5, 1e-4, 0.4, 6e-4, 0.099]], [[0.9, 1e-9, 1e-5, 1e-9, 0.1]]]).log()
-    known = new_page_masses(Bounds(masses[..., :4] - 1, masses[..., :4] + 1))
+    known = make_page_masses(Bounds(masses[..., :4] - 1, masses[..., :4] + 1))
     known.add([0, 2, 4], masses[..., [0, 2, 4]])
     known.add([1, 3], masses[..., [1, 3]])
     assert known.worth_reading(1e-3) == ([0, 2, 4], pytest.approx(7e-4, rel=1e-2))
@@ -185,7 +185,7 @@ def test_values_are_worth_reading_of_the_heaviest_pages() -> None:
 
 def test_what_was_not_read_counts_before_values_are_left_out() -> None:
     masses = torch.tensor([[[0.9, 6e-4, 6e-4]]]).log()
-    known = new_page_masses(Bounds(masses, masses))
+    known = make_page_masses(Bounds(masses, masses))
     known.add([0, 1], masses[..., :2])
     assert known.worth_reading(1e-3)[0] == [0, 1]
     assert known.worth_reading(2e-3)[0] == [0]

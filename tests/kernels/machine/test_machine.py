@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock.kernels.io.backends import usable
+from penstock.kernels.io.backends import list_usable
 from penstock.kernels.io.directio import DirectFile
 from penstock.kernels.machine import machine, trial
-from penstock.kernels.machine.cgroups import MemoryGroup, memory_group, memory_groups, processor_quota
+from penstock.kernels.machine.cgroups import MemoryGroup, find_memory_groups, find_processor_quota, read_memory_group
 from penstock.kernels.memory.page import PAGE
 
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
@@ -54,7 +54,7 @@ def test_v1_counts_our_group_and_its_ancestors(tmp_path):
         ("/", tmp_path / "cpu", "cgroup", "rw,cpu"),
         ("/", point, "cgroup", "rw,memory,hugetlb"),
     )
-    assert memory_groups(ours) == [
+    assert find_memory_groups(ours) == [
         MemoryGroup(point / "outer/own", 700, 60),
         MemoryGroup(point / "outer", 500, 300),
         MemoryGroup(point, int(UNLIMITED), 900),
@@ -68,7 +68,7 @@ def test_v2_counts_our_group_and_its_ancestors(tmp_path):
     stat = "anon 5\ninactive_file 20\nactive_file 14\nfile_mapped 4"
     group(point / "user.slice/a:b", memory__max="max", memory__high="600", memory__current="200", memory__stat=stat)
     ours = process(tmp_path / "proc", "0::/user.slice/a:b\n", ("/", point, "cgroup2", "rw"))
-    assert memory_groups(ours) == [
+    assert find_memory_groups(ours) == [
         MemoryGroup(point / "user.slice/a:b", 600, 170),
         MemoryGroup(point / "user.slice", 800, 300),
     ]
@@ -88,12 +88,12 @@ def test_containers_mount_part_of_the_tree(tmp_path, path, root, found):
     point = tmp_path / "mounted"
     group(point / found, memory__max="77", memory__current="7")
     ours = process(tmp_path / "proc", f"0::{path}\n", (root, point, "cgroup2", "rw"))
-    assert memory_groups(ours) == [MemoryGroup(point / found, 77, 7)]
+    assert find_memory_groups(ours) == [MemoryGroup(point / found, 77, 7)]
 
 
 def test_no_control_groups_at_all(tmp_path):
-    assert memory_groups(tmp_path) == []
-    assert processor_quota(tmp_path) is None
+    assert find_memory_groups(tmp_path) == []
+    assert find_processor_quota(tmp_path) is None
 
 
 def test_processor_quota_of_the_tightest_group(tmp_path):
@@ -101,34 +101,34 @@ def test_processor_quota_of_the_tightest_group(tmp_path):
     group(point / "a/b", cpu__max="max 100000")
     group(point / "a", cpu__max="150000 100000")
     ours = process(tmp_path / "proc", "0::/a/b\n", ("/", point, "cgroup2", "rw"))
-    assert processor_quota(ours) == 1.5
+    assert find_processor_quota(ours) == 1.5
     point = tmp_path / "v1"
     group(point, cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
     ours = process(tmp_path / "proc", "3:cpu,cpuacct:/x\n", ("/", point, "cgroup", "rw,cpuacct,cpu"))
-    assert processor_quota(ours) is None
+    assert find_processor_quota(ours) is None
     group(point / "x", cpu__cfs_quota_us="50000", cpu__cfs_period_us="100000")
-    assert processor_quota(ours) == 0.5
+    assert find_processor_quota(ours) == 0.5
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(None, 4), (0.5, 1), (1.5, 2), (64.0, 4)])
 def test_cores_heed_affinity_and_quota(monkeypatch, quota, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 6, 9})
-    monkeypatch.setattr(machine, "processor_quota", lambda: quota)
-    assert machine.usable_cores() == cores
+    monkeypatch.setattr(machine, "find_processor_quota", lambda: quota)
+    assert machine.count_usable_cores() == cores
 
 
 def test_memory_is_the_least_of_machine_and_groups(monkeypatch):
     groups = [MemoryGroup(Path("own"), 300 * MiB, 100 * MiB), MemoryGroup(Path("outer"), 250 * MiB, 240 * MiB)]
-    monkeypatch.setattr(machine, "memory_groups", lambda: groups)
-    assert machine.total_memory() == 250 * MiB
-    assert machine.available_memory() == 10 * MiB
+    monkeypatch.setattr(machine, "find_memory_groups", lambda: groups)
+    assert machine.read_total_memory() == 250 * MiB
+    assert machine.read_available_memory() == 10 * MiB
     groups.append(MemoryGroup(Path("over"), 5 * MiB, 6 * MiB))
-    assert machine.available_memory() == 0
+    assert machine.read_available_memory() == 0
     groups.clear()
-    assert machine.total_memory() == psutil.virtual_memory().total
+    assert machine.read_total_memory() == psutil.virtual_memory().total
     groups.append(MemoryGroup(Path("root"), int(UNLIMITED), 0))
-    assert machine.total_memory() == psutil.virtual_memory().total
-    assert 0 < machine.available_memory() < machine.total_memory()
+    assert machine.read_total_memory() == psutil.virtual_memory().total
+    assert 0 < machine.read_available_memory() < machine.read_total_memory()
 
 
 @pytest.fixture
@@ -159,18 +159,18 @@ def capped_group():
 
 def take(size: int) -> tuple[int, int, int]:
     """Total memory, available memory, and what is available when ``size`` bytes more are in use."""
-    before = machine.available_memory()
+    before = machine.read_available_memory()
     block = bytearray(b"\x01") * size
-    after = machine.available_memory()
+    after = machine.read_available_memory()
     assert len(block) == size
-    return machine.total_memory(), before, after
+    return machine.read_total_memory(), before, after
 
 
 def read_through_the_page_cache(path: Path) -> tuple[int, int]:
     """What is available before and after a file has come into the page cache."""
-    before = machine.available_memory()
+    before = machine.read_available_memory()
     path.read_bytes()
-    return before, machine.available_memory()
+    return before, machine.read_available_memory()
 
 
 def test_a_real_control_group_limits_memory(capped_group, tmp_path):
@@ -192,7 +192,7 @@ def test_a_real_control_group_limits_memory(capped_group, tmp_path):
         # Page cache is charged to the group too, but it gives way.
         before, after = pool.submit(read_through_the_page_cache, path).result(60)
         assert abs(before - after) < 16 * MiB
-    assert machine.total_memory() > 256 * MiB
+    assert machine.read_total_memory() > 256 * MiB
 
 
 def test_the_drive_is_measured_and_left_as_it_was(tmp_path, monkeypatch):
@@ -226,7 +226,7 @@ def test_every_backend_that_works_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
     report = machine.measure_drive(tmp_path, sizes=(PAGE, 8 * PAGE), depths=(1, 2), seconds_each=0.01)
     with DirectFile(__file__) as file:
-        names = usable(file) if report.direct else usable()
+        names = list_usable(file) if report.direct else list_usable()
     assert names[0] == "threads"
     assert [rate.backend for rate in report.rates] == list(names) * 4
     assert report.direct == ("buffered" in names)
@@ -302,7 +302,7 @@ def test_a_failing_drive_leaves_no_file(tmp_path, monkeypatch):
 def test_memory_speed_is_plausible(monkeypatch):
     monkeypatch.setattr(machine, "_TRIAL_MEMORY", 8 * MiB)
     assert 1e7 < machine.measure_memory() < 1e14
-    monkeypatch.setattr(machine, "available_memory", lambda: 0)
+    monkeypatch.setattr(machine, "read_available_memory", lambda: 0)
     assert machine.measure_memory() > 0
 
 
@@ -328,8 +328,8 @@ def test_the_report_is_plain_data():
 )
 def test_processor_names_and_flags(tmp_path, text, name, flag):
     (tmp_path / "cpuinfo").write_text(text)
-    assert machine.processor(tmp_path / "cpuinfo")[0] == name
-    assert flag in machine.processor(tmp_path / "cpuinfo")[1]
+    assert machine.read_processor(tmp_path / "cpuinfo")[0] == name
+    assert flag in machine.read_processor(tmp_path / "cpuinfo")[1]
 
 
 def test_huge_page_mode(tmp_path):
@@ -349,9 +349,9 @@ def test_the_meter_reads_the_groups_that_limit_us_and_looks_for_them_seldom(
 
     def groups() -> list[MemoryGroup]:
         searches.append(1)
-        return [group for folder in (tight, loose) if (group := memory_group(folder)) is not None]
+        return [group for folder in (tight, loose) if (group := read_memory_group(folder)) is not None]
 
-    monkeypatch.setattr(machine, "memory_groups", groups)
+    monkeypatch.setattr(machine, "find_memory_groups", groups)
     meter = machine.MemoryMeter()
     assert meter.memory() == (2 << 20, 3 << 20)
     (tight / "memory.current").write_text(str(4 << 20))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from penstock.kernels.experts import experts
-from penstock.kernels.experts.experts import Expert, Recipe, expert_product, expert_products
+from penstock.kernels.experts.experts import Expert, Recipe, compute_expert, compute_experts
 from penstock.kernels.native import LIBRARY
-from penstock.kernels.products.few_rows import MOST_ROWS, Products, _trial, products
+from penstock.kernels.products.few_rows import MOST_ROWS, Products, _trial, find_product
 
 native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
 
@@ -32,7 +32,7 @@ def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
     st.integers(0, 1 << 20),
 )
 def test_equal_to_torch_in_every_bit(rows: int, n: int, k: int, count: int, seed: int) -> None:
-    product = products(rows, n, k)
+    product = find_product(rows, n, k)
     if product is None:
         return
     chance = torch.Generator().manual_seed(seed)
@@ -46,14 +46,14 @@ def test_equal_to_torch_in_every_bit(rows: int, n: int, k: int, count: int, seed
 @native
 def test_there_is_one_for_the_usual_shapes() -> None:
     """Otherwise the test above would pass with none at all."""
-    assert all(products(1, n, k) is not None for n, k in ((1024, 1024), (1024, 512), (768, 2048), (2048, 768)))
+    assert all(find_product(1, n, k) is not None for n, k in ((1024, 1024), (1024, 512), (768, 2048), (2048, 768)))
 
 
 @native
 @native
 def test_products_at_once_share_the_threads_and_no_bit_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second product begins while the first is under way."""
-    found = products(1, 512, 1024)
+    found = find_product(1, 512, 1024)
     assert found is not None
     alone = Products(1, 512, 1024, chunk=found.chunk, threads=4)
     matrix, x = torch.randn(512, 1024).bfloat16(), torch.randn(1, 1024).bfloat16()
@@ -86,7 +86,7 @@ def test_the_trial_tells_orders_of_summation_apart() -> None:
 
 @native
 def test_infinities_and_nans_go_through() -> None:
-    product = products(1, 64, 512)
+    product = find_product(1, 64, 512)
     assert product is not None
     matrix, state = torch.randn(64, 512).bfloat16(), torch.randn(1, 512).bfloat16()
     matrix[3, 7], matrix[5, 511], matrix[9, 0] = float("inf"), float("nan"), -float("inf")
@@ -100,7 +100,7 @@ def test_infinities_and_nans_go_through() -> None:
 @pytest.mark.parametrize(("n", "k"), [(512, 72), (512, 1024), (512, 1000)])
 def test_zeros_have_the_sign_that_torch_gives_them(n: int, k: int) -> None:
     """Of numbers so small that sums come to -0: columns that are filled up with zeros, and a first sum of several."""
-    product = products(1, n, k)
+    product = find_product(1, n, k)
     assert product is not None
     chance, negative = torch.Generator().manual_seed(0), 0
     for _ in range(20):
@@ -113,15 +113,15 @@ def test_zeros_have_the_sign_that_torch_gives_them(n: int, k: int) -> None:
 
 
 def test_no_product_for_many_rows_or_where_the_trial_would_take_too_much() -> None:
-    assert products(MOST_ROWS + 1, 1024, 1024) is None
-    assert products(1, 1 << 20, 4096) is None  # a trial would take gigabytes
+    assert find_product(MOST_ROWS + 1, 1024, 1024) is None
+    assert find_product(1, 1 << 20, 4096) is None  # a trial would take gigabytes
 
 
 @native
 def test_an_order_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     linear = functional.linear
     monkeypatch.setattr(functional, "linear", lambda x, w: linear(x.flip(-1), w.flip(-1)))
-    assert products(2, 320, 1536) is None
+    assert find_product(2, 320, 1536) is None
 
 
 @pytest.mark.parametrize("with_products", [True, False])
@@ -130,7 +130,7 @@ def test_experts_side_by_side_are_those_one_by_one(
     rows: list[int], with_products: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not with_products:
-        monkeypatch.setattr(experts, "products", lambda *_: None)
+        monkeypatch.setattr(experts, "find_product", lambda *_: None)
     chance = torch.Generator().manual_seed(3)
 
     def gate(up: torch.Tensor) -> torch.Tensor:
@@ -149,17 +149,17 @@ def test_experts_side_by_side_are_those_one_by_one(
     ]
     states = [torch.randn(count, 128, generator=chance).bfloat16() for count in rows]
     found: dict[int, torch.Tensor] = {}
-    for positions, out in expert_products(states, them, recipe):
+    for positions, out in compute_experts(states, them, recipe):
         found |= zip(positions, out, strict=True)
     assert sorted(found) == list(range(len(rows)))
     for position, (state, expert) in enumerate(zip(states, them, strict=True)):
-        assert torch.equal(found[position], expert_product(state, expert, recipe))
+        assert torch.equal(found[position], compute_expert(state, expert, recipe))
 
 
 @native
 def test_wrong_addresses_are_not_ours_to_guess() -> None:
     """The product takes addresses as they are: a matrix inside a larger buffer is as good as one of its own."""
-    product = products(1, 128, 256)
+    product = find_product(1, 128, 256)
     assert product is not None
     buffer = (ctypes.c_uint16 * (128 * 256 + 64))()
     inside = torch.frombuffer(buffer, dtype=torch.bfloat16, count=128 * 256, offset=64).view(128, 256)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from penstock.kernels.experts.experts import Expert, Recipe, expert_parts
+from penstock.kernels.experts.experts import Expert, Recipe, divide_expert
 from penstock.kernels.products import row_parts as parts
 from penstock.kernels.products.row_parts import ROWS, Probe, parts_keep_bits
 
@@ -46,7 +46,7 @@ def allowed(compute: Compute, x: torch.Tensor, width: int) -> bool:
 
 @given(st.integers(0, 40 * ROWS))
 def test_parts_are_all_rows_in_order_and_neither_short_nor_long(count: int) -> None:
-    found = parts.parts(count)
+    found = parts.divide_rows(count)
     assert [row for part in found for row in range(part.start, part.stop)] == list(range(count))
     assert len(found) == 1 or all(ROWS <= part.stop - part.start < 2 * ROWS for part in found)
     assert len(found) > 1 or count < 2 * ROWS
@@ -125,7 +125,7 @@ def test_what_is_divided_has_the_bits_of_the_whole(
             x = rows(count, dtype)
             if allowed(compute, x, width):
                 divided += 1
-                pieces = [compute(x[part]) for part in parts.parts(count)]
+                pieces = [compute(x[part]) for part in parts.divide_rows(count)]
                 assert torch.equal(torch.cat(pieces), compute(x)), count
         if activation is functional.relu:
             assert divided == 5, "every row is computed alike, whatever their number"
@@ -146,7 +146,7 @@ def test_experts_are_divided_where_their_activation_allows() -> None:
     hidden, picked = rows(4 * ROWS, torch.float32), torch.arange(0, 4 * ROWS, 2)
 
     def found(activation: Compute) -> int:
-        return len(expert_parts(hidden, picked, expert, Recipe(transposed=False, activation=activation, post=None)))
+        return len(divide_expert(hidden, picked, expert, Recipe(transposed=False, activation=activation, post=None)))
 
     assert found(torch.nn.ReLU()) == 2
     assert found(Mixes()) == 1

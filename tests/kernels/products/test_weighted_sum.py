@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.kernels.native import LIBRARY
-from penstock.kernels.products.weighted_sum import add_weighted, weighted_sum
+from penstock.kernels.products.weighted_sum import add_weighted, sum_weighted
 
 native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
 
@@ -20,7 +20,7 @@ def step_by_step(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def summed(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return weighted_sum([row.data_ptr() for row in rows], weights.tolist(), rows.shape[1])
+    return sum_weighted([row.data_ptr() for row in rows], weights.tolist(), rows.shape[1])
 
 
 @native

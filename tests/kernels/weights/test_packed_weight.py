@@ -41,7 +41,7 @@ class Plain:
         self.decoded.append(len(out))
         out.copy_(planes[0].view(torch.bfloat16).view(n, k)[rows])
 
-    def products(self, rows: int, n: int, k: int) -> Product | None:
+    def find_product(self, rows: int, n: int, k: int) -> Product | None:
         self.asked.append(rows)
         return None
 

@@ -2,7 +2,6 @@
 
 import json
 import struct
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from penstock.runtime.checkpoints.checkpoint import Checkpoint
 from penstock.runtime.checkpoints.safetensors_file import SourceFile, parse_header
 from penstock.tiering.errors import CheckpointError
+from tests.support.bundles import assert_equal, packed
 from tests.support.tiny_models import save_tiny
 
 
@@ -218,9 +218,53 @@ def test_an_index_that_points_elsewhere(name: str, sharded: Path) -> None:
     refused(sharded, "outside of its folder")
 
 
-def test_an_index_that_names_absent_tensors(sharded: Path) -> None:
-    change_index(sharded, {"model.stray": next(sharded.glob("*.safetensors")).name})
-    refused(sharded, "names tensors that are in no file: model.stray")
+def test_an_index_that_names_absent_tensors(sharded: Path, tmp_path: Path) -> None:
+    """Nobody misses them, unless the model needs them."""
+    change_index(sharded, {"mtp.fc.weight": next(sharded.glob("*.safetensors")).name})
+    with packed(sharded, tmp_path / "store") as bundle:
+        assert_equal(bundle, sharded)
+    shard = next(path for path in sharded.glob("*.safetensors") if "model.norm.weight" in load_file(path))
+    tensors = load_file(shard)
+    del tensors["model.norm.weight"]
+    save_file(tensors, shard)
+    with pytest.raises(CheckpointError, match=r"lacks model\.norm\.weight, which the model needs"):
+        packed(sharded, tmp_path / "store")
+
+
+def test_of_two_shards_with_one_tensor_the_later_one_counts_as_in_transformers(sharded: Path, tmp_path: Path) -> None:
+    first, *_, last = sorted(sharded.glob("*.safetensors"))
+    name = next(iter(load_file(first)))
+    save_file(load_file(last) | {name: load_file(first)[name] + 1}, last, {"format": "pt"})
+    with packed(sharded, tmp_path / "store") as bundle:
+        assert_equal(bundle, sharded)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_link_to_nothing(name: str, checkpoint: Path) -> None:
+    (checkpoint / name).rename(checkpoint / "gone")
+    (checkpoint / name).symlink_to("blobs/abc")
+    refused(checkpoint, f"{name} is a link to blobs/abc, which is not there")
+
+
+def test_a_shard_that_is_a_link_to_nothing(sharded: Path) -> None:
+    shard = sorted(sharded.glob("*.safetensors"))[1]
+    shard.unlink()
+    shard.symlink_to("../../blobs/abc")
+    refused(sharded, f"{shard.name} is a link to ../../blobs/abc")
+
+
+def test_other_kinds_of_numbers_are_parsed(tmp_path: Path) -> None:
+    path = write_header(
+        tmp_path / "x.safetensors",
+        {
+            "scales": {"dtype": "F8_E8M0", "shape": [2, 2], "data_offsets": [0, 4]},
+            "pairs": {"dtype": "F4", "shape": [2, 6], "data_offsets": [4, 10]},
+        },
+        bytes(10),
+    )
+    found = parse_header(path)
+    assert (found["scales"].dtype, found["scales"].shape) == (torch.float8_e8m0fnu, (2, 2))
+    assert (found["pairs"].dtype, found["pairs"].shape) == (torch.float4_e2m1fn_x2, (2, 3))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
@@ -234,25 +278,6 @@ def change_index(folder: Path, more: dict[str, str]) -> None:
     index = json.loads(path.read_text())
     index["weight_map"] |= more
     path.write_text(json.dumps(index))
-
-
-def test_a_hub_id_is_fetched_without_pickle_and_code(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    asked: dict[str, Any] = {}
-
-    def fetch(name: str, **options: Any) -> str:
-        asked.update(options, name=name)
-        return str(checkpoint)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    assert Checkpoint.open("someone/model", revision="v2").folder == checkpoint
-    assert (asked["name"], asked["revision"]) == ("someone/model", "v2")
-    wanted = asked["allow_patterns"]
-    files = ("pytorch_model.bin", "model.pt", "modeling_own.py", "consolidated.00.pth")
-    assert not any(fnmatch(file, pattern) for file in files for pattern in wanted)
-    Checkpoint.open("someone/model", trust_remote_code=True)
-    assert "*.py" in asked["allow_patterns"]
 
 
 def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from penstock.runtime.checkpoints.quantised_weights import QuantisedWeights
 from penstock.runtime.checkpoints.weights import SourceFormat
 from penstock.tiering.errors import CheckpointError
 from penstock.tiering.units import MiB
+from tests.support import more_quantised as more
 from tests.support.bundles import assert_equal, joined, packed
 from tests.support.engines import engine_of
 from tests.support.quantised_checkpoints import Pair, awq, fp8, gptq, mxfp4, save_pair
@@ -30,6 +31,14 @@ ORDER = torch.randperm(64, generator=torch.Generator().manual_seed(1))
 QKV = r"layers\..*[qkv]_proj\.weight"
 
 
+SCALED = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
+def compressed(format_: str) -> dict[str, Any]:
+    return {"quant_method": "compressed-tensors", "format": format_, "config_groups": {}}
+
+
 class Case(NamedTuple):
     """``others`` are the formats of weights that are not of experts."""
 
@@ -39,7 +48,13 @@ class Case(NamedTuple):
 
 
 MXFP4, BLOCKS, LINES = SourceFormat("mxfp4", transposed=True), SourceFormat("fp8-128x128"), SourceFormat("fp8-1x128")
+MICRO = SourceFormat("fp8-1x32")
 GROUPS, ORDERED, ROWS = SourceFormat("uint4-32"), SourceFormat("uint4-32-ordered"), SourceFormat("uint4-row")
+
+
+def dense(config: dict[str, Any], quantise: more.Quantise, *formats: SourceFormat) -> Case:
+    return Case(lambda folder: save_pair(folder, "llama", config, quantise), set(), set(formats))
+
 
 CASES = {
     "mxfp4": Case(
@@ -81,6 +96,64 @@ CASES = {
     "gptq, experts": Case(lambda folder: save_pair(folder, "qwen3_moe", GPTQ, gptq(32)), {GROUPS}, {GROUPS}),
     "awq": Case(lambda folder: save_pair(folder, "llama", AWQ, awq(32)), set(), {GROUPS}),
     "awq, experts": Case(lambda folder: save_pair(folder, "qwen3_moe", AWQ, awq(32)), {GROUPS}, {GROUPS}),
+    "gptq, in an order that the configuration does not mention": Case(
+        lambda folder: save_pair(folder, "llama", GPTQ, gptq(32, order=ORDER), weights=QKV), set(), {ORDERED}
+    ),
+    "gptq, 8 bits": dense(GPTQ | {"bits": 8}, more.gptq8),
+    "fp8, qscale_weight": dense(SCALED, more.float8(".qscale_weight", more={".qscale_act": torch.ones(())}), BLOCKS),
+    "fp8, scale": dense(SCALED, more.float8(".scale", shape=torch.flatten), BLOCKS),
+    "fp8, weight_scale": dense(SCALED, more.float8(".weight_scale", shape=torch.squeeze), BLOCKS),
+    "fp8, weight_scale in bfloat16": dense(SCALED, more.float8(".weight_scale", dtype=torch.bfloat16), BLOCKS),
+    "fp8, static": dense(SCALED, more.float8(".weight_scale", more={".input_scale": torch.ones(())}), BLOCKS),
+    "fp8, weight_scale of rows": dense(SCALED, more.float8(".weight_scale", (1, 0)), LINES),
+    "fp8, weight_scale_inv of rows": dense(SCALED, more.float8(".weight_scale_inv", (1, 0)), LINES),
+    "fp8, a list of scales": dense(SCALED, more.float8(".weight_scale", (1, 0), shape=torch.flatten), LINES),
+    "fp8, small blocks": dense(
+        SCALED | {"weight_block_size": [32, 32]}, more.float8(".scale", (32, 32), dtype=torch.float8_e8m0fnu), MICRO
+    ),
+    "fp8, tiny blocks": dense(SCALED | {"weight_block_size": [16, 16]}, more.float8(".weight_scale_inv", (16, 16))),
+    "fp8, blocks that nothing mentions": dense(SCALED, more.float8(".weight_scale_inv", (32, 32)), MICRO),
+    "fp8, e5m2": dense(SCALED, more.float8(".weight_scale_inv", numbers=torch.float8_e5m2)),
+    "fp8, four bits": dense(SCALED, more.packed_e2m1),
+    "mxfp8": dense({"quant_method": "mxfp8"}, more.float8(".weight_scale_inv", (1, 32), dtype=torch.uint8), MICRO),
+    "fbgemm": dense({"quant_method": "fbgemm_fp8"}, more.float8(".weight_scale", (1, 0)), LINES),
+    "fp8, experts with one scale each": Case(
+        lambda folder: save_pair(folder, "qwen3_moe", SCALED, more.float8(".weight_scale")), {BLOCKS, LINES}, {BLOCKS}
+    ),
+    "fp8, experts with scales of rows": Case(
+        lambda folder: save_pair(
+            folder, "qwen3_moe", SCALED, more.float8(".weight_scale", (1, 0)), weights=r"experts.*proj\.weight"
+        ),
+        {LINES},
+        set(),
+    ),
+    "compressed-tensors, float8": dense(compressed("float-quantized"), more.float8(".weight_scale", (1, 0)), LINES),
+    "compressed-tensors, int8": dense(compressed("int-quantized"), more.int8()),
+    "compressed-tensors, int8 with zeros": dense(compressed("naive-quantized"), more.int8(zeros=True)),
+    "compressed-tensors, packed": dense(compressed("pack-quantized"), more.compressed(4, 32), GROUPS),
+    "compressed-tensors, packed with zeros": dense(
+        compressed("pack-quantized"), more.compressed(4, 32, zeros=True), GROUPS
+    ),
+    "compressed-tensors, packed in bfloat16": dense(
+        compressed("pack-quantized"), more.compressed(4, 32, zeros=True, dtype=torch.bfloat16)
+    ),
+    "compressed-tensors, packed in an order": dense(
+        compressed("pack-quantized"), more.compressed(4, 32, order=True, dtype=torch.bfloat16)
+    ),
+    "compressed-tensors, packed, 8 bits": dense(
+        compressed("pack-quantized"), more.compressed(8, None, dtype=torch.bfloat16)
+    ),
+    "compressed-tensors, nvfp4": dense(
+        compressed("nvfp4-pack-quantized"), more.nvfp4(".weight_packed", ".weight_global_scale", divided=True)
+    ),
+    "modelopt, fp8": dense({"quant_method": "modelopt"}, more.float8(".weight_scale"), BLOCKS),
+    "modelopt, nvfp4": dense({"quant_method": "modelopt"}, more.nvfp4(".weight", ".weight_scale_2", divided=False)),
+    "bitsandbytes, nf4": dense(FOUR_BITS, more.four_bits(nested=False)),
+    "bitsandbytes, nf4 twice": dense(FOUR_BITS, more.four_bits(nested=True)),
+    "bitsandbytes, nf4, experts": Case(
+        lambda folder: save_pair(folder, "qwen3_moe", FOUR_BITS, more.four_bits(nested=True)), set(), set()
+    ),
+    "bitsandbytes, int8": dense({"quant_method": "bitsandbytes", "load_in_8bit": True}, more.int8_rows),
 }
 
 

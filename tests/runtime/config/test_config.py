@@ -279,7 +279,7 @@ def test_auto_host_memory_is_within_bounds(available, model):
 
 def test_budget_as_written_or_measured(monkeypatch):
     assert Config.load(host_memory="1GiB").host_budget(5) == GiB
-    monkeypatch.setattr("penstock.kernels.machine.machine.available_memory", lambda: 16 * GiB)
+    monkeypatch.setattr("penstock.kernels.machine.machine.read_available_memory", lambda: 16 * GiB)
     assert Config.load().host_budget() == 12 * GiB
     assert Config.load().host_budget(2 * GiB) == 2 * GiB + 96 * MiB
 

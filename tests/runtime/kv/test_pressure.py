@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from penstock.tiering.driving.fakes import FakeMachine
 from tests.runtime.tiers.test_pressure import PLENTY, SHORT, Squeeze, machine  # noqa: F401
+from tests.support.fakes import FakeMachine
 from tests.support.paged import paged, settle, tier_of
 from tests.support.tiny_models import save_tiny
 

@@ -175,7 +175,7 @@ def test_torch_gets_no_more_threads_than_may_run(
     found: int,
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(install, "usable_cores", lambda: usable)
+    monkeypatch.setattr(install, "count_usable_cores", lambda: usable)
     try:
         torch.set_num_threads(torchs)
         with penstock.load(tiny_dense_folder, store=store, host_memory="1GiB", threads=wanted):

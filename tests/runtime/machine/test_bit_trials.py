@@ -85,14 +85,14 @@ def test_one_of_another_machine_under_the_same_name_counts_as_none() -> None:
 
 def test_the_second_start_tries_nothing(tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     products = 0
-    real = experts.expert_product
+    real = experts.compute_expert
 
     def counted(*args: object) -> torch.Tensor:
         nonlocal products
         products += 1
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(experts, "expert_product", counted)
+    monkeypatch.setattr(experts, "compute_expert", counted)
     ids = torch.randint(3, 300, (1, 120), generator=torch.Generator().manual_seed(1))
     needed, outs = [], []
     for _ in range(2):

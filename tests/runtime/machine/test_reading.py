@@ -234,7 +234,7 @@ def test_a_store_in_memory_is_read_somehow(data: list[Path]) -> None:
         copy.write_bytes(os.urandom(64 * PAGE))
         chosen = reading.reading_of([copy], Io(), block=8 * PAGE)
         with reading.DirectFile(copy, direct=backends.choose_direct(chosen.backend)) as file:
-            assert chosen.backend in (*backends.usable(file), "buffered")
+            assert chosen.backend in (*backends.list_usable(file), "buffered")
     finally:
         copy.unlink(missing_ok=True)
 
@@ -248,7 +248,7 @@ def budget(folder: Path, store: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_every_backend_brings_the_same_bits(backend: str, tiny_moe_folder: Path, store: Path) -> None:
-    if backend == "io_uring" and backend not in backends.usable():
+    if backend == "io_uring" and backend not in backends.list_usable():
         pytest.skip("io_uring cannot be used here")
     with penstock.load(tiny_moe_folder, **budget(tiny_moe_folder, store)) as model:
         expected = logits(model)

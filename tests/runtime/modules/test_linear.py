@@ -19,12 +19,12 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     found: list[tuple[int, int, int]] = []
 
     def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> kernels.Products | None:
-        product = kernels.products(rows, n, k, matrix)
+        product = kernels.find_product(rows, n, k, matrix)
         if product is not None:
             found.append((rows, n, k))
         return product
 
-    monkeypatch.setattr(linear, "products", products)
+    monkeypatch.setattr(linear, "find_product", products)
     return found
 
 

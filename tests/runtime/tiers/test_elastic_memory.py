@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import penstock
-from penstock.kernels.machine.cgroups import memory_group
+from penstock.kernels.machine.cgroups import read_memory_group
 from penstock.tiering.units import MiB
 from tests.support.tiny_models import LARGER, save_tiny
 
@@ -136,7 +136,7 @@ def test_another_process_gets_its_memory_in_the_middle_of_a_token(name: str, tmp
         first = hear(child)
         assert first["tokens"] == expected
         assert first["resident"] > 160 * MiB, "all of it must be in memory, or the test shows nothing"
-        state = memory_group(group)
+        state = read_memory_group(group)
         used = state.used if state else psutil.Process(child.pid).memory_full_info().uss
         file = limit_file(group)
         assert file is not None

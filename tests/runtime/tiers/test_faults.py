@@ -12,8 +12,7 @@ import pytest
 
 from penstock.kernels.memory.arena import Arena
 from penstock.runtime.tiers.bridge import Bridge
-from penstock.tiering.driving.fakes import FakeFlash, pattern
-from penstock.tiering.driving.ports import Flash
+from penstock.tiering.driving.ports import BlockSource
 from penstock.tiering.errors import ReadError
 from penstock.tiering.planner.planner import Planner
 from penstock.tiering.planner.regions import EXPERTS, PINNED, STREAM, Home
@@ -26,6 +25,7 @@ from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import PAGE
 from tests.support.backends import BACKENDS, Backend
 from tests.support.bundle_blocks import write
+from tests.support.fakes import FakeFlash, pattern
 
 SOON = 20.0
 """Seconds after which a test gives up on what should take no time."""
@@ -36,7 +36,7 @@ Aside = Callable[..., Future[object]]
 class Rig:
     """Blocks that stream through a region in which about half of them fit."""
 
-    def __init__(self, flash: Flash, blocks: tuple[Block, ...]) -> None:
+    def __init__(self, flash: BlockSource[memoryview], blocks: tuple[Block, ...]) -> None:
         self.blocks = blocks
         lengths = [block.extent.length for block in blocks]
         region = max(sum(lengths) // 2, 2 * max(lengths)) // PAGE * PAGE

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import penstock
 from penstock.runtime.loading import install
 from penstock.runtime.tiers import pressure
-from penstock.tiering.driving.fakes import FakeMachine
 from penstock.tiering.units import MiB
 from tests.support.engines import engine_of
+from tests.support.fakes import FakeMachine
 from tests.support.logits import IDS, logits
 from tests.support.tiny_models import save_tiny
 

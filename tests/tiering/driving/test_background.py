@@ -10,10 +10,10 @@ import pytest
 from penstock.kernels.waiting import no_waiting
 from penstock.tiering.driving.background import BackgroundTask
 from penstock.tiering.driving.driver import Driver
-from penstock.tiering.driving.fakes import FakeFlash, FakeMemory
 from penstock.tiering.events import Event, ReadDone
 from penstock.tiering.units import PAGE
 from tests.support.drivers import BLOCKS, SOON, finishes, in_background, read
+from tests.support.fakes import FakeFlash, FakeMemory
 
 
 class Task:

@@ -9,11 +9,11 @@ import pytest
 
 from penstock.kernels.waiting import may_wait
 from penstock.tiering.driving.driver import Driver
-from penstock.tiering.driving.fakes import FakeFlash, FakeMemory, pattern
 from penstock.tiering.errors import ReadError
 from penstock.tiering.events import Event, ReadDone, ReadFailed
 from penstock.tiering.units import PAGE
 from tests.support.drivers import BLOCKS, SOON, finishes, in_background, read
+from tests.support.fakes import FakeFlash, FakeMemory, pattern
 
 
 class Rig:

@@ -9,7 +9,7 @@ from .reader import Bundle, in_passing
 
 
 class BundleFlash:
-    """As Flash. The checksum is taken on the reader's thread that saw the bytes arrive."""
+    """A BlockSource. The checksum is taken on the reader's thread that saw the bytes arrive."""
 
     def __init__(self, bundle: Bundle, reader: Reader) -> None:
         """Closes neither of them."""
@@ -20,7 +20,7 @@ class BundleFlash:
     def read(
         self, parts: Sequence[Part], into: Sequence[memoryview], landed: Callable[[Exception | None], None]
     ) -> None:
-        """As Flash.read. An I/O error gets a second chance: one in passing should not end a long run.
+        """As BlockSource.read. An I/O error gets a second chance: one in passing should not end a long run.
 
         The extent of a part may take in the blocks that lie behind its own."""
         blocks: list[Block] = []

@@ -1,4 +1,4 @@
-"""The store: the folder in which bundles lie; who may write to it, and how much room it has."""
+"""The store, the folder of all bundles: locks for its writers, and its room."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,15 +10,17 @@ from ...errors import ConfigError, FlashFull
 from ...units import format_size
 
 PARTIAL = ".partial"
-"""What the name of a bundle that is still being written ends with."""
+"""End of the name of a bundle that is still being written."""
 
 PREFIXES = "prefix"
-"""The folder in the store that prompts are kept in, under a quota of their own."""
+"""The folder in the store for stored prompts, which have a quota of their own."""
 
 
 def prepare(store: Path, *, what: str = "store") -> Path:
-    """The folder ``store``, made for this user only if it was not there. Raises ConfigError when it cannot be used;
-    ``what`` says in the message which of the configuration's folders it is."""
+    """Return the folder ``store``, and make it, for this user only, if it is not there.
+
+    ``what`` says in error messages which folder of the configuration it is. Raises ConfigError if it cannot be used.
+    """
     store = store.expanduser()
     key = "[store] path" if what == "store" else "[store] stripes"
     try:
@@ -34,7 +36,7 @@ def prepare(store: Path, *, what: str = "store") -> Path:
 
 @contextmanager
 def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Be the only process that writes ``bundle``: waits while another one does, or else says that it is not (False)."""
+    """Be the only process that writes ``bundle``. Yields True once it is. Without ``wait``, False if another one is."""
     # The lock file stays: removing it would let a third process lock a file that the second no longer sees.
     descriptor = os.open(bundle.with_name(bundle.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -44,11 +46,10 @@ def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def ensure_room(store: Path, needs: Mapping[Path, int], limit: int | None, *, elsewhere: Iterable[Path] = ()) -> None:
-    """Raise FlashFull unless each folder of ``needs`` can grow to so many bytes: on its drive, and with all that lies
-    in the store, but for prompts, and in the folders ``elsewhere`` already within ``limit`` bytes.
+    """Raise FlashFull unless each folder of ``needs`` can grow to its bytes, on its drive and within ``limit``.
 
-    What an interrupted packing has written to a folder counts as there; a folder need not be there yet, the one that it
-    is to lie in must.
+    ``limit``, in bytes, bounds the store without prompts, and the folders ``elsewhere``, together. The files of an
+    interrupted packing count as written. A folder need not be there yet, but its parent must.
     """
     missing = {folder: max(0, total - size_of(folder)) for folder, total in needs.items()}
     drives: dict[int, tuple[Path, int]] = {}
@@ -74,12 +75,12 @@ def ensure_room(store: Path, needs: Mapping[Path, int], limit: int | None, *, el
 
 
 def bundle_bytes(store: Path) -> int:
-    """Bytes of all that lies in ``store`` but prompts."""
+    """Return the bytes of all files in ``store``, without stored prompts."""
     return size_of(store) - size_of(store / PREFIXES)
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files below ``folder``; 0 when it is not there. Files that go while we look do not count."""
+    """Return the bytes of all files below ``folder``, 0 if it is not there. Files removed meanwhile do not count."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

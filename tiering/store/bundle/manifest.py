@@ -1,14 +1,14 @@
-"""The bundle's manifest (pure): which block lies where, which tensors it holds, and how to know it is intact.
+"""The bundle's manifest (pure): where each block lies, its tensors, and its checksum.
 
 A bundle is a folder::
 
-    manifest.json      this file's content, written last: a folder without it is no bundle
+    manifest.json      the manifest, written last: a folder without it is no bundle
     model/             config, generation config and tokenizer of the checkpoint, as they were
     data-00000.bin     blocks one after the other in order of use, each PAGE aligned and padded with zeros
 
-A bundle that is striped has its blocks dealt out to several drives: some of its data files lie in other folders, which
-the manifest names. Such a manifest has version 2; one of version 1 has all its files in the bundle's own folder. One
-with encoded matrices has version 3.
+A striped bundle has its blocks on several drives. Some of its data files lie in other folders, named by the manifest.
+Its manifest has version 2. In version 1, all files are in the bundle's own folder. A manifest with encoded matrices has
+version 3.
 
 A *dense* block holds the weights of one module and is leased while that module runs. Blocks with ``resident`` set hold
 everything too small to be worth streaming (norms, biases, routers, buffers) and stay in memory. An *expert* block
@@ -27,19 +27,19 @@ from ...errors import BundleCorrupt, BundleVersionError
 from ...units import PAGE, BlockId, Extent, align_up
 
 PLAIN, STRIPED, ENCODED = 1, 2, 3
-"""The versions. A bundle has the least that says what it holds: penstock from before can read it then."""
+"""The versions. A bundle gets the lowest that can describe it, so that older versions of penstock can read it."""
 TENSOR_ALIGNMENT = 64
-"""Bytes: what a tensor's address is modulo this is part of the result. Vectorised products treat what lies before the
-first aligned byte apart, so equal weights at another address can give other last bits. torch's own allocator gives
-multiples of it; weights that transformers maps from a file lie where the file has them."""
+"""Bytes. A tensor's address modulo this can change the last bits of a product: vectorised products treat the numbers
+before the first aligned byte apart. torch's own allocator gives multiples of it. Weights that transformers maps from a
+file lie where the file has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
     """How a matrix is stored: as plane number ``plane`` of the weight format called ``format``.
 
-    ``transposed``: what is encoded is its transpose. ``address`` is the one, modulo TENSOR_ALIGNMENT, that it would
-    have if it were stored as it is: an exact format decodes to such a place, for the same bits in products.
+    ``transposed``: the transpose is encoded. ``address``, modulo TENSOR_ALIGNMENT, is the address that the matrix would
+    have if it were stored as it is. An exact format decodes to such an address, for the same bits in products.
     """
 
     format: str
@@ -51,7 +51,7 @@ class Packing:
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor inside a block: ``name`` as in the module's state dict, ``dtype`` as in ``torch.<dtype>``. ``length``
-    bytes are stored, as ``packing`` says; as they are in memory where it is None."""
+    bytes are stored, as ``packing`` says. If it is None, they are stored as they are in memory."""
 
     name: str
     dtype: str
@@ -84,7 +84,7 @@ class DataFile:
 @dataclass(frozen=True, slots=True)
 class BundleDrive:
     """A drive with a share of the blocks: the absolute ``folder`` of its data files ("" is the bundle's own), and the
-    speed that was measured when the blocks were dealt out."""
+    speed that was measured before the blocks were dealt to drives."""
 
     folder: str
     bytes_per_second: int
@@ -92,9 +92,10 @@ class BundleDrive:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """``identity`` names what was packed (checkpoint digest, dtype, format); ``tied`` maps a state-dict name to the
-    name under which its weights are stored; ``codec`` are the weight formats that were asked for; ``drives`` are those
-    of a striped bundle, its own first, and empty in a plain one. ``notes`` say what is not stored as asked for."""
+    """``identity`` is a digest of all that decides the content (checkpoint, dtype, formats). ``tied`` maps a state-dict
+    name to the name under which its weights are stored. ``codec`` names the requested weight formats. ``drives`` are
+    the drives of a striped bundle, its own first, and empty in a plain one. ``notes`` say what is stored otherwise than
+    requested."""
 
     identity: str
     checkpoint: str
@@ -108,7 +109,7 @@ class Manifest:
 
     @property
     def version(self) -> int:
-        """The least version that says all this."""
+        """The lowest version that can describe this bundle."""
         if self.notes or any(spec.packing for block in self.blocks for spec in block.tensors):
             return ENCODED
         return STRIPED if self.drives else PLAIN
@@ -120,14 +121,14 @@ class Manifest:
 
     @property
     def drive_bytes(self) -> tuple[int, ...]:
-        """Bytes of the data files on each drive; one number for a plain bundle."""
+        """Bytes of the data files on each drive. A plain bundle has one drive."""
         found = [0] * max(1, len(self.drives))
         for file in self.files:
             found[file.drive] += file.length
         return tuple(found)
 
     def places(self, bundle: Path) -> list[Path]:
-        """The folder of each drive's data files, for the manifest of ``bundle``; only itself for a plain one."""
+        """The folder of each drive's data files. A plain bundle has only ``bundle``, the manifest's folder."""
         return [bundle, *(Path(drive.folder) for drive in self.drives[1:])]
 
     def drive_of(self, block: Block) -> int:
@@ -138,9 +139,9 @@ class Manifest:
 def place_tensors(
     tensors: Iterable[tuple[str, str, tuple[int, ...], int]], addresses: Mapping[str, int] | None = None
 ) -> tuple[tuple[TensorSpec, ...], int]:
-    """Lay ``(name, dtype, shape, length)`` one after the other; the specs and the padded length of the block.
+    """Lay tensors ``(name, dtype, shape, length)`` one after the other. Returns specs and the padded length.
 
-    Each is placed at ``addresses[name]``, 0 if not given, modulo TENSOR_ALIGNMENT.
+    Each is placed at ``addresses[name]`` (0 if not given) modulo TENSOR_ALIGNMENT. Lengths are in bytes.
     """
     specs, offset = [], 0
     for name, dtype, shape, length in tensors:
@@ -152,7 +153,7 @@ def place_tensors(
 
 
 def dump(manifest: Manifest) -> str:
-    """The manifest as JSON; equal manifests give equal text."""
+    """Return the manifest as JSON. Equal manifests give equal text."""
     version = manifest.version
     document = {"format": "penstock-bundle", "version": version} | asdict(replace(manifest, blocks=()))
     document["files"] = [asdict(file) if version > PLAIN else _plain(file) for file in manifest.files]
@@ -164,7 +165,7 @@ def dump(manifest: Manifest) -> str:
 
 
 def signed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """``document`` with a checksum: the SHA-256 of all the rest."""
+    """Return ``document`` with a checksum: the SHA-256 of the rest of it."""
     rest = {key: value for key, value in document.items() if key != "checksum"}
     return rest | {"checksum": hashlib.sha256(_encode(rest).encode()).hexdigest()}
 
@@ -174,8 +175,10 @@ def _encode(document: Mapping[str, Any]) -> str:
 
 
 def parse(text: str, where: str) -> Manifest:
-    """Read what ``dump`` wrote. Raises BundleVersionError for a newer version, BundleCorrupt for anything else amiss;
-    ``where`` names the file in the message."""
+    """Read what ``dump`` wrote. ``where`` names the file in error messages.
+
+    Raises BundleVersionError for a newer version, and BundleCorrupt for other text that it cannot read.
+    """
     try:
         document = json.loads(text)
         if document["format"] != "penstock-bundle":

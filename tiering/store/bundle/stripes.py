@@ -1,4 +1,4 @@
-"""The other drives of a store: where the parts of its bundles lie there, and what deleted bundles have left.
+"""Stripes, the other drives of a store: the parts of its bundles there, and the parts that deleted bundles have left.
 
 The part of bundle ``B`` in the stripe ``S`` is the folder ``S/B.ID``. ID is drawn once for a store and kept in it, so
 that several stores may share a stripe, and a store may be moved.
@@ -19,8 +19,8 @@ _ID = "store.id"
 
 
 def prepare_stripes(store: Path, stripes: Iterable[Path]) -> tuple[Path, ...]:
-    """The folders ``stripes``, made where they were not there. Raises ConfigError when one cannot be used, or is named
-    twice, or is ``store`` itself."""
+    """Return the folders ``stripes``, and make those that are not there. Raises ConfigError if one cannot be used, is
+    named twice, or is ``store`` itself."""
     ready = [store]
     for stripe in stripes:
         folder = prepare(stripe.absolute(), what="stripe")
@@ -33,34 +33,34 @@ def prepare_stripes(store: Path, stripes: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def part_of(bundle: Path, stripe: Path) -> Path:
-    """Where the part of ``bundle`` that is dealt to ``stripe`` lies."""
+    """Return the folder in ``stripe`` for its part of ``bundle``."""
     return stripe / f"{bundle.name}.{_identity(bundle.parent)}"
 
 
 def parts_of(store: Path, stripe: Path) -> list[Path]:
-    """What lies in ``stripe`` of the bundles of ``store``. Writes nothing."""
+    """Return the parts in ``stripe`` of bundles of ``store``. Writes nothing."""
     return sorted(stripe.glob(f"*.{_identity(store)}")) if (store / _ID).is_file() else []
 
 
 def sweep(store: Path, stripes: Iterable[Path]) -> None:
-    """Remove from ``stripes`` what belongs to bundles that are not in ``store`` any more."""
+    """Remove from ``stripes`` the parts of bundles that are no longer in ``store``."""
     for part in [part for stripe in stripes for part in parts_of(store, stripe)]:
         bundle = store / part.stem
         with locked(bundle, wait=False) as mine:
-            # Not even begun: the bundle's own folder is made before its parts.
+            # Neither finished nor begun: the bundle's own folder is made before its parts.
             if mine and not bundle.exists() and not bundle.with_name(bundle.name + PARTIAL).exists():
                 shutil.rmtree(part, ignore_errors=True)
 
 
 def remove(bundle: Path, folders: Sequence[str]) -> None:
-    """Remove those of ``folders`` that are parts of ``bundle`` and can be reached."""
+    """Remove the parts of ``bundle`` among ``folders``, if they can be reached."""
     for folder in map(Path, folders):
         if folder.name == part_of(bundle, folder.parent).name:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def absent(bundle: Path, place: Path) -> BundleError:
-    """The error that says that ``place``, where ``bundle`` has a part, is not there."""
+    """Return the error for ``place``, a part of ``bundle``, that is not there."""
     return BundleError(
         f"{bundle} has a part of its blocks in {place}, which is not there; mount that drive, "
         "or delete the bundle and pack again"
@@ -68,7 +68,7 @@ def absent(bundle: Path, place: Path) -> BundleError:
 
 
 def drive_under(folder: Path, devices: Path = Path("/sys/dev/block")) -> str:
-    """What tells the drive below ``folder`` from others; partitions of a drive count as that drive."""
+    """Return a name for the drive that holds ``folder``. Partitions of a drive have the same name."""
     device = os.stat(folder).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     known = devices / number
@@ -79,7 +79,7 @@ def drive_under(folder: Path, devices: Path = Path("/sys/dev/block")) -> str:
 
 
 def on_one_drive(one: Path, other: Path) -> bool:
-    """Whether both folders are there, on the same drive."""
+    """Return whether both folders are there, on the same drive."""
     return one.is_dir() and other.is_dir() and drive_under(one) == drive_under(other)
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
-from penstock.kernels.devices.copies import Copies, Wait
+from penstock.kernels.devices.copies import Copies, WaitForCopy
 from penstock.kernels.devices.emulated import Emulated
 from penstock.kernels.memory.arena import Arena
 from penstock.runtime.config.config import Config
@@ -192,7 +192,7 @@ def test_a_copy_that_fails_leaves_its_pages_below(model: PreTrainedModel, truth:
     tier, count, every = tier_of(model), 0, 3
     assert tier.device_pages is not None
 
-    def begin(source: torch.Tensor, target: torch.Tensor, after: Any) -> Wait:
+    def begin(source: torch.Tensor, target: torch.Tensor, after: Any) -> WaitForCopy:
         def wait() -> None:
             nonlocal count
             count += 1

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import penstock
-from penstock.kernels.devices.copies import Copies, Wait
+from penstock.kernels.devices.copies import Copies, WaitForCopy
 from penstock.kernels.devices.emulated import Emulated
 from penstock.kernels.waiting import no_waiting
 from penstock.runtime.loading.openings import device as opening
@@ -44,7 +44,7 @@ class Bus(Emulated):
         self.count = 0
 
     def copies(self) -> Copies:
-        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[None]) -> Wait:
+        def begin(source: torch.Tensor, target: torch.Tensor, after: Sequence[None]) -> WaitForCopy:
             self.count += 1
             fails = self.fails(self.count)
 
@@ -336,7 +336,7 @@ def test_weights_that_a_device_cannot_compute_with(monkeypatch: pytest.MonkeyPat
     def absent(name: str) -> None:
         raise ImportError("pip install 'penstock[cuda]'")
 
-    monkeypatch.setattr(opening, "device_format", absent)
+    monkeypatch.setattr(opening, "find_device_format", absent)
     with pytest.raises(ConfigError, match="pip install"):
         check_formats(device, {"int8"})
 

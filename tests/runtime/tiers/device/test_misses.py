@@ -70,7 +70,7 @@ def test_no_bit_depends_on_where_experts_are_computed(
 def test_without_our_own_products_bits_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a device computes with that the CPU's products cannot be used on."""
     monkeypatch.setattr("penstock.runtime.tiers.compute_tier.ComputeTier.native", False)
-    experts = ["tier_experts.expert_outputs", "fast.add_weighted", "fast.weighted_sum"]
+    experts = ["tier_experts.compute_outputs", "fast.add_weighted", "fast.sum_weighted"]
     modules = ["forwards.trim", "attach.few_rows", "attach.fast_weight", "attach.in_parts"]
     for name in [*(f"experts.{each}" for each in experts), *(f"modules.{each}" for each in modules)]:
         monkeypatch.delattr(f"penstock.runtime.{name}")

@@ -1,13 +1,13 @@
-"""In-memory fakes of the ports, with faults on request, for tests."""
+"""In-memory fakes of the ports of the driver, with faults on request."""
 
 import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-from ...kernels.waiting import mark_thread
-from ..events import Part
-from ..units import BlockId
+from penstock.kernels.waiting import mark_thread
+from penstock.tiering.events import Part
+from penstock.tiering.units import BlockId
 
 
 def pattern(block: BlockId, length: int) -> bytes:
@@ -70,7 +70,7 @@ class FakeFlash:
     def read(
         self, parts: Sequence[Part], into: Sequence[memoryview], landed: Callable[[Exception | None], None]
     ) -> None:
-        """As Flash.read."""
+        """As BlockSource.read."""
         thread = threading.Thread(target=self._perform, args=(parts, into, landed), daemon=True)
         with self._lock:
             self._threads.append(thread)

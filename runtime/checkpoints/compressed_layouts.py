@@ -1,0 +1,166 @@
+"""Layouts of compressed-tensors and ModelOpt: packed integers, int8, float8 and NVFP4, each with scales beside it.
+
+The source computes in the dtype of the scales: so do these, before a number is rounded to the model's dtype.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .fp8_layouts import unpack_e2m1
+from .integer_layouts import Integers, four_bit_format, unpack
+from .quantised import Lines, Numbers, QuantisedTensor, ReadTensor, quantised_tensor
+from .safetensors_file import SourceTensor
+
+_NVFP4_GROUP = 16
+
+
+def packed_integers(own: Mapping[str, SourceTensor], bits: int | None, read: ReadTensor) -> QuantisedTensor:
+    """ "pack-quantized": numbers of 4 or 8 bits along k in each int32 of [n, k * bits / 32], less half their range.
+
+    ``bits`` is what the configuration says, where it says one thing. Raises ValueError, and KeyError with the end of a
+    name that is not there.
+    """
+    numbers, scales, zeros = own[".weight_packed"], own[".weight_scale"], own.get(".weight_zero_point")
+    index = own.get(".weight_g_idx")
+    n, k = map(int, read(own[".weight_shape"]).tolist())
+    found = [bits for bits in (4, 8) if numbers.shape == (n, -(-k * bits // 32))]
+    if numbers.dtype != torch.int32 or len(found) != 1 or bits not in (None, *found):
+        raise ValueError(f"{list(numbers.shape)} {numbers.dtype} do not hold [{n}, {k}] in {bits or '4 or 8'} bits")
+    (width,) = found
+    count = _groups(scales, n, k)
+    if zeros is not None and zeros.shape != (-(-n * width // 32), count):
+        raise ValueError(f"its zeros are {list(zeros.shape)}, not {[-(-n * width // 32), count]}")
+    groups = None if index is None else read(index).long()
+    if groups is not None and torch.equal(groups, torch.arange(k) // (k // count)):
+        groups = None
+    elif groups is not None and (groups.shape != (k,) or int(groups.min()) < 0 or int(groups.max()) >= count):
+        raise ValueError(f"{own['.weight_g_idx'].name} names groups that have no scales")
+    plain = width == 4 and scales.dtype == torch.float16 and groups is None
+    name = four_bit_format(k // count, n, k, ordered=False) if plain else None
+    tensors = numbers, scales, *([] if zeros is None else [zeros]), *([] if groups is None else [own[".weight_g_idx"]])
+
+    def integers(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Integers:
+        numbers, scales, *more = map(read, tensors)
+        lifted = torch.full((n, count), 1 << (width - 1), dtype=torch.uint8)
+        if zeros is not None:
+            lifted = unpack(more.pop(0).t().contiguous(), width)[:, :n].t()
+        return Integers(
+            n,
+            lambda rows: unpack(numbers[rows], width)[:, :k],
+            scales.reshape(-1, count).expand(n, count),
+            lifted,
+            k // count,
+            more[0].long() if more else None,
+        )
+
+    def lines(read: ReadTensor, own: tuple[SourceTensor, ...]) -> Lines:
+        return integers(read, own).lines()
+
+    def decoded(read: ReadTensor, own: tuple[SourceTensor, ...]) -> Numbers:
+        return _rounded(integers(read, own).numbers(), scales.dtype)
+
+    return quantised_tensor((n, k), tensors, name, lines, decoded)
+
+
+def int8_weight(own: Mapping[str, SourceTensor]) -> QuantisedTensor:
+    """ "int-quantized" and "naive-quantized": int8 [n, k], with scales of rows, of groups in a row, or one of all."""
+    numbers, scales, zeros = own[".weight"], own[".weight_scale"], own.get(".weight_zero_point")
+    if len(numbers.shape) != 2 or numbers.dtype != torch.int8:
+        raise ValueError(f"it is {numbers.dtype} {list(numbers.shape)}, not a matrix of int8")
+    n, k = numbers.shape
+    count = _groups(scales, n, k)
+    if zeros is not None and (zeros.shape != scales.shape or zeros.dtype.is_floating_point):
+        raise ValueError(f"its zeros are {zeros.dtype} {list(zeros.shape)}")
+
+    def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
+        numbers, scales, *more = map(read, tensors)
+        of_rows = scales.reshape(-1, count).expand(n, count)
+        lifted = (more[0].int() if more else torch.zeros(1, count, dtype=torch.int32)).reshape(-1, count)
+        lifted = lifted.expand(n, count)
+        values = Integers(n, lambda rows: numbers[rows], of_rows, lifted, k // count)
+        return _rounded(values.numbers(), scales.dtype)
+
+    tensors = numbers, scales, *([] if zeros is None else [zeros])
+    return quantised_tensor((n, k), tensors, None, numbers=decoded)
+
+
+def nvfp4_weight(numbers: SourceTensor, scales: SourceTensor, whole: SourceTensor, *, divided: bool) -> QuantisedTensor:
+    """NVFP4: two numbers of four bits (E2M1) to a byte of [n, k / 2], a float8 scale for each 16, and one of ``whole``,
+    by which the others are ``divided`` or multiplied. Raises ValueError."""
+    if numbers.dtype != torch.uint8 or len(numbers.shape) != 2:
+        raise ValueError(f"it is {numbers.dtype} {list(numbers.shape)}, not a matrix of two numbers to a byte")
+    n, k = numbers.shape[0], 2 * numbers.shape[1]
+    if scales.dtype != torch.float8_e4m3fn or scales.shape != (n, k // _NVFP4_GROUP) or k % _NVFP4_GROUP:
+        raise ValueError(f"{list(scales.shape)} scales of {scales.dtype} do not fit [{n}, {k}] in groups of 16")
+    if whole.dtype != torch.float32 or any(size != 1 for size in whole.shape):
+        raise ValueError(f"{whole.name} is {whole.dtype} {list(whole.shape)}, not one float32")
+
+    def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
+        numbers, scales, whole = map(read, tensors)
+
+        def decode(rows: slice) -> torch.Tensor:
+            of_groups = scales[rows].float()
+            each = of_groups / whole.reshape(()) if divided else of_groups * whole.reshape(())
+            return unpack_e2m1(numbers[rows]) * each.repeat_interleave(_NVFP4_GROUP, 1)
+
+        return decode
+
+    return quantised_tensor((n, k), (numbers, scales, whole), None, numbers=decoded)
+
+
+def bits_of(config: Mapping[str, Any]) -> int | None:
+    """The bits of a number, where all groups of the configuration agree."""
+    found = {(group.get("weights") or {}).get("num_bits") for group in (config.get("config_groups") or {}).values()}
+    (bits,) = found if len(found) == 1 else (None,)
+    return None if bits is None else int(bits)
+
+
+def has_zeros(config: Mapping[str, Any]) -> bool:
+    """Whether every group of the configuration has zeros."""
+    groups = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
+    return bool(groups) and all(weights.get("symmetric") is False for weights in groups)
+
+
+def unread_part(config: Mapping[str, Any]) -> str | None:
+    """What of the configuration is not read; None if all is."""
+    formats = {str(config.get("format"))} | {
+        str(group["format"]) for group in (config.get("config_groups") or {}).values() if group.get("format")
+    }
+    others = sorted(formats - _FORMATS)
+    if others:
+        return f"in format {', '.join(others)}"
+    sparsity = (config.get("sparsity_config") or {}).get("format", "dense")
+    if sparsity != "dense":
+        return f"with sparsity {sparsity}"
+    if (config.get("transform_config") or {}).get("config_groups"):
+        return "with transforms of activations"
+    return None
+
+
+_FORMATS = {
+    "pack-quantized",
+    "int-quantized",
+    "naive-quantized",
+    "float-quantized",
+    "nvfp4-pack-quantized",
+    "mixed-precision",
+}
+
+
+def _groups(scales: SourceTensor, n: int, k: int) -> int:
+    """The number of groups in a row. Raises ValueError unless there is a scale for each, for each row, or one."""
+    shape = scales.shape
+    if not scales.dtype.is_floating_point or scales.dtype.itemsize < 2:
+        raise ValueError(f"its scales are {scales.dtype}")
+    if all(size == 1 for size in shape):
+        return 1
+    count = shape[1] if len(shape) == 2 else 1 if len(shape) == 1 else 0
+    if not count or shape[0] != n or k % count:
+        raise ValueError(f"{list(shape)} scales {scales.name} do not fit [{n}, {k}]")
+    return count
+
+
+def _rounded(numbers: Numbers, dtype: torch.dtype) -> Numbers:
+    return lambda rows: numbers(rows).to(dtype).float()
