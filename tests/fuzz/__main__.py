@@ -27,7 +27,9 @@ def main() -> int:
         parser.error("name a seed")
     if options.last is not None:
         return int(supervise.play_all([*range(int(options.first), options.last)], options.log) > 0)
-    return _play_one(Case.read(options.first) if options.first.startswith("{") else Case.of(int(options.first)), options)
+    return _play_one(
+        Case.read(options.first) if options.first.startswith("{") else Case.of(int(options.first)), options
+    )
 
 
 def _play_one(case: Case, options: argparse.Namespace) -> int:

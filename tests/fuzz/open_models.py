@@ -38,9 +38,7 @@ def penstock_opening(case: Case, written: Written, attention: str, store: Path) 
     options = settings.options | {"store": store}
     if settings.device != "cpu":
         options["device"] = settings.device
-    load = partial(
-        penstock.load, written.checkpoint, attn_implementation=attention, trust_remote_code=True, **options
-    )
+    load = partial(penstock.load, written.checkpoint, attn_implementation=attention, trust_remote_code=True, **options)
 
     def from_bundle() -> Any:
         with load(host_memory=ENOUGH, **({"device_memory": ENOUGH} if "device" in options else {})) as model:

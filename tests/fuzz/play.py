@@ -27,7 +27,7 @@ OPENING = "open"
 
 @dataclass
 class Report:
-    """What a case came to. ``finding``: what is wrong, empty if nothing is; ``where``: in which step. ``refusals``: what
+    """What a case came to. ``finding``: what is wrong, or nothing; ``where``: in which step. ``refusals``: what
     Penstock does not do, with its reason. ``alike``: steps that had an outcome, and the same one."""
 
     finding: str = ""

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from penstock.tiering.errors import ConfigError
+
 from .outcome.attempt import Raised, attempt
 from .outcome.closeness import Closeness
 from .outcome.compare import difference
 from .outcome.generated import Generated
-from penstock.tiering.errors import ConfigError
 
 ONES = torch.ones(2, 3)
 NAN = torch.tensor([1.0, float("nan")])

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_CODE = '''
+_CODE = """
 from transformers import {base}
 from .helper_own import FACTOR
 
@@ -14,7 +14,7 @@ class OwnForCausalLM({base}):
         out = super().forward(*args, **kwargs)
         out.logits = out.logits * FACTOR
         return out
-'''
+"""
 
 
 def give_own_code(folder: Path, base: type[Any]) -> None:

@@ -1,5 +1,6 @@
 """Writes the checkpoint of a model spec."""
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ def write(spec: ModelSpec, folder: Path) -> Written:
     torch.manual_seed(0)
     if spec.quantised != "no":
         pair = QUANTISED[spec.quantised](folder, spec.architecture)
+        shutil.copy(pair.plain / "generation_config.json", pair.quantised)
         return Written(pair.quantised, pair.plain)
     config = config_of(spec.architecture, SHAPES[spec.shape])
     model = spec.auto_class.from_config(config, dtype=getattr(torch, spec.dtype))

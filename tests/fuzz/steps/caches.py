@@ -65,7 +65,9 @@ class CacheLooks(Step):
             if self.what == "length":
                 return int(cache.get_seq_length())
             if self.what == "tensors":
-                return [torch.as_tensor(layer.keys) for layer in cache.layers if getattr(layer, "keys", None) is not None]
+                return [
+                    torch.as_tensor(layer.keys) for layer in cache.layers if getattr(layer, "keys", None) is not None
+                ]
             if self.what == "reorder":
                 cache.reorder_cache(torch.tensor([1, 0]))
                 return side.model(side.ids(2, 1), past_key_values=cache).logits

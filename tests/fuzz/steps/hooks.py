@@ -75,7 +75,9 @@ class Hook(Step):
 
 
 def _before(args: Any) -> Any:
-    return (args[0] * 2, *args[1:]) if args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point() else None
+    if args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point():
+        return (args[0] * 2, *args[1:])
+    return None
 
 
 @dataclass(frozen=True)

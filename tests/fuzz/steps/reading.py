@@ -46,7 +46,6 @@ READS: dict[str, Callable[[torch.Tensor], Any]] = {
     "cat": lambda w: torch.cat([w.flatten(), w.flatten()])[:7],
     "view": lambda w: w.view(-1)[:4] * 2,
     "chunk": lambda w: w.chunk(2, 0)[0].clone(),
-    "svd": lambda w: torch.linalg.matrix_norm(w.float(), 2) if w.dim() == 2 else None,
     "looks": lambda w: [str(w.dtype), str(w.device), list(w.shape), w.numel(), w.requires_grad, w.is_contiguous()],
     "iterate": lambda w: [float(row.float().sum()) for row, _ in zip(w, range(2), strict=False)],
     "format": lambda w: f"{w.flatten()[0].item():.3e}",

@@ -8,6 +8,7 @@ import torch
 
 from ..fields import pick
 from ..side import Side
+from .generating import generate
 from .step import Step
 
 LONGEST = 60.0
@@ -52,4 +53,4 @@ class Threads(Step):
             ids = side.ids(1, 4 + 3 * number, seed=number)
             if self.work == "forward":
                 return side.model(ids).logits
-            return side.model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+            return generate(side, {"input_ids": ids}, "greedy", 6, "plain")
