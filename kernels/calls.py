@@ -1,25 +1,25 @@
 """Calls of compiled products: several matrices in one call, and threads shared between concurrent calls."""
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 
-_under_way: list[None] = []  # one entry per running call
+_under_way: set[object] = set()  # one entry per running call
 
 
-@contextmanager
-def share(threads: int) -> Iterator[int]:
-    """Yield the number of ``threads`` that this call should use.
+def with_team(threads: int, call: Callable[[int], None]) -> None:
+    """Run ``call`` with the number of ``threads`` that it should use.
 
-    Concurrent calls share the cores. A full team of threads for each would wait for its turns.
+    Concurrent calls share the cores. A full team of threads for each would wait for its turns. An interrupt at any
+    point leaves no call behind that others would share with for ever.
     """
-    _under_way.append(None)
+    this = object()
     try:
-        yield max(1, threads // len(_under_way))
+        _under_way.add(this)
+        call(max(1, threads // len(_under_way)))
     finally:
-        _under_way.pop()
+        _under_way.discard(this)
 
 
 def multiply(
@@ -40,17 +40,16 @@ def multiply(
     count = len(inputs)
     out = torch.empty(count, rows, n, dtype=torch.bfloat16)
     first, size = out.data_ptr(), 2 * rows * n
-    with share(threads) as team:
-        kernel(
-            count,
-            (ctypes.c_uint64 * len(matrices))(*matrices),
-            (ctypes.c_uint64 * count)(*inputs),
-            (ctypes.c_uint64 * count)(*range(first, first + count * size, size)),
-            rows,
-            n,
-            *numbers,
-            team,
-        )
+    arguments = (
+        count,
+        (ctypes.c_uint64 * len(matrices))(*matrices),
+        (ctypes.c_uint64 * count)(*inputs),
+        (ctypes.c_uint64 * count)(*range(first, first + count * size, size)),
+        rows,
+        n,
+        *numbers,
+    )
+    with_team(threads, lambda team: kernel(*arguments, team))
     return out
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import os
 import platform
 from collections.abc import Collection, Mapping
 from ctypes import c_char_p, c_double, c_float, c_int, c_long, c_void_p
@@ -69,8 +70,31 @@ _BUILD_QUERIES: dict[str, list[Any]] = {"penstock_openmp": [], "penstock_feature
 """Signatures of functions that describe the build and the processor."""
 
 
+SETTING = "PENSTOCK_KERNELS"
+"""Environment variable: the most that the kernels may use here. It is read when Penstock is imported."""
+LEVELS = ("none", "plain", "avx2", "all")
+"""Values of SETTING: torch alone; compiled for any processor; with AVX2; all that the processor has (the default)."""
+_NONE, _PLAIN, _AVX2, _ALL = range(len(LEVELS))
+
+
+def _most(value: str) -> int:
+    """Return the place of ``value`` in LEVELS. Another value counts as none that is set."""
+    return LEVELS.index(value) if value in LEVELS else _ALL
+
+
+MOST = _most(os.environ.get(SETTING, ""))
+"""The place in LEVELS of the level that is set here."""
+
+
+def limit_level(level: int) -> int:
+    """Limit the ``level`` of a kernel, 0 for any processor, 1 for AVX2 and 2 for AVX-512, to what SETTING allows."""
+    return level if MOST == _ALL else min(level, MOST - _PLAIN)
+
+
 def load() -> tuple[ctypes.CDLL | None, str]:
     """Load the compiled library. Returns it, or None and the reason."""
+    if MOST == _NONE:
+        return None, f"{SETTING} switches them off"
     found = importlib.util.find_spec("penstock.kernels._native")
     if found is None or found.origin is None:
         return None, "nothing was compiled at installation: install again with GCC or Clang, pip install -v says more"
@@ -87,7 +111,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
 
 def _library() -> ctypes.CDLL | None:
     """Return the library with its products declared, or None where the processor cannot run them."""
-    if COMPILED is None or not COMPILED.penstock_available():
+    if COMPILED is None or MOST != _ALL or not COMPILED.penstock_available():
         return None
     _declare(COMPILED, _PRODUCTS, None)
     _declare(COMPILED, _PRODUCTS_WITH_STATUS, c_int)
@@ -154,21 +178,25 @@ def describe() -> Kernels:
         products=LIBRARY is not None,
         packed=PACKED is not None,
         features=tuple(name for name, there in features.items() if there),
-        missing=tuple(explain(_WHY_NOT, openmp=openmp, features=features, machine=platform.machine())),
+        missing=tuple(
+            explain(_WHY_NOT, openmp=openmp, features=features, machine=platform.machine(), most=LEVELS[MOST])
+        ),
     )
 
 
-def explain(why_not: str, *, openmp: bool, features: Mapping[str, bool], machine: str) -> list[str]:
+def explain(why_not: str, *, openmp: bool, features: Mapping[str, bool], machine: str, most: str = "all") -> list[str]:
     """Explain why kernels are not in use: a list of reasons. Pure.
 
     ``why_not`` is the reason if there are no kernels at all. Otherwise the reasons follow from OpenMP and from the
-    ``features`` of the processor. None are known where it is not x86-64.
+    ``features`` of the processor. None are known where it is not x86-64. ``most`` is the level in LEVELS that is set.
     """
     if why_not:
         return [why_not]
     reasons = []
     if not features:
         reasons.append(f"products of weights come from torch: their kernels are for x86-64, this is {machine}")
+    elif most != LEVELS[_ALL]:
+        reasons.append(f"products of weights come from torch: {SETTING} is {most}")
     elif lacking := _lacking(PRODUCTS_NEED, features):
         reasons.append(f"products of weights come from torch: this processor lacks {lacking}")
     elif lacking := _lacking(PACKED_NEED, features):

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "kernels": [
         "kernels",
+        "kernels.process",
         "kernels.memory",
         "kernels.io",
         "kernels.machine",

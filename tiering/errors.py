@@ -87,3 +87,7 @@ class DeviceModelError(PenstockError):
 
 class Closed(PenstockError):
     """The model was closed; its weights are no longer in memory."""
+
+
+class Forked(Closed):
+    """The model was loaded by the process that this one was forked from."""

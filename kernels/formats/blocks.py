@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..calls import multiply, share
+from ..calls import multiply, with_team
 from ..native import LIBRARY
 from .base import SLAB, PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
 
@@ -106,17 +106,9 @@ class Blocks:
         """Fill ``out`` with rows of the matrix. See Format."""
         (plane,) = planes
         if LIBRARY is not None and out.dtype in _DTYPES:
-            with share(torch.get_num_threads()) as threads:
-                LIBRARY.penstock_decode_blocks(
-                    self._shape(n, k),
-                    plane.data_ptr(),
-                    rows.start,
-                    len(out),
-                    k,
-                    out.data_ptr(),
-                    _DTYPES[out.dtype],
-                    threads,
-                )
+            addresses = plane.data_ptr(), rows.start, len(out), k, out.data_ptr()
+            kernel, shape, dtype = LIBRARY.penstock_decode_blocks, self._shape(n, k), _DTYPES[out.dtype]
+            with_team(torch.get_num_threads(), lambda threads: kernel(shape, *addresses, dtype, threads))
         else:
             self._decode_portably(self.split(plane, n, k), n, k, rows, out)
 

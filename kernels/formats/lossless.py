@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from ..calls import multiply
-from ..native import COMPILED, LIBRARY
+from ..native import COMPILED, LIBRARY, limit_level
 from ..products.few_rows import Products, find_product
 from .base import PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
 from .lossless_tiles import ROWS, decode_tile, encode_tile
 
-_WAY = 0 if COMPILED is None else COMPILED.penstock_lossless_way()
+_WAY = 0 if COMPILED is None else limit_level(COMPILED.penstock_lossless_way())
 """The best decoder for this processor, one of those in lossless.h."""
 _PRODUCTS = 2
 """The decoder that can also multiply."""
@@ -92,7 +92,8 @@ class Lossless:
         first, count = rows.start, rows.stop - rows.start
         if first % ROWS or not 0 <= first <= rows.stop <= n:
             raise ValueError(f"no slab begins, or no matrix of {n} rows ends, where {rows} does")
-        assert (out.shape, out.dtype, out.is_contiguous()) == ((count, k), torch.bfloat16, True)
+        if (out.shape, out.dtype, out.is_contiguous()) != ((count, k), torch.bfloat16, True):
+            raise ValueError(f"lossless decodes to contiguous bfloat16 [{count}, {k}], not {out.dtype} {[*out.shape]}")
         if COMPILED is None:
             right = _decode(plane, n, k, first, out)
         else:

@@ -1,13 +1,18 @@
 """Asynchronous scatter reads: the interface of readers, and the reader that uses threads."""
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from ..process.forks import FORKED, leave_at_fork, pause_at_fork
 from ..waiting import Then, deliver, mark_thread, may_wait, no_waiting
 from .directio import DirectFile, Segment, Transfer
+
+_LONGEST_PAUSE = 5.0
+"""Seconds that a fork waits at most for reads under way: a drive may be stuck."""
 
 
 class BackendUnavailable(Exception):
@@ -47,9 +52,35 @@ class QueuedReader(ABC):
         # Reentrant, see ``may_wait``. An executor's lock is not.
         self._lock = threading.RLock()
         self._waiting: deque[tuple[Transfer, Then]] = deque()
-        self._closed = False
+        self._closed = self._paused = False
+        self._why_closed = "this reader is closed"
         self._enough = enough
         self._coming: Counter[int] = Counter()  # bytes in flight, by drive
+        leave_at_fork(self)
+        pause_at_fork(self)
+
+    def pause(self) -> None:
+        """As Reading.pause; no longer than a drive that works takes."""
+        if not may_wait():
+            return
+        with no_waiting, self._lock:
+            self._paused = True
+        until = time.monotonic() + _LONGEST_PAUSE
+        while any(self._coming.values()) and time.monotonic() < until:
+            time.sleep(0.0005)
+
+    def go_on(self) -> None:
+        """As Reading.go_on."""
+        with no_waiting, self._lock:
+            self._paused = False
+            for _ in self._waiting:
+                self._wake()
+
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent."""
+        self._lock = threading.RLock()
+        self._waiting.clear()
+        self._closed, self._why_closed = True, FORKED
 
     def submit(self, file: DirectFile, segments: Sequence[Segment], then: Then) -> None:
         """Submit a read, as Reader.submit."""
@@ -57,7 +88,7 @@ class QueuedReader(ABC):
         with no_waiting, self._lock:
             if self._closed:
                 transfer.end()
-                raise ReaderClosed("this reader is closed")
+                raise ReaderClosed(self._why_closed)
             self._waiting.append((transfer, then))
             self._wake()
 
@@ -67,6 +98,8 @@ class QueuedReader(ABC):
 
     def _take(self) -> tuple[Transfer, Then] | None:
         """Take the first read that may begin, or None. Call it under the lock."""
+        if self._paused:
+            return None
         for place, (transfer, then) in enumerate(self._waiting):
             coming = self._coming[transfer.file.drive]
             if not coming or self._enough is None or coming + transfer.wanted <= self._enough:
@@ -91,6 +124,11 @@ class Threads(QueuedReader):
         ]
         for thread in self._threads:
             thread.start()
+
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent."""
+        super().leave_to_parent()
+        self._changed, self._threads = threading.Condition(self._lock), []
 
     def _wake(self) -> None:
         self._changed.notify()

@@ -76,3 +76,8 @@ def lock(descriptor: int, *, wait: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(descriptor: int) -> None:
+    """Give back the lock of the open file, also where other processes have the descriptor."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)

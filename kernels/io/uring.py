@@ -66,6 +66,11 @@ class Uring(QueuedReader):
         self._thread = threading.Thread(target=self._run, name="penstock-io-ring", daemon=True)
         self._thread.start()
 
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent. The ring is the parent's, and nothing here touches it."""
+        super().leave_to_parent()
+        self._gone = True
+
     def _wake(self) -> None:
         os.eventfd_write(self._signal, 1)
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..calls import share, view_memory
-from ..native import COMPILED
+from ..calls import view_memory, with_team
+from ..native import COMPILED, limit_level
 from .base import PageShape
 
-LEVEL: int | None = COMPILED.penstock_attention_level() if COMPILED is not None else None
+LEVEL: int | None = limit_level(COMPILED.penstock_attention_level()) if COMPILED is not None else None
 """The instructions of attention.c: 0 any vectors, 1 AVX2, 2 AVX512 with bfloat16; None where it was not compiled."""
 
 _COMPILED = (torch.bfloat16, torch.float32)
@@ -24,7 +24,7 @@ def compute_scores(
     if not query.numel():
         return
     rows = query.view(shape.heads, -1, shape.dim)
-    if COMPILED is not None and _is_compiled_for(shape):
+    if COMPILED is not None and _is_compiled_for(shape, rows, out):
         _call(COMPILED.penstock_scores, pages, rows, out, shape, at, out.shape[2], scaling)
         return
     into = out.view(shape.heads, rows.shape[1], out.shape[2])
@@ -38,7 +38,7 @@ def weigh(probabilities: torch.Tensor, at: int, pages: Sequence[int], shape: Pag
     if not probabilities.numel():
         return
     rows = probabilities.view(shape.heads, -1, probabilities.shape[2])
-    if COMPILED is not None and _is_compiled_for(shape):
+    if COMPILED is not None and _is_compiled_for(shape, rows, out):
         _call(COMPILED.penstock_weigh, pages, rows, out, shape, at, rows.shape[2])
         return
     into = out.view(shape.heads, rows.shape[1], shape.dim)
@@ -46,8 +46,10 @@ def weigh(probabilities: torch.Tensor, at: int, pages: Sequence[int], shape: Pag
         into.baddbmm_(rows[:, :, place].to(out.dtype), values.to(out.dtype))
 
 
-def _is_compiled_for(shape: PageShape) -> bool:
-    return shape.dtype in _COMPILED and shape.dim <= _MOST_DIM
+def _is_compiled_for(shape: PageShape, rows: torch.Tensor, out: torch.Tensor) -> bool:
+    if shape.dtype not in _COMPILED or shape.dim > _MOST_DIM:
+        return False
+    return rows.dtype == shape.dtype and out.dtype == torch.float32 and out.is_contiguous()
 
 
 def _call(
@@ -60,26 +62,23 @@ def _call(
     end: int,
     *more: float,
 ) -> None:
-    assert rows.dtype == shape.dtype
-    assert out.dtype == torch.float32
-    assert out.is_contiguous()
-    with share(torch.get_num_threads()) as team:
-        kernel(
-            len(pages),
-            (ctypes.c_uint64 * len(pages))(*pages),
-            rows.data_ptr(),
-            out.data_ptr(),
-            shape.heads,
-            rows.shape[1],
-            shape.tokens,
-            shape.dim,
-            at,
-            end,
-            *more,
-            shape.dtype == torch.bfloat16,
-            LEVEL,
-            team,
-        )
+
+    arguments = (
+        len(pages),
+        (ctypes.c_uint64 * len(pages))(*pages),
+        rows.data_ptr(),
+        out.data_ptr(),
+        shape.heads,
+        rows.shape[1],
+        shape.tokens,
+        shape.dim,
+        at,
+        end,
+        *more,
+        shape.dtype == torch.bfloat16,
+        LEVEL,
+    )
+    with_team(torch.get_num_threads(), lambda team: kernel(*arguments, team))
 
 
 def _decode_pages(pages: Sequence[int], shape: PageShape, at: int, end: int) -> Iterator[tuple[torch.Tensor, slice]]:

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from ..calls import share, view_memory
-from ..native import COMPILED
+from ..calls import view_memory, with_team
+from ..native import COMPILED, limit_level
 from .base import PageShape
 from .strips import Strips, lay_out_keys, lay_out_values
 
 LARGEST = 2.0**60
 """The largest magnitude that can be encoded: squares of larger ones overflow."""
 
-LEVEL: int | None = COMPILED.penstock_kv_level() if COMPILED is not None else None
+LEVEL: int | None = limit_level(COMPILED.penstock_kv_level()) if COMPILED is not None else None
 """The instructions of kv_quantised.c: 0 any vectors, 1 AVX2, 2 AVX512; None where it was not compiled."""
 
 _IN_C = (torch.bfloat16, torch.float32)
@@ -77,10 +77,9 @@ class Quantised:
     def _decode(self, data: torch.Tensor, shape: PageShape, out: torch.Tensor, *, of_keys: bool) -> None:
         if COMPILED is not None and out.dtype in _IN_C and out.is_contiguous():
             sizes = shape.heads, shape.tokens, shape.dim, self._bits
-            with share(torch.get_num_threads()) as team:
-                COMPILED.penstock_kv_decode(
-                    data.data_ptr(), *sizes, of_keys, out.data_ptr(), out.dtype == torch.bfloat16, LEVEL, team
-                )
+            arguments = (data.data_ptr(), *sizes, of_keys, out.data_ptr(), out.dtype == torch.bfloat16, LEVEL)
+            kernel = COMPILED.penstock_kv_decode
+            with_team(torch.get_num_threads(), lambda team: kernel(*arguments, team))
             return
         if of_keys:
             out.copy_(self._decode_lines(lay_out_keys(shape, self._bits), data).transpose(1, 2))
@@ -131,21 +130,20 @@ class Quantised:
         self, kernel: Callable[..., None], pages: Sequence[int], shape: PageShape, rows: torch.Tensor, *more: Any
     ) -> None:
         count = len(pages)
-        with share(torch.get_num_threads()) as team:
-            kernel(
-                count,
-                (ctypes.c_uint64 * count)(*pages),
-                shape.heads,
-                shape.tokens,
-                shape.dim,
-                self._bits,
-                rows.data_ptr(),
-                rows.shape[1],
-                rows.dtype == torch.bfloat16,
-                *more,
-                LEVEL,
-                team,
-            )
+        arguments = (
+            count,
+            (ctypes.c_uint64 * count)(*pages),
+            shape.heads,
+            shape.tokens,
+            shape.dim,
+            self._bits,
+            rows.data_ptr(),
+            rows.shape[1],
+            rows.dtype == torch.bfloat16,
+            *more,
+            LEVEL,
+        )
+        with_team(torch.get_num_threads(), lambda team: kernel(*arguments, team))
 
     def _decode_pages(
         self, pages: Sequence[int], shape: PageShape, at: int, end: int, *, of_keys: bool

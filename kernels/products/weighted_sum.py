@@ -1,6 +1,6 @@
 """Weighted sums of experts' outputs, bit for bit as torch computes them step by step.
 
-The compiled half is weighted_sum.c.
+The compiled half is weighted_sum.c. Where it cannot run, torch computes the same bits.
 
 All functions except ``add_by_torch`` need tensors in host memory.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..calls import view_memory
 from ..native import LIBRARY
 
 _WEIGHTS = (torch.bfloat16, torch.float32)
@@ -19,10 +20,13 @@ def sum_weighted(rows: Sequence[int], weights: Sequence[float], width: int) -> t
     """Compute [1, width]: ``((0 + rows[0] * weights[0]) + rows[1] * weights[1]) + ...``, rounded after each step.
 
     ``rows`` are addresses of ``width`` contiguous bfloat16 numbers each. The weights are float32 or bfloat16 numbers.
-    LIBRARY must not be None.
     """
-    assert LIBRARY is not None
     out = torch.zeros(1, width, dtype=torch.bfloat16)
+    if LIBRARY is None:
+        for address, weight in zip(rows, weights, strict=True):
+            row = view_memory(address, 2 * width).view(torch.bfloat16)
+            out += (row.float() * torch.tensor(weight, dtype=torch.float32)).bfloat16()
+        return out
     count = len(rows)
     addresses, numbers = (ctypes.c_uint64 * count)(*rows), (ctypes.c_float * count)(*weights)
     LIBRARY.penstock_add_weighted(count, addresses, numbers, (ctypes.c_int64 * count)(), out.data_ptr(), width, 1)

@@ -238,7 +238,8 @@ def initial_value(model: PreTrainedModel, name: str) -> torch.Tensor:
         torch.manual_seed(0)
         model._init_weights(module)
     value = getattr(module, own)
-    assert isinstance(value, torch.Tensor)
+    if not isinstance(value, torch.Tensor):
+        raise CheckpointError(f"the checkpoint lacks {name}, and the model gives it no value of its own")
     return value.detach()
 
 

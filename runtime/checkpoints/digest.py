@@ -1,5 +1,6 @@
 """SHA-256 of a checkpoint's content, remembered in the store for files that have not changed since."""
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from .safetensors_file import SourceFile
 _CACHE = "digests.json"
 _REMEMBERED = 4096
 _STEP = 1 * MiB
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def digest_files(files: Sequence[Path], store: Path, progress: Progress | None = None) -> str:
@@ -32,11 +34,20 @@ def digest_files(files: Sequence[Path], store: Path, progress: Progress | None =
     if fresh:
         found = dict(zip((keys[file] for file in fresh), _digest_all(fresh, progress or Quiet()), strict=True))
         known |= found
+        _remember(cache, found)
+    whole = [[file.name, known[keys[file]]] for file in files]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def _remember(cache: Path, found: dict[str, str]) -> None:
+    """Add what was ``found`` to ``cache``, unless the store is read-only: then it is found again each time."""
+    try:
         with locked(cache):
             merged = _load(cache) | found
             write_durably(cache, json.dumps({key: merged[key] for key in list(merged)[-_REMEMBERED:]}, indent=0))
-    whole = [[file.name, known[keys[file]]] for file in files]
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
 
 
 def _digest_all(files: Sequence[Path], progress: Progress) -> list[str]:

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from ...tiering.errors import CheckpointError
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from ...tiering.units import MiB
 
@@ -57,13 +58,18 @@ class PlainWeights:
 
 
 def pieces_of(block: Block, weights: WeightReader) -> Iterator[tuple[int, memoryview]]:
-    """The content of ``block``: offsets in the block, ascending, and the bytes there."""
+    """The content of ``block``: offsets in the block, ascending, and the bytes there. Raises CheckpointError where a
+    tensor has another length than the model's."""
     for spec in block.tensors:
         at = spec.offset
         for piece in weights.pieces(spec, block.id.expert):
             yield at, piece
             at += len(piece)
-        assert at == spec.offset + spec.length, f"{spec.name} has {at - spec.offset} bytes instead of {spec.length}"
+        if at != spec.offset + spec.length:
+            raise CheckpointError(
+                f"{spec.name} has {at - spec.offset} bytes instead of {spec.length}; the checkpoint is damaged, or of "
+                "another model"
+            )
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...kernels.process.ending import ENDING
+from ...kernels.process.forks import leave_at_fork
 from ...kernels.products.row_parts import BIT_TRIALS
 from ...kernels.waiting import may_wait
 from ...tiering.driving.background import Hold
@@ -87,21 +89,32 @@ class Engine:
         self.host_tier = HostTier(setup, bundle, arrangement.reading, watch=watch, recording=self.recording)
         self.host = self.host_tier.bridge
         """The bridge over the host tier."""
-        self.device = None if device_use is None else self._open_device(device_use)
+        self.device: DeviceTier | None = None
         """The device tier; None where the CPU computes."""
-        self.tier = self._compute_tier()
-        """The tier that is computed on."""
-        self._build(device_use)
+        try:
+            if device_use is not None:
+                self.device = DeviceTier(device_use, arrangement, bundle, self.host, self.host_tier.arena)
+            self.tier = self._compute_tier()
+            """The tier that is computed on."""
+            self._build(device_use)
+        except BaseException:
+            self._close_tiers()
+            raise
         self._lock = threading.Lock()
         self._trace: Trace | None = None
         self._background = Hold()
+        self.forked = False
+        """Whether this process is a child of the one whose engine this is."""
+        leave_at_fork(self)
 
-    def _open_device(self, use: DeviceUse) -> DeviceTier:
-        try:
-            return DeviceTier(use, self.arrangement, self.bundle, self.host, self.host_tier.arena)
-        except BaseException:
-            self.host_tier.close()
-            raise
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent."""
+        self.forked = True
+
+    def _close_tiers(self) -> None:
+        if self.device is not None:
+            self.device.close()
+        self.host_tier.close()
 
     def _compute_tier(self) -> ComputeTier:
         if self.device is None:
@@ -215,15 +228,17 @@ class Engine:
         ``may_wait`` says so, a thread of its own does it all, soon; nothing is waited for, not even for its start.
         Raises TraceError, when all else is done, if something cannot be written.
         """
-        if may_wait():
+        if self.forked:  # all is the parent's: the system takes back what this process has of it
+            return
+        if ENDING.on:  # threads stopped in the middle, and all memory goes with the process
+            self._write_records()
+        elif may_wait():
             self._close()
         else:
             _thread.start_new_thread(self._close, ())
 
     def _close(self) -> None:
-        if self.device is not None:
-            self.device.close()
-        self.host_tier.close()
+        self._close_tiers()
         if self.kv is not None:
             self.kv.close()
         self.tier.views.forget()
@@ -234,8 +249,11 @@ class Engine:
         self.bundle.close()
         bit_trials.keep(BIT_TRIALS.copy())  # other models may go on adding to it
         try:
-            for recorded in (self._trace, self.recording):
-                if recorded is not None:
-                    recorded.stop()
+            self._write_records()
         finally:
             self._background.close()
+
+    def _write_records(self) -> None:
+        for recorded in (self._trace, self.recording):
+            if recorded is not None:
+                recorded.stop()

@@ -105,10 +105,11 @@ class KeptLogits:
         self._file.seek(0)
 
     def read(self, rows: int) -> torch.Tensor:
-        """The next ``rows`` of them [rows, vocabulary]."""
+        """The next ``rows`` of them [rows, vocabulary]. Raises EvaluationError where there are fewer."""
         logits = torch.empty(rows, self._vocabulary, dtype=self._dtype)
         found = self._file.readinto(_bytes_of(logits))
-        assert found == logits.nbytes, "the models were given other windows"
+        if found != logits.nbytes:
+            raise EvaluationError("the models were given other windows of the text; evaluate them anew")
         return logits
 
     def _full(self, why: str) -> FlashFull:

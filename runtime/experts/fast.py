@@ -14,6 +14,7 @@ from contextlib import closing
 import torch
 
 from ...kernels.experts.experts import Expert, Form, Recipe, find_form, find_side_by_side
+from ...kernels.process.interrupts import calls_others
 from ...kernels.products.weighted_sum import add_by_torch, add_weighted, sum_weighted
 from ...tiering.policy.prefetch.expert_window import at_a_time
 from ...tiering.units import BlockId, MiB
@@ -54,6 +55,7 @@ class FastExperts:
         out = self._run_token(hidden, chosen, weights) if alone else None
         return self._run_many(hidden, chosen, weights, host) if out is None else out
 
+    @calls_others
     def _run_token(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
         """The forward of one token where its experts can be computed side by side: as few steps as possible."""
         ways = {find_form(expert): find_side_by_side(1, expert, self._recipe) for expert in self._samples}
@@ -85,6 +87,7 @@ class FastExperts:
                 self._bridge.release(*arrived.leased)
         return sum_weighted([rows[expert] for expert, _ in chosen], [weight for _, weight in chosen], hidden.shape[1])
 
+    @calls_others
     def _run_many(
         self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, host: HostExperts | None
     ) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.process.interrupts import calls_others
 from ...tiering.errors import UnplaceableModule
 from .expert_blocks import ExpertBlocks
 from .tier_experts import TierExperts
@@ -25,6 +26,7 @@ class ReferenceExperts:
         self._local = threading.local()
         module._parameters = _ExpertParameters(module._parameters, path, self)
 
+    @calls_others
     def run(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``hidden`` [tokens, width], ``index`` and ``weights`` [tokens, top_k] -> [tokens, width]."""
         eager = type(self._module).forward.__wrapped__  # type: ignore[attr-defined]

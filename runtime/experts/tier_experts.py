@@ -11,6 +11,7 @@ import torch
 
 from ...kernels.experts.experts import Expert, Recipe, compute_expert, compute_outputs
 from ...kernels.experts.grouped_cuda import group_experts
+from ...kernels.process.interrupts import calls_others
 from ...kernels.weights.packed_weight import PackedWeight
 from ...tiering.events import Slot
 from ...tiering.store.bundle.manifest import Block
@@ -124,6 +125,7 @@ class TierExperts:
         self._planes.add([view.planes])
         return view.tensors, leases.leased([block])
 
+    @calls_others
     def outputs(self, arrived: Arrived, groups: Groups, hidden: torch.Tensor) -> Iterator[Output]:
         """The outputs of the experts that ``arrived`` for ``hidden`` [tokens, width], one expert after the other. In
         the end their leases are given back."""

@@ -10,7 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from ...tiering.errors import Closed, ConfigError
+from ...kernels.process.ending import ENDING
+from ...kernels.process.forks import FORKED
+from ...kernels.process.interrupts import SHIELD
+from ...tiering.errors import Closed, ConfigError, Forked
 from ...tiering.planner.arrangement import Arrangement
 from ...tiering.policy.placement.placement import Placement
 from ...tiering.policy.reads import Reading
@@ -39,8 +42,9 @@ class Handle:
         directly, restore them yourself."""
         self._prefix_problem = prefixes if isinstance(prefixes, str) else ""
         self._modules = _count_modules(model)
-        self._model = weakref.ref(model)
+        self._model, self._closed = weakref.ref(model), False
         self._finalizer = weakref.finalize(model, engine.close)
+        ENDING.register()
 
     @property
     def arrangement(self) -> Arrangement:
@@ -68,7 +72,9 @@ class Handle:
         return self._engine.reading
 
     def stats(self) -> Stats:
-        """Counts, bytes and seconds since the model was loaded."""
+        """Counts, bytes and seconds since the model was loaded. Raises Forked in a child of the process that did it."""
+        if self._engine.forked:
+            raise Forked(FORKED)
         stats = self._engine.stats()
         prompts = PrefixStats(problem=self._prefix_problem) if self.prefixes is None else self.prefixes.stats()
         return replace(stats, prefix=prompts)
@@ -81,15 +87,14 @@ class Handle:
 
     def cache(self) -> DynamicCache:
         """An empty KV cache, in pages if the model's KV is. Raises Closed."""
-        if self.paged is not None:
-            return self.paged.new_cache()
-        return DynamicCache(config=self._running("make a cache").config)
+        model = self._running("make a cache")
+        return DynamicCache(config=model.config) if self.paged is None else self.paged.new_cache()
 
     def keeps(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
         """Whether a prompt ``input_ids`` [sequences, tokens] may come from flash, and go there, when ``generate`` is
         called with the arguments ``kwargs``."""
         model = self._model()
-        if self.prefixes is None or not self.prefixes.supported or model is None:
+        if self.prefixes is None or not self.prefixes.supported or model is None or self._engine.forked:
             return False
         # An adapter changes KV.
         return is_plain(input_ids, kwargs) and _count_modules(model) == self._modules
@@ -119,17 +124,24 @@ class Handle:
     def close(self) -> None:
         """Stop reading, give the memory back, write traces and recordings. Idempotent. The model cannot compute any
         more. Raises TraceError, when all else is done, if a file cannot be written."""
-        model = self._model()
-        if self.prefixes is not None:
-            self.prefixes.close()  # prompts that are still to be written may lie in pages
-        if self._finalizer.detach() and model is not None:
-            replace_tensors(model, self._engine.tier.holds)
-        self._engine.close()
+        if self._engine.forked:
+            return
+        with SHIELD:
+            model = self._model()
+            if self.prefixes is not None:
+                self.prefixes.close()  # prompts that are still to be written may lie in pages
+            if not self._closed and model is not None:
+                replace_tensors(model, self._engine.tier.holds)
+            self._closed = True
+            self._engine.close()  # a wait in it may be interrupted: then the finalizer, or another call, goes on
+            self._finalizer.detach()
 
     def _running(self, purpose: str) -> PreTrainedModel:
-        """The model, unless it was closed. Raises Closed."""
+        """The model, unless it was closed. Raises Closed, and Forked."""
+        if self._engine.forked:
+            raise Forked(FORKED)
         model = self._model()
-        if model is None or not self._finalizer.alive:
+        if model is None or self._closed:
             raise Closed(f"this model was closed; load it again to {purpose}")
         return model
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ...kernels.devices.base import Device
 from ...kernels.io import backends
 from ...kernels.machine.machine import MemoryMeter, count_usable_cores
+from ...kernels.process.interrupts import SHIELD
 from ...kernels.products.row_parts import BIT_TRIALS
 from ...tiering.errors import PenstockError
 from ...tiering.planner.arrangement import Arrangement, typical_block
@@ -58,13 +59,27 @@ def install(
     if bundle.direct and backends.choose_direct(arrangement.reading.backend) is False:
         bundle.close()
         bundle = Bundle.open(bundle.folder, direct=False)
+    with SHIELD:  # an engine that nobody knows of would keep its threads and its memory
+        return _build_in(model, bundle, arrangement, settings, device, progress, record)
+
+
+def _build_in(
+    model: PreTrainedModel,
+    bundle: Bundle,
+    arrangement: Arrangement,
+    settings: Config,
+    device: Device | None,
+    progress: Progress,
+    record: str | Path | None,
+) -> PreTrainedModel:
+    """Build the engine for ``bundle`` and put ``model`` on it. Returns the model, with a Handle."""
     with closed_on_error(bundle):
         engine = _build_engine(model, bundle, arrangement, settings, device, record)
     try:
         engine.load(progress)
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
         # Not earlier: until here, an error leaves a wrapped model as it was.
-        move_out(model, manifest, engine.tier.compute)
+        move_out(model, bundle.manifest, engine.tier.compute)
         engine.attach(model, None if paged is None else paged.forward)
     except BaseException:
         engine.close()

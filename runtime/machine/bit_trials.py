@@ -20,7 +20,7 @@ from . import cachefile
 MOST = 10_000
 """Trials that are kept; the oldest go first."""
 
-_SETTINGS = ("ONEDNN_", "DNNL_", "MKL_", "OMP_", "ATEN_", "TORCH_")
+_SETTINGS = ("ONEDNN_", "DNNL_", "MKL_", "OMP_", "ATEN_", "TORCH_", "PENSTOCK_")
 
 
 class _TrialsFile(cachefile.Strict):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...kernels.process.interrupts import calls_others
 from ...kernels.products.row_parts import ROWS, divide_rows, parts_keep_bits
 from ..checkpoints.modules import is_experts
 
@@ -46,6 +47,7 @@ def in_parts(
     widths = {size for weight in module.parameters() for size in weight.shape}
 
     @functools.wraps(original)
+    @calls_others
     def forward(*args: Any, **kwargs: Any) -> Any:
         if len(args) != 1 or kwargs or not _is_long(args[0]) or any(map(_is_watched, inside)):
             return original(*args, **kwargs)
@@ -76,6 +78,7 @@ def _kind(module: nn.Module) -> str:
     return f"{type(module).__module__}.{' '.join(repr(module).split())}"
 
 
+@calls_others
 def _joined(compute: ModuleForward, rows: torch.Tensor) -> torch.Tensor:
     """``compute`` of the parts of ``rows``, one after the other."""
     out: torch.Tensor | None = None

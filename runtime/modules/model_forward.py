@@ -12,7 +12,10 @@ import torch
 
 from ...kernels.memory.arena import ArenaClosed
 from ...kernels.memory.heap import trim
-from ...tiering.errors import Closed
+from ...kernels.process.ending import ENDING
+from ...kernels.process.forks import FORKED, leave_at_fork
+from ...kernels.process.interrupts import SHIELD, calls_others
+from ...tiering.errors import Closed, Forked
 from ...tiering.policy.prefetch.predictor_choice import Predictors
 from ..checkpoints.modules import positional_names
 from ..kv.cache.unbounded import Unbounded
@@ -48,11 +51,29 @@ class Forwards:
         self.tokens = self.count = 0
         """Tokens that went through the model, and calls of it."""
         self._lock = threading.Lock()
+        self._forked = False
+        leave_at_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent."""
+        self._forked = True
 
     def run(self, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises."""
+        """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises, and
+        Forked in a child of the process that has loaded the model."""
         if scopes.open:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
+        if self._forked:
+            raise Forked(FORKED)
+        ENDING.compute_here()
+        with SHIELD:
+            try:
+                return self._run(scopes, around, original, *args, **kwargs)
+            finally:
+                ENDING.rest()
+
+    @calls_others
+    def _run(self, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         names = positional_names(original)[: len(args)] if args else ()
         kwargs |= dict(zip(names, args, strict=False))  # ``around`` knows names
         ids = kwargs.get("input_ids")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...kernels.process.interrupts import calls_others
 from ...tiering.errors import UnplaceableModule
 from ...tiering.events import Slot
 from ...tiering.planner.regions import KEPT
@@ -30,6 +31,7 @@ class Scopes(threading.local):
         self.open: list[list[StreamedModule]] = []
         self.leased: set[StreamedModule] = set()
 
+    @calls_others
     def run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``original``, after which weights that were fetched for it are given back."""
         self.open.append([])
@@ -78,6 +80,7 @@ class StreamedModule:
 
         return self._tier.views.of([[*specs.values()]], make, kind=grads)
 
+    @calls_others
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The module's forward, under a lease on its weights."""
         if self in self._scopes.leased:
@@ -92,6 +95,7 @@ class StreamedModule:
         """``out``, copied if it is a view on the weights, which will not stay."""
         return out.clone() if isinstance(out, torch.Tensor) and self._holds(out) else out
 
+    @calls_others
     def forward_by_row(self, reader: RowReader, original: Callable[..., Any], ids: torch.Tensor) -> Any:
         """The forward of an embedding for ``ids`` (any shape, integer): on its weight if that is in memory, else on one
         of which only these rows are filled in."""

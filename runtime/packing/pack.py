@@ -130,8 +130,10 @@ def pack(
         source = open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
     described = source.describe(dtype, aligned=aligned)
     order = _order_experts(source, described, routes)
-    target = _find_target(prepare(store), source, described, order, options)
+    store = prepare(store, to_write=False)
+    target = _find_target(store, source, described, order, options)
     if not Bundle.is_bundle(target.folder):
+        prepare(store)
         with locked(target.folder):
             if not publish(target.folder):
                 _pack(source, described, order, target, options)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...tiering.errors import DeviceModelError
 from ...tiering.planner.arrangement import Arrangement, ExpertLayer, Outline
 from ...tiering.planner.planner import Planner
 from ...tiering.sim.calibration import timed
@@ -114,11 +115,13 @@ class Forecaster:
         self._passes = passes
 
     def forecast(self, arrangement: Arrangement, bus: Bus | None = None) -> Forecast:
-        """Simulate ``arrangement``; ``bus`` leads from host memory to its device, if it has one."""
+        """Simulate ``arrangement``; ``bus`` leads from host memory to its device, if it has one. Raises
+        DeviceModelError where that is missing."""
         host = arrangement.host_setup.planner()
         if arrangement.device_setup is None:
             return self._simulated(host, None)
-        assert bus is not None, "a device is reached over a bus"
+        if bus is None:
+            raise DeviceModelError("the arrangement has a device; name the bus that leads to it")
         return self._simulated(arrangement.device_setup.planner(), Below(host, bus))
 
     def _simulated(self, planner: Planner, below: Below | None) -> Forecast:

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
 from ...kernels.closing import Closing
+from ...kernels.process.interrupts import may_be_interrupted
 from ...tiering.errors import PenstockError, PrefixError
 from ...tiering.prefix.breakeven import Speeds, worth_reading
 from ...tiering.prefix.chain import Chain, chain_of, root_of
@@ -181,6 +182,7 @@ class Prefixes(Closing):
         """Wait until all that was offered is stored."""
         self._writer.submit(lambda: None).result()
 
+    @may_be_interrupted
     def close(self) -> None:
         """Wait until all that was offered is stored, and take no more. Idempotent."""
         self._writer.shutdown()
@@ -245,7 +247,13 @@ class Prefixes(Closing):
             except (PenstockError, OSError) as error:
                 self._problem = str(error)
 
-        return self._writer.submit(guarded)
+        try:
+            return self._writer.submit(guarded)
+        except RuntimeError:  # at the end of the interpreter its thread takes no more work
+            guarded()
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
 
 
 def _lower_priority() -> None:

@@ -27,6 +27,7 @@ from transformers.cache_utils import (
 )
 
 from ...kernels.memory.arena import Arena
+from ...tiering.errors import PrefixDamaged
 from ...tiering.prefix.header import StoredTensor
 from ...tiering.store.prefixes.found import Found
 from ..kv.cache.layer import PagedLayer
@@ -313,8 +314,9 @@ def _describe_part(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> S
 
 
 def _dtype(part: StoredTensor) -> torch.dtype:
-    dtype = getattr(torch, part.dtype)
-    assert isinstance(dtype, torch.dtype)
+    dtype = getattr(torch, part.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise PrefixDamaged(f"a stored prompt has {part.name} as {part.dtype}, which torch does not know; delete it")
     return dtype
 
 

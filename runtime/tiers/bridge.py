@@ -8,10 +8,13 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from ...kernels.process.ending import ENDING, waits
+from ...kernels.process.forks import FORKED, leave_at_fork
+from ...kernels.process.interrupts import SHIELD, may_be_interrupted
 from ...kernels.waiting import no_waiting
 from ...tiering.driving.driver import Driver
 from ...tiering.driving.ports import BlockSource, Place, TierMemory
-from ...tiering.errors import Closed
+from ...tiering.errors import Closed, Forked
 from ...tiering.events import (
     Acquire,
     Action,
@@ -70,11 +73,27 @@ class Bridge:
         self._open: dict[int, tuple[int, Answer]] = {}  # by ticket: the stream, and the function that is told
         self._numbers = itertools.count()
         self._closed: str | None = None
+        self._error: type[Closed] = Closed
         self._stall_seconds = 0.0
         self.recorder: Recorder | None = None  # takes notes, while a trace is recorded
         beside = None if watch is None else functools.partial(watch, self)
         with no_waiting, self._lock:  # nothing is posted before the driver is there to read
             self._driver = Driver(flash, memory, self._landed, beside=beside)
+        leave_at_fork(self)
+        ENDING.halt_at_end(self)
+
+    def halt(self) -> None:
+        """As Halting.halt."""
+        with no_waiting, self._lock:
+            self._closed = self._closed or "the interpreter ends"
+
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent."""
+        self._lock = threading.RLock()
+        self._moved = threading.Condition(self._lock)
+        self._late.clear()
+        self._open.clear()
+        self._busy, self._closed, self._error = False, FORKED, Forked
 
     def acquire(self, blocks: Sequence[BlockId], stream: int | None = None) -> Leases:
         """Lease ``blocks`` for the calling thread, or for ``stream``. They are taken from the result as they arrive.
@@ -84,7 +103,11 @@ class Bridge:
         stream = threading.get_ident() if stream is None else stream
         if self._planner.crowded:
             self._let_catch_up(stream, blocks)
-        return self._request(blocks, stream)
+        try:
+            return self._request(blocks, stream)
+        except Closed:
+            ENDING.rest()
+            raise
 
     def _request(self, blocks: Sequence[BlockId], stream: int) -> Leases:
         leases = Leases(self, next(self._numbers), stream, len(blocks))
@@ -159,13 +182,17 @@ class Bridge:
         """Whether ``block`` is neither in memory nor on its way, at some moment during the call."""
         return self._planner.residency.absent(block)
 
+    @waits
+    @may_be_interrupted
     def wait(self, inbox: Inbox) -> Grant | Refuse:
         """The next answer in ``inbox``. The time until it comes counts as a stall."""
         start = time.monotonic()
         answer = inbox.get()
+        ENDING.rest()
         self._stalled(start, answer.block if isinstance(answer, Grant) else None)
         return answer
 
+    @may_be_interrupted
     def _let_catch_up(self, stream: int, blocks: Sequence[BlockId]) -> None:
         """Let other streams catch up before ``stream`` acquires ``blocks``: one read then serves them all."""
         start = time.monotonic()
@@ -288,17 +315,20 @@ class Bridge:
         self._closed = self._closed or reason
         self._moved.notify_all()
         for ticket, (_, answer) in tuple(self._open.items()):
-            answer(Refuse(ticket, Closed(self._closed)))
+            answer(Refuse(ticket, self._error(self._closed)))
 
     def _post(self, event: Event) -> None:
+        if not SHIELD.on and threading.get_ident() == SHIELD.main:  # outside of a forward
+            with SHIELD:
+                return self._post(event)
         with no_waiting, self._lock:
             if self._closed is not None:
                 if isinstance(event, Acquire | Begin):
-                    raise Closed(self._closed)
-                return
+                    raise self._error(self._closed)
+                return None
             self._late.append(event)
             if self._busy:  # the garbage collector closed leases while this thread was in here
-                return
+                return None
             self._busy = True
             try:
                 while self._late:
@@ -310,7 +340,7 @@ class Bridge:
                     self._perform(actions)
                     if isinstance(event, Acquire | Begin | End):
                         self._moved.notify_all()
-            except BaseException as error:  # an interrupt half-way leaves the accounts unknown: go no further
+            except BaseException as error:  # an error half-way leaves the accounts unknown: go no further
                 self._stop(f"this model was interrupted in the middle of its accounts by {error!r}; load it again")
                 raise
             finally:

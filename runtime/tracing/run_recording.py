@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...kernels.closing import Stopping
+from ...kernels.process.forks import leave_at_fork
+from ...kernels.process.interrupts import SHIELD
 from ...tiering.errors import RecordingError
 from ...tiering.events import Action, Event
 from ...tiering.kv.events import KVAction, KVEvent
@@ -35,6 +37,11 @@ class RunRecording(Stopping):
         self._lines = [self._writer.head]
         self._whole, self._running = True, True
         self._lock = threading.Lock()
+        leave_at_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent. The parent writes the file."""
+        self._lock, self._running = threading.Lock(), False
 
     def step(self, now: float, event: Event, actions: list[Action]) -> None:
         """``event`` was handled at ``now``, and gave ``actions``. Called in the order in which events are handled."""
@@ -58,12 +65,13 @@ class RunRecording(Stopping):
 
     def stop(self) -> None:
         """End the recording and write the file. Idempotent. Raises TraceError when the file cannot be written."""
-        with self._lock:
-            if not self._running:
-                return
-            self._running = False
-        write(self.path, map(str.encode, [*self._lines, self._writer.end(whole=self._whole)]))
-        self._lines.clear()
+        with SHIELD:
+            with self._lock:
+                if not self._running:
+                    return
+                self._running = False
+            write(self.path, map(str.encode, [*self._lines, self._writer.end(whole=self._whole)]))
+            self._lines.clear()
 
 
 def recorded(path: str | Path) -> Recording:

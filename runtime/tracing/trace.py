@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from ...kernels.closing import Stopping
+from ...kernels.process.forks import leave_at_fork
+from ...kernels.process.interrupts import SHIELD
 from ...tiering.planner.counters import Counters
 from ..checkpoints.modules import is_experts, layer_of
 from .chrome import document
@@ -56,6 +58,12 @@ class Trace(Stopping):
         for each in self._noting:
             each.recorder = self._recorder
 
+        leave_at_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent. The parent writes the file."""
+        self._lock, self._running = threading.RLock(), False
+
     @property
     def running(self) -> bool:
         """Whether it is still recorded."""
@@ -63,7 +71,7 @@ class Trace(Stopping):
 
     def stop(self) -> None:
         """End the recording and write the file. Idempotent. Raises TraceError when the file cannot be written."""
-        with self._lock:
+        with SHIELD, self._lock:
             if not self._running:
                 return
             self._running = False

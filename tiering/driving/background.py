@@ -69,6 +69,8 @@ class _Holders:
     def leave(self, loop: _Loop) -> None:
         """Waits for the end of ``loop`` if nobody else holds it."""
         with no_waiting, self._lock:
+            if loop is not self.running:  # that of the parent of this process
+                return
             self._count -= 1
             if self._count:
                 return

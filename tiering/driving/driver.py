@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic
 
+from ...kernels.process.forks import leave_at_fork
+from ...kernels.process.interrupts import may_be_interrupted
 from ...kernels.waiting import may_wait, no_waiting
 from ..events import Event, Read, ReadDone, ReadFailed
 from .background import BackgroundTask, Work
@@ -32,6 +34,14 @@ class Driver(Generic[Place]):
         self._idle = threading.Condition(self._lock)
         self._flying: set[int] = set()
         self._beside = None if beside is None else BackgroundTask(beside)
+        leave_at_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent."""
+        self._lock = threading.RLock()
+        self._idle = threading.Condition(self._lock)
+        self._flying.clear()
+        self._beside = None
 
     def submit(self, read: Read) -> None:
         """Start ``read``. Its completion is always posted, from inside this call if it cannot start."""
@@ -64,8 +74,12 @@ class Driver(Generic[Place]):
         if self._beside is not None:
             self._beside.close()
         if may_wait():
-            with self._lock:
-                self._idle.wait_for(lambda: not self._flying)
+            self._wait_until_idle()
+
+    @may_be_interrupted
+    def _wait_until_idle(self) -> None:
+        with self._lock:
+            self._idle.wait_for(lambda: not self._flying)
 
     def _forget(self, read: Read) -> None:
         with self._lock:

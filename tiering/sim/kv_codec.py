@@ -110,7 +110,8 @@ class KVCodec:
                 return PagesRead(read, _error(words))
             case ["W", write, *words]:
                 error = _error(words)
-                assert error is None or isinstance(error, PenstockError)
+                if error is not None and not isinstance(error, PenstockError):
+                    raise ValueError(f"no event: {value}")
                 return PagesWritten(write, error)
         return self._rare_event_from(value)
 

@@ -178,7 +178,9 @@ class _Run:
         for lane in steps:
             self.agenda.after(0.0, self._resume, lane)
         while self._steps:
-            assert self.agenda.step(), f"streams wait for ever: {[lane.walker.number for lane in self._steps]}"
+            if not self.agenda.step():
+                waiting = ", ".join(str(lane.walker.number) for lane in self._steps)
+                raise AssertionError(f"streams {waiting} wait for ever")
 
     def _walk(self, lane: _Lane, passes: Iterable[Pass]) -> Steps:
         for each in passes:

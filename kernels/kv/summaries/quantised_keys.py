@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from ...native import COMPILED
+from ...native import COMPILED, limit_level
 from .base import Bounds, bound_norms, bound_rounding, open_unknown, round_up
 
 _LANES = 16
@@ -20,7 +20,7 @@ _WIDEST, _LONGEST = 512, 256
 """Columns and tokens that bounds.c computes with."""
 
 
-WIDE = COMPILED is not None and bool(COMPILED.penstock_bounds_wide())
+WIDE = COMPILED is not None and limit_level(2 * COMPILED.penstock_bounds_wide()) == 2
 """Whether bounds.c has its kernel for AVX-512 here."""
 
 

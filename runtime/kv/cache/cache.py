@@ -1,6 +1,6 @@
 """A transformers cache whose layers lie in pages, in memory and on flash."""
 
-import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
         self.layers = [self._convert(layer) for layer in self.layers]
         if self.layer_class_to_replicate is DynamicLayer:
             self.layer_class_to_replicate = self._add_layer
-        weakref.finalize(self, _abandon, self._ahead)
+        tier.pool.own(self, partial(_abandon, self._ahead))
 
     def begin_forward(self, tokens: int) -> None:
         """Begin a forward with ``tokens`` more tokens. Raises PromptTooLong, and PenstockError for a cache that lost

@@ -9,6 +9,7 @@ import torch
 from ....kernels.devices.base import Device, Mark
 from ....kernels.devices.fences import Fences
 from ....kernels.kv.base import PageShape
+from ....kernels.process.interrupts import may_be_interrupted
 from ....kernels.waiting import no_waiting
 from ....tiering.errors import Closed, DeviceFull, ReadError
 from ....tiering.kv.device_pages import Pair
@@ -86,6 +87,7 @@ class UpperTier:
 
     # --- what passes --------------------------------------------------------------------------------------------------
 
+    @may_be_interrupted
     def up(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of keys and values [H, n, D] on the device, which are there. Raises Closed, ReadError."""
         targets = torch.empty_like(keys, device=self.compute), torch.empty_like(values, device=self.compute)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,11 @@ import torch
 
 from ....kernels.devices.base import Device
 from ....kernels.memory.arena import Arena
+from ....kernels.process.ending import ENDING
+from ....kernels.process.forks import FORKED, leave_at_fork
+from ....kernels.process.interrupts import SHIELD, may_be_interrupted
 from ....kernels.waiting import no_waiting
+from ....tiering.errors import Closed, Forked
 from ....tiering.events import Cancel, Discard, Refuse
 from ....tiering.kv.device_pages import DevicePages, Pair
 from ....tiering.kv.events import (
@@ -40,6 +45,7 @@ from ....tiering.kv.events import (
     Wake,
 )
 from ....tiering.kv.pages import BlockTable, Page
+from ....tiering.kv.planner import CLOSED
 from ....tiering.kv.setup import KVSetup
 from ....tiering.policy.placement.memory_split import MemoryShare
 from ...tracing.recorder import Recorder
@@ -79,14 +85,23 @@ class PagePool:
         self._changed = threading.Condition(threading.RLock())
         self._late: deque[KVEvent] = deque()
         self._busy = False
+        self._owners: dict[weakref.ref[object], Callable[[], None]] = {}
+        self._gone: deque[weakref.ref[object]] = deque()  # owners that the garbage collector has taken
         self._answers: dict[int, Wake | Show | Refuse] = {}
         self._sleepers = 0  # threads that wait for an answer
+        self._forked = False  # the pages are the parent's, of which this process is a child
         self._tickets = count()
         self._lift: Callable[[Pair], None] | None = None
         self._recording: RunRecording | None = None
         self._spill = spill
         self._reads = PageReads(spill, self._bytes, self._changed, self.counters, self.post)
         self._writes = WriteBack(spill, self._bytes, self._changed, self.counters, self.post)
+        leave_at_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """As Inherited.leave_to_parent."""
+        self._changed = threading.Condition(threading.RLock())
+        self._forked = True
 
     # --- pages come and go ------------------------------------------------------------------------------------------
 
@@ -109,6 +124,11 @@ class PagePool:
     def abandon(self, pages: Sequence[Page]) -> None:
         """As ``drop``, soon; may be called by the garbage collector, from the middle of anything."""
         self._late.append(Drop(_real(pages)))
+
+    def own(self, owner: object, abandon: Callable[[], None]) -> None:
+        """Have ``abandon`` called soon after ``owner`` has gone: the garbage collector runs no code that a signal could
+        interrupt."""
+        self._owners[weakref.ref(owner, self._gone.append)] = abandon
 
     def share(self, pages: Sequence[Page]) -> None:
         """One track more has each of ``pages``."""
@@ -242,13 +262,13 @@ class PagePool:
             self.planner.check_integrity()
 
     def close(self) -> None:
-        """Stop; all pages are gone. Waits for reads and writes under way. Idempotent."""
+        """Stop; all pages are gone. Waits for reads and writes under way. Idempotent, also after an interrupt."""
         with self._changed:
-            if self.planner.closed:
+            if self._forked:
                 return
-            self.post(Close())
-            while not self.planner.is_idle:
-                self._changed.wait()  # every end of a read or write is told
+            if not self.planner.closed:
+                self.post(Close())
+            self._wait_until_idle()
         self._writes.close()
         self._spill.close()
         self._arena.close()
@@ -256,10 +276,19 @@ class PagePool:
             if not self.planner.books.held:
                 self._memory = None
 
+    @may_be_interrupted
+    def _wait_until_idle(self) -> None:
+        while not self.planner.is_idle:
+            self._changed.wait()  # every end of a read or write is told
+
     # --- the planner ------------------------------------------------------------------------------------------------
 
     def post(self, event: KVEvent) -> None:
         """Hand ``event`` to the planner, and do what it says."""
+        if not SHIELD.on and threading.get_ident() == SHIELD.main:  # outside of a forward
+            with SHIELD:
+                self.post(event)
+            return
         with no_waiting, self._changed:
             self._late.append(event)
             self._go_on()
@@ -271,26 +300,37 @@ class PagePool:
 
     def _answer(self, request: Request) -> Wake | Show:
         """What becomes of ``request``. Waits for it. Raises what it is refused with."""
+        if not SHIELD.on and threading.get_ident() == SHIELD.main:
+            with SHIELD:
+                return self._answer(request)
+        if self._forked:
+            raise Forked(FORKED)
         ticket = request.ticket
         with no_waiting, self._changed:
             self._late.append(request)
             self._go_on()
             if ticket not in self._answers:
-                self._wait(ticket)
+                self._wait(request)
             answer = self._answers.pop(ticket)
         if isinstance(answer, Refuse):
             raise answer.error
         return answer
 
-    def _wait(self, ticket: int) -> None:
-        start = time.monotonic()
+    @may_be_interrupted
+    def _wait(self, request: Request) -> None:
+        start, ticket = time.monotonic(), request.ticket
         self._sleepers += 1
         try:
             while ticket not in self._answers:
                 self._changed.wait()
+                if ENDING.stops_here():  # without the lock, so not yet
+                    raise Closed(CLOSED)
         except BaseException:  # an interrupt
-            if self._answers.pop(ticket, None) is None:
+            answer = self._answers.pop(ticket, None)
+            if answer is None:
                 self.post(Cancel(ticket))
+            elif isinstance(answer, Wake):
+                self._give_back(request)
             raise
         finally:
             self._sleepers -= 1
@@ -299,12 +339,23 @@ class PagePool:
         if (recorder := self.recorder) is not None:
             recorder.kv_stall(start, end)
 
+    def _give_back(self, request: Request) -> None:
+        """Undo ``request``, which was granted to somebody who does not want it any more."""
+        if isinstance(request, Open):
+            self.post(Drop((request.page,)))
+        elif isinstance(request, Reserve):
+            self.post(Unreserve(request.size))
+        elif isinstance(request, FetchPages):
+            self.post(LetGo(request.pages))
+
     def _go_on(self) -> None:
         """Handle what has been posted, under the lock."""
-        if self._busy:  # the garbage collector, or a read that could not begin, came in the middle
+        if self._busy or self._forked:  # the garbage collector, or a read that could not begin, came in the middle
             return
         self._busy = True
         try:
+            while self._gone:
+                self._owners.pop(self._gone.popleft())()
             while self._late:
                 event = self._late.popleft()
                 actions = self.planner.handle(event)

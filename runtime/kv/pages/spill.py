@@ -96,10 +96,12 @@ class Spill:
         self._reader.submit(self._file, segments, landed)
 
     def close(self) -> None:
-        """Let go of the file; its bytes are gone. Once, when nobody reads or writes any more."""
+        """Let go of the file; its bytes are gone. Idempotent. Nobody reads or writes any more."""
         self._reader.close()
         self._file.close()
-        os.close(self._out)
+        out, self._out = self._out, -1
+        if out >= 0:
+            os.close(out)
 
     def _is_right(self, segment: Segment) -> bool:
         return xxhash.xxh3_64_intdigest(segment.buffer) == self._checksums[segment.offset]

@@ -10,6 +10,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from ....kernels.weights.metadata_ops import LOOKS
+from ....tiering.errors import PenstockError
 from .visible import Expand, Visible
 
 
@@ -31,9 +32,12 @@ class PagedTensor(torch.Tensor):
         return made
 
     def materialize(self) -> torch.Tensor:
-        """A copy with storage, where the model computes."""
+        """A copy with storage, where the model computes. Raises PenstockError once the cache has other tokens."""
         found = self.visible.gather(self.expansion)[self.side]
-        assert found.shape == self.shape
+        if found.shape != self.shape:
+            raise PenstockError(
+                "keys or values of a KV cache were used after the cache had changed; copy them while its layer runs"
+            )
         return found
 
     @classmethod

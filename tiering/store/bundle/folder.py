@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ....kernels.io.system import lock
+from ....kernels.io.system import lock, unlock
 from ...errors import ConfigError, FlashFull
 from ...units import format_size
 
@@ -16,10 +16,11 @@ PREFIXES = "prefix"
 """The folder in the store for stored prompts, which have a quota of their own."""
 
 
-def prepare(store: Path, *, what: str = "store") -> Path:
+def prepare(store: Path, *, what: str = "store", to_write: bool = True) -> Path:
     """Return the folder ``store``, and make it, for this user only, if it is not there.
 
-    ``what`` says in error messages which folder of the configuration it is. Raises ConfigError if it cannot be used.
+    ``what`` says in error messages which folder of the configuration it is. Raises ConfigError if it cannot be used, or
+    not be written ``to_write``.
     """
     store = store.expanduser()
     key = "[store] path" if what == "store" else "[store] stripes"
@@ -27,9 +28,9 @@ def prepare(store: Path, *, what: str = "store") -> Path:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"the {what} {store} cannot be made: {error.strerror}; choose another {key}") from error
-    if not os.access(store, os.W_OK | os.X_OK):
+    if to_write and not os.access(store, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"the {what} {store} is not writable; choose another {key}, or name a bundle in the store as the model"
+            f"the {what} {store} is not writable, and what must be written there is not there yet; choose another {key}"
         )
     return store
 
@@ -39,9 +40,12 @@ def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
     """Be the only process that writes ``bundle``. Yields True once it is. Without ``wait``, False if another one is."""
     # The lock file stays: removing it would let a third process lock a file that the second no longer sees.
     descriptor = os.open(bundle.with_name(bundle.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    owner = os.getpid()
     try:
         yield lock(descriptor, wait=wait)
     finally:
+        if os.getpid() == owner:  # a child that was forked meanwhile has the descriptor too, and would keep the lock
+            unlock(descriptor)
         os.close(descriptor)
 
 

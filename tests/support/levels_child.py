@@ -1,0 +1,26 @@
+"""Runs a model in some weight formats with the kernels that the environment allows. Prints logits as JSON.
+
+Arguments: checkpoint, store, formats. The logits of a format are those of a prompt and of two more tokens, one by one.
+"""
+
+import json
+import sys
+
+import torch
+
+import penstock
+from penstock.kernels import native
+from tests.support.logits import logits
+
+folder, store, *formats = sys.argv[1:]
+torch.set_num_threads(1)
+found = {}
+for name in formats:
+    with penstock.load(
+        folder, store=store, host_memory="64MiB", weights_format=name, attn_implementation="eager"
+    ) as model:
+        found[name] = [out[:, -1].float().tolist() for out in logits(model, steps=2)]
+        one = model(torch.tensor([[5]])).logits
+        found[name].append(one[:, -1].float().tolist())
+described = native.describe()
+print(json.dumps({"level": native.LEVELS[native.MOST], "products": described.products, "found": found}))
