@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from penstock.kernels.products import few_rows
+
 
 @contextmanager
 def old_processor() -> Iterator[None]:
@@ -15,4 +17,5 @@ def old_processor() -> Iterator[None]:
             if name.startswith("penstock."):
                 for library in {"LIBRARY", "PACKED"} & vars(module).keys():
                     patch.setattr(module, library, None)
+        patch.setattr(few_rows, "_FOUND", {})  # products that were found with the instructions
         yield

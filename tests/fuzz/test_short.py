@@ -8,7 +8,7 @@ from . import supervise
 from .case import Case
 from .play import play
 
-SEEDS = range(16)
+SEEDS = (1, 5, 8, 9, 12, 14, 16, 23, 29, 30, 35, 37, 48, 53, 60, 63)
 MANY = 300
 
 
