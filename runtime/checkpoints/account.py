@@ -20,7 +20,7 @@ _STATE = ".quant_state."
 _USELESS = re.compile(
     r"(^|[._])((input|output|activation|act|k|v|q|kv|prob)_(zero_point|(global_)?scale(_ub)?)|qscale_act|g_idx"
     r"|input_amax|weight_format)$"
-    r"|(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.masked_bias)$"
+    r"|(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.masked_bias|position_ids)$"
 )
 
 

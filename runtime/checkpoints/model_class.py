@@ -23,12 +23,17 @@ def write_class(own: type[PreTrainedModel], folder: Path) -> None:
     (folder / _FILE).write_text(json.dumps({"module": own.__module__, "name": own.__qualname__}) + "\n")
 
 
+def is_wrapped(folder: Path) -> bool:
+    """Whether the model folder ``folder`` is that of a wrapped model."""
+    return (folder / _FILE).is_file()
+
+
 def read_class(folder: Path, *, trust_remote_code: bool) -> type[PreTrainedModel] | None:
     """The class noted in the model folder ``folder``; None if none is: the bundle was packed from a checkpoint.
 
     Raises CheckpointError for a class that is not transformers' own, unless its code is there and is trusted.
     """
-    if not (folder / _FILE).is_file():
+    if not is_wrapped(folder):
         return None
     try:
         noted = json.loads((folder / _FILE).read_text())

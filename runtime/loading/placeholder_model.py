@@ -15,7 +15,7 @@ from ...tiering.store.bundle.reader import Bundle
 from ...tiering.units import BlockId
 from ..checkpoints.describe import describe
 from ..checkpoints.meta_model import build_meta_model
-from ..checkpoints.model_class import read_class, read_own_config
+from ..checkpoints.model_class import is_wrapped, read_class, read_own_config
 from ..checkpoints.source import Source
 from ..tiers.placeholders import placeholder
 
@@ -125,6 +125,11 @@ def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
     )
     if expected != found:
         block, _ = min(expected ^ found, key=str)
+        if is_wrapped(bundle.model_folder):
+            raise BundleError(
+                f"{bundle.folder} holds the weights of a wrapped {type(bare).__name__} that had other modules than "
+                f"transformers builds ({block} differs); build the model and wrap it again"
+            )
         raise BundleError(
             f"{bundle.folder} was packed with another version of transformers or penstock ({block} differs); "
             "delete the bundle and pack again"

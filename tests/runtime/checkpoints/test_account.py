@@ -216,6 +216,26 @@ def test_a_checkpoint_that_is_used_up_is_silent(tmp_path: Path) -> None:
         packed(fp8.quantised, tmp_path / "store").close()
 
 
+def test_float8_of_stacked_experts(tmp_path: Path) -> None:
+    """As transformers saves them: one tensor for all experts of a layer, and one for their scales."""
+    torch.manual_seed(0)
+    source = save_tiny("qwen3_moe", tmp_path / "model", torch.bfloat16)
+    fused = {n: t.contiguous() for n, t in AutoModelForCausalLM.from_pretrained(source).state_dict().items()}
+    plain, tensors = dict(fused), dict(fused)
+    for name in [name for name in fused if "experts." in name]:
+        values = torch.randn(fused[name].shape).to(torch.float8_e4m3fn)
+        scales = torch.rand(len(values), values.shape[1], 1) + 0.1
+        plain[name] = (values.float() * scales).bfloat16()
+        tensors |= {name: values, f"{name}_scale_inv": scales}
+    save_file(tensors, source / "model.safetensors")
+    expected = save_tiny("qwen3_moe", tmp_path / "expected", torch.bfloat16)
+    save_file(plain, expected / "model.safetensors", {"format": "pt"})
+    with packed(configure(source, SCALED), tmp_path / "store") as bundle:
+        assert_equal(bundle, expected)
+        assert bundle.manifest.codec == "as-is"
+        assert any(spec.packing for block in bundle.manifest.blocks for spec in block.tensors)
+
+
 # --- what transformers makes of it -----------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Models that are not transformers' own causal ones: with code beside the weights, and wrapped ones of any class."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, L
 
 import penstock
 from penstock.runtime.checkpoints.modules import positional_names
-from penstock.tiering.errors import CheckpointError
+from penstock.tiering.errors import BundleError, CheckpointError
 from tests.support.prompts import IDS
 from tests.support.tiny_models import save_tiny, tiny_config
 
@@ -143,6 +144,28 @@ def test_a_wrapped_model_of_the_users_own_class_says_so(tmp_path: Path) -> None:
         bundle = Path(model.penstock.bundle)
     with pytest.raises(CheckpointError, match=r"holds the weights of a Louder of .*test_own_classes.*wrap it again"):
         load(bundle, tmp_path)
+
+
+def test_a_wrapped_model_with_other_modules_says_so(tmp_path: Path) -> None:
+    plain = AutoModelForCausalLM.from_config(tiny_config("llama")).eval()
+    plain.model.norm = torch.nn.LayerNorm(64)
+    wanted = plain(X).logits
+    with penstock.wrap(plain, store=tmp_path / "store", host_memory="8MiB") as model:
+        assert torch.equal(model(X).logits, wanted)
+        bundle = Path(model.penstock.bundle)
+    with pytest.raises(BundleError, match=r"wrapped LlamaForCausalLM that had other modules.*wrap it again"):
+        load(bundle, tmp_path)
+
+
+def test_two_models_with_own_code_of_one_type(own: Path, tmp_path: Path) -> None:
+    """transformers itself would give the second the code of the first."""
+    with load(own, tmp_path, trust_remote_code=True) as model:
+        before = model(X).logits
+    other = Path(shutil.copytree(own, tmp_path / "other"))
+    (other / "modeling_own.py").write_text(MODELING.replace("* FACTOR", "* FACTOR * 2"))
+    for folder, factor in ((other, 2), (own, 1)):
+        with load(folder, tmp_path, trust_remote_code=True) as model:
+            assert torch.equal(model(X).logits, factor * before)
 
 
 # --- arguments by position -------------------------------------------------------------------------------------------
