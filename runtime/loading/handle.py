@@ -20,7 +20,7 @@ from ...tiering.policy.reads import Reading
 from ..engine.engine import Engine
 from ..engine.stats import PrefixStats, Stats
 from ..kv.adapter import PagedKV
-from ..prefixes.prefill import is_plain
+from ..prefixes.plain import is_plain
 from ..prefixes.prefix import Prefixes
 from ..routing.profiling import RoutingRecording
 from ..tracing.run_recording import RunRecording
@@ -41,7 +41,6 @@ class Handle:
         """Prompts kept on flash, if ``kv_prefix`` asked for it. ``generate`` restores them; if you call the model
         directly, restore them yourself."""
         self._prefix_problem = prefixes if isinstance(prefixes, str) else ""
-        self._modules = _count_modules(model)
         self._model, self._closed = weakref.ref(model), False
         self._finalizer = weakref.finalize(model, engine.close)
         ENDING.register()
@@ -92,12 +91,11 @@ class Handle:
 
     def keeps(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
         """Whether a prompt ``input_ids`` [sequences, tokens] may come from flash, and go there, when ``generate`` is
-        called with the arguments ``kwargs``."""
-        model = self._model()
-        if self.prefixes is None or not self.prefixes.supported or model is None or self._engine.forked:
+        called with the arguments ``kwargs``, as far as these decide."""
+        prefixes = self.prefixes
+        if prefixes is None or not prefixes.supported or self._engine.forked:
             return False
-        # An adapter changes KV.
-        return is_plain(input_ids, kwargs) and _count_modules(model) == self._modules
+        return is_plain(input_ids, kwargs, prefixes.flags)
 
     @property
     def recording(self) -> RunRecording | None:
@@ -155,7 +153,3 @@ def handle(model: nn.Module) -> Handle:
     if isinstance(found, Handle):
         return found
     raise ConfigError(f"this {type(model).__name__} is no model of penstock; load it with penstock.load, or wrap it")
-
-
-def _count_modules(model: nn.Module) -> int:
-    return sum(1 for _ in model.modules())

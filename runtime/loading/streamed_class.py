@@ -9,6 +9,7 @@ import torch
 from ...tiering.errors import ConfigError, PenstockError
 from ..kv.adapter import PagedKV
 from ..prefixes.prefill import prefill_with_prefixes
+from .several_rows import warn_of_drafts
 
 
 def _names(device: torch.device, own: torch.device) -> bool:
@@ -61,11 +62,17 @@ def streamed_class(base: type[Any]) -> type[Any]:
 
         return prefill_with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], finished)
 
+    def assisted_decoding(self: Any, *args: Any, **kwargs: Any) -> Any:
+        warn_of_drafts(self)
+        return base._assisted_decoding(self, *args, **kwargs)
+
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
     methods: dict[str, Any] = {"__enter__": enter, "__exit__": leave, "to": to}
     if hasattr(base, "_prepare_cache_for_generation"):
         methods["_prepare_cache_for_generation"] = prepare_cache
     if hasattr(base, "_prefill"):
         methods["_prefill"] = prefill
+    if hasattr(base, "_assisted_decoding"):
+        methods["_assisted_decoding"] = assisted_decoding
     refused = dict.fromkeys(("state_dict", "save_pretrained", "_apply"), refuse)
     return type(base.__name__, (base,), names | methods | refused)
