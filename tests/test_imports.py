@@ -68,6 +68,7 @@ ROOMS = {
         "runtime.packing.stream",
         "runtime.packing.measure",
         "runtime.packing",
+        "runtime.prefixes.identity",
         "runtime.prefixes",
         "runtime.evaluation",
         "runtime.loading.openings",

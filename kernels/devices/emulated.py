@@ -56,7 +56,8 @@ class Emulated:
 
             def wait() -> None:
                 nonlocal free_at
-                target.copy_(source)
+                with torch.inference_mode():  # whoever asked may have made ``target`` in that mode
+                    target.copy_(source)
                 if self._rate is not None:
                     free_at = max(free_at, asked) + source.nbytes / self._rate
                     time.sleep(max(0.0, free_at - time.monotonic()))

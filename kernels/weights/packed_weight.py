@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 from ..cuda.base import DeviceFormat
 from ..cuda.registry import find_device_format
 from ..formats.base import SLAB, Format
+from ..products.autocast import is_cast
 from ..products.few_rows import find_product, is_untried
 from .metadata_ops import LOOKS
 
@@ -48,6 +49,8 @@ class PackedWeight(torch.Tensor):
     format: Format
     planes: tuple[torch.Tensor, ...]
     transposed: bool
+    stand_in: torch.Tensor | None = None
+    """A tensor that stands for this one in all functions that are not products of it, if there is one."""
 
     @staticmethod
     def __new__(
@@ -126,6 +129,11 @@ class PackedWeight(torch.Tensor):
         kwargs = kwargs or {}
         if func in _OWN:
             return _OWN[func](*args, **kwargs)
+        if func not in LOOKS and any(getattr(arg, "stand_in", None) is not None for arg in args):
+            args, kwargs = tree_map_only(
+                cls, lambda weight: weight if weight.stand_in is None else weight.stand_in, (args, kwargs)
+            )
+            return func(*args, **kwargs)
         if func.__name__.endswith("_") and not func.__name__.endswith("__"):
             raise TypeError(f"an encoded weight cannot be changed in place ({func.__name__})")
         with torch._C.DisableTorchFunctionSubclass():
@@ -141,7 +149,7 @@ class PackedWeight(torch.Tensor):
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Compute ``functional.linear`` with a packed weight."""
     if isinstance(weight, PackedWeight):
-        out = None if weight.transposed else _times(input, weight, biased=bias is not None)
+        out = None if weight.transposed or is_cast(input) else _times(input, weight, biased=bias is not None)
         if out is not None:
             return out if bias is None else out + bias
         weight = weight.at_hand()
@@ -151,14 +159,14 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 def _matmul(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``input @ weight``."""
     if isinstance(weight, PackedWeight):
-        out = _times(input, weight, biased=False) if weight.transposed else None
+        out = _times(input, weight, biased=False) if weight.transposed and not is_cast(input) else None
         return input @ weight.at_hand() if out is None else out
     return _decoded(input) @ weight
 
 
 def _addmm(bias: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, **scales: Any) -> torch.Tensor:
     """``torch.addmm``."""
-    if isinstance(weight, PackedWeight) and weight.transposed and not scales:
+    if isinstance(weight, PackedWeight) and weight.transposed and not scales and not is_cast(input):
         out = _times(input, weight, biased=True)
         if out is not None:
             return out + bias
@@ -319,3 +327,5 @@ _OWN: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__matmul__: _matmul,
     torch.addmm: _addmm,
 }
+PRODUCTS = frozenset(_OWN)
+"""Functions that compute on a weight as it is packed. All others decode it."""

@@ -18,6 +18,7 @@ from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.misses import Misses
 from ..tiers.device.tier import DeviceTier, DeviceUsage
 from ..tiers.embedding_rows import RowReader
+from ..tiers.kept_copies import KeptCopies
 from ..tiers.plane_counts import PlaneCounts
 from ..tiers.pressure import Pressure
 from .stats import DeviceStats, HostStats, KVStats, Stats, WeightStats
@@ -41,6 +42,7 @@ class Components:
     forwards: Forwards
     predictors: Predictors
     planes: PlaneCounts
+    copies: KeptCopies
 
     def weights_resident(self) -> int:
         """Bytes of weights in host memory."""
@@ -84,6 +86,7 @@ class Components:
             refine_bytes=host.refine_bytes,
             refine_failures=host.refine_failures,
             row_bytes=row_bytes,
+            changed_bytes=self.copies.size,
             drive_bytes=self._drive_bytes(host, device),
             reads=host.reads,
             expert_hits=asked.expert_hits,

@@ -35,6 +35,7 @@ from ..tiers.device.misses import Misses
 from ..tiers.device.tier import DeviceTier, DeviceUse
 from ..tiers.embedding_rows import RowReader
 from ..tiers.host import HostTier
+from ..tiers.kept_copies import KeptCopies
 from ..tiers.model_weights import ModelWeights
 from ..tiers.plane_counts import PlaneCounts
 from ..tiers.pressure import Pressure
@@ -134,11 +135,12 @@ class Engine:
         self.pinned: dict[BlockId, Slot] = {}
         self.elastic = frozenset(self._divisions.elastic)
         """Blocks that are leased, although they mostly stay in memory."""
+        copies = KeptCopies(self.tier.budget, self._leave)
         self.weights = ModelWeights(
-            self.tier, self.blocks, self.bundle.manifest.tied, self.pinned, self.rows, self.elastic
+            self.tier, self.blocks, self.bundle.manifest.tied, self.pinned, self.rows, self.elastic, copies
         )
         grouped = device_use is not None and device_use.grouped
-        self._experts = ExpertMemory(self.tier, PlaneCounts(), grouped=grouped, misses=self.misses)
+        self._experts = ExpertMemory(self.tier, PlaneCounts(), copies, grouped=grouped, misses=self.misses)
         self._predictors = Predictors((ROUTER, BOTH, CO_ACTIVATION))
         placement, bounded = self.host_placement, self.kv is not None or self.device is not None
         self._forwards = Forwards(
@@ -162,7 +164,14 @@ class Engine:
             forwards=self._forwards,
             predictors=self._predictors,
             planes=self._experts.planes,
+            copies=copies,
         )
+
+    def _leave(self, size: int) -> bool:
+        """Have the tier that is computed on leave ``size`` bytes of its budget to others. Whether it can."""
+        if self.device is None:
+            return self.pressure.leave(self.host, size)
+        return self.device.arena.length + size <= self.device.placement.budget
 
     @property
     def bridge(self) -> Bridge:

@@ -32,6 +32,8 @@ class WeightStats:
     """Residuals that could not be read."""
     row_bytes: int
     """Bytes of embeddings that are read by row."""
+    changed_bytes: int
+    """Bytes of weights that were changed after loading. They stay in memory, beside the arenas."""
     drive_bytes: tuple[int, ...]
     """Those of ``flash_bytes_read`` that came from each drive of the bundle, its own first."""
     reads: int
@@ -202,6 +204,7 @@ class Stats:
     refine_bytes = Flat(lambda stats: stats.weights.refine_bytes)
     refine_failures = Flat(lambda stats: stats.weights.refine_failures)
     row_bytes = Flat(lambda stats: stats.weights.row_bytes)
+    changed_bytes = Flat(lambda stats: stats.weights.changed_bytes)
     drive_bytes = Flat(lambda stats: stats.weights.drive_bytes)
     reads = Flat(lambda stats: stats.weights.reads)
     expert_hits = Flat(lambda stats: stats.weights.expert_hits)

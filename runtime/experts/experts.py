@@ -13,6 +13,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ...kernels.experts.experts import Recipe
 from ...kernels.products import row_parts as parts
+from ...kernels.products.autocast import autocasts
 from ...kernels.products.few_rows import MOST_ROWS
 from ...tiering.store.bundle.manifest import Block
 from ..tiers.views import like
@@ -21,7 +22,7 @@ from .expert_blocks import ExpertBlocks
 from .fast import FastExperts, Observer
 from .guessing import Guesses
 from .host import HostExperts
-from .reference import ReferenceExperts
+from .reference import ReferenceExperts, eager_experts
 from .tier_experts import ExpertMemory, TierExperts, on_slot
 
 IMPLEMENTATION = "penstock"
@@ -67,7 +68,7 @@ class StreamedExperts:
         alike = {tuple(replace(spec, name="") for spec in specs): specs for specs in kinds}
         samples = [on_slot(tuple(map(like, specs)), order).expert for specs in alike.values()]
         self._fast = FastExperts(self.blocks, self._experts, samples, with_host=self._host is not None)
-        self._reference = ReferenceExperts(module, path, names, self.blocks, self._experts)
+        self._reference = ReferenceExperts(module, path, names, self.blocks, self._experts, memory)
         self.guesses: Guesses | None = None
         """The guesses of which of these experts come."""
         setattr(module, _ATTRIBUTE, self)
@@ -83,6 +84,8 @@ class StreamedExperts:
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``hidden`` [tokens, width], ``index`` and ``weights`` [tokens, top_k] -> [tokens, width]."""
+        if autocasts() or self._reference.replaced:
+            return self._reference.run(hidden, index, weights)
         chosen = index.cpu()  # which experts are needed, only the host can say
         if self.guesses is not None:
             self.guesses.used(chosen)
@@ -130,7 +133,9 @@ def streamed_experts(module: torch.nn.Module) -> StreamedExperts | None:
 def _experts_forward(
     module: torch.nn.Module, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    experts: StreamedExperts = getattr(module, _ATTRIBUTE)
+    experts = streamed_experts(module)
+    if experts is None:  # a copy of such a module, with weights of its own
+        return eager_experts(module, hidden, top_k_index, top_k_weights)
     return experts.forward(hidden, top_k_index, top_k_weights)
 
 

@@ -8,30 +8,48 @@ from typing import Any
 import torch
 
 from ...kernels.process.interrupts import calls_others
-from ...tiering.errors import UnplaceableModule
 from .expert_blocks import ExpertBlocks
-from .tier_experts import TierExperts
+from .stacked_weight import StackedNumbers
+from .tier_experts import ExpertMemory, TierExperts
 
 
 class ReferenceExperts:
     """Runs the eager code of ``module``, in any thread."""
 
     def __init__(
-        self, module: torch.nn.Module, path: str, names: Mapping[str, int], blocks: ExpertBlocks, experts: TierExperts
+        self,
+        module: Any,
+        path: str,
+        names: Mapping[str, int],
+        blocks: ExpertBlocks,
+        experts: TierExperts,
+        memory: ExpertMemory,
     ) -> None:
         """``names`` of the stacked parameters of ``module``, which is at ``path``: each with its place among the
-        tensors of an expert's block."""
-        self._module, self._blocks, self._experts, self.names = module, blocks, experts, names
+        tensors of an expert's block. ``experts`` lie in ``memory``."""
+        self._module, self._blocks, self._experts, self._names = module, blocks, experts, names
         self._bridge = experts.bridge
         self._local = threading.local()
-        module._parameters = _ExpertParameters(module._parameters, path, self)
+        stacked = {
+            name: StackedNumbers(f"{path}.{name}", place, blocks.ids, experts, memory, module._parameters[name])
+            for name, place in names.items()
+            if name in module._parameters
+        }
+        self._parameters = _ExpertParameters(module._parameters, stacked, self)
+        module._parameters = self._parameters
+        for name, numbers in stacked.items():
+            numbers.lives_in(self._parameters, name)
+
+    @property
+    def replaced(self) -> bool:
+        """Whether somebody put other weights in the place of those in the bundle, or changed them."""
+        return self._parameters.replaced
 
     @calls_others
     def run(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``hidden`` [tokens, width], ``index`` and ``weights`` [tokens, top_k] -> [tokens, width]."""
-        eager = type(self._module).forward.__wrapped__  # type: ignore[attr-defined]
         with self._one_at_a_time():
-            return eager(self._module, hidden, index, weights)  # type: ignore[no-any-return]
+            return eager_experts(self._module, hidden, index, weights)
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
@@ -46,7 +64,7 @@ class ReferenceExperts:
 
     def stacked(self, name: str) -> "_Stacked | None":
         """The stand-in for the stacked parameter ``name`` while the module's eager code runs in this thread."""
-        return _Stacked(self, self.names[name]) if hasattr(self._local, "expert") and name in self.names else None
+        return _Stacked(self, self._names[name]) if hasattr(self._local, "expert") else None
 
     def tensor(self, position: int, expert: int) -> torch.Tensor:
         """Tensor number ``position`` of ``expert``, leased."""
@@ -60,6 +78,14 @@ class ReferenceExperts:
         return local.tensors[position]  # type: ignore[no-any-return]
 
 
+@calls_others
+def eager_experts(
+    module: torch.nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """The experts ``module`` by its own eager code, with the weights that it has."""
+    return type(module).forward.__wrapped__(module, hidden, index, weights)  # type: ignore[attr-defined, no-any-return]
+
+
 class _Stacked:
     """Looks to the eager code like a parameter [experts, ...] of which single experts are taken."""
 
@@ -71,19 +97,33 @@ class _Stacked:
 
 
 class _ExpertParameters(dict[str, Any]):
-    """The module's parameters; the stacked ones cannot be taken as a whole, for they are never in memory as a whole."""
+    """The module's parameters. To its eager code the stacked ones look like a stack of which one expert is there."""
 
-    def __init__(self, parameters: dict[str, Any], path: str, experts: ReferenceExperts) -> None:
-        super().__init__(parameters)
-        self._path, self._experts = path, experts
+    def __init__(
+        self, parameters: dict[str, Any], stacked: Mapping[str, StackedNumbers], experts: ReferenceExperts
+    ) -> None:
+        self.stored = {name: numbers.weight for name, numbers in stacked.items()}
+        super().__init__({**parameters, **self.stored})
+        self._experts = experts
+        self.replaced = False
+        """Whether one of them is no longer as it is stored."""
 
     def __getitem__(self, name: str) -> Any:
-        stacked = self._experts.stacked(name)
-        if stacked is not None:
+        held = super().__getitem__(name)
+        if held is self.stored.get(name, self) and (stacked := self._experts.stacked(name)) is not None:
             return stacked
-        if name in self._experts.names:
-            raise UnplaceableModule(
-                f"{self._path}.{name} is used as a whole, but the experts of this module are streamed one by one; "
-                "load the model with transformers instead"
-            )
-        return super().__getitem__(name)
+        return held
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        stored = self.stored.get(name)
+        if value is stored and stored is not None and (present := stored.numbers.present()) is not None:
+            value = present
+        super().__setitem__(name, value)
+        self._look_again()
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self.replaced = any(self.get(name) is not weight for name, weight in self.stored.items())

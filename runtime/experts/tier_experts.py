@@ -19,6 +19,7 @@ from ...tiering.units import BlockId
 from ..tiers.bridge import Bridge
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.misses import Misses
+from ..tiers.kept_copies import KeptCopies
 from ..tiers.leases import Leases
 from ..tiers.plane_counts import PlaneCounts
 from ..tiers.views import AllViews
@@ -33,6 +34,8 @@ class ExpertMemory:
     tier: ComputeTier
     planes: PlaneCounts
     """Counts the bit planes that are computed with."""
+    copies: KeptCopies
+    """Counts weights that were changed."""
     grouped: bool = False
     """Whether experts may be computed together, in sums of another order."""
     misses: Misses | None = None

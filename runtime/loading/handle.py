@@ -20,12 +20,13 @@ from ...tiering.policy.placement.placement import Placement
 from ..engine.engine import Engine
 from ..engine.stats import PrefixStats, Stats
 from ..kv.adapter import PagedKV
-from ..prefixes.prefill import is_plain
+from ..prefixes.plain import is_plain
 from ..prefixes.prefix import Prefixes
 from ..routing.profiling import RoutingRecording
+from ..tiers.kept_copies import KeptCopies
 from ..tracing.run_recording import RunRecording
 from ..tracing.trace import Trace
-from .placeholder_model import replace_tensors
+from .placeholder_model import take_away
 
 
 class Handle:
@@ -41,7 +42,6 @@ class Handle:
         """Prompts kept on flash, if ``kv_prefix`` asked for it. ``generate`` restores them; if you call the model
         directly, restore them yourself."""
         self._prefix_problem = prefixes if isinstance(prefixes, str) else ""
-        self._modules = _count_modules(model)
         self._model, self._closed = weakref.ref(model), False
         self._finalizer = weakref.finalize(model, engine.close)
         ENDING.register()
@@ -65,6 +65,11 @@ class Handle:
     def bundle(self) -> Path:
         """Folder of the bundle that the weights come from."""
         return self._engine.bundle.folder
+
+    @property
+    def copies(self) -> KeptCopies:
+        """Counts the weights that were changed, and are kept in memory."""
+        return self._engine.weights.copies
 
     @property
     def reading(self) -> Reading:
@@ -92,12 +97,11 @@ class Handle:
 
     def keeps(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
         """Whether a prompt ``input_ids`` [sequences, tokens] may come from flash, and go there, when ``generate`` is
-        called with the arguments ``kwargs``."""
-        model = self._model()
-        if self.prefixes is None or not self.prefixes.supported or model is None or self._engine.forked:
+        called with the arguments ``kwargs``, as far as these decide."""
+        prefixes = self.prefixes
+        if prefixes is None or not prefixes.supported or self._engine.forked:
             return False
-        # An adapter changes KV.
-        return is_plain(input_ids, kwargs) and _count_modules(model) == self._modules
+        return is_plain(input_ids, kwargs, prefixes.flags)
 
     @property
     def recording(self) -> RunRecording | None:
@@ -131,7 +135,7 @@ class Handle:
             if self.prefixes is not None:
                 self.prefixes.close()  # prompts that are still to be written may lie in pages
             if not self._closed and model is not None:
-                replace_tensors(model, self._engine.tier.holds)
+                take_away(model, self._engine.tier.holds)
             self._closed = True
             self._engine.close()  # a wait in it may be interrupted: then the finalizer, or another call, goes on
             self._finalizer.detach()
@@ -155,7 +159,3 @@ def handle(model: nn.Module) -> Handle:
     if isinstance(found, Handle):
         return found
     raise ConfigError(f"this {type(model).__name__} is no model of penstock; load it with penstock.load, or wrap it")
-
-
-def _count_modules(model: nn.Module) -> int:
-    return sum(1 for _ in model.modules())

@@ -1,8 +1,10 @@
 """Install a bundle in its model: arrange memory, build the engine, put leased weights in the place of the model's."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -22,6 +24,7 @@ from ..kv.adapter import PagedKV
 from ..kv.cache.tier import KVTier
 from ..machine import bit_trials
 from ..machine.reading import reading_of
+from ..modules.model_forward import Around
 from ..prefixes.prefix import Prefixes
 from ..tiers.device.tier import DeviceUse
 from ..tiers.expert_planes import units
@@ -80,13 +83,27 @@ def _build_in(
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
         # Not earlier: until here, an error leaves a wrapped model as it was.
         move_out(model, bundle.manifest, engine.tier.compute)
-        engine.attach(model, None if paged is None else paged.forward)
+        around = None if paged is None else paged.forward
+        arounds: list[Around] = [] if around is None else [around]
+        engine.attach(model, around if settings.prefix_quota is None else partial(_enter_all, arounds))
     except BaseException:
         engine.close()
         raise
     model.__class__ = streamed_class(type(model))
-    model.penstock = Handle(model, engine, paged, _open_prefixes(settings, model, bundle, engine.kv))
+    prefixes = _open_prefixes(settings, model, bundle, engine.kv)
+    if isinstance(prefixes, Prefixes):
+        arounds.append(prefixes.watch)
+    model.penstock = Handle(model, engine, paged, prefixes)
     return model
+
+
+@contextmanager
+def _enter_all(arounds: Sequence[Around], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Be inside of all ``arounds`` while the model computes with the arguments ``kwargs``, which they may change."""
+    with ExitStack() as stack:
+        for around in arounds:
+            stack.enter_context(around(kwargs))
+        yield
 
 
 def _build_engine(

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ...kernels.weights.packed_weight import PackedWeight
 from ...tiering.errors import BundleError, CheckpointError, ConfigError
 from ...tiering.store.bundle.manifest import Block, Manifest
 from ...tiering.store.bundle.reader import Bundle
@@ -18,6 +19,8 @@ from ..checkpoints.meta_model import build_meta_model
 from ..checkpoints.model_class import is_wrapped, read_class, read_own_config
 from ..checkpoints.source import Source
 from ..tiers.placeholders import placeholder
+from ..tiers.stored_weight import ClosedNumbers
+from ..tiers.streamed_weight import StreamedWeight
 
 
 def bare_model(
@@ -101,10 +104,24 @@ def move_out(model: nn.Module, manifest: Manifest, device: torch.device) -> None
     _replace(model, there)
 
 
-def replace_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:
-    """Put placeholders in the place of the ``chosen`` parameters and buffers of ``model``; shared ones at each of their
-    places."""
-    _replace(model, lambda _, tensor: _stand_in(tensor, tensor.device) if chosen(tensor) else tensor)
+def take_away(model: nn.Module, lies_in: Callable[[torch.Tensor], bool]) -> None:
+    """Put weights that raise Closed in the place of the parameters and buffers of ``model`` of which ``lies_in`` says
+    that they lie in memory that is given back."""
+    gone: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by identity; shared ones stay shared
+
+    def there(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if isinstance(tensor, StreamedWeight):
+            return tensor
+        if not lies_in(tensor.planes[0] if isinstance(tensor, PackedWeight) else tensor):
+            return tensor
+        if id(tensor) not in gone:
+            parameter, numbers = isinstance(tensor, nn.Parameter), ClosedNumbers(name)
+            grads, shape, dtype = tensor.requires_grad, tuple(tensor.shape), tensor.dtype
+            weight = StreamedWeight(numbers, shape, dtype, tensor.device, requires_grad=grads, is_parameter=parameter)
+            gone[id(tensor)] = tensor, weight
+        return gone[id(tensor)][1]
+
+    _replace(model, there)
 
 
 def _replace(model: nn.Module, by: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
@@ -112,8 +129,9 @@ def _replace(model: nn.Module, by: Callable[[str, torch.Tensor], torch.Tensor]) 
     for path, module in model.named_modules():
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
-                if tensor is not None:
-                    own[name] = by(f"{path}.{name}" if path else name, tensor)
+                found = None if tensor is None else by(f"{path}.{name}" if path else name, tensor)
+                if found is not tensor:
+                    own[name] = found
 
 
 def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:

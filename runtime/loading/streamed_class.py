@@ -1,6 +1,7 @@
 """The class of a model whose weights live in a bundle."""
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from ...tiering.errors import ConfigError, PenstockError
 from ..kv.adapter import PagedKV
 from ..prefixes.prefill import prefill_with_prefixes
+from .several_rows import warn_of_drafts
+
+_PLACED = "penstock places the weights itself; choose device and dtype when loading"
 
 
 def _names(device: torch.device, own: torch.device) -> bool:
@@ -30,12 +34,38 @@ def streamed_class(base: type[Any]) -> type[Any]:
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if (device is None or _names(device, self.device)) and dtype in (None, self.dtype):
             return self
-        raise ConfigError("penstock places the weights itself; choose device and dtype when loading")
+        raise ConfigError(_PLACED)
+
+    def apply(self: Any, fn: Callable[[torch.Tensor], torch.Tensor], *_: Any, **__: Any) -> Any:
+        for dtype in {self.dtype, torch.float32, torch.float16, torch.bfloat16}:
+            found: Any = fn(torch.empty(0, dtype=dtype, device=self.device))
+            kept = found.dtype == dtype and found.device == self.device
+            if not kept or (found.device.type == "cpu" and found.is_shared()):
+                raise ConfigError(_PLACED)
+        return self  # it changes nothing
+
+    def save(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not getattr(self, "_hf_peft_config_loaded", False):
+            refuse(self)
+        base.save_pretrained(self, *args, **kwargs)  # only the adapter
+
+    def load_state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
+        copies = self.penstock.copies
+        copies.refused = None
+        try:
+            return base.load_state_dict(self, *args, **kwargs)
+        except RuntimeError as error:  # torch puts other errors into the text of its own
+            raise copies.refused or error from None
 
     def refuse(self: Any, *_: Any, **__: Any) -> Any:
         raise PenstockError(
             f"the weights of this model live in {self.penstock.bundle} and are not in memory as a whole; "
             "use the checkpoint it was packed from"
+        )
+
+    def refuse_copy(self: Any, *_: Any, **__: Any) -> Any:
+        raise PenstockError(
+            f"a model whose weights live in {self.penstock.bundle} cannot be copied or pickled; load it again"
         )
 
     def prepare_cache(self: Any, config: Any, kwargs: dict[str, Any], *args: Any, **named: Any) -> None:
@@ -61,11 +91,18 @@ def streamed_class(base: type[Any]) -> type[Any]:
 
         return prefill_with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], finished)
 
+    def assisted_decoding(self: Any, *args: Any, **kwargs: Any) -> Any:
+        warn_of_drafts(self)
+        return base._assisted_decoding(self, *args, **kwargs)
+
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
     methods: dict[str, Any] = {"__enter__": enter, "__exit__": leave, "to": to}
     if hasattr(base, "_prepare_cache_for_generation"):
         methods["_prepare_cache_for_generation"] = prepare_cache
     if hasattr(base, "_prefill"):
         methods["_prefill"] = prefill
-    refused = dict.fromkeys(("state_dict", "save_pretrained", "_apply"), refuse)
-    return type(base.__name__, (base,), names | methods | refused)
+    if hasattr(base, "_assisted_decoding"):
+        methods["_assisted_decoding"] = assisted_decoding
+    methods |= {"save_pretrained": save, "_apply": apply, "load_state_dict": load_state_dict}
+    methods |= dict.fromkeys(("__deepcopy__", "__copy__", "__reduce_ex__"), refuse_copy)
+    return type(base.__name__, (base,), names | methods)

@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ...kernels.weights.packed_weight import PackedWeight
 from ...tiering.policy.prefetch.predictor_choice import Predictors
 from ...tiering.store.bundle.manifest import Block, TensorSpec
-from ...tiering.units import BlockId
 from ..checkpoints.modules import is_experts, layer_of
 from ..experts.coactivation import CoActivation
 from ..experts.experts import IMPLEMENTATION, StreamedExperts
@@ -26,11 +26,16 @@ from ..experts.tier_experts import ExpertMemory
 from ..routing.router import predict_with
 from ..tiers.expert_planes import stacks
 from ..tiers.model_weights import ModelWeights
+from ..tiers.stored_weight import StoredNumbers
+from ..tiers.streamed_weight import StreamedWeight
 from ..tiers.views import parameter, tensors_on
 from .chunks import in_parts, is_divisible
+from .copying import copy_plainly
 from .few_rows import fast_weight, few_rows
 from .model_forward import Around, Forwards
-from .streamed import LayerLease, Scopes, StreamedModule, lease_all
+from .scopes import Scopes
+from .streamed import LayerLease, StreamedModule, lease_all
+from .uncompiled import keep_uncompiled
 
 
 def attach(
@@ -67,7 +72,8 @@ class _Attachment:
         self._experts: dict[str, list[list[Block]]] = {}
         for stack in stacks([*weights.blocks.values()]):
             self._experts.setdefault(stack[0].id.module, []).append(stack)
-        self._bound: dict[tuple[BlockId, str], Any] = {}
+        self._bound: dict[str, Any] = {}
+        self._stored: dict[str, StoredNumbers] = {}
         self._scopes = Scopes()
         self._streamed_experts: dict[str, StreamedExperts] = {}
         self._trust: dict[Hashable, bool] = {}
@@ -82,20 +88,34 @@ class _Attachment:
         self._link_experts()
         modules = dict(self._model.named_modules())
         self._attach_parts(modules, streamed)
+        self._attach_layers(modules, streamed)
+        _wrap(self._model, functools.partial(forwards.run, self._scopes, around))
+        for name in ("__deepcopy__", "__reduce_ex__"):  # of a whole model its class decides
+            del vars(self._model)[name]
+        self._bound.clear()  # the model has them; when it lets go of them, their memory goes
+
+    def _attach_layers(self, modules: Mapping[str, nn.Module], streamed: Mapping[str, StreamedModule]) -> None:
+        """Lease the weights of a layer together, and have what lies around layers know that it computes."""
         layers: dict[str, list[StreamedModule]] = {}
+        around: dict[str, None] = {}
         for path, leased in streamed.items():
-            if layer := layer_of(path, modules):
+            layer = layer_of(path, modules)
+            if layer is not None:
                 layers.setdefault(layer, []).append(leased)
+            parts = (layer or path).split(".")
+            around |= dict.fromkeys(".".join(parts[:depth]) for depth in range(1, len(parts)))
         for path, inside in layers.items():
             _wrap(modules[path], LayerLease(inside, self._weights, self._scopes).forward)
-        _wrap(self._model, functools.partial(forwards.run, self._scopes, around))
-        self._bound.clear()  # the model has them; when it lets go of them, their memory goes
+        for path in around:
+            if not isinstance(modules[path], nn.ModuleList | nn.ModuleDict):
+                _wrap(modules[path], self._scopes.run)
 
     def _attach_experts(self, path: str, module: nn.Module) -> None:
         experts = self._experts.get(path)
         if experts:
             self._streamed_experts[path] = StreamedExperts(module, path, experts, self._memory, self._trust)
             cast(Any, module.config)._experts_implementation = IMPLEMENTATION
+            copy_plainly(module)
 
     def _link_experts(self) -> None:
         """Tell the experts of each layer of those of the next layer."""
@@ -110,8 +130,9 @@ class _Attachment:
         """Bind or stream the module's own weights. Returns the module as a streamed one, if any of them is."""
         fast = few_rows(module, module.forward) if self._tier.native else None
         if fast is not None:
-            module.forward = fast
+            _give(module, fast)
         streamed: dict[Block, dict[str, TensorSpec]] = {}
+        stored: dict[str, StreamedWeight] = {}
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for own in holders:
             for name in list(own):
@@ -120,14 +141,18 @@ class _Attachment:
                     continue
                 if block.id in self._weights.pinned:
                     own[name] = self._pinned(module, block, spec, own[name])
+                    if isinstance(own[name], PackedWeight):
+                        self._numbers(block, spec, own[name]).lives_in(own, name)
                 else:
                     streamed.setdefault(block, {})[name] = spec
+                    stored[name] = self._numbers(block, spec, own[name]).weight
         if not streamed:
             return None
         readers = [self._weights.rows[block.id] for block in streamed if block.id in self._weights.rows]
         by_row = bool(readers) and isinstance(module, nn.Embedding)
-        whole = not by_row or all(block.id in self._weights.elastic for block in streamed)
-        leased = StreamedModule(module, path, streamed, self._tier, self._scopes, whole=whole)
+        leased = StreamedModule(module, streamed, stored, self._tier, self._scopes)
+        for name, weight in stored.items():
+            self._stored[weight.numbers.name].lives_in(module._parameters, name)
         _wrap(module, functools.partial(leased.forward_by_row, readers[0]) if by_row else leased.forward)
         return leased
 
@@ -145,19 +170,27 @@ class _Attachment:
             inside = [leased for name, leased in streamed.items() if name.startswith(f"{path}.")]
             if sum(sizes.get(block, 0) for leased in inside for block in leased.blocks) <= room:
                 held = functools.partial(lease_all, inside, self._tier.bridge, self._scopes)
-                module.forward = in_parts(module, module.forward, held)
+                _give(module, in_parts(module, module.forward, held))
 
     def _pinned(self, module: nn.Module, block: Block, spec: TensorSpec, bare: torch.Tensor) -> torch.Tensor:
         """The tensor that replaces ``bare``, the same for every module that shares it."""
-        key = (block.id, spec.name)
-        if key not in self._bound:
+        if spec.name not in self._bound:
             (tensor,) = tensors_on(self._tier.arena, [((spec,), self._weights.pinned[block.id])])
             # torch's own modules have a fast forward where they need one; every look at a fast weight costs a call.
             fast = self._tier.native and spec.packing is None and not isinstance(module, nn.Linear | nn.Embedding)
             made = fast_weight if fast else parameter
-            self._bound[key] = made(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
-        bound: torch.Tensor = self._bound[key]
-        return bound
+            bound = made(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
+            vars(bound).update({name: value for name, value in vars(bare).items() if name != "_is_param"})
+            if isinstance(bound, PackedWeight):
+                bound.stand_in = self._numbers(block, spec, bare).weight
+            self._bound[spec.name] = bound
+        return cast(torch.Tensor, self._bound[spec.name])
+
+    def _numbers(self, block: Block, spec: TensorSpec, bare: torch.Tensor) -> StoredNumbers:
+        """The numbers of ``spec``, the same for every module that shares it."""
+        if spec.name not in self._stored:
+            self._stored[spec.name] = StoredNumbers(block, spec, self._weights, bare)
+        return self._stored[spec.name]
 
 
 def _wrap(module: nn.Module, around: Callable[..., Any]) -> None:
@@ -168,4 +201,11 @@ def _wrap(module: nn.Module, around: Callable[..., Any]) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         return around(original, *args, **kwargs)
 
+    _give(module, forward)
+
+
+def _give(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Have ``module`` compute by ``forward``, which belongs to it alone."""
     module.forward = forward
+    keep_uncompiled(forward)
+    copy_plainly(module)

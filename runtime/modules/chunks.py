@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ...kernels.process.interrupts import calls_others
+from ...kernels.products.autocast import autocasts
 from ...kernels.products.row_parts import ROWS, divide_rows, parts_keep_bits
 from ..checkpoints.modules import is_experts
 
@@ -43,13 +44,12 @@ def in_parts(
 
     ``held`` leases all weights of the module together. It gives False where they do not fit: then all rows go at once.
     """
-    inside = [each for each in module.modules() if each is not module]
     widths = {size for weight in module.parameters() for size in weight.shape}
 
     @functools.wraps(original)
     @calls_others
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if len(args) != 1 or kwargs or not _is_long(args[0]) or any(map(_is_watched, inside)):
+        if len(args) != 1 or kwargs or autocasts() or not _is_long(args[0]) or not _is_as_built(module):
             return original(*args, **kwargs)
         state: torch.Tensor = args[0]
         rows = state.view(*[1] * (state.dim() - 2), -1, state.shape[-1])
@@ -68,9 +68,10 @@ def _is_long(state: Any) -> bool:
     return state.numel() >= 2 * ROWS * state.shape[-1] > 0
 
 
-def _is_watched(module: nn.Module) -> bool:
-    """Whether ``module`` has hooks, which must see all rows at once."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _is_as_built(module: nn.Module) -> bool:
+    """Whether nothing in ``module`` must see all rows at once: no hooks, and no code from elsewhere, as in adapters."""
+    inside = [each for each in module.modules() if each is not module]
+    return all(is_library_code(each) and not (each._forward_hooks or each._forward_pre_hooks) for each in inside)
 
 
 def _kind(module: nn.Module) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ...kernels.products.autocast import autocasts, is_cast
 from ...kernels.products.few_rows import MOST_ROWS, find_product
 from ...kernels.weights.packed_weight import PackedWeight, linear
 
@@ -24,7 +25,13 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
         return None
 
     def forward(input: torch.Tensor) -> torch.Tensor:
-        weight = layer._parameters["weight"]
+        parameters = layer._parameters
+        try:
+            weight = parameters["weight"]
+        except KeyError:  # somebody computes it from others, as parametrisations do
+            return original(input)
+        if parameters.get("bias") is not None:
+            return original(input)
         if isinstance(weight, PackedWeight):
             return linear(input, weight)
         out = _product(input, weight)
@@ -56,9 +63,13 @@ class _FastWeight(nn.Parameter):
             return func(*args, **(kwargs or {}))
 
 
+_ADDRESSED = (nn.Parameter, _FastWeight)
+"""Parameters whose numbers lie at their address."""
+
+
 def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
     """``functional.linear(input, weight)`` by a product for a few rows; None where there is none."""
-    if isinstance(weight, PackedWeight):  # it has products of its own
+    if type(weight) not in _ADDRESSED or (autocasts() and is_cast(input)):
         return None
     if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or weight.dim() != 2:
         return None
@@ -67,7 +78,7 @@ def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
     if rows > MOST_ROWS or input.shape[-1] != k:
         return None
     # torch does not fold a batch into rows, and sums in another order, if neither holds.
-    if not isinstance(weight, nn.Parameter) or not weight.is_contiguous():
+    if not weight.is_contiguous():
         return None
     if not (weight.requires_grad or input.is_contiguous()):
         return None

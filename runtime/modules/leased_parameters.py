@@ -1,40 +1,65 @@
-"""Parameters of a streamed module: placeholders, except in the threads that hold a lease."""
+"""Parameters of a streamed module: its weights as everybody sees them, and as its own forward does under a lease."""
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from threading import get_ident
 from typing import Any
 
 import torch
+
+from ..tiers.streamed_weight import StreamedWeight
 
 
 class LeasedParameters(dict[str, Any]):
     """Takes the place of a module's ``_parameters``.
 
-    Bound anew by every thread that enters, so that nothing left behind by an interrupted one is ever computed on.
+    Only a thread that computes the module sees weights in slots, and only by their names. Everything else sees the
+    StreamedWeights, or what somebody put in their places.
     """
 
-    def __init__(self, parameters: dict[str, Any], names: Sequence[str], outside: Callable[[str], Any]) -> None:
-        """``names`` of ``parameters`` are leased; ``outside`` gives what a thread without a lease sees for one."""
-        super().__init__(parameters)
-        self.placeholders = {name: parameters[name] for name in names}
-        self._outside = outside
-        self._threads: set[int] = set()
-        self._lock = threading.Lock()
+    def __init__(
+        self, parameters: dict[str, Any], stored: Mapping[str, StreamedWeight], changed: Callable[[], None]
+    ) -> None:
+        """``stored`` are those of ``parameters`` that are streamed; ``changed`` is called when one gets another
+        value."""
+        super().__init__({**parameters, **stored})
+        self.stored, self._changed = dict(stored), changed
+        self._bound: dict[int, Mapping[str, torch.Tensor]] = {}
 
     def __getitem__(self, name: str) -> Any:
-        if name in self.placeholders and threading.get_ident() not in self._threads:
-            return self._outside(name)
+        bound = self._bound.get(get_ident())
+        if bound is not None and name in bound:
+            return bound[name]
         return super().__getitem__(name)
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        if isinstance(value, StreamedWeight) and value is self.stored.get(name):  # put back after it was away
+            present = value.numbers.present()
+            value = value if present is None else present
+        super().__setitem__(name, value)
+        self._note(name)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._note(name)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """As dict's."""
+        found = super().pop(name, *default)
+        self._note(name)
+        return found
+
+    def _note(self, name: str) -> None:
+        if name in self.stored:
+            self._changed()
+
+    def is_stored(self, name: str) -> bool:
+        """Whether ``name`` is still the weight from the bundle."""
+        return self.get(name) is self.stored[name]
+
     def bind(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Show ``parameters`` to the calling thread."""
-        with self._lock:
-            self._threads.add(threading.get_ident())
-            self.update(parameters)
+        """Show ``parameters`` to the calling thread, in the place of what has their names."""
+        self._bound[get_ident()] = parameters
 
     def unbind(self) -> None:
-        """Show the calling thread placeholders again."""
-        with self._lock:
-            self._threads.discard(threading.get_ident())
-            if not self._threads:
-                self.update(self.placeholders)
+        """End what ``bind`` did."""
+        self._bound.pop(get_ident(), None)

@@ -21,7 +21,7 @@ from ..checkpoints.modules import positional_names
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier
-from .streamed import Scopes
+from .scopes import Scopes
 
 Around = Callable[[dict[str, Any]], AbstractContextManager[None]]
 """Entered around each forward of the model with its keyword arguments, which it may change."""
@@ -61,7 +61,7 @@ class Forwards:
     def run(self, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises, and
         Forked in a child of the process that has loaded the model."""
-        if scopes.open:  # a forward inside a forward of this thread
+        if scopes.inside:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
         if self._forked:
             raise Forked(FORKED)
@@ -79,8 +79,7 @@ class Forwards:
         ids = kwargs.get("input_ids")
         self._begin()
         try:
-            # Nothing may remember weights that will not stay.
-            with torch.no_grad(), self._current(), around(kwargs):
+            with self._current(), around(kwargs):
                 # As they came: a forward that takes *args may look at them by number.
                 first = [kwargs.pop(name) for name in names]
                 out = scopes.run(original, *first, *args[len(names) :], **kwargs)
@@ -95,7 +94,6 @@ class Forwards:
             # Without its frames, which hold what was computed until then.
             raise self._device.full(error) from error.with_traceback(None)
         finally:
-            scopes.clear()
             self._tier.bridge.end()
 
     def _begin(self) -> None:

@@ -1,6 +1,5 @@
 """Modules whose weights are leased while they run: singly, for a layer together, or for the parts of a long prompt."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,33 +17,10 @@ from ..tiers.bridge import Bridge
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.embedding_rows import RowReader
 from ..tiers.model_weights import ModelWeights
-from ..tiers.placeholders import LazyWeight
+from ..tiers.streamed_weight import StreamedWeight
 from ..tiers.views import SlotViews, parameter
 from .leased_parameters import LeasedParameters
-
-
-class Scopes(threading.local):
-    """Per thread: for every forward entered and not yet left, the modules whose weights it must give back; and the
-    modules whose weights are leased for the layer around them."""
-
-    def __init__(self) -> None:
-        self.open: list[list[StreamedModule]] = []
-        self.leased: set[StreamedModule] = set()
-
-    @calls_others
-    def run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """``original``, after which weights that were fetched for it are given back."""
-        self.open.append([])
-        try:
-            return original(*args, **kwargs)
-        finally:
-            for streamed in self.open.pop():
-                streamed.leave()
-
-    def clear(self) -> None:
-        """The calling thread has left the model's forward."""
-        self.open.clear()
-        self.leased.clear()
+from .scopes import Scopes, Slots
 
 
 class StreamedModule:
@@ -53,27 +29,40 @@ class StreamedModule:
     def __init__(
         self,
         module: nn.Module,
-        path: str,
-        blocks: dict[Block, dict[str, TensorSpec]],
+        blocks: Mapping[Block, Mapping[str, TensorSpec]],
+        stored: Mapping[str, StreamedWeight],
         tier: ComputeTier,
         scopes: Scopes,
-        *,
-        whole: bool,
     ) -> None:
-        """``blocks`` hold the tensors of these parameters. ``whole``: the weights can be leased; otherwise only rows of
-        them are ever in memory."""
-        self._path, self._tier, self._scopes, self._whole = path, tier, scopes, whole
+        """``blocks`` hold the tensors of these parameters, which are ``stored`` as everybody sees them."""
+        self._tier, self._scopes, self._all, self._stored = tier, scopes, blocks, stored
         self._bridge, self._holds = tier.bridge, tier.holds
-        names = [name for names in blocks.values() for name in names]
-        self._parameters = LeasedParameters(module._parameters, names, self._outside)
+        self.blocks: tuple[BlockId, ...] = ()
+        """The blocks to lease: those of weights that nobody changed."""
+        self._views: dict[BlockId, tuple[tuple[str, ...], SlotViews[tuple[nn.Parameter, ...]]]] = {}
+        self._replaced: tuple[str, ...] = ()
+        self._watchers: list[Callable[[], None]] = []
+        self._parameters = LeasedParameters(module._parameters, stored, self._look_again)
         module._parameters = self._parameters
-        self.blocks = tuple(block.id for block in blocks)
-        self._views = {block.id: (tuple(names), self._views_of(names)) for block, names in blocks.items()}
+        self._look_again()
 
-    def _views_of(self, specs: dict[str, TensorSpec]) -> SlotViews[tuple[nn.Parameter, ...]]:
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Have ``watcher`` called when ``blocks`` change."""
+        self._watchers.append(watcher)
+
+    def _look_again(self) -> None:
+        """Somebody may have put another weight in the place of a stored one, or changed whether it wants gradients."""
+        self._replaced = tuple(name for name in self._stored if not self._parameters.is_stored(name))
+        used = {block: names for block, names in self._all.items() if not {*names}.issubset(self._replaced)}
+        self._views = {block.id: (tuple(names), self._views_of(names)) for block, names in used.items()}
+        self.blocks = tuple(self._views)
+        for watcher in self._watchers:
+            watcher()
+
+    def _views_of(self, specs: Mapping[str, TensorSpec]) -> SlotViews[tuple[nn.Parameter, ...]]:
         # Whether a weight requires gradients is part of the bits: torch multiplies by one that does in another way (it
         # folds a batch into rows).
-        grads = tuple(self._parameters.placeholders[name].requires_grad for name in specs)
+        grads = tuple(self._stored[name].wants_gradients for name in specs)
 
         def make(tensors: tuple[torch.Tensor, ...]) -> tuple[nn.Parameter, ...]:
             return tuple(map(parameter, tensors, grads))
@@ -83,80 +72,73 @@ class StreamedModule:
     @calls_others
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The module's forward, under a lease on its weights."""
-        if self in self._scopes.leased:
-            return self._kept(original(*args, **kwargs))
-        self._enter()
+        slots = self._scopes.leased.get(self)
+        if slots is not None:
+            try:
+                bound = self.bind(slots)
+                return self._kept(original(*args, **kwargs), bound)
+            finally:
+                self._parameters.unbind()
+        if not self._scopes.inside:
+            return self._scopes.run(self.forward, original, *args, **kwargs)
+        blocks = self.blocks
+        if not blocks:
+            return original(*args, **kwargs)
+        slots = dict(self._bridge.acquire(blocks))
         try:
-            return self._kept(original(*args, **kwargs))
+            bound = self.bind(slots)
+            return self._kept(original(*args, **kwargs), bound)
         finally:
-            self.leave()
+            self._leave(blocks)
 
-    def _kept(self, out: Any) -> Any:
-        """``out``, copied if it is a view on the weights, which will not stay."""
+    def _kept(self, out: Any, bound: Mapping[str, nn.Parameter]) -> Any:
+        """``out``, copied if it is a view on the weights ``bound``, which will not stay; nor do changes to them."""
+        if self._tier.native:  # a device's weights share one version, that of its arena
+            for name, weight in bound.items():
+                if type(weight) is nn.Parameter and weight._version:
+                    self._stored[name].numbers.own()
         return out.clone() if isinstance(out, torch.Tensor) and self._holds(out) else out
 
     @calls_others
     def forward_by_row(self, reader: RowReader, original: Callable[..., Any], ids: torch.Tensor) -> Any:
         """The forward of an embedding for ``ids`` (any shape, integer): on its weight if that is in memory, else on one
         of which only these rows are filled in."""
+        if not self._scopes.inside:
+            return self._scopes.run(self.forward_by_row, reader, original, ids)
+        blocks = self.blocks
+        if not blocks:
+            return original(ids)
         with reader.turn():  # a module has one weight at a time, and whole and rows differ
-            if self._enter_resident():
+            slots = self._bridge.acquire_resident(blocks)
+            if slots:
                 reader.forget()
                 try:
+                    self.bind(slots)
                     return original(ids)
                 finally:
-                    self.leave()
+                    self._leave(blocks)
             with reader.rows(ids) as weight:
-                self._parameters.bind({"weight": weight})
                 try:
+                    self._parameters.bind({"weight": weight})
                     return original(ids)
                 finally:
                     self._parameters.unbind()
 
-    def _enter(self) -> None:
-        self.bind(dict(self._bridge.acquire(self.blocks)))
-
-    def _enter_resident(self) -> bool:
-        """Enter if the one block is in memory; whether it is."""
-        slots = self._bridge.acquire_resident(self.blocks)
-        if slots:
-            self.bind(slots)
-        return bool(slots)
-
-    def bind(self, slots: Mapping[BlockId, Slot]) -> None:
-        """Show the calling thread the weights in ``slots``, which it has leased, until it unbinds them."""
+    def bind(self, slots: Slots) -> Mapping[str, nn.Parameter]:
+        """Show the calling thread the weights in ``slots``, which it has leased, until it unbinds them. Returns
+        them."""
         bound: dict[str, nn.Parameter] = {}
-        for block in self.blocks:
-            names, views = self._views[block]
-            bound.update(zip(names, views.on(slots[block]), strict=True))
+        for block, (names, views) in self._views.items():
+            if block in slots:  # another thread may have put a weight back meanwhile
+                bound.update(zip(names, views.on(slots[block], of=block), strict=True))
+        for name in self._replaced:
+            bound.pop(name, None)
         self._parameters.bind(bound)
+        return bound
 
-    def unbind(self) -> None:
-        """Show the calling thread placeholders again."""
+    def _leave(self, blocks: Sequence[BlockId]) -> None:
         self._parameters.unbind()
-
-    def leave(self) -> None:
-        """Give back the leases of one ``_enter``."""
-        self.unbind()
-        self._bridge.release(*self.blocks)
-
-    def _outside(self, name: str) -> Any:
-        """The weight ``name`` as a thread sees it that has no lease on it."""
-        bare = self._parameters.placeholders[name]
-        if not self._scopes.open:
-            return bare  # nobody computes
-        return LazyWeight.of(bare, lambda: self._fetch(name))
-
-    def _fetch(self, name: str) -> Any:
-        """The weight ``name``, used outside of the module's forward: leased until the layer around it is done."""
-        if not self._whole:
-            raise UnplaceableModule(
-                f"{self._path}.{name} is used as a whole, but under this budget it is read by row; "
-                f"raise {self._tier.budget} until the model fits, or load it with transformers instead"
-            )
-        self._enter()
-        self._scopes.open[-1].append(self)
-        return self._parameters[name]
+        self._bridge.release(*blocks)
 
 
 class LayerLease:
@@ -164,41 +146,40 @@ class LayerLease:
 
     def __init__(self, inside: Sequence[StreamedModule], weights: ModelWeights, scopes: Scopes) -> None:
         """``inside`` are the streamed modules of the layer."""
-        self._bridge, self._scopes = weights.tier.bridge, scopes
-        self._inside = [leased for leased in inside if weights.elastic.issuperset(leased.blocks)]
-        self._blocks = tuple(dict.fromkeys(block for leased in self._inside for block in leased.blocks))
+        self._bridge, self._scopes, self._elastic = weights.tier.bridge, scopes, weights.elastic
+        self._all = inside
+        for leased in inside:
+            leased.watch(self._look_again)
+        self._look_again()
 
+    def _look_again(self) -> None:
+        self._inside = [leased for leased in self._all if leased.blocks and self._elastic.issuperset(leased.blocks)]
+        self._blocks = _blocks_of(self._inside)
+
+    @calls_others
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The layer's forward."""
-        leased = self._enter()
-        try:
-            return self._scopes.run(original, *args, **kwargs)
-        finally:
-            if leased:
-                self._leave()
-
-    def _enter(self) -> bool:
-        """Lease the weights for the calling thread if all of them are in memory; whether they are."""
-        slots = self._bridge.acquire_resident(self._blocks, region=KEPT) if self._blocks else None
+        if not self._scopes.inside:
+            return self._scopes.run(self.forward, original, *args, **kwargs)
+        inside, blocks = self._inside, self._blocks
+        slots = self._bridge.acquire_resident(blocks, region=KEPT) if blocks else None
         if not slots:
-            return False
-        for leased in self._inside:
-            leased.bind(slots)
-        self._scopes.leased.update(self._inside)
-        return True
-
-    def _leave(self) -> None:
-        self._scopes.leased.difference_update(self._inside)
-        for leased in self._inside:
-            leased.unbind()
-        self._bridge.release(*self._blocks)
+            return original(*args, **kwargs)
+        leased = self._scopes.leased
+        try:
+            leased.update(dict.fromkeys(inside, slots))
+            return original(*args, **kwargs)
+        finally:
+            for each in inside:
+                leased.pop(each, None)
+            self._bridge.release(*blocks)
 
 
 @contextmanager
 def lease_all(inside: Sequence[StreamedModule], bridge: Bridge, scopes: Scopes) -> Iterator[bool]:
     """Lease all weights of ``inside`` for the calling thread; whether they fit together just now."""
-    missing = [leased for leased in inside if leased not in scopes.leased]
-    blocks = tuple(dict.fromkeys(block for leased in missing for block in leased.blocks))
+    missing = [leased for leased in inside if leased.blocks and leased not in scopes.leased]
+    blocks = _blocks_of(missing)
     slots: dict[BlockId, Slot] = {}
     try:
         with bridge.acquire(blocks) as leases:
@@ -207,13 +188,15 @@ def lease_all(inside: Sequence[StreamedModule], bridge: Bridge, scopes: Scopes) 
         bridge.release(*slots)
         yield False
         return
-    for leased in missing:
-        leased.bind(slots)
-    scopes.leased.update(missing)
     try:
-        yield True
+        scopes.leased.update(dict.fromkeys(missing, slots))
+        with scopes.entered():
+            yield True
     finally:
-        scopes.leased.difference_update(missing)
         for leased in missing:
-            leased.unbind()
+            scopes.leased.pop(leased, None)
         bridge.release(*blocks)
+
+
+def _blocks_of(inside: Sequence[StreamedModule]) -> tuple[BlockId, ...]:
+    return tuple(dict.fromkeys(block for leased in inside for block in leased.blocks))

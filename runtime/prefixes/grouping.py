@@ -58,7 +58,7 @@ def _is_rowwise(model: Any, cache: Cache) -> bool:
     """Whether only attention, as torch computes it, mixes tokens. Experts do not count as such: the number of their
     rows depends on the call."""
     plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
-    if not plain or model.config._attn_implementation != "sdpa":
+    if not plain or model.config.get_text_config(decoder=True)._attn_implementation != "sdpa":
         return False
     if model.device.type != "cpu":  # a device's attention divides keys in another way
         return False

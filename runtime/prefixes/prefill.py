@@ -13,10 +13,6 @@ from .grouping import divide_into_calls, may_compute_together
 if TYPE_CHECKING:
     from .prefix import Prefixes
 
-_PLAIN = {"attention_mask", "past_key_values", "use_cache", "logits_to_keep", "position_ids", "cache_position"}
-"""Arguments of a prompt's forward that do not change its KV, if the mask and the positions are those that transformers
-makes."""
-
 
 def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int) -> torch.Tensor:
     """Compute the ``token_ids`` that ``cache`` lacks, in forward calls that end where blocks do; the logits of the last
@@ -41,33 +37,23 @@ def prefill_with_prefixes(
 ) -> Any:
     """Prefill the prompt ``input_ids`` [1, N] into the fresh ``cache``: restore what ``prefixes`` have of it, compute
     other full blocks, then call ``last``, transformers' own prefill of the rest, and return its result. The prompt is
-    offered to ``prefixes``."""
+    offered to ``prefixes``. While the model cannot be described, ``last`` computes all."""
     ids: list[int] = input_ids[0].tolist()
-    prefixes.restore(ids, cache)
-    together = may_compute_together(model, ids, cache, block=prefixes.block, kind=prefixes.kind)
-    done = cache.get_seq_length()
-    began = time.perf_counter()
-    stop = prefixes.find_stop(ids) if prefixes.with_state else 0
-    if stop:
-        prefill(model, ids[:stop], cache, block=prefixes.block)
-        prefixes.offer(ids, cache)
-    *ends, _ = divide_into_calls(cache.get_seq_length(), len(ids), block=prefixes.block, together=together)
-    _compute(model, ids, cache, ends)
-    out = last()
-    prefixes.note_prefill(len(ids) - done, time.perf_counter() - began)
+    with prefixes.hold_names() as names:
+        if names is None or names.is_beyond(ids):
+            return last()
+        prefixes.restore(ids, cache)
+        together = may_compute_together(model, ids, cache, block=prefixes.block, kind=names.kind)
+        done = cache.get_seq_length()
+        began = time.perf_counter()
+        stop = prefixes.find_stop(ids) if prefixes.with_state else 0
+        if stop:
+            prefill(model, ids[:stop], cache, block=prefixes.block)
+            prefixes.offer(ids, cache)
+        *ends, _ = divide_into_calls(cache.get_seq_length(), len(ids), block=prefixes.block, together=together)
+        _compute(model, ids, cache, ends)
+        out = last()
+        prefixes.note_prefill(len(ids) - done, time.perf_counter() - began)
     if not stop:
         prefixes.offer(ids, cache)
     return out
-
-
-def is_plain(input_ids: torch.Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether the KV of a prompt, generated from with ``kwargs``, depends on its token ids alone: one sequence without
-    padding, and a cache of transformers' default kind that holds nothing."""
-    others = (kwargs[name] for name in kwargs.keys() - _PLAIN)
-    if input_ids.dim() != 2 or input_ids.shape[0] != 1 or any(x is not None and x is not False for x in others):
-        return False
-    cache, mask, count = kwargs.get("past_key_values"), kwargs.get("attention_mask"), input_ids.shape[1]
-    if not isinstance(cache, DynamicCache) or cache.get_seq_length() or not (mask is None or bool((mask == 1).all())):
-        return False
-    places = (kwargs.get(name) for name in ("position_ids", "cache_position"))
-    return all(at is None or torch.equal(at.flatten().cpu(), torch.arange(count)) for at in places)

@@ -6,14 +6,14 @@ from its beginning if both compute the same tokens in the same forward calls. So
 """
 
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -28,6 +28,9 @@ from ...tiering.store.prefixes.found import Found
 from ...tiering.store.prefixes.prefixes import PrefixStore
 from ..engine.stats import PrefixStats
 from ..tiers.placeholders import CPU
+from .identity.live_identity import FixedIdentity, LiveIdentity
+from .identity.unknown import Undescribed
+from .origins import ForwardWatch, Names, Origins
 from .prefix_source import Contents, has_state, is_supported, restore, take_contents
 
 _TRIES = 4
@@ -39,27 +42,34 @@ class Prefixes(Closing):
 
     A store that fails is one that has nothing: the model goes on, and ``stats`` has the problem.
 
-    ``identity`` describes everything that keys and values depend on (runtime/prefixes/prefix_identity.py), ``label``
-    names the model for people. ``config`` is that of the model, which computes on ``device``. ``block`` tokens are
-    stored together.
+    ``identity`` describes everything that keys and values depend on (runtime/prefixes/prefix_identity.py). A
+    LiveIdentity follows what changes: then a prompt is stored and restored under what the model is at that time, and
+    only tokens that ``watch`` has seen computed under it are stored. While something cannot be described, prompts are
+    neither stored nor restored, and ``stats`` says why. ``label`` names the model for people. ``config`` is that of the
+    model, which computes on ``device``. ``block`` tokens are stored together.
     """
 
     def __init__(
         self,
         store: PrefixStore,
-        identity: dict[str, Any],
+        identity: Mapping[str, object] | LiveIdentity,
         config: PreTrainedConfig,
         *,
         label: str,
         salt: str = "",
         block: int,
         device: torch.device = CPU,
+        flags: Collection[str] = (),
     ) -> None:
-        self.store, self.block, self._device = store, block, device
-        described = identity | {"block": block}  # tokens that are computed at a time
-        self.root = root_of(described, salt)
-        self.kind = root_of(described)
-        """A name for everything that keys and values depend on."""
+        """``flags`` are arguments of the model's forward that are False unless they are given."""
+        self.flags = flags
+        self.store, self.block, self._device, self._salt = store, block, device, salt
+        self._identity = identity if isinstance(identity, LiveIdentity) else FixedIdentity(identity)
+        self._held = threading.local()
+        self._origins = Origins()
+        self.watch = ForwardWatch(self._origins, block, self.find_names, flags).forward
+        """A context for each forward of a model that its identity follows, with the keyword arguments of the forward:
+        notes which tokens a cache has, and under which identity they were computed."""
         fresh = DynamicCache(config=config)
         self.supported = is_supported(fresh)
         self.with_state = has_state(fresh)
@@ -71,12 +81,54 @@ class Prefixes(Closing):
         self._counts = dict.fromkeys(("prompts", "hits", "declined", "restored", "bytes_read", "written"), 0)
         self._problem = ""
 
+    def find_names(self) -> Names | None:
+        """The names of the model as it is now, for the calling thread; None while something of it cannot be described:
+        then nothing may be stored or restored."""
+        held: Names | None = getattr(self._held, "names", None)
+        return self._look() if held is None else held
+
+    def _look(self) -> Names | None:
+        """As ``find_names``, whatever the thread has taken the model for."""
+        try:
+            described = self._identity.describe()
+        except Undescribed as reason:
+            self._problem = f"prompts are neither stored nor restored: {reason}"
+            return None
+        identity = {**described.identity, "block": self.block}  # tokens that are computed at a time
+        return Names(root_of(identity, self._salt), root_of(identity), described.bound)
+
+    @contextmanager
+    def hold_names(self) -> Iterator[Names | None]:
+        """Inside, the calling thread takes the model for what it is at the beginning; ``offer`` looks anew."""
+        self._held.names = self.find_names()
+        try:
+            yield self._held.names
+        finally:
+            self._held.names = None
+
+    @property
+    def root(self) -> str:
+        """The hash before every chain of the model as it is now. Raises PrefixError while that is not known."""
+        return self._known().root
+
+    @property
+    def kind(self) -> str:
+        """A name for everything that keys and values depend on now. Raises PrefixError while that is not known."""
+        return self._known().kind
+
+    def _known(self) -> Names:
+        names = self.find_names()
+        if names is None:
+            raise PrefixError(self._problem)
+        return names
+
     def find_boundary(self, tokens: int) -> int:
         """The last end of a block that leaves at least one of ``tokens`` to be computed."""
         return max(0, tokens - 1) // self.block * self.block
 
     def count_stored(self, token_ids: Sequence[int]) -> int:
-        """The number of ``token_ids`` that a longer prompt beginning with them would find stored."""
+        """The number of ``token_ids`` that a longer prompt beginning with them would find stored. Raises PrefixError
+        while the model cannot be described."""
         chain = chain_of(self.root, token_ids, self.block)
         return self.store.longest(chain, with_state=self.with_state) * self.block
 
@@ -84,11 +136,12 @@ class Prefixes(Closing):
         """The number of leading tokens of a prompt after which it is to be offered: those that come a second time, in
         full blocks, and are not stored; 0 if there is nothing to store. With windows or recurrent states it has to be
         offered at that point of its prefill, otherwise at any later time."""
-        if not self.supported:
+        names = self.find_names() if self.supported else None
+        if names is None or names.is_beyond(token_ids):
             return 0
         blocks = 0
         with self._note_problems():
-            chain = self._chain(token_ids)
+            chain = self._chain(names, token_ids)
             seen = self.store.seen(chain)
             blocks = seen if seen > self.store.longest(chain, with_state=self.with_state) else 0
         return blocks * self.block
@@ -100,13 +153,16 @@ class Prefixes(Closing):
         Raises what the pool of a paged cache raises.
         """
         self._count(prompts=1)
-        if not self.supported or cache.get_seq_length():
+        names = self.find_names() if self.supported else None
+        if names is None or names.is_beyond(token_ids) or cache.get_seq_length():
             return 0
         try:
-            return self._restore_longest(self._chain(token_ids), cache)
+            count = self._restore_longest(self._chain(names, token_ids), cache)
         except (PrefixError, OSError) as error:
             self._problem = str(error)
             return 0
+        self._origins.begin(cache, names.root, token_ids[:count])
+        return count
 
     def _restore_longest(self, chain: Chain, cache: DynamicCache) -> int:
         for _ in range(_TRIES):
@@ -114,22 +170,24 @@ class Prefixes(Closing):
             if found is None:
                 return 0
             with found:
-                if not self._is_worth(found):
+                if not self._is_worth(found, chain.root):
                     self._count(declined=1)
                     return 0
-                if self._fill(found, cache):
+                if self._fill(found, cache, chain.root):
                     return found.tokens
         return 0
 
     def offer(self, token_ids: Sequence[int], cache: Cache) -> None:
         """Store the part of the prompt ``token_ids`` that ``cache`` has and that comes a second time, while the model
         goes on; call it once for a prompt. Nothing is stored while the last prefix is still being written, or where the
-        cache cannot give it (see ``find_stop``)."""
-        if not self.supported:
+        cache cannot give it (see ``find_stop``), and nothing that the model, as it is now, has not computed."""
+        names = self._look() if self.supported else None
+        if names is None or names.is_beyond(token_ids):
             return
         with self._note_problems():
-            prompt = self._chain(token_ids)
-            chain = prompt.first(min(self.store.seen(prompt), cache.get_seq_length() // self.block))
+            prompt = self._chain(names, token_ids)
+            count = self._count_computed(names, token_ids, cache)
+            chain = prompt.first(min(self.store.seen(prompt), count // self.block))
             self._run_later(lambda: self.store.note(prompt))
             if not chain.hashes or (self.with_state and len(chain.tokens) != cache.get_seq_length()):
                 return
@@ -145,8 +203,15 @@ class Prefixes(Closing):
         """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 if all were
         stored already or there is no room. Raises PrefixError where they cannot be stored, and what PrefixStore.save
         raises."""
-        length = min(len(token_ids), cache.get_seq_length())
-        chain = chain_of(self.root, token_ids[:length], self.block)
+        names = self._known()
+        held = min(len(token_ids), cache.get_seq_length())
+        length = min(held, self._count_computed(names, token_ids, cache))
+        chain = chain_of(names.root, token_ids[:length], self.block)
+        if length // self.block < held // self.block:
+            raise PrefixError(
+                f"of {held} tokens this model, as it is now, has computed the first {length} in this cache; pass token "
+                "ids alone, and the cache, to the model, change nothing meanwhile, and store them then"
+            )
         if not chain.hashes:
             raise PrefixError(f"{length} tokens are less than a block of {self.block}; store a longer prompt")
         contents = take_contents(cache, self.block) if self.supported else None
@@ -156,10 +221,18 @@ class Prefixes(Closing):
             raise PrefixError(f"{self._label} can be stored only after a multiple of {self.block} tokens")
         return self._write(chain, contents, explicit=True)
 
+    def _count_computed(self, names: Names, token_ids: Sequence[int], cache: Cache) -> int:
+        """The number of leading ``token_ids`` that ``cache`` has, computed by the model called ``names``."""
+        length: int = cache.get_seq_length()
+        if not self._identity.follows:
+            return length
+        return min(length, self._origins.count(cache, names.root, token_ids), names.bound or sys.maxsize)
+
     def note_prefill(self, tokens: int, seconds: float) -> None:
         """Note that computing ``tokens`` of a prompt took ``seconds``: a stored prefix has to be faster."""
-        if tokens:
-            self._note_speeds(lambda speeds: speeds.after_prompt(tokens, seconds))
+        names = self.find_names() if tokens else None
+        if names is not None:
+            self._note_speeds(names.root, lambda speeds: speeds.after_prompt(tokens, seconds))
 
     @contextmanager
     def _note_problems(self) -> Iterator[None]:
@@ -187,28 +260,28 @@ class Prefixes(Closing):
         """Wait until all that was offered is stored, and take no more. Idempotent."""
         self._writer.shutdown()
 
-    def _chain(self, token_ids: Sequence[int]) -> Chain:
+    def _chain(self, names: Names, token_ids: Sequence[int]) -> Chain:
         """The chain of all blocks that could be restored for this prompt."""
-        return chain_of(self.root, token_ids[: self.find_boundary(len(token_ids))], self.block)
+        return chain_of(names.root, token_ids[: self.find_boundary(len(token_ids))], self.block)
 
-    def _fill(self, found: Found, cache: DynamicCache) -> bool:
+    def _fill(self, found: Found, cache: DynamicCache, root: str) -> bool:
         began = time.perf_counter()
         if not restore(found, cache, self._device):
             return False
         seconds = time.perf_counter() - began
-        self._note_speeds(lambda speeds: speeds.after_read(found.bytes, seconds))
+        self._note_speeds(root, lambda speeds: speeds.after_read(found.bytes, seconds))
         self._count(hits=1, restored=found.tokens, bytes_read=found.bytes)
         return True
 
-    def _is_worth(self, found: Found) -> bool:
-        speeds = self.store.speeds(self.root)
+    def _is_worth(self, found: Found, root: str) -> bool:
+        speeds = self.store.speeds(root)
         worth = worth_reading(speeds, bytes_=found.bytes, tokens=found.tokens, saved=found.explicit)
         if worth != speeds.reading:
-            self._note_speeds(lambda speeds: replace(speeds, reading=worth))
+            self._note_speeds(root, lambda speeds: replace(speeds, reading=worth))
         return worth
 
-    def _note_speeds(self, change: Callable[[Speeds], Speeds]) -> None:
-        self._run_later(lambda: self.store.measured(self.root, change))
+    def _note_speeds(self, root: str, change: Callable[[Speeds], Speeds]) -> None:
+        self._run_later(lambda: self.store.measured(root, change))
 
     def _write(self, chain: Chain, contents: Contents, *, explicit: bool) -> int:
         try:
@@ -223,7 +296,7 @@ class Prefixes(Closing):
         finally:
             contents.release()
         self._count(written=written)
-        if written and self.store.speeds(self.root).read is None:
+        if written and self.store.speeds(chain.root).read is None:
             self._try_reading(chain)
         return written
 
@@ -236,7 +309,7 @@ class Prefixes(Closing):
             began = time.perf_counter()
             if found.read_through():
                 rate = partial(Speeds.after_read, bytes_=found.bytes, seconds=time.perf_counter() - began)
-                self.store.measured(self.root, rate)
+                self.store.measured(chain.root, rate)
 
     def _run_later(self, work: Callable[[], object]) -> Future[None]:
         """Do ``work`` on the writer's thread; its errors are noted."""

@@ -5,9 +5,13 @@ The residual stream changes little from layer to layer, so the next router mostl
 has a row for each expert. Whatever else a model family does with the scores (bias, groups) only makes the guess worse.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
+
+from ...kernels.weights.packed_weight import PackedWeight
 
 _FEW = 8
 """Tokens up to which a guess for one of them is enough to read an expert."""
@@ -25,8 +29,9 @@ class Prediction:
         """The experts that the tokens ``hidden`` [tokens, width] will choose. For one token the likeliest is first; for
         several, experts ascend. Of many tokens some must agree: an expert that only one would choose is often wrong.
         Empty where the router's weight is not in memory."""
-        weight = self._router._parameters["weight"]
-        if not isinstance(weight, nn.Parameter) or weight.dtype != hidden.dtype:
+        weight: Any = self._router._parameters["weight"]
+        # By class: other weights call themselves parameters too, and fetch their numbers.
+        if not issubclass(type(weight), nn.Parameter | PackedWeight) or weight.dtype != hidden.dtype:
             return []
         chosen = functional.linear(hidden, weight).topk(min(top_k, self._experts), dim=-1).indices
         if len(chosen) == 1:

@@ -271,6 +271,11 @@ class Bridge:
         if (recorder := self.recorder) is not None:
             recorder.leave(FORWARD)
 
+    def check_open(self) -> None:
+        """Raise Closed if it is."""
+        if self._closed is not None:
+            raise Closed(self._closed)
+
     def counters(self) -> Counters:
         """A copy of the planner's totals."""
         with no_waiting, self._lock:

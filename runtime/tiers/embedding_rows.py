@@ -116,6 +116,12 @@ class RowReader:
                     self._clear()
 
     @contextmanager
+    def host_rows(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+        """As ``rows``, in host memory."""
+        with self.rows(ids) as weight:
+            yield weight._weight if isinstance(weight, _HostRows) else weight
+
+    @contextmanager
     def turn(self) -> Iterator[None]:
         """In here, no other thread computes on this embedding, neither on rows nor on the whole weight."""
         with self._lock:

@@ -8,6 +8,7 @@ from ...tiering.store.bundle.manifest import Block
 from ...tiering.units import BlockId
 from .compute_tier import ComputeTier
 from .embedding_rows import RowReader
+from .kept_copies import KeptCopies
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +26,5 @@ class ModelWeights:
     """Readers of embeddings that are read by row."""
     elastic: frozenset[BlockId]
     """Blocks that are leased, although they mostly stay in memory."""
+    copies: KeptCopies
+    """Counts weights that were changed, and are kept in memory beside the others."""

@@ -1,6 +1,7 @@
 """Watches the machine's memory, and shrinks and grows the host tier with it."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping
 from typing import Protocol
@@ -69,9 +70,27 @@ class Pressure:
         self._weights = MemoryShare(divisions.floor, divisions.ceiling)
         pages = MemoryShare(0, 0) if kv is None else kv.part
         self.elastic = Governor(divisions.floor + pages.floor, divisions.ceiling + pages.ceiling)
-        self._limit = divisions.ceiling
+        self._limit = self._advised = self._most = divisions.ceiling
         self.division = divisions.at(divisions.ceiling)
         self._close = False
+        self._lock = threading.Lock()
+
+    def leave(self, tier: Resizable, size: int) -> bool:
+        """Have ``tier`` leave ``size`` bytes of its budget to others, however much memory is free. Whether it can."""
+        most = min(self._divisions.ceiling, self._divisions.budget - size)
+        if most < self._divisions.floor:
+            return False
+        self._most = most
+        self._resize(tier)
+        return True
+
+    def _resize(self, tier: Resizable) -> None:
+        with self._lock:
+            limit = min(self._advised, self._most)
+            if limit != self._limit:
+                self._limit = limit
+                self.division = self._divisions.at(limit)
+                tier.resize(limits(self.division))
 
     async def watch(self, tier: Resizable) -> None:
         """Look at the memory every PERIOD seconds until cancelled, every CLOSE seconds while it is nearly short."""
@@ -95,7 +114,5 @@ class Pressure:
             pages = pages // PAGE * PAGE
             if pages != self._kv.limit:
                 self._kv.resize(pages)
-        if weights != self._limit:
-            self._limit = weights
-            self.division = self._divisions.at(weights)
-            tier.resize(limits(self.division))
+        self._advised = weights
+        self._resize(tier)

@@ -12,6 +12,7 @@ from ...kernels.formats.registry import FORMATS
 from ...kernels.weights.packed_weight import PackedWeight
 from ...tiering.events import Slot
 from ...tiering.store.bundle.manifest import TensorSpec
+from ...tiering.units import BlockId
 from .placeholders import placeholder
 
 Made = TypeVar("Made")
@@ -64,7 +65,11 @@ def parameter(tensor: torch.Tensor, requires_grad: bool) -> Any:
 
 
 class SlotViews(Generic[Made]):
-    """Objects made of the tensors of equal blocks, once per slot: slots recur, so a hit makes nothing new."""
+    """Objects made of the tensors of equal blocks, once per slot: slots recur, so a hit makes nothing new.
+
+    Where ``of`` names the block, they are made anew for another block in the slot: torch and others remember things by
+    the identity of a tensor.
+    """
 
     def __init__(
         self,
@@ -75,16 +80,18 @@ class SlotViews(Generic[Made]):
         """``parts``: the tensors of such a block, then those of each block with further planes of them. ``make`` takes
         a tensor for each name."""
         self._arena, self._parts, self._make = arena, parts, make
-        self._known: dict[int, tuple[tuple[Slot, ...], Made]] = {}
+        self._known: dict[int, tuple[tuple[Slot, ...], BlockId | None, Made]] = {}
 
-    def on(self, *slots: Slot) -> Made:
+    def on(self, *slots: Slot, of: BlockId | None = None) -> Made:
         """The object for a block in the first of ``slots``, with further planes in the others."""
         offset, further = slots[0].offset, slots[1:]
         known = self._known.get(offset)
-        if known is None or known[0] != further:  # only the latest: there are many pairs of slots
-            made = self._make(tensors_on(self._arena, zip(self._parts, slots, strict=False)))
-            known = self._known[offset] = further, made
-        return known[1]
+        # Only the latest: there are many pairs of slots.
+        if known is None or known[0] != further or (of is not None and known[1] != of):
+            with torch.inference_mode(False):
+                made = self._make(tensors_on(self._arena, zip(self._parts, slots, strict=False)))
+            known = self._known[offset] = further, of, made
+        return known[2]
 
     def forget(self) -> None:
         """Forget all objects: the arena's memory goes with the last tensor on it."""

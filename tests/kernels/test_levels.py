@@ -15,11 +15,11 @@ from penstock.kernels.native import COMPILED, LEVELS, SETTING
 from tests.support.logits import logits
 from tests.support.tiny_models import save_tiny
 
-EXACT, LOSSY = ("as-is", "lossless"), ("int8", "int4", "nested", "stacked")
+EXACT, LOSSY = ("as-is", "lossless"), ("int8", "int4", "nested")
 LOWER = LEVELS[:-1]
 
 
-@pytest.fixture(scope="module", params=["qwen3_moe", "llama"])
+@pytest.fixture(scope="module", params=["qwen3_moe"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(request.param, tmp_path_factory.mktemp("levels") / request.param, torch.bfloat16)
 

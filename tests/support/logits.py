@@ -1,6 +1,7 @@
 """Logits to compare bit for bit, and the least budget of a model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,8 @@ def logits(model: PreTrainedModel, steps: int = 4) -> list[torch.Tensor]:
     return found
 
 
-def least_budget(folder: Path, store: Path) -> int:
-    """The least ``host_memory`` in bytes with which the model in ``folder`` loads."""
+def least_budget(folder: Path, store: Path, **options: Any) -> int:
+    """The least ``host_memory`` in bytes with which the model in ``folder`` loads with these ``options``."""
     with pytest.raises(penstock.BudgetTooSmall, match=r"at least (\d+) bytes") as caught:
-        penstock.load(folder, store=store, host_memory=1)
+        penstock.load(folder, store=store, host_memory=1, **options)
     return int(str(caught.value).split("at least ")[1].split()[0])

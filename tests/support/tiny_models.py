@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 _SIZES = {
     "vocab_size": 320,
@@ -61,19 +61,23 @@ def tiny_config(name: str, **overrides: Any) -> PretrainedConfig:
     return AutoConfig.for_model(name, **{**_CONFIGS[name], **overrides})
 
 
+def shake(model: PreTrainedModel) -> None:
+    """Add random numbers to all of ``model``: no weight, bias, norm or buffer has its initial value."""
+    with torch.no_grad():
+        for key, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                # Around the initial value: norms stay near one, decay rates stay in their range.
+                tensor.add_(torch.randn(tensor.shape).to(tensor.dtype) * 0.05)
+                assert torch.count_nonzero(tensor) > 0, key
+
+
 def save_tiny(
     name: str, folder: Path, dtype: torch.dtype = torch.float32, *, max_shard_size: str = "5GB", **overrides: Any
 ) -> Path:
     """Save a random model of type ``name`` into ``folder``; no weight, bias, norm or buffer has its initial value."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(name, **overrides), dtype=dtype)
-    stored = model.state_dict()
-    with torch.no_grad():
-        for key, tensor in stored.items():
-            if tensor.is_floating_point():
-                # Around the initial value: norms stay near one, decay rates stay in their range.
-                tensor.add_(torch.randn(tensor.shape).to(tensor.dtype) * 0.05)
-                assert torch.count_nonzero(tensor) > 0, key
+    shake(model)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 

@@ -28,6 +28,17 @@ def find_eager(module: nn.Module) -> Eager:
     return fallback
 
 
+def find_sdpa(module: nn.Module) -> Eager:
+    """The sdpa function that transformers would call for ``module``: a file may register its own."""
+    for base in type(module).__mro__:
+        own = getattr(sys.modules[base.__module__], "ALL_ATTENTION_FUNCTIONS", None)
+        if own is not None and "sdpa" in own:
+            found: Eager = own["sdpa"]
+            return found
+    fallback: Eager = sdpa_attention_forward
+    return fallback
+
+
 def matches_eager(
     module: nn.Module,
     eager: Eager,

@@ -1,13 +1,30 @@
-"""A causal mask without storage: paged attention does not need its elements, any other operation gets them."""
+"""A causal mask without storage: paged attention does not need its elements, any other operation gets them.
 
-from collections.abc import Callable, Sequence
+transformers asks for masks by the configuration of a decoder. In a forward without a paged cache it gets its own.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
-from transformers.masking_utils import eager_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from ....kernels.weights.metadata_ops import LOOKS
+
+_paging: ContextVar[bool] = ContextVar("penstock_paging", default=False)
+
+
+@contextlib.contextmanager
+def masks_for_pages() -> Iterator[None]:
+    """Inside, masks are for attention on pages."""
+    token = _paging.set(True)
+    try:
+        yield
+    finally:
+        _paging.reset(token)
 
 
 class CausalMask(torch.Tensor):
@@ -49,7 +66,17 @@ def make_causal_mask(rows: int, tokens: int, dtype: torch.dtype, device: torch.d
 
 
 def make_paged_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """transformers' eager mask; a CausalMask if it is a plain causal one."""
+    """transformers' eager mask; a CausalMask if it is a plain causal one. Outside of ``masks_for_pages`` the mask of
+    transformers' sdpa attention."""
+    return _make_paged(*args, **kwargs) if _paging.get() else sdpa_mask(*args, **kwargs)
+
+
+def make_paged_eager_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """As ``make_paged_mask``, for models whose own attention is eager."""
+    return _make_paged(*args, **kwargs) if _paging.get() else eager_mask(*args, **kwargs)
+
+
+def _make_paged(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     padding = kwargs.get("attention_mask")
     plain = kwargs.get("allow_is_causal_skip", False) and kwargs.get("local_size") is None
     at_the_end = kwargs.get("q_offset", 0) + kwargs["q_length"] == kwargs.get("kv_offset", 0) + kwargs["kv_length"]
@@ -58,3 +85,10 @@ def make_paged_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
         return CausalMask.of(*shape, kwargs["dtype"], torch.device(kwargs.get("device", "cpu")))
     made: torch.Tensor | None = eager_mask(*args, **kwargs)
     return made
+
+
+def make_additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``mask`` as it is added to scores of ``dtype``: a boolean one says which tokens are seen."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)

@@ -9,6 +9,8 @@ from ....tiering.store.prefixes.prefixes import PrefixStore
 from ...checkpoints.modules import is_experts
 from ...config.config import Config
 from ...kv.cache.tier import KVTier
+from ...prefixes.identity.live_identity import LiveIdentity
+from ...prefixes.plain import find_flags
 from ...prefixes.prefix import Prefixes
 from ...prefixes.prefix_identity import describe_identity
 from ...routing.top_k import experts_per_token
@@ -24,8 +26,8 @@ SHARE = 1 / 4
 def open_prefixes(
     settings: Config, quota: int, model: Any, manifest: Manifest, tier: KVTier | None, *, label: str
 ) -> Prefixes:
-    """Within ``quota`` bytes; ``tier`` is where the model's KV lies, if it is in pages. Raises ConfigError and OSError
-    where the store cannot be used."""
+    """Those of ``model``, as it is installed, within ``quota`` bytes; ``tier`` is where its KV lies, if it is in pages.
+    Raises ConfigError and OSError where the store cannot be used."""
     # In pages, what is summed up together follows from how much there is room for.
     paged = None if tier is None else settings.kv.model_dump(include={"attention", "epsilon", "summary", "host"})
     device = None
@@ -41,12 +43,13 @@ def open_prefixes(
     store = PrefixStore(settings.store.path, quota, direct=settings.direct)
     return Prefixes(
         store,
-        identity,
+        LiveIdentity(model, identity, model.device),
         model.config,
         label=label,
         salt=settings.kv.namespace,
         block=block_of(model),
         device=model.device,
+        flags=find_flags(model),
     )
 
 

@@ -124,6 +124,23 @@ def test_a_copy_that_does_not_fit_is_an_error(device: Device, copies: Copies) ->
     assert isinstance(found[0], RuntimeError)
 
 
+def test_a_copy_into_a_tensor_of_an_inference_mode(device: Device, copies: Copies) -> None:
+    found: list[Exception | None] = []
+    told = threading.Event()
+
+    def done(error: Exception | None) -> None:
+        found.append(error)
+        told.set()
+
+    arena = device.arena(4096)
+    with torch.inference_mode():
+        target = arena.tensor(0, torch.uint8, (8,)).clone()
+    copies.up(torch.full((8,), 3, dtype=torch.uint8), target, [], done)
+    assert told.wait(SOON)
+    assert found == [None]
+    assert bool((target == 3).all())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_copy_waits_for_what_is_computed_on_its_place() -> None:

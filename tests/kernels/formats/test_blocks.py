@@ -49,6 +49,13 @@ def fp8_case(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return of(name).join([values, lines], N, K), wanted
 
 
+def mxfp8_case(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.randn(N, K).to(torch.float8_e4m3fn)
+    exponents = torch.randint(100, 140, (N, K // 32), dtype=torch.uint8)
+    wanted = Fp8Dequantize(None)._dequantize_one(values, exponents, torch.float32)
+    return of(name).join([values, (exponents.float() - 127).exp2()], N, K), wanted
+
+
 def uint4_case(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     format_ = of(name)
     group = format_.group or K
@@ -67,6 +74,7 @@ CASES = {
     **dict.fromkeys(GGUF_NAMES, gguf_case),
     "mxfp4": mxfp4_case,
     **dict.fromkeys(("fp8-128x128", "fp8-1x128"), fp8_case),
+    "fp8-1x32": mxfp8_case,
     **dict.fromkeys((name for name in FORMATS if name.startswith("uint4")), uint4_case),
 }
 

@@ -21,7 +21,7 @@ def check(done: subprocess.CompletedProcess[str], how: str) -> None:
     assert "ValueError: on purpose" in done.stderr if how == "error" else done.stderr == ""
 
 
-@pytest @ pytest.mark.parametrize(("how", "budget"), [*((how, "least") for how in CODES), ("return", "all")])
+@pytest.mark.parametrize(("how", "budget"), [*((how, "least") for how in CODES), ("return", "all")])
 def test_while_daemons_generate(tiny_moe_folder: Path, store: Path, how: str, budget: str) -> None:
     size = least_budget(tiny_moe_folder, store) if budget == "least" else budget
     for at in (0, 17):

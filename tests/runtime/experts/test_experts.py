@@ -66,9 +66,12 @@ def test_equal_experts_are_trusted(tiny_moe_folder: Path, store: Path, expected:
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_stacked_weights_cannot_be_taken_as_a_whole(tiny_moe_folder: Path, store: Path) -> None:
-    with (
-        penstock.load(tiny_moe_folder, store=store, host_memory="1GiB") as model,
-        pytest.raises(penstock.UnplaceableModule, match=r"layers.1.mlp.experts.down_proj is used as a whole"),
-    ):
-        _ = model.model.layers[1].mlp.experts.down_proj
+def test_stacked_weights_are_taken_as_a_whole_where_they_have_room(tiny_moe_folder: Path, store: Path) -> None:
+    expected = AutoModelForCausalLM.from_pretrained(tiny_moe_folder).model.layers[1].mlp.experts.down_proj
+    with penstock.load(tiny_moe_folder, store=store, host_memory="1GiB") as model:
+        assert torch.equal(model.model.layers[1].mlp.experts.down_proj + 1, expected + 1)
+    with penstock.load(tiny_moe_folder, store=store, host_memory=least_budget(tiny_moe_folder, store)) as model:
+        stacked = model.model.layers[1].mlp.experts.down_proj
+        assert torch.equal(stacked[3] + 1, expected[3] + 1)
+        with pytest.raises(penstock.UnplaceableModule, match=r"layers.1.mlp.experts.down_proj is used as a whole"):
+            stacked + 1

@@ -196,12 +196,13 @@ def test_weights_that_are_not_in_memory_are_not_given_away(
     pair: tuple[PreTrainedModel, PreTrainedModel], tmp_path: Path
 ) -> None:
     _, model = pair
-    for act in (model.state_dict, lambda: model.save_pretrained(tmp_path), model.half):
-        with pytest.raises(penstock.PenstockError, match="not in memory as a whole"):
-            act()
+    with pytest.raises(penstock.PenstockError, match="not in memory as a whole"):
+        model.save_pretrained(tmp_path)
     assert model.to("cpu") is model
-    with pytest.raises(penstock.ConfigError, match="when loading"):
-        model.to(torch.float16)
+    assert model.cpu() is model
+    for act in (model.half, lambda: model.to(torch.float16), model.share_memory):
+        with pytest.raises(penstock.ConfigError, match="when loading"):
+            act()
 
 
 def test_a_mistyped_option_is_recognised_before_anything_is_packed(tiny_moe_folder: Path, tmp_path: Path) -> None:

@@ -71,12 +71,12 @@ def test_weights_used_outside_of_their_module_are_leased_for_the_layer(
         engine_of(model).check_integrity()
 
 
-def test_a_module_that_cannot_be_placed_is_named(built: PreTrainedModel, store: Path) -> None:
+def test_weights_used_outside_of_their_module_need_room_for_one_at_a_time(built: PreTrainedModel, store: Path) -> None:
     reach(built)
+    expected = logits(built)
     # More memory, but put to use by pinning: what streams passes through room for two weights.
     with penstock.wrap(built, store=store, host_memory=280_000) as model:
-        with pytest.raises(penstock.UnplaceableModule, match=r"mlp\.\w+_proj.* raise host_memory"):
-            logits(model)
+        assert all(torch.equal(a, b) for a, b in zip(expected, logits(model), strict=True))
         engine_of(model).check_integrity()
 
 

@@ -79,8 +79,8 @@ def test_an_interrupt_at_every_line_of_a_forward(pair: tuple[Any, PreTrainedMode
 def test_an_interrupt_at_lines_of_generate(tiny_moe_folder: Path, store: Path) -> None:
     """Caches are cropped and reordered between forwards."""
     options = {"max_new_tokens": 4, "pad_token_id": 0, "num_beams": 2}
-    settings = {"kv_host_memory": "1MiB", "attn_implementation": "eager"}
-    budget = least_budget(tiny_moe_folder, store) + (1 << 20)
+    settings = {"kv_host_memory": "8MiB", "attn_implementation": "eager"}
+    budget = least_budget(tiny_moe_folder, store) + (8 << 20)
     with penstock.load(tiny_moe_folder, store=store, host_memory=budget, **settings) as model:
         expected = model.generate(IDS, **options)
         lines = lines_of(lambda: model.generate(IDS, **options))
@@ -136,7 +136,17 @@ def test_an_interrupt_at_lines_of_load(tiny_dense_folder: Path, store: Path, ste
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGALRM])
 @pytest.mark.parametrize("rounds", [25, pytest.param(300, marks=pytest.mark.soak)])
 def test_signals_from_outside(tiny_moe_folder: Path, store: Path, number: int, rounds: int) -> None:
-    command = [sys.executable, "-m", "tests.support.interrupted_child", tiny_moe_folder, store, number, rounds]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.support.interrupted_child",
+        tiny_moe_folder,
+        store,
+        number,
+        rounds,
+    ]
     command += [least_budget(tiny_moe_folder, store)]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")

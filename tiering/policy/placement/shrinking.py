@@ -121,6 +121,11 @@ class Divisions:
     def __hash__(self) -> int:
         return hash((self.floor, self.ceiling, self.bound, self.elastic))
 
+    @property
+    def budget(self) -> int:
+        """Bytes that the placement may use."""
+        return self._placement.budget
+
     def read_only_by_row(self, block: BlockId) -> bool:
         """Whether ``block`` is only read by row when it is not kept."""
         return block in self._rows

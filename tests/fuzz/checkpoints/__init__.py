@@ -1,0 +1,1 @@
+"""Checkpoints of random models, as the ways of writing them differ."""

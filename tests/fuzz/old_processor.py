@@ -1,0 +1,21 @@
+"""A processor without the instructions that the compiled products need."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from penstock.kernels.products import few_rows
+
+
+@contextmanager
+def old_processor() -> Iterator[None]:
+    """No product of ours can run; torch computes all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in [*sys.modules.items()]:
+            if name.startswith("penstock."):
+                for library in {"LIBRARY", "PACKED"} & vars(module).keys():
+                    patch.setattr(module, library, None)
+        patch.setattr(few_rows, "_FOUND", {})  # products that were found with the instructions
+        yield

@@ -1,0 +1,1 @@
+"""What a step led to, and whether two outcomes are the same."""

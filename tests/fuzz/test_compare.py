@@ -1,0 +1,85 @@
+"""Comparing outcomes: what is another number, or another kind of thing, is found."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from penstock.tiering.errors import ConfigError
+
+from .outcome.attempt import Raised, attempt
+from .outcome.closeness import Closeness
+from .outcome.compare import difference
+from .outcome.generated import Generated
+
+ONES = torch.ones(2, 3)
+NAN = torch.tensor([1.0, float("nan")])
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (ONES, ONES.clone()),
+        (NAN, NAN.clone()),
+        ({"a": [1, 2.0, "x"]}, {"a": [1, 2.0, "x"]}),
+        (torch.tensor([1, 2]), torch.tensor([1, 2])),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("closeness", Closeness)
+def test_equal_outcomes(found: Any, wanted: Any, closeness: Closeness) -> None:
+    assert difference(found, wanted, closeness) == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (ONES, ONES.bfloat16()),
+        (ONES, ONES[:1]),
+        (ONES, torch.full((2, 3), float("nan"))),
+        (torch.full((2, 3), float("nan")), ONES),
+        (ONES * 2, ONES),
+        ({"a": 1}, {"b": 1}),
+        ([1], [1, 2]),
+        ("x", "y"),
+        (1.5, 1.0),
+        (None, ONES),
+        (torch.tensor([1, 2]), torch.tensor([1, 3])),
+    ],
+)
+@pytest.mark.parametrize("closeness", Closeness)
+def test_other_outcomes(found: Any, wanted: Any, closeness: Closeness) -> None:
+    assert difference(found, wanted, closeness)
+
+
+def test_one_bit_differs() -> None:
+    other = ONES.clone()
+    other[0, 0] += torch.finfo(torch.float32).eps
+    assert difference(other, ONES, Closeness.BITS)
+    assert not difference(other, ONES, Closeness.SUMS)
+
+
+def test_a_greedy_choice_may_turn_only_where_two_tokens_are_close() -> None:
+    logits = torch.tensor([[1.0, 0.0, 1.0 - 1e-6]])
+    prompt = torch.tensor([[7]])
+    wanted = Generated(torch.cat([prompt, torch.tensor([[0]])], 1), (logits,), greedy=True)
+    close = Generated(torch.cat([prompt, torch.tensor([[2]])], 1), (logits,), greedy=True)
+    far = Generated(torch.cat([prompt, torch.tensor([[1]])], 1), (logits,), greedy=True)
+    assert not close.difference(wanted, Closeness.SUMS)
+    assert far.difference(wanted, Closeness.SUMS)
+    assert close.difference(wanted, Closeness.BITS)
+
+
+def test_a_refusal_may_come_through_another_library() -> None:
+    def refuse() -> None:
+        raise ConfigError("no")
+
+    def pass_on() -> None:
+        try:
+            refuse()
+        except ConfigError as error:
+            raise RuntimeError("it did not work") from error
+
+    assert attempt(refuse).is_refusal
+    assert attempt(pass_on).is_refusal
+    assert not Raised(RuntimeError("x")).is_refusal
