@@ -118,7 +118,7 @@ def test_hot_pages_stay_in_memory_wherever_there_is_any(
     tiny_dense_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if another layer's pages filled it first, and are not on flash yet."""
-    for module in ("planner", "room", "writes"):  # pages are written one by one
+    for module in ("planner", "evicting", "writes"):  # pages are written one by one
         monkeypatch.setattr(f"penstock.tiering.kv.{module}.EXTENT", 4096)
     with paged(tiny_dense_folder, store, "384KiB", kv_attention="certified") as model:
         tier_of(model).positions = 1000

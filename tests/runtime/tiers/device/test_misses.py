@@ -71,7 +71,7 @@ def test_without_our_own_products_bits_stay(tmp_path: Path, monkeypatch: pytest.
     """What a device computes with that the CPU's products cannot be used on."""
     monkeypatch.setattr("penstock.runtime.tiers.compute_tier.ComputeTier.native", False)
     experts = ["tier_experts.compute_outputs", "fast.add_weighted", "fast.sum_weighted"]
-    modules = ["forwards.trim", "attach.few_rows", "attach.fast_weight", "attach.in_parts"]
+    modules = ["model_forward.trim", "attach.few_rows", "attach.fast_weight", "attach.in_parts"]
     for name in [*(f"experts.{each}" for each in experts), *(f"modules.{each}" for each in modules)]:
         monkeypatch.delattr(f"penstock.runtime.{name}")
     for name in ("qwen3_moe", "gpt_oss", "llama"):
