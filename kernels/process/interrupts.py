@@ -28,7 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _OURS = "penstock."
 _COMPUTING = tuple(f"penstock.{room}." for room in ("kernels.formats", "kernels.cuda", "kernels.experts", "kernels.kv"))
 _COMPUTING += ("penstock.kernels.products.", "penstock.kernels.weights.", "penstock.kernels.calls")
-_COMPUTING += ("penstock.runtime.modules.linear",)
+_COMPUTING += ("penstock.runtime.modules.few_rows",)
 """Modules that only compute: as code of others, for an error may rise anywhere in them."""
 _RAISING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGUSR1", "SIGUSR2")
 _SIGNALS = tuple(getattr(signal, name) for name in _RAISING if hasattr(signal, name))
