@@ -51,7 +51,7 @@ from ....tiering.policy.placement.memory_split import MemoryShare
 from ...tracing.recorder import Recorder
 from ...tracing.run_recording import RunRecording
 from .counters import PoolCounters, PoolUsage
-from .drive_reading import PageReads
+from .reads import PageReads
 from .spill import Spill
 from .writeback import WriteBack
 
