@@ -1,7 +1,7 @@
 """How near simulated runs come to real ones: the same planner, routing and budgets, devices measured here.
 
     python bench/simulated.py MODEL --host-memory 5MiB 7MiB 10MiB --calibrate 4MiB [--text FILE] [--tokens 64]
-        [--rounds 5]
+        [--rounds 5] [--set NAME=VALUE ...]
 
 In every round devices are measured in runs of their own: with everything in memory what computing takes, and with
 --calibrate what it takes beside a drive, and what the drive delivers. Then every budget is run for real, and recorded.
@@ -53,7 +53,8 @@ PROMPT = 32
 def run(options: argparse.Namespace, store: str, host_memory: str | int) -> tuple[dict[str, Any], Recording]:
     """Run once for real: the figures of decoding, and the recording."""
     path = Path(store) / "run.penrec"
-    with penstock.load(options.model, store=store, host_memory=host_memory, record=path) as model:
+    settings: dict[str, Any] = dict(setting.split("=", 1) for setting in options.set)
+    with penstock.load(options.model, store=store, host_memory=host_memory, record=path, **settings) as model:
         ids, seconds, cache = tokens(options, model), [], None
         out = model(torch.tensor([ids[:PROMPT]]), use_cache=True, logits_to_keep=1)
         before = model.penstock.stats().report()
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calibrate", required=True, help="another budget, in which reading takes most of the time")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of penstock")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()

@@ -68,16 +68,14 @@ def test_a_device_is_measured_beside_its_limits(report: Any, store: Path) -> Non
     assert found["drive"] > 0
 
 
-def test_a_simulated_run_answers_with_what_a_real_one_is_asked(report: Any) -> None:
-    """How near they are depends on what else this machine does: the script measures it, nothing here judges it."""
-    found = report("simulated.py", TINY, "--host-memory", "6MiB", "--calibrate", "4MiB", "--tokens", 12, "--rounds", 1)
-    (run,) = found["rounds"]["6MiB"]
-    simulated = {name.removeprefix("simulated_"): run[name] for name in run if name.startswith("simulated_")}
-    assert {"tokens_per_second", "flash_bytes_per_token", "hit_ratio"} < simulated.keys()
-    for figures in (run, simulated):
-        assert 0 < figures["hit_ratio"] < 1, "experts of 12 MiB, in 6"
-        assert 0 < figures["flash_bytes_per_token"] < 2 * 6 * 8 * 108 * 1024, "eight experts in each of six layers"
-        assert figures["tokens_per_second"] > 0
+def test_a_simulated_run_reads_what_a_real_one_does(report: Any) -> None:
+    """Without guesses, which take the drive's idle time: what is read then depends on what else this machine does."""
+    budgets = "--host-memory", "6MiB", "--calibrate", "4MiB"
+    options = *budgets, "--tokens", 12, "--rounds", 1, "--set", "experts_prefetch=off"
+    (run,) = report("simulated.py", TINY, *options)["rounds"]["6MiB"]
+    assert 0 < run["hit_ratio"] < 1
+    assert run["simulated_hit_ratio"] == pytest.approx(run["hit_ratio"], abs=0.05)
+    assert run["simulated_flash_bytes_per_token"] == pytest.approx(run["flash_bytes_per_token"], rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["penstock", "transformers"])

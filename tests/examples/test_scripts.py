@@ -7,9 +7,10 @@ from pathlib import Path
 
 from penstock.routing import Routes
 
-from .conftest import SECONDS, Run, Start
+from .conftest import EXAMPLES, SECONDS, Run, Start
 
 MIB = r"([\d.]+) MiB"
+READING_ALWAYS = Path(__file__).parents[1] / "support" / "reading_always.py"
 PROMPT = "It was a dark evening in November, and the old man"
 
 
@@ -84,12 +85,10 @@ def test_a_long_context_lies_on_flash(run: Run) -> None:
 
 
 def test_a_stored_prompt_is_restored_after_a_restart_too(run: Run) -> None:
-    runs = [succeeded(run("stored_prompts.py", "--tokens", 6)) for _ in range(2)]
+    through = READING_ALWAYS, EXAMPLES / "stored_prompts.py"  # which is quicker depends on what else the machine does
+    runs = [succeeded(run(*through, "--tokens", 6)) for _ in range(2)]
     restored = [list(map(int, re.findall(r"tokens, (\d+) restored", out))) for out in runs]
-    assert all(len(each) == 4 for each in restored)
-    assert restored[0][0] == 0
-    assert {number for each in restored for number in each} <= {0, 512}, "a block, where that is quicker than computing"
-    assert all(int(size) > 0 for out in runs[:1] for size in re.findall(r"stored: (\d+) bytes", out))
+    assert restored == [[0, 0, 512, 512], [512, 512, 512, 512]]
     answers = [re.findall(r" s  (.+)", out) for out in runs]
     assert len(answers[0]) == 4
     assert answers[0] == answers[1]

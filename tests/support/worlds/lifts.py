@@ -241,8 +241,8 @@ class Tiers:
                 break
         else:
             raise AssertionError("reads go on for ever though nobody asks")
-        self.below.check_done()
         assert not self.above.in_flight, "a read above never lands"
+        self.below.check_done()
         self.above.check_done()
 
     def _ended(self, number: int) -> ReadDone | ReadFailed:

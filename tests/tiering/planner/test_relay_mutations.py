@@ -62,7 +62,7 @@ def what_is_copied_is_evicted(patch: Patch) -> None:
 
 
 FOUND: dict[Callable[[Patch], None], str] = {
-    what_was_copied_is_kept: "a read above never lands|left waiting below",
+    what_was_copied_is_kept: "a read above never lands",
     residuals_are_kept: "left leased below",
     a_refusal_is_not_passed_on: "a read above never lands",
     an_error_is_forgotten: "granted, and other bytes are there",

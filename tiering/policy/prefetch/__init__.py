@@ -1,2 +1,5 @@
-"""What to read ahead (pure): the order of modules (module_order), the next dense blocks (cycle), which predictor of
-experts guesses (predictor_choice; runtime/experts/guessing.py guesses), and whether guessing pays (speculation)."""
+"""What to read ahead, and whether guessing pays (pure).
+
+module_order keeps the order of modules. cycle decides the next dense blocks. predictor_choice selects the predictor of
+experts, and runtime/experts/guessing.py runs it. speculation decides whether guessing pays.
+"""
