@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...kernels.process.interrupts import calls_others
+from ..tiers.stored_parameters import StoredParameters
 from .expert_blocks import ExpertBlocks
 from .stacked_weight import StackedNumbers
 from .tier_experts import ExpertMemory, TierExperts
@@ -96,14 +97,13 @@ class _Stacked:
         return self._experts.tensor(self._position, int(expert))
 
 
-class _ExpertParameters(dict[str, Any]):
+class _ExpertParameters(StoredParameters):
     """The module's parameters. To its eager code the stacked ones look like a stack of which one expert is there."""
 
     def __init__(
         self, parameters: dict[str, Any], stacked: Mapping[str, StackedNumbers], experts: ReferenceExperts
     ) -> None:
-        self.stored = {name: numbers.weight for name, numbers in stacked.items()}
-        super().__init__({**parameters, **self.stored})
+        super().__init__(parameters, {name: numbers.weight for name, numbers in stacked.items()})
         self._experts = experts
         self.replaced = False
         """Whether one of them is no longer as it is stored."""
@@ -114,16 +114,6 @@ class _ExpertParameters(dict[str, Any]):
             return stacked
         return held
 
-    def __setitem__(self, name: str, value: Any) -> None:
-        stored = self.stored.get(name)
-        if value is stored and stored is not None and (present := stored.numbers.present()) is not None:
-            value = present
-        super().__setitem__(name, value)
-        self._look_again()
-
-    def __delitem__(self, name: str) -> None:
-        super().__delitem__(name)
-        self._look_again()
-
-    def _look_again(self) -> None:
-        self.replaced = any(self.get(name) is not weight for name, weight in self.stored.items())
+    def note_change(self) -> None:
+        """See StoredParameters."""
+        self.replaced = not all(map(self.is_stored, self.stored))

@@ -30,6 +30,7 @@ from ..tiers.stored_weight import StoredNumbers
 from ..tiers.streamed_weight import StreamedWeight
 from ..tiers.views import parameter, tensors_on
 from .chunks import in_parts, is_divisible
+from .class_forward import own_forward
 from .copying import copy_plainly
 from .few_rows import fast_weight, few_rows
 from .model_forward import Around, Forwards
@@ -128,7 +129,7 @@ class _Attachment:
 
     def _attach_dense(self, path: str, module: nn.Module) -> StreamedModule | None:
         """Bind or stream the module's own weights. Returns the module as a streamed one, if any of them is."""
-        fast = few_rows(module, module.forward) if self._tier.native else None
+        fast = few_rows(module, own_forward(module)) if self._tier.native else None
         if fast is not None:
             _give(module, fast)
         streamed: dict[Block, dict[str, TensorSpec]] = {}
@@ -170,7 +171,7 @@ class _Attachment:
             inside = [leased for name, leased in streamed.items() if name.startswith(f"{path}.")]
             if sum(sizes.get(block, 0) for leased in inside for block in leased.blocks) <= room:
                 held = functools.partial(lease_all, inside, self._tier.bridge, self._scopes)
-                _give(module, in_parts(module, module.forward, held))
+                _give(module, in_parts(module, own_forward(module), held))
 
     def _pinned(self, module: nn.Module, block: Block, spec: TensorSpec, bare: torch.Tensor) -> torch.Tensor:
         """The tensor that replaces ``bare``, the same for every module that shares it."""
@@ -195,7 +196,7 @@ class _Attachment:
 
 def _wrap(module: nn.Module, around: Callable[..., Any]) -> None:
     """Give ``module`` the forward ``around``, which is called with its own forward first."""
-    original = module.forward
+    original = own_forward(module)
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -16,6 +16,8 @@ from ...kernels.weights.packed_weight import PackedWeight, linear
 
 LinearForward = Callable[[torch.Tensor], torch.Tensor]
 
+_TORCHS_FORWARD = nn.Linear.forward
+
 
 def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None:
     """A forward for ``module`` that uses the product for a few rows where there is one, and ``original`` otherwise.
@@ -25,6 +27,8 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
         return None
 
     def forward(input: torch.Tensor) -> torch.Tensor:
+        if nn.Linear.forward is not _TORCHS_FORWARD:  # somebody computes all of them in another way
+            return original(input)
         parameters = layer._parameters
         try:
             weight = parameters["weight"]

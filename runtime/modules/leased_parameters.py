@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from ..tiers.stored_parameters import StoredParameters
 from ..tiers.streamed_weight import StreamedWeight
 
 
-class LeasedParameters(dict[str, Any]):
+class LeasedParameters(StoredParameters):
     """Takes the place of a module's ``_parameters``.
 
     Only a thread that computes the module sees weights in slots, and only by their names. Everything else sees the
@@ -21,8 +22,8 @@ class LeasedParameters(dict[str, Any]):
     ) -> None:
         """``stored`` are those of ``parameters`` that are streamed; ``changed`` is called when one gets another
         value."""
-        super().__init__({**parameters, **stored})
-        self.stored, self._changed = dict(stored), changed
+        super().__init__(parameters, stored)
+        self._changed = changed
         self._bound: dict[int, Mapping[str, torch.Tensor]] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -31,30 +32,9 @@ class LeasedParameters(dict[str, Any]):
             return bound[name]
         return super().__getitem__(name)
 
-    def __setitem__(self, name: str, value: Any) -> None:
-        if isinstance(value, StreamedWeight) and value is self.stored.get(name):  # put back after it was away
-            present = value.numbers.present()
-            value = value if present is None else present
-        super().__setitem__(name, value)
-        self._note(name)
-
-    def __delitem__(self, name: str) -> None:
-        super().__delitem__(name)
-        self._note(name)
-
-    def pop(self, name: str, *default: Any) -> Any:
-        """As dict's."""
-        found = super().pop(name, *default)
-        self._note(name)
-        return found
-
-    def _note(self, name: str) -> None:
-        if name in self.stored:
-            self._changed()
-
-    def is_stored(self, name: str) -> bool:
-        """Whether ``name`` is still the weight from the bundle."""
-        return self.get(name) is self.stored[name]
+    def note_change(self) -> None:
+        """See StoredParameters."""
+        self._changed()
 
     def bind(self, parameters: Mapping[str, torch.Tensor]) -> None:
         """Show ``parameters`` to the calling thread, in the place of what has their names."""

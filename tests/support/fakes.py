@@ -77,11 +77,14 @@ class FakeFlash:
         thread.start()
 
     def join(self) -> None:
-        """Wait for the threads of all reads so far, including their callbacks."""
-        with self._lock:
-            threads, self._threads = self._threads, []
-        for thread in threads:
-            thread.join()
+        """Wait for the threads of all reads so far, of their callbacks and of the reads that these begin."""
+        while True:
+            with self._lock:
+                threads, self._threads = self._threads, []
+            if not threads:
+                return
+            for thread in threads:
+                thread.join()
 
     def _perform(
         self, parts: Sequence[Part], into: Sequence[memoryview], landed: Callable[[Exception | None], None]

@@ -7,7 +7,6 @@ from torch.nn import functional
 
 from penstock.kernels.native import LIBRARY
 from penstock.kernels.products import few_rows as kernels
-from penstock.runtime.modules import linear
 from penstock.runtime.modules.few_rows import fast_weight, few_rows
 
 native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
@@ -24,7 +23,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
             found.append((rows, n, k))
         return product
 
-    monkeypatch.setattr(linear, "find_product", products)
+    monkeypatch.setattr("penstock.runtime.modules.few_rows.find_product", products)
     return found
 
 

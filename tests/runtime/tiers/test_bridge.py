@@ -51,6 +51,7 @@ def test_bytes_under_a_lease_are_right_in_all_threads(depth: int, experts: int, 
 
 def test_a_hit_needs_no_read_and_no_wait(rig: Rig) -> None:
     rig.use(EXPERT[0])
+    rig.flash.join()
     reads, stalled = len(rig.flash.reads), rig.bridge.stall_seconds
     rig.flash.gate.clear()
     rig.use(EXPERT[0])
@@ -286,6 +287,7 @@ def test_a_generator_collected_inside_the_planner_does_not_deadlock(rig: Rig) ->
     """Garbage is collected wherever something is allocated, also under the bridge's lock."""
     events: list[Event] = []
     rig.use(EXPERT[0])
+    rig.flash.join()
 
     def work() -> None:
         cycle: list[object] = [rig.bridge.acquire([EXPERT[0], EXPERT[1]])]
@@ -301,7 +303,7 @@ def test_a_generator_collected_inside_the_planner_does_not_deadlock(rig: Rig) ->
         assert Worker(work).result() is None
     finally:
         gc.enable()
-    # Nearly always in this order; but what other tests have left running may collect garbage too.
+    # Nearly always in this order. What other tests have left running may collect garbage too.
     assert {type(event) for event in events} == {Release, Cancel}
     rig.flash.gate.set()
     rig.bridge.check_integrity()
@@ -310,6 +312,7 @@ def test_a_generator_collected_inside_the_planner_does_not_deadlock(rig: Rig) ->
 def test_what_is_in_memory_is_leased_together_or_not_at_all(rig: Rig) -> None:
     rig.use(EXPERT[0], EXPERT[1])
     rig.use(DENSE[0])
+    rig.flash.join()
     reads = len(rig.flash.reads)
     assert rig.bridge.acquire_resident([EXPERT[0], EXPERT[2]]) is None
     assert rig.bridge.acquire_resident([EXPERT[0], DENSE[0]], region=EXPERTS) is None

@@ -162,17 +162,3 @@ def test_saving_one_weight(both: Pair) -> None:
     torch.save(both.streamed.lm_head.weight, file)
     file.seek(0)
     assert torch.equal(torch.load(file), both.plain.lm_head.weight)
-
-
-def test_copies_of_modules_are_plain(both: Pair) -> None:
-    states = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0))
-    for plain, streamed in zip(both.plain.model.layers, both.streamed.model.layers, strict=True):
-        copied = copy.deepcopy(streamed.mlp)
-        assert torch.equal(copied(states), plain.mlp(states))
-        with torch.no_grad():
-            copied.up_proj.weight.zero_()
-        assert not copied(states).any()
-        assert torch.equal(streamed.mlp(states), plain.mlp(states))
-    for refused in (copy.deepcopy, copy.copy, pickle.dumps):
-        with pytest.raises(penstock.PenstockError, match="load"):
-            refused(both.streamed)
