@@ -27,8 +27,8 @@ from ..routing.router import predict_with
 from ..tiers.expert_planes import stacks
 from ..tiers.model_weights import ModelWeights
 from ..tiers.stored_weight import StoredNumbers
-from ..tiers.streamed_weight import StreamedWeight
-from ..tiers.views import parameter, tensors_on
+from ..tiers.streamed_weight import StreamedWeight, wants_gradients
+from ..tiers.views import copy_notes, parameter, tensors_on
 from .chunks import in_parts, is_divisible
 from .class_forward import own_forward
 from .copying import copy_plainly
@@ -75,7 +75,7 @@ class _Attachment:
             self._experts.setdefault(stack[0].id.module, []).append(stack)
         self._bound: dict[str, Any] = {}
         self._stored: dict[str, StoredNumbers] = {}
-        self._scopes = Scopes()
+        self._scopes = Scopes(functools.partial(wants_gradients, model))
         self._streamed_experts: dict[str, StreamedExperts] = {}
         self._trust: dict[Hashable, bool] = {}
 
@@ -181,7 +181,7 @@ class _Attachment:
             fast = self._tier.native and spec.packing is None and not isinstance(module, nn.Linear | nn.Embedding)
             made = fast_weight if fast else parameter
             bound = made(tensor, bare.requires_grad) if isinstance(bare, nn.Parameter) else tensor
-            vars(bound).update({name: value for name, value in vars(bare).items() if name != "_is_param"})
+            copy_notes(bare, bound)
             if isinstance(bound, PackedWeight):
                 bound.stand_in = self._numbers(block, spec, bare).weight
             self._bound[spec.name] = bound

@@ -8,6 +8,7 @@ from typing import Any
 from ...kernels.process.interrupts import calls_others
 from ...tiering.events import Slot
 from ...tiering.units import BlockId
+from ..tiers.gradients import without_gradients
 from ..tiers.streamed_weight import forgetting
 
 Slots = Mapping[BlockId, Slot]
@@ -17,18 +18,21 @@ class Scopes(threading.local):
     """Per thread: whether it computes a module of the model, and the slots of what is leased for the layer or the part
     of it that it computes, by module."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights_want: Callable[[], bool]) -> None:
+        """``weights_want`` says whether a weight of the model requires gradients."""
+        self._weights_want = weights_want
         self.inside = False
         self.leased: dict[object, Slots] = {}
 
     @calls_others
     def run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``original``, the outermost forward of the thread or one inside. Torch remembers no weight meanwhile, for
-        they will not stay."""
+        they will not stay, and no gradients flow through them."""
         if self.inside:
             return original(*args, **kwargs)
         with self.entered():
-            return original(*args, **kwargs)
+            out = original(*args, **kwargs)
+        return without_gradients(out, (args, kwargs), self._weights_want)
 
     @contextmanager
     def entered(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from .embedding_rows import RowReader
 from .kept_copies import KeptCopies
 from .model_weights import ModelWeights
 from .streamed_weight import StreamedWeight
-from .views import tensors_on
+from .views import copy_notes, tensors_on
 
 _ALIGNMENT = 64
 _CLOSED = "this model was closed; load it again to use it"
@@ -42,8 +42,7 @@ class ChangeableNumbers:
             self, tuple(bare.shape), bare.dtype, tier.compute, requires_grad=grads, is_parameter=parameter
         )
         """The weight as everybody sees it."""
-        self._notes = {name: value for name, value in vars(bare).items() if name != "_is_param"}
-        vars(self.weight).update(self._notes)  # transformers notes what is initialised
+        copy_notes(bare, self.weight)
 
     def lives_in(self, parameters: dict[str, Any], name: str) -> None:
         """A module has the weight in its ``parameters``, as ``name``."""
@@ -83,7 +82,7 @@ class ChangeableNumbers:
     def _settle(self, numbers: torch.Tensor) -> None:
         """From now on these are the numbers, wherever the weight is."""
         self._own = nn.Parameter(numbers.detach(), self.weight.wants_gradients)
-        vars(self._own).update(self._notes)
+        copy_notes(self.weight, self._own)
         for parameters, name in self._homes:
             held = dict.get(parameters, name)
             if held is self.weight or getattr(held, "stand_in", None) is self.weight:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from ...kernels.process.interrupts import calls_others
 from ...kernels.weights.packed_weight import PRODUCTS, PackedWeight
 from ...tiering.errors import PenstockError
-from .gradients import without_gradients
+from .gradients import REASON, without_gradients
 from .views import parameter
 from .weight_functions import ANSWERED, CLONED, REFUSED, changed, rows_of, written
 
@@ -159,14 +159,21 @@ def _run(func: Function, args: Any, kwargs: Any, changing: list[Any]) -> Any:
     """``func``, which changes the weights among ``changing``, of the numbers."""
     for weight in _weights_in(changing):
         weight.numbers.own()
-    inputs = [leaf for leaf in tree_flatten((args, kwargs))[0] if _is_plain(leaf)]
+    leaves = tree_flatten((args, kwargs))[0]
+    inputs = [leaf for leaf in leaves if _is_plain(leaf)]
+    weights = [leaf for leaf in leaves if isinstance(leaf, StreamedWeight)]
+    tracked = torch.is_grad_enabled()
     with _computed(func, args, kwargs) as (out, used):
-        leaves, form = tree_flatten(out)
-        found = [_outside(leaf, used, _View, func, args, kwargs, place) for place, leaf in enumerate(leaves)]
+        results, form = tree_flatten(out)
+        if tracked and any(leaf.requires_grad and leaf is result for leaf in inputs for result in results):
+            raise PenstockError(REASON)  # it would lose those that it had
+        wants = tracked and any(weight.wants_gradients for weight in weights)
+        recipe = _View, func, args, kwargs
+        found = [_outside(leaf, used, wants, *recipe, place) for place, leaf in enumerate(results)]
         for use in used:
             if use.was_changed():  # without telling by its name: what it wrote is copied from where it lies
                 use.weight.numbers.own()
-    return without_gradients(tree_unflatten(found, form), inputs)
+    return without_gradients(tree_unflatten(found, form), inputs, lambda: wants)
 
 
 @contextmanager
@@ -186,6 +193,8 @@ def _computed(func: Function, args: Any, kwargs: Any) -> Iterator[tuple[Any, lis
                     numbers = numbers.decoded()
                 if weight._is_param:
                     numbers = parameter(numbers, weight.wants_gradients)
+                elif weight.wants_gradients:  # on which bits depend
+                    numbers = numbers.detach().requires_grad_()
             if func in CLONED:
                 numbers = numbers.detach().clone()
             used.append(_Use(weight, numbers, lasting=lasting))
@@ -195,7 +204,7 @@ def _computed(func: Function, args: Any, kwargs: Any) -> Iterator[tuple[Any, lis
         yield func(*real_args, **real_kwargs), used
 
 
-def _outside(leaf: Any, used: list[_Use], view: type[_View], *recipe: Any) -> Any:
+def _outside(leaf: Any, used: list[_Use], wants_gradients: bool, view: type[_View], *recipe: Any) -> Any:
     """A result ``leaf`` as it may leave: without memory of weights that do not stay. ``recipe`` makes its ``view``."""
     if not _is_plain(leaf):
         return leaf
@@ -205,7 +214,15 @@ def _outside(leaf: Any, used: list[_Use], view: type[_View], *recipe: Any) -> An
     storage = leaf.untyped_storage().data_ptr()
     if not storage or all(use.lasting or storage != use.storage for use in used):
         return leaf
-    return StreamedWeight(view(*recipe), tuple(leaf.shape), leaf.dtype, leaf.device, strides=leaf.stride())
+    requires_grad = wants_gradients and leaf.is_floating_point()
+    shape, strides = tuple(leaf.shape), leaf.stride()
+    return StreamedWeight(view(*recipe), shape, leaf.dtype, leaf.device, strides=strides, requires_grad=requires_grad)
+
+
+def wants_gradients(module: nn.Module) -> bool:
+    """Whether a parameter of ``module``, streamed or not, requires gradients."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _is_plain(leaf: Any) -> bool:

@@ -64,6 +64,13 @@ def parameter(tensor: torch.Tensor, requires_grad: bool) -> Any:
     return nn.Parameter(tensor, requires_grad)
 
 
+def copy_notes(old: torch.Tensor, new: torch.Tensor) -> None:
+    """Give ``new`` what was noted on ``old``, as transformers notes what is initialised. What ``new`` has stays."""
+    for name, value in vars(old).items():
+        if name not in ("numbers", "_is_param"):  # which say what a tensor is
+            vars(new).setdefault(name, value)
+
+
 class SlotViews(Generic[Made]):
     """Objects made of the tensors of equal blocks, once per slot: slots recur, so a hit makes nothing new.
 

@@ -4,6 +4,7 @@ NAME ...``, of models or of uses of them."""
 import json
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,16 @@ class Uses:
         return self.prefix(kv_host_memory=KV)
 
 
+def no_gradients(mode: bool = True) -> AbstractContextManager[None]:
+    """In place of inference mode, which has no place for tensors of other kinds."""
+    return torch.no_grad() if mode else nullcontext()
+
+
 def main() -> None:
     folder, *wanted = sys.argv[1:]
     opening.Cuda, loading.bare_model = PretendDevice, built_by_transformers  # type: ignore[misc]
     evaluation.PIECE = 10 * 320 * 2  # ten rows of logits
-    torch.inference_mode = torch.no_grad  # type: ignore[misc]  # it has no place for tensors of other kinds
+    torch.inference_mode = no_gradients  # type: ignore[misc, assignment]
     with torch.no_grad(), Pretend():
         for one in wanted:
             name, *uses = one.split(":")

@@ -14,7 +14,7 @@ import pytest
 
 from penstock.kernels.io.backends import list_usable
 from penstock.kernels.io.directio import DirectFile
-from penstock.kernels.machine import machine, trial
+from penstock.kernels.machine import machine, read_rates
 from penstock.kernels.machine.cgroups import MemoryGroup, find_memory_groups, find_processor_quota, read_memory_group
 from penstock.kernels.memory.page import PAGE
 
@@ -235,7 +235,7 @@ def test_every_backend_that_works_is_measured(tmp_path, monkeypatch):
 def test_rates_are_bytes_over_time(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
     now = iter([99.0, 100.0, 100.1, 102.0, 104.0])
-    monkeypatch.setattr(trial.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(read_rates.time, "perf_counter", lambda: next(now))
     report = machine.measure_drive(
         tmp_path, sizes=(2 * PAGE,), depths=(1,), backends=("threads",), seconds_each=1.0, rounds=1
     )
@@ -246,7 +246,7 @@ def test_rates_are_bytes_over_time(tmp_path, monkeypatch):
 def test_the_best_round_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_TRIAL_FILE", 1 * MiB)
     rates = iter([5.0, 9.0, 7.0])
-    monkeypatch.setattr(trial, "_rate", lambda *_: next(rates))
+    monkeypatch.setattr(read_rates, "_rate", lambda *_: next(rates))
     report = machine.measure_drive(tmp_path, sizes=(PAGE,), depths=(1,), backends=("threads",), rounds=3)
     assert [rate.bytes_per_second for rate in report.rates] == [9.0]
 
@@ -259,8 +259,8 @@ def test_a_drive_that_takes_too_long_is_measured_in_part(tmp_path, monkeypatch):
         now[0] += 10.0
         return 1.0
 
-    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(trial, "_rate", slow)
+    monkeypatch.setattr(read_rates.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(read_rates, "_rate", slow)
     report = machine.measure_drive(
         tmp_path, sizes=(PAGE, 2 * PAGE), depths=(1, 2, 4), backends=("threads",), seconds_each=2.0
     )

@@ -13,7 +13,7 @@ import torch
 import penstock
 from penstock.kernels.io import backends
 from penstock.kernels.io.reading import BackendUnavailable, Threads
-from penstock.kernels.machine import trial
+from penstock.kernels.machine import read_rates
 from penstock.kernels.machine.read_rates import ReadRate
 from penstock.runtime.config.settings import Io
 from penstock.runtime.machine import drive_rates_file, reading
@@ -220,7 +220,7 @@ def test_a_drive_that_fails_while_it_is_measured_is_read_all_the_same(
     def fail(*_: object) -> Threads:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(trial, "_rate", fail)
+    monkeypatch.setattr(read_rates, "_rate", fail)
     assert reading.reading_of(data, Io(), block=MiB) == UNMEASURED
     assert drive_rates_file.load(data[0].parent) == []
 

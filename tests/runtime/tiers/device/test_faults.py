@@ -209,11 +209,11 @@ def test_what_was_leased_when_the_model_was_closed_is_no_more(
     engine = engine_of(model)
     looked_at = getattr(owner, name)
 
-    def close_before(*args: Any) -> Any:
+    def close_before(*args: Any, **named: Any) -> Any:
         engine.tier.arena.close()
         for reader in engine.rows.values():
             reader.close()
-        return looked_at(*args)
+        return looked_at(*args, **named)
 
     monkeypatch.setattr(owner, name, close_before)
     with pytest.raises(Closed, match="load it again"):
