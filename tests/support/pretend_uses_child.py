@@ -20,6 +20,7 @@ from penstock.runtime.evaluation.logits import KeptLogits
 from penstock.runtime.loading import load as loading
 from penstock.runtime.loading.openings import device as opening
 from penstock.runtime.prefixes import prefix
+from penstock.runtime.prefixes.identity import settings, tensors
 from penstock.runtime.routing.profiling import profile
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -99,6 +100,8 @@ def main() -> None:
     opening.Cuda, loading.bare_model = PretendDevice, built_by_transformers  # type: ignore[misc]
     evaluation.PIECE = 10 * 320 * 2  # ten rows of logits
     torch.inference_mode = no_gradients  # type: ignore[misc, assignment]
+    # A real device has no mode, and its tensors are not made of others.
+    tensors._has_storage, settings._check_modes = (lambda _: True), (lambda: None)
     with torch.no_grad(), Pretend():
         for one in wanted:
             name, *uses = one.split(":")

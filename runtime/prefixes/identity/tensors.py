@@ -76,8 +76,8 @@ def _describe(tensor: torch.Tensor) -> str:
 
 
 def _sample(tensor: torch.Tensor) -> bytes:
-    """Numbers of ``tensor``, all of them if they are few; none of a tensor that is not simply in host memory."""
-    if tensor.device.type != "cpu" or tensor.layout is not torch.strided or not _has_storage(tensor):
+    """Numbers of ``tensor``, all of them if they are few; none of a tensor that is not simply in memory."""
+    if tensor.is_meta or tensor.layout is not torch.strided or not _has_storage(tensor):
         return b""
     flat = tensor.detach()
     if tensor.nbytes > SMALL:
