@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..cuda.base import DeviceFormat
 from ..cuda.registry import find_device_format
@@ -67,6 +67,7 @@ class PackedWeight(torch.Tensor):
         made: PackedWeight = torch.Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=dtype, device=planes[0].device, requires_grad=requires_grad
         )
+        torch._C._set_throw_on_mutable_data_ptr(made)  # it has no memory for C code that goes past all functions
         made.format, made.planes, made.transposed = format, tuple(planes), transposed
         made._place, made._numbers, made._grads = address, dtype, requires_grad
         made.encoded_shape = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
@@ -88,6 +89,9 @@ class PackedWeight(torch.Tensor):
     _numbers: torch.dtype
     _grads: bool
     # Copies of dtype and requires_grad, for which torch needs a call.
+
+    def _shown(self) -> torch.Tensor:
+        return self if self.stand_in is None else self.stand_in
 
     def as_parameter(self, requires_grad: bool) -> "PackedWeight":
         """Return this weight as a parameter with the given ``requires_grad``."""
@@ -129,10 +133,10 @@ class PackedWeight(torch.Tensor):
         kwargs = kwargs or {}
         if func in _OWN:
             return _OWN[func](*args, **kwargs)
-        if func not in LOOKS and any(getattr(arg, "stand_in", None) is not None for arg in args):
-            args, kwargs = tree_map_only(
-                cls, lambda weight: weight if weight.stand_in is None else weight.stand_in, (args, kwargs)
-            )
+        if func not in LOOKS and any(
+            getattr(leaf, "stand_in", None) is not None for leaf in tree_leaves((args, kwargs))
+        ):
+            args, kwargs = tree_map_only(cls, cls._shown, (tuple(args), kwargs))
             return func(*args, **kwargs)
         if func.__name__.endswith("_") and not func.__name__.endswith("__"):
             raise TypeError(f"an encoded weight cannot be changed in place ({func.__name__})")

@@ -19,7 +19,7 @@ from ...kernels.weights.packed_weight import PRODUCTS, PackedWeight
 from ...tiering.errors import PenstockError
 from .gradients import REASON, without_gradients
 from .views import parameter
-from .weight_functions import ANSWERED, CLONED, REFUSED, changed, rows_of, written
+from .weight_functions import ANSWERED, ARRAYS, REFUSED, changed, rows_of, written
 
 Function = Callable[..., Any]
 
@@ -68,6 +68,7 @@ class StreamedWeight(torch.Tensor):
         made: StreamedWeight = torch.Tensor._make_wrapper_subclass(
             cls, shape, strides=strides, dtype=dtype, device=device, requires_grad=requires_grad
         )
+        torch._C._set_throw_on_mutable_data_ptr(made)  # it has no memory for C code that goes past all functions
         made.numbers, made._is_param = numbers, is_parameter
         return made
 
@@ -164,6 +165,8 @@ def _run(func: Function, args: Any, kwargs: Any, changing: list[Any]) -> Any:
     weights = [leaf for leaf in leaves if isinstance(leaf, StreamedWeight)]
     tracked = torch.is_grad_enabled()
     with _computed(func, args, kwargs) as (out, used):
+        if func in ARRAYS and not all(use.lasting for use in used):
+            out.setflags(write=False)  # what is written to a copy would be lost
         results, form = tree_flatten(out)
         if tracked and any(leaf.requires_grad and leaf is result for leaf in inputs for result in results):
             raise PenstockError(REASON)  # it would lose those that it had
@@ -195,7 +198,7 @@ def _computed(func: Function, args: Any, kwargs: Any) -> Iterator[tuple[Any, lis
                     numbers = parameter(numbers, weight.wants_gradients)
                 elif weight.wants_gradients:  # on which bits depend
                     numbers = numbers.detach().requires_grad_()
-            if func in CLONED:
+            if func in ARRAYS and not lasting:
                 numbers = numbers.detach().clone()
             used.append(_Use(weight, numbers, lasting=lasting))
             return numbers

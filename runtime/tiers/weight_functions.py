@@ -21,15 +21,15 @@ ANSWERED = LOOKS | {
 }
 """What a weight answers without its numbers."""
 
-CLONED = {_Tensor.numpy, _Tensor.__array__, _Tensor.__dlpack__}
-"""What gives away memory that is no tensor. It gets a copy."""
+ARRAYS: set[Any] = {_Tensor.numpy, _Tensor.__array__}
+"""What makes an array on a weight's memory. Of memory that does not stay it gets a copy, which cannot be written to."""
 
 REFUSED = {
     *(getattr(_Tensor, name) for name in ("data_ptr", "untyped_storage", "storage", "_typed_storage")),
     *(getattr(_Tensor, name) for name in ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")),
-    _Tensor.__cuda_array_interface__.__get__,
+    *(_Tensor.__dlpack__, _Tensor.__cuda_array_interface__.__get__),
 }
-"""What asks for an address that stays, or for gradients. A weight has neither."""
+"""What gives away memory that stays, or asks for gradients. A weight has neither."""
 
 _CHANGING = {
     f"__i{name}__"

@@ -23,8 +23,8 @@ OUTSIDE: dict[str, Callable[[torch.Tensor], Any]] = {
     "float norm": lambda w: w.float().norm().item(),
     "transposed": lambda w: torch.linspace(-1, 1, w.shape[-1]).to(w.dtype) @ (w.mT if w.dim() > 1 else w),
     "data": lambda w: w.data.sum(),
-    "detach, cpu, numpy": lambda w: torch.from_numpy(w.detach().float().cpu().numpy()),
-    "asarray": lambda w: torch.from_numpy(np.asarray(w.detach().float())),
+    "detach, cpu, numpy": lambda w: torch.from_numpy(w.detach().float().cpu().numpy().copy()),
+    "asarray": lambda w: torch.from_numpy(np.array(np.asarray(w.detach().float()))),
     "clone": lambda w: w.clone(),
     "to": lambda w: w.to(torch.float64),
     "a slice": lambda w: w[1:3] * 2,
@@ -162,3 +162,34 @@ def test_saving_one_weight(both: Pair) -> None:
     torch.save(both.streamed.lm_head.weight, file)
     file.seek(0)
     assert torch.equal(torch.load(file), both.plain.lm_head.weight)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("format", ["as-is", "int4"])
+def test_what_is_written_to_an_array_is_never_lost(format: str, budget: str, tmp_path: Path) -> None:
+    with pair(tmp_path, "llama", budget, weights_format=format) as both:
+        for module in ("model.layers.0.mlp.up_proj", "model.layers.1.input_layernorm"):
+            weight = both.streamed.get_submodule(module).weight
+            array = weight.detach().numpy()
+            if array.flags.writeable:
+                array[:] *= 2
+                assert torch.equal(weight, torch.from_numpy(array))
+            else:
+                with pytest.raises(ValueError, match="read-only"):
+                    array[:] *= 2
+
+
+def test_an_array_on_a_changed_weight_writes_to_it(tmp_path: Path) -> None:
+    with pair(tmp_path, "llama", "elastic") as both, torch.no_grad():
+        module = both.streamed.model.layers[0].mlp.up_proj
+        kept = module.weight.mul_(2).detach()
+        kept.numpy()[:] = 3.0
+        assert bool((kept == 3.0).all())
+        assert bool((module.weight == 3.0).all())
+
+
+def test_memory_that_stays_is_not_given_away(both: Pair) -> None:
+    weight = both.streamed.model.layers[0].mlp.up_proj.weight.detach()
+    for give in (torch.utils.dlpack.to_dlpack, torch.from_dlpack, np.from_dlpack):
+        with pytest.raises((penstock.PenstockError, RuntimeError), match="no address|Cannot access"):
+            give(weight)
