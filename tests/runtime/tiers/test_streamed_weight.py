@@ -191,5 +191,5 @@ def test_an_array_on_a_changed_weight_writes_to_it(tmp_path: Path) -> None:
 def test_memory_that_stays_is_not_given_away(both: Pair) -> None:
     weight = both.streamed.model.layers[0].mlp.up_proj.weight.detach()
     for give in (torch.utils.dlpack.to_dlpack, torch.from_dlpack, np.from_dlpack):
-        with pytest.raises((penstock.PenstockError, RuntimeError), match="no address|Cannot access"):
+        with pytest.raises((penstock.PenstockError, RuntimeError), match=r"no address|Cannot access"):
             give(weight)
