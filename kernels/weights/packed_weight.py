@@ -146,8 +146,17 @@ class PackedWeight(torch.Tensor):
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
-        raise NotImplementedError(f"{func} was not expected to see an encoded weight")
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        # What reaches a weight past the functions of torch that a class can replace.
+        kwargs = kwargs or {}
+        if not _has_stand_in((args, kwargs)):
+            raise NotImplementedError(f"{func} was not expected to see an encoded weight")
+        args, kwargs = tree_map_only(cls, cls._shown, (tuple(args), kwargs))
+        return func(*args, **kwargs)
+
+
+def _has_stand_in(tree: Any) -> bool:
+    return any(getattr(leaf, "stand_in", None) is not None for leaf in tree_leaves(tree))
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -45,7 +45,8 @@ class Settings:
     def closeness(self, model: ModelSpec) -> Closeness:
         """How close Penstock's numbers must be to transformers'."""
         if self.format in LOSSY or model.quantised != "no":
-            return Closeness.FORMAT
+            rough = model.quantised != "no" or model.dtype == "bfloat16"  # quantised ones compute in bfloat16
+            return Closeness.ROUGH_FORMAT if rough else Closeness.FORMAT
         if self.kv == SMALL or self.prefix:
             return Closeness.SUMS
         return Closeness.BITS

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from penstock.tiering.errors import PenstockError
+
 from ..fields import pick
 from ..side import Side
 from .step import Step
@@ -53,7 +55,10 @@ def _registered(module: nn.Module, name: str, weight: Any) -> None:
 
 def _numpy(module: nn.Module, name: str, weight: Any) -> None:
     if weight.dtype != torch.bfloat16:
-        weight.detach().numpy()[:] *= 2
+        array = weight.detach().numpy()
+        if not array.flags.writeable:  # numpy itself would say so
+            raise PenstockError("the array cannot be written to")
+        array[:] *= 2
 
 
 CHANGES: dict[str, Callable[[nn.Module, str, Any], None]] = {

@@ -31,7 +31,6 @@ GREEDY: dict[str, dict[str, Any]] = {
     "criteria": {"stopping_criteria": StoppingCriteriaList([_stop])},
     "chunks": {"prefill_chunk_size": 4},
     "static cache": {"cache_implementation": "static"},
-    "offloaded cache": {"cache_implementation": "offloaded"},
     "guidance": {"guidance_scale": 1.5},
     "lengths": {"min_new_tokens": 4, "forced_eos_token_id": 2},
 }

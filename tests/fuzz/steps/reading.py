@@ -50,7 +50,7 @@ READS: dict[str, Callable[[torch.Tensor], Any]] = {
     "iterate": lambda w: [float(row.float().sum()) for row, _ in zip(w, range(2), strict=False)],
     "format": lambda w: f"{w.flatten()[0].item():.3e}",
     "truth": lambda w: bool((w == w).all()),
-    "out": lambda w: torch.add(w, 0, out=torch.empty_like(w.detach())),
+    "out": lambda w: torch.add(w.detach(), 0, out=torch.empty_like(w.detach())),
     "deepcopy": lambda w: __import__("copy").deepcopy(w.detach()),
 }
 
