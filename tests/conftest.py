@@ -4,7 +4,7 @@ import os
 import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # There is a worker for each core. Threads that wait for each other spin: they slow other workers thirtyfold.
+    # The workers share the cores. Threads that wait for each other spin: they slow other workers thirtyfold.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch

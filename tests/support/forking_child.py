@@ -109,7 +109,7 @@ def busy(arguments: tuple[Any, ...], folder: Path) -> None:
         threads = [threading.Thread(target=compute) for _ in range(2)]
         for thread in threads:
             thread.start()
-        for _ in range(12):
+        for _ in range(6):
             ended(forked(lambda: use(model)))
         stop.set()
         for thread in threads:

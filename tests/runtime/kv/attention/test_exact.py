@@ -48,8 +48,9 @@ def chosen(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     return out.sequences[:, PROMPT:], torch.stack(out.logits, 1).float()
 
 
+SLOW = {"deepseek_v3": pytest.mark.soak}
 CASES = [
-    *(pytest.param(name, torch.float32, id=f"{name}-float32") for name in KINDS),
+    *(pytest.param(name, torch.float32, id=f"{name}-float32", marks=SLOW.get(name, ())) for name in KINDS),
     pytest.param("llama", torch.bfloat16, id="llama-bfloat16"),
     *(pytest.param(name, torch.bfloat16, id=f"{name}-bfloat16", marks=pytest.mark.soak) for name in [*KINDS][1:]),
 ]
