@@ -15,11 +15,12 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from ...kernels.process.interrupts import calls_others
+from ...kernels.weights.changing_ops import changed
 from ...kernels.weights.packed_weight import PRODUCTS, PackedWeight
 from ...tiering.errors import PenstockError
 from .gradients import REASON, without_gradients
 from .views import parameter
-from .weight_functions import ANSWERED, ARRAYS, REFUSED, changed, rows_of, written
+from .weight_functions import ANSWERED, ARRAYS, REFUSED, rows_of, written
 
 Function = Callable[..., Any]
 

@@ -31,34 +31,6 @@ REFUSED = {
 }
 """What gives away memory that stays, or asks for gradients. A weight has neither."""
 
-_CHANGING = {
-    f"__i{name}__"
-    for name in (
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-    )
-} | {"__setitem__"}
-
-
-def changed(func: Any, args: Any, kwargs: Any) -> list[Any]:
-    """Those of the arguments that ``func`` changes, as it tells by its name or by ``out`` and ``inplace``."""
-    name = getattr(func, "__name__", "")
-    in_place = name in _CHANGING or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
-    # torch.nn.init gives all arguments by name.
-    first = [args[0] if args else next(iter(kwargs.values()))] if in_place else []
-    return [*first, kwargs["out"]] if kwargs.get("out") is not None else first
-
 
 def written(func: torch._ops.OpOverload, args: Any, kwargs: Any) -> list[Any]:
     """Those of the arguments that the operator ``func`` changes, as its schema tells."""

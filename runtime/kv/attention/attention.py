@@ -81,6 +81,8 @@ def paged_eager_attention(
         return find_eager(module)(module, query, key, value, attention_mask, **options)
     if attention_mask is None and query.shape[2] > 1:
         attention_mask = _see_all(query, key)
+    elif attention_mask is not None and attention_mask.dtype == torch.bool:
+        attention_mask = attention_mask.to(query.dtype)  # eager functions add it to the scores, as 0 and 1
     return _attend(module, query, key, value, attention_mask, **options)
 
 

@@ -1,5 +1,6 @@
 """A transformers cache whose layers lie in pages, in memory and on flash."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,7 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
 
     def __init__(self, tier: KVTier, config: PreTrainedConfig) -> None:
         super().__init__(config=config.get_text_config(decoder=True))
-        self.tier = tier
+        self.tier, self._config = tier, config
         self._lost_tokens = False
         self._ahead: Ahead[PagedLayer] = Ahead(tier.pool)
         self.layers = [self._convert(layer) for layer in self.layers]
@@ -81,6 +82,28 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
         super().reset()
         self._lost_tokens = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PagedCache":
+        """A cache that goes on alone from here. Both have the pages that there are. Raises ConfigError where attention
+        is approximate."""
+        made = memo[id(self)] = PagedCache(self.tier, self._config)
+        while len(made.layers) < len(self.layers):
+            made.layers.append(made._add_layer())
+        for number, layer in enumerate(self.layers):
+            if isinstance(layer, PagedLayer):
+                made.layers[number].copy(layer)
+            else:
+                made.layers[number] = copy.deepcopy(layer, memo)
+        made._lost_tokens = self._lost_tokens
+        return made
+
+    def __copy__(self) -> Any:
+        return self.__reduce_ex__(4)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise PenstockError(
+            "this KV cache lies in pages of its model, and cannot be pickled; copy.deepcopy makes another one"
+        )
+
     def _convert(self, layer: Any) -> Any:
         if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
             return self._add_layer(getattr(layer, "sliding_window", None))
@@ -109,6 +132,13 @@ class _PagedHybridLayer(LinearAttentionLayer, PagedLayer):  # type: ignore[misc]
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         (PagedLayer if args else LinearAttentionLayer).lazy_initialization(self, *args, **kwargs)
+
+    def copy(self, other: Any) -> None:
+        """As PagedLayer.copy, with the recurrent state."""
+        recurrent = vars(LinearAttentionLayer(number_of_states=other.number_of_states)).keys()
+        names = recurrent | (vars(other).keys() - vars(self).keys())
+        vars(self).update(copy.deepcopy({name: vars(other)[name] for name in names}))
+        PagedLayer.copy(self, other)
 
     def _call_both(self, name: str, *args: Any) -> None:
         getattr(LinearAttentionLayer, name)(self, *args)

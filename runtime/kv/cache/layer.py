@@ -10,12 +10,17 @@ from ....kernels.kv.base import PageShape
 from ....tiering.errors import ConfigError
 from ....tiering.kv.pages import Page
 from ....tiering.kv.readahead import Ahead
-from ..views.paged_tensors import PagedTensor
+from ..views.paged_tensors import GatheredTensor, PagedTensor
 from ..views.selector import PageSelector
 from ..views.sequence import SequencePages
 from ..views.visible import Visible
 from .page_writer import PageWriter
 from .tier import KVTier
+
+_IN_PAGES = (
+    "keys and values of this KV cache lie in pages and cannot be replaced; add tokens with `update`, or take "
+    '[kv] host = "auto", which keeps caches of transformers\' own kind'
+)
 
 
 class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -51,13 +56,22 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     @property
     def keys(self) -> torch.Tensor | None:
-        """A copy of all keys that a next query sees, [B, H, T, D]; None before the first."""
-        return self._visible().gather()[0] if self.is_initialized else None
+        """A copy of all keys that a next query sees, [B, H, T, D], which is not changed in place; None before the
+        first."""
+        return self._gather(0)
+
+    @keys.setter
+    def keys(self, states: torch.Tensor) -> None:
+        raise ConfigError(_IN_PAGES)
 
     @property
     def values(self) -> torch.Tensor | None:
         """As ``keys``, of values."""
-        return self._visible().gather()[1] if self.is_initialized else None
+        return self._gather(1)
+
+    @values.setter
+    def values(self, states: torch.Tensor) -> None:
+        raise ConfigError(_IN_PAGES)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Begin with empty sequences, as many as ``key_states`` and ``value_states`` [B, H, n, D] have, and with pages
@@ -246,6 +260,17 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         self._begin_anew(keys, values, first=length - keys.shape[-2])
         self._commit()
 
+    def copy(self, other: "PagedLayer") -> None:
+        """Be as ``other``, a layer of the same tier, is between two forwards. Both have its pages, until they change
+        them. Raises ConfigError where attention is approximate, which keeps more than pages."""
+        if other.selector is not None:
+            raise ConfigError('a KV cache can be copied with [kv] attention = "exact" alone; compute the context again')
+        self.selector, self.record_past = None, other.record_past
+        if other.is_initialized:
+            self.dtype, self.device, self.access.shapes = other.dtype, other.device, other.shapes
+            self._writer.copy(other._writer)
+            self._mark, self.is_initialized = other.length, True
+
     # --- a forward, and its end ---------------------------------------------------------------------------------------
 
     def undo(self) -> None:
@@ -280,6 +305,9 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def _visible_past(self) -> int:
         """Tokens in pages that the next query sees."""
         return self.length if self.window is None else min(self.length, self.window - 1)
+
+    def _gather(self, side: int) -> torch.Tensor | None:
+        return self._visible().gather()[side].as_subclass(GatheredTensor) if self.is_initialized else None
 
     def _visible(self) -> Visible:
         past = self._visible_past()

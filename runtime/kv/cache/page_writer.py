@@ -85,14 +85,21 @@ class PageWriter:
 
     def take(self, numbers: Sequence[int]) -> None:
         """Have the sequences with these numbers, in this order; one may be taken several times."""
-        taken = [self.sequences[number].snapshot() for number in numbers]
+        taken = self._share(numbers)
+        self.drop(self.sequences)
+        self.sequences = taken
+
+    def copy(self, other: "PageWriter") -> None:
+        """Have the sequences of ``other``. For a writer that has none."""
+        self.sequences, self.length = other._share(range(len(other.sequences))), other.length
+
+    def _share(self, numbers: Sequence[int]) -> list[SequencePages]:
+        """The sequences with these numbers, with summaries of their own."""
+        taken = [self.share(number) for number in numbers]
         for number, sequence in zip(numbers, taken, strict=True):
             summaries = self.sequences[number].summaries
             sequence.summaries = None if summaries is None else summaries.copy()
-            for table in sequence.tables:
-                self._pool.share(table.pages)
-        self.drop(self.sequences)
-        self.sequences = taken
+        return taken
 
     def share(self, number: int) -> SequencePages:
         """The pages of sequence ``number`` as they are now. They stay until ``drop``, whatever happens to it."""

@@ -1,14 +1,16 @@
 """Keys and values of a paged layer as transformers' modules get them: tensors without storage.
 
-Our attention function takes the pages from them. Any other operation gets a gathered copy.
+Our attention function takes the pages from them. Any other operation gets a gathered copy, which nobody changes: that
+would be lost.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ....kernels.weights.changing_ops import changed
 from ....kernels.weights.metadata_ops import LOOKS
 from ....tiering.errors import PenstockError
 from .visible import Expand, Visible
@@ -45,6 +47,7 @@ class PagedTensor(torch.Tensor):
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        _check_unchanged(cls, func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             if func not in LOOKS:
                 args, kwargs = tree_map_only(cls, cls.materialize, (tuple(args), kwargs))
@@ -53,6 +56,36 @@ class PagedTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
         raise NotImplementedError(f"{func} was not expected to see paged keys or values")
+
+
+class GatheredTensor(torch.Tensor):
+    """A copy of keys or values that lie in pages, or a view on one. It is not changed in place."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        _check_unchanged(cls, func, args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            gathered = {each.untyped_storage().data_ptr() for each in tree_leaves((args, kwargs)) if type(each) is cls}
+            out = func(*args, **kwargs)
+
+            def outside(tensor: torch.Tensor) -> torch.Tensor:
+                is_view = tensor.untyped_storage().data_ptr() in gathered
+                return tensor.as_subclass(cls if is_view else torch.Tensor)  # type: ignore[type-var]
+
+            if func in (torch.Tensor.numpy, torch.Tensor.__array__):
+                out.setflags(write=False)
+            return tree_map_only(torch.Tensor, outside, out)
+
+
+def _check_unchanged(kind: type[torch.Tensor], func: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    if any(isinstance(each, kind) for each in tree_leaves(changed(func, args, kwargs))):
+        raise PenstockError(
+            "keys and values of this KV cache lie in pages, and what is written to a copy of them would be lost; "
+            'change a clone(), or take [kv] host = "auto", which keeps caches of transformers\' own kind'
+        )
 
 
 def defer_expansion(original: Expand) -> Expand:

@@ -17,7 +17,7 @@ from .values import Values
 
 _TORCHS = frozenset(vars(nn.Module())) | {"_compiled_call_impl", "_is_hf_initialized"}
 """Attributes that torch gives every module."""
-_WITHOUT_EFFECT = frozenset({"penstock", "__deepcopy__", "__getstate__",
+_WITHOUT_EFFECT = frozenset({"penstock", "__deepcopy__",
                              "__reduce_ex__", "generation_config", "warnings_issued", "name_or_path", "peft_config",
                              "_hf_peft_config_loaded", "_tp_plan", "_ep_plan", "_pp_plan", "_tp_size", "_ep_size",
                              "_no_split_modules", "_keep_in_fp32_modules", "_is_stateful", "_dtype_plan",
