@@ -137,7 +137,7 @@ class _PagedHybridLayer(LinearAttentionLayer, PagedLayer):  # type: ignore[misc]
         """As PagedLayer.copy, with the recurrent state."""
         recurrent = vars(LinearAttentionLayer(number_of_states=other.number_of_states)).keys()
         names = recurrent | (vars(other).keys() - vars(self).keys())
-        vars(self).update(copy.deepcopy({name: vars(other)[name] for name in names}))
+        self.__dict__.update(copy.deepcopy({name: vars(other)[name] for name in names}))
         PagedLayer.copy(self, other)
 
     def _call_both(self, name: str, *args: Any) -> None:

@@ -73,7 +73,7 @@ class GatheredTensor(torch.Tensor):
 
             def outside(tensor: torch.Tensor) -> torch.Tensor:
                 is_view = tensor.untyped_storage().data_ptr() in gathered
-                return tensor.as_subclass(cls if is_view else torch.Tensor)  # type: ignore[type-var]
+                return tensor.as_subclass(cls if is_view else torch.Tensor)
 
             if func in (torch.Tensor.numpy, torch.Tensor.__array__):
                 out.setflags(write=False)

@@ -5,6 +5,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configs import describe_config
-from .functions import describe_function, is_function
+from .functions import describe_function, is_function, is_library
 from .modules import describe_modules, find_parameters
 from .rope import find_bound
 from .settings import describe_settings
@@ -88,6 +89,10 @@ def _describe_helpers(model: nn.Module) -> Iterator[str]:
         for attribute, value in [*vars(sys.modules.get(name)).items()] if name in sys.modules else []:
             if is_function(value) and not isinstance(value, type):
                 yield f"{name}.{attribute} {describe_function(value)}"
+    for place in (torch, torch.Tensor):
+        for attribute, value in [*vars(place).items()]:
+            if isinstance(value, FunctionType) and not is_library(value.__module__):
+                yield f"{place.__name__}.{attribute} {describe_function(value)}"
 
 
 def _describe_config(config: Any) -> str:

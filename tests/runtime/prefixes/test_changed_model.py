@@ -173,6 +173,8 @@ UNKNOWN: dict[str, Change] = {
     "forward of a class": lambda m: put(type(mlp(m).act_fn), "forward", lambda self, x: -x),
     "function in transformers": lambda m: put(modeling_llama, "apply_rotary_pos_emb", forget_rotation),
     "function in torch": lambda m: put(torch.nn.functional, "silu", lambda x, inplace=False: -x),
+    "function of torch": lambda m: put(torch, "rsqrt", lambda x: x * 0 + 0.5),
+    "method of tensors": lambda m: put(torch.Tensor, "pow", lambda x, n: x * x * 3),
     "module of a user's class": lambda m: put(m.model.layers[0], "mlp", Doubling(mlp(m))),
     "torch function mode": lambda m: Doubled(),
     "dropout": training,
