@@ -50,6 +50,8 @@ ROOMS = {
         "runtime",
         "runtime.config",
         "runtime.machine",
+        "runtime.checkpoints.files",
+        "runtime.checkpoints.quantisation",
         "runtime.checkpoints",
         "runtime.tracing",
         "runtime.routing",

@@ -13,8 +13,8 @@ from ...tiering.errors import CheckpointError
 from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from .describe import Description, describe
+from .files.model_files import ModelFiles, saved_files
 from .model_class import REMOTE_MODULES, use_own_code, write_class
-from .model_files import ModelFiles, saved_files
 from .source import Source, SourceContents
 from .weights import CHUNK, PlainWeights, pieces_of, split_bytes
 

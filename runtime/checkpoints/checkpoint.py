@@ -13,19 +13,19 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ...tiering.errors import CheckpointError
 from ...tiering.progress import Progress
-from .account import account_for
 from .describe import Description, describe
-from .digest import digest_files
-from .hub import find_folder
+from .files.digest import digest_files
+from .files.hub import find_folder
+from .files.model_files import ModelFiles, checkpoint_files, what_decides_weights
+from .files.safetensors_file import SourceTensor, parse_header, read_tensor
+from .files.weights_files import check_link, find_weights, list_some
 from .meta_model import build_meta_model
 from .model_class import read_own_config
-from .model_files import ModelFiles, checkpoint_files, what_decides_weights
-from .quantisations import gather_quantised
-from .quantised import QuantisedTensor
+from .quantisation.account import account_for
+from .quantisation.quantisations import gather_quantised
+from .quantisation.quantised_tensor import QuantisedTensor
 from .quantised_weights import QuantisedWeights
-from .safetensors_file import SourceTensor, parse_header, read_tensor
 from .source import Source, SourceContents, report_left_over
-from .weights_files import check_link, find_weights, list_some
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from ...tiering.errors import BudgetTooSmall, CheckpointError
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from ...tiering.units import KiB, format_size
 from .convert import Group, initial_value, may_be_absent, plan
+from .files.safetensors_file import SourceFile, SourceTensor
 from .layout import Layout
-from .safetensors_file import SourceFile, SourceTensor
 from .weights import CHUNK, PlainWeights, as_bytes, split_bytes
 
 

@@ -28,9 +28,9 @@ from transformers.core_model_loading import (
 from transformers.pytorch_utils import Conv1D
 
 from ...tiering.errors import CheckpointError
-from .fp8_layouts import FLOAT8
-from .quantised import QuantisedTensor, UnreadableTensor
-from .safetensors_file import SourceTensor
+from .files.safetensors_file import SourceTensor
+from .quantisation.fp8_layouts import FLOAT8
+from .quantisation.quantised_tensor import QuantisedTensor, UnreadableTensor
 
 Load = Callable[[SourceTensor, torch.dtype, int | None], torch.Tensor]
 """Loads a tensor as a dtype. With a number, only that slice of the first dimension: [1, ...]."""

@@ -7,9 +7,9 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig
 
 from .describe import Description
-from .gguf_file import GgufFile
+from .files.gguf_file import GgufFile
+from .files.model_files import ModelFiles, saved_files
 from .gguf_weights import GgufWeights
-from .model_files import ModelFiles, saved_files
 from .source import Source, SourceContents, report_left_over
 
 

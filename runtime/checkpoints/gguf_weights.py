@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from ...tiering.errors import CheckpointError
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from .convert import may_be_absent
-from .gguf_file import GgufFile, GgufTensor
+from .files.gguf_file import GgufFile, GgufTensor
+from .files.safetensors_file import SourceFile
 from .layout import Layout
-from .safetensors_file import SourceFile
 from .weights import CHUNK, SourceFormat, as_bytes
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .checkpoint import Checkpoint
-from .gguf_file import GgufFile
+from .files.gguf_file import GgufFile
 from .gguf_source import GgufSource
 from .source import Source
 

@@ -9,9 +9,9 @@ from transformers.core_model_loading import Chunk, Concatenate, MergeModulelist
 
 from .checkpoint_weights import CheckpointWeights
 from .convert import Group
+from .files.safetensors_file import SourceTensor
 from .layout import Layout
-from .quantised import QuantisedTensor, plane, slabs, stacked_format
-from .safetensors_file import SourceTensor
+from .quantisation.quantised_tensor import QuantisedTensor, plane, slabs, stacked_format
 from .weights import SourceFormat, as_bytes
 
 

@@ -15,11 +15,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ...tiering.progress import Progress
 from .describe import Description, describe
-from .digest import digest_files
+from .files.digest import digest_files
+from .files.model_files import ModelFiles, put_files
+from .files.weights_files import list_some
 from .meta_model import build_meta_model
-from .model_files import ModelFiles, put_files
 from .weights import WeightReader
-from .weights_files import list_some
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def find_bundles(
     first time."""
     if not among:
         return []
-    from ..checkpoints.digest import digest_files
+    from ..checkpoints.files.digest import digest_files
 
     digest = digest_files(checkpoint.content, store, progress)
     weights = checkpoint.weights_digest(store, progress)

@@ -21,8 +21,8 @@ from ...tiering.store.bundle.stripes import prepare_stripes, sweep
 from ...tiering.store.bundle.writer import BundleWriter, publish
 from ...tiering.units import KiB, MiB, align_up
 from ..checkpoints.describe import Description, describe
+from ..checkpoints.files.model_files import refresh_model_folder
 from ..checkpoints.layout import Layout
-from ..checkpoints.model_files import refresh_model_folder
 from ..checkpoints.open import open_source
 from ..checkpoints.source import Source, SourceContents
 from ..checkpoints.weights_note import write_note

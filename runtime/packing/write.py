@@ -8,8 +8,8 @@ from ...tiering.store.bundle.folder import PARTIAL, ensure_room
 from ...tiering.store.bundle.manifest import BundleDrive, Manifest
 from ...tiering.store.bundle.stripes import parts_of
 from ...tiering.store.bundle.writer import BundleWriter
+from ..checkpoints.files.model_files import write_model_folder
 from ..checkpoints.layout import Layout
-from ..checkpoints.model_files import write_model_folder
 from ..checkpoints.weights import WeightReader
 from .stream.blocks import stream_blocks
 from .stream.threads import one_torch_thread

@@ -19,7 +19,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from penstock.kernels.process import forks, interrupts
 from penstock.kernels.products import weighted_sum
-from penstock.runtime.checkpoints import fp8_layouts, model_class, weights_files
+from penstock.runtime.checkpoints import model_class
+from penstock.runtime.checkpoints.files import weights_files
+from penstock.runtime.checkpoints.quantisation import fp8_layouts
 from penstock.runtime.kv import adapter
 from penstock.runtime.kv.views.paged_tensors import PagedTensor
 from penstock.runtime.loading import install

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import penstock
-from penstock.runtime.checkpoints.model_files import refresh_model_folder, what_decides_weights
+from penstock.runtime.checkpoints.files.model_files import refresh_model_folder, what_decides_weights
 from penstock.runtime.cli.main import main
 from tests.support.bundles import packed
 from tests.support.more_quantised import float8

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...kernels.formats.fp8 import BLOCK
-from .quantised import (
+from ....kernels.formats.fp8 import BLOCK
+from ..files.safetensors_file import SourceTensor
+from .quantised_tensor import (
     FP8,
     FP8_ROWS,
     Lines,
@@ -21,7 +22,6 @@ from .quantised import (
     fits,
     quantised_tensor,
 )
-from .safetensors_file import SourceTensor
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)

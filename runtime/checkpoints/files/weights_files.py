@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...tiering.errors import CheckpointError
+from ....tiering.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

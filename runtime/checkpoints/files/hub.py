@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...tiering.errors import CheckpointError
+from ....tiering.errors import CheckpointError
 from .weights_files import INDEX, SINGLE, check_link, read_index
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -21,9 +21,9 @@ from transformers.modeling_gguf_pytorch_utils import (
     load_gguf_checkpoint,
 )
 
-from ...kernels.formats.gguf import GGUF
-from ...kernels.formats.registry import FORMATS
-from ...tiering.errors import CheckpointError
+from ....kernels.formats.gguf import GGUF
+from ....kernels.formats.registry import FORMATS
+from ....tiering.errors import CheckpointError
 from .safetensors_file import SourceTensor
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import penstock
-from penstock.runtime.checkpoints.account import Account, account_for, parts_by_weight
+from penstock.runtime.checkpoints.quantisation.account import Account, account_for, parts_by_weight
 from penstock.tiering.errors import CheckpointError
 from tests.support import more_quantised as more
 from tests.support.bundles import assert_equal, packed

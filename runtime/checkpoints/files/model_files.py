@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from ...tiering.driving.small_files import sync_folder
-from ...tiering.errors import CheckpointError
+from ....tiering.driving.small_files import sync_folder
+from ....tiering.errors import CheckpointError
 
 FILES = (
     "config.json",

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import torch
 
-from ...kernels.formats.base import SLAB
-from ...kernels.formats.blocks import Blocks
-from ...kernels.formats.fp8 import BLOCK
-from ...kernels.formats.registry import FORMATS
-from .safetensors_file import SourceTensor
+from ....kernels.formats.base import SLAB
+from ....kernels.formats.blocks import Blocks
+from ....kernels.formats.fp8 import BLOCK
+from ....kernels.formats.registry import FORMATS
+from ..files.safetensors_file import SourceTensor
 
 ReadTensor = Callable[[SourceTensor], torch.Tensor]
 """Reads a tensor of the checkpoint as it is."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ...tiering.driving.small_files import write_durably
-from ...tiering.errors import CheckpointError
-from ...tiering.progress import Progress, Quiet
-from ...tiering.store.bundle.folder import locked
-from ...tiering.units import MiB
+from ....tiering.driving.small_files import write_durably
+from ....tiering.errors import CheckpointError
+from ....tiering.progress import Progress, Quiet
+from ....tiering.store.bundle.folder import locked
+from ....tiering.units import MiB
 from .safetensors_file import SourceFile
 
 _CACHE = "digests.json"

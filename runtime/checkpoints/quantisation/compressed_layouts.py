@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from ..files.safetensors_file import SourceTensor
 from .fp8_layouts import unpack_e2m1
 from .integer_layouts import Integers, four_bit_format, unpack
-from .quantised import Lines, Numbers, QuantisedTensor, ReadTensor, quantised_tensor
-from .safetensors_file import SourceTensor
+from .quantised_tensor import Lines, Numbers, QuantisedTensor, ReadTensor, quantised_tensor
 
 _NVFP4_GROUP = 16
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ...kernels.io.system import drop_cached, expect
-from ...tiering.errors import CheckpointError
-from ...tiering.units import MiB
+from ....kernels.io.system import drop_cached, expect
+from ....tiering.errors import CheckpointError
+from ....tiering.units import MiB
 
 HEADER_LIMIT = 100_000_000
 """Bytes of the longest header that the format allows."""

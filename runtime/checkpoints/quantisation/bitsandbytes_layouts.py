@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .quantised import Numbers, QuantisedTensor, ReadTensor, quantised_tensor
-from .safetensors_file import SourceTensor
+from ..files.safetensors_file import SourceTensor
+from .quantised_tensor import Numbers, QuantisedTensor, ReadTensor, quantised_tensor
 
 _STEP = 7.874015718698502e-3  # 1 / 127, as bitsandbytes has it
 

@@ -16,7 +16,7 @@ import penstock
 from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints import gguf_weights
 from penstock.runtime.checkpoints.describe import describe
-from penstock.runtime.checkpoints.gguf_file import GgufFile
+from penstock.runtime.checkpoints.files.gguf_file import GgufFile
 from penstock.runtime.checkpoints.gguf_source import GgufSource
 from penstock.runtime.checkpoints.gguf_weights import GgufWeights
 from penstock.runtime.checkpoints.layout import Layout

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from ...tiering.errors import CheckpointError
+from ....tiering.errors import CheckpointError
+from ..files.safetensors_file import SourceTensor
 from . import bitsandbytes_layouts, compressed_layouts
 from .account import is_part, parts_by_weight
 from .fp8_layouts import FLOAT8, fp8_weight, is_fp8, scales_of, weight_block
 from .integer_layouts import awq, gptq
-from .quantised import Lines, QuantisedTensor, ReadTensor, UnreadableTensor, as_lines, fits, quantised_tensor
-from .safetensors_file import SourceTensor
+from .quantised_tensor import Lines, QuantisedTensor, ReadTensor, UnreadableTensor, as_lines, fits, quantised_tensor
 
 Tensors = Mapping[str, SourceTensor]
 Config = Mapping[str, Any]

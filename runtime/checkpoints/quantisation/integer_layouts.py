@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...kernels.formats.registry import FORMATS
-from ...kernels.formats.uint4 import pack_values
-from .quantised import Lines, Numbers, QuantisedTensor, ReadTensor, as_lines, fits, quantised_tensor
-from .safetensors_file import SourceTensor
+from ....kernels.formats.registry import FORMATS
+from ....kernels.formats.uint4 import pack_values
+from ..files.safetensors_file import SourceTensor
+from .quantised_tensor import Lines, Numbers, QuantisedTensor, ReadTensor, as_lines, fits, quantised_tensor
 
 _SLAB = 256  # rows that are put into another order at a time
 
