@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -10,9 +10,8 @@ import torch
 from ...tiering.errors import ConfigError, PenstockError
 from ..kv.adapter import PagedKV
 from ..prefixes.prefill import prefill_with_prefixes
+from .casting import PLACED, cast
 from .several_rows import warn_of_drafts
-
-_PLACED = "penstock places the weights itself; choose device and dtype when loading"
 
 
 def _names(device: torch.device, own: torch.device) -> bool:
@@ -33,15 +32,17 @@ def streamed_class(base: type[Any]) -> type[Any]:
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if (device is None or _names(device, self.device)) and dtype in (None, self.dtype):
+            if dtype is not None:
+                cast(self, dtype)
             return self
-        raise ConfigError(_PLACED)
+        raise ConfigError(PLACED)
 
     def apply(self: Any, fn: Callable[[torch.Tensor], torch.Tensor], *_: Any, **__: Any) -> Any:
         for dtype in {self.dtype, torch.float32, torch.float16, torch.bfloat16}:
             found: Any = fn(torch.empty(0, dtype=dtype, device=self.device))
             kept = found.dtype == dtype and found.device == self.device
             if not kept or (found.device.type == "cpu" and found.is_shared()):
-                raise ConfigError(_PLACED)
+                raise ConfigError(PLACED)
         return self  # it changes nothing
 
     def save(self: Any, *args: Any, **kwargs: Any) -> None:
