@@ -19,6 +19,23 @@ def _names(device: torch.device, own: torch.device) -> bool:
     return device.type == own.type and (None in (device.index, own.index) or device.index == own.index)
 
 
+def _adding(add: Callable[..., Any]) -> Callable[..., Any]:
+    """``add``, a method of transformers that adds an adapter and notes it before it is there: not if it fails."""
+
+    @wraps(add)
+    def added(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded, known = self._hf_peft_config_loaded, {*getattr(self, "peft_config", ())}
+        try:
+            return add(self, *args, **kwargs)
+        except BaseException:
+            self._hf_peft_config_loaded = loaded
+            for name in {*getattr(self, "peft_config", ())} - known:
+                del self.peft_config[name]
+            raise
+
+    return added
+
+
 def streamed_class(base: type[Any]) -> type[Any]:
     """Derive a class from ``base``: a context manager that closes its model, and refuses what needs all weights in
     memory at once."""
@@ -104,6 +121,7 @@ def streamed_class(base: type[Any]) -> type[Any]:
         methods["_prefill"] = prefill
     if hasattr(base, "_assisted_decoding"):
         methods["_assisted_decoding"] = assisted_decoding
+    methods |= {name: _adding(getattr(base, name)) for name in ("add_adapter", "load_adapter") if hasattr(base, name)}
     methods |= {"save_pretrained": save, "_apply": apply, "load_state_dict": load_state_dict}
     methods |= dict.fromkeys(("__deepcopy__", "__copy__", "__reduce_ex__"), refuse_copy)
     return type(base.__name__, (base,), names | methods)
