@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -10,14 +10,30 @@ import torch
 from ...tiering.errors import ConfigError, PenstockError
 from ..kv.adapter import PagedKV
 from ..prefixes.prefill import prefill_with_prefixes
+from .casting import PLACED, cast
 from .several_rows import warn_of_drafts
-
-_PLACED = "penstock places the weights itself; choose device and dtype when loading"
 
 
 def _names(device: torch.device, own: torch.device) -> bool:
     """Whether ``device`` means ``own``; it may have no index."""
     return device.type == own.type and (None in (device.index, own.index) or device.index == own.index)
+
+
+def _adding(add: Callable[..., Any]) -> Callable[..., Any]:
+    """``add``, a method of transformers that adds an adapter and notes it before it is there: not if it fails."""
+
+    @wraps(add)
+    def added(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded, known = self._hf_peft_config_loaded, {*getattr(self, "peft_config", ())}
+        try:
+            return add(self, *args, **kwargs)
+        except BaseException:
+            self._hf_peft_config_loaded = loaded
+            for name in {*getattr(self, "peft_config", ())} - known:
+                del self.peft_config[name]
+            raise
+
+    return added
 
 
 def streamed_class(base: type[Any]) -> type[Any]:
@@ -33,15 +49,17 @@ def streamed_class(base: type[Any]) -> type[Any]:
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if (device is None or _names(device, self.device)) and dtype in (None, self.dtype):
+            if dtype is not None:
+                cast(self, dtype)
             return self
-        raise ConfigError(_PLACED)
+        raise ConfigError(PLACED)
 
     def apply(self: Any, fn: Callable[[torch.Tensor], torch.Tensor], *_: Any, **__: Any) -> Any:
         for dtype in {self.dtype, torch.float32, torch.float16, torch.bfloat16}:
             found: Any = fn(torch.empty(0, dtype=dtype, device=self.device))
             kept = found.dtype == dtype and found.device == self.device
             if not kept or (found.device.type == "cpu" and found.is_shared()):
-                raise ConfigError(_PLACED)
+                raise ConfigError(PLACED)
         return self  # it changes nothing
 
     def save(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -103,6 +121,7 @@ def streamed_class(base: type[Any]) -> type[Any]:
         methods["_prefill"] = prefill
     if hasattr(base, "_assisted_decoding"):
         methods["_assisted_decoding"] = assisted_decoding
+    methods |= {name: _adding(getattr(base, name)) for name in ("add_adapter", "load_adapter") if hasattr(base, name)}
     methods |= {"save_pretrained": save, "_apply": apply, "load_state_dict": load_state_dict}
     methods |= dict.fromkeys(("__deepcopy__", "__copy__", "__reduce_ex__"), refuse_copy)
     return type(base.__name__, (base,), names | methods)

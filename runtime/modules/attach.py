@@ -75,7 +75,7 @@ class _Attachment:
             self._experts.setdefault(stack[0].id.module, []).append(stack)
         self._bound: dict[str, Any] = {}
         self._stored: dict[str, StoredNumbers] = {}
-        self._scopes = Scopes(functools.partial(wants_gradients, model))
+        self._scopes = Scopes(functools.partial(wants_gradients, model), weights.copies.check_whole)
         self._streamed_experts: dict[str, StreamedExperts] = {}
         self._trust: dict[Hashable, bool] = {}
 

@@ -18,9 +18,10 @@ class Scopes(threading.local):
     """Per thread: whether it computes a module of the model, and the slots of what is leased for the layer or the part
     of it that it computes, by module."""
 
-    def __init__(self, weights_want: Callable[[], bool]) -> None:
-        """``weights_want`` says whether a weight of the model requires gradients."""
-        self._weights_want = weights_want
+    def __init__(self, weights_want: Callable[[], bool], check: Callable[[], None]) -> None:
+        """``weights_want`` says whether a weight of the model requires gradients. ``check`` raises where the model must
+        not compute."""
+        self._weights_want, self._check = weights_want, check
         self.inside = False
         self.leased: dict[object, Slots] = {}
 
@@ -40,6 +41,7 @@ class Scopes(threading.local):
         if self.inside:
             yield
             return
+        self._check()
         self.inside = True
         try:
             with forgetting():

@@ -90,13 +90,16 @@ class ChangeableNumbers:
 
     def note_gradients(self) -> None:
         """See Numbers."""
+        packed: PackedWeight | None = None  # one for all modules that share the weight
         for parameters, name in self._homes:
             held = dict.get(parameters, name)
             if held is self.weight:
                 parameters[name] = self.weight  # whoever computes on it looks again
             elif isinstance(held, PackedWeight) and held.stand_in is self.weight:
-                parameters[name] = held.as_parameter(self.weight.wants_gradients)
-                parameters[name].stand_in = self.weight
+                if packed is None:
+                    packed = held.as_parameter(self.weight.wants_gradients)
+                    packed.stand_in = self.weight
+                parameters[name] = packed
 
 
 def _copied(numbers: torch.Tensor) -> torch.Tensor:
@@ -160,9 +163,11 @@ class StoredNumbers(ChangeableNumbers):
             return
         with self._copies.room(self.weight.nbytes) as fits:
             if not fits:
-                raise UnplaceableModule(
-                    f"{self.name} is used as a whole, but under this budget it is read by row; raise "
-                    f"{self._tier.budget} until the model fits, or load it with transformers instead"
+                raise self._copies.refuse(
+                    UnplaceableModule(
+                        f"{self.name} is used as a whole, but under this budget it is read by row; raise "
+                        f"{self._tier.budget} until the model fits, or load it with transformers instead"
+                    )
                 )
             with reader.host_rows(torch.arange(self.weight.shape[0])) as numbers:
                 yield numbers.to(self._tier.compute)

@@ -16,6 +16,7 @@ from .checkpoints.write import write
 from .old_processor import old_processor
 from .open_models import penstock_opening, transformers_opening
 from .outcome.attempt import Raised, TookTooLong, attempt
+from .outcome.closeness import Closeness
 from .outcome.compare import difference
 from .side import Side
 from .steps.step import Step
@@ -53,11 +54,12 @@ def play(case: Case, folder: Path) -> Report:
 def _play(case: Case, folder: Path, report: Report, stack: ExitStack) -> None:
     written = write(case.model, folder / "checkpoint")
     attention = case.settings.attention
-    theirs = Side(transformers_opening(case, written, attention), folder, written, ours=False)
+    rounded = case.settings.closeness(case.model) is not Closeness.BITS
+    theirs = Side(transformers_opening(case, written, attention), folder, written, ours=False, rounded=rounded)
     opened = attempt(theirs.open)
     if isinstance(opened, Raised) and attention != "eager":
         attention = "eager"
-        theirs = Side(transformers_opening(case, written, attention), folder, written, ours=False)
+        theirs = Side(transformers_opening(case, written, attention), folder, written, ours=False, rounded=rounded)
         opened = attempt(theirs.open)
     if isinstance(opened, Raised):
         report.skipped = f"transformers: {opened}"
@@ -76,11 +78,12 @@ def _play(case: Case, folder: Path, report: Report, stack: ExitStack) -> None:
 
 
 def _do(step: Step, number: int, ours: Side, theirs: Side, case: Case, report: Report) -> None:
-    """Do ``step`` to both sides. What Penstock refuses does not happen to transformers' model either: it must not have
-    happened by half."""
+    """Do ``step`` to both sides. What Penstock refuses does not happen to transformers' model either: where it may have
+    happened by half, Penstock must say so (Step.after_refusal)."""
     found = attempt(lambda: _run(step, number, ours))
     if isinstance(found, Raised) and found.is_refusal:
         report.refusals.append((type(step).__name__, str(found)))
+        report.finding = step.after_refusal(ours, theirs)
         return
     wanted = attempt(lambda: _run(step, number, theirs))
     if isinstance(found, Raised) and isinstance(wanted, Raised):

@@ -15,9 +15,13 @@ class Side:
     """A model, and what its user has in hand. ``model`` is what the user calls; ``base`` is transformers' own, which
     may be inside of an adapter library's."""
 
-    def __init__(self, open_model: Callable[[], Any], folder: Path, written: Written, *, ours: bool) -> None:
-        """``open_model`` opens the model anew, from ``written``. ``folder`` is for files."""
+    def __init__(
+        self, open_model: Callable[[], Any], folder: Path, written: Written, *, ours: bool, rounded: bool = False
+    ) -> None:
+        """``open_model`` opens the model anew, from ``written``. ``folder`` is for files. ``rounded``: the other side
+        may round otherwise."""
         self._open, self.folder, self.written, self.ours = open_model, folder, written, ours
+        self.rounded = rounded
         self.base: Any = None
         self.model: Any = None
         self.forget()

@@ -8,6 +8,7 @@ import torch
 from penstock.tiering.errors import ConfigError
 
 from .outcome.attempt import Raised, attempt
+from .outcome.choices import PerToken, noted_choices
 from .outcome.closeness import Closeness
 from .outcome.compare import difference
 from .outcome.generated import Generated
@@ -83,3 +84,30 @@ def test_a_refusal_may_come_through_another_library() -> None:
     assert attempt(refuse).is_refusal
     assert attempt(pass_on).is_refusal
     assert not Raised(RuntimeError("x")).is_refusal
+
+
+def routed(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of two experts each token of one row takes, and where transformers' choice was close."""
+    with noted_choices(1, len(scores), wanted=True) as close:
+        return torch.topk(scores, 1).indices.float()[None] + 1, close
+
+
+def test_a_router_may_choose_otherwise_only_where_it_was_close() -> None:
+    scores = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.499, -1.0], [0.0, 1.0, -1.0]])
+    wanted, close = routed(scores)
+    assert close.tolist() == [[False, True, False]]
+    other, _ = routed(torch.tensor([[1.0, 0.0, -1.0], [0.499, 0.5, -1.0], [0.0, 1.0, -1.0]]))
+    wrong, _ = routed(torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.499, -1.0], [0.0, 1.0, -1.0]]))
+    for closeness in Closeness:
+        assert not difference(PerToken(wanted, close), PerToken(wanted.clone(), close), closeness)
+        assert difference(PerToken(wrong, close), PerToken(wanted, close), closeness)
+        assert bool(difference(PerToken(other, close), PerToken(wanted, close), closeness)) is (
+            closeness.value == "bits"
+        )
+
+
+def test_close_choices_of_other_tensors_are_not_noted() -> None:
+    with noted_choices(2, 3, wanted=True) as close:
+        torch.topk(torch.zeros(5, 4), 2)
+        torch.topk(torch.zeros(6, 4), 4)
+    assert not close.any()

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ....kernels.weights.changing_ops import changed
 from ....kernels.weights.metadata_ops import LOOKS
 from ....tiering.errors import PenstockError
+from .expansions import ExpansionForm
 from .visible import Expand, Visible
 
 
@@ -92,13 +93,12 @@ def defer_expansion(original: Expand) -> Expand:
     """An ``expand_kv`` for a module that has ``original``: it leaves paged tensors in pages, and attention expands
     them piece by piece."""
 
+    form = ExpansionForm(original)
+
     def expand_kv(latents: torch.Tensor, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not (isinstance(latents, PagedTensor) and isinstance(rotated, PagedTensor)):
             return original(latents, rotated)
-        token = [
-            torch.zeros((1, x.shape[1], 1, x.shape[3]), dtype=x.dtype, device=x.device) for x in (latents, rotated)
-        ]
-        keys, values = (x.expand(latents.shape[0], -1, -1, -1) for x in original(*token))
+        keys, values = (x.expand(latents.shape[0], -1, -1, -1) for x in form.like(latents, rotated))
         visible = latents.visible
         return PagedTensor.of(visible, 0, keys, original), PagedTensor.of(visible, 1, values, original)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .choices import PerToken
 from .closeness import Closeness
 from .generated import Generated
 
@@ -13,6 +14,8 @@ def difference(found: Any, wanted: Any, closeness: Closeness, place: str = "it")
     """Where ``found`` differs from ``wanted``; empty where it does not."""
     if isinstance(wanted, Generated) and isinstance(found, Generated):
         return found.difference(wanted, closeness)
+    if isinstance(wanted, PerToken) and isinstance(found, PerToken):
+        return _per_token(found, wanted, closeness, place)
     if isinstance(wanted, torch.Tensor) and isinstance(found, torch.Tensor):
         return _of_tensors(found, wanted, closeness, place)
     if type(found) is not type(wanted):
@@ -30,6 +33,14 @@ def difference(found: Any, wanted: Any, closeness: Closeness, place: str = "it")
         one, other = torch.tensor(found), torch.tensor(wanted)
         return "" if closeness.near(one, other) else f"{place} is {found}, not {wanted}"
     return "" if found == wanted else f"{place} is {_short(found)}, not {_short(wanted)}"
+
+
+def _per_token(found: PerToken, wanted: PerToken, closeness: Closeness, place: str) -> str:
+    """Where numbers may be rounded otherwise, so may be the choice between experts that are nearly equal."""
+    whole = difference(found.parts, wanted.parts, closeness, place)
+    if not whole or closeness is Closeness.BITS or not bool(wanted.close.any()):
+        return whole
+    return difference(found.decided(wanted.close), wanted.decided(wanted.close), closeness, place)
 
 
 def _first(differences: Any) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..fields import pick
+from ..outcome.attempt import Raised, attempt
 from ..side import Side
 from .step import Step
 
@@ -69,6 +70,22 @@ class AddAdapter(Step):
         _randomise(side.model, self.name)
         side.model.eval()
         side.adapters.append(self.name)
+
+    def after_refusal(self, ours: Side, theirs: Side) -> str:
+        """PEFT takes nothing back when it cannot go on: a user opens a model again that has a part of an adapter. Then
+        nothing may be computed with it before."""
+        if not any(self._is_in(module) for module in ours.base.modules()):
+            return ""
+        computed = attempt(lambda: ours.base(**ours.inputs(1, 4)))
+        if not (isinstance(computed, Raised) and computed.is_refusal):
+            return f"with a part of an adapter it gives {computed}"
+        for side in (ours, theirs):
+            side.open()
+        return ""
+
+    def _is_in(self, module: Any) -> bool:
+        parts = getattr(module, "adapter_layer_names", ())
+        return any(self.name in getattr(module, part, ()) for part in parts)
 
 
 def _saved(side: Side, name: str, kind: str) -> Path:

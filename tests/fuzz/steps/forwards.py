@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from ..contexts import USUAL, within
 from ..fields import pick
+from ..outcome.choices import PerToken, noted_choices
 from ..side import Side
 from .step import Step
 
@@ -27,8 +28,8 @@ class Forward(Step):
         inputs = side.inputs(self.rows, self.tokens, padded=self.padded, image=self.image)
         if self.keep:
             inputs["logits_to_keep"] = self.keep
-        with within(self.context):
-            return _SEEN[self.seen](side.model, inputs)
+        with within(self.context), noted_choices(self.rows, self.tokens, wanted=side.rounded) as close:
+            return PerToken(_SEEN[self.seen](side.model, inputs), close)
 
 
 def _logits(model: Any, inputs: dict[str, Any]) -> Any:

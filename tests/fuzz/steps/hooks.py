@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..fields import pick
+from ..outcome.choices import PerToken, noted_choices
 from ..side import Side
 from .step import Step
 
@@ -111,9 +112,9 @@ class Record(Step):
         modules = [module for name, module in side.modules(kinds) if "experts" not in name]
         handles = [module.register_forward_hook(record) for module in modules]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), noted_choices(1, 6, wanted=side.rounded) as close:
                 side.model(**side.inputs(1, 6))
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return PerToken(found, close)

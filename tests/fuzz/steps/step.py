@@ -33,3 +33,7 @@ class Step:
         """Do it to ``side``. Returns what the user sees of it: tensors, numbers, texts, in lists and dictionaries; not
         the order of memory, times and addresses. Where there is nothing to do it to, it does nothing."""
         raise NotImplementedError
+
+    def after_refusal(self, ours: "Side", theirs: "Side") -> str:
+        """What the user does when Penstock has refused the step. Returns what is wrong with the model then."""
+        return ""

@@ -1,6 +1,7 @@
 """Adapters of PEFT over a streamed model: the bits of transformers with the same adapters."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,3 +161,43 @@ def test_adapters_keep_the_bits_in_bfloat16(tmp_path: Path) -> None:
         with pair(tmp_path, "llama", budget, torch.bfloat16) as both:
             models = tuple(PeftModel.from_pretrained(model, folder).eval() for model in both)
             assert same(models)
+
+
+def add(way: str, model: Any, config: LoraConfig, source: Path, folder: Path) -> None:
+    if way == "get_peft_model":
+        get_peft_model(model, config)
+    elif way == "add_adapter":
+        model.add_adapter(config, "default")
+    else:
+        if not folder.exists():
+            get_peft_model(AutoModelForCausalLM.from_pretrained(source), config).save_pretrained(folder)
+        model.load_adapter(folder)
+
+
+@pytest.mark.parametrize("way", ["get_peft_model", "add_adapter", "load_adapter"])
+def test_an_adapter_that_is_refused_midway_stops_the_model(way: str, tmp_path: Path) -> None:
+    with pair(tmp_path, "llama", "least", torch.bfloat16) as both:
+        model = both.streamed
+        config = LoraConfig(r=2, target_modules=["k_proj", "gate_proj"], init_lora_weights="pissa")
+        with pytest.raises(penstock.BudgetTooSmall, match="was to be changed"):
+            add(way, model, config, tmp_path / "model", tmp_path / "a")
+        assert any("lora_A" in name for name, _ in model.named_parameters())  # PEFT leaves them there
+        for use, given in ((model, IDS), (model.model, IDS), (model.lm_head, torch.zeros(1, 64).bfloat16())):
+            with pytest.raises(penstock.PenstockError, match=r"in a part of this model only.*load the model again"):
+                use(given)
+
+
+@pytest.mark.parametrize("way", ["get_peft_model", "add_adapter", "load_adapter"])
+def test_an_adapter_that_is_refused_at_its_first_module_leaves_the_model(way: str, tmp_path: Path) -> None:
+    with pair(tmp_path, "llama", "least", torch.bfloat16) as both:
+        pissa, plain = (
+            LoraConfig(r=2, target_modules=["gate_proj"], init_lora_weights=init) for init in ("pissa", False)
+        )
+        with pytest.raises(penstock.BudgetTooSmall, match="was to be changed"):
+            add(way, both.streamed, pissa, tmp_path / "model", tmp_path / "a")
+        assert both.same_logits()
+        assert not both.streamed._hf_peft_config_loaded
+        for model in both:
+            torch.manual_seed(0)
+            model.add_adapter(plain, "default")
+        assert both.same_logits()

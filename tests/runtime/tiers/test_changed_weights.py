@@ -212,3 +212,15 @@ def test_packed_weights_can_be_read_and_changed(format_: str, tmp_path: Path) ->
             found = both.streamed.model.layers[0].self_attn.q_proj(state)
             assert torch.equal(found, nn.functional.linear(state, 2 * before))
     assert not {*refused} & {"elastic", "ample"}
+
+
+@pytest.mark.parametrize("budget", ["least", "ample"])
+@pytest.mark.parametrize("form", ["int8", "stacked", "lossless"])
+def test_a_packed_weight_that_modules_share_stays_one(form: str, budget: str, tmp_path: Path) -> None:
+    with pair(tmp_path, "llama", budget, torch.bfloat16, tie_word_embeddings=True, weights_format=form) as both:
+        names = [name for name, _ in both.plain.named_parameters()]
+        for wanted in (False, True):
+            both.streamed.requires_grad_(wanted)
+            assert [name for name, _ in both.streamed.named_parameters()] == names
+            assert both.streamed.lm_head.weight is both.streamed.model.embed_tokens.weight
+            assert both.streamed.lm_head.weight.requires_grad == wanted
