@@ -4,6 +4,9 @@ from enum import Enum
 
 import torch
 
+SUMS_OFF = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 0.008, torch.bfloat16: 0.06}
+"""How far sums in another order may be off, as a share of the largest number: about 8 roundings in half precision."""
+
 
 class Closeness(Enum):
     """BITS: equal. SUMS: sums in another order. FORMAT: products with encoded weights, which round otherwise."""
@@ -28,9 +31,8 @@ class Closeness(Enum):
     def slack(self, wanted: torch.Tensor) -> float:
         """How far apart two numbers of a tensor like ``wanted``, of any dtype, may be."""
         most = float(wanted.double().nan_to_num().abs().max()) if wanted.numel() else 0.0
-        precise = wanted.dtype in (torch.float32, torch.float64)
-        share = {Closeness.BITS: 0.0, Closeness.SUMS: 2e-5 if precise else 0.06, Closeness.FORMAT: 0.2}[self]
-        return share * most
+        sums = SUMS_OFF.get(wanted.dtype, SUMS_OFF[torch.bfloat16])
+        return {Closeness.BITS: 0.0, Closeness.SUMS: sums, Closeness.FORMAT: 0.2}[self] * most
 
 
 def _same_nans(found: torch.Tensor, wanted: torch.Tensor) -> bool:
