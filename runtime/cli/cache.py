@@ -163,6 +163,8 @@ def _save(model: Any, ids: list[int]) -> dict[str, Any]:
     prefixes = handle.prefixes
     if prefixes is None:
         raise PrefixError(handle.stats().prefix_problem)
+    if not prefixes.can_go_on(model, ids):
+        raise PrefixError(handle.stats().prefix_problem)
     kept = ids[: len(ids) // prefixes.block * prefixes.block]
     cache = handle.cache()
     done = prefixes.restore([*kept, 0], cache)

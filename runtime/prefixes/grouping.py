@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from ...kernels.products.row_parts import BIT_TRIALS, fills_vectors
 from ..checkpoints.modules import is_experts, layer_of
 from ..modules.chunks import is_library_code
+from .calls import compute_part
 
 TILE = 512
 """Keys that torch's attention takes at a time."""
@@ -81,11 +82,11 @@ def _compute_equal(model: Any, ids: torch.Tensor, cache: Cache, block: int) -> b
     ``block`` tokens. The fresh ``cache`` has these afterwards."""
     whole = DynamicCache(config=model.config)
     with torch.no_grad(), _Watch() as watch:
-        once = model(ids, past_key_values=whole, use_cache=True, logits_to_keep=1).logits
+        once = compute_part(model, ids, whole, ids.shape[1])
         if watch.mixes:
             return False
-        model(ids[:, :block], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        twice = model(ids[:, block:], past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        compute_part(model, ids, cache, block)
+        twice = compute_part(model, ids, cache, ids.shape[1])
     layers = list(zip(whole.layers, cache.layers, strict=True))
     equal = all(torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values) for a, b in layers)
     cache.crop(block - ids.shape[1])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
+from .calls import compute_part
 from .grouping import divide_into_calls, may_compute_together
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def _compute(model: Any, token_ids: Sequence[int], cache: Cache, ends: Iterable[
     logits = torch.empty(0)
     with torch.no_grad():
         for end in ends:
-            done = cache.get_seq_length()
-            logits = model(ids[:, done:end], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+            logits = compute_part(model, ids, cache, end)[0, -1]
     return logits
 
 
@@ -37,10 +37,11 @@ def prefill_with_prefixes(
 ) -> Any:
     """Prefill the prompt ``input_ids`` [1, N] into the fresh ``cache``: restore what ``prefixes`` have of it, compute
     other full blocks, then call ``last``, transformers' own prefill of the rest, and return its result. The prompt is
-    offered to ``prefixes``. While the model cannot be described, ``last`` computes all."""
+    offered to ``prefixes``. While the model cannot be described, or if it cannot go on behind a part of a prompt,
+    ``last`` computes all."""
     ids: list[int] = input_ids[0].tolist()
     with prefixes.hold_names() as names:
-        if names is None or names.is_beyond(ids):
+        if names is None or names.is_beyond(ids) or not prefixes.can_go_on(model, ids):
             return last()
         prefixes.restore(ids, cache)
         together = may_compute_together(model, ids, cache, block=prefixes.block, kind=names.kind)

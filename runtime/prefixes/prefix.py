@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -32,9 +33,11 @@ from .identity.live_identity import FixedIdentity, LiveIdentity
 from .identity.unknown import Undescribed
 from .origins import ForwardWatch, Names, Origins
 from .prefix_source import Contents, has_state, is_supported, restore, take_contents
+from .states import goes_on_from_states, is_recurrent
 
 _TRIES = 4
 _LOWEST_PRIORITY = 19
+_OTHERWISE = "keeps something else than keys and values, which cannot be stored"
 
 
 class Prefixes(Closing):
@@ -74,6 +77,7 @@ class Prefixes(Closing):
         self.supported = is_supported(fresh)
         self.with_state = has_state(fresh)
         """Whether a prompt can be offered only after the tokens that ``find_stop`` says."""
+        self._recurrent = is_recurrent(fresh)
         self._label = label
         self._writer = ThreadPoolExecutor(1, "penstock-prefix-writer", initializer=_lower_priority)
         self._writing: Future[None] | None = None
@@ -121,6 +125,26 @@ class Prefixes(Closing):
         if names is None:
             raise PrefixError(self._problem)
         return names
+
+    def can_go_on(self, model: Any, token_ids: Sequence[int]) -> bool:
+        """Whether ``model`` computes a prompt ``token_ids`` in several calls, or goes on from a stored part of it, with
+        what it computes in one. The first time may take a trial of few tokens. While the model cannot be described, it
+        is not known: False."""
+        if not self.supported:
+            self._problem = f"{self._label} {_OTHERWISE}"
+            return False
+        if not self.find_boundary(len(token_ids)) or not (self._recurrent or model._is_stateful):
+            return True
+        names = self.find_names()
+        if names is None:
+            return False
+        able = goes_on_from_states(model, token_ids, kind=names.kind)
+        if not able:
+            self._problem = (
+                "prompts are neither stored nor restored: this model does not go on from its recurrent state where "
+                "several tokens come at once"
+            )
+        return able
 
     def find_boundary(self, tokens: int) -> int:
         """The last end of a block that leaves at least one of ``tokens`` to be computed."""
@@ -203,6 +227,8 @@ class Prefixes(Closing):
         """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 if all were
         stored already or there is no room. Raises PrefixError where they cannot be stored, and what PrefixStore.save
         raises."""
+        if not self.supported:
+            raise PrefixError(f"{self._label} {_OTHERWISE}")
         names = self._known()
         held = min(len(token_ids), cache.get_seq_length())
         length = min(held, self._count_computed(names, token_ids, cache))
@@ -214,9 +240,9 @@ class Prefixes(Closing):
             )
         if not chain.hashes:
             raise PrefixError(f"{length} tokens are less than a block of {self.block}; store a longer prompt")
-        contents = take_contents(cache, self.block) if self.supported else None
+        contents = take_contents(cache, self.block)
         if contents is None:
-            raise PrefixError(f"{self._label} keeps something else than keys and values, which cannot be stored")
+            raise PrefixError(f"{self._label} {_OTHERWISE}")
         if self.with_state and len(chain.tokens) != cache.get_seq_length():
             raise PrefixError(f"{self._label} can be stored only after a multiple of {self.block} tokens")
         return self._write(chain, contents, explicit=True)

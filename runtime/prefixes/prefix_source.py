@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import (
     Cache,
+    CacheLayerMixin,
     DummyLayer,
     DynamicCache,
     DynamicLayer,
@@ -76,8 +77,9 @@ class Contents:
 
 def is_supported(cache: Cache) -> bool:
     """Whether prefixes of a model with this kind of ``cache`` can be stored: all classes of its layers are known
-    here."""
-    return bool(cache.layers) and all(type(layer) in _KNOWN or _keeps_all(layer) for layer in cache.layers)
+    here, and one of them counts tokens."""
+    counts = any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+    return counts and all(type(layer) in _KNOWN or _keeps_all(layer) for layer in cache.layers)
 
 
 def _keeps_all(layer: Any) -> bool:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import penstock
-from penstock.tiering.units import parse_size
 from tests.support.encoded_models import decoded
 
 from .case import Case
 from .checkpoints.write import Written
-from .settings import LOSSY, Settings
+from .settings import LOSSY
 
 ENOUGH = 1 << 30
 _LEAST = re.compile(r"set (host|device)_memory to at least (\d+) bytes")
@@ -34,7 +33,7 @@ def penstock_opening(case: Case, written: Written, attention: str, store: Path) 
     """Opens Penstock's model, within the budget of the case."""
     settings = case.settings
     total = sum(file.stat().st_size for file in written.plain.glob("*.safetensors"))
-    budget = partial(_within, settings.budget, total, _kv_bytes(settings), on_device=settings.device != "cpu")
+    budget = partial(_within, settings.budget, total, settings.kv_bytes, on_device=settings.device != "cpu")
     options = settings.options | {"store": store}
     if settings.device != "cpu":
         options["device"] = settings.device
@@ -76,10 +75,6 @@ def _within(budget: str, total: int, kv: int, load: Callable[..., Any], *, on_de
             # What keys and values take comes on top of what the error names.
             memory[f"{found[1]}_memory"] = int(found[2]) + (kv if found[1] == "host" else 0)
     raise RuntimeError(f"no budget is enough: {memory}")
-
-
-def _kv_bytes(settings: Settings) -> int:
-    return 0 if settings.kv == "auto" else int(parse_size(settings.kv))
 
 
 def _plain(case: Case) -> Case:

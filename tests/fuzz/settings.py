@@ -4,13 +4,16 @@ import random
 from dataclasses import dataclass
 from typing import Any, Self
 
+from penstock.tiering.units import parse_size
+
 from .fields import draw, pick
 from .model_spec import ModelSpec
 from .outcome.closeness import Closeness
 
 LOSSY = ("int8", "int4", "nested", "stacked")
 BOUNDED, SMALL = "2MiB", "64KiB"
-"""[kv] host: with the first, small contexts have eager's bits. With the second, attention goes page by page."""
+"""[kv] host: with the first, a forward has eager's bits where all that attention takes is within a quarter of it. With
+the second, attention goes page by page."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Settings:
         if self.kv == SMALL or self.prefix:
             return Closeness.SUMS
         return Closeness.BITS
+
+    @property
+    def kv_bytes(self) -> int:
+        """[kv] host in bytes; 0: keys and values are left to transformers."""
+        return 0 if self.kv == "auto" else int(parse_size(self.kv))
 
     @property
     def options(self) -> dict[str, Any]:

@@ -60,6 +60,27 @@ def test_one_bit_differs() -> None:
     assert not difference(other, ONES, Closeness.SUMS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_half_precision_may_be_a_rounding_off(dtype: torch.dtype) -> None:
+    """``generate`` gives them as float32."""
+    exact = torch.randn(1, 320, generator=torch.Generator().manual_seed(0)).to(dtype)
+    one_rounding = exact * (1 + torch.finfo(dtype).eps)
+    far = exact * (1 + 20 * torch.finfo(dtype).eps)
+    wanted, near, wrong = (Generated(torch.zeros(1, 1), (x.float(),), greedy=True) for x in (exact, one_rounding, far))
+    assert not near.difference(wanted, Closeness.SUMS)
+    assert wrong.difference(wanted, Closeness.SUMS)
+    assert near.difference(wanted, Closeness.BITS)
+
+
+def test_logits_of_float32_must_be_closer_than_half_precision() -> None:
+    exact = torch.randn(1, 320, generator=torch.Generator().manual_seed(0))
+    wanted, near, wrong = (
+        Generated(torch.zeros(1, 1), (exact * factor,), greedy=True) for factor in (1, 1 + 1e-6, 1 + 1e-3)
+    )
+    assert not near.difference(wanted, Closeness.SUMS)
+    assert wrong.difference(wanted, Closeness.SUMS)
+
+
 def test_a_greedy_choice_may_turn_only_where_two_tokens_are_close() -> None:
     logits = torch.tensor([[1.0, 0.0, 1.0 - 1e-6]])
     prompt = torch.tensor([[7]])

@@ -4,6 +4,9 @@ from enum import Enum
 
 import torch
 
+SUMS_OFF = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 0.008, torch.bfloat16: 0.06}
+"""How far sums in another order may be off, as a share of the largest number: about 8 roundings in half precision."""
+
 
 class Closeness(Enum):
     """BITS: equal. SUMS: sums in another order. FORMAT: products with encoded weights, which round otherwise.
@@ -31,10 +34,9 @@ class Closeness(Enum):
     def slack(self, wanted: torch.Tensor) -> float:
         """How far apart two numbers of a tensor like ``wanted``, of any dtype, may be."""
         most = float(wanted.double().nan_to_num().abs().max()) if wanted.numel() else 0.0
-        precise = wanted.dtype in (torch.float32, torch.float64)
         if self in _FORMATS:
             return 2 * _FORMATS[self] * most
-        return most * (0.0 if self is Closeness.BITS else 2e-5 if precise else 0.06)
+        return most * (0.0 if self is Closeness.BITS else SUMS_OFF.get(wanted.dtype, SUMS_OFF[torch.bfloat16]))
 
 
 _FORMATS = {Closeness.FORMAT: 0.02, Closeness.ROUGH_FORMAT: 0.5}

@@ -6,6 +6,9 @@ import torch
 
 from .closeness import Closeness
 
+ENOUGH_TO_TELL = 64
+"""Logits that are not all numbers of a coarser dtype by chance."""
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -39,7 +42,7 @@ class Generated:
             for row in range(len(open_rows)):
                 if not open_rows[row]:
                     continue
-                one, other = self.logits[number][row], wanted.logits[number][row]
+                one, other = self.logits[number][row], as_computed(wanted.logits[number][row])
                 if not closeness.near(one, other):
                     return f"the logits of new token {number} of row {row} are too far off"
                 token, right = (int(each.sequences[row, prompt + number]) for each in (self, wanted))
@@ -48,3 +51,13 @@ class Generated:
                         return f"new token {number} of row {row} is {token}, not {right}"
                     open_rows[row] = False
         return ""
+
+
+def as_computed(logits: torch.Tensor) -> torch.Tensor:
+    """``logits`` in the dtype that the model computed them in: ``generate`` gives all of them as float32, and numbers
+    of half precision are as far off as half precision rounds."""
+    known = torch.nan_to_num(logits, posinf=0.0, neginf=0.0)
+    for coarser in (torch.bfloat16, torch.float16):
+        if known.numel() >= ENOUGH_TO_TELL and torch.equal(known.to(coarser).to(known.dtype), known):
+            return logits.to(coarser)
+    return logits
