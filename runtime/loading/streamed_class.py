@@ -36,35 +36,47 @@ def _adding(add: Callable[..., Any]) -> Callable[..., Any]:
     return added
 
 
-def streamed_class(base: type[Any]) -> type[Any]:
-    """Derive a class from ``base``: a context manager that closes its model, and refuses what needs all weights in
-    memory at once."""
+def _enter(self: Any) -> Any:
+    return self
 
-    def enter(self: Any) -> Any:
+
+def _leave(self: Any, *_: object) -> None:
+    self.penstock.close()
+
+
+def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
+    device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+    if (device is None or _names(device, self.device)) and dtype in (None, self.dtype):
+        if dtype is not None:
+            cast(self, dtype)
         return self
+    raise ConfigError(PLACED)
 
-    def leave(self: Any, *_: object) -> None:
-        self.penstock.close()
 
-    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if (device is None or _names(device, self.device)) and dtype in (None, self.dtype):
-            if dtype is not None:
-                cast(self, dtype)
-            return self
-        raise ConfigError(PLACED)
+def _apply(self: Any, fn: Callable[[torch.Tensor], torch.Tensor], *_: Any, **__: Any) -> Any:
+    for dtype in {self.dtype, torch.float32, torch.float16, torch.bfloat16}:
+        found: Any = fn(torch.empty(0, dtype=dtype, device=self.device))
+        kept = found.dtype == dtype and found.device == self.device
+        if not kept or (found.device.type == "cpu" and found.is_shared()):
+            raise ConfigError(PLACED)
+    return self  # it changes nothing
 
-    def apply(self: Any, fn: Callable[[torch.Tensor], torch.Tensor], *_: Any, **__: Any) -> Any:
-        for dtype in {self.dtype, torch.float32, torch.float16, torch.bfloat16}:
-            found: Any = fn(torch.empty(0, dtype=dtype, device=self.device))
-            kept = found.dtype == dtype and found.device == self.device
-            if not kept or (found.device.type == "cpu" and found.is_shared()):
-                raise ConfigError(PLACED)
-        return self  # it changes nothing
 
-    def save(self: Any, *args: Any, **kwargs: Any) -> None:
+def _refuse_copy(self: Any, *_: Any, **__: Any) -> Any:
+    raise PenstockError(
+        f"a model whose weights live in {self.penstock.bundle} cannot be copied or pickled; load it again"
+    )
+
+
+def _state_methods(base: type[Any]) -> dict[str, Any]:
+    """Methods that save and load weights."""
+
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
         if not getattr(self, "_hf_peft_config_loaded", False):
-            refuse(self)
+            raise PenstockError(
+                f"the weights of this model live in {self.penstock.bundle} and are not in memory as a whole; "
+                "use the checkpoint it was packed from"
+            )
         base.save_pretrained(self, *args, **kwargs)  # only the adapter
 
     def load_state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -75,16 +87,11 @@ def streamed_class(base: type[Any]) -> type[Any]:
         except RuntimeError as error:  # torch puts other errors into the text of its own
             raise copies.refused or error from None
 
-    def refuse(self: Any, *_: Any, **__: Any) -> Any:
-        raise PenstockError(
-            f"the weights of this model live in {self.penstock.bundle} and are not in memory as a whole; "
-            "use the checkpoint it was packed from"
-        )
+    return {"save_pretrained": save_pretrained, "load_state_dict": load_state_dict}
 
-    def refuse_copy(self: Any, *_: Any, **__: Any) -> Any:
-        raise PenstockError(
-            f"a model whose weights live in {self.penstock.bundle} cannot be copied or pickled; load it again"
-        )
+
+def _generation_methods(base: type[Any]) -> dict[str, Any]:
+    """What ``generate`` of transformers calls, by name, as far as ``base`` has it."""
 
     def prepare_cache(self: Any, config: Any, kwargs: dict[str, Any], *args: Any, **named: Any) -> None:
         base._prepare_cache_for_generation(self, config, kwargs, *args, **named)
@@ -113,15 +120,16 @@ def streamed_class(base: type[Any]) -> type[Any]:
         warn_of_drafts(self)
         return base._assisted_decoding(self, *args, **kwargs)
 
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
-    methods: dict[str, Any] = {"__enter__": enter, "__exit__": leave, "to": to}
-    if hasattr(base, "_prepare_cache_for_generation"):
-        methods["_prepare_cache_for_generation"] = prepare_cache
-    if hasattr(base, "_prefill"):
-        methods["_prefill"] = prefill
-    if hasattr(base, "_assisted_decoding"):
-        methods["_assisted_decoding"] = assisted_decoding
+    methods = {"_prepare_cache_for_generation": prepare_cache, "_prefill": prefill}
+    methods |= {"_assisted_decoding": assisted_decoding}
+    return {name: method for name, method in methods.items() if hasattr(base, name)}
+
+
+def streamed_class(base: type[Any]) -> type[Any]:
+    """Derive a class from ``base``: a context manager that closes its model, and refuses what needs all weights in
+    memory at once."""
+    methods: dict[str, Any] = {"__enter__": _enter, "__exit__": _leave, "to": _to, "_apply": _apply}
+    methods |= {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": inspect.getdoc(base)}
+    methods |= dict.fromkeys(("__deepcopy__", "__copy__", "__reduce_ex__"), _refuse_copy)
     methods |= {name: _adding(getattr(base, name)) for name in ("add_adapter", "load_adapter") if hasattr(base, name)}
-    methods |= {"save_pretrained": save, "_apply": apply, "load_state_dict": load_state_dict}
-    methods |= dict.fromkeys(("__deepcopy__", "__copy__", "__reduce_ex__"), refuse_copy)
-    return type(base.__name__, (base,), names | methods)
+    return type(base.__name__, (base,), methods | _state_methods(base) | _generation_methods(base))
