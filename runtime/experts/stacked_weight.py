@@ -37,9 +37,11 @@ class StackedNumbers(ChangeableNumbers):
         size = self.weight.nbytes // max(1, len(self._blocks)) * len(chosen)
         with self._copies.room(size) as fits:
             if not fits and len(chosen) > 1:
-                raise UnplaceableModule(
-                    f"{self.name} is used as a whole, for which its experts, streamed one by one, need "
-                    f"{format_size(size)} together; raise {self._tier.budget}, or load the model with transformers"
+                raise self._copies.refuse(
+                    UnplaceableModule(
+                        f"{self.name} is used as a whole, for which its experts, streamed one by one, need "
+                        f"{format_size(size)} together; raise {self._tier.budget}, or load the model with transformers"
+                    )
                 )
             whole = torch.empty(tuple(self.weight.shape), dtype=self.weight.dtype, device=self.weight.device)
             for expert in chosen:  # memory that is not written to takes none
