@@ -25,7 +25,7 @@ from penstock.tiering.policy.eviction.belady import Belady
 from penstock.tiering.policy.eviction.lru import LRU
 from penstock.tiering.policy.eviction.next_use import NextUse
 from penstock.tiering.policy.hits import TokenExperts, hit_ratio, misses
-from penstock.tiering.policy.prefetch.module_order import Route
+from penstock.tiering.policy.prefetch.route import Route
 from penstock.tiering.units import BlockId
 
 

@@ -1,7 +1,7 @@
 """Copies from host memory to a device, in the order of requests, while the device computes and the drive reads.
 
 The requesting thread begins them. They end on a thread of their own, which calls back. Nothing waits for the whole
-device.
+device. cuda.py and emulated.py do the single copy.
 """
 
 import queue

@@ -1,4 +1,7 @@
-"""int8: 9 bits an element with its share of the scales. The least and the largest element of a group are kept."""
+"""int8: 9 bits an element with its share of the scales. The least and the largest element of a group are kept.
+
+quantised.py encodes pages by it.
+"""
 
 import torch
 

@@ -2,6 +2,8 @@
 
 Python's ``os.fork`` calls the hooks here, and so do ``multiprocessing`` with its way "fork" and workers of torch's
 DataLoader. A spawned process, and a program that ``subprocess`` starts, share nothing.
+
+What was left to the parent raises Forked: the model in runtime/modules/model_forward.py, its handle and its KV pool.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Counts the weights that are kept in memory beside the arenas, because somebody changed them, against the budget."""
+"""Counts the weights that are kept in memory beside the arenas, because somebody changed them, against the budget.
+
+stored_weight.py gives a changed weight its memory.
+"""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -2,7 +2,8 @@
 
 It has four groups of rows. "compute" has one row per thread, on which the model's forward, its layers and stalls are
 nested. "flash" has one row per read in flight, and the counters. "KV" has the same for reads of KV pages. "device" has
-the copies to a device, one after the other. trace.py writes the file.
+the copies to a device, one after the other. tracefile.py
+writes the file.
 """
 
 import heapq

@@ -61,8 +61,8 @@ from ..events import (
 from ..policy.eviction import EVICTION, Eviction, Policy
 from ..policy.prefetch.convoy import Convoys
 from ..policy.prefetch.cycle import Cycle
-from ..policy.prefetch.module_order import Route
 from ..policy.prefetch.refinement import Refinement
+from ..policy.prefetch.route import Route
 from ..policy.prefetch.speculation import Speculation
 from ..units import BlockId
 from .counters import Counters

@@ -1,7 +1,8 @@
 """Turns demand and expectations into reads, as far as drives and memory have room (pure).
 
 The order: demand; dense blocks that come next in the cycle; experts that are certain; guesses; residuals. A block whose
-drive is busy is passed over, so that a slow drive does not hold up the others.
+drive is busy is passed over, so that a slow drive does not hold up the others. Which submitted read goes to the drive
+first is decided in kernels/io/reading.py.
 """
 
 from collections.abc import Iterable, Iterator, Set

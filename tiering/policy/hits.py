@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from ..units import BlockId
 from .eviction import Policy
 from .eviction.shadow import Shadow
-from .prefetch.module_order import Route
+from .prefetch.route import Route
 
 TokenExperts = Collection[Sequence[BlockId]]
 """One decoded token: the experts used in each layer."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.policy.eviction.lru import LRU
 from penstock.tiering.policy.hits import hit_ratio
-from penstock.tiering.policy.prefetch.module_order import Route
+from penstock.tiering.policy.prefetch.route import Route
 from penstock.tiering.units import BlockId
 
 

@@ -4,7 +4,7 @@ A policy is told which blocks are used. The planner skips blocks that are leased
 Imports tiering/policy/prefetch.
 """
 
-from .policy import Eviction, Policy
+from .interface import Eviction, Policy
 from .registry import EVICTION
 
 __all__ = ["EVICTION", "Eviction", "Policy"]

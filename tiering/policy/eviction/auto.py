@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 
 from ...units import BlockId
-from .policy import Eviction
+from .interface import Eviction
 from .shadow import Shadow
 
 _DECAY = 0.97

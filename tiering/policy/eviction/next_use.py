@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Generator, Sequence
 
 from ...units import BlockId
-from ..prefetch.module_order import Route
+from ..prefetch.route import Route
 from .counts import Counts, Least
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from .arc import ARC
 from .auto import Auto
+from .interface import Policy
 from .lfu import LFU
 from .lru import LRU
 from .next_use import NextUse
-from .policy import Policy
 from .succinct import Rare, Succinct
 from .windowed import WindowedLFU
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 
 from ...units import BlockId
-from .policy import Eviction
+from .interface import Eviction
 
 
 class Shadow:

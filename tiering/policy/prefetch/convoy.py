@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate, pairwise
 
 from ...events import Stream
-from .module_order import Route
+from .route import Route
 
 PATIENCE = 0.25
 """Seconds that a leading stream waits before a layer when no other stream moves: something else may hold them up."""

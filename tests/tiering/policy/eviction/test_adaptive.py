@@ -14,7 +14,7 @@ from penstock.tiering.policy.eviction.lru import LRU
 from penstock.tiering.policy.eviction.next_use import NextUse
 from penstock.tiering.policy.eviction.shadow import Shadow
 from penstock.tiering.policy.eviction.succinct import Rare, Succinct
-from penstock.tiering.policy.prefetch.module_order import Route
+from penstock.tiering.policy.prefetch.route import Route
 from penstock.tiering.units import BlockId
 from tests.support.rankings import BLOCKS, ranking
 

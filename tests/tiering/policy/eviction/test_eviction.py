@@ -13,7 +13,7 @@ from penstock.tiering.policy.eviction.lfu import LFU
 from penstock.tiering.policy.eviction.lru import LRU
 from penstock.tiering.policy.eviction.next_use import NextUse
 from penstock.tiering.policy.eviction.windowed import WindowedLFU
-from penstock.tiering.policy.prefetch.module_order import Route
+from penstock.tiering.policy.prefetch.route import Route
 from penstock.tiering.units import BlockId
 from tests.support.rankings import BLOCKS, ranking
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from penstock.tiering.planner.regions import EXPERTS
 from penstock.tiering.policy.prefetch.convoy import Convoy, leads
-from penstock.tiering.policy.prefetch.module_order import Route
+from penstock.tiering.policy.prefetch.route import Route
 from penstock.tiering.units import PAGE, BlockId
 from tests.support.worlds.cases import D, land_all, watch
 from tests.support.worlds.watch import Watch

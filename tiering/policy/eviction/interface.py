@@ -1,14 +1,14 @@
 """The interface of eviction policies (pure).
 
-The policies are beside this file, registry.py lists them, and tiering/planner/evicting.py applies them: it skips blocks
-that are leased or expected.
+The policies are beside this file, and registry.py lists them. auto.py ranks where nothing else is asked for.
+tiering/planner/evicting.py applies them: it skips blocks that are leased or expected.
 """
 
 from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from ...units import BlockId
-from ..prefetch.module_order import Route
+from ..prefetch.route import Route
 
 
 class Eviction(Protocol):
