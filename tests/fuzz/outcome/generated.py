@@ -10,8 +10,8 @@ from .closeness import Closeness
 @dataclass(frozen=True)
 class Generated:
     """``sequences`` [rows, tokens]; ``logits``, where known, one [rows, vocabulary] for each new token. ``greedy``: the
-    best token is taken, so that close logits give equal tokens unless two are close. ``close`` [rows, new tokens]: where
-    a router chose between experts that are nearly equal."""
+    best token is taken, so that close logits give equal tokens unless two are close. ``close`` [rows, new tokens]:
+    where a router chose between experts that are nearly equal."""
 
     sequences: torch.Tensor
     logits: tuple[torch.Tensor, ...] = ()
