@@ -8,7 +8,7 @@ import torch
 from penstock.tiering.errors import ConfigError
 
 from .outcome.attempt import Raised, attempt
-from .outcome.choices import PerToken, noted_choices
+from .outcome.choices import LastChoices, PerToken, noted_choices
 from .outcome.closeness import Closeness
 from .outcome.compare import difference
 from .outcome.generated import Generated
@@ -132,3 +132,29 @@ def test_close_choices_of_other_tensors_are_not_noted() -> None:
         torch.topk(torch.zeros(5, 4), 2)
         torch.topk(torch.zeros(6, 4), 4)
     assert not close.any()
+
+
+class Router(torch.nn.Module):
+    """Takes the best of three experts, for each of two rows."""
+
+    def forward(self, scores: torch.Tensor) -> torch.Tensor:
+        """The experts that ``scores`` [rows, tokens, 3] choose."""
+        return torch.topk(scores.flatten(0, 1), 1).indices
+
+
+def test_a_new_token_may_be_another_where_the_router_was_close() -> None:
+    model, sure, close = Router(), torch.tensor([1.0, 0.0, -1.0]), torch.tensor([0.5, 0.499, -1.0])
+    with LastChoices(model, 2) as choices:
+        model(torch.stack([torch.stack([close, sure]), torch.stack([sure, sure])]))
+        model(torch.stack([close[None], sure[None]]))
+    noted = choices.close(2)
+    assert noted.tolist() == [[False, True], [False, False]]
+    assert not choices.close(3).any()
+    prompt, first, second = torch.ones(2, 3, dtype=torch.long), torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 0, 1])
+    wanted = Generated(torch.cat([prompt, torch.zeros(2, 2).long()], 1), (first.expand(2, 3),) * 2, True, noted)
+    for row, differs in ((0, False), (1, True)):
+        logits = first.repeat(2, 1)
+        logits[row] = second
+        found = Generated(wanted.sequences, (wanted.logits[0], logits), True)
+        assert bool(difference(found, wanted, Closeness.FORMAT)) is differs
+        assert difference(Generated(wanted.sequences, (logits, logits), True), wanted, Closeness.FORMAT)

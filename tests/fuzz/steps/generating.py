@@ -1,5 +1,6 @@
 """``generate`` in its forms."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..contexts import within
 from ..fields import pick
+from ..outcome.choices import LastChoices
 from ..outcome.generated import Generated
 from ..side import Side
 from .assistants import assistant_of
@@ -99,6 +101,10 @@ def generate(side: Side, inputs: dict[str, Any], form: str, new: int, context: s
         options["assistant_model"] = assistant_of(side)
     if form not in OTHERS:
         options |= {"output_logits": True}
-    with within(context):
+    greedy, rows = form in GREEDY, len(inputs["input_ids"])
+    # With guidance, two forwards give a token.
+    choices = LastChoices(side.base, rows) if side.rounded and greedy and form != "guidance" else None
+    with within(context), choices or nullcontext():
         out = side.model.generate(**inputs, **options, return_dict_in_generate=True)
-    return Generated(out.sequences, tuple(getattr(out, "logits", None) or ()), greedy=form in GREEDY)
+    logits = tuple(getattr(out, "logits", None) or ())
+    return Generated(out.sequences, logits, greedy, choices.close(len(logits)) if choices else None)
