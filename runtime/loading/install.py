@@ -91,7 +91,7 @@ def _build_in(
         raise
     model.__class__ = streamed_class(type(model))
     prefixes = _open_prefixes(settings, model, bundle, engine.kv)
-    if isinstance(prefixes, Prefixes):
+    if isinstance(prefixes, Prefixes) and prefixes.supported:
         arounds.append(prefixes.watch)
     model.penstock = Handle(model, engine, paged, prefixes)
     return model

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from penstock.runtime.cli.main import main
-from penstock.runtime.prefixes import prefix
+from penstock.runtime.prefixes import prefix, states
+from tests.fuzz.architectures import config_of
 
 MODEL = str(Path(__file__).parents[3] / "examples" / "tiny-moe")
 TEXT = "In the beginning the valley was dry, and nobody knew how high the water would stand one day. " * 20
@@ -91,3 +93,15 @@ def test_what_cannot_be_is_said(run):
     assert code == 1
     assert "no room" in err
     assert run("save", MODEL)[0] == run("prune")[0] == run("prune", "--older-than", "soon")[0] == 2
+
+
+def test_a_model_that_begins_anew_is_told_so_before_anything_is_computed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(states, "BIT_TRIALS", {})
+    config = config_of("jamba", {})
+    config.vocab_size = AutoConfig.from_pretrained(MODEL).vocab_size
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "jamba")
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(tmp_path / "jamba")
+    code, _, err = run("save", str(tmp_path / "jamba"), "-p", TEXT)
+    assert code != 0
+    assert "does not go on from its recurrent state" in err
+    assert entries(run) == []

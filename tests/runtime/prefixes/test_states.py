@@ -111,3 +111,12 @@ def test_parts_are_told_their_positions() -> None:
     for end in (32, 50):
         compute_part(model, ids, cache, end)
     assert seen == [[*range(32)], [*range(32, 50)]]
+
+
+def test_forwards_of_a_cache_that_counts_no_tokens_are_not_watched(tmp_path: Path) -> None:
+    """Such a cache was asked for its length in every forward, which is an error."""
+    model = model_of("mamba")
+    model.save_pretrained(tmp_path / "model")
+    with penstock.load(tmp_path / "model", store=tmp_path / "store", kv_prefix="8MiB") as ours, torch.no_grad():
+        found = ours(input_ids=PROMPT, past_key_values=DynamicCache(config=ours.config)).logits
+        assert torch.equal(found, model(input_ids=PROMPT).logits)
