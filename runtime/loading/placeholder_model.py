@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,8 +60,15 @@ def bare_model(
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
-    model.config.name_or_path = str(folder)
+    # transformers and PEFT look at either; an adapter's file names the model that it belongs to.
+    model.config.name_or_path = model.name_or_path = _name(folder, source)
     return model
+
+
+def _name(folder: Path, source: Source | None) -> str:
+    """What transformers calls a model whose small files lie in ``folder``: the hub id that the user gave, or it."""
+    fetched = source is not None and folder == source.folder and not Path(source.name).expanduser().exists()
+    return source.name if source is not None and fetched else str(folder)
 
 
 def _build(bundle: Bundle, trust_remote_code: bool, source: Source | None) -> tuple[PreTrainedModel, PretrainedConfig]:

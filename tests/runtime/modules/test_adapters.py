@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
@@ -160,3 +160,12 @@ def test_adapters_keep_the_bits_in_bfloat16(tmp_path: Path) -> None:
         with pair(tmp_path, "llama", budget, torch.bfloat16) as both:
             models = tuple(PeftModel.from_pretrained(model, folder).eval() for model in both)
             assert same(models)
+
+
+def test_the_file_of_an_adapter_names_its_model(tmp_path: Path) -> None:
+    """As transformers does, so that PEFT finds the model for the adapter."""
+    with pair(tmp_path, "llama", "least") as both:
+        for model in both:
+            get_peft_model(model, LoraConfig(r=2, target_modules=TARGETS)).save_pretrained(tmp_path / "adapter")
+            saved = PeftConfig.from_pretrained(tmp_path / "adapter")
+            assert saved.base_model_name_or_path == str(tmp_path / "model")
