@@ -62,8 +62,8 @@ class Forwards:
     def run(
         self, model: nn.Module, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """The forward of ``model``, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises, and
-        Forked in a child of the process that has loaded the model."""
+        """``original``, the forward of ``model``, inside of ``around``. Raises Closed, DeviceFull and what it raises,
+        and Forked in a child of the process that has loaded the model."""
         if scopes.inside:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
         if self._forked:

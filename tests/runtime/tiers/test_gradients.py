@@ -77,14 +77,11 @@ def test_a_module_asks_for_its_own_weights_only(both: Pair) -> None:
     for model in both:
         model.requires_grad_(False)
         model.lm_head.extra = nn.Linear(64, 4)
-    ids = torch.arange(3, 9)
+    ids = torch.arange(3, 9).reshape(1, 6)
     for path in ("model.embed_tokens", "model.layers.0.mlp", "model.norm", "model"):
-        given = ids if path == "model.embed_tokens" else torch.ones(1, 3, 64)
-        wanted, found = (
-            model.get_submodule(path)(**{"inputs_embeds": given}) if path == "model" else model.get_submodule(path)(given)
-            for model in both
-        )
-        wanted, found = (getattr(out, "last_hidden_state", out) for out in (wanted, found))
+        given = torch.ones(1, 3, 64) if path in ("model.layers.0.mlp", "model.norm") else ids
+        outs = (model.get_submodule(path)(given) for model in both)
+        wanted, found = (getattr(out, "last_hidden_state", out) for out in outs)
         assert torch.equal(wanted, found)
         assert not wanted.requires_grad
         assert not found.requires_grad, path
