@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def bare_model(
     shown = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    config: PretrainedConfig | None = None
     try:
         folder = bundle.model_folder if source is None or not source.small_files else source.folder
         bare, config = _build(bundle, trust_remote_code, source)
@@ -50,17 +52,30 @@ def bare_model(
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
-        raise ConfigError(
-            f"neither penstock nor transformers knows one of the options {', '.join(options)}: {error}"
-        ) from error
+        raise ConfigError(_why_not(options, config, error)) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot build the model in {folder}: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
-    model.config.name_or_path = str(folder)
+    # transformers and PEFT look at either; an adapter's file names the model that it belongs to.
+    model.config.name_or_path = model.name_or_path = _name(folder, source)
     return model
+
+
+def _why_not(options: dict[str, Any], config: PretrainedConfig | None, error: TypeError) -> str:
+    """Why transformers raised ``error`` of an unexpected keyword among ``options``."""
+    settings = [name for name in options if config is not None and hasattr(config, name)]
+    if settings:
+        return f"load takes the configuration as it is; set {', '.join(settings)} in the checkpoint's config.json"
+    return f"neither penstock nor transformers knows one of the options {', '.join(options)}: {error}"
+
+
+def _name(folder: Path, source: Source | None) -> str:
+    """What transformers calls a model whose small files lie in ``folder``: the hub id that the user gave, or it."""
+    fetched = source is not None and folder == source.folder and not Path(source.name).expanduser().exists()
+    return source.name if source is not None and fetched else str(folder)
 
 
 def _build(bundle: Bundle, trust_remote_code: bool, source: Source | None) -> tuple[PreTrainedModel, PretrainedConfig]:

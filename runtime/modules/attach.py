@@ -27,7 +27,7 @@ from ..routing.router import predict_with
 from ..tiers.expert_planes import stacks
 from ..tiers.model_weights import ModelWeights
 from ..tiers.stored_weight import StoredNumbers
-from ..tiers.streamed_weight import StreamedWeight, wants_gradients
+from ..tiers.streamed_weight import StreamedWeight
 from ..tiers.views import copy_notes, parameter, tensors_on
 from .chunks import in_parts, is_divisible
 from .class_forward import own_forward
@@ -75,7 +75,7 @@ class _Attachment:
             self._experts.setdefault(stack[0].id.module, []).append(stack)
         self._bound: dict[str, Any] = {}
         self._stored: dict[str, StoredNumbers] = {}
-        self._scopes = Scopes(functools.partial(wants_gradients, model), weights.copies.check_whole)
+        self._scopes = Scopes(weights.copies.check_whole)
         self._streamed_experts: dict[str, StreamedExperts] = {}
         self._trust: dict[Hashable, bool] = {}
 
@@ -90,7 +90,7 @@ class _Attachment:
         modules = dict(self._model.named_modules())
         self._attach_parts(modules, streamed)
         self._attach_layers(modules, streamed)
-        _wrap(self._model, functools.partial(forwards.run, self._scopes, around))
+        _wrap(self._model, functools.partial(forwards.run, self._model, self._scopes, around))
         for name in ("__deepcopy__", "__reduce_ex__"):  # of a whole model its class decides
             del vars(self._model)[name]
         self._bound.clear()  # the model has them; when it lets go of them, their memory goes
@@ -106,10 +106,10 @@ class _Attachment:
             parts = (layer or path).split(".")
             around |= dict.fromkeys(".".join(parts[:depth]) for depth in range(1, len(parts)))
         for path, inside in layers.items():
-            _wrap(modules[path], LayerLease(inside, self._weights, self._scopes).forward)
+            _wrap(modules[path], LayerLease(modules[path], inside, self._weights, self._scopes).forward)
         for path in around:
             if not isinstance(modules[path], nn.ModuleList | nn.ModuleDict):
-                _wrap(modules[path], self._scopes.run)
+                _wrap(modules[path], functools.partial(self._scopes.run, modules[path]))
 
     def _attach_experts(self, path: str, module: nn.Module) -> None:
         experts = self._experts.get(path)

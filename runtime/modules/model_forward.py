@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...kernels.memory.arena import ArenaClosed
 from ...kernels.memory.heap import trim
@@ -58,9 +59,11 @@ class Forwards:
         """As Inherited.leave_to_parent."""
         self._forked = True
 
-    def run(self, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, ``original``, inside of ``around``. Raises Closed, DeviceFull and what it raises, and
-        Forked in a child of the process that has loaded the model."""
+    def run(
+        self, model: nn.Module, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """``original``, the forward of ``model``, inside of ``around``. Raises Closed, DeviceFull and what it raises,
+        and Forked in a child of the process that has loaded the model."""
         if scopes.inside:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
         if self._forked:
@@ -68,12 +71,14 @@ class Forwards:
         ENDING.compute_here()
         with SHIELD:
             try:
-                return self._run(scopes, around, original, *args, **kwargs)
+                return self._run(model, scopes, around, original, *args, **kwargs)
             finally:
                 ENDING.rest()
 
     @calls_others
-    def _run(self, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _run(
+        self, model: nn.Module, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         names = positional_names(original)[: len(args)] if args else ()
         kwargs |= dict(zip(names, args, strict=False))  # ``around`` knows names
         ids = kwargs.get("input_ids")
@@ -82,7 +87,7 @@ class Forwards:
             with self._current(), around(kwargs):
                 # As they came: a forward that takes *args may look at them by number.
                 first = [kwargs.pop(name) for name in names]
-                out = scopes.run(original, *first, *args[len(names) :], **kwargs)
+                out = scopes.run(model, original, *first, *args[len(names) :], **kwargs)
             self._note_tokens(ids.numel() if isinstance(ids, torch.Tensor) else 0)
             self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
             return out

@@ -1,15 +1,18 @@
 """Where each thread is: inside of which forward, and with which modules' weights leased for the layer around them."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from ...kernels.process.interrupts import calls_others
 from ...tiering.events import Slot
 from ...tiering.units import BlockId
 from ..tiers.gradients import without_gradients
-from ..tiers.streamed_weight import forgetting
+from ..tiers.streamed_weight import forgetting, wants_gradients
 
 Slots = Mapping[BlockId, Slot]
 
@@ -18,22 +21,21 @@ class Scopes(threading.local):
     """Per thread: whether it computes a module of the model, and the slots of what is leased for the layer or the part
     of it that it computes, by module."""
 
-    def __init__(self, weights_want: Callable[[], bool], check: Callable[[], None]) -> None:
-        """``weights_want`` says whether a weight of the model requires gradients. ``check`` raises where the model must
-        not compute."""
-        self._weights_want, self._check = weights_want, check
+    def __init__(self, check: Callable[[], None]) -> None:
+        """``check`` raises where the model must not compute."""
+        self._check = check
         self.inside = False
         self.leased: dict[object, Slots] = {}
 
     @calls_others
-    def run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """``original``, the outermost forward of the thread or one inside. Torch remembers no weight meanwhile, for
-        they will not stay, and no gradients flow through them."""
+    def run(self, module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``original``, a forward of ``module``: the outermost one of the thread or one inside. Torch remembers no
+        weight meanwhile, for they will not stay, and no gradients flow through them."""
         if self.inside:
             return original(*args, **kwargs)
         with self.entered():
             out = original(*args, **kwargs)
-        return without_gradients(out, (args, kwargs), self._weights_want)
+        return without_gradients(out, (args, kwargs), functools.partial(wants_gradients, module))
 
     @contextmanager
     def entered(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ class StreamedModule:
         scopes: Scopes,
     ) -> None:
         """``blocks`` hold the tensors of these parameters, which are ``stored`` as everybody sees them."""
-        self._tier, self._scopes, self._all, self._stored = tier, scopes, blocks, stored
+        self._module, self._tier, self._scopes, self._all, self._stored = module, tier, scopes, blocks, stored
         self._bridge, self._holds = tier.bridge, tier.holds
         self.blocks: tuple[BlockId, ...] = ()
         """The blocks to lease: those of weights that nobody changed."""
@@ -80,7 +80,7 @@ class StreamedModule:
             finally:
                 self._parameters.unbind()
         if not self._scopes.inside:
-            return self._scopes.run(self.forward, original, *args, **kwargs)
+            return self._scopes.run(self._module, self.forward, original, *args, **kwargs)
         blocks = self.blocks
         if not blocks:
             return original(*args, **kwargs)
@@ -104,7 +104,7 @@ class StreamedModule:
         """The forward of an embedding for ``ids`` (any shape, integer): on its weight if that is in memory, else on one
         of which only these rows are filled in."""
         if not self._scopes.inside:
-            return self._scopes.run(self.forward_by_row, reader, original, ids)
+            return self._scopes.run(self._module, self.forward_by_row, reader, original, ids)
         blocks = self.blocks
         if not blocks:
             return original(ids)
@@ -144,8 +144,11 @@ class StreamedModule:
 class LayerLease:
     """One lease for all modules of a layer whose weights normally stay in memory, while they are there."""
 
-    def __init__(self, inside: Sequence[StreamedModule], weights: ModelWeights, scopes: Scopes) -> None:
-        """``inside`` are the streamed modules of the layer."""
+    def __init__(
+        self, layer: nn.Module, inside: Sequence[StreamedModule], weights: ModelWeights, scopes: Scopes
+    ) -> None:
+        """``inside`` are the streamed modules of ``layer``."""
+        self._module = layer
         self._bridge, self._scopes, self._elastic = weights.tier.bridge, scopes, weights.elastic
         self._all = inside
         for leased in inside:
@@ -160,7 +163,7 @@ class LayerLease:
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The layer's forward."""
         if not self._scopes.inside:
-            return self._scopes.run(self.forward, original, *args, **kwargs)
+            return self._scopes.run(self._module, self.forward, original, *args, **kwargs)
         inside, blocks = self._inside, self._blocks
         slots = self._bridge.acquire_resident(blocks, region=KEPT) if blocks else None
         if not slots:

@@ -213,6 +213,12 @@ def test_a_mistyped_option_is_recognised_before_anything_is_packed(tiny_moe_fold
         penstock.load(tiny_moe_folder, store=tmp_path / "store", colour="blue")
 
 
+def test_a_setting_of_the_configuration_is_no_option(tiny_moe_folder: Path, tmp_path: Path) -> None:
+    """transformers takes it; to say that nobody knows it would be wrong."""
+    with pytest.raises(penstock.ConfigError, match=r"set tie_word_embeddings in the checkpoint's config\.json"):
+        penstock.load(tiny_moe_folder, store=tmp_path / "store", tie_word_embeddings=False)
+
+
 @pytest.mark.parametrize("option", [{"experts_implementation": "grouped_mm"}, {"device_map": "auto"}])
 def test_options_that_contradict_streaming_are_refused(
     option: dict[str, str], tiny_moe_folder: Path, store: Path

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import penstock
@@ -201,3 +201,12 @@ def test_an_adapter_that_is_refused_at_its_first_module_leaves_the_model(way: st
             torch.manual_seed(0)
             model.add_adapter(plain, "default")
         assert both.same_logits()
+
+
+def test_the_file_of_an_adapter_names_its_model(tmp_path: Path) -> None:
+    """As transformers does, so that PEFT finds the model for the adapter."""
+    with pair(tmp_path, "llama", "least") as both:
+        for model in both:
+            get_peft_model(model, LoraConfig(r=2, target_modules=TARGETS)).save_pretrained(tmp_path / "adapter")
+            saved = PeftConfig.from_pretrained(tmp_path / "adapter")
+            assert saved.base_model_name_or_path == str(tmp_path / "model")

@@ -81,10 +81,10 @@ def test_every_small_file_is_the_checkpoints(source: Path, tmp_path: Path) -> No
 
 def test_a_model_says_that_its_files_are_the_checkpoints(source: Path, tmp_path: Path) -> None:
     with load(source, tmp_path / "store") as model:
-        assert model.config.name_or_path == str(source)
+        assert model.config.name_or_path == model.name_or_path == str(source)
         bundle = Path(model.penstock.bundle)
     with load(bundle, tmp_path / "store") as model:
-        assert model.config.name_or_path == str(bundle / "model")
+        assert model.config.name_or_path == model.name_or_path == str(bundle / "model")
 
 
 def test_settings_that_have_nothing_to_do_with_weights_do_not_pack_again(source: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import penstock
 from tests.support.pairs import IDS, Pair, pair
@@ -69,3 +70,19 @@ def test_the_input_of_a_model_is_not_marked(both: Pair) -> None:
     prompt = embeddings().detach()
     both.streamed(inputs_embeds=prompt, output_hidden_states=True)
     assert not prompt.requires_grad
+
+
+def test_a_module_asks_for_its_own_weights_only(both: Pair) -> None:
+    """As PEFT trains: the weights of the model are frozen, those beside them are not."""
+    for model in both:
+        model.requires_grad_(False)
+        model.lm_head.extra = nn.Linear(64, 4)
+    ids = torch.arange(3, 9).reshape(1, 6)
+    for path in ("model.embed_tokens", "model.layers.0.mlp", "model.norm", "model"):
+        given = torch.ones(1, 3, 64) if path in ("model.layers.0.mlp", "model.norm") else ids
+        outs = (model.get_submodule(path)(given) for model in both)
+        wanted, found = (getattr(out, "last_hidden_state", out) for out in outs)
+        assert torch.equal(wanted, found)
+        assert not wanted.requires_grad
+        assert not found.requires_grad, path
+    assert both.streamed(IDS).logits.requires_grad

@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+import penstock
 from penstock.runtime.checkpoints.checkpoint import Checkpoint
 from penstock.tiering.errors import CheckpointError
 from tests.support.tiny_models import save_tiny
@@ -74,6 +75,12 @@ def test_what_is_read_is_fetched_and_nothing_else(hub: Callable[..., Hub]) -> No
     first, *others = there.revisions
     assert first == "v2"
     assert set(others) == {there.folder.name}, "one commit, though the branch may move meanwhile"
+
+
+def test_a_model_is_called_as_on_the_hub(hub: Callable[..., Hub], tmp_path: Path) -> None:
+    hub()
+    with penstock.load("someone/model", store=tmp_path / "store", host_memory="1GiB") as model:
+        assert model.config.name_or_path == model.name_or_path == "someone/model"
 
 
 def test_shards_are_those_that_the_index_names(hub: Callable[..., Hub]) -> None:
