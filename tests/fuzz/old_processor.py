@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from penstock.kernels.products import few_rows
+from penstock.kernels.weights import packed_weight
 
 
 @contextmanager
@@ -18,4 +19,5 @@ def old_processor() -> Iterator[None]:
                 for library in {"LIBRARY", "PACKED"} & vars(module).keys():
                     patch.setattr(module, library, None)
         patch.setattr(few_rows, "_FOUND", {})  # products that were found with the instructions
+        patch.setattr(packed_weight, "_kept", {})
         yield

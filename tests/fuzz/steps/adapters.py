@@ -138,6 +138,12 @@ class DropAdapter(Step):
 
     how: str = pick("unload", "delete", "merge", "merge and unload", "within disable", "save")
 
+    def after_refusal(self, ours: Side, theirs: Side) -> str:
+        """What was merged before the refusal stays merged, and rounds otherwise: both are opened anew."""
+        ours.open()
+        theirs.open()
+        return ""
+
     def run(self, side: Side) -> Any:
         import peft
 
