@@ -258,6 +258,32 @@ def _detach(weight: StreamedWeight) -> torch.Tensor:
     return StreamedWeight(numbers, tuple(weight.shape), weight.dtype, weight.device, strides=weight.stride())
 
 
+def _to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """``tensor.to(...)``: a weight that has the device and the dtype already is itself, and nothing is read."""
+    if args and isinstance(args[0], StreamedWeight):  # whose numbers nobody wants
+        args = (args[0].device, args[0].dtype, *args[1:])
+    if isinstance(tensor, StreamedWeight) and _stays(tensor, args, kwargs):
+        return tensor
+    return _run(torch.Tensor.to, (tensor, *args), kwargs, [])
+
+
+def _stays(weight: StreamedWeight, args: Any, kwargs: Any) -> bool:
+    """Whether ``weight.to(*args, **kwargs)`` is the weight itself, which is not in memory."""
+    if weight.numbers.present() is not None or kwargs.get("copy"):
+        return False
+    try:
+        wanted: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)
+    except (RuntimeError, TypeError):  # it copies, or torch says what is wrong
+        return False
+    device, dtype, _, memory_format = wanted
+    return device in (None, weight.device) and dtype in (None, weight.dtype) and memory_format is None
+
+
+def _compatible(tensor: torch.Tensor, other: torch.Tensor) -> Any:
+    """Whether ``other`` can be the data of ``tensor``, as ``nn.Module.to`` asks."""
+    return tensor is other or _run(_COMPATIBLE, (tensor, other), {}, [])
+
+
 def _set_data(weight: torch.Tensor, data: torch.Tensor) -> None:
     """``weight.data = data``."""
     if isinstance(data, StreamedWeight):
@@ -313,11 +339,14 @@ def _refuse(weight: StreamedWeight, *_: Any, **__: Any) -> Any:
 
 
 _DETACH = torch.Tensor.detach
+_COMPATIBLE = torch._has_compatible_shallow_copy_type
 _SPECIAL: dict[Any, Function] = {
     **dict.fromkeys(REFUSED, _refuse),
     **dict.fromkeys((_DETACH, torch.detach, torch.Tensor.data.__get__), _detach),  # type: ignore[attr-defined]
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     torch.Tensor.detach_: lambda weight: weight,
+    torch.Tensor.to: _to,
+    _COMPATIBLE: _compatible,
     torch.Tensor.set_: _set,
     torch.Tensor.requires_grad_: _set_gradients,
     torch.Tensor.requires_grad.__set__: _set_gradients,  # type: ignore[attr-defined]

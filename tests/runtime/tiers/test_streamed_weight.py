@@ -193,3 +193,28 @@ def test_memory_that_stays_is_not_given_away(both: Pair) -> None:
     for give in (torch.utils.dlpack.to_dlpack, torch.from_dlpack, np.from_dlpack):
         with pytest.raises((penstock.PenstockError, RuntimeError), match=r"no address|Cannot access"):
             give(weight)
+
+
+@pytest.mark.parametrize("path", ["model.embed_tokens", "model.layers.0.mlp.up_proj"])
+def test_a_weight_that_is_there_already_is_itself(path: str, tmp_path: Path) -> None:
+    """PEFT keeps the embeddings beside the model, and ``.to(device)`` of its model reaches them there."""
+    with pair(tmp_path, "llama", "least") as both:
+        module = both.streamed.get_submodule(path)
+        weight, before = module.weight, both.streamed.penstock.stats().weights
+        for same in (("cpu",), (torch.float32,), (torch.device("cpu"), torch.float32), (weight,), (torch.ones(1),)):
+            assert weight.to(*same) is weight
+        assert weight.to(device="cpu", dtype=torch.float32) is weight
+        assert torch.ones(1, dtype=torch.float64).to(weight).dtype == torch.float32
+        assert module.to("cpu") is module
+        assert module.weight is weight
+        after = both.streamed.penstock.stats().weights
+        assert (after.demand_bytes, after.row_bytes) == (before.demand_bytes, before.row_bytes)
+        assert both.same_logits()
+
+
+def test_a_weight_in_another_dtype_is_a_copy(both: Pair) -> None:
+    wanted, found = (model.model.layers[0].mlp.up_proj.weight for model in both)
+    assert torch.equal(wanted.to(torch.float64), found.to(torch.float64))
+    assert torch.equal(wanted, found.to(torch.float32, copy=True))
+    with pytest.raises(TypeError):
+        found.to("cpu", colour="blue")
