@@ -54,7 +54,10 @@ def play(case: Case, folder: Path) -> Report:
 
 
 def _play(case: Case, folder: Path, report: Report, stack: ExitStack, by_pages: ByPages) -> None:
-    written = write(case.model, folder / "checkpoint")
+    written = attempt(lambda: write(case.model, folder / "checkpoint"))
+    if isinstance(written, Raised):
+        report.skipped = f"transformers: {written}"
+        return
     attention = case.settings.attention
     rounded = case.settings.closeness(case.model) is not Closeness.BITS
     theirs = Side(transformers_opening(case, written, attention), folder, written, ours=False, rounded=rounded)
