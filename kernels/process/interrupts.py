@@ -12,6 +12,8 @@ Anywhere else the signal is held back, and comes again within a millisecond, at 
 Whether it may pass is read from the frames that the signal interrupted, so computing costs nothing.
 """
 
+# The functions of ``signal`` look up names for numbers, which takes ten times as long.
+import _signal  # type: ignore[import-not-found]
 import _thread
 import os
 import signal
@@ -31,7 +33,7 @@ _COMPUTING += ("penstock.kernels.products.", "penstock.kernels.weights.", "penst
 _COMPUTING += ("penstock.runtime.modules.few_rows",)
 """Modules that only compute: as code of others, for an error may rise anywhere in them."""
 _RAISING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGUSR1", "SIGUSR2")
-_SIGNALS = tuple(getattr(signal, name) for name in _RAISING if hasattr(signal, name))
+_SIGNALS = tuple(int(getattr(signal, name)) for name in _RAISING if hasattr(signal, name))
 """Signals whose handlers are known to raise: those that end a program, and those that end a wait."""
 _AGAIN = 0.001  # seconds after which a signal that was held back comes again
 
@@ -130,12 +132,12 @@ class Shield:
     def _install(self) -> None:
         try:
             for number in _SIGNALS:
-                handler = signal.getsignal(number)
+                handler = _signal.getsignal(number)
                 if isinstance(handler, _Held):
                     self._held[number] = handler
                 elif callable(handler):
                     self._held[number] = _Held(self, handler)
-                    signal.signal(number, self._held[number])
+                    _signal.signal(number, self._held[number])
         except ValueError:  # another interpreter in this process: it runs no handlers
             pass
         self.on = True
@@ -146,8 +148,8 @@ class Shield:
         try:
             for number, held in self._held.items():
                 handler = held.handler
-                if signal.getsignal(number) is held:
-                    signal.signal(number, handler)
+                if _signal.getsignal(number) is held:
+                    _signal.signal(number, handler)
             self._held.clear()
         finally:
             self._deliver()
