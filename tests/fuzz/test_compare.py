@@ -119,6 +119,7 @@ def test_a_router_may_choose_otherwise_only_where_it_was_close() -> None:
     assert close.tolist() == [[False, True, False]]
     other, _ = routed(torch.tensor([[1.0, 0.0, -1.0], [0.499, 0.5, -1.0], [0.0, 1.0, -1.0]]))
     wrong, _ = routed(torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.499, -1.0], [0.0, 1.0, -1.0]]))
+    wrong = wrong * 2  # so that it is far for every closeness
     for closeness in Closeness:
         assert not difference(PerToken(wanted, close), PerToken(wanted.clone(), close), closeness)
         assert difference(PerToken(wrong, close), PerToken(wanted, close), closeness)

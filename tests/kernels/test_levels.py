@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ def expected(checkpoint: Path) -> list[Any]:
 
 def run(level: str, *arguments: object) -> dict[str, Any]:
     environment = os.environ | {SETTING: level, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.support.levels_child", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        command = [sys.executable, "-W", "ignore", "-m", "tests.support.levels_child", *map(str, (out, *arguments))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(out.read_text())
     return found
 
 

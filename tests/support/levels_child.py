@@ -5,6 +5,7 @@ Arguments: checkpoint, store, formats. The logits of a format are those of a pro
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 
@@ -12,7 +13,7 @@ import penstock
 from penstock.kernels import native
 from tests.support.logits import logits
 
-folder, store, *formats = sys.argv[1:]
+out, folder, store, *formats = sys.argv[1:]
 torch.set_num_threads(1)
 found = {}
 for name in formats:
@@ -23,4 +24,4 @@ for name in formats:
         one = model(torch.tensor([[5]])).logits
         found[name].append(one[:, -1].float().tolist())
 described = native.describe()
-print(json.dumps({"level": native.LEVELS[native.MOST], "products": described.products, "found": found}))
+Path(out).write_text(json.dumps({"level": native.LEVELS[native.MOST], "products": described.products, "found": found}))

@@ -98,6 +98,7 @@ def _made(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
     return made if device is None else made.to(device)
 
 
+_made.__module__ = "torch"  # for a real device it would be torch's own
 torch.tensor = _made
 
 

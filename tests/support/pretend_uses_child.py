@@ -99,6 +99,7 @@ def main() -> None:
     folder, *wanted = sys.argv[1:]
     opening.Cuda, loading.bare_model = PretendDevice, built_by_transformers  # type: ignore[misc]
     evaluation.PIECE = 10 * 320 * 2  # ten rows of logits
+    no_gradients.__module__ = "torch"  # stored prompts look who replaced functions of torch
     torch.inference_mode = no_gradients  # type: ignore[misc, assignment]
     # A real device has no mode, and its tensors are not made of others.
     tensors._has_storage, settings._check_modes = (lambda _: True), (lambda: None)

@@ -155,7 +155,7 @@ def test_it_may_be_nested_and_is_nothing_in_another_thread() -> None:
 
 def test_an_interrupt_while_it_is_put_up_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(signal, "getsignal", lambda number: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("_signal.getsignal", lambda number: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt), SHIELD:
             pass
     with SHIELD:
