@@ -263,8 +263,9 @@ def _from_tensor(tensor: torch.Tensor, start: int, count: int) -> torch.Tensor:
 def _find_state(cache: Cache) -> Iterator[tuple[str, torch.Tensor]]:
     for number, layer in enumerate(cache.layers):
         if _has_window(layer):
-            yield f"{number}.keys", layer.keys
-            yield f"{number}.values", layer.values
+            paged = isinstance(layer, PagedLayer)
+            yield f"{number}.keys", layer.gather(0) if paged else layer.keys
+            yield f"{number}.values", layer.gather(1) if paged else layer.values
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             for kind, states in (("conv", layer.conv_states), ("recurrent", layer.recurrent_states)):
                 for index, tensor in states.items():

@@ -58,7 +58,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def keys(self) -> torch.Tensor | None:
         """A copy of all keys that a next query sees, [B, H, T, D], which is not changed in place; None before the
         first."""
-        return self._gather(0)
+        return self.gather(0).as_subclass(GatheredTensor) if self.is_initialized else None
 
     @keys.setter
     def keys(self, states: torch.Tensor) -> None:
@@ -67,7 +67,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     @property
     def values(self) -> torch.Tensor | None:
         """As ``keys``, of values."""
-        return self._gather(1)
+        return self.gather(1).as_subclass(GatheredTensor) if self.is_initialized else None
 
     @values.setter
     def values(self, states: torch.Tensor) -> None:
@@ -236,6 +236,10 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
                 pages = self.selector.expect(number, sequence)
             yield from (page for page in pages if page.slot is None and not page.up)
 
+    def gather(self, side: int) -> torch.Tensor:
+        """A copy of the keys (``side`` 0) or values (1) that a next query sees, [B, H, T, D]. There must be tokens."""
+        return self._visible().gather()[side]
+
     # --- for stored prompts -------------------------------------------------------------------------------------------
 
     def share(self, number: int) -> SequencePages:
@@ -305,9 +309,6 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     def _visible_past(self) -> int:
         """Tokens in pages that the next query sees."""
         return self.length if self.window is None else min(self.length, self.window - 1)
-
-    def _gather(self, side: int) -> torch.Tensor | None:
-        return self._visible().gather()[side].as_subclass(GatheredTensor) if self.is_initialized else None
 
     def _visible(self) -> Visible:
         past = self._visible_past()
