@@ -145,12 +145,12 @@ def test_rows_of_one_number_are_exact(weights: Format, numbers: list[float]) -> 
 def test_products_are_those_of_the_decoded_numbers(
     weights: Format, rows: int, n: int, k: int, count: int, seed: int
 ) -> None:
-    product = weights.find_product(rows, n, k)
-    if product is None:
-        return
     try:
         weights.lengths(n, k)
     except UnsuitableShape:
+        return
+    product = weights.find_product(rows, n, k)
+    if product is None:
         return
     matrices = [encoded(weights, matrix(n, k, seed + i)) for i in range(count)]
     inputs = [matrix(rows, k, seed + 100 + i) for i in range(count)]
