@@ -1,7 +1,9 @@
-"""Operations that need a tensor's metadata only.
+"""Functions of torch by what they need of a tensor. The metadata is enough for some; others make arrays of it.
 
-Models use them on a weight far more often than they compute with it.
+Models look at a weight's metadata far more often than they compute with it.
 """
+
+from typing import Any
 
 import torch
 
@@ -13,4 +15,7 @@ LOOKS = frozenset(
         *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "element_size")),
     }
 )
-"""Functions as ``__torch_function__`` receives them."""
+"""Functions that need the metadata alone, as ``__torch_function__`` receives them."""
+
+ARRAYS: frozenset[Any] = frozenset((torch.Tensor.numpy, torch.Tensor.__array__))
+"""Functions that make an array on a tensor's memory. The array of a copy is made read-only: a write would be lost."""

@@ -147,7 +147,7 @@ class PackedWeight(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        # What reaches a weight past the functions of torch that a class can replace.
+        # Some functions of torch cannot be replaced by a class. They come here.
         kwargs = kwargs or {}
         if not _has_stand_in((args, kwargs)):
             raise NotImplementedError(f"{func} was not expected to see an encoded weight")

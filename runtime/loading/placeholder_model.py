@@ -73,7 +73,8 @@ def _why_not(options: dict[str, Any], config: PretrainedConfig | None, error: Ty
 
 
 def _name(folder: Path, source: Source | None) -> str:
-    """What transformers calls a model whose small files lie in ``folder``: the hub id that the user gave, or it."""
+    """The name that transformers gives a model whose small files lie in ``folder``: the hub id that the user gave, else
+    the folder."""
     fetched = source is not None and folder == source.folder and not Path(source.name).expanduser().exists()
     return source.name if source is not None and fetched else str(folder)
 

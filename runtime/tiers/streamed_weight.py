@@ -16,11 +16,12 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from ...kernels.process.interrupts import calls_others
 from ...kernels.weights.changing_ops import changed
+from ...kernels.weights.metadata_ops import ARRAYS
 from ...kernels.weights.packed_weight import PRODUCTS, PackedWeight
 from ...tiering.errors import PenstockError
 from .gradients import REASON, without_gradients
 from .views import parameter
-from .weight_functions import ANSWERED, ARRAYS, REFUSED, rows_of, written
+from .weight_functions import ANSWERED, REFUSED, rows_of, written
 
 Function = Callable[..., Any]
 
@@ -93,7 +94,7 @@ class StreamedWeight(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        # What reaches a weight past the functions of torch that a class can replace.
+        # Some functions of torch cannot be replaced by a class. They come here.
         kwargs = kwargs or {}
         return _run(func, args, kwargs, written(func, args, kwargs))
 
@@ -161,9 +162,7 @@ def _run(func: Function, args: Any, kwargs: Any, changing: list[Any]) -> Any:
     """``func``, which changes the weights among ``changing``, of the numbers."""
     for weight in _weights_in(changing):
         weight.numbers.own()
-    leaves = tree_flatten((args, kwargs))[0]
-    inputs = [leaf for leaf in leaves if _is_plain(leaf)]
-    weights = [leaf for leaf in leaves if isinstance(leaf, StreamedWeight)]
+    inputs = [leaf for leaf in tree_flatten((args, kwargs))[0] if _is_plain(leaf)]
     tracked = torch.is_grad_enabled()
     with _computed(func, args, kwargs) as (out, used):
         if func in ARRAYS and not all(use.lasting for use in used):
@@ -171,9 +170,8 @@ def _run(func: Function, args: Any, kwargs: Any, changing: list[Any]) -> Any:
         results, form = tree_flatten(out)
         if tracked and any(leaf.requires_grad and leaf is result for leaf in inputs for result in results):
             raise PenstockError(REASON)  # it would lose those that it had
-        wants = tracked and any(weight.wants_gradients for weight in weights)
-        recipe = _View, func, args, kwargs
-        found = [_outside(leaf, used, wants, *recipe, place) for place, leaf in enumerate(results)]
+        wants = tracked and any(use.weight.wants_gradients for use in used)
+        found = [_outside(leaf, used, wants, func, args, kwargs, place) for place, leaf in enumerate(results)]
         for use in used:
             if use.was_changed():  # without telling by its name: what it wrote is copied from where it lies
                 use.weight.numbers.own()
@@ -208,8 +206,8 @@ def _computed(func: Function, args: Any, kwargs: Any) -> Iterator[tuple[Any, lis
         yield func(*real_args, **real_kwargs), used
 
 
-def _outside(leaf: Any, used: list[_Use], wants_gradients: bool, view: type[_View], *recipe: Any) -> Any:
-    """A result ``leaf`` as it may leave: without memory of weights that do not stay. ``recipe`` makes its ``view``."""
+def _outside(leaf: Any, used: list[_Use], wants_gradients: bool, *recipe: Any) -> Any:
+    """A result ``leaf`` as it may leave: without memory of weights that do not stay. ``recipe`` is that of a view."""
     if not _is_plain(leaf):
         return leaf
     for use in used:
@@ -220,7 +218,7 @@ def _outside(leaf: Any, used: list[_Use], wants_gradients: bool, view: type[_Vie
         return leaf
     requires_grad = wants_gradients and leaf.is_floating_point()
     shape, strides = tuple(leaf.shape), leaf.stride()
-    return StreamedWeight(view(*recipe), shape, leaf.dtype, leaf.device, strides=strides, requires_grad=requires_grad)
+    return StreamedWeight(_View(*recipe), shape, leaf.dtype, leaf.device, strides=strides, requires_grad=requires_grad)
 
 
 def wants_gradients(module: nn.Module) -> bool:

@@ -21,15 +21,12 @@ ANSWERED = LOOKS | {
 }
 """What a weight answers without its numbers."""
 
-ARRAYS: set[Any] = {_Tensor.numpy, _Tensor.__array__}
-"""What makes an array on a weight's memory. Of memory that does not stay it gets a copy, which cannot be written to."""
-
 REFUSED = {
     *(getattr(_Tensor, name) for name in ("data_ptr", "untyped_storage", "storage", "_typed_storage")),
     *(getattr(_Tensor, name) for name in ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")),
     *(_Tensor.__dlpack__, _Tensor.__cuda_array_interface__.__get__),
 }
-"""What gives away memory that stays, or asks for gradients. A weight has neither."""
+"""Functions that give away memory that stays, or ask for gradients. A weight has neither."""
 
 
 def written(func: torch._ops.OpOverload, args: Any, kwargs: Any) -> list[Any]:

@@ -79,7 +79,7 @@ def weights_are_placeholders(patch: Patch) -> None:
 
 
 def changes_are_lost(patch: Patch) -> None:
-    """What is changed is not what modules compute with."""
+    """Users change a copy that no module computes with."""
     real = StoredNumbers.leased
 
     @contextmanager
@@ -191,7 +191,7 @@ def signals_pass_anywhere(patch: Patch) -> None:
 
 
 def the_class_of_a_bundle_is_that_of_its_type(patch: Patch) -> None:
-    """What was wrapped as a classifier is opened as a language model."""
+    """The bundle of a wrapped classifier is opened as a language model."""
     patch.setattr(model_class, "is_wrapped", lambda folder: False)
 
 
@@ -250,9 +250,7 @@ MUTATIONS = {
     ),
     "interrupts": Mutation(
         signals_pass_anywhere,
-        '{"model": {}, "settings": {}, "steps": ['
-        + ", ".join(f'["Interrupt", {{"where": "signal", "after": {1 + n % 7}}}]' for n in range(60))
-        + ', ["Forward", {}]]}',
+        '{"model": {}, "settings": {}, "steps": [["Interrupt", {"where": "lines", "after": 0}], ["Forward", {}]]}',
     ),
     "classifier": Mutation(
         the_class_of_a_bundle_is_that_of_its_type,

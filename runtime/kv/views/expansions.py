@@ -1,4 +1,4 @@
-"""What an ``expand_kv`` of transformers makes, without computing it: no hook of a user runs for that."""
+"""Finds the form of what an ``expand_kv`` of transformers makes. Nothing is computed, so no hook of a user runs."""
 
 from typing import Any
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ....kernels.weights.changing_ops import changed
-from ....kernels.weights.metadata_ops import LOOKS
+from ....kernels.weights.metadata_ops import ARRAYS, LOOKS
 from ....tiering.errors import PenstockError
 from .expansions import ExpansionForm
 from .visible import Expand, Visible
@@ -78,7 +78,7 @@ class GatheredTensor(torch.Tensor):
                 is_view = tensor.untyped_storage().data_ptr() in gathered
                 return tensor.as_subclass(cls if is_view else torch.Tensor)
 
-            if func in (torch.Tensor.numpy, torch.Tensor.__array__):
+            if func in ARRAYS:
                 out.setflags(write=False)
             return tree_map_only(torch.Tensor, outside, out)
 

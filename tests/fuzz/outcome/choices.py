@@ -82,7 +82,7 @@ class LastChoices(TorchFunctionMode):
 
 @contextmanager
 def noted_choices(rows: int, tokens: int, *, wanted: bool) -> Iterator[torch.Tensor]:
-    """Which tokens have a close choice in the forwards inside, [rows, tokens]; none where that is not ``wanted``."""
+    """Notes which tokens of the forwards inside have a close choice, [rows, tokens]; none unless ``wanted``."""
     choices = Choices(rows, tokens)
     with choices if wanted else nullcontext():
         yield choices.close

@@ -9,9 +9,14 @@ from typing import Any, ClassVar
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from tests.support.interrupting import interrupt, lines_of
+
 from ..fields import pick
 from ..side import Side
 from .step import Step
+
+MOMENTS = 40
+"""Lines of a forward at which Ctrl-C comes."""
 
 
 class _Wrong(Exception):
@@ -33,7 +38,8 @@ class _Streamer(BaseStreamer):
 
 @dataclass(frozen=True)
 class Interrupt(Step):
-    """An error comes from a streamer, from a hook, or from a signal at some moment."""
+    """An error comes from a streamer, from a hook, or from a signal at some moment. Written out, not drawn, it may also
+    come at ``lines``: Ctrl-C at one line of Penstock after the other, from number ``after`` on."""
 
     likelihood: ClassVar[int] = 5
 
@@ -47,6 +53,8 @@ class Interrupt(Step):
         try:
             if self.where == "signal":
                 self._signal(side)
+            elif self.where == "lines":
+                self._lines(side)
             elif self.where == "hook":
                 self._hook(side, error)
             else:
@@ -69,6 +77,14 @@ class Interrupt(Step):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _lines(self, side: Side) -> None:
+        def call() -> None:
+            side.model(side.ids(1, 9))
+
+        lines = lines_of(call)
+        for number in lines[self.after :: max(1, len(lines) // MOMENTS)]:
+            interrupt(call, number)
 
     def _signal(self, side: Side) -> None:
         over = threading.Event()
