@@ -44,7 +44,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "tiny-moe"
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
@@ -56,7 +56,7 @@ def main() -> None:
 
     table = Table(title=f"{folder.name}: {shown(size)} of weights, {TOKENS} tokens")
     for column in ("host budget", "resident", "hit ratio", "flash bytes/token", "tokens/s", "same tokens"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     with tempfile.TemporaryDirectory() as store:
         for share in SHARES:
             with penstock.load(

@@ -1,6 +1,5 @@
 """The engine of one loaded model: bundle, tiers, planners and drivers, built from a placement and taken down again."""
 
-import _thread
 import threading
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from torch import nn
 from ...kernels.process.ending import ENDING
 from ...kernels.process.forks import leave_at_fork
 from ...kernels.products.row_parts import BIT_TRIALS
-from ...kernels.waiting import may_wait
+from ...kernels.waiting import may_wait, no_waiting
 from ...tiering.driving.background import Hold
 from ...tiering.driving.ports import Machine
 from ...tiering.errors import TraceError
@@ -42,6 +41,7 @@ from ..tiers.pressure import Pressure
 from ..tiers.views import AllViews
 from ..tracing.run_recording import RunRecording
 from ..tracing.trace import TakesNotes, Trace
+from .abandoned import ABANDONED
 from .collect import Components
 from .prefault import start_prefault
 from .stats import Stats
@@ -233,18 +233,27 @@ class Engine:
     def close(self) -> None:
         """Stop reading, give the memory back as soon as no tensor lies in it, write what is recorded.
 
-        The garbage collector closes a model wherever it runs, also in a thread that has a lock which this needs. Where
-        ``may_wait`` says so, a thread of its own does it all, soon; nothing is waited for, not even for its start.
         Raises TraceError, when all else is done, if something cannot be written.
         """
         if self.forked:  # all is the parent's: the system takes back what this process has of it
             return
         if ENDING.on:  # threads stopped in the middle, and all memory goes with the process
             self._write_records()
-        elif may_wait():
-            self._close()
         else:
-            _thread.start_new_thread(self._close, ())
+            self._close()
+
+    def abandon(self) -> None:
+        """As ``close``, for the garbage collector and the end of the interpreter: nothing is waited for. Where no lock
+        is held that a recording needs, it is written now."""
+        if self.forked or not threading.main_thread().is_alive():  # no other thread computes
+            self.close()
+            return
+        try:
+            if may_wait():
+                with no_waiting:
+                    self._write_records()
+        finally:
+            ABANDONED.close(self._close)
 
     def _close(self) -> None:
         self._close_tiers()

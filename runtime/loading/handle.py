@@ -43,7 +43,7 @@ class Handle:
         directly, restore them yourself."""
         self._prefix_problem = prefixes if isinstance(prefixes, str) else ""
         self._model, self._closed = weakref.ref(model), False
-        self._finalizer = weakref.finalize(model, engine.close)
+        self._finalizer = weakref.finalize(model, engine.abandon)
         ENDING.register()
 
     @property
@@ -138,6 +138,7 @@ class Handle:
                 take_away(model, self._engine.tier.holds)
             self._closed = True
             self._engine.close()  # a wait in it may be interrupted: then the finalizer, or another call, goes on
+            self._finalizer.detach()
             self._finalizer.detach()
 
     def _running(self, purpose: str) -> PreTrainedModel:

@@ -19,6 +19,7 @@ from ...tiering.planner.arrangement import Arrangement, typical_block
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.reader import Bundle
 from ..config.config import Config
+from ..engine.abandoned import ABANDONED
 from ..engine.engine import Engine
 from ..kv.adapter import PagedKV
 from ..kv.cache.tier import KVTier
@@ -62,6 +63,7 @@ def install(
     if bundle.direct and backends.choose_direct(arrangement.reading.backend) is False:
         bundle.close()
         bundle = Bundle.open(bundle.folder, direct=False)
+    ABANDONED.wait()
     with SHIELD:  # an engine that nobody knows of would keep its threads and its memory
         return _build_in(model, bundle, arrangement, settings, device, progress, record)
 

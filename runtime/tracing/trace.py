@@ -71,14 +71,15 @@ class Trace(Stopping):
 
     def stop(self) -> None:
         """End the recording and write the file. Idempotent. Raises TraceError when the file cannot be written."""
-        with SHIELD, self._lock:
-            if not self._running:
-                return
-            self._running = False
-            for each in self._noting:
-                each.recorder = None
-            for hook in self._hooks:
-                hook.remove()
+        with SHIELD:
+            with self._lock:
+                if not self._running:
+                    return
+                self._running = False
+                for each in self._noting:
+                    each.recorder = None
+                for hook in self._hooks:
+                    hook.remove()
             recorder, until = self._recorder, time.monotonic()
             notes = recorder.take()
             pieces = document(notes, since=recorder.since, until=until, files=self._files, full=recorder.full)

@@ -136,12 +136,19 @@ def _own_surroundings(case: Case, folder: Path) -> Iterator[None]:
         patch.setattr(prefix, "worth_reading", lambda *_, **__: True)
         patch.setattr(dynamic, "HF_MODULES_CACHE", str(folder / "modules"))
         patch.syspath_prepend(str(folder / "modules"))
-        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        for name in _names_of_code():
             patch.delitem(sys.modules, name)
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+            for name in _names_of_code():  # whoever comes next would look for others beside them
+                del sys.modules[name]
+
+
+def _names_of_code() -> list[str]:
+    """The modules that came from models."""
+    return [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """``generate`` in all its forms gives what transformers gives, on a budget that streams."""
 
+import concurrent.futures
 import gc
 import threading
 import weakref
@@ -152,7 +153,7 @@ def test_a_model_is_collected_by_a_thread_that_must_not_wait(
 
     def collect() -> None:
         with no_waiting:
-            engine.close()
+            engine.abandon()
         collected.set()
 
     with engine.bridge._lock:
@@ -162,6 +163,30 @@ def test_a_model_is_collected_by_a_thread_that_must_not_wait(
     assert closed.wait(SOON)
     with pytest.raises(ValueError, match="closed"):
         engine.tier.arena.view(0, 0)
+
+
+def test_a_model_is_collected_while_no_pool_can_start_a_thread(
+    tiny_moe_folder: Path, store: Path, tmp_path: Path
+) -> None:
+    """The collector ran inside of a pool's ``submit``, whose lock the thread of our small files needs as well."""
+    model = penstock.load(tiny_moe_folder, store=store, host_memory="64MiB")
+    model.penstock.trace(tmp_path / "run.json")
+    arena = engine_of(model).tier.arena
+    collected = threading.Event()
+
+    def collect() -> None:
+        nonlocal model
+        with concurrent.futures.thread._global_shutdown_lock:
+            del model
+            gc.collect()
+            assert (tmp_path / "run.json").exists()
+            collected.set()
+
+    threading.Thread(target=collect, daemon=True).start()
+    assert collected.wait(SOON)
+    penstock.load(tiny_moe_folder, store=store, host_memory="64MiB").penstock.close()
+    with pytest.raises(ValueError, match="closed"):
+        arena.view(0, 0)
 
 
 @pytest.mark.parametrize(("torchs", "usable", "wanted", "found"), [(3, 2, "auto", 2), (2, 3, "auto", 2), (1, 1, 3, 3)])

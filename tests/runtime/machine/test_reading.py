@@ -1,10 +1,12 @@
 """How a drive is read: measured once, kept, and never taken from a file that says something else."""
 
 import dataclasses
+import itertools
 import json
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +41,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setattr(reading, "WORTH_MEASURING", 1)
     monkeypatch.setattr(reading, "BRIEF_CELLS", ((PAGE, 1), (8 * PAGE, 2)))
     monkeypatch.setattr(reading, "BRIEF_SECONDS", 0.02)
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) * 1e-4)  # however busy this machine is
+    monkeypatch.setattr(read_rates, "time", clock)
     files = [tmp_path / f"data-{number}" for number in range(3)]
     for number, file in enumerate(files):
         file.write_bytes(os.urandom((number + 7) * PAGE))
