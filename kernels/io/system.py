@@ -12,6 +12,8 @@ try:
 except ImportError as error:
     raise ImportError("Penstock reads, writes and locks files as POSIX has it: on Windows, run it in WSL 2") from error
 
+from .regular import open_regular
+
 _ZEROS = bytes(1 << 20)
 
 
@@ -22,6 +24,8 @@ def open_direct(path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> 
     """
     if not hasattr(os, "O_DIRECT"):
         raise OSError(errno.EOPNOTSUPP, "this system has no direct I/O", str(path))
+    if flags & os.O_ACCMODE == os.O_RDONLY:
+        return open_regular(path, flags | os.O_DIRECT)
     return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC, mode)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...tiering.errors import BundleError, CheckpointError
-from ...tiering.store.bundle.manifest import Manifest, parse
+from ...tiering.store.bundle.manifest_file import read_manifest
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
@@ -48,15 +48,6 @@ class OpenedModel:
 def is_bundle(model: str) -> bool:
     """Whether ``model`` is the folder of a packed bundle."""
     return (Path(model).expanduser() / "manifest.json").is_file()
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the bundle in ``folder``. Raises BundleError."""
-    file = folder / "manifest.json"
-    try:
-        return parse(file.read_text("utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {file}: {error}; delete the bundle and pack again") from error
 
 
 def open_files(source: ModelSource) -> OpenedModel:

@@ -12,9 +12,8 @@ from transformers.utils import logging
 
 from ...kernels.weights.packed_weight import PackedWeight
 from ...tiering.errors import BundleError, CheckpointError, ConfigError
-from ...tiering.store.bundle.manifest import Block, Manifest
+from ...tiering.store.bundle.manifest import Manifest
 from ...tiering.store.bundle.reader import Bundle
-from ...tiering.units import BlockId
 from ..checkpoints.describe import describe
 from ..checkpoints.meta_model import build_meta_model
 from ..checkpoints.model_class import is_wrapped, read_class, read_own_config
@@ -22,6 +21,7 @@ from ..checkpoints.source import Source
 from ..tiers.placeholders import placeholder
 from ..tiers.stored_weight import ClosedNumbers
 from ..tiers.streamed_weight import StreamedWeight
+from .stored_layout import Otherwise, check_stored
 
 
 def bare_model(
@@ -153,25 +153,18 @@ def _replace(model: nn.Module, by: Callable[[str, torch.Tensor], torch.Tensor]) 
 def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
     """Raise BundleError unless the bundle holds the weights of the model that this version of transformers builds, and
     no others."""
-    expected, found = (
-        {_content(block) for block in blocks if block.id.kind != "residual"}
-        for blocks in (describe(bare).blocks, bundle.manifest.blocks)
-    )
-    if expected != found:
-        block, _ = min(expected ^ found, key=str)
+    try:
+        check_stored(bare, bundle.manifest, str(bundle.folder))
+    except Otherwise as different:
         if is_wrapped(bundle.model_folder):
             raise BundleError(
                 f"{bundle.folder} holds the weights of a wrapped {type(bare).__name__} that had other modules than "
-                f"transformers builds ({block} differs); build the model and wrap it again"
-            )
+                f"transformers builds ({different} differs); build the model and wrap it again"
+            ) from None
         raise BundleError(
-            f"{bundle.folder} was packed with another version of transformers or penstock ({block} differs); "
+            f"{bundle.folder} was packed with another version of transformers or penstock ({different} differs); "
             "delete the bundle and pack again"
-        )
-
-
-def _content(block: Block) -> tuple[BlockId, tuple[tuple[str, str, tuple[int, ...]], ...]]:
-    return block.id, tuple((spec.name, spec.dtype, spec.shape) for spec in block.tensors)
+        ) from None
 
 
 def _stand_in(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -12,12 +12,13 @@ from ...tiering.planner.arrangement import MemoryBudgets, Outline, typical_block
 from ...tiering.policy.drive_reading import Reading
 from ...tiering.sim.devices import Drive
 from ...tiering.store.bundle import manifest
+from ...tiering.store.bundle.manifest_file import read_manifest
 from ..checkpoints.describe import describe
 from ..checkpoints.layout import Layout
 from ..checkpoints.meta_model import build_meta_model
 from ..config.config import Config
 from ..config.settings import Io
-from ..loading.opening import ModelSource, find_bundles, is_bundle, open_checkpoint, read_config, read_manifest
+from ..loading.opening import ModelSource, find_bundles, is_bundle, open_checkpoint, read_config
 from ..loading.outline import layout_of, outline_model
 from ..machine.drives import modelled, places_of
 from ..packing.arrange.arrange import estimate

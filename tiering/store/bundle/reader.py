@@ -12,7 +12,8 @@ from ....kernels.memory.arena import Arena
 from ...errors import BundleCorrupt, BundleError, ReadError
 from ...progress import Progress, Quiet
 from ...units import PAGE, MiB
-from .manifest import Block, Manifest, parse
+from .manifest import Block, Manifest
+from .manifest_file import read_manifest
 from .stripes import absent
 
 _WITHOUT = ', or compute without it (weights_quality = "base")'
@@ -42,16 +43,7 @@ class Bundle(Closing):
         a BundleError: with it the bundle is whole.
         """
         folder = Path(folder).expanduser()
-        path = folder / "manifest.json"
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise BundleError(f"{folder} is not a bundle: it has no manifest.json") from None
-        except UnicodeDecodeError as error:
-            raise BundleCorrupt(f"{path} is damaged ({error}); delete the bundle and pack again") from error
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-        manifest = parse(text, str(path))
+        manifest = read_manifest(folder)
         files: list[DirectFile] = []
         try:
             files.extend(_open_file(folder, manifest, number, direct) for number in range(len(manifest.files)))
@@ -154,8 +146,6 @@ def _open_file(folder: Path, manifest: Manifest, number: int, direct: bool | Non
     expected = manifest.files[number]
     place = manifest.places(folder)[expected.drive]
     path = place / expected.name
-    if Path(expected.name).name != expected.name:
-        raise BundleCorrupt(f"{folder / 'manifest.json'} names {expected.name!r}, which is outside of the bundle")
     own = [block for block in manifest.blocks if block.extent.file == number]
     try:
         file = DirectFile(path, direct=direct)
