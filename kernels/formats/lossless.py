@@ -25,7 +25,7 @@ from ..calls import multiply
 from ..native import COMPILED, LIBRARY, limit_level
 from ..products.few_rows import Products, find_product
 from .base import PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
-from .lossless_tiles import ROWS, decode_tile, encode_tile
+from .lossless_tiles import ROWS, decode_tile, encode_tile, least_tile
 
 _WAY = 0 if COMPILED is None else limit_level(COMPILED.penstock_lossless_way())
 """The best decoder for this processor, one of those in lossless.h."""
@@ -51,6 +51,12 @@ class Lossless:
         """
         if n < ROWS or k < 1 or k % 4:
             raise UnsuitableShape(f"lossless takes {ROWS} rows or more of 4, 8, 12, .. columns, not [{n}, {k}]")
+
+    def length_range(self, n: int, k: int) -> tuple[int, int]:
+        """Return the least and the most bytes of the plane of a matrix [n, k]. See VaryingLengths."""
+        self.lengths(n, k)
+        tiles, rest = n // ROWS, 2 * (n % ROWS) * k
+        return tiles * (8 + least_tile(k)) + rest, 8 * tiles + 2 * n * k
 
     def encode(
         self,
