@@ -26,6 +26,7 @@ from .openings.device import device_budget, open_device
 from .openings.kv import kv_device_bytes
 from .placeholder_model import bare_model, dtype_of
 from .progress import shown
+from .stored_layout import check_stored
 
 
 def load(
@@ -136,6 +137,7 @@ def wrap(
             progress=bar,
         )
         with closed_on_error(bundle):
+            check_stored(model, bundle.manifest, bundle.folder)
             return install(model.eval(), bundle, settings, device, bar, record)
 
 

@@ -1,6 +1,7 @@
 """Whether a bundle holds what a model needs: every weight once, with its planes, in a format that can store it."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,29 +12,26 @@ from ...tiering.errors import BundleCorrupt, BundleError
 from ...tiering.store.bundle.manifest import Block, Manifest, TensorSpec
 from ...tiering.units import BlockId
 from ..checkpoints.describe import describe
+from ..checkpoints.model_class import is_wrapped
 from ..checkpoints.modules import is_product, is_transposed
 from ..config.values import FIT
 
 
-class Otherwise(BundleError):
-    """The bundle holds other weights than the model has."""
+def check_stored(model: PreTrainedModel, manifest: Manifest, folder: Path) -> None:
+    """Check that ``manifest``, of the bundle in ``folder``, has every block that ``model``, which may be on the meta
+    device, needs, and no other.
 
-
-def check_stored(model: PreTrainedModel, manifest: Manifest, where: str) -> None:
-    """Check that ``manifest`` has every block that ``model``, which may be on the meta device, needs, and no other.
-
-    ``where`` names the bundle in error messages. Raises Otherwise, which names a block, for other weights than this
-    version of transformers builds, and BundleCorrupt for weights that are stored as no packing stores them.
+    Raises BundleError, which names a block, for other weights than this version of transformers builds, and
+    BundleCorrupt for weights that are stored as no packing stores them.
     """
     expected, found = describe(model), manifest.blocks
     different = {_content(block) for block in expected.blocks} ^ {
         _content(block) for block in found if block.id.kind != "residual"
     }
     if different:
-        raise Otherwise(str(min(different, key=str)[0]))
+        raise _otherwise(model, folder, f"block {min(different, key=str)[0]}")
     if expected.tied != manifest.tied:
-        name = min(expected.tied.items() ^ manifest.tied.items())[0]
-        raise Otherwise(f"the tied weight {name}")
+        raise _otherwise(model, folder, f"tied weight {min(expected.tied.items() ^ manifest.tied.items())[0]}")
     modules = dict(model.named_modules(remove_duplicate=False))
     for planes in _planes(found).values():
         try:
@@ -41,9 +39,21 @@ def check_stored(model: PreTrainedModel, manifest: Manifest, where: str) -> None
         except ValueError as error:
             block, spec = planes[0]
             raise BundleCorrupt(
-                f"{where} has block {block} with tensor {spec.name} as no packing stores it ({error}); "
+                f"{folder} has block {block} with tensor {spec.name} as no packing stores it ({error}); "
                 "delete the bundle and pack again"
             ) from error
+
+
+def _otherwise(model: PreTrainedModel, folder: Path, what: str) -> BundleError:
+    if is_wrapped(folder / "model"):
+        return BundleError(
+            f"{folder} holds the weights of a wrapped {type(model).__name__} that had other modules than "
+            f"transformers builds ({what} differs); build the model and wrap it again"
+        )
+    return BundleError(
+        f"{folder} was packed with another version of transformers or penstock ({what} differs); "
+        "delete the bundle and pack again"
+    )
 
 
 def _content(block: Block) -> tuple[BlockId, bool, tuple[tuple[str, str, tuple[int, ...]], ...]]:

@@ -20,6 +20,8 @@ from ..config.config import Config
 from ..config.settings import Io
 from ..loading.opening import ModelSource, find_bundles, is_bundle, open_checkpoint, read_config
 from ..loading.outline import layout_of, outline_model
+from ..loading.placeholder_model import build_bare
+from ..loading.stored_layout import check_stored
 from ..machine.drives import modelled, places_of
 from ..packing.arrange.arrange import estimate
 from ..packing.arrange.formats import Rules
@@ -64,8 +66,7 @@ def sketch_model(source: ModelSource, config: Config) -> ModelSketch:
     path = Path(source.model).expanduser()
     quality, trust = config.weights.quality, source.trust_remote_code
     if is_bundle(source.model):
-        dtype = getattr(torch, read_manifest(path).dtype)
-        model = build_meta_model(read_config(str(path / "model"), source), dtype, trust_remote_code=trust)
+        model, _ = build_bare(read_manifest(path), path / "model", trust)
         return _sketch_bundle(model, path, quality)
     rules = choose_rules(config.weights, config.store.path)
     if not path.exists() or _configuration_only(path):
@@ -77,6 +78,7 @@ def sketch_model(source: ModelSource, config: Config) -> ModelSketch:
 
 def _sketch_bundle(model: PreTrainedModel, bundle: Path, quality: str) -> ModelSketch:
     found = read_manifest(bundle)
+    check_stored(model, found, bundle)
     return ModelSketch(model, layout_of(found), bundle, quality, len(found.drive_bytes))
 
 

@@ -43,6 +43,8 @@ _PART = re.compile(r".+\.[0-9a-f]{16}")
 
 def check(manifest: Manifest) -> None:
     """Raise ValueError, with the place, for a manifest that no packing could have written."""
+    if manifest.dtype not in NUMBER_BYTES:
+        raise ValueError(f"its dtype {manifest.dtype!r} is unknown")
     _check_drives(manifest)
     _check_files(manifest)
     _check_extents(manifest)

@@ -26,7 +26,9 @@ _Text = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")
 _Bytes = Annotated[int, Field(ge=0, le=MOST_BYTES)]
 _Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 _Dimensions = Annotated[list[_Bytes], Field(max_length=16)]
-_Packing = tuple[_Text, Annotated[int, Field(ge=0, le=RESIDUALS)], bool, Annotated[int, Field(ge=0, lt=TENSOR_ALIGNMENT)]]
+_Plane = Annotated[int, Field(ge=0, le=RESIDUALS)]
+_Address = Annotated[int, Field(ge=0, lt=TENSOR_ALIGNMENT)]
+_Packing = tuple[_Text, _Plane, bool, _Address]
 _Tensor = tuple[_Text, _Text, _Dimensions, _Bytes, _Bytes]
 _PackedTensor = tuple[_Text, _Text, _Dimensions, _Bytes, _Bytes, _Packing]
 
