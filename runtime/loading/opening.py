@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...tiering.errors import BundleError, CheckpointError
+from ...tiering.store.bundle.folder import bundles_in
 from ...tiering.store.bundle.manifest_file import read_manifest
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def find_bundle(source: ModelSource, config: "Config", progress: "Progress | Non
         return folder
     checkpoint = open_checkpoint(source)
     store = config.store.path
-    found = find_bundles(checkpoint, store, [file.parent for file in sorted(store.glob("*/manifest.json"))], progress)
+    found = find_bundles(checkpoint, store, bundles_in(store), progress)
     if not found:
         raise BundleError(f"{source.model} is not packed in {store}; run: penstock pack {source.model}")
     rules = str(choose_rules(config.weights, store))

@@ -12,6 +12,7 @@ from ...tiering.planner.arrangement import MemoryBudgets, Outline, typical_block
 from ...tiering.policy.drive_reading import Reading
 from ...tiering.sim.devices import Drive
 from ...tiering.store.bundle import manifest
+from ...tiering.store.bundle.folder import bundles_in
 from ...tiering.store.bundle.manifest_file import read_manifest
 from ..checkpoints.describe import describe
 from ..checkpoints.layout import Layout
@@ -89,7 +90,7 @@ def _sketch_checkpoint(source: ModelSource, config: Config, rules: Rules) -> Mod
     contents.weights.close()
     plain = describe(contents.model, {} if config.aligned else contents.addresses)
     # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
-    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, plain, rules)]
+    alike = [bundle for bundle in bundles_in(store) if _same_shape(bundle, plain, rules)]
     for bundle in find_bundles(checkpoint, store, alike):
         return _sketch_bundle(contents.model, bundle, quality)
     planned = estimate(contents.model, plain, rules, contents.weights.stored())

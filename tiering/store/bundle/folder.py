@@ -35,6 +35,12 @@ def prepare(store: Path, *, what: str = "store", to_write: bool = True) -> Path:
     return store
 
 
+def bundles_in(store: Path) -> list[Path]:
+    """Return the folders of whole bundles in ``store``, by name."""
+    found = sorted(file.parent for file in store.glob("*/manifest.json"))
+    return [folder for folder in found if not folder.name.endswith(PARTIAL)]
+
+
 @contextmanager
 def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
     """Be the only process that writes ``bundle``. Yields True once it is. Without ``wait``, False if another one is."""

@@ -150,7 +150,7 @@ def _open_file(folder: Path, manifest: Manifest, number: int, direct: bool | Non
     try:
         file = DirectFile(path, direct=direct)
     except FileNotFoundError:
-        if not place.is_dir():
+        if not place.is_dir() and place != folder:
             raise absent(folder, place) from None
         raise BundleCorrupt(f"{path} is missing; delete the bundle and pack again") from None
     except OSError as error:
