@@ -26,6 +26,8 @@ static struct summary summary_of(const uint8_t *from, long tokens, long wide)
 {
     struct summary s = {.centre = (const uint16_t *)(from + 8)};
     memcpy(&s.count, from, 4);
+    if (s.count > tokens) /* of no page: nothing is known of it */
+        s.count = 0;
     memcpy(&s.reach, from + 4, 4);
     s.scale = s.centre + wide;
     s.error = s.scale + tokens;
