@@ -41,7 +41,9 @@ INLINE void multiply(const int tokens, const int blocks, const uint16_t *w, cons
             for (int j = 0; j < LANES && 2 * j < left; j++)
                 for (int t = 0; t < tokens; t++) {
                     const uint16_t *pair = x + t * k + at + 2 * j;
-                    const int32_t both = 2 * j + 1 < left ? *(const int32_t *)pair : *pair;
+                    int32_t both = *pair;
+                    if (2 * j + 1 < left)
+                        __builtin_memcpy(&both, pair, sizeof both);
                     sum[t][b] = _mm512_dpbf16_ps(sum[t][b], (__m512bh)_mm512_set1_epi32(both), (__m512bh)column[j]);
                 }
         }

@@ -189,7 +189,9 @@ WIDE_INLINE void group_sums(const int tokens, const int halves, const int first,
             pairs[halves + h] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(mine, 4), table);
         }
         for (int t = 0; t < tokens; t++) {
-            const __m512bh both = (__m512bh)_mm512_set1_epi32(*(const int32_t *)(x[t] + j));
+            int32_t two;
+            __builtin_memcpy(&two, x[t] + j, sizeof two);
+            const __m512bh both = (__m512bh)_mm512_set1_epi32(two);
             for (int b = 0; b < 2 * halves; b++)
                 sum[t][b] = _mm512_dpbf16_ps(sum[t][b], both, pairs[b]);
         }

@@ -1,4 +1,4 @@
-"""The check of encoded matrices as they arrive, beside the checksum: a checksum says what was packed, not that it is good.
+"""The check of encoded matrices as they arrive, beside the checksum, which only says that bytes are those packed.
 
 Kernels follow some values of a plane: where a tile ends, where a column goes. What passes here is multiplied without an
 error. It costs nothing later: a block in memory is not looked at again.

@@ -12,7 +12,7 @@ from penstock.kernels.formats.base import Format
 from penstock.kernels.formats.blocks import Blocks
 from penstock.kernels.formats.registry import FORMATS
 from penstock.tiering.errors import BundleCorrupt
-from penstock.tiering.store.bundle.manifest import Block, DataFile, Manifest, Packing, TensorSpec, place_tensors
+from penstock.tiering.store.bundle.manifest import Block, DataFile, Manifest, Packing, place_tensors
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.store.bundle.writer import BundleWriter
 from penstock.tiering.units import BlockId, Extent
