@@ -82,7 +82,9 @@ int penstock_available(void)
 }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of w[i] [n, k], all contiguous.
-   `threads` threads of torch's OpenMP runtime share the pieces. tokens <= MOST. chunk is a multiple of STEP. */
+   `threads` threads of torch's OpenMP runtime share the pieces. tokens <= MOST. chunk is a multiple of STEP.
+   Takes: matrices of n * k numbers, inputs of tokens * k, with any bits. Refuses nothing: few_rows.py
+   finds it for shapes that it takes. */
 void penstock_products(long count, const uint64_t *w, const uint64_t *x, const uint64_t *out, long tokens, long n, long k,
                        long chunk, int threads)
 {

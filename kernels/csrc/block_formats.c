@@ -298,17 +298,10 @@ INLINE void store(__m512 numbers, const struct target *to, long at)
     TARGET static void dots_##NAME(int tokens, const struct row *row, long k, const float *x, float *out)              \
     {                                                                                                                  \
         switch (tokens) {                                                                                              \
-        case 1:                                                                                                        \
-            sums_##NAME(1, row, k, x, out);                                                                            \
-            break;                                                                                                     \
-        case 2:                                                                                                        \
-            sums_##NAME(2, row, k, x, out);                                                                            \
-            break;                                                                                                     \
-        case 3:                                                                                                        \
-            sums_##NAME(3, row, k, x, out);                                                                            \
-            break;                                                                                                     \
-        default:                                                                                                       \
-            sums_##NAME(4, row, k, x, out);                                                                            \
+        case 1: sums_##NAME(1, row, k, x, out); break;                                                                 \
+        case 2: sums_##NAME(2, row, k, x, out); break;                                                                 \
+        case 3: sums_##NAME(3, row, k, x, out); break;                                                                 \
+        default: sums_##NAME(4, row, k, x, out);                                                                       \
         }                                                                                                              \
     }
 
@@ -338,8 +331,9 @@ static const place *order_of(const struct shape *shape, const uint8_t *plane)
     return shape->order ? (const place *)(plane + shape->order) : 0;
 }
 
-/* Decodes rows first to first + rows - 1 of the matrix [.., k] in `plane` to out [rows, k] of the dtype `as`. The plane
-   is as long as `shape` says, with any bytes: a number whose place is no column is left out. */
+/* Decodes rows first to first + rows - 1 of the matrix [.., k] in `plane` to out [rows, k] of the dtype `as`.
+   Takes: a plane as long as `shape` says, with any bytes, and rows inside of it: `check_decode` in planes.py refuses
+   others. A number whose place is no column is left out. */
 void penstock_decode_blocks(const struct shape *shape, const uint8_t *plane, long first, long rows, long k, void *out,
                             int as, int threads)
 {
@@ -383,7 +377,8 @@ TARGET static void piece(const struct shape *shape, const uint8_t *plane, const 
 }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of the matrix [n, k] in planes[i].
-   `space` holds count * tokens * k float32 numbers. tokens <= MOST. Planes are as long as `shape` says, with any bytes. */
+   `space` holds count * tokens * k float32 numbers. tokens <= MOST.
+   Takes: planes as long as `shape` says, with any bytes: `locate` in planes.py refuses others. */
 void penstock_block_products(long count, const uint64_t *planes, const uint64_t *x, const uint64_t *out, long tokens,
                              long n, long k, const struct shape *shape, float *space, int threads)
 {

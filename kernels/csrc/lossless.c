@@ -233,7 +233,9 @@ WITH_BYTES static int product(int tokens, const uint8_t *from, uint64_t bytes, c
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i, [n, k], with the same
    sums in the same order as penstock_products. matrices[2 * i] is its address, the number behind that its bytes, at
-   least 8 for each tile. tokens <= MOST. 0 if a matrix is damaged. Nothing outside it is read. */
+   least 8 for each tile. tokens <= MOST. 0 if a matrix is damaged.
+   Takes: matrices of any bytes and the lengths given, at least n / 16 * 8: `locate` in planes.py
+   refuses shorter ones. Refuses what is damaged. */
 int penstock_lossless_products(long count, const uint64_t *matrices, const uint64_t *x, const uint64_t *out, long tokens,
                                long n, long k, long chunk, int threads)
 {
@@ -292,7 +294,9 @@ static int decode(int way, const uint8_t *from, uint64_t bytes, long rows, long 
 
 /* Decodes rows from `first`, a multiple of 16, of the matrix [n, k] in `length` bytes to out [rows, k]. `threads`
    threads share the tiles. `way` must be one that the processor supports. 0 if the matrix is damaged. Nothing
-   outside it is read. */
+   outside it is read.
+   Takes: a matrix of any bytes and any length. Refuses what is damaged. `check_decode` in planes.py
+   refuses rows outside of it. */
 int penstock_lossless_decode(const uint8_t *matrix, long length, long n, long k, long first, long rows,
                              uint16_t *out, int way, int threads)
 {

@@ -74,7 +74,9 @@ END_TARGET
 
 /* The first of `count` tiles of `k` columns that is damaged, -1 if none is. They lie one behind the other from `from`
    on, and end at `ends` from there, which rise. Any bytes may be there. `level` is 0 for any processor, 1 for AVX2, 2
-   for AVX-512. */
+   for AVX-512.
+   Takes: tiles of any bytes. Refuses nothing: lossless.py has checked that `ends` rise, and
+   what it gives ends with the last. */
 int penstock_lossless_first_damaged(const uint8_t *from, const uint64_t *ends, long count, long k, int level)
 {
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -11,7 +11,7 @@ from penstock.kernels.native import LEVELS, SETTING
 from .build import NoSanitizer, Sanitized, build
 from .library import LIBRARY
 
-ROOMS = ("formats", "products", "weights", "experts", "kv", "test_native.py")
+ROOMS = ("formats", "products", "weights", "experts", "kv")
 # A report ends the process, so pytest must not keep what is written to the terminal past sys.stderr.
 _OPTIONS = ("-q", "--capture=sys", "-m", "not soak", "-p", "no:cacheprovider", "-p", "tests.sanitize.library")
 
