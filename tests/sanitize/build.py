@@ -4,11 +4,13 @@ import os
 import shlex
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 SOURCES = Path(__file__).parents[2] / "kernels" / "csrc"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+_OPTIONS = ("-fPIC", "-O1", "-g", "-Wno-psabi")
 _RUNTIMES = {"gcc": ("libasan.so", "libubsan.so"), "clang": ("libclang_rt.asan-x86_64.so",)}
 
 
@@ -33,13 +35,22 @@ def build(folder: Path) -> Sanitized:
     preload = tuple(_runtime(command, name) for name in _RUNTIMES[kind])
     library = folder / "_native_sanitized.so"
     folder.mkdir(parents=True, exist_ok=True)
-    shared = ("-shared-libasan",) if kind == "clang" else ("-fopenmp",)
-    options = ("-shared", "-fPIC", "-O1", "-g", "-Wno-psabi", *SANITIZERS, *shared)
-    sources = sorted(map(str, SOURCES.glob("*.c")))
-    done = subprocess.run([*command, *options, *sources, "-o", str(library), "-lm"], capture_output=True, text=True)
+    options = [*_OPTIONS, *SANITIZERS, *(("-shared-libasan",) if kind == "clang" else ("-fopenmp",))]
+    objects = [folder / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.c"))]
+
+    def compile_source(made: Path) -> None:
+        _run([*command, "-c", *options, str(SOURCES / f"{made.stem}.c"), "-o", str(made)])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_source, objects))
+    _run([*command, "-shared", *options, *map(str, objects), "-o", str(library), "-lm"])
+    return Sanitized(library, preload)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NoSanitizer(f"{command[0]} cannot compile the kernels with sanitizers: {done.stderr.strip()[-2000:]}")
-    return Sanitized(library, preload)
 
 
 def _runtime(command: list[str], name: str) -> str:
