@@ -4,6 +4,7 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import xxhash
 
 from ....kernels.closing import Closing
@@ -12,6 +13,7 @@ from ....kernels.memory.arena import Arena
 from ...errors import BundleCorrupt, BundleError, ReadError
 from ...progress import Progress, Quiet
 from ...units import PAGE, MiB
+from .arrival import Read, find_fault_in, to_check
 from .manifest import Block, Manifest
 from .manifest_file import read_manifest
 from .stripes import absent
@@ -28,6 +30,7 @@ class Bundle(Closing):
         self.folder = folder
         self.manifest = manifest
         self._files = tuple(files)
+        self._checked = {block.id for block in manifest.blocks if to_check(block)}
 
     @staticmethod
     def is_bundle(folder: str | Path) -> bool:
@@ -79,7 +82,17 @@ class Bundle(Closing):
         for block, view in zip(blocks, views, strict=True):
             if xxhash.xxh3_64_hexdigest(view) != block.checksum:
                 return self.corrupt(block, "is altered: its checksum does not match")
+            if block.id in self._checked:
+                arrived = torch.frombuffer(view, dtype=torch.uint8)
+                problem = self.find_fault(block, lambda at, size, arrived=arrived: arrived[at : at + size])
+                if problem is not None:
+                    return problem
         return None
+
+    def find_fault(self, block: Block, read: Read) -> BundleCorrupt | None:
+        """What is wrong with the matrices of ``block``, whose bytes ``read`` gives and whose checksum is right."""
+        what = find_fault_in(block, read)
+        return None if what is None else self.corrupt(block, what)
 
     def explain(self, problem: Exception, blocks: Sequence[Block]) -> Exception:
         """The error to raise where ``problem`` came of reading ``blocks``: BundleCorrupt, ReadError or itself."""
