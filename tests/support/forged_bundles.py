@@ -6,7 +6,8 @@ from pathlib import Path
 
 import xxhash
 
-from penstock.tiering.store.bundle.manifest import Block, TensorSpec, dump, parse
+from penstock.tiering.store.bundle.manifest import Block, TensorSpec, dump
+from penstock.tiering.store.bundle.manifest_file import parse
 
 Change = Callable[[TensorSpec, bytearray], None]
 """Changes the bytes of a tensor in place, as many as before."""
