@@ -86,14 +86,17 @@ def check_decode(
         raise ValueError(f"{format_.name} decodes to contiguous numbers [{count}, {k}], not {out.dtype} {[*out.shape]}")
 
 
-def find_fault(format_: Format, plane: int, n: int, k: int, length: int, read: Window) -> str | None:
+def find_fault(
+    format_: Format, plane: int, n: int, k: int, length: int, read: Window, at_once: int | None = None
+) -> str | None:
     """Return what is wrong with plane number ``plane`` of a matrix [n, k], ``length`` bytes, or None.
 
-    What passes is decoded and multiplied without an error. ``read`` is asked for nothing outside of it, and for no more
-    than a matrix's largest tile, its column order or some MiB at a time.
+    What passes is decoded and multiplied without an error. ``read`` is asked for nothing outside of the plane, and for
+    ``at_once`` bytes at most, unless a tile of sixteen rows or an order of columns has more; for any number if that is
+    None.
     """
     try:
         check_plane(format_, n, k, plane, length)
     except ValueError as error:
         return str(error)
-    return None if format_.any_bytes else format_.find_fault(plane, n, k, length, read)
+    return None if format_.any_bytes else format_.find_fault(plane, n, k, length, read, at_once)

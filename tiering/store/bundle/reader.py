@@ -97,9 +97,10 @@ class Bundle(Closing):
                     return problem
         return None
 
-    def find_fault(self, block: Block, read: Read) -> BundleCorrupt | None:
-        """What is wrong with the matrices of ``block``, whose bytes ``read`` gives and whose checksum is right."""
-        what = find_fault_in(block, read)
+    def find_fault(self, block: Block, read: Read, at_once: int | None = None) -> BundleCorrupt | None:
+        """What is wrong with the matrices of ``block``, whose checksum is right and whose bytes ``read`` gives, some
+        ``at_once`` or all."""
+        what = find_fault_in(block, read, at_once)
         return None if what is None else self.corrupt(block, what)
 
     def explain(self, problem: Exception, blocks: Sequence[Block]) -> Exception:
