@@ -6,7 +6,7 @@ addresses. Values that are an index, an offset or a count are checked once, when
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -22,21 +22,31 @@ class VaryingLengths(Protocol):
         ...
 
 
-@lru_cache(maxsize=4096)
 def check_planes(format_: Format, n: int, k: int, lengths: tuple[int, ...]) -> None:
     """Raise ValueError, with the reason, unless planes of ``lengths`` bytes can be a matrix [n, k].
 
     They are the first planes or all.
     """
-    if not 1 <= len(lengths) <= format_.planes:
-        _refuse(format_, n, k, f"has 1 to {format_.planes} planes, not {len(lengths)}")
-    for plane, length in enumerate(lengths):
-        check_plane(format_, n, k, plane, length)
+    known: Any = format_  # hashable, which a protocol does not say
+    _check_planes(known, n, k, lengths)
+
+
+def check_plane(format_: Format, n: int, k: int, plane: int, length: int) -> None:
+    """Raise ValueError, with the reason, unless ``length`` bytes can be plane number ``plane`` of a matrix [n, k]."""
+    known: Any = format_
+    _check_plane(known, n, k, plane, length)
 
 
 @lru_cache(maxsize=4096)
-def check_plane(format_: Format, n: int, k: int, plane: int, length: int) -> None:
-    """Raise ValueError, with the reason, unless ``length`` bytes can be plane number ``plane`` of a matrix [n, k]."""
+def _check_planes(format_: Any, n: int, k: int, lengths: tuple[int, ...]) -> None:
+    if not 1 <= len(lengths) <= format_.planes:
+        _refuse(format_, n, k, f"has 1 to {format_.planes} planes, not {len(lengths)}")
+    for plane, length in enumerate(lengths):
+        _check_plane(format_, n, k, plane, length)
+
+
+@lru_cache(maxsize=4096)
+def _check_plane(format_: Any, n: int, k: int, plane: int, length: int) -> None:
     if n < 1 or k < 1:
         raise ValueError(f"there is no {format_.name} matrix [{n}, {k}]")
     if not 0 <= plane < format_.planes:
@@ -49,8 +59,9 @@ def check_plane(format_: Format, n: int, k: int, plane: int, length: int) -> Non
         if length != told[plane]:
             _refuse(format_, n, k, f"takes {told[plane]} bytes in plane {plane}, not {length}")
         return
-    assert isinstance(format_, VaryingLengths)
-    least, most = format_.length_range(n, k)
+    varying: object = format_
+    assert isinstance(varying, VaryingLengths)
+    least, most = varying.length_range(n, k)
     if not least <= length <= most:
         _refuse(format_, n, k, f"takes {least} to {most} bytes, not {length}")
 
@@ -84,6 +95,11 @@ def check_decode(
         raise ValueError(f"no slab begins, or no matrix of {n} rows ends, where {rows} does")
     if out.shape != (count, k) or not out.is_contiguous() or (format_.exact and out.dtype != torch.bfloat16):
         raise ValueError(f"{format_.name} decodes to contiguous numbers [{count}, {k}], not {out.dtype} {[*out.shape]}")
+
+
+def read_memory(plane: torch.Tensor) -> Window:
+    """Return what reads ``plane``, all of which is in host memory."""
+    return lambda start, length: plane[start : start + length]
 
 
 def find_fault(

@@ -8,6 +8,7 @@ import torch
 import xxhash
 
 from ....kernels.closing import Closing
+from ....kernels.formats.planes import read_memory
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.memory.arena import Arena
 from ...errors import BundleCorrupt, BundleError, ReadError
@@ -91,8 +92,7 @@ class Bundle(Closing):
             if xxhash.xxh3_64_hexdigest(view) != block.checksum:
                 return self.corrupt(block, "is altered: its checksum does not match")
             if block.id in self._checked:
-                arrived = torch.frombuffer(view, dtype=torch.uint8)
-                problem = self.find_fault(block, lambda at, size, arrived=arrived: arrived[at : at + size])
+                problem = self.find_fault(block, read_memory(torch.frombuffer(view, dtype=torch.uint8)))
                 if problem is not None:
                     return problem
         return None
