@@ -16,6 +16,7 @@ GB/s a core with AVX2, 1.3 GB/s in plain C), and lossless_tiles.py where nothing
 import math
 import time
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ class _LosslessProduct:
 
     def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
         plain = self._plain
-        planes = [number for plane, length in matrices for number in (plane, length)]
+        planes = [*chain.from_iterable(matrices)]  # addresses and lengths in turn
         return multiply(self._kernel, planes, inputs, plain.rows, plain.n, plain.k, plain.chunk, threads=plain.threads)
 
     def _kernel(self, *arguments: Any) -> None:

@@ -66,6 +66,11 @@ def _check_plane(format_: Any, n: int, k: int, plane: int, length: int) -> None:
         _refuse(format_, n, k, f"takes {least} to {most} bytes, not {length}")
 
 
+@lru_cache
+def _varies(format_: Any) -> bool:
+    return isinstance(format_, VaryingLengths)  # slow
+
+
 def _refuse(format_: Format, n: int, k: int, why: str) -> None:
     raise ValueError(f"a {format_.name} matrix [{n}, {k}] {why}")
 
@@ -76,11 +81,12 @@ def locate(format_: Format, planes: Sequence[torch.Tensor], n: int, k: int) -> l
     These are the addresses, each followed by the length where that depends on the numbers. Raises ValueError for planes
     that are not of such a matrix.
     """
-    check_planes(format_, n, k, tuple(plane.numel() for plane in planes))
+    known: Any = format_
+    _check_planes(known, n, k, tuple(plane.numel() for plane in planes))
     for plane in planes:
         if plane.dtype != torch.uint8 or plane.dim() != 1 or not plane.is_contiguous():
             _refuse(format_, n, k, f"is made of bytes, not of {plane.dtype} {[*plane.shape]}")
-    if isinstance(format_, VaryingLengths):
+    if _varies(known):
         return [number for plane in planes for number in (plane.data_ptr(), plane.numel())]
     return [plane.data_ptr() for plane in planes]
 
