@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...tiering.driving.small_files import read_small
 from ...tiering.errors import BundleError, CheckpointError
-from ...tiering.store.bundle.manifest import Manifest, parse
+from ...tiering.store.bundle.manifest import LONGEST, Manifest, parse
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
@@ -54,8 +55,10 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the bundle in ``folder``. Raises BundleError."""
     file = folder / "manifest.json"
     try:
-        return parse(file.read_text("utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
+        return parse(read_small(file, LONGEST).decode("utf-8"), str(file))
+    except OSError as error:
+        raise BundleError(f"cannot read {file}: {error.strerror or error}; delete the bundle and pack again") from error
+    except UnicodeDecodeError as error:
         raise BundleError(f"cannot read {file}: {error}; delete the bundle and pack again") from error
 
 

@@ -6,14 +6,14 @@ what is in them while the checkpoint is there: a file that has changed is replac
 
 import json
 import os
-import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from pathlib import Path, PurePath
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from ....tiering.driving.small_files import sync_folder
+from ....kernels.io.system import open_regular
+from ....tiering.driving.small_files import make_folder, read_small, sync_folder, write_durably
 from ....tiering.errors import CheckpointError
 
 FILES = (
@@ -31,6 +31,8 @@ FILES = (
     "*.tiktoken",
 )
 _CODE = "*.py"
+LARGEST_CONFIG = 16 << 20
+"""Most bytes of a configuration. The longest known ones, with a list for each quantised module, have one million."""
 
 _NOT_OF_WEIGHTS = {
     "_name_or_path",
@@ -52,6 +54,8 @@ _NOT_OF_WEIGHTS = {
 }
 """Keys of a configuration that decide which tokens are generated, and nothing about weights."""
 
+_PIECE = 1 << 20
+
 ModelFiles = Mapping[str, Path | str]
 """The files of the folder, by name: where each lies, or what is in it."""
 
@@ -59,8 +63,10 @@ ModelFiles = Mapping[str, Path | str]
 def write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Make the folder with what ``write`` writes, anew if an interrupted packing left one. Raises CheckpointError."""
     try:
+        if folder.is_symlink():  # what lies there is not ours
+            folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        make_folder(folder)
         write(folder)
         sync_folder(folder)
     except OSError as error:
@@ -84,13 +90,9 @@ def refresh_model_folder(folder: Path, files: ModelFiles) -> bool:
         stale = [path for path in _known_files(folder) if str(path.relative_to(folder)) not in files]
         changed = {name: content for name, content in files.items() if not _has(folder / name, content)}
         for name, content in changed.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            aside = (folder / name).with_name(f".{PurePath(name).name[:200]}.{secrets.token_hex(8)}.tmp")
-            try:
-                _put(content, aside)
-                os.replace(aside, folder / name)
-            finally:
-                aside.unlink(missing_ok=True)
+            if (folder / name).parent != folder:
+                make_folder((folder / name).parent)
+            write_durably(folder / name, _pieces(content), alone=False)
         for path in stale:
             path.unlink(missing_ok=True)
         if changed or stale:
@@ -108,7 +110,7 @@ def checkpoint_files(source: Path, untied: bool, *, code: bool) -> dict[str, Pat
         str(path.relative_to(source)): path for pattern in patterns for path in sorted(source.glob(pattern))
     }
     found = {name: path for name, path in sorted(found.items()) if isinstance(path, Path) and path.is_file()}
-    config = json.loads((source / "config.json").read_text())
+    config = read_config(source)
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     quantised = [part.pop("quantization_config", None) for part in parts] != [None] * len(parts)
     if untied:
@@ -117,6 +119,20 @@ def checkpoint_files(source: Path, untied: bool, *, code: bool) -> dict[str, Pat
     if untied or quantised:
         found["config.json"] = json.dumps(config, indent=2) + "\n"
     return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration in ``folder``, as it is written. Raises CheckpointError."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(read_small(path, LARGEST_CONFIG))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON ({error}); fetch the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is no configuration of a model; fetch the checkpoint again")
+    return config
 
 
 def what_decides_weights(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,15 +157,17 @@ def _known_files(folder: Path) -> list[Path]:
 
 def _put(content: Path | str, path: Path) -> None:
     """Write a file, durably."""
-    if isinstance(content, Path):
-        shutil.copyfile(content, path)
-    else:
-        path.write_text(content)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_durably(path, _pieces(content))
+
+
+def _pieces(content: Path | str) -> Iterator[bytes]:
+    """The bytes of ``content``, a few at a time: tokenizers have tens of megabytes."""
+    if isinstance(content, str):
+        yield content.encode()
+        return
+    with open(open_regular(content, os.O_RDONLY), "rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
 
 
 def _has(path: Path, content: Path | str) -> bool:

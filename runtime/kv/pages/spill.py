@@ -13,8 +13,9 @@ import xxhash
 
 from ....kernels.io.directio import REFUSALS, DirectFile, Segment
 from ....kernels.io.reading import Reader
-from ....kernels.io.system import open_direct, reserve
+from ....kernels.io.system import open_direct, open_regular, reserve
 from ....kernels.waiting import Then
+from ....tiering.driving.small_files import make_folder
 from ....tiering.errors import FlashFull, PenstockError, ReadError
 from ....tiering.units import format_size
 
@@ -31,7 +32,7 @@ class Spill:
     def __init__(self, folder: Path, reader: Reader, *, direct: bool | None = None) -> None:
         self._reader = reader
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder, parents=True)
             descriptor, name = tempfile.mkstemp(prefix="kv-", dir=folder)  # 0600
         except OSError as error:
             raise PenstockError(
@@ -40,7 +41,7 @@ class Spill:
         try:
             os.close(descriptor)
             self._file = DirectFile(name, direct=direct)
-            self._out = (open_direct if self._file.direct else os.open)(name, os.O_WRONLY)
+            self._out = (open_direct if self._file.direct else open_regular)(name, os.O_WRONLY, follow=False)
         finally:
             os.unlink(name)
         self._folder = folder

@@ -10,7 +10,7 @@ import pytest
 
 from penstock.kernels.waiting import no_waiting
 from penstock.tiering.driving.background import BackgroundTask, Hold
-from penstock.tiering.driving.small_files import append, on_loop, read_whole, write_durably
+from penstock.tiering.driving.small_files import append, on_loop, read_small, write_durably
 
 
 def loops() -> list[threading.Thread]:
@@ -97,11 +97,11 @@ def test_what_is_written_is_read(tmp_path: Path, running: bool) -> None:
     write_durably(path, "old", mode=0o600)
     write_durably(path, iter([b"new", b"er"]), mode=0o600, alone=False)
     append(path, b" still")
-    assert read_whole(path) == b"newer still"
+    assert read_small(path, 11) == b"newer still"
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError):
-        read_whole(tmp_path / "absent")
+        read_small(tmp_path / "absent", 1)
     if hold is not None:
         hold.close()
 

@@ -64,10 +64,10 @@ def test_no_bit_of_a_header_may_change(bit):
 
 
 def test_a_newer_version_is_named(monkeypatch):
-    monkeypatch.setattr(headers, "VERSION", 2)
+    monkeypatch.setattr(headers, "VERSION", 3)
     raw = headers.dump(whole_header(state=False))
     monkeypatch.undo()
-    with pytest.raises(PrefixVersionError, match="version 2"):
+    with pytest.raises(PrefixVersionError, match="version 3"):
         headers.parse(raw, "f")
 
 

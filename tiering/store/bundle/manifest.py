@@ -26,6 +26,8 @@ from typing import Any
 from ...errors import BundleCorrupt, BundleVersionError
 from ...units import PAGE, BlockId, Extent, align_up
 
+LONGEST = 256 << 20
+"""Most bytes of a manifest: a block of few matrices takes a few hundred."""
 PLAIN, STRIPED, ENCODED = 1, 2, 3
 """The versions. A bundle gets the lowest that can describe it, so that older versions of penstock can read it."""
 TENSOR_ALIGNMENT = 64

@@ -9,10 +9,11 @@ import xxhash
 from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.memory.arena import Arena
+from ...driving.small_files import read_small
 from ...errors import BundleCorrupt, BundleError, ReadError
 from ...progress import Progress, Quiet
 from ...units import PAGE, MiB
-from .manifest import Block, Manifest, parse
+from .manifest import LONGEST, Block, Manifest, parse
 from .stripes import absent
 
 _WITHOUT = ', or compute without it (weights_quality = "base")'
@@ -44,7 +45,7 @@ class Bundle(Closing):
         folder = Path(folder).expanduser()
         path = folder / "manifest.json"
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_small(path, LONGEST).decode("utf-8")
         except FileNotFoundError:
             raise BundleError(f"{folder} is not a bundle: it has no manifest.json") from None
         except UnicodeDecodeError as error:
