@@ -32,8 +32,11 @@ def open_regular(path: str | os.PathLike[str], flags: int, mode: int = 0o666, *,
         if error.errno == errno.ENXIO:  # a pipe that nobody reads, a socket, a device that is not there
             raise OSError(errno.ENXIO, "it is no regular file", str(path)) from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
         os.close(descriptor)
+        if stat.S_ISDIR(kind):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     os.set_blocking(descriptor, True)
     return descriptor

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ...tiering.driving.small_files import read_small, write_durably
 
-_LARGEST = 16 << 20
-"""Bytes. Ten thousand trials, the most that are kept, take a few megabytes."""
+_LARGEST = 1 << 20
 
 
 class Strict(BaseModel):
@@ -26,10 +25,10 @@ def place(name: str) -> Path:
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "penstock" / name
 
 
-def read(name: str) -> bytes | None:
-    """The content of the file ``name``, if this user alone may write it, and it is small."""
+def read(name: str, most: int = _LARGEST) -> bytes | None:
+    """The content of the file ``name``, if this user alone may write it, and it has ``most`` bytes at most."""
     try:
-        return read_small(place(name), _LARGEST, follow=False, private=True)
+        return read_small(place(name), most, follow=False, private=True)
     except OSError:
         return None
 

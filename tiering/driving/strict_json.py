@@ -98,7 +98,8 @@ def number(value: object, name: str = "a number") -> float:
 
 def text(value: object, pattern: str, name: str = "a text") -> str:
     """``value``, a text that matches the whole of ``pattern``. Raises ValueError, which calls it ``name``."""
-    if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
+    # Halves of a pair of surrogates are no text: they can be neither written nor shown.
+    if not isinstance(value, str) or re.fullmatch(pattern, value) is None or re.search("[\ud800-\udfff]", value):
         raise ValueError(f"{name} is {shorten(value)}, not as it should be")
     return value
 

@@ -34,7 +34,7 @@ LARGEST = 1 << 27
 """Most bytes of a valid header. Nearly all of it are tokens: the JSON says nothing about single blocks."""
 MOST_TOKENS = 1 << 24
 """Tokens of a whole prefix, at most."""
-LABEL = r"[^\0-\x1f\x7f/]{1,255}"
+LABEL = r"[^\0-\x1f\x7f-\x9f/]{1,255}"
 """What names a model for people: that of a folder."""
 HASH = "[0-9a-f]{64}"
 

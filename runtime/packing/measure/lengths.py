@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from ....kernels.formats.registry import FORMATS
 from ....kernels.io.system import open_regular
 from ....tiering.driving.small_files import make_folder, read_small
 from ....tiering.driving.strict_json import many, parse_json, text, whole
@@ -35,7 +36,7 @@ class KeptLengths:
     def __call__(self, spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
         """Bytes of each plane. Raises what ``lengths`` raises, FlashFull or BundleError when they cannot be kept."""
         key = spec.name, expert, choice.format
-        if key not in self._known:
+        if len(self._known.get(key, ())) != FORMATS[choice.format].planes:
             self._known[key] = self._lengths(spec, expert, choice)
             with translate_errors(self._path.parent):
                 self._keep(key)

@@ -90,7 +90,10 @@ def _identity(store: Path) -> str:
     with locked(path):
         if (known := _read_identity(path)) is None:
             known = secrets.token_hex(8)
-            write_durably(path, known)
+            try:
+                write_durably(path, known)
+            except OSError as error:
+                raise BundleError(f"{path} cannot be written: {error.strerror or error}; see [store] path") from error
         return known
 
 
