@@ -34,8 +34,8 @@ def read_note(bundle: Path) -> WeightsNote | None:
 
 
 def write_note(bundle: Path, note: WeightsNote) -> None:
-    """Write ``note`` into ``bundle``, unless it is there, or the bundle may not be written."""
-    if read_note(bundle) == note:
+    """Write ``note`` into ``bundle``, unless it is there, or the bundle may not be written or is on a link."""
+    if bundle.is_symlink() or read_note(bundle) == note:
         return
     try:
         write_durably(bundle / _FILE, json.dumps(asdict(note)) + "\n", alone=False)

@@ -26,6 +26,7 @@ from ...tiering.errors import FlashFull, PenstockError, PrefixError, PromptTooLo
 from ...tiering.prefix.breakeven import Speeds, worth_reading
 from ...tiering.prefix.chain import Chain, chain_of, root_of
 from ...tiering.store.prefixes.found import Found
+from ...tiering.store.prefixes.prefix_folder import explain
 from ...tiering.store.prefixes.prefixes import PrefixStore
 from ..engine.stats import PrefixStats
 from ..tiers.placeholders import CPU
@@ -193,7 +194,7 @@ class Prefixes(Closing):
         try:
             count = self._restore_longest(self._chain(names, token_ids), cache, names.kind)
         except (PrefixError, OSError) as error:
-            self._problem = str(error)
+            self._note(error)
             return 0
         self._origins.begin(cache, names.root, token_ids[:count])
         return count
@@ -296,7 +297,11 @@ class Prefixes(Closing):
         try:
             yield
         except (PrefixError, FlashFull, OSError) as error:
-            self._problem = str(error)
+            self._note(error)
+
+    def _note(self, error: PenstockError | OSError) -> None:
+        """Keep what is wrong, for ``stats``."""
+        self._problem = str(explain(self.store.folder, error) if isinstance(error, OSError) else error)
 
     def _count(self, **more: int) -> None:
         with self._lock:
@@ -374,7 +379,7 @@ class Prefixes(Closing):
             try:
                 work()
             except (PenstockError, OSError) as error:
-                self._problem = str(error)
+                self._note(error)
 
         try:
             return self._writer.submit(guarded)

@@ -144,6 +144,13 @@ def make_folder(folder: Path, *, parents: bool = False) -> None:
         folder.chmod(0o700)
 
 
+def in_words(error: OSError) -> str:
+    """What failed, for a message that names the folder: no number of an error, and what to do about a full drive."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "its drive is full, make room there"
+    return error.strerror or str(error)
+
+
 def sync_folder(folder: Path) -> None:
     """Make names made or renamed in ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

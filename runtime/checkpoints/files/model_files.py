@@ -84,8 +84,10 @@ def refresh_model_folder(folder: Path, files: ModelFiles) -> bool:
     """Make ``files`` those of the folder, where they differ. Who reads meanwhile finds each file as it was or as it is.
 
     Code stays, if ``files`` have none: whoever trusts it may use the bundle, too. Returns whether the folder has them:
-    not where it may not be written.
+    not where it may not be written, and not through a link.
     """
+    if folder.is_symlink() or folder.parent.is_symlink():
+        return False
     try:
         stale = [path for path in _known_files(folder) if str(path.relative_to(folder)) not in files]
         changed = {name: content for name, content in files.items() if not _has(folder / name, content)}

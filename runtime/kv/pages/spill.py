@@ -39,6 +39,7 @@ class Spill:
                 f"{folder}: no file for KV can be made there ({error.strerror}); see [store] path"
             ) from error
         try:
+            os.fchmod(descriptor, 0o600)  # mkstemp heeds the umask
             os.close(descriptor)
             self._file = DirectFile(name, direct=direct)
             self._out = (open_direct if self._file.direct else open_regular)(name, os.O_WRONLY, follow=False)

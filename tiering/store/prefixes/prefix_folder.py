@@ -89,6 +89,7 @@ class PrefixFolder:
 
     def sweep(self) -> None:
         """Remove what processes that are gone have left, and what nobody can reach. The lock is held."""
+        notes.sweep(self.folder)
         for entry, status in list(self.entries()):
             is_partial = entry.name.endswith(PARTIAL) and not stat.S_ISDIR(status.st_mode)
             if is_partial and is_abandoned(self.folder / entry.name):

@@ -1,7 +1,9 @@
 """The small files beside the prefixes: what was seen, what is measured, and the index. Any may be lost or damaged."""
 
 import json
+import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +48,17 @@ def note_seen(folder: Path, hashes: Iterable[str], most: int) -> None:
     if torn:  # too long, cut off, or no file of ours
         write_durably(path, [seen.dump()], mode=_PRIVATE)
     append(path, seen.entries(hashes), mode=_PRIVATE)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what is none of these files, or too long to be read: it takes room, and would be there for ever. The
+    store's lock is held."""
+    for name, most in ((SEEN, _MOST_SEEN), (SPEEDS, _MOST_SPEEDS), (INDEX, _MOST_INDEX)):
+        with suppress(FileNotFoundError):
+            status = (folder / name).lstat()
+            is_file = stat.S_ISREG(status.st_mode) and status.st_size <= most
+            if not is_file and not stat.S_ISDIR(status.st_mode):
+                (folder / name).unlink()
 
 
 def read_speeds(folder: Path) -> dict[str, Speeds]:
