@@ -57,7 +57,7 @@ class Prefixes(Closing):
     def __init__(
         self,
         store: PrefixStore,
-        identity: Mapping[str, object] | LiveIdentity,
+        identity: Mapping[str, object] | LiveIdentity | FixedIdentity,
         config: PreTrainedConfig,
         *,
         label: str,
@@ -69,7 +69,7 @@ class Prefixes(Closing):
         """``flags`` are arguments of the model's forward that are False unless they are given."""
         self.flags = flags
         self.store, self.block, self._device, self._salt = store, block, device, salt
-        self._identity = identity if isinstance(identity, LiveIdentity) else FixedIdentity(identity)
+        self._identity = FixedIdentity(identity) if isinstance(identity, Mapping) else identity
         self._held = threading.local()
         self._origins = Origins()
         self.watch = ForwardWatch(self._origins, block, self.find_names, flags).forward

@@ -39,11 +39,11 @@ class FixedIdentity:
 
     follows = False
     """Whether it tells when the model has changed."""
-    model = None
-    """The model, where it is known."""
 
-    def __init__(self, identity: Mapping[str, object]) -> None:
+    def __init__(self, identity: Mapping[str, object], model: nn.Module | None = None) -> None:
         self._described = Described(identity)
+        self.model = model
+        """The model, where it is known."""
 
     def describe(self) -> Described:
         """The identity."""
