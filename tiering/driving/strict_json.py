@@ -111,6 +111,13 @@ def many(value: object, take: Callable[[Any], Item], most: int = LARGEST, name: 
     return tuple(map(take, value))
 
 
+def items(value: object, count: int) -> list[Any]:
+    """The items of the list ``value``, which has ``count``. Raises ValueError."""
+    if not isinstance(value, list) or len(value) != count:
+        raise ValueError(f"{shorten(value)} stands where a list of {count} was expected")
+    return value
+
+
 def shorten(value: object) -> str:
     """``value`` for a message, in one line and a few words, however large it is."""
     match value:

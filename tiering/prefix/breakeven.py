@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..driving.strict_json import Fields, many, number, text, whole
+from ..driving.strict_json import Fields, items, number, text, whole
 
 MARGIN = 1.2
 """The other way is taken when it is faster by this factor: measurements scatter, decisions should not."""
@@ -99,7 +99,7 @@ def _parse(raw: object) -> Speeds:
 
 
 def _parse_prompt(raw: object) -> tuple[int, float]:
-    tokens, seconds = many(raw, lambda each: each, 2)
+    tokens, seconds = items(raw, 2)
     if number(seconds) < 0:
         raise ValueError("no time")
     return whole(tokens, 1, _MOST_TOKENS), number(seconds)

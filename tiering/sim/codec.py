@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..driving.strict_json import LARGEST, Fields, many, number, text, whole
+from ..driving.strict_json import LARGEST, Fields, items, many, number, text, whole
 from ..errors import ReadError
 from ..events import (
     Acquire,
@@ -92,7 +92,7 @@ def _sizes(value: object) -> dict[str, int]:
 
 
 def _home_from(value: object, regions: Mapping[str, int], drives: int) -> tuple[BlockId, Home]:
-    kind, module, part, file, offset, length, region, drive, place, streamable = many(value, lambda each: each, 10)
+    kind, module, part, file, offset, length, region, drive, place, streamable = items(value, 10)
     if text(region, _NAME) not in regions or not isinstance(streamable, bool):
         raise ValueError("a block has no home")
     block = BlockId(
@@ -191,12 +191,12 @@ class Codec:
         match value:
             case ["g", ticket, block, region, offset, list(residual_slots)]:
                 slot = self._slot(block, region, offset)
-                own = tuple(self._slot(*many(place, lambda each: each, 3)) for place in residual_slots)
+                own = tuple(self._slot(*items(place, 3)) for place in residual_slots)
                 return Grant(whole(ticket), self._block(block), slot, own)
             case ["x", ticket, str(words)]:
                 return Refuse(whole(ticket), ReadError(words))
             case ["r", read, purpose, list(parts)]:
-                own_parts = tuple(self._part(*many(part, lambda each: each, 3)) for part in parts)
+                own_parts = tuple(self._part(*items(part, 3)) for part in parts)
                 return Read(whole(read), own_parts, Purpose(text(purpose, _NAME)))
             case ["d", offset, length]:
                 return Discard(whole(offset), whole(length))

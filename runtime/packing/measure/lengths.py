@@ -9,7 +9,7 @@ from typing import IO
 from ....kernels.formats.registry import FORMATS
 from ....kernels.io.system import open_regular
 from ....tiering.driving.small_files import make_folder, read_small
-from ....tiering.driving.strict_json import many, parse_json, text, whole
+from ....tiering.driving.strict_json import items, many, parse_json, text, whole
 from ....tiering.store.bundle.drive_writer import translate_errors
 from ....tiering.store.bundle.journal import LENGTHS
 from ....tiering.store.bundle.manifest import TensorSpec
@@ -61,6 +61,6 @@ class KeptLengths:
 
 def _parse(line: bytes) -> tuple[tuple[str, int | None, str], Planes]:
     """A tensor, its expert and format, and the bytes of its planes. Raises ValueError."""
-    name, expert, format_, planes = many(parse_json(line), lambda each: each, 4)
+    name, expert, format_, planes = items(parse_json(line), 4)
     key = text(name, r"[^\0]{1,4096}"), None if expert is None else whole(expert), text(format_, r"[\w.-]{1,64}")
     return key, many(planes, lambda length: whole(length, 0, 1 << 50), 16)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.tiering.driving.strict_json import Fields, many, number, parse_json, shorten, text, whole
+from penstock.tiering.driving.strict_json import Fields, items, many, number, parse_json, shorten, text, whole
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,13 @@ def test_what_is_as_it_should_be_is_taken() -> None:
     assert fields.flag("d") is False
     assert fields.number("e") == 0.5
     fields.end()
+    assert items([1, "x"], 2) == [1, "x"]
+
+
+@pytest.mark.parametrize("value", [[], [1], [1, 2, 3], {"a": 1, "b": 2}, "ab", None])
+def test_a_list_has_as_many_items_as_it_should(value: object) -> None:
+    with pytest.raises(ValueError, match="a list of 2"):
+        items(value, 2)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5))

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...driving import small_files
 from ...driving.small_files import read_small, write_durably
-from ...driving.strict_json import many, parse_json, text, whole
+from ...driving.strict_json import items, many, parse_json, text, whole
 from .manifest import Block, BundleDrive
 
 NAME = "journal.jsonl"
@@ -48,8 +48,8 @@ def read(path: Path, plan: Sequence[Block]) -> list[str]:
 
 def _checksum(line: Any, block: Block) -> str:
     """What ``line`` says the checksum of ``block`` is. Raises ValueError for a line that is not that block's."""
-    id_, extent, checksum = many(line, lambda each: each, 3)
-    found = [*many(id_, lambda each: each, 3), *many(extent, lambda each: each, 3)]
+    id_, extent, checksum = items(line, 3)
+    found = [*items(id_, 3), *items(extent, 3)]
     expected = [*block.id, block.extent.file, block.extent.offset, block.extent.length]
     if [(type(each), each) for each in found] != [(type(each), each) for each in expected]:
         raise ValueError("the line of another block")
@@ -75,7 +75,7 @@ def read_drives(folder: Path) -> tuple[BundleDrive, ...]:
 
 
 def _drive(raw: Any) -> BundleDrive:
-    place, speed = many(raw, lambda each: each, 2)
+    place, speed = items(raw, 2)
     # The first has no folder: its blocks lie in the bundle's own.
     return BundleDrive(text(place, r"|/[^\0]*"), whole(speed, 1))
 
