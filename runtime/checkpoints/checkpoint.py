@@ -16,7 +16,7 @@ from ...tiering.progress import Progress
 from .describe import Description, describe
 from .files.digest import digest_files
 from .files.hub import find_folder
-from .files.model_files import ModelFiles, checkpoint_files, read_config, what_decides_weights
+from .files.model_files import ModelFiles, checkpoint_files, what_decides_weights
 from .files.safetensors_file import SourceTensor, parse_header, read_tensor
 from .files.weights_files import check_link, find_weights, list_some
 from .meta_model import build_meta_model
@@ -105,7 +105,7 @@ class Checkpoint(Source):
 
     def weights_digest(self, store: Path, progress: Progress | None = None) -> str | None:
         """As Source. Of the configuration counts what may decide weights."""
-        config = what_decides_weights(read_config(self.folder))
+        config = what_decides_weights(json.loads((self.folder / "config.json").read_text()))
         files = digest_files([file for file in self.content if file.name != "config.json"], store, progress)
         return hashlib.sha256(json.dumps([files, config], sort_keys=True).encode()).hexdigest()
 

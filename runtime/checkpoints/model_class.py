@@ -9,16 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 
-from ...tiering.driving.small_files import read_small
-from ...tiering.driving.strict_json import Fields, parse_json
 from ...tiering.errors import CheckpointError
 
 REMOTE_MODULES = "transformers_modules."
 """What the modules are called that transformers makes of code that comes with a model."""
 
 _FILE = "model_class.json"
-_LARGEST = 1 << 16
-"""Most bytes of that file: two names."""
 _LIBRARY = "transformers."
 
 
@@ -40,16 +36,15 @@ def read_class(folder: Path, *, trust_remote_code: bool) -> type[PreTrainedModel
     if not is_wrapped(folder):
         return None
     try:
-        fields = Fields(parse_json(read_small(folder / _FILE, _LARGEST)))
-        module, name = fields.text("module", r"[\w.-]{1,1000}"), fields.text("name", r"[\w.<>]{1,1000}")
-        fields.end()
+        noted = json.loads((folder / _FILE).read_text())
+        module, name = str(noted["module"]), str(noted["name"])
         if module.startswith(_LIBRARY):
             found: Any = getattr(importlib.import_module(module), name)
         elif module.startswith(REMOTE_MODULES) and trust_remote_code:
             found = get_class_from_dynamic_module(f"{module.rpartition('.')[2]}.{name}", str(folder))
         else:
             found = None
-    except (OSError, ValueError, ImportError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         raise CheckpointError(
             f"the class in {folder / _FILE} cannot be found ({error}); wrap the model again"
         ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ....kernels.io.system import open_regular
-from ....tiering.driving.small_files import make_folder, read_small, sync_folder, write_durably
+from ....tiering.driving.small_files import make_folder, sync_folder, write_durably
 from ....tiering.errors import CheckpointError
 
 FILES = (
@@ -31,8 +31,6 @@ FILES = (
     "*.tiktoken",
 )
 _CODE = "*.py"
-LARGEST_CONFIG = 16 << 20
-"""Most bytes of a configuration. The longest known ones, with a list for each quantised module, have one million."""
 
 _NOT_OF_WEIGHTS = {
     "_name_or_path",
@@ -112,7 +110,7 @@ def checkpoint_files(source: Path, untied: bool, *, code: bool) -> dict[str, Pat
         str(path.relative_to(source)): path for pattern in patterns for path in sorted(source.glob(pattern))
     }
     found = {name: path for name, path in sorted(found.items()) if isinstance(path, Path) and path.is_file()}
-    config = read_config(source)
+    config = json.loads((source / "config.json").read_text())
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     quantised = [part.pop("quantization_config", None) for part in parts] != [None] * len(parts)
     if untied:
@@ -121,20 +119,6 @@ def checkpoint_files(source: Path, untied: bool, *, code: bool) -> dict[str, Pat
     if untied or quantised:
         found["config.json"] = json.dumps(config, indent=2) + "\n"
     return found
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration in ``folder``, as it is written. Raises CheckpointError."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(read_small(path, LARGEST_CONFIG))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON ({error}); fetch the checkpoint again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is no configuration of a model; fetch the checkpoint again")
-    return config
 
 
 def what_decides_weights(config: Mapping[str, Any]) -> dict[str, Any]:

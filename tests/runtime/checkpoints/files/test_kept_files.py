@@ -6,14 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from transformers import LlamaForCausalLM
 
 from penstock.runtime.checkpoints.files import digest
 from penstock.runtime.checkpoints.files.digest import digest_files
-from penstock.runtime.checkpoints.files.model_files import read_config, refresh_model_folder, write_model_folder
-from penstock.runtime.checkpoints.model_class import read_class, write_class
+from penstock.runtime.checkpoints.files.model_files import refresh_model_folder, write_model_folder
 from penstock.runtime.checkpoints.weights_note import WeightsNote, read_note, write_note
-from penstock.tiering.errors import BundleError, CheckpointError, FlashFull
+from penstock.tiering.errors import BundleError, FlashFull
 
 NOTE = WeightsNote("ab" * 32, "cd" * 32, "ef" * 32)
 STRANGE = [
@@ -105,20 +103,3 @@ def test_a_model_folder_that_is_a_link_is_replaced(tmp_path: Path) -> None:
     write_model_folder(tmp_path / "model", lambda folder: (folder / "config.json").write_text("{}") and None)
     assert not (tmp_path / "model").is_symlink()
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["own"]
-
-
-@pytest.mark.parametrize("content", [each for each in STRANGE if each not in (b'{"a":1}', b"NaN")])
-def test_a_configuration_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"config\.json") as caught:
-        read_config(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", STRANGE)
-def test_a_class_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
-    write_class(LlamaForCausalLM, tmp_path)
-    assert read_class(tmp_path, trust_remote_code=False) is LlamaForCausalLM
-    (tmp_path / "model_class.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model_class\.json"):
-        read_class(tmp_path, trust_remote_code=False)
