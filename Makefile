@@ -1,11 +1,11 @@
-# make demo | test | check | docs | soak | wheel | setup - each sets up what it needs in .venv, under constraints.txt.
+# make demo | test | check | docs | soak | sanitize | wheel | setup - each sets up what it needs in .venv, under constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak check types docs format wheel clean
+.PHONY: setup demo test soak sanitize check types docs format wheel clean
 
 setup: $(READY)
 
@@ -22,6 +22,10 @@ test: setup
 
 soak: setup
 	$(BIN)/python -m pytest -m soak
+
+# The tests of the kernels on kernels that report every access outside of memory, at each level of instructions.
+sanitize: setup
+	$(BIN)/python -m tests.sanitize
 
 check: types docs
 	$(BIN)/ruff check .

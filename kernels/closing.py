@@ -1,6 +1,16 @@
 """Base classes of objects that close or stop at the end of a ``with`` block."""
 
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, Self
+
+
+class CanClose(Protocol):
+    """An object that holds something until it is closed."""
+
+    def close(self) -> None:
+        """Release everything that the object holds. Idempotent."""
+        ...
 
 
 class Closing:
@@ -17,6 +27,17 @@ class Closing:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def closed_on_error(opened: CanClose | None) -> Iterator[None]:
+    """Close what is ``opened`` if the block raises."""
+    try:
+        yield
+    except BaseException:
+        if opened is not None:
+            opened.close()
+        raise
 
 
 class Stopping:

@@ -286,7 +286,9 @@ static void weigh(const struct weighing *now, int level)
 }
 
 /* out [heads * rows, end], from column `at`: query [heads * rows, dim] times the keys of `count` pages, times
-   scaling. Columns from `end` on are left out. dim is at most MOST_DIM. */
+   scaling. Columns from `end` on are left out. dim is at most MOST_DIM.
+   Takes: pages of heads * tokens * dim numbers, with any bits. Refuses nothing: kernels/kv/attention.py
+   calls it for the dims and dtypes that it has. */
 void penstock_scores(long count, const uint64_t *planes, const void *query, float *out, long heads, long rows,
                      long tokens, long dim, long at, long end, float scaling, int brief, int level, int threads)
 {
@@ -306,7 +308,8 @@ void penstock_scores(long count, const uint64_t *planes, const void *query, floa
     }
 }
 
-/* out [heads * rows, dim] += weights [heads * rows, end], from column `at`, times the values of `count` pages. */
+/* out [heads * rows, dim] += weights [heads * rows, end], from column `at`, times the values of `count` pages.
+   Takes: pages of heads * tokens * dim numbers, with any bits. Refuses nothing, as above. */
 void penstock_weigh(long count, const uint64_t *planes, const void *weights, float *out, long heads, long rows,
                     long tokens, long dim, long at, long end, int brief, int level, int threads)
 {

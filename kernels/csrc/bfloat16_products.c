@@ -41,7 +41,9 @@ INLINE void multiply(const int tokens, const int blocks, const uint16_t *w, cons
             for (int j = 0; j < LANES && 2 * j < left; j++)
                 for (int t = 0; t < tokens; t++) {
                     const uint16_t *pair = x + t * k + at + 2 * j;
-                    const int32_t both = 2 * j + 1 < left ? *(const int32_t *)pair : *pair;
+                    int32_t both = *pair;
+                    if (2 * j + 1 < left)
+                        __builtin_memcpy(&both, pair, sizeof both);
                     sum[t][b] = _mm512_dpbf16_ps(sum[t][b], (__m512bh)_mm512_set1_epi32(both), (__m512bh)column[j]);
                 }
         }
@@ -80,7 +82,9 @@ int penstock_available(void)
 }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of w[i] [n, k], all contiguous.
-   `threads` threads of torch's OpenMP runtime share the pieces. tokens <= MOST. chunk is a multiple of STEP. */
+   `threads` threads of torch's OpenMP runtime share the pieces. tokens <= MOST. chunk is a multiple of STEP.
+   Takes: matrices of n * k numbers, inputs of tokens * k, with any bits. Refuses nothing: few_rows.py
+   finds it for shapes that it takes. */
 void penstock_products(long count, const uint64_t *w, const uint64_t *x, const uint64_t *out, long tokens, long n, long k,
                        long chunk, int threads)
 {

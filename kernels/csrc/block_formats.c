@@ -227,11 +227,15 @@ INLINE __m256i brief(__m512 numbers)
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 
-/* Destination of decoded numbers: a row of the dtype `as`. Number i goes to place order[i], if there is an order. */
+typedef uint32_t place __attribute__((aligned(1), may_alias)); /* of a column, as planes have it */
+
+/* Destination of decoded numbers: a row of `columns` numbers of the dtype `as`. Number i goes to place order[i], if
+   there is an order. */
 struct target {
     void *row;
     int as;
-    const int32_t *order;
+    const place *order;
+    long columns;
 };
 
 /* Stores sixteen numbers from place `at` of a row on. */
@@ -254,7 +258,9 @@ INLINE void store(__m512 numbers, const struct target *to, long at)
     uint32_t few[LANES];
     store_row(numbers, few, to->as, 0);
     for (int i = 0; i < LANES; i++) {
-        const int32_t place = to->order[at + i];
+        const long place = to->order[at + i];
+        if (place >= to->columns) /* no place: the plane was not checked when it arrived */
+            continue;
         if (to->as == FLOAT32)
             ((uint32_t *)to->row)[place] = few[i];
         else
@@ -292,17 +298,10 @@ INLINE void store(__m512 numbers, const struct target *to, long at)
     TARGET static void dots_##NAME(int tokens, const struct row *row, long k, const float *x, float *out)              \
     {                                                                                                                  \
         switch (tokens) {                                                                                              \
-        case 1:                                                                                                        \
-            sums_##NAME(1, row, k, x, out);                                                                            \
-            break;                                                                                                     \
-        case 2:                                                                                                        \
-            sums_##NAME(2, row, k, x, out);                                                                            \
-            break;                                                                                                     \
-        case 3:                                                                                                        \
-            sums_##NAME(3, row, k, x, out);                                                                            \
-            break;                                                                                                     \
-        default:                                                                                                       \
-            sums_##NAME(4, row, k, x, out);                                                                            \
+        case 1: sums_##NAME(1, row, k, x, out); break;                                                                 \
+        case 2: sums_##NAME(2, row, k, x, out); break;                                                                 \
+        case 3: sums_##NAME(3, row, k, x, out); break;                                                                 \
+        default: sums_##NAME(4, row, k, x, out);                                                                       \
         }                                                                                                              \
     }
 
@@ -327,12 +326,14 @@ static const struct {
     {row_mxfp4, dots_mxfp4}, {row_fp8, dots_fp8}, {row_uint4, dots_uint4},
 };
 
-static const int32_t *order_of(const struct shape *shape, const uint8_t *plane)
+static const place *order_of(const struct shape *shape, const uint8_t *plane)
 {
-    return shape->order ? (const int32_t *)(plane + shape->order) : 0;
+    return shape->order ? (const place *)(plane + shape->order) : 0;
 }
 
-/* Decodes rows first to first + rows - 1 of the matrix [.., k] in `plane` to out [rows, k] of the dtype `as`. */
+/* Decodes rows first to first + rows - 1 of the matrix [.., k] in `plane` to out [rows, k] of the dtype `as`.
+   Takes: a plane as long as `shape` says, with any bytes, and rows inside of it: `check_decode` in planes.py refuses
+   others. A number whose place is no column is left out. */
 void penstock_decode_blocks(const struct shape *shape, const uint8_t *plane, long first, long rows, long k, void *out,
                             int as, int threads)
 {
@@ -340,7 +341,7 @@ void penstock_decode_blocks(const struct shape *shape, const uint8_t *plane, lon
     for (long i = 0; i < rows; i++) {
         const struct row row = row_of(shape, plane, first + i);
         const long size = as == FLOAT32 ? 4 : 2;
-        const struct target to = {(uint8_t *)out + i * k * size, as, order_of(shape, plane)};
+        const struct target to = {(uint8_t *)out + i * k * size, as, order_of(shape, plane), k};
         FORMATS[shape->format].decode(&row, k, &to);
     }
 }
@@ -348,10 +349,11 @@ void penstock_decode_blocks(const struct shape *shape, const uint8_t *plane, lon
 /* Converts x [tokens, k], bfloat16, to float32, with its columns in the stored order of the matrix in `plane`. */
 TARGET static void widen(const struct shape *shape, const uint8_t *plane, const uint16_t *x, float *to, long tokens, long k)
 {
-    const int32_t *order = order_of(shape, plane);
+    const place *order = order_of(shape, plane);
     for (long t = 0; t < tokens; t++)
         for (long i = 0; i < k; i++) {
-            const uint32_t bits = (uint32_t)x[t * k + (order ? order[i] : i)] << 16;
+            const long from = order ? order[i] : i;
+            const uint32_t bits = from < k ? (uint32_t)x[t * k + from] << 16 : 0;
             memcpy(to + t * k + i, &bits, 4);
         }
 }
@@ -375,7 +377,8 @@ TARGET static void piece(const struct shape *shape, const uint8_t *plane, const 
 }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of the matrix [n, k] in planes[i].
-   `space` holds count * tokens * k float32 numbers. tokens <= MOST. */
+   `space` holds count * tokens * k float32 numbers. tokens <= MOST.
+   Takes: planes as long as `shape` says, with any bytes: `locate` in planes.py refuses others. */
 void penstock_block_products(long count, const uint64_t *planes, const uint64_t *x, const uint64_t *out, long tokens,
                              long n, long k, const struct shape *shape, float *space, int threads)
 {

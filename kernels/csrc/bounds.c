@@ -26,6 +26,8 @@ static struct summary summary_of(const uint8_t *from, long tokens, long wide)
 {
     struct summary s = {.centre = (const uint16_t *)(from + 8)};
     memcpy(&s.count, from, 4);
+    if (s.count > tokens) /* no summary of such a page */
+        s.count = 0;
     memcpy(&s.reach, from + 4, 4);
     s.scale = s.centre + wide;
     s.error = s.scale + tokens;
@@ -138,7 +140,9 @@ static void page_anywhere(const struct query *q, const struct summary *s, long w
 /* lower and upper [heads, rows, count]: bounds of the logarithm of the sum of exp(score) over the tokens of each of
    `count` pages, whose summaries are `stride` bytes apart. query is [heads, rows, dim]. `room` has
    penstock_bounds_room bytes. dim is at most 512, tokens at most 256. `wide` selects the kernel of
-   penstock_bounds_wide. */
+   penstock_bounds_wide.
+   Takes: `count` summaries `stride` bytes apart, with any bytes: one that tells more tokens than a page has
+   tells nothing. quantised_keys.py refuses larger dim and tokens. */
 void penstock_bounds(const uint8_t *summaries, long stride, long count, const float *query, long heads, long rows,
                      long tokens, long dim, int bits, float scaling, float softcap, float rounding, void *room,
                      float *lower, float *upper, int wide_kernel, int threads)

@@ -93,13 +93,15 @@ static int wide(void) { return 0; }
 #endif
 
 /* logs [rows, pages]: the logarithm of the sum of exp(score) over each page's tokens. scores [rows, pages * tokens]
-   has rows `stride` apart, without the last `missing` columns. */
+   has rows `stride` apart, without the last `missing` columns.
+   Takes: scores of pages * tokens - missing columns, with any bits. Refuses nothing: certify.py made them. */
 void penstock_page_masses(const float *scores, long rows, long stride, long pages, long tokens, long missing, float *logs)
 {
     (wide() ? page_masses_wide : page_masses_anywhere)(scores, rows, stride, pages, tokens, missing, logs);
 }
 
-/* upper [rows, count] from its logarithms. The unit of a row is the greatest finite one, or 0. */
+/* upper [rows, count] from its logarithms. The unit of a row is the greatest finite one, or 0.
+   Takes: rows * count numbers in each array, with any bits. Refuses nothing. */
 void penstock_shares(const float *logs, long rows, long count, double *unit, double *upper, int threads)
 {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -115,7 +117,8 @@ void penstock_shares(const float *logs, long rows, long count, double *unit, dou
     }
 }
 
-/* omitted [rows]: the largest share of the whole softmax that unread pages can have. */
+/* omitted [rows]: the largest share of the whole softmax that unread pages can have.
+   Takes: rows * count numbers in `upper`, with any bits. Refuses nothing. */
 void penstock_omitted(const double *upper, const uint8_t *left, long rows, long count, const double *read,
                       double *omitted)
 {
@@ -189,7 +192,8 @@ static long enough(const double *upper, const float *lower, double unit, int32_t
 
 /* wanted [count] becomes 1 for pages without which more than `epsilon` of some row would be omitted. Pages are read
    in the order of `upper`, and have at least `lower` (logarithms), or `upper` if that is NULL. room is [rows,
-   count]. */
+   count].
+   Takes: rows * count numbers in `upper`, `lower` and `room`, with any bits. Refuses nothing. */
 void penstock_needed(const double *upper, const float *lower, const double *unit, const uint8_t *left, long rows,
                      long count, const double *read, double epsilon, int32_t *room, uint8_t *wanted, int threads)
 {

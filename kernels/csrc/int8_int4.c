@@ -189,7 +189,9 @@ WIDE_INLINE void group_sums(const int tokens, const int halves, const int first,
             pairs[halves + h] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(mine, 4), table);
         }
         for (int t = 0; t < tokens; t++) {
-            const __m512bh both = (__m512bh)_mm512_set1_epi32(*(const int32_t *)(x[t] + j));
+            int32_t two;
+            __builtin_memcpy(&two, x[t] + j, sizeof two);
+            const __m512bh both = (__m512bh)_mm512_set1_epi32(two);
             for (int b = 0; b < 2 * halves; b++)
                 sum[t][b] = _mm512_dpbf16_ps(sum[t][b], both, pairs[b]);
         }
@@ -319,7 +321,8 @@ int penstock_packed_available(void)
 static long smaller(long a, long b) { return a < b ? a : b; }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of w[i], all contiguous. `threads`
-   threads of torch's OpenMP runtime share the pieces. */
+   threads of torch's OpenMP runtime share the pieces.
+   Takes: matrices as long as Int8.lengths(n, k), with any bytes: `locate` in planes.py refuses others. */
 void penstock_products_int8(long count, const uint64_t *w, const uint64_t *x, const uint64_t *out, long tokens, long n,
                             long k, int threads)
 {
@@ -335,6 +338,8 @@ void penstock_products_int8(long count, const uint64_t *w, const uint64_t *x, co
     }
 }
 
+/* The same for int4.
+   Takes: matrices as long as Int4.lengths(n, k), with any bytes: `locate` in planes.py refuses others. */
 void penstock_products_int4(long count, const uint64_t *w, const uint64_t *x, const uint64_t *out, long tokens, long n,
                             long k, long group, int threads)
 {
@@ -349,7 +354,9 @@ void penstock_products_int4(long count, const uint64_t *w, const uint64_t *x, co
     }
 }
 
-/* out [rows, k] bfloat16 = the rows from `first` of the matrix [n, k] at w. */
+/* out [rows, k] bfloat16 = the rows from `first` of the matrix [n, k] at w.
+   Takes: a plane as long as Int8.lengths(n, k), with any bytes, and rows inside of it: `check_decode` in
+   planes.py refuses others. */
 void penstock_decode_int8(const void *w, void *out, long n, long k, long first, long rows, int threads)
 {
     const int8_t *numbers = w;
@@ -359,7 +366,9 @@ void penstock_decode_int8(const void *w, void *out, long n, long k, long first, 
         decode_row(numbers + (first + row) * k, scales[first + row], (uint16_t *)out + row * k, k);
 }
 
-/* The same for int4. `first` is a multiple of BLOCK. */
+/* The same for int4. `first` is a multiple of BLOCK.
+   Takes: a plane as long as Int4.lengths(n, k), with any bytes, and rows inside of it: `check_decode` in
+   planes.py refuses others. */
 void penstock_decode_int4(const void *w, void *out, long n, long k, long group, long first, long rows, int threads)
 {
 #pragma omp parallel for num_threads(threads)

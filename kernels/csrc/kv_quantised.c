@@ -140,7 +140,9 @@ int penstock_kv_level(void)
 /* ---- calls ---- */
 
 /* out [heads * rows, total], from column `at` to the last token or column: query [heads * rows, dim] times the keys
-   [heads, tokens, dim] in each of `count` planes, times scaling. Both are rounded to bfloat16 if it is `brief`. */
+   [heads, tokens, dim] in each of `count` planes, times scaling. Both are rounded to bfloat16 if it is `brief`.
+   Takes: pages as long as key_bytes, with any bytes. Refuses nothing: quantised.py calls it where tokens
+   and dim are at most 4096, for which there is room on the stack. */
 void penstock_kv_scores(long count, const uint64_t *planes, long heads, long tokens, long dim, long bits,
                         const void *query, long rows, int brief, float scaling, float *out, long total, long at,
                         int level, int threads)
@@ -159,7 +161,8 @@ void penstock_kv_scores(long count, const uint64_t *planes, long heads, long tok
 }
 
 /* Adds to out [heads * rows, dim] the probabilities [heads * rows, total], from column `at` to the last token or column,
-   times the values [heads, tokens, dim] in each of `count` planes. */
+   times the values [heads, tokens, dim] in each of `count` planes.
+   Takes: pages as long as value_bytes, with any bytes. Refuses nothing, as above. */
 void penstock_kv_weigh(long count, const uint64_t *planes, long heads, long tokens, long dim, long bits,
                        const void *probabilities, long rows, int brief, float *out, long total, long at, int level,
                        int threads)
@@ -175,7 +178,8 @@ void penstock_kv_weigh(long count, const uint64_t *planes, long heads, long toke
                                     strip / layout.strips, strip % layout.strips * layout.width, at + page * tokens);
 }
 
-/* out [heads, tokens, dim], bfloat16 (brief) or float32. */
+/* out [heads, tokens, dim], bfloat16 (brief) or float32.
+   Takes: a page as long as key_bytes or value_bytes, with any bytes. Refuses nothing, as above. */
 void penstock_kv_decode(const void *plane, long heads, long tokens, long dim, long bits, int of_keys, void *out,
                         int brief, int level, int threads)
 {

@@ -31,6 +31,14 @@ static const uint8_t *find(const uint8_t *matrix, uint64_t coded, long tiles, lo
     return matrix + from;
 }
 
+/* The end of the last tile. 0 if what follows it is not inside of `length` bytes, of which there are 8 for each tile. */
+static int coded_bytes(const uint8_t *matrix, uint64_t length, long n, long k, uint64_t *coded)
+{
+    const uint64_t tiles = (uint64_t)(n / ROWS);
+    memcpy(coded, matrix + 8 * (tiles - 1), 8);
+    return 8 * tiles <= *coded && *coded <= length && length - *coded >= 2 * (uint64_t)(n % ROWS * k);
+}
+
 #ifdef PENSTOCK_X86
 
 #define WITH_BYTES __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vbmi,avx512vbmi2,bmi2,popcnt")))
@@ -224,7 +232,10 @@ WITH_BYTES static int product(int tokens, const uint8_t *from, uint64_t bytes, c
 }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i, [n, k], with the same
-   sums in the same order as penstock_products. tokens <= MOST. 0 if a matrix is damaged. */
+   sums in the same order as penstock_products. matrices[2 * i] is its address, the number behind that its bytes, at
+   least 8 for each tile. tokens <= MOST. 0 if a matrix is damaged.
+   Takes: matrices of any bytes and the lengths given, at least n / 16 * 8: `locate` in planes.py
+   refuses shorter ones. Refuses what is damaged. */
 int penstock_lossless_products(long count, const uint64_t *matrices, const uint64_t *x, const uint64_t *out, long tokens,
                                long n, long k, long chunk, int threads)
 {
@@ -233,11 +244,14 @@ int penstock_lossless_products(long count, const uint64_t *matrices, const uint6
 #pragma omp parallel for schedule(guided) num_threads(threads) reduction(| : damaged)
     for (long number = 0; number < count * pieces; number++) {
         const long i = number / pieces, tile = number % pieces;
-        const uint8_t *matrix = (const uint8_t *)matrices[i];
+        const uint8_t *matrix = (const uint8_t *)matrices[2 * i];
         const uint16_t *state = (const uint16_t *)x[i];
         uint16_t *to = (uint16_t *)out[i] + tile * ROWS;
         uint64_t coded, bytes;
-        memcpy(&coded, matrix + 8 * (tiles - 1), 8);
+        if (!coded_bytes(matrix, matrices[2 * i + 1], n, k, &coded)) {
+            damaged = 1;
+            continue;
+        }
         if (tile == tiles) {
             penstock_piece((int)tokens, (const uint16_t *)(matrix + coded), state, to, n, k, chunk, n % ROWS);
             continue;
@@ -280,17 +294,16 @@ static int decode(int way, const uint8_t *from, uint64_t bytes, long rows, long 
 
 /* Decodes rows from `first`, a multiple of 16, of the matrix [n, k] in `length` bytes to out [rows, k]. `threads`
    threads share the tiles. `way` must be one that the processor supports. 0 if the matrix is damaged. Nothing
-   outside it is read. */
+   outside it is read.
+   Takes: a matrix of any bytes and any length. Refuses what is damaged. `check_decode` in planes.py
+   refuses rows outside of it. */
 int penstock_lossless_decode(const uint8_t *matrix, long length, long n, long k, long first, long rows,
                              uint16_t *out, int way, int threads)
 {
     const long tiles = n / ROWS;
     uint64_t coded;
     int damaged = 0;
-    if (length < 8 * tiles)
-        return 0;
-    memcpy(&coded, matrix + 8 * (tiles - 1), 8);
-    if (coded > (uint64_t)length || (uint64_t)length - coded < 2 * (uint64_t)(n % ROWS * k))
+    if (length < 8 * tiles || !coded_bytes(matrix, (uint64_t)length, n, k, &coded))
         return 0;
 #pragma omp parallel for schedule(guided) num_threads(threads) reduction(| : damaged)
     for (long at = 0; at < rows; at += ROWS) {

@@ -92,7 +92,8 @@ static uint64_t encode(const uint16_t *from, long k, uint8_t *out, uint8_t *scra
 }
 
 /* Encodes `tiles` tiles from [16 * tiles, k], one behind the other, to `out`, which is as large as `from`.
-   lengths[i] receives the bytes of tile i. `scratch` has 48 * k + 3 bytes. */
+   lengths[i] receives the bytes of tile i. `scratch` has 48 * k + 3 bytes.
+   Takes: 16 * tiles * k numbers, with any bits, k a multiple of 4. Refuses nothing: lossless.py does. */
 void penstock_lossless_encode(const uint16_t *from, long tiles, long k, uint8_t *out, int64_t *lengths,
                               uint8_t *scratch)
 {

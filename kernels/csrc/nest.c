@@ -281,7 +281,8 @@ TARGET static void nest(const float *x, const int8_t *numbers, const uint16_t *s
 
 /* Encodes rows x [rows, k], which were rounded to `numbers` [rows, k] * `scales` [rows], to the tiles from `first`
    of the matrix at `planes`, which are zero before. counts [k, padded to a multiple of GROUP] has the weights of the
-   columns. `threads` threads share the pieces. */
+   columns. `threads` threads share the pieces.
+   Takes: planes as long as BitNested.lengths, and finite numbers. Refuses nothing: nested.py makes the planes. */
 void penstock_nest(const float *x, const int8_t *numbers, const uint16_t *scales, const float *counts,
                    const uint64_t *planes, long rows, long k, long first, long most, int threads)
 {

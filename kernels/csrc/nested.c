@@ -254,7 +254,9 @@ static long smaller(long a, long b) { return a < b ? a : b; }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i [n, k], whose planes are
    at planes[most * i] and after, see above. `room` has 68 bytes for each group of columns of each row of x.
-   `threads` threads of torch's OpenMP runtime share the pieces. */
+   `threads` threads of torch's OpenMP runtime share the pieces.
+   Takes: planes as long as BitNested.lengths(n, k), with any bytes: `locate` in planes.py refuses
+   others. */
 void penstock_products_nested(long count, const uint64_t *planes, const uint64_t *x, const uint64_t *out, long tokens,
                               long n, long k, long most, void *room, int threads)
 {
@@ -275,7 +277,9 @@ void penstock_products_nested(long count, const uint64_t *planes, const uint64_t
     }
 }
 
-/* out [rows, k] bfloat16 = the rows from `first`, a multiple of TILE, of a matrix of k columns. */
+/* out [rows, k] bfloat16 = the rows from `first`, a multiple of TILE, of a matrix of k columns.
+   Takes: planes as long as BitNested.lengths(n, k), with any bytes, and rows inside of them:
+   `check_decode` in planes.py refuses others. */
 void penstock_decode_nested(const uint64_t *planes, uint16_t *out, long k, long most, long first, long rows,
                             int threads)
 {

@@ -143,7 +143,8 @@ TARGET static void quantise(const float *x, const float *weights, uint8_t *numbe
 
 /* x [rows, k]; weights [columns], where columns is k padded to a multiple of `group`; numbers [rows, columns],
    scales and zeros [rows, columns / group]. `starts` ranges, shares `widths` of the full one, are tried and refined
-   `rounds` times. */
+   `rounds` times.
+   Takes: arrays of the sizes above, with any bits, group <= LARGEST. Refuses nothing: quantise.py does. */
 void penstock_quantise_int4(const float *x, const float *weights, uint8_t *numbers, uint16_t *scales, uint16_t *zeros,
                             long rows, long k, long group, const float *widths, int starts, int rounds, int threads)
 {

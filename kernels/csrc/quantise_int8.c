@@ -127,7 +127,8 @@ TARGET static void quantise(const line *of, int8_t *numbers, uint16_t *to, const
 }
 
 /* x [rows, k], weights [k] of the columns, numbers [rows, k], scales [rows], bfloat16. `starts` ranges, shares
-   `widths` of the full one, are tried. `threads` threads share the rows. */
+   `widths` of the full one, are tried. `threads` threads share the rows.
+   Takes: arrays of the sizes above, with any bits. Refuses nothing: quantise.py does. */
 void penstock_quantise_int8(const float *x, const float *weights, int8_t *numbers, uint16_t *scales, long rows, long k,
                             const float *widths, int starts, int threads)
 {

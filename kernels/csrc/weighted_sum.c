@@ -11,7 +11,9 @@ static void add_span(uint16_t *restrict to, const uint16_t *restrict from, float
 }
 
 /* For each i < count in turn: to[rows[i]] += from[i] * weights[i], both of n bfloat16 numbers. `from` has addresses,
-   `to` is contiguous. Up to `threads` threads share the columns. */
+   `to` is contiguous. Up to `threads` threads share the columns.
+   Takes: rows of n numbers, with any bits, and row numbers of `to`. Refuses nothing: weighted_sum.py made
+   them. */
 void penstock_add_weighted(long count, const uint64_t *from, const float *weights, const int64_t *rows, uint16_t *to, long n,
                            int threads)
 {

@@ -17,9 +17,13 @@ SLAB = 64
 Product = Callable[[Sequence[Sequence[int]], Sequence[int]], torch.Tensor]
 """``product(matrices, inputs)`` computes bfloat16 [len(matrices), rows, n]: ``inputs[i] @ matrices[i].T``.
 
-A matrix is given by the addresses of its planes, the first ones or all. The inputs [rows, k], contiguous bfloat16, are
-given by their addresses. The memory must stay valid until the call returns.
+A matrix is given as by ``planes.locate``, which has checked its lengths. The inputs [rows, k], contiguous bfloat16, are
+given by their addresses. The memory must stay valid until the call returns. Whatever bytes the planes have, nothing
+outside of them is read.
 """
+
+Window = Callable[[int, int], torch.Tensor]
+"""``read(start, length)`` gives some bytes of a plane in host memory, uint8 [length], valid until the next call."""
 
 
 PlaneAllocator = Callable[[int], torch.Tensor]
@@ -40,6 +44,8 @@ class Format(Protocol):
     """Whether decoding gives exactly the encoded bits."""
     planes: int
     """Number of planes."""
+    any_bytes: bool
+    """Whether any bytes, as many as there should be, are a matrix: none is an index, an offset or a count."""
 
     def lengths(self, n: int, k: int) -> tuple[int, ...] | None:
         """Return the bytes of each plane of a matrix [n, k]. None where they depend on its numbers.
@@ -70,7 +76,16 @@ class Format(Protocol):
         """Fill ``out`` [rows, k], contiguous, with ``rows`` of the matrix in ``planes``, the first ones or all.
 
         ``rows.start`` is a multiple of SLAB. ``out`` has any floating-point dtype, with an exact format the encoded
-        one.
+        one. Raises ValueError for planes of other lengths, as ``planes.check_decode``. Whatever bytes they have,
+        nothing outside of them is read, and nothing outside of ``out`` is written.
+        """
+        ...
+
+    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> str | None:
+        """Return what is wrong with plane number ``plane`` of a matrix [n, k], or None. See ``planes.find_fault``.
+
+        ``length`` bytes are those of such a matrix. What passes is decoded and multiplied without an error. Always None
+        with ``any_bytes``.
         """
         ...
 

@@ -14,7 +14,8 @@ import torch
 
 from ..calls import multiply, with_team
 from ..native import LIBRARY
-from .base import SLAB, PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
+from .base import SLAB, PlaneAllocator, Product, UnsuitableShape, Window, allocate_on_heap
+from .planes import check_decode
 
 MOST_ROWS = 4
 """The most rows that one pass over the matrix serves."""
@@ -56,6 +57,7 @@ class Blocks:
 
     exact = False
     planes = 1
+    any_bytes = True
     name: str
     kind: Kind
     group = 1
@@ -104,6 +106,7 @@ class Blocks:
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
         """Fill ``out`` with rows of the matrix. See Format."""
+        check_decode(self, planes, n, k, rows, out)
         (plane,) = planes
         if LIBRARY is not None and out.dtype in _DTYPES:
             addresses = plane.data_ptr(), rows.start, len(out), k, out.data_ptr()
@@ -111,6 +114,10 @@ class Blocks:
             with_team(torch.get_num_threads(), lambda threads: kernel(shape, *addresses, dtype, threads))
         else:
             self._decode_portably(self.split(plane, n, k), n, k, rows, out)
+
+    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> str | None:
+        """Return None: any bytes are a matrix, unless a subclass says otherwise. See Format."""
+        return None
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return the product of block_formats.c for up to MOST_ROWS rows. See Format."""
@@ -125,6 +132,11 @@ class Blocks:
             return multiply(kernel, addresses, inputs, rows, n, *more, threads=torch.get_num_threads())
 
         return product
+
+    def locate_part(self, part: int, n: int, k: int) -> tuple[int, int]:
+        """Return where a part, -1 for the last, begins in a plane, and its bytes."""
+        parts = self.parts(n, k)
+        return _offsets(parts)[part], parts[part].lines * parts[part].width
 
     def _decode_portably(self, parts: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
         tables = [part for part in zip(parts, self.parts(n, k), strict=True) if part[1].rows]

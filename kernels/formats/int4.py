@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from ..calls import make_product, view_memory
 from ..native import PACKED
-from .base import SLAB, PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
+from .base import SLAB, PlaneAllocator, Product, UnsuitableShape, Window, allocate_on_heap
+from .planes import check_decode
 from .quantise import quantise_groups, split_tiles
 
 MOST_ROWS = 48
@@ -34,6 +35,7 @@ class Int4:
 
     exact = False
     planes = 1
+    any_bytes = True
 
     def __init__(self, group: int) -> None:
         self.name = f"int4-{group}"
@@ -72,6 +74,7 @@ class Int4:
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
         """Fill ``out`` with rows of the matrix. See Format."""
+        check_decode(self, planes, n, k, rows, out)
         (plane,) = planes
         if PACKED is not None and out.dtype == torch.bfloat16:
             PACKED.penstock_decode_int4(
@@ -87,6 +90,9 @@ class Int4:
             weights = numbers.sub_(8).mul_(scales[..., None]).add_(zeros[..., None]).flatten(1)
             tile = out[first : first + SLAB]
             tile.copy_(weights[: len(tile), :k])
+
+    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> None:
+        """Return None: any bytes are a matrix. See Format."""
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return our product or torch's, whichever this machine has for so few rows. See Format."""

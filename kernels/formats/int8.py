@@ -10,7 +10,8 @@ import torch
 
 from ..calls import make_product, view_memory
 from ..native import PACKED
-from .base import PlaneAllocator, Product, allocate_on_heap
+from .base import PlaneAllocator, Product, Window, allocate_on_heap
+from .planes import check_decode
 from .quantise import quantise_rows, split_tiles
 
 MOST_ROWS = 48
@@ -27,6 +28,7 @@ class Int8:
     name = "int8"
     exact = False
     planes = 1
+    any_bytes = True
 
     def lengths(self, n: int, k: int) -> tuple[int, ...]:
         """Return the bytes of the plane. See Format."""
@@ -52,6 +54,7 @@ class Int8:
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
         """Fill ``out`` with rows of the matrix. See Format."""
+        check_decode(self, planes, n, k, rows, out)
         (plane,) = planes
         if PACKED is not None and out.dtype == torch.bfloat16:
             PACKED.penstock_decode_int8(
@@ -60,6 +63,9 @@ class Int8:
             return
         numbers, scales = view_parts(plane, n, k)
         out.copy_(numbers[rows] * scales[rows, None].to(torch.promote_types(out.dtype, torch.float32)))
+
+    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> None:
+        """Return None: any bytes are a matrix. See Format."""
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return our product or torch's, whichever this machine has for so few rows. See Format."""

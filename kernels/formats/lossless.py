@@ -24,14 +24,16 @@ import torch
 from ..calls import multiply
 from ..native import COMPILED, LIBRARY, limit_level
 from ..products.few_rows import Products, find_product
-from .base import PlaneAllocator, Product, UnsuitableShape, allocate_on_heap
-from .lossless_tiles import ROWS, decode_tile, encode_tile
+from .base import PlaneAllocator, Product, UnsuitableShape, Window, allocate_on_heap
+from .lossless_tiles import ROWS, decode_tile, encode_tile, least_tile
+from .planes import check_decode
 
 _WAY = 0 if COMPILED is None else limit_level(COMPILED.penstock_lossless_way())
 """The best decoder for this processor, one of those in lossless.h."""
 _PRODUCTS = 2
 """The decoder that can also multiply."""
 _TRIAL_SECONDS = 0.05
+_CHECKED = 4 << 20  # bytes that are checked at a time, at least one tile
 
 
 class Lossless:
@@ -43,6 +45,7 @@ class Lossless:
     name = "lossless"
     exact = True
     planes = 1
+    any_bytes = False
 
     def lengths(self, n: int, k: int) -> None:
         """Return None: the length depends on the numbers.
@@ -51,6 +54,12 @@ class Lossless:
         """
         if n < ROWS or k < 1 or k % 4:
             raise UnsuitableShape(f"lossless takes {ROWS} rows or more of 4, 8, 12, .. columns, not [{n}, {k}]")
+
+    def length_range(self, n: int, k: int) -> tuple[int, int]:
+        """Return the least and the most bytes of the plane of a matrix [n, k]. See VaryingLengths."""
+        self.lengths(n, k)
+        tiles, rest = n // ROWS, 2 * (n % ROWS) * k
+        return tiles * (8 + least_tile(k)) + rest, 8 * tiles + 2 * n * k
 
     def encode(
         self,
@@ -85,15 +94,11 @@ class Lossless:
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
         """Fill ``out``, bfloat16, with rows of the matrix. See Format.
 
-        Raises ValueError if the plane is visibly damaged. In any case nothing outside of it is read.
+        Raises ValueError also if the plane is damaged, which ``find_fault`` would have told.
         """
-        self.lengths(n, k)
+        check_decode(self, planes, n, k, rows, out)
         (plane,) = planes
         first, count = rows.start, rows.stop - rows.start
-        if first % ROWS or not 0 <= first <= rows.stop <= n:
-            raise ValueError(f"no slab begins, or no matrix of {n} rows ends, where {rows} does")
-        if (out.shape, out.dtype, out.is_contiguous()) != ((count, k), torch.bfloat16, True):
-            raise ValueError(f"lossless decodes to contiguous bfloat16 [{count}, {k}], not {out.dtype} {[*out.shape]}")
         if COMPILED is None:
             right = _decode(plane, n, k, first, out)
         else:
@@ -103,10 +108,30 @@ class Lossless:
         if not right:
             raise _damaged(n, k)
 
+    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> str | None:
+        """Return a fault if tiles do not lie one behind the other, or if one does not hold what it says. See Format."""
+        tiles = n // ROWS
+        ends = np.frombuffer(read(0, 8 * tiles).numpy(), np.int64)
+        bounds = np.concatenate((np.array([8 * tiles]), ends))  # a copy
+        if (bounds[1:] < bounds[:-1]).any() or int(bounds[-1]) + 2 * (n % ROWS) * k > length:
+            return "its tiles do not lie one behind the other"
+        if (np.diff(bounds) > 2 * ROWS * k).any():
+            return "a tile is longer than its numbers"
+        first = 0
+        while first < tiles:
+            past = int(np.searchsorted(bounds, bounds[first] + _CHECKED, "right")) - 1
+            past = max(past, first + 1)
+            start, end = int(bounds[first]), int(bounds[past])
+            damaged = _find_damaged(read(start, end - start), bounds[first : past + 1] - start, k)
+            if damaged is not None:
+                return f"rows {(first + damaged) * ROWS} to {(first + damaged) * ROWS + ROWS - 1} are inconsistent"
+            first = past
+        return None
+
     def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return the product with the bits of ``functional.linear`` on the decoded matrix. See Format.
 
-        The product raises ValueError if a matrix is inconsistent. Its own bytes say where it ends.
+        The product raises ValueError if a matrix is damaged, which ``find_fault`` would have told.
         """
         if LIBRARY is None or _WAY < _PRODUCTS or n < ROWS or k % 4:
             return None
@@ -122,7 +147,7 @@ class _LosslessProduct:
 
     def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
         plain = self._plain
-        planes = [plane for (plane,) in matrices]
+        planes = [number for plane, length in matrices for number in (plane, length)]
         return multiply(self._kernel, planes, inputs, plain.rows, plain.n, plain.k, plain.chunk, threads=plain.threads)
 
     def _kernel(self, *arguments: Any) -> None:
@@ -185,6 +210,17 @@ def _decode(plane: torch.Tensor, n: int, k: int, first: int, out: torch.Tensor) 
             return False
         to[at : at + ROWS] = words[: len(to) - at]
     return True
+
+
+def _find_damaged(tiles: torch.Tensor, bounds: "np.ndarray[Any, np.dtype[np.int64]]", k: int) -> int | None:
+    """Return the number of the first damaged tile of those in ``tiles``, whose bounds these are there."""
+    if COMPILED is None:
+        content = tiles.numpy()
+        found = (i for i in range(len(bounds) - 1) if decode_tile(content[bounds[i] : bounds[i + 1]], k) is None)
+        return next(found, None)
+    ends = np.ascontiguousarray(bounds[1:])
+    damaged = int(COMPILED.penstock_lossless_first_damaged(tiles.data_ptr(), ends.ctypes.data, len(ends), k, _WAY))
+    return None if damaged < 0 else damaged
 
 
 def _damaged(n: int, k: int) -> ValueError:

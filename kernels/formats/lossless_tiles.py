@@ -15,6 +15,11 @@ Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint16]
 
 
+def least_tile(k: int) -> int:
+    """Return the fewest bytes of a tile of ``k`` columns: codes, signs and mantissas, or all numbers plain."""
+    return min(_HEAD + ROWS * k // 4 + ROWS * k, 2 * ROWS * k)
+
+
 def encode_tile(words: Words) -> Bytes:
     """Encode the tile of ``words`` [16, k], k a multiple of 4."""
     grouped = _groups(words)

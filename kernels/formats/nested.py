@@ -27,7 +27,8 @@ from torch.nn import functional
 
 from ..calls import multiply
 from ..native import LIBRARY
-from .base import PlaneAllocator, Product, allocate_on_heap
+from .base import PlaneAllocator, Product, Window, allocate_on_heap
+from .planes import check_decode
 from .quantise import quantise_rows, split_tiles
 from .steps import GROUP, LEFT, UNIT, decode_levels, nest, pad_column_weights, scale_codes
 
@@ -43,6 +44,7 @@ class BitNested:
     """A format of nested planes. The module describes the layout."""
 
     exact = False
+    any_bytes = True
 
     def __init__(self, name: str, *, split: bool) -> None:
         """``split``: the codes are in two planes, of two bits each."""
@@ -76,6 +78,7 @@ class BitNested:
 
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
         """Fill ``out`` with rows of the matrix from the planes given. See Format."""
+        check_decode(self, planes, n, k, rows, out)
         if LIBRARY is not None and out.dtype == torch.bfloat16:
             addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
             threads = torch.get_num_threads()
@@ -111,6 +114,9 @@ class BitNested:
                 self.planes,
                 torch.get_num_threads(),
             )
+
+    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> None:
+        """Return None: any bytes are a matrix. See Format."""
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:
         """Return the product of nested.c for up to MOST_ROWS rows. See Format."""

@@ -7,8 +7,10 @@ The sources pack along other dimensions. The plane has the same integers row by 
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from .base import Window
 from .blocks import Blocks, Kind, PlanePart, count_blocks
 
 
@@ -24,7 +26,7 @@ class Uint4(Blocks):
 
     def __init__(self, group: int, *, ordered: bool = False) -> None:
         self.name = f"uint4-{group or 'row'}{'-ordered' if ordered else ''}"
-        self.group, self.ordered = group, ordered
+        self.group, self.ordered, self.any_bytes = group, ordered, not ordered
 
     def parts(self, n: int, k: int) -> tuple[PlanePart, ...]:
         """Return the values, scales, zeros and the order of columns. Raises UnsuitableShape. See Blocks."""
@@ -32,6 +34,17 @@ class Uint4(Blocks):
         groups = count_blocks(self.name, k, self.group or k)
         order = (PlanePart(1, 4 * k, 0),) if self.ordered else ()
         return PlanePart(n, k // 2), PlanePart(n, 2 * groups), PlanePart(n, groups), *order
+
+    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> str | None:
+        """Return a fault if the order of columns leaves one out. See Format."""
+        if not self.ordered:
+            return None
+        order = np.frombuffer(read(*self.locate_part(-1, n, k)).numpy(), np.uint32)
+        there = np.zeros(k, np.bool_)
+        there[order[order < k]] = True
+        if there.all():
+            return None
+        return f"the order of its {k} columns leaves out column {int(there.argmin())}"
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
         """Decode to float32 [rows, k]. See Blocks."""

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..closing import Closing
 from ..memory.page import PAGE
-from .system import drop_cached, expect_no_order, open_direct, open_regular
+from .regular import open_regular
+from .system import drop_cached, expect_no_order, open_direct
 
 IOV_MAX = 1024
 """The most buffers that the kernel takes in one preadv."""
@@ -92,7 +93,7 @@ class DirectFile(Closing):
         descriptor = None if direct is False else _open_direct(self.path, insist=direct is True)
         self.direct = descriptor is not None
         if descriptor is None:
-            descriptor = open_regular(self.path, os.O_RDONLY)
+            descriptor = open_regular(self.path)
             # No read-ahead: it would fill the page cache with bytes that were not requested.
             expect_no_order(descriptor)
         self._descriptor = descriptor

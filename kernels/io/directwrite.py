@@ -8,7 +8,8 @@ from pathlib import Path
 from ..closing import Closing
 from ..memory.page import PAGE
 from .directio import BUFFERED_STEP, REFUSALS, address_of
-from .system import drop_cached, open_direct, open_regular, sync_data
+from .regular import open_regular
+from .system import drop_cached, open_direct, sync_data
 
 
 class DirectWriter(Closing):

@@ -6,40 +6,15 @@ nothing else changes.
 
 import errno
 import os
-import stat
 
 try:
     import fcntl
 except ImportError as error:
     raise ImportError("Penstock reads, writes and locks files as POSIX has it: on Windows, run it in WSL 2") from error
 
+from .regular import open_regular
+
 _ZEROS = bytes(1 << 20)
-
-
-def open_regular(path: str | os.PathLike[str], flags: int, mode: int = 0o666, *, follow: bool = True) -> int:
-    """Open ``path``, which is a file with content of its own: no folder, pipe, socket or device. Opening never waits.
-
-    Without ``follow`` it is no link either: what lies in a folder of ours might be put there to have another file
-    written. Returns the descriptor. Raises OSError.
-    """
-    # A pipe that nobody writes to would block for ever, and a terminal must not become ours.
-    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
-    try:
-        descriptor = os.open(path, flags, mode)
-    except OSError as error:
-        if error.errno == errno.ELOOP and not follow:
-            raise OSError(errno.ELOOP, "it is a link, and must be a file", str(path)) from error
-        if error.errno == errno.ENXIO:  # a pipe that nobody reads, a socket, a device that is not there
-            raise OSError(errno.ENXIO, "it is no regular file", str(path)) from error
-        raise
-    kind = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(kind):
-        os.close(descriptor)
-        if stat.S_ISDIR(kind):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    os.set_blocking(descriptor, True)
-    return descriptor
 
 
 def open_direct(path: str | os.PathLike[str], flags: int, mode: int = 0o666, *, follow: bool = True) -> int:

@@ -23,6 +23,8 @@ LEVEL: int | None = limit_level(COMPILED.penstock_kv_level()) if COMPILED is not
 """The instructions of kv_quantised.c: 0 any vectors, 1 AVX2, 2 AVX512; None where it was not compiled."""
 
 _IN_C = (torch.bfloat16, torch.float32)
+_MOST_INNER = 4096
+"""Tokens of a page and numbers of a key that kv_quantised.c computes with: it keeps a factor for each on its stack."""
 
 Quantise = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """Returns codes uint8 [rows, width], and scales and zeros bfloat16 [rows], for float32 [rows, width]."""
@@ -31,6 +33,10 @@ Quantise = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tens
 def is_encodable(keys: torch.Tensor, values: torch.Tensor) -> bool:
     """Whether a page can be quantised: all its elements are finite, and none is larger than LARGEST."""
     return all(bool((numbers.abs().amax() <= LARGEST).item()) for numbers in (keys, values) if numbers.numel())
+
+
+def _is_compiled_for(shape: PageShape, dtype: torch.dtype) -> bool:
+    return COMPILED is not None and dtype in _IN_C and max(shape.tokens, shape.dim) <= _MOST_INNER
 
 
 class Quantised:
@@ -75,7 +81,8 @@ class Quantised:
         self._decode(data, shape, out, of_keys=False)
 
     def _decode(self, data: torch.Tensor, shape: PageShape, out: torch.Tensor, *, of_keys: bool) -> None:
-        if COMPILED is not None and out.dtype in _IN_C and out.is_contiguous():
+        if _is_compiled_for(shape, out.dtype) and out.is_contiguous():
+            assert COMPILED is not None
             sizes = shape.heads, shape.tokens, shape.dim, self._bits
             arguments = (data.data_ptr(), *sizes, of_keys, out.data_ptr(), out.dtype == torch.bfloat16, LEVEL)
             kernel = COMPILED.penstock_kv_decode
@@ -104,7 +111,8 @@ class Quantised:
         if not query.numel():
             return
         rows, end = query.view(shape.heads, -1, shape.dim), out.shape[2]
-        if COMPILED is not None and query.dtype in _IN_C:
+        if _is_compiled_for(shape, query.dtype):
+            assert COMPILED is not None
             self._call(COMPILED.penstock_kv_scores, pages, shape, rows, scaling, out.data_ptr(), end, at)
             return
         into = out.view(shape.heads, rows.shape[1], end)
@@ -119,7 +127,8 @@ class Quantised:
             return
         end = probabilities.shape[2]
         rows = probabilities.view(shape.heads, -1, end)
-        if COMPILED is not None and probabilities.dtype in _IN_C:
+        if _is_compiled_for(shape, probabilities.dtype):
+            assert COMPILED is not None
             self._call(COMPILED.penstock_kv_weigh, pages, shape, rows, out.data_ptr(), end, at)
             return
         into = out.view(shape.heads, rows.shape[1], shape.dim)

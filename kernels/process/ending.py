@@ -44,7 +44,7 @@ class Ending:
 
     def __init__(self) -> None:
         self.on = False
-        """Whether the interpreter ends, while threads compute."""
+        """Whether the interpreter ends, while there are threads that use a model."""
         self._threads: set[int] = set()
         self._halting: weakref.WeakSet[Halting] = weakref.WeakSet()
         self._registered = False
@@ -77,10 +77,10 @@ class Ending:
             _stop_for_ever()
 
     def _begin(self) -> None:
-        computing = self._threads - {_thread.get_ident()}
-        if not any(_computes(frame) for thread, frame in sys._current_frames().items() if thread in computing):
+        computing = (self._threads - {_thread.get_ident()}) & sys._current_frames().keys()
+        if not computing:
             return
-        self.on = True
+        self.on = True  # also where none computes just now: it may be about to
         for one in tuple(self._halting):
             one.halt()
         until = time.monotonic() + _PATIENCE

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..cuda.base import DeviceFormat
 from ..cuda.registry import find_device_format
 from ..formats.base import SLAB, Format
+from ..formats.planes import locate
 from ..products.autocast import is_cast
 from ..products.few_rows import find_product, is_untried
 from .metadata_ops import LOOKS
@@ -43,7 +44,8 @@ class PackedWeight(torch.Tensor):
 
     ``transposed``: the encoded matrix is the transpose, [shape[1], shape[0]]. ``address`` is the address of its numbers
     in plain form, modulo 64: an exact format decodes to a place with the same remainder. The tensor is a view on
-    ``planes``, without own memory.
+    ``planes``, without own memory. Raises ValueError for planes that are not of such a matrix. ``bare``: only a form,
+    without numbers; its one plane tells the device.
     """
 
     format: Format
@@ -63,6 +65,7 @@ class PackedWeight(torch.Tensor):
         transposed: bool = False,
         address: int = 0,
         requires_grad: bool = False,
+        bare: bool = False,
     ) -> "PackedWeight":
         made: PackedWeight = torch.Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=dtype, device=planes[0].device, requires_grad=requires_grad
@@ -71,7 +74,7 @@ class PackedWeight(torch.Tensor):
         made.format, made.planes, made.transposed = format, tuple(planes), transposed
         made._place, made._numbers, made._grads = address, dtype, requires_grad
         made.encoded_shape = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
-        made.addresses = [plane.data_ptr() for plane in planes]
+        made.addresses = [] if bare else locate(format, planes, *made.encoded_shape)
         made.on_device = _on_device(format) if planes[0].is_cuda else None
         made._is_param = True  # modules check that a weight is a parameter
         return made
@@ -82,7 +85,7 @@ class PackedWeight(torch.Tensor):
     encoded_shape: tuple[int, int]
     """[n, k] of the matrix as encoded."""
     addresses: list[int]
-    """Addresses of the planes."""
+    """The matrix as products take it, see ``formats.planes.locate``."""
     on_device: DeviceFormat | None
     """The format on a device if the planes are on one. None in host memory."""
     _place: int
@@ -104,6 +107,7 @@ class PackedWeight(torch.Tensor):
             transposed=transposed,
             address=place,
             requires_grad=requires_grad,
+            bare=not self.addresses,
         )
 
     def decoded(self) -> torch.Tensor:

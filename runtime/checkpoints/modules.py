@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+_PRODUCTS = (nn.Linear, nn.Embedding, Conv1D)
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -43,6 +46,18 @@ def is_unit(module: nn.Module) -> bool:
     return not isinstance(module, nn.modules.conv._ConvNd) and not any(
         child.state_dict(keep_vars=True) for child in module.children()
     )
+
+
+def is_product(module: nn.Module, name: str, dtype: torch.dtype) -> bool:
+    """Whether ``module`` does nothing with its weight ``name``, of ``dtype``, but multiply by it or take rows of it."""
+    if not dtype.is_floating_point:
+        return False
+    return is_experts(module) or (type(module) in _PRODUCTS and name.rpartition(".")[2] == "weight")
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether rows of the matrices of ``module``, which are of products, are its inputs."""
+    return isinstance(module, Conv1D) or (is_experts(module) and bool(module.is_transposed))
 
 
 def positional_names(forward: Callable[..., Any]) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ import typer
 
 from ...tiering.policy.drive_reading import streamed_lengths, typical_read
 from ...tiering.policy.placement.placement import SizedBlock
+from ...tiering.store.bundle.manifest_file import read_manifest
 from ...tiering.units import format_size
-from ..loading.opening import open_files, read_manifest
+from ..loading.opening import open_files
 from ..loading.progress import shown
 from ..machine.drives import bundle_speed
 from ..tracing.tracefile import destination

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...tiering.errors import EvaluationError, TextError
+from ...tiering.store.bundle.manifest_file import read_manifest
 from ...tiering.units import format_size
 from ..config.config import Config
 from ..config.settings import Weights
-from ..loading.opening import OpenedModel, is_bundle, open_files, read_manifest, read_tokenizer
+from ..loading.opening import OpenedModel, is_bundle, open_files, read_tokenizer
 from ..loading.progress import shown
 from .console import print_json, print_table, quiet_libraries
 from .measure import peak_resident_bytes

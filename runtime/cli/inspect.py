@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ...tiering.store.bundle.manifest import Block, Manifest
+from ...tiering.store.bundle.manifest_file import read_manifest
 from ...tiering.store.bundle.stripes import on_one_drive
 from ...tiering.units import format_size
-from ..loading.opening import find_bundle, is_bundle, read_manifest
+from ..loading.opening import find_bundle, is_bundle
 from ..loading.progress import shown
 from .console import print_json, print_table, quiet_libraries
 from .contents import AS_IS, shares

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ...kernels.closing import closed_on_error
 from ...kernels.devices.base import Device
 from ...kernels.io import backends
 from ...kernels.machine.machine import MemoryMeter, count_usable_cores
@@ -157,14 +158,3 @@ def _set_threads(wanted: int | str) -> None:
     threads = min(torch.get_num_threads(), count_usable_cores()) if wanted == "auto" else int(wanted)
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def closed_on_error(opened: Bundle | KVTier | None) -> Iterator[None]:
-    """Close what is ``opened`` if the block raises."""
-    try:
-        yield
-    except BaseException:
-        if opened is not None:
-            opened.close()
-        raise

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ...kernels.closing import closed_on_error
 from ...kernels.devices.base import Device
 from ...kernels.memory.heap import bound_kernel_caches
 from ...tiering.errors import ConfigError
 from ...tiering.progress import Progress, Quiet
+from ...tiering.store.bundle.gone import told_when_gone
 from ...tiering.store.bundle.reader import Bundle
 from ..checkpoints.built_model import BuiltModel
 from ..checkpoints.open import open_source
@@ -20,12 +22,13 @@ from ..config.settings import OVERRIDES
 from ..packing.pack import pack
 from ..packing.rules import choose_rules
 from .handle import Handle
-from .install import closed_on_error, install
+from .install import install
 from .opening import OpenedModel
 from .openings.device import device_budget, open_device
 from .openings.kv import kv_device_bytes
 from .placeholder_model import bare_model, dtype_of
 from .progress import shown
+from .stored_layout import check_stored
 
 
 def load(
@@ -56,7 +59,7 @@ def load(
     with shown(progress) as bar:
         opened = _open(source, revision, trust_remote_code, bar)
         bundle = _find_bundle(opened, settings, dtype, bar)
-        with closed_on_error(bundle):
+        with told_when_gone(bundle.folder), closed_on_error(bundle):
             model = bare_model(bundle, trust_remote_code, options, opened if isinstance(opened, Source) else None)
             return install(model, bundle, settings, device, bar, record)
 
@@ -67,7 +70,7 @@ def load_opened(opened: OpenedModel, settings: Config, progress: Progress) -> Pr
     bound_kernel_caches()
     device = _open_device(settings)
     bundle = _find_bundle(source, settings, None, progress)
-    with closed_on_error(bundle):
+    with told_when_gone(bundle.folder), closed_on_error(bundle):
         model = bare_model(bundle, opened.trust_remote_code, {}, opened.checkpoint)
         return install(model, bundle, settings, device, progress, None)
 
@@ -135,7 +138,8 @@ def wrap(
             direct=settings.direct,
             progress=bar,
         )
-        with closed_on_error(bundle):
+        with told_when_gone(bundle.folder), closed_on_error(bundle):
+            check_stored(model, bundle.manifest, bundle.folder)
             return install(model.eval(), bundle, settings, device, bar, record)
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...tiering.driving.small_files import read_small
 from ...tiering.errors import BundleError, CheckpointError
-from ...tiering.store.bundle.manifest import LONGEST, Manifest, parse
+from ...tiering.store.bundle.folder import bundles_in
+from ...tiering.store.bundle.manifest_file import read_manifest
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
@@ -49,17 +49,6 @@ class OpenedModel:
 def is_bundle(model: str) -> bool:
     """Whether ``model`` is the folder of a packed bundle."""
     return (Path(model).expanduser() / "manifest.json").is_file()
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the bundle in ``folder``. Raises BundleError."""
-    file = folder / "manifest.json"
-    try:
-        return parse(read_small(file, LONGEST).decode("utf-8"), str(file))
-    except OSError as error:
-        raise BundleError(f"cannot read {file}: {error.strerror or error}; delete the bundle and pack again") from error
-    except UnicodeDecodeError as error:
-        raise BundleError(f"cannot read {file}: {error}; delete the bundle and pack again") from error
 
 
 def open_files(source: ModelSource) -> OpenedModel:
@@ -119,7 +108,7 @@ def find_bundle(source: ModelSource, config: "Config", progress: "Progress | Non
         return folder
     checkpoint = open_checkpoint(source)
     store = config.store.path
-    found = find_bundles(checkpoint, store, [file.parent for file in sorted(store.glob("*/manifest.json"))], progress)
+    found = find_bundles(checkpoint, store, bundles_in(store), progress)
     if not found:
         raise BundleError(f"{source.model} is not packed in {store}; run: penstock pack {source.model}")
     rules = str(choose_rules(config.weights, store))

@@ -11,17 +11,17 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ...kernels.weights.packed_weight import PackedWeight
-from ...tiering.errors import BundleError, CheckpointError, ConfigError
-from ...tiering.store.bundle.manifest import Block, Manifest
+from ...tiering.errors import CheckpointError, ConfigError
+from ...tiering.store.bundle.manifest import Manifest
 from ...tiering.store.bundle.reader import Bundle
-from ...tiering.units import BlockId
 from ..checkpoints.describe import describe
 from ..checkpoints.meta_model import build_meta_model
-from ..checkpoints.model_class import is_wrapped, read_class, read_own_config
+from ..checkpoints.model_class import read_class, read_own_config
 from ..checkpoints.source import Source
 from ..tiers.placeholders import placeholder
 from ..tiers.stored_weight import ClosedNumbers
 from ..tiers.streamed_weight import StreamedWeight
+from .stored_layout import check_stored
 
 
 def bare_model(
@@ -29,8 +29,8 @@ def bare_model(
 ) -> PreTrainedModel:
     """Build the model of ``bundle`` on placeholders, with transformers' own loading, which also sets up buffers and
     ties weights. Configuration and code are those of ``source``, which the bundle was packed from, or, without one,
-    those that the bundle has. ``options`` go to ``from_pretrained``. Raises ConfigError for an unknown one,
-    CheckpointError, and BundleError for a bundle of another version."""
+    those that the bundle has. ``options`` go to ``from_pretrained``. Raises ConfigError for an unknown one, and
+    CheckpointError."""
     verbosity = logging.get_verbosity()
     shown = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -38,8 +38,8 @@ def bare_model(
     config: PretrainedConfig | None = None
     try:
         folder = bundle.model_folder if source is None or not source.small_files else source.folder
-        bare, config = _build(bundle, trust_remote_code, source)
-        _check_layout(bare, bundle)
+        bare, config = build_bare(bundle.manifest, bundle.model_folder, trust_remote_code, source)
+        check_stored(bare, bundle.manifest, bundle.folder)
         model: PreTrainedModel = type(bare).from_pretrained(
             None,
             config=config,
@@ -79,16 +79,22 @@ def _name(folder: Path, source: Source | None) -> str:
     return source.name if source is not None and fetched else str(folder)
 
 
-def _build(bundle: Bundle, trust_remote_code: bool, source: Source | None) -> tuple[PreTrainedModel, PretrainedConfig]:
-    """The model of ``bundle`` on the meta device, and its configuration."""
-    dtype, own = dtype_of(bundle.manifest.dtype), None
+def build_bare(
+    manifest: Manifest, model_folder: Path, trust_remote_code: bool, source: Source | None = None
+) -> tuple[PreTrainedModel, PretrainedConfig]:
+    """The model of the bundle with ``manifest`` on the meta device, and its configuration: that of ``source``, or,
+    without one, the one in ``model_folder``. Raises what ``bare_model`` raises."""
+    dtype, own = dtype_of(manifest.dtype), None
     if source is None:
-        config = read_own_config(bundle.model_folder, trust_remote_code=trust_remote_code)
-        own = read_class(bundle.model_folder, trust_remote_code=trust_remote_code)
+        try:
+            config = read_own_config(model_folder, trust_remote_code=trust_remote_code)
+            own = read_class(model_folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"transformers cannot build the model in {model_folder}: {error}") from error
     else:
         config = copy.deepcopy(source.config)
     bare = build_meta_model(config, dtype, trust_remote_code=trust_remote_code, own=own)
-    if describe(bare).tied and not bundle.manifest.tied:
+    if describe(bare).tied and not manifest.tied:
         # The checkpoint has other weights than its configuration says, like transformers, which does not tie them then.
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
         bare = build_meta_model(config, dtype, trust_remote_code=trust_remote_code, own=own)
@@ -148,30 +154,6 @@ def _replace(model: nn.Module, by: Callable[[str, torch.Tensor], torch.Tensor]) 
                 found = None if tensor is None else by(f"{path}.{name}" if path else name, tensor)
                 if found is not tensor:
                     own[name] = found
-
-
-def _check_layout(bare: PreTrainedModel, bundle: Bundle) -> None:
-    """Raise BundleError unless the bundle holds the weights of the model that this version of transformers builds, and
-    no others."""
-    expected, found = (
-        {_content(block) for block in blocks if block.id.kind != "residual"}
-        for blocks in (describe(bare).blocks, bundle.manifest.blocks)
-    )
-    if expected != found:
-        block, _ = min(expected ^ found, key=str)
-        if is_wrapped(bundle.model_folder):
-            raise BundleError(
-                f"{bundle.folder} holds the weights of a wrapped {type(bare).__name__} that had other modules than "
-                f"transformers builds ({block} differs); build the model and wrap it again"
-            )
-        raise BundleError(
-            f"{bundle.folder} was packed with another version of transformers or penstock ({block} differs); "
-            "delete the bundle and pack again"
-        )
-
-
-def _content(block: Block) -> tuple[BlockId, tuple[tuple[str, str, tuple[int, ...]], ...]]:
-    return block.id, tuple((spec.name, spec.dtype, spec.shape) for spec in block.tensors)
 
 
 def _stand_in(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

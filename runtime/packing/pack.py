@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 
+from ...kernels.closing import closed_on_error
 from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.folder import PARTIAL, locked, prepare
+from ...tiering.store.bundle.gone import told_when_gone
 from ...tiering.store.bundle.manifest import Manifest
 from ...tiering.store.bundle.reader import Bundle
 from ...tiering.store.bundle.stripes import prepare_stripes, sweep
@@ -131,14 +133,16 @@ def pack(
     described = source.describe(dtype, aligned=aligned)
     order = _order_experts(source, described, routes)
     store = prepare(store, to_write=False)
-    target = _find_target(store, source, described, order, options)
-    if not Bundle.is_bundle(target.folder):
-        prepare(store)
-        with locked(target.folder):
-            if not publish(target.folder):
-                _pack(source, described, order, target, options)
-    bundle = Bundle.open(target.folder, direct=direct)
-    _refresh(bundle, source, described, target)
+    with told_when_gone(store):
+        target = _find_target(store, source, described, order, options)
+        if not Bundle.is_bundle(target.folder):
+            prepare(store)
+            with locked(target.folder):
+                if not publish(target.folder):
+                    _pack(source, described, order, target, options)
+        bundle = Bundle.open(target.folder, direct=direct)
+        with closed_on_error(bundle):
+            _refresh(bundle, source, described, target)
     return bundle
 
 

@@ -4,9 +4,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...tiering.store.bundle.folder import bundles_in
 from ...tiering.store.bundle.manifest import PLAIN
 from ...tiering.store.bundle.reader import Bundle
 from ..checkpoints.describe import Description
@@ -79,7 +81,7 @@ def _latest_alike(store: Path, kind: str, note: WeightsNote, *, any_order: bool)
         there = read_note(folder)
         return there is not None and (note.plain == there.plain if any_order else note.own == there.own)
 
-    return _latest(path for path in store.glob(f"{kind}-*") if Bundle.is_bundle(path) and alike(path))
+    return _latest(path for path in bundles_in(store) if path.name.startswith(f"{kind}-") and alike(path))
 
 
 def _latest_special(folder: Path) -> Path | None:
@@ -88,4 +90,8 @@ def _latest_special(folder: Path) -> Path | None:
 
 
 def _latest(bundles: Iterable[Path]) -> Path | None:
-    return max(bundles, key=lambda path: (path / "manifest.json").stat().st_mtime_ns, default=None)
+    ages: dict[Path, int] = {}
+    for path in bundles:
+        with suppress(OSError):  # somebody deletes it
+            ages[path] = (path / "manifest.json").stat().st_mtime_ns
+    return max(ages, key=lambda path: ages[path], default=None)

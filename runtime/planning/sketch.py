@@ -12,13 +12,17 @@ from ...tiering.planner.arrangement import MemoryBudgets, Outline, typical_block
 from ...tiering.policy.drive_reading import Reading
 from ...tiering.sim.devices import Drive
 from ...tiering.store.bundle import manifest
+from ...tiering.store.bundle.folder import bundles_in
+from ...tiering.store.bundle.manifest_file import read_manifest
 from ..checkpoints.describe import describe
 from ..checkpoints.layout import Layout
 from ..checkpoints.meta_model import build_meta_model
 from ..config.config import Config
 from ..config.settings import Io
-from ..loading.opening import ModelSource, find_bundles, is_bundle, open_checkpoint, read_config, read_manifest
+from ..loading.opening import ModelSource, find_bundles, is_bundle, open_checkpoint, read_config
 from ..loading.outline import layout_of, outline_model
+from ..loading.placeholder_model import build_bare
+from ..loading.stored_layout import check_stored
 from ..machine.drives import modelled, places_of
 from ..packing.arrange.arrange import estimate
 from ..packing.arrange.formats import Rules
@@ -63,8 +67,7 @@ def sketch_model(source: ModelSource, config: Config) -> ModelSketch:
     path = Path(source.model).expanduser()
     quality, trust = config.weights.quality, source.trust_remote_code
     if is_bundle(source.model):
-        dtype = getattr(torch, read_manifest(path).dtype)
-        model = build_meta_model(read_config(str(path / "model"), source), dtype, trust_remote_code=trust)
+        model, _ = build_bare(read_manifest(path), path / "model", trust)
         return _sketch_bundle(model, path, quality)
     rules = choose_rules(config.weights, config.store.path)
     if not path.exists() or _configuration_only(path):
@@ -76,6 +79,7 @@ def sketch_model(source: ModelSource, config: Config) -> ModelSketch:
 
 def _sketch_bundle(model: PreTrainedModel, bundle: Path, quality: str) -> ModelSketch:
     found = read_manifest(bundle)
+    check_stored(model, found, bundle)
     return ModelSketch(model, layout_of(found), bundle, quality, len(found.drive_bytes))
 
 
@@ -86,7 +90,7 @@ def _sketch_checkpoint(source: ModelSource, config: Config, rules: Rules) -> Mod
     contents.weights.close()
     plain = describe(contents.model, {} if config.aligned else contents.addresses)
     # Only a bundle of the same shape is worth reading the checkpoint for, to see whether it is this one.
-    alike = [file.parent for file in store.glob("*/manifest.json") if _same_shape(file.parent, plain, rules)]
+    alike = [bundle for bundle in bundles_in(store) if _same_shape(bundle, plain, rules)]
     for bundle in find_bundles(checkpoint, store, alike):
         return _sketch_bundle(contents.model, bundle, quality)
     planned = estimate(contents.model, plain, rules, contents.weights.stored())

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ...kernels.io.system import open_regular
+from ...kernels.io.regular import open_regular
 from ...tiering.driving.strict_json import Fields, parse_json
 from ...tiering.errors import TraceError
 from ..tracing.tracefile import write

@@ -40,11 +40,11 @@ def like(spec: TensorSpec) -> torch.Tensor:
     """A tensor like that of ``tensors_on`` for ``spec``, a first plane, without memory."""
     if spec.packing is None:
         return placeholder(getattr(torch, spec.dtype), spec.shape)
-    return pack_weight(spec, torch.empty(0, dtype=torch.uint8))
+    return pack_weight(spec, torch.empty(0, dtype=torch.uint8), bare=True)
 
 
-def pack_weight(spec: TensorSpec, *planes: torch.Tensor) -> PackedWeight:
-    """The weight ``spec`` that is encoded in ``planes``."""
+def pack_weight(spec: TensorSpec, *planes: torch.Tensor, bare: bool = False) -> PackedWeight:
+    """The weight ``spec`` that is encoded in ``planes``. ``bare`` as for PackedWeight."""
     packing = spec.packing
     assert packing is not None
     return PackedWeight(
@@ -54,6 +54,7 @@ def pack_weight(spec: TensorSpec, *planes: torch.Tensor) -> PackedWeight:
         getattr(torch, spec.dtype),
         transposed=packing.transposed,
         address=packing.address,
+        bare=bare,
     )
 
 

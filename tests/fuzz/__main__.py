@@ -1,6 +1,7 @@
 """Plays cases by their seeds, or one that is written out."""
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ def main() -> int:
     parser.add_argument("last", type=int, nargs="?", help="the seed after the last one")
     parser.add_argument("--log", type=Path, help="file with a line for each case; those in it are not repeated")
     parser.add_argument("--shrink", action="store_true", help="make a case that fails smaller")
-    parser.add_argument("--work", type=int, nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         supervise.work(options.work)

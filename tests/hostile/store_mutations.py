@@ -18,7 +18,7 @@ import xxhash
 from penstock.tiering.prefix import header as headers
 from penstock.tiering.store.bundle.manifest import signed
 from penstock.tiering.units import PAGE, align_up
-from tests.hostile.documents import mutate_bytes, mutate_document, replace_file, shorten, to_json
+from tests.hostile.mutations import mutate_bytes, mutate_document, replace_file, shorten, to_json
 
 PREAMBLE = struct.Struct("<8sIQ32sI")
 

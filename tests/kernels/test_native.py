@@ -2,6 +2,8 @@
 
 import ctypes
 import platform
+import re
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,16 @@ def test_an_extension_that_cannot_be_loaded_is_none_at_all(
         None,
         "what was compiled at installation cannot be loaded: no libgomp.so.1; install again",
     )
+
+
+def test_every_function_says_what_it_takes_and_refuses() -> None:
+    """The comment above each function that gets addresses has a line for whoever calls it."""
+    sources = "".join(path.read_text() for path in sorted((Path(native.__file__).parent / "csrc").glob("*.c")))
+    tables = (native._PRODUCTS, native._PRODUCTS_WITH_STATUS, native._PORTABLE, native._PORTABLE_WITH_RESULT)
+    names = [name for table in tables for name, arguments in table.items() if arguments]
+    assert len(names) > 20
+    for name in names:
+        comment = re.search(rf"/\*((?:(?!\*/).)*)\*/\n(?:void|int|long) {name}\(", sources, re.DOTALL)
+        assert comment, name
+        assert re.search(r"Takes: .*any b|Takes: .*finite", comment[1], re.DOTALL), name
+        assert re.search(r"[Rr]efuse", comment[1]), name

@@ -16,10 +16,8 @@ from typing import ParamSpec, TypeVar
 
 from aiofiles.os import wrap
 
-from ...kernels.io.system import open_regular
+from ...kernels.io.regular import open_regular, read_regular
 from .background import run
-
-_PIECE = 1 << 20
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -116,18 +114,7 @@ def read_small(path: Path, most: int, *, follow: bool = True, private: bool = Fa
 
     Raises OSError, whose ``strerror`` says what is wrong.
     """
-    descriptor = open_regular(path, os.O_RDONLY, follow=follow)
-    with open(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        if private and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
-            raise OSError(errno.EPERM, "others may write it", str(path))
-        pieces, left = [], most + 1
-        while left and (piece := file.read(min(left, _PIECE))):  # a length that is asked for first may be a lie
-            pieces.append(piece)
-            left -= len(piece)
-    if not left:
-        raise OSError(errno.EFBIG, f"it has more than {most} bytes, which is too long for what it should be", str(path))
-    return b"".join(pieces)
+    return read_regular(path, most, follow=follow, private=private)
 
 
 def make_folder(folder: Path, *, parents: bool = False) -> None:

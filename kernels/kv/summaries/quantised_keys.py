@@ -178,6 +178,7 @@ class QuantisedKeys:
         wrong = torch.minimum(
             torch.einsum("hr,nht->hrnt", norm, error), torch.einsum("hr,nht->hrnt", half_sum, scale)
         ) + torch.einsum("hr,nhz->hrnz", norm * (_HALF_ULP * (4 * wide + 64)), reach)
+        count = count.masked_fill(count > tokens, 0)  # no summary of such a page
         there = (torch.arange(tokens) < count)[None, None].transpose(1, 3)[:, :, 0]  # [1, H, n, tokens]
         there = there.transpose(0, 1)  # [H, 1, n, tokens]
         return conclude_bounds(scores, wrong, there, scaling, softcap, share)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ....kernels.io.system import open_regular
+from ....kernels.io.regular import open_regular
 from ....tiering.driving.small_files import make_folder, sync_folder, write_durably
 from ....tiering.errors import CheckpointError
 

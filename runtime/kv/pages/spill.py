@@ -13,7 +13,8 @@ import xxhash
 
 from ....kernels.io.directio import REFUSALS, DirectFile, Segment
 from ....kernels.io.reading import Reader
-from ....kernels.io.system import open_direct, open_regular, reserve
+from ....kernels.io.regular import open_regular
+from ....kernels.io.system import open_direct, reserve
 from ....kernels.waiting import Then
 from ....tiering.driving.small_files import make_folder
 from ....tiering.errors import FlashFull, PenstockError, ReadError

@@ -7,12 +7,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ....kernels.formats.registry import FORMATS
 from ....tiering.store.bundle.manifest import Block, TensorSpec
 from ...checkpoints.layout import Layout
-from ...checkpoints.modules import is_experts
+from ...checkpoints.modules import is_product, is_transposed
 from ...checkpoints.weights import SourceFormat
 from ...config.values import FIT, fit_size
 
@@ -22,7 +21,6 @@ SHORT: Mapping[str, str] = {"int4": "int4-32"}
 """Names that leave something out."""
 WHOLE: Mapping[str, str] = {"nested": "int8", "stacked": "int8"}
 """The same numbers in one plane."""
-_PRODUCTS = (nn.Linear, nn.Embedding, Conv1D)
 
 T = TypeVar("T")
 
@@ -115,12 +113,12 @@ def choose_formats(
             continue
         module = modules[block.id.module]
         for spec in block.tensors:
-            if len(spec.shape) != 2 or not _is_product(module, spec):
+            if len(spec.shape) != 2 or not is_product(module, spec.name, getattr(torch, spec.dtype)):
                 continue
             part = _part(model, block, module, output, shared=spec.name in shared)
             source = (stored or {}).get(spec.name)
             if (name := rules.of(part)) != AS_IS:
-                found[spec.name] = Choice(name, _is_transposed(module))
+                found[spec.name] = Choice(name, is_transposed(module))
             elif source is not None and part != "embeddings":  # rows that are read one by one are numbers
                 found[spec.name] = Choice(source.format, source.transposed)
     return found
@@ -136,17 +134,6 @@ def _part(model: PreTrainedModel, block: Block, module: nn.Module, output: str |
     above = block.id.module.split(".")
     around = (type(model.get_submodule(".".join(above[:depth]))).__name__ for depth in range(1, len(above)))
     return "attention" if any("Attention" in name for name in around) else "dense"
-
-
-def _is_product(module: nn.Module, spec: TensorSpec) -> bool:
-    """Whether the module does nothing with its weight ``spec`` but multiply by it or take rows of it."""
-    if not getattr(torch, spec.dtype).is_floating_point:
-        return False
-    return is_experts(module) or (type(module) in _PRODUCTS and spec.name.rpartition(".")[2] == "weight")
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    return isinstance(module, Conv1D) or (is_experts(module) and bool(module.is_transposed))
 
 
 def _path_of(model: nn.Module, wanted: nn.Module | None) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from ....kernels.formats.registry import FORMATS
-from ....kernels.io.system import open_regular
+from ....kernels.io.regular import open_regular
 from ....tiering.driving.small_files import make_folder, read_small
 from ....tiering.driving.strict_json import items, many, parse_json, text, whole
 from ....tiering.store.bundle.drive_writer import translate_errors

@@ -86,11 +86,24 @@ class Bypass:
             whole = self._past(block, file, wanted.into, after, staging) if file else None
             if whole is None:
                 whole = self._staged(block, wanted.into, after, staging)
+            if whole != block.checksum:
+                return self._bundle.corrupt(block, "is altered: its checksum does not match")
+            return self._find_fault(block, wanted.into, staging)
         except Exception as error:
             return error
-        if whole != block.checksum:
-            return self._bundle.corrupt(block, "is altered: its checksum does not match")
-        return None
+
+    def _find_fault(self, block: Block, arrived: torch.Tensor, staging: Arena) -> Exception | None:
+        """What is wrong with the matrices of ``block``, which has ``arrived`` on the device: what must be looked at is
+        copied down piece by piece."""
+
+        def read(start: int, length: int) -> torch.Tensor:
+            # A piece has some MiB. Only a tile of very long rows has more.
+            small = length <= staging.length
+            into = staging.tensor(0, torch.uint8, (length,)) if small else torch.empty(length, dtype=torch.uint8)
+            self._device.down(arrived[start : start + length], into)
+            return into
+
+        return self._bundle.find_fault(block, read)
 
     def _staged(self, block: Block, into: torch.Tensor, after: Sequence[Mark], staging: Arena) -> str:
         """Read ``block`` through staging memory; its checksum."""

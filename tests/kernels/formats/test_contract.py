@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from penstock.kernels.formats.base import SLAB, Format, UnsuitableShape
+from penstock.kernels.formats.planes import locate
 from penstock.kernels.formats.registry import ENCODING, FORMATS
 
 ERRORS = {"int8": 0.008, "nested": 0.008, "stacked": 0.008, "int4-32": 0.075, "int4-64": 0.085, "int4-128": 0.095}
@@ -154,7 +155,7 @@ def test_products_are_those_of_the_decoded_numbers(
         return
     matrices = [encoded(weights, matrix(n, k, seed + i)) for i in range(count)]
     inputs = [matrix(rows, k, seed + 100 + i) for i in range(count)]
-    found = product([addresses(planes) for planes in matrices], addresses(inputs))
+    found = product([locate(weights, planes, n, k) for planes in matrices], addresses(inputs))
     assert found.shape == (count, rows, n)
     assert found.dtype == torch.bfloat16
     for out, planes, state in zip(found, matrices, inputs, strict=True):
@@ -180,5 +181,6 @@ def test_planes_may_lie_anywhere_in_a_larger_buffer(weights: Format) -> None:
     if product is not None:
         state = matrix(1, k, 1)
         assert torch.equal(
-            product([addresses(moved)], addresses([state])), product([addresses(planes)], addresses([state]))
+            product([locate(weights, moved, n, k)], addresses([state])),
+            product([locate(weights, planes, n, k)], addresses([state])),
         )

@@ -16,6 +16,7 @@ from torch.nn import functional
 from penstock.kernels.formats import lossless
 from penstock.kernels.formats.base import SLAB, UnsuitableShape
 from penstock.kernels.formats.lossless import Lossless, measure_decoding
+from penstock.kernels.formats.planes import locate
 from penstock.kernels.formats.registry import FORMATS
 from penstock.kernels.products.few_rows import MOST_ROWS, find_product
 
@@ -207,7 +208,7 @@ def test_products_equal_torchs_in_every_bit(rows: int, n: int, k: int, count: in
     matrices = [gaussian(n, k, std=std, seed=seed + i) for i in range(count)]
     inputs = [gaussian(rows, k, std=1.0, seed=seed - i - 1) for i in range(count)]
     planes = [encoded(matrix) for matrix in matrices]
-    found = product([[plane.data_ptr()] for plane in planes], [x.data_ptr() for x in inputs])
+    found = product([locate(FORMAT, [plane], n, k) for plane in planes], [x.data_ptr() for x in inputs])
     for one, matrix, x in zip(found, matrices, inputs, strict=True):
         assert torch.equal(bits(one), bits(functional.linear(x, matrix)))
 
@@ -223,7 +224,7 @@ def test_products_with_tiles_as_they_are_and_rows_over() -> None:
     plane, x = encoded(matrix), gaussian(2, 1024, std=1.0)
     ends = plane[:48].view(torch.int64).tolist()
     assert ends[2] - ends[1] == 2 * 16 * 1024
-    found = product([[plane.data_ptr()]], [x.data_ptr()])[0]
+    found = product([locate(FORMAT, [plane], 100, 1024)], [x.data_ptr()])[0]
     assert torch.equal(bits(found), bits(functional.linear(x, matrix)))
 
 
@@ -280,7 +281,7 @@ def test_products_say_that_a_matrix_is_damaged() -> None:
     plane, x = encoded(gaussian(64, 256)), gaussian(1, 256)
     plane[8 * 4 + 12] += 4
     with pytest.raises(ValueError, match="lossless"):
-        product([[plane.data_ptr()]], [x.data_ptr()])
+        product([locate(FORMAT, [plane], 64, 256)], [x.data_ptr()])
 
 
 def test_the_speed_of_decoding_is_that_of_the_best_round(half: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from penstock.kernels.kv.base import PageShape
 from penstock.kernels.kv.int4 import INT4
 from penstock.kernels.kv.int8 import INT8
 from penstock.kernels.kv.quantised import LARGEST, LEVEL, Quantised, is_encodable
+from tests.support.guarded import Guarded
 
 FORMATS = {"int8": INT8, "int4": INT4}
 GROUP = 32
@@ -196,3 +197,46 @@ def test_attention_is_that_to_decoded_numbers(
     weighted = torch.ones(heads, rows, dim)
     format_.weigh(probabilities, 5, [plane.data_ptr() for plane in values], shape, weighted)
     torch.testing.assert_close(weighted, wanted, rtol=1e-5, atol=1e-5)
+
+
+@formats
+@levels
+@pytest.mark.parametrize(("tokens", "dim"), [(32, 64), (16, 24), (48, 8), (64, 128)])
+def test_pages_of_any_bytes_are_computed_within_their_end(
+    format_: Quantised, level: int | None, tokens: int, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No byte of a page is an index or a count. Pages and results end where a page begins that nobody may touch."""
+    use(monkeypatch, level)
+    shape, chance = PageShape(2, tokens, dim, torch.bfloat16), torch.Generator().manual_seed(dim)
+    for keys in (True, False):
+        length = format_.key_bytes(shape) if keys else format_.value_bytes(shape)
+        with Guarded() as memory, Guarded() as results:
+            page = memory.put(torch.randint(0, 256, (length,), dtype=torch.uint8, generator=chance))
+            out = results.room(2 * tokens * dim * 4).view(torch.float32).view(2, tokens, dim).fill_(7.0)
+            (format_.decode_keys if keys else format_.decode_values)(page, shape, out)
+            assert bool((out != 7.0).any())
+            state = torch.ones(2, 3, dim if keys else tokens, dtype=torch.bfloat16)
+            more = results.room(2 * 3 * (tokens if keys else dim) * 4).view(torch.float32).view(2, 3, -1).zero_()
+            if keys:
+                format_.scores(state, [page.data_ptr()], shape, 1.0, more, 0)
+            else:
+                format_.weigh(state, 0, [page.data_ptr()], shape, more)
+            assert bool((more != 0).any())
+
+
+@formats
+@sides
+def test_keys_of_absurd_length_take_no_stack(format_: Quantised, keys: bool) -> None:
+    """The compiled half keeps a number for each of them on its stack: torch computes where there are too many."""
+    shape = PageShape(1, 16, 300_000, torch.bfloat16)
+    page = torch.zeros(format_.key_bytes(shape) if keys else format_.value_bytes(shape), dtype=torch.uint8)
+    state = torch.ones(1, 1, shape.dim if keys else 16, dtype=torch.bfloat16)
+    out = torch.zeros(1, 1, 16 if keys else shape.dim)
+    if keys:
+        format_.scores(state, [page.data_ptr()], shape, 1.0, out, 0)
+    else:
+        format_.weigh(state, 0, [page.data_ptr()], shape, out)
+    whole = torch.ones(1, 16, shape.dim, dtype=torch.bfloat16)
+    (format_.decode_keys if keys else format_.decode_values)(page, shape, whole)
+    assert not out.any()
+    assert not whole.any()

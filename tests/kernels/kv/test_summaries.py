@@ -243,6 +243,22 @@ def test_every_kernel_opens_the_bounds_of_what_is_no_number(bits: int, kernel: s
     assert torch.equal(upper.isinf(), torch.tensor([[False, True], [True, True], [True, True]]))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("count", [-1, -(2**31), 33, 257, 10**6, 2**31 - 1])
+def test_nothing_is_said_of_a_page_with_more_tokens_than_it_has(count: int, bits: int, kernel: str) -> None:
+    """Summaries of any bytes: the number of tokens led past the room for them."""
+    kind, tokens = QuantisedKeys(bits, kernel), 32
+    made = kind.build(torch.randn(2, 1, tokens, 16, generator=chance(0)))
+    made[1, :4] = torch.tensor([count], dtype=torch.int32).view(torch.uint8)
+    made[1, 4:] = torch.randint(0, 256, (made.shape[1] - 4,), dtype=torch.uint8, generator=chance(1))
+    query = torch.randn(3, 2, 16, generator=chance(2))
+    found = kind.log_bounds(query, made, heads=1, tokens=tokens, scaling=1.0)
+    assert bool(found.lower[..., 0].isfinite().all())
+    assert bool((found.lower[..., 1] == -math.inf).all())
+    assert bool((found.upper[..., 1] == math.inf).all())
+
+
 def test_what_has_no_place_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 16"):
         QuantisedKeys(8).page_bytes(2, 24, 64)

@@ -205,9 +205,9 @@ def test_unreadable_files(tmp_path):
     assert "not a TOML file" in refusal(tmp_path / "binary")
     assert "null byte" in refusal("a\0b")
     os.mkfifo(tmp_path / "pipe")
-    assert "no regular file" in refusal(tmp_path / "pipe")
+    assert "not a regular file" in refusal(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
-    assert "no regular file" in refusal(tmp_path / "device")
+    assert "not a regular file" in refusal(tmp_path / "device")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,10 @@ def test_while_daemons_generate(tiny_moe_folder: Path, store: Path, how: str, bu
     check(run(how, "daemon", tiny_moe_folder, store, size, 17), how)
 
 
+def test_while_daemons_are_about_to_generate(tiny_moe_folder: Path, store: Path) -> None:
+    check(run("exit", "idle", tiny_moe_folder, store, least_budget(tiny_moe_folder, store), 0), "exit")
+
+
 def test_while_daemons_read_pages(tiny_dense_folder: Path, store: Path) -> None:
     size = least_budget(tiny_dense_folder, store)
     check(run("return", "paged", tiny_dense_folder, store, size, 20), "return")

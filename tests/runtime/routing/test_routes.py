@@ -142,7 +142,7 @@ def test_more_experts_than_any_table_holds_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, what: str) -> None:
     place = tmp_path / "trace"
     os.mkfifo(place) if what == "pipe" else place.symlink_to("/dev/zero")
-    with pytest.raises(TraceError, match="it is no regular file"):
+    with pytest.raises(TraceError, match="it is not a regular file"):
         Routes.load(place)
 
 

@@ -148,7 +148,7 @@ def test_what_cannot_be_written_or_read_is_named(tiny_dense_folder: Path, store:
     with pytest.raises(penstock.RecordingError, match="empty: this is no recording"):
         recorded(tmp_path / "empty")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(penstock.RecordingError, match="pipe cannot be read: it is no regular file"):
+    with pytest.raises(penstock.RecordingError, match="pipe cannot be read: it is not a regular file"):
         recorded(tmp_path / "pipe")
     os.truncate(tmp_path / "empty", 1 << 40)
     with pytest.raises(penstock.RecordingError, match="more than"):

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ....kernels.io.system import lock, open_regular, unlock
+from ....kernels.io.regular import open_regular
+from ....kernels.io.system import lock, unlock
 from ...driving.small_files import make_folder
 from ...errors import BundleError, ConfigError, FlashFull
 from ...units import format_size
@@ -36,6 +37,12 @@ def prepare(store: Path, *, what: str = "store", to_write: bool = True) -> Path:
             f"the {what} {store} is not writable, and what must be written there is not there yet; choose another {key}"
         )
     return store
+
+
+def bundles_in(store: Path) -> list[Path]:
+    """Return the folders of whole bundles in ``store``, by name."""
+    found = sorted(file.parent for file in store.glob("*/manifest.json"))
+    return [folder for folder in found if not folder.name.endswith(PARTIAL)]
 
 
 @contextmanager

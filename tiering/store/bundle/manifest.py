@@ -1,4 +1,4 @@
-"""The bundle's manifest (pure): where each block lies, its tensors, and its checksum.
+"""The bundle's manifest (pure): where each block lies, its tensors, and its checksum. manifest_file.py reads one.
 
 A bundle is a folder::
 
@@ -23,11 +23,8 @@ from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import BundleCorrupt, BundleVersionError
 from ...units import PAGE, BlockId, Extent, align_up
 
-LONGEST = 256 << 20
-"""Most bytes of a manifest: a block of few matrices takes a few hundred."""
 PLAIN, STRIPED, ENCODED = 1, 2, 3
 """The versions. A bundle gets the lowest that can describe it, so that older versions of penstock can read it."""
 TENSOR_ALIGNMENT = 64
@@ -163,57 +160,18 @@ def dump(manifest: Manifest) -> str:
     for field, since in (("drives", STRIPED), ("notes", ENCODED)):
         if version < since:
             del document[field]
-    return _encode(signed(document))
+    return encode(signed(document))
 
 
 def signed(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``document`` with a checksum: the SHA-256 of the rest of it."""
     rest = {key: value for key, value in document.items() if key != "checksum"}
-    return rest | {"checksum": hashlib.sha256(_encode(rest).encode()).hexdigest()}
+    return rest | {"checksum": hashlib.sha256(encode(rest).encode()).hexdigest()}
 
 
-def _encode(document: Mapping[str, Any]) -> str:
+def encode(document: Mapping[str, Any]) -> str:
+    """Return ``document`` as the JSON that its checksum is of."""
     return json.dumps(document, separators=(",", ":"))
-
-
-def parse(text: str, where: str) -> Manifest:
-    """Read what ``dump`` wrote. ``where`` names the file in error messages.
-
-    Raises BundleVersionError for a newer version, and BundleCorrupt for other text that it cannot read.
-    """
-    try:
-        document = json.loads(text)
-        if document["format"] != "penstock-bundle":
-            raise ValueError("it is not a penstock manifest")
-        version = int(document["version"])
-        if version > ENCODED:
-            raise BundleVersionError(
-                f"{where} has bundle version {version}, this penstock reads up to {ENCODED}; "
-                "upgrade penstock, or delete the bundle and pack again"
-            )
-        if document["checksum"] != signed(document)["checksum"]:
-            raise ValueError("its checksum does not match")
-        manifest = Manifest(
-            identity=str(document["identity"]),
-            checkpoint=str(document["checkpoint"]),
-            dtype=str(document["dtype"]),
-            codec=str(document["codec"]),
-            tied=dict(document["tied"]),
-            files=tuple(
-                DataFile(str(file["name"]), int(file["length"]), int(file.get("drive", 0)))
-                for file in document["files"]
-            ),
-            blocks=tuple(_parse_block(block) for block in document["blocks"]),
-            drives=tuple(
-                BundleDrive(str(drive["folder"]), int(drive["bytes_per_second"]))
-                for drive in document.get("drives", ())
-            ),
-            notes=tuple(map(str, document.get("notes", ()))),
-        )
-        _check(manifest)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-        raise BundleCorrupt(f"{where} is damaged ({error}); delete the bundle and pack again") from error
-    return manifest
 
 
 def _plain(file: DataFile) -> dict[str, Any]:
@@ -232,45 +190,3 @@ def _dump_block(block: Block) -> dict[str, Any]:
             for t in block.tensors
         ],
     }
-
-
-def _parse_block(raw: dict[str, Any]) -> Block:
-    kind, module, part = raw["id"]
-    return Block(
-        id=BlockId(kind, str(module), int(part)),
-        extent=Extent(*(int(n) for n in raw["extent"])),
-        checksum=str(raw["checksum"]),
-        tensors=tuple(
-            TensorSpec(str(n), str(d), tuple(int(s) for s in shape), int(o), int(length), *map(_parse_packing, packing))
-            for n, d, shape, o, length, *packing in raw["tensors"]
-        ),
-        resident=bool(raw["resident"]),
-    )
-
-
-def _parse_packing(raw: list[Any]) -> Packing:
-    format_, plane, transposed, address = raw
-    return Packing(str(format_), int(plane), bool(transposed), int(address))
-
-
-def _check(manifest: Manifest) -> None:
-    if manifest.drives and manifest.drives[0].folder:
-        raise ValueError("its first drive is not its own")
-    if not all(drive.folder.startswith("/") for drive in manifest.drives[1:]):
-        raise ValueError("a drive has no absolute path")
-    if any(not 0 <= file.drive < max(1, len(manifest.drives)) for file in manifest.files):
-        raise ValueError("a data file is on a drive that is not listed")
-    ends = [0] * len(manifest.files)
-    seen: set[BlockId] = set()
-    for block in manifest.blocks:
-        extent = block.extent
-        if block.id in seen:
-            raise ValueError(f"block {block.id} is listed twice")
-        seen.add(block.id)
-        if extent.offset % PAGE or extent.length % PAGE or extent.length <= 0 or extent.offset < ends[extent.file]:
-            raise ValueError(f"block {block.id} has an impossible extent")
-        ends[extent.file] = extent.end
-        if extent.end > manifest.files[extent.file].length:
-            raise ValueError(f"block {block.id} ends behind its file")
-        if any(t.offset < 0 or t.offset + t.length > extent.length for t in block.tensors):
-            raise ValueError(f"block {block.id} has a tensor outside of it")

@@ -4,16 +4,18 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import xxhash
 
 from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.memory.arena import Arena
-from ...driving.small_files import read_small
 from ...errors import BundleCorrupt, BundleError, ReadError
 from ...progress import Progress, Quiet
 from ...units import PAGE, MiB
-from .manifest import LONGEST, Block, Manifest, parse
+from .arrival import Read, find_fault_in, to_check
+from .manifest import Block, Manifest
+from .manifest_file import read_manifest
 from .stripes import absent
 
 _WITHOUT = ', or compute without it (weights_quality = "base")'
@@ -28,6 +30,7 @@ class Bundle(Closing):
         self.folder = folder
         self.manifest = manifest
         self._files = tuple(files)
+        self._checked = {block.id for block in manifest.blocks if to_check(block)}
 
     @staticmethod
     def is_bundle(folder: str | Path) -> bool:
@@ -43,16 +46,7 @@ class Bundle(Closing):
         a BundleError: with it the bundle is whole.
         """
         folder = Path(folder).expanduser()
-        path = folder / "manifest.json"
-        try:
-            text = read_small(path, LONGEST).decode("utf-8")
-        except FileNotFoundError:
-            raise BundleError(f"{folder} is not a bundle: it has no manifest.json") from None
-        except UnicodeDecodeError as error:
-            raise BundleCorrupt(f"{path} is damaged ({error}); delete the bundle and pack again") from error
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-        manifest = parse(text, str(path))
+        manifest = read_manifest(folder)
         files: list[DirectFile] = []
         try:
             files.extend(_open_file(folder, manifest, number, direct) for number in range(len(manifest.files)))
@@ -88,7 +82,17 @@ class Bundle(Closing):
         for block, view in zip(blocks, views, strict=True):
             if xxhash.xxh3_64_hexdigest(view) != block.checksum:
                 return self.corrupt(block, "is altered: its checksum does not match")
+            if block.id in self._checked:
+                arrived = torch.frombuffer(view, dtype=torch.uint8)
+                problem = self.find_fault(block, lambda at, size, arrived=arrived: arrived[at : at + size])
+                if problem is not None:
+                    return problem
         return None
+
+    def find_fault(self, block: Block, read: Read) -> BundleCorrupt | None:
+        """What is wrong with the matrices of ``block``, whose bytes ``read`` gives and whose checksum is right."""
+        what = find_fault_in(block, read)
+        return None if what is None else self.corrupt(block, what)
 
     def explain(self, problem: Exception, blocks: Sequence[Block]) -> Exception:
         """The error to raise where ``problem`` came of reading ``blocks``: BundleCorrupt, ReadError or itself."""
@@ -155,13 +159,11 @@ def _open_file(folder: Path, manifest: Manifest, number: int, direct: bool | Non
     expected = manifest.files[number]
     place = manifest.places(folder)[expected.drive]
     path = place / expected.name
-    if Path(expected.name).name != expected.name:
-        raise BundleCorrupt(f"{folder / 'manifest.json'} names {expected.name!r}, which is outside of the bundle")
     own = [block for block in manifest.blocks if block.extent.file == number]
     try:
         file = DirectFile(path, direct=direct)
     except FileNotFoundError:
-        if not place.is_dir():
+        if not place.is_dir() and place != folder:
             raise absent(folder, place) from None
         raise BundleCorrupt(f"{path} is missing; delete the bundle and pack again") from None
     except OSError as error:

@@ -7,6 +7,7 @@ striped bundle has on other drives lies in folders that are never renamed: one r
 """
 
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -177,9 +178,13 @@ def _put_zeros(drive: DriveWriter, count: int, checksum: xxhash.xxh3_64) -> None
 
 
 def publish(target: Path) -> bool:
-    """Give the bundle aside its name if it is whole; whether ``target`` is there now."""
+    """Give the bundle aside its name if it is whole; whether ``target`` is there now.
+
+    What a deletion has left under that name, without a manifest, makes room for it.
+    """
     aside = target.with_name(target.name + PARTIAL)
-    if not target.exists() and (aside / "manifest.json").is_file():
+    if not (target / "manifest.json").is_file() and (aside / "manifest.json").is_file():
+        shutil.rmtree(target, ignore_errors=True)
         journal.end(aside)
         sync_folder(aside)
         os.rename(aside, target)

@@ -14,7 +14,8 @@ import xxhash
 from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.io.directwrite import DirectWriter
-from ....kernels.io.system import lock, open_regular
+from ....kernels.io.regular import open_regular
+from ....kernels.io.system import lock
 from ....kernels.memory.arena import Arena
 from ...errors import FlashFull, PrefixDamaged, PrefixError
 from ...prefix.chain import Chain, chain_of

@@ -72,7 +72,7 @@ def test_a_finished_bundle_may_be_on_a_link(target: Path) -> None:
 def test_a_pipe_in_a_bundle_is_refused_without_waiting(target: Path, another: Path, name: str) -> None:
     write(target)
     replace(target / name, "pipe", another)
-    with pytest.raises(BundleError, match=f"{name} cannot be .* it is no regular file"):
+    with pytest.raises(BundleError, match=f"{name} cannot be .* it is not a regular file"):
         Bundle.open(target)
 
 
