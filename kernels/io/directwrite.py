@@ -8,11 +8,12 @@ from pathlib import Path
 from ..closing import Closing
 from ..memory.page import PAGE
 from .directio import BUFFERED_STEP, REFUSALS, address_of
+from .regular import open_regular
 from .system import drop_cached, open_direct, sync_data
 
 
 class DirectWriter(Closing):
-    """A data file, created if absent, open for appending. For one thread at a time.
+    """A data file, created if absent, open for appending. ``path`` is no link. For one thread at a time.
 
     ``direct`` as an argument: None uses direct I/O where it works. Otherwise it writes through the page cache, and
     flushes and drops every BUFFERED_STEP bytes so that dirty pages stay few. True insists on direct I/O and raises
@@ -33,8 +34,8 @@ class DirectWriter(Closing):
         self._flushed = self.position
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT
-        self._descriptor = open_direct(self.path, flags) if self.direct else os.open(self.path, flags, 0o666)
+        open_file = open_direct if self.direct else open_regular
+        self._descriptor = open_file(self.path, os.O_WRONLY | os.O_CREAT, follow=False)
         self._release = weakref.finalize(self, os.close, self._descriptor)
 
     def _fall_back(self, error: OSError) -> None:

@@ -4,15 +4,32 @@ import errno
 import os
 import stat
 
+_PIECE = 1 << 20
 
-def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
-    """Open the regular file ``path``. Returns the descriptor. Raises OSError, EINVAL for anything else.
 
-    Without O_NONBLOCK, opening a pipe would wait for its other end for ever.
+def open_regular(
+    path: str | os.PathLike[str], flags: int = os.O_RDONLY, mode: int = 0o666, *, follow: bool = True
+) -> int:
+    """Open the regular file ``path``, with ``mode`` if that makes it. Returns the descriptor. Raises OSError for
+    anything else.
+
+    Without ``follow`` it is no link either: what lies in a folder of ours might be put there to have another file
+    written. Without O_NONBLOCK, opening a pipe would wait for its other end for ever.
     """
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        descriptor = os.open(path, flags, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise OSError(errno.ELOOP, "it is a link, and must be a file", str(path)) from error
+        if error.errno == errno.ENXIO:  # a pipe that nobody reads, a socket, a device that is not there
+            raise OSError(errno.ENXIO, "it is not a regular file", str(path)) from error
+        raise
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         os.set_blocking(descriptor, True)  # io_uring would refuse reads that have to wait
     except BaseException:
@@ -21,10 +38,17 @@ def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
-def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
-    """Return the content of the regular file ``path``. Raises OSError, EFBIG where it has more than ``most`` bytes."""
-    with open(open_regular(path), "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+def read_regular(path: str | os.PathLike[str], most: int, *, follow: bool = True, private: bool = False) -> bytes:
+    """Return the content of the regular file ``path``. Raises OSError, EFBIG where it has more than ``most`` bytes,
+    EPERM where it should be ``private`` and others may write it. ``follow`` as for ``open_regular``."""
+    with open(open_regular(path, follow=follow), "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        if private and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+            raise OSError(errno.EPERM, "others may write it", str(path))
+        pieces, left = [], most + 1
+        while left and (piece := file.read(min(left, _PIECE))):  # it may grow, and its length need not be true
+            pieces.append(piece)
+            left -= len(piece)
+    if not left:
         raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
-    return content
+    return b"".join(pieces)

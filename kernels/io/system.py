@@ -17,16 +17,14 @@ from .regular import open_regular
 _ZEROS = bytes(1 << 20)
 
 
-def open_direct(path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int:
-    """Open ``path`` past the page cache.
+def open_direct(path: str | os.PathLike[str], flags: int, mode: int = 0o666, *, follow: bool = True) -> int:
+    """Open ``path`` past the page cache, as ``open_regular`` does.
 
     Returns the descriptor. Raises OSError, EOPNOTSUPP where the system has no such mode.
     """
     if not hasattr(os, "O_DIRECT"):
         raise OSError(errno.EOPNOTSUPP, "this system has no direct I/O", str(path))
-    if flags & os.O_ACCMODE == os.O_RDONLY:
-        return open_regular(path, flags | os.O_DIRECT)
-    return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC, mode)
+    return open_regular(path, flags | os.O_DIRECT, mode, follow=follow)
 
 
 def expect_no_order(descriptor: int) -> None:

@@ -4,9 +4,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ...tiering.driving.small_files import write_durably
+from ...tiering.driving.small_files import read_small, write_durably
+from ...tiering.driving.strict_json import Fields, parse_json
 
 _FILE = "weights.json"
+_LARGEST = 1 << 16
+"""Most bytes of a note: three digests take a hundredth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +25,17 @@ class WeightsNote:
 def read_note(bundle: Path) -> WeightsNote | None:
     """The note in ``bundle``; None where there is none that can be read."""
     try:
-        raw = json.loads((bundle / _FILE).read_text())
-        return WeightsNote(str(raw["source"]), str(raw["own"]), str(raw["plain"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        fields = Fields(parse_json(read_small(bundle / _FILE, _LARGEST, follow=False)))
+        note = WeightsNote(*(fields.text(name, "[0-9a-f]{1,128}") for name in ("source", "own", "plain")))
+        fields.end()
+    except (OSError, ValueError):
         return None
+    return note
 
 
 def write_note(bundle: Path, note: WeightsNote) -> None:
-    """Write ``note`` into ``bundle``, unless it is there, or the bundle may not be written."""
-    if read_note(bundle) == note:
+    """Write ``note`` into ``bundle``, unless it is there, or the bundle may not be written or is on a link."""
+    if bundle.is_symlink() or read_note(bundle) == note:
         return
     try:
         write_durably(bundle / _FILE, json.dumps(asdict(note)) + "\n", alone=False)

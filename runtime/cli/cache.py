@@ -163,6 +163,7 @@ def _save(model: Any, ids: list[int]) -> dict[str, Any]:
     prefixes = handle.prefixes
     if prefixes is None:
         raise PrefixError(handle.stats().prefix_problem)
+    prefixes.check_length(len(ids))
     if not prefixes.can_go_on(model, ids):
         raise PrefixError(handle.stats().prefix_problem)
     kept = ids[: len(ids) // prefixes.block * prefixes.block]
@@ -200,7 +201,10 @@ def _beginning(store: "PrefixStore", record: Record, bundles: Path) -> str | Non
     folder = bundles / record.label / "model"
     try:
         tokenizer = read_tokenizer(OpenedModel(folder, None, trust_remote_code=False), "ls shows text with one")
-        return " ".join(str(tokenizer.decode(store.first_tokens(record)[:_WORDS])).split())
+        words = store.first_tokens(record)[:_WORDS]
+        if max(words, default=0) >= len(tokenizer):
+            return None  # it is not the model's, whatever the file says
+        return " ".join(str(tokenizer.decode(words)).split())
     except (CheckpointError, PrefixError, FileNotFoundError, KeyError):
         return None
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...tiering.driving.small_files import in_words
 from ...tiering.errors import ConfigError
 from ...tiering.policy.drive_reading import Reading
 from ...tiering.units import GiB, MiB, format_size
@@ -50,7 +51,9 @@ def command(settings: Settings) -> None:
         drive = machine.measure_drive(folder)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise ConfigError(f"cannot measure the drive below {folder}: {error}; choose another with --store") from error
+        raise ConfigError(
+            f"cannot measure the drive below {folder}: {in_words(error)}; or choose another with --store"
+        ) from error
     kept = drive_rates_file.keep(folder, drive.rates)
     computing = measure(folder, config.compute.threads)
     timings.keep(computing, config.compute.threads)

@@ -6,21 +6,30 @@ from typing import Any
 import typer
 
 from ...tiering.errors import TextError
+from ...tiering.units import MiB, format_size
 
 WINDOW = 512
 """Tokens that the model sees at a time: enough for its predictions, and little memory for activations."""
+_LONGEST = 256 * MiB
+"""Of a text, which is all in memory: some 60 million tokens."""
 
 
 def read_text(name: str) -> str:
-    """The text in the file ``name``, UTF-8. Raises TextError."""
+    """The text in the file ``name``, UTF-8; a pipe, as the shell makes them, will do. Raises TextError."""
     try:
-        return Path(name).expanduser().read_text("utf-8")
+        with open(Path(name).expanduser(), "rb") as file:
+            raw = file.read(_LONGEST + 1)
+        if len(raw) > _LONGEST:
+            raise TextError(f"{name} has more than {format_size(_LONGEST)}; name a shorter text")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise TextError(
             f"{name} is no text in UTF-8 ({error.reason} at byte {error.start}); name another file"
         ) from error
     except OSError as error:
         raise TextError(f"the text {name} cannot be read: {error.strerror}; name another file") from error
+    except ValueError as error:  # a name that no file can have
+        raise TextError(f"the text {name!r} cannot be read: {error}; name another file") from error
 
 
 def encode(tokenizer: Any, content: str, most: int) -> list[int]:

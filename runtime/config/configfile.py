@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ...tiering.driving.small_files import read_small
 from ...tiering.errors import ConfigError
 from ...tiering.units import GiB, KiB, MiB
 
 SIZES = ("memory", "kv")
 """Sections whose whole numbers are bytes."""
+_LARGEST = 32 * KiB
+"""Most bytes of the file: five times all keys with their comments. Python's reader may take time with the square."""
 
 
 def usual_file() -> Path | None:
@@ -26,9 +29,12 @@ def read(file: Path) -> dict[str, Any]:
     Raises ConfigError when it is absent, unreadable or no TOML.
     """
     try:
-        raw = tomllib.loads(file.read_text("utf-8"))
+        raw = tomllib.loads(read_small(file, _LARGEST).decode("utf-8"))
+        _check_numbers(raw)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not a TOML file: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file} is not a TOML file: it is nested too deep") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"cannot read the configuration {file}: {reason}") from error
@@ -40,6 +46,15 @@ def read(file: Path) -> dict[str, Any]:
             elif key == "stripes" and isinstance(value, list):
                 store[key] = [_beside(file, folder) for folder in value]
     return raw
+
+
+def _check_numbers(value: object) -> None:
+    """Raise ValueError for a whole number that TOML does not have. Python's reader takes any, and cannot show some."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise ValueError(f"it has a number of {value.bit_length()} bits")
+    if isinstance(value, (dict, list)):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_numbers(each)
 
 
 def _beside(file: Path, folder: object) -> object:

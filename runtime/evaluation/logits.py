@@ -97,7 +97,10 @@ class KeptLogits:
             self._file.flush()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+                raise EvaluationError(
+                    f"the original's logits cannot be kept in {self._folder}: {error.strerror or error}; choose "
+                    "another store"
+                ) from error
             raise self._full(str(error.strerror)) from error
 
     def rewind(self) -> None:

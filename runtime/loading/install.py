@@ -15,6 +15,7 @@ from ...kernels.io import backends
 from ...kernels.machine.machine import MemoryMeter, count_usable_cores
 from ...kernels.process.interrupts import SHIELD
 from ...kernels.products.row_parts import BIT_TRIALS
+from ...tiering.driving.small_files import in_words
 from ...tiering.errors import PenstockError
 from ...tiering.planner.arrangement import Arrangement, typical_block
 from ...tiering.progress import Progress
@@ -146,8 +147,10 @@ def _open_prefixes(
     try:
         label = bundle.folder.name
         return open_prefixes(settings, settings.prefix_quota, model, bundle.manifest, tier, label=label)
-    except (PenstockError, OSError) as error:
+    except PenstockError as error:
         return str(error)
+    except OSError as error:
+        return f"{settings.store.path} cannot be used for stored prompts: {in_words(error)}; see [store] path"
 
 
 def _set_threads(wanted: int | str) -> None:

@@ -19,6 +19,8 @@ from . import cachefile
 
 MOST = 10_000
 """Trials that are kept; the oldest go first."""
+_LARGEST = 8 << 20
+"""Bytes: a trial takes a few hundred, and so does what it holds for."""
 
 _SETTINGS = ("ONEDNN_", "DNNL_", "MKL_", "OMP_", "ATEN_", "TORCH_", "PENSTOCK_")
 
@@ -51,7 +53,7 @@ def keep(trials: Mapping[str, bool]) -> Path | None:
 
 def _read(signature: str) -> dict[str, bool]:
     try:
-        found = _TrialsFile.model_validate_json(cachefile.read(_name(signature)) or b"")
+        found = _TrialsFile.model_validate_json(cachefile.read(_name(signature), _LARGEST) or b"")
     except ValidationError:
         return {}
     return found.verdicts if found.holds_for == signature else {}

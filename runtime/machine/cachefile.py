@@ -4,12 +4,11 @@ Nothing depends on them: a file that is damaged, or that others may write to, co
 """
 
 import os
-import stat
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ...tiering.driving.small_files import on_loop, write_durably
+from ...tiering.driving.small_files import read_small, write_durably
 
 _LARGEST = 1 << 20
 
@@ -26,15 +25,10 @@ def place(name: str) -> Path:
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "penstock" / name
 
 
-@on_loop
-def read(name: str) -> bytes | None:
-    """The content of the file ``name``, if this user alone may write it, and it is small."""
+def read(name: str, most: int = _LARGEST) -> bytes | None:
+    """The content of the file ``name``, if this user alone may write it, and it has ``most`` bytes at most."""
     try:
-        descriptor = os.open(place(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            foreign = status.st_uid != os.geteuid() or status.st_mode & 0o022 or not stat.S_ISREG(status.st_mode)
-            return None if foreign or status.st_size > _LARGEST else file.read()
+        return read_small(place(name), most, follow=False, private=True)
     except OSError:
         return None
 

@@ -20,9 +20,9 @@ MOST_DRIVES = 32
 
 class _Rate(cachefile.Strict):
     backend: str
-    size: int = Field(gt=0, multiple_of=4096)
-    depth: int = Field(gt=0)
-    bytes_per_second: float = Field(gt=0, allow_inf_nan=False)
+    size: int = Field(gt=0, le=1 << 40, multiple_of=4096)
+    depth: int = Field(gt=0, le=1 << 16)
+    bytes_per_second: float = Field(ge=1, le=1e15, allow_inf_nan=False)
 
 
 class _MeasuredDrive(cachefile.Strict):

@@ -6,6 +6,7 @@ kernels/machine/read_rates.py times the reads. drive_rates_file.py keeps what wa
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...tiering.driving.small_files import in_words
 from ...tiering.errors import ConfigError
 from ...tiering.policy.drive_reading import LARGEST_READ, Reading
 from ...tiering.units import KiB, MiB
@@ -57,4 +58,4 @@ def existing(folder: Path) -> Path:
 
 
 def _unmeasured(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"cannot measure the drive below {folder}: {error}; choose another with --store")
+    return ConfigError(f"cannot measure the drive below {folder}: {in_words(error)}; or choose another with --store")

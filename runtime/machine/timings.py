@@ -12,8 +12,8 @@ from ...tiering.sim.devices import Drive, Memory
 from . import cachefile
 from .bit_trials import signature
 
-_Seconds = Field(ge=0, allow_inf_nan=False)
-_Speed = Field(gt=0, allow_inf_nan=False)
+_Seconds = Field(ge=0, le=1e6, allow_inf_nan=False)
+_Speed = Field(ge=1e-6, le=1e18, allow_inf_nan=False)
 _Share = Field(ge=0, lt=1)
 
 
@@ -50,7 +50,7 @@ class Timings(cachefile.Strict):
     guess: float = _Seconds
     layer_warm: float = _Seconds
     layer_cold: float = _Seconds
-    cold: int = Field(gt=0)
+    cold: int = Field(gt=0, le=1 << 50)
     dense_memory: float = _Speed
     dense_layer: float = _Seconds
     dense_contention: float = _Share

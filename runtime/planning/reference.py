@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as hf_initialization
 
 from ...kernels.machine.machine import measure_drive
+from ...tiering.driving.small_files import in_words
 from ...tiering.errors import ConfigError
 from ...tiering.events import Read
 from ...tiering.policy.drive_reading import LARGEST_READ
@@ -86,7 +87,9 @@ def measure(folder: Path, threads: int | str) -> Timings:
     try:
         return _measure(folder, threads)
     except OSError as error:
-        raise ConfigError(f"cannot measure computing with {folder}: {error}; choose another with --store") from error
+        raise ConfigError(
+            f"cannot measure computing with {folder}: {in_words(error)}; or choose another with --store"
+        ) from error
 
 
 def _measure(folder: Path, threads: int | str) -> Timings:

@@ -22,15 +22,17 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ...kernels.closing import Closing
 from ...kernels.process.interrupts import may_be_interrupted
-from ...tiering.errors import PenstockError, PrefixError
+from ...tiering.errors import FlashFull, PenstockError, PrefixError, PromptTooLong
 from ...tiering.prefix.breakeven import Speeds, worth_reading
 from ...tiering.prefix.chain import Chain, chain_of, root_of
 from ...tiering.store.prefixes.found import Found
+from ...tiering.store.prefixes.prefix_folder import explain
 from ...tiering.store.prefixes.prefixes import PrefixStore
 from ..engine.stats import PrefixStats
 from ..tiers.placeholders import CPU
 from .identity.live_identity import FixedIdentity, LiveIdentity
 from .identity.unknown import Undescribed
+from .layouts import Layouts
 from .origins import ForwardWatch, Names, Origins
 from .prefix_source import Contents, has_state, is_supported, restore, take_contents
 from .states import goes_on_from_states, is_recurrent
@@ -55,7 +57,7 @@ class Prefixes(Closing):
     def __init__(
         self,
         store: PrefixStore,
-        identity: Mapping[str, object] | LiveIdentity,
+        identity: Mapping[str, object] | LiveIdentity | FixedIdentity,
         config: PreTrainedConfig,
         *,
         label: str,
@@ -67,7 +69,7 @@ class Prefixes(Closing):
         """``flags`` are arguments of the model's forward that are False unless they are given."""
         self.flags = flags
         self.store, self.block, self._device, self._salt = store, block, device, salt
-        self._identity = identity if isinstance(identity, LiveIdentity) else FixedIdentity(identity)
+        self._identity = FixedIdentity(identity) if isinstance(identity, Mapping) else identity
         self._held = threading.local()
         self._origins = Origins()
         self.watch = ForwardWatch(self._origins, block, self.find_names, flags).forward
@@ -78,6 +80,10 @@ class Prefixes(Closing):
         self.with_state = has_state(fresh)
         """Whether a prompt can be offered only after the tokens that ``find_stop`` says."""
         self._recurrent = is_recurrent(fresh)
+        self._layouts = Layouts(block)
+        found = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self.positions: int | None = found if isinstance(found, int) else None
+        """The most tokens of a prompt that is stored or restored."""
         self._label = label
         self._writer = ThreadPoolExecutor(1, "penstock-prefix-writer", initializer=_lower_priority)
         self._writing: Future[None] | None = None
@@ -156,12 +162,17 @@ class Prefixes(Closing):
         chain = chain_of(self.root, token_ids, self.block)
         return self.store.longest(chain, with_state=self.with_state) * self.block
 
+    def _is_left_alone(self, names: Names, token_ids: Sequence[int]) -> bool:
+        """Whether the prompt ``token_ids`` is neither stored nor restored, because of its length or its tokens."""
+        too_long = self.positions is not None and len(token_ids) > self.positions
+        return too_long or names.is_beyond(token_ids) or not all(0 <= token < 1 << 32 for token in token_ids)
+
     def find_stop(self, token_ids: Sequence[int]) -> int:
         """The number of leading tokens of a prompt after which it is to be offered: those that come a second time, in
         full blocks, and are not stored; 0 if there is nothing to store. With windows or recurrent states it has to be
         offered at that point of its prefill, otherwise at any later time."""
         names = self.find_names() if self.supported else None
-        if names is None or names.is_beyond(token_ids):
+        if names is None or self._is_left_alone(names, token_ids):
             return 0
         blocks = 0
         with self._note_problems():
@@ -178,17 +189,17 @@ class Prefixes(Closing):
         """
         self._count(prompts=1)
         names = self.find_names() if self.supported else None
-        if names is None or names.is_beyond(token_ids) or cache.get_seq_length():
+        if names is None or self._is_left_alone(names, token_ids) or cache.get_seq_length():
             return 0
         try:
-            count = self._restore_longest(self._chain(names, token_ids), cache)
+            count = self._restore_longest(self._chain(names, token_ids), cache, names.kind)
         except (PrefixError, OSError) as error:
-            self._problem = str(error)
+            self._note(error)
             return 0
         self._origins.begin(cache, names.root, token_ids[:count])
         return count
 
-    def _restore_longest(self, chain: Chain, cache: DynamicCache) -> int:
+    def _restore_longest(self, chain: Chain, cache: DynamicCache, kind: str) -> int:
         for _ in range(_TRIES):
             found = self.store.open(chain, with_state=self.with_state)
             if found is None:
@@ -197,16 +208,26 @@ class Prefixes(Closing):
                 if not self._is_worth(found, chain.root):
                     self._count(declined=1)
                     return 0
+                if not self._is_own(found, chain, kind):
+                    continue
                 if self._fill(found, cache, chain.root):
                     return found.tokens
         return 0
+
+    def _is_own(self, found: Found, chain: Chain, kind: str) -> bool:
+        """Whether the tensors of ``found`` are those that the model called ``kind`` stores; otherwise they go."""
+        own = self._layouts.is_own(found.layout, kind, self._identity.model, chain.tokens)
+        if own is False:
+            found.discard()
+            self._problem = f"{self.store.folder} had a prompt with tensors that are not this model's; it was removed"
+        return own is True
 
     def offer(self, token_ids: Sequence[int], cache: Cache) -> None:
         """Store the part of the prompt ``token_ids`` that ``cache`` has and that comes a second time, while the model
         goes on; call it once for a prompt. Nothing is stored while the last prefix is still being written, or where the
         cache cannot give it (see ``find_stop``), and nothing that the model, as it is now, has not computed."""
         names = self._look() if self.supported else None
-        if names is None or names.is_beyond(token_ids):
+        if names is None or self._is_left_alone(names, token_ids):
             return
         with self._note_problems():
             prompt = self._chain(names, token_ids)
@@ -221,14 +242,23 @@ class Prefixes(Closing):
                 return
             contents = take_contents(cache, self.block)
             if contents is not None:
+                self._layouts.note(contents, names.kind)
                 self._writing = self._run_later(lambda: self._write(chain, contents, explicit=False))
+
+    def check_length(self, tokens: int) -> None:
+        """Raise PromptTooLong if the model has fewer positions than ``tokens``."""
+        if self.positions is not None and tokens > self.positions:
+            raise PromptTooLong(
+                f"the prompt has {tokens} tokens, but {self._label} has {self.positions} positions; store a shorter one"
+            )
 
     def save(self, token_ids: Sequence[int], cache: Cache) -> int:
         """Store the full blocks of ``token_ids`` that ``cache`` has, and wait for it; the bytes written, 0 if all were
         stored already or there is no room. Raises PrefixError where they cannot be stored, and what PrefixStore.save
-        raises."""
+        raises; PromptTooLong for more tokens than the model has positions."""
         if not self.supported:
             raise PrefixError(f"{self._label} {_OTHERWISE}")
+        self.check_length(len(token_ids))
         names = self._known()
         held = min(len(token_ids), cache.get_seq_length())
         length = min(held, self._count_computed(names, token_ids, cache))
@@ -243,6 +273,7 @@ class Prefixes(Closing):
         contents = take_contents(cache, self.block)
         if contents is None:
             raise PrefixError(f"{self._label} {_OTHERWISE}")
+        self._layouts.note(contents, names.kind)
         if self.with_state and len(chain.tokens) != cache.get_seq_length():
             raise PrefixError(f"{self._label} can be stored only after a multiple of {self.block} tokens")
         return self._write(chain, contents, explicit=True)
@@ -265,8 +296,12 @@ class Prefixes(Closing):
         """Inside, errors of the store are noted, and the model goes on."""
         try:
             yield
-        except (PrefixError, OSError) as error:
-            self._problem = str(error)
+        except (PrefixError, FlashFull, OSError) as error:
+            self._note(error)
+
+    def _note(self, error: PenstockError | OSError) -> None:
+        """Keep what is wrong, for ``stats``."""
+        self._problem = str(explain(self.store.folder, error) if isinstance(error, OSError) else error)
 
     def _count(self, **more: int) -> None:
         with self._lock:
@@ -344,7 +379,7 @@ class Prefixes(Closing):
             try:
                 work()
             except (PenstockError, OSError) as error:
-                self._problem = str(error)
+                self._note(error)
 
         try:
             return self._writer.submit(guarded)

@@ -5,7 +5,6 @@ with a sliding window or a recurrent state, give tensors of the prefix as a whol
 go on only from there. There is no code per architecture: the class of a layer in transformers decides.
 """
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +27,11 @@ from transformers.cache_utils import (
 )
 
 from ...kernels.memory.arena import Arena
-from ...tiering.errors import PrefixDamaged
-from ...tiering.prefix.header import StoredTensor
+from ...tiering.prefix.roles import ITEM_BYTES, KEYS, VALUES, Role, StoredTensor
 from ...tiering.store.prefixes.found import Found
 from ..kv.cache.layer import PagedLayer
 from ..kv.views.sequence import SequencePages
+from .finite import check_finite
 
 _KNOWN = (
     DummyLayer,
@@ -69,10 +68,12 @@ class Contents:
     release: Callable[[], None]
 
     def fill(self, block: int | None, part: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` with the tensor number ``part`` of ``block``, or of the state, if ``block`` is None."""
+        """Fill ``buffer`` with the tensor number ``part`` of ``block``, or of the state, if ``block`` is None. Raises
+        PrefixDamaged for numbers that are not finite: they would not be taken back."""
         tensor = self.state[part] if block is None else self.cuts[part](block * self.block, self.block)
         # numpy copies on this thread. torch would take threads from the model.
         np.copyto(_view_bytes(buffer, tensor), tensor.view(_bits_type(tensor.dtype)).numpy())
+        check_finite(buffer, (self.state_parts if block is None else self.parts)[part])
 
 
 def is_supported(cache: Cache) -> bool:
@@ -110,15 +111,17 @@ def take_contents(cache: Cache, block: int) -> Contents | None:
             layer.give_back(sequence)
 
     first = [cut(0, 0) for cut in tokens.values()]
-    if not _is_whole(cache, {*tokens, *state}):
+    known = all(_dtype_name(tensor) in ITEM_BYTES for tensor in (*first, *state.values()))
+    if not known or not _is_whole(cache, {role.name for role in (*tokens, *state)}):
         release()
         return None
     return Contents(
         length=cache.get_seq_length(),
         parts=tuple(
-            _describe_part(name, t, (t.shape[0], block, t.shape[2])) for name, t in zip(tokens, first, strict=True)
+            StoredTensor(role, _dtype_name(t), (t.shape[0], block, t.shape[2]))
+            for role, t in zip(tokens, first, strict=True)
         ),
-        state_parts=tuple(_describe_part(name, t, tuple(t.shape)) for name, t in state.items()),
+        state_parts=tuple(StoredTensor(role, _dtype_name(t), tuple(t.shape)) for role, t in state.items()),
         cuts=tuple(tokens.values()),
         # The model may overwrite them in place.
         state=tuple(tensor.detach().to("cpu", copy=True) for tensor in state.values()),
@@ -132,6 +135,8 @@ def restore(found: Found, cache: DynamicCache, device: torch.device) -> bool:
     is missing or damaged, and the cache is left fresh. Raises what the pool of a paged cache raises; the cache is left
     fresh then, too."""
     if not _is_whole(cache, {part.name for part in (*found.parts, *found.state_parts)}):
+        return False
+    if not all(_fits_window(part, cache, found.tokens) for part in found.state_parts):
         return False
     whole = False
     try:
@@ -156,9 +161,9 @@ def _fill_tensors(found: Found, cache: DynamicCache, device: torch.device) -> bo
         if not hasattr(buffers, "view"):
             buffers.view = _buffer(found)
         if block is None:
-            return _read_through(buffers.view, found.state_parts, _make_copiers(state))
+            return _read_through(buffers.view, found.state_parts, _make_copiers(found.state_parts, state))
         tensors = [tensor[0, :, block * size : (block + 1) * size] for tensor in tokens]
-        return _read_through(buffers.view, found.parts, _make_copiers(tensors))
+        return _read_through(buffers.view, found.parts, _make_copiers(found.parts, tensors))
 
     if not found.read(into):
         return False
@@ -175,16 +180,15 @@ def _fill_pages(found: Found, cache: DynamicCache, device: torch.device) -> bool
 
     def take(part: StoredTensor, source: memoryview) -> None:
         tensor = torch.empty(part.shape, dtype=_dtype(part))
-        _copy(tensor, source)
-        number, _, name = part.name.partition(".")
+        _copy(part, tensor, source)
         keys.append(tensor)
-        if name == "values":  # they come after the keys
-            cache.layers[int(number)].extend(keys[0][None], keys[1][None])
+        if part.role.kind == VALUES:  # they come after the keys
+            cache.layers[part.role.layer].extend(keys[0][None], keys[1][None])
             keys.clear()
 
     def into(block: int | None) -> Iterator[Sequence[memoryview]]:
         if block is None:
-            return _read_through(view, found.state_parts, _make_copiers(state))
+            return _read_through(view, found.state_parts, _make_copiers(found.state_parts, state))
         return _read_through(view, found.parts, [partial(take, part) for part in found.parts])
 
     if not found.read(into, in_order=True):
@@ -217,11 +221,12 @@ def _read_through(
         hand_on()
 
 
-def _make_copiers(tensors: Sequence[torch.Tensor]) -> list[Taker]:
-    return [partial(_copy, tensor) for tensor in tensors]
+def _make_copiers(parts: Sequence[StoredTensor], tensors: Sequence[torch.Tensor]) -> list[Taker]:
+    return [partial(_copy, part, tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def _copy(tensor: torch.Tensor, source: memoryview) -> None:
+def _copy(part: StoredTensor, tensor: torch.Tensor, source: memoryview) -> None:
+    check_finite(source, part)
     np.copyto(tensor.view(_bits_type(tensor.dtype)).numpy(), _view_bytes(source, tensor))
 
 
@@ -244,33 +249,41 @@ def _is_single(layer: Any) -> bool:
     return all(tensor.shape[0] == 1 for tensor in held if tensor is not None)
 
 
-def _cut_tokens(cache: Cache, shared: Mapping[PagedLayer, SequencePages]) -> Iterator[tuple[str, CutTokens]]:
+def _fits_window(part: StoredTensor, cache: Cache, tokens: int) -> bool:
+    """Whether ``part`` of a state behind ``tokens`` tokens has those that its layer in ``cache`` keeps of them."""
+    if not part.role.is_kv:
+        return True
+    window: int = cache.layers[part.role.layer].sliding_window
+    return part.shape[2] == (min(tokens, window - 1) if window > 1 else tokens)
+
+
+def _cut_tokens(cache: Cache, shared: Mapping[PagedLayer, SequencePages]) -> Iterator[tuple[Role, CutTokens]]:
     for number, layer in enumerate(cache.layers):
         if _has_window(layer):
             continue
         if isinstance(layer, PagedLayer):
-            for plane, name in enumerate(("keys", "values")):
-                yield f"{number}.{name}", partial(layer.access.copy_plane, shared[layer], plane, read_on=False)
+            for plane, name in enumerate((KEYS, VALUES)):
+                yield Role(number, name), partial(layer.access.copy_plane, shared[layer], plane, read_on=False)
         elif isinstance(layer, DynamicLayer):
-            for name in ("keys", "values"):
-                yield f"{number}.{name}", partial(_from_tensor, getattr(layer, name).detach().cpu())
+            for name in (KEYS, VALUES):
+                yield Role(number, name), partial(_from_tensor, getattr(layer, name).detach().cpu())
 
 
 def _from_tensor(tensor: torch.Tensor, start: int, count: int) -> torch.Tensor:
     return tensor[0, :, start : start + count]
 
 
-def _find_state(cache: Cache) -> Iterator[tuple[str, torch.Tensor]]:
+def _find_state(cache: Cache) -> Iterator[tuple[Role, torch.Tensor]]:
     for number, layer in enumerate(cache.layers):
         if _has_window(layer):
             paged = isinstance(layer, PagedLayer)
-            yield f"{number}.keys", layer.gather(0) if paged else layer.keys
-            yield f"{number}.values", layer.gather(1) if paged else layer.values
+            yield Role(number, KEYS), layer.gather(0) if paged else layer.keys
+            yield Role(number, VALUES), layer.gather(1) if paged else layer.values
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             for kind, states in (("conv", layer.conv_states), ("recurrent", layer.recurrent_states)):
                 for index, tensor in states.items():
                     if tensor is not None:  # some have no recurrent state
-                        yield f"{number}.{kind}.{index}", tensor
+                        yield Role(number, kind, index), tensor
 
 
 def _is_whole(cache: Cache, names: set[str]) -> bool:
@@ -312,14 +325,13 @@ def _set(layer: Any, tokens: int, tensors: Mapping[str, torch.Tensor]) -> None:
                 layer.update_recurrent_state(state, index)
 
 
-def _describe_part(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> StoredTensor:
-    return StoredTensor(name, str(tensor.dtype).removeprefix("torch."), shape, math.prod(shape) * tensor.element_size())
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _dtype(part: StoredTensor) -> torch.dtype:
-    dtype = getattr(torch, part.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise PrefixDamaged(f"a stored prompt has {part.name} as {part.dtype}, which torch does not know; delete it")
+    """The type of its numbers, which is one of ITEM_BYTES."""
+    dtype: torch.dtype = getattr(torch, part.dtype)
     return dtype
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...kernels.closing import Stopping
 from ...kernels.process.forks import leave_at_fork
 from ...kernels.process.interrupts import SHIELD
+from ...tiering.driving.small_files import read_small
 from ...tiering.errors import RecordingError
 from ...tiering.events import Action, Event
 from ...tiering.kv.events import KVAction, KVEvent
@@ -20,6 +21,8 @@ from .tracefile import destination, write
 
 LIMIT = 400_000
 """Events kept, some 50 MB; a token of a model with 24 layers of experts leaves some 200."""
+_LARGEST = 256 << 20
+"""Most bytes of a recording: five times what is kept."""
 
 
 class RunRecording(Stopping):
@@ -77,9 +80,10 @@ class RunRecording(Stopping):
 def recorded(path: str | Path) -> Recording:
     """The recording in the file ``path``. Raises RecordingError, which names it, if there is none that can be used."""
     try:
-        with open(Path(path).expanduser(), encoding="utf-8") as file:
-            return read(file)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise RecordingError(f"{path} cannot be read: {error}") from error
+        return read(read_small(Path(path).expanduser(), _LARGEST).decode("utf-8").splitlines())
+    except OSError as error:
+        raise RecordingError(f"{path} cannot be read: {error.strerror or error}; name a recording") from error
+    except ValueError as error:  # no UTF-8, or a name that no file can have
+        raise RecordingError(f"{path!r} cannot be read: {error}; name a recording") from error
     except RecordingError as error:
         raise RecordingError(f"{path}: {error}") from error

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
+from penstock.runtime.prefixes.identity.live_identity import FixedIdentity
 from penstock.runtime.prefixes.prefill import prefill
 from penstock.runtime.prefixes.prefix import Prefixes
 from penstock.runtime.prefixes.prefix_identity import describe_identity
@@ -25,7 +26,8 @@ def model_of(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 def prefixes_of(model: Any, folder: Path, *, weights: str = "w", salt: str = "", quota: int = 100 * MiB) -> Prefixes:
     identity = describe_identity(model.config, weights=weights, dtype=str(model.dtype))
-    return Prefixes(PrefixStore(folder, quota), identity, model.config, label="m", salt=salt, block=BLOCK)
+    fixed = FixedIdentity(identity, model)
+    return Prefixes(PrefixStore(folder, quota), fixed, model.config, label="m", salt=salt, block=BLOCK)
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:

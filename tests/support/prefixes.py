@@ -5,12 +5,15 @@ from collections.abc import Iterator, Sequence
 
 from penstock.kernels.memory.arena import Arena
 from penstock.tiering.prefix.chain import Chain, chain_of, root_of
-from penstock.tiering.prefix.header import StoredTensor
+from penstock.tiering.prefix.roles import Role, StoredTensor
 from penstock.tiering.store.prefixes.prefixes import PrefixStore
 
 BLOCK = 4
-PARTS = (StoredTensor("0.keys", "uint8", (5000,), 5000), StoredTensor("0.values", "uint8", (4096,), 4096))
-STATE = (StoredTensor("1.state", "uint8", (300,), 300),)
+PARTS = (
+    StoredTensor(Role(0, "keys"), "float8_e5m2", (2, BLOCK, 625)),
+    StoredTensor(Role(0, "values"), "float8_e5m2", (2, BLOCK, 512)),
+)
+STATE = (StoredTensor(Role(1, "conv", 0), "float8_e5m2", (1, 300)),)
 ROOT = root_of({"weights": "w"})
 
 

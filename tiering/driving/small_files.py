@@ -4,7 +4,9 @@ While a model runs they go through aiofiles, on the background loop; the caller 
 the same functions run in the calling thread.
 """
 
+import errno
 import functools
+import glob
 import os
 import secrets
 import threading
@@ -14,6 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from aiofiles.os import wrap
 
+from ...kernels.io.regular import open_regular, read_regular
 from .background import run
 
 Arguments = ParamSpec("Arguments")
@@ -56,18 +59,26 @@ def on_loop(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
 
 @on_loop
-def write_durably(path: Path, content: str | Iterable[bytes], *, mode: int = 0o666, alone: bool = True) -> None:
-    """Replace the file ``path`` by ``content``, with ``mode``, so that a crash leaves the old content or the new.
+def write_durably(path: Path, content: str | Iterable[bytes], *, mode: int | None = None, alone: bool = True) -> None:
+    """Replace the file ``path`` by ``content`` so that a crash leaves the old content or the new. Where ``path`` is a
+    link, the link is replaced, and not what it leads to.
 
-    ``alone``: nobody else writes ``path`` meanwhile, because the caller holds a lock. Raises OSError, and leaves
-    ``path`` as it was.
+    ``mode`` is that of the file, whatever the umask; None: as the umask has it. ``alone``: nobody else writes ``path``
+    meanwhile, because the caller holds a lock; then what killed writers have left beside it goes. Raises OSError, and
+    leaves ``path`` as it was.
     """
-    name = path.name if alone else f".{path.name[:200]}.{secrets.token_hex(8)}"
-    aside = path.with_name(f"{name}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if alone else os.O_EXCL)
-    descriptor = os.open(aside, flags, mode)
+    beginning = f".{path.name[:200]}."
+    if alone:
+        for left in path.parent.glob(f"{glob.escape(beginning)}{'[0-9a-f]' * 32}.tmp"):
+            left.unlink(missing_ok=True)
+    # Nobody can put a link there beforehand: the name is not to be guessed, and a file that is there is an error.
+    aside = path.with_name(f"{beginning}{secrets.token_hex(16)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    descriptor = open_regular(aside, flags, 0o666 if mode is None else mode, follow=False)
     try:
         with open(descriptor, "wb") as file:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
             file.writelines([content.encode()] if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -79,19 +90,52 @@ def write_durably(path: Path, content: str | Iterable[bytes], *, mode: int = 0o6
 
 
 @on_loop
-def append(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Append ``content`` to the file ``path``, which is made with ``mode``, in one write. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, mode)
+def append(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
+    """Append ``content`` to the file ``path`` in one write. It is made with ``mode``, whatever the umask, and is never
+    a file that ``path`` is a link to. ``durable``: it is on the drive afterwards. Raises OSError."""
+    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode, follow=False)
     try:
-        os.write(descriptor, content)
+        if os.fstat(descriptor).st_size == 0:
+            os.fchmod(descriptor, mode)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 @on_loop
-def read_whole(path: Path) -> bytes:
-    """The content of the file ``path``. Raises OSError."""
-    return path.read_bytes()
+def read_small(path: Path, most: int, *, follow: bool = True, private: bool = False) -> bytes:
+    """The content of the file ``path``, at most ``most`` bytes of which there may be. Opening never waits, and what is
+    no file with content of its own is an error. So is a link without ``follow``, for folders of ours, and a file that
+    others may write, if it is to be ``private``.
+
+    Raises OSError, whose ``strerror`` says what is wrong.
+    """
+    return read_regular(path, most, follow=follow, private=private)
+
+
+def make_folder(folder: Path, *, parents: bool = False) -> None:
+    """Make the ``folder``, for this user only whatever the umask, if it is not there. A link is none: what is written
+    below the store stays there. Raises OSError."""
+    try:
+        folder.mkdir(mode=0o700, parents=parents)
+    except FileExistsError:
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link, and must be a folder", str(folder)) from None
+        if not folder.is_dir():
+            raise
+    else:
+        folder.chmod(0o700)
+
+
+def in_words(error: OSError) -> str:
+    """What failed, for a message that names the folder: no number of an error, and what to do about a full drive."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "its drive is full, make room there"
+    return error.strerror or str(error)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,13 +1,17 @@
 """Decides whether a stored prefix is read or computed again, by measured times (pure)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from ..driving.strict_json import Fields, items, number, text, whole
 
 MARGIN = 1.2
 """The other way is taken when it is faster by this factor: measurements scatter, decisions should not."""
 
 _KEPT = 8
+_ROOT = "[0-9a-z]{1,64}"
+_MOST_TOKENS = 1 << 40
 _WEIGHT = 0.3
 
 
@@ -69,20 +73,33 @@ def worth_reading(speeds: Speeds, *, bytes_: int, tokens: int, saved: bool) -> b
 
 def dump(speeds: Mapping[str, Speeds]) -> dict[str, Any]:
     """``speeds`` as values for JSON."""
-    return {key: {"read": s.read, "prompts": s.prompts, "reading": s.reading} for key, s in speeds.items()}
+    return {
+        key: {"read": s.read, "prompts": [list(prompt) for prompt in s.prompts], "reading": s.reading}
+        for key, s in speeds.items()
+    }
 
 
-def parse(raw: Mapping[str, Any]) -> dict[str, Speeds]:
-    """The inverse of ``dump``. Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
-    return {str(key): _parse(value) for key, value in raw.items()}
+def parse(raw: object) -> dict[str, Speeds]:
+    """The inverse of ``dump``, after JSON. Raises ValueError for anything else."""
+    if not isinstance(raw, dict):
+        raise ValueError("no speeds")
+    return {text(key, _ROOT): _parse(value) for key, value in raw.items()}
 
 
-def _parse(raw: Mapping[str, Any]) -> Speeds:
-    read = None if raw["read"] is None else float(raw["read"])
-    prompts: Sequence[Any] = raw["prompts"]
-    speeds = Speeds(read, tuple((int(n), float(s)) for n, s in prompts)[-_KEPT:], raw["reading"])
-    if (read is not None and not 0 < read < float("inf")) or speeds.reading not in (None, True, False):
+def _parse(raw: object) -> Speeds:
+    fields = Fields(raw)
+    read, reading = fields.take("read"), fields.take("reading")
+    prompts = fields.many("prompts", _parse_prompt)[-_KEPT:]
+    fields.end()
+    if read is not None and not number(read) > 0:
         raise ValueError("no speed")
-    if not all(n > 0 and 0 <= s < float("inf") for n, s in speeds.prompts):
+    if reading is not None and not isinstance(reading, bool):
+        raise ValueError("no decision")
+    return Speeds(None if read is None else number(read), prompts, reading)
+
+
+def _parse_prompt(raw: object) -> tuple[int, float]:
+    tokens, seconds = items(raw, 2)
+    if number(seconds) < 0:
         raise ValueError("no time")
-    return speeds
+    return whole(tokens, 1, _MOST_TOKENS), number(seconds)

@@ -7,6 +7,7 @@ Pages are numbered in the order in which they were opened. A list of pages is wr
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..driving.strict_json import LARGEST, many, number, whole
 from ..errors import PenstockError, ReadError
 from ..events import Cancel, Discard, Refuse
 from ..kv.events import (
@@ -42,6 +43,10 @@ from ..kv.pages import Page
 Plain = list[Any]
 """A letter and what belongs to it."""
 
+_AT_FIRST, _MORE = 1 << 22, 1 << 12
+"""Pages that lists may name at the beginning, and more for each event: a few letters could name any number of them."""
+_BYTES = 1 << 50
+
 _REQUESTS: dict[type[HoldPages | FetchPages | ReadAhead], str] = {HoldPages: "H", FetchPages: "F", ReadAhead: "A"}
 _LISTS: dict[type[Seal | LetGo | AddRef | Drop], str] = {Seal: "S", LetGo: "L", AddRef: "R", Drop: "D"}
 _REQUEST_OF = {letter: kind for kind, letter in _REQUESTS.items()}
@@ -54,6 +59,7 @@ class KVCodec:
     def __init__(self) -> None:
         self._pages: list[Page] = []
         self._number: dict[Page, int] = {}
+        self._left = _AT_FIRST
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -92,50 +98,53 @@ class KVCodec:
             case Close():
                 return ["X"]
 
-    def event_from(self, value: Plain) -> KVEvent:
-        """What ``event`` gave; a page that is opened is a new one. Raises ValueError, LookupError or TypeError for
-        anything else."""
+    def event_from(self, value: object) -> KVEvent:
+        """What ``event`` gave; a page that is opened is a new one. Raises ValueError for anything else."""
+        self._left += _MORE
         match value:
             case ["O", ticket, size, track, index, score]:
-                page = Page(size, None, track, index, attention_score=score)
+                page = Page(
+                    whole(size, 1, _BYTES), None, whole(track), whole(index), attention_score=number(score, "a score")
+                )
                 self._add(page)
-                return Open(ticket, page)
-            case [letter, ticket, pages] if letter in _REQUEST_OF:
-                return _REQUEST_OF[letter](ticket, self._pages_of(pages))
-            case [letter, pages] if letter in _LIST_OF:
+                return Open(whole(ticket), page)
+            case [str(letter), ticket, pages] if letter in _REQUEST_OF:
+                return _REQUEST_OF[letter](whole(ticket), self._pages_of(pages))
+            case [str(letter), pages] if letter in _LIST_OF:
                 return _LIST_OF[letter](self._pages_of(pages))
-            case ["T", pages, scores, anew]:
-                return Score(self._pages_of(pages), scores, anew)
+            case ["T", pages, scores, bool(anew)]:
+                found = self._pages_of(pages)
+                return Score(found, [*many(scores, number, len(found), "scores")], anew)
             case ["E", read, *words]:
-                return PagesRead(read, _error(words))
+                return PagesRead(whole(read), _error(words))
             case ["W", write, *words]:
                 error = _error(words)
                 if error is not None and not isinstance(error, PenstockError):
-                    raise ValueError(f"no event: {value}")
-                return PagesWritten(write, error)
+                    raise ValueError("no event")
+                return PagesWritten(whole(write), error)
         return self._rare_event_from(value)
 
-    def _rare_event_from(self, value: Plain) -> KVEvent:
+    def _rare_event_from(self, value: object) -> KVEvent:
         match value:
             case ["V", ticket, size]:
-                return Reserve(ticket, size)
+                return Reserve(whole(ticket), whole(size, 0, _BYTES))
             case ["U", size]:
-                return Unreserve(size)
+                return Unreserve(whole(size, 0, _BYTES))
             case ["K", ticket, pages]:
-                return Look(ticket, self._pages_of(pages))
+                return Look(whole(ticket), self._pages_of(pages))
             case ["Q", pages]:
                 return Looked(self._pages_of(pages))
             case ["P", keys, values, newer]:
-                return Offer(self._pages[keys], self._pages[values], newer)
-            case ["I", keys, values, failed]:
-                return Lifted(self._pages[keys], self._pages[values], failed)
+                return Offer(self._page(keys), self._page(values), whole(newer, 0, _BYTES))
+            case ["I", keys, values, bool(failed)]:
+                return Lifted(self._page(keys), self._page(values), failed)
             case ["M", size]:
-                return SetLimit(size)
+                return SetLimit(whole(size, 0, _BYTES))
             case ["C", ticket]:
-                return Cancel(ticket)
+                return Cancel(whole(ticket))
             case ["X"]:
                 return Close()
-        raise ValueError(f"no event: {value}")
+        raise ValueError("no event")
 
     # --- actions ----------------------------------------------------------------------------------------------------
 
@@ -167,8 +176,13 @@ class KVCodec:
     def _many(self, pages: Iterable[Page]) -> Plain:
         return pack([self._number[page] for page in pages if not page.is_gone])
 
-    def _pages_of(self, packed: Plain) -> list[Page]:
-        return [self._pages[number] for number in unpack(packed)]
+    def _pages_of(self, packed: object) -> list[Page]:
+        found = [self._pages[number] for number in unpack(packed, least=0, end=len(self._pages), most=self._left)]
+        self._left -= len(found)
+        return found
+
+    def _page(self, value: object) -> Page:
+        return self._pages[whole(value, 0, len(self._pages) - 1, "a page")]
 
 
 def pack(numbers: Sequence[int]) -> Plain:
@@ -190,15 +204,19 @@ def pack(numbers: Sequence[int]) -> Plain:
     return packed
 
 
-def unpack(packed: Plain) -> list[int]:
-    """What was given to ``pack``."""
+def unpack(packed: object, *, least: int = -LARGEST, end: int = LARGEST, most: int = LARGEST) -> list[int]:
+    """What was given to ``pack``: at most ``most`` numbers from ``least`` up to ``end``. Raises ValueError for anything
+    else."""
     numbers: list[int] = []
-    for each in packed:
+    for each in many(packed, lambda each: each, most, "pages"):
         if isinstance(each, list):
-            first, step, count = each
+            first, step, count = many(each, lambda part: whole(part, -LARGEST), 3)
+            whole(count, 1, most - len(numbers), "a number of pages")
+            for one in (first, first + step * (count - 1)):
+                whole(one, least, end - 1, "a page")
             numbers += [first + step * number for number in range(count)]
         else:
-            numbers.append(each)
+            numbers.append(whole(each, least, end - 1, "a page"))
     return numbers
 
 
@@ -214,4 +232,6 @@ def _error(words: Plain) -> Exception | None:
     if not words:
         return None
     text, is_ours = words
+    if not isinstance(text, str) or not isinstance(is_ours, bool):
+        raise ValueError("no error")
     return ReadError(text) if is_ours else OSError(text)

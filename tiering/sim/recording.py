@@ -8,9 +8,11 @@ in pages, the setup and the events of its planner stand between those of weights
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ..driving.strict_json import Fields, many, number, parse_json, whole
 from ..errors import RecordingError
 from ..events import Action, Event, Refuse
 from ..kv.events import KVAction, KVEvent
@@ -24,6 +26,8 @@ VERSION = 3
 
 _KV_SETUP, _KV_STEP = "kv", "k"
 """What lines of KV begin with."""
+_BYTES = 1 << 50
+"""Most bytes of anything in a recording."""
 
 
 class Step(NamedTuple):
@@ -99,45 +103,57 @@ def read(lines: Iterable[str]) -> Recording:
         raise RecordingError("this is no recording of a penstock run; record one with load(..., record=FILE)")
     if found[0] != f"{FORMAT} {VERSION}":
         raise RecordingError(f"this is a {found[0]!r}; this penstock reads version {VERSION}: record the run again")
-    steps, whole = _checked(found)
+    steps, is_whole = _checked(found)
     try:
-        return _made(setup_from(json.loads(found[1])), map(json.loads, steps), whole)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RecordingError(f"this recording makes no sense ({error!r}); record the run again") from error
+        return _made(setup_from(parse_json(found[1])), map(parse_json, steps), is_whole)
+    except ValueError as error:
+        raise RecordingError(f"this recording makes no sense ({error}); record the run again") from error
 
 
-def _made(setup: Setup, lines: Iterable[Plain], whole: bool) -> Recording:
-    codec = Codec(setup)
+def _made(setup: Setup, lines: Iterable[object], is_whole: bool) -> Recording:
+    codec, kv_codec = Codec(setup), KVCodec()
     steps: list[Step] = []
     kv: KVSetup | None = None
     kv_steps: list[KVStep] = []
     for line in lines:
-        if line[0] == _KV_SETUP:
-            kv = KVSetup(**line[1])
-        elif line[0] == _KV_STEP:
-            _, now, event, actions = line
-            kv_steps.append(KVStep(float(now), event, actions))
-        else:
-            steps.append(_step(codec, line))
-    return Recording(setup, tuple(steps), whole, kv, tuple(kv_steps))
+        match line:
+            case ["kv", about] if kv is None:
+                kv = _kv_setup(about)
+            case ["k", now, list(event), list(actions)] if kv is not None:
+                kv_codec.event_from(event)
+                kv_steps.append(KVStep(number(now, "a time"), event, actions))
+            case [now, event, actions]:
+                acted = many(actions, codec.action_from, name="actions")
+                steps.append(Step(number(now, "a time"), codec.event_from(event), [*acted]))
+            case _:
+                raise ValueError("a line is none of a recording")
+    return Recording(setup, tuple(steps), is_whole, kv, tuple(kv_steps))
+
+
+def _kv_setup(value: object) -> KVSetup:
+    fields = Fields(value)
+    flash = fields.take("flash_limit")
+    setup = KVSetup(
+        fields.whole("capacity", 0, _BYTES),
+        None if flash is None else whole(flash, 0, _BYTES, "flash_limit"),
+        fields.whole("device", 0, _BYTES),
+    )
+    fields.end()
+    return setup
 
 
 def _checked(lines: list[str]) -> tuple[list[str], bool]:
     """The lines with steps, and whether they are the whole run; if the last line says so."""
     try:
-        end = json.loads(lines[-1])
-        checksum, count, whole = end["checksum"], end["steps"], end["whole"]
-    except (ValueError, LookupError, TypeError) as error:
+        end = Fields(parse_json(lines[-1]))
+        checksum, count, is_whole = end.take("checksum"), end.whole("steps"), end.flag("whole")
+        end.end()
+    except ValueError as error:
         raise RecordingError("this recording is truncated: its last line is missing; record the run again") from error
     digest = hashlib.blake2b("".join(f"{line}\n" for line in lines[:-1]).encode(), digest_size=16)
     if digest.hexdigest() != checksum or count != len(lines) - 3:
         raise RecordingError("this recording is damaged: its checksum does not match; record the run again")
-    return lines[2:-1], bool(whole)
-
-
-def _step(codec: Codec, value: list[Any]) -> Step:
-    now, event, actions = value
-    return Step(float(now), codec.event_from(event), [codec.action_from(action) for action in actions])
+    return lines[2:-1], is_whole
 
 
 def _compact(value: object) -> str:
@@ -148,19 +164,38 @@ def _compact(value: object) -> str:
 
 
 def replay(recording: Recording) -> Iterator[list[Action]]:
-    """The actions of a new planner for each event of ``recording``."""
-    planner = recording.setup.planner()
-    return (planner.handle(step.event, step.now) for step in recording.steps)
+    """The actions of a new planner for each event of ``recording``. Raises RecordingError for an event that cannot have
+    happened."""
+    with _making_sense(0):
+        planner = recording.setup.planner()
+    for count, step in enumerate(recording.steps, 1):
+        with _making_sense(count):
+            actions = planner.handle(step.event, step.now)
+        yield actions
+
+
+@contextmanager
+def _making_sense(count: int) -> Iterator[None]:
+    """A planner is given what a recording says, which may be anything: what it stumbles over cannot have happened."""
+    try:
+        yield
+    except Exception as error:
+        raise RecordingError(
+            f"this recording makes no sense: its event {count} cannot have happened ({type(error).__name__}: {error}); "
+            "record the run again"
+        ) from error
 
 
 def replay_kv(recording: Recording) -> Iterator[list[Plain]]:
-    """The actions of a new KV planner for each event of KV, as KVCodec writes them. Raises ValueError, LookupError or
-    TypeError for an event that is none."""
+    """The actions of a new KV planner for each event of KV, as KVCodec writes them. Raises RecordingError for an event
+    that cannot have happened."""
     if recording.kv is None:
         return
     planner, codec = recording.kv.planner(), KVCodec()
-    for step in recording.kv_steps:
-        yield [codec.action(action) for action in planner.handle(codec.event_from(step.event))]
+    for count, step in enumerate(recording.kv_steps, 1):
+        with _making_sense(count):
+            actions = [codec.action(action) for action in planner.handle(codec.event_from(step.event))]
+        yield actions
 
 
 def first_kv_difference(recording: Recording) -> int | None:
@@ -172,9 +207,9 @@ def first_kv_difference(recording: Recording) -> int | None:
 def first_difference(recording: Recording) -> int | None:
     """The number of the first step for which a new planner acts in another way; None if there is none. Of weights: for
     KV see ``first_kv_difference``."""
-    for number, (step, actions) in enumerate(zip(recording.steps, replay(recording), strict=True)):
+    for place, (step, actions) in enumerate(zip(recording.steps, replay(recording), strict=True)):
         if list(map(_comparable, step.actions)) != list(map(_comparable, actions)):
-            return number
+            return place
     return None
 
 

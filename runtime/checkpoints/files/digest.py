@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ....tiering.driving.small_files import write_durably
-from ....tiering.errors import CheckpointError
+from ....tiering.driving.small_files import read_small, write_durably
+from ....tiering.driving.strict_json import parse_json, text
+from ....tiering.errors import BundleError, CheckpointError, FlashFull
 from ....tiering.progress import Progress, Quiet
 from ....tiering.store.bundle.folder import locked
 from ....tiering.units import MiB
@@ -18,6 +19,8 @@ from .safetensors_file import SourceFile
 
 _CACHE = "digests.json"
 _REMEMBERED = 4096
+_LARGEST = 32 << 20
+"""Most bytes of what is remembered: 4096 of the longest paths take 17 million."""
 _STEP = 1 * MiB
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -46,8 +49,14 @@ def _remember(cache: Path, found: dict[str, str]) -> None:
             merged = _load(cache) | found
             write_durably(cache, json.dumps({key: merged[key] for key in list(merged)[-_REMEMBERED:]}, indent=0))
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FlashFull(
+                f"the drive of {cache.parent} is full; make room there, or choose another [store] path"
+            ) from error
         if error.errno not in _READ_ONLY:
-            raise
+            raise BundleError(
+                f"{error.filename or cache} cannot be written: {error.strerror}; see [store] path"
+            ) from error
 
 
 def _digest_all(files: Sequence[Path], progress: Progress) -> list[str]:
@@ -100,7 +109,7 @@ def _key(file: Path) -> str:
 def _load(cache: Path) -> dict[str, str]:
     """What is remembered; nothing if the cache is not there or not readable, since it can be made again."""
     try:
-        known = json.loads(cache.read_text())
-        return {str(key): str(value) for key, value in known.items()}
-    except (OSError, ValueError, AttributeError):
+        known = parse_json(read_small(cache, _LARGEST, follow=False))
+        return {key: text(value, "[0-9a-f]{64}") for key, value in known.items()} if isinstance(known, dict) else {}
+    except (OSError, ValueError):
         return {}

@@ -6,14 +6,14 @@ what is in them while the checkpoint is there: a file that has changed is replac
 
 import json
 import os
-import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from pathlib import Path, PurePath
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from ....tiering.driving.small_files import sync_folder
+from ....kernels.io.regular import open_regular
+from ....tiering.driving.small_files import make_folder, sync_folder, write_durably
 from ....tiering.errors import CheckpointError
 
 FILES = (
@@ -52,6 +52,8 @@ _NOT_OF_WEIGHTS = {
 }
 """Keys of a configuration that decide which tokens are generated, and nothing about weights."""
 
+_PIECE = 1 << 20
+
 ModelFiles = Mapping[str, Path | str]
 """The files of the folder, by name: where each lies, or what is in it."""
 
@@ -59,8 +61,10 @@ ModelFiles = Mapping[str, Path | str]
 def write_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Make the folder with what ``write`` writes, anew if an interrupted packing left one. Raises CheckpointError."""
     try:
+        if folder.is_symlink():  # what lies there is not ours
+            folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        make_folder(folder)
         write(folder)
         sync_folder(folder)
     except OSError as error:
@@ -78,19 +82,17 @@ def refresh_model_folder(folder: Path, files: ModelFiles) -> bool:
     """Make ``files`` those of the folder, where they differ. Who reads meanwhile finds each file as it was or as it is.
 
     Code stays, if ``files`` have none: whoever trusts it may use the bundle, too. Returns whether the folder has them:
-    not where it may not be written.
+    not where it may not be written, and not through a link.
     """
+    if folder.is_symlink() or folder.parent.is_symlink():
+        return False
     try:
         stale = [path for path in _known_files(folder) if str(path.relative_to(folder)) not in files]
         changed = {name: content for name, content in files.items() if not _has(folder / name, content)}
         for name, content in changed.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            aside = (folder / name).with_name(f".{PurePath(name).name[:200]}.{secrets.token_hex(8)}.tmp")
-            try:
-                _put(content, aside)
-                os.replace(aside, folder / name)
-            finally:
-                aside.unlink(missing_ok=True)
+            if (folder / name).parent != folder:
+                make_folder((folder / name).parent)
+            write_durably(folder / name, _pieces(content), alone=False)
         for path in stale:
             path.unlink(missing_ok=True)
         if changed or stale:
@@ -141,15 +143,17 @@ def _known_files(folder: Path) -> list[Path]:
 
 def _put(content: Path | str, path: Path) -> None:
     """Write a file, durably."""
-    if isinstance(content, Path):
-        shutil.copyfile(content, path)
-    else:
-        path.write_text(content)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_durably(path, _pieces(content))
+
+
+def _pieces(content: Path | str) -> Iterator[bytes]:
+    """The bytes of ``content``, a few at a time: tokenizers have tens of megabytes."""
+    if isinstance(content, str):
+        yield content.encode()
+        return
+    with open(open_regular(content, os.O_RDONLY), "rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
 
 
 def _has(path: Path, content: Path | str) -> bool:

@@ -13,8 +13,10 @@ import xxhash
 
 from ....kernels.io.directio import REFUSALS, DirectFile, Segment
 from ....kernels.io.reading import Reader
+from ....kernels.io.regular import open_regular
 from ....kernels.io.system import open_direct, reserve
 from ....kernels.waiting import Then
+from ....tiering.driving.small_files import make_folder
 from ....tiering.errors import FlashFull, PenstockError, ReadError
 from ....tiering.units import format_size
 
@@ -31,16 +33,17 @@ class Spill:
     def __init__(self, folder: Path, reader: Reader, *, direct: bool | None = None) -> None:
         self._reader = reader
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder, parents=True)
             descriptor, name = tempfile.mkstemp(prefix="kv-", dir=folder)  # 0600
         except OSError as error:
             raise PenstockError(
                 f"{folder}: no file for KV can be made there ({error.strerror}); see [store] path"
             ) from error
         try:
+            os.fchmod(descriptor, 0o600)  # mkstemp heeds the umask
             os.close(descriptor)
             self._file = DirectFile(name, direct=direct)
-            self._out = (open_direct if self._file.direct else os.open)(name, os.O_WRONLY)
+            self._out = (open_direct if self._file.direct else open_regular)(name, os.O_WRONLY, follow=False)
         finally:
             os.unlink(name)
         self._folder = folder

@@ -1,15 +1,23 @@
 """Lengths of encoded matrices that depend on their numbers: found out once, kept while a bundle is written."""
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from ....kernels.formats.registry import FORMATS
+from ....kernels.io.regular import open_regular
+from ....tiering.driving.small_files import make_folder, read_small
+from ....tiering.driving.strict_json import items, many, parse_json, text, whole
 from ....tiering.store.bundle.drive_writer import translate_errors
 from ....tiering.store.bundle.journal import LENGTHS
 from ....tiering.store.bundle.manifest import TensorSpec
 from ..arrange.formats import Choice
 from ..arrange.planes import Lengths, Planes
+
+_LARGEST = 64 << 20
+"""Most bytes of lengths: a line has a hundred, and there is one for each matrix."""
 
 
 class KeptLengths:
@@ -20,15 +28,15 @@ class KeptLengths:
         self._path, self._lengths = folder / LENGTHS, lengths
         self._known: dict[tuple[str, int | None, str], Planes] = {}
         self._file: IO[str] | None = None
-        with suppress(FileNotFoundError, ValueError, TypeError):  # a line that a crash tore ends what is known
-            for line in self._path.read_bytes().splitlines():
-                name, expert, format_, planes = json.loads(line)
-                self._known[name, expert, format_] = tuple(planes)
+        with suppress(OSError, ValueError):  # a line that a crash tore ends what is known
+            for line in read_small(self._path, _LARGEST, follow=False).splitlines():
+                key, planes = _parse(line)
+                self._known[key] = planes
 
     def __call__(self, spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
         """Bytes of each plane. Raises what ``lengths`` raises, FlashFull or BundleError when they cannot be kept."""
         key = spec.name, expert, choice.format
-        if key not in self._known:
+        if len(self._known.get(key, ())) != FORMATS[choice.format].planes:
             self._known[key] = self._lengths(spec, expert, choice)
             with translate_errors(self._path.parent):
                 self._keep(key)
@@ -42,8 +50,17 @@ class KeptLengths:
 
     def _keep(self, *keys: tuple[str, int | None, str]) -> None:
         if self._file is None:  # anew, without what a crash has torn
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            self._file = open(self._path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close
+            make_folder(self._path.parent)
+            self._path.unlink(missing_ok=True)  # whatever it is: a link would have another file written
+            descriptor = open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False)
+            self._file = open(descriptor, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close
             keys = tuple(self._known)
         for key in keys:
             self._file.write(json.dumps([*key, self._known[key]], separators=(",", ":")) + "\n")
+
+
+def _parse(line: bytes) -> tuple[tuple[str, int | None, str], Planes]:
+    """A tensor, its expert and format, and the bytes of its planes. Raises ValueError."""
+    name, expert, format_, planes = items(parse_json(line), 4)
+    key = text(name, r"[^\0]{1,4096}"), None if expert is None else whole(expert), text(format_, r"[\w.-]{1,64}")
+    return key, many(planes, lambda length: whole(length, 0, 1 << 50), 16)

@@ -8,7 +8,7 @@ import torch
 
 from ....kernels.formats.base import SLAB, UnsuitableShape
 from ....kernels.formats.registry import FORMATS
-from ....tiering.errors import CheckpointError
+from ....tiering.errors import BundleError, CheckpointError
 from ....tiering.store.bundle.manifest import Block, Packing, TensorSpec
 from ....tiering.units import MiB
 from ...checkpoints.weights import SourceFormat, WeightReader
@@ -40,6 +40,11 @@ class EncodedWeights:
             yield from self._weights.plane(spec.name, expert)
             return
         whole = memoryview(self._planes(spec, expert)[spec.packing.plane].numpy())  # type: ignore[arg-type]
+        if len(whole) > spec.length:  # what an interrupted packing has kept of lengths is not what it found
+            raise BundleError(
+                f"{spec.name} takes {len(whole)} bytes, and {spec.length} were kept for it; delete the unfinished "
+                "bundle in the store (its name ends with .partial) and pack again"
+            )
         for start in range(0, len(whole), _PIECE):
             yield whole[start : start + _PIECE]
             self._scratch.let_go()

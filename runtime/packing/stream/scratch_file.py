@@ -11,7 +11,7 @@ import torch
 
 from ....kernels.formats.base import allocate_on_heap
 from ....kernels.io.system import reserve
-from ....tiering.errors import FlashFull
+from ....tiering.errors import BundleError, FlashFull
 from ....tiering.units import format_size
 
 
@@ -34,7 +34,7 @@ class ScratchFile:
                 mapped = mmap.mmap(file.fileno(), length)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+                raise BundleError(f"{self._folder} cannot be written: {error.strerror or error}") from error
             raise FlashFull(
                 f"{self._folder} has no room for {format_size(length)} that lie there while a matrix is encoded; "
                 "free some space, or raise host_memory"

@@ -40,8 +40,10 @@ class FixedIdentity:
     follows = False
     """Whether it tells when the model has changed."""
 
-    def __init__(self, identity: Mapping[str, object]) -> None:
+    def __init__(self, identity: Mapping[str, object], model: nn.Module | None = None) -> None:
         self._described = Described(identity)
+        self.model = model
+        """The model, where it is known."""
 
     def describe(self) -> Described:
         """The identity."""
@@ -62,6 +64,11 @@ class LiveIdentity:
         for path, module in model.named_modules():
             for name, tensor, streamed in find_parameters(module):
                 self._tensors.note(module, name, f"{path}.{name}", None if streamed else tensor)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model, while it is there."""
+        return self._model()
 
     def describe(self) -> Described:
         """The identity of the model for the calling thread. Raises Undescribed, which says what cannot be known."""

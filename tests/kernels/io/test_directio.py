@@ -272,3 +272,12 @@ def test_close_in_the_middle_of_a_beginning(file):
         file.begin([])
     with pytest.raises(OSError):
         os.fstat(descriptor)
+
+
+@pytest.mark.parametrize("direct", [None, False])
+@pytest.mark.parametrize("what", ["pipe", "folder", "device"])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path, what, direct):
+    place = tmp_path / "data"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: os.symlink("/dev/zero", path)}[what](place)
+    with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
+        DirectFile(place, direct=direct)

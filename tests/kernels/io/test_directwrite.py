@@ -96,10 +96,22 @@ def test_a_write_stuck_inside_a_page_is_a_full_drive(tmp_path, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_a_full_drive_is_enospc():
-    with DirectWriter("/dev/full") as writer, pytest.raises(OSError) as caught:
-        writer.write(pages(1))
-    assert caught.value.errno == errno.ENOSPC
+@pytest.mark.parametrize("direct", [None, False])
+def test_what_is_no_file_is_refused_at_once(tmp_path, direct):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder", "/dev/full"):
+        with pytest.raises(OSError):
+            DirectWriter(tmp_path / name, direct=direct)
+
+
+@pytest.mark.parametrize("direct", [None, False])
+def test_a_link_is_not_followed(tmp_path, direct):
+    (tmp_path / "another").write_bytes(b"precious")
+    (tmp_path / "data").symlink_to(tmp_path / "another")
+    with pytest.raises(OSError, match="it is a link"):
+        DirectWriter(tmp_path / "data", direct=direct)
+    assert (tmp_path / "another").read_bytes() == b"precious"
 
 
 def test_after_a_failure_the_next_write_overwrites(writer, monkeypatch):

@@ -92,6 +92,10 @@ def test_what_cannot_be_is_said(run):
     code, _, err = run("save", MODEL, "-p", TEXT, "--kv-prefix", "10KiB")
     assert code == 1
     assert "no room" in err
+    code, _, err = run("save", MODEL, "-p", TEXT * 3)
+    assert code == 1
+    assert "has 1024 positions; store a shorter one" in err
+    assert entries(run) == []
     assert run("save", MODEL)[0] == run("prune")[0] == run("prune", "--older-than", "soon")[0] == 2
 
 
@@ -101,7 +105,7 @@ def test_a_model_that_begins_anew_is_told_so_before_anything_is_computed(run, tm
     config.vocab_size = AutoConfig.from_pretrained(MODEL).vocab_size
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "jamba")
     AutoTokenizer.from_pretrained(MODEL).save_pretrained(tmp_path / "jamba")
-    code, _, err = run("save", str(tmp_path / "jamba"), "-p", TEXT)
+    code, _, err = run("save", str(tmp_path / "jamba"), "-p", TEXT[:800])
     assert code != 0
     assert "does not go on from its recurrent state" in err
     assert entries(run) == []

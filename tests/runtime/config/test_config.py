@@ -204,6 +204,35 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     assert "not a TOML file" in refusal(tmp_path / "binary")
     assert "null byte" in refusal("a\0b")
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a regular file" in refusal(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    assert "not a regular file" in refusal(tmp_path / "device")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = " + "[" * 5000,
+        "x = " + "{a = " * 5000,
+        "[io]\ndepth = 0x" + "f" * 20_000,
+        "[io]\ndepth = [0x" + "f" * 20_000 + "]",
+        "[io]\ndepth = " + "9" * 5000,
+        "a" + ".a" * 10_000 + " = 1",
+        "[" + "a." * 10_000 + "a]",
+        "# " + "x" * 40_000,
+        '[store]\npath = "a\\u0000b"',
+        "[io]\ndepth = nan",
+        "[io]\ndepth = true",
+        "io = 7",
+        "[[io]]\n",
+    ],
+)
+def test_strange_files_are_one_line(tmp_path, text):
+    (tmp_path / "penstock.toml").write_text(text)
+    message = refusal(tmp_path / "penstock.toml")
+    assert "\n" not in message
+    assert len(message) < 400
 
 
 # --- the printed file ---

@@ -1,6 +1,7 @@
 """Routing traces on disk: what goes in comes out, and nothing damaged, foreign or empty does."""
 
 import json
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save_file
 
 from penstock.runtime.routing import routes as module
-from penstock.runtime.routing.routed import decode, encode
+from penstock.runtime.routing.routed import RoutedLayer, decode, encode
 from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import TraceError
 from tests.support.routes import made_up
@@ -98,6 +99,53 @@ def test_no_byte_can_change(path: Path) -> None:
         assert after._about() == before._about()
 
 
+@pytest.mark.parametrize("about", ["[" * 100_000, "NaN", "7", "[]", "null", "{}", '{"layers":[],"layers":[]}'])
+def test_a_description_that_is_none_is_refused(path: Path, about: str) -> None:
+    tensors = Routes.load(path)._tensors()
+    header = {"format": module.FORMAT, "version": module.VERSION, "about": about}
+    save_file(tensors, path, header | {"checksum": module._checksum(about, tensors)})
+    with pytest.raises(TraceError, match="damaged"):
+        Routes.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors | {"forwards": tensors["forwards"].astype(np.int64)},
+        lambda tensors: tensors | {"forwards": tensors["forwards"].reshape(1, -1)},
+        lambda tensors: tensors | {"sequences": tensors["sequences"][:0]},
+        lambda tensors: tensors | {"chosen.0": tensors["chosen.0"].astype(np.float32)},
+        lambda tensors: tensors | {"chosen.0": np.full_like(tensors["chosen.0"], 255)},
+        lambda tensors: tensors | {"chosen.9": tensors["chosen.0"]},
+        lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "sequences"},
+    ],
+)
+def test_arrays_of_another_kind_are_refused(path: Path, change) -> None:
+    routes = Routes.load(path)
+    about, tensors = json.dumps(routes._about()), change(routes._tensors())
+    header = {"format": module.FORMAT, "version": module.VERSION, "about": about}
+    save_file(tensors, path, header | {"checksum": module._checksum(about, tensors)})
+    with pytest.raises(TraceError, match="damaged"):
+        Routes.load(path)
+
+
+def test_more_experts_than_any_table_holds_are_refused(tmp_path: Path) -> None:
+    """A small file would make a table of its tokens times its experts."""
+    tokens, experts = 100_000, 60_000
+    layer = RoutedLayer("m", experts, np.zeros((tokens, 1), np.uint16), None)
+    Routes("moe", "t", (layer,), (tokens,), (tokens,)).save(tmp_path / "trace")
+    with pytest.raises(TraceError, match="more than a trace may have"):
+        Routes.load(tmp_path / "trace")
+
+
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, what: str) -> None:
+    place = tmp_path / "trace"
+    os.mkfifo(place) if what == "pipe" else place.symlink_to("/dev/zero")
+    with pytest.raises(TraceError, match="it is not a regular file"):
+        Routes.load(place)
+
+
 def altered(path: Path, **changes: object) -> None:
     """Write the trace with changes to its description, and a checksum that fits."""
     routes = Routes.load(path)
@@ -116,6 +164,11 @@ def altered(path: Path, **changes: object) -> None:
         {"layers": [{"path": "a", "experts": 2, "top_k": 2}]},
         {"layers": [{"path": "a", "experts": 9, "top_k": 2}]},
         {"layers": [{"experts": 8, "top_k": 2}]},
+        {"layers": "abc"},
+        {"layers": [7]},
+        {"text": 7},
+        {"model_type": None},
+        {"more": 1},
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(path: Path, changes: dict[str, object]) -> None:

@@ -1,5 +1,6 @@
 """Real runs, recorded from loading on: replay gives the identical list of actions."""
 
+import os
 import stat
 import threading
 from collections import Counter
@@ -145,4 +146,10 @@ def test_what_cannot_be_written_or_read_is_named(tiny_dense_folder: Path, store:
         recorded(tmp_path / "other")
     (tmp_path / "empty").touch()
     with pytest.raises(penstock.RecordingError, match="empty: this is no recording"):
+        recorded(tmp_path / "empty")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(penstock.RecordingError, match="pipe cannot be read: it is not a regular file"):
+        recorded(tmp_path / "pipe")
+    os.truncate(tmp_path / "empty", 1 << 40)
+    with pytest.raises(penstock.RecordingError, match="more than"):
         recorded(tmp_path / "empty")

@@ -1,5 +1,7 @@
 """Prefixes, as decided: names, headers, what is found and what goes first, admission, reading against computing."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from penstock.tiering.prefix.admission import Seen
 from penstock.tiering.prefix.breakeven import Speeds, dump, parse, worth_reading
 from penstock.tiering.prefix.chain import chain_of, root_of
 from penstock.tiering.prefix.header import lay_out
+from penstock.tiering.prefix.roles import Role, StoredTensor, layout_of
 from penstock.tiering.prefix.tree import Match, Record, Span, longest, make_room, orphans, record_of, stale
 from penstock.tiering.units import PAGE
 from tests.support.prefixes import BLOCK, PARTS, ROOT, STATE, chain
@@ -64,11 +67,132 @@ def test_no_bit_of_a_header_may_change(bit):
 
 
 def test_a_newer_version_is_named(monkeypatch):
-    monkeypatch.setattr(headers, "VERSION", 2)
+    monkeypatch.setattr(headers, "VERSION", 3)
     raw = headers.dump(whole_header(state=False))
     monkeypatch.undo()
-    with pytest.raises(PrefixVersionError, match="version 2"):
+    with pytest.raises(PrefixVersionError, match="version 3"):
         headers.parse(raw, "f")
+
+
+def reencoded(change, *, state: bool = True) -> bytes:
+    """A header whose JSON ``change`` has changed, under a hash that is right."""
+    raw = headers.dump(whole_header(state=state))
+    magic, version, _, _, size = headers._PREAMBLE.unpack_from(raw)
+    at = headers._PREAMBLE.size
+    document = json.loads(raw[at : at + size])
+    document = change(document) or document
+    body = json.dumps(document, separators=(",", ":")).encode()
+    rest = raw[at + size :].rstrip(b"\0")
+    start = -(-(at + len(body) + len(rest)) // PAGE) * PAGE
+    whole = (body + rest).ljust(start - at, b"\0")
+    blank = headers._PREAMBLE.pack(magic, version, start, bytes(32), len(body))
+    return headers._PREAMBLE.pack(magic, version, start, hashlib.sha256(blank + whole).digest(), len(body)) + whole
+
+
+def put(*path, value):
+    """Sets the place ``path`` of a document to ``value``."""
+
+    def change(document):
+        for key in path[:-1]:
+            document = document[key]
+        document[path[-1]] = value
+
+    return change
+
+
+def swap_kinds(document):
+    keys, values = document["parts"]
+    keys["kind"], values["kind"] = values["kind"], keys["kind"]
+
+
+def test_a_header_that_is_encoded_again_is_the_same():
+    assert headers.parse(reencoded(lambda document: None), "f") == whole_header(state=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("parts", 0, "shape", value=[2, BLOCK, 1 << 40]),
+        put("parts", 0, "shape", value=[2, BLOCK, -625]),
+        put("parts", 0, "shape", value=[1 << 31, BLOCK, 1 << 31]),
+        put("parts", 0, "shape", value=[-2, BLOCK, -625]),
+        put("parts", 0, "shape", value=[2, BLOCK]),
+        put("parts", 0, "shape", value=[2, BLOCK + 1, 500]),
+        put("parts", 0, "shape", value=[2.0, BLOCK, 625]),
+        put("parts", 0, "shape", value="625"),
+        put("parts", 0, "shape", value=[True, BLOCK, 1250]),
+        put("parts", 0, "dtype", value="complex128"),
+        put("parts", 0, "dtype", value="__class__"),
+        put("parts", 0, "dtype", value=None),
+        put("parts", 0, "kind", value="conv"),
+        put("parts", 0, "layer", value=-1),
+        put("parts", 0, "layer", value=True),
+        put("parts", 0, "index", value=1),
+        put("parts", 1, "layer", value=1),
+        put("parts", value={}),
+        put("state_parts", 0, "shape", value=[2, 300]),
+        put("state_parts", 0, "layer", value="1"),
+        put("state_parts", value=[]),
+        put("blocks", value=300),
+        put("blocks", value=-2),
+        put("blocks", value=1 << 40),
+        put("block", value=0),
+        put("block", value=1 << 70),
+        put("first", value=-1),
+        put("first", value=0),
+        put("first", value=1 << 40),
+        put("root", value="00"),
+        put("parent", value="z" * 64),
+        put("label", value="../../etc"),
+        put("label", value="\x1b[2J"),
+        put("label", value="\ud800"),
+        put("explicit", value=1),
+        put("more", value=1),
+        swap_kinds,
+        lambda document: document["parts"].reverse(),
+        lambda document: document["parts"].extend(document["parts"]),
+        lambda document: document.pop("label"),
+        lambda document: [document],
+    ],
+)
+def test_what_no_model_writes_is_damage_under_a_right_hash_too(change):
+    with pytest.raises(PrefixDamaged, match="f is damaged") as caught:
+        headers.parse(reencoded(change), "f")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_has_no_more_tokens_than_there_are():
+    window = (
+        StoredTensor(Role(1, "keys"), "float32", (1, 2, 13, 8)),
+        StoredTensor(Role(1, "values"), "float32", (1, 2, 13, 8)),
+    )
+    made = lay_out(chain(1, 2, 3), 1, label="m", parts=PARTS, state_parts=window)
+    with pytest.raises(PrefixDamaged, match="of 12 tokens"):
+        headers.parse(headers.dump(made), "f")
+
+
+def test_a_file_of_the_version_before_counts_as_damaged(monkeypatch):
+    monkeypatch.setattr(headers, "VERSION", 1)
+    raw = headers.dump(whole_header(state=False))
+    monkeypatch.undo()
+    with pytest.raises(PrefixDamaged, match="version 1"):
+        headers.parse(raw, "f")
+
+
+def test_a_layout_is_that_of_all_prompts_of_a_model():
+    longer = tuple(replace(part, shape=(part.shape[0], 2 * BLOCK, part.shape[2])) for part in PARTS)
+    assert layout_of(PARTS, STATE) == layout_of(longer, STATE)
+    others = [
+        (PARTS[::-1], STATE),
+        (PARTS[:1], STATE),
+        (PARTS, ()),
+        ((replace(PARTS[0], dtype="float8_e4m3fn"), PARTS[1]), STATE),
+        ((replace(PARTS[0], role=Role(2, "keys")), PARTS[1]), STATE),
+        ((replace(PARTS[0], shape=(4, BLOCK, 625)), PARTS[1]), STATE),
+        (PARTS, (replace(STATE[0], shape=(1, 301)),)),
+        ((), (*PARTS, *STATE)),
+    ]
+    assert len({layout_of(*each) for each in [(PARTS, STATE), *others]}) == len(others) + 1
 
 
 # --- what is found, what goes ---
@@ -198,6 +322,7 @@ def test_speeds_read_back_and_damage_shows():
     speeds = {"r": Speeds().after_read(100, 2.0).after_prompt(7, 0.5)}
     assert parse(dump(speeds)) == speeds
     assert speeds["r"].read == 50
-    for wrong in ({"read": -1}, {"prompts": ((0, 1.0),)}, {"reading": 3}):
+    for wrong in ({"read": -1}, {"prompts": ((0, 1.0),)}, {"reading": 3}, {"reading": 1}, {"prompts": (("7", 0.5),)},
+                  {"read": 10**400}, {"read": "1"}, {"prompts": ((1 << 70, 1.0),)}):  # fmt: skip
         with pytest.raises(ValueError):
             parse({"r": dump({"r": replace(Speeds(), **wrong)})["r"]})

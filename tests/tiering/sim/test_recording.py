@@ -1,6 +1,8 @@
 """Recordings: what is written is read back, replay acts alike wherever it runs, and damage is named."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import random
 import subprocess
@@ -16,6 +18,7 @@ from penstock.tiering.events import Acquire, Action, Event, Grant, Read, ReadDon
 from penstock.tiering.planner.planner import Planner
 from penstock.tiering.planner.regions import EXPERTS, KEPT, PINNED, STREAM, Home
 from penstock.tiering.planner.setup import Setup
+from penstock.tiering.sim.codec import setup_to
 from penstock.tiering.sim.recording import Step, Writer, first_difference, read, replay
 from penstock.tiering.units import PAGE, BlockId, Extent
 from tests.support.worlds.runs import Run, random_run
@@ -112,13 +115,41 @@ def test_damage_is_named(damage: Callable[[list[str]], list[str]], says: str) ->
         read(damage(lines()))
 
 
-@pytest.mark.parametrize("nonsense", ["[1.0, [], []]", "[1.0, [9], []]", '[1.0, ["A", 1, 1, [999]], []]', "7", "{"])
+@pytest.mark.parametrize("nonsense", ["[1.0, [], []]", "[1.0, [9], []]", '[1.0, ["A", 1, 1, [999]], []]', "7", "{",
+                                      "[" * 100_000, '[NaN, ["B", 1], []]', '["1", ["B", 1], []]',
+                                      '[1, ["B", true], []]',
+                                      '[1, ["A", 1, 1, [-1]], []]', '[1, ["B", 1], [["r", 1, "demand", [[0, 0]]]]]',
+                                      '[1, ["D", 1.0], []]', '[1, ["F", 1, 7], []]', '[1, ["L", {"x": -1}], []]',
+                                      f'[1, ["L", {{"x": {1 << 70}}}], []]', '[1, ["C", 1, 2], []]', '{"a": 1}',
+                                      '["kv", {"capacity": -1, "flash_limit": null, "device": 0}]'])  # fmt: skip
 def test_nonsense_with_a_right_checksum_is_named(nonsense: str) -> None:
     writer = Writer(random_run(3).world.setup())
     line = writer._add(nonsense)
     writer._steps += 1
     with pytest.raises(RecordingError, match="makes no sense"):
         read((writer.head + line + writer.end(whole=True)).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("regions", {"experts": 1 << 60}), ("limits", {"nowhere": 1}), ("homes", [[]]), ("homes", {}), ("cycle", [-1]),
+     ("cycle", [10**6]), ("eviction", "other"), ("depth", 0), ("depth", True), ("drives", 1 << 40), ("guess", 1),
+     ("read_limit", None), ("more", 1)],
+)  # fmt: skip
+def test_a_setup_that_no_planner_begins_with_is_named(name: str, value: object) -> None:
+    setup = setup_to(random_run(3).world.setup())
+    writer = Writer(random_run(3).world.setup())
+    writer._digest = hashlib.blake2b(digest_size=16)
+    head = writer._add(writer.head.splitlines()[0]) + writer._add(json.dumps(setup | {name: value}))
+    with pytest.raises(RecordingError, match="makes no sense"):
+        read((head + writer.end(whole=True)).splitlines())
+
+
+def test_events_that_cannot_have_happened_are_named() -> None:
+    found = read(lines())
+    steps = (Step(0.0, ReadDone(10**9), []), *found.steps)
+    with pytest.raises(RecordingError, match="its event 1 cannot have happened"):
+        first_difference(dataclasses.replace(found, steps=steps))
 
 
 # --- wherever it runs -----------------------------------------------------------------------------------------------

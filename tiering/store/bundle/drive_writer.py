@@ -81,4 +81,4 @@ def translate_errors(folder: Path) -> Iterator[None]:
                 f"the drive of {folder} is full; make room and run the same again: packing goes on after "
                 "what is written, or delete that folder"
             ) from error
-        raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise BundleError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error

@@ -1,12 +1,15 @@
 """The store, the folder of all bundles: locks for its writers, and its room."""
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from ....kernels.io.regular import open_regular
 from ....kernels.io.system import lock, unlock
-from ...errors import ConfigError, FlashFull
+from ...driving.small_files import make_folder
+from ...errors import BundleError, ConfigError, FlashFull
 from ...units import format_size
 
 PARTIAL = ".partial"
@@ -25,7 +28,8 @@ def prepare(store: Path, *, what: str = "store", to_write: bool = True) -> Path:
     store = store.expanduser()
     key = "[store] path" if what == "store" else "[store] stripes"
     try:
-        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not store.is_dir():  # it may be on a link: it is the user who says where the store is
+            make_folder(store, parents=True)
     except OSError as error:
         raise ConfigError(f"the {what} {store} cannot be made: {error.strerror}; choose another {key}") from error
     if to_write and not os.access(store, os.W_OK | os.X_OK):
@@ -43,9 +47,17 @@ def bundles_in(store: Path) -> list[Path]:
 
 @contextmanager
 def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Be the only process that writes ``bundle``. Yields True once it is. Without ``wait``, False if another one is."""
+    """Be the only process that writes ``bundle``. Yields True once it is. Without ``wait``, False if another one is.
+
+    Raises BundleError where the lock file is none."""
     # The lock file stays: removing it would let a third process lock a file that the second no longer sees.
-    descriptor = os.open(bundle.with_name(bundle.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = bundle.with_name(bundle.name + ".lock")
+    try:
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, 0o600, follow=False)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR):
+            raise BundleError(f"{path} is no lock file ({error.strerror}); remove it") from error
+        raise
     owner = os.getpid()
     try:
         yield lock(descriptor, wait=wait)

@@ -11,11 +11,13 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ...driving.small_files import write_durably
+from ...driving.small_files import read_small, write_durably
 from ...errors import BundleError, ConfigError
 from .folder import PARTIAL, locked, prepare
 
 _ID = "store.id"
+_LENGTH = 16
+"""Characters of a store's ID."""
 
 
 def prepare_stripes(store: Path, stripes: Iterable[Path]) -> tuple[Path, ...]:
@@ -86,6 +88,18 @@ def on_one_drive(one: Path, other: Path) -> bool:
 def _identity(store: Path) -> str:
     path = store / _ID
     with locked(path):
-        if not (path.is_file() and re.fullmatch("[0-9a-f]{16}", path.read_text())):
-            write_durably(path, secrets.token_hex(8))
-        return path.read_text()
+        if (known := _read_identity(path)) is None:
+            known = secrets.token_hex(8)
+            try:
+                write_durably(path, known)
+            except OSError as error:
+                raise BundleError(f"{path} cannot be written: {error.strerror or error}; see [store] path") from error
+        return known
+
+
+def _read_identity(path: Path) -> str | None:
+    try:
+        raw = read_small(path, _LENGTH, follow=False)
+    except OSError:
+        return None
+    return raw.decode() if re.fullmatch(b"[0-9a-f]{16}", raw) else None

@@ -8,6 +8,7 @@ striped bundle has on other drives lies in folders that are never renamed: one r
 
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import xxhash
 
 from ....kernels.memory.arena import Arena
-from ...driving.small_files import sync_folder, write_durably
+from ...driving.small_files import make_folder, sync_folder, write_durably
 from ...units import PAGE, MiB
 from . import journal
 from .drive_writer import DriveWriter, translate_errors
@@ -62,7 +63,7 @@ class BundleWriter:
         self._uncommitted = 0
         for folder in folders:  # the bundle's own first: a part of a bundle that is not there would be a leftover
             with translate_errors(folder):
-                folder.mkdir(mode=0o700, exist_ok=True)
+                make_folder(folder)
                 if folder == self.folder:
                     journal.begin(folder, self._drives)
         self.done = self._resume()
@@ -126,12 +127,16 @@ class BundleWriter:
         lengths: dict[Path, int] = {}
         for drive in self._on_drives:
             with translate_errors(drive.folder):
-                lengths |= {path: path.stat().st_size for path in drive.folder.iterdir() if path.suffix == ".bin"}
+                for path in drive.folder.iterdir():
+                    if path.suffix == ".bin":
+                        status = path.lstat()
+                        # What is no file, such as a link, holds nothing of ours, and goes.
+                        lengths[path] = status.st_size if stat.S_ISREG(status.st_mode) else -1
         done = 0
         ends: dict[Path, int] = {}
         for block, checksum in zip(self._plan, checksums, strict=False):
             path = self._path(block)
-            if lengths.get(path, 0) < block.extent.end:
+            if lengths.get(path, -1) < block.extent.end:
                 break
             self._plan[done] = replace(block, checksum=checksum)
             ends[path] = block.extent.end
@@ -143,7 +148,7 @@ class BundleWriter:
                 if path not in ends:
                     path.unlink()
                 elif length > ends[path]:
-                    os.truncate(path, ends[path])
+                    os.truncate(path, ends[path])  # it is no link, as was seen above
         for drive in self._on_drives:
             with translate_errors(drive.folder):
                 sync_folder(drive.folder)

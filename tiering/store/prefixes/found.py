@@ -10,6 +10,7 @@ from ....kernels.memory.arena import Arena
 from ...errors import PrefixDamaged, PrefixError
 from ...prefix.chain import Chain
 from ...prefix.header import Stored
+from ...prefix.roles import layout_of
 from ...prefix.tree import Match
 from .prefix_file import STAGING, PrefixFile, in_steps
 
@@ -43,7 +44,8 @@ class _Piece:
 class Found(Closing):
     """A stored prefix, open for reading; has to be closed. ``tokens`` of it, of ``block`` each; ``bytes`` to be read.
 
-    ``parts`` are the tensors of each block, ``state_parts`` those of its state, if it was asked for.
+    ``parts`` are the tensors of each block, ``state_parts`` those of its state, if it was asked for. All lie within
+    their files, so they are no larger than these.
     """
 
     def __init__(self, store: PrefixOwner, chain: Chain, match: Match, files: Mapping[str, PrefixFile]) -> None:
@@ -73,11 +75,15 @@ class Found(Closing):
                 return None
             if header.parts != files[match.spans[0].name].header.parts:
                 return None
+            if header.blocks[span.index + span.count - 1].end > files[span.name].length:
+                return None
             first += span.count
         if match.state:
             header = files[match.state].header
             count = len(header.blocks)
             if header.first + count != match.blocks or header.state is None:
+                return None
+            if header.state.end > files[match.state].length:
                 return None
             if not files[match.state].belongs(chain, header.first, count):
                 return None
@@ -105,6 +111,16 @@ class Found(Closing):
         """Read all of it as ``read`` does, and keep nothing."""
         extents = {piece.block: piece.extent for piece in self._pieces}
         return self.read(lambda block: in_steps(extents[block], Arena(STAGING, huge_pages=False).view(0, STAGING)))
+
+    @property
+    def layout(self) -> str:
+        """What the headers say of the tensors, as ``layout_of`` names it."""
+        return layout_of(self.parts, self.state_parts)
+
+    def discard(self) -> None:
+        """Take all its files out of the store: they are not what the model writes."""
+        for name in self._names:
+            self._store.drop(name, 0)
 
     def close(self) -> None:
         """Let go of the files. Idempotent."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ import xxhash
 from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.io.directwrite import DirectWriter
+from ....kernels.io.regular import open_regular
 from ....kernels.io.system import lock
 from ....kernels.memory.arena import Arena
 from ...errors import FlashFull, PrefixDamaged, PrefixError
 from ...prefix.chain import Chain, chain_of
-from ...prefix.header import Header, Stored, StoredTensor, dump, length_of, parse
+from ...prefix.header import Header, Stored, dump, length_of, parse
+from ...prefix.roles import StoredTensor
 from ...units import PAGE, MiB
 from ..bundle.folder import PARTIAL
 
@@ -35,7 +38,8 @@ class FileAside:
 
     def __init__(self, folder: Path, length: int) -> None:
         self.path = folder / f"{uuid.uuid4().hex}.{length}{PARTIAL}"
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, follow=False)
+        os.fchmod(self.descriptor, 0o600)  # it holds a text of the user, whatever the umask
         lock(self.descriptor, wait=True)
 
     def __enter__(self) -> Self:
@@ -70,7 +74,10 @@ def write(aside: FileAside, header: Header, fill: Fill, *, direct: bool | None =
         return whole
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise FlashFull(f"the drive of {aside.path.parent} is full; make room there") from error
+            raise FlashFull(
+                f"the drive of {aside.path.parent} is full, so a prompt is not stored; make room there, "
+                "or: penstock cache prune"
+            ) from error
         raise PrefixError(f"{aside.path.parent} cannot be written: {error.strerror or error}") from error
 
 
@@ -118,6 +125,8 @@ class PrefixFile(Closing):
     def __init__(self, path: Path, *, direct: bool | None = None) -> None:
         self.path = path
         try:
+            if not stat.S_ISREG(path.lstat().st_mode):  # a link leads to a file of somebody else
+                raise PrefixDamaged(f"{path} is damaged: it is no file but a link, a folder or a pipe")
             self._file = DirectFile(path, direct=direct)
         except FileNotFoundError:
             raise
@@ -202,12 +211,25 @@ def in_steps(extent: Stored, buffer: memoryview) -> Iterator[Sequence[memoryview
         yield [buffer[: min(len(buffer), extent.length - at)]]
 
 
+def shorten(path: Path, length: int) -> None:
+    """Cut the prefix file to ``length`` bytes; its time of use stays. Raises OSError, also where it is a link."""
+    descriptor = open_regular(path, os.O_WRONLY, follow=False)
+    try:
+        status = os.fstat(descriptor)
+        os.ftruncate(descriptor, length)
+        os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
+    finally:
+        os.close(descriptor)
+
+
 def is_abandoned(path: Path) -> bool:
     """Whether nobody who lives writes the file aside ``path``."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular(path, os.O_RDONLY, follow=False)
     except FileNotFoundError:
         return False
+    except OSError as error:  # a link, a pipe: a writer of ours makes none
+        return error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO)
     try:
         return lock(descriptor, wait=False)
     finally:

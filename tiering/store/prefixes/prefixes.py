@@ -12,11 +12,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ....kernels.memory.arena import Arena
-from ...driving.small_files import sync_folder
-from ...errors import ConfigError, PrefixDamaged, PrefixError
+from ...driving.small_files import make_folder, sync_folder
+from ...errors import ConfigError, FlashFull, PrefixDamaged, PrefixError
 from ...prefix.breakeven import Speeds
 from ...prefix.chain import Chain
-from ...prefix.header import Header, StoredTensor, lay_out
+from ...prefix.header import Header, lay_out
+from ...prefix.roles import StoredTensor
 from ...prefix.tree import Cut, Record, longest, make_room, record_of, stale
 from ...progress import Progress, Quiet
 from ..bundle.folder import PREFIXES, prepare
@@ -41,7 +42,7 @@ class PrefixStore:
         self._direct = direct
         self._most_seen = min(_SEEN, quota // _BYTES_PER_SEEN)
         try:
-            self.folder.mkdir(mode=0o700, exist_ok=True)
+            make_folder(self.folder)
             if self.folder.stat().st_mode & 0o077:
                 self.folder.chmod(0o700)
         except OSError as error:
@@ -103,7 +104,7 @@ class PrefixStore:
         """These files are in use: they go last."""
         for name in names:
             with suppress(OSError):
-                os.utime(self.folder / name)
+                os.utime(self.folder / name, follow_symlinks=False)
 
     # --- admission, measurements ---
 
@@ -209,9 +210,12 @@ class PrefixStore:
 
     def drop(self, name: str, length: int) -> None:
         """What lies behind ``length`` bytes of the file ``name`` is damaged: let go of it, and of what follows it."""
-        with self._files.lock():
-            self._files.cut([Cut(name, length)])
-            self._files.sweep()
+        try:
+            with self._files.lock():
+                self._files.cut([Cut(name, length)])
+                self._files.sweep()
+        except FlashFull as error:  # some file systems need room to take something away
+            raise PrefixError(str(error)) from error
 
     def prune(
         self,

@@ -153,7 +153,7 @@ def test_a_truncated_file_is_as_long_as_it_is(store, share):
 
 
 def test_a_file_of_a_newer_version_is_a_miss_and_stays(store, monkeypatch):
-    monkeypatch.setattr(headers, "VERSION", 2)
+    monkeypatch.setattr(headers, "VERSION", 3)
     save(store, chain(1))
     monkeypatch.undo()
     again = reopened(store)
