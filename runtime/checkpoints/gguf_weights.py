@@ -118,8 +118,8 @@ class GgufWeights:
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if shape != self._shapes[name]:
             raise CheckpointError(
-                f"{self._gguf.path} has {name} as {list(shape)}, and its sizes (embedding_length, head_count, vocab_size, "
-                f"...) ask for {list(self._shapes[name])}; fetch it again"
+                f"{self._gguf.path} has {name} as {list(shape)}, and its sizes (embedding_length, head_count, "
+                f"vocab_size, ...) ask for {list(self._shapes[name])}; fetch it again"
             )
 
     def _slabs(self, tensor: GgufTensor, order: torch.Tensor | None) -> Iterator[torch.Tensor]:

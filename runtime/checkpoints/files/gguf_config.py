@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from ....tiering.errors import CheckpointError
-from .gguf_header import GgufHeader
+from .gguf_types import GgufHeader
 
 _TOKENS = "tokenizer.ggml.tokens"
 

@@ -21,9 +21,11 @@ from transformers.modeling_gguf_pytorch_utils import (
 from ....kernels.formats.gguf import GGUF
 from ....kernels.formats.registry import FORMATS
 from ....tiering.errors import CheckpointError
+from .bounds import Bounds
 from .gguf_config import quiet_transformers, read_gguf_config
-from .gguf_header import HeaderTensor, parse_gguf_header
+from .gguf_header import parse_gguf_header
 from .gguf_hyperparameters import misfit, parts_of
+from .gguf_types import HeaderTensor
 from .regular import RegularFile
 from .safetensors_file import SourceTensor
 
@@ -111,6 +113,11 @@ class GgufFile:
         tensors = {name: _tensor(path, tensor) for name, tensor in header.tensors.items()}
         return cls(path, config, values, tensors, header.values)
 
+    @property
+    def bounds(self) -> Bounds:
+        """What its configuration may ask for."""
+        return Bounds.of_tensors((tensor.shape, tensor.length) for tensor in self.tensors.values())
+
     def dtype(self) -> torch.dtype:
         """What its numbers are computed in: what matrices are in if they are not quantised, else bfloat16."""
         matrices = {tensor.kind for tensor in self.tensors.values() if len(tensor.shape) > 1}
@@ -163,8 +170,8 @@ class GgufFile:
         except Exception as error:  # whatever numpy meets in shapes that do not fit
             architecture = self.fields["general.architecture"]
             raise CheckpointError(
-                f"{self.path}: {name}, {list(numbers.shape)}, does not fit {architecture}.attention.head_count and what "
-                f"else it says of its sizes ({error}); fetch it again"
+                f"{self.path}: {name}, {list(numbers.shape)}, does not fit {architecture}.attention.head_count and "
+                f"what else it says of its sizes ({error}); fetch it again"
             ) from error
 
     def _changed(self, numbers: "np.ndarray[Any, Any]", name: str) -> "np.ndarray[Any, Any]":

@@ -1,24 +1,21 @@
 """A strict parse of a GGUF file's header: what it says is compared with the file before anything is made of it.
 
-Long arrays, as a vocabulary, are only walked over. What holds afterwards: counts and lengths fit into the file, keys and
-names occur once, each tensor has a type that is known, rows of whole blocks, and the bytes that type and shape ask for;
-tensors lie one behind the other, each at the first place that is aligned, up to the end of the file, as llama.cpp
+Long arrays, as a vocabulary, are only walked over. What holds afterwards: counts and lengths fit into the file, keys
+and names occur once, each tensor has a type that is known, rows of whole blocks, and the bytes that type and shape ask
+for; tensors lie one behind the other, each at the first place that is aligned, up to the end of the file, as llama.cpp
 demands.
 """
 
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ....tiering.errors import CheckpointError
 from ....tiering.units import MiB
-from .gguf_types import ARRAY, BLOCK_TYPES, SCALARS, STRING
+from .gguf_types import ARRAY, BLOCK_TYPES, SCALARS, STRING, GgufArray, GgufHeader, HeaderTensor, Value
 from .regular import RegularFile
-
-Value = int | float | bool | str
 
 HEADER_LIMIT = 256 * MiB
 """Bytes of the longest header. A vocabulary of 250,000 tokens with its merges takes 20 MB."""
@@ -38,36 +35,6 @@ _MOST_ENTRIES = 65536
 _MOST_TENSORS, _TENSOR_SHARE = 10_000, 4096
 """Tensors of the smallest files; larger ones may have one more for each so many bytes."""
 _STEP = 4 * MiB
-
-
-class GgufArray(NamedTuple):
-    """An array of a header: its ``type``, and its ``values`` if they are few numbers."""
-
-    type: int
-    count: int
-    values: tuple[Value, ...] | None
-
-
-class HeaderTensor(NamedTuple):
-    """A tensor of ``length`` bytes at ``offset`` of the file; ``shape`` has the length of a row last."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class GgufHeader:
-    """What a header says: ``values`` and ``arrays`` by key, ``tensors`` by name. ``short`` are the entries of all
-    values and short arrays as the file has them, one behind the other."""
-
-    version: int
-    values: Mapping[str, Value]
-    arrays: Mapping[str, GgufArray]
-    tensors: Mapping[str, HeaderTensor]
-    short: tuple[bytes, ...]
 
 
 def parse_gguf_header(path: Path) -> GgufHeader:
@@ -175,13 +142,13 @@ def _prelude(reader: _Reader) -> tuple[int, int, int]:
     version = reader.number("I", "its version")
     if version & 0xFFFF == 0 and version:
         raise CheckpointError(
-            f"{reader.path} is big-endian, and penstock reads little-endian GGUF files; take the other file, or convert "
-            "it: gguf-convert-endian"
+            f"{reader.path} is big-endian, and penstock reads little-endian GGUF files; take the other file, or "
+            "convert it: gguf-convert-endian"
         )
     if version not in _VERSIONS:
         raise CheckpointError(
-            f"{reader.path} is a GGUF file of version {version}, and penstock reads {' and '.join(map(str, _VERSIONS))}; "
-            "convert it with a llama.cpp of this year"
+            f"{reader.path} is a GGUF file of version {version}, and penstock reads 2 and 3; convert it with "
+            "a newer llama.cpp"
         )
     tensors, entries = reader.number("Q", "its counts"), reader.number("Q", "its counts")
     room = min(reader.size, HEADER_LIMIT) - reader.at
@@ -189,8 +156,8 @@ def _prelude(reader: _Reader) -> tuple[int, int, int]:
         reader.refuse(f"it claims {tensors} tensors and {entries} entries, for which it has no room")
     if tensors > _MOST_TENSORS + reader.size // _TENSOR_SHARE or entries > _MOST_ENTRIES:
         raise CheckpointError(
-            f"{reader.path} has {tensors} tensors and {entries} entries in {reader.size} bytes, which no model has; take "
-            "another file"
+            f"{reader.path} has {tensors} tensors and {entries} entries in {reader.size} bytes, which no model has; "
+            "take another file"
         )
     return version, tensors, entries
 
@@ -291,8 +258,8 @@ def _measure(reader: _Reader, info: _Info) -> tuple[str, int]:
     """The name of a tensor's type, and its bytes."""
     if info.kind not in BLOCK_TYPES:
         raise CheckpointError(
-            f"{reader.path}: tensor {info.name} is of type {info.kind}, which penstock does not know; take the model in "
-            "another type, or a newer penstock"
+            f"{reader.path}: tensor {info.name} is of type {info.kind}, which penstock does not know; take the model "
+            "in another type, or a newer penstock"
         )
     name, numbers, length = BLOCK_TYPES[info.kind]
     if 0 in info.shape or info.shape[-1] % numbers:

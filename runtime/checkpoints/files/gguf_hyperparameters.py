@@ -4,7 +4,7 @@ built of it."""
 import re
 from collections.abc import Iterator, Mapping
 
-from .gguf_header import GgufHeader, HeaderTensor, Value
+from .gguf_types import GgufHeader, HeaderTensor, Value
 
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
@@ -43,7 +43,7 @@ def _misfits(header: GgufHeader) -> Iterator[str]:
         yield f"general.architecture is {architecture!r}, not the name of one"
         return
     for key in _SPLIT:
-        if key in values and (type(values[key]) is not int or int(values[key]) < 0) or key in header.arrays:
+        if (key in values and (type(values[key]) is not int or int(values[key]) < 0)) or key in header.arrays:
             yield f"{key} is {values.get(key, 'an array')!r}, not a number"
             return
     for key in (f"{architecture}.{name}" for name in _COUNTS):
@@ -68,9 +68,7 @@ def _layers(key: str, values: Mapping[str, Value], tensors: Mapping[str, HeaderT
 def _widths(architecture: str, values: Mapping[str, Value], tensors: Mapping[str, HeaderTensor]) -> Iterator[str]:
     width, embedding = values.get(f"{architecture}.embedding_length"), tensors.get("token_embd.weight")
     if width is not None and embedding is not None and embedding.shape[-1] != width:
-        yield (
-            f"{architecture}.embedding_length is {width}, and token_embd.weight has rows of {embedding.shape[-1]} numbers"
-        )
+        yield f"{architecture}.embedding_length is {width}, and token_embd.weight has {embedding.shape[-1]} in a row"
 
 
 def _experts(architecture: str, values: Mapping[str, Value], tensors: Mapping[str, HeaderTensor]) -> Iterator[str]:

@@ -1,6 +1,11 @@
-"""The types that a GGUF file may have (pure): of its values, and of its tensors with the bytes of a block."""
+"""What a GGUF file's header says (pure), and the types that it may have: of values, and of tensors with the bytes of a
+block."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
+
+Value = int | float | bool | str
 
 
 class BlockType(NamedTuple):
@@ -67,3 +72,33 @@ SCALARS: dict[int, str] = {
 }
 """The code for ``struct`` of each value of a fixed size, by the number that a file has for it."""
 STRING, ARRAY = 8, 9
+
+
+class GgufArray(NamedTuple):
+    """An array of a header: its ``type``, and its ``values`` if they are few numbers."""
+
+    type: int
+    count: int
+    values: tuple[Value, ...] | None
+
+
+class HeaderTensor(NamedTuple):
+    """A tensor of ``length`` bytes at ``offset`` of the file; ``shape`` has the length of a row last."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """What a header says: ``values`` and ``arrays`` by key, ``tensors`` by name. ``short`` are the entries of all
+    values and short arrays as the file has them, one behind the other."""
+
+    version: int
+    values: Mapping[str, Value]
+    arrays: Mapping[str, GgufArray]
+    tensors: Mapping[str, HeaderTensor]
+    short: tuple[bytes, ...]
