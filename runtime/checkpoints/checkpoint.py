@@ -112,7 +112,7 @@ class Checkpoint(Source):
 
     def weights_digest(self, store: Path, progress: Progress | None = None) -> str | None:
         """As Source. Of the configuration counts what may decide weights."""
-        config = what_decides_weights(json.loads((self.folder / "config.json").read_text()))
+        config = what_decides_weights(read_object(self.folder / "config.json"))
         files = digest_files([file for file in self.content if file.name != "config.json"], store, progress)
         return hashlib.sha256(json.dumps([files, config], sort_keys=True).encode()).hexdigest()
 
@@ -156,4 +156,8 @@ def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PretrainedConfi
         found = getattr(part, "quantization_config", None) or found
         if hasattr(part, "quantization_config"):
             del part.quantization_config
-    return config, found if found is None or isinstance(found, dict) else found.to_dict()
+    if found is not None and not isinstance(found, dict):
+        if not hasattr(found, "to_dict"):
+            raise CheckpointError(f"{path} cannot be used: its quantization_config is {found!r}")
+        found = found.to_dict()
+    return config, found

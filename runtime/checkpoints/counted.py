@@ -41,7 +41,7 @@ def counted(bounds: Bounds, name: str) -> Iterator[None]:
 
 def check_experts(model: nn.Module, bounds: Bounds, name: str) -> None:
     """Raise CheckpointError for more experts than ``bounds`` allow: each becomes a block."""
-    experts = sum(int(module.num_experts) for module in model.modules() if is_experts(module))  # type: ignore[arg-type]
+    experts = sum(int(getattr(module, "num_experts", 0)) for module in model.modules() if is_experts(module))
     if experts > bounds.experts:
         raise CheckpointError(
             f"the configuration of {name} asks for {experts} experts, and {bounds.held}; the weights do not belong to "

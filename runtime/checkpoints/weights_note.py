@@ -24,7 +24,7 @@ def read_note(bundle: Path) -> WeightsNote | None:
     try:
         raw = json.loads((bundle / _FILE).read_text())
         return WeightsNote(str(raw["source"]), str(raw["own"]), str(raw["plain"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -74,7 +74,8 @@ SCALARS: dict[int, str] = {
 STRING, ARRAY = 8, 9
 
 
-class GgufArray(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GgufArray:
     """An array of a header: its ``type``, and its ``values`` if they are few numbers."""
 
     type: int
