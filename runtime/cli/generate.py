@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...tiering.errors import PromptTooLong
+from ...tiering.errors import CheckpointError, PromptTooLong
 from ...tiering.units import format_size
 from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
@@ -19,6 +19,12 @@ from .options import Settings, SourceOptions, TraceFile
 
 TOKENS = 128
 """Default number of new tokens."""
+
+_ONE = {"num_return_sequences": 1, "num_beam_groups": 1, "penalty_alpha": None, "prompt_lookup_num_tokens": None}
+"""What the command has no option for: a model's own generation config does not multiply the work, as it does not choose
+the width of beams."""
+_OBJECTIONS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError)
+"""How transformers objects to a generation config."""
 
 
 def command(
@@ -59,7 +65,9 @@ def command(
         room = room_for(inputs["input_ids"].shape[1], tokens, opened.positions)
         model = load_opened(opened, config, bar)
     with closing(model.penstock), nullcontext() if trace is None else model.penstock.trace(trace):
-        report = _run(model, tokenizer, inputs, room, choice | {"num_beams": beams}, seed, stream=not settings.json)
+        report = _run(
+            model, tokenizer, inputs, room, choice | {"num_beams": beams, **_ONE}, seed, stream=not settings.json
+        )
     if settings.json:
         print_json(report)
     elif sys.stderr.isatty():
@@ -150,15 +158,24 @@ def _run(
         def note_prompt(_: Any, scores: Any) -> Any:
             """A logits processor that changes nothing: it is called before the first token is shown."""
             prompt_read()
+            if scores.isnan().any():
+                raise CheckpointError(
+                    f"{model.name_or_path} computes numbers that are none (NaN): its weights or its config.json are "
+                    "damaged; fetch the checkpoint again"
+                )
             return scores
 
         try:
             output = model.generate(
                 **inputs, max_new_tokens=room, stopping_criteria=[note_time], logits_processor=[note_prompt], **choice
             )
-        except BaseException:
+        except BaseException as error:
             if live:
                 print(flush=True)  # the message gets a line of its own
+            if isinstance(error, _OBJECTIONS):
+                raise CheckpointError(
+                    f"transformers cannot generate as generation_config.json of {model.name_or_path} says: {error}"
+                ) from error
             raise
     ids = output[0, prompt_tokens:].tolist()
     text = tokenizer.decode(ids, skip_special_tokens=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..files.safetensors_file import SourceTensor
-from .expected import INTEGERS, expect, finite, matrix
+from .expected import INTEGERS, expect, finite, matrix, whole
 from .fp8_layouts import unpack_e2m1
 from .integer_layouts import Integers, four_bit_format, read_groups, unpack
 from .quantised_tensor import Lines, Numbers, QuantisedTensor, ReadTensor, quantised_tensor
@@ -17,11 +17,13 @@ from .quantised_tensor import Lines, Numbers, QuantisedTensor, ReadTensor, quant
 _NVFP4_GROUP = 16
 
 
-def packed_integers(own: Mapping[str, SourceTensor], bits: int | None, read: ReadTensor) -> QuantisedTensor:
+def packed_integers(
+    own: Mapping[str, SourceTensor], bits: int | None, read: ReadTensor, group: int | None = None
+) -> QuantisedTensor:
     """ "pack-quantized": numbers of 4 or 8 bits along k in each int32 of [n, k * bits / 32], less half their range.
 
-    ``bits`` is what the configuration says, where it says one thing. Raises ValueError, and KeyError with the end of a
-    name that is not there.
+    ``bits`` is what the configuration says, where it says one thing, and ``group`` the numbers of a group. Raises
+    ValueError, and KeyError with the end of a name that is not there.
     """
     numbers, scales, zeros = own[".weight_packed"], own[".weight_scale"], own.get(".weight_zero_point")
     index = own.get(".weight_g_idx")
@@ -32,6 +34,8 @@ def packed_integers(own: Mapping[str, SourceTensor], bits: int | None, read: Rea
         raise ValueError(f"{list(numbers.shape)} {numbers.dtype} do not hold [{n}, {k}] in {bits or '4 or 8'} bits")
     (width,) = found
     count = _groups(scales, n, k)
+    if group is not None and count != -(-k // group):
+        raise ValueError(f"{scales.name} is {list(scales.shape)}, and groups are of {group} numbers in rows of {k}")
     if zeros is not None:
         expect(zeros, (torch.int32,), (-(-n * width // 32), count))
     groups = None if index is None else read_groups(index, k, count, read)
@@ -98,13 +102,13 @@ def nvfp4_weight(numbers: SourceTensor, scales: SourceTensor, whole: SourceTenso
         raise ValueError(f"{whole.name} is {whole.dtype} {list(whole.shape)}, not one float32")
 
     def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
-        numbers, scales, whole = map(read, tensors)
+        numbers, scales, factor = map(read, tensors)
         finite(scales, tensors[1])
-        finite(1 / whole if divided else whole, tensors[2])
+        finite(1 / factor if divided else factor, tensors[2])
 
         def decode(rows: slice) -> torch.Tensor:
             of_groups = scales[rows].float()
-            each = of_groups / whole.reshape(()) if divided else of_groups * whole.reshape(())
+            each = of_groups / factor.reshape(()) if divided else of_groups * factor.reshape(())
             return unpack_e2m1(numbers[rows]) * each.repeat_interleave(_NVFP4_GROUP, 1)
 
         return decode
@@ -116,7 +120,14 @@ def bits_of(config: Mapping[str, Any]) -> int | None:
     """The bits of a number, where all groups of the configuration agree."""
     found = {(group.get("weights") or {}).get("num_bits") for group in (config.get("config_groups") or {}).values()}
     (bits,) = found if len(found) == 1 else (None,)
-    return None if bits is None else int(bits)
+    return None if bits is None else whole({"num_bits": bits}, "num_bits")
+
+
+def group_of(config: Mapping[str, Any]) -> int | None:
+    """The numbers of a group, where all groups of the configuration agree that rows have some."""
+    parts = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
+    found = {whole(part, "group_size", default=0) if part.get("strategy") == "group" else 0 for part in parts}
+    return found.pop() or None if len(found) == 1 and min(found) >= 0 else None
 
 
 def has_zeros(config: Mapping[str, Any]) -> bool:

@@ -199,10 +199,11 @@ _COMPRESSED = (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero
 
 def _compressed(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candidate]:
     bits, zeros = compressed_layouts.bits_of(config), compressed_layouts.has_zeros(config)
+    group = compressed_layouts.group_of(config)
     for name, tensor in tensors.items():
         if (stem := name.removesuffix(".weight_packed")) != name and tensor.dtype == torch.int32:
             own = _own(tensors, stem, _COMPRESSED)
-            yield Candidate(f"{stem}.weight", own, _bound(_packed, own, bits, zeros, read))
+            yield Candidate(f"{stem}.weight", own, _bound(_packed, own, bits, zeros, read, group))
         elif stem != name:
             own = _own(tensors, stem, (".weight_packed", ".weight_scale", ".weight_global_scale"))
             yield Candidate(f"{stem}.weight", own, _bound(_nvfp4, own, ".weight_global_scale", True))
@@ -215,10 +216,10 @@ def _compressed(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[
             yield _unreadable(tensor, f"is not quantised, though {stem}.weight_scale says how; compress the checkpoint")
 
 
-def _packed(own: Tensors, bits: int | None, zeros: bool, read: ReadTensor) -> QuantisedTensor:
+def _packed(own: Tensors, bits: int | None, zeros: bool, read: ReadTensor, group: int | None) -> QuantisedTensor:
     if zeros and ".weight_zero_point" not in own:
         raise KeyError(".weight_zero_point")
-    return compressed_layouts.packed_integers(own, bits, read)
+    return compressed_layouts.packed_integers(own, bits, read, group)
 
 
 def _modelopt(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candidate]:
