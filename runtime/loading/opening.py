@@ -103,6 +103,8 @@ def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
     """transformers' tokenizer of a model. Raises CheckpointError, which says for what ``purpose`` it is needed."""
     from transformers import AutoTokenizer
 
+    from ..checkpoints.files.failures import is_failure
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             opened.folder, gguf_file=opened.tokenizer_file, trust_remote_code=opened.trust_remote_code
@@ -111,8 +113,7 @@ def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
             raise ValueError("it has no vocabulary")
         return tokenizer
     except BaseException as error:
-        # A panic of the tokenizers' Rust code is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         raise CheckpointError(
             f"{opened.folder} has no tokenizer that transformers can read ({error}); {purpose}"

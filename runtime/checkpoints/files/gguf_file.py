@@ -22,6 +22,7 @@ from ....kernels.formats.gguf import GGUF
 from ....kernels.formats.registry import FORMATS
 from ....tiering.errors import CheckpointError
 from .bounds import Bounds
+from .failures import is_failure
 from .gguf_config import quiet_transformers, read_gguf_config
 from .gguf_header import parse_gguf_header
 from .gguf_hyperparameters import misfit, parts_of
@@ -130,7 +131,9 @@ class GgufFile:
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             raise CheckpointError(f"{self.path}: transformers cannot read its tokenizer: {error}") from error
         tokenizer.save_pretrained(folder)
 

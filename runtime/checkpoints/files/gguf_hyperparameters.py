@@ -1,6 +1,7 @@
 """Hyper-parameters of a GGUF file, compared with its tensors (pure): what does not fit is named before a model is
 built of it."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 
@@ -22,6 +23,7 @@ _COUNTS = (
     "expert_feed_forward_length",
 )
 """What is one natural number above zero, where a file has it as one value."""
+_ABOVE_ZERO = (".freq_base", "_epsilon")
 _LARGEST = 1 << 31
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 
@@ -49,6 +51,10 @@ def _misfits(header: GgufHeader) -> Iterator[str]:
     for key in (f"{architecture}.{name}" for name in _COUNTS):
         if key in values and not _is_count(values[key]):
             yield f"{key} is {values[key]!r}, not a natural number above 0"
+            return
+    for key, value in values.items():
+        if key.endswith(_ABOVE_ZERO) and not (isinstance(value, float) and 0 < value < math.inf):
+            yield f"{key} is {value!r}, not a number above 0"
             return
     yield from _layers(f"{architecture}.block_count", values, tensors)
     yield from _widths(architecture, values, tensors)
@@ -83,8 +89,8 @@ def _experts(architecture: str, values: Mapping[str, Value], tensors: Mapping[st
         if tensor.shape[0] != count:
             yield f"{key} is {count}, and {tensor.name} has {tensor.shape[0]} experts"
             return
-    if stacked and used in values and not 1 <= int(values[used]) <= count:
-        yield f"{used} is {values[used]}, and there are {count} experts"
+    if stacked and not 1 <= int(values.get(used, 0)) <= count:
+        yield f"{used} is {values.get(used, 'absent')}, and there are {count} experts"
     elif count and not stacked and count > len(tensors):
         yield f"{key} is {count}, and no tensor holds experts"
 

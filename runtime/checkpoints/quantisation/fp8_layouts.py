@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ....kernels.formats.fp8 import BLOCK
+from ....tiering.errors import CheckpointError
 from ..files.safetensors_file import SourceTensor
 from .expected import finite
 from .quantised_tensor import (
@@ -25,6 +26,8 @@ from .quantised_tensor import (
 )
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
+"""The first bits, less the sign, that mean no finite number."""
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The number that each four bits mean."""
 
@@ -125,10 +128,21 @@ def _format(numbers: SourceTensor, grid: Grid, n: int, k: int) -> str | None:
     return name if fits(name, n, k) else None
 
 
+def _read(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers and scales. Raises CheckpointError where one is infinite or none: a weight format has no NaN."""
+    numbers, scales = map(read, tensors)
+    if numbers.dtype in FLOAT8:
+        highest = (numbers.view(torch.uint8) & 0x7F).amax()
+        if int(highest) >= _NOT_FINITE[numbers.dtype]:
+            raise CheckpointError(
+                f"{tensors[0].file}: {tensors[0].name} has numbers that are infinite or none; fetch it again"
+            )
+    return numbers, finite(scales, tensors[1])
+
+
 def _lines(read: ReadTensor, tensors: tuple[SourceTensor, ...], grid: Grid, n: int, k: int, block: int) -> Lines:
     """Each row with its own scales, one for ``block`` columns."""
-    numbers, scales = map(read, tensors)
-    finite(scales, tensors[1])
+    numbers, scales = _read(read, tensors)
     count = -(-k // block)
     each = _values(scales).reshape(grid.rows, grid.columns)
     each = each.expand(-1, count) if grid.columns == 1 else each.repeat_interleave(grid.width // block, 1)[:, :count]
@@ -136,8 +150,7 @@ def _lines(read: ReadTensor, tensors: tuple[SourceTensor, ...], grid: Grid, n: i
 
 
 def _numbers(read: ReadTensor, tensors: tuple[SourceTensor, ...], grid: Grid, k: int) -> Numbers:
-    numbers, scales = map(read, tensors)
-    finite(scales, tensors[1])
+    numbers, scales = _read(read, tensors)
     each = _values(scales).reshape(grid.rows, grid.columns)
     packed = _is_packed(tensors[0])
 
