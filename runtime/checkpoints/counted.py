@@ -40,8 +40,8 @@ def counted(bounds: Bounds, name: str) -> Iterator[None]:
 
 
 def check_experts(model: nn.Module, bounds: Bounds, name: str) -> None:
-    """Raise CheckpointError for more experts than ``bounds`` allow, since each becomes a block; and for a router that is
-    to choose more than there are."""
+    """Raise CheckpointError for more experts than ``bounds`` allow, since each becomes a block; and for a router that
+    chooses more than there are."""
     experts = sum(int(getattr(module, "num_experts", 0)) for module in model.modules() if is_experts(module))
     if experts > bounds.experts:
         raise CheckpointError(
@@ -52,6 +52,6 @@ def check_experts(model: nn.Module, bounds: Bounds, name: str) -> None:
         chosen, there = getattr(module, "top_k", None), getattr(module, "num_experts", None)
         if type(chosen) is int and type(there) is int and not 1 <= chosen <= there:
             raise CheckpointError(
-                f"the configuration of {name} asks for {chosen} experts for each token, and there are {there}; fetch the "
-                "checkpoint again"
+                f"the configuration of {name} asks for {chosen} experts for each token, and there are {there}; "
+                "fetch it again"
             )

@@ -17,8 +17,16 @@ _SMALLEST, _TO_EACH = 10_000, 64
 """Modules and weights of the smallest models, and of others for each matrix in their files: those with several to one,
 as with experts that the files have stacked."""
 _EXPERTS_OF_SMALLEST, _EXPERT_BYTES = 16_384, 1024
+_PARTS = 16
+"""Tensors that a quantised weight may be made of."""
 _MATRIX_BYTES = 256
 """What an expert, and a matrix of a stack, has at least."""
+
+
+def most_tensors(weights: Iterable[tuple[int, ...]]) -> int:
+    """The most tensors that a checkpoint of ``weights``, given by their shapes, may have: some for each, for each slice
+    of a stack, and those of other things, such as towers."""
+    return _SMALLEST + _PARTS * sum(shape[0] if len(shape) > 2 else 1 for shape in weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class Bounds:
         )
 
 
-WITHOUT_FILES = Bounds("no model has so many", layers=4096, parts=500_000, experts=1 << 20)
+WITHOUT_FILES = Bounds("no model has so many", layers=1024, parts=500_000, experts=1 << 20)
 """For a configuration without weights."""
 
 

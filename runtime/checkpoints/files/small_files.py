@@ -30,7 +30,7 @@ def check_small_files(folder: Path, bounds: Bounds) -> None:
         if path.is_file():
             found = read_object(path)
             if name == "config.json" and (what := absurd(found, bounds)) is not None:
-                raise CheckpointError(f"{path} cannot be used: {what}; the weights do not belong to it")
+                raise CheckpointError(f"{path} cannot be used: {what}; fetch the checkpoint again")
     for pattern in (*_LONG, *_OTHERS):
         most = _LONGEST_VOCABULARY if pattern in _LONG else SMALL * 4
         for path in folder.glob(pattern):
