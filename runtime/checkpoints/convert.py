@@ -122,8 +122,8 @@ def plan(
     expected = model.state_dict()
     if len(tensors) > most_tensors(tuple(tensor.shape) for tensor in expected.values()):
         raise CheckpointError(
-            f"the checkpoint has {len(tensors)} tensors, and a {type(model).__name__} of its config.json {len(expected)} "
-            "weights; they do not belong together"
+            f"the checkpoint has {len(tensors)} tensors, and a {type(model).__name__} has {len(expected)} weights; "
+            "they do not belong together"
         )
     groups = _group(model, tensors, expected)
     made: dict[str, Group] = {}
