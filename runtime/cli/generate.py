@@ -16,6 +16,7 @@ from ..tracing.tracefile import destination
 from .console import print_json, quiet_libraries, say, waiting
 from .measure import peak_resident_bytes
 from .options import Settings, SourceOptions, TraceFile
+from .text import tokenizing
 
 TOKENS = 128
 """Default number of new tokens."""
@@ -116,7 +117,8 @@ def _sampling(temperature: float | None, top_p: float | None, top_k: int | None,
 
 def _encode(tokenizer: Any, text: str) -> Any:
     """``input_ids`` and ``attention_mask``, int64, [1, tokens]."""
-    inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    with tokenizing(tokenizer):
+        inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
     if inputs["input_ids"].shape[1]:
         return inputs
     if tokenizer.bos_token is None:

@@ -84,6 +84,14 @@ def test_a_tokenizer_that_is_none_is_one_line(run, own, content):
     assert "has no tokenizer that transformers can read" in err
 
 
+@pytest.mark.parametrize("length", ["x", [1], {}])
+def test_a_tokenizer_that_fails_on_a_text_is_one_line(run, own, length):
+    change(own, "tokenizer_config.json", {"model_max_length": length})
+    code, _, err = run("generate", own, "-p", PROMPT, "-n", 4)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "cannot read the text" in err
+
+
 def test_numbers_that_are_none_are_said(run, own):
     tensors = load_file(own / "model.safetensors")
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
