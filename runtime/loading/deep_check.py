@@ -86,7 +86,7 @@ def _fault(spec: TensorSpec, planes: list[torch.Tensor], *, may_be_infinite: boo
     dtype: torch.dtype = getattr(torch, spec.dtype)
     if not (dtype.is_floating_point or dtype.is_complex):
         return None
-    for piece in planes[0].view(dtype).split(_STEP):
+    for piece in torch.split(planes[0].view(dtype), _STEP):
         numbers = piece if piece.element_size() > 1 else piece.float()
         if bool((numbers.isnan() if may_be_infinite else ~numbers.isfinite()).any()):
             return "not all of them are finite"

@@ -1,25 +1,21 @@
 """Open a file of a checkpoint: only a regular one, so that no pipe or device is waited for."""
 
 import os
-import stat
 from pathlib import Path
 from types import TracebackType
 
+from ....kernels.io.regular import open_regular
 from ....tiering.errors import CheckpointError
 
 
 def open_descriptor(path: Path) -> tuple[int, int]:
     """A descriptor of the regular file at ``path``, open for reading, and its size. Raises CheckpointError."""
     try:
-        # A pipe would keep the caller until somebody writes to it; O_NONBLOCK means nothing for regular files.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        descriptor = open_regular(path)
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise CheckpointError(f"{path} is not a regular file; fetch the checkpoint again")
-    return descriptor, status.st_size
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} cannot be read: {why}; fetch the checkpoint again") from error
+    return descriptor, os.fstat(descriptor).st_size
 
 
 class RegularFile:

@@ -61,7 +61,9 @@ def test_an_honest_bundle_has_nothing(honest: dict[str, Path], format_: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("format_", "wanted"), [("as-is", weight), ("stacked", encoded), ("int4", encoded)], ids=lambda value: str(value)[:8]
+    ("format_", "wanted"),
+    [("as-is", weight), ("stacked", encoded), ("int4", encoded)],
+    ids=lambda value: str(value)[:8],
 )
 def test_numbers_that_are_none_are_named(copy: Callable[[str], Path], format_: str, wanted: Any) -> None:
     folder = copy(format_)
