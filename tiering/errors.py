@@ -2,7 +2,12 @@
 
 
 class PenstockError(Exception):
-    """Base of every error that penstock raises on purpose."""
+    """Base of every error that penstock raises on purpose. Its text is one line that any terminal can show, whatever
+    names in files or messages of libraries have become a part of it."""
+
+    def __init__(self, message: object = "") -> None:
+        line = " ".join(part.strip() for part in str(message).splitlines())
+        super().__init__(line.encode("utf-8", "backslashreplace").decode())
 
 
 class ConfigError(PenstockError):

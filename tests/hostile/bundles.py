@@ -70,22 +70,7 @@ class BundleKind:
 
     def is_right(self, folder: Path, result: Result, way: int) -> bool:
         """As Kind."""
-        bundle = bundle_in(folder)
-        model = decoded(bundle)
-        meant = [*logits(model)]
-        exact = {spec.packing.format if spec.packing else "as-is" for spec in _specs(bundle)} <= set(EXACT)
-        if exact and "kv_host_memory" not in WAYS[way]:
-            return equal(result, meant)
-        # Forged scales are huge: at a tie, rounding sends a token to another expert, or attention elsewhere.
-        near = [close([one], [other]) for one, other in zip(result, meant, strict=True)]
-        return 2 * sum(near) > len(near) and self._has_weights_of(bundle, model)
-
-    @staticmethod
-    def _has_weights_of(bundle: Path, model: PreTrainedModel) -> bool:
-        """Whether every weight that is read from the loaded bundle has the bits of that in ``model``."""
-        with penstock.load(bundle, host_memory="64MiB") as loaded, torch.no_grad():
-            weights = dict(model.named_parameters())
-            return all(equal([weight.clone()], [weights[name]]) for name, weight in loaded.named_parameters())
+        return means(bundle_in(folder), result, bits="kv_host_memory" not in WAYS[way])
 
     @staticmethod
     def _move_stripes(bundle: Path, folder: Path) -> None:
@@ -101,6 +86,25 @@ def bundle_in(folder: Path) -> Path:
     """The bundle in the store in ``folder``."""
     (bundle,) = (path for path in (folder / "store").iterdir() if path.is_dir())
     return bundle
+
+
+def means(bundle: Path, result: Result, *, bits: bool = True) -> bool:
+    """Whether ``result`` is what transformers computes with the numbers in ``bundle``; with the same ``bits`` where
+    formats keep them."""
+    model = decoded(bundle)
+    meant = [*logits(model)]
+    if bits and {spec.packing.format if spec.packing else "as-is" for spec in _specs(bundle)} <= set(EXACT):
+        return equal(result, meant)
+    # Forged scales are huge: at a tie, rounding sends a token to another expert, or attention elsewhere.
+    near = [close([one], [other]) for one, other in zip(result, meant, strict=True)]
+    return 2 * sum(near) > len(near) and _has_weights_of(bundle, model)
+
+
+def _has_weights_of(bundle: Path, model: PreTrainedModel) -> bool:
+    """Whether every weight that is read from the loaded bundle has the bits of that in ``model``."""
+    with penstock.load(bundle, host_memory="64MiB") as loaded, torch.no_grad():
+        weights = dict(model.named_parameters())
+        return all(equal([weight.clone()], [weights[name]]) for name, weight in loaded.named_parameters())
 
 
 def _specs(bundle: Path) -> list[TensorSpec]:
