@@ -146,7 +146,12 @@ class Blocks:
             into = out[start : start + _AT_ONCE]
             numbers = torch.arange(rows.start + start, rows.start + start + len(into))
             made = self.numbers([table[numbers // part.rows] for table, part in tables], k)
-            into.copy_(made[:, torch.argsort(parts[-1].view(torch.int32)[0])] if self.ordered else made)
+            if not self.ordered:
+                into.copy_(made)
+                continue
+            order = parts[-1].view(torch.int32)[0].long()
+            there = (order >= 0) & (order < k)  # all of them in a plane that was checked
+            into[:, order[there]] = made[:, there].to(into.dtype)
 
     def _shape(self, n: int, k: int) -> "ctypes.Array[ctypes.c_int64]":
         """Build the ``struct shape`` of block_formats.c."""

@@ -7,6 +7,7 @@ computed from these in float32 (kv_quantised.c). Decoding rounds them to the dty
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ Quantise = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tens
 def is_encodable(keys: torch.Tensor, values: torch.Tensor) -> bool:
     """Whether a page can be quantised: all its elements are finite, and none is larger than LARGEST."""
     return all(bool((numbers.abs().amax() <= LARGEST).item()) for numbers in (keys, values) if numbers.numel())
+
+
+@cache
+def _page_bytes(shape: PageShape, bits: int, *, of_keys: bool) -> int:
+    return (lay_out_keys if of_keys else lay_out_values)(shape, bits).page_bytes
 
 
 def _is_compiled_for(shape: PageShape, dtype: torch.dtype) -> bool:
@@ -81,6 +87,11 @@ class Quantised:
         self._decode(data, shape, out, of_keys=False)
 
     def _decode(self, data: torch.Tensor, shape: PageShape, out: torch.Tensor, *, of_keys: bool) -> None:
+        wanted = _page_bytes(shape, self._bits, of_keys=of_keys)
+        if data.numel() != wanted or data.dtype != torch.uint8 or not data.is_contiguous():
+            raise ValueError(f"a page of {self.name} takes {wanted} bytes, not {data.dtype} {[*data.shape]}")
+        if out.shape != (shape.heads, shape.tokens, shape.dim):
+            raise ValueError(f"{shape} is not decoded to {[*out.shape]}")
         if _is_compiled_for(shape, out.dtype) and out.is_contiguous():
             assert COMPILED is not None
             sizes = shape.heads, shape.tokens, shape.dim, self._bits

@@ -240,3 +240,17 @@ def test_keys_of_absurd_length_take_no_stack(format_: Quantised, keys: bool) -> 
     (format_.decode_keys if keys else format_.decode_values)(page, shape, whole)
     assert not out.any()
     assert not whole.any()
+
+
+@formats
+@sides
+def test_pages_of_another_length_are_not_decoded(format_: Quantised, keys: bool) -> None:
+    page = random(2, 16, 64)
+    plane = encoded(format_, page, keys=keys)
+    longer = torch.cat([plane, plane])
+    for wrong in (plane[:-1], plane[:0], longer, longer[::2], plane.view(torch.int8)):
+        with pytest.raises(ValueError, match=rf"a page of {format_.name} takes {len(plane)} bytes"):
+            decoded(format_, wrong, page, keys=keys)
+    decode = format_.decode_keys if keys else format_.decode_values
+    with pytest.raises(ValueError, match="is not decoded to"):
+        decode(plane, PageShape(2, 16, 64, torch.float32), torch.empty(2, 15, 64))
