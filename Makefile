@@ -1,11 +1,11 @@
-# make demo | test | check | docs | soak | sanitize | wheel | setup - each sets up what it needs in .venv, under constraints.txt.
+# make demo | test | check | docs | soak | sanitize | fuzz | wheel | setup - each sets up what it needs in .venv, under constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak sanitize check types docs format wheel clean
+.PHONY: setup demo test soak sanitize fuzz check types docs format wheel clean
 
 setup: $(READY)
 
@@ -26,6 +26,10 @@ soak: setup
 # The tests of the kernels on kernels that report every access outside of memory, at each level of instructions.
 sanitize: setup
 	$(BIN)/python -m tests.sanitize
+
+# Files of every kind, changed as an attacker would: an hour; MINUTES says otherwise.
+fuzz: setup
+	$(BIN)/python -m tests.hostile --minutes $(or $(MINUTES),60)
 
 check: types docs
 	$(BIN)/ruff check .

@@ -62,7 +62,8 @@ _PORTABLE: dict[str, list[Any]] = {
 """Signatures of functions for any processor that return nothing."""
 _PORTABLE_WITH_RESULT: dict[str, list[Any]] = {
     "penstock_lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p] + [c_int] * 2,
-    "penstock_lossless_first_damaged": [c_void_p] * 2 + [c_long] * 2 + [c_int],
+    "penstock_lossless_first_damaged": [c_void_p] + [c_long] * 2 + [c_void_p] + [c_long] * 2 + [c_int],
+    "penstock_first_left_out": [c_void_p, c_long, c_void_p],
     "penstock_lossless_way": [],
     "penstock_bounds_wide": [],
 }

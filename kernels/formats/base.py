@@ -81,11 +81,14 @@ class Format(Protocol):
         """
         ...
 
-    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> str | None:
+    def find_fault(
+        self, plane: int, n: int, k: int, length: int, read: Window, at_once: int | None = None
+    ) -> str | None:
         """Return what is wrong with plane number ``plane`` of a matrix [n, k], or None. See ``planes.find_fault``.
 
         ``length`` bytes are those of such a matrix. What passes is decoded and multiplied without an error. Always None
-        with ``any_bytes``.
+        with ``any_bytes``. ``read`` is asked for ``at_once`` bytes at most, or for a part that cannot be divided; for
+        any number if that is None.
         """
         ...
 

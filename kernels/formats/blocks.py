@@ -115,7 +115,9 @@ class Blocks:
         else:
             self._decode_portably(self.split(plane, n, k), n, k, rows, out)
 
-    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> str | None:
+    def find_fault(
+        self, plane: int, n: int, k: int, length: int, read: Window, at_once: int | None = None
+    ) -> str | None:
         """Return None: any bytes are a matrix, unless a subclass says otherwise. See Format."""
         return None
 

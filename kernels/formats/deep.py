@@ -10,7 +10,7 @@ import torch
 
 from .base import SLAB
 from .checks import check_dtype, check_lengths, find_format
-from .planes import find_fault
+from .planes import find_fault, read_memory
 
 _AT_ONCE = 4 << 20  # bytes that are decoded at a time, at least a slab
 
@@ -27,7 +27,7 @@ def find_deep_fault(format_name: str, dtype: str, n: int, k: int, planes: Sequen
         check_lengths(format_name, n, k, [len(plane) for plane in planes])
         format_ = find_format(format_name)
         for number, plane in enumerate(planes):
-            fault = find_fault(format_, number, n, k, len(plane), lambda at, size, plane=plane: plane[at : at + size])
+            fault = find_fault(format_, number, n, k, len(plane), read_memory(plane))
             if fault is not None:
                 return fault
         numbers: torch.dtype = getattr(torch, dtype)

@@ -91,7 +91,7 @@ class Int4:
             tile = out[first : first + SLAB]
             tile.copy_(weights[: len(tile), :k])
 
-    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> None:
+    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window, at_once: int | None = None) -> None:
         """Return None: any bytes are a matrix. See Format."""
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:

@@ -64,7 +64,7 @@ class Int8:
         numbers, scales = view_parts(plane, n, k)
         out.copy_(numbers[rows] * scales[rows, None].to(torch.promote_types(out.dtype, torch.float32)))
 
-    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> None:
+    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window, at_once: int | None = None) -> None:
         """Return None: any bytes are a matrix. See Format."""
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:

@@ -16,6 +16,7 @@ GB/s a core with AVX2, 1.3 GB/s in plain C), and lossless_tiles.py where nothing
 import math
 import time
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,6 @@ _WAY = 0 if COMPILED is None else limit_level(COMPILED.penstock_lossless_way())
 _PRODUCTS = 2
 """The decoder that can also multiply."""
 _TRIAL_SECONDS = 0.05
-_CHECKED = 4 << 20  # bytes that are checked at a time, at least one tile
 
 
 class Lossless:
@@ -108,23 +108,29 @@ class Lossless:
         if not right:
             raise _damaged(n, k)
 
-    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> str | None:
+    def find_fault(
+        self, plane: int, n: int, k: int, length: int, read: Window, at_once: int | None = None
+    ) -> str | None:
         """Return a fault if tiles do not lie one behind the other, or if one does not hold what it says. See Format."""
         tiles = n // ROWS
-        ends = np.frombuffer(read(0, 8 * tiles).numpy(), np.int64)
-        bounds = np.concatenate((np.array([8 * tiles]), ends))  # a copy
-        if (bounds[1:] < bounds[:-1]).any() or int(bounds[-1]) + 2 * (n % ROWS) * k > length:
-            return "its tiles do not lie one behind the other"
-        if (np.diff(bounds) > 2 * ROWS * k).any():
-            return "a tile is longer than its numbers"
+        stop = length - 2 * (n % ROWS) * k
+        if at_once is None or length <= at_once:
+            whole = read(0, length)
+            return _tell(0, _find_damaged(whole[8 * tiles : stop], 8 * tiles, whole[: 8 * tiles], k))
+        ends = read(0, 8 * tiles).clone()
+        bounds = np.concatenate((np.array([8 * tiles]), np.frombuffer(ends.numpy(), np.int64)))
         first = 0
         while first < tiles:
-            past = int(np.searchsorted(bounds, bounds[first] + _CHECKED, "right")) - 1
-            past = max(past, first + 1)
-            start, end = int(bounds[first]), int(bounds[past])
-            damaged = _find_damaged(read(start, end - start), bounds[first : past + 1] - start, k)
-            if damaged is not None:
-                return f"rows {(first + damaged) * ROWS} to {(first + damaged) * ROWS + ROWS - 1} are inconsistent"
+            start = int(bounds[first])
+            past = first + 1  # at least one tile, of which find_damaged tells if it is none
+            while past < tiles and start <= bounds[past + 1] <= start + at_once:
+                past += 1
+            end = int(bounds[past])
+            if not start <= end <= min(stop, start + max(at_once, 2 * ROWS * k)):
+                return _tell(first, past - 1 - first)
+            fault = _tell(first, _find_damaged(read(start, end - start), start, ends[8 * first : 8 * past], k))
+            if fault is not None:
+                return fault
             first = past
         return None
 
@@ -147,7 +153,7 @@ class _LosslessProduct:
 
     def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
         plain = self._plain
-        planes = [number for plane, length in matrices for number in (plane, length)]
+        planes = [*chain.from_iterable(matrices)]  # addresses and lengths in turn
         return multiply(self._kernel, planes, inputs, plain.rows, plain.n, plain.k, plain.chunk, threads=plain.threads)
 
     def _kernel(self, *arguments: Any) -> None:
@@ -212,15 +218,31 @@ def _decode(plane: torch.Tensor, n: int, k: int, first: int, out: torch.Tensor) 
     return True
 
 
-def _find_damaged(tiles: torch.Tensor, bounds: "np.ndarray[Any, np.dtype[np.int64]]", k: int) -> int | None:
-    """Return the number of the first damaged tile of those in ``tiles``, whose bounds these are there."""
-    if COMPILED is None:
-        content = tiles.numpy()
-        found = (i for i in range(len(bounds) - 1) if decode_tile(content[bounds[i] : bounds[i + 1]], k) is None)
-        return next(found, None)
-    ends = np.ascontiguousarray(bounds[1:])
-    damaged = int(COMPILED.penstock_lossless_first_damaged(tiles.data_ptr(), ends.ctypes.data, len(ends), k, _WAY))
-    return None if damaged < 0 else damaged
+def _find_damaged(tiles: torch.Tensor, start: int, ends: torch.Tensor, k: int) -> int | None:
+    """Return the number of the first tile that is damaged or elsewhere, or None.
+
+    ``tiles`` are the bytes of a matrix from ``start`` on, where the first of these tiles begins. ``ends``, bytes of
+    uint64, tell where each ends in the matrix.
+    """
+    count, stop = len(ends) // 8, start + len(tiles)
+    if COMPILED is not None:
+        places = tiles.data_ptr(), start, stop, ends.data_ptr()
+        damaged = int(COMPILED.penstock_lossless_first_damaged(*places, count, k, _WAY))
+        return None if damaged < 0 else damaged
+    content, at = tiles.numpy(), start
+    for number, end in enumerate(np.frombuffer(ends.numpy(), np.int64).tolist()):
+        if not at <= end <= stop or decode_tile(content[at - start : end - start], k) is None:
+            return number
+        at = end
+    return None
+
+
+def _tell(first: int, damaged: int | None) -> str | None:
+    """Say which rows are damaged: those of tile ``damaged``, counted from tile ``first``."""
+    if damaged is None:
+        return None
+    row = (first + damaged) * ROWS
+    return f"rows {row} to {row + ROWS - 1} are inconsistent"
 
 
 def _damaged(n: int, k: int) -> ValueError:

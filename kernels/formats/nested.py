@@ -115,7 +115,7 @@ class BitNested:
                 torch.get_num_threads(),
             )
 
-    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> None:
+    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window, at_once: int | None = None) -> None:
         """Return None: any bytes are a matrix. See Format."""
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:

@@ -6,7 +6,7 @@ addresses. Values that are an index, an offset or a count are checked once, when
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -22,21 +22,31 @@ class VaryingLengths(Protocol):
         ...
 
 
-@lru_cache(maxsize=4096)
 def check_planes(format_: Format, n: int, k: int, lengths: tuple[int, ...]) -> None:
     """Raise ValueError, with the reason, unless planes of ``lengths`` bytes can be a matrix [n, k].
 
     They are the first planes or all.
     """
-    if not 1 <= len(lengths) <= format_.planes:
-        _refuse(format_, n, k, f"has 1 to {format_.planes} planes, not {len(lengths)}")
-    for plane, length in enumerate(lengths):
-        check_plane(format_, n, k, plane, length)
+    known: Any = format_  # hashable, which a protocol does not say
+    _check_planes(known, n, k, lengths)
+
+
+def check_plane(format_: Format, n: int, k: int, plane: int, length: int) -> None:
+    """Raise ValueError, with the reason, unless ``length`` bytes can be plane number ``plane`` of a matrix [n, k]."""
+    known: Any = format_
+    _check_plane(known, n, k, plane, length)
 
 
 @lru_cache(maxsize=4096)
-def check_plane(format_: Format, n: int, k: int, plane: int, length: int) -> None:
-    """Raise ValueError, with the reason, unless ``length`` bytes can be plane number ``plane`` of a matrix [n, k]."""
+def _check_planes(format_: Any, n: int, k: int, lengths: tuple[int, ...]) -> None:
+    if not 1 <= len(lengths) <= format_.planes:
+        _refuse(format_, n, k, f"has 1 to {format_.planes} planes, not {len(lengths)}")
+    for plane, length in enumerate(lengths):
+        _check_plane(format_, n, k, plane, length)
+
+
+@lru_cache(maxsize=4096)
+def _check_plane(format_: Any, n: int, k: int, plane: int, length: int) -> None:
     if n < 1 or k < 1:
         raise ValueError(f"there is no {format_.name} matrix [{n}, {k}]")
     if not 0 <= plane < format_.planes:
@@ -49,10 +59,16 @@ def check_plane(format_: Format, n: int, k: int, plane: int, length: int) -> Non
         if length != told[plane]:
             _refuse(format_, n, k, f"takes {told[plane]} bytes in plane {plane}, not {length}")
         return
-    assert isinstance(format_, VaryingLengths)
-    least, most = format_.length_range(n, k)
+    varying: object = format_
+    assert isinstance(varying, VaryingLengths)
+    least, most = varying.length_range(n, k)
     if not least <= length <= most:
         _refuse(format_, n, k, f"takes {least} to {most} bytes, not {length}")
+
+
+@lru_cache
+def _varies(format_: Any) -> bool:
+    return isinstance(format_, VaryingLengths)  # slow
 
 
 def _refuse(format_: Format, n: int, k: int, why: str) -> None:
@@ -65,11 +81,12 @@ def locate(format_: Format, planes: Sequence[torch.Tensor], n: int, k: int) -> l
     These are the addresses, each followed by the length where that depends on the numbers. Raises ValueError for planes
     that are not of such a matrix.
     """
-    check_planes(format_, n, k, tuple(plane.numel() for plane in planes))
+    known: Any = format_
+    _check_planes(known, n, k, tuple(plane.numel() for plane in planes))
     for plane in planes:
         if plane.dtype != torch.uint8 or plane.dim() != 1 or not plane.is_contiguous():
             _refuse(format_, n, k, f"is made of bytes, not of {plane.dtype} {[*plane.shape]}")
-    if isinstance(format_, VaryingLengths):
+    if _varies(known):
         return [number for plane in planes for number in (plane.data_ptr(), plane.numel())]
     return [plane.data_ptr() for plane in planes]
 
@@ -86,14 +103,22 @@ def check_decode(
         raise ValueError(f"{format_.name} decodes to contiguous numbers [{count}, {k}], not {out.dtype} {[*out.shape]}")
 
 
-def find_fault(format_: Format, plane: int, n: int, k: int, length: int, read: Window) -> str | None:
+def read_memory(plane: torch.Tensor) -> Window:
+    """Return what reads ``plane``, all of which is in host memory."""
+    return lambda start, length: plane[start : start + length]
+
+
+def find_fault(
+    format_: Format, plane: int, n: int, k: int, length: int, read: Window, at_once: int | None = None
+) -> str | None:
     """Return what is wrong with plane number ``plane`` of a matrix [n, k], ``length`` bytes, or None.
 
-    What passes is decoded and multiplied without an error. ``read`` is asked for nothing outside of it, and for no more
-    than a matrix's largest tile, its column order or some MiB at a time.
+    What passes is decoded and multiplied without an error. ``read`` is asked for nothing outside of the plane, and for
+    ``at_once`` bytes at most, unless a tile of sixteen rows or an order of columns has more; for any number if that is
+    None.
     """
     try:
         check_plane(format_, n, k, plane, length)
     except ValueError as error:
         return str(error)
-    return None if format_.any_bytes else format_.find_fault(plane, n, k, length, read)
+    return None if format_.any_bytes else format_.find_fault(plane, n, k, length, read, at_once)

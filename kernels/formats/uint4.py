@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..native import COMPILED
 from .base import Window
 from .blocks import Blocks, Kind, PlanePart, count_blocks
 
@@ -35,16 +36,14 @@ class Uint4(Blocks):
         order = (PlanePart(1, 4 * k, 0),) if self.ordered else ()
         return PlanePart(n, k // 2), PlanePart(n, 2 * groups), PlanePart(n, groups), *order
 
-    def find_fault(self, plane: int, n: int, k: int, length: int, read: Window) -> str | None:
+    def find_fault(
+        self, plane: int, n: int, k: int, length: int, read: Window, at_once: int | None = None
+    ) -> str | None:
         """Return a fault if the order of columns leaves one out. See Format."""
         if not self.ordered:
             return None
-        order = np.frombuffer(read(*self.locate_part(-1, n, k)).numpy(), np.uint32)
-        there = np.zeros(k, np.bool_)
-        there[order[order < k]] = True
-        if there.all():
-            return None
-        return f"the order of its {k} columns leaves out column {int(there.argmin())}"
+        lost = _find_left_out(read(*self.locate_part(-1, n, k)), k)
+        return None if lost is None else f"the order of its {k} columns leaves out column {lost}"
 
     def numbers(self, parts: Sequence[torch.Tensor], k: int) -> torch.Tensor:
         """Decode to float32 [rows, k]. See Blocks."""
@@ -53,6 +52,17 @@ class Uint4(Blocks):
         numbers = torch.stack((runs & 15, runs >> 4), 2).view(*zeros.shape, -1).float()
         each = scales.contiguous().view(torch.float16).float()
         return ((numbers - zeros[:, :, None].float()) * each[:, :, None]).view(len(values), k)
+
+
+def _find_left_out(order: torch.Tensor, k: int) -> int | None:
+    """Return the first of ``k`` columns that is not in ``order``, uint8 [4 * k], or None."""
+    seen = np.zeros(k, np.bool_)
+    if COMPILED is not None and k < 1 << 31:
+        lost = int(COMPILED.penstock_first_left_out(order.data_ptr(), k, seen.ctypes.data))
+        return None if lost < 0 else lost
+    places = np.frombuffer(order.numpy(), np.uint32)
+    seen[places[places < k]] = True
+    return None if seen.all() else int(seen.argmin())
 
 
 def pack_values(values: torch.Tensor) -> torch.Tensor:

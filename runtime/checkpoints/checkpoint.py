@@ -14,10 +14,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ...tiering.errors import CheckpointError
 from ...tiering.progress import Progress
 from .describe import Description, describe
+from .files.bounds import WITHOUT_FILES, Bounds
 from .files.digest import digest_files
 from .files.hub import find_folder
+from .files.json_file import read_object
 from .files.model_files import ModelFiles, checkpoint_files, what_decides_weights
 from .files.safetensors_file import SourceTensor, parse_header, read_tensor
+from .files.small_files import check_small_files
 from .files.weights_files import check_link, find_weights, list_some
 from .meta_model import build_meta_model
 from .model_class import read_own_config
@@ -40,6 +43,7 @@ class Checkpoint(Source):
     files: tuple[Path, ...]
     tensors: Mapping[str, SourceTensor]
     name: str
+    bounds: Bounds = WITHOUT_FILES
     trust_remote_code: bool = False
 
     @classmethod
@@ -57,14 +61,17 @@ class Checkpoint(Source):
         Raises CheckpointError when there is none, when it holds no safetensors weights, or when they are damaged.
         """
         folder = find_folder(source, revision, trust_remote_code, quiet)
-        config, quantisation = _read_config(folder, trust_remote_code)
-        files = find_weights(folder, getattr(config, "transformers_weights", None))
+        raw = _read_raw_config(folder)
+        files = find_weights(folder, raw.get("transformers_weights"))
         tensors: dict[str, SourceTensor] = {}
         for file in files:
             # A later file wins, as in transformers.
             tensors |= parse_header(file)
+        bounds = Bounds.of_tensors((tensor.shape, tensor.length) for tensor in tensors.values())
+        check_small_files(folder, bounds)
+        config, quantisation = _read_config(folder, trust_remote_code)
         tensors = gather_quantised(tensors, quantisation, read_tensor)
-        return cls(folder, config, files, tensors, str(source), trust_remote_code)
+        return cls(folder, config, files, tensors, str(source), bounds, trust_remote_code)
 
     def dtype(self) -> torch.dtype:
         """What transformers takes for ``dtype="auto"``: the configured one, else that of the first floating tensor."""
@@ -105,7 +112,7 @@ class Checkpoint(Source):
 
     def weights_digest(self, store: Path, progress: Progress | None = None) -> str | None:
         """As Source. Of the configuration counts what may decide weights."""
-        config = what_decides_weights(json.loads((self.folder / "config.json").read_text()))
+        config = what_decides_weights(read_object(self.folder / "config.json"))
         files = digest_files([file for file in self.content if file.name != "config.json"], store, progress)
         return hashlib.sha256(json.dumps([files, config], sort_keys=True).encode()).hexdigest()
 
@@ -125,15 +132,20 @@ class Checkpoint(Source):
     def _untied(self, dtype: torch.dtype) -> PreTrainedModel:
         config = copy.deepcopy(self.config)
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-        return build_meta_model(config, dtype, trust_remote_code=self.trust_remote_code)
+        return build_meta_model(config, dtype, trust_remote_code=self.trust_remote_code, bounds=self.bounds)
+
+
+def _read_raw_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    check_link(path)
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
+    return read_object(path)
 
 
 def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, dict[str, Any] | None]:
     """The configuration as if the weights were not quantised, and how they are."""
     path = folder / "config.json"
-    check_link(path)
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
     try:
         config = read_own_config(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # configurations check themselves, each in its own way
@@ -144,4 +156,8 @@ def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PretrainedConfi
         found = getattr(part, "quantization_config", None) or found
         if hasattr(part, "quantization_config"):
             del part.quantization_config
-    return config, found if found is None or isinstance(found, dict) else found.to_dict()
+    if found is not None and not isinstance(found, dict):
+        if not hasattr(found, "to_dict"):
+            raise CheckpointError(f"{path} cannot be used: its quantization_config is {found!r}")
+        found = found.to_dict()
+    return config, found

@@ -28,6 +28,7 @@ from transformers.core_model_loading import (
 from transformers.pytorch_utils import Conv1D
 
 from ...tiering.errors import CheckpointError
+from .files.bounds import most_tensors
 from .files.safetensors_file import SourceTensor
 from .quantisation.fp8_layouts import FLOAT8
 from .quantisation.quantised_tensor import QuantisedTensor, UnreadableTensor
@@ -119,6 +120,11 @@ def plan(
     CheckpointError if a result does not have the shape that the model needs, or its numbers are not known to be ones.
     """
     expected = model.state_dict()
+    if len(tensors) > most_tensors(tuple(tensor.shape) for tensor in expected.values()):
+        raise CheckpointError(
+            f"the checkpoint has {len(tensors)} tensors, and a {type(model).__name__} has {len(expected)} weights; "
+            "they do not belong together"
+        )
     groups = _group(model, tensors, expected)
     made: dict[str, Group] = {}
     for group in groups:

@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig
 
 from .describe import Description
+from .files.bounds import WITHOUT_FILES, Bounds
 from .files.gguf_file import GgufFile
 from .files.model_files import ModelFiles, saved_files
 from .gguf_weights import GgufWeights
@@ -22,6 +23,7 @@ class GgufSource(Source):
     config: PretrainedConfig
     folder: Path
     tokenizer_file: str | None
+    bounds: Bounds = WITHOUT_FILES
     trust_remote_code: bool = False
     small_files: bool = False
 
@@ -29,7 +31,7 @@ class GgufSource(Source):
     def open(cls, path: Path) -> "GgufSource":
         """Raises CheckpointError, as GgufFile.open."""
         file = GgufFile.open(path)
-        return cls(file, str(path), file.config, path.parent, path.name)
+        return cls(file, str(path), file.config, path.parent, path.name, bounds=file.bounds)
 
     @property
     def content(self) -> tuple[Path, ...]:

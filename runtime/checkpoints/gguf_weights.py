@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 
 from ...tiering.errors import CheckpointError
 from ...tiering.store.bundle.manifest import Block, TensorSpec
-from .convert import may_be_absent
+from .convert import initial_value, may_be_absent
 from .files.gguf_file import GgufFile, GgufTensor
 from .files.safetensors_file import SourceFile
 from .layout import Layout
-from .weights import CHUNK, SourceFormat, as_bytes
+from .weights import CHUNK, SourceFormat, as_bytes, split_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class GgufWeights:
     """The weights of a skeleton ``model`` from ``file``. Raises CheckpointError when some are missing or misshapen."""
 
     def __init__(self, model: PreTrainedModel, file: GgufFile, layout: Layout) -> None:
-        self._gguf = file
+        self._model, self._gguf = model, file
         self._reader = SourceFile(file.path)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self._sources = {
@@ -71,6 +71,9 @@ class GgufWeights:
     def pieces(self, spec: TensorSpec, expert: int | None) -> Iterator[memoryview]:
         """As WeightReader."""
         dtype = getattr(torch, spec.dtype)
+        if spec.name not in self._sources:
+            yield from split_bytes(initial_value(self._model, spec.name).to(dtype), CHUNK)
+            return
         source = self._sources[spec.name]
         for tensor in source.tensors:
             one = tensor if expert is None else tensor.part(expert)
@@ -87,7 +90,8 @@ class GgufWeights:
         """As WeightReader."""
         expert = block.id.expert
         for spec in block.tensors:
-            for tensor in self._sources[spec.name].tensors:
+            source = self._sources.get(spec.name)
+            for tensor in source.tensors if source else ():
                 one = tensor if expert is None else tensor.part(expert)
                 self._reader.expect(one.offset, min(CHUNK, one.length))
 
@@ -100,6 +104,9 @@ class GgufWeights:
         shape = self._shapes[name]
         if others or len(first.shape) > 2:
             # Experts: their rows lie as the weight has them, gates above the rest.
+            if any(len(t.shape) != 3 or t.shape[::2] != first.shape[::2] for t in tensors):
+                names = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
+                raise CheckpointError(f"{self._gguf.path} has {names}, and the model has {list(shape)} of them")
             experts, _, columns = first.shape
             self._check_shape(name, (experts, sum(tensor.shape[1] for tensor in tensors), columns))
             return _Source(tuple(tensors))
@@ -111,7 +118,8 @@ class GgufWeights:
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if shape != self._shapes[name]:
             raise CheckpointError(
-                f"{self._gguf.path} has {name} as {list(shape)}, the model needs {list(self._shapes[name])}"
+                f"{self._gguf.path} has {name} as {list(shape)}, and its sizes (embedding_length, head_count, "
+                f"vocab_size, ...) ask for {list(self._shapes[name])}; fetch it again"
             )
 
     def _slabs(self, tensor: GgufTensor, order: torch.Tensor | None) -> Iterator[torch.Tensor]:

@@ -9,6 +9,9 @@ from transformers import initialization as hf_initialization
 from transformers.core_model_loading import build_glob_alternation
 
 from ...tiering.errors import CheckpointError
+from .counted import check_experts, counted
+from .files.bounds import WITHOUT_FILES, Bounds
+from .hub_code import refuse_hub_code
 from .model_class import own_model_class
 
 
@@ -18,14 +21,19 @@ def build_meta_model(
     *,
     trust_remote_code: bool = False,
     own: type[PreTrainedModel] | None = None,
+    bounds: Bounds = WITHOUT_FILES,
 ) -> PreTrainedModel:
     """The causal model that ``config`` describes, or the model of the class ``own``, on the meta device, tied;
     ``config`` stays as it is.
 
-    Raises CheckpointError when transformers has no causal model for it.
+    Raises CheckpointError when transformers has no causal model for it, when it is larger than ``bounds``, and when its
+    configuration names code on the hub that is not trusted.
     """
+    if not trust_remote_code:
+        refuse_hub_code(config)
     try:
         with (
+            counted(bounds, config.model_type),
             torch.device("meta"),
             hf_initialization.no_init_weights(),
             hf_initialization.meta_device_safe_creation_ops(),
@@ -37,10 +45,13 @@ def build_meta_model(
                 model = own._from_config(described, dtype=dtype)
             else:
                 model = AutoModelForCausalLM.from_config(described, dtype=dtype, trust_remote_code=trust_remote_code)
+    except CheckpointError:
+        raise
     except Exception as error:  # every architecture has its own way to object to a configuration
         raise CheckpointError(
             f"transformers cannot build a causal language model of type {config.model_type!r}: {error}"
         ) from error
+    check_experts(model, bounds, config.model_type)
     model.tie_weights()
     _apply_dtype_plan(model, dtype)
     return model.eval()

@@ -10,6 +10,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 
 from ...tiering.errors import CheckpointError
+from .files.json_file import read_object
 
 REMOTE_MODULES = "transformers_modules."
 """What the modules are called that transformers makes of code that comes with a model."""
@@ -36,7 +37,7 @@ def read_class(folder: Path, *, trust_remote_code: bool) -> type[PreTrainedModel
     if not is_wrapped(folder):
         return None
     try:
-        noted = json.loads((folder / _FILE).read_text())
+        noted = read_object(folder / _FILE)
         module, name = str(noted["module"]), str(noted["name"])
         if module.startswith(_LIBRARY):
             found: Any = getattr(importlib.import_module(module), name)
@@ -44,7 +45,9 @@ def read_class(folder: Path, *, trust_remote_code: bool) -> type[PreTrainedModel
             found = get_class_from_dynamic_module(f"{module.rpartition('.')[2]}.{name}", str(folder))
         else:
             found = None
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers' modules object in their own ways to being imported
         raise CheckpointError(
             f"the class in {folder / _FILE} cannot be found ({error}); wrap the model again"
         ) from error

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ...tiering.progress import Progress
 from .describe import Description, describe
+from .files.bounds import WITHOUT_FILES, Bounds
 from .files.digest import digest_files
 from .files.model_files import ModelFiles, put_files
 from .files.weights_files import list_some
@@ -52,6 +53,8 @@ class Source(ABC):
     """transformers' own, as if no weight were quantised."""
     folder: Path
     """Where its small files lie."""
+    bounds: Bounds = WITHOUT_FILES
+    """What the configuration may ask for."""
     trust_remote_code: bool = False
     small_files: bool = True
     """Whether configuration and tokenizer are files in ``folder``, which may change while the weights do not."""
@@ -89,7 +92,7 @@ class Source(ABC):
         ``aligned``: transformers has every weight at a multiple of TENSOR_ALIGNMENT, as on a device.
         """
         dtype = dtype or self.dtype()
-        model = build_meta_model(self.config, dtype, trust_remote_code=self.trust_remote_code)
+        model = build_meta_model(self.config, dtype, trust_remote_code=self.trust_remote_code, bounds=self.bounds)
         # Where weights lie in files is known when they are read: the layout does not tell yet.
         return Description(model, describe(model), dtype, marks=("aligned",) if aligned else ())
 

@@ -17,7 +17,7 @@ from ..loading.opening import OpenedModel, open_files, read_tokenizer
 from ..loading.progress import shown
 from .console import fail, print_json, print_table, quiet_libraries
 from .options import Settings, SourceOptions
-from .text import read_text
+from .text import read_text, tokenizing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,8 @@ def save(
     with shown() as bar:
         opened = open_files(source)
         tokenizer = read_tokenizer(opened, "cache save reads the prompt with one")
-        ids: list[int] = tokenizer(content)["input_ids"]
+        with tokenizing(tokenizer):
+            ids: list[int] = tokenizer(content)["input_ids"]
         model = load_opened(opened, config, bar)
     with closing(model.penstock):
         report = _save(model, ids)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...tiering.errors import PromptTooLong
+from ...tiering.errors import CheckpointError, PromptTooLong
 from ...tiering.units import format_size
 from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
@@ -16,9 +16,16 @@ from ..tracing.tracefile import destination
 from .console import print_json, quiet_libraries, say, waiting
 from .measure import peak_resident_bytes
 from .options import Settings, SourceOptions, TraceFile
+from .text import tokenizing
 
 TOKENS = 128
 """Default number of new tokens."""
+
+_ONE = {"num_return_sequences": 1, "num_beam_groups": 1, "penalty_alpha": None, "prompt_lookup_num_tokens": None}
+"""What the command has no option for: a model's own generation config does not multiply the work, as it does not choose
+the width of beams."""
+_OBJECTIONS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError)
+"""How transformers objects to a generation config."""
 
 
 def command(
@@ -59,7 +66,9 @@ def command(
         room = room_for(inputs["input_ids"].shape[1], tokens, opened.positions)
         model = load_opened(opened, config, bar)
     with closing(model.penstock), nullcontext() if trace is None else model.penstock.trace(trace):
-        report = _run(model, tokenizer, inputs, room, choice | {"num_beams": beams}, seed, stream=not settings.json)
+        report = _run(
+            model, tokenizer, inputs, room, choice | {"num_beams": beams, **_ONE}, seed, stream=not settings.json
+        )
     if settings.json:
         print_json(report)
     elif sys.stderr.isatty():
@@ -108,7 +117,8 @@ def _sampling(temperature: float | None, top_p: float | None, top_k: int | None,
 
 def _encode(tokenizer: Any, text: str) -> Any:
     """``input_ids`` and ``attention_mask``, int64, [1, tokens]."""
-    inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    with tokenizing(tokenizer):
+        inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
     if inputs["input_ids"].shape[1]:
         return inputs
     if tokenizer.bos_token is None:
@@ -150,15 +160,24 @@ def _run(
         def note_prompt(_: Any, scores: Any) -> Any:
             """A logits processor that changes nothing: it is called before the first token is shown."""
             prompt_read()
+            if scores.isnan().any():
+                raise CheckpointError(
+                    f"{model.name_or_path} computes numbers that are none (NaN): its weights or its config.json are "
+                    "damaged; fetch the checkpoint again"
+                )
             return scores
 
         try:
             output = model.generate(
                 **inputs, max_new_tokens=room, stopping_criteria=[note_time], logits_processor=[note_prompt], **choice
             )
-        except BaseException:
+        except BaseException as error:
             if live:
                 print(flush=True)  # the message gets a line of its own
+            if isinstance(error, _OBJECTIONS):
+                raise CheckpointError(
+                    f"transformers cannot generate as generation_config.json of {model.name_or_path} says: {error}"
+                ) from error
             raise
     ids = output[0, prompt_tokens:].tolist()
     text = tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,12 +1,15 @@
 """The text that a model is to read: its file, its tokens, and how many of them it sees at a time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from ...tiering.errors import TextError
+from ...tiering.errors import CheckpointError, TextError
 from ...tiering.units import MiB, format_size
+from ..checkpoints.files.failures import is_failure
 
 WINDOW = 512
 """Tokens that the model sees at a time: enough for its predictions, and little memory for activations."""
@@ -32,11 +35,25 @@ def read_text(name: str) -> str:
         raise TextError(f"the text {name!r} cannot be read: {error}; name another file") from error
 
 
+@contextmanager
+def tokenizing(tokenizer: Any) -> Iterator[None]:
+    """Around calls of ``tokenizer``: its failures, which are of any kind, become a CheckpointError."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise CheckpointError(
+            f"the tokenizer of {tokenizer.name_or_path} cannot read the text ({error}); fetch the checkpoint again"
+        ) from error
+
+
 def encode(tokenizer: Any, content: str, most: int) -> list[int]:
     """The first tokens of ``content``, at most ``most``. No more of it is tokenized than needed."""
     characters = 8 * most
     while True:
-        ids: list[int] = tokenizer(content[:characters], add_special_tokens=False)["input_ids"]
+        with tokenizing(tokenizer):
+            ids: list[int] = tokenizer(content[:characters], add_special_tokens=False)["input_ids"]
         # The last of them may be another one when more of the text is known.
         if len(ids) > most or characters >= len(content):
             return ids[:most]
@@ -45,7 +62,8 @@ def encode(tokenizer: Any, content: str, most: int) -> list[int]:
 
 def beginning(tokenizer: Any) -> list[int]:
     """The tokens that every text of this model begins with: at most one."""
-    special: list[int] = tokenizer("")["input_ids"]
+    with tokenizing(tokenizer):
+        special: list[int] = tokenizer("")["input_ids"]
     return special[:1] if special[:1] == [tokenizer.bos_token_id] else []
 
 

@@ -72,11 +72,20 @@ def open_checkpoint(source: ModelSource) -> "Source":
 
 def read_config(place: str, source: ModelSource) -> Any:
     """transformers' configuration of a model in a folder or on the hub, without its weights. Raises CheckpointError."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
+
+    from ..checkpoints.files.bounds import WITHOUT_FILES, absurd
+    from ..checkpoints.files.small_files import check_small_files
 
     try:
+        if Path(place).is_dir():
+            check_small_files(Path(place), WITHOUT_FILES)
+        elif what := absurd(PretrainedConfig.get_config_dict(place, revision=source.revision)[0], WITHOUT_FILES):
+            raise ValueError(what)
         return AutoConfig.from_pretrained(place, revision=source.revision, trust_remote_code=source.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # configurations check themselves, each in its own way
         where = place if Path(place).is_dir() else f"{place}: there is no such folder, and nothing fetched from the hub"
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"no model configuration in {where} ({reason})") from error
@@ -86,6 +95,8 @@ def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
     """transformers' tokenizer of a model. Raises CheckpointError, which says for what ``purpose`` it is needed."""
     from transformers import AutoTokenizer
 
+    from ..checkpoints.files.failures import is_failure
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             opened.folder, gguf_file=opened.tokenizer_file, trust_remote_code=opened.trust_remote_code
@@ -93,7 +104,9 @@ def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up for some families
             raise ValueError("it has no vocabulary")
         return tokenizer
-    except (OSError, ValueError, KeyError) as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise CheckpointError(
             f"{opened.folder} has no tokenizer that transformers can read ({error}); {purpose}"
         ) from error

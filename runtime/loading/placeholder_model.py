@@ -15,6 +15,9 @@ from ...tiering.errors import CheckpointError, ConfigError
 from ...tiering.store.bundle.manifest import Manifest
 from ...tiering.store.bundle.reader import Bundle
 from ..checkpoints.describe import describe
+from ..checkpoints.files.bounds import Bounds
+from ..checkpoints.files.json_file import read_object
+from ..checkpoints.files.small_files import check_small_files
 from ..checkpoints.meta_model import build_meta_model
 from ..checkpoints.model_class import read_class, read_own_config
 from ..checkpoints.source import Source
@@ -48,7 +51,7 @@ def bare_model(
             **options,
         )
         if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+            model.generation_config = _generation_config(folder)
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
@@ -62,6 +65,15 @@ def bare_model(
     # transformers and PEFT look at either; an adapter's file names the model that it belongs to.
     model.config.name_or_path = model.name_or_path = _name(folder, source)
     return model
+
+
+def _generation_config(folder: Path) -> GenerationConfig:
+    path = folder / "generation_config.json"
+    read_object(path)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # it checks itself, in more ways than one
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
 
 
 def _why_not(options: dict[str, Any], config: PretrainedConfig | None, error: TypeError) -> str:
@@ -85,19 +97,21 @@ def build_bare(
     """The model of the bundle with ``manifest`` on the meta device, and its configuration: that of ``source``, or,
     without one, the one in ``model_folder``. Raises what ``bare_model`` raises."""
     dtype, own = dtype_of(manifest.dtype), None
+    bounds = Bounds.of_tensors((spec.shape, spec.length) for block in manifest.blocks for spec in block.tensors)
     if source is None:
         try:
+            check_small_files(model_folder, bounds)
             config = read_own_config(model_folder, trust_remote_code=trust_remote_code)
             own = read_class(model_folder, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"transformers cannot build the model in {model_folder}: {error}") from error
     else:
         config = copy.deepcopy(source.config)
-    bare = build_meta_model(config, dtype, trust_remote_code=trust_remote_code, own=own)
+    bare = build_meta_model(config, dtype, trust_remote_code=trust_remote_code, own=own, bounds=bounds)
     if describe(bare).tied and not manifest.tied:
         # The checkpoint has other weights than its configuration says, like transformers, which does not tie them then.
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-        bare = build_meta_model(config, dtype, trust_remote_code=trust_remote_code, own=own)
+        bare = build_meta_model(config, dtype, trust_remote_code=trust_remote_code, own=own, bounds=bounds)
     return bare, config
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ def main() -> int:
     parser.add_argument("first", type=int, nargs="?", default=0, help="the first seed of each kind")
     parser.add_argument("last", type=int, nargs="?", default=10, help="the seed after the last one")
     parser.add_argument("--kinds", help="names of kinds, with commas between them; all if not given")
+    parser.add_argument("--minutes", type=float, help="play on, with further seeds, for so long")
     parser.add_argument("--log", type=Path, help="file with a line for each case; those in it are not repeated")
     parser.add_argument("--work", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -28,10 +30,15 @@ def main() -> int:
         supervised.work(options.work, play, prepare)
         return 0
     names = options.kinds.split(",") if options.kinds else [*KINDS]
-    cases = [[name, seed] for name in names for seed in range(options.first, options.last)]
-    lines = supervised.play_all("tests.hostile", cases, options.log, hangs=HANGS)
-    print_counts(lines)
-    return int(any(line["finding"] for line in lines))
+    lines: dict[str, dict[str, Any]] = {}  # by their cases
+    first, until = options.first, time.monotonic() + 60 * (options.minutes or 0)
+    while first == options.first or time.monotonic() < until:
+        cases = [[name, seed] for name in names for seed in range(first, first + options.last - options.first)]
+        played = supervised.play_all("tests.hostile", cases, options.log, hangs=HANGS)
+        lines |= {json.dumps(line["case"]): line for line in played}
+        first += options.last - options.first
+    print_counts([*lines.values()])
+    return int(any(line["finding"] for line in lines.values()))
 
 
 def print_counts(lines: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import xxhash
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import penstock
 from penstock.kernels.formats.registry import FORMATS
@@ -71,8 +71,21 @@ class BundleKind:
     def is_right(self, folder: Path, result: Result, way: int) -> bool:
         """As Kind."""
         bundle = bundle_in(folder)
+        model = decoded(bundle)
+        meant = [*logits(model)]
         exact = {spec.packing.format if spec.packing else "as-is" for spec in _specs(bundle)} <= set(EXACT)
-        return (equal if exact and "kv_host_memory" not in WAYS[way] else close)(result, meaning(bundle))
+        if exact and "kv_host_memory" not in WAYS[way]:
+            return equal(result, meant)
+        # Forged scales are huge: at a tie, rounding sends a token to another expert, or attention elsewhere.
+        near = [close([one], [other]) for one, other in zip(result, meant, strict=True)]
+        return 2 * sum(near) > len(near) and self._has_weights_of(bundle, model)
+
+    @staticmethod
+    def _has_weights_of(bundle: Path, model: PreTrainedModel) -> bool:
+        """Whether every weight that is read from the loaded bundle has the bits of that in ``model``."""
+        with penstock.load(bundle, host_memory="64MiB") as loaded, torch.no_grad():
+            weights = dict(model.named_parameters())
+            return all(equal([weight.clone()], [weights[name]]) for name, weight in loaded.named_parameters())
 
     @staticmethod
     def _move_stripes(bundle: Path, folder: Path) -> None:
@@ -157,12 +170,12 @@ def _mutate_planes(rng: random.Random, bundle: Path) -> str:
     return f"{kind} at {start - first} of {size} in {block['id']}"
 
 
-def meaning(bundle: Path) -> Result:
-    """What transformers computes with the numbers that ``bundle`` holds, decoded one by one."""
+def decoded(bundle: Path) -> PreTrainedModel:
+    """transformers' model with the numbers that ``bundle`` holds, decoded one by one."""
     manifest = read_manifest(bundle)
     config = AutoConfig.from_pretrained(bundle / "model")
     dtype = getattr(torch, manifest.dtype)
-    model = AutoModelForCausalLM.from_config(
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
         config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     ).eval()
     into = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
@@ -180,7 +193,7 @@ def meaning(bundle: Path) -> Result:
                 known.append(part)
                 target = into[spec.name] if block.id.expert is None else into[spec.name][block.id.expert]
                 target.copy_(_numbers(spec, known))
-    return [*logits(model)]
+    return model
 
 
 def _numbers(spec: TensorSpec, planes: list[torch.Tensor]) -> torch.Tensor:

@@ -1,29 +1,33 @@
 """GGUF files: configuration, tokenizer and weights as transformers has them, weights also in their own blocks.
 
-The ``gguf`` package reads the file's header; transformers knows which weight a tensor is, and what llama.cpp changed in
-it. Where that is an order of rows, or nothing, a quantised weight can be stored in the file's own blocks.
+``gguf_header`` reads the file's header; transformers knows which weight a tensor is, and what llama.cpp changed in it.
+Where that is an order of rows, or nothing, a quantised weight can be stored in the file's own blocks.
 """
 
-import contextlib
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
     get_gguf_hf_weights_map,
-    load_gguf_checkpoint,
 )
 
 from ....kernels.formats.gguf import GGUF
 from ....kernels.formats.registry import FORMATS
 from ....tiering.errors import CheckpointError
+from .bounds import Bounds
+from .failures import is_failure
+from .gguf_config import quiet_transformers, read_gguf_config
+from .gguf_header import parse_gguf_header
+from .gguf_hyperparameters import misfit, parts_of
+from .gguf_types import HeaderTensor
+from .regular import RegularFile
 from .safetensors_file import SourceTensor
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -86,9 +90,9 @@ class GgufFile:
     def is_gguf(cls, path: Path) -> bool:
         """Whether ``path`` is a file that says so."""
         try:
-            with open(path, "rb") as file:
-                return file.read(4) == b"GGUF"
-        except OSError:
+            with RegularFile(path) as file:
+                return file.size >= 4 and file.read(0, 4) == b"GGUF"
+        except CheckpointError:
             return False
 
     @classmethod
@@ -96,26 +100,24 @@ class GgufFile:
         """Raises CheckpointError for a damaged file, one of several parts, or of an architecture that transformers does
         not read; and where the ``gguf`` package is not installed."""
         try:
-            from gguf import GGUFReader
+            import gguf  # noqa: F401
         except ImportError as error:
             raise CheckpointError(
                 f"{path} is a GGUF file, and reading it needs the gguf package: pip install 'penstock[gguf]'"
             ) from error
-        try:
-            reader = GGUFReader(path)
-            tensors = {tensor.name: _tensor(path, tensor) for tensor in reader.tensors}
-            fields = {name: field.contents() for name, field in reader.fields.items() if _is_short(field)}
-        except Exception as error:  # whatever numpy meets first in bytes that make no sense
-            raise CheckpointError(f"{path} is truncated or damaged ({error}); fetch it again") from error
-        if int(fields.get("split.count", 1)) > 1:
+        header = parse_gguf_header(path)
+        if (wrong := misfit(header)) is not None:
+            raise CheckpointError(f"{path} does not fit together: {wrong}; fetch it again")
+        if parts_of(header) > 1:
             raise CheckpointError(f"{path} is one of several parts; merge them: llama-gguf-split --merge")
-        try:
-            with _quiet():
-                values = load_gguf_checkpoint(path, return_tensors=False)["config"]
-                config = AutoConfig.for_model(**values | _widths(values, fields))
-        except Exception as error:  # configurations check themselves, each in its own way
-            raise CheckpointError(f"{path}: transformers cannot read its configuration: {error}") from error
-        return cls(path, config, values, tensors, fields)
+        config, values = read_gguf_config(path, header)
+        tensors = {name: _tensor(path, tensor) for name, tensor in header.tensors.items()}
+        return cls(path, config, values, tensors, header.values)
+
+    @property
+    def bounds(self) -> Bounds:
+        """What its configuration may ask for."""
+        return Bounds.of_tensors((tensor.shape, tensor.length) for tensor in self.tensors.values())
 
     def dtype(self) -> torch.dtype:
         """What its numbers are computed in: what matrices are in if they are not quantised, else bfloat16."""
@@ -127,9 +129,11 @@ class GgufFile:
         if "tokenizer.ggml.model" not in self.fields:
             return
         try:
-            with _quiet():
+            with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             raise CheckpointError(f"{self.path}: transformers cannot read its tokenizer: {error}") from error
         tokenizer.save_pretrained(folder)
 
@@ -137,7 +141,11 @@ class GgufFile:
         """The file's tensors of each weight of the skeleton ``model``; several are stacked, those of each expert."""
         found: dict[str, list[str]] = {}
         expected = model.state_dict()
-        for name, weight in get_gguf_hf_weights_map(model, self._processor()).items():
+        try:
+            names = get_gguf_hf_weights_map(model, self._processor())
+        except Exception as error:  # an architecture or size that the gguf package has no names for
+            raise CheckpointError(f"{self.path}: transformers cannot name its weights: {error}") from error
+        for name, weight in names.items():
             for own in (name, f"{name}.weight"):
                 if own in self.tensors and weight in expected:
                     found.setdefault(weight, []).append(own)
@@ -159,8 +167,15 @@ class GgufFile:
         return order[:, 0] if fits and torch.equal(order[:, 0].sort().values, torch.from_numpy(rows)) else None
 
     def changed(self, numbers: torch.Tensor, name: str) -> torch.Tensor:
-        """The weight from the numbers of the tensor ``name``."""
-        return torch.from_numpy(np.array(self._changed(numbers.numpy(), name)))
+        """The weight from the numbers of the tensor ``name``. Raises CheckpointError where they do not fit."""
+        try:
+            return torch.from_numpy(np.array(self._changed(numbers.numpy(), name)))
+        except Exception as error:  # whatever numpy meets in shapes that do not fit
+            architecture = self.fields["general.architecture"]
+            raise CheckpointError(
+                f"{self.path}: {name}, {list(numbers.shape)}, does not fit {architecture}.attention.head_count and "
+                f"what else it says of its sizes ({error}); fetch it again"
+            ) from error
 
     def _changed(self, numbers: "np.ndarray[Any, Any]", name: str) -> "np.ndarray[Any, Any]":
         parsed: dict[str, dict[str, Any]] = {"tensors": {}}
@@ -174,34 +189,5 @@ class GgufFile:
         return TENSOR_PROCESSORS.get(self.fields["general.architecture"], TensorProcessor)(config=self.values)
 
 
-def _tensor(path: Path, tensor: Any) -> GgufTensor:
-    shape = tuple(int(size) for size in reversed(tensor.shape))
-    kind, offset, length = tensor.tensor_type.name, int(tensor.data_offset), int(tensor.n_bytes)
-    return GgufTensor(tensor.name, path, torch.uint8, shape, offset, length, kind)
-
-
-def _widths(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, int]:
-    """The widths of experts, where the file has them and transformers takes no notice."""
-    architecture = fields["general.architecture"]
-    names = {
-        "moe_intermediate_size": f"{architecture}.expert_feed_forward_length",
-        "shared_expert_intermediate_size": f"{architecture}.expert_shared_feed_forward_length",
-    }
-    return {name: fields[own] for name, own in names.items() if own in fields and name not in values}
-
-
-def _is_short(field: Any) -> bool:
-    """Whether it is one value; vocabularies are long."""
-    return len(field.data) == 1
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' remarks on what it does not read of a file."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _tensor(path: Path, tensor: HeaderTensor) -> GgufTensor:
+    return GgufTensor(tensor.name, path, torch.uint8, tensor.shape, tensor.offset, tensor.length, tensor.kind)

@@ -1,13 +1,13 @@
 """The folder of a checkpoint: as given, or fetched from the Hugging Face hub."""
 
 import glob
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ....tiering.errors import CheckpointError
+from .json_file import read_object
 from .weights_files import INDEX, SINGLE, check_link, read_index
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -80,7 +80,7 @@ def _fetch_all(fetch: Callable[..., Path], revision: str | None, small: Sequence
 def _explicit(folder: Path) -> str | None:
     """The file of weights that the configuration names, if it does."""
     try:
-        named = json.loads((folder / "config.json").read_text()).get("transformers_weights")
-    except (OSError, ValueError, AttributeError):
+        named = read_object(folder / "config.json").get("transformers_weights")
+    except CheckpointError:
         return None  # opening the folder says what is wrong
     return named if isinstance(named, str) else None

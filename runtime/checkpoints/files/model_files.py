@@ -15,6 +15,7 @@ from typing import Any
 from ....kernels.io.regular import open_regular
 from ....tiering.driving.small_files import make_folder, sync_folder, write_durably
 from ....tiering.errors import CheckpointError
+from .json_file import read_object
 
 FILES = (
     "config.json",
@@ -110,7 +111,7 @@ def checkpoint_files(source: Path, untied: bool, *, code: bool) -> dict[str, Pat
         str(path.relative_to(source)): path for pattern in patterns for path in sorted(source.glob(pattern))
     }
     found = {name: path for name, path in sorted(found.items()) if isinstance(path, Path) and path.is_file()}
-    config = json.loads((source / "config.json").read_text())
+    config = read_object(source / "config.json")
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     quantised = [part.pop("quantization_config", None) for part in parts] != [None] * len(parts)
     if untied:

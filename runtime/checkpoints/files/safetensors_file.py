@@ -4,7 +4,6 @@ import json
 import math
 import os
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,15 @@ import torch
 from ....kernels.io.system import drop_cached, expect
 from ....tiering.errors import CheckpointError
 from ....tiering.units import MiB
+from .json_file import unique
+from .regular import RegularFile, open_descriptor
 
 HEADER_LIMIT = 100_000_000
 """Bytes of the longest header that the format allows."""
+
+_HEADER_WITHOUT_DATA = 16 * MiB
+"""Bytes by which a header may be longer than the tensors that it describes: some 100,000 tensors that are empty."""
+_DIMENSIONS, _LARGEST = 16, 1 << 63
 
 _DROP = 8 * MiB
 """Bytes that may be read before they are dropped from the page cache."""
@@ -61,13 +66,12 @@ class SourceTensor:
 
 
 class SourceFile:
-    """A file open for positioned reads. For one thread at a time."""
+    """A regular file open for positioned reads. For one thread at a time. Raises CheckpointError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor, self.length = open_descriptor(path)
         self._release = weakref.finalize(self, os.close, self._descriptor)
-        self.length = os.fstat(self._descriptor).st_size
 
     def expect(self, offset: int, length: int) -> None:
         """Have the kernel read ``length`` bytes at ``offset`` ahead; they stay cached until they are read."""
@@ -118,18 +122,16 @@ def parse_header(path: Path) -> dict[str, SourceTensor]:
     Raises CheckpointError when the header is not what the format prescribes, or does not fit the file: tensors that
     overlap, leave gaps or end behind the file, lengths that do not fit shapes, an unknown dtype, a truncated file.
     """
+    with RegularFile(path) as file:
+        size = file.size
+        length = int.from_bytes(file.read(0, min(8, size)), "little")
+        if size < 8 or length > min(size - 8, HEADER_LIMIT):
+            raise _damaged(path, f"its header claims {length} bytes, the file has {size}")
+        if length > _HEADER_WITHOUT_DATA + (size - 8 - length):
+            raise _damaged(path, f"its header has {length} bytes, and its tensors {size - 8 - length}")
+        raw = file.read(8, length)
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(size - 8, HEADER_LIMIT):
-                raise _damaged(path, f"its header claims {length} bytes, the file has {size}")
-            raw = file.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        entries = json.loads(raw, object_pairs_hook=_unique)
+        entries = json.loads(raw, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is not JSON ({error})") from error
     if not isinstance(entries, dict):
@@ -155,8 +157,11 @@ def _parse_tensor(path: Path, start: int, name: str, entry: Any) -> SourceTensor
     """One entry of the header, checked on its own."""
     try:
         code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if any(type(number) is not int or number < 0 for number in [*shape, begin, end]):
+        if any(type(number) is not int or not 0 <= number < _LARGEST for number in [*shape, begin, end]):
             raise ValueError("a size or offset is not a natural number")
+        if len(shape) > _DIMENSIONS:
+            raise ValueError(f"it has {len(shape)} dimensions")
+        name.encode()  # UnicodeEncodeError is a ValueError
         if not isinstance(code, str) or code not in _DTYPES:
             raise CheckpointError(f"{path}: tensor {name} has dtype {code!r}, which penstock does not read")
         dtype = _DTYPES[code]
@@ -168,13 +173,6 @@ def _parse_tensor(path: Path, start: int, name: str, entry: Any) -> SourceTensor
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"the entry of tensor {name} is wrong ({error})") from error
     return SourceTensor(name, path, dtype, tuple(shape), start + begin, end - begin)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:

@@ -1,12 +1,13 @@
 """Which files of a folder hold a checkpoint's weights: one, or the shards that an index names; never pickle."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ....tiering.errors import CheckpointError
+from .json_file import INDEX_LIMIT, read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LONGEST_NAME, _LONGEST_PATH = 255, 1024
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -28,14 +29,11 @@ def find_weights(folder: Path, explicit: Any = None) -> tuple[Path, ...]:
 
 def read_index(index: Path) -> dict[str, str]:
     """The file of each tensor that ``index`` names. Raises CheckpointError when it is damaged."""
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError("weight_map is empty")
-        if not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError("weight_map must map names to file names")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is damaged ({error!r}); fetch the checkpoint again") from error
+    weight_map = read_object(index, INDEX_LIMIT).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} is damaged (it has no weight_map); fetch the checkpoint again")
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} is damaged (weight_map maps names to file names); fetch the checkpoint again")
     return weight_map
 
 
@@ -84,5 +82,9 @@ def _nothing_in(folder: Path) -> CheckpointError:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether ``name`` stays inside the folder that it is looked up in."""
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+    """Whether ``name`` is that of a file, and stays inside the folder that it is looked up in."""
+    parts = Path(name).parts
+    if not parts or not name.isprintable() or len(name) > _LONGEST_PATH:
+        return False
+    short = all(len(part.encode()) <= _LONGEST_NAME for part in parts)
+    return short and not Path(name).is_absolute() and ".." not in parts

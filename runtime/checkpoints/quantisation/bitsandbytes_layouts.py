@@ -1,6 +1,7 @@
 """Layouts of bitsandbytes: four bits that point into a table (NF4, FP4), and int8 with a scale for each row."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import torch
 
 from ..files.safetensors_file import SourceTensor
+from .expected import FLOATS, INTEGERS, expect, finite, matrix
 from .quantised_tensor import Numbers, QuantisedTensor, ReadTensor, quantised_tensor
 
+_LARGEST, _LONGEST_STATE = 1 << 31, 65536
 _STEP = 7.874015718698502e-3  # 1 / 127, as bitsandbytes has it
 
 
@@ -38,20 +41,24 @@ def four_bits(own: Mapping[str, SourceTensor], read: ReadTensor) -> QuantisedTen
     numbers, scales, table = own[""], own[".absmax"], own[".quant_map"]
     state = _state(own, read)
     n, k = state.shape
+    if numbers.length != -(-n * k // 2):
+        raise ValueError(f"{numbers.length} bytes do not hold [{n}, {k}]")
     blocks = -(-n * k // state.block)
     nested = state.nested_block > 0
     parts = (own[".nested_absmax"], own[".nested_quant_map"]) if nested else ()
-    if numbers.length != -(-n * k // 2) or table.shape != (16,) or scales.shape != (blocks,):
-        raise ValueError(f"{numbers.length} bytes with {list(scales.shape)} scales do not hold [{n}, {k}]")
-    if scales.dtype != (torch.uint8 if nested else torch.float32):
-        raise ValueError(f"its scales are {scales.dtype}")
+    expect(scales, (torch.uint8 if nested else torch.float32,), (blocks,))
+    expect(table, (torch.float32,), (16,))
+    for part, size in zip(parts, (-(-blocks // max(1, state.nested_block)), 256), strict=False):
+        expect(part, (torch.float32,), (size,))
 
     def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
         numbers, scales, table, *more = map(read, tensors)
         if more:
-            whole, codes = more
-            each = whole.repeat_interleave(state.nested_block)[:blocks]
+            of_scales, codes = map(finite, more, tensors[3:])
+            each = of_scales[torch.arange(blocks) // state.nested_block]
             scales = codes[scales.int()] * each + state.offset
+        finite(scales, tensors[1])
+        finite(table, tensors[2])
         flat = numbers.reshape(-1).view(torch.uint8)
 
         def decode(rows: slice) -> torch.Tensor:
@@ -70,14 +77,17 @@ def int8_rows(own: Mapping[str, SourceTensor], read: ReadTensor) -> QuantisedTen
     """int8 [n, k], with the largest number of each row. Raises ValueError, and KeyError as ``four_bits``."""
     numbers, largest = own[".weight"], own[".SCB"]
     order = own.get(".weight_format")
-    if order is not None and int(read(order).reshape(-1)[0]) != 0:
-        raise ValueError("its numbers are not stored row by row")
-    n, k = numbers.shape
-    if numbers.dtype != torch.int8 or largest.shape != (n,) or largest.dtype != torch.float32:
-        raise ValueError(f"{largest.dtype} {list(largest.shape)} do not fit {numbers.dtype} [{n}, {k}]")
+    if order is not None:
+        if order.dtype not in (torch.uint8, *INTEGERS) or order.shape not in ((), (1,)):
+            raise ValueError(f"{order.name} is {order.dtype} {list(order.shape)}, not one number")
+        if int(read(order)) != 0:
+            raise ValueError("its numbers are not stored row by row")
+    n, k = matrix(numbers, (torch.int8,))
+    expect(largest, (torch.float32,), (n,))
 
     def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
         numbers, largest = map(read, tensors)
+        finite(largest, tensors[1])
         return lambda rows: numbers[rows] * largest[rows, None] * _STEP
 
     return quantised_tensor((n, k), (numbers, largest), None, numbers=decoded, of_linear=True)
@@ -88,11 +98,19 @@ def _state(own: Mapping[str, SourceTensor], read: ReadTensor) -> _State:
     packed = next((own[end] for end in STATES if end in own), None)
     if packed is None:
         raise KeyError(STATES[0])
-    raw: dict[str, Any] = json.loads(bytes(read(packed).tolist()))
+    if packed.dtype != torch.uint8 or packed.length > _LONGEST_STATE:
+        raise ValueError(f"{packed.name} is {packed.dtype} of {packed.length} bytes, not a short text")
     try:
-        n, k = map(int, raw["shape"])
+        raw: dict[str, Any] = json.loads(bytes(read(packed).reshape(-1).tolist()))
+        n, k = raw["shape"]
         dtype = getattr(torch, str(raw["dtype"]))
-        nested = int(raw.get("nested_blocksize") or 0) if ".nested_absmax" in own else 0
-        return _State((n, k), int(raw["blocksize"]), dtype, nested, float(raw.get("nested_offset") or 0.0))
-    except (KeyError, TypeError, AttributeError) as error:
+        nested = raw.get("nested_blocksize") or 0 if ".nested_absmax" in own else 0
+        state = _State((n, k), raw["blocksize"], dtype, nested, float(raw.get("nested_offset") or 0.0))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{packed.name} does not describe a matrix ({error})") from error
+    sizes = (n, k, state.block, state.nested_block or 1)
+    if any(type(size) is not int or not 0 < size < _LARGEST for size in sizes) or not math.isfinite(state.offset):
+        raise ValueError(f"{packed.name} does not describe a matrix: {raw}")
+    if dtype not in FLOATS:
+        raise ValueError(f"{packed.name} has dtype {raw['dtype']!r}")
+    return state

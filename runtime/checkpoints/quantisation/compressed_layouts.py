@@ -9,40 +9,45 @@ from typing import Any
 import torch
 
 from ..files.safetensors_file import SourceTensor
+from .expected import INTEGERS, expect, finite, matrix, whole
 from .fp8_layouts import unpack_e2m1
-from .integer_layouts import Integers, four_bit_format, unpack
+from .integer_layouts import Integers, four_bit_format, read_groups, unpack
 from .quantised_tensor import Lines, Numbers, QuantisedTensor, ReadTensor, quantised_tensor
 
 _NVFP4_GROUP = 16
 
 
-def packed_integers(own: Mapping[str, SourceTensor], bits: int | None, read: ReadTensor) -> QuantisedTensor:
+def packed_integers(
+    own: Mapping[str, SourceTensor], bits: int | None, read: ReadTensor, group: int | None = None
+) -> QuantisedTensor:
     """ "pack-quantized": numbers of 4 or 8 bits along k in each int32 of [n, k * bits / 32], less half their range.
 
-    ``bits`` is what the configuration says, where it says one thing. Raises ValueError, and KeyError with the end of a
-    name that is not there.
+    ``bits`` is what the configuration says, where it says one thing, and ``group`` the numbers of a group. Raises
+    ValueError, and KeyError with the end of a name that is not there.
     """
     numbers, scales, zeros = own[".weight_packed"], own[".weight_scale"], own.get(".weight_zero_point")
     index = own.get(".weight_g_idx")
+    expect(own[".weight_shape"], INTEGERS, (2,))
     n, k = map(int, read(own[".weight_shape"]).tolist())
     found = [bits for bits in (4, 8) if numbers.shape == (n, -(-k * bits // 32))]
-    if numbers.dtype != torch.int32 or len(found) != 1 or bits not in (None, *found):
+    if numbers.dtype != torch.int32 or not numbers.length or len(found) != 1 or bits not in (None, *found):
         raise ValueError(f"{list(numbers.shape)} {numbers.dtype} do not hold [{n}, {k}] in {bits or '4 or 8'} bits")
     (width,) = found
     count = _groups(scales, n, k)
-    if zeros is not None and zeros.shape != (-(-n * width // 32), count):
-        raise ValueError(f"its zeros are {list(zeros.shape)}, not {[-(-n * width // 32), count]}")
-    groups = None if index is None else read(index).long()
+    if group is not None and count != -(-k // group):
+        raise ValueError(f"{scales.name} is {list(scales.shape)}, and groups are of {group} numbers in rows of {k}")
+    if zeros is not None:
+        expect(zeros, (torch.int32,), (-(-n * width // 32), count))
+    groups = None if index is None else read_groups(index, k, count, read)
     if groups is not None and torch.equal(groups, torch.arange(k) // (k // count)):
         groups = None
-    elif groups is not None and (groups.shape != (k,) or int(groups.min()) < 0 or int(groups.max()) >= count):
-        raise ValueError(f"{own['.weight_g_idx'].name} names groups that have no scales")
     plain = width == 4 and scales.dtype == torch.float16 and groups is None
     name = four_bit_format(k // count, n, k, ordered=False) if plain else None
     tensors = numbers, scales, *([] if zeros is None else [zeros]), *([] if groups is None else [own[".weight_g_idx"]])
 
     def integers(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Integers:
         numbers, scales, *more = map(read, tensors)
+        finite(scales, tensors[1])
         lifted = torch.full((n, count), 1 << (width - 1), dtype=torch.uint8)
         if zeros is not None:
             lifted = unpack(more.pop(0).t().contiguous(), width)[:, :n].t()
@@ -67,15 +72,14 @@ def packed_integers(own: Mapping[str, SourceTensor], bits: int | None, read: Rea
 def int8_weight(own: Mapping[str, SourceTensor]) -> QuantisedTensor:
     """ "int-quantized" and "naive-quantized": int8 [n, k], with scales of rows, of groups in a row, or one of all."""
     numbers, scales, zeros = own[".weight"], own[".weight_scale"], own.get(".weight_zero_point")
-    if len(numbers.shape) != 2 or numbers.dtype != torch.int8:
-        raise ValueError(f"it is {numbers.dtype} {list(numbers.shape)}, not a matrix of int8")
-    n, k = numbers.shape
+    n, k = matrix(numbers, (torch.int8,))
     count = _groups(scales, n, k)
-    if zeros is not None and (zeros.shape != scales.shape or zeros.dtype.is_floating_point):
-        raise ValueError(f"its zeros are {zeros.dtype} {list(zeros.shape)}")
+    if zeros is not None:
+        expect(zeros, (torch.int8, torch.uint8, *INTEGERS), scales.shape)
 
     def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
         numbers, scales, *more = map(read, tensors)
+        finite(scales, tensors[1])
         of_rows = scales.reshape(-1, count).expand(n, count)
         lifted = (more[0].int() if more else torch.zeros(1, count, dtype=torch.int32)).reshape(-1, count)
         lifted = lifted.expand(n, count)
@@ -89,20 +93,22 @@ def int8_weight(own: Mapping[str, SourceTensor]) -> QuantisedTensor:
 def nvfp4_weight(numbers: SourceTensor, scales: SourceTensor, whole: SourceTensor, *, divided: bool) -> QuantisedTensor:
     """NVFP4: two numbers of four bits (E2M1) to a byte of [n, k / 2], a float8 scale for each 16, and one of ``whole``,
     by which the others are ``divided`` or multiplied. Raises ValueError."""
-    if numbers.dtype != torch.uint8 or len(numbers.shape) != 2:
-        raise ValueError(f"it is {numbers.dtype} {list(numbers.shape)}, not a matrix of two numbers to a byte")
-    n, k = numbers.shape[0], 2 * numbers.shape[1]
-    if scales.dtype != torch.float8_e4m3fn or scales.shape != (n, k // _NVFP4_GROUP) or k % _NVFP4_GROUP:
-        raise ValueError(f"{list(scales.shape)} scales of {scales.dtype} do not fit [{n}, {k}] in groups of 16")
+    n, pairs = matrix(numbers, (torch.uint8,))
+    k = 2 * pairs
+    if k % _NVFP4_GROUP:
+        raise ValueError(f"its rows of {k} numbers are not groups of {_NVFP4_GROUP}")
+    expect(scales, (torch.float8_e4m3fn,), (n, k // _NVFP4_GROUP))
     if whole.dtype != torch.float32 or any(size != 1 for size in whole.shape):
         raise ValueError(f"{whole.name} is {whole.dtype} {list(whole.shape)}, not one float32")
 
     def decoded(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Numbers:
-        numbers, scales, whole = map(read, tensors)
+        numbers, scales, factor = map(read, tensors)
+        finite(scales, tensors[1])
+        finite(1 / factor if divided else factor, tensors[2])
 
         def decode(rows: slice) -> torch.Tensor:
             of_groups = scales[rows].float()
-            each = of_groups / whole.reshape(()) if divided else of_groups * whole.reshape(())
+            each = of_groups / factor.reshape(()) if divided else of_groups * factor.reshape(())
             return unpack_e2m1(numbers[rows]) * each.repeat_interleave(_NVFP4_GROUP, 1)
 
         return decode
@@ -114,7 +120,14 @@ def bits_of(config: Mapping[str, Any]) -> int | None:
     """The bits of a number, where all groups of the configuration agree."""
     found = {(group.get("weights") or {}).get("num_bits") for group in (config.get("config_groups") or {}).values()}
     (bits,) = found if len(found) == 1 else (None,)
-    return None if bits is None else int(bits)
+    return None if bits is None else whole({"num_bits": bits}, "num_bits")
+
+
+def group_of(config: Mapping[str, Any]) -> int | None:
+    """The numbers of a group, where all groups of the configuration agree that rows have some."""
+    parts = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
+    found = {whole(part, "group_size", default=0) if part.get("strategy") == "group" else 0 for part in parts}
+    return found.pop() or None if len(found) == 1 and min(found) >= 0 else None
 
 
 def has_zeros(config: Mapping[str, Any]) -> bool:

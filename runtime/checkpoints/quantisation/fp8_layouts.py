@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ....kernels.formats.fp8 import BLOCK
+from ....tiering.errors import CheckpointError
 from ..files.safetensors_file import SourceTensor
+from .expected import finite
 from .quantised_tensor import (
     FP8,
     FP8_ROWS,
@@ -24,6 +26,8 @@ from .quantised_tensor import (
 )
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
+"""The first bits, less the sign, that mean no finite number."""
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The number that each four bits mean."""
 
@@ -32,6 +36,7 @@ SCALES = (".weight_scale_inv", ".weight_scale", ".qscale_weight", ".scale", ".sc
 OWN_SCALES = ("_scale_inv", "_scale")
 """What the scales of a stack of experts NAME are called, after NAME."""
 
+_LEAST_WIDTH = 16
 _MX, _MX_BLOCK = "fp8-1x32", 32
 
 
@@ -65,8 +70,8 @@ def fp8_weight(numbers: SourceTensor, scales: SourceTensor, block: list[int] | N
     """
     if not _is_scale(scales.dtype):
         raise ValueError(f"its scales {scales.name} are {scales.dtype}")
-    if len(numbers.shape) < 2:
-        raise ValueError("it is no matrix")
+    if not 2 <= len(numbers.shape) <= 3 or not numbers.length:
+        raise ValueError(f"it is {list(numbers.shape)}, not a matrix or a stack of them")
     *experts, n, k = numbers.shape
     if _is_packed(numbers):
         k *= 2
@@ -107,7 +112,9 @@ def _grid(scales: tuple[int, ...], experts: list[int], n: int, k: int, block: li
         return Grid(rows, columns, block[0], block[1])
     if not rows or not columns or n % rows or k % columns:
         return None
-    return Grid(rows, columns, n // rows, k // columns)
+    height, width = n // rows, k // columns
+    # Scales for a few numbers of a row each are those of a transpose.
+    return Grid(rows, columns, height, width) if columns == 1 or width >= _LEAST_WIDTH else None
 
 
 def _format(numbers: SourceTensor, grid: Grid, n: int, k: int) -> str | None:
@@ -121,9 +128,21 @@ def _format(numbers: SourceTensor, grid: Grid, n: int, k: int) -> str | None:
     return name if fits(name, n, k) else None
 
 
+def _read(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers and scales. Raises CheckpointError where one is infinite or none: a weight format has no NaN."""
+    numbers, scales = map(read, tensors)
+    if numbers.dtype in FLOAT8:
+        highest = (numbers.view(torch.uint8) & 0x7F).amax()
+        if int(highest) >= _NOT_FINITE[numbers.dtype]:
+            raise CheckpointError(
+                f"{tensors[0].file}: {tensors[0].name} has numbers that are infinite or none; fetch it again"
+            )
+    return numbers, finite(scales, tensors[1])
+
+
 def _lines(read: ReadTensor, tensors: tuple[SourceTensor, ...], grid: Grid, n: int, k: int, block: int) -> Lines:
     """Each row with its own scales, one for ``block`` columns."""
-    numbers, scales = map(read, tensors)
+    numbers, scales = _read(read, tensors)
     count = -(-k // block)
     each = _values(scales).reshape(grid.rows, grid.columns)
     each = each.expand(-1, count) if grid.columns == 1 else each.repeat_interleave(grid.width // block, 1)[:, :count]
@@ -131,7 +150,7 @@ def _lines(read: ReadTensor, tensors: tuple[SourceTensor, ...], grid: Grid, n: i
 
 
 def _numbers(read: ReadTensor, tensors: tuple[SourceTensor, ...], grid: Grid, k: int) -> Numbers:
-    numbers, scales = map(read, tensors)
+    numbers, scales = _read(read, tensors)
     each = _values(scales).reshape(grid.rows, grid.columns)
     packed = _is_packed(tensors[0])
 
@@ -155,6 +174,10 @@ def _values(scales: torch.Tensor) -> torch.Tensor:
 
 
 def weight_block(config: Mapping[str, Any]) -> list[int] | None:
-    """Rows and columns of a block, as a configuration says."""
+    """Rows and columns of a block, as a configuration says. Raises ValueError."""
     block = config.get("weight_block_size")
-    return [int(size) for size in block] if block is not None else None
+    if block is None:
+        return None
+    if not isinstance(block, list) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
+        raise ValueError(f"weight_block_size is {block!r}, not two natural numbers")
+    return block

@@ -11,6 +11,7 @@ import torch
 from ....kernels.formats.registry import FORMATS
 from ....kernels.formats.uint4 import pack_values
 from ..files.safetensors_file import SourceTensor
+from .expected import FLOATS, INTEGERS, expect, finite, matrix, whole
 from .quantised_tensor import Lines, Numbers, QuantisedTensor, ReadTensor, as_lines, fits, quantised_tensor
 
 _SLAB = 256  # rows that are put into another order at a time
@@ -67,22 +68,21 @@ def gptq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: ReadT
     if layout not in ("gptq", "gptq_v2") or config.get("is_marlin_format"):
         raise ValueError(f"its layout is {layout!r}, and penstock reads 'gptq' and 'gptq_v2'")
     numbers, scales, zeros, index = own[".qweight"], own[".scales"], own[".qzeros"], own.get(".g_idx")
-    bits = int(config["bits"])
-    _check_values(numbers, scales, bits)
-    k, n = numbers.shape[0] * 32 // bits, numbers.shape[1]
-    if index is not None and index.shape != (k,):
-        raise ValueError(f"it has {k} columns in {bits} bits, and {index.name} has {list(index.shape)}")
-    count, size = _groups(int(config["group_size"]), k, scales.shape, (n,))
-    if zeros.shape != (count, n * bits // 32):
-        raise ValueError(f"its zeros are {list(zeros.shape)}, not {[count, n * bits // 32]}")
-    groups = None if index is None else read(index).long()
-    if groups is not None and not bool((groups.clamp(0, count - 1) == groups).all()):
-        raise ValueError(f"{own['.g_idx'].name} names groups that have no scales")
+    bits, group = whole(config, "bits"), whole(config, "group_size")
+    if bits not in (2, 4, 8):
+        raise ValueError(f"it has {bits} bits, and penstock reads 2, 4 and 8")
+    rows, n = matrix(numbers, (torch.int32,))
+    k = rows * 32 // bits
+    count, size = _groups(group, k, n, bits, scales)
+    if n * bits % 32:
+        raise ValueError(f"its {n} zeros of {bits} bits do not fill words of 32")
+    expect(zeros, (torch.int32,), (count, n * bits // 32))
+    groups = None if index is None else read_groups(index, k, count, read)
     plain = groups is None or torch.equal(groups, torch.arange(k) // size)
     ordered = groups is not None and (bool(config.get("desc_act")) or not plain)
     alike = groups is None or bool((torch.bincount(groups, minlength=count) == k // count).all())
     as_it_is = bits == 4 and scales.dtype == torch.float16 and alike
-    name = four_bit_format(int(config["group_size"]), n, k, ordered=ordered) if as_it_is else None
+    name = four_bit_format(group, n, k, ordered=ordered) if as_it_is else None
     # Packing in its first version stored zeros less one.
     less = 0 if layout == "gptq_v2" else 1
 
@@ -96,6 +96,7 @@ def gptq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: ReadT
 def _gptq_integers(read: ReadTensor, tensors: tuple[SourceTensor, ...], bits: int, less: int, size: int) -> Integers:
     """Numbers along k in each int32 of qweight [k * bits / 32, n]; along n in one of qzeros [groups, n * bits / 32]."""
     numbers, scales, zeros, *groups = map(read, tensors)
+    finite(scales, tensors[1])
 
     def values(rows: slice) -> torch.Tensor:
         return unpack(numbers[:, rows].t().contiguous(), bits)
@@ -107,19 +108,18 @@ def _gptq_integers(read: ReadTensor, tensors: tuple[SourceTensor, ...], bits: in
 
 def awq(own: Mapping[str, SourceTensor], config: Mapping[str, Any], read: ReadTensor) -> QuantisedTensor:
     """AWQ as "gemm" stores it. Raises ValueError, and KeyError with the end of a name that is not there."""
-    bits = int(config.get("bits", config.get("w_bit", 4)))
+    bits = whole(config, "bits", "w_bit", default=4)
     version = str(config.get("version", config.get("format", "gemm"))).lower()
     if version != "gemm":
         raise ValueError(f"version {version!r} of AWQ is not read, only 'gemm'")
     numbers, scales, zeros = own[".qweight"], own[".scales"], own[".qzeros"]
     if bits != 4:
         raise ValueError(f"it has {bits} bits, and penstock reads 4")
-    _check_values(numbers, scales, bits)
-    k, n = numbers.shape[0], 8 * numbers.shape[1]
-    group = int(config.get("group_size", config.get("q_group_size", 128)))
-    count, size = _groups(group, k, scales.shape, (n,))
-    if zeros.shape != (count, n // 8):
-        raise ValueError(f"its zeros are {list(zeros.shape)}, not {[count, n // 8]}")
+    k, eighths = matrix(numbers, (torch.int32,))
+    n = 8 * eighths
+    group = whole(config, "group_size", "q_group_size", default=128)
+    count, size = _groups(group, k, n, bits, scales)
+    expect(zeros, (torch.int32,), (count, eighths))
     name = four_bit_format(group, n, k, ordered=False) if scales.dtype == torch.float16 else None
 
     def integers(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Integers:
@@ -135,6 +135,7 @@ _AWQ_ORDER = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 def _awq_integers(read: ReadTensor, tensors: tuple[SourceTensor, ...], size: int) -> Integers:
     """Eight numbers along n in an int32 of qweight [k, n / 8] and of qzeros [groups, n / 8], in AWQ's order."""
     numbers, scales, zeros = map(read, tensors)
+    finite(scales, tensors[1])
 
     def apart(packed_eight: torch.Tensor) -> torch.Tensor:
         eights = unpack(packed_eight, 4).view(len(packed_eight), -1, 8)
@@ -172,20 +173,28 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.stack(parts, 2).view(len(packed), -1)
 
 
-def _check_values(numbers: SourceTensor, scales: SourceTensor, bits: int) -> None:
-    if bits not in (2, 4, 8):
-        raise ValueError(f"it has {bits} bits, and penstock reads 2, 4 and 8")
-    if numbers.dtype != torch.int32 or not scales.dtype.is_floating_point or scales.dtype.itemsize < 2:
-        raise ValueError(f"it has {numbers.dtype} with scales of {scales.dtype}, not int32 and float16")
+def read_groups(index: SourceTensor, k: int, count: int, read: ReadTensor) -> torch.Tensor:
+    """int64 [k]: the group of each column, one of ``count``. Raises ValueError."""
+    expect(index, INTEGERS, (k,))
+    groups = read(index).long()
+    if int(groups.min()) < 0 or int(groups.max()) >= count:
+        raise ValueError(f"{index.name} names groups that have no scales, of which there are {count}")
+    return groups
 
 
-def _groups(given: int, k: int, scales: tuple[int, ...], each: tuple[int, ...]) -> tuple[int, int]:
+def _groups(given: int, k: int, n: int, bits: int, scales: SourceTensor) -> tuple[int, int]:
     """The number of groups in a row of ``k`` numbers, and their size, where the configuration gives it (-1: the row);
-    raises ValueError unless ``scales`` has a line of ``each`` for every one."""
+    raises ValueError unless ``scales`` has a line of ``n`` for every one."""
+    if given < -1:
+        raise ValueError(f"quantization_config has group_size {given}")
     size = k if given in (-1, 0) else given
     count = -(-k // size)
-    if scales != (count, *each):
-        raise ValueError(f"groups of {given} numbers in rows of {k} do not fit its {list(scales)} scales")
+    try:
+        expect(scales, FLOATS, (count, n))
+    except ValueError as error:
+        raise ValueError(
+            f"it has {k} columns in {bits} bits, and groups of {given} numbers in rows of {k} do not fit: {error}"
+        ) from error
     return count, size
 
 

@@ -15,6 +15,7 @@ from ....tiering.errors import CheckpointError
 from ..files.safetensors_file import SourceTensor
 from . import bitsandbytes_layouts, compressed_layouts
 from .account import is_part, parts_by_weight
+from .expected import expect, finite
 from .fp8_layouts import FLOAT8, fp8_weight, is_fp8, scales_of, weight_block
 from .integer_layouts import awq, gptq
 from .quantised_tensor import Lines, QuantisedTensor, ReadTensor, UnreadableTensor, as_lines, fits, quantised_tensor
@@ -38,7 +39,8 @@ def gather_quantised(tensors: Tensors, config: Config | None, read: ReadTensor) 
 
     Raises CheckpointError for a way of quantising that is not read here, and for a weight that is not as it says.
     """
-    method, candidates = (None, _unexplained(tensors)) if config is None else _candidates(tensors, config, read)
+    method, candidates = (None, _unexplained(tensors)) if config is None else _checked(tensors, config, read)
+    candidates = _guarded(candidates, method)
     found: dict[str, SourceTensor] = {}
     used: set[str] = set()
     for target, own, make in candidates:
@@ -49,13 +51,39 @@ def gather_quantised(tensors: Tensors, config: Config | None, read: ReadTensor) 
             if target in tensors.keys() - names:
                 raise ValueError(f"{target} is there too")
             made = make()
-        except (KeyError, ValueError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # also what of a shape or configuration nobody thought of
             what = f"it lacks {stem}{error.args[0]}" if isinstance(error, KeyError) else str(error)
-            raise CheckpointError(f"{main.name} cannot be read as {method}: {what}") from error
+            raise CheckpointError(f"{main.file}: {main.name} cannot be read as {method}: {what}") from error
         found[target] = replace(made, name=target)
         if isinstance(made, QuantisedTensor):
             used |= names
     return {name: tensor for name, tensor in tensors.items() if name not in used | found.keys()} | found
+
+
+def _checked(tensors: Tensors, config: Config, read: ReadTensor) -> tuple[str, Iterator[Candidate]]:
+    """As ``_candidates``. Raises CheckpointError also for a configuration of another kind than any."""
+    try:
+        return _candidates(tensors, config, read)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"config.json has a quantization_config that cannot be used ({error}); fetch it again"
+        ) from error
+
+
+def _guarded(candidates: Iterator[Candidate], method: str | None) -> Iterator[Candidate]:
+    """``candidates``. Raises CheckpointError for a configuration that they cannot be found by."""
+    try:
+        yield from candidates
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"config.json has a quantization_config of {method} that cannot be used ({error}); fetch it again"
+        ) from error
 
 
 def _candidates(tensors: Tensors, config: Config, read: ReadTensor) -> tuple[str, Iterator[Candidate]]:
@@ -137,7 +165,11 @@ def _mxfp4(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candi
 
 def _mxfp4_weight(own: Tensors) -> QuantisedTensor:
     blocks, scales = own["_blocks"], own["_scales"]
+    if len(blocks.shape) != 4 or not blocks.length:
+        raise ValueError(f"{blocks.name} is {list(blocks.shape)}, not a stack of matrices in blocks of 16 bytes")
     *experts, n, groups, size = blocks.shape
+    expect(blocks, (torch.uint8,), blocks.shape)
+    expect(scales, (torch.uint8,), blocks.shape[:-1])
     if size != 16 or scales.shape != (*experts, n, groups) or not experts or not fits("mxfp4", n, 32 * groups):
         raise ValueError(f"its shapes {list(blocks.shape)} and {list(scales.shape)} do not belong together")
     # The experts of gpt-oss have their inputs as rows.
@@ -146,7 +178,8 @@ def _mxfp4_weight(own: Tensors) -> QuantisedTensor:
 
 
 def _mxfp4_lines(read: ReadTensor, tensors: tuple[SourceTensor, ...]) -> Lines:
-    return Lines(tuple(as_lines(read(tensor)) for tensor in tensors))
+    numbers, scales = tensors
+    return Lines((as_lines(read(numbers)), as_lines(finite(read(scales), scales))))
 
 
 def _integers(
@@ -166,10 +199,11 @@ _COMPRESSED = (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero
 
 def _compressed(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candidate]:
     bits, zeros = compressed_layouts.bits_of(config), compressed_layouts.has_zeros(config)
+    group = compressed_layouts.group_of(config)
     for name, tensor in tensors.items():
         if (stem := name.removesuffix(".weight_packed")) != name and tensor.dtype == torch.int32:
             own = _own(tensors, stem, _COMPRESSED)
-            yield Candidate(f"{stem}.weight", own, _bound(_packed, own, bits, zeros, read))
+            yield Candidate(f"{stem}.weight", own, _bound(_packed, own, bits, zeros, read, group))
         elif stem != name:
             own = _own(tensors, stem, (".weight_packed", ".weight_scale", ".weight_global_scale"))
             yield Candidate(f"{stem}.weight", own, _bound(_nvfp4, own, ".weight_global_scale", True))
@@ -182,10 +216,10 @@ def _compressed(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[
             yield _unreadable(tensor, f"is not quantised, though {stem}.weight_scale says how; compress the checkpoint")
 
 
-def _packed(own: Tensors, bits: int | None, zeros: bool, read: ReadTensor) -> QuantisedTensor:
+def _packed(own: Tensors, bits: int | None, zeros: bool, read: ReadTensor, group: int | None) -> QuantisedTensor:
     if zeros and ".weight_zero_point" not in own:
         raise KeyError(".weight_zero_point")
-    return compressed_layouts.packed_integers(own, bits, read)
+    return compressed_layouts.packed_integers(own, bits, read, group)
 
 
 def _modelopt(tensors: Tensors, config: Config, read: ReadTensor) -> Iterator[Candidate]:

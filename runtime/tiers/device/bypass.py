@@ -97,13 +97,13 @@ class Bypass:
         copied down piece by piece."""
 
         def read(start: int, length: int) -> torch.Tensor:
-            # A piece has some MiB. Only a tile of very long rows has more.
+            # Only a tile of very long rows has more bytes.
             small = length <= staging.length
             into = staging.tensor(0, torch.uint8, (length,)) if small else torch.empty(length, dtype=torch.uint8)
             self._device.down(arrived[start : start + length], into)
             return into
 
-        return self._bundle.find_fault(block, read)
+        return self._bundle.find_fault(block, read, STAGING)
 
     def _staged(self, block: Block, into: torch.Tensor, after: Sequence[Mark], staging: Arena) -> str:
         """Read ``block`` through staging memory; its checksum."""

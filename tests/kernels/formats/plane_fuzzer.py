@@ -137,7 +137,8 @@ def _says(format_: Format, check: Callable[[], object]) -> bool:
 
 
 def _compute(format_: Format, planes: Sequence[torch.Tensor], n: int, k: int, dice: random.Random) -> str:
-    faults = [_fault(format_, number, plane, n, k) for number, plane in enumerate(planes)]
+    at_once = dice.choice((None, None, 1, 5000, 20_000))
+    faults = [_fault(format_, number, plane, n, k, at_once) for number, plane in enumerate(planes)]
     good = not any(faults)
     dtype = torch.bfloat16 if format_.exact else dice.choice((torch.bfloat16, torch.float32, torch.float16))
     with Guarded(PAGES) as room:
@@ -158,12 +159,12 @@ def _compute(format_: Format, planes: Sequence[torch.Tensor], n: int, k: int, di
     return "computed" if good else "found"
 
 
-def _fault(format_: Format, number: int, plane: torch.Tensor, n: int, k: int) -> str | None:
+def _fault(format_: Format, number: int, plane: torch.Tensor, n: int, k: int, at_once: int | None) -> str | None:
     def read(start: int, length: int) -> torch.Tensor:
         assert 0 <= start <= start + length <= len(plane), "the check reads outside of the plane"
         return plane[start : start + length]
 
-    return find_fault(format_, number, n, k, len(plane), read)
+    return find_fault(format_, number, n, k, len(plane), read, at_once)
 
 
 def main(first: int, count: int) -> None:

@@ -68,7 +68,7 @@ def test_an_exact_format_may_have_any_bits() -> None:
         ("int8", "bfloat16", (64, 64), 64, "takes 4224 bytes"),
         ("int8", "bfloat16", (-64, 64), 64, "there is no int8 matrix"),
         ("lossless", "float32", (64, 64), 8000, "not float32"),
-        ("lossless", "bfloat16", (64, 64), 8000, "tiles do not lie"),
+        ("lossless", "bfloat16", (64, 64), 8000, "rows 0 to 15 are inconsistent"),
         ("int8", "uint8", (64, 64), 4224, "not uint8"),
     ],
 )

@@ -1,8 +1,6 @@
 """The lossless format: the same bits always, two thirds of the bytes for weights, and nothing outside is ever read."""
 
 import contextlib
-import ctypes
-import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from penstock.kernels.formats.lossless import Lossless, measure_decoding
 from penstock.kernels.formats.planes import locate
 from penstock.kernels.formats.registry import FORMATS
 from penstock.kernels.products.few_rows import MOST_ROWS, find_product
+from tests.support.guarded import Guarded
 
 TRAINED = Path(__file__).parents[3] / "examples" / "tiny-moe" / "model.safetensors"
 FORMAT = Lossless()
@@ -71,25 +70,10 @@ def patterns(n: int, k: int, *, exponents: Sequence[int], seed: int) -> torch.Te
 
 
 @pytest.fixture
-def guarded() -> Iterator[mmap.mmap]:
+def guarded() -> Iterator[Guarded]:
     """Memory whose last page must not be touched: whoever does is killed."""
-    with mmap.mmap(-1, 64 * mmap.PAGESIZE) as memory:
-        anchor = ctypes.c_char.from_buffer(memory)
-        last = ctypes.addressof(anchor) + len(memory) - mmap.PAGESIZE
-        libc = ctypes.CDLL(None)
-        assert libc.mprotect(ctypes.c_void_p(last), mmap.PAGESIZE, 0) == 0
-        try:
-            yield memory
-        finally:
-            libc.mprotect(ctypes.c_void_p(last), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE)
-            del anchor
-
-
-def at_the_end(memory: mmap.mmap, plane: torch.Tensor) -> torch.Tensor:
-    """A copy of ``plane`` that ends where the guarded page begins."""
-    start = len(memory) - mmap.PAGESIZE - len(plane)
-    copy = torch.frombuffer(memory, dtype=torch.uint8, count=len(plane), offset=start)
-    return copy.copy_(plane)
+    with Guarded() as memory:
+        yield memory
 
 
 SHAPES = st.tuples(st.integers(16, 150), st.integers(1, 70).map(lambda quarter: 4 * quarter))
@@ -240,17 +224,17 @@ def test_no_products_but_by_avx_512(half: str) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_damaged_bytes_lead_nowhere_outside(half: str, guarded: mmap.mmap, data: st.DataObject) -> None:
+def test_damaged_bytes_lead_nowhere_outside(half: str, guarded: Guarded, data: st.DataObject) -> None:
     """The plane ends at memory that must not be read; what comes of it is an error or some matrix."""
     n, k = data.draw(st.sampled_from([(16, 4), (36, 24), (64, 64), (48, 200)]))
     plane = encoded(gaussian(n, k))
-    assert torch.equal(decoded(at_the_end(guarded, plane), n, k), gaussian(n, k))
+    assert torch.equal(decoded(guarded.put(plane), n, k), gaussian(n, k))
     places = st.one_of(st.integers(0, min(len(plane), 8 * (n // 16) + 20) - 1), st.integers(0, len(plane) - 1))
     for at in data.draw(st.lists(places, min_size=1, max_size=30)):
         plane[at] = data.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]))
     length = len(plane) - data.draw(st.sampled_from([0, 0, 1, 7, len(plane) // 2, len(plane) - 1]))
     with contextlib.suppress(ValueError):
-        decoded(at_the_end(guarded, plane[:length]), n, k)
+        decoded(guarded.put(plane[:length]), n, k)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

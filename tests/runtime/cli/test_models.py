@@ -133,6 +133,7 @@ def test_pack_once_then_use_the_bundle_by_either_name(run, ask, checkpoint):
             "blocks": packed["blocks"],
             "bytes": packed["bytes"],
             "damaged": [],
+            "deep": False,
         }
         shown = ask("inspect", name)
         assert shown["bytes"] == packed["bytes"] == sum(kind["bytes"] for kind in shown["kinds"].values())

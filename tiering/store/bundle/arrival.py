@@ -29,16 +29,16 @@ def _takes_any_bytes(name: str) -> bool:
         return False
 
 
-def find_fault_in(block: Block, read: Read) -> str | None:
-    """Return which tensor of ``block`` is not what it says, and why, or None."""
+def find_fault_in(block: Block, read: Read, at_once: int | None = None) -> str | None:
+    """Return which tensor of ``block`` is not what it says, and why, or None. ``at_once`` as for ``find_fault``."""
     for spec in to_check(block):
-        why = _find_fault(spec, read)
+        why = _find_fault(spec, read, at_once)
         if why is not None:
             return f"holds no matrix in {spec.name} (byte {spec.offset} of it): {why}"
     return None
 
 
-def _find_fault(spec: TensorSpec, read: Read) -> str | None:
+def _find_fault(spec: TensorSpec, read: Read, at_once: int | None) -> str | None:
     packing = spec.packing
     assert packing is not None
     try:
@@ -48,7 +48,7 @@ def _find_fault(spec: TensorSpec, read: Read) -> str | None:
     if len(spec.shape) != 2:
         return f"it has the shape {[*spec.shape]}"
     n, k = reversed(spec.shape) if packing.transposed else spec.shape
-    return find_fault(format_, packing.plane, n, k, spec.length, _window(spec, read))
+    return find_fault(format_, packing.plane, n, k, spec.length, _window(spec, read), at_once)
 
 
 def _window(spec: TensorSpec, read: Read) -> Window:

@@ -8,6 +8,7 @@ import torch
 import xxhash
 
 from ....kernels.closing import Closing
+from ....kernels.formats.planes import read_memory
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.memory.arena import Arena
 from ...errors import BundleCorrupt, BundleError, ReadError
@@ -83,15 +84,15 @@ class Bundle(Closing):
             if xxhash.xxh3_64_hexdigest(view) != block.checksum:
                 return self.corrupt(block, "is altered: its checksum does not match")
             if block.id in self._checked:
-                arrived = torch.frombuffer(view, dtype=torch.uint8)
-                problem = self.find_fault(block, lambda at, size, arrived=arrived: arrived[at : at + size])
+                problem = self.find_fault(block, read_memory(torch.frombuffer(view, dtype=torch.uint8)))
                 if problem is not None:
                     return problem
         return None
 
-    def find_fault(self, block: Block, read: Read) -> BundleCorrupt | None:
-        """What is wrong with the matrices of ``block``, whose bytes ``read`` gives and whose checksum is right."""
-        what = find_fault_in(block, read)
+    def find_fault(self, block: Block, read: Read, at_once: int | None = None) -> BundleCorrupt | None:
+        """What is wrong with the matrices of ``block``, whose checksum is right and whose bytes ``read`` gives, some
+        ``at_once`` or all."""
+        what = find_fault_in(block, read, at_once)
         return None if what is None else self.corrupt(block, what)
 
     def explain(self, problem: Exception, blocks: Sequence[Block]) -> Exception:

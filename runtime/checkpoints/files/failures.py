@@ -1,0 +1,7 @@
+"""What counts as a failure of a library that reads a file: its exceptions, and a panic of its Rust code."""
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether ``error`` says that a file could not be read, and not that the process is asked to stop."""
+    # A panic of the tokenizers' Rust code is no Exception.
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
