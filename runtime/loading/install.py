@@ -145,7 +145,7 @@ def _open_prefixes(
     if settings.prefix_quota is None:
         return None
     try:
-        label = bundle.folder.name
+        label = "".join(c if c.isprintable() else "_" for c in bundle.folder.name)  # terminals show it
         return open_prefixes(settings, settings.prefix_quota, model, bundle.manifest, tier, label=label)
     except PenstockError as error:
         return str(error)

@@ -165,7 +165,8 @@ class Prefixes(Closing):
     def _is_left_alone(self, names: Names, token_ids: Sequence[int]) -> bool:
         """Whether the prompt ``token_ids`` is neither stored nor restored, because of its length or its tokens."""
         too_long = self.positions is not None and len(token_ids) > self.positions
-        return too_long or names.is_beyond(token_ids) or not all(0 <= token < 1 << 32 for token in token_ids)
+        odd = bool(token_ids) and not 0 <= min(token_ids) <= max(token_ids) < 1 << 32
+        return too_long or odd or names.is_beyond(token_ids)
 
     def find_stop(self, token_ids: Sequence[int]) -> int:
         """The number of leading tokens of a prompt after which it is to be offered: those that come a second time, in
