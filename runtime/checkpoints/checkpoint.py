@@ -16,6 +16,7 @@ from ...tiering.progress import Progress
 from .describe import Description, describe
 from .files.bounds import WITHOUT_FILES, Bounds
 from .files.digest import digest_files
+from .files.failures import reason
 from .files.hub import find_folder
 from .files.json_file import read_object
 from .files.model_files import ModelFiles, checkpoint_files, what_decides_weights
@@ -149,7 +150,7 @@ def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PretrainedConfi
     try:
         config = read_own_config(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # configurations check themselves, each in its own way
-        raise CheckpointError(f"{path} cannot be used: {error}") from error
+        raise CheckpointError(f"{path} cannot be used: {reason(error)}") from error
     found = None
     for part in (config.get_text_config(decoder=True), config):
         # transformers looks here and there, the whole before the part.

@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...tiering.errors import CheckpointError
 from .files.bounds import most_tensors
+from .files.failures import reason
 from .files.safetensors_file import SourceTensor
 from .quantisation.fp8_layouts import FLOAT8
 from .quantisation.quantised_tensor import QuantisedTensor, UnreadableTensor
@@ -104,7 +105,7 @@ class Group:
         except Exception as error:
             raise CheckpointError(
                 f"transformers cannot make {self.first} from the checkpoint's "
-                f"{', '.join(s.name for sources in self.sources.values() for s in sources[:1])}: {error}"
+                f"{', '.join(s.name for sources in self.sources.values() for s in sources[:1])}: {reason(error)}"
             ) from error
         finally:
             self.transform.collected_tensors.clear()

@@ -11,6 +11,7 @@ from transformers.core_model_loading import build_glob_alternation
 from ...tiering.errors import CheckpointError
 from .counted import check_experts, counted
 from .files.bounds import WITHOUT_FILES, Bounds
+from .files.failures import reason
 from .hub_code import refuse_hub_code
 from .model_class import own_model_class
 
@@ -49,7 +50,7 @@ def build_meta_model(
         raise
     except Exception as error:  # every architecture has its own way to object to a configuration
         raise CheckpointError(
-            f"transformers cannot build a causal language model of type {config.model_type!r}: {error}"
+            f"transformers cannot build a causal language model of type {config.model_type!r}: {reason(error)}"
         ) from error
     check_experts(model, bounds, config.model_type)
     model.tie_weights()

@@ -10,6 +10,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 
 from ...tiering.errors import CheckpointError
+from .files.failures import reason
 from .files.json_file import read_object
 
 REMOTE_MODULES = "transformers_modules."
@@ -49,7 +50,7 @@ def read_class(folder: Path, *, trust_remote_code: bool) -> type[PreTrainedModel
         raise
     except Exception as error:  # transformers' modules object in their own ways to being imported
         raise CheckpointError(
-            f"the class in {folder / _FILE} cannot be found ({error}); wrap the model again"
+            f"the class in {folder / _FILE} cannot be found ({reason(error)}); wrap the model again"
         ) from error
     if found is None:
         hint = "pass trust_remote_code=True, or " if module.startswith(REMOTE_MODULES) else ""

@@ -10,6 +10,7 @@ import typer
 
 from ...tiering.errors import CheckpointError, PromptTooLong
 from ...tiering.units import format_size
+from ..checkpoints.files.failures import reason
 from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
 from ..tracing.tracefile import destination
@@ -176,7 +177,8 @@ def _run(
                 print(flush=True)  # the message gets a line of its own
             if isinstance(error, _OBJECTIONS):
                 raise CheckpointError(
-                    f"transformers cannot generate as generation_config.json of {model.name_or_path} says: {error}"
+                    f"transformers cannot generate as generation_config.json of {model.name_or_path} says: "
+                    f"{reason(error)}"
                 ) from error
             raise
     ids = output[0, prompt_tokens:].tolist()

@@ -9,7 +9,7 @@ import typer
 
 from ...tiering.errors import CheckpointError, TextError
 from ...tiering.units import MiB, format_size
-from ..checkpoints.files.failures import is_failure
+from ..checkpoints.files.failures import is_failure, reason
 
 WINDOW = 512
 """Tokens that the model sees at a time: enough for its predictions, and little memory for activations."""
@@ -44,7 +44,7 @@ def tokenizing(tokenizer: Any) -> Iterator[None]:
         if not is_failure(error):
             raise
         raise CheckpointError(
-            f"the tokenizer of {tokenizer.name_or_path} cannot read the text ({error}); fetch the checkpoint again"
+            f"the tokenizer of {tokenizer.name_or_path} cannot read the text ({reason(error)}); fetch it again"
         ) from error
 
 

@@ -87,15 +87,15 @@ def read_config(place: str, source: ModelSource) -> Any:
         raise
     except Exception as error:  # configurations check themselves, each in its own way
         where = place if Path(place).is_dir() else f"{place}: there is no such folder, and nothing fetched from the hub"
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"no model configuration in {where} ({reason})") from error
+        said = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"no model configuration in {where} ({said})") from error
 
 
 def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
     """transformers' tokenizer of a model. Raises CheckpointError, which says for what ``purpose`` it is needed."""
     from transformers import AutoTokenizer
 
-    from ..checkpoints.files.failures import is_failure
+    from ..checkpoints.files.failures import is_failure, reason
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -108,7 +108,7 @@ def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
         if not is_failure(error):
             raise
         raise CheckpointError(
-            f"{opened.folder} has no tokenizer that transformers can read ({error}); {purpose}"
+            f"{opened.folder} has no tokenizer that transformers can read ({reason(error)}); {purpose}"
         ) from error
 
 

@@ -16,6 +16,7 @@ from ...tiering.store.bundle.manifest import Manifest
 from ...tiering.store.bundle.reader import Bundle
 from ..checkpoints.describe import describe
 from ..checkpoints.files.bounds import Bounds
+from ..checkpoints.files.failures import reason
 from ..checkpoints.files.json_file import read_object
 from ..checkpoints.files.small_files import check_small_files
 from ..checkpoints.meta_model import build_meta_model
@@ -57,7 +58,7 @@ def bare_model(
             raise
         raise ConfigError(_why_not(options, config, error)) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"transformers cannot build the model in {folder}: {error}") from error
+        raise CheckpointError(f"transformers cannot build the model in {folder}: {reason(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
         if shown:
@@ -73,7 +74,7 @@ def _generation_config(folder: Path) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(folder)
     except Exception as error:  # it checks itself, in more ways than one
-        raise CheckpointError(f"{path} cannot be used: {error}") from error
+        raise CheckpointError(f"{path} cannot be used: {reason(error)}") from error
 
 
 def _why_not(options: dict[str, Any], config: PretrainedConfig | None, error: TypeError) -> str:
@@ -81,7 +82,7 @@ def _why_not(options: dict[str, Any], config: PretrainedConfig | None, error: Ty
     settings = [name for name in options if config is not None and hasattr(config, name)]
     if settings:
         return f"load takes the configuration as it is; set {', '.join(settings)} in the checkpoint's config.json"
-    return f"neither penstock nor transformers knows one of the options {', '.join(options)}: {error}"
+    return f"neither penstock nor transformers knows one of the options {', '.join(options)}: {reason(error)}"
 
 
 def _name(folder: Path, source: Source | None) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from ....tiering.errors import CheckpointError
+from .failures import reason
 from .gguf_types import GgufHeader
 
 _TOKENS = "tokenizer.ggml.tokens"
@@ -32,7 +33,7 @@ def read_gguf_config(path: Path, header: GgufHeader) -> tuple[PretrainedConfig, 
                 values["vocab_size"] = header.arrays[_TOKENS].count
             return AutoConfig.for_model(**values | _widths(values, header.values)), values
     except Exception as error:  # configurations check themselves, each in its own way
-        raise CheckpointError(f"{path}: transformers cannot read its configuration: {error}") from error
+        raise CheckpointError(f"{path}: transformers cannot read its configuration: {reason(error)}") from error
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from ....kernels.formats.gguf import GGUF
 from ....kernels.formats.registry import FORMATS
 from ....tiering.errors import CheckpointError
 from .bounds import Bounds
-from .failures import is_failure
+from .failures import is_failure, reason
 from .gguf_config import quiet_transformers, read_gguf_config
 from .gguf_header import parse_gguf_header
 from .gguf_hyperparameters import misfit, parts_of
@@ -134,7 +134,7 @@ class GgufFile:
         except BaseException as error:
             if not is_failure(error):
                 raise
-            raise CheckpointError(f"{self.path}: transformers cannot read its tokenizer: {error}") from error
+            raise CheckpointError(f"{self.path}: transformers cannot read its tokenizer: {reason(error)}") from error
         tokenizer.save_pretrained(folder)
 
     def names(self, model: PreTrainedModel) -> dict[str, list[str]]:
@@ -144,7 +144,7 @@ class GgufFile:
         try:
             names = get_gguf_hf_weights_map(model, self._processor())
         except Exception as error:  # an architecture or size that the gguf package has no names for
-            raise CheckpointError(f"{self.path}: transformers cannot name its weights: {error}") from error
+            raise CheckpointError(f"{self.path}: transformers cannot name its weights: {reason(error)}") from error
         for name, weight in names.items():
             for own in (name, f"{name}.weight"):
                 if own in self.tensors and weight in expected:
@@ -174,7 +174,7 @@ class GgufFile:
             architecture = self.fields["general.architecture"]
             raise CheckpointError(
                 f"{self.path}: {name}, {list(numbers.shape)}, does not fit {architecture}.attention.head_count and "
-                f"what else it says of its sizes ({error}); fetch it again"
+                f"what else it says of its sizes ({reason(error)}); fetch it again"
             ) from error
 
     def _changed(self, numbers: "np.ndarray[Any, Any]", name: str) -> "np.ndarray[Any, Any]":

@@ -48,8 +48,10 @@ def parse_gguf_header(path: Path) -> GgufHeader:
         for _ in range(entries):
             start = reader.at
             key = reader.string("a key", _LONGEST_KEY)
-            if not key or key in values or key in arrays:
-                reader.refuse(f"the key {key!r} occurs twice" if key else "a key is empty")
+            if not key or not key.isprintable():
+                reader.refuse(f"a key is {key[:200]!a}")
+            if key in values or key in arrays:
+                reader.refuse(f"the key {key!r} occurs twice")
             found = _value(reader, key)
             if isinstance(found, GgufArray):
                 arrays[key] = found
@@ -214,6 +216,8 @@ class _Info(NamedTuple):
 
 def _tensor_info(reader: _Reader) -> _Info:
     name = reader.string("the name of a tensor", _LONGEST_NAME)
+    if not name.isprintable():
+        reader.refuse(f"the name of a tensor is {name[:200]!a}")
     dimensions = reader.number("I", name)
     if not 1 <= dimensions <= _DIMENSIONS:
         reader.refuse(f"tensor {name} has {dimensions} dimensions, not 1 to {_DIMENSIONS}")

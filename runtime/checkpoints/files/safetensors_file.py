@@ -155,15 +155,17 @@ def parse_header(path: Path) -> dict[str, SourceTensor]:
 
 def _parse_tensor(path: Path, start: int, name: str, entry: Any) -> SourceTensor:
     """One entry of the header, checked on its own."""
+    shown = name if name.isprintable() else ascii(name)
     try:
         code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         if any(type(number) is not int or not 0 <= number < _LARGEST for number in [*shape, begin, end]):
             raise ValueError("a size or offset is not a natural number")
         if len(shape) > _DIMENSIONS:
             raise ValueError(f"it has {len(shape)} dimensions")
-        name.encode()  # UnicodeEncodeError is a ValueError
+        if not name.isprintable():
+            raise ValueError("its name has characters that cannot be printed")
         if not isinstance(code, str) or code not in _DTYPES:
-            raise CheckpointError(f"{path}: tensor {name} has dtype {code!r}, which penstock does not read")
+            raise CheckpointError(f"{path}: tensor {shown} has dtype {code!r}, which penstock does not read")
         dtype = _DTYPES[code]
         if code == "F4" and shape:  # two to a byte, as torch counts them
             *shape, last = shape
@@ -171,7 +173,7 @@ def _parse_tensor(path: Path, start: int, name: str, entry: Any) -> SourceTensor
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{end - begin} bytes do not make a {code} tensor of shape {shape}")
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, f"the entry of tensor {name} is wrong ({error})") from error
+        raise _damaged(path, f"the entry of tensor {shown} is wrong ({error})") from error
     return SourceTensor(name, path, dtype, tuple(shape), start + begin, end - begin)
 
 

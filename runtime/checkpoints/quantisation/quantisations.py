@@ -12,6 +12,7 @@ import torch
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ....tiering.errors import CheckpointError
+from ..files.failures import reason
 from ..files.safetensors_file import SourceTensor
 from . import bitsandbytes_layouts, compressed_layouts
 from .account import is_part, parts_by_weight
@@ -54,7 +55,7 @@ def gather_quantised(tensors: Tensors, config: Config | None, read: ReadTensor) 
         except CheckpointError:
             raise
         except Exception as error:  # also what of a shape or configuration nobody thought of
-            what = f"it lacks {stem}{error.args[0]}" if isinstance(error, KeyError) else str(error)
+            what = f"it lacks {stem}{error.args[0]}" if isinstance(error, KeyError) else reason(error)
             raise CheckpointError(f"{main.file}: {main.name} cannot be read as {method}: {what}") from error
         found[target] = replace(made, name=target)
         if isinstance(made, QuantisedTensor):
@@ -70,7 +71,7 @@ def _checked(tensors: Tensors, config: Config, read: ReadTensor) -> tuple[str, I
         raise
     except Exception as error:
         raise CheckpointError(
-            f"config.json has a quantization_config that cannot be used ({error}); fetch it again"
+            f"config.json has a quantization_config that cannot be used ({reason(error)}); fetch it again"
         ) from error
 
 
@@ -82,7 +83,7 @@ def _guarded(candidates: Iterator[Candidate], method: str | None) -> Iterator[Ca
         raise
     except Exception as error:
         raise CheckpointError(
-            f"config.json has a quantization_config of {method} that cannot be used ({error}); fetch it again"
+            f"config.json has a quantization_config of {method} that cannot be used ({reason(error)}); fetch it again"
         ) from error
 
 
