@@ -1,5 +1,8 @@
 """The error tree: each error is named after the caller's situation and says what to do."""
 
+MOST = 1600
+"""Characters of an error's text."""
+
 
 class PenstockError(Exception):
     """Base of every error that penstock raises on purpose. Its text is one line that any terminal can show, whatever
@@ -7,6 +10,8 @@ class PenstockError(Exception):
 
     def __init__(self, message: object = "") -> None:
         line = " ".join(part.strip() for part in str(message).splitlines())
+        if len(line) > MOST:  # what is to be done stands at the end
+            line = f"{line[: MOST // 2]} ... {line[-MOST // 2 :]}"
         super().__init__(line.encode("utf-8", "backslashreplace").decode())
 
 

@@ -76,7 +76,7 @@ def play(case: list[Any]) -> dict[str, Any]:
                 report["finding"] = "other results without an error"
         except PenstockError as error:
             report["outcome"], report["said"] = "refused", str(error).replace(place, "")
-            if "\n" in str(error) or len(str(error)) > 1000:
+            if "\n" in str(error) or len(str(error)) > 2000:
                 report["finding"] = "no clear line"
         except TookTooLong:
             report["finding"] = f"it takes more than {TOO_LONG} s: {traceback.format_exc()[-1500:]}"

@@ -13,6 +13,7 @@ from penstock.tiering.errors import BundleCorrupt, PenstockError
         (ValueError("x\ny"), "x y"),
         ("a  b", "a  b"),
         ("", ""),
+        ("x" * 5000 + "; fetch it again", "x" * 800 + " ... " + "x" * 784 + "; fetch it again"),
     ],
 )
 def test_it_is_one_line(given: object, said: str) -> None:
