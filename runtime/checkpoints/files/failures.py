@@ -1,6 +1,6 @@
 """What counts as a failure of a library that reads a file: its exceptions, and a panic of its Rust code."""
 
-_LONGEST = 500
+_LONGEST = 1000
 """Characters."""
 
 
@@ -13,4 +13,5 @@ def is_failure(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """What ``error`` says, in one line that is not too long: libraries write pages."""
     said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
+    # What to do is at the end.
+    return said if len(said) <= _LONGEST else f"{said[: _LONGEST // 2]} ... {said[-_LONGEST // 2 :]}"
