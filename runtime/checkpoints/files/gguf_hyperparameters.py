@@ -9,21 +9,22 @@ from .gguf_types import GgufHeader, HeaderTensor, Value
 
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
-_COUNTS = (
-    "context_length",
-    "block_count",
-    "embedding_length",
-    "feed_forward_length",
-    "vocab_size",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "rope.dimension_count",
-    "expert_feed_forward_length",
-)
-"""What is one natural number above zero, where a file has it as one value."""
-_ABOVE_ZERO = (".freq_base", "_epsilon")
+_COUNTS: dict[str, str] = {
+    "context_length": "",
+    "block_count": "",
+    "embedding_length": "",
+    "vocab_size": "",
+    "feed_forward_length": ".ffn_up.",
+    "attention.head_count": ".attn_q",
+    "attention.head_count_kv": ".attn_k.",
+    "attention.key_length": ".attn_k.",
+    "attention.value_length": ".attn_v.",
+    "rope.dimension_count": "nothing",
+    "expert_feed_forward_length": "_exps.",
+}
+"""What is one natural number, where a file has it as one value; above 0 if there are tensors with this in their names:
+models without attention say that they have 0 heads."""
+_REAL = (".freq_base", "_epsilon")
 _LARGEST = 1 << 31
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 
@@ -48,13 +49,15 @@ def _misfits(header: GgufHeader) -> Iterator[str]:
         if (key in values and (type(values[key]) is not int or int(values[key]) < 0)) or key in header.arrays:
             yield f"{key} is {values.get(key, 'an array')!r}, not a number"
             return
-    for key in (f"{architecture}.{name}" for name in _COUNTS):
-        if key in values and not _is_count(values[key]):
-            yield f"{key} is {values[key]!r}, not a natural number above 0"
+    for name, used in _COUNTS.items():
+        key = f"{architecture}.{name}"
+        least = int(any(used in tensor for tensor in tensors))
+        if key in values and not _is_count(values[key], least):
+            yield f"{key} is {values[key]!r}, not a natural number from {least}"
             return
     for key, value in values.items():
-        if key.endswith(_ABOVE_ZERO) and not (isinstance(value, float) and 0 < value < math.inf):
-            yield f"{key} is {value!r}, not a number above 0"
+        if key.endswith(_REAL) and not (isinstance(value, float) and 0 <= value < math.inf):
+            yield f"{key} is {value!r}, not a number from 0"
             return
     yield from _layers(f"{architecture}.block_count", values, tensors)
     yield from _widths(architecture, values, tensors)
@@ -95,5 +98,5 @@ def _experts(architecture: str, values: Mapping[str, Value], tensors: Mapping[st
         yield f"{key} is {count}, and no tensor holds experts"
 
 
-def _is_count(value: Value) -> bool:
-    return type(value) is int and 0 < value < _LARGEST
+def _is_count(value: Value, least: int) -> bool:
+    return type(value) is int and least <= value < _LARGEST

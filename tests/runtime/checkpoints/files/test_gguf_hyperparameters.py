@@ -9,6 +9,7 @@ from gguf import GGUFWriter
 from penstock.runtime.checkpoints.files.gguf_file import GgufFile
 from penstock.runtime.checkpoints.files.gguf_header import parse_gguf_header
 from penstock.runtime.checkpoints.files.gguf_hyperparameters import misfit, parts_of
+from penstock.runtime.checkpoints.files.gguf_types import GgufHeader, HeaderTensor
 from penstock.runtime.checkpoints.gguf_source import GgufSource
 from penstock.runtime.packing.pack import pack
 from penstock.tiering.errors import CheckpointError
@@ -81,6 +82,25 @@ def test_head_counts_that_do_not_fit_the_tensors_are_an_error_of_the_file(
     path = changed(tmp_path, "llama", "llama.attention.head_count", change, monkeypatch)
     with pytest.raises(CheckpointError):
         pack(GgufSource.open(path), store=tmp_path / "store").close()
+
+
+def test_a_model_without_attention_has_no_heads(tmp_path: Path) -> None:
+    """As llama.cpp writes files of Mamba."""
+    values = {
+        "general.architecture": "mamba",
+        "mamba.context_length": 1 << 20,
+        "mamba.block_count": 1,
+        "mamba.embedding_length": 64,
+        "mamba.feed_forward_length": 0,
+        "mamba.attention.head_count": 0,
+        "mamba.attention.layer_norm_rms_epsilon": 0.0,
+    }
+    tensors = {
+        name: HeaderTensor(name, "F32", (64, 64), 0, 16384) for name in ("token_embd.weight", "blk.0.ssm_in.weight")
+    }
+    assert misfit(GgufHeader(3, values, {}, tensors, ())) is None
+    tensors["blk.0.attn_q.weight"] = HeaderTensor("blk.0.attn_q.weight", "F32", (64, 64), 0, 16384)
+    assert "mamba.attention.head_count is 0" in str(misfit(GgufHeader(3, values, {}, tensors, ())))
 
 
 def test_a_file_of_one_part_may_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
