@@ -6,6 +6,7 @@ may need (that of ``concurrent.futures``, say, which every pool takes to start a
 
 import _thread
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -26,6 +27,8 @@ class Abandoned:
             try:
                 work()
             finally:
+                # Whoever asked for the current thread made one up, which would stay for ever; Python 3.13 sees to that.
+                threading._active.pop(_thread.get_ident(), None)  # type: ignore[attr-defined]
                 self._closing.remove(busy)
                 busy.release()
 

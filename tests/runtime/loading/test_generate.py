@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 
 import penstock
 from penstock.kernels.waiting import no_waiting
+from penstock.runtime.engine.abandoned import ABANDONED
 from penstock.runtime.loading import install
 from tests.support.engines import engine_of
 from tests.support.logits import IDS, least_budget, logits
@@ -171,7 +172,7 @@ def test_a_model_is_collected_while_no_pool_can_start_a_thread(
     """The collector ran inside of a pool's ``submit``, whose lock the thread of our small files needs as well."""
     model = penstock.load(tiny_moe_folder, store=store, host_memory="64MiB")
     model.penstock.trace(tmp_path / "run.json")
-    arena = engine_of(model).tier.arena
+    arena, before = engine_of(model).tier.arena, {*threading.enumerate()}
     collected = threading.Event()
 
     def collect() -> None:
@@ -184,6 +185,8 @@ def test_a_model_is_collected_while_no_pool_can_start_a_thread(
 
     threading.Thread(target=collect, daemon=True).start()
     assert collected.wait(SOON)
+    ABANDONED.wait()
+    assert not [thread for thread in {*threading.enumerate()} - before if isinstance(thread, threading._DummyThread)]
     penstock.load(tiny_moe_folder, store=store, host_memory="64MiB").penstock.close()
     with pytest.raises(ValueError, match="closed"):
         arena.view(0, 0)
