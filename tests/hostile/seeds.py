@@ -20,15 +20,15 @@ def manifests() -> list[bytes]:
         Block(BlockId(kind, "layers.0", part), Extent(0, at * length, length), "0" * 16, specs, kind == "dense")
         for at, (kind, part) in enumerate([("dense", 0), ("expert", 0), ("expert", 1)])
     )
-    plain = Manifest("x", "/m", "float32", "none", {"b": "a.weight"}, (DataFile("weights-0.bin", 3 * length),), blocks)
-    files = (DataFile("weights-0.bin", 3 * length), DataFile("weights-1.bin", 0, 1))
-    drives = (BundleDrive("", 10), BundleDrive("/other", 20))
+    plain = Manifest("x", "/m", "float32", "none", {"b": "a.weight"}, (DataFile("data-00000.bin", 3 * length),), blocks)
+    files = (DataFile("data-00000.bin", 3 * length), DataFile("data-00001.bin", 0, 1))
+    drives = (BundleDrive("", 10), BundleDrive("/s/b.0123456789abcdef", 20))
     striped = Manifest("x", "/m", "float32", "none", {}, files, blocks, drives, ("a note",))
-    return [dump(manifest).partition(',"checksum":')[0].encode() for manifest in (plain, striped)]
+    return [dump(manifest).rpartition(',"checksum":')[0].encode() for manifest in (plain, striped)]
 
 
 def gguf_files() -> list[bytes]:
-    """A GGUF file with values of some types, an array, and two tensors."""
+    """A file with values of some types, arrays, and two tensors."""
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
@@ -45,7 +45,7 @@ def gguf_files() -> list[bytes]:
         text("output_norm.weight") + struct.pack("<IQIQ", 1, 32, 0, 96),
     ]
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(entries)) + b"".join(entries + tensors)
-    return [head + bytes(-len(head) % 32) + bytes(96 + 128), head[:24]]
+    return [head + bytes(-len(head) % 32) + bytes(96 + 128)]
 
 
 def safetensors_files() -> list[bytes]:
@@ -111,8 +111,9 @@ def traces() -> list[bytes]:
 
 
 def journals() -> list[bytes]:
-    """A line of a journal, drives, a line of another block."""
-    return [b'[["dense","layers.0",0],[0,0,4096],"0123456789abcdef"]\n', b'[["",100],["/other",50]]', b"[[],[],1]\n"]
+    """A line of a journal, one of another block, drives."""
+    line = b'[["dense","layers.0",0],[0,0,4096],"0123456789abcdef"]\n'
+    return [line, line.replace(b"[0,0,", b"[0,4096,"), b'[["",100],["/other",50]]']
 
 
 def settings() -> list[bytes]:

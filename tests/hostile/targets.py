@@ -5,6 +5,7 @@ import importlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 Target = Callable[[bytes], None]
@@ -17,15 +18,12 @@ def import_others() -> None:
 
 
 def guarded(target: Target) -> Target:
-    """``target``, of which errors of Penstock may come, in one line; anything else is a finding."""
+    """``target``, of which errors of Penstock may come; anything else is a finding."""
     from penstock.tiering.errors import PenstockError
 
     def run(data: bytes) -> None:
-        try:
+        with suppress(PenstockError):
             target(data)
-        except PenstockError as error:
-            said = str(error)
-            assert "\n" not in said and len(said) <= 2000, f"no clear line: {said[:4000]!r}"
 
     return run
 

@@ -100,7 +100,12 @@ def fuzz(program: Path, name: str, seconds: float) -> int:
     corpus = program.parent / "corpus" / name
     make_seeds(corpus, name)
     print(f"kernels, target {name}", flush=True)
-    limits = [f"-max_total_time={max(1, round(seconds))}", f"-max_len={_INPUT_BYTES}", "-timeout=20", "-rss_limit_mb=2048"]
+    limits = [
+        f"-max_total_time={max(1, round(seconds))}",
+        f"-max_len={_INPUT_BYTES}",
+        "-timeout=20",
+        "-rss_limit_mb=2048",
+    ]
     prefix = f"-artifact_prefix={program.parent / name}-"
     command = [str(program), str(corpus), *limits, prefix, "-print_final_stats=1", "-verbosity=0"]
     return subprocess.run(command, env=os.environ | {"UBSAN_OPTIONS": "print_stacktrace=1"}, check=False).returncode
@@ -111,12 +116,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sanitize.fuzz", description=__doc__)
     parser.add_argument("seconds", type=float, nargs="?", default=60.0, help="seconds for all targets together")
     parser.add_argument("--targets", default=",".join(TARGETS), help="names, with commas between them")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where programs, inputs and findings go")
     options = parser.parse_args(arguments)
     names = options.targets.split(",")
     if unknown := set(names) - set(TARGETS):
         parser.error(f"there is no target {', '.join(sorted(unknown))}: there are {', '.join(TARGETS)}")
     try:
-        programs = build_targets(FOLDER.resolve(), names)
+        programs = build_targets(options.folder.resolve(), names)
     except NoSanitizer as error:
         print(error, file=sys.stderr)
         return 2
