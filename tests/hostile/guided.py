@@ -1,7 +1,7 @@
 """Files changed by a fuzzer that sees which code they reach: ``python -m tests.hostile.guided TARGET [OPTIONS]``.
 
-OPTIONS are libFuzzer's, such as -max_total_time=60, or a file to play again. ``--all --seconds N`` plays every target in
-a process of its own, N seconds in all. Each must read what it is given, or raise what its module documents.
+OPTIONS are libFuzzer's, such as -max_total_time=60, or a file to play again. ``--all --seconds N`` plays every target
+in a process of its own, N seconds in all. Each must read what it is given, or raise what its module documents.
 """
 
 import argparse

@@ -126,7 +126,8 @@ def main(arguments: Sequence[str]) -> int:
     except NoSanitizer as error:
         print(error, file=sys.stderr)
         return 2
-    return int(any([fuzz(program, name, options.seconds / len(names)) for name, program in programs.items()]))
+    share = options.seconds / len(names)
+    return max(int(fuzz(program, name, share) != 0) for name, program in programs.items())
 
 
 if __name__ == "__main__":

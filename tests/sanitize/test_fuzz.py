@@ -35,7 +35,7 @@ def test_without_clang_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CLANG", "no-such-clang")
-    with pytest.raises(NoSanitizer, match="no-such-clang.*install Clang"):
+    with pytest.raises(NoSanitizer, match=r"no-such-clang.*install Clang"):
         fuzz.build_targets(tmp_path, ["lossless"])
     assert fuzz.main(["--folder", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
