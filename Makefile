@@ -11,7 +11,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt setup.py $(wildcard kernels/csrc/*.[ch])
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,docs,uring,build]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,docs,uring,build,fuzz]'
 	touch $@
 
 demo: setup
@@ -27,9 +27,15 @@ soak: setup
 sanitize: setup
 	$(BIN)/python -m tests.sanitize
 
-# Files of every kind, changed as an attacker would: an hour; MINUTES says otherwise.
+# Files of every kind, changed as an attacker would, at random and by what they reach, and planes for the kernels: an hour
+# in three equal parts; MINUTES says otherwise.
+fuzz: THIRD = $(shell expr $(or $(MINUTES),60) \* 20)
 fuzz: setup
-	$(BIN)/python -m tests.hostile --minutes $(or $(MINUTES),60)
+	failed=0; \
+	$(BIN)/python -m tests.hostile --seconds $(THIRD) || failed=1; \
+	$(BIN)/python -m tests.hostile.guided --all --seconds $(THIRD) || failed=1; \
+	$(BIN)/python -m tests.sanitize.fuzz $(THIRD) || failed=1; \
+	exit $$failed
 
 check: types docs
 	$(BIN)/ruff check .

@@ -19,6 +19,9 @@
 #define WIDEST 32 /* the most numbers in a row of a strip */
 #define LINE 64   /* bytes of a cache line */
 
+/* A scale or a zero. Rows of an odd number of bytes leave them at odd addresses. */
+typedef uint16_t loose __attribute__((aligned(1), may_alias));
+
 struct layout { /* a plane: bits of a number; channels or tokens along all strips of a head; strips */
     long bits, along, strips; /* `strips` of a head */
     long inner, width, half;  /* `half`: the first number of a row in the second half of the registers */

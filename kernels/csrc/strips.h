@@ -61,7 +61,7 @@ INLINE void NAME(store)(NAME(Floats) numbers, float *to, long count)
 }
 
 /* factors[i] = x[i] * scale[i] for `count` rows of a strip. Returns the contribution of their zeros. */
-INLINE float NAME(fold_numbers)(const int brief, const void *x, const uint16_t *scales, const uint16_t *zeros,
+INLINE float NAME(fold_numbers)(const int brief, const void *x, const loose *scales, const loose *zeros,
                                 float offset, long count, float *factors)
 {
     float sum = 0;
@@ -78,7 +78,7 @@ INLINE float NAME(fold_numbers)(const int brief, const void *x, const uint16_t *
 INLINE float NAME(fold)(struct inputs x, long at, struct layout layout, const uint8_t *strip, long count,
                         float *factors)
 {
-    const uint16_t *scales = (const uint16_t *)(strip + layout.inner * layout.row), *zeros = scales + layout.inner;
+    const loose *scales = (const loose *)(strip + layout.inner * layout.row), *zeros = scales + layout.inner;
     const float offset = offset_of(layout);
     /* Two loops, because a loop with the condition inside is not vectorised. */
     return x.brief ? NAME(fold_numbers)(1, (const uint16_t *)x.numbers + at, scales, zeros, offset, count, factors)
@@ -209,7 +209,7 @@ static void NAME(weigh)(struct weighing w, struct layout layout, const uint8_t *
 /* Decodes the numbers of a strip, in their order: out [inner, WIDEST]. */
 static void NAME(decode)(struct layout layout, const uint8_t *strip, float *out)
 {
-    const uint16_t *scales = (const uint16_t *)(strip + layout.inner * layout.row), *zeros = scales + layout.inner;
+    const loose *scales = (const loose *)(strip + layout.inner * layout.row), *zeros = scales + layout.inner;
     const float offset = offset_of(layout);
     for (long i = 0; i < layout.inner; i++, out += WIDEST) {
         const float scale = widened(scales[i]), zero = widened(zeros[i]);

@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("first", type=int, nargs="?", default=0, help="the first seed of each kind")
     parser.add_argument("last", type=int, nargs="?", default=10, help="the seed after the last one")
     parser.add_argument("--kinds", help="names of kinds, with commas between them; all if not given")
-    parser.add_argument("--minutes", type=float, help="play on, with further seeds, for so long")
+    parser.add_argument("--seconds", type=float, help="play on, with further seeds, for so long")
     parser.add_argument("--log", type=Path, help="file with a line for each case; those in it are not repeated")
     parser.add_argument("--work", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -31,7 +31,7 @@ def main() -> int:
         return 0
     names = options.kinds.split(",") if options.kinds else [*KINDS]
     lines: dict[str, dict[str, Any]] = {}  # by their cases
-    first, until = options.first, time.monotonic() + 60 * (options.minutes or 0)
+    first, until = options.first, time.monotonic() + (options.seconds or 0)
     while first == options.first or time.monotonic() < until:
         cases = [[name, seed] for name in names for seed in range(first, first + options.last - options.first)]
         played = supervised.play_all("tests.hostile", cases, options.log, hangs=HANGS)

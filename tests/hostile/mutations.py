@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,13 @@ HOSTILE: tuple[object, ...] = (
 # --- documents --------------------------------------------------------------------------------------------------------
 
 
-def mutate_document(rng: random.Random, document: Any) -> tuple[Any, str]:
-    """``document``, of values as JSON has them, with one of its places changed; and what was changed."""
+def mutate_document(
+    rng: random.Random, document: Any, wide: Sequence[int] = (1000, 100_000), deep: Sequence[int] = (10, 200, 900)
+) -> tuple[Any, str]:
+    """``document``, of values as JSON has them, with one of its places changed; and what was changed.
+
+    Some places become lists that are ``wide``, or ``deep``.
+    """
     places = [*_places(document)]
     if not places or rng.random() < 0.05:
         made = rng.choice(HOSTILE)
@@ -42,9 +48,9 @@ def mutate_document(rng: random.Random, document: Any) -> tuple[Any, str]:
             except (ValueError, RecursionError, IndexError, KeyError):  # a document cannot hold itself
                 holder[key] = None
         case "deep":
-            holder[key] = _deep(rng.choice((10, 200, 900)))
+            holder[key] = _deep(rng.choice(deep))
         case "wide":
-            holder[key] = [old] * rng.choice((1000, 100_000))
+            holder[key] = [old] * rng.choice(wide)
         case "near" if type(old) is int:
             holder[key] = old + rng.choice((-1, 1, 4096, -4096, 1 << 32, -old, -2 * old))
         case "near" if isinstance(old, str) and old:

@@ -167,6 +167,22 @@ def test_decoded_numbers_are_the_rounded_float32(
 
 
 @formats
+@sides
+@levels
+def test_strips_of_an_odd_number_of_bytes(
+    format_: Quantised, keys: bool, level: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales of every second strip are at an odd address; `make sanitize` sees whether they are read as such."""
+    page = random(3, 22, 21) if keys else random(3, 21, 22)
+    plane = encoded(format_, page, keys=keys)
+    use(monkeypatch, None)
+    whole = decoded(format_, plane, page, keys=keys)
+    monkeypatch.undo()
+    use(monkeypatch, level)
+    assert torch.equal(decoded(format_, plane, page, keys=keys), whole)
+
+
+@formats
 @levels
 @dims
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
