@@ -23,7 +23,7 @@ from ...kernels.io.regular import open_regular
 from ...tiering.driving.strict_json import Fields, parse_json
 from ...tiering.errors import TraceError
 from ..tracing.tracefile import write
-from .routed import STEPS, RoutedLayer, RoutedTokens
+from .routed import STEPS, RoutedLayer, RoutedTokens, narrow
 
 FORMAT = "penstock-routes"
 VERSION = "1"
@@ -86,7 +86,7 @@ class Routes(RoutedTokens):
             "sequences": np.array(self.sequences, dtype=np.uint32),
         }
         for number, layer in enumerate(self.layers):
-            tensors[f"chosen.{number}"] = layer.chosen
+            tensors[f"chosen.{number}"] = narrow(layer.chosen, layer.experts)
             if layer.codes is not None:
                 tensors[f"probabilities.{number}"] = layer.codes
         return tensors
