@@ -161,11 +161,7 @@ def _run(
         def note_prompt(_: Any, scores: Any) -> Any:
             """A logits processor that changes nothing: it is called before the first token is shown."""
             prompt_read()
-            if scores.isnan().any():
-                raise CheckpointError(
-                    f"{model.name_or_path} computes numbers that are none (NaN): its weights or its config.json are "
-                    "damaged; fetch the checkpoint again"
-                )
+            _refuse_nan(model, scores)
             return scores
 
         try:
@@ -175,11 +171,7 @@ def _run(
         except BaseException as error:
             if live:
                 print(flush=True)  # the message gets a line of its own
-            if isinstance(error, _OBJECTIONS):
-                raise CheckpointError(
-                    f"transformers cannot generate as generation_config.json of {model.name_or_path} says: "
-                    f"{reason(error)}"
-                ) from error
+            _explain(model, error)
             raise
     ids = output[0, prompt_tokens:].tolist()
     text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -194,6 +186,22 @@ def _run(
         **model.penstock.stats().report(),
         "peak_rss_bytes": peak_resident_bytes(),
     }
+
+
+def _refuse_nan(model: Any, scores: Any) -> None:
+    if scores.isnan().any():
+        raise CheckpointError(
+            f"{model.name_or_path} computes numbers that are none (NaN): its weights or its config.json are damaged; "
+            "fetch the checkpoint again"
+        )
+
+
+def _explain(model: Any, error: BaseException) -> None:
+    """Raise CheckpointError where ``error`` is transformers' objection to what the model says of generation."""
+    if isinstance(error, _OBJECTIONS):
+        raise CheckpointError(
+            f"transformers cannot generate as generation_config.json of {model.name_or_path} says: {reason(error)}"
+        ) from error
 
 
 def tokens_per_second(start: float, times: list[float]) -> float:

@@ -134,15 +134,19 @@ def pack(
     order = _order_experts(source, described, routes)
     store = prepare(store, to_write=False)
     with told_when_gone(store):
-        target = _find_target(store, source, described, order, options)
-        if not Bundle.is_bundle(target.folder):
-            prepare(store)
-            with locked(target.folder):
-                if not publish(target.folder):
-                    _pack(source, described, order, target, options)
-        bundle = Bundle.open(target.folder, direct=direct)
-        with closed_on_error(bundle):
-            _refresh(bundle, source, described, target)
+        return _open(_find_target(store, source, described, order, options), source, described, order, options)
+
+
+def _open(target: Target, source: Source, described: Description, order: Order, options: PackOptions) -> Bundle:
+    """The bundle ``target``, written if it is not there."""
+    if not Bundle.is_bundle(target.folder):
+        prepare(target.folder.parent)
+        with locked(target.folder):
+            if not publish(target.folder):
+                _pack(source, described, order, target, options)
+    bundle = Bundle.open(target.folder, direct=options.direct)
+    with closed_on_error(bundle):
+        _refresh(bundle, source, described, target)
     return bundle
 
 
