@@ -69,6 +69,10 @@ class QuantisedWeights(CheckpointWeights):
         experts = range(self._shapes[name][0]) if one_of_many else [None]
         if format_name is None or not all(self._in_one_order(group.sources_of(expert)) for expert in experts):
             return None
+        for expert in experts:  # the first decides for all
+            others = [each for each in group.sources_of(expert) if isinstance(each, QuantisedTensor)]
+            if len(others) != len(sources) or stacked_format(others, rows) != format_name:
+                return None
         return _Stack(group, rows, SourceFormat(format_name, sources[0].transposed))
 
     def _rows(self, group: Group, name: str, expert: int | None) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ import torch
 
 from ....kernels.formats.fp8 import BLOCK
 from ....tiering.errors import CheckpointError
+from ....tiering.units import align_up
 from ..files.safetensors_file import SourceTensor
 from .expected import finite
 from .quantised_tensor import (
@@ -108,8 +109,11 @@ def _grid(scales: tuple[int, ...], experts: list[int], n: int, k: int, block: li
     if len(scales) == 1:
         scales = (*scales, 1)
     rows, columns = scales if len(scales) == 2 else (0, 0)
-    if block is not None and (rows, columns) == (-(-n // block[0]), -(-k // block[1])):
-        return Grid(rows, columns, block[0], block[1])
+    if block is not None:
+        if (rows, columns) == (-(-n // block[0]), -(-k // block[1])):
+            # A block may be larger than the matrix; it need not be repeated for rows that are not there.
+            return Grid(rows, columns, min(block[0], align_up(n, BLOCK)), min(block[1], align_up(k, BLOCK)))
+        return Grid(n, 1, 1, k) if (rows, columns) == (n, 1) else None
     if not rows or not columns or n % rows or k % columns:
         return None
     height, width = n // rows, k // columns
