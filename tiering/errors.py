@@ -4,15 +4,18 @@ MOST = 1600
 """Characters of an error's text."""
 
 
+def shorten(text: str, most: int) -> str:
+    """Return ``text`` with at most about ``most`` characters. Its end stays: what is to be done stands there."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
 class PenstockError(Exception):
     """Base of every error that penstock raises on purpose. Its text is one line that any terminal can show, whatever
     names in files or messages of libraries have become a part of it."""
 
     def __init__(self, message: object = "") -> None:
         line = " ".join(part.strip() for part in str(message).splitlines())
-        if len(line) > MOST:  # what is to be done stands at the end
-            line = f"{line[: MOST // 2]} ... {line[-MOST // 2 :]}"
-        super().__init__(line.encode("utf-8", "backslashreplace").decode())
+        super().__init__(shorten(line, MOST).encode("utf-8", "backslashreplace").decode())
 
 
 class ConfigError(PenstockError):

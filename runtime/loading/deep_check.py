@@ -1,14 +1,12 @@
 """What a checksum cannot tell of a bundle from elsewhere: whether it holds what its model needs, and numbers at all."""
 
-from collections.abc import Iterator, Sequence
-
 import torch
 
 from ...kernels.formats.deep import find_deep_fault
 from ...kernels.memory.arena import Arena
 from ...tiering.errors import BundleCorrupt
 from ...tiering.progress import Progress, Quiet
-from ...tiering.store.bundle.manifest import Block, TensorSpec
+from ...tiering.store.bundle.manifest import Block, TensorSpec, join_planes
 from ...tiering.store.bundle.reader import Bundle
 from ...tiering.units import PAGE, MiB, align_up
 from .placeholder_model import build_bare
@@ -32,7 +30,7 @@ def check_deep(
     buffers = {name for name, _ in model.named_buffers()}  # a mask may well hold infinities
     found: list[BundleCorrupt] = []
     progress.start("decoding", sum(block.extent.length for block in blocks))
-    for places in _matrices(blocks):
+    for places in join_planes(blocks):
         block, spec = places[0]
         planes = [_read(bundle, at, plane) for at, plane in places]
         fault = _fault(spec, planes, may_be_infinite=spec.name in buffers)
@@ -41,31 +39,6 @@ def check_deep(
         progress.advance(sum(len(plane) for plane in planes))
     progress.finish()
     return found
-
-
-_Place = tuple[Block, TensorSpec]
-
-
-def _matrices(blocks: Sequence[Block]) -> Iterator[list[_Place]]:
-    """Each tensor, as it is or in all its planes."""
-    for own in _joined(blocks):
-        planes: dict[str, list[_Place]] = {}
-        for block in own:
-            for spec in block.tensors:
-                planes.setdefault(spec.name, []).append((block, spec))
-        yield from planes.values()
-
-
-def _joined(blocks: Sequence[Block]) -> Iterator[list[Block]]:
-    """Each block with the residuals behind it."""
-    own: list[Block] = []
-    for block in blocks:
-        if own and block.id.kind != "residual":
-            yield own
-            own = []
-        own.append(block)
-    if own:
-        yield own
 
 
 def _read(bundle: Bundle, block: Block, spec: TensorSpec) -> torch.Tensor:
@@ -81,8 +54,7 @@ def _read(bundle: Bundle, block: Block, spec: TensorSpec) -> torch.Tensor:
 
 def _fault(spec: TensorSpec, planes: list[torch.Tensor], *, may_be_infinite: bool) -> str | None:
     if spec.packing is not None:
-        n, k = reversed(spec.shape) if spec.packing.transposed else spec.shape
-        return find_deep_fault(spec.packing.format, spec.dtype, n, k, planes)
+        return find_deep_fault(spec.packing.format, spec.dtype, *spec.encoded_shape, planes)
     dtype: torch.dtype = getattr(torch, spec.dtype)
     if not (dtype.is_floating_point or dtype.is_complex):
         return None

@@ -1,6 +1,5 @@
 """Whether a bundle holds what a model needs: every weight once, with its planes, in a format that can store it."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ...kernels.formats.checks import check_dtype, check_lengths, find_format
 from ...tiering.errors import BundleCorrupt, BundleError
-from ...tiering.store.bundle.manifest import Block, Manifest, TensorSpec
+from ...tiering.store.bundle.manifest import Block, Manifest, TensorSpec, join_planes
 from ...tiering.units import BlockId
 from ..checkpoints.describe import describe
 from ..checkpoints.model_class import is_wrapped
@@ -33,13 +32,15 @@ def check_stored(model: PreTrainedModel, manifest: Manifest, folder: Path) -> No
     if expected.tied != manifest.tied:
         raise _otherwise(model, folder, f"tied weight {min(expected.tied.items() ^ manifest.tied.items())[0]}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    for planes in _planes(found).values():
+    for planes in join_planes(found):
+        block, spec = planes[0]
+        if spec.packing is None:
+            continue
         try:
             _check_planes(planes, modules, fewer=manifest.codec.startswith(FIT))
         except ValueError as error:
-            block, spec = planes[0]
             raise BundleCorrupt(
-                f"{folder} has block {block} with tensor {spec.name} as no packing stores it ({error}); "
+                f"{folder} has block {block.id} with tensor {spec.name} as no packing stores it ({error}); "
                 "delete the bundle and pack again"
             ) from error
 
@@ -60,24 +61,11 @@ def _content(block: Block) -> tuple[BlockId, bool, tuple[tuple[str, str, tuple[i
     return block.id, block.resident, tuple((spec.name, spec.dtype, spec.shape) for spec in block.tensors)
 
 
-_Plane = tuple[BlockId, TensorSpec]
-
-
-def _planes(blocks: Iterable[Block]) -> dict[tuple[str, int | None, str], list[_Plane]]:
-    """The planes of each encoded matrix, with their blocks, in order."""
-    found: dict[tuple[str, int | None, str], list[_Plane]] = {}
-    for block in blocks:
-        for spec in block.tensors:
-            if spec.packing is not None:
-                found.setdefault((block.id.module, block.id.expert, spec.name), []).append((block.id, spec))
-    return found
-
-
-def _check_planes(planes: list[_Plane], modules: dict[str, nn.Module], *, fewer: bool) -> None:
+def _check_planes(planes: list[tuple[Block, TensorSpec]], modules: dict[str, nn.Module], *, fewer: bool) -> None:
     """Raise ValueError, with the reason, unless ``planes`` are those of one matrix; ``fewer`` may be there than the
     format has."""
     block, spec = planes[0]
-    packing, module = spec.packing, modules.get(block.module)
+    packing, module = spec.packing, modules.get(block.id.module)
     assert packing is not None
     format_ = find_format(packing.format)
     if module is None or not is_product(module, spec.name, getattr(torch, spec.dtype)):
@@ -87,5 +75,4 @@ def _check_planes(planes: list[_Plane], modules: dict[str, nn.Module], *, fewer:
     check_dtype(format_.name, spec.dtype)
     if len(planes) != format_.planes and not (fewer and len(planes) < format_.planes):
         raise ValueError(f"{len(planes)} of the {format_.planes} planes of {format_.name} are there")
-    rows, columns = reversed(spec.shape) if packing.transposed else spec.shape
-    check_lengths(format_.name, rows, columns, [plane.length for _, plane in planes])
+    check_lengths(format_.name, *spec.encoded_shape, [plane.length for _, plane in planes])

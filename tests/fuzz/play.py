@@ -1,6 +1,5 @@
 """Plays a case: the same steps happen to transformers' model and to Penstock's, and the outcomes are compared."""
 
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -11,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.limited import TookTooLong, limited
+
 from .by_pages import ByPages, noting_pages
 from .case import Case
 from .checkpoints.write import write
 from .old_processor import old_processor
 from .open_models import penstock_opening, transformers_opening
-from .outcome.attempt import Raised, TookTooLong, attempt
+from .outcome.attempt import Raised, attempt
 from .outcome.closeness import Closeness
 from .outcome.compare import difference
 from .side import Side
@@ -46,7 +47,7 @@ def play(case: Case, folder: Path) -> Report:
         stack.enter_context(_own_surroundings(case, folder))
         by_pages = stack.enter_context(noting_pages(case.settings.kv_bytes))
         try:
-            stack.enter_context(_limited(LONGEST))
+            stack.enter_context(limited(LONGEST))
             _play(case, folder, report, stack, by_pages)
         except TookTooLong:
             report.finding = f"it took more than {LONGEST} s"
@@ -149,19 +150,3 @@ def _own_surroundings(case: Case, folder: Path) -> Iterator[None]:
 def _names_of_code() -> list[str]:
     """The modules that came from models."""
     return [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]
-
-
-@contextmanager
-def _limited(seconds: int) -> Iterator[None]:
-    """Raise TookTooLong in the main thread after ``seconds``."""
-
-    def over(*_: Any) -> None:
-        raise TookTooLong
-
-    before = signal.signal(signal.SIGALRM, over)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)

@@ -209,7 +209,7 @@ def _numbers(spec: TensorSpec, planes: list[torch.Tensor]) -> torch.Tensor:
     dtype = getattr(torch, spec.dtype)
     if spec.packing is None:
         return planes[0].view(dtype).view(spec.shape)
-    n, k = reversed(spec.shape) if spec.packing.transposed else spec.shape
+    n, k = spec.encoded_shape
     out = torch.empty(n, k, dtype=dtype)
     FORMATS[spec.packing.format].decode(planes, n, k, slice(0, n), out)
     return out.t() if spec.packing.transposed else out

@@ -3,12 +3,9 @@
 import random
 import resource
 import shutil
-import signal
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from tests.hostile.bundles import BundleKind
 from tests.hostile.checkpoints import CHECKPOINTS
 from tests.hostile.kind import Kind, Result, close, equal
 from tests.hostile.stores import RunKind, StoreKind
+from tests.support.limited import TookTooLong, limited
 
 KINDS: dict[str, Kind] = {
     "manifest-as-is": BundleKind("qwen3_moe", "as-is"),
@@ -48,10 +46,6 @@ TOO_MUCH = 1 << 30
 _ADDRESSES = 24 << 30
 
 
-class TookTooLong(BaseException):
-    """A case takes longer than it may."""
-
-
 def play(case: list[Any]) -> dict[str, Any]:
     """Play case ``[kind, seed]``. Returns what was done, the outcome, and the finding if there is one."""
     name, seed = case
@@ -66,7 +60,7 @@ def play(case: list[Any]) -> dict[str, Any]:
         report: dict[str, Any] = {"done": kind.mutate(rng, folder), "outcome": "", "finding": ""}
         _begin_peak()
         try:
-            with _limited():
+            with limited(TOO_LONG):
                 result = kind.use(folder, way)
             if equal(result, results[way]):
                 report["outcome"] = "equal"
@@ -124,17 +118,3 @@ def _peak() -> int:
     """The most bytes in memory since ``_begin_peak``."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise TookTooLong
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(TOO_LONG)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)

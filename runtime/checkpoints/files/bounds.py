@@ -1,4 +1,4 @@
-"""What a configuration may ask for, by what the files beside it hold (pure): nothing is built for absurd numbers."""
+"""How much a configuration may ask for (pure). The files beside it decide: nothing is built for absurd numbers."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ _EXPERTS_OF_SMALLEST, _EXPERT_BYTES = 16_384, 1024
 _PARTS = 16
 """Tensors that a quantised weight may be made of."""
 _MATRIX_BYTES = 256
-"""What an expert, and a matrix of a stack, has at least."""
+"""The fewest bytes of an expert, and of a matrix of a stack."""
 
 
 def most_tensors(weights: Iterable[tuple[int, ...]]) -> int:
@@ -60,7 +60,7 @@ WITHOUT_FILES = Bounds("no model has so many", layers=1024, parts=500_000, exper
 
 
 def absurd(config: Mapping[str, Any], bounds: Bounds) -> str | None:
-    """What of ``config``, as in its file, is beyond ``bounds``; None if nothing."""
+    """What ``config``, as in its file, asks for beyond ``bounds``, in words; None if nothing."""
     return next(_absurd(config, bounds), None)
 
 

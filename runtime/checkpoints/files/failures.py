@@ -1,4 +1,6 @@
-"""What counts as a failure of a library that reads a file: its exceptions, and a panic of its Rust code."""
+"""Failures of libraries that read files: their exceptions, and panics of their Rust code."""
+
+from ....tiering.errors import shorten
 
 _LONGEST = 1000
 """Characters."""
@@ -12,6 +14,4 @@ def is_failure(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """What ``error`` says, in one line that is not too long: libraries write pages."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    # What to do is at the end.
-    return said if len(said) <= _LONGEST else f"{said[: _LONGEST // 2]} ... {said[-_LONGEST // 2 :]}"
+    return shorten(" ".join(str(error).split()) or type(error).__name__, _LONGEST)

@@ -1,21 +1,29 @@
 """Open a file of a checkpoint: only a regular one, so that no pipe or device is waited for."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from ....kernels.io.regular import open_regular
+from ....kernels.io.regular import open_regular, read_regular
 from ....tiering.errors import CheckpointError
 
 
 def open_descriptor(path: Path) -> tuple[int, int]:
     """A descriptor of the regular file at ``path``, open for reading, and its size. Raises CheckpointError."""
-    try:
+    with _said(path):
         descriptor = open_regular(path)
+    return descriptor, os.fstat(descriptor).st_size
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         why = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path} cannot be read: {why}; fetch the checkpoint again") from error
-    return descriptor, os.fstat(descriptor).st_size
 
 
 class RegularFile:
@@ -51,7 +59,5 @@ class RegularFile:
 
 def read_whole(path: Path, longest: int) -> bytes:
     """The content of a small file. Raises CheckpointError for one of more than ``longest`` bytes."""
-    with RegularFile(path) as file:
-        if file.size > longest:
-            raise CheckpointError(f"{path} has {file.size} bytes, and at most {longest} make sense; fetch it again")
-        return file.read(0, file.size)
+    with _said(path):
+        return read_regular(path, longest)

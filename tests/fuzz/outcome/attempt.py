@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.tiering.errors import PenstockError
+from tests.support.limited import TookTooLong
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,6 @@ class Raised:
     def __str__(self) -> str:
         text = str(self.error).strip().replace("\n", " | ")
         return f"{type(self.error).__name__}: {text[:300]}"
-
-
-class TookTooLong(BaseException):
-    """The time that a case may take is over."""
 
 
 def attempt(act: Callable[[], Any]) -> Any:

@@ -45,10 +45,7 @@ def _find_fault(spec: TensorSpec, read: Read, at_once: int | None) -> str | None
         format_ = find_format(packing.format)
     except ValueError as error:
         return str(error)
-    if len(spec.shape) != 2:
-        return f"it has the shape {[*spec.shape]}"
-    n, k = reversed(spec.shape) if packing.transposed else spec.shape
-    return find_fault(format_, packing.plane, n, k, spec.length, _window(spec, read), at_once)
+    return find_fault(format_, packing.plane, *spec.encoded_shape, spec.length, _window(spec, read), at_once)
 
 
 def _window(spec: TensorSpec, read: Read) -> Window:

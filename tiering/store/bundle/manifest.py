@@ -18,7 +18,7 @@ encoded in several planes, it holds the first ones, and *residual* blocks behind
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,12 @@ class TensorSpec:
     offset: int
     length: int
     packing: Packing | None = None
+
+    @property
+    def encoded_shape(self) -> tuple[int, int]:
+        """The shape [n, k] of the matrix that is encoded, or would be: the transpose's if ``packing`` says so."""
+        rows, columns = self.shape
+        return (columns, rows) if self.packing is not None and self.packing.transposed else (rows, columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,18 @@ class Manifest:
     def drive_of(self, block: Block) -> int:
         """Number of the drive that ``block`` lies on."""
         return self.files[block.extent.file].drive
+
+
+def join_planes(blocks: Iterable[Block]) -> Iterator[list[tuple[Block, TensorSpec]]]:
+    """Yield each tensor of ``blocks``, which are in the manifest's order: as it is, or in all its planes."""
+    planes: dict[str, list[tuple[Block, TensorSpec]]] = {}
+    for block in blocks:
+        if block.id.kind != "residual":  # residuals lie behind their expert
+            yield from planes.values()
+            planes = {}
+        for spec in block.tensors:
+            planes.setdefault(spec.name, []).append((block, spec))
+    yield from planes.values()
 
 
 def place_tensors(
