@@ -21,7 +21,7 @@ test: setup
 	$(BIN)/python -m pytest -m "not soak" -n 3 --dist worksteal
 
 soak: setup
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak --hypothesis-profile random
 
 # The tests of the kernels on kernels that report every access outside of memory, at each level of instructions.
 sanitize: setup

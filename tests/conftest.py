@@ -10,9 +10,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import torch
 from hypothesis import HealthCheck, settings
 
-# A busy machine may take any time for an example.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+# A busy machine may take any time for an example. A change is judged by the same examples everywhere; `make soak` draws
+# others each time.
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", settings.get_profile("random"), derandomize=True)
+settings.load_profile("repeatable")
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported, which torch may do for itself

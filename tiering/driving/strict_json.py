@@ -126,7 +126,8 @@ def shorten(value: object) -> str:
         case dict():
             return f"an object of {len(value)}"
         case str():
-            return repr(value[:40] + "…" * (len(value) > 40))
+            shown = repr(value[:60])
+            return shown if len(shown) <= 60 else shown[:58] + "…" + shown[-1]
         case bool() | None:
             return {True: "true", False: "false", None: "null"}[value]
         case int() if value.bit_length() > 64:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.tiering.driving.strict_json import Fields, items, many, number, parse_json, shorten, text, whole
@@ -80,6 +80,7 @@ def test_a_list_has_as_many_items_as_it_should(value: object) -> None:
         items(value, 2)
 
 
+@example("\x1f" * 50)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5))
 def test_only_value_errors_come_of_any_value(value: Any) -> None:
     assert len(shorten(value)) < 100
