@@ -8,17 +8,19 @@ _PIECE = 1 << 20
 
 
 def open_regular(
-    path: str | os.PathLike[str], flags: int = os.O_RDONLY, mode: int = 0o666, *, follow: bool = True
+    path: str | os.PathLike[str], flags: int = os.O_RDONLY, mode: int | None = None, *, follow: bool = True
 ) -> int:
-    """Open the regular file ``path``, with ``mode`` if that makes it. Returns the descriptor. Raises OSError for
-    anything else.
+    """Open the regular file ``path``. Returns the descriptor. Raises OSError for anything else.
+
+    If ``flags`` may make it, a file of this user has ``mode`` then, whatever the umask; None: a new one has what the
+    umask leaves.
 
     Without ``follow`` it is no link either: what lies in a folder of ours might be put there to have another file
     written. Without O_NONBLOCK, opening a pipe would wait for its other end for ever.
     """
     flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path, flags, mode)
+        descriptor = os.open(path, flags, 0o666 if mode is None else mode)
     except OSError as error:
         if error.errno == errno.ELOOP and not follow:
             raise OSError(errno.ELOOP, "it is a link, and must be a file", str(path)) from error
@@ -26,11 +28,14 @@ def open_regular(
             raise OSError(errno.ENXIO, "it is not a regular file", str(path)) from error
         raise
     try:
-        kind = os.fstat(descriptor).st_mode
+        status = os.fstat(descriptor)
+        kind = status.st_mode
         if stat.S_ISDIR(kind):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(kind):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if mode not in (None, stat.S_IMODE(kind)) and flags & os.O_CREAT and status.st_uid == os.geteuid():
+            os.fchmod(descriptor, mode)
         os.set_blocking(descriptor, True)  # io_uring would refuse reads that have to wait
     except BaseException:
         os.close(descriptor)

@@ -17,7 +17,7 @@ from .regular import open_regular
 _ZEROS = bytes(1 << 20)
 
 
-def open_direct(path: str | os.PathLike[str], flags: int, mode: int = 0o666, *, follow: bool = True) -> int:
+def open_direct(path: str | os.PathLike[str], flags: int, mode: int | None = None, *, follow: bool = True) -> int:
     """Open ``path`` past the page cache, as ``open_regular`` does.
 
     Returns the descriptor. Raises OSError, EOPNOTSUPP where the system has no such mode.

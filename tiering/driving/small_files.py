@@ -74,11 +74,9 @@ def write_durably(path: Path, content: str | Iterable[bytes], *, mode: int | Non
     # Nobody can put a link there beforehand: the name is not to be guessed, and a file that is there is an error.
     aside = path.with_name(f"{beginning}{secrets.token_hex(16)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    descriptor = open_regular(aside, flags, 0o666 if mode is None else mode, follow=False)
+    descriptor = open_regular(aside, flags, mode, follow=False)
     try:
         with open(descriptor, "wb") as file:
-            if mode is not None:
-                os.fchmod(descriptor, mode)
             file.writelines([content.encode()] if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -95,8 +93,6 @@ def append(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = Fal
     a file that ``path`` is a link to. ``durable``: it is on the drive afterwards. Raises OSError."""
     descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode, follow=False)
     try:
-        if os.fstat(descriptor).st_size == 0:
-            os.fchmod(descriptor, mode)
         rest = memoryview(content)
         while rest:
             rest = rest[os.write(descriptor, rest) :]

@@ -39,7 +39,6 @@ class FileAside:
     def __init__(self, folder: Path, length: int) -> None:
         self.path = folder / f"{uuid.uuid4().hex}.{length}{PARTIAL}"
         self.descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, follow=False)
-        os.fchmod(self.descriptor, 0o600)  # it holds a text of the user, whatever the umask
         lock(self.descriptor, wait=True)
 
     def __enter__(self) -> Self:

@@ -148,8 +148,7 @@ def test_files_are_for_this_user_alone_whatever_the_umask(tmp_path, umask):
     finally:
         os.umask(before)
     assert [folder.stat().st_mode & 0o777 for folder in (store.folder, store.folder.parent)] == [0o700] * 2
-    texts = [path for path in store.folder.iterdir() if path.suffix != ".lock"]
-    assert {path.stat().st_mode & 0o777 for path in texts} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in store.folder.iterdir()} == {0o600}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
