@@ -1,4 +1,4 @@
-"""Forks a process that has a loaded model. Arguments: scenario, checkpoint, store, budget, backend."""
+"""Forks a process that has a loaded model. Arguments: scenarios, checkpoint, store, budget, backend, folder."""
 
 import gc
 import json
@@ -171,6 +171,7 @@ def workers(arguments: tuple[Any, ...], folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    name, checkpoint, store, budget, backend, folder = sys.argv[1:]
-    globals()[name]((checkpoint, store, int(budget), backend), Path(folder))
-    print("done")
+    names, checkpoint, store, budget, backend, folder = sys.argv[1:]
+    for name in names.split(","):
+        globals()[name]((checkpoint, store, int(budget), backend), Path(folder))
+        print(name, flush=True)
