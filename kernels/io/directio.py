@@ -14,7 +14,7 @@ import numpy as np
 from ..closing import Closing
 from ..memory.page import PAGE
 from .regular import open_regular
-from .system import drop_cached, expect_no_order, open_direct
+from .system import SYSTEM
 
 IOV_MAX = 1024
 """The most buffers that the kernel takes in one preadv."""
@@ -95,7 +95,8 @@ class DirectFile(Closing):
         if descriptor is None:
             descriptor = open_regular(self.path)
             # No read-ahead: it would fill the page cache with bytes that were not requested.
-            expect_no_order(descriptor)
+            SYSTEM.expect_no_order(descriptor)
+            SYSTEM.keep_uncached(descriptor)
         self._descriptor = descriptor
         self._release = weakref.finalize(self, os.close, descriptor)
         self._lock = threading.RLock()
@@ -167,7 +168,7 @@ class Transfer:
     def took(self, got: int) -> None:
         """Note that the kernel filled ``got`` bytes of the rest. Raises ShortRead when the file ends there."""
         if not self.file.direct:
-            drop_cached(self.file.descriptor, self._offset + self._done, got)
+            SYSTEM.drop_cached(self.file.descriptor, self._offset + self._done, got)
         # A direct read can only continue at a page boundary. It stops inside a page only at the end of the file.
         step = got - got % PAGE if self.file.direct else got
         if step == 0:
@@ -189,7 +190,7 @@ class Transfer:
         try:
             while self.left:
                 buffers, offset = self.rest()
-                self.took(os.preadv(self.file.descriptor, buffers, offset))
+                self.took(SYSTEM.read_at(self.file.descriptor, buffers, offset))
         except OSError as error:
             clearer = self.explain(error)
             if clearer is error:
@@ -224,11 +225,11 @@ def _open_direct(path: Path, *, insist: bool) -> int | None:
     """
     descriptor = None
     try:
-        descriptor = open_direct(path, os.O_RDONLY)
+        descriptor = open_regular(path, os.O_RDONLY, direct=True)
         # Some file systems accept the flag and refuse the read, or require more than page alignment. So try a read
         # at a file offset and an address that are odd multiples of PAGE.
         with mmap.mmap(-1, 2 * PAGE) as trial, memoryview(trial) as view, view[PAGE:] as page:
-            os.preadv(descriptor, [page], PAGE if os.fstat(descriptor).st_size > PAGE else 0)
+            SYSTEM.read_at(descriptor, [page], PAGE if os.fstat(descriptor).st_size > PAGE else 0)
     except OSError as error:
         if descriptor is not None:
             os.close(descriptor)

@@ -9,7 +9,7 @@ from ..closing import Closing
 from ..memory.page import PAGE
 from .directio import BUFFERED_STEP, REFUSALS, address_of
 from .regular import open_regular
-from .system import drop_cached, open_direct, sync_data
+from .system import SYSTEM
 
 
 class DirectWriter(Closing):
@@ -34,8 +34,10 @@ class DirectWriter(Closing):
         self._flushed = self.position
 
     def _open(self) -> None:
-        open_file = open_direct if self.direct else open_regular
-        self._descriptor = open_file(self.path, os.O_WRONLY | os.O_CREAT, follow=False)
+        flags = os.O_WRONLY | os.O_CREAT
+        self._descriptor = open_regular(self.path, flags, follow=False, direct=self.direct)
+        if not self.direct:
+            SYSTEM.keep_uncached(self._descriptor)
         self._release = weakref.finalize(self, os.close, self._descriptor)
 
     def _fall_back(self, error: OSError) -> None:
@@ -68,7 +70,7 @@ class DirectWriter(Closing):
     def _write_some(self, data: memoryview, offset: int) -> int:
         if self.direct:
             try:
-                written = os.pwrite(self._descriptor, data, offset)
+                written = SYSTEM.write_at(self._descriptor, data, offset)
             except OSError as error:
                 self._fall_back(error)
                 return 0
@@ -76,17 +78,17 @@ class DirectWriter(Closing):
                 raise OSError(errno.ENOSPC, f"only {written} bytes of a page were written", str(self.path))
             # A direct write can only continue at a page boundary.
             return written - written % PAGE
-        written = os.pwrite(self._descriptor, data[:BUFFERED_STEP], offset)
+        written = SYSTEM.write_at(self._descriptor, data[:BUFFERED_STEP], offset)
         if offset + written - self._flushed >= BUFFERED_STEP:
             self._flush(offset + written)
         return written
 
     def _flush(self, end: int) -> None:
-        sync_data(self._descriptor)
+        SYSTEM.sync_data(self._descriptor)
         if not self.direct:
             # After a failed write the flushed bytes may reach past the end.
             start = min(self._flushed, end)
-            drop_cached(self._descriptor, start, end - start)
+            SYSTEM.drop_cached(self._descriptor, start, end - start)
         self._flushed = end
 
     def sync(self) -> None:

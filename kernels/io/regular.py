@@ -4,11 +4,18 @@ import errno
 import os
 import stat
 
+from .system import SYSTEM
+
 _PIECE = 1 << 20
 
 
 def open_regular(
-    path: str | os.PathLike[str], flags: int = os.O_RDONLY, mode: int | None = None, *, follow: bool = True
+    path: str | os.PathLike[str],
+    flags: int = os.O_RDONLY,
+    mode: int | None = None,
+    *,
+    follow: bool = True,
+    direct: bool = False,
 ) -> int:
     """Open the regular file ``path``. Returns the descriptor. Raises OSError for anything else.
 
@@ -16,11 +23,11 @@ def open_regular(
     umask leaves.
 
     Without ``follow`` it is no link either: what lies in a folder of ours might be put there to have another file
-    written. Without O_NONBLOCK, opening a pipe would wait for its other end for ever.
+    written. ``direct`` is past the page cache, which raises EOPNOTSUPP where the system has no such mode.
     """
-    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    open_file = SYSTEM.open_direct if direct else SYSTEM.open_file
     try:
-        descriptor = os.open(path, flags, 0o666 if mode is None else mode)
+        descriptor = open_file(path, flags, 0o666 if mode is None else mode, follow=follow)
     except OSError as error:
         if error.errno == errno.ELOOP and not follow:
             raise OSError(errno.ELOOP, "it is a link, and must be a file", str(path)) from error
@@ -28,15 +35,13 @@ def open_regular(
             raise OSError(errno.ENXIO, "it is not a regular file", str(path)) from error
         raise
     try:
-        status = os.fstat(descriptor)
-        kind = status.st_mode
+        kind = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(kind):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(kind):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        if mode not in (None, stat.S_IMODE(kind)) and flags & os.O_CREAT and status.st_uid == os.geteuid():
-            os.fchmod(descriptor, mode)
-        os.set_blocking(descriptor, True)  # io_uring would refuse reads that have to wait
+        if mode is not None and flags & os.O_CREAT:
+            SYSTEM.set_mode(descriptor, mode)
     except BaseException:
         os.close(descriptor)
         raise
@@ -48,7 +53,7 @@ def read_regular(path: str | os.PathLike[str], most: int, *, follow: bool = True
     EPERM where it should be ``private`` and others may write it. ``follow`` as for ``open_regular``."""
     with open(open_regular(path, follow=follow), "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
-        if private and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+        if private and SYSTEM.is_foreign(status):
             raise OSError(errno.EPERM, "others may write it", str(path))
         pieces, left = [], most + 1
         while left and (piece := file.read(min(left, _PIECE))):  # it may grow, and its length need not be true

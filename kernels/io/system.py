@@ -1,85 +1,80 @@
-"""System calls that only some systems have, with a substitute for the others.
+"""Calls that every system has in its own way: posix.py for Linux and macOS, windows.py for Windows.
 
-Linux has them all, macOS lacks most. Where one is missing, files are read and written through the page cache, and
-nothing else changes.
+Where a system lacks one, anywhere.py has what stands for it, and nothing else changes.
 """
 
-import errno
+import importlib.util
 import os
-
-try:
-    import fcntl
-except ImportError as error:
-    raise ImportError("Penstock reads, writes and locks files as POSIX has it: on Windows, run it in WSL 2") from error
-
-from .regular import open_regular
-
-_ZEROS = bytes(1 << 20)
+from collections.abc import Sequence
+from typing import Protocol
 
 
-def open_direct(path: str | os.PathLike[str], flags: int, mode: int | None = None, *, follow: bool = True) -> int:
-    """Open ``path`` past the page cache, as ``open_regular`` does.
+class System(Protocol):
+    """The calls. Paths are as ``os.open`` takes them; descriptors are open files. All raise OSError."""
 
-    Returns the descriptor. Raises OSError, EOPNOTSUPP where the system has no such mode.
-    """
-    if not hasattr(os, "O_DIRECT"):
-        raise OSError(errno.EOPNOTSUPP, "this system has no direct I/O", str(path))
-    return open_regular(path, flags | os.O_DIRECT, mode, follow=follow)
+    def open_file(self, path: str | os.PathLike[str], flags: int, mode: int, *, follow: bool) -> int:
+        """Open a file as ``os.open`` does, for this process and none that it starts. Returns the descriptor.
 
+        Nothing waits, even if it is a pipe. Without ``follow`` a link is an error, ELOOP.
+        """
 
-def expect_no_order(descriptor: int) -> None:
-    """Ask the system to read nothing ahead."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    def open_direct(self, path: str | os.PathLike[str], flags: int, mode: int, *, follow: bool) -> int:
+        """As ``open_file``, past the page cache. EOPNOTSUPP where the system has no such mode."""
 
+    def read_at(self, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fill ``buffers`` from ``offset`` on. Returns the bytes read, 0 at the end of the file."""
 
-def expect(descriptor: int, offset: int, length: int) -> None:
-    """Ask the system to read ``length`` bytes into the page cache."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+    def write_at(self, descriptor: int, data: memoryview | bytes, offset: int) -> int:
+        """Write ``data`` at ``offset``. Returns the bytes written."""
 
+    def reserve(self, descriptor: int, offset: int, length: int) -> None:
+        """Reserve ``length`` bytes of the file at ``offset``. Existing bytes stay."""
 
-def drop_cached(descriptor: int, offset: int, length: int) -> None:
-    """Drop ``length`` bytes from the page cache, all from ``offset`` on if 0. Where the system cannot, they age."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+    def is_foreign(self, status: os.stat_result) -> bool:
+        """Return whether a file with this ``status`` is another user's, or others may write it."""
 
+    def set_mode(self, descriptor: int, mode: int) -> None:
+        """Give a file of this user ``mode``, whatever the umask, where files have modes."""
 
-def reserve(descriptor: int, offset: int, length: int) -> None:
-    """Reserve ``length`` bytes of the file at ``offset``. Raises OSError where the file system cannot.
+    def expect_no_order(self, descriptor: int) -> None:
+        """Ask the system to read nothing ahead."""
 
-    Existing bytes stay. Without the system call, bytes past the end of the file are written as zeros.
-    """
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, offset, length)
-        return
-    at, end = max(offset, os.fstat(descriptor).st_size), offset + length
-    while at < end:
-        at += os.pwrite(descriptor, _ZEROS[: end - at], at)
+    def keep_uncached(self, descriptor: int) -> None:
+        """Ask the system to keep nothing of the file in its cache, where it can be asked once for all."""
 
+    def expect(self, descriptor: int, offset: int, length: int) -> None:
+        """Ask the system to read ``length`` bytes into its cache."""
 
-def sync_data(descriptor: int) -> None:
-    """Make the written bytes durable, with the metadata that is needed to read them. Raises OSError."""
-    if hasattr(os, "fdatasync"):
-        os.fdatasync(descriptor)
-    elif hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves bytes in the drive's own cache
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)
+    def drop_cached(self, descriptor: int, offset: int, length: int) -> None:
+        """Drop ``length`` bytes from the cache, all from ``offset`` on if 0. Where the system cannot, they age."""
 
+    def sync_data(self, descriptor: int) -> None:
+        """Make the written bytes durable, with the metadata that is needed to read them."""
 
-def lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock the open file for this descriptor alone, until it is closed.
+    def sync_folder(self, folder: str | os.PathLike[str]) -> None:
+        """Make the names in ``folder`` durable."""
 
-    Returns False if it is locked and we do not wait.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
+    def lock(self, descriptor: int, *, wait: bool) -> bool:
+        """Lock the open file for this descriptor alone, until it is closed.
+
+        Returns False if it is locked and we do not ``wait``.
+        """
+
+    def unlock(self, descriptor: int) -> None:
+        """Give back the lock of the open file, also where other processes have the descriptor."""
+
+    def name_drive(self, folder: str | os.PathLike[str]) -> str:
+        """Name the file system of ``folder``, for as long as it is there."""
 
 
-def unlock(descriptor: int) -> None:
-    """Give back the lock of the open file, also where other processes have the descriptor."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
+SYSTEM: System
+"""The calls of this system."""
+
+if importlib.util.find_spec("fcntl") is not None:
+    from . import posix
+
+    SYSTEM = posix
+else:
+    from . import windows
+
+    SYSTEM = windows

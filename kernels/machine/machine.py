@@ -203,9 +203,12 @@ def describe() -> MachineReport:
 
 
 def read_processor(information: Path) -> tuple[str, frozenset[str]]:
-    """Return the name of the first processor in ``information`` ("" if it has none) and its feature flags."""
+    """Return the name of the first processor in ``information`` ("" if it has none) and its feature flags.
+
+    Only Linux has such a file.
+    """
     fields: dict[str, str] = {}
-    for line in information.read_text().splitlines():
+    for line in information.read_text().splitlines() if information.exists() else ():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip().lower(), value.strip())
     return fields.get("model name", ""), frozenset(fields.get("flags", fields.get("features", "")).split())

@@ -2,26 +2,31 @@
 
 import contextlib
 import ctypes
+import errno
 import math
 import mmap
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..memory.page import PAGE
+from .c_library import find_c
+from .page import PAGE
 
 _HUGE = 2 << 20
 _SYSTEM_PAGE = mmap.PAGESIZE  # 16 KiB on Apple's processors
 # Python's mmap has the name only from 3.13 on.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_PRIVATE: dict[str, Any] = {}  # Windows: what no file has is private
+if hasattr(mmap, "MAP_ANONYMOUS"):
+    _PRIVATE["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; other systems refuse it
 _PREFAULT = 8 << 20  # bytes at a time
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+_madvise = find_c("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_mincore = find_c("mincore", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
 class ArenaClosed(ValueError):
@@ -57,8 +62,7 @@ class Arena:
         self._discarded = False
         # Spare address space, so that the region can start at a huge page.
         spare = _HUGE if huge_pages and self.length >= _HUGE else 0
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._map: _Map | None = _Map(-1, self.length + spare, flags=flags)
+        self._map: _Map | None = _Map(-1, self.length + spare, **_PRIVATE)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._base = -start % _HUGE if spare else 0
         self.address = start + self._base
@@ -104,17 +108,25 @@ class Arena:
                 if self._map is None or self._discarded:
                     return
                 # The map's own method would keep the interpreter locked.
-                if _libc.madvise(self.address + start, min(_PREFAULT, end - start), _MADV_POPULATE_WRITE):
+                if _madvise is None or _madvise(
+                    self.address + start, min(_PREFAULT, end - start), _MADV_POPULATE_WRITE
+                ):
                     return  # an old kernel, or no memory: pages are then backed one by one, on first use
 
     def discard(self, offset: int, length: int) -> None:
-        """Return the whole pages inside the range to the system. They read as zeros afterwards. Raises as ``view``."""
+        """Return the whole pages inside the range to the system. They read as zeros afterwards. Raises as ``view``.
+
+        Where the system takes none back, they become zeros and stay.
+        """
         region = self._at(offset, length)
         start, end = -(-offset // _SYSTEM_PAGE) * _SYSTEM_PAGE, (offset + length) // _SYSTEM_PAGE * _SYSTEM_PAGE
         if start < end:
             with self._lock:
                 self._discarded = True
-                region.madvise(mmap.MADV_DONTNEED, self._base + start, end - start)
+                if hasattr(region, "madvise"):
+                    region.madvise(mmap.MADV_DONTNEED, self._base + start, end - start)
+                else:
+                    ctypes.memset(self.address + start, 0, end - start)
 
     def resident_bytes(self) -> int:
         """Return the number of bytes of the arena that are in memory now.
@@ -123,7 +135,9 @@ class Arena:
         """
         self._at(0, 0)
         pages = np.zeros(-(-self.length // _SYSTEM_PAGE), np.uint8)
-        if _libc.mincore(self.address, self.length, pages.ctypes.data):
+        if _mincore is None:
+            raise OSError(errno.ENOSYS, "this system does not tell what is in memory")
+        if _mincore(self.address, self.length, pages.ctypes.data):
             raise OSError(ctypes.get_errno(), "mincore failed")
         return min(int(np.count_nonzero(pages & 1)) * _SYSTEM_PAGE, self.length)
 

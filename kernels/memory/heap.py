@@ -1,7 +1,8 @@
 """Bounds for the memory that the libraries under torch keep on the heap."""
 
-import ctypes
 import os
+
+from .c_library import find_c
 
 _KEPT_KERNELS = "32"
 
@@ -21,6 +22,6 @@ def bound_kernel_caches() -> None:
 
 def trim() -> None:
     """Return free heap memory to the system, where the C library can. It takes about a millisecond."""
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    give_back = find_c("malloc_trim")
     if give_back is not None:
         give_back(0)

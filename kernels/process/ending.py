@@ -7,7 +7,6 @@ bytes, or for nothing at all.
 
 import _thread
 import atexit
-import os
 import sys
 import threading
 import time
@@ -15,6 +14,8 @@ import weakref
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any, Protocol, TypeVar
+
+from .forks import begin_anew_in_child
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -113,4 +114,4 @@ def _computes(frame: FrameType | None) -> bool:
 ENDING = Ending()
 """The one of this process."""
 
-os.register_at_fork(after_in_child=ENDING.begin_anew)
+begin_anew_in_child(ENDING.begin_anew)

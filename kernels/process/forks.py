@@ -8,13 +8,23 @@ What was left to the parent raises Forked: the model in runtime/modules/model_fo
 
 import os
 import weakref
+from collections.abc import Callable
 from typing import Protocol
+
+CAN_FORK = hasattr(os, "register_at_fork")
+"""Windows starts every process anew."""
 
 FORKED = (
     "this model was loaded by the process that this one was forked from, whose threads read its weights; load it here, "
     'or start this process with "spawn" or "forkserver"'
 )
 """What an error says in a forked child."""
+
+
+def begin_anew_in_child(call: Callable[[], object]) -> None:
+    """Have each child that is forked from now on make ``call``."""
+    if CAN_FORK:
+        os.register_at_fork(after_in_child=call)
 
 
 class Inherited(Protocol):
@@ -69,4 +79,5 @@ def _in_child() -> None:
         one.leave_to_parent()
 
 
-os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+if CAN_FORK:
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

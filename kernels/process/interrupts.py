@@ -15,7 +15,6 @@ Whether it may pass is read from the frames that the signal interrupted, so comp
 # The functions of ``signal`` look up names for numbers, which takes ten times as long.
 import _signal  # type: ignore[import-not-found]
 import _thread
-import os
 import signal
 import sys
 import threading
@@ -24,6 +23,8 @@ from collections import deque
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any, TypeVar
+
+from .forks import begin_anew_in_child
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -186,4 +187,4 @@ class Shield:
 SHIELD = Shield()
 """The one of this process."""
 
-os.register_at_fork(after_in_child=SHIELD.begin_anew)
+begin_anew_in_child(SHIELD.begin_anew)

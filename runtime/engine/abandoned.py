@@ -5,10 +5,11 @@ may need (that of ``concurrent.futures``, say, which every pool takes to start a
 """
 
 import _thread
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
+
+from ...kernels.process.forks import begin_anew_in_child
 
 
 class Abandoned:
@@ -48,4 +49,4 @@ class Abandoned:
 ABANDONED = Abandoned()
 """Those of this process."""
 
-os.register_at_fork(after_in_child=ABANDONED.begin_anew)
+begin_anew_in_child(ABANDONED.begin_anew)

@@ -1,6 +1,5 @@
 """Cached rates of drives, in one small file, so that not every start has to measure again."""
 
-import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -9,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from ...kernels.io.system import SYSTEM
 from ...kernels.machine.read_rates import ReadRate
 from . import cachefile
 
@@ -79,4 +79,4 @@ def _signature(folder: Path) -> tuple[str, str, str]:
         liburing = metadata.version("liburing")
     except metadata.PackageNotFoundError:
         liburing = ""
-    return f"{os.stat(folder).st_dev:x}-{os.statvfs(folder).f_fsid:x}", platform.release(), liburing
+    return SYSTEM.name_drive(folder), platform.release(), liburing

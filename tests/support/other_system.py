@@ -7,7 +7,7 @@ import os
 import sys
 
 sys.modules["liburing"] = None  # type: ignore[assignment] # it has no wheels there
-for name in ("O_DIRECT", "posix_fadvise", "posix_fallocate", "fdatasync", "sched_getaffinity", "eventfd"):
+for name in ("O_DIRECT", "posix_fadvise", "posix_fallocate", "fdatasync", "sched_getaffinity", "eventfd", "preadv"):
     delattr(os, name)
 for name in ("MADV_HUGEPAGE", "MADV_NOHUGEPAGE"):
     delattr(mmap, name)

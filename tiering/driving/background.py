@@ -6,11 +6,11 @@ passes through it, so that reads never wait for a file.
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from ...kernels.process.forks import begin_anew_in_child
 from ...kernels.waiting import may_wait, no_waiting
 
 Work = Callable[[], Coroutine[None, None, None]]
@@ -88,7 +88,7 @@ def _begin_anew() -> None:
     _holders = _Holders()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+begin_anew_in_child(_begin_anew)
 
 
 class Hold:

@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar
 from aiofiles.os import wrap
 
 from ...kernels.io.regular import open_regular, read_regular
+from ...kernels.io.system import SYSTEM
 from .background import run
 
 Arguments = ParamSpec("Arguments")
@@ -136,8 +137,4 @@ def in_words(error: OSError) -> str:
 
 def sync_folder(folder: Path) -> None:
     """Make names made or renamed in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    SYSTEM.sync_folder(folder)

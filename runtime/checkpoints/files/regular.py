@@ -7,7 +7,10 @@ from pathlib import Path
 from types import TracebackType
 
 from ....kernels.io.regular import open_regular, read_regular
+from ....kernels.io.system import SYSTEM
 from ....tiering.errors import CheckpointError
+
+_PIECE = 16 << 20  # bytes at a time: what a file says of its length may not be so
 
 
 def open_descriptor(path: Path) -> tuple[int, int]:
@@ -37,8 +40,9 @@ class RegularFile:
         """The bytes there, all of them. Raises CheckpointError."""
         parts: list[bytes] = []
         while length:
+            piece = memoryview(bytearray(min(length, _PIECE)))
             try:
-                part = os.pread(self._descriptor, length, offset)
+                part = bytes(piece[: SYSTEM.read_at(self._descriptor, [piece], offset)])
             except OSError as error:
                 raise CheckpointError(f"{self.path} cannot be read at offset {offset}: {error.strerror}") from error
             if not part:

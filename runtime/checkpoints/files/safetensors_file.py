@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ....kernels.io.system import drop_cached, expect
+from ....kernels.io.system import SYSTEM
 from ....tiering.errors import CheckpointError
 from ....tiering.units import MiB
 from .json_file import unique
@@ -76,7 +76,7 @@ class SourceFile:
     def expect(self, offset: int, length: int) -> None:
         """Have the kernel read ``length`` bytes at ``offset`` ahead; they stay cached until they are read."""
         if length:
-            expect(self._descriptor, offset, length)
+            SYSTEM.expect(self._descriptor, offset, length)
 
     def read(self, offset: int, into: memoryview) -> None:
         """Fill ``into`` with the bytes at ``offset``. CheckpointError when they are not there or not readable."""
@@ -84,7 +84,7 @@ class SourceFile:
         into = into.cast("B")
         while done < wanted:
             try:
-                got = os.preadv(self._descriptor, [into[done : done + _DROP]], offset + done)
+                got = SYSTEM.read_at(self._descriptor, [into[done : done + _DROP]], offset + done)
             except OSError as error:
                 raise CheckpointError(
                     f"{self.path} cannot be read at offset {offset + done}: {error.strerror}"
@@ -96,12 +96,12 @@ class SourceFile:
             done += got
             # From well before: the kernel caches in runs of pages, and keeps a run that is not dropped as a whole.
             start = max(0, offset + done - got - _DROP)
-            drop_cached(self._descriptor, start, offset + done - start)
+            SYSTEM.drop_cached(self._descriptor, start, offset + done - start)
 
     def close(self) -> None:
         """Let go of the file and of what the page cache has of it. Idempotent."""
         if self._release.alive:
-            drop_cached(self._descriptor, 0, 0)
+            SYSTEM.drop_cached(self._descriptor, 0, 0)
         self._release()
 
 

@@ -14,7 +14,7 @@ import xxhash
 from ....kernels.io.directio import REFUSALS, DirectFile, Segment
 from ....kernels.io.reading import Reader
 from ....kernels.io.regular import open_regular
-from ....kernels.io.system import open_direct, reserve
+from ....kernels.io.system import SYSTEM
 from ....kernels.waiting import Then
 from ....tiering.driving.small_files import make_folder
 from ....tiering.errors import FlashFull, PenstockError, ReadError
@@ -40,10 +40,10 @@ class Spill:
                 f"{folder}: no file for KV can be made there ({error.strerror}); see [store] path"
             ) from error
         try:
-            os.fchmod(descriptor, 0o600)  # mkstemp heeds the umask
+            SYSTEM.set_mode(descriptor, 0o600)  # mkstemp heeds the umask
             os.close(descriptor)
             self._file = DirectFile(name, direct=direct)
-            self._out = (open_direct if self._file.direct else open_regular)(name, os.O_WRONLY, follow=False)
+            self._out = open_regular(name, os.O_WRONLY, follow=False, direct=self._file.direct)
         finally:
             os.unlink(name)
         self._folder = folder
@@ -55,7 +55,7 @@ class Spill:
         if length <= self._allocated:
             return
         try:
-            reserve(self._out, self._allocated, length - self._allocated)
+            SYSTEM.reserve(self._out, self._allocated, length - self._allocated)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise FlashFull(
@@ -73,7 +73,7 @@ class Spill:
                 self._checksums[offset] = xxhash.xxh3_64_intdigest(buffer)
                 done = 0
                 while done < len(buffer):
-                    done += os.pwrite(self._out, buffer[done:], offset + done)
+                    done += SYSTEM.write_at(self._out, buffer[done:], offset + done)
                 offset += len(buffer)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):

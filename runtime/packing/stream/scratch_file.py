@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ....kernels.formats.base import allocate_on_heap
-from ....kernels.io.system import reserve
+from ....kernels.io.system import SYSTEM
 from ....tiering.errors import BundleError, FlashFull
 from ....tiering.units import format_size
 
@@ -30,7 +30,7 @@ class ScratchFile:
         try:
             with tempfile.TemporaryFile(dir=self._folder) as file:
                 # Reserved, for where a mapped file cannot be written, the process dies.
-                reserve(file.fileno(), 0, length)
+                SYSTEM.reserve(file.fileno(), 0, length)
                 mapped = mmap.mmap(file.fileno(), length)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -45,4 +45,5 @@ class ScratchFile:
     def let_go(self) -> None:
         """Drop all pages of files from memory. What was written there stays."""
         for mapped in self._maps:
-            mapped.madvise(mmap.MADV_DONTNEED)
+            if hasattr(mapped, "madvise"):
+                mapped.madvise(mmap.MADV_DONTNEED)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import penstock
-from penstock.kernels.io import system
+from penstock.kernels.io import posix
 from penstock.kernels.io.directio import DirectFile, Segment
 from penstock.kernels.io.directwrite import DirectWriter
 from penstock.kernels.memory.arena import Arena
@@ -22,7 +22,7 @@ MODEL = ROOT / "examples" / "tiny-moe"
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("O_DIRECT", "posix_fadvise", "posix_fallocate", "fdatasync"):
+    for name in ("O_DIRECT", "posix_fadvise", "posix_fallocate", "fdatasync", "preadv"):
         monkeypatch.delattr(os, name)
 
 
@@ -50,7 +50,7 @@ def test_room_is_reserved_by_zeros_and_what_is_there_stays(there: int, offset: i
     path, length = tmp_path / "file", (1 << 20) + 7
     path.write_bytes(b"x" * there)
     descriptor = os.open(path, os.O_RDWR)
-    system.reserve(descriptor, offset, length)
+    posix.reserve(descriptor, offset, length)
     os.close(descriptor)
     found = path.read_bytes()
     assert found[:there] == b"x" * there
@@ -66,7 +66,7 @@ def test_without_room_to_reserve_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(os, "pwrite", full)
     descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     with pytest.raises(OSError, match="full"):
-        system.reserve(descriptor, 0, 1)
+        posix.reserve(descriptor, 0, 1)
     os.close(descriptor)
 
 
@@ -74,19 +74,19 @@ def test_without_room_to_reserve_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_data_are_synced_as_far_as_the_system_can(monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[object] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(("fsync", descriptor)))
-    monkeypatch.setattr(system.fcntl, "fcntl", lambda *arguments: synced.append(arguments))
-    system.sync_data(3)
-    monkeypatch.setattr(system.fcntl, "F_FULLFSYNC", 51, raising=False)  # macOS has it
-    system.sync_data(3)
+    monkeypatch.setattr(posix.fcntl, "fcntl", lambda *arguments: synced.append(arguments))
+    posix.sync_data(3)
+    monkeypatch.setattr(posix, "_FLUSH", 51)  # macOS has it
+    posix.sync_data(3)
     assert synced == [("fsync", 3), (3, 51)]
 
 
 def test_a_lock_is_for_one_descriptor_at_a_time(tmp_path: Path) -> None:
     first, second = (os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT) for _ in range(2))
-    assert system.lock(first, wait=False)
-    assert not system.lock(second, wait=False)
+    assert posix.lock(first, wait=False)
+    assert not posix.lock(second, wait=False)
     os.close(first)
-    assert system.lock(second, wait=True)
+    assert posix.lock(second, wait=True)
     os.close(second)
 
 
@@ -104,8 +104,10 @@ def test_a_model_runs_where_the_calls_are_missing(tmp_path: Path) -> None:
         assert model.generate(prompt, max_new_tokens=12, do_sample=False)[0].tolist() == found["tokens"]
 
 
-def test_a_system_without_posix_locks_is_told_what_to_do() -> None:
-    code = "import sys; sys.modules['fcntl'] = None; import penstock; print(penstock.__version__); penstock.load"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == f"{penstock.__version__}\n"
-    assert done.stderr.endswith("on Windows, run it in WSL 2\n")
+def test_on_macos_the_cache_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(posix.fcntl, "fcntl", lambda *arguments: asked.append(arguments))
+    posix.keep_uncached(3)
+    monkeypatch.setattr(posix, "_UNCACHED", 48)
+    posix.keep_uncached(3)
+    assert asked == [(3, 48, 1)]

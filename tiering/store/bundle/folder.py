@@ -2,12 +2,13 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from ....kernels.io.regular import open_regular
-from ....kernels.io.system import lock, unlock
+from ....kernels.io.system import SYSTEM
 from ...driving.small_files import make_folder
 from ...errors import BundleError, ConfigError, FlashFull
 from ...units import format_size
@@ -60,10 +61,10 @@ def locked(bundle: Path, *, wait: bool = True) -> Iterator[bool]:
         raise
     owner = os.getpid()
     try:
-        yield lock(descriptor, wait=wait)
+        yield SYSTEM.lock(descriptor, wait=wait)
     finally:
         if os.getpid() == owner:  # a child that was forked meanwhile has the descriptor too, and would keep the lock
-            unlock(descriptor)
+            SYSTEM.unlock(descriptor)
         os.close(descriptor)
 
 
@@ -80,8 +81,7 @@ def ensure_room(store: Path, needs: Mapping[Path, int], limit: int | None, *, el
         first, others = drives.get(os.stat(place).st_dev, (place, 0))
         drives[os.stat(place).st_dev] = first, others + size
     for place, size in drives.values():
-        status = os.statvfs(place)
-        free = status.f_bavail * status.f_frsize
+        free = shutil.disk_usage(place).free
         if size > free:
             raise FlashFull(
                 f"packing needs {format_size(size)} more in {place}, its drive has {format_size(free)} free; "

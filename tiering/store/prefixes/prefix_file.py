@@ -15,7 +15,7 @@ from ....kernels.closing import Closing
 from ....kernels.io.directio import DirectFile, Segment, ShortRead
 from ....kernels.io.directwrite import DirectWriter
 from ....kernels.io.regular import open_regular
-from ....kernels.io.system import lock
+from ....kernels.io.system import SYSTEM
 from ....kernels.memory.arena import Arena
 from ...errors import FlashFull, PrefixDamaged, PrefixError
 from ...prefix.chain import Chain, chain_of
@@ -39,7 +39,7 @@ class FileAside:
     def __init__(self, folder: Path, length: int) -> None:
         self.path = folder / f"{uuid.uuid4().hex}.{length}{PARTIAL}"
         self.descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, follow=False)
-        lock(self.descriptor, wait=True)
+        SYSTEM.lock(self.descriptor, wait=True)
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +68,7 @@ def write(aside: FileAside, header: Header, fill: Fill, *, direct: bool | None =
             writer.sync()
         whole = header.with_checksums(out.checksums)
         # The header comes last, and not past the page cache: its checksums are known only now.
-        os.pwrite(aside.descriptor, dump(whole), 0)
+        SYSTEM.write_at(aside.descriptor, dump(whole), 0)
         os.fsync(aside.descriptor)
         return whole
     except OSError as error:
@@ -216,7 +216,7 @@ def shorten(path: Path, length: int) -> None:
     try:
         status = os.fstat(descriptor)
         os.ftruncate(descriptor, length)
-        os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.utime(descriptor if os.utime in os.supports_fd else path, ns=(status.st_atime_ns, status.st_mtime_ns))
     finally:
         os.close(descriptor)
 
@@ -230,6 +230,6 @@ def is_abandoned(path: Path) -> bool:
     except OSError as error:  # a link, a pipe: a writer of ours makes none
         return error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO)
     try:
-        return lock(descriptor, wait=False)
+        return SYSTEM.lock(descriptor, wait=False)
     finally:
         os.close(descriptor)
