@@ -6,6 +6,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 _under_way: set[object] = set()  # one entry per running call
+_most: int | None = None
+
+
+def limit_teams(most: int | None) -> None:
+    """Limit the threads of calls from now on to ``most``, or to nothing (None)."""
+    global _most
+    _most = most
 
 
 def with_team(threads: int, call: Callable[[int], None]) -> None:
@@ -17,7 +24,7 @@ def with_team(threads: int, call: Callable[[int], None]) -> None:
     this = object()
     try:
         _under_way.add(this)
-        call(max(1, threads // len(_under_way)))
+        call(max(1, threads // len(_under_way) if _most is None else min(_most, threads // len(_under_way))))
     finally:
         _under_way.discard(this)
 

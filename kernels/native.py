@@ -65,6 +65,7 @@ _PORTABLE_WITH_RESULT: dict[str, list[Any]] = {
     "penstock_lossless_first_damaged": [c_void_p] + [c_long] * 2 + [c_void_p] + [c_long] * 2 + [c_int],
     "penstock_first_left_out": [c_void_p, c_long, c_void_p],
     "penstock_lossless_way": [],
+    "penstock_wait_policy": [c_int],
     "penstock_bounds_wide": [],
 }
 """Signatures of functions for any processor that return a number."""

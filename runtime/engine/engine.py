@@ -26,6 +26,7 @@ from ..experts.tier_experts import ExpertMemory
 from ..kv.cache.tier import KVTier
 from ..kv.cache.unbounded import Unbounded
 from ..machine import bit_trials
+from ..machine.contention import CONTENTION
 from ..modules.attach import attach
 from ..modules.model_forward import Around, Forwards
 from ..tiers.bridge import Bridge
@@ -104,6 +105,7 @@ class Engine:
         self._lock = threading.Lock()
         self._trace: Trace | None = None
         self._background = Hold()
+        self._cores = CONTENTION.hold()
         self.forked = False
         """Whether this process is a child of the one whose engine this is."""
         leave_at_fork(self)
@@ -265,6 +267,7 @@ class Engine:
         for reader in self.rows.values():
             reader.close()
         self.bundle.close()
+        self._cores.close()
         bit_trials.keep(BIT_TRIALS.copy())  # other models may go on adding to it
         try:
             self._write_records()
