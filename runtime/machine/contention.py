@@ -6,13 +6,13 @@ long.
 """
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
 
 from ...kernels.calls import limit_teams
 from ...kernels.machine.core_use import CoreUse, read_core_use
 from ...kernels.machine.wait_policy import wait_passively
+from ...kernels.process.forks import begin_anew_in_child
 from ...tiering.driving.background import BackgroundTask
 from ...tiering.policy.core_contention import PERIOD, CoreContention
 
@@ -82,4 +82,4 @@ class ContentionHold:
 CONTENTION = Contention()
 """That of this process."""
 
-os.register_at_fork(after_in_child=CONTENTION.begin_anew)
+begin_anew_in_child(CONTENTION.begin_anew)
