@@ -39,7 +39,7 @@ def command(
     from ..loading.load import load_opened
 
     with shown() as bar:
-        opened = open_files(source)
+        opened = open_files(source, config.store.path)
         positions = opened.positions
         prefill = min(PREFILL, max(1, (positions or PREFILL) // 2))
         room_for(prefill, steps + 1, positions)

@@ -81,7 +81,7 @@ def save(
     from ..loading.load import load_opened
 
     with shown() as bar:
-        opened = open_files(source)
+        opened = open_files(source, config.store.path)
         tokenizer = read_tokenizer(opened, "cache save reads the prompt with one")
         with tokenizing(tokenizer):
             ids: list[int] = tokenizer(content)["input_ids"]

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from .quick_imports import import_less
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, by the convention of shells."""
 BROKEN_PIPE = 141
@@ -64,6 +66,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
     import transformers
 
+    import_less()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)

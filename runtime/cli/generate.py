@@ -61,7 +61,7 @@ def command(
     from ..loading.load import load_opened
 
     with shown() as bar:
-        opened = open_files(source)
+        opened = open_files(source, config.store.path)
         tokenizer = read_tokenizer(opened, "generate reads its prompt with one")
         inputs = _encode(tokenizer, text)
         room = room_for(inputs["input_ids"].shape[1], tokens, opened.positions)

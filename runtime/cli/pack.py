@@ -88,7 +88,7 @@ def _pack(
 
     if is_bundle(source.model) and text is None:
         return Bundle.open(Path(source.model).expanduser(), direct=config.direct)
-    opened, rules = open_files(source), choose_rules(config.weights, config.store.path)
+    opened, rules = open_files(source, config.store.path), choose_rules(config.weights, config.store.path)
     calibrator = None if text is None else TextCalibrator.of(opened, config, rules, text, bar)
     assert opened.checkpoint is not None, "a bundle is refused with a text, and opened without one"
     return pack(

@@ -57,7 +57,7 @@ def load(
     settings, options = _split_settings(config, options)
     device = _open_device(settings)
     with shown(progress) as bar:
-        opened = _open(source, revision, trust_remote_code, bar)
+        opened = _open(source, settings, revision, trust_remote_code, bar)
         bundle = _find_bundle(opened, settings, dtype, bar)
         with told_when_gone(bundle.folder), closed_on_error(bundle):
             model = bare_model(bundle, trust_remote_code, options, opened if isinstance(opened, Source) else None)
@@ -75,12 +75,15 @@ def load_opened(opened: OpenedModel, settings: Config, progress: Progress) -> Pr
         return install(model, bundle, settings, device, progress, None)
 
 
-def _open(source: str | Path, revision: str | None, trust_remote_code: bool, progress: Progress) -> Path | Source:
+def _open(
+    source: str | Path, settings: Config, revision: str | None, trust_remote_code: bool, progress: Progress
+) -> Path | Source:
     """The checkpoint ``source``, opened; the folder of a bundle as it is."""
     if Bundle.is_bundle(source):
         return Path(source)
     quiet = isinstance(progress, Quiet)
-    return open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
+    store = settings.store.path
+    return open_source(source, store=store, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
 
 
 def _find_bundle(

@@ -1,6 +1,6 @@
 """A strict parse of a GGUF file's header: what it says is compared with the file before anything is made of it.
 
-Long arrays, as a vocabulary, are only walked over. What holds afterwards: counts and lengths fit into the file, keys
+Long arrays, as a vocabulary, are only walked over; ``gguf_metadata`` reads them where somebody asks. What holds afterwards: counts and lengths fit into the file, keys
 and names occur once, each tensor has a type that is known, rows of whole blocks, and the bytes that type and shape ask
 for; tensors lie one behind the other, each at the first place that is aligned, up to the end of the file, as llama.cpp
 demands.
@@ -182,9 +182,10 @@ def _array(reader: _Reader, key: str) -> GgufArray:
     kind, count = reader.number("I", key), reader.number("Q", key)
     if kind == ARRAY:
         reader.refuse(f"{key} is an array of arrays")
+    start = reader.at
     if kind == STRING:
         reader.skip_strings(count, f"{key}, {count} strings,")
-        return GgufArray(kind, count, None)
+        return GgufArray(kind, count, None, start, reader.at - start)
     code = _code(reader, kind, key)
     length = count * struct.calcsize(f"<{code}")
     reader.need(length, f"{key}, {count} numbers,")
@@ -192,11 +193,11 @@ def _array(reader: _Reader, key: str) -> GgufArray:
         values = reader.take(f"{count}{code}", key)
         if any(isinstance(value, float) and math.isnan(value) for value in values):
             reader.refuse(f"{key} has a value that is not a number")
-        return GgufArray(kind, count, values)
+        return GgufArray(kind, count, values, start, length)
     if not key.startswith("tokenizer."):
         reader.refuse(f"{key} has {count} numbers, more than any model has layers")
     reader.at += length
-    return GgufArray(kind, count, None)
+    return GgufArray(kind, count, None, start, length)
 
 
 def _code(reader: _Reader, kind: int, key: str) -> str:
