@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .checkpoint import Checkpoint
-from .files.gguf_file import GgufFile
+from .files.gguf_header import is_gguf
 from .gguf_source import GgufSource
 from .source import Source
 
@@ -20,6 +20,6 @@ def open_source(
     ``quiet``. What a bundle in ``store`` has of a GGUF file is not converted again. Raises CheckpointError, as
     Checkpoint.open and GgufSource.open."""
     path = Path(source).expanduser()
-    if path.is_file() and GgufFile.is_gguf(path):
+    if path.is_file() and is_gguf(path):
         return GgufSource.open(path, store)
     return Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)

@@ -14,7 +14,7 @@ from ..config.config import Config
 from ..loading.opening import is_bundle, open_files
 from ..loading.progress import shown
 from .calibrating import TextCalibrator
-from .console import print_json, print_table, quiet_libraries
+from .console import importing, print_json, print_table
 from .measure import peak_resident_bytes
 from .options import Settings, SourceOptions
 
@@ -46,8 +46,8 @@ def command(
     config = settings.load()
     if profile is not None and is_bundle(source.model):
         raise TraceError("the experts of a bundle stay where they are; name the checkpoint with --profile")
-    quiet_libraries()
-    from ..routing.routes import Routes
+    with importing():
+        from ..routing.routes import Routes
 
     routes = Routes.load(profile) if profile is not None else None
     start = time.perf_counter()

@@ -5,9 +5,11 @@ as they are. What is used after all is imported then.
 """
 
 import functools
+import gc
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -16,10 +18,33 @@ from .deferred import Deferred, defer
 _UNUSED = ("is_torch_distributed_available", "is_accelerate_available")
 """How transformers asks for packages that it then imports."""
 _MODELS = "transformers.models"
+_process = {"ours": False}
+
+
+def own_process() -> None:
+    """Say that the process is there for one command, which may choose what is imported, and how."""
+    _process["ours"] = True
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import without the garbage collector, which would look through all classes and functions again and again. What is
+    there afterwards stays there, and is not looked through any more."""
+    if not _process["ours"] or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def import_less() -> None:
-    """Have transformers import as little as commands need from now on. Idempotent; nothing is done where it has
-    imported models already."""
-    if "transformers.modeling_utils" in sys.modules:
+    """Have transformers import as little as commands need from now on, where the process is ours. Idempotent; nothing
+    is done where it has imported models already."""
+    if not _process["ours"] or "transformers.modeling_utils" in sys.modules:
         return
     import transformers.utils
     from transformers.utils import import_utils
@@ -28,9 +53,10 @@ def import_less() -> None:
         for name in _UNUSED:
             setattr(module, name, _is_not_there)
     marks = {name: functools.partial(_mark, name) for name in ("assume_constant_result", "allow_in_graph")}
-    defer("torch._dynamo", {"disable": _disable, **marks})
+    defer("torch._dynamo", {"disable": _disable, **marks}, apart=["_trace_wrapped_higher_order_op"])
     plain = {name: functools.partial(_of_plain, name, answer) for name, answer in _SHAPES.items()}
     defer("torch.fx.experimental.symbolic_shapes", plain)
+    defer("sympy", {"Basic": _no_class})
     _list_models_once(transformers, import_utils._LazyModule)
 
 
@@ -72,6 +98,15 @@ def _disable(compiler: Deferred) -> Any:
         return run
 
     return disable
+
+
+def _no_class(_: Deferred) -> type:
+    """Stands for the class of all expressions, of which there are none yet."""
+    return _Nothing
+
+
+class _Nothing:
+    """Nothing is an instance of it."""
 
 
 def _of_plain(name: str, answer: Callable[..., bool | None], shapes: Deferred) -> Any:

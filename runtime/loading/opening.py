@@ -10,6 +10,7 @@ from ...tiering.store.bundle.manifest_file import read_manifest
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
+    from ..checkpoints.files.content import Content
     from ..checkpoints.source import Source
     from ..config.config import Config
 
@@ -113,27 +114,44 @@ def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
 
 def find_bundle(source: ModelSource, config: "Config", progress: "Progress | None" = None) -> Path:
     """The folder of the bundle that a model is or was packed into. Raises CheckpointError and BundleError."""
-    from ..packing.rules import choose_rules
-
     folder = Path(source.model).expanduser()
     if is_bundle(source.model):
         return folder
     store = config.store.path
-    checkpoint = open_checkpoint(source, store)
-    found = find_bundles(checkpoint, store, bundles_in(store), progress)
+    # Most are known by their files. What is wrong with others, opening them says.
+    found = _find_by_files(source, store, progress) or find_bundles(
+        open_checkpoint(source, store), store, bundles_in(store), progress
+    )
     if not found:
         raise BundleError(f"{source.model} is not packed in {store}; run: penstock pack {source.model}")
-    rules = str(choose_rules(config.weights, store))
-    wanted = [folder for folder in found if read_manifest(folder).codec == rules]
-    found = wanted or found
+    if len(found) > 1:
+        from ..packing.rules import choose_rules
+
+        rules = str(choose_rules(config.weights, store))
+        found = [folder for folder in found if read_manifest(folder).codec == rules] or found
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found)
         raise BundleError(f"{source.model} is packed more than once; name one of the bundles: {names}")
     return found[0]
 
 
+def _find_by_files(source: ModelSource, store: Path, progress: "Progress | None") -> list[Path]:
+    """The bundles of a folder or GGUF file, without a look at what is in its weights, and without torch; none where
+    that does not tell."""
+    from ..checkpoints.files.content import find_content
+
+    path = Path(source.model).expanduser()
+    if not path.exists():
+        return []
+    try:
+        content = find_content(path, trust_remote_code=source.trust_remote_code)
+        return find_bundles(content, store, bundles_in(store), progress)
+    except CheckpointError:
+        return []
+
+
 def find_bundles(
-    checkpoint: "Source", store: Path, among: list[Path], progress: "Progress | None" = None
+    checkpoint: "Source | Content", store: Path, among: list[Path], progress: "Progress | None" = None
 ) -> list[Path]:
     """Those of the bundles ``among`` that hold ``checkpoint``'s content; it is read for that if penstock sees it the
     first time."""

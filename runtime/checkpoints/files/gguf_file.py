@@ -25,7 +25,6 @@ from .gguf_header import parse_gguf_header
 from .gguf_hyperparameters import misfit, parts_of
 from .gguf_metadata import header_given
 from .gguf_types import GgufHeader, HeaderTensor
-from .regular import RegularFile
 from .safetensors_file import SourceTensor
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -81,15 +80,6 @@ class GgufFile:
     path: Path
     header: GgufHeader
     tensors: Mapping[str, GgufTensor]
-
-    @classmethod
-    def is_gguf(cls, path: Path) -> bool:
-        """Whether ``path`` is a file that says so."""
-        try:
-            with RegularFile(path) as file:
-                return file.size >= 4 and file.read(0, 4) == b"GGUF"
-        except CheckpointError:
-            return False
 
     @classmethod
     def open(cls, path: Path) -> "GgufFile":

@@ -1,6 +1,7 @@
 """A strict parse of a GGUF file's header: what it says is compared with the file before anything is made of it.
 
-Long arrays, as a vocabulary, are only walked over; ``gguf_metadata`` reads them where somebody asks. What holds afterwards: counts and lengths fit into the file, keys
+Long arrays, as a vocabulary, are only walked over; ``gguf_metadata`` reads them where somebody asks. What holds
+afterwards: counts and lengths fit into the file, keys
 and names occur once, each tensor has a type that is known, rows of whole blocks, and the bytes that type and shape ask
 for; tensors lie one behind the other, each at the first place that is aligned, up to the end of the file, as llama.cpp
 demands.
@@ -35,6 +36,15 @@ _MOST_ENTRIES = 65536
 _MOST_TENSORS, _TENSOR_SHARE = 10_000, 4096
 """Tensors of the smallest files; larger ones may have one more for each so many bytes."""
 _STEP = 4 * MiB
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether ``path`` is a file that says so."""
+    try:
+        with RegularFile(path) as file:
+            return file.size >= 4 and file.read(0, 4) == _MAGIC
+    except CheckpointError:
+        return False
 
 
 def parse_gguf_header(path: Path) -> GgufHeader:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from ....kernels.io.reading import Reader
 from ...events import Part
 from .manifest import Block
-from .reader import Bundle, in_passing
+from .data_files import in_passing
+from .reader import Bundle
 
 
 class BundleFlash:

@@ -1,6 +1,6 @@
 """GGUF files: each weight means what transformers makes of the same file, as pieces and planes."""
 
-import builtins
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,10 +219,10 @@ def test_a_file_of_plain_numbers_is_computed_in_their_dtype(tmp_path: Path):
 
 def test_what_is_a_gguf_file(tmp_path: Path):
     (tmp_path / "other").write_bytes(b"GGML")
-    assert GgufFile.is_gguf(write(tmp_path / "model.gguf", "llama", mixed))
-    assert not GgufFile.is_gguf(tmp_path / "other")
-    assert not GgufFile.is_gguf(tmp_path / "none")
-    assert not GgufFile.is_gguf(tmp_path)
+    assert is_gguf(write(tmp_path / "model.gguf", "llama", mixed))
+    assert not is_gguf(tmp_path / "other")
+    assert not is_gguf(tmp_path / "none")
+    assert not is_gguf(tmp_path)
 
 
 @pytest.mark.parametrize("left", [0, 10, 300, -1000])
@@ -240,7 +240,7 @@ def test_one_part_of_several_is_refused(tmp_path: Path):
 
 def test_an_architecture_that_transformers_does_not_read_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="plamo"):
-        GgufFile.open(write(tmp_path / "model.gguf", "plamo", mixed))
+        GgufSource.open(write(tmp_path / "model.gguf", "plamo", mixed))
 
 
 def test_a_missing_weight_is_named(tmp_path: Path):
@@ -252,13 +252,7 @@ def test_a_missing_weight_is_named(tmp_path: Path):
 
 def test_without_the_package_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write(tmp_path / "model.gguf", "llama", mixed)
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "gguf":
-            raise ImportError(name)
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: real(name, *rest) if name != "gguf" else None)
     with pytest.raises(CheckpointError, match=r"pip install 'penstock\[gguf\]'"):
         GgufFile.open(path)
