@@ -58,9 +58,7 @@ def command(
         raise typer.Exit(1)
 
 
-def _look_deep(
-    folder: "Path", config: "Config", trust_remote_code: bool, progress: "Progress"
-) -> list[PenstockError]:
+def _look_deep(folder: "Path", config: "Config", trust_remote_code: bool, progress: "Progress") -> list[PenstockError]:
     with importing():
         from ...tiering.store.bundle.reader import Bundle
         from ..loading.deep_check import check_deep

@@ -14,7 +14,6 @@ from ...tiering.errors import ConfigError
 from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.gone import told_when_gone
 from ...tiering.store.bundle.reader import Bundle
-from ..checkpoints.built_model import BuiltModel
 from ..checkpoints.open import open_source
 from ..checkpoints.source import Source
 from ..config.config import Config
@@ -25,7 +24,7 @@ from .handle import Handle
 from .install import install
 from .opening import OpenedModel
 from .openings.device import device_budget, open_device
-from .openings.kv import kv_device_bytes
+from .openings.kv_memory import kv_device_bytes
 from .placeholder_model import bare_model, dtype_of
 from .progress import shown
 from .stored_layout import check_stored
@@ -129,6 +128,8 @@ def wrap(
         raise ConfigError(f"wrap does not know {', '.join(sorted(options))}; it takes {', '.join(sorted(OVERRIDES))}")
     if isinstance(getattr(model, "penstock", None), Handle):
         raise ConfigError("this model is already wrapped; close it and load it again to change its settings")
+    from ..checkpoints.built_model import BuiltModel  # here: no checkpoint needs it
+
     device = _open_device(settings)
     with shown(progress) as bar:
         bundle = pack(

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from ....kernels.io.reading import Reader
 from ...events import Part
-from .manifest import Block
 from .data_files import in_passing
+from .manifest import Block
 from .reader import Bundle
 
 

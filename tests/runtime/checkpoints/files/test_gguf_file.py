@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints import gguf_weights
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.files.gguf_file import GgufFile
+from penstock.runtime.checkpoints.files.gguf_header import is_gguf
 from penstock.runtime.checkpoints.gguf_source import GgufSource
 from penstock.runtime.checkpoints.gguf_weights import GgufWeights
 from penstock.runtime.checkpoints.layout import Layout
