@@ -7,7 +7,7 @@ Where that is an order of rows, or nothing, a quantised weight can be stored in 
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from .gguf_header import parse_gguf_header
 from .gguf_hyperparameters import misfit, parts_of
 from .gguf_metadata import header_given
 from .gguf_types import GgufHeader, HeaderTensor
+from .replaced import replaced
 from .safetensors_file import SourceTensor
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -133,12 +134,15 @@ class GgufFile:
 
     def names(self, model: PreTrainedModel) -> dict[str, list[str]]:
         """The file's tensors of each weight of the skeleton ``model``; several are stacked, those of each expert."""
+        import gguf
         from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
         found: dict[str, list[str]] = {}
         expected = model.state_dict()
         try:
-            names = get_gguf_hf_weights_map(model, self._processor())
+            # transformers asks for the same table for every module, which takes a hundredth of a second.
+            with replaced(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)):
+                names = get_gguf_hf_weights_map(model, self._processor())
         except Exception as error:  # an architecture or size that the gguf package has no names for
             raise CheckpointError(f"{self.path}: transformers cannot name its weights: {reason(error)}") from error
         for name, weight in names.items():

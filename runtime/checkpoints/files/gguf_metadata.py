@@ -5,20 +5,17 @@ the ``gguf`` package, which takes seconds for a vocabulary. While ``header_given
 """
 
 import struct
-import threading
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ....tiering.errors import CheckpointError
 from .gguf_types import SCALARS, STRING, GgufArray, GgufHeader
 from .regular import RegularFile
+from .replaced import replaced
 
 _LENGTH = struct.Struct("<Q")
-_ALONE = threading.RLock()
-"""Held while transformers' readers are replaced."""
 
 
 def read_metadata(path: Path, header: GgufHeader, strings: Container[str] = ()) -> dict[str, Any]:
@@ -54,21 +51,11 @@ def header_given(path: Path, header: GgufHeader, config: Mapping[str, Any]) -> I
     def load_gguf_checkpoint(file: str, *rest: Any, **more: Any) -> Any:
         return {"config": dict(config)} if Path(file) == path else load_any(file, *rest, **more)
 
-    with _ALONE, ExitStack() as stack:
+    with ExitStack() as stack:
         for module in (gguf, reader):
-            stack.enter_context(_replaced(module, "read_gguf_metadata", read_gguf_metadata))
-        stack.enter_context(_replaced(loading, "load_gguf_checkpoint", load_gguf_checkpoint))
+            stack.enter_context(replaced(module, "read_gguf_metadata", read_gguf_metadata))
+        stack.enter_context(replaced(loading, "load_gguf_checkpoint", load_gguf_checkpoint))
         yield
-
-
-@contextmanager
-def _replaced(module: ModuleType, name: str, by: Callable[..., Any]) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, by)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
 
 
 def _bytes_of(file: RegularFile, array: GgufArray) -> bytes:
