@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from ...tiering.errors import CheckpointError
 from .describe import Description
@@ -75,11 +75,31 @@ class GgufSource(Source):
             return {path.name: path for path in sorted(self.kept.iterdir()) if path.is_file()}
         return saved_files(self._save)
 
+    def can_keep(self, folder: Path) -> bool:
+        """Whether the model files in ``folder`` may stand for the conversion: the tokenizer that transformers reads
+        there is the one that it makes of the file. Of some classes it is not."""
+        made = None if self.kept is not None else self.file.tokenizer
+        if made is None:
+            return True
+        try:
+            read = AutoTokenizer.from_pretrained(folder)
+            return _describe_tokenizer(read) == _describe_tokenizer(made)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            return False
+
     def _save(self, folder: Path) -> None:
         self.config.save_pretrained(folder)
         GenerationConfig.from_model_config(self.config).save_pretrained(folder)
         if self.file.tokenizer is not None:
             self.file.tokenizer.save_pretrained(folder)
+
+
+def _describe_tokenizer(tokenizer: Any) -> tuple[Any, ...]:
+    """All that decides which tokens a text has, and which text they have."""
+    backend = tokenizer.backend_tokenizer.to_str()
+    return backend, tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.padding_side
 
 
 def _read_kept(folder: Path, bounds: Bounds) -> PretrainedConfig | None:

@@ -78,6 +78,10 @@ class Source(ABC):
         Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall.
         """
 
+    def can_keep(self, folder: Path) -> bool:
+        """Whether the model files, written to ``folder``, may stand for what is ``converted``, the next time."""
+        return self.converted
+
     @abstractmethod
     def model_files(self, *, untied: bool) -> ModelFiles:
         """What a bundle's model folder holds; ``untied`` as in SourceContents. Raises CheckpointError."""

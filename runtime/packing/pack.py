@@ -156,7 +156,7 @@ def _refresh(bundle: Bundle, source: Source, described: Description, target: Tar
     if source.small_files or (source.converted and not is_kept(bundle.folder, target.digest)):
         tied = described.layout.tied
         files = source.model_files(untied=bool(tied) and bundle.manifest.tied != tied)
-        if refresh_model_folder(bundle.model_folder, files) and source.converted:
+        if refresh_model_folder(bundle.model_folder, files) and source.can_keep(bundle.model_folder):
             note_kept(bundle.folder, target.digest)
     if target.weights is not None:
         write_note(bundle.folder, target.weights)

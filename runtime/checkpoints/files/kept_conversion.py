@@ -69,8 +69,8 @@ def _converter() -> str:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file in ``folder``. Raises OSError, also where one is a link."""
-    files = sorted(path for path in folder.iterdir() if not path.is_dir())
+    """SHA-256 of each file in ``folder``. Raises OSError, also where one is a link or a folder."""
+    files = sorted(folder.iterdir())
     return {path.name: hashlib.sha256(read_small(path, _LONGEST, follow=False)).hexdigest() for path in files}
 
 

@@ -85,20 +85,20 @@ class DataFiles(Closing):
         progress = progress or Quiet()
         found: list[BundleCorrupt] = []
         progress.start("verifying", sum(block.extent.length for block in self.manifest.blocks))
-        with mmap.mmap(-1, _STEP) as memory, memoryview(memory) as buffer:  # aligned, as direct reads ask for
-            for block in self.manifest.blocks:
-                checksum, done = xxhash.xxh3_64(), 0
-                try:
-                    while done < block.extent.length:
-                        with buffer[: min(_STEP, block.extent.length - done)] as view:
-                            self.read_rows(block, done // PAGE, view)
-                            checksum.update(view)
-                            done += len(view)
-                            progress.advance(len(view))
-                    if checksum.hexdigest() != block.checksum:
-                        raise self.corrupt(block, "is altered: its checksum does not match")
-                except BundleCorrupt as error:
-                    found.append(error)
+        buffer = memoryview(mmap.mmap(-1, _STEP))  # aligned, as direct reads ask for
+        for block in self.manifest.blocks:
+            checksum, done = xxhash.xxh3_64(), 0
+            try:
+                while done < block.extent.length:
+                    view = buffer[: min(_STEP, block.extent.length - done)]
+                    self.read_rows(block, done // PAGE, view)
+                    checksum.update(view)
+                    done += len(view)
+                    progress.advance(len(view))
+                if checksum.hexdigest() != block.checksum:
+                    raise self.corrupt(block, "is altered: its checksum does not match")
+            except BundleCorrupt as error:
+                found.append(error)
         progress.finish()
         return found
 
