@@ -23,11 +23,14 @@ def defer(name: str, stand_ins: Mapping[str, StandIn], apart: Sequence[str] = ()
     if spec is None or spec.loader is None:
         return
     sys.modules[name] = deferred = Deferred(spec, stand_ins)
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, deferred)  # as importing it does
     deferred.__path__ = spec.submodule_search_locations or []
     for each in apart:
         with suppress(ModuleNotFoundError):
             importlib.import_module(f"{name}.{each}")
-    if deferred.is_deferred():
+    if is_deferred(deferred):
         del deferred.__path__
 
 
@@ -44,37 +47,42 @@ class Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:
         """The stand-in for ``name``, or what the module has: it is imported. Raises AttributeError."""
         with self._lock:
-            places = self.__spec__.submodule_search_locations  # type: ignore[union-attr]
-            wants_submodule = name == "__path__" and places is not None
-            if self._importing or (name.startswith("__") and not wants_submodule):
-                raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-            if self.is_deferred():
+            if is_deferred(self):
+                places = self.__spec__.submodule_search_locations  # type: ignore[union-attr]
+                wants_submodule = name == "__path__" and places is not None
+                if self._importing or (name.startswith("__") and not wants_submodule):
+                    raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
                 if name in self._stand_ins:
                     return self._stand_ins[name](self)
-                self.load()
+                load(self)
         return getattr(self, name)
 
-    def is_deferred(self) -> bool:
-        """Whether the module is not imported yet."""
-        return type(self) is Deferred
 
-    def load(self) -> None:
-        """Import the module, if it is not yet."""
-        with self._lock:
-            if not self.is_deferred() or self._importing:
-                return
-            self._importing = True
-            places = self.__spec__.submodule_search_locations  # type: ignore[union-attr]
-            if places is not None:
-                self.__path__ = places
-            try:
-                self.__spec__.loader.exec_module(self)  # type: ignore[union-attr]
-            finally:
-                self._importing = False
-            for call in self._waiting:
-                call()
-            self.__class__ = ModuleType  # type: ignore[assignment]
+def is_deferred(module: ModuleType) -> bool:
+    """Whether ``module`` is not imported yet."""
+    return type(module) is Deferred
 
-    def when_loaded(self, call: Callable[[], Any]) -> None:
-        """Have ``call`` done once the module is imported."""
-        self._waiting.append(call)
+
+def load(module: Deferred) -> None:
+    """Import ``module``, if it is not yet."""
+    with module._lock:
+        if not is_deferred(module) or module._importing:
+            return
+        spec = module.__spec__
+        assert spec is not None
+        assert spec.loader is not None
+        module._importing = True
+        if spec.submodule_search_locations is not None:
+            module.__path__ = spec.submodule_search_locations
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            module._importing = False
+        module.__class__ = ModuleType  # type: ignore[assignment]
+        for call in module._waiting:
+            call()
+
+
+def when_loaded(module: Deferred, call: Callable[[], Any]) -> None:
+    """Have ``call`` done once ``module`` is imported."""
+    module._waiting.append(call)

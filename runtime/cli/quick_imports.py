@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
 
-from .deferred import Deferred, defer
+from .deferred import Deferred, defer, is_deferred, load, when_loaded
 
 _UNUSED = ("is_torch_distributed_available", "is_accelerate_available")
 """How transformers asks for packages that it then imports."""
@@ -69,9 +69,9 @@ def _mark(how: str, compiler: Deferred) -> Any:
 
     def mark(function: Any) -> Any:
         if isinstance(function, FunctionType):
-            compiler.when_loaded(lambda: getattr(compiler, how)(function))
+            when_loaded(compiler, lambda: getattr(compiler, how)(function))
             return function
-        compiler.load()
+        load(compiler)
         return getattr(compiler, how)(function)
 
     return mark
@@ -84,7 +84,7 @@ def _disable(compiler: Deferred) -> Any:
         if function is None:
             return lambda each: disable(each, *rest, **more)
         if not isinstance(function, FunctionType):
-            compiler.load()
+            load(compiler)
             return compiler.disable(function, *rest, **more)
 
         @functools.cache
@@ -93,7 +93,7 @@ def _disable(compiler: Deferred) -> Any:
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            return (function if type(compiler) is Deferred else disabled())(*args, **kwargs)
+            return (function if is_deferred(compiler) else disabled())(*args, **kwargs)
 
         return run
 
@@ -117,14 +117,18 @@ def _of_plain(name: str, answer: Callable[..., bool | None], shapes: Deferred) -
         found = None if more else answer(*args)
         if found is not None:
             return found
-        shapes.load()
+        load(shapes)
         return getattr(shapes, name)(*args, **more)
 
     return function
 
 
-def _itself(condition: object, *_: object) -> bool | None:
+def _itself(condition: object) -> bool | None:
     return condition if type(condition) is bool else None
+
+
+def _expected(condition: object, skip: int = 0) -> bool | None:
+    return _itself(condition)
 
 
 def _all(*conditions: object) -> bool | None:
@@ -152,7 +156,7 @@ def _unknown(*_: object) -> None:
 
 
 _SHAPES: Mapping[str, Callable[..., bool | None]] = {
-    "expect_true": _itself,
+    "expect_true": _expected,
     "guard_or_false": _itself,
     "guard_or_true": _itself,
     "guard_size_oblivious": _itself,
