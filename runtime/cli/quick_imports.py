@@ -18,6 +18,8 @@ from .deferred import Deferred, defer, is_deferred, load, when_loaded
 _UNUSED = ("is_torch_distributed_available", "is_accelerate_available")
 """How transformers asks for packages that it then imports."""
 _MODELS = "transformers.models"
+_LISTED = ("_class_to_module", "_modules", "_import_structure", "_object_missing_backend")
+"""What transformers keeps of the names that its modules have."""
 _process = {"ours": False}
 
 
@@ -176,7 +178,8 @@ def _list_models_once(transformers: ModuleType, lazy_module: Any) -> None:
     """Make ``transformers.models`` of what ``transformers`` has listed of it: importing it would read all its 1,700
     files again."""
     spec = importlib.util.find_spec(_MODELS)
-    if _MODELS in sys.modules or spec is None or spec.origin is None or not isinstance(transformers, lazy_module):
+    known = {*_LISTED} <= vars(transformers).keys() and isinstance(transformers, lazy_module)
+    if _MODELS in sys.modules or spec is None or spec.origin is None or not known:
         return
     prefix = "models."
     places = {name: place for name, place in transformers._class_to_module.items() if place.startswith(prefix)}

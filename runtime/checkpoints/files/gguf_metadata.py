@@ -48,8 +48,14 @@ def header_given(path: Path, header: GgufHeader, config: Mapping[str, Any]) -> I
             return read_any(file, string_arrays)
         return read_metadata(path, header, string_arrays), tuple(header.tensors)
 
+    class Loaded(dict[str, Any]):
+        """``config``; what else an older transformers wants of it, it reads itself."""
+
+        def __missing__(self, key: str) -> Any:
+            return load_any(str(path))[key]
+
     def load_gguf_checkpoint(file: str, *rest: Any, **more: Any) -> Any:
-        return {"config": dict(config)} if Path(file) == path else load_any(file, *rest, **more)
+        return Loaded(config=dict(config)) if Path(file) == path else load_any(file, *rest, **more)
 
     with ExitStack() as stack:
         for module in (gguf, reader):

@@ -79,6 +79,8 @@ def test_other_files_are_read_as_ever_and_readers_are_put_back(tmp_path: Path, u
         assert modeling_gguf_pytorch_utils.load_gguf_checkpoint(str(other))["config"]["model_type"] == "llama"
         assert "tokenizer.ggml.model" not in reader.read_gguf_metadata(str(other))[0]
         assert unread == ["other.gguf", "other.gguf"]
+        assert modeling_gguf_pytorch_utils.load_gguf_checkpoint(str(path))["tokenizer"]["tokens"]
+        assert unread[2:] == ["model.gguf"]
     assert (reader.read_gguf_metadata, modeling_gguf_pytorch_utils.load_gguf_checkpoint) == readers
 
 
