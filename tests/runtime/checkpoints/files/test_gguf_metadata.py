@@ -88,15 +88,19 @@ def test_a_file_without_a_tokenizer_has_none(tmp_path: Path) -> None:
     assert GgufFile.open(write(tmp_path / "model.gguf", "llama", mixed)).tokenizer is None
 
 
-@pytest.mark.parametrize("change", ["not utf-8", "too long"])
+@pytest.mark.parametrize("change", ["not utf-8", "too long", "the last is too long"])
 def test_texts_that_are_none_are_refused(tmp_path: Path, change: str) -> None:
     path = write(tmp_path / "model.gguf", "llama", mixed, vocabulary="gpt2")
     file = GgufFile.open(path)
-    place = file.header.arrays["tokenizer.ggml.merges"].offset
+    merges = file.header.arrays["tokenizer.ggml.merges"]
+    place, last = merges.offset, merges.offset + merges.length - 8 - len("de f")
     raw = bytearray(path.read_bytes())
-    raw[place + 8 : place + 9] = b"\xff"
-    if change == "too long":  # as where another process has replaced the content since
+    if change == "not utf-8":
+        raw[place + 8 : place + 9] = b"\xff"
+    elif change == "too long":  # as where another process has replaced the content since
         raw[place : place + 8] = (1 << 40).to_bytes(8, "little")
+    else:
+        raw[last : last + 8] = (5).to_bytes(8, "little")
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"model\.gguf is damaged: tokenizer\.ggml\.merges is no list of texts"):
         file.tokenizer  # noqa: B018
