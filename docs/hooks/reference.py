@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from penstock.runtime.cli.main import app
+from penstock.runtime.cli.main import make_app
 from penstock.runtime.config.described import Setting, described, sections
 from penstock.runtime.config.settings import OVERRIDES
 
@@ -73,7 +73,7 @@ def command_line() -> Iterator[str]:
         "Errors are one line on stderr, with exit code 1. Wrong usage is exit code 2, Ctrl-C 130, a closed pipe 141.\n"
     )
     yield "## Options of every command {#shared}\n"
-    commands = dict(leaves(typer.main.get_command(app), "penstock"))
+    commands = dict(leaves(typer.main.get_command(make_app()), "penstock"))
     some = next(iter(commands.values()))
     yield from _options(each for each in some.params if each.name in SHARED)
     for name, command in commands.items():

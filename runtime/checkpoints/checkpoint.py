@@ -1,8 +1,6 @@
 """A safetensors checkpoint, opened: its configuration and where each tensor lies; never pickle, never code unasked."""
 
 import copy
-import hashlib
-import json
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,13 @@ from ...tiering.errors import CheckpointError
 from ...tiering.progress import Progress
 from .describe import Description, describe
 from .files.bounds import WITHOUT_FILES, Bounds
-from .files.digest import digest_files
+from .files.content import Content, read_raw_config
 from .files.failures import reason
 from .files.hub import find_folder
-from .files.json_file import read_object
-from .files.model_files import ModelFiles, checkpoint_files, what_decides_weights
+from .files.model_files import ModelFiles, checkpoint_files
 from .files.safetensors_file import SourceTensor, parse_header, read_tensor
 from .files.small_files import check_small_files
-from .files.weights_files import check_link, find_weights, list_some
+from .files.weights_files import find_weights, list_some
 from .meta_model import build_meta_model
 from .model_class import read_own_config
 from .quantisation.account import account_for
@@ -62,7 +59,7 @@ class Checkpoint(Source):
         Raises CheckpointError when there is none, when it holds no safetensors weights, or when they are damaged.
         """
         folder = find_folder(source, revision, trust_remote_code, quiet)
-        raw = _read_raw_config(folder)
+        raw = read_raw_config(folder)
         files = find_weights(folder, raw.get("transformers_weights"))
         tensors: dict[str, SourceTensor] = {}
         for file in files:
@@ -87,8 +84,11 @@ class Checkpoint(Source):
     @property
     def content(self) -> tuple[Path, ...]:
         """Every file that decides what the model computes."""
-        code = sorted(self.folder.glob("*.py")) if self.trust_remote_code else []
-        return (*self.files, self.folder / "config.json", *code)
+        return self._content.content
+
+    @property
+    def _content(self) -> Content:
+        return Content(self.files, self.folder, self.trust_remote_code)
 
     def read(self, description: Description, memory: int) -> SourceContents:
         """As Source.read."""
@@ -112,10 +112,8 @@ class Checkpoint(Source):
         return checkpoint_files(self.folder, untied, code=self.trust_remote_code)
 
     def weights_digest(self, store: Path, progress: Progress | None = None) -> str | None:
-        """As Source. Of the configuration counts what may decide weights."""
-        config = what_decides_weights(read_object(self.folder / "config.json"))
-        files = digest_files([file for file in self.content if file.name != "config.json"], store, progress)
-        return hashlib.sha256(json.dumps([files, config], sort_keys=True).encode()).hexdigest()
+        """As Source."""
+        return self._content.weights_digest(store, progress)
 
     def _report(self, model: PreTrainedModel, used: Set[str]) -> None:
         """Say what of the checkpoint no weight of ``model`` is made of, as transformers does. Raises CheckpointError
@@ -134,14 +132,6 @@ class Checkpoint(Source):
         config = copy.deepcopy(self.config)
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
         return build_meta_model(config, dtype, trust_remote_code=self.trust_remote_code, bounds=self.bounds)
-
-
-def _read_raw_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    check_link(path)
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
-    return read_object(path)
 
 
 def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, dict[str, Any] | None]:

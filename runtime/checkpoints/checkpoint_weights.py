@@ -13,7 +13,8 @@ from ...tiering.errors import BudgetTooSmall, CheckpointError
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from ...tiering.units import KiB, format_size
 from .convert import Group, initial_value, may_be_absent, plan
-from .files.safetensors_file import SourceFile, SourceTensor
+from .files.safetensors_file import SourceTensor
+from .files.source_file import SourceFile
 from .layout import Layout
 from .weights import CHUNK, PlainWeights, as_bytes, split_bytes
 

@@ -10,7 +10,7 @@ from ...tiering.errors import CheckpointError
 from ...tiering.store.bundle.manifest import Block, TensorSpec
 from .convert import initial_value, may_be_absent
 from .files.gguf_file import GgufFile, GgufTensor
-from .files.safetensors_file import SourceFile
+from .files.source_file import SourceFile
 from .layout import Layout
 from .weights import CHUNK, SourceFormat, as_bytes, split_bytes
 

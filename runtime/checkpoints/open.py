@@ -3,17 +3,23 @@
 from pathlib import Path
 
 from .checkpoint import Checkpoint
-from .files.gguf_file import GgufFile
+from .files.gguf_header import is_gguf
 from .gguf_source import GgufSource
 from .source import Source
 
 
 def open_source(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, quiet: bool = True
+    source: str | Path,
+    *,
+    store: Path | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    quiet: bool = True,
 ) -> Source:
     """``source``, a folder, a GGUF file or a hub id. A hub id is fetched first, with the hub's own progress bars unless
-    ``quiet``. Raises CheckpointError, as Checkpoint.open and GgufFile.open."""
+    ``quiet``. What a bundle in ``store`` has of a GGUF file is not converted again. Raises CheckpointError, as
+    Checkpoint.open and GgufSource.open."""
     path = Path(source).expanduser()
-    if path.is_file() and GgufFile.is_gguf(path):
-        return GgufSource.open(path)
+    if path.is_file() and is_gguf(path):
+        return GgufSource.open(path, store)
     return Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)

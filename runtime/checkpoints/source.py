@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from ...tiering.progress import Progress
 from .describe import Description, describe
@@ -58,8 +59,8 @@ class Source(ABC):
     trust_remote_code: bool = False
     small_files: bool = True
     """Whether configuration and tokenizer are files in ``folder``, which may change while the weights do not."""
-    tokenizer_file: str | None = None
-    """The GGUF file in ``folder`` that has the tokenizer. None: the tokenizer has files of its own."""
+    converted: bool = False
+    """Whether they are made of the file that has the weights."""
 
     @property
     @abstractmethod
@@ -77,9 +78,17 @@ class Source(ABC):
         Raises CheckpointError when weights are missing or misshapen, BudgetTooSmall.
         """
 
+    def can_keep(self, folder: Path) -> bool:
+        """Whether the model files, written to ``folder``, may stand for what is ``converted``, the next time."""
+        return self.converted
+
     @abstractmethod
     def model_files(self, *, untied: bool) -> ModelFiles:
         """What a bundle's model folder holds; ``untied`` as in SourceContents. Raises CheckpointError."""
+
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer. Raises CheckpointError, and whatever transformers raises."""
+        return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
 
     def write_model_files(self, folder: Path, *, untied: bool) -> None:
         """Write the model files to ``folder``. Raises CheckpointError, OSError."""

@@ -15,7 +15,7 @@ from ..loading.opening import open_files
 from ..loading.progress import shown
 from ..machine.drives import bundle_speed
 from ..tracing.tracefile import destination
-from .console import print_json, print_table, quiet_libraries
+from .console import importing, print_json, print_table
 from .generate import room_for
 from .measure import peak_resident_bytes
 from .options import Settings, SourceOptions, TraceFile
@@ -35,11 +35,11 @@ def command(
     config = settings.load()
     if trace is not None:
         destination(trace)  # what cannot be written is said before anything is packed
-    quiet_libraries()
-    from ..loading.load import load_opened
+    with importing():
+        from ..loading.load import load_opened
 
     with shown() as bar:
-        opened = open_files(source)
+        opened = open_files(source, config.store.path)
         positions = opened.positions
         prefill = min(PREFILL, max(1, (positions or PREFILL) // 2))
         room_for(prefill, steps + 1, positions)

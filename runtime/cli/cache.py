@@ -15,7 +15,7 @@ from ...tiering.prefix.tree import Record
 from ...tiering.units import GiB, format_size, parse_size
 from ..loading.opening import OpenedModel, open_files, read_tokenizer
 from ..loading.progress import shown
-from .console import fail, print_json, print_table, quiet_libraries
+from .console import fail, importing, print_json, print_table, quiet_libraries
 from .options import Settings, SourceOptions
 from .text import read_text, tokenizing
 
@@ -77,11 +77,11 @@ def save(
     if config.prefix_quota is None:
         config = config.override(kv_prefix=QUOTA)
     content = read_text(text) if text is not None else sys.stdin.read() if prompt == "-" else str(prompt)
-    quiet_libraries()
-    from ..loading.load import load_opened
+    with importing():
+        from ..loading.load import load_opened
 
     with shown() as bar:
-        opened = open_files(source)
+        opened = open_files(source, config.store.path)
         tokenizer = read_tokenizer(opened, "cache save reads the prompt with one")
         with tokenizing(tokenizer):
             ids: list[int] = tokenizer(content)["input_ids"]

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from .quick_imports import import_less, uncollected
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, by the convention of shells."""
 BROKEN_PIPE = 141
@@ -55,18 +57,32 @@ def drop_output() -> None:
     os.close(nowhere)
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import in here what needs transformers: quietly, and fast where the process is ours."""
+    with uncollected():
+        quiet_libraries()
+        yield
+
+
 def quiet_libraries() -> None:
-    """Keep messages of transformers and of the hub off the terminal. Call it before they are imported."""
+    """Import transformers, and keep its messages and those of the hub off the terminal."""
+    quiet_imports()
+    import transformers
+
+    import_less()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def quiet_imports() -> None:
+    """Have transformers and the hub quiet if they come to be imported. Nothing is imported for that."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 @contextmanager

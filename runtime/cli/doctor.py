@@ -12,7 +12,7 @@ from ...tiering.errors import ConfigError
 from ...tiering.policy.drive_reading import Reading
 from ...tiering.units import GiB, MiB, format_size
 from ..machine.drive_speeds import existing
-from .console import print_json, print_table, quiet_libraries, say
+from .console import importing, print_json, print_table, say
 from .options import Settings
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ def command(settings: Settings) -> None:
     What is measured is kept: of the drive it decides how models are read from then on, and of both what plan predicts.
     """
     config = settings.load()
-    quiet_libraries()
-    import psutil
+    with importing():
+        import psutil
 
-    from ...kernels import native
-    from ...kernels.devices.measure import report_cuda_devices
-    from ...kernels.machine import machine
-    from ..machine import drive_rates_file, timings
-    from ..machine.reading import kept_reading
-    from ..planning.reference import measure
+        from ...kernels import native
+        from ...kernels.devices.measure import report_cuda_devices
+        from ...kernels.machine import machine
+        from ..machine import drive_rates_file, timings
+        from ..machine.reading import kept_reading
+        from ..planning.reference import measure
 
     store = config.store.path
     folder = existing(store)  # before the first pack there is no store yet

@@ -62,7 +62,7 @@ def command(
     content = read_text(text)
     quiet_libraries()
     with shown() as bar:
-        opened = open_files(source)
+        opened = open_files(source, config.store.path)
         tokenizer = read_tokenizer(opened, "eval reads its text with one")
         first = beginning(tokenizer)
         size = window_size(context, len(first), opened.positions, "--context")

@@ -14,7 +14,7 @@ from ..checkpoints.files.failures import reason
 from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
 from ..tracing.tracefile import destination
-from .console import print_json, quiet_libraries, say, waiting
+from .console import importing, print_json, say, waiting
 from .measure import peak_resident_bytes
 from .options import Settings, SourceOptions, TraceFile
 from .text import tokenizing
@@ -57,11 +57,11 @@ def command(
     if trace is not None:
         destination(trace)  # what cannot be written is said before anything is packed
     text = sys.stdin.read() if prompt == "-" else prompt
-    quiet_libraries()
-    from ..loading.load import load_opened
+    with importing():
+        from ..loading.load import load_opened
 
     with shown() as bar:
-        opened = open_files(source)
+        opened = open_files(source, config.store.path)
         tokenizer = read_tokenizer(opened, "generate reads its prompt with one")
         inputs = _encode(tokenizer, text)
         room = room_for(inputs["input_ids"].shape[1], tokens, opened.positions)

@@ -7,9 +7,9 @@ from ...tiering.store.bundle.manifest import Block, Manifest
 from ...tiering.store.bundle.manifest_file import read_manifest
 from ...tiering.store.bundle.stripes import on_one_drive
 from ...tiering.units import format_size
-from ..loading.opening import find_bundle, is_bundle
+from ..loading.opening import find_bundle
 from ..loading.progress import shown
-from .console import print_json, print_table, quiet_libraries
+from .console import print_json, print_table, quiet_imports
 from .contents import AS_IS, shares
 from .options import Settings, SourceOptions
 
@@ -17,8 +17,7 @@ from .options import Settings, SourceOptions
 def command(source: SourceOptions, settings: Settings) -> None:
     """Show what a packed model holds and where it lies. Reads the manifest only."""
     config = settings.load()
-    if not is_bundle(source.model):
-        quiet_libraries()
+    quiet_imports()
     with shown() as bar:
         folder = find_bundle(source, config, bar)
     manifest = read_manifest(folder)

@@ -2,16 +2,18 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from ...tiering.errors import PenstockError
-from . import bench, cache, config, doctor, generate, inspect, pack, plan, profile, verify
-from . import eval as evaluation
 from .console import BROKEN_PIPE, INTERRUPTED, drop_output, fail, say
-from .options import expand
+from .quick_imports import own_process
+
+COMMANDS = ("generate", "pack", "verify", "inspect", "plan", "profile", "eval", "doctor", "config", "bench", "cache")
+"""The commands, as help lists them. Each is a module of this room."""
 
 
 class _Guarded(TyperGroup):
@@ -36,17 +38,6 @@ class _Guarded(TyperGroup):
             raise typer.Exit(BROKEN_PIPE) from error
 
 
-app = typer.Typer(
-    cls=_Guarded,
-    help="Run Hugging Face models that are larger than this machine's memory.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # plain help: it answers faster
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -55,7 +46,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -64,19 +54,38 @@ def _options(
     pass
 
 
-for _module in (generate, pack, verify, inspect, plan, profile, evaluation, doctor, config, bench):
-    app.command(_module.__name__.rpartition(".")[2])(expand(_module.command))
+def make_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The command line with the commands ``names``, whose modules are imported."""
+    from .options import expand
 
-_cache = typer.Typer(help="Prompts stored on flash.", no_args_is_help=True, rich_markup_mode=None)
-for _name, _command in cache.COMMANDS.items():
-    _cache.command(_name)(expand(_command))
-app.add_typer(_cache, name="cache")
+    app = typer.Typer(
+        cls=_Guarded,
+        help="Run Hugging Face models that are larger than this machine's memory.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,  # plain help: it answers faster
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name in names:
+        module = import_module(f".{name}", __package__)
+        if name != "cache":
+            app.command(name)(expand(module.command))
+            continue
+        group = typer.Typer(help="Prompts stored on flash.", no_args_is_help=True, rich_markup_mode=None)
+        for each, command in module.COMMANDS.items():
+            group.command(each)(expand(command))
+        app.add_typer(group, name=name)
+    return app
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command, and return its exit code: 0, 1 an error, 2 bad usage, 130 Ctrl-C, 141 closed pipe."""
+    # One command is all that is imported where it is named; help, and what is misspelled, need all.
+    names = [name for name in arguments[:1] if name in COMMANDS] or COMMANDS
     try:
-        app(args=list(arguments), prog_name="penstock")
+        make_app(names)(args=list(arguments), prog_name="penstock")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
@@ -87,4 +96,5 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> None:
     """Entry point of the ``penstock`` script."""
+    own_process()
     sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from ..config.config import Config
 from ..loading.opening import is_bundle, open_files
 from ..loading.progress import shown
 from .calibrating import TextCalibrator
-from .console import print_json, print_table, quiet_libraries
+from .console import importing, print_json, print_table
 from .measure import peak_resident_bytes
 from .options import Settings, SourceOptions
 
@@ -46,8 +46,8 @@ def command(
     config = settings.load()
     if profile is not None and is_bundle(source.model):
         raise TraceError("the experts of a bundle stay where they are; name the checkpoint with --profile")
-    quiet_libraries()
-    from ..routing.routes import Routes
+    with importing():
+        from ..routing.routes import Routes
 
     routes = Routes.load(profile) if profile is not None else None
     start = time.perf_counter()
@@ -88,7 +88,7 @@ def _pack(
 
     if is_bundle(source.model) and text is None:
         return Bundle.open(Path(source.model).expanduser(), direct=config.direct)
-    opened, rules = open_files(source), choose_rules(config.weights, config.store.path)
+    opened, rules = open_files(source, config.store.path), choose_rules(config.weights, config.store.path)
     calibrator = None if text is None else TextCalibrator.of(opened, config, rules, text, bar)
     assert opened.checkpoint is not None, "a bundle is refused with a text, and opened without one"
     return pack(

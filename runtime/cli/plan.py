@@ -6,7 +6,7 @@ import typer
 
 from ...tiering.policy.placement.budgets import ENOUGH
 from ...tiering.units import format_size
-from .console import print_json, print_table, quiet_libraries, waiting
+from .console import importing, print_json, print_table, waiting
 from .options import Settings, SourceOptions
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def command(
     That it does not fit is an answer, not an error: the exit code is 0, see "fits" in --json.
     """
     config = settings.load()
-    quiet_libraries()
-    from ..planning.plan import plan
-    from ..routing.routes import Routes
+    with importing():
+        from ..planning.plan import plan
+        from ..routing.routes import Routes
 
     routes = None if profile is None else Routes.load(profile)
     with waiting("measuring and simulating"):

@@ -71,7 +71,7 @@ def _record(
 ) -> "Routes":
     """The routing trace of the text ``content``, called ``name``. Errors in it are found before the model is packed."""
     with shown() as bar:
-        opened = open_files(source)
+        opened = open_files(source, config.store.path)
         _check_experts(opened.config, source)
         tokenizer = read_tokenizer(opened, "profile reads its text with one")
         ids = _encode(tokenizer, content, name, tokens)

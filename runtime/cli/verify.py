@@ -8,12 +8,14 @@ from ...tiering.errors import BundleError, PenstockError
 from ...tiering.units import format_size
 from ..loading.opening import find_bundle
 from ..loading.progress import shown
-from .console import fail, print_json, quiet_libraries
+from .console import fail, importing, print_json, quiet_imports
 from .options import Settings, SourceOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ...tiering.progress import Progress
-    from ...tiering.store.bundle.reader import Bundle
+    from ..config.config import Config
 
 
 def command(
@@ -25,16 +27,16 @@ def command(
 ) -> None:
     """Check every block of a packed model against its checksum; exit code 1 if one is damaged."""
     config = settings.load()
-    quiet_libraries()
-    from ...tiering.store.bundle.reader import Bundle
+    quiet_imports()
+    from ...tiering.store.bundle.data_files import DataFiles
 
     with shown() as bar:
         folder = find_bundle(source, config, bar)
-        with Bundle.open(folder, direct=config.direct) as bundle:
-            damaged: list[PenstockError] = [*bundle.verify(bar)]
-            manifest = bundle.manifest
-            if deep and not damaged:
-                damaged += _look_deep(bundle, source.trust_remote_code, bar)
+        with DataFiles.open(folder, direct=config.direct) as files:
+            damaged: list[PenstockError] = [*files.verify(bar)]
+            manifest = files.manifest
+        if deep and not damaged:
+            damaged += _look_deep(folder, config, source.trust_remote_code, bar)
     if settings.json:
         print_json(
             {
@@ -56,10 +58,13 @@ def command(
         raise typer.Exit(1)
 
 
-def _look_deep(bundle: "Bundle", trust_remote_code: bool, progress: "Progress") -> list[PenstockError]:
-    from ..loading.deep_check import check_deep
+def _look_deep(folder: "Path", config: "Config", trust_remote_code: bool, progress: "Progress") -> list[PenstockError]:
+    with importing():
+        from ...tiering.store.bundle.reader import Bundle
+        from ..loading.deep_check import check_deep
 
-    try:
-        return [*check_deep(bundle, trust_remote_code=trust_remote_code, progress=progress)]
-    except BundleError as error:
-        return [error]
+    with Bundle.open(folder, direct=config.direct) as bundle:
+        try:
+            return [*check_deep(bundle, trust_remote_code=trust_remote_code, progress=progress)]
+        except BundleError as error:
+            return [error]

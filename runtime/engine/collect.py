@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from ...tiering.planner.counters import Counters, found_ratio
 from ...tiering.policy.prefetch.predictor_choice import Predictors
 from ...tiering.units import BlockId
-from ..kv.cache.tier import KVTier
 from ..kv.cache.unbounded import Unbounded
 from ..kv.pages.counters import PoolUsage
 from ..kv.pages.device_pages import UpperUsage
@@ -22,6 +22,9 @@ from ..tiers.kept_copies import KeptCopies
 from ..tiers.plane_counts import PlaneCounts
 from ..tiers.pressure import Pressure
 from .stats import DeviceStats, HostStats, KVStats, Stats, WeightStats
+
+if TYPE_CHECKING:
+    from ..kv.cache.tier import KVTier
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Components:
     row_drives: Mapping[BlockId, int]
     """The drive of each block that is read by row."""
     pressure: Pressure
-    kv: KVTier | None
+    kv: "KVTier | None"
     forwards: Forwards
     predictors: Predictors
     planes: PlaneCounts
@@ -131,7 +134,7 @@ class Components:
         )
 
 
-def _kv(kv: KVTier | None, pages: PoolUsage, unbounded: Unbounded) -> KVStats:
+def _kv(kv: "KVTier | None", pages: PoolUsage, unbounded: Unbounded) -> KVStats:
     """``pages`` are those of ``kv``; ``unbounded`` the caches that transformers keeps."""
     device = UpperUsage() if kv is None or kv.device_pages is None else kv.device_pages.usage()
     selected = SelectionStats() if kv is None else kv.selection_stats()

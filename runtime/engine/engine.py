@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,13 +18,13 @@ from ...tiering.driving.ports import Machine
 from ...tiering.errors import TraceError
 from ...tiering.events import PINNING_STREAM, Slot
 from ...tiering.planner.arrangement import Arrangement
+from ...tiering.planner.setup import Setup
 from ...tiering.policy.prefetch.predictor_choice import BOTH, CO_ACTIVATION, ROUTER, Predictors
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.manifest import Block
 from ...tiering.store.bundle.reader import Bundle
 from ...tiering.units import BlockId
 from ..experts.tier_experts import ExpertMemory
-from ..kv.cache.tier import KVTier
 from ..kv.cache.unbounded import Unbounded
 from ..machine import bit_trials
 from ..machine.contention import CONTENTION
@@ -40,12 +41,15 @@ from ..tiers.model_weights import ModelWeights
 from ..tiers.plane_counts import PlaneCounts
 from ..tiers.pressure import Pressure
 from ..tiers.views import AllViews
-from ..tracing.run_recording import RunRecording
 from ..tracing.trace import TakesNotes, Trace
 from .abandoned import ABANDONED
 from .collect import Components
 from .prefault import start_prefault
 from .stats import Stats
+
+if TYPE_CHECKING:
+    from ..kv.cache.tier import KVTier
+    from ..tracing.run_recording import RunRecording
 
 _PATIENCE = 2.0
 """Seconds that loading waits for prefaulting at most: the rest comes while the model is used."""
@@ -62,7 +66,7 @@ class Engine:
         machine: Machine,
         *,
         record: str | Path | None = None,
-        kv: KVTier | None = None,
+        kv: "KVTier | None" = None,
         device_use: DeviceUse | None = None,
     ) -> None:
         """``blocks`` are what moves of ``bundle``, its own or several of them joined, as ``arrangement`` has them; the
@@ -82,7 +86,7 @@ class Engine:
         self.blocks = {block.id: block for block in blocks}
         self.pressure = Pressure(machine, arrangement.divisions, None if kv is None else kv.pool)
         setup = arrangement.host_setup
-        self.recording = None if record is None else RunRecording(setup, record)
+        self.recording = None if record is None else _start_recording(setup, record)
         """The recording of this run, if one was asked for."""
         if self.recording is not None and kv is not None:
             kv.pool.record(self.recording)
@@ -278,3 +282,9 @@ class Engine:
         for recorded in (self._trace, self.recording):
             if recorded is not None:
                 recorded.stop()
+
+
+def _start_recording(setup: Setup, record: str | Path) -> "RunRecording":
+    from ..tracing.run_recording import RunRecording  # here: few ask for one
+
+    return RunRecording(setup, record)

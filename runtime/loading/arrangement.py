@@ -7,7 +7,7 @@ from ...tiering.planner.arrangement import Arrangement, MemoryBudgets, Outline, 
 from ...tiering.policy.drive_reading import Reading
 from ..config.config import Config
 from .openings.device import check_formats, device_budget
-from .openings.kv import kv_device_bytes, least_kv_host
+from .openings.kv_memory import kv_device_bytes, least_kv_host
 
 
 def find_budgets(outline: Outline, settings: Config, device: Device | None, model: Any) -> MemoryBudgets:

@@ -3,7 +3,7 @@
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,21 +19,23 @@ from ...tiering.policy.drive_reading import Reading
 from ...tiering.policy.placement.placement import Placement
 from ..engine.engine import Engine
 from ..engine.stats import PrefixStats, Stats
-from ..kv.adapter import PagedKV
 from ..prefixes.plain import is_plain
-from ..prefixes.prefix import Prefixes
 from ..routing.profiling import RoutingRecording
 from ..tiers.kept_copies import KeptCopies
-from ..tracing.run_recording import RunRecording
 from ..tracing.trace import Trace
 from .placeholder_model import take_away
+
+if TYPE_CHECKING:
+    from ..kv.adapter import PagedKV
+    from ..prefixes.prefix import Prefixes
+    from ..tracing.run_recording import RunRecording
 
 
 class Handle:
     """``model.penstock``: the statistics of a loaded model, its traces, its KV cache, and its end."""
 
     def __init__(
-        self, model: PreTrainedModel, engine: Engine, paged: PagedKV | None, prefixes: Prefixes | str | None
+        self, model: PreTrainedModel, engine: Engine, paged: "PagedKV | None", prefixes: "Prefixes | str | None"
     ) -> None:
         """``paged`` makes KV caches in pages, if KV is in pages. ``prefixes`` are the kept prompts, or the reason why
         there are none although ``kv_prefix`` asked for them."""
@@ -104,7 +106,7 @@ class Handle:
         return is_plain(input_ids, kwargs, prefixes.flags)
 
     @property
-    def recording(self) -> RunRecording | None:
+    def recording(self) -> "RunRecording | None":
         """The recording that ``record=FILE`` asked for, else None. Its ``stop()`` ends it earlier than ``close``."""
         return self._engine.recording
 

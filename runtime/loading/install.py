@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
@@ -21,23 +21,24 @@ from ...tiering.planner.arrangement import Arrangement, typical_block
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.reader import Bundle
 from ..config.config import Config
+from ..config.settings import Kv
 from ..engine.abandoned import ABANDONED
 from ..engine.engine import Engine
-from ..kv.adapter import PagedKV
-from ..kv.cache.tier import KVTier
 from ..machine import bit_trials
 from ..machine.reading import reading_of
 from ..modules.model_forward import Around
-from ..prefixes.prefix import Prefixes
 from ..tiers.device.tier import DeviceUse
 from ..tiers.expert_planes import units
 from .arrangement import arrange_model, find_budgets
 from .handle import Handle
-from .openings.kv import open_kv_tier
-from .openings.prefixes import open_prefixes
 from .outline import layout_of, outline_model
 from .placeholder_model import move_out
 from .streamed_class import streamed_class
+
+if TYPE_CHECKING:
+    from ..kv.adapter import PagedKV
+    from ..kv.cache.tier import KVTier
+    from ..prefixes.prefix import Prefixes
 
 
 def install(
@@ -84,7 +85,7 @@ def _build_in(
         engine = _build_engine(model, bundle, arrangement, settings, device, record)
     try:
         engine.load(progress)
-        paged = None if engine.kv is None else PagedKV(model, engine.kv)
+        paged = None if engine.kv is None else _page_kv(model, engine.kv)
         # Not earlier: until here, an error leaves a wrapped model as it was.
         move_out(model, bundle.manifest, engine.tier.compute)
         around = None if paged is None else paged.forward
@@ -95,7 +96,7 @@ def _build_in(
         raise
     model.__class__ = streamed_class(type(model))
     prefixes = _open_prefixes(settings, model, bundle, engine.kv)
-    if isinstance(prefixes, Prefixes) and prefixes.supported:
+    if prefixes is not None and not isinstance(prefixes, str) and prefixes.supported:
         arounds.append(prefixes.watch)
     model.penstock = Handle(model, engine, paged, prefixes)
     return model
@@ -123,8 +124,7 @@ def _build_engine(
     if device is not None:
         experts = settings.experts
         device_use = DeviceUse(device, host_experts=experts.misses == "auto", grouped=experts.products == "grouped")
-    budgets = arrangement.budgets
-    kv = open_kv_tier(settings, arrangement.reading, model.config, budgets.kv_floor, device, budgets.kv_device)
+    kv = _open_kv(settings, arrangement, model, device)
     with closed_on_error(kv):
         return Engine(
             bundle,
@@ -137,13 +137,33 @@ def _build_engine(
         )
 
 
+def _open_kv(
+    settings: Config, arrangement: Arrangement, model: PreTrainedModel, device: Device | None
+) -> "KVTier | None":
+    """The KV tier, if KV is in pages. What handles them is imported only where a setting asks for it."""
+    if settings.kv == Kv():
+        return None
+    from .openings.kv import open_kv_tier
+
+    budgets = arrangement.budgets
+    return open_kv_tier(settings, arrangement.reading, model.config, budgets.kv_floor, device, budgets.kv_device)
+
+
+def _page_kv(model: PreTrainedModel, tier: "KVTier") -> "PagedKV":
+    from ..kv.adapter import PagedKV
+
+    return PagedKV(model, tier)
+
+
 def _open_prefixes(
-    settings: Config, model: PreTrainedModel, bundle: Bundle, tier: KVTier | None
-) -> Prefixes | str | None:
+    settings: Config, model: PreTrainedModel, bundle: Bundle, tier: "KVTier | None"
+) -> "Prefixes | str | None":
     """The kept prompts; None where none are asked for; the reason why they cannot be kept, since the model runs without
     them too."""
     if settings.prefix_quota is None:
         return None
+    from .openings.prefixes import open_prefixes
+
     try:
         label = "".join(c if c.isprintable() else "_" for c in bundle.folder.name)  # terminals show it
         return open_prefixes(settings, settings.prefix_quota, model, bundle.manifest, tier, label=label)

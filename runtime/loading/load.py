@@ -14,7 +14,6 @@ from ...tiering.errors import ConfigError
 from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.gone import told_when_gone
 from ...tiering.store.bundle.reader import Bundle
-from ..checkpoints.built_model import BuiltModel
 from ..checkpoints.open import open_source
 from ..checkpoints.source import Source
 from ..config.config import Config
@@ -25,7 +24,7 @@ from .handle import Handle
 from .install import install
 from .opening import OpenedModel
 from .openings.device import device_budget, open_device
-from .openings.kv import kv_device_bytes
+from .openings.kv_memory import kv_device_bytes
 from .placeholder_model import bare_model, dtype_of
 from .progress import shown
 from .stored_layout import check_stored
@@ -57,7 +56,7 @@ def load(
     settings, options = _split_settings(config, options)
     device = _open_device(settings)
     with shown(progress) as bar:
-        opened = _open(source, revision, trust_remote_code, bar)
+        opened = _open(source, settings, revision, trust_remote_code, bar)
         bundle = _find_bundle(opened, settings, dtype, bar)
         with told_when_gone(bundle.folder), closed_on_error(bundle):
             model = bare_model(bundle, trust_remote_code, options, opened if isinstance(opened, Source) else None)
@@ -75,12 +74,15 @@ def load_opened(opened: OpenedModel, settings: Config, progress: Progress) -> Pr
         return install(model, bundle, settings, device, progress, None)
 
 
-def _open(source: str | Path, revision: str | None, trust_remote_code: bool, progress: Progress) -> Path | Source:
+def _open(
+    source: str | Path, settings: Config, revision: str | None, trust_remote_code: bool, progress: Progress
+) -> Path | Source:
     """The checkpoint ``source``, opened; the folder of a bundle as it is."""
     if Bundle.is_bundle(source):
         return Path(source)
     quiet = isinstance(progress, Quiet)
-    return open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
+    store = settings.store.path
+    return open_source(source, store=store, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
 
 
 def _find_bundle(
@@ -126,6 +128,8 @@ def wrap(
         raise ConfigError(f"wrap does not know {', '.join(sorted(options))}; it takes {', '.join(sorted(OVERRIDES))}")
     if isinstance(getattr(model, "penstock", None), Handle):
         raise ConfigError("this model is already wrapped; close it and load it again to change its settings")
+    from ..checkpoints.built_model import BuiltModel  # here: no checkpoint needs it
+
     device = _open_device(settings)
     with shown(progress) as bar:
         bundle = pack(

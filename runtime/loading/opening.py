@@ -10,6 +10,7 @@ from ...tiering.store.bundle.manifest_file import read_manifest
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress
+    from ..checkpoints.files.content import Content
     from ..checkpoints.source import Source
     from ..config.config import Config
 
@@ -35,11 +36,6 @@ class OpenedModel:
     """The checkpoint, opened; None for a bundle."""
 
     @property
-    def tokenizer_file(self) -> str | None:
-        """The GGUF file in ``folder`` that has the tokenizer, if one does."""
-        return None if self.checkpoint is None else self.checkpoint.tokenizer_file
-
-    @property
     def positions(self) -> int | None:
         """The most tokens of a sequence; None for models without a bound."""
         count = getattr(self.config.get_text_config(), "max_position_embeddings", None)
@@ -51,23 +47,26 @@ def is_bundle(model: str) -> bool:
     return (Path(model).expanduser() / "manifest.json").is_file()
 
 
-def open_files(source: ModelSource) -> OpenedModel:
-    """The small files of a model; a hub id is downloaded first, weights too. Raises CheckpointError."""
+def open_files(source: ModelSource, store: Path) -> OpenedModel:
+    """The small files of a model that is or will be packed in ``store``; a hub id is downloaded first, weights too.
+    Raises CheckpointError."""
     if is_bundle(source.model):
         folder = Path(source.model).expanduser() / "model"
         return OpenedModel(folder, read_config(str(folder), source), source.trust_remote_code)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, store)
     return OpenedModel(checkpoint.folder, checkpoint.config, source.trust_remote_code, checkpoint)
 
 
-def open_checkpoint(source: ModelSource) -> "Source":
-    """The checkpoint, or GGUF file, with every file of it looked at. Raises CheckpointError."""
+def open_checkpoint(source: ModelSource, store: Path) -> "Source":
+    """The checkpoint, or GGUF file, with every file of it looked at; ``store`` as for ``open_files``. Raises
+    CheckpointError."""
     from ..checkpoints.open import open_source
 
     folder = Path(source.model).expanduser()
     if any(folder.glob("data-*.bin")):
         raise BundleError(f"{folder} has data files but no manifest.json: it is no complete bundle; pack again")
-    return open_source(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    trust = source.trust_remote_code
+    return open_source(source.model, store=store, revision=source.revision, trust_remote_code=trust)
 
 
 def read_config(place: str, source: ModelSource) -> Any:
@@ -98,9 +97,10 @@ def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
     from ..checkpoints.files.failures import is_failure, reason
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            opened.folder, gguf_file=opened.tokenizer_file, trust_remote_code=opened.trust_remote_code
-        )
+        if opened.checkpoint is None:
+            tokenizer = AutoTokenizer.from_pretrained(opened.folder, trust_remote_code=opened.trust_remote_code)
+        else:
+            tokenizer = opened.checkpoint.tokenizer()
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up for some families
             raise ValueError("it has no vocabulary")
         return tokenizer
@@ -114,27 +114,44 @@ def read_tokenizer(opened: OpenedModel, purpose: str) -> Any:
 
 def find_bundle(source: ModelSource, config: "Config", progress: "Progress | None" = None) -> Path:
     """The folder of the bundle that a model is or was packed into. Raises CheckpointError and BundleError."""
-    from ..packing.rules import choose_rules
-
     folder = Path(source.model).expanduser()
     if is_bundle(source.model):
         return folder
-    checkpoint = open_checkpoint(source)
     store = config.store.path
-    found = find_bundles(checkpoint, store, bundles_in(store), progress)
+    # Most are known by their files. What is wrong with others, opening them says.
+    found = _find_by_files(source, store, progress) or find_bundles(
+        open_checkpoint(source, store), store, bundles_in(store), progress
+    )
     if not found:
         raise BundleError(f"{source.model} is not packed in {store}; run: penstock pack {source.model}")
-    rules = str(choose_rules(config.weights, store))
-    wanted = [folder for folder in found if read_manifest(folder).codec == rules]
-    found = wanted or found
+    if len(found) > 1:
+        from ..packing.rules import choose_rules
+
+        rules = str(choose_rules(config.weights, store))
+        found = [folder for folder in found if read_manifest(folder).codec == rules] or found
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found)
         raise BundleError(f"{source.model} is packed more than once; name one of the bundles: {names}")
     return found[0]
 
 
+def _find_by_files(source: ModelSource, store: Path, progress: "Progress | None") -> list[Path]:
+    """The bundles of a folder or GGUF file, without a look at what is in its weights, and without torch; none where
+    that does not tell."""
+    from ..checkpoints.files.content import find_content
+
+    path = Path(source.model).expanduser()
+    if not path.exists():
+        return []
+    try:
+        content = find_content(path, trust_remote_code=source.trust_remote_code)
+        return find_bundles(content, store, bundles_in(store), progress)
+    except CheckpointError:
+        return []
+
+
 def find_bundles(
-    checkpoint: "Source", store: Path, among: list[Path], progress: "Progress | None" = None
+    checkpoint: "Source | Content", store: Path, among: list[Path], progress: "Progress | None" = None
 ) -> list[Path]:
     """Those of the bundles ``among`` that hold ``checkpoint``'s content; it is read for that if penstock sees it the
     first time."""

@@ -3,15 +3,17 @@
 import inspect
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...tiering.errors import ConfigError, PenstockError
-from ..kv.adapter import PagedKV
 from ..prefixes.prefill import prefill_with_prefixes
 from .casting import PLACED, cast
 from .several_rows import warn_of_drafts
+
+if TYPE_CHECKING:
+    from ..kv.adapter import PagedKV
 
 
 def _names(device: torch.device, own: torch.device) -> bool:

@@ -23,6 +23,7 @@ from ...tiering.store.bundle.stripes import prepare_stripes, sweep
 from ...tiering.store.bundle.writer import BundleWriter, publish
 from ...tiering.units import KiB, MiB, align_up
 from ..checkpoints.describe import Description, describe
+from ..checkpoints.files.kept_conversion import is_kept, note_kept
 from ..checkpoints.files.model_files import refresh_model_folder
 from ..checkpoints.layout import Layout
 from ..checkpoints.open import open_source
@@ -129,7 +130,7 @@ def pack(
     )
     if not isinstance(source, Source):
         quiet = isinstance(options.progress, Quiet)
-        source = open_source(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
+        source = open_source(source, store=store, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)
     described = source.describe(dtype, aligned=aligned)
     order = _order_experts(source, described, routes)
     store = prepare(store, to_write=False)
@@ -152,10 +153,11 @@ def _open(target: Target, source: Source, described: Description, order: Order, 
 
 def _refresh(bundle: Bundle, source: Source, described: Description, target: Target) -> None:
     """Give ``bundle`` the small files that ``source`` has by now, where it may be written."""
-    if source.small_files:
+    if source.small_files or (source.converted and not is_kept(bundle.folder, target.digest)):
         tied = described.layout.tied
         files = source.model_files(untied=bool(tied) and bundle.manifest.tied != tied)
-        refresh_model_folder(bundle.model_folder, files)
+        if refresh_model_folder(bundle.model_folder, files) and source.can_keep(bundle.model_folder):
+            note_kept(bundle.folder, target.digest)
     if target.weights is not None:
         write_note(bundle.folder, target.weights)
 

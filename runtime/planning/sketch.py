@@ -84,8 +84,8 @@ def _sketch_bundle(model: PreTrainedModel, bundle: Path, quality: str) -> ModelS
 
 
 def _sketch_checkpoint(source: ModelSource, config: Config, rules: Rules) -> ModelSketch:
-    checkpoint = open_checkpoint(source)
     store, quality = config.store.path, config.weights.quality
+    checkpoint = open_checkpoint(source, store)
     contents = checkpoint.read(checkpoint.describe(), 1 << 62)
     contents.weights.close()
     plain = describe(contents.model, {} if config.aligned else contents.addresses)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ...kernels.process.ending import ENDING, waits
 from ...kernels.process.forks import FORKED, leave_at_fork
@@ -38,8 +39,10 @@ from ...tiering.policy.prefetch.speculation import Speculation
 from ...tiering.units import BlockId
 from ..tracing.notes import FORWARD
 from ..tracing.recorder import Recorder
-from ..tracing.run_recording import RunRecording
 from .leases import Inbox, Leases
+
+if TYPE_CHECKING:
+    from ..tracing.run_recording import RunRecording
 
 Answer = Callable[[Grant | Refuse], None]
 """Called with each answer to a request, under the lock of the bridge that gives it."""
@@ -61,7 +64,7 @@ class Bridge:
         memory: TierMemory[Place],
         *,
         watch: "Watch | None" = None,
-        recording: RunRecording | None = None,
+        recording: "RunRecording | None" = None,
     ) -> None:
         """``watch`` runs on the background loop until the end, and may resize the bridge. ``recording`` is told of
         every event."""

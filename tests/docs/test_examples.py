@@ -10,11 +10,11 @@ import pytest
 import reference
 import typer
 
-from penstock.runtime.cli.main import app
+from penstock.runtime.cli.main import make_app
 from penstock.runtime.config.config import Config
 from tests.support.pages import PAGES, blocks, name
 
-COMMANDS = dict(reference.leaves(typer.main.get_command(app), "penstock"))
+COMMANDS = dict(reference.leaves(typer.main.get_command(make_app()), "penstock"))
 
 NUMBERS = {"N": "64", "TOKENS": "64"}
 """What stands for a number where a page shows the usage of a command."""

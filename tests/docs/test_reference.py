@@ -67,7 +67,7 @@ def test_the_configuration_page_has_every_key():
 
 def test_the_command_page_has_every_command_and_option():
     page = "\n".join(reference.command_line())
-    commands = dict(reference.leaves(reference.typer.main.get_command(reference.app), "penstock"))
+    commands = dict(reference.leaves(reference.typer.main.get_command(reference.make_app()), "penstock"))
     assert "penstock cache save" in commands
     for name, command in commands.items():
         assert f"## {name}\n" in page

@@ -10,7 +10,7 @@ import pytest
 from penstock.runtime.packing.pack import pack
 from penstock.tiering.errors import PenstockError
 from tests.hostile.checkpoint_mutations import mutate_gguf, mutate_json, mutate_quantised, mutate_safetensors
-from tests.runtime.checkpoints.files.test_gguf_file import write
+from tests.support.gguf_files import write
 from tests.support.quantised_checkpoints import gptq, save_pair
 from tests.support.tiny_models import save_tiny
 

@@ -4,14 +4,16 @@ It runs on a thread of its own while anybody holds it: every loaded model does, 
 passes through it, so that reads never wait for a file.
 """
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...kernels.process.forks import begin_anew_in_child
 from ...kernels.waiting import may_wait, no_waiting
+
+if TYPE_CHECKING:
+    import asyncio  # imported when a loop is made: most commands make none
 
 Work = Callable[[], Coroutine[None, None, None]]
 Result = TypeVar("Result")
@@ -21,6 +23,10 @@ class _Loop:
     """A loop on a thread of its own, from now on until ``stop``."""
 
     def __init__(self) -> None:
+        import asyncio
+
+        import aiofiles.os  # noqa: F401  for small files: the loop does not wait for an import
+
         runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self.loop = runner.get_loop()
         self._stopped = self.loop.create_future()
@@ -36,7 +42,7 @@ class _Loop:
         if self.thread is not threading.current_thread() and may_wait():
             self.thread.join()
 
-    def _main(self, runner: asyncio.Runner) -> None:
+    def _main(self, runner: "asyncio.Runner") -> None:
         async def until_stopped() -> None:
             await self._stopped
 
@@ -119,6 +125,8 @@ def run(work: Callable[[], Coroutine[Any, Any, Result]], otherwise: Callable[[],
     try:
         if threading.current_thread() is held.thread:
             return otherwise()
+        import asyncio
+
         return asyncio.run_coroutine_threadsafe(work(), held.loop).result()
     finally:
         _holders.leave(held)

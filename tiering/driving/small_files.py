@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from aiofiles.os import wrap
-
 from ...kernels.io.regular import open_regular, read_regular
 from ...kernels.io.system import SYSTEM
 from .background import run
@@ -44,15 +42,15 @@ def on_loop(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         finally:
             _here.in_pool = False
 
-    through_pool = wrap(in_pool)
-
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if _here.in_pool:  # it would wait for a thread of the pool that it is in
             return function(*args, **kwargs)
 
         async def awaited() -> Result:
-            return await through_pool(*args, **kwargs)
+            from aiofiles.os import wrap  # imported when the loop was made: without one it is not needed
+
+            return await wrap(in_pool)(*args, **kwargs)
 
         return run(awaited, lambda: function(*args, **kwargs))
 

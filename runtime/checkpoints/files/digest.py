@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ....tiering.errors import BundleError, CheckpointError, FlashFull
 from ....tiering.progress import Progress, Quiet
 from ....tiering.store.bundle.folder import locked
 from ....tiering.units import MiB
-from .safetensors_file import SourceFile
+from .source_file import SourceFile
 
 _CACHE = "digests.json"
 _REMEMBERED = 4096
@@ -38,8 +38,21 @@ def digest_files(files: Sequence[Path], store: Path, progress: Progress | None =
         found = dict(zip((keys[file] for file in fresh), _digest_all(fresh, progress or Quiet()), strict=True))
         known |= found
         _remember(cache, found)
-    whole = [[file.name, known[keys[file]]] for file in files]
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+    return _together((file.name, known[keys[file]]) for file in files)
+
+
+def known_digest(files: Sequence[Path], store: Path) -> str | None:
+    """What ``digest_files`` gives, if each of ``files`` was read before, and has the size, time and inode that it had
+    then; else None. Nothing of them is read. Raises CheckpointError when a file cannot be read."""
+    known = _load(store / _CACHE)
+    digests = [(file.name, known.get(_key(file))) for file in files]
+    found = [(name, digest) for name, digest in digests if digest is not None]
+    return _together(found) if len(found) == len(files) else None
+
+
+def _together(digests: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over names of files and their digests."""
+    return hashlib.sha256(json.dumps([*map(list, digests)]).encode()).hexdigest()
 
 
 def _remember(cache: Path, found: dict[str, str]) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from ....tiering.errors import CheckpointError
 from .failures import reason
@@ -24,6 +23,8 @@ _TOKENS = "tokenizer.ggml.tokens"
 
 def read_gguf_config(path: Path, header: GgufHeader) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The configuration of the file at ``path``, and what transformers made it of. Raises CheckpointError."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
     try:
         with quiet_transformers(), tempfile.NamedTemporaryFile(prefix="penstock-", suffix=".gguf") as copy:
             copy.write(_short_copy(header))

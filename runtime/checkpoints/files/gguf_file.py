@@ -4,19 +4,16 @@
 Where that is an order of rows, or nothing, a quantised weight can be stored in the file's own blocks.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
-from transformers.modeling_gguf_pytorch_utils import (
-    TENSOR_PROCESSORS,
-    TensorProcessor,
-    get_gguf_hf_weights_map,
-)
 
 from ....kernels.formats.gguf import GGUF
 from ....kernels.formats.registry import FORMATS
@@ -26,8 +23,9 @@ from .failures import is_failure, reason
 from .gguf_config import quiet_transformers, read_gguf_config
 from .gguf_header import parse_gguf_header
 from .gguf_hyperparameters import misfit, parts_of
-from .gguf_types import HeaderTensor
-from .regular import RegularFile
+from .gguf_metadata import header_given
+from .gguf_types import GgufHeader, HeaderTensor
+from .replaced import replaced
 from .safetensors_file import SourceTensor
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -77,42 +75,37 @@ class GgufTensor(SourceTensor):
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The file at ``path``. ``config`` is transformers' own, made of what the file says in ``values`` and ``fields``.
-    ``tensors`` are by the file's names. Made by ``open``; nothing stays open."""
+    """The file at ``path``, of which ``header`` is all that is read. ``tensors`` are by the file's names. Configuration
+    and tokenizer are made of the header when they are first asked for. Made by ``open``; nothing stays open."""
 
     path: Path
-    config: PretrainedConfig
-    values: Mapping[str, Any]
+    header: GgufHeader
     tensors: Mapping[str, GgufTensor]
-    fields: Mapping[str, Any]
-
-    @classmethod
-    def is_gguf(cls, path: Path) -> bool:
-        """Whether ``path`` is a file that says so."""
-        try:
-            with RegularFile(path) as file:
-                return file.size >= 4 and file.read(0, 4) == b"GGUF"
-        except CheckpointError:
-            return False
 
     @classmethod
     def open(cls, path: Path) -> "GgufFile":
-        """Raises CheckpointError for a damaged file, one of several parts, or of an architecture that transformers does
-        not read; and where the ``gguf`` package is not installed."""
-        try:
-            import gguf  # noqa: F401
-        except ImportError as error:
+        """Raises CheckpointError for a damaged file, and one of several parts; and where the ``gguf`` package is not
+        installed."""
+        if importlib.util.find_spec("gguf") is None:
             raise CheckpointError(
                 f"{path} is a GGUF file, and reading it needs the gguf package: pip install 'penstock[gguf]'"
-            ) from error
+            )
         header = parse_gguf_header(path)
         if (wrong := misfit(header)) is not None:
             raise CheckpointError(f"{path} does not fit together: {wrong}; fetch it again")
         if parts_of(header) > 1:
             raise CheckpointError(f"{path} is one of several parts; merge them: llama-gguf-split --merge")
-        config, values = read_gguf_config(path, header)
-        tensors = {name: _tensor(path, tensor) for name, tensor in header.tensors.items()}
-        return cls(path, config, values, tensors, header.values)
+        return cls(path, header, {name: _tensor(path, tensor) for name, tensor in header.tensors.items()})
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """transformers' own. Raises CheckpointError for an architecture or values that it does not read."""
+        return self._converted[0]
+
+    @cached_property
+    def _converted(self) -> tuple[PretrainedConfig, dict[str, Any]]:
+        """The configuration, and what transformers made it of."""
+        return read_gguf_config(self.path, self.header)
 
     @property
     def bounds(self) -> Bounds:
@@ -124,25 +117,32 @@ class GgufFile:
         matrices = {tensor.kind for tensor in self.tensors.values() if len(tensor.shape) > 1}
         return _FLOATS[matrices.pop()] if len(matrices) == 1 and matrices <= _FLOATS.keys() else torch.bfloat16
 
-    def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer to ``folder``, if the file has one. Raises CheckpointError."""
-        if "tokenizer.ggml.model" not in self.fields:
-            return
+    @cached_property
+    def tokenizer(self) -> Any:
+        """transformers' own; None where the file has none. Raises CheckpointError."""
+        if "tokenizer.ggml.model" not in self.header.values:
+            return None
         try:
-            with quiet_transformers():
-                tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
+            with quiet_transformers(), header_given(self.path, self.header, self._converted[1]):
+                return AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
+        except CheckpointError:
+            raise
         except BaseException as error:
             if not is_failure(error):
                 raise
             raise CheckpointError(f"{self.path}: transformers cannot read its tokenizer: {reason(error)}") from error
-        tokenizer.save_pretrained(folder)
 
     def names(self, model: PreTrainedModel) -> dict[str, list[str]]:
         """The file's tensors of each weight of the skeleton ``model``; several are stacked, those of each expert."""
+        import gguf
+        from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
         found: dict[str, list[str]] = {}
         expected = model.state_dict()
         try:
-            names = get_gguf_hf_weights_map(model, self._processor())
+            # transformers asks for the same table for every module, which takes a hundredth of a second.
+            with replaced(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)):
+                names = get_gguf_hf_weights_map(model, self._processor())
         except Exception as error:  # an architecture or size that the gguf package has no names for
             raise CheckpointError(f"{self.path}: transformers cannot name its weights: {reason(error)}") from error
         for name, weight in names.items():
@@ -171,7 +171,7 @@ class GgufFile:
         try:
             return torch.from_numpy(np.array(self._changed(numbers.numpy(), name)))
         except Exception as error:  # whatever numpy meets in shapes that do not fit
-            architecture = self.fields["general.architecture"]
+            architecture = self.header.values["general.architecture"]
             raise CheckpointError(
                 f"{self.path}: {name}, {list(numbers.shape)}, does not fit {architecture}.attention.head_count and "
                 f"what else it says of its sizes ({reason(error)}); fetch it again"
@@ -186,7 +186,10 @@ class GgufFile:
         )
 
     def _processor(self) -> Any:
-        return TENSOR_PROCESSORS.get(self.fields["general.architecture"], TensorProcessor)(config=self.values)
+        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+
+        kind = TENSOR_PROCESSORS.get(self.header.values["general.architecture"], TensorProcessor)
+        return kind(config=self._converted[1])
 
 
 def _tensor(path: Path, tensor: HeaderTensor) -> GgufTensor:

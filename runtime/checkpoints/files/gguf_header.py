@@ -1,6 +1,7 @@
 """A strict parse of a GGUF file's header: what it says is compared with the file before anything is made of it.
 
-Long arrays, as a vocabulary, are only walked over. What holds afterwards: counts and lengths fit into the file, keys
+Long arrays, as a vocabulary, are only walked over; ``gguf_metadata`` reads them where somebody asks. What holds
+afterwards: counts and lengths fit into the file, keys
 and names occur once, each tensor has a type that is known, rows of whole blocks, and the bytes that type and shape ask
 for; tensors lie one behind the other, each at the first place that is aligned, up to the end of the file, as llama.cpp
 demands.
@@ -35,6 +36,15 @@ _MOST_ENTRIES = 65536
 _MOST_TENSORS, _TENSOR_SHARE = 10_000, 4096
 """Tensors of the smallest files; larger ones may have one more for each so many bytes."""
 _STEP = 4 * MiB
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether ``path`` is a file that says so."""
+    try:
+        with RegularFile(path) as file:
+            return file.size >= 4 and file.read(0, 4) == _MAGIC
+    except CheckpointError:
+        return False
 
 
 def parse_gguf_header(path: Path) -> GgufHeader:
@@ -182,9 +192,10 @@ def _array(reader: _Reader, key: str) -> GgufArray:
     kind, count = reader.number("I", key), reader.number("Q", key)
     if kind == ARRAY:
         reader.refuse(f"{key} is an array of arrays")
+    start = reader.at
     if kind == STRING:
         reader.skip_strings(count, f"{key}, {count} strings,")
-        return GgufArray(kind, count, None)
+        return GgufArray(kind, count, None, start, reader.at - start)
     code = _code(reader, kind, key)
     length = count * struct.calcsize(f"<{code}")
     reader.need(length, f"{key}, {count} numbers,")
@@ -192,11 +203,11 @@ def _array(reader: _Reader, key: str) -> GgufArray:
         values = reader.take(f"{count}{code}", key)
         if any(isinstance(value, float) and math.isnan(value) for value in values):
             reader.refuse(f"{key} has a value that is not a number")
-        return GgufArray(kind, count, values)
+        return GgufArray(kind, count, values, start, length)
     if not key.startswith("tokenizer."):
         reader.refuse(f"{key} has {count} numbers, more than any model has layers")
     reader.at += length
-    return GgufArray(kind, count, None)
+    return GgufArray(kind, count, None, start, length)
 
 
 def _code(reader: _Reader, kind: int, key: str) -> str:

@@ -76,11 +76,14 @@ STRING, ARRAY = 8, 9
 
 @dataclass(frozen=True, slots=True)
 class GgufArray:
-    """An array of a header: its ``type``, and its ``values`` if they are few numbers."""
+    """An array of a header: its ``type``, and its ``values`` if they are few numbers. Its elements are the ``length``
+    bytes at ``offset`` of the file."""
 
     type: int
     count: int
     values: tuple[Value, ...] | None
+    offset: int
+    length: int
 
 
 class HeaderTensor(NamedTuple):

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -49,11 +50,13 @@ from ....tiering.kv.planner import CLOSED
 from ....tiering.kv.setup import KVSetup
 from ....tiering.policy.placement.memory_split import MemoryShare
 from ...tracing.recorder import Recorder
-from ...tracing.run_recording import RunRecording
 from .counters import PoolCounters, PoolUsage
 from .reads import PageReads
 from .spill import Spill
 from .writeback import WriteBack
+
+if TYPE_CHECKING:
+    from ...tracing.run_recording import RunRecording
 
 _ANSWERS = (Wake, Show, Refuse)
 _ENDS = (PagesRead, PagesWritten)
@@ -215,7 +218,7 @@ class PagePool:
     def recorder(self, recorder: Recorder | None) -> None:
         self._reads.recorder = recorder
 
-    def record(self, recording: RunRecording) -> None:
+    def record(self, recording: "RunRecording") -> None:
         """Have ``recording`` told of every event and what came of it. Before any page is there."""
         with no_waiting, self._changed:
             recording.begin_kv(self._setup)

@@ -7,13 +7,10 @@ from typing import Any
 from ....kernels.devices.base import Device
 from ....kernels.kv.summaries.registry import SUMMARIES
 from ....tiering.errors import ConfigError
-from ....tiering.kv.page_size import LARGE, OPEN
 from ....tiering.kv.selection.kv_budget.budget import LEAST, parse_budget
 from ....tiering.kv.selection.kv_budget.keeping import KEEPING
 from ....tiering.policy.drive_reading import Reading
-from ....tiering.policy.placement.memory_split import least_kv
-from ....tiering.policy.placement.placement import with_working_memory
-from ....tiering.units import MiB, format_size
+from ....tiering.units import MiB
 from ...config.config import Config
 from ...config.settings import Kv
 from ...kv.cache.formats import Encoding
@@ -27,12 +24,11 @@ from ...kv.selectors.dropping import DroppingSelector
 from ...kv.selectors.quest import QuestSelector
 from ...kv.views.selector import PageSelection
 from ...machine.reading import open_reader
+from .kv_memory import count_layers
 
 STAGING, MOST_STAGING = 1 / 4, 8 * MiB
 """Bytes that a layer's keys and values may take in one piece, beside [kv] host: a share of that, and the most. Eager
 attention of more takes several times as long as ours."""
-LEAST_PASSING = 32 * MiB
-"""Bytes of host memory a quarter of which lets pages pass through without the drive waiting."""
 CHOSEN_TOKENS = 64
 """Tokens of a page where attention selects pages: larger ones hold more that is not needed."""
 
@@ -40,40 +36,6 @@ CERTIFIED, QUEST = "certified", "quest"
 """The modes that drop no page."""
 SHARE = "25%"
 """[kv] budget = "auto"."""
-
-
-def kv_device_bytes(settings: Config, weights: int) -> int:
-    """Bytes of the device's memory for KV, beside ``weights`` bytes of weights: as written, or for "auto" what the
-    weights leave of [memory] device, if that is written. Raises ConfigError where attention would not use them."""
-    kv = settings.kv
-    strange = [key for key in ("attention", "format") if getattr(kv, key) != Kv.model_fields[key].default]
-    if kv.device == "auto":
-        if settings.memory.device == "auto" or settings.kv_host is None or strange:
-            return 0
-        return max(0, settings.memory.device - with_working_memory(weights))
-    if not kv.device:
-        return 0
-    size = format_size(kv.device)
-    if settings.compute.device in ("auto", "cpu"):
-        raise ConfigError(f"[kv] device = {size} is for a device; name it in [compute] device")
-    if settings.kv_host is None:
-        raise ConfigError(f"[kv] device = {size} is for KV in pages; set [kv] host, the memory for those below")
-    if strange:
-        raise ConfigError(
-            f'[kv] device = {size} is for [kv] attention = "exact" on pages as they are; take it out, or [kv] '
-            f'{strange[0]} = "{getattr(kv, strange[0])}"'
-        )
-    return kv.device
-
-
-def least_kv_host(kv_host: int, model: Any) -> int:
-    """The bytes of ``kv_host`` that KV of a model with the configuration ``model`` needs at the least."""
-    return least_kv(kv_host, min(2 * LARGE * _count_layers(model), int(OPEN * kv_host)), LEAST_PASSING)
-
-
-def _count_layers(model: Any) -> int:
-    """Layers of a model with the configuration ``model``, about."""
-    return getattr(model.get_text_config(decoder=True), "num_hidden_layers", 1)
 
 
 def open_kv_tier(
@@ -106,7 +68,7 @@ def open_kv_tier(
     return KVTier(
         pool,
         min(int(settings.kv_host * STAGING), MOST_STAGING),
-        layers=_count_layers(model),
+        layers=count_layers(model),
         positions=getattr(decoder, "max_position_embeddings", None),
         page_tokens=None if selection is None and encoding.keeps_all else CHOSEN_TOKENS,
         encoding=encoding,

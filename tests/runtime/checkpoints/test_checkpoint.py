@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from penstock.runtime.checkpoints.checkpoint import Checkpoint
-from penstock.runtime.checkpoints.files.safetensors_file import SourceFile, parse_header
+from penstock.runtime.checkpoints.files.safetensors_file import parse_header
+from penstock.runtime.checkpoints.files.source_file import SourceFile
 from penstock.tiering.errors import CheckpointError
 from tests.support.bundles import assert_equal, packed
 from tests.support.tiny_models import save_tiny

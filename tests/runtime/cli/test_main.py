@@ -15,7 +15,7 @@ from penstock.kernels import native
 from penstock.runtime.cli import doctor, options
 from penstock.runtime.cli.bench import summarise
 from penstock.runtime.cli.generate import TOKENS, room_for, tokens_per_second
-from penstock.runtime.cli.main import app, main
+from penstock.runtime.cli.main import main, make_app
 from penstock.runtime.cli.measure import peak_resident_bytes
 from penstock.runtime.config.config import Config
 from penstock.runtime.config.settings import OVERRIDES
@@ -75,7 +75,7 @@ def test_every_command_takes_the_shared_options(name, run):
 
 
 def test_options_are_the_overrides_of_the_configuration():
-    commands = typer.main.get_command(app).commands
+    commands = typer.main.get_command(make_app()).commands
     assert {option.name for option in commands["config"].params} == {"json", "config_file", *OVERRIDES}
     assert set(commands) == {*COMMANDS, *GROUPS}
     assert {name: tuple(commands[name].commands) for name in GROUPS} == GROUPS

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 from ....kernels.io.reading import Reader
 from ...events import Part
+from .data_files import in_passing
 from .manifest import Block
-from .reader import Bundle, in_passing
+from .reader import Bundle
 
 
 class BundleFlash:

@@ -1,14 +1,11 @@
 """GGUF files: each weight means what transformers makes of the same file, as pieces and planes."""
 
-import builtins
-from collections.abc import Callable
+import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -17,6 +14,7 @@ from penstock.kernels.formats.registry import FORMATS
 from penstock.runtime.checkpoints import gguf_weights
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.files.gguf_file import GgufFile
+from penstock.runtime.checkpoints.files.gguf_header import is_gguf
 from penstock.runtime.checkpoints.gguf_source import GgufSource
 from penstock.runtime.checkpoints.gguf_weights import GgufWeights
 from penstock.runtime.checkpoints.layout import Layout
@@ -24,82 +22,10 @@ from penstock.runtime.checkpoints.meta_model import build_meta_model
 from penstock.tiering.errors import CheckpointError
 from tests.support.bundles import joined
 from tests.support.engines import engine_of
-from tests.support.gguf_blocks import GGUF_NAMES, random_blocks
+from tests.support.gguf_blocks import GGUF_NAMES
+from tests.support.gguf_files import EXPERTS, HIDDEN, mixed, write
 
-HIDDEN, INNER, VOCABULARY, LAYERS, EXPERTS = 256, 256, 96, 2, 4
 DTYPE = torch.bfloat16
-
-Types = Callable[[str], str]
-"""The type of the tensor of a name."""
-
-
-def write(path: Path, architecture: str, types: Types, *, without: str = "", **more: int) -> Path:
-    """A file with random weights, of the model ``architecture``: "llama", "qwen2" or "qwen3moe"."""
-    torch.manual_seed(0)
-    writer = GGUFWriter(path, architecture)
-    writer.add_context_length(128)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(VOCABULARY)
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
-    if architecture != "qwen2":
-        shapes["output.weight"] = (VOCABULARY, HIDDEN)
-    if architecture == "qwen3moe":
-        writer.add_key_length(64)
-        writer.add_value_length(64)
-        writer.add_expert_count(EXPERTS)
-        writer.add_expert_used_count(2)
-        writer.add_expert_feed_forward_length(INNER)
-    else:
-        writer.add_rope_dimension_count(HIDDEN // 4)
-    for name, value in more.items():
-        writer.add_uint32(name.replace("_", "."), value)
-    for layer in range(LAYERS):
-        own: dict[str, tuple[int, ...]] = {
-            "attn_q.weight": (HIDDEN, HIDDEN),
-            "attn_k.weight": (HIDDEN // 2, HIDDEN),
-            "attn_v.weight": (HIDDEN // 2, HIDDEN),
-            "attn_output.weight": (HIDDEN, HIDDEN),
-            "attn_norm.weight": (HIDDEN,),
-            "ffn_norm.weight": (HIDDEN,),
-        }
-        if architecture == "qwen3moe":
-            own |= {f"ffn_{part}_exps.weight": (EXPERTS, INNER, HIDDEN) for part in ("gate", "up")}
-            own |= {"ffn_down_exps.weight": (EXPERTS, HIDDEN, INNER), "ffn_gate_inp.weight": (EXPERTS, HIDDEN)}
-            own |= {"attn_q_norm.weight": (64,), "attn_k_norm.weight": (64,)}
-        else:
-            own |= {f"ffn_{part}.weight": (INNER, HIDDEN) for part in ("gate", "up")}
-            own |= {"ffn_down.weight": (HIDDEN, INNER)}
-        if architecture == "qwen2":
-            own |= {"attn_q.bias": (HIDDEN,), "attn_k.bias": (HIDDEN // 2,), "attn_v.bias": (HIDDEN // 2,)}
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in own.items()}
-    for name, shape in shapes.items():
-        kind = types(name) if len(shape) > 1 and "gate_inp" not in name else "f32"
-        if name == without:
-            continue
-        if kind in ("f32", "f16"):
-            writer.add_tensor(name, torch.randn(shape).numpy().astype({"f32": np.float32, "f16": np.float16}[kind]))
-        else:
-            rows = random_blocks(kind, int(np.prod(shape[:-1])), shape[-1]).view(*shape[:-1], -1)
-            writer.add_tensor(name, rows.numpy(), raw_dtype=GGMLQuantizationType[kind.upper()])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def mixed(name: str) -> str:
-    """Each kind of weight in another type, as in files that llama.cpp calls Q4_K_M and the like."""
-    for part, kind in (("attn_q", "q8_0"), ("attn_k", "q4_0"), ("attn_v", "q6_k"), ("down", "q6_k"), ("embd", "f16")):
-        if part in name:
-            return kind
-    return "q4_k"
 
 
 def opened(path: Path) -> tuple[GgufFile, GgufWeights, Layout, dict[str, torch.Tensor]]:
@@ -219,10 +145,10 @@ def test_a_file_of_plain_numbers_is_computed_in_their_dtype(tmp_path: Path):
 
 def test_what_is_a_gguf_file(tmp_path: Path):
     (tmp_path / "other").write_bytes(b"GGML")
-    assert GgufFile.is_gguf(write(tmp_path / "model.gguf", "llama", mixed))
-    assert not GgufFile.is_gguf(tmp_path / "other")
-    assert not GgufFile.is_gguf(tmp_path / "none")
-    assert not GgufFile.is_gguf(tmp_path)
+    assert is_gguf(write(tmp_path / "model.gguf", "llama", mixed))
+    assert not is_gguf(tmp_path / "other")
+    assert not is_gguf(tmp_path / "none")
+    assert not is_gguf(tmp_path)
 
 
 @pytest.mark.parametrize("left", [0, 10, 300, -1000])
@@ -240,7 +166,7 @@ def test_one_part_of_several_is_refused(tmp_path: Path):
 
 def test_an_architecture_that_transformers_does_not_read_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="plamo"):
-        GgufFile.open(write(tmp_path / "model.gguf", "plamo", mixed))
+        GgufSource.open(write(tmp_path / "model.gguf", "plamo", mixed))
 
 
 def test_a_missing_weight_is_named(tmp_path: Path):
@@ -252,13 +178,7 @@ def test_a_missing_weight_is_named(tmp_path: Path):
 
 def test_without_the_package_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write(tmp_path / "model.gguf", "llama", mixed)
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "gguf":
-            raise ImportError(name)
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: real(name, *rest) if name != "gguf" else None)
     with pytest.raises(CheckpointError, match=r"pip install 'penstock\[gguf\]'"):
         GgufFile.open(path)

@@ -13,7 +13,7 @@ from penstock.runtime.checkpoints.files.gguf_types import GgufHeader, HeaderTens
 from penstock.runtime.checkpoints.gguf_source import GgufSource
 from penstock.runtime.packing.pack import pack
 from penstock.tiering.errors import CheckpointError
-from tests.runtime.checkpoints.files.test_gguf_file import write
+from tests.support.gguf_files import write
 
 Change = Callable[[GGUFWriter], None]
 

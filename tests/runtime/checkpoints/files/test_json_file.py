@@ -8,8 +8,8 @@ import pytest
 from penstock.runtime.checkpoints.files.bounds import WITHOUT_FILES
 from penstock.runtime.checkpoints.files.json_file import read_object
 from penstock.runtime.checkpoints.files.regular import RegularFile, open_descriptor
-from penstock.runtime.checkpoints.files.safetensors_file import SourceFile
 from penstock.runtime.checkpoints.files.small_files import check_small_files
+from penstock.runtime.checkpoints.files.source_file import SourceFile
 from penstock.tiering.errors import CheckpointError
 
 

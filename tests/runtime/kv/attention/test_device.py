@@ -17,7 +17,7 @@ from penstock.kernels.devices.copies import Copies, WaitForCopy
 from penstock.kernels.devices.emulated import Emulated
 from penstock.kernels.memory.arena import Arena
 from penstock.runtime.config.config import Config
-from penstock.runtime.loading.openings.kv import kv_device_bytes
+from penstock.runtime.loading.openings.kv_memory import kv_device_bytes
 from penstock.tiering.policy.placement.placement import with_working_memory
 from penstock.tiering.units import GiB, MiB
 from tests.support.decoding import GREEDY, are_close, assert_says_the_same, decode, page_bytes, step_through

@@ -9,7 +9,7 @@ import pytest
 
 from penstock.kernels.io.directio import DirectFile
 from penstock.tiering.errors import BundleCorrupt, BundleError, BundleVersionError, ConfigError, FlashFull
-from penstock.tiering.store.bundle import folder, reader
+from penstock.tiering.store.bundle import data_files, folder
 from penstock.tiering.store.bundle.manifest import encode, signed
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import PAGE
@@ -63,7 +63,7 @@ def test_a_missing_file_is_named(target: Path) -> None:
 
 def test_verify_takes_large_blocks_in_steps(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(target)
-    monkeypatch.setattr(reader, "_STEP", 2 * PAGE)
+    monkeypatch.setattr(data_files, "_STEP", 2 * PAGE)
     lengths: list[int] = []
     real = DirectFile.read
     monkeypatch.setattr(
