@@ -59,7 +59,7 @@ def install(
     outline = outline_model(model, layout_of(manifest), quality, drives)
     budgets = find_budgets(outline, settings, device, model.config)
     block = typical_block(outline, budgets)
-    _set_threads(settings.compute.threads)
+    set_threads(settings.compute.threads)
     bit_trials.load(BIT_TRIALS)
     arrangement = arrange_model(outline, budgets, settings, reading_of(bundle.paths, settings.io, block=block))
     if bundle.direct and backends.choose_direct(arrangement.reading.backend) is False:
@@ -153,7 +153,7 @@ def _open_prefixes(
         return f"{settings.store.path} cannot be used for stored prompts: {in_words(error)}; see [store] path"
 
 
-def _set_threads(wanted: int | str) -> None:
+def set_threads(wanted: int | str) -> None:
     """Let torch compute with ``wanted`` threads; "auto": its own number, at most the cores that may run at a time."""
     threads = min(torch.get_num_threads(), count_usable_cores()) if wanted == "auto" else int(wanted)
     if threads != torch.get_num_threads():
