@@ -25,7 +25,7 @@ from ..engine.abandoned import ABANDONED
 from ..engine.engine import Engine
 from ..kv.adapter import PagedKV
 from ..kv.cache.tier import KVTier
-from ..machine import bit_trials
+from ..machine import bit_trials, runs_file
 from ..machine.reading import reading_of
 from ..modules.model_forward import Around
 from ..prefixes.prefix import Prefixes
@@ -37,6 +37,7 @@ from .openings.kv import open_kv_tier
 from .openings.prefixes import open_prefixes
 from .outline import layout_of, outline_model
 from .placeholder_model import move_out
+from .run_name import run_name
 from .streamed_class import streamed_class
 
 
@@ -125,6 +126,9 @@ def _build_engine(
         device_use = DeviceUse(device, host_experts=experts.misses == "auto", grouped=experts.products == "grouped")
     budgets = arrangement.budgets
     kv = open_kv_tier(settings, arrangement.reading, model.config, budgets.kv_floor, device, budgets.kv_device)
+    teach = None
+    if device is None and kv is None:  # else the speed depends on more than a forecast knows
+        teach = partial(runs_file.keep, run_name(bundle.folder, bundle.manifest, settings), settings.compute.threads)
     with closed_on_error(kv):
         return Engine(
             bundle,
@@ -134,6 +138,7 @@ def _build_engine(
             record=record,
             kv=kv,
             device_use=device_use,
+            teach=teach,
         )
 
 

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 from pydantic import Field, ValidationError
 
 from ...kernels.machine.read_rates import ReadRate
+from ...tiering.policy.measured import Measured
 from . import cachefile
-from .measured import Measured
 
 NAME = "drives.json"
 

@@ -3,6 +3,8 @@
 kernels/machine/read_rates.py times the reads. drive_rates_file.py keeps what was measured.
 """
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ def drive_rates(folder: Path, *, refuted: bool = False) -> "DriveRates":
 
     place = existing(folder)
     kept = drive_rates_file.load(place)
-    if kept is not None and not refuted and not kept.measured.stale():
+    if kept is not None and not refuted and not kept.measured.stale(time.time()):
         return kept
     try:
         if kept is None or refuted or kept.measured.doubtful:
@@ -46,7 +48,7 @@ def _measure(place: Path) -> "DriveRates":
     """All rates of the drive of ``place``. Raises OSError."""
     from ...kernels.machine.machine import measure_drive
     from .drive_rates_file import DriveRates, spread_of_rates
-    from .measured import Watch
+    from .watch import Watch
 
     watch = Watch(place)
     report = measure_drive(place, sizes=SIZES, depths=DEPTHS, seconds_each=SECONDS, rounds=2)
@@ -57,7 +59,7 @@ def _look(place: Path, kept: "DriveRates") -> "DriveRates":
     """``kept``, changed as the fastest of its rates has changed. Beside other programs, only what is left of it now is
     noted. Raises OSError."""
     from ...kernels.machine.machine import measure_drive
-    from .measured import Watch
+    from .watch import Watch
 
     best = max(kept.rates, key=lambda rate: rate.bytes_per_second)
     watch = Watch(place)
@@ -76,8 +78,8 @@ def _look(place: Path, kept: "DriveRates") -> "DriveRates":
         return kept._replace(left=min(1.0, ratio))
     factor = moved(ratio)
     if factor == 1.0:
-        return kept._replace(measured=kept.measured.seen_now())
-    return kept.times(factor, now.model_copy(update={"spread": max(now.spread, kept.measured.spread)}))
+        return kept._replace(measured=kept.measured.seen_again(now))
+    return kept.times(factor, replace(now, spread=max(now.spread, kept.measured.spread)))
 
 
 def drive_speed(folder: Path, size: int, reading: Reading, *, seconds: float = 0.5) -> float:

@@ -70,7 +70,8 @@ class ModelledDrives(NamedTuple):
 
 def modelled(places: Sequence[Path], io: Io, *, block: int, refuted: bool = False) -> ModelledDrives:
     """Models of the drives that ``places`` are on, by rates that are kept or measured now (anew where a run has
-    ``refuted`` them), and how a bundle with blocks of about ``block`` bytes is read. Places on one drive share it evenly.
+    ``refuted`` them), and how a bundle with blocks of about ``block`` bytes is read. Places on one drive share it
+    evenly.
 
     Raises ConfigError when a drive cannot be measured, or not be read as ``io`` wants it.
     """

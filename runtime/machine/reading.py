@@ -14,7 +14,7 @@ from ...tiering.units import MiB
 from ..config.settings import Io
 from . import drive_rates_file
 from .drive_rates_file import DriveRates, spread_of_rates
-from .measured import Watch
+from .watch import Watch
 
 BRIEF_CELLS = tuple((size, depth) for size in (MiB, 4 * MiB) for depth in (1, 2, 4, 8))
 BRIEF_SECONDS = 0.9

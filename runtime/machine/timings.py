@@ -8,11 +8,11 @@ from pydantic import Field, ValidationError, field_validator
 
 from ...kernels.machine.machine import count_usable_cores
 from ...kernels.memory.heap import bound_kernel_caches
+from ...tiering.policy.measured import Measured
 from ...tiering.policy.trust import moved
 from ...tiering.sim.devices import Drive, Memory
 from . import cachefile
 from .bit_trials import signature
-from .measured import Measured
 
 _Seconds = Field(ge=0, le=1e6, allow_inf_nan=False)
 _Speed = Field(ge=1e-6, le=1e18, allow_inf_nan=False)
@@ -126,11 +126,11 @@ class KeptTimings(cachefile.Strict):
         """These after a brief look that ``found`` no other programs: changed as the pulse has changed."""
         faster, longer = moved(look.products / self.pulse.products), moved(look.steps / self.pulse.steps)
         if faster == longer == 1.0:
-            return self.model_copy(update={"measured": self.measured.seen_now()})
+            return self.model_copy(update={"measured": self.measured.seen_again(found)})
         pulse = Pulse(
             products=_speed(self.pulse.products * faster), steps=min(1e6, max(1e-9, self.pulse.steps * longer))
         )
-        measured = found.model_copy(update={"spread": max(found.spread, self.measured.spread)})
+        measured = replace(found, spread=max(found.spread, self.measured.spread))
         return KeptTimings(timings=self.timings.times(faster, longer), measured=measured, pulse=pulse)
 
 

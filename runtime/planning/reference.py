@@ -23,6 +23,7 @@ from ...tiering.driving.small_files import in_words
 from ...tiering.errors import ConfigError
 from ...tiering.events import Read
 from ...tiering.policy.drive_reading import LARGEST_READ
+from ...tiering.policy.measured import Measured
 from ...tiering.policy.trust import spread_of
 from ...tiering.progress import Quiet
 from ...tiering.sim.calibration import (
@@ -43,8 +44,8 @@ from ..config.config import Config
 from ..loading.install import set_threads
 from ..loading.load import wrap
 from ..machine import timings
-from ..machine.measured import Measured, Watch
 from ..machine.timings import Delivery, KeptTimings, ProductSpeeds, Pulse, Timings
+from ..machine.watch import Watch
 from ..modules.few_rows import few_rows
 from ..tracing.run_recording import recorded
 
@@ -91,7 +92,7 @@ def timings_here(folder: Path, threads: int | str, *, refuted: bool = False) -> 
     """The timings of this machine: those that are kept, after a brief look at the machine, else measured by
     ``measure``, and kept. Doubtful ones, once stale, are measured anew, as are those that a run has ``refuted``."""
     kept = timings.load(threads)
-    if kept is None or refuted or (kept.measured.doubtful and kept.measured.stale()):
+    if kept is None or refuted or (kept.measured.doubtful and kept.measured.stale(time.time())):
         found = measure(folder, threads)
         timings.keep(found, threads)
         return TimingsNow(found, found.measured)
