@@ -77,19 +77,19 @@ def measure_drive(
     backends: Sequence[str] | None = None,
     seconds_each: float = 0.12,
     rounds: int = 3,
-    file_bytes: int = _TRIAL_FILE,
+    file_bytes: int | None = None,
 ) -> DriveReport:
     """Measure random reads of a temporary file in ``folder``, for each size, depth and backend.
 
     ``sizes`` are in bytes, PAGE multiples. ``depths`` are reads in flight. ``backends`` are names in BACKENDS, or None
-    for all that work here. The offsets are page-aligned. The file has ``file_bytes``, or half of the free space if that
+    for all that work here. The offsets are page-aligned. The file has ``file_bytes`` (None: 256 MiB), or half of the free space if that
     is less, and is removed afterwards.
 
     Raises OSError when the folder is absent or not writable, and with ENOSPC when it has no room for two of the largest
     reads. Raises BackendUnavailable.
     """
     step = max(sizes)
-    room = min(max(file_bytes, step), shutil.disk_usage(folder).free // 2) // step * step
+    room = min(max(file_bytes or _TRIAL_FILE, step), shutil.disk_usage(folder).free // 2) // step * step
     if room == 0:
         raise OSError(errno.ENOSPC, f"measuring the drive needs {2 * step} bytes free", str(folder))
     arena = Arena(step)

@@ -19,8 +19,8 @@ from ..memory.page import PAGE
 
 @dataclass(frozen=True, slots=True)
 class ReadRate:
-    """The rate of random reads of ``size`` bytes at queue depth ``depth`` by ``backend``. ``spread``: the share by which
-    the median of its rounds is below the best, which is the rate."""
+    """The rate of random reads of ``size`` bytes at queue depth ``depth`` by ``backend``: that of its best round.
+    ``spread`` is the share by which the median of the rounds is below that."""
 
     size: int
     depth: int

@@ -48,9 +48,12 @@ def install(
     device: Device | None,
     progress: Progress,
     record: str | Path | None,
+    *,
+    teaches: bool = True,
 ) -> PreTrainedModel:
     """Make ``model``, built with the layout of ``bundle``, compute with the weights in there, on ``device`` if there is
-    one. Returns the model itself, with a Handle. ``record`` is the file for a recording.
+    one. Returns the model itself, with a Handle. ``record`` is the file for a recording. ``teaches``:
+    what the run shows is kept for plans.
 
     Raises PenstockError: BudgetTooSmall, ConfigError, DeviceFull, TraceError, BundleError. An error before the weights
     are moved out leaves the model as it was.
@@ -68,7 +71,7 @@ def install(
         bundle = Bundle.open(bundle.folder, direct=False)
     ABANDONED.wait()
     with SHIELD:  # an engine that nobody knows of would keep its threads and its memory
-        return _build_in(model, bundle, arrangement, settings, device, progress, record)
+        return _build_in(model, bundle, arrangement, settings, device, progress, record, teaches)
 
 
 def _build_in(
@@ -79,10 +82,11 @@ def _build_in(
     device: Device | None,
     progress: Progress,
     record: str | Path | None,
+    teaches: bool,
 ) -> PreTrainedModel:
     """Build the engine for ``bundle`` and put ``model`` on it. Returns the model, with a Handle."""
     with closed_on_error(bundle):
-        engine = _build_engine(model, bundle, arrangement, settings, device, record)
+        engine = _build_engine(model, bundle, arrangement, settings, device, record, teaches)
     try:
         engine.load(progress)
         paged = None if engine.kv is None else PagedKV(model, engine.kv)
@@ -118,6 +122,7 @@ def _build_engine(
     settings: Config,
     device: Device | None,
     record: str | Path | None,
+    teaches: bool,
 ) -> Engine:
     """The engine for an ``arrangement`` of ``model``, with its KV tier if KV is in pages; nothing is read yet."""
     device_use = None
@@ -127,7 +132,7 @@ def _build_engine(
     budgets = arrangement.budgets
     kv = open_kv_tier(settings, arrangement.reading, model.config, budgets.kv_floor, device, budgets.kv_device)
     teach = None
-    if device is None and kv is None:  # else the speed depends on more than a forecast knows
+    if teaches and device is None and kv is None:  # else the speed depends on more than a forecast knows
         teach = partial(runs_file.keep, run_name(bundle.folder, bundle.manifest, settings), settings.compute.threads)
     with closed_on_error(kv):
         return Engine(

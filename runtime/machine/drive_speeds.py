@@ -34,10 +34,8 @@ def drive_rates(folder: Path, *, refuted: bool = False) -> "DriveRates":
     if kept is not None and not refuted and not kept.measured.stale(time.time()):
         return kept
     try:
-        if kept is None or refuted or kept.measured.doubtful:
-            found = _measure(place)
-        else:
-            found = _look(place, kept)
+        anew = kept is None or refuted or kept.measured.doubtful
+        found = _measure(place) if kept is None or anew else _look(place, kept)
     except OSError as error:
         raise _unmeasured(place, error) from error
     drive_rates_file.keep(place, found)

@@ -69,7 +69,8 @@ class BudgetForecasts:
             self.outline, self._devices(Lesson()), routes, prompt_tokens=prompt_tokens, context=context
         )
         near = nearest(runs, budgets.weights_host, time.time())
-        self._quiet = [run for run in near if not run.beside]
+        quiet = [run for run in near if not run.beside]
+        self._runs = quiet or near
         self._beside = [run for run in near if run.beside]
         self._lesson = self._learn()
         self._forecaster = self._plain.on(self._devices(self._lesson))
@@ -85,15 +86,15 @@ class BudgetForecasts:
         return self._machine.devices(lesson, experts=bool(self.outline.layers))
 
     def _learn(self) -> Lesson:
-        """What runs without other programs beside them teach. Where they refute the rates, these are measured anew."""
-        if not self._quiet:
+        """What the runs teach. Where they refute the rates, these are measured anew."""
+        if not self._runs:
             return Lesson()
         try:
-            arrangement = self.arrange(self._quiet[-1].budget)
+            arrangement = self.arrange(self._runs[-1].budget)
         except BudgetTooSmall:  # the model has other settings now
-            self._quiet = []
+            self._runs = []
             return Lesson()
-        seen, simulated = typical_token(self._quiet), self._plain.token(arrangement, self._bus)
+        seen, simulated = typical_token(self._runs), self._plain.token(arrangement, self._bus)
         if refutes(seen, simulated) and not self._older:
             self._machine = self._look(refuted=True)
             self._plain = self._plain.on(self._devices(Lesson()))
@@ -105,21 +106,23 @@ class BudgetForecasts:
     @property
     def _older(self) -> bool:
         """Whether the rates were measured after the latest run."""
-        return self._quiet[-1].when < self._machine.timings.kept.measured.when
+        return self._runs[-1].when < self._machine.timings.kept.measured.when
 
     def _find_range(self) -> Span:
         arrangement = self.arrange(self.budgets.weights_host)
         plain = self._plain.forecast(arrangement, self._bus).tokens_per_second
-        if self._quiet:
+        left = self._machine.left
+        if self._runs:
             corrected = self._forecaster.forecast(arrangement, self._bus).tokens_per_second * self._lesson.rest
-            span = taught(corrected, plain, self._quiet, older=self._older)
+            quiet = not self._runs[-1].beside
+            span = taught(corrected, plain, self._runs, certain=quiet and not self._older)
+            left = left if quiet else 1.0  # the runs have shown what others leave
             self._lesson = self._lesson._replace(rest=self._lesson.rest * span.expected / corrected)
         else:
             ends = spread_over(self._machine, experts=bool(self.outline.layers))
             slow, fast = (self._plain.on(each).forecast(arrangement, self._bus).tokens_per_second for each in ends)
             span = untaught(slow, plain, fast)
-        span = slowest_seen(span, self._beside, self.budgets.weights_host)
-        return beside_others(span, self._machine.left)
+        return slowest_seen(beside_others(span, left), self._beside, self.budgets.weights_host)
 
     def arrange(self, weights: int) -> Arrangement:
         """With ``weights`` bytes of host memory for weights. Raises BudgetTooSmall."""
@@ -146,8 +149,9 @@ class BudgetForecasts:
         return RestsOn(
             computing=self._machine.timings.kept.measured,
             drives=tuple(each.measured for each in self._drives.measured),
-            runs=len(self._quiet),
-            latest_run=self._quiet[-1].when if self._quiet else None,
+            runs=len(self._runs),
+            latest_run=self._runs[-1].when if self._runs else None,
+            runs_beside=bool(self._runs) and self._runs[-1].beside,
             left=self._machine.left,
         )
 

@@ -66,13 +66,15 @@ class MeasuredSpeeds:
 @dataclass(frozen=True, slots=True)
 class RestsOn:
     """The measurements behind a forecast: of computing and of each drive; the number of earlier runs of the model that
-    corrected it, and when the latest ended, in seconds since 1970; and the share of the machine's speed that other
+    corrected it, and when the latest ended, in seconds since 1970, and whether all were beside
+    other programs; and the share of the machine's speed that other
     programs left when it was looked at."""
 
     computing: Measured
     drives: tuple[Measured, ...]
     runs: int = 0
     latest_run: float | None = None
+    runs_beside: bool = False
     left: float = 1.0
 
     def caveats(self) -> list[str]:
@@ -83,6 +85,8 @@ class RestsOn:
             if measured.doubtful:
                 words = doubts_in_words(measured.doubts, measured.others)
                 notes.append(f"rates of {what} are doubtful ({words}); run penstock doctor on an idle machine")
+        if self.runs_beside:
+            notes.append("other programs took cores beside all earlier runs; what these took counts half")
         if self.left < _BUSY:
             notes.append(f"other programs leave about {self.left:.0%} of this machine's speed now")
         return notes
@@ -94,6 +98,7 @@ class RestsOn:
             "drives": [asdict(drive) for drive in self.drives],
             "runs": self.runs,
             "latest_run": self.latest_run,
+            "runs_beside": self.runs_beside,
             "left": self.left,
         }
 

@@ -127,13 +127,14 @@ def untaught(least: float, expected: float, most: float) -> Span:
     return Span(min(least, expected) * (1 - UNTAUGHT), expected, max(most, expected) * (1 + UNTAUGHT))
 
 
-def taught(corrected: float, plain: float, quiet: Sequence[Run], *, older: bool) -> Span:
-    """The range of a forecast that ``quiet`` runs have ``corrected`` from ``plain``, both in tokens per second. Where
-    the runs are ``older`` than the rates, either may hold, and the truth lies between."""
-    middle = statistics.median(run.token.seconds for run in quiet)
-    least = corrected * middle / max(run.slow for run in quiet) * (1 - TAUGHT)
-    most = corrected * middle / min(run.fast for run in quiet) * (1 + TAUGHT)
-    if not older:
+def taught(corrected: float, plain: float, runs: Sequence[Run], *, certain: bool) -> Span:
+    """The range of a forecast that ``runs`` have ``corrected`` from ``plain``, both in tokens per second. Where they
+    are not ``certain``, because they are older than the rates or were beside other programs, either may hold, and the
+    truth lies between."""
+    middle = statistics.median(run.token.seconds for run in runs)
+    least = corrected * middle / max(run.slow for run in runs) * (1 - TAUGHT)
+    most = corrected * middle / min(run.fast for run in runs) * (1 + TAUGHT)
+    if certain:
         return Span(least, corrected, most)
     return Span(min(least, plain), (corrected * plain) ** 0.5, max(most, plain))
 

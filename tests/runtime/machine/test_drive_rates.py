@@ -11,6 +11,7 @@ from penstock.runtime.config.settings import Io
 from penstock.runtime.machine import drive_speeds, drives
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.units import MiB
+from tests.support.timings import measured
 
 RATES = [ReadRate(MiB, depth, depth * 1e9) for depth in (1, 2, 4)]
 
@@ -24,9 +25,9 @@ def test_a_drive_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     measured = []
     monkeypatch.setattr(
         "penstock.kernels.machine.machine.measure_drive",
-        lambda folder, **_: measured.append(folder) or SimpleNamespace(rates=RATES),
+        lambda folder, **_: measured.append(folder) or SimpleNamespace(rates=RATES, best=RATES[-1]),
     )
-    assert [drive_speeds.drive_rates(tmp_path / "not" / "there") for _ in range(2)] == [RATES, RATES]
+    assert [drive_speeds.drive_rates(tmp_path / "not" / "there").rates for _ in range(2)] == [RATES, RATES]
     assert measured == [tmp_path]
 
 
@@ -42,8 +43,8 @@ def test_a_drive_that_cannot_be_measured_is_one_clear_error(tmp_path: Path, monk
 def test_a_modelled_drive_is_as_fast_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by another backend, nor with more reads in flight."""
     rates = [*RATES, ReadRate(MiB, 8, 9e9), ReadRate(MiB, 2, 7e9, "io_uring")]
-    monkeypatch.setattr(drives, "drive_rates", lambda *_: rates)
-    (drive,), reading = drives.modelled([tmp_path], Io(backend="threads", depth=2), block=MiB)
+    monkeypatch.setattr(drives, "drive_rates", lambda *_, **__: measured(rates))
+    (drive,), reading, _ = drives.modelled([tmp_path], Io(backend="threads", depth=2), block=MiB)
     assert (reading.backend, reading.depth) == ("threads", 2)
     assert drive.bandwidth == 2e9
     assert drive.delivered(MiB, 1) == pytest.approx(1e9)
@@ -51,10 +52,10 @@ def test_a_modelled_drive_is_as_fast_as_it_is_read(tmp_path: Path, monkeypatch: 
 
 
 def test_places_on_one_drive_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drives, "drive_rates", lambda *_: RATES)
+    monkeypatch.setattr(drives, "drive_rates", lambda *_, **__: measured(RATES))
     monkeypatch.setattr(drives, "drive_under", lambda folder: "other" if folder.name == "b" else "one")
     places = [tmp_path / name for name in "abc"]
     for place in places:
         place.mkdir()
-    found, _ = drives.modelled(places, Io(), block=MiB)
+    found, _, _ = drives.modelled(places, Io(), block=MiB)
     assert [drive.bandwidth for drive in found] == [2e9, 4e9, 2e9]

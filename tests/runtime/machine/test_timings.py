@@ -12,7 +12,7 @@ from penstock.runtime.planning import reference
 from penstock.tiering.errors import DeviceModelError
 from penstock.tiering.sim.devices import Drive
 from penstock.tiering.units import MiB
-from tests.support.timings import TIMINGS
+from tests.support.timings import KEPT, TIMINGS
 
 
 @pytest.fixture(autouse=True)
@@ -34,20 +34,22 @@ def test_reference_models_are_measured_once(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "drive"
     folder.mkdir()
-    found = reference.timings_here(folder, 1)
+    first = reference.timings_here(folder, 1)
+    found = first.kept.timings
     assert not list(folder.iterdir()), "nothing is left on the drive"
     assert found.layer_warm <= found.layer_cold
     assert found.products.keys() == {"bfloat16", "float16", "float32"}
     monkeypatch.setattr(reference, "measure", lambda *_: pytest.fail("what is kept is measured again"))
     for name in kernel_caches:  # as in a process that has loaded no model yet
         monkeypatch.delenv(name)
-    assert reference.timings_here(folder, 1) == found
+    again = reference.timings_here(folder, 1)
+    assert again.kept.measured.when >= first.kept.measured.when
 
 
 def test_what_is_kept_is_of_this_machine_as_it_is_set_up() -> None:
     assert timings.load("auto") is None
-    timings.keep(TIMINGS, "auto")
-    assert timings.load("auto") == TIMINGS
+    timings.keep(KEPT, "auto")
+    assert timings.load("auto") == KEPT
     assert timings.load(7) is None
 
 
@@ -61,11 +63,18 @@ def test_what_is_kept_is_of_this_machine_as_it_is_set_up() -> None:
         ('"token": 0.0', '"token": "soon"'),
         ('"token": 0.0', '"tokens": 0.0'),
         ('"holds_for": "', '"holds_for": "another '),
+        ('"version": 2', '"version": 1'),
+        ('"products": {', '"products": {}, "others": {'),
+        ('"bfloat16": {', '"int8": {'),
+        ('"steps": 0.001', '"steps": 0.0'),
+        ('"spread": 0.1', '"spread": 1e999'),
+        ('"when": 1000000000.0', '"when": -1.0'),
+        ('"doubts": []', '"doubts": ["cores", "cores", "cores", "cores"]'),
         ("}", ""),
     ],
 )
 def test_what_is_damaged_or_cannot_be_counts_as_none(written: str, instead: str) -> None:
-    timings.keep(TIMINGS, "auto")
+    timings.keep(KEPT, "auto")
     text = kept().read_text()
     assert written in text
     kept().write_text(text.replace(written, instead, 1))
