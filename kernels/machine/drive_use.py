@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+_BLOCK, _OWN = Path("/sys/dev/block"), Path("/proc/self/io")
 _SECTOR = 512
 _READ, _WRITTEN = 2, 6  # places in a block device's counts, Documentation/block/stat.rst of Linux
 
@@ -20,11 +21,11 @@ def read_drive_use(folder: Path) -> DriveUse | None:
     are on no single drive."""
     try:
         device = os.stat(folder).st_dev
-        place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        place = _BLOCK / f"{os.major(device)}:{os.minor(device)}"
         if (place / "partition").exists():
             place = place.resolve().parent
         counts = (place / "stat").read_text().split()
-        lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        lines = dict(line.split(": ") for line in _OWN.read_text().splitlines())
         own = int(lines["read_bytes"]) + int(lines["write_bytes"])
         return DriveUse((int(counts[_READ]) + int(counts[_WRITTEN])) * _SECTOR, own)
     except (OSError, ValueError, IndexError, KeyError, AttributeError):

@@ -82,8 +82,8 @@ def measure_drive(
     """Measure random reads of a temporary file in ``folder``, for each size, depth and backend.
 
     ``sizes`` are in bytes, PAGE multiples. ``depths`` are reads in flight. ``backends`` are names in BACKENDS, or None
-    for all that work here. The offsets are page-aligned. The file has ``file_bytes`` (None: 256 MiB), or half of the free space if that
-    is less, and is removed afterwards.
+    for all that work here. The offsets are page-aligned. The file has ``file_bytes`` (None: 256 MiB), or half of the
+    free space if that is less, and is removed afterwards.
 
     Raises OSError when the folder is absent or not writable, and with ENOSPC when it has no room for two of the largest
     reads. Raises BackendUnavailable.
