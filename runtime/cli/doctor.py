@@ -138,7 +138,7 @@ def _fields(found: _Found) -> dict[str, Any]:
         "kept_in": str(found.kept) if found.kept else None,
         "memory_bytes_per_second": found.memory,
         "computing": found.computing.model_dump(),
-        "measured": {name: asdict(each) for name, each in found.measured.items()},
+        "measured": {name: each.to_dict() for name, each in found.measured.items()},
         "host_memory": found.budget,
         "devices": [asdict(device) for device in found.devices],
         "warnings": found.warnings,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...tiering.policy.drive_reading import UNMEASURED, Reading, typical_read
 from ...tiering.sim.devices import Drive as ModelledDrive
@@ -14,8 +14,10 @@ from ...tiering.store.bundle.manifest import BundleDrive, Manifest
 from ...tiering.store.bundle.stripes import absent, drive_under, part_of, remove
 from ...tiering.units import PAGE
 from ..config.settings import Io
-from .drive_rates_file import DriveRates
 from .drive_speeds import drive_rates, drive_speed, existing
+
+if TYPE_CHECKING:
+    from .drive_rates_file import DriveRates
 
 _SECONDS = 0.25
 
@@ -65,7 +67,7 @@ class ModelledDrives(NamedTuple):
 
     models: list[ModelledDrive]
     reading: Reading
-    measured: list[DriveRates]
+    measured: "list[DriveRates]"
 
 
 def modelled(places: Sequence[Path], io: Io, *, block: int, refuted: bool = False) -> ModelledDrives:

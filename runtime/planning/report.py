@@ -94,8 +94,8 @@ class RestsOn:
     def to_dict(self) -> dict[str, Any]:
         """The object "rests_on" in ``penstock plan --json``."""
         return {
-            "computing": asdict(self.computing),
-            "drives": [asdict(drive) for drive in self.drives],
+            "computing": self.computing.to_dict(),
+            "drives": [drive.to_dict() for drive in self.drives],
             "runs": self.runs,
             "latest_run": self.latest_run,
             "runs_beside": self.runs_beside,

@@ -1,7 +1,7 @@
 """When and how well something of this machine was measured, and what other programs did meanwhile (pure)."""
 
-from dataclasses import dataclass, replace
-from typing import get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
 
 from .trust import Doubt, is_stale, replaces
 
@@ -42,6 +42,10 @@ class Measured:
     def seen_again(self, now: "Measured") -> "Measured":
         """The same, looked at again ``now``."""
         return replace(self, seen=now.seen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, ready for JSON."""
+        return asdict(self) | {"doubts": list(self.doubts)}
 
     def in_words(self, now: float) -> str:
         """How old and how sure it is, for people."""
