@@ -34,7 +34,7 @@ class MachineNow(NamedTuple):
 
 def spread_over(machine: MachineNow, *, experts: bool) -> tuple[Devices, Devices]:
     """The devices at their slowest and at their fastest: as far off as repeats of their measurement were. Where threads
-    waited for cores meanwhile, they may be faster by as much."""
+    waited for cores meanwhile, they may be slower or faster by as much: the best repeats may have had a core alone."""
     kept = machine.timings.kept
     cores = _ends(kept.measured)
     drives = [_ends(each.measured) for each in machine.measured]
@@ -46,7 +46,8 @@ def spread_over(machine: MachineNow, *, experts: bool) -> tuple[Devices, Devices
 
 
 def _ends(measured: Measured) -> tuple[float, float]:
-    return 1 - measured.spread, (1 + measured.spread) / (1 - measured.waited)
+    share = 1 - measured.waited
+    return (1 - measured.spread) * share, (1 + measured.spread) / share
 
 
 def _devices(machine: MachineNow, timings: Timings, factor: float, experts: bool) -> Devices:
