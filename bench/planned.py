@@ -10,9 +10,11 @@ The packed model lies below the present folder meanwhile: that drive is measured
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
@@ -22,6 +24,7 @@ from simulated import PROMPT, row, run
 from penstock.tiering.units import format_size, parse_size
 
 FIGURES = ("tokens_per_second", "flash_bytes_per_token", "hit_ratio")
+RANGE = ("tokens_per_second_from", "tokens_per_second_to")
 
 
 def plan_budget(options: argparse.Namespace, store: str, budget: int, cache: Path) -> dict[str, float]:
@@ -36,7 +39,15 @@ def plan_budget(options: argparse.Namespace, store: str, budget: int, cache: Pat
         env=os.environ | {"XDG_CACHE_HOME": str(cache)},
     )
     report = json.loads(done.stdout)
-    return {f"planned_{name}": report[name] for name in FIGURES}
+    return {f"planned_{name}": report[name] for name in (*FIGURES, *RANGE)}
+
+
+def within(rounds: Sequence[dict[str, float]]) -> tuple[str, str]:
+    """The median range that was planned, and how many of ``rounds`` lay in theirs."""
+    least, most = (statistics.median(each[f"planned_{name}"] for each in rounds) for name in RANGE)
+    low, high = (f"planned_{name}" for name in RANGE)
+    held = sum(each[low] <= each["tokens_per_second"] <= each[high] for each in rounds)
+    return f"{least:.1f} to {most:.1f}", f"{held} of {len(rounds)}"
 
 
 def main() -> None:
@@ -60,8 +71,21 @@ def main() -> None:
             cache = Path(store).resolve() / f"cache-{number}"
             for budget in budgets:
                 found[budget].append(plan_budget(options, store, budget, cache) | run(options, store, budget)[0])
-    columns = ("budget", "tokens/s", "planned", "", "MB/token", "planned", "", "hit ratio", "planned", "")
-    rows = [row(format_size(budget), rounds, "planned") for budget, rounds in found.items()]
+    columns = (
+        "budget",
+        "tokens/s",
+        "planned",
+        "",
+        "MB/token",
+        "planned",
+        "",
+        "hit ratio",
+        "planned",
+        "",
+        "range",
+        "held",
+    )
+    rows = [(*row(format_size(budget), rounds, "planned"), *within(rounds)) for budget, rounds in found.items()]
     publish(
         [Table(f"{Path(options.model).name}: real and planned, medians", columns, rows)],
         {"rounds": {str(budget): rounds for budget, rounds in found.items()}},

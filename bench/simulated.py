@@ -92,7 +92,7 @@ def measure_computing(token: float, whole: Recording, tight: Recording) -> Compu
         memory = memory_of(*(typical(expert_seconds(recording)) for recording in (whole, tight)))
     else:
         lost = lost_share(*(statistics.median(dense_seconds(recording)[1:]) for recording in (whole, tight)))
-        memory = Memory(measure_memory(), contention=lost)
+        memory = Memory(max(measure_memory()), contention=lost)
     return Computing(memory, layer_seconds(whole, memory, token), guess_seconds(tight))
 
 

@@ -77,18 +77,19 @@ def measure_drive(
     backends: Sequence[str] | None = None,
     seconds_each: float = 0.12,
     rounds: int = 3,
+    file_bytes: int | None = None,
 ) -> DriveReport:
     """Measure random reads of a temporary file in ``folder``, for each size, depth and backend.
 
     ``sizes`` are in bytes, PAGE multiples. ``depths`` are reads in flight. ``backends`` are names in BACKENDS, or None
-    for all that work here. The offsets are page-aligned. The file has 256 MiB, or half of the free space if that is
-    less, and is removed afterwards.
+    for all that work here. The offsets are page-aligned. The file has ``file_bytes`` (None: 256 MiB), or half of the
+    free space if that is less, and is removed afterwards.
 
     Raises OSError when the folder is absent or not writable, and with ENOSPC when it has no room for two of the largest
     reads. Raises BackendUnavailable.
     """
     step = max(sizes)
-    room = min(max(_TRIAL_FILE, step), shutil.disk_usage(folder).free // 2) // step * step
+    room = min(max(file_bytes or _TRIAL_FILE, step), shutil.disk_usage(folder).free // 2) // step * step
     if room == 0:
         raise OSError(errno.ENOSPC, f"measuring the drive needs {2 * step} bytes free", str(folder))
     arena = Arena(step)
@@ -124,16 +125,17 @@ def _trial_file(folder: Path, content: memoryview, copies: int) -> Iterator[Path
         os.unlink(name)
 
 
-def measure_memory() -> float:
-    """Measure sequential reads of memory with torch's threads: bytes per second, the best of several passes."""
+def measure_memory() -> list[float]:
+    """Measure sequential reads of memory with torch's threads: bytes per second of each of several passes. The best
+    says what the memory can do."""
     length = max(PAGE, min(_TRIAL_MEMORY, read_available_memory() // 4) // PAGE * PAGE)
     numbers = Arena(length).tensor(0, torch.float32, (length // 4,)).fill_(1.0)
-    best = math.inf
+    found = []
     for _ in range(7):
         start = time.perf_counter()
         numbers.sum()
-        best = min(best, time.perf_counter() - start)
-    return numbers.nbytes / best
+        found.append(numbers.nbytes / (time.perf_counter() - start))
+    return found
 
 
 def read_available_memory() -> int:

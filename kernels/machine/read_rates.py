@@ -1,6 +1,7 @@
 """Read rates of open files: random reads of given sizes and depths, by every backend in turn."""
 
 import random
+import statistics
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +19,14 @@ from ..memory.page import PAGE
 
 @dataclass(frozen=True, slots=True)
 class ReadRate:
-    """The rate of random reads of ``size`` bytes at queue depth ``depth`` by ``backend``."""
+    """The rate of random reads of ``size`` bytes at queue depth ``depth`` by ``backend``: that of its best round.
+    ``spread`` is the share by which the median of the rounds is below that."""
 
     size: int
     depth: int
     bytes_per_second: float
     backend: str = "threads"
+    spread: float = 0.0
 
 
 def read_rates(
@@ -47,17 +50,20 @@ def read_rates(
     arena = Arena(max(size * depth for size, depth in cells))
     # Touch the memory before the clock runs.
     arena.tensor(0, torch.uint8, (arena.length,)).zero_()
-    best: dict[tuple[int, int, str], float] = {}
+    found: dict[tuple[int, int, str], list[float]] = {}
     with ExitStack() as readers:
         deepest = max(depth for _, depth in cells)
         opened = {backend: readers.enter_context(closing(open_reader(backend, deepest))) for backend in files}
         for size, depth in cells * rounds:
-            if best and time.perf_counter() > late:
+            if found and time.perf_counter() > late:
                 break
             for backend, reader in opened.items():
                 rate = _rate(reader, files[backend], arena, size, depth, seconds_each / rounds)
-                best[size, depth, backend] = max(rate, best.get((size, depth, backend), 0.0))
-    return [ReadRate(size, depth, rate, backend) for (size, depth, backend), rate in best.items()]
+                found.setdefault((size, depth, backend), []).append(rate)
+    return [
+        ReadRate(size, depth, max(rates), backend, 1 - statistics.median(rates) / max(rates))
+        for (size, depth, backend), rates in found.items()
+    ]
 
 
 def _rate(reader: Reader, files: Sequence[DirectFile], arena: Arena, size: int, depth: int, seconds: float) -> float:

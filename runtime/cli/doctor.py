@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ...kernels.devices.measure import DeviceReport
     from ...kernels.machine.machine import DriveReport, MachineReport
     from ...kernels.native import Kernels
+    from ...tiering.policy.measured import Measured
     from ..machine.timings import Timings
 
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -42,21 +45,28 @@ def command(settings: Settings) -> None:
         from ...kernels.devices.measure import report_cuda_devices
         from ...kernels.machine import machine
         from ..machine import drive_rates_file, timings
+        from ..machine.drive_rates_file import DriveRates, spread_of_rates
         from ..machine.reading import kept_reading
+        from ..machine.watch import Watch
         from ..planning.reference import measure
 
     store = config.store.path
     folder = existing(store)  # before the first pack there is no store yet
     try:
+        watch = Watch(folder)
         drive = machine.measure_drive(folder)
+        rates = DriveRates(list(drive.rates), watch.done(spread_of_rates(drive.rates), drive=True))
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise ConfigError(
             f"cannot measure the drive below {folder}: {in_words(error)}; or choose another with --store"
         ) from error
-    kept = drive_rates_file.keep(folder, drive.rates)
+    kept = drive_rates_file.keep(folder, rates)
     computing = measure(folder, config.compute.threads)
     timings.keep(computing, config.compute.threads)
+    watch = Watch(None)
+    memory = machine.measure_memory()
+    memory_measured = watch.done(1 - statistics.median(memory) / max(memory))
     report = machine.describe()
     file_system = file_system_of(folder, Path("/proc/self/mounts"))
     kernels = native.describe()
@@ -68,8 +78,9 @@ def command(settings: Settings) -> None:
         free=free,
         reading=kept_reading(folder, config.io, block=TYPICAL) if kept else None,
         kept=kept,
-        memory=machine.measure_memory(),
-        computing=computing,
+        memory=max(memory),
+        measured={"drive": rates.measured, "computing": computing.measured, "memory": memory_measured},
+        computing=computing.timings,
         budget=config.host_budget(),
         devices=report_cuda_devices(),
         warnings=warnings_for(
@@ -80,6 +91,15 @@ def command(settings: Settings) -> None:
             free=free,
             kept=kept is not None,
             kernels=kernels.missing,
+            doubted=[
+                name
+                for name, measured, now_kept in (
+                    ("the drive", rates.measured, drive_rates_file.load(folder)),
+                    ("computing", computing.measured, timings.load(config.compute.threads)),
+                )
+                if measured.doubtful and now_kept is not None and now_kept.measured != measured
+            ],
+            doubtful=rates.measured.doubtful or computing.measured.doubtful,
         ),
     )
     if settings.json:
@@ -91,7 +111,7 @@ def command(settings: Settings) -> None:
 @dataclass(frozen=True, slots=True)
 class _Found:
     """``free`` bytes on the drive, ``memory`` in bytes per second, ``budget`` in bytes; ``kept`` is the file in which
-    the drive's rates are, and ``reading`` how blocks are read by them."""
+    the drive's rates are, and ``reading`` how blocks are read by them; ``measured`` says how well each was measured."""
 
     machine: "MachineReport"
     kernels: "Kernels"
@@ -101,6 +121,7 @@ class _Found:
     reading: Reading | None
     kept: Path | None
     memory: float
+    measured: "dict[str, Measured]"
     computing: "Timings"
     budget: int
     devices: list["DeviceReport"]
@@ -117,6 +138,7 @@ def _fields(found: _Found) -> dict[str, Any]:
         "kept_in": str(found.kept) if found.kept else None,
         "memory_bytes_per_second": found.memory,
         "computing": found.computing.model_dump(),
+        "measured": {name: each.to_dict() for name, each in found.measured.items()},
         "host_memory": found.budget,
         "devices": [asdict(device) for device in found.devices],
         "warnings": found.warnings,
@@ -132,6 +154,9 @@ def _print(found: _Found, store: Path) -> None:
         f"memory: {format_size(report.available_memory)} of {format_size(report.total_memory)} available, "
         f"{found.memory / 1e9:.1f} GB/s; host_memory would be {format_size(found.budget)}"
     )
+    now = time.time()
+    for name, measured in found.measured.items():
+        print(f"{name}: {measured.in_words(now)}")
     print(
         f"computing a token of a bfloat16 model: weights at {found.computing.memory / 1e9:.1f} GB/s, besides "
         f"{found.computing.dense_layer * 1e3:.2f} ms for each layer, {found.computing.layer_warm * 1e3:.2f} to "
@@ -191,12 +216,18 @@ def warnings_for(
     free: int,
     kept: bool,
     kernels: Sequence[str],
+    doubted: Sequence[str] = (),
+    doubtful: bool = False,
 ) -> list[str]:
     """What makes models slow or the machine stall here. Sizes in bytes. Pure.
 
-    ``kernels`` says why compiled kernels are not in use.
+    ``kernels`` says why compiled kernels are not in use. ``doubtful``: other programs took cores or the drive while
+    this was measured; of what is ``doubted``, better rates are kept.
     """
     notes = list(kernels)
+    if doubtful:
+        kept_ones = f"; the earlier rates of {' and '.join(doubted)} stay" if doubted else ""
+        notes.append(f"other programs disturbed this measurement{kept_ones}: run it again when they have ended")
     if file_system in IN_MEMORY:
         notes.append(f"the store is on {file_system}, which is memory: choose a folder on a drive with --store")
     if file_system in OVER_NETWORK:

@@ -1,9 +1,11 @@
 """``penstock plan``: whether a model fits, what goes where, its speed, and what more memory would buy."""
 
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...tiering.policy.measured import in_words_ago
 from ...tiering.policy.placement.budgets import ENOUGH
 from ...tiering.units import format_size
 from .console import importing, print_json, print_table, waiting
@@ -12,7 +14,7 @@ from .options import Settings, SourceOptions
 if TYPE_CHECKING:
     from ...tiering.planner.arrangement import Arrangement
     from ...tiering.policy.placement.placement import Placement
-    from ..planning.report import BudgetForecast, KvPlan, Plan
+    from ..planning.report import BudgetForecast, KvPlan, Plan, RestsOn
 
 
 def command(
@@ -98,8 +100,10 @@ def _print_forecast(found: "Plan", arrangement: "Arrangement") -> None:
     forecast, speeds = found.forecast, found.speeds
     assert forecast is not None
     assert speeds is not None
+    assert found.rests_on is not None
     print(
-        f"About {forecast.tokens_per_second:.2f} tokens/s, limited by {forecast.limited_by}; "
+        f"About {forecast.tokens_per_second:.2f} tokens/s ({found.tokens_per_second_from:.2f} to "
+        f"{found.tokens_per_second_to:.2f}), limited by {forecast.limited_by}; "
         f"{format_size(forecast.flash_bytes_per_token)} from flash and "
         f"{format_size(speeds.memory_bytes_per_token)} from memory per token, {forecast.hit_ratio:.0%} hits."
     )
@@ -110,8 +114,19 @@ def _print_forecast(found: "Plan", arrangement: "Arrangement") -> None:
         f"First token of a prompt of {found.prompt_tokens} after about {forecast.time_to_first_token_s:.2f} s.\n"
         f"Measured: flash {speeds.flash_bytes_per_second / 1e9:.2f} GB/s, "
         f"memory {speeds.memory_bytes_per_second / 1e9:.1f} GB/s.\n"
+        f"{_rests_on(found.rests_on)}\n"
         f"When the machine runs short of memory, down to {format_size(arrangement.floor)} of host memory."
     )
+
+
+def _rests_on(found: "RestsOn") -> str:
+    """When and how well everything was measured."""
+    drives = "; ".join(f"the drive was {each.in_words(time.time())}" for each in dict.fromkeys(found.drives))
+    text = f"Computing was {found.computing.in_words(time.time())}; {drives}."
+    if found.latest_run is None:
+        return f"{text} No run of this model has taught anything yet."
+    runs = "One run" if found.runs == 1 else f"{found.runs} runs"
+    return f"{text} {runs} of this model corrected that, the latest {in_words_ago(time.time() - found.latest_run)}."
 
 
 def _cells(row: "BudgetForecast") -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from ...tiering.errors import TraceError
 from ...tiering.events import PINNING_STREAM, Slot
 from ...tiering.planner.arrangement import Arrangement
 from ...tiering.planner.setup import Setup
+from ...tiering.policy.lessons import Run, summarise
 from ...tiering.policy.prefetch.predictor_choice import BOTH, CO_ACTIVATION, ROUTER, Predictors
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.manifest import Block
@@ -30,6 +31,7 @@ from ..machine import bit_trials
 from ..machine.contention import CONTENTION
 from ..modules.attach import attach
 from ..modules.model_forward import Around, Forwards
+from ..modules.run_meter import Counted, RunMeter
 from ..tiers.bridge import Bridge
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.misses import Misses
@@ -68,13 +70,14 @@ class Engine:
         record: str | Path | None = None,
         kv: "KVTier | None" = None,
         device_use: DeviceUse | None = None,
+        teach: Callable[[Run], None] | None = None,
     ) -> None:
         """``blocks`` are what moves of ``bundle``, its own or several of them joined, as ``arrangement`` has them; the
         host tier shrinks and grows with ``machine``. ``device_use`` says how the device is used that ``arrangement``
         has, if it has one.
 
         ``record`` is the file for a recording of all that the planner does; ``kv``, closed with the engine, is where KV
-        lies, if not with transformers.
+        lies, if not with transformers. ``teach`` keeps what the run has shown, at its end.
 
         Nothing is read before ``load``. Raises ConfigError where this machine cannot read so, TraceError where
         ``record`` cannot be written, and DeviceFull.
@@ -82,7 +85,7 @@ class Engine:
         self.arrangement = arrangement
         """What was decided about the model's memory before it was loaded."""
         self.bundle, self.host_placement, self.reading, self.kv = bundle, arrangement.host, arrangement.reading, kv
-        self._divisions = arrangement.divisions
+        self._divisions, self._teach = arrangement.divisions, teach
         self.blocks = {block.id: block for block in blocks}
         self.pressure = Pressure(machine, arrangement.divisions, None if kv is None else kv.pool)
         setup = arrangement.host_setup
@@ -147,6 +150,7 @@ class Engine:
         )
         grouped = device_use is not None and device_use.grouped
         self._experts = ExpertMemory(self.tier, PlaneCounts(), copies, grouped=grouped, misses=self.misses)
+        self._meter = RunMeter(self._count, lambda: CONTENTION.taken)
         self._predictors = Predictors((ROUTER, BOTH, CO_ACTIVATION))
         placement, bounded = self.host_placement, self.kv is not None or self.device is not None
         self._forwards = Forwards(
@@ -156,6 +160,7 @@ class Engine:
             expert_bytes=placement.expert_total_bytes / max(1, placement.expert_count),
             # KV in pages is bounded, and a device's is in its own memory.
             check_caches=None if bounded else self._check_caches,
+            meter=self._meter,
         )
         self._components = Components(
             host=self.host,
@@ -178,6 +183,10 @@ class Engine:
         if self.device is None:
             return self.pressure.leave(self.host, size)
         return self.device.arena.length + size <= self.device.placement.budget
+
+    def _count(self) -> Counted:
+        counters = self.host.counters()
+        return Counted(self.tier.bridge.stall_seconds, counters.busy_seconds, counters.flash_bytes)
 
     @property
     def bridge(self) -> Bridge:
@@ -245,6 +254,7 @@ class Engine:
             return
         if ENDING.on:  # threads stopped in the middle, and all memory goes with the process
             self._write_records()
+            self._keep_lesson()
         else:
             self._close()
 
@@ -273,10 +283,20 @@ class Engine:
         self.bundle.close()
         self._cores.close()
         bit_trials.keep(BIT_TRIALS.copy())  # other models may go on adding to it
+        self._keep_lesson()
         try:
             self._write_records()
         finally:
             self._background.close()
+
+    def _keep_lesson(self) -> None:
+        """Keep what this run teaches, once. One whose memory shrank is no example of its budget."""
+        teach, self._teach = self._teach, None
+        if teach is None or self.pressure.elastic.shrinks:
+            return
+        run = summarise(self._meter.windows(), time.time(), self.arrangement.budgets.weights_host)
+        if run is not None:
+            teach(run)
 
     def _write_records(self) -> None:
         for recorded in (self._trace, self.recording):

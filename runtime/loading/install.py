@@ -24,7 +24,7 @@ from ..config.config import Config
 from ..config.settings import Kv
 from ..engine.abandoned import ABANDONED
 from ..engine.engine import Engine
-from ..machine import bit_trials
+from ..machine import bit_trials, runs_file
 from ..machine.reading import reading_of
 from ..modules.model_forward import Around
 from ..tiers.device.tier import DeviceUse
@@ -33,6 +33,7 @@ from .arrangement import arrange_model, find_budgets
 from .handle import Handle
 from .outline import layout_of, outline_model
 from .placeholder_model import move_out
+from .run_name import run_name
 from .streamed_class import streamed_class
 
 if TYPE_CHECKING:
@@ -48,9 +49,12 @@ def install(
     device: Device | None,
     progress: Progress,
     record: str | Path | None,
+    *,
+    teaches: bool = True,
 ) -> PreTrainedModel:
     """Make ``model``, built with the layout of ``bundle``, compute with the weights in there, on ``device`` if there is
-    one. Returns the model itself, with a Handle. ``record`` is the file for a recording.
+    one. Returns the model itself, with a Handle. ``record`` is the file for a recording. ``teaches``:
+    what the run shows is kept for plans.
 
     Raises PenstockError: BudgetTooSmall, ConfigError, DeviceFull, TraceError, BundleError. An error before the weights
     are moved out leaves the model as it was.
@@ -60,7 +64,7 @@ def install(
     outline = outline_model(model, layout_of(manifest), quality, drives)
     budgets = find_budgets(outline, settings, device, model.config)
     block = typical_block(outline, budgets)
-    _set_threads(settings.compute.threads)
+    set_threads(settings.compute.threads)
     bit_trials.load(BIT_TRIALS)
     arrangement = arrange_model(outline, budgets, settings, reading_of(bundle.paths, settings.io, block=block))
     if bundle.direct and backends.choose_direct(arrangement.reading.backend) is False:
@@ -68,7 +72,7 @@ def install(
         bundle = Bundle.open(bundle.folder, direct=False)
     ABANDONED.wait()
     with SHIELD:  # an engine that nobody knows of would keep its threads and its memory
-        return _build_in(model, bundle, arrangement, settings, device, progress, record)
+        return _build_in(model, bundle, arrangement, settings, device, progress, record, teaches)
 
 
 def _build_in(
@@ -79,10 +83,11 @@ def _build_in(
     device: Device | None,
     progress: Progress,
     record: str | Path | None,
+    teaches: bool,
 ) -> PreTrainedModel:
     """Build the engine for ``bundle`` and put ``model`` on it. Returns the model, with a Handle."""
     with closed_on_error(bundle):
-        engine = _build_engine(model, bundle, arrangement, settings, device, record)
+        engine = _build_engine(model, bundle, arrangement, settings, device, record, teaches)
     try:
         engine.load(progress)
         paged = None if engine.kv is None else _page_kv(model, engine.kv)
@@ -118,6 +123,7 @@ def _build_engine(
     settings: Config,
     device: Device | None,
     record: str | Path | None,
+    teaches: bool,
 ) -> Engine:
     """The engine for an ``arrangement`` of ``model``, with its KV tier if KV is in pages; nothing is read yet."""
     device_use = None
@@ -125,6 +131,9 @@ def _build_engine(
         experts = settings.experts
         device_use = DeviceUse(device, host_experts=experts.misses == "auto", grouped=experts.products == "grouped")
     kv = _open_kv(settings, arrangement, model, device)
+    teach = None
+    if teaches and device is None and kv is None:  # else the speed depends on more than a forecast knows
+        teach = partial(runs_file.keep, run_name(bundle.folder, bundle.manifest, settings), settings.compute.threads)
     with closed_on_error(kv):
         return Engine(
             bundle,
@@ -134,6 +143,7 @@ def _build_engine(
             record=record,
             kv=kv,
             device_use=device_use,
+            teach=teach,
         )
 
 
@@ -173,7 +183,7 @@ def _open_prefixes(
         return f"{settings.store.path} cannot be used for stored prompts: {in_words(error)}; see [store] path"
 
 
-def _set_threads(wanted: int | str) -> None:
+def set_threads(wanted: int | str) -> None:
     """Let torch compute with ``wanted`` threads; "auto": its own number, at most the cores that may run at a time."""
     threads = min(torch.get_num_threads(), count_usable_cores()) if wanted == "auto" else int(wanted)
     if threads != torch.get_num_threads():

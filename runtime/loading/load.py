@@ -144,7 +144,7 @@ def wrap(
         )
         with told_when_gone(bundle.folder), closed_on_error(bundle):
             check_stored(model, bundle.manifest, bundle.folder)
-            return install(model.eval(), bundle, settings, device, bar, record)
+            return install(model.eval(), bundle, settings, device, bar, record, teaches=False)
 
 
 def _open_device(settings: Config) -> Device | None:

@@ -3,36 +3,81 @@
 kernels/machine/read_rates.py times the reads. drive_rates_file.py keeps what was measured.
 """
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...tiering.driving.small_files import in_words
 from ...tiering.errors import ConfigError
 from ...tiering.policy.drive_reading import LARGEST_READ, Reading
+from ...tiering.policy.trust import moved
 from ...tiering.units import KiB, MiB
 
 if TYPE_CHECKING:
-    from ...kernels.machine.read_rates import ReadRate
+    from .drive_rates_file import DriveRates
 
 SIZES, DEPTHS, SECONDS = (128 * KiB, MiB, 4 * MiB, LARGEST_READ), (1, 2, 4, 8), 0.05
 """Sizes and depths to measure of a drive without kept rates, and seconds for each."""
+LOOK_BYTES, LOOK_SECONDS, LOOK_ROUNDS = 128 * MiB, 0.2, 4
+"""A brief look at a drive whose rates are stale: bytes that are written for it, seconds of reading, and repeats."""
 
 
-def drive_rates(folder: Path) -> "list[ReadRate]":
-    """Rates of the drive that ``folder`` is on: kept ones, or ones that are measured now and kept. Raises
-    ConfigError."""
-    from ...kernels.machine.machine import measure_drive
+def drive_rates(folder: Path, *, refuted: bool = False) -> "DriveRates":
+    """Rates of the drive that ``folder`` is on: kept ones, after a brief look where they are stale, or ones that are
+    measured now, and kept. Doubtful ones, once stale, are measured anew, as are those that a run has ``refuted``.
+    Raises ConfigError."""
     from . import drive_rates_file
 
     place = existing(folder)
-    if kept := drive_rates_file.load(place):
+    kept = drive_rates_file.load(place)
+    if kept is not None and not refuted and not kept.measured.stale(time.time()):
         return kept
     try:
-        report = measure_drive(place, sizes=SIZES, depths=DEPTHS, seconds_each=SECONDS, rounds=1)
+        anew = kept is None or refuted or kept.measured.doubtful
+        found = _measure(place) if kept is None or anew else _look(place, kept)
     except OSError as error:
         raise _unmeasured(place, error) from error
-    drive_rates_file.keep(place, report.rates)
-    return list(report.rates)
+    drive_rates_file.keep(place, found)
+    return found
+
+
+def _measure(place: Path) -> "DriveRates":
+    """All rates of the drive of ``place``. Raises OSError."""
+    from ...kernels.machine.machine import measure_drive
+    from .drive_rates_file import DriveRates, spread_of_rates
+    from .watch import Watch
+
+    watch = Watch(place)
+    report = measure_drive(place, sizes=SIZES, depths=DEPTHS, seconds_each=SECONDS, rounds=2)
+    return DriveRates(list(report.rates), watch.done(spread_of_rates(report.rates), drive=True))
+
+
+def _look(place: Path, kept: "DriveRates") -> "DriveRates":
+    """``kept``, changed as the fastest of its rates has changed. Beside other programs, only what is left of it now is
+    noted. Raises OSError."""
+    from ...kernels.machine.machine import measure_drive
+    from .watch import Watch
+
+    best = max(kept.rates, key=lambda rate: rate.bytes_per_second)
+    watch = Watch(place)
+    report = measure_drive(
+        place,
+        sizes=(best.size,),
+        depths=(best.depth,),
+        backends=(best.backend,),
+        seconds_each=LOOK_SECONDS,
+        rounds=LOOK_ROUNDS,
+        file_bytes=LOOK_BYTES,
+    )
+    now = watch.done(report.best.spread, drive=True)
+    ratio = report.best.bytes_per_second / best.bytes_per_second
+    if now.doubtful:
+        return kept._replace(left=min(1.0, ratio))
+    factor = moved(ratio)
+    if factor == 1.0:
+        return kept._replace(measured=kept.measured.seen_again(now))
+    return kept.times(factor, replace(now, spread=max(now.spread, kept.measured.spread)))
 
 
 def drive_speed(folder: Path, size: int, reading: Reading, *, seconds: float = 0.5) -> float:

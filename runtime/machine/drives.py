@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...tiering.policy.drive_reading import UNMEASURED, Reading, typical_read
 from ...tiering.sim.devices import Drive as ModelledDrive
@@ -14,6 +15,9 @@ from ...tiering.store.bundle.stripes import absent, drive_under, part_of, remove
 from ...tiering.units import PAGE
 from ..config.settings import Io
 from .drive_speeds import drive_rates, drive_speed, existing
+
+if TYPE_CHECKING:
+    from .drive_rates_file import DriveRates
 
 _SECONDS = 0.25
 
@@ -58,24 +62,37 @@ def bundle_speed(bundle: Path, manifest: Manifest, size: int, reading: Reading) 
     return combined_speed(places, [drive_speed(place, size, reading) for place in places], manifest.drive_bytes)
 
 
-def modelled(places: Sequence[Path], io: Io, *, block: int) -> tuple[list[ModelledDrive], Reading]:
-    """Models of the drives that ``places`` are on, by rates that are kept or measured now, while no core computes; and
-    how a bundle with blocks of about ``block`` bytes is read from them. Places on one drive share it evenly.
+class ModelledDrives(NamedTuple):
+    """Models of drives while no core computes, how a bundle is read from them, and the measurements behind them."""
+
+    models: list[ModelledDrive]
+    reading: Reading
+    measured: "list[DriveRates]"
+
+
+def modelled(places: Sequence[Path], io: Io, *, block: int, refuted: bool = False) -> ModelledDrives:
+    """Models of the drives that ``places`` are on, by rates that are kept or measured now (anew where a run has
+    ``refuted`` them), and how a bundle with blocks of about ``block`` bytes is read. Places on one drive share it
+    evenly.
 
     Raises ConfigError when a drive cannot be measured, or not be read as ``io`` wants it.
     """
     from .reading import kept_reading
 
-    measured = [drive_rates(place) for place in places]
-    reading = kept_reading(existing(places[0]), io, block=block)
+    by_name: dict[str, DriveRates] = {}
     names = [drive_under(existing(place)) for place in places]
+    for place, name in zip(places, names, strict=True):
+        if name not in by_name:
+            by_name[name] = drive_rates(place, refuted=refuted)
+    measured = [by_name[name] for name in names]
+    reading = kept_reading(existing(places[0]), io, block=block)
     found = []
-    for rates, name in zip(measured, names, strict=True):
+    for (rates, _, _), name in zip(measured, names, strict=True):
         own = [rate for rate in rates if rate.backend == reading.backend] or rates
         near = [rate for rate in own if rate.depth <= reading.depth] or own
         drive = fitted(near)
         found.append(replace(drive, bandwidth=drive.bandwidth / names.count(name)))
-    return found, reading
+    return ModelledDrives(found, reading, measured)
 
 
 def combined_speed(places: Sequence[Path], speeds: Sequence[float], shares: Sequence[float]) -> float:

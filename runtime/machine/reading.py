@@ -13,6 +13,8 @@ from ...tiering.policy.drive_reading import LARGEST_READ, UNMEASURED, Reading, c
 from ...tiering.units import MiB
 from ..config.settings import Io
 from . import drive_rates_file
+from .drive_rates_file import DriveRates, spread_of_rates
+from .watch import Watch
 
 BRIEF_CELLS = tuple((size, depth) for size in (MiB, 4 * MiB) for depth in (1, 2, 4, 8))
 BRIEF_SECONDS = 0.9
@@ -33,17 +35,19 @@ def reading_of(files: Sequence[Path], io: Io, *, block: int) -> Reading:
         return fixed(UNMEASURED, backend=backend, depth=depth)
     folder, drive = files[0].parent, files[0].stat().st_dev
     files = [file for file in files if file.stat().st_dev == drive]  # rates are kept by drive
-    rates = drive_rates_file.load(folder)
+    rates = drive_rates_file.rates(folder)
     if not rates and sum(file.stat().st_size for file in files) >= WORTH_MEASURING:
+        watch = Watch(folder)
         rates = _measure(files)
         if rates:
-            drive_rates_file.keep(folder, rates)
+            measured = watch.done(spread_of_rates(rates), drive=True)
+            drive_rates_file.keep(folder, DriveRates(rates, measured))
     return _chosen(rates, backend, depth, block)
 
 
 def kept_reading(folder: Path, io: Io, *, block: int) -> Reading:
     """As ``reading_of``, for a bundle that may be put into ``folder``. Measures nothing."""
-    return _chosen(drive_rates_file.load(folder), *_decided(io), block)
+    return _chosen(drive_rates_file.rates(folder), *_decided(io), block)
 
 
 def open_reader(reading: Reading, drives: int = 1) -> Reader:

@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Literal
 
 import xxhash
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from ...kernels.machine.machine import count_usable_cores
 from ...kernels.memory.heap import bound_kernel_caches
+from ...tiering.policy.measured import Measured
+from ...tiering.policy.trust import moved
 from ...tiering.sim.devices import Drive, Memory
 from . import cachefile
 from .bit_trials import signature
@@ -57,7 +59,14 @@ class Timings(cachefile.Strict):
     token: float = _Seconds
     delivery: Delivery
     dense_delivery: Delivery
-    products: dict[str, ProductSpeeds]
+    products: dict[str, ProductSpeeds] = Field(max_length=16)
+
+    @field_validator("products")
+    @classmethod
+    def _complete(cls, products: dict[str, ProductSpeeds]) -> dict[str, ProductSpeeds]:
+        if not products.keys() >= {"bfloat16", "float32"}:
+            raise ValueError("speeds that others are compared with are missing")
+        return products
 
     def memory_for(self, dtype: str, *, experts: bool) -> Memory:
         """A model of the memory that weights of ``dtype`` are read from."""
@@ -81,6 +90,17 @@ class Timings(cachefile.Strict):
             contention=found.contention,
         )
 
+    def times(self, faster: float, longer: float) -> "Timings":
+        """The same machine where memory and products are ``faster``, and all besides takes ``longer``, as factors."""
+        speeds = {name: _speed(getattr(self, name) * faster) for name in ("memory", "dense_memory")}
+        names = ("overhead", "guess", "layer_warm", "layer_cold", "dense_layer", "token")
+        seconds = {name: min(1e6, getattr(self, name) * longer) for name in names}
+        products = {
+            dtype: ProductSpeeds(one=_speed(each.one * faster), many=_speed(each.many * faster))
+            for dtype, each in self.products.items()
+        }
+        return self.model_copy(update={**speeds, **seconds, "products": products})
+
     def layer_seconds(self, size: int, *, experts: bool) -> float:
         """Seconds that a layer takes beside its weights, of which a token uses ``size`` bytes."""
         if not experts:
@@ -88,32 +108,66 @@ class Timings(cachefile.Strict):
         return self.layer_warm + (self.layer_cold - self.layer_warm) * min(1.0, size / self.cold)
 
 
-class _TimingsFile(cachefile.Strict):
-    version: Literal[1] = 1
-    holds_for: str
+class Pulse(cachefile.Strict):
+    """What a brief look at the machine finds: bytes per second of products, and seconds of a few small operations."""
+
+    products: float = _Speed
+    steps: float = Field(ge=1e-9, le=1e6, allow_inf_nan=False)
+
+
+class KeptTimings(cachefile.Strict):
+    """``timings``, when and how well they were ``measured``, and the ``pulse`` of the machine then."""
+
     timings: Timings
+    measured: Measured
+    pulse: Pulse
+
+    def after(self, look: Pulse, found: Measured) -> "KeptTimings":
+        """These after a brief look that ``found`` no other programs: changed as the pulse has changed."""
+        faster, longer = moved(look.products / self.pulse.products), moved(look.steps / self.pulse.steps)
+        if faster == longer == 1.0:
+            return self.model_copy(update={"measured": self.measured.seen_again(found)})
+        pulse = Pulse(
+            products=_speed(self.pulse.products * faster), steps=min(1e6, max(1e-9, self.pulse.steps * longer))
+        )
+        measured = replace(found, spread=max(found.spread, self.measured.spread))
+        return KeptTimings(timings=self.timings.times(faster, longer), measured=measured, pulse=pulse)
 
 
-def load(threads: int | str) -> Timings | None:
+class _TimingsFile(cachefile.Strict):
+    version: Literal[2] = 2
+    holds_for: str
+    kept: KeptTimings
+
+
+def _speed(value: float) -> float:
+    return min(1e18, max(1e-6, value))
+
+
+def load(threads: int | str) -> KeptTimings | None:
     """The times that are kept for this machine as it is set up now, and for ``threads`` as configured; or None."""
-    holds_for = _signature(threads)
+    holds_for = signature_of(threads)
     try:
         found = _TimingsFile.model_validate_json(cachefile.read(_name(holds_for)) or b"")
     except ValidationError:
         return None
-    return found.timings if found.holds_for == holds_for else None
+    return found.kept if found.holds_for == holds_for else None
 
 
-def keep(timings: Timings, threads: int | str) -> None:
-    """Keep ``timings`` for this machine and ``threads``, if that can be."""
-    holds_for = _signature(threads)
-    cachefile.write(_name(holds_for), _TimingsFile(holds_for=holds_for, timings=timings).model_dump_json(indent=1))
+def keep(found: KeptTimings, threads: int | str) -> None:
+    """Keep ``found`` for this machine and ``threads``, if that can be, unless what is kept can be trusted more."""
+    kept = load(threads)
+    if kept is not None and not found.measured.replaces(kept.measured):
+        return
+    holds_for = signature_of(threads)
+    cachefile.write(_name(holds_for), _TimingsFile(holds_for=holds_for, kept=found).model_dump_json(indent=1))
 
 
 def _name(holds_for: str) -> str:
     return f"computing-{xxhash.xxh3_64_hexdigest(holds_for.encode())}.json"
 
 
-def _signature(threads: int | str) -> str:
+def signature_of(threads: int | str) -> str:
+    """Names everything that times of computing with ``threads`` depend on."""
     bound_kernel_caches()  # as for every model, or times would hold only before the first one is loaded
     return f"{signature()}\n{threads} threads on {count_usable_cores()} cores"

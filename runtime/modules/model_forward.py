@@ -22,6 +22,7 @@ from ..checkpoints.modules import positional_names
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier
+from .run_meter import RunMeter
 from .scopes import Scopes
 
 Around = Callable[[dict[str, Any]], AbstractContextManager[None]]
@@ -42,11 +43,13 @@ class Forwards:
         *,
         expert_bytes: float,
         check_caches: Callable[[int, Unbounded], None] | None,
+        meter: RunMeter,
     ) -> None:
         """``expert_bytes`` is the mean size of an expert. ``check_caches`` is called after each forward with the bytes
-        of all caches that transformers keeps; None where nothing bounds these together with the weights."""
+        of all caches that transformers keeps; None where nothing bounds these together with the weights.
+        ``meter`` times single tokens."""
         self._tier, self._device, self._predictors = tier, device, predictors
-        self._expert_bytes, self._check_caches = expert_bytes, check_caches
+        self._expert_bytes, self._check_caches, self._meter = expert_bytes, check_caches, meter
         self.unbounded = Unbounded()
         """The caches that transformers keeps."""
         self.tokens = self.count = 0
@@ -81,14 +84,16 @@ class Forwards:
     ) -> Any:
         names = positional_names(original)[: len(args)] if args else ()
         kwargs |= dict(zip(names, args, strict=False))  # ``around`` knows names
-        ids = kwargs.get("input_ids")
+        ids, done = kwargs.get("input_ids"), 0
         self._begin()
+        self._meter.begin()
         try:
             with self._current(), around(kwargs):
                 # As they came: a forward that takes *args may look at them by number.
                 first = [kwargs.pop(name) for name in names]
                 out = scopes.run(model, original, *first, *args[len(names) :], **kwargs)
-            self._note_tokens(ids.numel() if isinstance(ids, torch.Tensor) else 0)
+            done = ids.numel() if isinstance(ids, torch.Tensor) else 0
+            self._note_tokens(done)
             self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
             return out
         except ArenaClosed as error:  # what was leased, or read by row, when somebody closed the model
@@ -99,6 +104,7 @@ class Forwards:
             # Without its frames, which hold what was computed until then.
             raise self._device.full(error) from error.with_traceback(None)
         finally:
+            self._meter.end(done)
             self._tier.bridge.end()
 
     def _begin(self) -> None:

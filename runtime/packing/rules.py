@@ -19,7 +19,7 @@ def exact_format(store: Path) -> str:
 
     Raises ConfigError if the drive cannot be measured.
     """
-    drive = max(rate.bytes_per_second for rate in drive_rates(store))
+    drive = max(rate.bytes_per_second for rate in drive_rates(store).rates)
     return "lossless" if measure_decoding() >= _BESIDES * drive / ENCODED else AS_IS
 
 

@@ -1,5 +1,6 @@
 """The speed of a model: its planner under some budget, simulated on described devices (pure)."""
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from ...tiering.errors import DeviceModelError
 from ...tiering.planner.arrangement import Arrangement, ExpertLayer, Outline
 from ...tiering.planner.planner import Planner
+from ...tiering.policy.lessons import PerToken
 from ...tiering.sim.calibration import timed
 from ...tiering.sim.devices import Bus, Drive, Memory
 from ...tiering.sim.host_tier import Below
@@ -94,15 +96,13 @@ class Forecaster:
 
         Raises DeviceModelError for devices that cannot be.
         """
-        self._outline, self._devices = outline, devices
-        self.memory: Memory = devices.timings.memory_for(outline.dtype, experts=bool(outline.layers))
+        self._outline, self._context = outline, context
         self._lengths = {block.id: block.length for block in outline.blocks}
         self._per_token = {layer.path: layer.per_token for layer in outline.layers}
-        layers = timed(passed_layers(outline), self._besides)
-        layers[-1] = replace(layers[-1], seconds=layers[-1].seconds + devices.timings.token)
-        self._layers, self._context = layers if context is None else with_kv(layers, len(context.layers)), context
-        self.bytes_per_token = sum(map(self._bytes_used, layers))
+        self._plain = passed_layers(outline)
+        self.bytes_per_token = sum(map(self._bytes_used, self._plain))
         """Bytes of weights that a token uses."""
+        self._take(devices)
         decoded = count_decoded(outline.layers)
         # Two tokens bring pages to where they will be; they cost more to simulate than weights.
         passes = [Pass(prompt_tokens, attends=False)] + [Pass(1, attends=False)] * (decoded - WARM_KV)
@@ -114,9 +114,31 @@ class Forecaster:
             passes = list(guessing(passes, experts, precision=precision))
         self._passes = passes
 
+    def _take(self, devices: Devices) -> None:
+        self._devices = devices
+        self.memory: Memory = devices.timings.memory_for(self._outline.dtype, experts=bool(self._outline.layers))
+        layers = timed(self._plain, self._besides)
+        layers[-1] = replace(layers[-1], seconds=layers[-1].seconds + devices.timings.token)
+        self._layers = layers if self._context is None else with_kv(layers, len(self._context.layers))
+
+    def on(self, devices: Devices) -> "Forecaster":
+        """The same on other ``devices``."""
+        other = copy.copy(self)
+        other._take(devices)
+        return other
+
     def forecast(self, arrangement: Arrangement, bus: Bus | None = None) -> Forecast:
         """Simulate ``arrangement``; ``bus`` leads from host memory to its device, if it has one. Raises
         DeviceModelError where that is missing."""
+        return self._forecast(self._simulate(arrangement, bus))
+
+    def token(self, arrangement: Arrangement, bus: Bus | None = None) -> PerToken:
+        """Simulate ``arrangement`` for what a token takes. Raises as ``forecast``."""
+        found = self._simulate(arrangement, bus)
+        figures = found.seconds, found.stall_seconds, found.counters.busy_seconds, found.bytes_read
+        return PerToken(*(figure / found.tokens for figure in figures))
+
+    def _simulate(self, arrangement: Arrangement, bus: Bus | None) -> Outcome:
         host = arrangement.host_setup.planner()
         if arrangement.device_setup is None:
             return self._simulated(host, None)
@@ -124,8 +146,8 @@ class Forecaster:
             raise DeviceModelError("the arrangement has a device; name the bus that leads to it")
         return self._simulated(arrangement.device_setup.planner(), Below(host, bus))
 
-    def _simulated(self, planner: Planner, below: Below | None) -> Forecast:
-        outcome = simulate(
+    def _simulated(self, planner: Planner, below: Below | None) -> Outcome:
+        return simulate(
             Workload(self._layers, [self._passes], self._devices.timings.guess, self._context),
             planner,
             drives=self._devices.drives,
@@ -133,6 +155,8 @@ class Forecaster:
             below=below,
             untimed=1 + count_decoded(self._outline.layers),
         )
+
+    def _forecast(self, outcome: Outcome) -> Forecast:
         prompt = outcome.untimed[0]
         return Forecast(
             tokens_per_second=outcome.tokens_per_second,

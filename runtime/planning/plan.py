@@ -5,30 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...kernels.devices import measure
-from ...kernels.devices.base import Device
 from ...kernels.machine.machine import read_available_memory
 from ...tiering.errors import BudgetTooSmall
-from ...tiering.planner.arrangement import Arrangement, MemoryBudgets, least_host
+from ...tiering.planner.arrangement import MemoryBudgets, least_host
 from ...tiering.policy.placement.budgets import budgets as budgets_between
 from ...tiering.policy.placement.budgets import enough
 from ...tiering.policy.placement.placement import with_working_memory
-from ...tiering.sim.devices import Bus
 from ...tiering.sim.kv import Context
 from ...tiering.units import GiB, format_size
 from ..config.config import Config, auto_host_memory
-from ..loading.arrangement import arrange_model, find_budgets
+from ..loading.arrangement import find_budgets
 from ..loading.opening import ModelSource
 from ..loading.openings.device import open_device
-from ..machine.drive_speeds import existing
 from ..routing.routed import RoutedTokens
-from . import reference
-from .assumed import assumed_routes
+from .budget_forecasts import BudgetForecasts, earlier_runs
 from .flash_room import flash_free
-from .forecast import Devices, Forecast, Forecaster, count_routed
+from .forecast import Forecast
 from .kv_size import context_of, count_kv_bytes, find_kv_layers
-from .report import BudgetForecast, KvPlan, MeasuredSpeeds, Plan
-from .sketch import ModelSketch, PlannedDrives, deal_to_drives, sketch_model
+from .report import BudgetForecast, KvPlan, Plan
+from .sketch import ModelSketch, deal_to_drives, sketch_model
 
 PROMPT_TOKENS = 512
 """Length of the prompt for the time to the first token, if none is given."""
@@ -72,82 +67,17 @@ def plan(
     places = [settings.store.path, *settings.store.stripes]
     # A budget that is too small is planned for all the same: to say what the least would do.
     measured = budgets.with_weights(max(budgets.weights_host, least))
-    found, drives = deal_to_drives(found, measured, places, settings.io)
+    runs = earlier_runs(found, settings, device)
+    found, drives = deal_to_drives(found, measured, places, settings.io, runs)
     kv, load = _plan_kv(found, settings, context)
     free = flash_free(places, settings.flash_limit, None if found.bundle else drives.shares)
-    forecasts = BudgetForecasts(found, drives, settings, budgets, device, routes, prompt_tokens, load)
-    return _report(forecasts, least, kv, free)
+    forecasts = BudgetForecasts(found, drives, settings, measured, device, routes, prompt_tokens, load, runs)
+    return _report(forecasts, budgets, least, kv, free)
 
 
-class BudgetForecasts:
-    """Forecasts of one model under any budget of host memory, on measured drives and on the cores of this machine."""
-
-    def __init__(
-        self,
-        found: ModelSketch,
-        drives: PlannedDrives,
-        settings: Config,
-        budgets: MemoryBudgets,
-        device: Device | None,
-        routes: RoutedTokens | None,
-        prompt_tokens: int,
-        context: Context | None,
-    ) -> None:
-        self.found, self.outline, self.budgets, self.prompt_tokens = found, found.outline(), budgets, prompt_tokens
-        self._settings, self._drives, self._context = settings, drives, context
-        layers = self.outline.layers
-        self.routing = None if not layers else routes.text if routes else "assumed"
-        """The text of the routing trace, or "assumed"; None without experts."""
-        if layers and routes is None:
-            routes = assumed_routes(layers, count_routed(layers, prompt_tokens))
-        timings = reference.timings_here(existing(settings.store.path), settings.compute.threads)
-        models = [timings.beside_cores(drive, experts=bool(layers)) for drive in drives.models]
-        devices = Devices(models, timings)
-        self._forecaster = Forecaster(self.outline, devices, routes, prompt_tokens=prompt_tokens, context=context)
-        self._bus = None if device is None else Bus(measure.measure_bus(device)[0])
-        self._unmeasured = device is not None and device.compute.type != "cpu"
-
-    def arrange(self, weights: int) -> Arrangement:
-        """With ``weights`` bytes of host memory for weights. Raises BudgetTooSmall."""
-        return arrange_model(self.outline, self.budgets.with_weights(weights), self._settings, self._drives.reading)
-
-    def at(self, weights: int) -> Forecast:
-        """Under ``weights`` bytes of host memory for weights, which must be enough."""
-        return self._forecaster.forecast(self.arrange(weights), self._bus)
-
-    @property
-    def speeds(self) -> MeasuredSpeeds:
-        """What the forecasts rest on."""
-        return MeasuredSpeeds(
-            memory_bytes_per_token=self._forecaster.bytes_per_token,
-            flash_bytes_per_second=self._drives.bytes_per_second,
-            memory_bytes_per_second=self._forecaster.memory.bandwidth,
-            bus_bytes_per_second=None if self._bus is None else self._bus.bandwidth,
-        )
-
-    @property
-    def caveats(self) -> list[str]:
-        """What the forecasts take for granted."""
-        notes = []
-        if self.routing == "assumed":
-            notes.append(
-                "which experts tokens use is assumed, as uneven and as repetitive as a small trained model's was; "
-                "penstock profile MODEL --text FILE --out TRACE records it for --profile TRACE"
-            )
-        if self.outline.guessed:
-            notes.append("nothing says how many experts a token uses; all of them are counted")
-        if self._unmeasured:
-            notes.append("what computing takes on the device was not measured: the CPU's time is taken for it")
-        if self._context is None:
-            notes.append("attention over a long context, and what else runs on the machine, are not counted")
-        else:
-            notes.append("attention is taken to be exact")
-        return notes
-
-
-def _report(forecasts: BudgetForecasts, least: int, kv: KvPlan | None, free: int) -> Plan:
+def _report(forecasts: BudgetForecasts, budgets: MemoryBudgets, least: int, kv: KvPlan | None, free: int) -> Plan:
     """The plan, where ``least`` bytes of host memory for weights would do, and the store has ``free`` bytes."""
-    budgets, outline, found = forecasts.budgets, forecasts.outline, forecasts.found
+    outline, found = forecasts.outline, forecasts.found
     pages, budget = budgets.kv_host, budgets.host - budgets.kv_host
     wanted = budgets_between(least, with_working_memory(outline.total_bytes), budget)
     curve = {each: forecasts.at(each) for each in wanted}
@@ -182,7 +112,9 @@ def _report(forecasts: BudgetForecasts, least: int, kv: KvPlan | None, free: int
         arrangement=arrangement,
         forecast=curve[budget],
         kv=kv if kv is None or kv.total is None else replace(kv, flash=curve[budget].kv_flash_bytes_per_token),
+        range=forecasts.range,
         speeds=forecasts.speeds,
+        rests_on=forecasts.rests_on,
         notes=(*notes, *forecasts.caveats),
     )
 

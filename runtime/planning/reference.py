@@ -18,10 +18,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as hf_initialization
 
 from ...kernels.machine.machine import measure_drive
+from ...kernels.memory.heap import bound_kernel_caches
 from ...tiering.driving.small_files import in_words
 from ...tiering.errors import ConfigError
 from ...tiering.events import Read
 from ...tiering.policy.drive_reading import LARGEST_READ
+from ...tiering.policy.measured import Measured
+from ...tiering.policy.trust import spread_of
 from ...tiering.progress import Quiet
 from ...tiering.sim.calibration import (
     bytes_used,
@@ -38,9 +41,11 @@ from ...tiering.sim.devices import line
 from ...tiering.sim.recording import Recording
 from ...tiering.units import PAGE, MiB
 from ..config.config import Config
+from ..loading.install import set_threads
 from ..loading.load import wrap
 from ..machine import timings
-from ..machine.timings import Delivery, ProductSpeeds, Timings
+from ..machine.timings import Delivery, KeptTimings, ProductSpeeds, Pulse, Timings
+from ..machine.watch import Watch
 from ..modules.few_rows import few_rows
 from ..tracing.run_recording import recorded
 
@@ -58,41 +63,85 @@ _WIDTH, _MATRICES, _MANY = 2048, 12, 256
 _REPEATS = 5
 _ALONE = 0.5
 """Seconds of reading a drive alone."""
+_STEPS, _STEP_WIDTH = 500, 1024
+"""Rounds of small operations of a brief look, and their width."""
+_LEAST_LEFT = 0.05
+"""The least share of the machine's speed that other programs leave, whatever the clock says."""
 _LEAST = 1e-9
 """The least seconds of a layer, whatever the clock says."""
 
 
 class _TimedRun(NamedTuple):
-    """The median ``seconds`` of a token, and the recording."""
+    """The median ``seconds`` of a token, how far they lie apart, and the recording."""
 
     seconds: float
+    spread: float
     recording: Recording
 
 
-def timings_here(folder: Path, threads: int | str) -> Timings:
-    """The timings of this machine: those that are kept, else measured by ``measure``, and kept."""
-    found = timings.load(threads)
-    if found is None:
+class TimingsNow(NamedTuple):
+    """The timings of this machine, and what a brief look has found of it just ``now``, with the share of its speed that
+    was ``left`` by other programs."""
+
+    kept: KeptTimings
+    now: Measured
+    left: float = 1.0
+
+
+def timings_here(folder: Path, threads: int | str, *, refuted: bool = False) -> TimingsNow:
+    """The timings of this machine: those that are kept, after a brief look at the machine, else measured by
+    ``measure``, and kept. Doubtful ones, once stale, are measured anew, as are those that a run has ``refuted``."""
+    kept = timings.load(threads)
+    if kept is None or refuted or (kept.measured.doubtful and kept.measured.stale(time.time())):
         found = measure(folder, threads)
         timings.keep(found, threads)
-    return found
+        return TimingsNow(found, found.measured)
+    watch = Watch(None)
+    look = take_pulse(threads)
+    now = watch.done()
+    if now.doubtful:
+        left = min(1.0, look.products / kept.pulse.products, kept.pulse.steps / look.steps)
+        return TimingsNow(kept, now, max(_LEAST_LEFT, left))
+    changed = kept.after(look, now)
+    if changed != kept:
+        timings.keep(changed, threads)
+    return TimingsNow(changed, now)
 
 
-def measure(folder: Path, threads: int | str) -> Timings:
+def measure(folder: Path, threads: int | str) -> KeptTimings:
     """Measure this machine with the reference models, with ``threads`` as in the configuration. The models lie below
     ``folder`` meanwhile. Takes some seconds, 300 MiB there, and 300 MiB of memory.
 
     Raises ConfigError when ``folder`` cannot be written to, FlashFull when it has no room.
     """
     try:
-        return _measure(folder, threads)
+        watch = Watch(folder)
+        found, spread = _measure(folder, threads)
+        return KeptTimings(timings=found, measured=watch.done(spread), pulse=take_pulse(threads))
     except OSError as error:
         raise ConfigError(
             f"cannot measure computing with {folder}: {in_words(error)}; or choose another with --store"
         ) from error
 
 
-def _measure(folder: Path, threads: int | str) -> Timings:
+def take_pulse(threads: int | str) -> Pulse:
+    """A brief look, of a few tenths of a second: the best of several turns of products and of small operations."""
+    set_threads(threads)
+    bound_kernel_caches()
+    step = torch.zeros(1, _STEP_WIDTH, dtype=torch.bfloat16)
+
+    def steps() -> None:
+        out = step
+        for _ in range(_STEPS):
+            out = torch.rsqrt(out * out + 1).view(1, -1)
+
+    with torch.inference_mode():
+        speed, _ = _one_token(torch.bfloat16)
+        return Pulse(products=speed, steps=_quickest(steps))
+
+
+def _measure(folder: Path, threads: int | str) -> tuple[Timings, float]:
+    """The times, and how far repeats of them lie apart."""
     with tempfile.TemporaryDirectory(prefix=".penstock-trial-", dir=folder) as place:
         settings = Config().override(store=place, threads=threads)
         one, four, wide = (_run(_dense(*shape), settings) for shape in _DENSE)
@@ -109,7 +158,8 @@ def _measure(folder: Path, threads: int | str) -> Timings:
     alone = [taken for run in (warm, cold) for taken in typical(expert_seconds(run.recording))]
     memory = memory_of(alone, typical(expert_seconds(tight.recording)))
     layer_warm, layer_cold = (layer_seconds(run.recording, memory, run.seconds - token) for run in (warm, cold))
-    return Timings(
+    spread = statistics.median(run.spread for run in (one, four, wide, warm, cold))
+    found = Timings(
         memory=memory.bandwidth,
         overhead=memory.overhead,
         contention=memory.contention,
@@ -125,6 +175,7 @@ def _measure(folder: Path, threads: int | str) -> Timings:
         dense_delivery=_delivery(folder, dense_tight.recording),
         products={str(dtype).removeprefix("torch."): _products(dtype) for dtype in _DTYPES},
     )
+    return found, spread
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -177,7 +228,8 @@ def _run(model: PreTrainedModel, settings: Config, share: float | None = None) -
             start = time.perf_counter()
             out = streamed(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
             seconds.append(time.perf_counter() - start)
-    return _TimedRun(statistics.median(seconds[_UNTIMED:]), recorded(record))
+    timed = seconds[_UNTIMED:]
+    return _TimedRun(statistics.median(timed), spread_of(timed), recorded(record))
 
 
 def _delivery(folder: Path, recording: Recording) -> Delivery:
@@ -198,15 +250,22 @@ def _computed(run: _TimedRun) -> float:
 
 def _products(dtype: torch.dtype) -> ProductSpeeds:
     """Products of one and of many tokens with more weights than the processor's caches hold."""
-    layers = [nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype).requires_grad_(False) for _ in range(_MATRICES)]
-    size = layers[0].weight.nbytes
-    forwards = [few_rows(layer, layer.forward) or layer.forward for layer in layers]
     with torch.inference_mode():
-        one, many = (torch.ones(rows, _WIDTH, dtype=dtype) for rows in (1, _MANY))
-        return ProductSpeeds(
-            one=size * _MATRICES / _quickest(lambda: [forward(one) for forward in forwards]),
-            many=size * _MANY / _quickest(lambda: layers[0](many)),
-        )
+        one, layer = _one_token(dtype)
+        many = torch.ones(_MANY, _WIDTH, dtype=dtype)
+        return ProductSpeeds(one=one, many=layer.weight.nbytes * _MANY / _quickest(lambda: layer(many)))
+
+
+def _one_token(dtype: torch.dtype) -> tuple[float, nn.Linear]:
+    """Bytes of weights per second of products of one token; and one of the layers."""
+    with torch.device("meta"):
+        layers = [nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype).requires_grad_(False) for _ in range(_MATRICES)]
+    for layer in layers:
+        layer.weight = nn.Parameter(torch.full((_WIDTH, _WIDTH), 0.5, dtype=dtype), requires_grad=False)
+    forwards = [few_rows(layer, layer.forward) or layer.forward for layer in layers]
+    one = torch.ones(1, _WIDTH, dtype=dtype)
+    best = _quickest(lambda: [forward(one) for forward in forwards])
+    return layers[0].weight.nbytes * _MATRICES / best, layers[0]
 
 
 def _quickest(work: Callable[[], object]) -> float:

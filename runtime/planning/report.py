@@ -4,8 +4,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...tiering.planner.arrangement import Arrangement
+from ...tiering.policy.lessons import Span
+from ...tiering.policy.measured import Measured, doubts_in_words
 from ...tiering.policy.placement.placement import Placement
 from .forecast import Forecast
+
+_BUSY = 0.9
+"""Share of the machine's speed below which it is worth saying that others take the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,53 @@ class MeasuredSpeeds:
     bus_bytes_per_second: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class RestsOn:
+    """The measurements behind a forecast: of computing and of each drive; the number of earlier runs of the model that
+    corrected it, and when the latest ended, in seconds since 1970, and whether all were beside
+    other programs; and the share of the machine's speed that other
+    programs left when it was looked at."""
+
+    computing: Measured
+    drives: tuple[Measured, ...]
+    runs: int = 0
+    latest_run: float | None = None
+    runs_beside: bool = False
+    left: float = 1.0
+
+    def caveats(self) -> list[str]:
+        """Why to doubt the forecast, in sentences."""
+        notes = []
+        named = [("computing", self.computing), *(("the drive", drive) for drive in self.drives)]
+        for what, measured in dict(named).items():
+            if measured.doubtful:
+                words = doubts_in_words(measured.doubts, measured.others)
+                notes.append(f"rates of {what} are doubtful ({words}); run penstock doctor on an idle machine")
+        if self.runs_beside:
+            notes.append("other programs took cores beside all earlier runs; what these took counts half")
+        if self.left < _BUSY:
+            notes.append(f"other programs leave about {self.left:.0%} of this machine's speed now")
+        return notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object "rests_on" in ``penstock plan --json``."""
+        return {
+            "computing": self.computing.to_dict(),
+            "drives": [drive.to_dict() for drive in self.drives],
+            "runs": self.runs,
+            "latest_run": self.latest_run,
+            "runs_beside": self.runs_beside,
+            "left": self.left,
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to expect of a model. Sizes are bytes, for weights and KV together where nothing else is said.
 
     ``fits``: there is memory and flash for it. ``arrangement`` is where everything goes and ``forecast`` how fast that
-    is, on drives and memory with ``speeds``; None where it does not fit into memory. ``minimum_host_memory`` is the
+    is, within ``range``, on drives and memory with ``speeds``, which ``rests_on`` measurements; None where it does not
+    fit into memory. ``minimum_host_memory`` is the
     least that would do; None where a device has too little memory. ``curve`` has a row for each of some budgets,
     ``recommended_host_memory`` is one that is nearly as fast as all the memory of this machine. Packing takes
     ``flash_needed`` bytes of ``flash_free``; 0 where it is packed. ``routing`` names the text of the routing trace, or
@@ -76,7 +122,9 @@ class Plan:
     prompt_tokens: int
     arrangement: Arrangement | None = None
     forecast: Forecast | None = None
+    range: Span | None = None
     speeds: MeasuredSpeeds | None = None
+    rests_on: RestsOn | None = None
     minimum_host_memory: int | None = None
     recommended_host_memory: int | None = None
     host_memory: int | None = None
@@ -96,6 +144,16 @@ class Plan:
     def tokens_per_second(self) -> float | None:
         """Speed of decoding with a warm cache; None where the model does not fit into memory, as of the next four."""
         return None if self.forecast is None else self.forecast.tokens_per_second
+
+    @property
+    def tokens_per_second_from(self) -> float | None:
+        """The least speed that is to be expected, by the spread of what the plan rests on."""
+        return None if self.range is None else self.range.least
+
+    @property
+    def tokens_per_second_to(self) -> float | None:
+        """The highest speed that is to be expected."""
+        return None if self.range is None else self.range.most
 
     @property
     def time_to_first_token_s(self) -> float | None:
@@ -142,6 +200,9 @@ class Plan:
         }
         if self.arrangement is not None and self.forecast is not None and self.speeds is not None:
             found |= _fields(self.forecast) | asdict(self.speeds)
+            found["tokens_per_second_from"] = self.tokens_per_second_from
+            found["tokens_per_second_to"] = self.tokens_per_second_to
+            found["rests_on"] = None if self.rests_on is None else self.rests_on.to_dict()
             found["placement"] = _describe(self.arrangement.host)
             if self.arrangement.device is not None:
                 found["device_placement"] = _describe(self.arrangement.device)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ...tiering.errors import BundleError
 from ...tiering.planner.arrangement import MemoryBudgets, Outline, typical_block
 from ...tiering.policy.drive_reading import Reading
+from ...tiering.policy.lessons import Run, refutes_drive
 from ...tiering.sim.devices import Drive
 from ...tiering.store.bundle import manifest
 from ...tiering.store.bundle.folder import bundles_in
@@ -23,6 +24,7 @@ from ..loading.opening import ModelSource, find_bundles, is_bundle, open_checkpo
 from ..loading.outline import layout_of, outline_model
 from ..loading.placeholder_model import build_bare
 from ..loading.stored_layout import check_stored
+from ..machine.drive_rates_file import DriveRates
 from ..machine.drives import modelled, places_of
 from ..packing.arrange.arrange import estimate
 from ..packing.arrange.formats import Rules
@@ -49,12 +51,14 @@ class ModelSketch:
 @dataclass(frozen=True, slots=True)
 class PlannedDrives:
     """The drives of a bundle, read as ``reading`` says; ``shares`` are the bytes that each has or will have, in any
-    unit, and ``bytes_per_second`` what they deliver together while each delivers its share."""
+    unit, and ``bytes_per_second`` what they deliver together while each delivers its share. ``measured`` are the
+    measurements behind that."""
 
     models: Sequence[Drive]
     reading: Reading
     shares: Sequence[float]
     bytes_per_second: float
+    measured: Sequence[DriveRates] = ()
 
 
 def sketch_model(source: ModelSource, config: Config) -> ModelSketch:
@@ -116,10 +120,10 @@ def _shape(block: manifest.Block) -> tuple[object, ...]:
 
 
 def deal_to_drives(
-    found: ModelSketch, budgets: MemoryBudgets, places: Sequence[Path], io: Io
+    found: ModelSketch, budgets: MemoryBudgets, places: Sequence[Path], io: Io, runs: Sequence[Run] = ()
 ) -> tuple[ModelSketch, PlannedDrives]:
     """``found`` with its blocks on the drives that they lie on, or would be dealt to: ``places``, the store and its
-    stripes; and these drives. ``budgets`` decide what is read.
+    stripes; and these drives. ``budgets`` decide what is read. ``runs`` may refute the rates of a single drive.
 
     Raises ConfigError when one cannot be measured, BundleError when one is not there.
     """
@@ -128,7 +132,10 @@ def deal_to_drives(
     if found.bundle:
         described = read_manifest(found.bundle)
         places, shares = places_of(found.bundle, described), described.drive_bytes
-    models, reading = modelled(places, io, block=size)
+    models, reading, measured = modelled(places, io, block=size)
+    best = max(rate.bytes_per_second for rate in measured[0].rates)
+    if len(places) == 1 and refutes_drive(runs, best, measured[0].measured.when):
+        models, reading, measured = modelled(places, io, block=size, refuted=True)
     speeds = [drive.delivered(size, reading.depth) for drive in models]
     if not found.bundle:
         shares = speeds
@@ -137,4 +144,4 @@ def deal_to_drives(
         ]
         found = replace(found, layout=stripe(found.layout, dealt if len(places) > 1 else ()), drives=len(places))
     slowest = max(share / speed for share, speed in zip(shares, speeds, strict=True))
-    return found, PlannedDrives(models, reading, shares, sum(shares) / slowest)
+    return found, PlannedDrives(models, reading, shares, sum(shares) / slowest, measured)

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from penstock.runtime.machine.timings import keep
-from tests.support.timings import TIMINGS
+from tests.support.timings import KEPT
 
 from .conftest import EXAMPLES, SECONDS
 
@@ -38,7 +38,7 @@ def test_it_runs_and_shows_its_plots(environment: dict[str, str], monkeypatch: p
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel has one of its own, which shows plots in the notebook
-    keep(TIMINGS, "auto")  # else planning measures this machine, for some seconds
+    keep(KEPT, "auto")  # else planning measures this machine, for some seconds
     notebook = nbformat.read(NOTEBOOK, 4)
     notebook.cells.append(nbformat.v4.new_code_cell(FACTS))
     nbclient.NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(EXAMPLES)}}).execute()

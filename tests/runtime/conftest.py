@@ -17,7 +17,7 @@ from penstock.kernels.machine.read_rates import ReadRate
 from penstock.runtime.cli.main import main
 from penstock.tiering.units import KiB, MiB
 from tests.support.rig import Rig, Worker
-from tests.support.timings import TIMINGS
+from tests.support.timings import NOW, measured
 from tests.support.tiny_models import save_tiny
 
 
@@ -102,8 +102,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements that take no time."""
     monkeypatch.setattr("penstock.runtime.machine.drives.drive_speed", lambda *_, **__: 1e9)
     rates = [ReadRate(size, depth, 1e9) for size in (128 * KiB, MiB) for depth in (1, 2, 4)]
-    monkeypatch.setattr("penstock.runtime.machine.drives.drive_rates", lambda *_: rates)
-    monkeypatch.setattr("penstock.runtime.planning.reference.timings_here", lambda *_: TIMINGS)
+    monkeypatch.setattr("penstock.runtime.machine.drives.drive_rates", lambda *_, **__: measured(rates))
+    monkeypatch.setattr("penstock.runtime.planning.reference.timings_here", lambda *_, **__: NOW)
 
 
 @pytest.fixture

@@ -306,9 +306,9 @@ def test_a_failing_drive_leaves_no_file(tmp_path, monkeypatch):
 
 def test_memory_speed_is_plausible(monkeypatch):
     monkeypatch.setattr(machine, "_TRIAL_MEMORY", 8 * MiB)
-    assert 1e7 < machine.measure_memory() < 1e14
+    assert all(1e7 < rate < 1e14 for rate in machine.measure_memory())
     monkeypatch.setattr(machine, "read_available_memory", lambda: 0)
-    assert machine.measure_memory() > 0
+    assert min(machine.measure_memory()) > 0
 
 
 def test_the_report_is_plain_data():

@@ -23,7 +23,7 @@ from penstock.runtime.machine import timings
 from penstock.runtime.machine.timings import Timings
 from penstock.tiering.errors import PromptTooLong
 from penstock.tiering.units import GiB
-from tests.support.timings import TIMINGS
+from tests.support.timings import KEPT, TIMINGS
 
 COMMANDS = ("generate", "pack", "verify", "inspect", "plan", "profile", "eval", "doctor", "config", "bench")
 GROUPS = {"cache": ("ls", "save", "verify", "prune")}
@@ -259,8 +259,8 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
         machine, "measure_drive", lambda folder: real(folder, sizes=(4096, 8192), depths=(1, 2), seconds_each=0.01)
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(machine, "measure_memory", lambda: 1e10)
-    monkeypatch.setattr("penstock.runtime.planning.reference.measure", lambda *_: TIMINGS)
+    monkeypatch.setattr(machine, "measure_memory", lambda: [1e10])
+    monkeypatch.setattr("penstock.runtime.planning.reference.measure", lambda *_: KEPT)
     code, out, _ = run("doctor", "--json", "--store", "new/store")
     assert code == 0
     report = json.loads(out)
@@ -271,7 +271,10 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     assert report["memory_bytes_per_second"] == 1e10
     assert report["machine"]["cores"] >= 1
     assert report["kernels"] == json.loads(json.dumps(asdict(native.describe())))
-    assert Timings(**report["computing"]) == TIMINGS == timings.load("auto")
+    assert Timings(**report["computing"]) == TIMINGS
+    assert timings.load("auto") == KEPT
+    assert set(report["measured"]) == {"drive", "computing", "memory"}
+    assert report["measured"]["computing"]["spread"] == 0.1
     kept = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert Path(report["kept_in"]) in kept
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
@@ -322,6 +325,8 @@ def test_doctor_warns():
         ({"free": GiB}, "free"),
         ({"kept": False}, "kept"),
         ({"kernels": ("the kernels run on one thread",)}, "one thread"),
+        ({"doubtful": True}, "when they have ended"),
+        ({"doubtful": True, "doubted": ("computing",)}, "the earlier rates of computing stay"),
     ):
         (note,) = doctor.warnings_for(**good | change)
         assert word in note

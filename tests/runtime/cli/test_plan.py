@@ -26,6 +26,7 @@ def test_plan_says_the_least_budget_that_works(run, ask, checkpoint, quick):
     assert 0 < ask("plan", checkpoint, "--host-memory", "450KiB")["hit_ratio"] < 1
     assert got["time_to_first_token_s"] > 1 / got["tokens_per_second"]
     least = got["minimum_host_memory"]
+    assert got["host_memory_floor"] == least, "the machine shrinks it to what plan says would do"
     assert ask("plan", checkpoint, "--host-memory", least)["fits"]
     short = ask("plan", checkpoint, "--host-memory", least - 1)
     assert (short["fits"], short["minimum_host_memory"], short["tokens_per_second"]) == (False, least, None)

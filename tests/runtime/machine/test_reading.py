@@ -24,6 +24,7 @@ from penstock.tiering.policy.drive_reading import UNMEASURED, Reading
 from penstock.tiering.units import PAGE, MiB
 from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
+from tests.support.timings import measured
 
 RATES = [ReadRate(MiB, depth, 1e9 * depth) for depth in (1, 2, 4, 8)]
 
@@ -62,26 +63,26 @@ def no_uring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rates_are_kept_for_this_drive_and_for_the_owner_only(tmp_path: Path, cache: Path) -> None:
-    assert drive_rates_file.load(tmp_path) == []
-    assert drive_rates_file.keep(tmp_path, RATES) == cache
-    assert drive_rates_file.load(tmp_path) == RATES
+    assert drive_rates_file.rates(tmp_path) == []
+    assert drive_rates_file.keep(tmp_path, measured(RATES)) == cache
+    assert drive_rates_file.rates(tmp_path) == RATES
     assert cache.stat().st_mode & 0o777 == 0o600
     assert cache.parent.stat().st_mode & 0o777 == 0o700
     assert list(cache.parent.iterdir()) == [cache]
-    drive_rates_file.keep(tmp_path, RATES[:2])
-    assert drive_rates_file.load(tmp_path) == RATES[:2]
+    drive_rates_file.keep(tmp_path, measured(RATES[:2]))
+    assert drive_rates_file.rates(tmp_path) == RATES[:2]
     assert len(json.loads(cache.read_text())["drives"]) == 1
     if Path("/dev/shm").is_dir():
-        assert drive_rates_file.load(Path("/dev/shm")) == []
+        assert drive_rates_file.rates(Path("/dev/shm")) == []
 
 
 @pytest.mark.parametrize("what", ["drive", "kernel", "liburing"])
 def test_another_drive_kernel_or_library_is_measured_again(tmp_path: Path, cache: Path, what: str) -> None:
-    drive_rates_file.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, measured(RATES))
     document = json.loads(cache.read_text())
     document["drives"][0][what] += "x"
     cache.write_text(json.dumps(document))
-    assert drive_rates_file.load(tmp_path) == []
+    assert drive_rates_file.rates(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_another_drive_kernel_or_library_is_measured_again(tmp_path: Path, cache
         lambda text: "",
         lambda text: text[:-10],
         lambda text: "[]",
-        lambda text: text.replace('"version": 1', '"version": 2'),
+        lambda text: text.replace('"version": 2', '"version": 1'),
         lambda text: text.replace("1048576", "-1"),
         lambda text: text.replace("1048576", '"1048576"'),
         lambda text: text.replace("1000000000.0", "NaN"),
@@ -99,40 +100,45 @@ def test_another_drive_kernel_or_library_is_measured_again(tmp_path: Path, cache
         lambda text: text.replace("1048576", "1" * 400),
         lambda text: text.replace("1000000000.0", "1e-300"),
         lambda text: "[" * 100_000,
+        lambda text: text.replace('"spread": 0.1', '"spread": -0.1'),
+        lambda text: text.replace('"when": 1000000000.0', '"when": 1e300'),
+        lambda text: text.replace('"when": 1000000000.0', '"when": NaN'),
+        lambda text: text.replace('"doubts": []', '"doubts": ["\\u001b[2J"]'),
+        lambda text: text.replace('"waited": 0.0', '"waited": 1.0'),
     ],
 )
 def test_a_damaged_file_counts_as_none_and_is_replaced(tmp_path: Path, cache: Path, damage) -> None:
-    drive_rates_file.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, measured(RATES))
     text = cache.read_text()
     assert damage(text) != text
     cache.write_text(damage(text))
-    assert drive_rates_file.load(tmp_path) == []
-    drive_rates_file.keep(tmp_path, RATES)
-    assert drive_rates_file.load(tmp_path) == RATES
+    assert drive_rates_file.rates(tmp_path) == []
+    drive_rates_file.keep(tmp_path, measured(RATES))
+    assert drive_rates_file.rates(tmp_path) == RATES
 
 
 def test_a_file_that_others_could_have_written_counts_as_none(tmp_path: Path, cache: Path) -> None:
-    drive_rates_file.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, measured(RATES))
     cache.chmod(0o666)
-    assert drive_rates_file.load(tmp_path) == []
+    assert drive_rates_file.rates(tmp_path) == []
     cache.chmod(0o600)
-    assert drive_rates_file.load(tmp_path) == RATES
+    assert drive_rates_file.rates(tmp_path) == RATES
     elsewhere = cache.rename(tmp_path / "elsewhere")
     cache.symlink_to(elsewhere)
-    assert drive_rates_file.load(tmp_path) == []
+    assert drive_rates_file.rates(tmp_path) == []
     cache.unlink()
     os.mkfifo(cache)
-    assert drive_rates_file.load(tmp_path) == []
+    assert drive_rates_file.rates(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
-    assert drive_rates_file.keep(tmp_path, RATES) is None
-    assert drive_rates_file.load(tmp_path) == []
+    assert drive_rates_file.keep(tmp_path, measured(RATES)) is None
+    assert drive_rates_file.rates(tmp_path) == []
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drive_rates_file.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, measured(RATES))
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -140,30 +146,32 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, cache: Path, monkey
     for port in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, port, fail)
-            assert drive_rates_file.keep(tmp_path, RATES[:1]) is None
-        assert drive_rates_file.load(tmp_path) == RATES
+            assert drive_rates_file.keep(tmp_path, measured(RATES[:1])) is None
+        assert drive_rates_file.rates(tmp_path) == RATES
         assert list(cache.parent.iterdir()) == [cache]
 
 
 def test_the_file_does_not_grow_for_ever(tmp_path: Path, cache: Path) -> None:
-    drive_rates_file.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, measured(RATES))
     document = json.loads(cache.read_text())
     document["drives"] = [document["drives"][0] | {"drive": f"old-{n}"} for n in range(100)]
     cache.write_text(json.dumps(document))
-    drive_rates_file.keep(tmp_path, RATES)
+    drive_rates_file.keep(tmp_path, measured(RATES))
     kept = [entry["drive"] for entry in json.loads(cache.read_text())["drives"]]
     assert len(kept) == drive_rates_file.MOST_DRIVES
     assert kept[:-1] == [f"old-{n}" for n in range(100 - len(kept) + 1, 100)]
-    assert drive_rates_file.load(tmp_path) == RATES
+    assert drive_rates_file.rates(tmp_path) == RATES
 
 
 def test_many_writers_leave_a_whole_file(tmp_path: Path, cache: Path) -> None:
-    writers = [threading.Thread(target=drive_rates_file.keep, args=(tmp_path, RATES), daemon=True) for _ in range(8)]
+    writers = [
+        threading.Thread(target=drive_rates_file.keep, args=(tmp_path, measured(RATES)), daemon=True) for _ in range(8)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(20)
-    assert drive_rates_file.load(tmp_path) == RATES
+    assert drive_rates_file.rates(tmp_path) == RATES
     assert list(cache.parent.iterdir()) == [cache]
 
 
@@ -175,7 +183,7 @@ def test_a_drive_is_measured_once(data: list[Path], cache: Path, monkeypatch: py
     chosen = reading.reading_of(data, Io(), block=8 * PAGE)
     assert chosen.backend in backends.BACKENDS
     assert chosen.size in (PAGE, 8 * PAGE)
-    kept = drive_rates_file.load(data[0].parent)
+    kept = drive_rates_file.rates(data[0].parent)
     assert {(rate.size, rate.depth) for rate in kept} == set(reading.BRIEF_CELLS)
     assert [file.stat().st_mtime_ns for file in data] == before
     monkeypatch.setattr(reading, "read_rates", lambda *_, **__: pytest.fail("measured again"))
@@ -198,7 +206,7 @@ def test_small_bundles_and_decided_users_are_not_measured(data: list[Path], monk
 def test_what_is_kept_and_what_the_user_wants_go_together(data: list[Path]) -> None:
     rates = [dataclasses.replace(rate, backend=backend) for backend in ("threads", "buffered") for rate in RATES]
     rates += [ReadRate(4 * MiB, 2, 9e9, "buffered")]
-    drive_rates_file.keep(data[0].parent, rates)
+    drive_rates_file.keep(data[0].parent, measured(rates))
     assert reading.reading_of(data, Io(), block=MiB) == Reading("threads", MiB, 8)
     assert reading.reading_of(data, Io(depth=3), block=MiB) == Reading("threads", MiB, 3)
     assert reading.reading_of(data, Io(backend="buffered"), block=MiB) == Reading("buffered", 4 * MiB, 2)
@@ -207,7 +215,8 @@ def test_what_is_kept_and_what_the_user_wants_go_together(data: list[Path]) -> N
 def test_io_uring_that_is_forbidden(data: list[Path], no_uring: None) -> None:
     """auto falls back to threads, and says nothing; who asked for it is told."""
     drive_rates_file.keep(
-        data[0].parent, RATES + [dataclasses.replace(r, backend="io_uring", bytes_per_second=9e9) for r in RATES]
+        data[0].parent,
+        measured(RATES + [dataclasses.replace(r, backend="io_uring", bytes_per_second=9e9) for r in RATES]),
     )
     assert reading.reading_of(data, Io(), block=MiB) == Reading("threads", MiB, 8)
     for io in (Io(backend="io_uring"), Io(backend="io_uring", depth=2)):
@@ -219,7 +228,7 @@ def test_io_uring_that_is_forbidden(data: list[Path], no_uring: None) -> None:
 
 def test_forbidden_io_uring_is_not_measured(data: list[Path], no_uring: None) -> None:
     reading.reading_of(data, Io(), block=MiB)
-    assert "io_uring" not in {rate.backend for rate in drive_rates_file.load(data[0].parent)}
+    assert "io_uring" not in {rate.backend for rate in drive_rates_file.rates(data[0].parent)}
 
 
 def test_a_drive_that_fails_while_it_is_measured_is_read_all_the_same(
@@ -230,7 +239,7 @@ def test_a_drive_that_fails_while_it_is_measured_is_read_all_the_same(
 
     monkeypatch.setattr(read_rates, "_rate", fail)
     assert reading.reading_of(data, Io(), block=MiB) == UNMEASURED
-    assert drive_rates_file.load(data[0].parent) == []
+    assert drive_rates_file.rates(data[0].parent) == []
 
 
 def test_a_store_in_memory_is_read_somehow(data: list[Path]) -> None:
@@ -271,7 +280,7 @@ def test_auto_reads_through_the_page_cache_where_that_was_faster(tiny_moe_folder
         assert model.penstock.reading == UNMEASURED
         expected, bundle = logits(model), model.penstock.bundle
     slower = [dataclasses.replace(rate, bytes_per_second=rate.bytes_per_second / 2) for rate in RATES]
-    drive_rates_file.keep(bundle, slower + [dataclasses.replace(rate, backend="buffered") for rate in RATES])
+    drive_rates_file.keep(bundle, measured(slower + [dataclasses.replace(rate, backend="buffered") for rate in RATES]))
     descriptors = len(os.listdir("/proc/self/fd"))
     with penstock.load(tiny_moe_folder, **budget(tiny_moe_folder, store)) as model:
         assert model.penstock.reading == Reading("buffered", MiB, 8)

@@ -1,5 +1,6 @@
 """How long computing takes: measured on reference models, kept for this machine, and what follows for a model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.runtime.machine import cachefile, timings
-from penstock.runtime.machine.timings import Timings
+from penstock.runtime.machine.timings import Pulse, Timings
 from penstock.runtime.planning import reference
 from penstock.tiering.errors import DeviceModelError
+from penstock.tiering.policy.trust import Doubt
 from penstock.tiering.sim.devices import Drive
 from penstock.tiering.units import MiB
-from tests.support.timings import TIMINGS
+from tests.support.timings import KEPT, MEASURED, TIMINGS
 
 
 @pytest.fixture(autouse=True)
@@ -34,20 +36,22 @@ def test_reference_models_are_measured_once(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "drive"
     folder.mkdir()
-    found = reference.timings_here(folder, 1)
+    first = reference.timings_here(folder, 1)
+    found = first.kept.timings
     assert not list(folder.iterdir()), "nothing is left on the drive"
     assert found.layer_warm <= found.layer_cold
     assert found.products.keys() == {"bfloat16", "float16", "float32"}
     monkeypatch.setattr(reference, "measure", lambda *_: pytest.fail("what is kept is measured again"))
     for name in kernel_caches:  # as in a process that has loaded no model yet
         monkeypatch.delenv(name)
-    assert reference.timings_here(folder, 1) == found
+    again = reference.timings_here(folder, 1)
+    assert again.kept.measured.when >= first.kept.measured.when
 
 
 def test_what_is_kept_is_of_this_machine_as_it_is_set_up() -> None:
     assert timings.load("auto") is None
-    timings.keep(TIMINGS, "auto")
-    assert timings.load("auto") == TIMINGS
+    timings.keep(KEPT, "auto")
+    assert timings.load("auto") == KEPT
     assert timings.load(7) is None
 
 
@@ -61,11 +65,18 @@ def test_what_is_kept_is_of_this_machine_as_it_is_set_up() -> None:
         ('"token": 0.0', '"token": "soon"'),
         ('"token": 0.0', '"tokens": 0.0'),
         ('"holds_for": "', '"holds_for": "another '),
+        ('"version": 2', '"version": 1'),
+        ('"products": {', '"products": {}, "others": {'),
+        ('"bfloat16": {', '"int8": {'),
+        ('"steps": 0.001', '"steps": 0.0'),
+        ('"spread": 0.1', '"spread": 1e999'),
+        ('"when": 1000000000.0', '"when": -1.0'),
+        ('"doubts": []', '"doubts": ["cores", "cores", "cores", "cores"]'),
         ("}", ""),
     ],
 )
 def test_what_is_damaged_or_cannot_be_counts_as_none(written: str, instead: str) -> None:
-    timings.keep(TIMINGS, "auto")
+    timings.keep(KEPT, "auto")
     text = kept().read_text()
     assert written in text
     kept().write_text(text.replace(written, instead, 1))
@@ -107,3 +118,62 @@ def test_numbers_that_no_machine_has_name_their_field() -> None:
     impossible = Timings.model_construct(**TIMINGS.model_dump() | {"products": TIMINGS.products, "contention": 2.0})
     with pytest.raises(DeviceModelError, match="contention"):
         impossible.memory_for("bfloat16", experts=True)
+
+
+@pytest.mark.parametrize(
+    ("look", "doubts", "memory", "token", "left"),
+    [
+        (Pulse(products=1.05e10, steps=0.95e-3), (), 1e10, 1e-3, 1.0),
+        (Pulse(products=5e9, steps=2e-3), (), 5e9, 2e-3, 1.0),
+        (Pulse(products=5e9, steps=1e-2), ("cores",), 1e10, 1e-3, 0.1),
+        (Pulse(products=1e7, steps=1e-3), ("cores",), 1e10, 1e-3, 0.05),
+        (Pulse(products=9e10, steps=1e-4), ("cores",), 1e10, 1e-3, 1.0),
+    ],
+)
+def test_a_brief_look_corrects_what_is_kept_or_says_what_others_leave(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    look: Pulse,
+    doubts: tuple[Doubt, ...],
+    memory: float,
+    token: float,
+    left: float,
+) -> None:
+    kept = KEPT.model_copy(update={"timings": TIMINGS.model_copy(update={"token": 1e-3})})
+    timings.keep(kept, 1)
+    monkeypatch.setattr(reference, "take_pulse", lambda _: look)
+    monkeypatch.setattr("penstock.runtime.machine.watch.doubts_of", lambda *_, **__: doubts)
+    monkeypatch.setattr(reference, "measure", lambda *_: pytest.fail("measured anew"))
+    found = reference.timings_here(tmp_path, 1)
+    assert (found.kept.timings.memory, found.kept.timings.token) == pytest.approx((memory, token))
+    assert found.left == pytest.approx(left)
+    assert found.now.doubts == doubts
+    assert timings.load(1) == found.kept, "what changed is kept"
+    changed = reference.timings_here(tmp_path, 1)
+    assert changed.kept.timings == found.kept.timings, "the same look changes nothing again"
+
+
+@pytest.mark.parametrize("why", ["none is kept", "refuted", "doubtful and stale"])
+def test_times_are_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    if why != "none is kept":
+        doubts: tuple[Doubt, ...] = ("cores",) if why == "doubtful and stale" else ()
+        timings.keep(KEPT.model_copy(update={"measured": replace(MEASURED, doubts=doubts)}), 1)
+    new = KEPT.model_copy(update={"measured": replace(MEASURED, when=2e9, seen=2e9)})
+    monkeypatch.setattr(reference, "measure", lambda *_: new)
+    assert reference.timings_here(tmp_path, 1, refuted=why == "refuted").kept == new == timings.load(1)
+
+
+def test_times_measured_beside_others_replace_no_better_ones() -> None:
+    doubtful = KEPT.model_copy(update={"measured": replace(MEASURED, doubts=("cores",))})
+    timings.keep(doubtful, 1)
+    assert timings.load(1) == doubtful, "better than nothing"
+    timings.keep(KEPT, 1)
+    timings.keep(doubtful, 1)
+    assert timings.load(1) == KEPT
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_a_changed_machine_is_a_possible_one(faster: float, longer: float) -> None:
+    extreme = TIMINGS.model_copy(update={"memory": 1e18, "dense_memory": 1e-6, "token": 1e6})
+    changed = extreme.times(faster, longer)
+    assert Timings.model_validate_json(changed.model_dump_json()) == changed

@@ -10,6 +10,7 @@ from penstock.runtime.config.settings import Weights
 from penstock.runtime.packing import rules
 from penstock.runtime.packing.rules import choose_rules
 from tests.support.engines import engine_of
+from tests.support.timings import measured
 from tests.support.tiny_models import save_tiny
 
 
@@ -24,7 +25,7 @@ def _forget() -> None:
 def test_lossless_is_taken_where_decoding_outruns_the_drive(
     drive: float, decoding: float, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "drive_rates", lambda _: [ReadRate(1 << 20, 1, drive)])
+    monkeypatch.setattr(rules, "drive_rates", lambda _: measured([ReadRate(1 << 20, 1, drive)]))
     monkeypatch.setattr(rules, "measure_decoding", lambda: decoding)
     assert choose_rules(Weights(format="auto"), tmp_path).format == found
     assert choose_rules(Weights(format="auto", experts="int4"), tmp_path).of("experts") == "int4-32"

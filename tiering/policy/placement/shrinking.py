@@ -60,7 +60,7 @@ class Divisions:
     ) -> None:
         """``placement`` places ``blocks`` for the whole budget; ``embeddings`` as for ``place``.
 
-        A ``floor`` below the minimum of the model, or None, becomes that minimum.
+        A ``floor`` below the least budget that the model runs with, or None, becomes that budget.
         """
         self._placement = placement
         self._blocks = {block.id: block for block in blocks}
@@ -77,15 +77,14 @@ class Divisions:
         by_row = [block.id for block in pinned if block.id in embeddings]
         self._rows = tuple(block.id for block in rows)
         self._aside = placement.scratch_bytes + placement.row_cache_bytes
-        self._aside += sum(row_cache_bytes(self._blocks[b].length) for b in by_row)
+        if not placement.row_cache_bytes:  # else it counts these too
+            self._aside += sum(row_cache_bytes(self._blocks[b].length) for b in by_row)
         self._fixed = placement.resident_bytes + self._aside
         least = self._fixed + self._largest[0] + self._largest_expert
         self.ceiling = placement.budget
         if not placement.streamed and not placement.by_row and placement.expert_share == 1:
             self.ceiling = min(placement.budget, with_working_memory(placement.host_bytes))  # more would not be used
-        if floor is None:
-            floor = with_working_memory(least + READ_AHEAD)
-        self.floor = min(max(floor, least), self.ceiling)
+        self.floor = min(max(floor or 0, least), self.ceiling)
         self._least = min(least, self.ceiling)
 
         whole = self.floor == self.ceiling

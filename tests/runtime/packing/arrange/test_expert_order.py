@@ -26,7 +26,7 @@ from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.units import MiB
 from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
-from tests.support.timings import TIMINGS
+from tests.support.timings import NOW, measured
 from tests.support.tiny_models import EXPERT_NAMES, save_tiny, tiny_config
 
 PAIRS = [(0, 7), (1, 6), (2, 5), (3, 4)]
@@ -205,8 +205,10 @@ def test_plan_knows_it_is_packed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("penstock.runtime.machine.drives.drive_rates", lambda *_: [ReadRate(MiB, 1, 1e9)])
-    monkeypatch.setattr("penstock.runtime.planning.reference.timings_here", lambda *_: TIMINGS)
+    monkeypatch.setattr(
+        "penstock.runtime.machine.drives.drive_rates", lambda *_, **__: measured([ReadRate(MiB, 1, 1e9)])
+    )
+    monkeypatch.setattr("penstock.runtime.planning.reference.timings_here", lambda *_, **__: NOW)
     packed(tiny_moe_folder, tmp_path, routes=routes).close()
     assert main(["plan", str(tiny_moe_folder), "--store", str(tmp_path), "--host-memory", "1GiB", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["flash_needed"] == 0

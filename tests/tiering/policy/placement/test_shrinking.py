@@ -1,5 +1,6 @@
 """Divisions of a placement: within every limit, nested, and the whole placement at the ceiling."""
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -74,6 +75,16 @@ def test_the_ceiling_is_the_whole_placement(model: Model, share: float, pages: i
     assert whole.kept == sum(block.length for block in model[0] if block.id in divisions.elastic)
     assert divisions.floor <= divisions.ceiling <= placement.budget
     assert divisions.floor >= min(pages * PAGE, divisions.ceiling), "never below what was asked for"
+
+
+@given(models(), st.floats(0.1, 1.5))
+def test_the_least_that_stays_is_the_least_that_runs(model: Model, share: float) -> None:
+    divisions = divided(model, share, floor=None)
+    blocks, embeddings = model
+    assert place(blocks, divisions.floor, embeddings=embeddings).budget == divisions.floor
+    if divisions.floor < divisions.ceiling:
+        with pytest.raises(BudgetTooSmall):
+            place(blocks, divisions.floor - 1, embeddings=embeddings)
 
 
 def layers(count: int, size: int) -> list[SizedBlock]:

@@ -1,0 +1,183 @@
+"""Forecasts of one model under any budget: from rates of this machine, and from what earlier runs have taught."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...kernels.devices import measure
+from ...kernels.devices.base import Device
+from ...tiering.errors import BudgetTooSmall
+from ...tiering.planner.arrangement import Arrangement, MemoryBudgets
+from ...tiering.policy.lessons import (
+    Lesson,
+    Run,
+    Span,
+    beside_others,
+    learn,
+    nearest,
+    refutes,
+    remaining,
+    slowest_seen,
+    taught,
+    typical_token,
+    untaught,
+)
+from ...tiering.sim.devices import Bus
+from ...tiering.sim.kv import Context
+from ...tiering.store.bundle.manifest_file import read_manifest
+from ..config.config import Config
+from ..loading.arrangement import arrange_model
+from ..loading.run_name import run_name
+from ..machine import runs_file
+from ..machine.drive_speeds import existing
+from ..routing.routed import RoutedTokens
+from . import reference
+from .assumed import assumed_routes
+from .forecast import Devices, Forecast, Forecaster, count_routed
+from .report import MeasuredSpeeds, RestsOn
+from .sketch import ModelSketch, PlannedDrives
+from .spread_devices import MachineNow, spread_over
+
+
+class BudgetForecasts:
+    """Forecasts of one model under any budget of host memory, on measured drives and on the cores of this machine."""
+
+    def __init__(
+        self,
+        found: ModelSketch,
+        drives: PlannedDrives,
+        settings: Config,
+        budgets: MemoryBudgets,
+        device: Device | None,
+        routes: RoutedTokens | None,
+        prompt_tokens: int,
+        context: Context | None,
+        runs: Sequence[Run],
+    ) -> None:
+        """``budgets`` must be enough. ``runs`` are earlier ones of the model."""
+        self.found, self.outline, self.budgets, self.prompt_tokens = found, found.outline(), budgets, prompt_tokens
+        self._settings, self._drives, self._context = settings, drives, context
+        layers = self.outline.layers
+        self.routing = None if not layers else routes.text if routes else "assumed"
+        """The text of the routing trace, or "assumed"; None without experts."""
+        if layers and routes is None:
+            routes = assumed_routes(layers, count_routed(layers, prompt_tokens))
+        self._bus = None if device is None else Bus(measure.measure_bus(device)[0])
+        self._unmeasured = device is not None and device.compute.type != "cpu"
+        self._machine = self._look(refuted=False)
+        self._plain = Forecaster(
+            self.outline, self._devices(Lesson()), routes, prompt_tokens=prompt_tokens, context=context
+        )
+        near = nearest(runs, budgets.weights_host, time.time())
+        quiet = [run for run in near if not run.beside]
+        self._runs = quiet or near
+        self._beside = [run for run in near if run.beside]
+        self._lesson = self._learn()
+        self._forecaster = self._plain.on(self._devices(self._lesson))
+        self.range = self._find_range()
+        """The tokens per second that are expected under the budget, and the range that they lie in."""
+
+    def _look(self, *, refuted: bool) -> MachineNow:
+        store, threads = self._settings.store.path, self._settings.compute.threads
+        timings = reference.timings_here(existing(store), threads, refuted=refuted)
+        return MachineNow(timings, self._drives.models, self._drives.measured)
+
+    def _devices(self, lesson: Lesson) -> Devices:
+        return self._machine.devices(lesson, experts=bool(self.outline.layers))
+
+    def _learn(self) -> Lesson:
+        """What the runs teach. Where they refute the rates, these are measured anew."""
+        if not self._runs:
+            return Lesson()
+        try:
+            arrangement = self.arrange(self._runs[-1].budget)
+        except BudgetTooSmall:  # the model has other settings now
+            self._runs = []
+            return Lesson()
+        seen, simulated = typical_token(self._runs), self._plain.token(arrangement, self._bus)
+        if refutes(seen, simulated) and not self._older:
+            self._machine = self._look(refuted=True)
+            self._plain = self._plain.on(self._devices(Lesson()))
+            simulated = self._plain.token(arrangement, self._bus)
+        found = learn(seen, simulated)
+        corrected = self._plain.on(self._devices(found)).token(arrangement, self._bus)
+        return found._replace(rest=remaining(seen, corrected))
+
+    @property
+    def _older(self) -> bool:
+        """Whether the rates were measured after the latest run."""
+        return self._runs[-1].when < self._machine.timings.kept.measured.when
+
+    def _find_range(self) -> Span:
+        arrangement = self.arrange(self.budgets.weights_host)
+        plain = self._plain.forecast(arrangement, self._bus).tokens_per_second
+        left = self._machine.left
+        if self._runs:
+            corrected = self._forecaster.forecast(arrangement, self._bus).tokens_per_second * self._lesson.rest
+            quiet = not self._runs[-1].beside
+            span = taught(corrected, plain, self._runs, certain=quiet and not self._older)
+            left = left if quiet else 1.0  # the runs have shown what others leave
+            self._lesson = self._lesson._replace(rest=self._lesson.rest * span.expected / corrected)
+        else:
+            ends = spread_over(self._machine, experts=bool(self.outline.layers))
+            slow, fast = (self._plain.on(each).forecast(arrangement, self._bus).tokens_per_second for each in ends)
+            span = untaught(slow, plain, fast)
+        return slowest_seen(beside_others(span, left), self._beside, self.budgets.weights_host)
+
+    def arrange(self, weights: int) -> Arrangement:
+        """With ``weights`` bytes of host memory for weights. Raises BudgetTooSmall."""
+        return arrange_model(self.outline, self.budgets.with_weights(weights), self._settings, self._drives.reading)
+
+    def at(self, weights: int) -> Forecast:
+        """Under ``weights`` bytes of host memory for weights, which must be enough."""
+        found = self._forecaster.forecast(self.arrange(weights), self._bus)
+        return replace(found, tokens_per_second=found.tokens_per_second * self._lesson.rest)
+
+    @property
+    def speeds(self) -> MeasuredSpeeds:
+        """What the forecasts rest on."""
+        return MeasuredSpeeds(
+            memory_bytes_per_token=self._forecaster.bytes_per_token,
+            flash_bytes_per_second=self._drives.bytes_per_second,
+            memory_bytes_per_second=self._plain.memory.bandwidth,
+            bus_bytes_per_second=None if self._bus is None else self._bus.bandwidth,
+        )
+
+    @property
+    def rests_on(self) -> RestsOn:
+        """When and how well these speeds were measured, and the runs that corrected them."""
+        return RestsOn(
+            computing=self._machine.timings.kept.measured,
+            drives=tuple(each.measured for each in self._drives.measured),
+            runs=len(self._runs),
+            latest_run=self._runs[-1].when if self._runs else None,
+            runs_beside=bool(self._runs) and self._runs[-1].beside,
+            left=self._machine.left,
+        )
+
+    @property
+    def caveats(self) -> list[str]:
+        """What the forecasts take for granted."""
+        notes = self.rests_on.caveats()
+        if self.routing == "assumed":
+            notes.append(
+                "which experts tokens use is assumed, as uneven and as repetitive as a small trained model's was; "
+                "penstock profile MODEL --text FILE --out TRACE records it for --profile TRACE"
+            )
+        if self.outline.guessed:
+            notes.append("nothing says how many experts a token uses; all of them are counted")
+        if self._unmeasured:
+            notes.append("what computing takes on the device was not measured: the CPU's time is taken for it")
+        if self._context is None:
+            notes.append("attention over a long context is not counted")
+        else:
+            notes.append("attention is taken to be exact")
+        return notes
+
+
+def earlier_runs(found: ModelSketch, settings: Config, device: Device | None) -> list[Run]:
+    """The kept runs of the model as it is packed; none on a ``device`` or with KV in pages, which teach nothing."""
+    if found.bundle is None or device is not None or settings.kv_host:
+        return []
+    name = run_name(found.bundle, read_manifest(found.bundle), settings)
+    return runs_file.load(name, settings.compute.threads)
