@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ...kernels.machine.machine import DriveReport, MachineReport
     from ...kernels.native import Kernels
     from ...tiering.policy.measured import Measured
-    from ..machine.timings import Timings
+    from ..machine.drive_rates_file import DriveRates
+    from ..machine.timings import KeptTimings, Timings
 
 IN_MEMORY = ("tmpfs", "ramfs")
 OVER_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
@@ -45,22 +46,13 @@ def command(settings: Settings) -> None:
         from ...kernels.devices.measure import report_cuda_devices
         from ...kernels.machine import machine
         from ..machine import drive_rates_file, timings
-        from ..machine.drive_rates_file import DriveRates, spread_of_rates
         from ..machine.reading import kept_reading
         from ..machine.watch import Watch
         from ..planning.reference import measure
 
     store = config.store.path
     folder = existing(store)  # before the first pack there is no store yet
-    try:
-        watch = Watch(folder)
-        drive = machine.measure_drive(folder)
-        rates = DriveRates(list(drive.rates), watch.done(spread_of_rates(drive.rates), drive=True))
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise ConfigError(
-            f"cannot measure the drive below {folder}: {in_words(error)}; or choose another with --store"
-        ) from error
+    drive, rates, free = _measure_drive(folder)
     kept = drive_rates_file.keep(folder, rates)
     computing = measure(folder, config.compute.threads)
     timings.keep(computing, config.compute.threads)
@@ -91,14 +83,10 @@ def command(settings: Settings) -> None:
             free=free,
             kept=kept is not None,
             kernels=kernels.missing,
-            doubted=[
-                name
-                for name, measured, now_kept in (
-                    ("the drive", rates.measured, drive_rates_file.load(folder)),
-                    ("computing", computing.measured, timings.load(config.compute.threads)),
-                )
-                if measured.doubtful and now_kept is not None and now_kept.measured != measured
-            ],
+            doubted=_better_kept(
+                ("the drive", rates, drive_rates_file.load(folder)),
+                ("computing", computing, timings.load(config.compute.threads)),
+            ),
             doubtful=rates.measured.doubtful or computing.measured.doubtful,
         ),
     )
@@ -106,6 +94,28 @@ def command(settings: Settings) -> None:
         print_json(_fields(found))
     else:
         _print(found, store)
+
+
+def _measure_drive(folder: Path) -> "tuple[DriveReport, DriveRates, int]":
+    """The drive of ``folder``, its rates to be kept, and the bytes that are free on it. Raises ConfigError."""
+    from ...kernels.machine import machine
+    from ..machine.drive_rates_file import DriveRates, spread_of_rates
+    from ..machine.watch import Watch
+
+    try:
+        watch = Watch(folder)
+        drive = machine.measure_drive(folder)
+        rates = DriveRates(list(drive.rates), watch.done(spread_of_rates(drive.rates), drive=True))
+        return drive, rates, shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ConfigError(
+            f"cannot measure the drive below {folder}: {in_words(error)}; or choose another with --store"
+        ) from error
+
+
+def _better_kept(*parts: "tuple[str, DriveRates | KeptTimings, DriveRates | KeptTimings | None]") -> list[str]:
+    """Names of the ``parts`` (name, as measured now, as kept) of which better rates are kept than these."""
+    return [name for name, new, kept in parts if kept is not None and kept.measured != new.measured]
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,11 +78,11 @@ def rates(folder: Path) -> list[ReadRate]:
     return [] if found is None else found.rates
 
 
-def keep(folder: Path, found: DriveRates) -> Path | None:
-    """Keep ``found`` for the drive that ``folder`` is on, in place of older rates, unless these can be trusted more.
-    Returns the file, or None if it cannot be written."""
+def keep(folder: Path, found: DriveRates, *, anyway: bool = False) -> Path | None:
+    """Keep ``found`` for the drive that ``folder`` is on, in place of older rates, unless these can be trusted more
+    (``anyway``: even then, for they were refuted). Returns the file, or None if it cannot be written."""
     kept = load(folder)
-    if kept is not None and not found.measured.replaces(kept.measured):
+    if kept is not None and not anyway and not found.measured.replaces(kept.measured):
         return cachefile.place(NAME)
     name, kernel, liburing = _signature(folder)
     measured = _MeasuredDrive(

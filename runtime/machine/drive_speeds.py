@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SIZES, DEPTHS, SECONDS = (128 * KiB, MiB, 4 * MiB, LARGEST_READ), (1, 2, 4, 8), 0.05
 """Sizes and depths to measure of a drive without kept rates, and seconds for each."""
+_DEEPEST = 64
+"""Reads in flight, at most, of a brief look."""
 LOOK_BYTES, LOOK_SECONDS, LOOK_ROUNDS = 128 * MiB, 0.2, 4
 """A brief look at a drive whose rates are stale: bytes that are written for it, seconds of reading, and repeats."""
 
@@ -34,11 +36,11 @@ def drive_rates(folder: Path, *, refuted: bool = False) -> "DriveRates":
     if kept is not None and not refuted and not kept.measured.stale(time.time()):
         return kept
     try:
-        anew = kept is None or refuted or kept.measured.doubtful
-        found = _measure(place) if kept is None or anew else _look(place, kept)
+        found = None if kept is None or refuted or kept.measured.doubtful else _look(place, kept)
+        found = _measure(place) if found is None else found
     except OSError as error:
         raise _unmeasured(place, error) from error
-    drive_rates_file.keep(place, found)
+    drive_rates_file.keep(place, found, anyway=refuted)
     return found
 
 
@@ -53,13 +55,20 @@ def _measure(place: Path) -> "DriveRates":
     return DriveRates(list(report.rates), watch.done(spread_of_rates(report.rates), drive=True))
 
 
-def _look(place: Path, kept: "DriveRates") -> "DriveRates":
+def _look(place: Path, kept: "DriveRates") -> "DriveRates | None":
     """``kept``, changed as the fastest of its rates has changed. Beside other programs, only what is left of it now is
-    noted. Raises OSError."""
+    noted. None where this machine cannot read so. Raises OSError."""
+    from ...kernels.io.backends import list_usable
     from ...kernels.machine.machine import measure_drive
     from .watch import Watch
 
-    best = max(kept.rates, key=lambda rate: rate.bytes_per_second)
+    here = (*list_usable(), "buffered")
+    able = [
+        rate for rate in kept.rates if rate.backend in here and rate.size <= LARGEST_READ and rate.depth <= _DEEPEST
+    ]
+    if not able:
+        return None
+    best = max(able, key=lambda rate: rate.bytes_per_second)
     watch = Watch(place)
     report = measure_drive(
         place,

@@ -154,10 +154,11 @@ def load(threads: int | str) -> KeptTimings | None:
     return found.kept if found.holds_for == holds_for else None
 
 
-def keep(found: KeptTimings, threads: int | str) -> None:
-    """Keep ``found`` for this machine and ``threads``, if that can be, unless what is kept can be trusted more."""
+def keep(found: KeptTimings, threads: int | str, *, anyway: bool = False) -> None:
+    """Keep ``found`` for this machine and ``threads``, if that can be, unless what is kept can be trusted more
+    (``anyway``: even then, for it was refuted)."""
     kept = load(threads)
-    if kept is not None and not found.measured.replaces(kept.measured):
+    if kept is not None and not anyway and not found.measured.replaces(kept.measured):
         return
     holds_for = signature_of(threads)
     cachefile.write(_name(holds_for), _TimingsFile(holds_for=holds_for, kept=found).model_dump_json(indent=1))

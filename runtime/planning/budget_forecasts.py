@@ -13,6 +13,7 @@ from ...tiering.policy.lessons import (
     Run,
     Span,
     beside_others,
+    either,
     learn,
     nearest,
     refutes,
@@ -74,8 +75,10 @@ class BudgetForecasts:
         self._beside = [run for run in near if run.beside]
         self._lesson = self._learn()
         self._forecaster = self._plain.on(self._devices(self._lesson))
-        self.range = self._find_range()
+        speed = self._speed(self._forecaster)
+        self.range = self._find_range(speed)
         """The tokens per second that are expected under the budget, and the range that they lie in."""
+        self._factor = self.range.expected / speed
 
     def _look(self, *, refuted: bool) -> MachineNow:
         store, threads = self._settings.store.path, self._settings.compute.threads
@@ -108,21 +111,22 @@ class BudgetForecasts:
         """Whether the rates were measured after the latest run."""
         return self._runs[-1].when < self._machine.timings.kept.measured.when
 
-    def _find_range(self) -> Span:
-        arrangement = self.arrange(self.budgets.weights_host)
-        plain = self._plain.forecast(arrangement, self._bus).tokens_per_second
+    def _find_range(self, speed: float) -> Span:
+        """The range of the forecast under the budget, which promises ``speed`` as corrected by what the runs taught."""
         left = self._machine.left
-        if self._runs:
-            corrected = self._forecaster.forecast(arrangement, self._bus).tokens_per_second * self._lesson.rest
-            quiet = not self._runs[-1].beside
-            span = taught(corrected, plain, self._runs, certain=quiet and not self._older)
-            left = left if quiet else 1.0  # the runs have shown what others leave
-            self._lesson = self._lesson._replace(rest=self._lesson.rest * span.expected / corrected)
-        else:
-            ends = spread_over(self._machine, experts=bool(self.outline.layers))
-            slow, fast = (self._plain.on(each).forecast(arrangement, self._bus).tokens_per_second for each in ends)
-            span = untaught(slow, plain, fast)
-        return slowest_seen(beside_others(span, left), self._beside, self.budgets.weights_host)
+        if not self._runs:
+            return beside_others(self._range_of_rates(), left)
+        runs = taught(speed * self._lesson.rest, self._runs)
+        if self._runs[-1].beside or self._older:
+            return either(beside_others(self._range_of_rates(), left), runs)
+        return slowest_seen(beside_others(runs, left), self._beside, self.budgets.weights_host)
+
+    def _range_of_rates(self) -> Span:
+        slow, fast = spread_over(self._machine, experts=bool(self.outline.layers))
+        return untaught(*(self._speed(each) for each in (self._plain.on(slow), self._plain, self._plain.on(fast))))
+
+    def _speed(self, forecaster: Forecaster) -> float:
+        return forecaster.forecast(self.arrange(self.budgets.weights_host), self._bus).tokens_per_second
 
     def arrange(self, weights: int) -> Arrangement:
         """With ``weights`` bytes of host memory for weights. Raises BudgetTooSmall."""
@@ -131,7 +135,7 @@ class BudgetForecasts:
     def at(self, weights: int) -> Forecast:
         """Under ``weights`` bytes of host memory for weights, which must be enough."""
         found = self._forecaster.forecast(self.arrange(weights), self._bus)
-        return replace(found, tokens_per_second=found.tokens_per_second * self._lesson.rest)
+        return replace(found, tokens_per_second=found.tokens_per_second * self._factor)
 
     @property
     def speeds(self) -> MeasuredSpeeds:

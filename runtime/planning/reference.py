@@ -94,7 +94,7 @@ def timings_here(folder: Path, threads: int | str, *, refuted: bool = False) -> 
     kept = timings.load(threads)
     if kept is None or refuted or (kept.measured.doubtful and kept.measured.stale(time.time())):
         found = measure(folder, threads)
-        timings.keep(found, threads)
+        timings.keep(found, threads, anyway=refuted)
         return TimingsNow(found, found.measured)
     watch = Watch(None)
     look = take_pulse(threads)

@@ -12,6 +12,9 @@ from ..machine.timings import Timings
 from .forecast import Devices
 from .reference import TimingsNow
 
+_LEAST_SHARE = 0.25
+"""However long threads waited for cores: beyond that, a measurement says next to nothing, and so would its range."""
+
 
 class MachineNow(NamedTuple):
     """The cores, and the drives by themselves, with the measurements behind them."""
@@ -46,8 +49,8 @@ def spread_over(machine: MachineNow, *, experts: bool) -> tuple[Devices, Devices
 
 
 def _ends(measured: Measured) -> tuple[float, float]:
-    share = 1 - measured.waited
-    return (1 - measured.spread) * share, (1 + measured.spread) / share
+    factor = (1 + measured.spread) / max(_LEAST_SHARE, 1 - measured.waited)
+    return 1 / factor, factor
 
 
 def _devices(machine: MachineNow, timings: Timings, factor: float, experts: bool) -> Devices:

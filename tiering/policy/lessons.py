@@ -127,16 +127,19 @@ def untaught(least: float, expected: float, most: float) -> Span:
     return Span(min(least, expected) * (1 - UNTAUGHT), expected, max(most, expected) * (1 + UNTAUGHT))
 
 
-def taught(corrected: float, plain: float, runs: Sequence[Run], *, certain: bool) -> Span:
-    """The range of a forecast that ``runs`` have ``corrected`` from ``plain``, both in tokens per second. Where they
-    are not ``certain``, because they are older than the rates or were beside other programs, either may hold, and the
-    truth lies between."""
+def taught(corrected: float, runs: Sequence[Run]) -> Span:
+    """The range of a forecast that ``runs`` have ``corrected``, in tokens per second."""
     middle = statistics.median(run.token.seconds for run in runs)
     least = corrected * middle / max(run.slow for run in runs) * (1 - TAUGHT)
     most = corrected * middle / min(run.fast for run in runs) * (1 + TAUGHT)
-    if certain:
-        return Span(least, corrected, most)
-    return Span(min(least, plain), (corrected * plain) ** 0.5, max(most, plain))
+    return Span(least, corrected, most)
+
+
+def either(rates: Span, runs: Span) -> Span:
+    """The range where ``rates`` or ``runs`` may hold, since the runs are older than the rates, or were beside other
+    programs: all of both, and the middle between."""
+    middle = (rates.expected * runs.expected) ** 0.5
+    return Span(min(rates.least, runs.least), middle, max(rates.most, runs.most))
 
 
 def slowest_seen(span: Span, beside: Sequence[Run], budget: int) -> Span:

@@ -14,7 +14,7 @@ class Machine:
     """Tells what was set, and how often it was asked."""
 
     def __init__(self) -> None:
-        self.waited, self.asked = 0.0, threading.Semaphore(0)
+        self.waited, self._looks, self._asked = 0.0, 0, threading.Condition()
         self._now = self._run = self._stood = self._others = 0.0
 
     def read(self) -> CoreUse | None:
@@ -22,12 +22,15 @@ class Machine:
         self._run += 1 - self.waited
         self._stood += self.waited
         self._others += 2 * self.waited
-        self.asked.release()
+        with self._asked:
+            self._looks += 1
+            self._asked.notify_all()
         return CoreUse(self._now, {1: ThreadUse(self._run, self._stood)}, self._others)
 
     def wait(self, looks: int) -> None:
-        for _ in range(looks):
-            assert self.asked.acquire(timeout=60)
+        with self._asked:
+            last = self._looks + looks
+            assert self._asked.wait_for(lambda: self._looks >= last, timeout=60)
 
 
 def threads() -> int:

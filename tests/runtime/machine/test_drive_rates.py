@@ -4,6 +4,7 @@ import errno
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -74,17 +75,35 @@ def test_stale_rates_are_looked_at_again(
     assert again.rates == found.rates
 
 
-@pytest.mark.parametrize(("kept", "refuted"), [((), True), (("cores",), False)])
+@pytest.mark.parametrize(
+    ("kept", "refuted", "doubts"), [((), True, ()), ((), True, ("cores",)), (("cores",), False, ())]
+)
 def test_refuted_and_doubtful_rates_are_measured_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: tuple[Doubt, ...], refuted: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: tuple[Doubt, ...],
+    refuted: bool,
+    doubts: tuple[Doubt, ...],
 ) -> None:
     slow = [replace(rate, bytes_per_second=1e6) for rate in RATES]
     drive_rates_file.keep(tmp_path, DriveRates(slow, replace(MEASURED, doubts=kept)))
     monkeypatch.setattr(
         "penstock.kernels.machine.machine.measure_drive", lambda *_, **__: SimpleNamespace(rates=RATES, best=RATES[-1])
     )
-    monkeypatch.setattr("penstock.runtime.machine.watch.doubts_of", lambda *_, **__: ())
+    monkeypatch.setattr("penstock.runtime.machine.watch.doubts_of", lambda *_, **__: doubts)
     assert drive_speeds.drive_rates(tmp_path, refuted=refuted).rates == RATES == drive_rates_file.rates(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"backend": "nothing"}, {"size": 1 << 40}, {"depth": 1 << 16}])
+def test_rates_that_this_machine_cannot_read_at_are_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    drive_rates_file.keep(tmp_path, measured([replace(RATES[0], **change)]))
+    monkeypatch.setattr(
+        "penstock.kernels.machine.machine.measure_drive", lambda *_, **__: SimpleNamespace(rates=RATES, best=RATES[-1])
+    )
+    monkeypatch.setattr("penstock.runtime.machine.watch.doubts_of", lambda *_, **__: ())
+    assert drive_speeds.drive_rates(tmp_path).rates == RATES
 
 
 def test_doubtful_rates_do_not_replace_better_ones(tmp_path: Path) -> None:

@@ -21,18 +21,19 @@ MACHINE = MachineNow(
 
 def test_repeats_say_how_far_devices_may_be_off() -> None:
     slow, fast = spread_over(MACHINE, experts=True)
-    for devices, cores, drive in ((slow, 0.9, 0.8), (fast, 1.1, 1.2)):
+    for devices, cores, drive in ((slow, 1 / 1.1, 1 / 1.2), (fast, 1.1, 1.2)):
         assert devices.timings.memory_for("bfloat16", experts=True).bandwidth == pytest.approx(cores * 1e10)
         assert devices.timings.token == pytest.approx(1e-3 / cores)
         assert devices.drives[0].bandwidth == pytest.approx(drive * 2e9)
         assert devices.drives[0].latency == pytest.approx(1e-4 / drive)
 
 
-def test_threads_that_waited_for_cores_widen_both_ends() -> None:
-    waited = NOW._replace(kept=NOW.kept.model_copy(update={"measured": replace(MEASURED, spread=0.0, waited=0.5)}))
+@pytest.mark.parametrize(("share", "factor"), [(0.5, 2.0), (0.99, 4.0)])
+def test_threads_that_waited_for_cores_widen_both_ends(share: float, factor: float) -> None:
+    waited = NOW._replace(kept=NOW.kept.model_copy(update={"measured": replace(MEASURED, spread=0.0, waited=share)}))
     slow, fast = spread_over(MACHINE._replace(timings=waited), experts=False)
     found = [devices.timings.memory_for("bfloat16", experts=False).bandwidth for devices in (slow, fast)]
-    assert found == pytest.approx([5e9, 2e10])
+    assert found == pytest.approx([1e10 / factor, 1e10 * factor])
 
 
 def test_lessons_correct_cores_and_drives_apart() -> None:

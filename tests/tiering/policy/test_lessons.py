@@ -68,10 +68,9 @@ def test_a_run_that_was_faster_than_rates_allow_refutes_them() -> None:
 def test_a_range_holds_what_is_expected() -> None:
     wide = lessons.untaught(8.0, 10.0, 11.0)
     assert (wide.least, wide.expected, wide.most) == pytest.approx((6.8, 10.0, 12.65))
-    sure = taught(10.0, 20.0, [QUIET, QUIET._replace(slow=0.125)], certain=True)
+    sure = taught(10.0, [QUIET, QUIET._replace(slow=0.125)])
     assert (sure.least, sure.expected, sure.most) == pytest.approx((7.6, 10.0, 10 / 0.9 * 1.05))
-    unsure = taught(10.0, 20.0, [QUIET], certain=False)
-    assert unsure.least < 10 < unsure.expected < 20 == unsure.most
+    assert lessons.either(Span(15.0, 20.0, 25.0), Span(4.0, 5.0, 30.0)) == Span(4.0, 10.0, 30.0)
     assert lessons.beside_others(wide, 0.5).least == pytest.approx(3.4)
 
 
