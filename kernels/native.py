@@ -11,9 +11,12 @@ from typing import Any
 
 import torch  # noqa: F401 - loads its OpenMP library first, so that the kernels use the same one
 
+_LEVEL: dict[str, list[Any]] = {
+    "add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
+}
+"""Signatures of the functions that are compiled for each level. They return nothing."""
 _PRODUCTS: dict[str, list[Any]] = {
     "penstock_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
-    "penstock_add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
     "penstock_products_int8": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_int],
     "penstock_products_int4": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
     "penstock_products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
@@ -125,6 +128,22 @@ def _declare(library: ctypes.CDLL, signatures: Mapping[str, list[Any]], returns:
     for name, types in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = returns, types
+
+
+@dataclass(frozen=True, slots=True)
+class LevelKernels:
+    """The compiled functions of one level, by their names without prefix and level. ``find_level`` makes it."""
+
+    level: str
+    _library: ctypes.CDLL
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, f"penstock_{name}_{self.level}")
+
+
+def find_level(level: str) -> LevelKernels | None:
+    """Return the kernels of a ``level``, or None where they were not compiled or this processor cannot run them."""
+    raise NotImplementedError(level)
 
 
 COMPILED, _WHY_NOT = load()

@@ -1,0 +1,11 @@
+/* All kernels of one level. A file of levels/ includes this, within the instructions of that level, after it has
+   defined LEVEL, LEVEL_HEADER, WIDTH (bytes of a register) and REGISTERS. EXPORT(name) is the name that Python loads:
+   penstock_name_avx2. */
+
+#define EXPORT(NAME) EXPORT_AT(NAME, LEVEL)
+#define EXPORT_AT(NAME, AT) EXPORT_NAMED(NAME, AT)
+#define EXPORT_NAMED(NAME, AT) penstock_##NAME##_##AT
+
+#include "vectors/vectors.h"
+
+#include "products/weighted_sum.h"

@@ -1,0 +1,249 @@
+/* Sixteen numbers at a time, on any processor: the language in which the kernels are written, once for all levels.
+
+   A level's header (plain.h, avx2.h, avx512.h, neon.h) says how wide a register is and how it does what C's vectors
+   cannot say. `floats` and `words` are sixteen numbers in PARTS registers. Nothing here is fused unless it is named
+   so: products and sums are rounded one by one, as torch's operations are (the compiler is told so too). */
+
+#ifndef PENSTOCK_VECTORS_H
+#define PENSTOCK_VECTORS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 16
+#define PARTS (4 * LANES / WIDTH)
+#define WITHIN_PART (WIDTH / 4) /* lanes */
+#define INLINE static inline __attribute__((always_inline))
+
+/* DO(part, ...) for each part. Written out, because compilers keep arrays in memory that loops run over. */
+#if WIDTH == 64
+#define EACH_PART(DO, ...) DO(0, ##__VA_ARGS__)
+#elif WIDTH == 32
+#define EACH_PART(DO, ...) DO(0, ##__VA_ARGS__) DO(1, ##__VA_ARGS__)
+#else
+#define EACH_PART(DO, ...) DO(0, ##__VA_ARGS__) DO(1, ##__VA_ARGS__) DO(2, ##__VA_ARGS__) DO(3, ##__VA_ARGS__)
+#endif
+
+typedef float float_part __attribute__((vector_size(WIDTH)));
+typedef int32_t word_part __attribute__((vector_size(WIDTH)));
+typedef uint32_t unsigned_part __attribute__((vector_size(WIDTH)));
+
+typedef struct { float_part p[PARTS]; } floats; /* float32 */
+typedef struct { word_part p[PARTS]; } words;   /* 32 bits each: integers, masks (0 or -1), or pairs of bfloat16 */
+
+#include LEVEL_HEADER /* part_fma, part_min, ..., w_load_bytes, w_load_halves, w_store_halves */
+
+#define BINARY(TYPE, NAME, OPERATOR)                                                                                   \
+    INLINE TYPE NAME(TYPE a, TYPE b)                                                                                   \
+    {                                                                                                                  \
+        EACH_PART(BINARY_PART, OPERATOR)                                                                               \
+        return a;                                                                                                      \
+    }
+#define BINARY_PART(I, OPERATOR) a.p[I] = a.p[I] OPERATOR b.p[I];
+
+BINARY(floats, f_add, +)
+BINARY(floats, f_sub, -)
+BINARY(floats, f_mul, *)
+BINARY(floats, f_div, /)
+BINARY(words, w_add, +)
+BINARY(words, w_sub, -)
+BINARY(words, w_mul, *)
+BINARY(words, w_and, &)
+BINARY(words, w_or, |)
+BINARY(words, w_xor, ^)
+
+/* A function of the level's header for each part. */
+#define BY_PARTS_1(TYPE, NAME, PART)                                                                                   \
+    INLINE TYPE NAME(TYPE a)                                                                                           \
+    {                                                                                                                  \
+        EACH_PART(PART_1, PART)                                                                                        \
+        return a;                                                                                                      \
+    }
+#define BY_PARTS_2(TYPE, NAME, PART)                                                                                   \
+    INLINE TYPE NAME(TYPE a, TYPE b)                                                                                   \
+    {                                                                                                                  \
+        EACH_PART(PART_2, PART)                                                                                        \
+        return a;                                                                                                      \
+    }
+#define PART_1(I, PART) a.p[I] = PART(a.p[I]);
+#define PART_2(I, PART) a.p[I] = PART(a.p[I], b.p[I]);
+
+BY_PARTS_2(floats, f_min, part_min) /* of NaN and a number: the second */
+BY_PARTS_2(floats, f_max, part_max)
+BY_PARTS_1(floats, f_round, part_round) /* to the nearest integer, ties to even */
+BY_PARTS_1(floats, f_floor, part_floor)
+BY_PARTS_1(floats, f_ceil, part_ceil)
+
+/* a * b + c, rounded once where the processor can. */
+INLINE floats f_fma(floats a, floats b, floats c)
+{
+#define FMA_PART(I) a.p[I] = part_fma(a.p[I], b.p[I], c.p[I]);
+    EACH_PART(FMA_PART)
+    return a;
+}
+
+INLINE words w_shl(words a, int by)
+{
+#define SHL_PART(I) a.p[I] = a.p[I] << by;
+    EACH_PART(SHL_PART)
+    return a;
+}
+
+/* Zeros come in from the left. */
+INLINE words w_shr(words a, int by)
+{
+#define SHR_PART(I) a.p[I] = (word_part)((unsigned_part)a.p[I] >> by);
+    EACH_PART(SHR_PART)
+    return a;
+}
+
+INLINE floats f_all(float number)
+{
+    floats all;
+#define ALL_PART(I) all.p[I] = number - (float_part){0};
+    EACH_PART(ALL_PART)
+    return all;
+}
+
+INLINE words w_all(int32_t number)
+{
+    words all;
+#define W_ALL_PART(I) all.p[I] = number - (word_part){0};
+    EACH_PART(W_ALL_PART)
+    return all;
+}
+
+/* The same bits as another type. */
+INLINE words f_bits(floats a)
+{
+    words bits;
+#define BITS_PART(I) bits.p[I] = (word_part)a.p[I];
+    EACH_PART(BITS_PART)
+    return bits;
+}
+
+INLINE floats w_bits(words a)
+{
+    floats bits;
+#define W_BITS_PART(I) bits.p[I] = (float_part)a.p[I];
+    EACH_PART(W_BITS_PART)
+    return bits;
+}
+
+INLINE floats w_to_floats(words a)
+{
+    floats made;
+#define TO_FLOATS_PART(I) made.p[I] = __builtin_convertvector(a.p[I], float_part);
+    EACH_PART(TO_FLOATS_PART)
+    return made;
+}
+
+/* The nearest integers, ties to even, of numbers within 2^31. */
+INLINE words f_to_words(floats a)
+{
+    words made;
+#define TO_WORDS_PART(I) made.p[I] = part_to_words(a.p[I]);
+    EACH_PART(TO_WORDS_PART)
+    return made;
+}
+
+#define COMPARISON(NAME, OPERATOR)                                                                                     \
+    INLINE words NAME(floats a, floats b)                                                                              \
+    {                                                                                                                  \
+        words mask;                                                                                                    \
+        EACH_PART(COMPARISON_PART, OPERATOR)                                                                           \
+        return mask;                                                                                                   \
+    }
+#define COMPARISON_PART(I, OPERATOR) mask.p[I] = a.p[I] OPERATOR b.p[I];
+
+COMPARISON(f_less, <)
+COMPARISON(f_greater, >)
+COMPARISON(f_at_least, >=)
+COMPARISON(f_differs, !=) /* also NaN from itself */
+
+/* a where the mask is set, else b. */
+INLINE words w_choose(words mask, words a, words b)
+{
+#define CHOOSE_PART(I) mask.p[I] = (mask.p[I] & a.p[I]) | (~mask.p[I] & b.p[I]);
+    EACH_PART(CHOOSE_PART)
+    return mask;
+}
+
+INLINE floats f_choose(words mask, floats a, floats b) { return w_bits(w_choose(mask, f_bits(a), f_bits(b))); }
+
+INLINE floats f_abs(floats a) { return w_bits(w_and(f_bits(a), w_all(0x7fffffff))); }
+
+/* ---- memory, at any address ---- */
+
+INLINE floats f_load(const float *from)
+{
+    floats made;
+    memcpy(&made, from, sizeof made);
+    return made;
+}
+
+INLINE void f_store(float *to, floats a) { memcpy(to, &a, sizeof a); }
+
+INLINE words w_load(const void *from)
+{
+    words made;
+    memcpy(&made, from, sizeof made);
+    return made;
+}
+
+INLINE void w_store(void *to, words a) { memcpy(to, &a, sizeof a); }
+
+/* The first `count` numbers, 0 to 16; the others are zero and not touched. */
+INLINE floats f_load_some(const float *from, long count)
+{
+    float some[LANES] = {0};
+    if (count >= LANES)
+        return f_load(from);
+    memcpy(some, from, 4 * (size_t)count);
+    return f_load(some);
+}
+
+INLINE void f_store_some(float *to, floats a, long count)
+{
+    memcpy(to, &a, count >= LANES ? sizeof a : 4 * (size_t)count);
+}
+
+/* ---- bfloat16 ---- */
+
+/* Sixteen bfloat16 numbers. */
+INLINE floats f_load_brief(const uint16_t *from) { return w_bits(w_shl(w_load_halves(from), 16)); }
+
+/* The nearest bfloat16, ties to even, in the upper halves; the lower halves are zero. NaN is 0x7fc0. */
+INLINE words f_brief(floats a)
+{
+    const words bits = f_bits(a), odd = w_and(w_shr(bits, 16), w_all(1));
+    const words near = w_and(w_add(w_add(bits, odd), w_all(0x7fff)), w_all((int32_t)0xffff0000));
+    return w_choose(f_differs(a, a), w_all(0x7fc00000), near);
+}
+
+/* Stores the nearest bfloat16 of the first `count` numbers. */
+INLINE void f_store_brief(uint16_t *to, floats a, long count)
+{
+    uint16_t some[LANES];
+    const words halves = w_shr(f_brief(a), 16);
+    if (count >= LANES) {
+        w_store_halves(to, halves);
+        return;
+    }
+    w_store_halves(some, halves);
+    memcpy(to, some, 2 * (size_t)count);
+}
+
+/* ---- across lanes ---- */
+
+INLINE float f_sum(floats a)
+{
+    float lanes[LANES];
+    f_store(lanes, a);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+#endif
