@@ -9,3 +9,6 @@
 #include "vectors/vectors.h"
 
 #include "products/weighted_sum.h"
+#include "products/bfloat16.h"
+#include "formats/int8.h"
+#include "formats/int4.h"
