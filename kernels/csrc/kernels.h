@@ -12,3 +12,5 @@
 #include "products/bfloat16.h"
 #include "formats/int8.h"
 #include "formats/int4.h"
+#include "formats/nested.h"
+#include "formats/blocks.h"
