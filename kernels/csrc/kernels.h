@@ -14,3 +14,4 @@
 #include "formats/int4.h"
 #include "formats/nested.h"
 #include "formats/blocks.h"
+#include "formats/lossless.h"

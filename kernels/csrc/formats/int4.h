@@ -131,13 +131,7 @@ static APART void int4_decode_block(struct int4 w, uint16_t *out, long k, long t
                 column[i] = f_to_pairs(f_fma(f_lookup(low, table), scale, zero), f_fma(f_lookup(high, table), scale, zero));
             }
             w_transpose(column, row);
-            for (int i = 0; i < LANES && part * LANES + i < there; i++) {
-                uint16_t *to = out + (part * LANES + i) * k + at;
-                if (k - at >= 32)
-                    w_store(to, row[i]);
-                else
-                    memcpy(to, &row[i], 2 * (size_t)(k - at));
-            }
+            store_rows(row, out + part * LANES * k + at, k, there - part * LANES, k - at);
         }
     }
 }

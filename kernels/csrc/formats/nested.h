@@ -213,12 +213,7 @@ INLINE void nested_decode(const depth deep, const int split, const tile *from, u
             column[c] = w_or(w_shr(first, 16), w_and(second, w_all((int32_t)0xffff0000)));
         }
         w_transpose(column, row);
-        const long left = k - g * GROUP;
-        for (int r = 0; r < LANES && r < there; r++)
-            if (left >= GROUP)
-                w_store(out + r * k + g * GROUP, row[r]);
-            else
-                memcpy(out + r * k + g * GROUP, &row[r], 2 * (size_t)left);
+        store_rows(row, out + g * GROUP, k, there, k - g * GROUP);
     }
 }
 

@@ -5,6 +5,9 @@
    of one half to those of the other, until 8 or 4 are left, and these as the name says. Columns behind the last block
    follow in a second sum, and single ones after that. */
 
+#ifndef PENSTOCK_PRODUCTS_BFLOAT16_H
+#define PENSTOCK_PRODUCTS_BFLOAT16_H
+
 #include "../bfloat16.h"
 #include "../vectors/inputs.h"
 
@@ -170,6 +173,19 @@ static APART void rows_piece(int tokens, int order, const uint16_t *w, const uin
 #include "pairs.h"
 #endif
 
+/* x [tokens, k] times `there` rows, at most BRIEF_PIECE, of w [.., k], into out [tokens, n], in an order. */
+static APART void brief_piece(int tokens, long order, const uint16_t *w, const uint16_t *x, const float *divided,
+                              uint16_t *out, long n, long k, long there)
+{
+#ifdef HAS_PAIRS
+    if (order > 0) {
+        pairs_piece(tokens, w, x, out, n, k, order, there);
+        return;
+    }
+#endif
+    rows_piece(tokens, (int)order, w, x, divided, out, n, k, there);
+}
+
 /* Whether this level has products in an order. */
 int EXPORT(takes_order)(long order)
 {
@@ -199,16 +215,8 @@ void EXPORT(products)(long count, const uint64_t *w, const uint64_t *x, const ui
 #pragma omp for schedule(guided)
         for (long number = 0; number < count * pieces; number++) {
             const long i = number / pieces, first = number % pieces * BRIEF_PIECE;
-            const long there = fewer(BRIEF_PIECE, n - first);
-            const uint16_t *from = (const uint16_t *)w[i] + first * k, *inputs = (const uint16_t *)x[i];
-            uint16_t *to = (uint16_t *)out[i] + first;
-#ifdef HAS_PAIRS
-            if (order > 0) {
-                pairs_piece((int)tokens, from, inputs, to, n, k, order, there);
-                continue;
-            }
-#endif
-            rows_piece((int)tokens, (int)order, from, inputs, divided + i * tokens * k, to, n, k, there);
+            brief_piece((int)tokens, order, (const uint16_t *)w[i] + first * k, (const uint16_t *)x[i],
+                        divided + i * tokens * k, (uint16_t *)out[i] + first, n, k, fewer(BRIEF_PIECE, n - first));
         }
     }
 }
@@ -216,3 +224,5 @@ void EXPORT(products)(long count, const uint64_t *w, const uint64_t *x, const ui
 #undef ROWS
 #undef SPAN
 #undef AHEAD
+
+#endif

@@ -8,6 +8,9 @@
 #define part_ceil(A) ((float_part)_mm256_ceil_ps((__m256)(A)))
 #define part_to_words(A) ((word_part)_mm256_cvtps_epi32((__m256)(A)))
 
+/* Bits of a where the mask is set, else of b. */
+#define part_choose(MASK, A, B) (((MASK) & (A)) | (~(MASK) & (B)))
+
 /* Sixteen bytes, without a sign. */
 INLINE words w_load_bytes(const void *from)
 {
@@ -153,4 +156,63 @@ INLINE void w_transpose(const words row[LANES], words column[LANES])
             for (int i = 0; i < 8; i++)
                 column[8 * part + i].p[high] = (word_part)to[i];
         }
+}
+
+/* Bytes of a and b in turn, of the first and of the second half of each sixteen. */
+INLINE byte_part part_zip_low(byte_part a, byte_part b)
+{
+    return (byte_part)_mm256_unpacklo_epi8((__m256i)a, (__m256i)b);
+}
+
+INLINE byte_part part_zip_high(byte_part a, byte_part b)
+{
+    return (byte_part)_mm256_unpackhi_epi8((__m256i)a, (__m256i)b);
+}
+
+/* ---- 64 codes of two bits, a byte each ---- */
+
+/* In sixteen bytes: those in the lowest bits of each, then those in the next. */
+INLINE void codes_in_stripes(const void *from, byte_part codes[PARTS])
+{
+    const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(from)), three = _mm256_set1_epi8(3);
+    codes[0] = (byte_part)_mm256_and_si256(_mm256_srlv_epi64(both, _mm256_setr_epi64x(0, 0, 2, 2)), three);
+    codes[1] = (byte_part)_mm256_and_si256(_mm256_srlv_epi64(both, _mm256_setr_epi64x(4, 4, 6, 6)), three);
+}
+
+/* In sixteen bytes: four of each byte, then four of the next. */
+INLINE void codes_in_turn(const void *from, byte_part codes[PARTS])
+{
+    byte_part stripes[PARTS];
+    codes_in_stripes(from, stripes);
+    /* Stripes 0 and 2, and 1 and 3, then bytes of all four in turn: in eights, of bytes 0 to 7 and of 8 to 15. */
+    const __m256i even = _mm256_permute2x128_si256((__m256i)stripes[0], (__m256i)stripes[1], 0x20);
+    const __m256i odd = _mm256_permute2x128_si256((__m256i)stripes[0], (__m256i)stripes[1], 0x31);
+    const __m256i low = _mm256_permute4x64_epi64(_mm256_unpacklo_epi8(even, odd), 0xd8);
+    const __m256i high = _mm256_permute4x64_epi64(_mm256_unpackhi_epi8(even, odd), 0xd8);
+    const __m256i first = _mm256_shuffle_epi32(low, 0xd8), second = _mm256_shuffle_epi32(high, 0xd8);
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7,
+                                           8, 9, 12, 13, 10, 11, 14, 15);
+    codes[0] = (byte_part)_mm256_shuffle_epi8(first, order);
+    codes[1] = (byte_part)_mm256_shuffle_epi8(second, order);
+}
+
+/* to[i] = table[codes[i]], or if that code is 0, for which the table has 0, the next one of `from`. Returns the number of
+   those. May read as many bytes as a part has. */
+INLINE unsigned part_spread(byte_part codes, const uint8_t table[16], const uint8_t *from, byte_part *to)
+{
+    const __m256i code = (__m256i)codes, exponents = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table));
+    const __m256i none = _mm256_cmpeq_epi8(code, _mm256_setzero_si256());
+    /* The number of codes 0 up to each, negative, in each sixteen. */
+    __m256i count = _mm256_add_epi8(none, _mm256_slli_si256(none, 1));
+    count = _mm256_add_epi8(count, _mm256_slli_si256(count, 2));
+    count = _mm256_add_epi8(count, _mm256_slli_si256(count, 4));
+    count = _mm256_add_epi8(count, _mm256_slli_si256(count, 8));
+    const __m256i place = _mm256_sub_epi8(none, count); /* of each code 0 among them */
+    const unsigned mask = (unsigned)_mm256_movemask_epi8(none);
+    const unsigned first = (unsigned)_mm_popcnt_u32(mask & 0xffff);
+    const __m256i next = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const void *)from)),
+                                                 _mm_loadu_si128((const void *)(from + first)), 1);
+    const __m256i others = _mm256_and_si256(_mm256_shuffle_epi8(next, place), none);
+    *to = (byte_part)_mm256_or_si256(_mm256_shuffle_epi8(exponents, code), others);
+    return (unsigned)_mm_popcnt_u32(mask);
 }

@@ -8,6 +8,10 @@
 #define part_ceil(A) ((float_part)_mm512_roundscale_ps((__m512)(A), _MM_FROUND_TO_POS_INF))
 #define part_to_words(A) ((word_part)_mm512_cvtps_epi32((__m512)(A)))
 
+/* Bits of a where the mask is set, else of b. */
+#define part_choose(MASK, A, B)                                                                                        \
+    ((word_part)_mm512_ternarylogic_epi32((__m512i)(MASK), (__m512i)(A), (__m512i)(B), 0xca))
+
 INLINE words w_load_bytes(const void *from) { return (words){{(word_part)_mm512_cvtepu8_epi32(_mm_loadu_si128(from))}}; }
 
 INLINE words w_load_signed_bytes(const void *from)
@@ -98,6 +102,19 @@ INLINE floats f_load_float8(const void *from)
     const __m512 numbers = _mm512_cvtph_ps(_mm256_or_si256(_mm256_slli_epi16(size, 7), sign));
     return (floats){{(float_part)_mm512_mask_mov_ps(numbers, nan, _mm512_set1_ps(__builtin_nanf("")))}};
 }
+
+/* Bytes of a and b in turn, of the first and of the second half of each sixteen. */
+INLINE byte_part part_zip_low(byte_part a, byte_part b)
+{
+    return (byte_part)_mm512_unpacklo_epi8((__m512i)a, (__m512i)b);
+}
+
+INLINE byte_part part_zip_high(byte_part a, byte_part b)
+{
+    return (byte_part)_mm512_unpackhi_epi8((__m512i)a, (__m512i)b);
+}
+
+#define HAS_EXPAND /* VPEXPANDB */
 
 #define LOOKS_UP_FASTEST /* f_lookup is one instruction */
 

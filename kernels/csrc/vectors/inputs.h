@@ -76,9 +76,6 @@ INLINE words f_to_pairs(floats low, floats high) { return w_or(w_shr(f_brief(low
 
 #endif
 
-/* Of functions that parallel regions call. Clang compiles what it inlines there for any processor. */
-#define APART __attribute__((noinline))
-
 /* One row of `k` inputs, with zeros up to `wide`, a multiple of 32. */
 static APART void prepare_inputs(const uint16_t *x, long k, long wide, input *to)
 {
@@ -110,6 +107,18 @@ static APART void sum_inputs(const input *x, long wide, long group, float *sums)
             sum = n_dot(sum, n_load_inputs(x + j), ones);
         sums[at / group] = part_sum(sum);
     }
+}
+
+/* Sixteen rows of 32 bfloat16 numbers in words, at most `rows` rows and `columns` columns of them, to `out` with rows of
+   k numbers. */
+INLINE void store_rows(const words row[LANES], uint16_t *out, long k, long rows, long columns)
+{
+    if (rows >= LANES && columns >= 32)
+        for (int i = 0; i < LANES; i++)
+            w_store(out + i * k, row[i]);
+    else
+        for (int i = 0; i < LANES && i < rows; i++)
+            memcpy(out + i * k, &row[i], 2 * (size_t)(columns < 32 ? columns : 32));
 }
 
 INLINE long fewer(long a, long b) { return a < b ? a : b; }

@@ -8,6 +8,9 @@
 #define part_ceil(A) ((float_part)vrndpq_f32((float32x4_t)(A)))
 #define part_to_words(A) ((word_part)vcvtnq_s32_f32((float32x4_t)(A)))
 
+/* Bits of a where the mask is set, else of b. */
+#define part_choose(MASK, A, B) ((word_part)vbslq_u32((uint32x4_t)(MASK), (uint32x4_t)(A), (uint32x4_t)(B)))
+
 INLINE words w_of_halves(uint16x8_t low, uint16x8_t high)
 {
     return (words){{(word_part)vmovl_u16(vget_low_u16(low)), (word_part)vmovl_u16(vget_high_u16(low)),
@@ -138,4 +141,48 @@ INLINE void w_transpose(const words row[LANES], words column[LANES])
             ((word_part *)&column[4 * PART + c])[i] = (word_part)vld1q_s32(room + 4 * c);                              \
     }
     EACH_PART(TRANSPOSE_FOUR)
+}
+
+/* Bytes of a and b in turn, of the first and of the second half of each sixteen. */
+INLINE byte_part part_zip_low(byte_part a, byte_part b) { return (byte_part)vzip1q_u8((uint8x16_t)a, (uint8x16_t)b); }
+INLINE byte_part part_zip_high(byte_part a, byte_part b) { return (byte_part)vzip2q_u8((uint8x16_t)a, (uint8x16_t)b); }
+
+/* ---- 64 codes of two bits, a byte each ---- */
+
+/* In sixteen bytes: those in the lowest bits of each, then those in the next. */
+INLINE void codes_in_stripes(const void *from, byte_part codes[PARTS])
+{
+    const byte_part bytes = (byte_part)vld1q_u8(from);
+#define STRIPE_PART(I) codes[I] = bytes >> 2 * I & 3;
+    EACH_PART(STRIPE_PART)
+}
+
+/* In sixteen bytes: four of each byte, then four of the next. */
+INLINE void codes_in_turn(const void *from, byte_part codes[PARTS])
+{
+    byte_part stripes[PARTS];
+    codes_in_stripes(from, stripes);
+    const uint16x8_t low[2] = {(uint16x8_t)part_zip_low(stripes[0], stripes[1]),
+                               (uint16x8_t)part_zip_low(stripes[2], stripes[3])};
+    const uint16x8_t high[2] = {(uint16x8_t)part_zip_high(stripes[0], stripes[1]),
+                                (uint16x8_t)part_zip_high(stripes[2], stripes[3])};
+    codes[0] = (byte_part)vzip1q_u16(low[0], low[1]);
+    codes[1] = (byte_part)vzip2q_u16(low[0], low[1]);
+    codes[2] = (byte_part)vzip1q_u16(high[0], high[1]);
+    codes[3] = (byte_part)vzip2q_u16(high[0], high[1]);
+}
+
+/* to[i] = table[codes[i]], or if that code is 0, for which the table has 0, the next one of `from`. Returns the number of
+   those. May read as many bytes as a part has. */
+INLINE unsigned part_spread(byte_part codes, const uint8_t table[16], const uint8_t *from, byte_part *to)
+{
+    const uint8x16_t code = (uint8x16_t)codes, zero = vdupq_n_u8(0), none = vceqq_u8(code, zero);
+    /* The number of codes 0 up to each, negative. */
+    uint8x16_t count = vaddq_u8(none, vextq_u8(zero, none, 15));
+    count = vaddq_u8(count, vextq_u8(zero, count, 14));
+    count = vaddq_u8(count, vextq_u8(zero, count, 12));
+    count = vaddq_u8(count, vextq_u8(zero, count, 8));
+    const uint8x16_t others = vandq_u8(vqtbl1q_u8(vld1q_u8(from), vsubq_u8(none, count)), none);
+    *to = (byte_part)vorrq_u8(vqtbl1q_u8(vld1q_u8(table), code), others);
+    return (256u - vgetq_lane_u8(count, 15)) & 255u;
 }

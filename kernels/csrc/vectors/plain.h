@@ -2,6 +2,13 @@
 
 #include <math.h>
 
+/* The numbers of a, then those of b, at places that follow. */
+#ifdef __clang__
+#define SHUFFLED(TYPE, A, B, ...) __builtin_shufflevector(A, B, __VA_ARGS__)
+#else
+#define SHUFFLED(TYPE, A, B, ...) __builtin_shuffle(A, B, (TYPE){__VA_ARGS__})
+#endif
+
 #define PLAIN_1(NAME, EXPRESSION)                                                                                      \
     INLINE float_part NAME(float_part a)                                                                               \
     {                                                                                                                  \
@@ -16,36 +23,73 @@ PLAIN_1(part_round, rintf)
 
 #define part_fma(A, B, C) ((A) * (B) + (C)) /* rounded twice: fused in software it would take a hundred times as long */
 
-INLINE float_part part_choose(word_part mask, float_part a, float_part b)
-{
-    return (float_part)((mask & (word_part)a) | (~mask & (word_part)b));
-}
+/* Bits of a where the mask is set, else of b. */
+#define part_choose(MASK, A, B) (((MASK) & (A)) | (~(MASK) & (B)))
 
-INLINE float_part part_min(float_part a, float_part b) { return part_choose(a < b, a, b); }
-INLINE float_part part_max(float_part a, float_part b) { return part_choose(a > b, a, b); }
+INLINE float_part part_min(float_part a, float_part b) { return (float_part)part_choose(a < b, (word_part)a, (word_part)b); }
+INLINE float_part part_max(float_part a, float_part b) { return (float_part)part_choose(a > b, (word_part)a, (word_part)b); }
 INLINE word_part part_to_words(float_part a) { return __builtin_convertvector(part_round(a), word_part); }
 
-#define PLAIN_LOAD(NAME, TYPE)                                                                                         \
-    INLINE words NAME(const void *from)                                                                                \
-    {                                                                                                                  \
-        words made = {{{0}}};                                                                                          \
-        TYPE narrow[LANES];                                                                                            \
-        memcpy(narrow, from, sizeof narrow);                                                                           \
-        for (int i = 0; i < LANES; i++)                                                                                \
-            made.p[i / WITHIN_PART][i % WITHIN_PART] = narrow[i];                                                      \
-        return made;                                                                                                   \
-    }
+/* Bytes of a and b in turn, of the first and of the second half of each sixteen. */
+INLINE byte_part part_zip_low(byte_part a, byte_part b)
+{
+    return SHUFFLED(byte_part, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
 
-PLAIN_LOAD(w_load_bytes, uint8_t)
-PLAIN_LOAD(w_load_signed_bytes, int8_t)
-PLAIN_LOAD(w_load_halves, uint16_t)
+INLINE byte_part part_zip_high(byte_part a, byte_part b)
+{
+    return SHUFFLED(byte_part, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+
+typedef uint16_t half_part __attribute__((vector_size(WIDTH)));
+
+INLINE half_part zip_halves_low(half_part a, half_part b) { return SHUFFLED(half_part, a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+INLINE half_part zip_halves_high(half_part a, half_part b) { return SHUFFLED(half_part, a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+
+/* Sixteen halves in the upper halves of lanes. */
+INLINE words upper_halves(half_part low, half_part high)
+{
+    const half_part zero = {0};
+    return (words){{(word_part)zip_halves_low(zero, low), (word_part)zip_halves_high(zero, low),
+                    (word_part)zip_halves_low(zero, high), (word_part)zip_halves_high(zero, high)}};
+}
+
+/* Sixteen bytes in the upper bytes of lanes. */
+INLINE words upper_bytes(const void *from)
+{
+    const byte_part bytes = part_load_bytes(from), zero = {0};
+    return upper_halves((half_part)part_zip_low(zero, bytes), (half_part)part_zip_high(zero, bytes));
+}
+
+INLINE words w_load_bytes(const void *from)
+{
+    words made = upper_bytes(from);
+#define LOAD_BYTES_PART(I) made.p[I] = (word_part)((unsigned_part)made.p[I] >> 24);
+    EACH_PART(LOAD_BYTES_PART)
+    return made;
+}
+
+INLINE words w_load_signed_bytes(const void *from)
+{
+    words made = upper_bytes(from);
+#define LOAD_SIGNED_PART(I) made.p[I] = made.p[I] >> 24;
+    EACH_PART(LOAD_SIGNED_PART)
+    return made;
+}
+
+INLINE words w_load_halves(const void *from)
+{
+    words made = upper_halves((half_part)part_load_bytes(from), (half_part)part_load_bytes((const char *)from + WIDTH));
+#define LOAD_HALVES_PART(I) made.p[I] = (word_part)((unsigned_part)made.p[I] >> 16);
+    EACH_PART(LOAD_HALVES_PART)
+    return made;
+}
 
 INLINE void w_store_halves(void *to, words a)
 {
-    uint16_t halves[LANES];
-    for (int i = 0; i < LANES; i++)
-        halves[i] = (uint16_t)a.p[i / WITHIN_PART][i % WITHIN_PART];
-    memcpy(to, halves, sizeof halves);
+#define NARROW(A, B) (byte_part) SHUFFLED(half_part, (half_part)(A), (half_part)(B), 0, 2, 4, 6, 8, 10, 12, 14)
+    part_store_bytes(to, NARROW(a.p[0], a.p[1]));
+    part_store_bytes((char *)to + WIDTH, NARROW(a.p[2], a.p[3]));
 }
 
 INLINE float half_to_float(uint16_t bits)
@@ -160,10 +204,51 @@ INLINE void part_load_4(const void *from, word_part made[4])
 /* column[j] gets word j of each of the sixteen rows. */
 INLINE void w_transpose(const words row[LANES], words column[LANES])
 {
-    int32_t all[LANES][LANES], turned[LANES][LANES];
-    memcpy(all, row, sizeof all);
-    for (int i = 0; i < LANES; i++)
-        for (int j = 0; j < LANES; j++)
-            turned[j][i] = all[i][j];
-    memcpy(column, turned, sizeof turned);
+    for (int i = 0; i < LANES; i += 4)
+        for (int part = 0; part < PARTS; part++) {
+            const word_part a = row[i].p[part], b = row[i + 1].p[part], c = row[i + 2].p[part], d = row[i + 3].p[part];
+            const word_part low[2] = {SHUFFLED(word_part, a, b, 0, 4, 1, 5), SHUFFLED(word_part, c, d, 0, 4, 1, 5)};
+            const word_part high[2] = {SHUFFLED(word_part, a, b, 2, 6, 3, 7), SHUFFLED(word_part, c, d, 2, 6, 3, 7)};
+            column[4 * part].p[i / 4] = SHUFFLED(word_part, low[0], low[1], 0, 1, 4, 5);
+            column[4 * part + 1].p[i / 4] = SHUFFLED(word_part, low[0], low[1], 2, 3, 6, 7);
+            column[4 * part + 2].p[i / 4] = SHUFFLED(word_part, high[0], high[1], 0, 1, 4, 5);
+            column[4 * part + 3].p[i / 4] = SHUFFLED(word_part, high[0], high[1], 2, 3, 6, 7);
+        }
+}
+
+/* ---- 64 codes of two bits, a byte each ---- */
+
+/* In sixteen bytes: those in the lowest bits of each, then those in the next. */
+INLINE void codes_in_stripes(const void *from, byte_part codes[PARTS])
+{
+    const byte_part bytes = part_load_bytes(from);
+#define STRIPE_PART(I) codes[I] = (byte_part)((unsigned_part)bytes >> 2 * I) & 3;
+    EACH_PART(STRIPE_PART)
+}
+
+/* In sixteen bytes: four of each byte, then four of the next. */
+INLINE void codes_in_turn(const void *from, byte_part codes[PARTS])
+{
+    uint8_t bytes[WIDTH], all[4 * WIDTH];
+    memcpy(bytes, from, sizeof bytes);
+    for (int i = 0; i < 4 * WIDTH; i++)
+        all[i] = bytes[i / 4] >> 2 * (i % 4) & 3;
+#define TURN_PART(I) codes[I] = part_load_bytes(all + I * WIDTH);
+    EACH_PART(TURN_PART)
+}
+
+/* to[i] = table[codes[i]], or if that code is 0, for which the table has 0, the next one of `from`. Returns the number of
+   those. May read as many bytes as a part has. */
+INLINE unsigned part_spread(byte_part codes, const uint8_t table[16], const uint8_t *from, byte_part *to)
+{
+    uint8_t code[WIDTH], made[WIDTH];
+    unsigned used = 0;
+    memcpy(code, &codes, sizeof code);
+    for (int i = 0; i < WIDTH; i++) { /* without a branch, which could not be predicted */
+        const uint8_t none = (uint8_t)-(code[i] == 0);
+        made[i] = (uint8_t)(table[code[i]] | (from[used] & none));
+        used += none & 1;
+    }
+    *to = part_load_bytes(made);
+    return used;
 }

@@ -14,6 +14,8 @@
 #define PARTS (4 * LANES / WIDTH)
 #define WITHIN_PART (WIDTH / 4) /* lanes */
 #define INLINE static inline __attribute__((always_inline))
+/* Of functions that parallel regions call. Clang compiles what it inlines there for any processor. */
+#define APART __attribute__((noinline))
 
 /* DO(part, ...) for each part. Written out, because compilers keep arrays in memory that loops run over. */
 #if WIDTH == 64
@@ -27,9 +29,19 @@
 typedef float float_part __attribute__((vector_size(WIDTH)));
 typedef int32_t word_part __attribute__((vector_size(WIDTH)));
 typedef uint32_t unsigned_part __attribute__((vector_size(WIDTH)));
+typedef uint8_t byte_part __attribute__((vector_size(WIDTH)));
 
 typedef struct { float_part p[PARTS]; } floats; /* float32 */
 typedef struct { word_part p[PARTS]; } words;   /* 32 bits each: integers, masks (0 or -1), or pairs of bfloat16 */
+
+/* Memory at any address: not by memcpy, for which compilers take smaller registers. */
+typedef float float_part_anywhere __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+typedef int32_t word_part_anywhere __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+
+INLINE float_part part_load(const float *from) { return *(const float_part_anywhere *)from; }
+INLINE byte_part part_load_bytes(const void *from) { return (byte_part)*(const word_part_anywhere *)from; }
+INLINE void part_store_bytes(void *to, byte_part a) { *(word_part_anywhere *)to = (word_part)a; }
+INLINE word_part part_load_words(const void *from) { return *(const word_part_anywhere *)from; }
 
 #include LEVEL_HEADER /* part_fma, part_min, ..., w_load_bytes, w_load_halves, w_store_halves, f_lookup, w_transpose */
 
@@ -164,7 +176,7 @@ COMPARISON(f_differs, !=) /* also NaN from itself */
 /* a where the mask is set, else b. */
 INLINE words w_choose(words mask, words a, words b)
 {
-#define CHOOSE_PART(I) mask.p[I] = (mask.p[I] & a.p[I]) | (~mask.p[I] & b.p[I]);
+#define CHOOSE_PART(I) mask.p[I] = part_choose(mask.p[I], a.p[I], b.p[I]);
     EACH_PART(CHOOSE_PART)
     return mask;
 }
@@ -174,13 +186,6 @@ INLINE floats f_choose(words mask, floats a, floats b) { return w_bits(w_choose(
 INLINE floats f_abs(floats a) { return w_bits(w_and(f_bits(a), w_all(0x7fffffff))); }
 
 /* ---- memory, at any address ---- */
-
-/* Not by memcpy, for which compilers take smaller registers. */
-typedef float float_part_anywhere __attribute__((vector_size(WIDTH), aligned(1), may_alias));
-typedef int32_t word_part_anywhere __attribute__((vector_size(WIDTH), aligned(1), may_alias));
-
-INLINE float_part part_load(const float *from) { return *(const float_part_anywhere *)from; }
-INLINE word_part part_load_words(const void *from) { return *(const word_part_anywhere *)from; }
 
 INLINE floats f_load(const float *from)
 {
