@@ -18,6 +18,16 @@ from .isa import SETTING
 
 _LEVEL: dict[str, list[Any]] = {
     "add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
+    "scores": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_float] + [c_int] * 2,
+    "weigh": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_int] * 2,
+    "kv_scores": [c_long, c_void_p]
+    + [c_long] * 4
+    + [c_void_p, c_long, c_int, c_float, c_void_p]
+    + [c_long] * 2
+    + [c_int],
+    "kv_weigh": [c_long, c_void_p] + [c_long] * 4 + [c_void_p, c_long, c_int, c_void_p] + [c_long] * 2 + [c_int],
+    "kv_decode": [c_void_p] + [c_long] * 4 + [c_int, c_void_p] + [c_int] * 2,
+    "page_masses": [c_void_p] + [c_long] * 5 + [c_void_p],
 }
 """Signatures of the functions that are compiled for each level and return nothing."""
 _LEVEL_WITH_RESULT: dict[str, list[Any]] = {}
@@ -43,19 +53,6 @@ _PRODUCTS_WITH_STATUS: dict[str, list[Any]] = {
 """Signatures of products for this processor that return whether they succeeded."""
 _PORTABLE: dict[str, list[Any]] = {
     "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
-    "penstock_scores": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_float] + [c_int] * 3,
-    "penstock_weigh": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_int] * 3,
-    "penstock_kv_scores": [c_long, c_void_p]
-    + [c_long] * 4
-    + [c_void_p, c_long, c_int, c_float, c_void_p]
-    + [c_long] * 2
-    + [c_int] * 2,
-    "penstock_kv_weigh": [c_long, c_void_p]
-    + [c_long] * 4
-    + [c_void_p, c_long, c_int, c_void_p]
-    + [c_long] * 2
-    + [c_int] * 2,
-    "penstock_kv_decode": [c_void_p] + [c_long] * 4 + [c_int, c_void_p] + [c_int] * 3,
     "penstock_bounds": [c_void_p]
     + [c_long] * 2
     + [c_void_p]
@@ -64,7 +61,6 @@ _PORTABLE: dict[str, list[Any]] = {
     + [c_float] * 3
     + [c_void_p] * 3
     + [c_int] * 2,
-    "penstock_page_masses": [c_void_p] + [c_long] * 5 + [c_void_p],
     "penstock_shares": [c_void_p] + [c_long] * 2 + [c_void_p] * 2 + [c_int],
     "penstock_omitted": [c_void_p] * 2 + [c_long] * 2 + [c_void_p] * 2,
     "penstock_needed": [c_void_p] * 4 + [c_long] * 2 + [c_void_p, c_double] + [c_void_p] * 2 + [c_int],
@@ -146,7 +142,7 @@ def find_level(level: str) -> LevelKernels | None:
 
 
 COMPILED, _WHY_NOT = load()
-"""The library with all that any processor can run: attention.c, bounds.c, certify.c, kv_quantised.c, and a part of
+"""The library with all that any processor can run: bounds.c, certify.c, and a part of
 lossless.c. None if nothing was compiled.
 """
 

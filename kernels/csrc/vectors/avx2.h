@@ -8,17 +8,38 @@
 #define part_ceil(A) ((float_part)_mm256_ceil_ps((__m256)(A)))
 #define part_to_words(A) ((word_part)_mm256_cvtps_epi32((__m256)(A)))
 
+#define HAS_MASKS
+
+INLINE __m256i part_mask(long count)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE words w_load_some(const void *from, long count)
+{
+    return (words){{(word_part)_mm256_maskload_epi32(from, part_mask(count)),
+                    (word_part)_mm256_maskload_epi32((const int *)from + 8, part_mask(count - 8))}};
+}
+
+INLINE void w_store_some(void *to, words a, long count)
+{
+    _mm256_maskstore_epi32(to, part_mask(count), (__m256i)a.p[0]);
+    _mm256_maskstore_epi32((int *)to + 8, part_mask(count - 8), (__m256i)a.p[1]);
+}
+
 /* Sixteen bytes, without a sign. */
 INLINE words w_load_bytes(const void *from)
 {
-    const __m128i bytes = _mm_loadu_si128(from);
-    return (words){{(word_part)_mm256_cvtepu8_epi32(bytes), (word_part)_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))}};
+    const __m128i *first = from, *second = (const void *)((const char *)from + 8);
+    return (words){{(word_part)_mm256_cvtepu8_epi32(_mm_loadl_epi64(first)),
+                    (word_part)_mm256_cvtepu8_epi32(_mm_loadl_epi64(second))}};
 }
 
 INLINE words w_load_signed_bytes(const void *from)
 {
-    const __m128i bytes = _mm_loadu_si128(from);
-    return (words){{(word_part)_mm256_cvtepi8_epi32(bytes), (word_part)_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))}};
+    const __m128i *first = from, *second = (const void *)((const char *)from + 8);
+    return (words){{(word_part)_mm256_cvtepi8_epi32(_mm_loadl_epi64(first)),
+                    (word_part)_mm256_cvtepi8_epi32(_mm_loadl_epi64(second))}};
 }
 
 INLINE words w_load_halves(const void *from)
@@ -33,4 +54,99 @@ INLINE void w_store_halves(void *to, words a)
 {
     const __m256i packed = _mm256_packus_epi32((__m256i)a.p[0], (__m256i)a.p[1]);
     _mm256_storeu_si256(to, _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+INLINE floats f_load_half(const void *from)
+{
+    const __m128i *two = from;
+    return (floats){{(float_part)_mm256_cvtph_ps(_mm_loadu_si128(two)),
+                     (float_part)_mm256_cvtph_ps(_mm_loadu_si128(two + 1))}};
+}
+
+INLINE void f_store_half(void *to, floats a)
+{
+    __m128i *two = to;
+    _mm_storeu_si128(two, _mm256_cvtps_ph((__m256)a.p[0], _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(two + 1, _mm256_cvtps_ph((__m256)a.p[1], _MM_FROUND_TO_NEAREST_INT));
+}
+
+INLINE float half_to_float(uint16_t bits) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); }
+
+INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+INLINE float part_sum(float_part a)
+{
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* table[i] for the lowest four bits i of each lane. Other bits have no meaning. */
+INLINE floats f_lookup(words a, floats table)
+{
+    floats made;
+#define LOOKUP_PART(I)                                                                                                 \
+    made.p[I] = (float_part)_mm256_blendv_ps(_mm256_permutevar8x32_ps((__m256)table.p[0], (__m256i)a.p[I]),            \
+                                             _mm256_permutevar8x32_ps((__m256)table.p[1], (__m256i)a.p[I]),            \
+                                             _mm256_castsi256_ps(_mm256_slli_epi32((__m256i)a.p[I], 28)));
+    EACH_PART(LOOKUP_PART)
+    return made;
+}
+
+/* Of each half of a lane: the product of a, not negative, and b, in units of 1 << 15, to the nearest, ties up. */
+INLINE words w_scale_halves(words a, words b)
+{
+#define SCALE_HALVES_PART(I) a.p[I] = (word_part)_mm256_mulhrs_epi16((__m256i)a.p[I], (__m256i)b.p[I]);
+    EACH_PART(SCALE_HALVES_PART)
+    return a;
+}
+
+/* made[b] gets words b, b + 4, b + 8, ... of four registers. */
+INLINE void part_load_4(const void *from, word_part made[4])
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i row[4], pair[4];
+    for (int i = 0; i < 4; i++)
+        row[i] = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)from + i), order);
+    for (int i = 0; i < 2; i++) {
+        pair[2 * i] = _mm256_unpacklo_epi64(row[2 * i], row[2 * i + 1]);
+        pair[2 * i + 1] = _mm256_unpackhi_epi64(row[2 * i], row[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        made[i] = (word_part)_mm256_permute2x128_si256(pair[i], pair[i + 2], 0x20);
+        made[i + 2] = (word_part)_mm256_permute2x128_si256(pair[i], pair[i + 2], 0x31);
+    }
+}
+
+INLINE void transpose_eight(const __m256i row[8], __m256i column[8])
+{
+    __m256i a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(row[i], row[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        column[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
+        column[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+    }
+}
+
+/* column[j] gets word j of each of the sixteen rows. */
+INLINE void w_transpose(const words row[LANES], words column[LANES])
+{
+    for (int high = 0; high < 2; high++)
+        for (int part = 0; part < 2; part++) {
+            __m256i from[8], to[8];
+            for (int i = 0; i < 8; i++)
+                from[i] = (__m256i)row[8 * high + i].p[part];
+            transpose_eight(from, to);
+            for (int i = 0; i < 8; i++)
+                column[8 * part + i].p[high] = (word_part)to[i];
+        }
 }

@@ -8,6 +8,48 @@
 #define part_ceil(A) ((float_part)_mm512_roundscale_ps((__m512)(A), _MM_FROUND_TO_POS_INF))
 #define part_to_words(A) ((word_part)_mm512_cvtps_epi32((__m512)(A)))
 
+#define HAS_MASKS
+#define HAS_MASKS_OF_HALVES
+
+INLINE words w_load_some(const void *from, long count)
+{
+    return (words){{(word_part)_mm512_maskz_loadu_epi32(_bzhi_u32(0xffff, (unsigned)count), from)}};
+}
+
+INLINE void w_store_some(void *to, words a, long count)
+{
+    _mm512_mask_storeu_epi32(to, _bzhi_u32(0xffff, (unsigned)count), (__m512i)a.p[0]);
+}
+
+/* The first `count` of 32 halves; the others are zero and not touched. */
+INLINE words w_load_some_pairs(const void *from, long count)
+{
+    return (words){{(word_part)_mm512_maskz_loadu_epi16(_bzhi_u32(~0u, (unsigned)count), from)}};
+}
+
+/* Pairs of halves 0 to 3 of each eight, and of halves 4 to 7. */
+INLINE word_part part_low_halves(word_part low, word_part high)
+{
+    return (word_part)_mm512_unpacklo_epi16((__m512i)low, (__m512i)high);
+}
+
+INLINE word_part part_high_halves(word_part low, word_part high)
+{
+    return (word_part)_mm512_unpackhi_epi16((__m512i)low, (__m512i)high);
+}
+
+/* Lane order[i] of the 32 lanes of two registers. */
+INLINE float_part part_two_lookup(float_part low, float_part high, word_part order)
+{
+    return (float_part)_mm512_permutex2var_ps((__m512)low, (__m512i)order, (__m512)high);
+}
+
+/* As w_load_halves, of the first `count`; the others are zero and not touched. */
+INLINE words w_load_some_halves(const void *from, long count)
+{
+    return (words){{(word_part)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(_bzhi_u32(0xffff, (unsigned)count), from))}};
+}
+
 INLINE words w_load_bytes(const void *from) { return (words){{(word_part)_mm512_cvtepu8_epi32(_mm_loadu_si128(from))}}; }
 
 INLINE words w_load_signed_bytes(const void *from)
@@ -21,3 +63,83 @@ INLINE words w_load_halves(const void *from)
 }
 
 INLINE void w_store_halves(void *to, words a) { _mm256_storeu_si256(to, _mm512_cvtepi32_epi16((__m512i)a.p[0])); }
+
+INLINE floats f_load_half(const void *from) { return (floats){{(float_part)_mm512_cvtph_ps(_mm256_loadu_si256(from))}}; }
+
+INLINE void f_store_half(void *to, floats a)
+{
+    _mm256_storeu_si256(to, _mm512_cvtps_ph((__m512)a.p[0], _MM_FROUND_TO_NEAREST_INT));
+}
+
+INLINE float half_to_float(uint16_t bits) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); }
+
+INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+INLINE float part_sum(float_part a)
+{
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)a), _mm512_extractf32x8_ps((__m512)a, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* table[i] for the lowest four bits i of each lane. Other bits have no meaning. */
+INLINE floats f_lookup(words a, floats table)
+{
+    return (floats){{(float_part)_mm512_permutexvar_ps((__m512i)a.p[0], (__m512)table.p[0])}};
+}
+
+/* Of each half of a lane: the product of a, not negative, and b, in units of 1 << 15, to the nearest, ties up. */
+INLINE words w_scale_halves(words a, words b)
+{
+    return (words){{(word_part)_mm512_mulhrs_epi16((__m512i)a.p[0], (__m512i)b.p[0])}};
+}
+
+/* column[j] gets word j of each of the sixteen rows. */
+INLINE void w_transpose(const words row[LANES], words column[LANES])
+{
+    __m512i a[LANES], b[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        a[i] = _mm512_unpacklo_epi32((__m512i)row[i].p[0], (__m512i)row[i + 1].p[0]);
+        a[i + 1] = _mm512_unpackhi_epi32((__m512i)row[i].p[0], (__m512i)row[i + 1].p[0]);
+    }
+    for (int i = 0; i < LANES; i += 4) {
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        a[i] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88);
+        a[i + 4] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
+        a[i + 8] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88);
+        a[i + 12] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        column[i].p[0] = (word_part)_mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
+        column[i + 4].p[0] = (word_part)_mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0x88);
+        column[i + 8].p[0] = (word_part)_mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
+        column[i + 12].p[0] = (word_part)_mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0xdd);
+    }
+}
+
+/* ---- pairs of bfloat16 numbers ---- */
+
+#define HAS_PAIRS
+
+/* Adds the products of 32 bfloat16 numbers, two in each lane. */
+INLINE float_part part_dot_pairs(float_part sum, word_part a, word_part b)
+{
+    return (float_part)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+
+INLINE word_part part_pairs_of(float_part low, float_part high)
+{
+    return (word_part)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+}
+
+/* table[i] for the lowest five bits i of each half of a lane. */
+INLINE word_part part_lookup_halves(word_part a, word_part table)
+{
+    return (word_part)_mm512_permutexvar_epi16((__m512i)a, (__m512i)table);
+}

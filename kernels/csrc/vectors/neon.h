@@ -42,3 +42,80 @@ INLINE void w_store_halves(void *to, words a)
     memcpy(to, &low, sizeof low);
     memcpy((char *)to + sizeof low, &high, sizeof high);
 }
+
+INLINE floats f_load_half(const void *from)
+{
+    uint16x8_t two[2];
+    memcpy(two, from, sizeof two);
+    const float16x8_t low = vreinterpretq_f16_u16(two[0]), high = vreinterpretq_f16_u16(two[1]);
+    return (floats){{(float_part)vcvt_f32_f16(vget_low_f16(low)), (float_part)vcvt_f32_f16(vget_high_f16(low)),
+                     (float_part)vcvt_f32_f16(vget_low_f16(high)), (float_part)vcvt_f32_f16(vget_high_f16(high))}};
+}
+
+INLINE void f_store_half(void *to, floats a)
+{
+    float16x4_t halves[4];
+#define STORE_HALF_PART(I) halves[I] = vcvt_f16_f32((float32x4_t)a.p[I]);
+    EACH_PART(STORE_HALF_PART)
+    memcpy(to, halves, sizeof halves);
+}
+
+INLINE float half_to_float(uint16_t bits)
+{
+    __fp16 number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+INLINE float part_sum(float_part a)
+{
+    const float32x2_t two = vadd_f32(vget_low_f32((float32x4_t)a), vget_high_f32((float32x4_t)a));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+
+/* table[i] for the lowest four bits i of each lane. Other bits have no meaning. */
+INLINE floats f_lookup(words a, floats table)
+{
+    floats made;
+    uint8x16x4_t bytes;
+#define TABLE_PART(I) bytes.val[I] = (uint8x16_t)table.p[I];
+    EACH_PART(TABLE_PART)
+    /* The places of a number's four bytes. */
+#define LOOKUP_PART(I) made.p[I] = (float_part)vqtbl4q_u8(bytes, (uint8x16_t)((a.p[I] & 15) * 0x04040404 + 0x03020100));
+    EACH_PART(LOOKUP_PART)
+    return made;
+}
+
+/* Of each half of a lane: the product of a, not negative, and b, in units of 1 << 15, to the nearest, ties up. */
+INLINE words w_scale_halves(words a, words b)
+{
+#define SCALE_HALVES_PART(I) a.p[I] = (word_part)vqrdmulhq_s16((int16x8_t)a.p[I], (int16x8_t)b.p[I]);
+    EACH_PART(SCALE_HALVES_PART)
+    return a;
+}
+
+/* made[b] gets words b, b + 4, b + 8, ... of four registers. */
+INLINE void part_load_4(const void *from, word_part made[4])
+{
+    const int32x4x4_t all = vld4q_s32(from);
+    for (int i = 0; i < 4; i++)
+        made[i] = (word_part)all.val[i];
+}
+
+/* column[j] gets word j of each of the sixteen rows. */
+INLINE void w_transpose(const words row[LANES], words column[LANES])
+{
+#define TRANSPOSE_FOUR(PART)                                                                                           \
+    for (int i = 0; i < 4; i++) {                                                                                      \
+        int32x4x4_t four;                                                                                              \
+        int32_t room[16];                                                                                              \
+        for (int r = 0; r < 4; r++)                                                                                    \
+            four.val[r] = (int32x4_t)row[4 * i + r].p[PART];                                                           \
+        vst4q_s32(room, four);                                                                                         \
+        for (int c = 0; c < 4; c++)                                                                                    \
+            ((word_part *)&column[4 * PART + c])[i] = (word_part)vld1q_s32(room + 4 * c);                              \
+    }
+    EACH_PART(TRANSPOSE_FOUR)
+}

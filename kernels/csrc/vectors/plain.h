@@ -28,11 +28,10 @@ INLINE word_part part_to_words(float_part a) { return __builtin_convertvector(pa
 #define PLAIN_LOAD(NAME, TYPE)                                                                                         \
     INLINE words NAME(const void *from)                                                                                \
     {                                                                                                                  \
-        words made = {{{0}}};                                                                                          \
-        TYPE narrow[LANES];                                                                                            \
-        memcpy(narrow, from, sizeof narrow);                                                                           \
-        for (int i = 0; i < LANES; i++)                                                                                \
-            made.p[i / WITHIN_PART][i % WITHIN_PART] = narrow[i];                                                      \
+        typedef TYPE narrow __attribute__((vector_size(WITHIN_PART * sizeof(TYPE)), aligned(1), may_alias));           \
+        words made;                                                                                                    \
+        for (int i = 0; i < PARTS; i++)                                                                                \
+            made.p[i] = __builtin_convertvector(((const narrow *)from)[i], word_part);                                 \
         return made;                                                                                                   \
     }
 
@@ -46,4 +45,101 @@ INLINE void w_store_halves(void *to, words a)
     for (int i = 0; i < LANES; i++)
         halves[i] = (uint16_t)a.p[i / WITHIN_PART][i % WITHIN_PART];
     memcpy(to, halves, sizeof halves);
+}
+
+INLINE float half_to_float(uint16_t bits)
+{
+    const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, size = bits & 0x7fff;
+    uint32_t made;
+    float number;
+    if (size >= 0x7c00)
+        made = sign | 0x7f800000 | (size & 0x3ff) << 13 | (size > 0x7c00) << 22; /* a NaN becomes quiet */
+    else if (size >= 0x400)
+        made = sign | ((size << 13) + (112u << 23));
+    else {
+        number = (float)size * 0x1p-24f;
+        memcpy(&made, &number, sizeof made);
+        made |= sign;
+    }
+    memcpy(&number, &made, sizeof number);
+    return number;
+}
+
+INLINE uint16_t float_to_half(float number)
+{
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    const uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    if (size > 0x7f800000)
+        return (uint16_t)(sign | 0x7e00 | (size >> 13 & 0x3ff));
+    if (size >= 0x477ff000) /* rounds to infinity */
+        return (uint16_t)(sign | 0x7c00);
+    if (size >= 113u << 23)
+        return (uint16_t)(sign | (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13);
+    float small;
+    memcpy(&small, &size, sizeof small);
+    return (uint16_t)(sign | (uint32_t)rintf(small * 0x1p24f));
+}
+
+INLINE floats f_load_half(const void *from)
+{
+    floats made;
+    uint16_t halves[LANES];
+    memcpy(halves, from, sizeof halves);
+    for (int i = 0; i < LANES; i++)
+        made.p[i / WITHIN_PART][i % WITHIN_PART] = half_to_float(halves[i]);
+    return made;
+}
+
+INLINE void f_store_half(void *to, floats a)
+{
+    uint16_t halves[LANES];
+    for (int i = 0; i < LANES; i++)
+        halves[i] = float_to_half(a.p[i / WITHIN_PART][i % WITHIN_PART]);
+    memcpy(to, halves, sizeof halves);
+}
+
+INLINE float fused(float a, float b, float c) { return a * b + c; }
+
+INLINE float part_sum(float_part a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+
+/* table[i] for the lowest four bits i of each lane. Other bits have no meaning. */
+INLINE floats f_lookup(words a, floats table)
+{
+    floats made;
+    float numbers[LANES];
+    memcpy(numbers, &table, sizeof numbers);
+    for (int i = 0; i < LANES; i++)
+        made.p[i / WITHIN_PART][i % WITHIN_PART] = numbers[a.p[i / WITHIN_PART][i % WITHIN_PART] & 15];
+    return made;
+}
+
+/* Of each half of a lane: the product of a, not negative, and b, in units of 1 << 15, to the nearest, ties up. */
+INLINE words w_scale_halves(words a, words b)
+{
+#define SCALE_HALVES_PART(I)                                                                                           \
+    a.p[I] = (((a.p[I] & 0xffff) * (b.p[I] & 0xffff) + 0x4000) >> 15) |                                                \
+             (((a.p[I] >> 16) * (b.p[I] >> 16) + 0x4000) >> 15) << 16;
+    EACH_PART(SCALE_HALVES_PART)
+    return a;
+}
+
+/* made[b] gets words b, b + 4, b + 8, ... of four registers. */
+INLINE void part_load_4(const void *from, word_part made[4])
+{
+    int32_t all[4 * WITHIN_PART];
+    memcpy(all, from, sizeof all);
+    for (int i = 0; i < 4 * WITHIN_PART; i++)
+        made[i % 4][i / 4] = all[i];
+}
+
+/* column[j] gets word j of each of the sixteen rows. */
+INLINE void w_transpose(const words row[LANES], words column[LANES])
+{
+    int32_t all[LANES][LANES], turned[LANES][LANES];
+    memcpy(all, row, sizeof all);
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++)
+            turned[j][i] = all[i][j];
+    memcpy(column, turned, sizeof turned);
 }

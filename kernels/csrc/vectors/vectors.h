@@ -31,7 +31,7 @@ typedef uint32_t unsigned_part __attribute__((vector_size(WIDTH)));
 typedef struct { float_part p[PARTS]; } floats; /* float32 */
 typedef struct { word_part p[PARTS]; } words;   /* 32 bits each: integers, masks (0 or -1), or pairs of bfloat16 */
 
-#include LEVEL_HEADER /* part_fma, part_min, ..., w_load_bytes, w_load_halves, w_store_halves */
+#include LEVEL_HEADER /* part_fma, part_min, ..., w_load_bytes, w_load_halves, w_store_halves, f_lookup, w_transpose */
 
 #define BINARY(TYPE, NAME, OPERATOR)                                                                                   \
     INLINE TYPE NAME(TYPE a, TYPE b)                                                                                   \
@@ -175,43 +175,93 @@ INLINE floats f_abs(floats a) { return w_bits(w_and(f_bits(a), w_all(0x7fffffff)
 
 /* ---- memory, at any address ---- */
 
+/* Not by memcpy, for which compilers take smaller registers. */
+typedef float float_part_anywhere __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+typedef int32_t word_part_anywhere __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+
+INLINE float_part part_load(const float *from) { return *(const float_part_anywhere *)from; }
+INLINE word_part part_load_words(const void *from) { return *(const word_part_anywhere *)from; }
+
 INLINE floats f_load(const float *from)
 {
     floats made;
-    memcpy(&made, from, sizeof made);
+#define F_LOAD_PART(I) made.p[I] = ((const float_part_anywhere *)from)[I];
+    EACH_PART(F_LOAD_PART)
     return made;
 }
 
-INLINE void f_store(float *to, floats a) { memcpy(to, &a, sizeof a); }
+INLINE void f_store(float *to, floats a)
+{
+#define F_STORE_PART(I) ((float_part_anywhere *)to)[I] = a.p[I];
+    EACH_PART(F_STORE_PART)
+}
 
 INLINE words w_load(const void *from)
 {
     words made;
-    memcpy(&made, from, sizeof made);
+#define W_LOAD_PART(I) made.p[I] = ((const word_part_anywhere *)from)[I];
+    EACH_PART(W_LOAD_PART)
     return made;
 }
 
-INLINE void w_store(void *to, words a) { memcpy(to, &a, sizeof a); }
-
-/* The first `count` numbers, 0 to 16; the others are zero and not touched. */
-INLINE floats f_load_some(const float *from, long count)
+INLINE void w_store(void *to, words a)
 {
-    float some[LANES] = {0};
-    if (count >= LANES)
-        return f_load(from);
+#define W_STORE_PART(I) ((word_part_anywhere *)to)[I] = a.p[I];
+    EACH_PART(W_STORE_PART)
+}
+
+#ifndef HAS_MASKS
+/* The first `count` words, 0 to 16; the others are zero and not touched. */
+INLINE words w_load_some(const void *from, long count)
+{
+    int32_t some[LANES] = {0};
     memcpy(some, from, 4 * (size_t)count);
-    return f_load(some);
+    return w_load(some);
 }
 
-INLINE void f_store_some(float *to, floats a, long count)
+INLINE void w_store_some(void *to, words a, long count) { memcpy(to, &a, 4 * (size_t)count); }
+#endif
+
+#ifndef HAS_MASKS_OF_HALVES
+/* As w_load_halves, of the first `count`; the others are zero and not touched. */
+INLINE words w_load_some_halves(const void *from, long count)
 {
-    memcpy(to, &a, count >= LANES ? sizeof a : 4 * (size_t)count);
+    uint16_t some[LANES] = {0};
+    if (count >= LANES)
+        return w_load_halves(from);
+    memcpy(some, from, 2 * (size_t)count);
+    return w_load_halves(some);
 }
+
+/* The first `count` of 32 halves; the others are zero and not touched. */
+INLINE words w_load_some_pairs(const void *from, long count)
+{
+    uint16_t some[2 * LANES] = {0};
+    memcpy(some, from, 2 * (size_t)count);
+    return w_load(some);
+}
+#endif
+
+INLINE floats f_load_some(const float *from, long count) { return w_bits(w_load_some(from, count)); }
+INLINE void f_store_some(float *to, floats a, long count) { w_store_some(to, f_bits(a), count); }
 
 /* ---- bfloat16 ---- */
 
 /* Sixteen bfloat16 numbers. */
 INLINE floats f_load_brief(const uint16_t *from) { return w_bits(w_shl(w_load_halves(from), 16)); }
+
+INLINE floats f_load_some_brief(const uint16_t *from, long count)
+{
+    return w_bits(w_shl(w_load_some_halves(from, count), 16));
+}
+
+/* The nearest bfloat16 numbers. NaN stays one. */
+INLINE floats f_near_brief(floats a)
+{
+    const words bits = f_bits(a), odd = w_and(w_shr(bits, 16), w_all(1));
+    const words near = w_and(w_add(w_add(bits, odd), w_all(0x7fff)), w_all((int32_t)0xffff0000));
+    return f_choose(f_differs(a, a), a, w_bits(near));
+}
 
 /* The nearest bfloat16, ties to even, in the upper halves; the lower halves are zero. NaN is 0x7fc0. */
 INLINE words f_brief(floats a)
@@ -236,14 +286,29 @@ INLINE void f_store_brief(uint16_t *to, floats a, long count)
 
 /* ---- across lanes ---- */
 
+/* The sum of all lanes: of the halves, of the halves of that, and so on. */
 INLINE float f_sum(floats a)
+{
+#if WIDTH == 64
+    return part_sum(a.p[0]);
+#elif WIDTH == 32
+    return part_sum(a.p[0] + a.p[1]);
+#else
+    return part_sum((a.p[0] + a.p[2]) + (a.p[1] + a.p[3]));
+#endif
+}
+
+/* The greatest of all lanes; anything if one is NaN. */
+INLINE float f_most(floats a)
 {
     float lanes[LANES];
     f_store(lanes, a);
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++)
-            lanes[i] += lanes[i + half];
+            lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
     return lanes[0];
 }
+
+INLINE float_part part_all(float number) { return number - (float_part){0}; }
 
 #endif
