@@ -12,6 +12,9 @@
 #include "vectors/vectors.h"
 
 #include "products/weighted_sum.h"
+#include "products/bfloat16.h"
+#include "formats/int8.h"
+#include "formats/int4.h"
 #include "kv/attention.h"
 #include "kv/page_masses.h"
 #include "kv/quantised.h"

@@ -22,7 +22,7 @@ LARGEST = 2.0**60
 
 _IN_C = (torch.bfloat16, torch.float32)
 _MOST_INNER = 4096
-"""Tokens of a page and numbers of a key that the compiled half computes with: it keeps a factor for each on its stack."""
+"""Tokens of a page and numbers of a key that quantised.h computes with: it has a factor for each on its stack."""
 
 Quantise = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """Returns codes uint8 [rows, width], and scales and zeros bfloat16 [rows], for float32 [rows, width]."""

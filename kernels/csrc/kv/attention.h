@@ -102,25 +102,26 @@ INLINE void transposed(const void *keys, const int pairs, const int brief, long 
 INLINE void score_page_rows(const struct page_scoring *now, const int pairs, const int brief, const int rows,
                             words columns[GROUPS][MOST_DIM + 2 * LANES], long row, long token)
 {
-    const long dim = now->dim, step = pairs ? 2 : 1;
-    const void *query = numbers_at(now->query, row * dim, brief);
+    const long dim = now->dim, step = pairs ? 2 : 1, row_bytes = dim * (brief ? 2 : 4);
+    const char *query = numbers_at(now->query, row * dim, brief);
     floats sums[MOST_ROWS][GROUPS];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
         for (int g = 0; g < GROUPS; g++)
             sums[r][g] = f_all(0);
     long at = 0;
-    for (; at + step <= dim; at += step) {
+    for (; at + step <= dim; at += step, query += step * (brief ? 2 : 4)) {
+        const char *from = query;
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            const words number = number_of(numbers_at(query, r * dim + at, brief), pairs, brief);
+        for (int r = 0; r < rows; r++, from += row_bytes) {
+            const words number = number_of(from, pairs, brief);
             for (int g = 0; g < GROUPS; g++)
                 sums[r][g] = added(sums[r][g], number, columns[g][at / step], pairs);
         }
     }
     for (int r = 0; at < dim && r < rows; r++) /* half of a pair */
         for (int g = 0; g < GROUPS; g++)
-            sums[r][g] = added(sums[r][g], w_all(((const uint16_t *)query)[r * dim + at]), columns[g][at / step], pairs);
+            sums[r][g] = added(sums[r][g], w_all(*(const uint16_t *)(query + r * row_bytes)), columns[g][at / step], pairs);
     const floats scaling = f_all(now->scaling);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
@@ -128,9 +129,7 @@ INLINE void score_page_rows(const struct page_scoring *now, const int pairs, con
             const long first = token + g * LANES, left = now->tokens - first;
             const floats score = f_mul(brief ? f_near_brief(sums[r][g]) : sums[r][g], scaling);
             float *to = now->out + (row + r) * now->stride + first;
-            if (left >= LANES)
-                f_store(to, brief ? f_near_brief(score) : score);
-            else if (left > 0)
+            if (left > 0)
                 f_store_some(to, brief ? f_near_brief(score) : score, left);
         }
 }
@@ -179,7 +178,7 @@ INLINE void exchanged(floats halves[2], const int back) { (void)halves, (void)ba
 /* The values of a token in 32 columns, of which `counts` exist. As pairs, with those of the next token if there are
    `both`: of columns 0 to 3 of each eight, and of the others. */
 INLINE void values_of(const struct page_weighing *now, const int pairs, const int brief, const void *from, int both,
-                      const int whole, const long counts[2], words values[2])
+                      const long counts[2], words values[2])
 {
 #ifdef HAS_PAIRS
     if (pairs) {
@@ -194,9 +193,9 @@ INLINE void values_of(const struct page_weighing *now, const int pairs, const in
     for (int h = 0; h < 2; h++) {
         const void *half = numbers_at(from, h * LANES, brief);
         if (brief)
-            values[h] = f_bits(whole ? f_load_brief(half) : f_load_some_brief(half, counts[h]));
+            values[h] = f_bits(f_load_some_brief(half, counts[h]));
         else
-            values[h] = whole ? w_load(half) : w_load_some(half, counts[h]);
+            values[h] = f_bits(f_load_some(half, counts[h]));
     }
 }
 
@@ -211,21 +210,24 @@ INLINE void weigh_page_rows(const struct page_weighing *now, const int pairs, co
     for (int r = 0; r < rows; r++) {
         for (int h = 0; h < 2; h++) {
             const float *from = out + r * now->dim + h * LANES;
-            sums[r][h] = whole ? f_load(from) : f_load_some(from, counts[h]);
+            sums[r][h] = f_load_some(from, counts[h]);
         }
         if (pairs)
             exchanged(sums[r], 0);
     }
-    for (long t = 0; t < now->tokens; t += step) {
-        const int both = t + 1 < now->tokens;
+    const long row_bytes = now->stride * bytes, tokens = now->tokens;
+    const char *weights = numbers_at(now->weights, row * now->stride, brief);
+    const char *from = numbers_at(now->values, now->first, brief), *ahead = numbers_at(now->ahead, now->first, brief);
+    for (long t = 0; t < tokens; t += step, weights += step * bytes, from += step * now->dim * bytes) {
+        const int both = t + 1 < tokens;
         words values[2];
         if (row == 0)
-            for (int next = 0; next < step; next++)
-                prefetched(numbers_at(now->ahead, (t + next) * now->dim + now->first, brief), TILE * bytes);
-        values_of(now, pairs, brief, numbers_at(now->values, t * now->dim + now->first, brief), both, whole, counts, values);
+            for (int next = 0; next < step; next++, ahead += now->dim * bytes)
+                prefetched(ahead, TILE * bytes);
+        values_of(now, pairs, brief, from, both, counts, values);
+        const char *at = weights;
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            const void *at = numbers_at(now->weights, (row + r) * now->stride + t, brief);
+        for (int r = 0; r < rows; r++, at += row_bytes) {
             const words weight = pairs && !both ? w_all(*(const uint16_t *)at) : number_of(at, pairs, brief);
             for (int h = 0; h < 2; h++)
                 sums[r][h] = added(sums[r][h], weight, values[h], pairs);
@@ -237,10 +239,7 @@ INLINE void weigh_page_rows(const struct page_weighing *now, const int pairs, co
             exchanged(sums[r], 1);
         for (int h = 0; h < 2; h++) {
             float *to = out + r * now->dim + h * LANES;
-            if (whole)
-                f_store(to, sums[r][h]);
-            else
-                f_store_some(to, sums[r][h], counts[h]);
+            f_store_some(to, sums[r][h], counts[h]);
         }
     }
 }

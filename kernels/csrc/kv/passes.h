@@ -5,8 +5,8 @@
 
 #include "../vectors/vectors.h"
 
-/* With two times sixteen sums for each row, half of the registers hold sums. */
-#define MOST_ROWS (REGISTERS / (4 * PARTS))
+/* With two times sixteen sums for each row, half of the registers hold sums; the fewest registers hold some of them. */
+#define MOST_ROWS (REGISTERS > 8 * PARTS ? REGISTERS / (4 * PARTS) : 2)
 
 /* ONE(rows, first) for `count` rows, as many at a time as MOST_ROWS allows. */
 #define IN_PASSES(COUNT, ONE)                                                                                          \

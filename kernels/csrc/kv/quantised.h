@@ -73,23 +73,12 @@ INLINE void halve(struct strips of, long there, long first[2], long counts[2])
     counts[0] = end, counts[1] = rest > 0 ? fewer(rest, LANES) : 0;
 }
 
-INLINE floats load_counted(const float *from, long count) { return count >= LANES ? f_load(from) : f_load_some(from, count); }
-
-INLINE void store_counted(float *to, floats a, long count)
-{
-    if (count >= LANES)
-        f_store(to, a);
-    else
-        f_store_some(to, a, count);
-}
-
 /* Sixteen numbers at most, bfloat16 (brief) or float32. */
 INLINE floats load_inputs(const int brief, const void *from, long at, long count)
 {
     if (!brief)
-        return load_counted((const float *)from + at, count);
-    const uint16_t *brief_from = (const uint16_t *)from + at;
-    return count >= LANES ? f_load_brief(brief_from) : f_load_some_brief(brief_from, count);
+        return f_load_some((const float *)from + at, count);
+    return f_load_some_brief((const uint16_t *)from + at, count);
 }
 
 /* factors[i] = x[i] * scale[i] for `count` rows of a strip. Returns the contribution of their zeros. */
@@ -101,7 +90,7 @@ INLINE float fold(const int brief, const void *x, const uint8_t *scales, const u
         const long left = fewer(count - i, LANES);
         const floats number = load_inputs(brief, x, i, left);
         const floats scale = load_inputs(1, scales, i, left), zero = load_inputs(1, zeros, i, left);
-        store_counted(factors + i, f_mul(number, scale), left);
+        f_store_some(factors + i, f_mul(number, scale), left);
         sum = f_fma(number, f_fma(f_all(-offset), scale, zero), sum);
     }
     return f_sum(sum);
@@ -156,7 +145,7 @@ INLINE void score_strip_rows(const int rows, const int bits, const struct strip_
         for (int h = 0; h < 2; h++) {
             const int brief = s->query.brief;
             const floats score = f_mul(brief ? f_near_brief(sum[r][h]) : sum[r][h], f_all(s->scaling));
-            store_counted(s->out + (first + r) * s->total + at + places[h], brief ? f_near_brief(score) : score, counts[h]);
+            f_store_some(s->out + (first + r) * s->total + at + places[h], brief ? f_near_brief(score) : score, counts[h]);
         }
 }
 
@@ -171,12 +160,12 @@ INLINE void weigh_strip_rows(const int rows, const int bits, const struct strip_
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < 2; h++)
-            sum[r][h] = load_counted(out + r * of.along + places[h], counts[h]);
+            sum[r][h] = f_load_some(out + r * of.along + places[h], counts[h]);
     add_strip(rows, bits, w->probabilities, first, at, count, of, strip, factors, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < 2; h++)
-            store_counted(out + r * of.along + places[h], sum[r][h], counts[h]);
+            f_store_some(out + r * of.along + places[h], sum[r][h], counts[h]);
 }
 
 /* The scores of one strip of keys, whose first token is number `at`. */
@@ -221,7 +210,7 @@ static APART void decode_strip(struct strips of, const uint8_t *strip, float *ou
         else
             unpack(4, strip + i * of.row, numbers);
         for (int h = 0; h < 2; h++)
-            store_counted(out + places[h],
+            f_store_some(out + places[h],
                           f_add(f_mul(f_sub(numbers[h], offset), f_all(widened(scale))), f_all(widened(zero))), counts[h]);
     }
 }

@@ -227,8 +227,6 @@ INLINE void w_store_some(void *to, words a, long count) { memcpy(to, &a, 4 * (si
 INLINE words w_load_some_halves(const void *from, long count)
 {
     uint16_t some[LANES] = {0};
-    if (count >= LANES)
-        return w_load_halves(from);
     memcpy(some, from, 2 * (size_t)count);
     return w_load_halves(some);
 }
@@ -242,8 +240,19 @@ INLINE words w_load_some_pairs(const void *from, long count)
 }
 #endif
 
-INLINE floats f_load_some(const float *from, long count) { return w_bits(w_load_some(from, count)); }
-INLINE void f_store_some(float *to, floats a, long count) { w_store_some(to, f_bits(a), count); }
+/* The first `count` numbers, sixteen at most; the others are zero and not touched. */
+INLINE floats f_load_some(const float *from, long count)
+{
+    return count >= LANES ? f_load(from) : w_bits(w_load_some(from, count));
+}
+
+INLINE void f_store_some(float *to, floats a, long count)
+{
+    if (count >= LANES)
+        f_store(to, a);
+    else
+        w_store_some(to, f_bits(a), count);
+}
 
 /* ---- bfloat16 ---- */
 
@@ -252,7 +261,7 @@ INLINE floats f_load_brief(const uint16_t *from) { return w_bits(w_shl(w_load_ha
 
 INLINE floats f_load_some_brief(const uint16_t *from, long count)
 {
-    return w_bits(w_shl(w_load_some_halves(from, count), 16));
+    return count >= LANES ? f_load_brief(from) : w_bits(w_shl(w_load_some_halves(from, count), 16));
 }
 
 /* The nearest bfloat16 numbers. NaN stays one. */
