@@ -27,6 +27,14 @@ _LEVEL: dict[str, list[Any]] = {
     + [c_int],
     "kv_weigh": [c_long, c_void_p] + [c_long] * 4 + [c_void_p, c_long, c_int, c_void_p] + [c_long] * 2 + [c_int],
     "kv_decode": [c_void_p] + [c_long] * 4 + [c_int, c_void_p] + [c_int] * 2,
+    "bounds": [c_void_p]
+    + [c_long] * 2
+    + [c_void_p]
+    + [c_long] * 4
+    + [c_int]
+    + [c_float] * 3
+    + [c_void_p] * 3
+    + [c_int],
     "page_masses": [c_void_p] + [c_long] * 5 + [c_void_p],
 }
 """Signatures of the functions that are compiled for each level and return nothing."""
@@ -53,14 +61,6 @@ _PRODUCTS_WITH_STATUS: dict[str, list[Any]] = {
 """Signatures of products for this processor that return whether they succeeded."""
 _PORTABLE: dict[str, list[Any]] = {
     "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
-    "penstock_bounds": [c_void_p]
-    + [c_long] * 2
-    + [c_void_p]
-    + [c_long] * 4
-    + [c_int]
-    + [c_float] * 3
-    + [c_void_p] * 3
-    + [c_int] * 2,
     "penstock_shares": [c_void_p] + [c_long] * 2 + [c_void_p] * 2 + [c_int],
     "penstock_omitted": [c_void_p] * 2 + [c_long] * 2 + [c_void_p] * 2,
     "penstock_needed": [c_void_p] * 4 + [c_long] * 2 + [c_void_p, c_double] + [c_void_p] * 2 + [c_int],
@@ -71,7 +71,6 @@ _PORTABLE_WITH_RESULT: dict[str, list[Any]] = {
     "penstock_lossless_first_damaged": [c_void_p] + [c_long] * 2 + [c_void_p] + [c_long] * 2 + [c_int],
     "penstock_first_left_out": [c_void_p, c_long, c_void_p],
     "penstock_lossless_way": [],
-    "penstock_bounds_wide": [],
 }
 """Signatures of functions for any processor that return a number."""
 _BUILD_QUERIES: dict[str, list[Any]] = {"penstock_openmp": [], "penstock_feature": [c_int, c_void_p]}
@@ -142,7 +141,7 @@ def find_level(level: str) -> LevelKernels | None:
 
 
 COMPILED, _WHY_NOT = load()
-"""The library with all that any processor can run: bounds.c, certify.c, and a part of
+"""The library with all that any processor can run: certify.c, and a part of
 lossless.c. None if nothing was compiled.
 """
 

@@ -18,3 +18,4 @@
 #include "kv/attention.h"
 #include "kv/page_masses.h"
 #include "kv/quantised.h"
+#include "kv/bounds.h"

@@ -9,13 +9,13 @@
 #include "passes.h"
 
 #define MOST_DIM 1024 /* the most numbers in a key */
-#define TILE 32       /* columns of values in a piece of work */
-#define GROUPS 2      /* of LANES tokens, at a time */
+#define COLUMNS 32       /* columns of values in a piece of work */
+#define TOKEN_GROUPS 2      /* of LANES tokens, at a time */
 #define LINE 64       /* bytes of a cache line */
 #ifdef HAS_PAIRS
-#define PAIRS 1
+#define KEY_PAIRS 1
 #else
-#define PAIRS 0
+#define KEY_PAIRS 0
 #endif
 
 struct page_scoring { /* a page and head: out[row * stride + token] = query . keys * scaling */
@@ -100,14 +100,14 @@ INLINE void transposed(const void *keys, const int pairs, const int brief, long 
 }
 
 INLINE void score_page_rows(const struct page_scoring *now, const int pairs, const int brief, const int rows,
-                            words columns[GROUPS][MOST_DIM + 2 * LANES], long row, long token)
+                            words columns[TOKEN_GROUPS][MOST_DIM + 2 * LANES], long row, long token)
 {
     const long dim = now->dim, step = pairs ? 2 : 1, row_bytes = dim * (brief ? 2 : 4);
     const char *query = numbers_at(now->query, row * dim, brief);
-    floats sums[MOST_ROWS][GROUPS];
+    floats sums[MOST_ROWS][TOKEN_GROUPS];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
-        for (int g = 0; g < GROUPS; g++)
+        for (int g = 0; g < TOKEN_GROUPS; g++)
             sums[r][g] = f_all(0);
     long at = 0;
     for (; at + step <= dim; at += step, query += step * (brief ? 2 : 4)) {
@@ -115,17 +115,17 @@ INLINE void score_page_rows(const struct page_scoring *now, const int pairs, con
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++, from += row_bytes) {
             const words number = number_of(from, pairs, brief);
-            for (int g = 0; g < GROUPS; g++)
+            for (int g = 0; g < TOKEN_GROUPS; g++)
                 sums[r][g] = added(sums[r][g], number, columns[g][at / step], pairs);
         }
     }
     for (int r = 0; at < dim && r < rows; r++) /* half of a pair */
-        for (int g = 0; g < GROUPS; g++)
+        for (int g = 0; g < TOKEN_GROUPS; g++)
             sums[r][g] = added(sums[r][g], w_all(*(const uint16_t *)(query + r * row_bytes)), columns[g][at / step], pairs);
     const floats scaling = f_all(now->scaling);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
-        for (int g = 0; g < GROUPS; g++) {
+        for (int g = 0; g < TOKEN_GROUPS; g++) {
             const long first = token + g * LANES, left = now->tokens - first;
             const floats score = f_mul(brief ? f_near_brief(sums[r][g]) : sums[r][g], scaling);
             float *to = now->out + (row + r) * now->stride + first;
@@ -137,10 +137,10 @@ INLINE void score_page_rows(const struct page_scoring *now, const int pairs, con
 INLINE void score_numbers(const struct page_scoring *now, const int pairs, const int brief)
 {
     const long bytes = brief ? 2 : 4;
-    words columns[GROUPS][MOST_DIM + 2 * LANES];
-    for (long token = 0; token < now->tokens; token += GROUPS * LANES) {
-        prefetched(numbers_at(now->ahead, token * now->dim, brief), GROUPS * LANES * now->dim * bytes);
-        for (int g = 0; g < GROUPS; g++) {
+    words columns[TOKEN_GROUPS][MOST_DIM + 2 * LANES];
+    for (long token = 0; token < now->tokens; token += TOKEN_GROUPS * LANES) {
+        prefetched(numbers_at(now->ahead, token * now->dim, brief), TOKEN_GROUPS * LANES * now->dim * bytes);
+        for (int g = 0; g < TOKEN_GROUPS; g++) {
             const long from = token + g * LANES;
             transposed(numbers_at(now->keys, from * now->dim, brief), pairs, brief, now->dim, now->tokens - from, columns[g]);
         }
@@ -152,7 +152,7 @@ INLINE void score_numbers(const struct page_scoring *now, const int pairs, const
 static APART void score_page(const struct page_scoring *now)
 {
     if (now->brief)
-        score_numbers(now, PAIRS, 1);
+        score_numbers(now, KEY_PAIRS, 1);
     else
         score_numbers(now, 0, 0);
 }
@@ -223,7 +223,7 @@ INLINE void weigh_page_rows(const struct page_weighing *now, const int pairs, co
         words values[2];
         if (row == 0)
             for (int next = 0; next < step; next++, ahead += now->dim * bytes)
-                prefetched(ahead, TILE * bytes);
+                prefetched(ahead, COLUMNS * bytes);
         values_of(now, pairs, brief, from, both, counts, values);
         const char *at = weights;
 #pragma GCC unroll 8
@@ -252,11 +252,11 @@ INLINE void weigh_numbers(const struct page_weighing *now, const int pairs, cons
 
 static APART void weigh_page(const struct page_weighing *now)
 {
-    const int whole = now->last - now->first == TILE;
+    const int whole = now->last - now->first == COLUMNS;
     if (now->brief && whole)
-        weigh_numbers(now, PAIRS, 1, 1);
+        weigh_numbers(now, KEY_PAIRS, 1, 1);
     else if (now->brief)
-        weigh_numbers(now, PAIRS, 1, 0);
+        weigh_numbers(now, KEY_PAIRS, 1, 0);
     else if (whole)
         weigh_numbers(now, 0, 0, 1);
     else
@@ -291,12 +291,12 @@ void EXPORT(scores)(long count, const uint64_t *planes, const void *query, float
 void EXPORT(weigh)(long count, const uint64_t *planes, const void *weights, float *out, long heads, long rows, long tokens,
                    long dim, long at, long end, int brief, int threads)
 {
-    const long tiles = (dim + TILE - 1) / TILE, pieces = heads * tiles;
+    const long tiles = (dim + COLUMNS - 1) / COLUMNS, pieces = heads * tiles;
 #pragma omp parallel for num_threads(threads)
     for (long share = 0; share < threads; share++)
         for (long page = 0; page < count; page++)
             for (long piece = pieces * share / threads; piece < pieces * (share + 1) / threads; piece++) {
-                const long head = piece / tiles, column = piece % tiles * TILE, first = at + page * tokens;
+                const long head = piece / tiles, column = piece % tiles * COLUMNS, first = at + page * tokens;
                 const void *next = (const void *)planes[fewer(page + 1, count - 1)];
                 const struct page_weighing now = {
                     .values = numbers_at((const void *)planes[page], head * tokens * dim, brief),
@@ -304,13 +304,13 @@ void EXPORT(weigh)(long count, const uint64_t *planes, const void *weights, floa
                     .weights = numbers_at(weights, head * rows * end + first, brief),
                     .out = out + head * rows * dim,
                     .rows = rows, .tokens = fewer(tokens, end - first), .dim = dim, .stride = end,
-                    .first = column, .last = fewer(column + TILE, dim), .brief = brief,
+                    .first = column, .last = fewer(column + COLUMNS, dim), .brief = brief,
                 };
                 weigh_page(&now);
             }
 }
 
 #undef MOST_DIM
-#undef TILE
-#undef GROUPS
-#undef PAIRS
+#undef COLUMNS
+#undef TOKEN_GROUPS
+#undef KEY_PAIRS

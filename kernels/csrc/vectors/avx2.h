@@ -8,6 +8,17 @@
 #define part_ceil(A) ((float_part)_mm256_ceil_ps((__m256)(A)))
 #define part_to_words(A) ((word_part)_mm256_cvtps_epi32((__m256)(A)))
 
+#define part_dot_halves(A, B) ((word_part)_mm256_madd_epi16((__m256i)(A), (__m256i)(B)))
+
+INLINE float part_most(float_part a)
+{
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE int part_any(word_part a) { return !_mm256_testz_si256((__m256i)a, (__m256i)a); }
+
 #define HAS_MASKS
 
 INLINE __m256i part_mask(long count)

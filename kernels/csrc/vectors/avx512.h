@@ -21,6 +21,22 @@ INLINE void w_store_some(void *to, words a, long count)
     _mm512_mask_storeu_epi32(to, _bzhi_u32(0xffff, (unsigned)count), (__m512i)a.p[0]);
 }
 
+INLINE float part_most(float_part a) { return _mm512_reduce_max_ps((__m512)a); }
+INLINE int part_any(word_part a) { return _mm512_test_epi32_mask((__m512i)a, (__m512i)a) != 0; }
+
+#define HAS_POWERS
+
+/* a * 2^b for whole b, 0 where that is too small. */
+INLINE floats f_times_power(floats a, floats b) { return (floats){{(float_part)_mm512_scalef_ps((__m512)a.p[0], (__m512)b.p[0])}}; }
+
+#define HAS_BYTE_PRODUCTS
+
+/* Adds the products of four bytes of a, without a sign, with four of b, with one. */
+INLINE words w_dot_bytes(words sum, words a, words b)
+{
+    return (words){{(word_part)_mm512_dpbusd_epi32((__m512i)sum.p[0], (__m512i)a.p[0], (__m512i)b.p[0])}};
+}
+
 /* The first `count` of 32 halves; the others are zero and not touched. */
 INLINE words w_load_some_pairs(const void *from, long count)
 {

@@ -23,7 +23,18 @@ INLINE float_part part_choose(word_part mask, float_part a, float_part b)
 
 INLINE float_part part_min(float_part a, float_part b) { return part_choose(a < b, a, b); }
 INLINE float_part part_max(float_part a, float_part b) { return part_choose(a > b, a, b); }
+#define part_dot_halves(A, B) (((A) << 16 >> 16) * ((B) << 16 >> 16) + ((A) >> 16) * ((B) >> 16))
 INLINE word_part part_to_words(float_part a) { return __builtin_convertvector(part_round(a), word_part); }
+
+INLINE float part_most(float_part a)
+{
+    float most = a[0];
+    for (int i = 1; i < WITHIN_PART; i++)
+        most = a[i] > most ? a[i] : most;
+    return most;
+}
+
+INLINE int part_any(word_part a) { return (a[0] | a[1] | a[2] | a[3]) != 0; }
 
 #define PLAIN_LOAD(NAME, TYPE)                                                                                         \
     INLINE words NAME(const void *from)                                                                                \

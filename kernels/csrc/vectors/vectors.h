@@ -161,6 +161,23 @@ COMPARISON(f_greater, >)
 COMPARISON(f_at_least, >=)
 COMPARISON(f_differs, !=) /* also NaN from itself */
 
+INLINE words w_less(words a, words b)
+{
+#define W_LESS_PART(I) a.p[I] = a.p[I] < b.p[I];
+    EACH_PART(W_LESS_PART)
+    return a;
+}
+
+#ifndef HAS_BYTE_PRODUCTS
+/* Adds the products of two halves of a with two of b, all with a sign. */
+INLINE words w_dot_halves(words sum, words a, words b)
+{
+#define DOT_HALVES_PART(I) sum.p[I] += part_dot_halves(a.p[I], b.p[I]);
+    EACH_PART(DOT_HALVES_PART)
+    return sum;
+}
+#endif
+
 /* a where the mask is set, else b. */
 INLINE words w_choose(words mask, words a, words b)
 {
@@ -307,15 +324,29 @@ INLINE float f_sum(floats a)
 #endif
 }
 
+/* A mask of the first `count` lanes. */
+INLINE words w_first(long count)
+{
+    static const int32_t places[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    words all;
+    memcpy(&all, places, sizeof all);
+    return w_less(all, w_all((int32_t)count));
+}
+
+/* Whether a lane is not zero. */
+INLINE int w_any(words a)
+{
+#define OR_PART(I) | a.p[I]
+    return part_any(0 EACH_PART(OR_PART));
+}
+
 /* The greatest of all lanes; anything if one is NaN. */
 INLINE float f_most(floats a)
 {
-    float lanes[LANES];
-    f_store(lanes, a);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++)
-            lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    return lanes[0];
+#define MOST_PART(I) most = part_max(most, a.p[I]);
+    float_part most = a.p[0];
+    EACH_PART(MOST_PART)
+    return part_most(most);
 }
 
 INLINE float_part part_all(float number) { return number - (float_part){0}; }
