@@ -15,6 +15,8 @@
 #include "products/bfloat16.h"
 #include "formats/int8.h"
 #include "formats/int4.h"
+#include "formats/nested.h"
+#include "formats/blocks.h"
 #include "kv/attention.h"
 #include "kv/page_masses.h"
 #include "kv/quantised.h"

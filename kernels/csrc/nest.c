@@ -6,7 +6,8 @@
 #include <stdint.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#include "nested.h"
+#include "lanes.h"
+#include "formats/nested_tiles.h"
 
 #define UNIT 16
 #define LEFT 8

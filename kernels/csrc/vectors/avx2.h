@@ -104,6 +104,29 @@ INLINE floats f_lookup(words a, floats table)
     return made;
 }
 
+/* Sixteen halves of eight bytes, the lower half of each first. Bits above the lowest four have no meaning. */
+INLINE words w_load_byte_halves(const void *from)
+{
+    int32_t eight[2];
+    memcpy(eight, from, sizeof eight);
+    const __m256i first = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(eight[0]));
+    const __m256i second = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(eight[1]));
+    return (words){{(word_part)_mm256_or_si256(first, _mm256_slli_epi64(first, 28)),
+                    (word_part)_mm256_or_si256(second, _mm256_slli_epi64(second, 28))}};
+}
+
+/* Sixteen numbers of float8_e4m3fn, divided by 256: with the bits of float16, which has an exponent bit more. */
+INLINE floats f_load_float8(const void *from)
+{
+    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(from));
+    const __m256i size = _mm256_and_si256(bytes, _mm256_set1_epi16(0x7f));
+    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(bytes, _mm256_set1_epi16(0x80)), 8);
+    const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(size, _mm256_set1_epi16(0x7f)), _mm256_set1_epi16(0x7c00));
+    const __m256i half = _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(size, 7), sign), nan);
+    return (floats){{(float_part)_mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+                     (float_part)_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))}};
+}
+
 /* Of each half of a lane: the product of a, not negative, and b, in units of 1 << 15, to the nearest, ties up. */
 INLINE words w_scale_halves(words a, words b)
 {

@@ -139,6 +139,26 @@ INLINE void w_transpose(const words row[LANES], words column[LANES])
     }
 }
 
+/* Sixteen halves of eight bytes, the lower half of each first. Bits above the lowest four have no meaning. */
+INLINE words w_load_byte_halves(const void *from)
+{
+    const __m512i apart = _mm512_cvtepu8_epi64(_mm_loadl_epi64(from));
+    return (words){{(word_part)_mm512_or_si512(apart, _mm512_slli_epi64(apart, 28))}};
+}
+
+/* Sixteen numbers of float8_e4m3fn, divided by 256: with the bits of float16, which has an exponent bit more. */
+INLINE floats f_load_float8(const void *from)
+{
+    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(from));
+    const __m256i size = _mm256_and_si256(bytes, _mm256_set1_epi16(0x7f));
+    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(bytes, _mm256_set1_epi16(0x80)), 8);
+    const __mmask16 nan = _mm256_cmpeq_epi16_mask(size, _mm256_set1_epi16(0x7f));
+    const __m512 numbers = _mm512_cvtph_ps(_mm256_or_si256(_mm256_slli_epi16(size, 7), sign));
+    return (floats){{(float_part)_mm512_mask_mov_ps(numbers, nan, _mm512_set1_ps(__builtin_nanf("")))}};
+}
+
+#define LOOKS_UP_FASTEST /* f_lookup is one instruction */
+
 /* ---- pairs of bfloat16 numbers ---- */
 
 #define HAS_PAIRS

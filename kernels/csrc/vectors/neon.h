@@ -92,6 +92,26 @@ INLINE floats f_lookup(words a, floats table)
     return made;
 }
 
+/* Sixteen halves of eight bytes, the lower half of each first. Bits above the lowest four have no meaning. */
+INLINE words w_load_byte_halves(const void *from)
+{
+    const uint8x8_t bytes = vld1_u8(from);
+    const uint8x16_t both = vcombine_u8(vzip1_u8(bytes, vshr_n_u8(bytes, 4)), vzip2_u8(bytes, vshr_n_u8(bytes, 4)));
+    return w_of_halves(vmovl_u8(vget_low_u8(both)), vmovl_u8(vget_high_u8(both)));
+}
+
+/* Sixteen numbers of float8_e4m3fn, divided by 256: with the bits of float16, which has an exponent bit more. */
+INLINE floats f_load_float8(const void *from)
+{
+    const uint8x16_t bytes = vld1q_u8(from);
+    uint16x8_t halves[2] = {vmovl_u8(vget_low_u8(bytes)), vmovl_u8(vget_high_u8(bytes))};
+    for (int i = 0; i < 2; i++) {
+        const uint16x8_t size = halves[i] & 0x7f, nan = (uint16x8_t)(size == 0x7f) & 0x7c00;
+        halves[i] = size << 7 | (halves[i] & 0x80) << 8 | nan;
+    }
+    return f_load_half(halves);
+}
+
 /* Of each half of a lane: the product of a, not negative, and b, in units of 1 << 15, to the nearest, ties up. */
 INLINE words w_scale_halves(words a, words b)
 {

@@ -125,6 +125,29 @@ INLINE floats f_lookup(words a, floats table)
     return made;
 }
 
+/* Sixteen halves of eight bytes, the lower half of each first. Bits above the lowest four have no meaning. */
+INLINE words w_load_byte_halves(const void *from)
+{
+    uint8_t bytes[LANES / 2], halves[LANES];
+    memcpy(bytes, from, sizeof bytes);
+    for (int i = 0; i < LANES; i++)
+        halves[i] = (uint8_t)(bytes[i / 2] >> 4 * (i % 2));
+    return w_load_bytes(halves);
+}
+
+/* Sixteen numbers of float8_e4m3fn, divided by 256: with the bits of float16, which has an exponent bit more. */
+INLINE floats f_load_float8(const void *from)
+{
+    uint8_t bytes[LANES];
+    uint16_t halves[LANES];
+    memcpy(bytes, from, sizeof bytes);
+    for (int i = 0; i < LANES; i++) {
+        const int size = bytes[i] & 0x7f;
+        halves[i] = (uint16_t)(size << 7 | (bytes[i] & 0x80) << 8 | (size == 0x7f ? 0x7c00 : 0));
+    }
+    return f_load_half(halves);
+}
+
 /* Of each half of a lane: the product of a, not negative, and b, in units of 1 << 15, to the nearest, ties up. */
 INLINE words w_scale_halves(words a, words b)
 {
