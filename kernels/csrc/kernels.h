@@ -6,6 +6,9 @@
 #define EXPORT_AT(NAME, AT) EXPORT_NAMED(NAME, AT)
 #define EXPORT_NAMED(NAME, AT) penstock_##NAME##_##AT
 
+#include <math.h>
+
+#include "bfloat16.h"
 #include "vectors/vectors.h"
 
 #include "products/weighted_sum.h"
@@ -15,3 +18,7 @@
 #include "formats/nested.h"
 #include "formats/blocks.h"
 #include "formats/lossless.h"
+#include "kv/attention.h"
+#include "kv/page_masses.h"
+#include "kv/quantised.h"
+#include "kv/bounds.h"

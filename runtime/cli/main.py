@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ...tiering.errors import PenstockError
+from ..config import instructions
 from . import bench, cache, config, doctor, generate, inspect, pack, plan, profile, verify
 from . import eval as evaluation
 from .console import BROKEN_PIPE, INTERRUPTED, drop_output, fail, say
@@ -61,7 +62,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    instructions.check()
 
 
 for _module in (generate, pack, verify, inspect, plan, profile, evaluation, doctor, config, bench):

@@ -16,7 +16,7 @@ def old_processor() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, module in [*sys.modules.items()]:
             if name.startswith("penstock."):
-                for library in {"LIBRARY", "PACKED"} & vars(module).keys():
+                for library in {"KERNELS", "LIBRARY", "PACKED"} & vars(module).keys():
                     patch.setattr(module, library, None)
         patch.setattr(few_rows, "_FOUND", {})  # products that were found with the instructions
         patch.setattr(packed_weight, "_kept", {})

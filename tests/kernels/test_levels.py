@@ -12,12 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from penstock.kernels.native import COMPILED, LEVELS, SETTING
+from penstock.kernels.isa import NONE, SETTING
+from penstock.kernels.native import COMPILED, RUNS
 from tests.support.logits import logits
 from tests.support.tiny_models import save_tiny
 
 EXACT, LOSSY = ("as-is", "lossless"), ("int8", "int4", "nested")
-LOWER = LEVELS[:-1]
+LOWER = (NONE, *RUNS[:-1])
 
 
 @pytest.fixture(scope="module", params=["qwen3_moe"])

@@ -81,9 +81,11 @@ def test_an_extension_that_cannot_be_loaded_is_none_at_all(
 
 def test_every_function_says_what_it_takes_and_refuses() -> None:
     """The comment above each function that gets addresses has a line for whoever calls it."""
-    sources = "".join(path.read_text() for path in sorted((Path(native.__file__).parent / "csrc").glob("*.c")))
+    sources = "".join(path.read_text() for path in sorted((Path(native.__file__).parent / "csrc").rglob("*.[ch]")))
     tables = (native._PRODUCTS, native._PRODUCTS_WITH_STATUS, native._PORTABLE, native._PORTABLE_WITH_RESULT)
     names = [name for table in tables for name, arguments in table.items() if arguments]
+    levels = (native._LEVEL, native._LEVEL_WITH_RESULT)
+    names += [rf"EXPORT\({name}\)" for table in levels for name, arguments in table.items() if arguments]
     assert len(names) > 20
     for name in names:
         comment = re.search(rf"/\*((?:(?!\*/).)*)\*/\n(?:void|int|long) {name}\(", sources, re.DOTALL)

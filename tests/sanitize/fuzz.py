@@ -42,7 +42,7 @@ def build_targets(folder: Path, targets: Sequence[str]) -> dict[str, Path]:
     if shutil.which(clang) is None:
         raise NoSanitizer(f"there is no {clang}, whose libFuzzer this needs: install Clang, or name one in CLANG")
     folder.mkdir(parents=True, exist_ok=True)
-    headers = [*SOURCES.glob("*.h")]
+    headers = [*SOURCES.rglob("*.h")]
 
     def compile_kernel(name: str) -> None:
         source, made = SOURCES / f"{name}.c", folder / f"{name}.o"

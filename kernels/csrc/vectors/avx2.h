@@ -11,6 +11,36 @@
 /* Bits of a where the mask is set, else of b. */
 #define part_choose(MASK, A, B) (((MASK) & (A)) | (~(MASK) & (B)))
 
+#define part_dot_halves(A, B) ((word_part)_mm256_madd_epi16((__m256i)(A), (__m256i)(B)))
+
+INLINE float part_most(float_part a)
+{
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE int part_any(word_part a) { return !_mm256_testz_si256((__m256i)a, (__m256i)a); }
+
+#define HAS_MASKS
+
+INLINE __m256i part_mask(long count)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE words w_load_some(const void *from, long count)
+{
+    return (words){{(word_part)_mm256_maskload_epi32(from, part_mask(count)),
+                    (word_part)_mm256_maskload_epi32((const int *)from + 8, part_mask(count - 8))}};
+}
+
+INLINE void w_store_some(void *to, words a, long count)
+{
+    _mm256_maskstore_epi32(to, part_mask(count), (__m256i)a.p[0]);
+    _mm256_maskstore_epi32((int *)to + 8, part_mask(count - 8), (__m256i)a.p[1]);
+}
+
 /* Sixteen bytes, without a sign. */
 INLINE words w_load_bytes(const void *from)
 {

@@ -12,6 +12,64 @@
 #define part_choose(MASK, A, B)                                                                                        \
     ((word_part)_mm512_ternarylogic_epi32((__m512i)(MASK), (__m512i)(A), (__m512i)(B), 0xca))
 
+#define HAS_MASKS
+#define HAS_MASKS_OF_HALVES
+
+INLINE words w_load_some(const void *from, long count)
+{
+    return (words){{(word_part)_mm512_maskz_loadu_epi32(_bzhi_u32(0xffff, (unsigned)count), from)}};
+}
+
+INLINE void w_store_some(void *to, words a, long count)
+{
+    _mm512_mask_storeu_epi32(to, _bzhi_u32(0xffff, (unsigned)count), (__m512i)a.p[0]);
+}
+
+INLINE float part_most(float_part a) { return _mm512_reduce_max_ps((__m512)a); }
+INLINE int part_any(word_part a) { return _mm512_test_epi32_mask((__m512i)a, (__m512i)a) != 0; }
+
+#define HAS_POWERS
+
+/* a * 2^b for whole b, 0 where that is too small. */
+INLINE floats f_times_power(floats a, floats b) { return (floats){{(float_part)_mm512_scalef_ps((__m512)a.p[0], (__m512)b.p[0])}}; }
+
+#define HAS_BYTE_PRODUCTS
+
+/* Adds the products of four bytes of a, without a sign, with four of b, with one. */
+INLINE words w_dot_bytes(words sum, words a, words b)
+{
+    return (words){{(word_part)_mm512_dpbusd_epi32((__m512i)sum.p[0], (__m512i)a.p[0], (__m512i)b.p[0])}};
+}
+
+/* The first `count` of 32 halves; the others are zero and not touched. */
+INLINE words w_load_some_pairs(const void *from, long count)
+{
+    return (words){{(word_part)_mm512_maskz_loadu_epi16(_bzhi_u32(~0u, (unsigned)count), from)}};
+}
+
+/* Pairs of halves 0 to 3 of each eight, and of halves 4 to 7. */
+INLINE word_part part_low_halves(word_part low, word_part high)
+{
+    return (word_part)_mm512_unpacklo_epi16((__m512i)low, (__m512i)high);
+}
+
+INLINE word_part part_high_halves(word_part low, word_part high)
+{
+    return (word_part)_mm512_unpackhi_epi16((__m512i)low, (__m512i)high);
+}
+
+/* Lane order[i] of the 32 lanes of two registers. */
+INLINE float_part part_two_lookup(float_part low, float_part high, word_part order)
+{
+    return (float_part)_mm512_permutex2var_ps((__m512)low, (__m512i)order, (__m512)high);
+}
+
+/* As w_load_halves, of the first `count`; the others are zero and not touched. */
+INLINE words w_load_some_halves(const void *from, long count)
+{
+    return (words){{(word_part)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(_bzhi_u32(0xffff, (unsigned)count), from))}};
+}
+
 INLINE words w_load_bytes(const void *from) { return (words){{(word_part)_mm512_cvtepu8_epi32(_mm_loadu_si128(from))}}; }
 
 INLINE words w_load_signed_bytes(const void *from)

@@ -7,6 +7,10 @@
 #define part_floor(A) ((float_part)vrndmq_f32((float32x4_t)(A)))
 #define part_ceil(A) ((float_part)vrndpq_f32((float32x4_t)(A)))
 #define part_to_words(A) ((word_part)vcvtnq_s32_f32((float32x4_t)(A)))
+#define part_dot_halves(A, B) (((A) << 16 >> 16) * ((B) << 16 >> 16) + ((A) >> 16) * ((B) >> 16))
+
+INLINE float part_most(float_part a) { return vmaxvq_f32((float32x4_t)a); }
+INLINE int part_any(word_part a) { return vmaxvq_u32((uint32x4_t)a) != 0; }
 
 /* Bits of a where the mask is set, else of b. */
 #define part_choose(MASK, A, B) ((word_part)vbslq_u32((uint32x4_t)(MASK), (uint32x4_t)(A), (uint32x4_t)(B)))

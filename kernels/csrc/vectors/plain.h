@@ -30,6 +30,18 @@ INLINE float_part part_min(float_part a, float_part b) { return (float_part)part
 INLINE float_part part_max(float_part a, float_part b) { return (float_part)part_choose(a > b, (word_part)a, (word_part)b); }
 INLINE word_part part_to_words(float_part a) { return __builtin_convertvector(part_round(a), word_part); }
 
+#define part_dot_halves(A, B) (((A) << 16 >> 16) * ((B) << 16 >> 16) + ((A) >> 16) * ((B) >> 16))
+
+INLINE float part_most(float_part a)
+{
+    float most = a[0];
+    for (int i = 1; i < WITHIN_PART; i++)
+        most = a[i] > most ? a[i] : most;
+    return most;
+}
+
+INLINE int part_any(word_part a) { return (a[0] | a[1] | a[2] | a[3]) != 0; }
+
 /* Bytes of a and b in turn, of the first and of the second half of each sixteen. */
 INLINE byte_part part_zip_low(byte_part a, byte_part b)
 {

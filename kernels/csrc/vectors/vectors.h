@@ -173,6 +173,23 @@ COMPARISON(f_greater, >)
 COMPARISON(f_at_least, >=)
 COMPARISON(f_differs, !=) /* also NaN from itself */
 
+INLINE words w_less(words a, words b)
+{
+#define W_LESS_PART(I) a.p[I] = a.p[I] < b.p[I];
+    EACH_PART(W_LESS_PART)
+    return a;
+}
+
+#ifndef HAS_BYTE_PRODUCTS
+/* Adds the products of two halves of a with two of b, all with a sign. */
+INLINE words w_dot_halves(words sum, words a, words b)
+{
+#define DOT_HALVES_PART(I) sum.p[I] += part_dot_halves(a.p[I], b.p[I]);
+    EACH_PART(DOT_HALVES_PART)
+    return sum;
+}
+#endif
+
 /* a where the mask is set, else b. */
 INLINE words w_choose(words mask, words a, words b)
 {
@@ -215,14 +232,40 @@ INLINE void w_store(void *to, words a)
     EACH_PART(W_STORE_PART)
 }
 
-/* The first `count` numbers, 0 to 16; the others are zero and not touched. */
+#ifndef HAS_MASKS
+/* The first `count` words, 0 to 16; the others are zero and not touched. */
+INLINE words w_load_some(const void *from, long count)
+{
+    int32_t some[LANES] = {0};
+    memcpy(some, from, 4 * (size_t)count);
+    return w_load(some);
+}
+
+INLINE void w_store_some(void *to, words a, long count) { memcpy(to, &a, 4 * (size_t)count); }
+#endif
+
+#ifndef HAS_MASKS_OF_HALVES
+/* As w_load_halves, of the first `count`; the others are zero and not touched. */
+INLINE words w_load_some_halves(const void *from, long count)
+{
+    uint16_t some[LANES] = {0};
+    memcpy(some, from, 2 * (size_t)count);
+    return w_load_halves(some);
+}
+
+/* The first `count` of 32 halves; the others are zero and not touched. */
+INLINE words w_load_some_pairs(const void *from, long count)
+{
+    uint16_t some[2 * LANES] = {0};
+    memcpy(some, from, 2 * (size_t)count);
+    return w_load(some);
+}
+#endif
+
+/* The first `count` numbers, sixteen at most; the others are zero and not touched. */
 INLINE floats f_load_some(const float *from, long count)
 {
-    float some[LANES] = {0};
-    if (count >= LANES)
-        return f_load(from);
-    memcpy(some, from, 4 * (size_t)count);
-    return f_load(some);
+    return count >= LANES ? f_load(from) : w_bits(w_load_some(from, count));
 }
 
 INLINE void f_store_some(float *to, floats a, long count)
@@ -230,13 +273,26 @@ INLINE void f_store_some(float *to, floats a, long count)
     if (count >= LANES)
         f_store(to, a);
     else
-        memcpy(to, &a, 4 * (size_t)count);
+        w_store_some(to, f_bits(a), count);
 }
 
 /* ---- bfloat16 ---- */
 
 /* Sixteen bfloat16 numbers. */
 INLINE floats f_load_brief(const uint16_t *from) { return w_bits(w_shl(w_load_halves(from), 16)); }
+
+INLINE floats f_load_some_brief(const uint16_t *from, long count)
+{
+    return count >= LANES ? f_load_brief(from) : w_bits(w_shl(w_load_some_halves(from, count), 16));
+}
+
+/* The nearest bfloat16 numbers. NaN stays one. */
+INLINE floats f_near_brief(floats a)
+{
+    const words bits = f_bits(a), odd = w_and(w_shr(bits, 16), w_all(1));
+    const words near = w_and(w_add(w_add(bits, odd), w_all(0x7fff)), w_all((int32_t)0xffff0000));
+    return f_choose(f_differs(a, a), a, w_bits(near));
+}
 
 /* The nearest bfloat16, ties to even, in the upper halves; the lower halves are zero. NaN is 0x7fc0. */
 INLINE words f_brief(floats a)
@@ -271,6 +327,31 @@ INLINE float f_sum(floats a)
 #else
     return part_sum((a.p[0] + a.p[2]) + (a.p[1] + a.p[3]));
 #endif
+}
+
+/* A mask of the first `count` lanes. */
+INLINE words w_first(long count)
+{
+    static const int32_t places[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    words all;
+    memcpy(&all, places, sizeof all);
+    return w_less(all, w_all((int32_t)count));
+}
+
+/* Whether a lane is not zero. */
+INLINE int w_any(words a)
+{
+#define OR_PART(I) | a.p[I]
+    return part_any(0 EACH_PART(OR_PART));
+}
+
+/* The greatest of all lanes; anything if one is NaN. */
+INLINE float f_most(floats a)
+{
+#define MOST_PART(I) most = part_max(most, a.p[I]);
+    float_part most = a.p[0];
+    EACH_PART(MOST_PART)
+    return part_most(most);
 }
 
 INLINE float_part part_all(float number) { return number - (float_part){0}; }

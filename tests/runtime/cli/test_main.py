@@ -297,7 +297,7 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
 )
 def test_doctor_says_which_kernels_are_in_use(change, text):
     whole = native.Kernels(
-        "gcc 12.2.0", openmp=True, attention=True, products=True, packed=True, features=(), missing=()
+        "gcc 12.2.0", level="avx512", openmp=True, attention=True, products=True, packed=True, features=(), missing=()
     )
     assert doctor.kernels_in_use(replace(whole, **change)) == text
 
