@@ -142,17 +142,21 @@ INLINE floats f_load_half(const void *from)
 {
     floats made;
     uint16_t halves[LANES];
+    float numbers[LANES];
     memcpy(halves, from, sizeof halves);
     for (int i = 0; i < LANES; i++)
-        made.p[i / WITHIN_PART][i % WITHIN_PART] = half_to_float(halves[i]);
+        numbers[i] = half_to_float(halves[i]);
+    memcpy(&made, numbers, sizeof made);
     return made;
 }
 
 INLINE void f_store_half(void *to, floats a)
 {
     uint16_t halves[LANES];
+    float numbers[LANES];
+    memcpy(numbers, &a, sizeof numbers);
     for (int i = 0; i < LANES; i++)
-        halves[i] = float_to_half(a.p[i / WITHIN_PART][i % WITHIN_PART]);
+        halves[i] = float_to_half(numbers[i]);
     memcpy(to, halves, sizeof halves);
 }
 
@@ -164,10 +168,13 @@ INLINE float part_sum(float_part a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 INLINE floats f_lookup(words a, floats table)
 {
     floats made;
-    float numbers[LANES];
+    int32_t places[LANES];
+    float numbers[LANES], found[LANES];
+    memcpy(places, &a, sizeof places);
     memcpy(numbers, &table, sizeof numbers);
     for (int i = 0; i < LANES; i++)
-        made.p[i / WITHIN_PART][i % WITHIN_PART] = numbers[a.p[i / WITHIN_PART][i % WITHIN_PART] & 15];
+        found[i] = numbers[places[i] & 15];
+    memcpy(&made, found, sizeof made);
     return made;
 }
 

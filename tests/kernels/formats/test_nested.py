@@ -1,6 +1,5 @@
 """Bit-nested weights: all planes are the numbers of int8, fewer are nearly as good as a format of so many bits."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,9 +17,12 @@ from penstock.kernels.formats.nested import NESTED, STACKED, BitNested
 from penstock.kernels.formats.steps import GROUP, LEFT, nest, scale_codes
 from penstock.kernels.native import LIBRARY
 from tests.kernels.formats.test_contract import SHAPES, addresses, decoded, encoded, matrix
+from tests.support.levels import held_to, levels
 
 CHECKPOINT = Path(__file__).parents[3] / "examples" / "tiny-moe" / "model.safetensors"
-native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
+encoding = pytest.mark.skipif(
+    LIBRARY is None, reason="no compiler at installation, or not the processor's instructions"
+)
 both = pytest.mark.parametrize("weights", [NESTED, STACKED], ids=lambda weights: weights.name)
 
 
@@ -146,31 +148,22 @@ def test_bytes_per_weight() -> None:
     assert [8 * length / n / k for length in STACKED.lengths(n, k)] == pytest.approx([2.625, 2, 4], abs=0.04)
 
 
-@pytest.fixture
-def portable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """No compiled half."""
-    with monkeypatch.context() as patch:
-        patch.setattr(nested, "LIBRARY", None)
-        yield patch
-
-
-@native
+@levels
 @both
 @pytest.mark.parametrize("shape", [*SHAPES, (17, 8), (33, 41), (1, 1)], ids=str)
-def test_the_portable_way_decodes_the_same_bits(
-    weights: BitNested, shape: tuple[int, int], portable: pytest.MonkeyPatch
-) -> None:
+def test_every_level_decodes_the_same_bits(weights: BitNested, shape: tuple[int, int], level: str) -> None:
     whole = heavy_tailed(*shape)
     planes = encoded(weights, whole)
     few = [planes[:count] for count in range(1, weights.planes + 1)]
-    slow = [decoded(weights, some, *shape) for some in few]
-    assert weights.find_product(1, *shape) is None
-    portable.undo()
-    for some, wanted in zip(few, slow, strict=True):
-        assert torch.equal(decoded(weights, some, *shape), wanted)
+    with held_to(None):
+        slow = [decoded(weights, some, *shape) for some in few]
+        assert weights.find_product(1, *shape) is None
+    with held_to(level):
+        for some, wanted in zip(few, slow, strict=True):
+            assert torch.equal(decoded(weights, some, *shape), wanted)
 
 
-@native
+@encoding
 @both
 @settings(max_examples=40, deadline=None)
 @given(
@@ -193,19 +186,20 @@ def test_the_portable_way_encodes_the_same_bits(
     assert all(torch.equal(one, other) for one, other in zip(compiled, portable, strict=True))
 
 
-@native
+@levels
 @both
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, nested.MOST_ROWS), st.integers(1, 100), st.integers(1, 300), st.data())
 def test_a_call_takes_matrices_with_different_numbers_of_planes(
-    weights: BitNested, rows: int, n: int, k: int, data: st.DataObject
+    weights: BitNested, level: str, rows: int, n: int, k: int, data: st.DataObject
 ) -> None:
     counts = data.draw(st.lists(st.integers(1, weights.planes), min_size=1, max_size=5))
     planes = [encoded(weights, matrix(n, k, i))[:count] for i, count in enumerate(counts)]
     inputs = [matrix(rows, k, 100 + i) for i in range(len(counts))]
-    product = weights.find_product(rows, n, k)
-    assert product is not None
-    found = product([addresses(some) for some in planes], addresses(inputs))
+    with held_to(level):
+        product = weights.find_product(rows, n, k)
+        assert product is not None
+        found = product([addresses(some) for some in planes], addresses(inputs))
     for out, some, state in zip(found.double(), planes, inputs, strict=True):
         numbers = decoded(weights, some, n, k, torch.float32).double()
         wanted, sizes = state.double() @ numbers.T, state.double().abs() @ numbers.abs().T
