@@ -18,6 +18,9 @@ from .isa import SETTING
 
 _LEVEL: dict[str, list[Any]] = {
     "add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
+    "quantise_int8": [c_void_p] * 4 + [c_long] * 2 + [c_void_p] + [c_int] * 2,
+    "quantise_int4": [c_void_p] * 5 + [c_long] * 3 + [c_void_p] + [c_int] * 3,
+    "nest": [c_void_p] * 5 + [c_long] * 4 + [c_int],
     "scores": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_float] + [c_int] * 2,
     "weigh": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_int] * 2,
     "kv_scores": [c_long, c_void_p]
@@ -46,9 +49,6 @@ _PRODUCTS: dict[str, list[Any]] = {
     "penstock_products_int4": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
     "penstock_products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
     "penstock_decode_nested": [c_void_p] * 2 + [c_long] * 4 + [c_int],
-    "penstock_nest": [c_void_p] * 5 + [c_long] * 4 + [c_int],
-    "penstock_quantise_int8": [c_void_p] * 4 + [c_long] * 2 + [c_void_p] + [c_int] * 2,
-    "penstock_quantise_int4": [c_void_p] * 5 + [c_long] * 3 + [c_void_p] + [c_int] * 3,
     "penstock_decode_int8": [c_void_p] * 2 + [c_long] * 4 + [c_int],
     "penstock_decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],
     "penstock_block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
@@ -152,11 +152,7 @@ KERNELS = find_level(RUNS[-1]) if RUNS else None
 """The kernels of the highest of these levels. None if nothing was compiled, or SETTING switches it off."""
 
 LIBRARY = _library()
-"""The library with block_formats.c, lossless.c, nest.c, nested.c, bfloat16_products.c, quantise_int4.c
-and quantise_int8.c.
-
-None where they cannot run.
-"""
+"""The library with block_formats.c, lossless.c, nested.c and bfloat16_products.c. None where they cannot run."""
 
 PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
 """The library with int8_int4.c, which needs more features of the processor. None where it cannot run."""

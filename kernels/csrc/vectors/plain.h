@@ -1,24 +1,44 @@
 /* Operations of vectors.h in plain C, for a processor without a level of its own, and to compare with. */
 
-#include <math.h>
-
-#define PLAIN_1(NAME, EXPRESSION)                                                                                      \
-    INLINE float_part NAME(float_part a)                                                                               \
-    {                                                                                                                  \
-        for (int i = 0; i < WITHIN_PART; i++)                                                                          \
-            a[i] = EXPRESSION(a[i]);                                                                                   \
-        return a;                                                                                                      \
-    }
-
-PLAIN_1(part_floor, floorf)
-PLAIN_1(part_ceil, ceilf)
-PLAIN_1(part_round, rintf)
-
-#define part_fma(A, B, C) ((A) * (B) + (C)) /* rounded twice: fused in software it would take a hundred times as long */
-
 INLINE float_part part_choose(word_part mask, float_part a, float_part b)
 {
     return (float_part)((mask & (word_part)a) | (~mask & (word_part)b));
+}
+
+/* Of numbers below 2^23 a sum with that rounds away what is behind the point. The others are whole. */
+INLINE float_part part_round(float_part a)
+{
+    const word_part sign = (word_part)a & (int32_t)0x80000000, large = sign | 0x4b000000;
+    const float_part size = (float_part)((word_part)a & 0x7fffffff), whole = (a + (float_part)large) - (float_part)large;
+    return part_choose(size < 8388608.0f, (float_part)((word_part)whole | sign), a);
+}
+
+INLINE float_part part_floor(float_part a)
+{
+    const float_part near = part_round(a), one = (float_part)((near > a) & 0x3f800000);
+    return near - one;
+}
+
+INLINE float_part part_ceil(float_part a)
+{
+    const float_part near = part_round(a), one = (float_part)((near < a) & 0x3f800000);
+    return (float_part)((word_part)(near + one) | ((word_part)a & (int32_t)0x80000000));
+}
+
+#define part_fma(A, B, C) ((A) * (B) + (C)) /* rounded twice: fused in software it would take a hundred times as long */
+
+/* a * b + c, rounded once: the sum is rounded to odd, so that rounding it to float32 is the only one that counts. */
+INLINE float rounded_once(float a, float b, float c)
+{
+    const double product = (double)a * b, sum = product + c, other = sum - product;
+    const double left = (product - (sum - other)) + (c - other);
+    int64_t bits;
+    double odd;
+    memcpy(&bits, &sum, sizeof bits);
+    const int64_t away = (left > 0) == (sum > 0) ? 1 : -1, inexact = (left > 0) | (left < 0);
+    bits += bits & 1 ? 0 : inexact * away;
+    memcpy(&odd, &bits, sizeof odd);
+    return (float)odd;
 }
 
 INLINE float_part part_min(float_part a, float_part b) { return part_choose(a < b, a, b); }
