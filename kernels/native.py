@@ -18,6 +18,9 @@ from .isa import SETTING
 
 _LEVEL: dict[str, list[Any]] = {
     "add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
+    "quantise_int8": [c_void_p] * 4 + [c_long] * 2 + [c_void_p] + [c_int] * 2,
+    "quantise_int4": [c_void_p] * 5 + [c_long] * 3 + [c_void_p] + [c_int] * 3,
+    "nest": [c_void_p] * 5 + [c_long] * 4 + [c_int],
     "scores": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_float] + [c_int] * 2,
     "weigh": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_int] * 2,
     "kv_scores": [c_long, c_void_p]
@@ -53,12 +56,6 @@ _LEVEL_WITH_RESULT: dict[str, list[Any]] = {
     "lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p, c_int],
 }
 """Signatures of the functions that are compiled for each level and return a number."""
-_PRODUCTS: dict[str, list[Any]] = {
-    "penstock_nest": [c_void_p] * 5 + [c_long] * 4 + [c_int],
-    "penstock_quantise_int8": [c_void_p] * 4 + [c_long] * 2 + [c_void_p] + [c_int] * 2,
-    "penstock_quantise_int4": [c_void_p] * 5 + [c_long] * 3 + [c_void_p] + [c_int] * 3,
-}
-"""Signatures of products and encoders for this processor that return nothing."""
 _PORTABLE: dict[str, list[Any]] = {
     "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
     "penstock_shares": [c_void_p] + [c_long] * 2 + [c_void_p] * 2 + [c_int],
@@ -102,14 +99,6 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
-def _library() -> ctypes.CDLL | None:
-    """Return the library with its products declared, or None where the processor cannot run them."""
-    if COMPILED is None or "avx512" not in RUNS:
-        return None
-    _declare(COMPILED, _PRODUCTS, None)
-    return COMPILED
-
-
 def _declare(library: ctypes.CDLL, signatures: Mapping[str, list[Any]], returns: Any) -> None:
     """Set the argument types and the result type of each function of ``library``."""
     for name, types in signatures.items():
@@ -147,35 +136,19 @@ RUNS = tuple(level for level in _ALLOWED if COMPILED is not None and COMPILED.pe
 KERNELS = find_level(RUNS[-1]) if RUNS else None
 """The kernels of the highest of these levels. None if nothing was compiled, or SETTING switches it off."""
 
-LIBRARY = _library()
-"""The library with nest.c, quantise_int4.c and quantise_int8.c.
-
-None where they cannot run.
-"""
-
-PRODUCTS_NEED = ("avx512bf16", "avx512bw", "avx512vl")
-"""Features of a processor that bfloat16_products.c and int8_int4.c need. Without them products come from torch."""
-PACKED_NEED = (*PRODUCTS_NEED, "avx512vbmi")
-"""Features of a processor that int8_int4.c needs."""
-
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The compiled kernels that are in use here.
 
     ``compiler`` is its version, empty if there are no kernels. ``level`` is the one of isa.LEVELS that they have, or
-    "none". ``attention`` stands for all that any processor can run:
-    attention, pages of KV, lossless decoding. ``products`` stands for products of a few rows with weights, ``packed``
-    for products with packed weights. ``features`` are the features of this processor that the kernels know. ``missing``
+    "none". ``features`` are the features of this processor that the kernels know. ``missing``
     says why some kernels are not in use, or run on one thread: one sentence each, empty if all are in use.
     """
 
     compiler: str
     level: str
     openmp: bool
-    attention: bool
-    products: bool
-    packed: bool
     features: tuple[str, ...]
     missing: tuple[str, ...]
 
@@ -188,8 +161,6 @@ def describe() -> Kernels:
     reasons = explain(
         _WHY_NOT,
         openmp=openmp,
-        features=features,
-        machine=platform.machine(),
         held=os.environ.get(SETTING, ""),
         not_held=isa.find_not_held(os.environ, platform.machine()),
     )
@@ -197,9 +168,6 @@ def describe() -> Kernels:
         compiler=COMPILED.penstock_compiler().decode() if COMPILED is not None else "",
         level=KERNELS.level if KERNELS is not None else isa.NONE,
         openmp=openmp,
-        attention=COMPILED is not None,
-        products=LIBRARY is not None,
-        packed=LIBRARY is not None,
         features=tuple(name for name, there in features.items() if there),
         missing=tuple(reasons),
     )
@@ -209,28 +177,17 @@ def explain(
     why_not: str,
     *,
     openmp: bool,
-    features: Mapping[str, bool],
-    machine: str,
     held: str = "",
     not_held: Collection[str] = (),
 ) -> list[str]:
     """Explain why kernels are not in use: a list of reasons. Pure.
 
-    ``why_not`` is the reason if there are no kernels at all. Otherwise the reasons follow from OpenMP and from the
-    ``features`` of the processor. None are known where it is not x86-64. ``held`` is the level that SETTING sets, and
-    ``not_held`` are the variables that would hold torch to it too, and are not set.
+    ``why_not`` is the reason if there are no kernels at all. Otherwise the reasons follow from OpenMP. ``held`` is the
+    level that SETTING sets, and ``not_held`` are the variables that would hold torch to it too, and are not set.
     """
     if why_not:
         return [why_not]
     reasons = []
-    if not features:
-        reasons.append(f"products of weights come from torch: their kernels are for x86-64, this is {machine}")
-    elif held and held != "avx512":
-        reasons.append(f"products of weights come from torch: {SETTING} is {held}")
-    elif lacking := _lacking(PRODUCTS_NEED, features):
-        reasons.append(f"products of weights come from torch: this processor lacks {lacking}")
-    elif lacking := _lacking(PACKED_NEED, features):
-        reasons.append(f"weights are not packed for products: this processor lacks {lacking}")
     if not_held:
         reasons.append(
             f"torch was imported before Penstock, so {SETTING}={held} does not hold it: import penstock first, or "
@@ -239,11 +196,6 @@ def explain(
     if not openmp:
         reasons.append("the kernels run on one thread: they were compiled without OpenMP")
     return reasons
-
-
-def _lacking(needed: Collection[str], features: Mapping[str, bool]) -> str:
-    """Join the names of the ``needed`` features that are absent."""
-    return ", ".join(name for name in needed if not features.get(name))
 
 
 def _features(library: ctypes.CDLL) -> dict[str, bool]:

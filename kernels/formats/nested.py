@@ -15,7 +15,7 @@ those of ``int8``. The matrix is stored in tiles of 16 rows. Each plane is a run
     codes                       registers of 64 bytes, of 8 columns (4 bits) or 16 (2 bits): a word of 32 bits per row,
                                 even columns in its lower half and odd ones in its upper, from the lowest bits on
 
-Rests are stored with 8 added. kernels/csrc/formats/nested.h multiplies by such matrices, nest.c makes them.
+Rests are stored with 8 added. kernels/csrc/formats/nested.h multiplies by such matrices, nest.h makes them.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional
 
 from ..calls import make_product
-from ..native import KERNELS, LIBRARY
+from ..native import KERNELS
 from .base import PlaneAllocator, Product, Window, allocate_on_heap
 from .planes import check_decode
 from .quantise import quantise_rows, split_tiles
@@ -65,10 +65,10 @@ class BitNested:
         importance: torch.Tensor | None = None,
         room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
-        """Encode by nest.c, or by torch with the same bits. See Format."""
+        """Encode by nest.h, or by torch with the same bits. See Format."""
         shape = _Shape(n, k, self._split)
         planes = tuple(room(length) for length in self.lengths(n, k))
-        if LIBRARY is not None:
+        if KERNELS is not None:
             self._nest(slabs, shape, importance, planes)
             return planes
         for first, rows in split_tiles(slabs):
@@ -96,16 +96,16 @@ class BitNested:
         importance: torch.Tensor | None,
         planes: Sequence[torch.Tensor],
     ) -> None:
-        """Fill ``planes`` with nest.c."""
-        assert LIBRARY is not None
+        """Fill ``planes`` with nest.h."""
+        assert KERNELS is not None
         addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
         counts = pad_column_weights(shape.k, importance)
         for first, rows in split_tiles(slabs):
-            for plane in planes:  # nest.c does not write the padding
+            for plane in planes:  # nest.h does not write the padding
                 plane.view(shape.tiles, -1)[_tiles_of(first, rows)] = 0
             weights = rows.float().contiguous()
             integers, scales = quantise_rows(weights, importance)
-            LIBRARY.penstock_nest(
+            KERNELS.nest(
                 *(part.data_ptr() for part in (weights, integers, scales, counts)),
                 addresses,
                 len(weights),

@@ -148,10 +148,10 @@ INLINE void take_ready(struct coded_tile *tile, struct code_level *level, unsign
 /* Whether a level should prepare more, before 64 are taken. */
 INLINE int runs_short(const struct code_level *level) { return level->have - level->at < CODED_GROUP && level->left; }
 
-INLINE void store_group(uint8_t *to, const byte_part exponents[PARTS])
+INLINE void store_exponents(uint8_t *to, const byte_part exponents[PARTS])
 {
-#define STORE_GROUP_PART(I) part_store_bytes(to + I * WIDTH, exponents[I]);
-    EACH_PART(STORE_GROUP_PART)
+#define STORE_EXPONENTS_PART(I) part_store_bytes(to + I * WIDTH, exponents[I]);
+    EACH_PART(STORE_EXPONENTS_PART)
 }
 
 /* The next codes of a level, at most 64. Nothing is requested past the end. Makes room for their exponents, and returns
@@ -162,7 +162,7 @@ INLINE uint8_t *next_codes(struct code_level *level, byte_part codes[PARTS])
     byte_part kept[PARTS];
 #define KEEP_PART(I) kept[I] = part_load_bytes(level->ready + level->at + I * WIDTH); /* fewer bytes are valid */
     EACH_PART(KEEP_PART)
-    store_group(level->ready, kept);
+    store_exponents(level->ready, kept);
     codes_in_turn(level->codes, codes);
     if (more < CODED_GROUP)
         memset((uint8_t *)codes + more, 1, CODED_GROUP - more);
@@ -180,7 +180,7 @@ static APART void prepare_last(struct coded_tile *tile)
     uint8_t *to = next_codes(level, codes);
     const unsigned used = spread(codes, level->table, tile->bytes, exponents);
     const uint64_t taken = used < tile->left ? used : tile->left;
-    store_group(to, exponents);
+    store_exponents(to, exponents);
     tile->damaged |= used > tile->left;
     tile->bytes += taken;
     tile->left -= taken;
@@ -194,7 +194,7 @@ static APART void prepare_middle(struct coded_tile *tile)
         prepare_last(tile);
     uint8_t *to = next_codes(level, codes);
     take_ready(tile, below, spread(codes, level->table, below->ready + below->at, exponents));
-    store_group(to, exponents);
+    store_exponents(to, exponents);
 }
 
 /* The exponents of the next group. */

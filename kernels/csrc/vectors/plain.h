@@ -1,7 +1,5 @@
 /* Operations of vectors.h in plain C, for a processor without a level of its own, and to compare with. */
 
-#include <math.h>
-
 /* The numbers of a, then those of b, at places that follow. */
 #ifdef __clang__
 #define SHUFFLED(TYPE, A, B, ...) __builtin_shufflevector(A, B, __VA_ARGS__)
@@ -9,25 +7,52 @@
 #define SHUFFLED(TYPE, A, B, ...) __builtin_shuffle(A, B, (TYPE){__VA_ARGS__})
 #endif
 
-#define PLAIN_1(NAME, EXPRESSION)                                                                                      \
-    INLINE float_part NAME(float_part a)                                                                               \
-    {                                                                                                                  \
-        for (int i = 0; i < WITHIN_PART; i++)                                                                          \
-            a[i] = EXPRESSION(a[i]);                                                                                   \
-        return a;                                                                                                      \
-    }
-
-PLAIN_1(part_floor, floorf)
-PLAIN_1(part_ceil, ceilf)
-PLAIN_1(part_round, rintf)
-
-#define part_fma(A, B, C) ((A) * (B) + (C)) /* rounded twice: fused in software it would take a hundred times as long */
-
 /* Bits of a where the mask is set, else of b. */
 #define part_choose(MASK, A, B) (((MASK) & (A)) | (~(MASK) & (B)))
 
-INLINE float_part part_min(float_part a, float_part b) { return (float_part)part_choose(a < b, (word_part)a, (word_part)b); }
-INLINE float_part part_max(float_part a, float_part b) { return (float_part)part_choose(a > b, (word_part)a, (word_part)b); }
+INLINE float_part plain_choose(word_part mask, float_part a, float_part b)
+{
+    return (float_part)part_choose(mask, (word_part)a, (word_part)b);
+}
+
+/* Of numbers below 2^23 a sum with that rounds away what is behind the point. The others are whole. */
+INLINE float_part part_round(float_part a)
+{
+    const word_part sign = (word_part)a & (int32_t)0x80000000, large = sign | 0x4b000000;
+    const float_part size = (float_part)((word_part)a & 0x7fffffff), whole = (a + (float_part)large) - (float_part)large;
+    return plain_choose(size < 8388608.0f, (float_part)((word_part)whole | sign), a);
+}
+
+INLINE float_part part_floor(float_part a)
+{
+    const float_part near = part_round(a), one = (float_part)((near > a) & 0x3f800000);
+    return near - one;
+}
+
+INLINE float_part part_ceil(float_part a)
+{
+    const float_part near = part_round(a), one = (float_part)((near < a) & 0x3f800000);
+    return (float_part)((word_part)(near + one) | ((word_part)a & (int32_t)0x80000000));
+}
+
+#define part_fma(A, B, C) ((A) * (B) + (C)) /* rounded twice: fused in software it would take a hundred times as long */
+
+/* a * b + c, rounded once: the sum is rounded to odd, so that rounding it to float32 is the only one that counts. */
+INLINE float rounded_once(float a, float b, float c)
+{
+    const double product = (double)a * b, sum = product + c, other = sum - product;
+    const double left = (product - (sum - other)) + (c - other);
+    int64_t bits;
+    double odd;
+    memcpy(&bits, &sum, sizeof bits);
+    const int64_t away = (left > 0) == (sum > 0) ? 1 : -1, inexact = (left > 0) | (left < 0);
+    bits += bits & 1 ? 0 : inexact * away;
+    memcpy(&odd, &bits, sizeof odd);
+    return (float)odd;
+}
+
+INLINE float_part part_min(float_part a, float_part b) { return plain_choose(a < b, a, b); }
+INLINE float_part part_max(float_part a, float_part b) { return plain_choose(a > b, a, b); }
 INLINE word_part part_to_words(float_part a) { return __builtin_convertvector(part_round(a), word_part); }
 
 #define part_dot_halves(A, B) (((A) << 16 >> 16) * ((B) << 16 >> 16) + ((A) >> 16) * ((B) >> 16))
@@ -135,7 +160,7 @@ INLINE uint16_t float_to_half(float number)
         return (uint16_t)(sign | (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13);
     float small;
     memcpy(&small, &size, sizeof small);
-    return (uint16_t)(sign | (uint32_t)rintf(small * 0x1p24f));
+    return (uint16_t)(sign | (uint32_t)((small * 0x1p24f + 0x1p23f) - 0x1p23f)); /* the nearest whole number */
 }
 
 INLINE floats f_load_half(const void *from)

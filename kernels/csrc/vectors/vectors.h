@@ -94,6 +94,23 @@ INLINE floats f_fma(floats a, floats b, floats c)
     return a;
 }
 
+/* a * b + c, rounded once at every level, so that all give the same bits. */
+INLINE floats f_fma_once(floats a, floats b, floats c)
+{
+#ifdef FUSES_IN_PARTS
+    return f_fma(a, b, c);
+#else
+    float x[LANES], y[LANES], z[LANES];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    memcpy(z, &c, sizeof z);
+    for (int i = 0; i < LANES; i++)
+        z[i] = rounded_once(x[i], y[i], z[i]);
+    memcpy(&c, z, sizeof z);
+    return c;
+#endif
+}
+
 INLINE words w_shl(words a, int by)
 {
 #define SHL_PART(I) a.p[I] = a.p[I] << by;
@@ -232,6 +249,37 @@ INLINE void w_store(void *to, words a)
     EACH_PART(W_STORE_PART)
 }
 
+/* Sixteen bytes: the lowest of each lane. */
+INLINE void w_store_bytes(void *to, words a)
+{
+    typedef uint8_t byte_part __attribute__((vector_size(WITHIN_PART), aligned(1), may_alias));
+#define STORE_BYTES_PART(I) ((byte_part *)to)[I] = __builtin_convertvector(a.p[I], byte_part);
+    EACH_PART(STORE_BYTES_PART)
+}
+
+/* The first `count` of these bytes. */
+INLINE void w_store_some_bytes(void *to, words a, long count)
+{
+    uint8_t bytes[LANES];
+    if (count >= LANES) {
+        w_store_bytes(to, a);
+        return;
+    }
+    w_store_bytes(bytes, a);
+    memcpy(to, bytes, (size_t)count);
+}
+
+/* The first `count` bytes, with a sign; the others are zero and not touched. */
+INLINE words w_load_some_signed_bytes(const void *from, long count)
+{
+    int8_t some[LANES] = {0};
+    if (count >= LANES)
+        return w_load_signed_bytes(from);
+    if (count > 0)
+        memcpy(some, from, (size_t)count);
+    return w_load_signed_bytes(some);
+}
+
 #ifndef HAS_MASKS
 /* The first `count` words, 0 to 16; the others are zero and not touched. */
 INLINE words w_load_some(const void *from, long count)
@@ -300,6 +348,13 @@ INLINE words f_brief(floats a)
     const words bits = f_bits(a), odd = w_and(w_shr(bits, 16), w_all(1));
     const words near = w_and(w_add(w_add(bits, odd), w_all(0x7fff)), w_all((int32_t)0xffff0000));
     return w_choose(f_differs(a, a), w_all(0x7fc00000), near);
+}
+
+/* The nearest bfloat16 numbers; subnormal ones become zero, as with AVX-512's own conversion. */
+INLINE floats f_flushed_brief(floats a)
+{
+    const words tiny = f_less(f_abs(a), f_all(1.17549435e-38f));
+    return w_bits(w_choose(tiny, w_and(f_bits(a), w_all((int32_t)0x80000000)), f_brief(a)));
 }
 
 /* Stores the nearest bfloat16 of the first `count` numbers. */

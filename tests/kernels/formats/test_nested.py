@@ -15,14 +15,11 @@ from penstock.kernels.formats.int4 import Int4
 from penstock.kernels.formats.int8 import Int8
 from penstock.kernels.formats.nested import NESTED, STACKED, BitNested
 from penstock.kernels.formats.steps import GROUP, LEFT, nest, scale_codes
-from penstock.kernels.native import LIBRARY
+from penstock.kernels.native import RUNS, find_level
 from tests.kernels.formats.test_contract import SHAPES, addresses, decoded, encoded, matrix
 from tests.support.levels import held_to, levels
 
 CHECKPOINT = Path(__file__).parents[3] / "examples" / "tiny-moe" / "model.safetensors"
-encoding = pytest.mark.skipif(
-    LIBRARY is None, reason="no compiler at installation, or not the processor's instructions"
-)
 both = pytest.mark.parametrize("weights", [NESTED, STACKED], ids=lambda weights: weights.name)
 
 
@@ -163,9 +160,9 @@ def test_every_level_decodes_the_same_bits(weights: BitNested, shape: tuple[int,
             assert torch.equal(decoded(weights, some, *shape), wanted)
 
 
-@encoding
+@pytest.mark.parametrize("level", RUNS)
 @both
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.tuples(st.integers(1, 100), st.integers(1, 300)),
     st.sampled_from([1e-39, 1e-30, 0.02, 1e30]),
@@ -173,15 +170,17 @@ def test_every_level_decodes_the_same_bits(weights: BitNested, shape: tuple[int,
     st.sampled_from([torch.bfloat16, torch.float32]),
 )
 def test_the_portable_way_encodes_the_same_bits(
-    weights: BitNested, shape: tuple[int, int], size: float, important: bool, dtype: torch.dtype
+    level: str, weights: BitNested, shape: tuple[int, int], size: float, important: bool, dtype: torch.dtype
 ) -> None:
     whole = (heavy_tailed(*shape).float() * size).clamp(-3e38, 3e38).to(dtype)
     whole[len(whole) // 2] = 0
     importance = torch.rand(shape[1], generator=torch.Generator().manual_seed(2)) if important else None
-    compiled = weights.encode(whole.split(SLAB), *shape, importance)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nested, "LIBRARY", None)
-        patch.setattr(quantise, "LIBRARY", None)
+        for module in (nested, quantise):
+            patch.setattr(module, "KERNELS", find_level(level))
+        compiled = weights.encode(whole.split(SLAB), *shape, importance)
+        for module in (nested, quantise):
+            patch.setattr(module, "KERNELS", None)
         portable = weights.encode(whole.split(SLAB), *shape, importance)
     assert all(torch.equal(one, other) for one, other in zip(compiled, portable, strict=True))
 
