@@ -163,14 +163,19 @@ def finish(order: int, lanes: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("k", [64, 100, 776, 4160])
 def test_the_orders_of_torch_are_kept_at_every_level(level: str, order: int, k: int) -> None:
     """Numbers that cancel, so that each order gives other bits. Rows and columns that fill no block as well."""
-    n, chance = 37, torch.Generator().manual_seed(k)
-    matrix = torch.randn(n, k, generator=chance).bfloat16()
     for rows in range(1, MOST_ROWS + 1):
-        x = torch.randn(rows, k, generator=chance).bfloat16()
+        matrix, inputs = _trial(rows, 37, k)
+        x = inputs[0]
         with held_to(level):
-            found = Products(rows, n, k, order=order, threads=2)(addresses([matrix]), addresses([x]))[0]
-        wanted = torch.stack([torch.stack([sum_in_order(order, one, state) for one in matrix]) for state in x])
-        assert torch.equal(found, wanted.bfloat16())
+            found = Products(rows, 37, k, order=order, threads=2)(addresses([matrix]), addresses([x]))[0]
+        wanted = {
+            kind: torch.stack(
+                [torch.stack([sum_in_order(kind, one, state) for one in matrix]) for state in x]
+            ).bfloat16()
+            for kind in (0, -1, -2)
+        }
+        assert torch.equal(found, wanted[order])
+        assert not any(torch.equal(found, other) for kind, other in wanted.items() if kind != order)
 
 
 HELD = """
