@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt setup.py $(wildcard kernels/csrc/*.[ch])
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard kernels/csrc/*.[ch] kernels/csrc/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,docs,uring,build,fuzz]'
 	touch $@

@@ -24,7 +24,7 @@ class BuildKernels(build_ext):
         if self.compiler.compiler_type == "msvc":
             raise CompileError("the kernels need GCC or Clang")
         openmp = ["-fopenmp"] if self._has_openmp() else []
-        extension.extra_compile_args = ["-O3", "-g0", "-Wno-psabi", *openmp]
+        extension.extra_compile_args = ["-O3", "-g0", "-Wno-psabi", "-ffp-contract=off", *openmp]
         extension.extra_link_args = openmp
         super().build_extension(extension)
 
@@ -53,8 +53,8 @@ setup(
     ext_modules=[
         Extension(
             "penstock.kernels._native",
-            sources=sorted(str(source) for source in SOURCES.glob("*.c")),
-            depends=sorted(str(header) for header in SOURCES.glob("*.h")),
+            sources=sorted(str(source) for source in SOURCES.rglob("*.c")),
+            depends=sorted(str(header) for header in SOURCES.rglob("*.h")),
             optional=True,  # else there is no installation without a compiler
             py_limited_api=True,  # it is called through ctypes: any Python will do
         )

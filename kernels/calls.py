@@ -35,7 +35,7 @@ def multiply(
     inputs: Sequence[int],
     rows: int,
     n: int,
-    *numbers: int,
+    *numbers: "int | ctypes.Array[ctypes.c_int64]",
     threads: int,
 ) -> torch.Tensor:
     """Multiply several matrices by their inputs in one call. Returns bfloat16 [len(inputs), rows, n].
@@ -61,13 +61,24 @@ def multiply(
 
 
 def make_product(
-    kernel: Callable[..., None], rows: int, n: int, *numbers: int
+    kernel: Callable[..., None],
+    rows: int,
+    n: int,
+    *numbers: "int | ctypes.Array[ctypes.c_int64]",
+    planes: int = 1,
+    room: int,
 ) -> Callable[[Sequence[Sequence[int]], Sequence[int]], torch.Tensor]:
-    """Make a weight format's product (``formats.base.Product``) of ``rows`` rows with several matrices at once."""
+    """Make a weight format's product (``formats.base.Product``) of ``rows`` rows with several matrices at once.
+
+    A matrix has ``planes`` addresses. Those of planes that it lacks are 0. Behind ``numbers`` the kernel is given
+    memory, ``room`` bytes for each matrix.
+    """
 
     def product(matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
-        planes = [plane for matrix in matrices for plane in matrix]
-        return multiply(kernel, planes, inputs, rows, n, *numbers, threads=torch.get_num_threads())
+        space = torch.empty(len(inputs) * room, dtype=torch.uint8)
+        addresses = [plane for matrix in matrices for plane in (*matrix, *[0] * (planes - len(matrix)))]
+        more = (*numbers, space.data_ptr())
+        return multiply(kernel, addresses, inputs, rows, n, *more, threads=torch.get_num_threads())
 
     return product
 

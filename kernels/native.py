@@ -1,102 +1,89 @@
 """The compiled kernels: which of them this build and this processor can run."""
 
 import ctypes
+import functools
 import importlib.util
 import os
 import platform
 from collections.abc import Collection, Mapping
 from ctypes import c_char_p, c_double, c_float, c_int, c_long, c_void_p
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch  # noqa: F401 - loads its OpenMP library first, so that the kernels use the same one
 
-_PRODUCTS: dict[str, list[Any]] = {
-    "penstock_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
-    "penstock_add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
-    "penstock_products_int8": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_int],
-    "penstock_products_int4": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
-    "penstock_products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
-    "penstock_decode_nested": [c_void_p] * 2 + [c_long] * 4 + [c_int],
-    "penstock_nest": [c_void_p] * 5 + [c_long] * 4 + [c_int],
-    "penstock_quantise_int8": [c_void_p] * 4 + [c_long] * 2 + [c_void_p] + [c_int] * 2,
-    "penstock_quantise_int4": [c_void_p] * 5 + [c_long] * 3 + [c_void_p] + [c_int] * 3,
-    "penstock_decode_int8": [c_void_p] * 2 + [c_long] * 4 + [c_int],
-    "penstock_decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],
-    "penstock_block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
-    "penstock_decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
-}
-"""Signatures of products and encoders for this processor that return nothing."""
-_PRODUCTS_WITH_STATUS: dict[str, list[Any]] = {
-    "penstock_lossless_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_int],
-}
-"""Signatures of products for this processor that return whether they succeeded."""
-_PORTABLE: dict[str, list[Any]] = {
-    "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
-    "penstock_scores": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_float] + [c_int] * 3,
-    "penstock_weigh": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_int] * 3,
-    "penstock_kv_scores": [c_long, c_void_p]
+from . import isa
+from .isa import SETTING
+
+_LEVEL: dict[str, list[Any]] = {
+    "add_weighted": [c_long] + [c_void_p] * 4 + [c_long, c_int],
+    "quantise_int8": [c_void_p] * 4 + [c_long] * 2 + [c_void_p] + [c_int] * 2,
+    "quantise_int4": [c_void_p] * 5 + [c_long] * 3 + [c_void_p] + [c_int] * 3,
+    "nest": [c_void_p] * 5 + [c_long] * 4 + [c_int],
+    "scores": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_float] + [c_int] * 2,
+    "weigh": [c_long] + [c_void_p] * 3 + [c_long] * 6 + [c_int] * 2,
+    "kv_scores": [c_long, c_void_p]
     + [c_long] * 4
     + [c_void_p, c_long, c_int, c_float, c_void_p]
     + [c_long] * 2
-    + [c_int] * 2,
-    "penstock_kv_weigh": [c_long, c_void_p]
-    + [c_long] * 4
-    + [c_void_p, c_long, c_int, c_void_p]
-    + [c_long] * 2
-    + [c_int] * 2,
-    "penstock_kv_decode": [c_void_p] + [c_long] * 4 + [c_int, c_void_p] + [c_int] * 3,
-    "penstock_bounds": [c_void_p]
+    + [c_int],
+    "kv_weigh": [c_long, c_void_p] + [c_long] * 4 + [c_void_p, c_long, c_int, c_void_p] + [c_long] * 2 + [c_int],
+    "kv_decode": [c_void_p] + [c_long] * 4 + [c_int, c_void_p] + [c_int] * 2,
+    "bounds": [c_void_p]
     + [c_long] * 2
     + [c_void_p]
     + [c_long] * 4
     + [c_int]
     + [c_float] * 3
     + [c_void_p] * 3
-    + [c_int] * 2,
-    "penstock_page_masses": [c_void_p] + [c_long] * 5 + [c_void_p],
+    + [c_int],
+    "page_masses": [c_void_p] + [c_long] * 5 + [c_void_p],
+    "products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
+    "products_int8": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p, c_int],
+    "decode_int8": [c_void_p] * 2 + [c_long] * 4 + [c_int],
+    "products_int4": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
+    "decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],
+    "products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
+    "decode_nested": [c_void_p] * 2 + [c_long] * 4 + [c_int],
+    "block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
+    "decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
+}
+"""Signatures of the functions that are compiled for each level and return nothing."""
+_LEVEL_WITH_RESULT: dict[str, list[Any]] = {
+    "takes_order": [c_long],
+    "lossless_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
+    "lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p, c_int],
+}
+"""Signatures of the functions that are compiled for each level and return a number."""
+_PORTABLE: dict[str, list[Any]] = {
+    "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
     "penstock_shares": [c_void_p] + [c_long] * 2 + [c_void_p] * 2 + [c_int],
     "penstock_omitted": [c_void_p] * 2 + [c_long] * 2 + [c_void_p] * 2,
     "penstock_needed": [c_void_p] * 4 + [c_long] * 2 + [c_void_p, c_double] + [c_void_p] * 2 + [c_int],
 }
 """Signatures of functions for any processor that return nothing."""
 _PORTABLE_WITH_RESULT: dict[str, list[Any]] = {
-    "penstock_lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p] + [c_int] * 2,
     "penstock_lossless_first_damaged": [c_void_p] + [c_long] * 2 + [c_void_p] + [c_long] * 2 + [c_int],
     "penstock_first_left_out": [c_void_p, c_long, c_void_p],
-    "penstock_lossless_way": [],
     "penstock_wait_policy": [c_int],
-    "penstock_bounds_wide": [],
 }
 """Signatures of functions for any processor that return a number."""
 _BUILD_QUERIES: dict[str, list[Any]] = {"penstock_openmp": [], "penstock_feature": [c_int, c_void_p]}
 """Signatures of functions that describe the build and the processor."""
 
 
-SETTING = "PENSTOCK_KERNELS"
-"""Environment variable: the most that the kernels may use here. It is read when Penstock is imported."""
-LEVELS = ("none", "plain", "avx2", "all")
-"""Values of SETTING: torch alone; compiled for any processor; with AVX2; all that the processor has (the default)."""
-_NONE, _PLAIN, _AVX2, _ALL = range(len(LEVELS))
-
-
-def _most(value: str) -> int:
-    """Return the place of ``value`` in LEVELS. Another value counts as none that is set."""
-    return LEVELS.index(value) if value in LEVELS else _ALL
-
-
-MOST = _most(os.environ.get(SETTING, ""))
-"""The place in LEVELS of the level that is set here."""
+_ALLOWED = isa.allowed(os.environ.get(SETTING), platform.machine())
 
 
 def limit_level(level: int) -> int:
     """Limit the ``level`` of a kernel, 0 for any processor, 1 for AVX2 and 2 for AVX-512, to what SETTING allows."""
-    return level if MOST == _ALL else min(level, MOST - _PLAIN)
+    return min(level, len(_ALLOWED) - 1)
 
 
 def load() -> tuple[ctypes.CDLL | None, str]:
     """Load the compiled library. Returns it, or None and the reason."""
-    if MOST == _NONE:
+    if not _ALLOWED:
         return None, f"{SETTING} switches them off"
     found = importlib.util.find_spec("penstock.kernels._native")
     if found is None or found.origin is None:
@@ -107,18 +94,10 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         _declare(library, _PORTABLE_WITH_RESULT, c_int)
         _declare(library, _BUILD_QUERIES, c_int)
         library.penstock_compiler.restype = c_char_p
+        library.penstock_runs.argtypes = [c_char_p]
     except (OSError, AttributeError) as error:
         return None, f"what was compiled at installation cannot be loaded: {error}; install again"
     return library, ""
-
-
-def _library() -> ctypes.CDLL | None:
-    """Return the library with its products declared, or None where the processor cannot run them."""
-    if COMPILED is None or MOST != _ALL or not COMPILED.penstock_available():
-        return None
-    _declare(COMPILED, _PRODUCTS, None)
-    _declare(COMPILED, _PRODUCTS_WITH_STATUS, c_int)
-    return COMPILED
 
 
 def _declare(library: ctypes.CDLL, signatures: Mapping[str, list[Any]], returns: Any) -> None:
@@ -128,43 +107,49 @@ def _declare(library: ctypes.CDLL, signatures: Mapping[str, list[Any]], returns:
         function.restype, function.argtypes = returns, types
 
 
+class LevelKernels(SimpleNamespace):
+    """The compiled functions of one ``level``, by their names without prefix and level. ``find_level`` makes it."""
+
+    level: str
+
+
+@functools.cache
+def find_level(level: str) -> LevelKernels | None:
+    """Return the kernels of a ``level``, or None if it is not in RUNS."""
+    if level not in RUNS:
+        return None
+    kernels = LevelKernels(level=level)
+    for signatures, returns in ((_LEVEL, None), (_LEVEL_WITH_RESULT, c_int)):
+        for name, types in signatures.items():
+            function = getattr(COMPILED, f"penstock_{name}_{level}")
+            function.restype, function.argtypes = returns, types
+            setattr(kernels, name, function)
+    return kernels
+
+
 COMPILED, _WHY_NOT = load()
-"""The library with all that any processor can run: attention.c, bounds.c, certify.c, kv_quantised.c, and a part of
-lossless.c. None if nothing was compiled.
+"""The library with all that any processor can run: certify.c. None if nothing was compiled.
 """
 
-LIBRARY = _library()
-"""The library with block_formats.c, lossless.c, nest.c, nested.c, bfloat16_products.c, quantise_int4.c,
-quantise_int8.c and weighted_sum.c.
+RUNS = tuple(level for level in _ALLOWED if COMPILED is not None and COMPILED.penstock_runs(level.encode()))
+"""The levels that were compiled, that this processor runs and that SETTING allows, from the lowest on."""
 
-None where they cannot run.
-"""
-
-PACKED = LIBRARY if LIBRARY is not None and LIBRARY.penstock_packed_available() else None
-"""The library with int8_int4.c, which needs more features of the processor. None where it cannot run."""
-
-
-PRODUCTS_NEED = ("avx512bf16", "avx512bw", "avx512vl")
-"""Features of a processor that bfloat16_products.c and int8_int4.c need. Without them products come from torch."""
-PACKED_NEED = (*PRODUCTS_NEED, "avx512vbmi")
-"""Features of a processor that int8_int4.c needs."""
+KERNELS = find_level(RUNS[-1]) if RUNS else None
+"""The kernels of the highest of these levels. None if nothing was compiled, or SETTING switches it off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The compiled kernels that are in use here.
 
-    ``compiler`` is its version, empty if there are no kernels. ``attention`` stands for all that any processor can run:
-    attention, pages of KV, lossless decoding. ``products`` stands for products of a few rows with weights, ``packed``
-    for products with packed weights. ``features`` are the features of this processor that the kernels know. ``missing``
+    ``compiler`` is its version, empty if there are no kernels. ``level`` is the one of isa.LEVELS that they have, or
+    "none". ``features`` are the features of this processor that the kernels know. ``missing``
     says why some kernels are not in use, or run on one thread: one sentence each, empty if all are in use.
     """
 
     compiler: str
+    level: str
     openmp: bool
-    attention: bool
-    products: bool
-    packed: bool
     features: tuple[str, ...]
     missing: tuple[str, ...]
 
@@ -174,44 +159,44 @@ def describe() -> Kernels:
     features, openmp = {}, False
     if COMPILED is not None:
         features, openmp = _features(COMPILED), COMPILED.penstock_openmp() > 0
+    reasons = explain(
+        _WHY_NOT,
+        openmp=openmp,
+        held=os.environ.get(SETTING, ""),
+        not_held=isa.find_not_held(os.environ, platform.machine()),
+    )
     return Kernels(
         compiler=COMPILED.penstock_compiler().decode() if COMPILED is not None else "",
+        level=KERNELS.level if KERNELS is not None else isa.NONE,
         openmp=openmp,
-        attention=COMPILED is not None,
-        products=LIBRARY is not None,
-        packed=PACKED is not None,
         features=tuple(name for name, there in features.items() if there),
-        missing=tuple(
-            explain(_WHY_NOT, openmp=openmp, features=features, machine=platform.machine(), most=LEVELS[MOST])
-        ),
+        missing=tuple(reasons),
     )
 
 
-def explain(why_not: str, *, openmp: bool, features: Mapping[str, bool], machine: str, most: str = "all") -> list[str]:
+def explain(
+    why_not: str,
+    *,
+    openmp: bool,
+    held: str = "",
+    not_held: Collection[str] = (),
+) -> list[str]:
     """Explain why kernels are not in use: a list of reasons. Pure.
 
-    ``why_not`` is the reason if there are no kernels at all. Otherwise the reasons follow from OpenMP and from the
-    ``features`` of the processor. None are known where it is not x86-64. ``most`` is the level in LEVELS that is set.
+    ``why_not`` is the reason if there are no kernels at all. Otherwise the reasons follow from OpenMP. ``held`` is the
+    level that SETTING sets, and ``not_held`` are the variables that would hold torch to it too, and are not set.
     """
     if why_not:
         return [why_not]
     reasons = []
-    if not features:
-        reasons.append(f"products of weights come from torch: their kernels are for x86-64, this is {machine}")
-    elif most != LEVELS[_ALL]:
-        reasons.append(f"products of weights come from torch: {SETTING} is {most}")
-    elif lacking := _lacking(PRODUCTS_NEED, features):
-        reasons.append(f"products of weights come from torch: this processor lacks {lacking}")
-    elif lacking := _lacking(PACKED_NEED, features):
-        reasons.append(f"weights are not packed for products: this processor lacks {lacking}")
+    if not_held:
+        reasons.append(
+            f"torch was imported before Penstock, so {SETTING}={held} does not hold it: import penstock first, or "
+            f"set {' '.join(not_held)}"
+        )
     if not openmp:
         reasons.append("the kernels run on one thread: they were compiled without OpenMP")
     return reasons
-
-
-def _lacking(needed: Collection[str], features: Mapping[str, bool]) -> str:
-    """Join the names of the ``needed`` features that are absent."""
-    return ", ".join(name for name in needed if not features.get(name))
 
 
 def _features(library: ctypes.CDLL) -> dict[str, bool]:

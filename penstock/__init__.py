@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _deprecated
 from ._version import __version__
+from .kernels import isa as _isa
 from .tiering.errors import (
     BudgetTooSmall,
     BundleCorrupt,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .runtime.tracing.trace import Trace
 
 _deprecated.install()
+_isa.hold_torch()
 
 __all__ = [
     "BudgetTooSmall",
@@ -108,6 +110,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     if name in _LAZY:
+        import_module(".runtime.config.instructions", __name__).check()
         return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

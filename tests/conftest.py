@@ -7,6 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores. Threads that wait for each other spin: they slow other workers thirtyfold.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import penstock  # noqa: F401, I001 - before torch, which it may hold to a level of instructions
 import torch
 from hypothesis import HealthCheck, settings
 

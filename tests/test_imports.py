@@ -209,7 +209,7 @@ def test_packages_are_those_of_pyproject() -> None:
 
 def test_a_part_holds_rooms_not_files() -> None:
     """At a part's top lie only its ``__init__`` and the few words that all rooms share."""
-    for part, shared in {"kernels": 4, "tiering": 5, "runtime": 1}.items():
+    for part, shared in {"kernels": 5, "tiering": 5, "runtime": 1}.items():
         assert len([*(ROOT / part).glob("*.py")]) <= shared + 1, part
 
 

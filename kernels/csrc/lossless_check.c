@@ -1,4 +1,4 @@
-/* Check of tiles of the lossless format, before anything decodes them: lossless.c describes the layout. What passes
+/* Check of tiles of the lossless format, before anything decodes them: formats/lossless.h describes the layout. What passes
    can be decoded and multiplied without an error. Reads the codes, a fifth of the bytes. */
 
 #include "lossless.h"
@@ -47,17 +47,17 @@ ALWAYS uint64_t zeros(counter *count, const uint8_t *from, uint64_t codes, uint6
 /* Whether `bytes` at `from` are a tile of `k` columns: each level holds exactly what the one before leaves to it. */
 ALWAYS int whole(counter *count, const uint8_t *from, uint64_t bytes, uint64_t k)
 {
-    const uint64_t numbers = ROWS * k, fixed = HEAD + numbers / 4 + numbers;
+    const uint64_t numbers = CODED_ROWS * k, fixed = CODED_HEAD + numbers / 4 + numbers;
     uint32_t counts[2];
     if (bytes == 2 * numbers)
         return 1;
     if (bytes < fixed || bytes > 2 * numbers)
         return 0;
-    memcpy(counts, from + 4 * LEVELS, sizeof counts);
+    memcpy(counts, from + 4 * CODED_LEVELS, sizeof counts);
     const uint64_t escapes = bytes - fixed, first = quarter(counts[0]), second = quarter(counts[1]);
     if (escapes < first + second)
         return 0;
-    const uint8_t *levels = from + HEAD;
+    const uint8_t *levels = from + CODED_HEAD;
     return zeros(count, levels + escapes, numbers, bytes) == counts[0] &&
            zeros(count, levels, counts[0], bytes) == counts[1] &&
            zeros(count, levels + first, counts[1], bytes) == escapes - first - second;

@@ -1,4 +1,4 @@
-/* Encoder of tiles of the lossless format. lossless.c describes the layout. */
+/* Encoder of tiles of the lossless format. formats/lossless.h describes the layout. */
 
 #include "lossless.h"
 
@@ -6,13 +6,13 @@ static uint8_t turned(uint8_t exponent) { return (uint8_t)(exponent >> 1 | expon
 
 /* The level and code of each exponent by its frequency: code << 2 * level, 0 if it has none. Fills `table` and the
    numbers of exponents in levels 1, 2 and 3. */
-static void assign(const uint32_t often[256], uint8_t codes[256], uint32_t table[LEVELS], uint32_t counts[LEVELS])
+static void assign(const uint32_t often[256], uint8_t codes[256], uint32_t table[CODED_LEVELS], uint32_t counts[CODED_LEVELS])
 {
     uint32_t left = 0;
     for (int e = 0; e < 256; e++)
         left += often[e];
     memset(codes, 0, 256);
-    for (int level = 0; level < LEVELS; level++) {
+    for (int level = 0; level < CODED_LEVELS; level++) {
         table[level] = 0;
         for (int code = 1; code < 4; code++) {
             int best = -1;
@@ -43,9 +43,9 @@ static void pack(const uint8_t *codes, uint32_t count, uint8_t *out)
    level. */
 static uint64_t encode(const uint16_t *from, long k, uint8_t *out, uint8_t *scratch)
 {
-    const long numbers = ROWS * k;
-    uint32_t parts[4][256] = {{0}}, table[LEVELS], counts[LEVELS], at[LEVELS] = {0};
-    uint8_t codes[256], *levels[LEVELS];
+    const long numbers = CODED_ROWS * k;
+    uint32_t parts[4][256] = {{0}}, table[CODED_LEVELS], counts[CODED_LEVELS], at[CODED_LEVELS] = {0};
+    uint8_t codes[256], *levels[CODED_LEVELS];
     /* Four counters for each exponent, because the same one often repeats. */
     for (long i = 0; i < numbers; i++)
         parts[i & 3][from[i] >> 7 & 255]++;
@@ -53,19 +53,19 @@ static uint64_t encode(const uint16_t *from, long k, uint8_t *out, uint8_t *scra
         parts[0][e] += parts[1][e] + parts[2][e] + parts[3][e];
     assign(parts[0], codes, table, counts);
     const uint64_t escapes = quarter(counts[0]) + quarter(counts[1]) + counts[2];
-    const uint64_t length = HEAD + escapes + (uint64_t)(numbers / 4 + numbers);
+    const uint64_t length = CODED_HEAD + escapes + (uint64_t)(numbers / 4 + numbers);
     if (length >= 2 * (uint64_t)numbers) {
         memcpy(out, from, 2 * (size_t)numbers);
         return 2 * (uint64_t)numbers;
     }
-    for (int level = 0; level < LEVELS; level++)
+    for (int level = 0; level < CODED_LEVELS; level++)
         levels[level] = scratch + level * (numbers + 1);
     memcpy(out, table, sizeof table);
     memcpy(out + sizeof table, counts, 2 * sizeof *counts);
-    uint8_t *low = out + HEAD + escapes, *rest = low + numbers / 4;
-    for (long group = 0; group < k / 4; group++, low += GROUP / 4, rest += GROUP) {
-        uint8_t first[GROUP];
-        for (int i = 0; i < GROUP; i++) {
+    uint8_t *low = out + CODED_HEAD + escapes, *rest = low + numbers / 4;
+    for (long group = 0; group < k / 4; group++, low += CODED_GROUP / 4, rest += CODED_GROUP) {
+        uint8_t first[CODED_GROUP];
+        for (int i = 0; i < CODED_GROUP; i++) {
             const int row = i / 16 * 4 + i % 8 / 2, column = i / 8 % 2 * 2 + i % 2;
             const uint16_t number = from[row * k + group * 4 + column];
             const uint8_t exponent = (uint8_t)(number >> 7), code = codes[exponent];
@@ -79,10 +79,10 @@ static uint64_t encode(const uint16_t *from, long k, uint8_t *out, uint8_t *scra
             levels[2][at[2]] = turned(exponent);
             at[2] += (uint32_t)(code == 0);
         }
-        for (int i = 0; i < GROUP / 4; i++)
+        for (int i = 0; i < CODED_GROUP / 4; i++)
             low[i] = (uint8_t)(first[i] | first[i + 16] << 2 | first[i + 32] << 4 | first[i + 48] << 6);
     }
-    out += HEAD;
+    out += CODED_HEAD;
     pack(levels[0], counts[0], out);
     out += quarter(counts[0]);
     pack(levels[1], counts[1], out);
@@ -98,7 +98,7 @@ void penstock_lossless_encode(const uint16_t *from, long tiles, long k, uint8_t 
                               uint8_t *scratch)
 {
     for (long i = 0; i < tiles; i++) {
-        lengths[i] = (int64_t)encode(from + i * ROWS * k, k, out, scratch);
+        lengths[i] = (int64_t)encode(from + i * CODED_ROWS * k, k, out, scratch);
         out += lengths[i];
     }
 }

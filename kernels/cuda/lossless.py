@@ -1,4 +1,4 @@
-"""The format ``lossless`` on a device. Layout: kernels/csrc/lossless.c.
+"""The format ``lossless`` on a device. Layout: kernels/csrc/formats/lossless.h.
 
 A program decodes a tile, many numbers at a time. The position of a number's code in the next level is the number of
 earlier ones without a code in this level. A prefix sum over the current numbers and a count of the earlier ones give

@@ -2,7 +2,7 @@
 
 A plane consists of parts. A part is a table of bytes with a line per row of the matrix, or per several rows, and starts
 at a multiple of 64 bytes. Decoded numbers are those of the source's own definition in float32, rounded once to the
-requested dtype. The compiled half is block_formats.c. Without it, torch decodes.
+requested dtype. The compiled half is blocks.h. Without it, torch decodes.
 """
 
 import ctypes
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..calls import multiply, with_team
-from ..native import LIBRARY
+from ..calls import make_product, with_team
+from ..native import KERNELS
 from .base import SLAB, PlaneAllocator, Product, UnsuitableShape, Window, allocate_on_heap
 from .planes import check_decode
 
@@ -25,7 +25,7 @@ _AT_ONCE = 4 * SLAB  # rows that torch decodes at a time
 
 
 class Kind(enum.IntEnum):
-    """The decoder in block_formats.c, in the order of its table."""
+    """The decoder in blocks.h, in the order of its table."""
 
     Q8_0 = 0
     Q4_0 = 1
@@ -108,9 +108,9 @@ class Blocks:
         """Fill ``out`` with rows of the matrix. See Format."""
         check_decode(self, planes, n, k, rows, out)
         (plane,) = planes
-        if LIBRARY is not None and out.dtype in _DTYPES:
+        if KERNELS is not None and out.dtype in _DTYPES:
             addresses = plane.data_ptr(), rows.start, len(out), k, out.data_ptr()
-            kernel, shape, dtype = LIBRARY.penstock_decode_blocks, self._shape(n, k), _DTYPES[out.dtype]
+            kernel, shape, dtype = KERNELS.decode_blocks, self._shape(n, k), _DTYPES[out.dtype]
             with_team(torch.get_num_threads(), lambda threads: kernel(shape, *addresses, dtype, threads))
         else:
             self._decode_portably(self.split(plane, n, k), n, k, rows, out)
@@ -122,18 +122,10 @@ class Blocks:
         return None
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:
-        """Return the product of block_formats.c for up to MOST_ROWS rows. See Format."""
-        if LIBRARY is None or not 1 <= rows <= MOST_ROWS:
+        """Return the product of blocks.h for up to MOST_ROWS rows. See Format."""
+        if KERNELS is None or not 1 <= rows <= MOST_ROWS:
             return None
-        shape, kernel = self._shape(n, k), LIBRARY.penstock_block_products
-
-        def product(matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
-            space = torch.empty(len(inputs), rows, k, dtype=torch.float32)
-            addresses = [plane for (plane,) in matrices]
-            more = k, ctypes.addressof(shape), space.data_ptr()
-            return multiply(kernel, addresses, inputs, rows, n, *more, threads=torch.get_num_threads())
-
-        return product
+        return make_product(KERNELS.block_products, rows, n, k, self._shape(n, k), room=4 * rows * k)
 
     def locate_part(self, part: int, n: int, k: int) -> tuple[int, int]:
         """Return where a part, -1 for the last, begins in a plane, and its bytes."""
@@ -154,7 +146,7 @@ class Blocks:
             into[:, order[there]] = made[:, there].to(into.dtype)
 
     def _shape(self, n: int, k: int) -> "ctypes.Array[ctypes.c_int64]":
-        """Build the ``struct shape`` of block_formats.c."""
+        """Build the ``struct shape`` of blocks.h."""
         parts = self.parts(n, k)
         tables = [(at, part) for at, part in zip(_offsets(parts), parts, strict=True) if part.rows]
         filled = tables + [(0, PlanePart(0, 0))] * (3 - len(tables))

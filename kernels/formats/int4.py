@@ -1,31 +1,27 @@
 """int4: integers of 4 bits, with a scale and a zero for each group of 32, 64 or 128 columns of a row.
 
-On all processors, the bytes are those that ``torch._weight_int4pack_mm_for_cpu`` reads with AVX512:
+The compiled half is kernels/csrc/formats/int4.h. The layout is one on all processors:
 
     plane: blocks of 64 rows, uint8 [n / 64, k, 32]: byte d of column j has row d in its lower half, row d + 32 in its
            upper half, as number + 8; then bfloat16 [k / group, n, 2]: scale and zero
     a weight is number * scale + zero, number -8 to 7.
 
-n is padded to a multiple of 64, k to a multiple of the group. On other processors torch has another byte order, and
-its product is not used.
+n is padded to a multiple of 64, k to a multiple of the group.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 
 import torch
 from torch.nn import functional
 
-from ..calls import make_product, view_memory
-from ..native import PACKED
+from ..calls import make_product
+from ..native import KERNELS
 from .base import SLAB, PlaneAllocator, Product, UnsuitableShape, Window, allocate_on_heap
 from .planes import check_decode
 from .quantise import quantise_groups, split_tiles
 
 MOST_ROWS = 48
 """The most rows for which our product is faster than decoding and a plain product."""
-TORCH_MOST_ROWS = 8
-"""The most rows for which torch's own int4 product is faster than decoding and a plain product."""
 _BLOCK = 64
 _HALF = _BLOCK // 2  # bytes of a column in a block
 
@@ -76,8 +72,8 @@ class Int4:
         """Fill ``out`` with rows of the matrix. See Format."""
         check_decode(self, planes, n, k, rows, out)
         (plane,) = planes
-        if PACKED is not None and out.dtype == torch.bfloat16:
-            PACKED.penstock_decode_int4(
+        if KERNELS is not None and out.dtype == torch.bfloat16:
+            KERNELS.decode_int4(
                 plane.data_ptr(), out.data_ptr(), n, k, self.group, rows.start, len(out), torch.get_num_threads()
             )
             return
@@ -95,29 +91,12 @@ class Int4:
         """Return None: any bytes are a matrix. See Format."""
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:
-        """Return our product or torch's, whichever this machine has for so few rows. See Format."""
-        if PACKED is not None:
-            kernel = PACKED.penstock_products_int4
-            return make_product(kernel, rows, n, k, self.group) if rows <= MOST_ROWS else None
-        (length,) = self.lengths(n, k)
-        missing = -k % self.group
-
-        def product(matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
-            states = [view_memory(address, 2 * rows * k).view(torch.bfloat16).view(rows, k) for address in inputs]
-            outs = []
-            for (plane,), state in zip(matrices, states, strict=True):
-                packed, scales_and_zeros = self.parts(view_memory(plane, length), n, k)
-                outs.append(
-                    torch._weight_int4pack_mm_for_cpu(
-                        functional.pad(state, (0, missing)),
-                        packed.view(len(packed) * _BLOCK, -1),
-                        self.group,
-                        scales_and_zeros,
-                    )[:, :n]
-                )
-            return torch.stack(outs)
-
-        return product if rows <= TORCH_MOST_ROWS and torch_reads_this() else None
+        """Return the product of int4.h for up to MOST_ROWS rows. See Format."""
+        if KERNELS is None or rows > MOST_ROWS:
+            return None
+        groups = -(-k // self.group)
+        room = 4 * rows * groups * (self.group + 1)
+        return make_product(KERNELS.products_int4, rows, n, k, self.group, room=room)
 
     def parts(self, plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """View the numbers, uint8 [blocks, columns, 32], and the scales and zeros, bfloat16 [groups, rows, 2]."""
@@ -130,14 +109,6 @@ class Int4:
 
     def _whole(self, n: int, k: int) -> tuple[int, int]:
         return -(-n // _BLOCK) * _BLOCK, -(-k // self.group) * self.group
-
-
-@cache
-def torch_reads_this() -> bool:
-    """Return whether torch packs numbers on this processor as this format does."""
-    numbers = torch.randint(0, 16, (_BLOCK, 32), generator=torch.Generator().manual_seed(0))
-    theirs = torch._convert_weight_to_int4pack_for_cpu(numbers.int(), 1)
-    return torch.equal(theirs.flatten(), _packed(numbers.byte()).flatten())
 
 
 def _packed(numbers: torch.Tensor) -> torch.Tensor:

@@ -1,25 +1,22 @@
-"""int8: integers of 8 bits, with a scale for each row. The bytes are those that ``torch._weight_int8pack_mm`` reads.
+"""int8: integers of 8 bits, with a scale for each row.
 
 plane: int8 [n, k], padded to a multiple of 64 bytes, then scales, bfloat16 [n]; a weight is number * scale.
+
+The compiled half is kernels/csrc/formats/int8.h.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 import torch
 
-from ..calls import make_product, view_memory
-from ..native import PACKED
+from ..calls import make_product
+from ..native import KERNELS
 from .base import PlaneAllocator, Product, Window, allocate_on_heap
 from .planes import check_decode
 from .quantise import quantise_rows, split_tiles
 
 MOST_ROWS = 48
 """The most rows for which our product is faster than decoding and a plain product."""
-TORCH_MOST_ROWS = 8
-"""The most rows for which torch's own int8 product is faster than decoding and a plain product."""
-TORCH_STEP = 16
-"""Columns that torch's product takes at a time. It reads past the end of a matrix with another number of columns."""
 
 
 class Int8:
@@ -56,10 +53,8 @@ class Int8:
         """Fill ``out`` with rows of the matrix. See Format."""
         check_decode(self, planes, n, k, rows, out)
         (plane,) = planes
-        if PACKED is not None and out.dtype == torch.bfloat16:
-            PACKED.penstock_decode_int8(
-                plane.data_ptr(), out.data_ptr(), n, k, rows.start, len(out), torch.get_num_threads()
-            )
+        if KERNELS is not None and out.dtype == torch.bfloat16:
+            KERNELS.decode_int8(plane.data_ptr(), out.data_ptr(), n, k, rows.start, len(out), torch.get_num_threads())
             return
         numbers, scales = view_parts(plane, n, k)
         out.copy_(numbers[rows] * scales[rows, None].to(torch.promote_types(out.dtype, torch.float32)))
@@ -68,20 +63,10 @@ class Int8:
         """Return None: any bytes are a matrix. See Format."""
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:
-        """Return our product or torch's, whichever this machine has for so few rows. See Format."""
-        if PACKED is not None:
-            return make_product(PACKED.penstock_products_int8, rows, n, k) if rows <= MOST_ROWS else None
-        return partial(_torch_product, rows, n, k) if rows <= TORCH_MOST_ROWS and k % TORCH_STEP == 0 else None
-
-
-def _torch_product(rows: int, n: int, k: int, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
-    length = locate_scales(n, k) + 2 * n
-    outs = []
-    for (address,), at in zip(matrices, inputs, strict=True):
-        # A copy, because torch's kernel needs inputs at a multiple of 32 bytes.
-        state = view_memory(at, 2 * rows * k).view(torch.bfloat16).view(rows, k).clone()
-        outs.append(torch._weight_int8pack_mm(state, *view_parts(view_memory(address, length), n, k)))
-    return torch.stack(outs)
+        """Return the product of int8.h for up to MOST_ROWS rows. See Format."""
+        if KERNELS is None or rows > MOST_ROWS:
+            return None
+        return make_product(KERNELS.products_int8, rows, n, k, room=4 * rows * (-(-k // 32) * 32))
 
 
 def view_parts(plane: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,14 +3,14 @@
 The exponents of weights are far from evenly spread: they have 2.6 bits of entropy in 8 bits. The format codes them, and
 keeps sign and mantissa unchanged. The idea is that of "70% Size, 100% Accuracy: Lossless LLM Compression for Efficient
 GPU Inference via Dynamic-Length Float" (DFloat11). Its Huffman codes are read bit by bit, which suits a GPU. Our codes
-are made for AVX-512: three levels of two bits, each for the exponents without a code in the level before.
+are made for registers: three levels of two bits, each for the exponents without a code in the level before.
 
 Gaussian weights take 66.8 % of their bytes, where their entropy is 65.9 %. One core decodes 18 GB/s of them (31 GB/s
 into registers only). Codes of three bits followed by a level of four were decoded 1.4 times as fast, but take 69.3 %.
 zstd on the exponents alone takes 68 %, at 2 GB/s.
 
-lossless.c describes the layout, and decodes and multiplies with AVX-512. lossless_tile.c decodes on other processors (5
-GB/s a core with AVX2, 1.3 GB/s in plain C), and lossless_tiles.py where nothing was compiled (0.2 GB/s).
+kernels/csrc/formats/lossless.h describes the layout, decodes and multiplies (8 GB/s a core with AVX2, 1 GB/s in plain
+C). lossless_tiles.py decodes where nothing was compiled (0.2 GB/s).
 """
 
 import math
@@ -23,16 +23,12 @@ import numpy as np
 import torch
 
 from ..calls import multiply
-from ..native import COMPILED, LIBRARY, limit_level
+from ..native import COMPILED, KERNELS, RUNS
 from ..products.few_rows import Products, find_product
 from .base import PlaneAllocator, Product, UnsuitableShape, Window, allocate_on_heap
 from .lossless_tiles import ROWS, decode_tile, encode_tile, least_tile
 from .planes import check_decode
 
-_WAY = 0 if COMPILED is None else limit_level(COMPILED.penstock_lossless_way())
-"""The best decoder for this processor, one of those in lossless.h."""
-_PRODUCTS = 2
-"""The decoder that can also multiply."""
 _TRIAL_SECONDS = 0.05
 
 
@@ -99,11 +95,11 @@ class Lossless:
         check_decode(self, planes, n, k, rows, out)
         (plane,) = planes
         first, count = rows.start, rows.stop - rows.start
-        if COMPILED is None:
+        if KERNELS is None:
             right = _decode(plane, n, k, first, out)
         else:
-            right = COMPILED.penstock_lossless_decode(
-                plane.data_ptr(), len(plane), n, k, first, count, out.data_ptr(), _WAY, torch.get_num_threads()
+            right = KERNELS.lossless_decode(
+                plane.data_ptr(), len(plane), n, k, first, count, out.data_ptr(), torch.get_num_threads()
             )
         if not right:
             raise _damaged(n, k)
@@ -139,7 +135,7 @@ class Lossless:
 
         The product raises ValueError if a matrix is damaged, which ``find_fault`` would have told.
         """
-        if LIBRARY is None or _WAY < _PRODUCTS or n < ROWS or k % 4:
+        if KERNELS is None or n < ROWS or k % 4:
             return None
         found = find_product(rows, n, k)
         return None if found is None else _LosslessProduct(found)
@@ -154,11 +150,14 @@ class _LosslessProduct:
     def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
         plain = self._plain
         planes = [*chain.from_iterable(matrices)]  # addresses and lengths in turn
-        return multiply(self._kernel, planes, inputs, plain.rows, plain.n, plain.k, plain.chunk, threads=plain.threads)
+        tiles = plain.threads * 2 * ROWS * plain.k  # one decoded tile for each thread
+        room = torch.empty(len(inputs) * plain.room + tiles, dtype=torch.uint8)
+        numbers = plain.k, plain.order, room.data_ptr()
+        return multiply(self._kernel, planes, inputs, plain.rows, plain.n, *numbers, threads=plain.threads)
 
     def _kernel(self, *arguments: Any) -> None:
-        assert LIBRARY is not None
-        if not LIBRARY.penstock_lossless_products(*arguments):
+        assert KERNELS is not None
+        if not KERNELS.lossless_products(*arguments):
             raise _damaged(self._plain.n, self._plain.k)
 
 
@@ -227,7 +226,7 @@ def _find_damaged(tiles: torch.Tensor, start: int, ends: torch.Tensor, k: int) -
     count, stop = len(ends) // 8, start + len(tiles)
     if COMPILED is not None:
         places = tiles.data_ptr(), start, stop, ends.data_ptr()
-        damaged = int(COMPILED.penstock_lossless_first_damaged(*places, count, k, _WAY))
+        damaged = int(COMPILED.penstock_lossless_first_damaged(*places, count, k, len(RUNS) - 1))
         return None if damaged < 0 else damaged
     content, at = tiles.numpy(), start
     for number, end in enumerate(np.frombuffer(ends.numpy(), np.int64).tolist()):

@@ -1,4 +1,4 @@
-"""Tiles of the lossless format in numpy, for any machine. lossless.c describes the layout."""
+"""Tiles of the lossless format in numpy, for any machine. kernels/csrc/formats/lossless.h describes the layout."""
 
 import numpy as np
 from numpy.typing import NDArray

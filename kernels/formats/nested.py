@@ -15,7 +15,7 @@ those of ``int8``. The matrix is stored in tiles of 16 rows. Each plane is a run
     codes                       registers of 64 bytes, of 8 columns (4 bits) or 16 (2 bits): a word of 32 bits per row,
                                 even columns in its lower half and odd ones in its upper, from the lowest bits on
 
-Rests are stored with 8 added. kernels/csrc/nested.c multiplies by such matrices, nest.c makes them.
+Rests are stored with 8 added. kernels/csrc/formats/nested.h multiplies by such matrices, nest.h makes them.
 """
 
 import ctypes
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from ..calls import multiply
-from ..native import LIBRARY
+from ..calls import make_product
+from ..native import KERNELS
 from .base import PlaneAllocator, Product, Window, allocate_on_heap
 from .planes import check_decode
 from .quantise import quantise_rows, split_tiles
@@ -65,10 +65,10 @@ class BitNested:
         importance: torch.Tensor | None = None,
         room: PlaneAllocator = allocate_on_heap,
     ) -> tuple[torch.Tensor, ...]:
-        """Encode by nest.c, or by torch with the same bits. See Format."""
+        """Encode by nest.h, or by torch with the same bits. See Format."""
         shape = _Shape(n, k, self._split)
         planes = tuple(room(length) for length in self.lengths(n, k))
-        if LIBRARY is not None:
+        if KERNELS is not None:
             self._nest(slabs, shape, importance, planes)
             return planes
         for first, rows in split_tiles(slabs):
@@ -79,10 +79,10 @@ class BitNested:
     def decode(self, planes: Sequence[torch.Tensor], n: int, k: int, rows: slice, out: torch.Tensor) -> None:
         """Fill ``out`` with rows of the matrix from the planes given. See Format."""
         check_decode(self, planes, n, k, rows, out)
-        if LIBRARY is not None and out.dtype == torch.bfloat16:
+        if KERNELS is not None and out.dtype == torch.bfloat16:
             addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
             threads = torch.get_num_threads()
-            LIBRARY.penstock_decode_nested(addresses, out.data_ptr(), k, self.planes, rows.start, len(out), threads)
+            KERNELS.decode_nested(addresses, out.data_ptr(), k, self.planes, rows.start, len(out), threads)
             return
         shape = _Shape(n, k, self._split)
         place = slice(rows.start // TILE, -(-rows.stop // TILE))
@@ -96,16 +96,16 @@ class BitNested:
         importance: torch.Tensor | None,
         planes: Sequence[torch.Tensor],
     ) -> None:
-        """Fill ``planes`` with nest.c."""
-        assert LIBRARY is not None
+        """Fill ``planes`` with nest.h."""
+        assert KERNELS is not None
         addresses = (ctypes.c_uint64 * self.planes)(*(plane.data_ptr() for plane in planes))
         counts = pad_column_weights(shape.k, importance)
         for first, rows in split_tiles(slabs):
-            for plane in planes:  # nest.c does not write the padding
+            for plane in planes:  # nest.h does not write the padding
                 plane.view(shape.tiles, -1)[_tiles_of(first, rows)] = 0
             weights = rows.float().contiguous()
             integers, scales = quantise_rows(weights, importance)
-            LIBRARY.penstock_nest(
+            KERNELS.nest(
                 *(part.data_ptr() for part in (weights, integers, scales, counts)),
                 addresses,
                 len(weights),
@@ -119,37 +119,18 @@ class BitNested:
         """Return None: any bytes are a matrix. See Format."""
 
     def find_product(self, rows: int, n: int, k: int) -> Product | None:
-        """Return the product of nested.c for up to MOST_ROWS rows. See Format."""
-        if LIBRARY is None or rows > MOST_ROWS:
+        """Return the product of nested.h for up to MOST_ROWS rows. See Format.
+
+        The matrices of a call may have different numbers of planes.
+        """
+        if KERNELS is None or rows > MOST_ROWS:
             return None
-        return _NestedProduct(rows, n, k, planes=self.planes)
+        room = 4 * rows * -(-k // GROUP) * (GROUP + 1)
+        return make_product(KERNELS.products_nested, rows, n, k, self.planes, planes=self.planes, room=room)
 
 
 NESTED = BitNested("nested", split=False)
 STACKED = BitNested("stacked", split=True)
-
-
-class _NestedProduct:
-    """The product of kernels/csrc/nested.c. The matrices of a call may have different numbers of planes."""
-
-    def __init__(self, rows: int, n: int, k: int, *, planes: int) -> None:
-        self._rows, self._n, self._k, self._planes = rows, n, k, planes
-        self._room = -(-k // GROUP) * rows * (GROUP * 2 + 4)
-
-    def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
-        assert LIBRARY is not None
-        room = torch.empty(len(inputs) * self._room, dtype=torch.uint8)
-        return multiply(
-            LIBRARY.penstock_products_nested,
-            [address for planes in matrices for address in (*planes, *[0] * (self._planes - len(planes)))],
-            inputs,
-            self._rows,
-            self._n,
-            self._k,
-            self._planes,
-            room.data_ptr(),
-            threads=torch.get_num_threads(),
-        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ in "Half-Quadratic Quantization of Large Machine Learning Models". The best resu
 ``importance``, as in "AWQ: Activation-aware Weight Quantization". Scales and zeros are rounded to bfloat16 before
 errors and numbers are computed.
 
-quantise_int4.c quantises groups to 4 bits, or torch's operations do in the same steps. quantise_int8.c quantises
+quantise_int4.h quantises groups to 4 bits, or torch's operations do in the same steps. quantise_int8.h quantises
 rows to 8 bits, or torch's operations do in the same steps and with the same bits.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.nn import functional
 
-from ..native import LIBRARY
+from ..native import KERNELS
 from .base import SLAB
 
 LEVELS_8 = 127
@@ -47,17 +47,17 @@ def quantise_rows(rows: torch.Tensor, importance: torch.Tensor | None = None) ->
     """
     x = _finite(rows)
     weights = weigh_columns(x.shape[1], importance)
-    numbers, scales = (_scaled_by_torch if LIBRARY is None else _scaled_by_ours)(x, weights)
+    numbers, scales = (_scaled_by_torch if KERNELS is None else _scaled_by_ours)(x, weights)
     return numbers, _storable(scales)
 
 
 def _scaled_by_ours(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    assert LIBRARY is not None
+    assert KERNELS is not None
     x = x.contiguous()
     rows, k = x.shape
     numbers, scales = torch.empty(rows, k, dtype=torch.int8), torch.empty(rows, dtype=torch.bfloat16)
     widths = torch.tensor(_WIDTHS)
-    LIBRARY.penstock_quantise_int8(
+    KERNELS.quantise_int8(
         *(part.data_ptr() for part in (x, weights, numbers, scales)),
         rows,
         k,
@@ -96,18 +96,18 @@ def quantise_groups(rows: torch.Tensor, group: int, importance: torch.Tensor | N
     x = _finite(rows)
     missing = -x.shape[1] % group
     weights = torch.cat([weigh_columns(x.shape[1], importance), torch.zeros(missing)])
-    numbers, scales, zeros = (_found_by_torch if LIBRARY is None else _found_by_ours)(x, group, weights)
+    numbers, scales, zeros = (_found_by_torch if KERNELS is None else _found_by_ours)(x, group, weights)
     return numbers, _storable(scales), _storable(zeros)
 
 
 def _found_by_ours(x: torch.Tensor, group: int, weights: torch.Tensor) -> QuantisedGroups:
-    assert LIBRARY is not None
+    assert KERNELS is not None
     x = x.contiguous()
     rows, columns = len(x), len(weights)
     numbers = torch.empty(rows, columns, dtype=torch.uint8)
     scales, zeros = torch.empty(2, rows, columns // group, dtype=torch.bfloat16)
     widths = torch.tensor(_WIDTHS)
-    LIBRARY.penstock_quantise_int4(
+    KERNELS.quantise_int4(
         *(part.data_ptr() for part in (x, weights, numbers, scales, zeros)),
         rows,
         x.shape[1],

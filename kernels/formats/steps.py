@@ -4,7 +4,7 @@ An integer q in [-127, 127] of a group of columns is ``z + round(d * b) + r``. O
 b in [0, 15] is the code, and r in [-8, 7] is the rest. Without r, the number is ``z + d * b``. Ranges of several widths
 are tried, and the best is refined: the codes are the nearest ones for the step and offset, and these are the
 least-squares solution for the codes (Lloyd, "Least Squares Quantization in PCM"). A step or offset for which some r
-would not fit is moved until it does. nest.c does the same, operation by operation, so that both give the same bits.
+would not fit is moved until it does. nest.h does the same, operation by operation, so that both give the same bits.
 """
 
 from dataclasses import dataclass, fields

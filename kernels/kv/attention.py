@@ -1,4 +1,4 @@
-"""Attention of a few queries to pages of keys and values as they are. The compiled half is attention.c."""
+"""Attention of a few queries to pages of keys and values as they are. The compiled half is csrc/kv/attention.h."""
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from ..calls import view_memory, with_team
-from ..native import COMPILED, limit_level
+from ..native import KERNELS
 from .base import PageShape
 
-LEVEL: int | None = limit_level(COMPILED.penstock_attention_level()) if COMPILED is not None else None
-"""The instructions of attention.c: 0 any vectors, 1 AVX2, 2 AVX512 with bfloat16; None where it was not compiled."""
-
-_COMPILED = (torch.bfloat16, torch.float32)
+_DTYPES = (torch.bfloat16, torch.float32)
 _MOST_DIM = 1024
-"""Elements of a key that attention.c has room for."""
+"""Elements of a key that attention.h has room for."""
 
 
 def compute_scores(
@@ -24,8 +21,8 @@ def compute_scores(
     if not query.numel():
         return
     rows = query.view(shape.heads, -1, shape.dim)
-    if COMPILED is not None and _is_compiled_for(shape, rows, out):
-        _call(COMPILED.penstock_scores, pages, rows, out, shape, at, out.shape[2], scaling)
+    if KERNELS is not None and _is_compiled_for(shape, rows, out):
+        _call(KERNELS.scores, pages, rows, out, shape, at, out.shape[2], scaling)
         return
     into = out.view(shape.heads, rows.shape[1], out.shape[2])
     wide = rows.to(torch.promote_types(query.dtype, torch.float32))
@@ -38,8 +35,8 @@ def weigh(probabilities: torch.Tensor, at: int, pages: Sequence[int], shape: Pag
     if not probabilities.numel():
         return
     rows = probabilities.view(shape.heads, -1, probabilities.shape[2])
-    if COMPILED is not None and _is_compiled_for(shape, rows, out):
-        _call(COMPILED.penstock_weigh, pages, rows, out, shape, at, rows.shape[2])
+    if KERNELS is not None and _is_compiled_for(shape, rows, out):
+        _call(KERNELS.weigh, pages, rows, out, shape, at, rows.shape[2])
         return
     into = out.view(shape.heads, rows.shape[1], shape.dim)
     for values, place in _decode_pages(pages, shape, at, rows.shape[2]):
@@ -47,7 +44,7 @@ def weigh(probabilities: torch.Tensor, at: int, pages: Sequence[int], shape: Pag
 
 
 def _is_compiled_for(shape: PageShape, rows: torch.Tensor, out: torch.Tensor) -> bool:
-    if shape.dtype not in _COMPILED or shape.dim > _MOST_DIM:
+    if shape.dtype not in _DTYPES or shape.dim > _MOST_DIM:
         return False
     return rows.dtype == shape.dtype and out.dtype == torch.float32 and out.is_contiguous()
 
@@ -76,7 +73,6 @@ def _call(
         end,
         *more,
         shape.dtype == torch.bfloat16,
-        LEVEL,
     )
     with_team(torch.get_num_threads(), lambda team: kernel(*arguments, team))
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..native import COMPILED
+from ..native import COMPILED, KERNELS
 from .summaries.base import Bounds
 
 _FEW = 4096
@@ -167,12 +167,12 @@ def sum_page_masses(scores: torch.Tensor, tokens: int) -> torch.Tensor:
     ``scores`` [Hq, R, T], whose rows may lie apart. The last page may have fewer tokens."""
     heads, rows, there = scores.shape
     pages = -(-there // tokens)
-    if COMPILED is None or scores.stride(2) != 1 or (rows > 1 and scores.stride(0) != rows * scores.stride(1)):
+    if KERNELS is None or scores.stride(2) != 1 or (rows > 1 and scores.stride(0) != rows * scores.stride(1)):
         padded = torch.nn.functional.pad(scores, (0, pages * tokens - there), value=-torch.inf)
         found: torch.Tensor = padded.view(heads, rows, pages, tokens).logsumexp(-1)
         return found
     logs = torch.empty(heads, rows, pages)
     missing = pages * tokens - there
     stride = scores.stride(0) if rows == 1 else scores.stride(1)
-    COMPILED.penstock_page_masses(scores.data_ptr(), heads * rows, stride, pages, tokens, missing, logs.data_ptr())
+    KERNELS.page_masses(scores.data_ptr(), heads * rows, stride, pages, tokens, missing, logs.data_ptr())
     return logs

@@ -2,7 +2,7 @@
 over up to 32 channels, each group once (as in KIVI and KVQuant).
 
 A code stands for ``(code - offset) * scale + zero``, with offset 8 for 4 bits, else 0. Scores and weighted values are
-computed from these in float32 (kv_quantised.c). Decoding rounds them to the dtype that is asked for.
+computed from these in float32 (csrc/kv/quantised.h). Decoding rounds them to the dtype that is asked for.
 """
 
 import ctypes
@@ -13,19 +13,16 @@ from typing import Any
 import torch
 
 from ..calls import view_memory, with_team
-from ..native import COMPILED, limit_level
+from ..native import KERNELS
 from .base import PageShape
 from .strips import Strips, lay_out_keys, lay_out_values
 
 LARGEST = 2.0**60
 """The largest magnitude that can be encoded: squares of larger ones overflow."""
 
-LEVEL: int | None = limit_level(COMPILED.penstock_kv_level()) if COMPILED is not None else None
-"""The instructions of kv_quantised.c: 0 any vectors, 1 AVX2, 2 AVX512; None where it was not compiled."""
-
 _IN_C = (torch.bfloat16, torch.float32)
 _MOST_INNER = 4096
-"""Tokens of a page and numbers of a key that kv_quantised.c computes with: it keeps a factor for each on its stack."""
+"""Tokens of a page and numbers of a key that quantised.h computes with: it has a factor for each on its stack."""
 
 Quantise = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """Returns codes uint8 [rows, width], and scales and zeros bfloat16 [rows], for float32 [rows, width]."""
@@ -42,7 +39,7 @@ def _page_bytes(shape: PageShape, bits: int, *, of_keys: bool) -> int:
 
 
 def _is_compiled_for(shape: PageShape, dtype: torch.dtype) -> bool:
-    return COMPILED is not None and dtype in _IN_C and max(shape.tokens, shape.dim) <= _MOST_INNER
+    return KERNELS is not None and dtype in _IN_C and max(shape.tokens, shape.dim) <= _MOST_INNER
 
 
 class Quantised:
@@ -93,10 +90,10 @@ class Quantised:
         if out.shape != (shape.heads, shape.tokens, shape.dim):
             raise ValueError(f"{shape} is not decoded to {[*out.shape]}")
         if _is_compiled_for(shape, out.dtype) and out.is_contiguous():
-            assert COMPILED is not None
+            assert KERNELS is not None
             sizes = shape.heads, shape.tokens, shape.dim, self._bits
-            arguments = (data.data_ptr(), *sizes, of_keys, out.data_ptr(), out.dtype == torch.bfloat16, LEVEL)
-            kernel = COMPILED.penstock_kv_decode
+            arguments = (data.data_ptr(), *sizes, of_keys, out.data_ptr(), out.dtype == torch.bfloat16)
+            kernel = KERNELS.kv_decode
             with_team(torch.get_num_threads(), lambda team: kernel(*arguments, team))
             return
         if of_keys:
@@ -123,8 +120,8 @@ class Quantised:
             return
         rows, end = query.view(shape.heads, -1, shape.dim), out.shape[2]
         if _is_compiled_for(shape, query.dtype):
-            assert COMPILED is not None
-            self._call(COMPILED.penstock_kv_scores, pages, shape, rows, scaling, out.data_ptr(), end, at)
+            assert KERNELS is not None
+            self._call(KERNELS.kv_scores, pages, shape, rows, scaling, out.data_ptr(), end, at)
             return
         into = out.view(shape.heads, rows.shape[1], end)
         for keys, place in self._decode_pages(pages, shape, at, end, of_keys=True):
@@ -139,8 +136,8 @@ class Quantised:
         end = probabilities.shape[2]
         rows = probabilities.view(shape.heads, -1, end)
         if _is_compiled_for(shape, probabilities.dtype):
-            assert COMPILED is not None
-            self._call(COMPILED.penstock_kv_weigh, pages, shape, rows, out.data_ptr(), end, at)
+            assert KERNELS is not None
+            self._call(KERNELS.kv_weigh, pages, shape, rows, out.data_ptr(), end, at)
             return
         into = out.view(shape.heads, rows.shape[1], shape.dim)
         for values, place in self._decode_pages(pages, shape, at, end, of_keys=False):
@@ -161,7 +158,6 @@ class Quantised:
             rows.shape[1],
             rows.dtype == torch.bfloat16,
             *more,
-            LEVEL,
         )
         with_team(torch.get_num_threads(), lambda team: kernel(*arguments, team))
 

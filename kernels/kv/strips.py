@@ -8,7 +8,7 @@ one width. The last strip is filled up with repeated elements.
     strip: codes uint8 [inner, width * bits / 8] | scales bfloat16 [inner] | zeros bfloat16 [inner]
     page: strips of head 0 | strips of head 1 | ... | up to a multiple of 4096 bytes
 
-With 4 bits, a byte holds code j (low half) and code j + width / 2. kv_quantised.c reads the same bytes.
+With 4 bits, a byte holds code j (low half) and code j + width / 2. csrc/kv/quantised.h reads the same bytes.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,11 @@
 """Products of a few rows with several bfloat16 matrices in one call, bit for bit those of ``functional.linear``.
 
-The compiled half is bfloat16_products.c. torch's own product of one row first copies the matrix into blocks, and
-reaches half of the memory's speed. Ours reads the matrix once. It keeps the order of summation of the library under
-torch, which depends on the shapes. For each shape the order is found by a comparison with torch, on data that shows
-any other order. There is no such product without the compiled library, without the processor's bfloat16
-instructions, or where no order fits. The caller then uses torch's.
+The compiled half is kernels/csrc/products/bfloat16.h. With AVX-512 torch's own product of one row first copies the
+matrix into blocks, and reaches half of the memory's speed. Elsewhere its product of several rows reads the matrix for
+each of them. Ours reads it once. It keeps the order of summation of torch, or of the library under it, which depends on
+the processor and on the shapes. For each shape the order is found by a comparison with torch, on data that shows any
+other order. There is no such product without the compiled library, or where no order fits. The caller then uses
+torch's.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,15 @@ import torch
 from torch.nn import functional
 
 from ..calls import multiply
-from ..native import LIBRARY
+from ..native import KERNELS
 
 MOST_ROWS = 4
 """The most rows that one pass over the matrix serves."""
 
 _CHUNKS = (512, 1024, 256, 2048, 384, 768, 128, 64, 4096)
+"""Columns that oneDNN may sum at a time: its orders."""
+_ORDERS = (0, -1, -2)
+"""torch's own orders: by halves, by turns, by pairs. See bfloat16.h."""
 _TRIAL_BYTES = 32 << 20  # the largest matrix that a trial makes
 _LEAST = 64  # columns of the matrix: below, a call costs more than the product
 
@@ -26,25 +30,23 @@ _LEAST = 64  # columns of the matrix: below, a call costs more than the product
 class Products:
     """The product for matrices [n, k] and inputs [rows, k]. ``find_product`` makes it. Any thread may call it."""
 
-    def __init__(self, rows: int, n: int, k: int, *, chunk: int, threads: int) -> None:
-        self.rows, self.n, self.k, self.chunk, self.threads = rows, n, k, chunk, threads
+    def __init__(self, rows: int, n: int, k: int, *, order: int, threads: int) -> None:
+        self.rows, self.n, self.k, self.order, self.threads = rows, n, k, order, threads
+
+    @property
+    def room(self) -> int:
+        """Bytes that kernels need for each input: those for its numbers in the order that they are multiplied in."""
+        return 4 * self.rows * self.k if self.order <= 0 else 0
 
     def __call__(self, matrices: Sequence[int], inputs: Sequence[int]) -> torch.Tensor:
         """Compute bfloat16 [len(matrices), rows, n]: ``inputs[i] @ matrices[i].T``, both given by their addresses.
 
         The addresses point to contiguous bfloat16 data, which must stay valid until the call returns.
         """
-        assert LIBRARY is not None
-        return multiply(
-            LIBRARY.penstock_products,
-            matrices,
-            inputs,
-            self.rows,
-            self.n,
-            self.k,
-            self.chunk,
-            threads=self.threads,
-        )
+        assert KERNELS is not None
+        room = torch.empty(len(inputs) * self.room, dtype=torch.uint8)
+        numbers = self.k, self.order, room.data_ptr()
+        return multiply(KERNELS.products, matrices, inputs, self.rows, self.n, *numbers, threads=self.threads)
 
 
 def find_product(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> Products | None:
@@ -56,7 +58,7 @@ def find_product(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) 
     shape = rows, n, k, torch.get_num_threads()
     if shape in _FOUND:
         return _FOUND[shape]
-    if LIBRARY is None or not 1 <= rows <= MOST_ROWS or k < _LEAST:
+    if KERNELS is None or not 1 <= rows <= MOST_ROWS or k < _LEAST:
         return None
     if n * k * 2 <= _TRIAL_BYTES:
         _FOUND[shape] = _found(*_trial(rows, n, k))
@@ -67,7 +69,7 @@ def find_product(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) 
 
 def is_untried(rows: int, n: int, k: int) -> bool:
     """Return whether only a trial on an actual matrix can tell if there is a product for these shapes."""
-    if LIBRARY is None or not 1 <= rows <= MOST_ROWS or k < _LEAST or n * k * 2 <= _TRIAL_BYTES:
+    if KERNELS is None or not 1 <= rows <= MOST_ROWS or k < _LEAST or n * k * 2 <= _TRIAL_BYTES:
         return False
     return (rows, n, k, torch.get_num_threads()) not in _FOUND
 
@@ -84,9 +86,8 @@ def _found(matrix: torch.Tensor, inputs: Sequence[torch.Tensor], *, telling: boo
     n, k = matrix.shape
     wanted = [functional.linear(x, matrix) for x in inputs]
     equal: list[Products] = []
-    tried = {-(-chunk // 64) * 64 for chunk in (k, *(chunk for chunk in _CHUNKS if chunk < k))}
-    for chunk in sorted(tried, reverse=True):
-        product = Products(len(inputs[0]), n, k, chunk=chunk, threads=torch.get_num_threads())
+    for order in _list_orders(k):
+        product = Products(len(inputs[0]), n, k, order=order, threads=torch.get_num_threads())
         if all(
             torch.equal(product([matrix.data_ptr()], [x.data_ptr()])[0], y) for x, y in zip(inputs, wanted, strict=True)
         ):
@@ -94,6 +95,13 @@ def _found(matrix: torch.Tensor, inputs: Sequence[torch.Tensor], *, telling: boo
                 return product
             equal.append(product)
     return equal[0] if len(equal) == 1 else None
+
+
+def _list_orders(k: int) -> list[int]:
+    """List the orders in which the kernels of this level sum ``k`` columns."""
+    assert KERNELS is not None
+    chunks = {-(-chunk // 64) * 64 for chunk in (k, *(chunk for chunk in _CHUNKS if chunk < k))}
+    return [order for order in (*sorted(chunks, reverse=True), *_ORDERS) if KERNELS.takes_order(order)]
 
 
 def _chance(rows: int, k: int, seed: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Weighted sums of experts' outputs, bit for bit as torch computes them step by step.
 
-The compiled half is weighted_sum.c. Where it cannot run, torch computes the same bits.
+The compiled half is products/weighted_sum.h. Without it torch computes the same bits.
 
 All functions except ``add_by_torch`` need tensors in host memory.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from ..calls import view_memory
-from ..native import LIBRARY
+from ..native import KERNELS
 
 _WEIGHTS = (torch.bfloat16, torch.float32)
 
@@ -22,14 +22,14 @@ def sum_weighted(rows: Sequence[int], weights: Sequence[float], width: int) -> t
     ``rows`` are addresses of ``width`` contiguous bfloat16 numbers each. The weights are float32 or bfloat16 numbers.
     """
     out = torch.zeros(1, width, dtype=torch.bfloat16)
-    if LIBRARY is None:
+    if KERNELS is None:
         for address, weight in zip(rows, weights, strict=True):
             row = view_memory(address, 2 * width).view(torch.bfloat16)
             out += (row.float() * torch.tensor(weight, dtype=torch.float32)).bfloat16()
         return out
     count = len(rows)
     addresses, numbers = (ctypes.c_uint64 * count)(*rows), (ctypes.c_float * count)(*weights)
-    LIBRARY.penstock_add_weighted(count, addresses, numbers, (ctypes.c_int64 * count)(), out.data_ptr(), width, 1)
+    KERNELS.add_weighted(count, addresses, numbers, (ctypes.c_int64 * count)(), out.data_ptr(), width, 1)
     return out
 
 
@@ -40,13 +40,13 @@ def add_weighted(to: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, weight
     rounded to the dtype of ``to`` before it is added.
     """
     ours = to.is_cpu and to.dtype == out.dtype == torch.bfloat16 and weights.dtype in _WEIGHTS
-    if LIBRARY is None or not ours:
+    if KERNELS is None or not ours:
         add_by_torch(to, rows, out, weights)
         return
     count, width = out.shape
     out, numbers = out.contiguous(), weights.float().contiguous()
     addresses = torch.arange(count).mul_(2 * width).add_(out.data_ptr())
-    LIBRARY.penstock_add_weighted(
+    KERNELS.add_weighted(
         count,
         addresses.data_ptr(),
         numbers.data_ptr(),

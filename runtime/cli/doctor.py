@@ -212,9 +212,8 @@ def kernels_in_use(found: "Kernels") -> str:
     """Which compiled kernels compute here, in words. Pure."""
     if not found.compiler:
         return "none, torch computes everything"
-    kinds = (("attention", found.attention), ("products of weights", found.products), ("packed weights", found.packed))
     threads = "on all threads" if found.openmp else "on one thread"
-    return f"{', '.join(name for name, used in kinds if used)}; {threads}, compiled by {found.compiler}"
+    return f"{found.level}, {threads}, compiled by {found.compiler}"
 
 
 def warnings_for(

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ...tiering.errors import PenstockError
+from ..config import instructions
 from .console import BROKEN_PIPE, INTERRUPTED, drop_output, fail, say
 from .quick_imports import own_process
 
@@ -51,7 +52,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    instructions.check()
 
 
 def make_app(names: Sequence[str] = COMMANDS) -> typer.Typer:

@@ -131,7 +131,7 @@ def an_assert_stands_for_an_old_processor(patch: Patch) -> None:
     """Experts in bfloat16 ask for instructions that are not there."""
 
     def assert_(*_: Any) -> None:
-        assert weighted_sum.LIBRARY is not None
+        assert weighted_sum.KERNELS is not None
 
     _replace(patch, weighted_sum.sum_weighted, assert_)
     _replace(patch, weighted_sum.add_weighted, assert_)

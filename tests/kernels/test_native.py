@@ -8,45 +8,27 @@ from pathlib import Path
 import pytest
 
 from penstock.kernels import native
-from penstock.kernels.native import PACKED_NEED, PRODUCTS_NEED, explain
-
-ALL = dict.fromkeys(PACKED_NEED, True)
+from penstock.kernels.native import explain
 
 
 def test_nothing_is_missing_where_all_are_in_use() -> None:
-    assert explain("", openmp=True, features=ALL, machine="x86_64") == []
+    assert explain("", openmp=True) == []
 
 
 def test_without_kernels_the_reason_is_told_alone() -> None:
-    assert explain("no compiler", openmp=False, features={}, machine="x86_64") == ["no compiler"]
+    assert explain("no compiler", openmp=False) == ["no compiler"]
 
 
-@pytest.mark.parametrize("feature", PRODUCTS_NEED)
-def test_a_processor_without_a_feature_of_the_products(feature: str) -> None:
-    (reason,) = explain("", openmp=True, features=ALL | {feature: False}, machine="x86_64")
-    assert reason == f"products of weights come from torch: this processor lacks {feature}"
-
-
-def test_a_processor_without_what_packing_needs() -> None:
-    (reason,) = explain("", openmp=True, features=dict.fromkeys(PRODUCTS_NEED, True), machine="x86_64")
-    assert reason == "weights are not packed for products: this processor lacks avx512vbmi"
-
-
-def test_another_processor_and_one_thread() -> None:
-    assert explain("", openmp=False, features={}, machine="arm64") == [
-        "products of weights come from torch: their kernels are for x86-64, this is arm64",
-        "the kernels run on one thread: they were compiled without OpenMP",
-    ]
+def test_one_thread() -> None:
+    assert explain("", openmp=False) == ["the kernels run on one thread: they were compiled without OpenMP"]
 
 
 @pytest.mark.skipif(native.COMPILED is None, reason="nothing was compiled")
 def test_what_is_described_is_what_is_there() -> None:
     found = native.describe()
     assert found.compiler.split()[0] in ("gcc", "clang")
-    assert found.attention
-    assert found.products is (native.LIBRARY is not None) is set(PRODUCTS_NEED).issubset(found.features)
-    assert found.packed is (native.PACKED is not None) is set(PACKED_NEED).issubset(found.features)
-    assert bool(found.missing) is not (found.openmp and found.packed)
+    assert found.level == native.RUNS[-1]
+    assert bool(found.missing) is not found.openmp
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or platform.system() != "Linux", reason="/proc/cpuinfo names others")
@@ -81,9 +63,13 @@ def test_an_extension_that_cannot_be_loaded_is_none_at_all(
 
 def test_every_function_says_what_it_takes_and_refuses() -> None:
     """The comment above each function that gets addresses has a line for whoever calls it."""
-    sources = "".join(path.read_text() for path in sorted((Path(native.__file__).parent / "csrc").glob("*.c")))
-    tables = (native._PRODUCTS, native._PRODUCTS_WITH_STATUS, native._PORTABLE, native._PORTABLE_WITH_RESULT)
-    names = [name for table in tables for name, arguments in table.items() if arguments]
+    sources = "".join(path.read_text() for path in sorted((Path(native.__file__).parent / "csrc").rglob("*.[ch]")))
+    tables = (native._PORTABLE, native._PORTABLE_WITH_RESULT)
+    names = [name for table in tables for name, arguments in table.items() if ctypes.c_void_p in arguments]
+    levels = (native._LEVEL, native._LEVEL_WITH_RESULT)
+    names += [
+        rf"EXPORT\({name}\)" for table in levels for name, arguments in table.items() if ctypes.c_void_p in arguments
+    ]
     assert len(names) > 20
     for name in names:
         comment = re.search(rf"/\*((?:(?!\*/).)*)\*/\n(?:void|int|long) {name}\(", sources, re.DOTALL)

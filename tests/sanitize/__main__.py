@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from penstock.kernels.native import LEVELS, SETTING
+from penstock.kernels.isa import SETTING
+from penstock.kernels.native import RUNS
 
 from .build import NoSanitizer, Sanitized, build
 from .library import LIBRARY
@@ -33,9 +34,9 @@ def run(sanitized: Sanitized, level: str, options: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build, and run each level named, or all that are compiled."""
+    """Build, and run each level named, or all that run here."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
-    levels, options = arguments[:at] or LEVELS[1:], arguments[at + 1 :]
+    levels, options = arguments[:at] or RUNS, arguments[at + 1 :]
     try:
         sanitized = build(Path("build/sanitize").resolve())
     except NoSanitizer as error:

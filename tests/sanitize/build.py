@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 SOURCES = Path(__file__).parents[2] / "kernels" / "csrc"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
-_OPTIONS = ("-fPIC", "-O1", "-g", "-Wno-psabi")
+_OPTIONS = ("-fPIC", "-O1", "-g", "-Wno-psabi", "-ffp-contract=off")
 _RUNTIMES = {"gcc": ("libasan.so", "libubsan.so"), "clang": ("libclang_rt.asan-x86_64.so",)}
 
 
@@ -36,13 +36,14 @@ def build(folder: Path) -> Sanitized:
     library = folder / "_native_sanitized.so"
     folder.mkdir(parents=True, exist_ok=True)
     options = [*_OPTIONS, *SANITIZERS, *(("-shared-libasan",) if kind == "clang" else ("-fopenmp",))]
-    objects = [folder / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.c"))]
+    sources = sorted(SOURCES.rglob("*.c"))
+    objects = [folder / f"{'-'.join(source.relative_to(SOURCES).with_suffix('').parts)}.o" for source in sources]
 
-    def compile_source(made: Path) -> None:
-        _run([*command, "-c", *options, str(SOURCES / f"{made.stem}.c"), "-o", str(made)])
+    def compile_source(source: Path, made: Path) -> None:
+        _run([*command, "-c", *options, str(source), "-o", str(made)])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_source, objects))
+        list(pool.map(compile_source, sources, objects))
     _run([*command, "-shared", *options, *map(str, objects), "-o", str(library), "-lm"])
     return Sanitized(library, preload)
 

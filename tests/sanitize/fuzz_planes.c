@@ -14,26 +14,40 @@
 #endif
 
 int penstock_lossless_first_damaged(const uint8_t *, long, long, const uint8_t *, long, long, int);
-int penstock_lossless_decode(const uint8_t *, long, long, long, long, long, uint16_t *, int, int);
-int penstock_lossless_products(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, long, int);
-int penstock_lossless_way(void);
 int penstock_first_left_out(const uint8_t *, long, uint8_t *);
-void penstock_decode_blocks(const int64_t *, const uint8_t *, long, long, long, void *, int, int);
-void penstock_block_products(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long,
-                             const int64_t *, float *, int);
-void penstock_decode_nested(const uint64_t *, uint16_t *, long, long, long, long, int);
-void penstock_products_nested(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, long,
-                              void *, int);
-void penstock_decode_int8(const void *, void *, long, long, long, long, int);
-void penstock_products_int8(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, int);
-void penstock_decode_int4(const void *, void *, long, long, long, long, long, int);
-void penstock_products_int4(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, long, int);
-int penstock_kv_level(void);
-void penstock_kv_scores(long, const uint64_t *, long, long, long, long, const void *, long, int, float, float *, long,
-                        long, int, int);
-void penstock_kv_weigh(long, const uint64_t *, long, long, long, long, const void *, long, int, float *, long, long,
-                       int, int);
-void penstock_kv_decode(const void *, long, long, long, long, int, void *, int, int, int);
+int penstock_runs(const char *);
+
+#if defined(__x86_64__)
+#define LEVELS(DO) DO(plain) DO(avx2) DO(avx512)
+#elif defined(__aarch64__)
+#define LEVELS(DO) DO(plain) DO(neon)
+#else
+#define LEVELS(DO) DO(plain)
+#endif
+
+#define DECLARED(AT)                                                                                                   \
+    void penstock_kv_scores_##AT(long, const uint64_t *, long, long, long, long, const void *, long, int, float,       \
+                                 float *, long, long, int);                                                            \
+    void penstock_kv_weigh_##AT(long, const uint64_t *, long, long, long, long, const void *, long, int, float *,      \
+                                long, long, int);                                                                      \
+    void penstock_kv_decode_##AT(const void *, long, long, long, long, int, void *, int, int);                         \
+    int penstock_takes_order_##AT(long);                                                                               \
+    int penstock_lossless_decode_##AT(const uint8_t *, long, long, long, long, long, uint16_t *, int);                 \
+    int penstock_lossless_products_##AT(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long,  \
+                                        long, void *, int);                                                            \
+    void penstock_decode_blocks_##AT(const int64_t *, const uint8_t *, long, long, long, void *, int, int);            \
+    void penstock_block_products_##AT(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long,    \
+                                      const int64_t *, float *, int);                                                  \
+    void penstock_decode_nested_##AT(const uint64_t *, uint16_t *, long, long, long, long, int);                       \
+    void penstock_products_nested_##AT(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long,   \
+                                       long, void *, int);                                                             \
+    void penstock_decode_int8_##AT(const void *, void *, long, long, long, long, int);                                 \
+    void penstock_products_int8_##AT(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long,     \
+                                     void *, int);                                                                     \
+    void penstock_decode_int4_##AT(const void *, void *, long, long, long, long, long, int);                           \
+    void penstock_products_int4_##AT(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long,     \
+                                     long, void *, int);
+LEVELS(DECLARED)
 
 enum { HEAD = 8, FULL = 2 }; /* bytes of an input before its plane; the level with AVX-512 */
 
@@ -81,15 +95,19 @@ static uint16_t *inputs_of(long count)
 
 /* ---- lossless: any bytes, any length ---- */
 
+/* The product in an order of summation, at each level that has it. */
 UNUSED void lossless_product(const uint8_t *plane, long length, long n, long k, const input *in, int good)
 {
-    const long tokens = 1 + in->head[2] % 4, chunk = 64 * (1 + in->head[3] % 3);
+    const long orders[] = {64, 128, 192, 0, -1, -2}, tokens = 1 + in->head[2] % 4, order = orders[in->head[3] % 6];
     const uint64_t matrix[2] = {(uint64_t)plane, (uint64_t)length};
     uint16_t *x = inputs_of(tokens * k), *out = room(2 * tokens * n);
+    void *space = room(4 * tokens * k + 32 * k);
     const uint64_t from = (uint64_t)x, to = (uint64_t)out;
-    const int whole = penstock_lossless_products(1, matrix, &from, &to, tokens, n, k, chunk, 1);
-    MUST(whole || !good);
-    free(x), free(out);
+#define PRODUCT(AT)                                                                                                    \
+    if (penstock_runs(#AT) && penstock_takes_order_##AT(order))                                                        \
+        MUST(penstock_lossless_products_##AT(1, matrix, &from, &to, tokens, n, k, order, space, 1) || !good);
+    LEVELS(PRODUCT)
+    free(x), free(out), free(space);
 }
 
 UNUSED void lossless(const input *in)
@@ -106,13 +124,15 @@ UNUSED void lossless(const input *in)
         good = found == -1;
     }
     uint16_t *plainly = room(2 * (n - first) * k), *out = room(2 * (n - first) * k);
-    const int whole = penstock_lossless_decode(plane, length, n, k, first, n - first, plainly, 0, 1);
+    const int whole = penstock_lossless_decode_plain(plane, length, n, k, first, n - first, plainly, 1);
     MUST(whole || !good);
-    for (int way = 1; way <= penstock_lossless_way(); way++) {
-        MUST(whole == penstock_lossless_decode(plane, length, n, k, first, n - first, out, way, 1));
-        MUST(!whole || !memcmp(plainly, out, (size_t)(2 * (n - first) * k)));
+#define DECODED(AT)                                                                                                    \
+    if (penstock_runs(#AT)) {                                                                                          \
+        MUST(whole == penstock_lossless_decode_##AT(plane, length, n, k, first, n - first, out, 1));                   \
+        MUST(!whole || !memcmp(plainly, out, (size_t)(2 * (n - first) * k)));                                          \
     }
-    if (length >= 8 * tiles && penstock_lossless_way() == FULL)
+    LEVELS(DECODED)
+    if (length >= 8 * tiles)
         lossless_product(plane, length, n, k, in, good);
     free(plane), free(plainly), free(out);
 }
@@ -128,8 +148,12 @@ UNUSED void run_blocks(const int64_t shape[10], const input *in, long bytes, lon
     void *numbers = room(rows * k * (as ? 2 : 4));
     float *space = room(4 * tokens * k);
     const uint64_t matrix = (uint64_t)plane, from = (uint64_t)x, to = (uint64_t)out;
-    penstock_decode_blocks(shape, plane, first, rows, k, numbers, as, 1);
-    penstock_block_products(1, &matrix, &from, &to, tokens, n, k, shape, space, 1);
+#define BLOCKS(AT)                                                                                                     \
+    if (penstock_runs(#AT)) {                                                                                          \
+        penstock_decode_blocks_##AT(shape, plane, first, rows, k, numbers, as, 1);                                     \
+        penstock_block_products_##AT(1, &matrix, &from, &to, tokens, n, k, shape, space, 1);                           \
+    }
+    LEVELS(BLOCKS)
     free(plane), free(x), free(out), free(numbers), free(space);
 }
 
@@ -180,10 +204,14 @@ UNUSED void nested(const input *in)
     for (long i = 0; i < there; i++)
         planes[i] = (uint64_t)plane_of(in, tiles * lengths[i]);
     uint16_t *x = inputs_of(tokens * k), *out = room(2 * tokens * n), *numbers = room(2 * (n - first) * k);
-    void *space = room(tokens * groups * 68);
+    void *space = room(tokens * groups * 132);
     const uint64_t from = (uint64_t)x, to = (uint64_t)out;
-    penstock_decode_nested(planes, numbers, k, most, first, n - first, 1);
-    penstock_products_nested(1, planes, &from, &to, tokens, n, k, most, space, 1);
+#define NESTED(AT)                                                                                                     \
+    if (penstock_runs(#AT)) {                                                                                          \
+        penstock_decode_nested_##AT(planes, numbers, k, most, first, n - first, 1);                                    \
+        penstock_products_nested_##AT(1, planes, &from, &to, tokens, n, k, most, space, 1);                            \
+    }
+    LEVELS(NESTED)
     for (long i = 0; i < there; i++)
         free((void *)planes[i]);
     free(x), free(out), free(numbers), free(space);
@@ -197,10 +225,15 @@ UNUSED void int8(const input *in)
     const long first = in->head[3] % n;
     uint8_t *plane = plane_of(in, aligned(n * k) + 2 * n);
     uint16_t *x = inputs_of(tokens * k), *out = room(2 * tokens * n), *numbers = room(2 * (n - first) * k);
+    void *space = room(4 * tokens * ceiling(k, 32) * 32);
     const uint64_t matrix = (uint64_t)plane, from = (uint64_t)x, to = (uint64_t)out;
-    penstock_decode_int8(plane, numbers, n, k, first, n - first, 1);
-    penstock_products_int8(1, &matrix, &from, &to, tokens, n, k, 1);
-    free(plane), free(x), free(out), free(numbers);
+#define INT8(AT)                                                                                                       \
+    if (penstock_runs(#AT)) {                                                                                          \
+        penstock_decode_int8_##AT(plane, numbers, n, k, first, n - first, 1);                                          \
+        penstock_products_int8_##AT(1, &matrix, &from, &to, tokens, n, k, space, 1);                                   \
+    }
+    LEVELS(INT8)
+    free(plane), free(x), free(out), free(numbers), free(space);
 }
 
 UNUSED void int4(const input *in)
@@ -210,10 +243,15 @@ UNUSED void int4(const input *in)
     const long first = n > 64 && in->head[4] % 2 ? 64 : 0;
     uint8_t *plane = plane_of(in, high * wide / 2 + high * wide / group * 4);
     uint16_t *x = inputs_of(tokens * k), *out = room(2 * tokens * n), *numbers = room(2 * (n - first) * k);
+    void *space = room(4 * tokens * (wide + wide / group));
     const uint64_t matrix = (uint64_t)plane, from = (uint64_t)x, to = (uint64_t)out;
-    penstock_decode_int4(plane, numbers, n, k, group, first, n - first, 1);
-    penstock_products_int4(1, &matrix, &from, &to, tokens, n, k, group, 1);
-    free(plane), free(x), free(out), free(numbers);
+#define INT4(AT)                                                                                                       \
+    if (penstock_runs(#AT)) {                                                                                          \
+        penstock_decode_int4_##AT(plane, numbers, n, k, group, first, n - first, 1);                                   \
+        penstock_products_int4_##AT(1, &matrix, &from, &to, tokens, n, k, group, space, 1);                            \
+    }
+    LEVELS(INT4)
+    free(plane), free(x), free(out), free(numbers), free(space);
 }
 
 /* ---- pages of quantised keys and values ---- */
@@ -231,13 +269,15 @@ UNUSED void kv(const input *in)
         const long width = ceiling(ceiling(along, strips), 2) * 2;
         uint8_t *page = plane_of(in, ceiling(heads * strips * inner * (width * bits / 8 + 4), 4096) * 4096);
         const uint64_t plane = (uint64_t)page;
-        for (int level = 0; level <= penstock_kv_level(); level++) {
-            penstock_kv_decode(page, heads, tokens, dim, bits, of_keys, numbers, brief, level, 1);
-            if (of_keys)
-                penstock_kv_scores(1, &plane, heads, tokens, dim, bits, query, rows, brief, 1, scores, total, 0, level, 1);
-            else
-                penstock_kv_weigh(1, &plane, heads, tokens, dim, bits, shares, rows, brief, sums, total, 0, level, 1);
-        }
+#define AT_LEVEL(AT)                                                                                                   \
+    if (penstock_runs(#AT)) {                                                                                          \
+        penstock_kv_decode_##AT(page, heads, tokens, dim, bits, of_keys, numbers, brief, 1);                           \
+        if (of_keys)                                                                                                   \
+            penstock_kv_scores_##AT(1, &plane, heads, tokens, dim, bits, query, rows, brief, 1, scores, total, 0, 1);  \
+        else                                                                                                           \
+            penstock_kv_weigh_##AT(1, &plane, heads, tokens, dim, bits, shares, rows, brief, sums, total, 0, 1);       \
+    }
+        LEVELS(AT_LEVEL)
         free(page);
     }
     free(scores), free(sums), free(query), free(shares), free(numbers);

@@ -11,17 +11,17 @@ calls: dict[str, int] = {}
 
 
 def counted(name: str) -> None:
-    original: Callable[..., Any] = getattr(native.COMPILED, name)
+    original: Callable[..., Any] = getattr(native.KERNELS, name)
 
     def count(*arguments: Any) -> Any:
         calls[name] = calls.get(name, 0) + 1
         return original(*arguments)
 
-    setattr(native.COMPILED, name, count)
+    setattr(native.KERNELS, name, count)
 
 
-if native.LIBRARY is not None:
-    counted("penstock_products")
+if native.KERNELS is not None:
+    counted("products")
 
 from transformers import AutoTokenizer  # noqa: E402
 

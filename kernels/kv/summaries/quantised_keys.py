@@ -3,7 +3,7 @@
 The mean key of a page is subtracted. The rest is rotated (a Walsh-Hadamard transform, "QuaRot: Outlier-Free 4-Bit
 Inference in Rotated LLMs"), so that no channel is much larger than the others, and each token is rounded to integers
 times its own scale. There are two bounds of the error of a score: the norm of the rounding error times the norm of the
-query, and half the scale times the sum of the query's magnitudes. The smaller one counts. bounds.c describes the bytes.
+query, and half the scale times the sum of the query's magnitudes. The smaller one counts. bounds.h describes the bytes.
 """
 
 import functools
@@ -11,30 +11,26 @@ import math
 
 import torch
 
-from ...native import COMPILED, limit_level
+from ...native import KERNELS
 from .base import Bounds, bound_norms, bound_rounding, open_unknown, round_up
 
 _LANES = 16
 _HALF_ULP = 2.0**-24
 _WIDEST, _LONGEST = 512, 256
-"""Columns and tokens that bounds.c computes with."""
-
-
-WIDE = COMPILED is not None and limit_level(2 * COMPILED.penstock_bounds_wide()) == 2
-"""Whether bounds.c has its kernel for AVX-512 here."""
+"""Columns and tokens that bounds.h computes with."""
+_ROOM = 4096
+"""Bytes of a query as bounds.h prepares it, at most."""
 
 
 class QuantisedKeys:
-    """The summaries ``int8`` and ``int4``. ``kernel`` is "wide" (AVX512), "anywhere", or "torch", the reference of
-    both; None: the fastest there is."""
+    """The summaries ``int8`` and ``int4``."""
 
     shared_bytes = 0
 
-    def __init__(self, bits: int, kernel: str | None = None) -> None:
+    def __init__(self, bits: int) -> None:
         self.bits = bits
         self.name = f"int{bits}"
         self._levels = 127 if bits == 8 else 7
-        self._kernel = kernel or ("torch" if COMPILED is None else "wide" if WIDE else "anywhere")
 
     def page_bytes(self, heads: int, tokens: int, dim: int) -> int:
         """As in Summary."""
@@ -86,14 +82,14 @@ class QuantisedKeys:
         all_heads, rows, dim = query.shape
         share = bound_rounding(query.dtype, softcap)
         asked = query.float().reshape(heads, -1, dim).contiguous()
-        if self._kernel == "torch" or dim > _WIDEST or tokens > _LONGEST:
+        if KERNELS is None or dim > _WIDEST or tokens > _LONGEST:
             found = self._reference(asked, summaries, tokens, scaling, softcap, share)
         else:
             found = self._native(asked, summaries, tokens, scaling, softcap, share)
         return Bounds(*(bound.view(all_heads, rows, -1) for bound in found))
 
     def _pack(self, whole: torch.Tensor, tokens: int) -> torch.Tensor:
-        """The integers ``whole`` [n, H, T, W] as bytes, in the order of bounds.c, for pages of ``tokens`` tokens."""
+        """The integers ``whole`` [n, H, T, W] as bytes, in the order of bounds.h, for pages of ``tokens`` tokens."""
         pages, heads, there, wide = whole.shape
         offset = torch.nn.functional.pad(whole + (self._levels + 1), (0, 0, 0, tokens - there)).to(torch.uint8)
         grouped = offset.view(pages, heads, tokens // _LANES, _LANES, wide // 4, 4).transpose(3, 4)
@@ -119,12 +115,12 @@ class QuantisedKeys:
         softcap: float | None,
         share: float,
     ) -> Bounds:
-        assert COMPILED is not None
+        assert KERNELS is not None
         heads, rows, dim = query.shape
         count = len(summaries)
-        room = torch.empty(heads * rows * COMPILED.penstock_bounds_room(), dtype=torch.uint8)
+        room = torch.empty(heads * rows * _ROOM, dtype=torch.uint8)
         lower, upper = torch.empty(2, heads, rows, count).unbind()
-        COMPILED.penstock_bounds(
+        KERNELS.bounds(
             summaries.data_ptr(),
             summaries.stride(0),
             count,
@@ -140,7 +136,6 @@ class QuantisedKeys:
             room.data_ptr(),
             lower.data_ptr(),
             upper.data_ptr(),
-            self._kernel == "wide",
             torch.get_num_threads() if count > _LANES else 1,
         )
         return Bounds(lower, upper)
@@ -154,7 +149,7 @@ class QuantisedKeys:
         softcap: float | None,
         share: float,
     ) -> Bounds:
-        """Computes as bounds.c does, except that the query is not quantised."""
+        """Computes as bounds.h does, except that the query is not quantised."""
         heads, _, dim = query.shape
         wide = _wide(dim)
         pages = len(summaries)

@@ -1,5 +1,7 @@
 """Formats of weights that come quantised: decoded as their definitions say, by the compiled half and without it."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from gguf import GGMLQuantizationType
@@ -7,12 +9,13 @@ from gguf.quants import dequantize
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from penstock.kernels.formats import blocks
 from penstock.kernels.formats.base import UnsuitableShape
 from penstock.kernels.formats.blocks import Blocks
 from penstock.kernels.formats.registry import FORMATS
 from penstock.kernels.formats.uint4 import pack_values
+from penstock.kernels.native import RUNS
 from tests.support.gguf_blocks import GGUF_NAMES, random_blocks
+from tests.support.levels import held_to
 
 N, K = 200, 512
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -84,13 +87,11 @@ def _chance() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=[True, False], ids=["compiled", "portable"])
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    if not request.param:
-        monkeypatch.setattr(blocks, "LIBRARY", None)
-    elif blocks.LIBRARY is None:
-        pytest.skip("no compiled half here")
-    return bool(request.param)
+@pytest.fixture(params=[None, *RUNS], ids=str)
+def level(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """Without the compiled half, and at each of its levels."""
+    with held_to(request.param):
+        yield request.param
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -103,7 +104,7 @@ def test_every_format_has_a_case():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_decoding_gives_the_numbers_of_the_definition(name: str, compiled: bool):
+def test_decoding_gives_the_numbers_of_the_definition(name: str, level: str | None):
     plane, wanted = CASES[name](name)
     assert (len(plane),) == of(name).lengths(N, K)
     for dtype in DTYPES:
@@ -115,11 +116,11 @@ def test_decoding_gives_the_numbers_of_the_definition(name: str, compiled: bool)
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
-def test_products_are_those_with_the_decoded_matrix(name: str, rows: int):
+def test_products_are_those_with_the_decoded_matrix(name: str, rows: int, level: str | None):
     cases = [CASES[name](name) for _ in range(3)]
     inputs = [torch.randn(rows, K).bfloat16() for _ in cases]
     product = of(name).find_product(rows, N, K)
-    if blocks.LIBRARY is None:
+    if level is None:
         assert product is None
         return
     assert product is not None
@@ -135,11 +136,10 @@ def test_products_are_those_with_the_decoded_matrix(name: str, rows: int):
         assert bool(((y.double() - exact).abs() <= slack)[known].all())
 
 
-def test_no_products_of_many_rows_or_without_the_compiled_half(monkeypatch: pytest.MonkeyPatch):
+def test_no_products_of_many_rows_or_without_the_compiled_half(level: str | None):
     assert of("q8_0").find_product(5, N, K) is None
     assert of("q8_0").find_product(0, N, K) is None
-    monkeypatch.setattr(blocks, "LIBRARY", None)
-    assert of("q8_0").find_product(1, N, K) is None
+    assert (of("q8_0").find_product(1, N, K) is None) == (level is None)
 
 
 @pytest.mark.parametrize(

@@ -16,29 +16,23 @@ from penstock.kernels.formats.base import SLAB, UnsuitableShape
 from penstock.kernels.formats.lossless import Lossless, measure_decoding
 from penstock.kernels.formats.planes import locate
 from penstock.kernels.formats.registry import FORMATS
-from penstock.kernels.products.few_rows import MOST_ROWS, find_product
+from penstock.kernels.native import RUNS, find_level
+from penstock.kernels.products.few_rows import MOST_ROWS, Products, find_product
 from tests.support.guarded import Guarded
+from tests.support.levels import held_to, levels
 
 TRAINED = Path(__file__).parents[3] / "examples" / "tiny-moe" / "model.safetensors"
 FORMAT = Lossless()
-BEST = lossless._WAY
 compiled = pytest.mark.skipif(lossless.COMPILED is None, reason="no compiler at installation")
-native = pytest.mark.skipif(BEST < 2, reason="no compiler at installation, or no such instructions")
-WAYS = ["plain C", "AVX2", "AVX-512"]
 
 
-@pytest.fixture(params=[*WAYS, "portable"])
-def half(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each half of the format: the compiled one in each of its ways, and the one without a compiler."""
+@pytest.fixture(params=[*RUNS, "portable"])
+def half(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each half of the format: the compiled one at each of its levels, and the one without a compiler."""
     if request.param == "portable":
         monkeypatch.setattr(lossless, "COMPILED", None)
-        monkeypatch.setattr(lossless, "_WAY", 0)
-        return "portable"
-    way = WAYS.index(request.param)
-    if lossless.COMPILED is None or way > BEST:
-        pytest.skip("not compiled, or not this processor's")
-    monkeypatch.setattr(lossless, "_WAY", way)
-    return str(request.param)
+    with held_to(None if request.param == "portable" else request.param):
+        yield str(request.param)
 
 
 def encoded(matrix: torch.Tensor) -> torch.Tensor:
@@ -174,7 +168,7 @@ def test_it_is_registered() -> None:
     assert (found.exact, found.planes) == (True, 1)
 
 
-@native
+@compiled
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, MOST_ROWS),
@@ -197,7 +191,7 @@ def test_products_equal_torchs_in_every_bit(rows: int, n: int, k: int, count: in
         assert torch.equal(bits(one), bits(functional.linear(x, matrix)))
 
 
-@native
+@compiled
 def test_products_with_tiles_as_they_are_and_rows_over() -> None:
     """Coded tiles, a tile that gained nothing, and four rows that make no tile."""
     product = FORMAT.find_product(2, 100, 1024)
@@ -212,14 +206,39 @@ def test_products_with_tiles_as_they_are_and_rows_over() -> None:
     assert torch.equal(bits(found), bits(functional.linear(x, matrix)))
 
 
-@native
+@compiled
 def test_there_are_products_for_the_usual_shapes() -> None:
     assert all(FORMAT.find_product(1, n, k) is not None for n, k in ((1024, 1024), (1024, 512), (144, 256), (256, 72)))
     assert FORMAT.find_product(MOST_ROWS + 1, 1024, 1024) is None
 
 
-def test_no_products_but_by_avx_512(half: str) -> None:
-    assert (FORMAT.find_product(1, 1024, 1024) is not None) == (half == "AVX-512")
+@levels
+@pytest.mark.parametrize("order", [512, 0, -1, -2])
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, MOST_ROWS),
+    st.sampled_from([(16, 64), (100, 640), (36, 72), (50, 1024), (48, 100)]),
+    st.lists(st.integers(90, 150), min_size=1, max_size=60, unique=True),
+    st.integers(0, 1 << 20),
+)
+def test_products_at_every_level_are_those_with_the_matrix_as_it_is(
+    level: str, order: int, rows: int, shape: tuple[int, int], exponents: list[int], seed: int
+) -> None:
+    """In each order of summation: coded tiles, tiles as they are, rows that make no tile."""
+    n, k = shape
+    kernels = find_level(level)
+    assert kernels is not None
+    if not kernels.takes_order(order):
+        return
+    matrix, x = patterns(n, k, exponents=exponents, seed=seed), gaussian(rows, k, std=1.0, seed=seed)
+    plane = encoded(matrix)
+    with held_to(level):
+        plain = Products(rows, n, k, order=order, threads=2)
+        found = lossless._LosslessProduct(plain)(
+            [locate(FORMAT, [plane], n, k), locate(FORMAT, [plane], n, k)], [x.data_ptr()] * 2
+        )
+        wanted = plain([matrix.data_ptr()] * 2, [x.data_ptr()] * 2)
+    assert torch.equal(bits(found), bits(wanted))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -258,7 +277,7 @@ def test_the_levels_of_any_number_of_exponents_run_on(half: str) -> None:
     assert torch.equal(bits(decoded(plane, 16, 4000)), bits(matrix))
 
 
-@native
+@compiled
 def test_products_say_that_a_matrix_is_damaged() -> None:
     product = FORMAT.find_product(1, 64, 256)
     assert product is not None

@@ -1,6 +1,5 @@
 """Bit-nested weights: all planes are the numbers of int8, fewer are nearly as good as a format of so many bits."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +15,11 @@ from penstock.kernels.formats.int4 import Int4
 from penstock.kernels.formats.int8 import Int8
 from penstock.kernels.formats.nested import NESTED, STACKED, BitNested
 from penstock.kernels.formats.steps import GROUP, LEFT, nest, scale_codes
-from penstock.kernels.native import LIBRARY
+from penstock.kernels.native import RUNS, find_level
 from tests.kernels.formats.test_contract import SHAPES, addresses, decoded, encoded, matrix
+from tests.support.levels import held_to, levels
 
 CHECKPOINT = Path(__file__).parents[3] / "examples" / "tiny-moe" / "model.safetensors"
-native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
 both = pytest.mark.parametrize("weights", [NESTED, STACKED], ids=lambda weights: weights.name)
 
 
@@ -146,33 +145,24 @@ def test_bytes_per_weight() -> None:
     assert [8 * length / n / k for length in STACKED.lengths(n, k)] == pytest.approx([2.625, 2, 4], abs=0.04)
 
 
-@pytest.fixture
-def portable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """No compiled half."""
-    with monkeypatch.context() as patch:
-        patch.setattr(nested, "LIBRARY", None)
-        yield patch
-
-
-@native
+@levels
 @both
 @pytest.mark.parametrize("shape", [*SHAPES, (17, 8), (33, 41), (1, 1)], ids=str)
-def test_the_portable_way_decodes_the_same_bits(
-    weights: BitNested, shape: tuple[int, int], portable: pytest.MonkeyPatch
-) -> None:
+def test_every_level_decodes_the_same_bits(weights: BitNested, shape: tuple[int, int], level: str) -> None:
     whole = heavy_tailed(*shape)
     planes = encoded(weights, whole)
     few = [planes[:count] for count in range(1, weights.planes + 1)]
-    slow = [decoded(weights, some, *shape) for some in few]
-    assert weights.find_product(1, *shape) is None
-    portable.undo()
-    for some, wanted in zip(few, slow, strict=True):
-        assert torch.equal(decoded(weights, some, *shape), wanted)
+    with held_to(None):
+        slow = [decoded(weights, some, *shape) for some in few]
+        assert weights.find_product(1, *shape) is None
+    with held_to(level):
+        for some, wanted in zip(few, slow, strict=True):
+            assert torch.equal(decoded(weights, some, *shape), wanted)
 
 
-@native
+@pytest.mark.parametrize("level", RUNS)
 @both
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.tuples(st.integers(1, 100), st.integers(1, 300)),
     st.sampled_from([1e-39, 1e-30, 0.02, 1e30]),
@@ -180,32 +170,35 @@ def test_the_portable_way_decodes_the_same_bits(
     st.sampled_from([torch.bfloat16, torch.float32]),
 )
 def test_the_portable_way_encodes_the_same_bits(
-    weights: BitNested, shape: tuple[int, int], size: float, important: bool, dtype: torch.dtype
+    level: str, weights: BitNested, shape: tuple[int, int], size: float, important: bool, dtype: torch.dtype
 ) -> None:
     whole = (heavy_tailed(*shape).float() * size).clamp(-3e38, 3e38).to(dtype)
     whole[len(whole) // 2] = 0
     importance = torch.rand(shape[1], generator=torch.Generator().manual_seed(2)) if important else None
-    compiled = weights.encode(whole.split(SLAB), *shape, importance)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nested, "LIBRARY", None)
-        patch.setattr(quantise, "LIBRARY", None)
+        for module in (nested, quantise):
+            patch.setattr(module, "KERNELS", find_level(level))
+        compiled = weights.encode(whole.split(SLAB), *shape, importance)
+        for module in (nested, quantise):
+            patch.setattr(module, "KERNELS", None)
         portable = weights.encode(whole.split(SLAB), *shape, importance)
     assert all(torch.equal(one, other) for one, other in zip(compiled, portable, strict=True))
 
 
-@native
+@levels
 @both
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, nested.MOST_ROWS), st.integers(1, 100), st.integers(1, 300), st.data())
 def test_a_call_takes_matrices_with_different_numbers_of_planes(
-    weights: BitNested, rows: int, n: int, k: int, data: st.DataObject
+    weights: BitNested, level: str, rows: int, n: int, k: int, data: st.DataObject
 ) -> None:
     counts = data.draw(st.lists(st.integers(1, weights.planes), min_size=1, max_size=5))
     planes = [encoded(weights, matrix(n, k, i))[:count] for i, count in enumerate(counts)]
     inputs = [matrix(rows, k, 100 + i) for i in range(len(counts))]
-    product = weights.find_product(rows, n, k)
-    assert product is not None
-    found = product([addresses(some) for some in planes], addresses(inputs))
+    with held_to(level):
+        product = weights.find_product(rows, n, k)
+        assert product is not None
+        found = product([addresses(some) for some in planes], addresses(inputs))
     for out, some, state in zip(found.double(), planes, inputs, strict=True):
         numbers = decoded(weights, some, n, k, torch.float32).double()
         wanted, sizes = state.double() @ numbers.T, state.double().abs() @ numbers.abs().T

@@ -10,9 +10,11 @@ from penstock.kernels.formats.base import Format
 from penstock.kernels.formats.blocks import Blocks
 from penstock.kernels.formats.planes import find_fault, locate
 from penstock.kernels.formats.registry import ENCODING, FORMATS
+from penstock.kernels.native import RUNS, find_level
 from penstock.kernels.weights.packed_weight import PackedWeight
 from tests.kernels.formats.plane_fuzzer import play
 from tests.support.guarded import Guarded
+from tests.support.levels import levels
 
 N, K = 64, 256
 ORDERED = FORMATS["uint4-64-ordered"]
@@ -105,6 +107,7 @@ def test_an_end_elsewhere_is_found_and_not_followed(
 ) -> None:
     if not compiled:
         monkeypatch.setattr(lossless, "COMPILED", None)
+        monkeypatch.setattr(lossless, "KERNELS", None)
     plane = coded()
     plane[:32].view(torch.int64)[tile] = end
     plane = guarded.put(plane, 64)
@@ -122,6 +125,7 @@ def test_a_tile_that_holds_something_else_is_found(
 ) -> None:
     if not compiled:
         monkeypatch.setattr(lossless, "COMPILED", None)
+        monkeypatch.setattr(lossless, "KERNELS", None)
     plane, at = coded(), 8 * (N // 16)
     ends = plane[:at].view(torch.int64)
     match change:
@@ -137,11 +141,10 @@ def test_a_tile_that_holds_something_else_is_found(
     assert fault(LOSSLESS, plane) == wanted
 
 
-@pytest.mark.parametrize("level", range(3))
-def test_the_check_says_of_every_tile_what_the_decoder_says(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if lossless.COMPILED is None or level > lossless._WAY:
-        pytest.skip("not compiled, or not this processor's")
-    monkeypatch.setattr(lossless, "_WAY", level)
+@levels
+def test_the_check_says_of_every_tile_what_the_decoder_says(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lossless, "RUNS", RUNS[: RUNS.index(level) + 1])
+    monkeypatch.setattr(lossless, "KERNELS", find_level(level))
     dice, said = torch.Generator().manual_seed(0), set()
     for _ in range(300):
         plane = coded()

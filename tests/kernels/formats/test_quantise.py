@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from penstock.kernels.formats import quantise
 from penstock.kernels.formats.quantise import quantise_groups, quantise_rows
-from penstock.kernels.native import LIBRARY
+from penstock.kernels.native import RUNS, find_level
 
 ROWS, K = 64, 1024
-native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or not the processor's instructions")
+levels = pytest.mark.parametrize("level", RUNS)
 
 
 def gaussian() -> torch.Tensor:
@@ -103,34 +103,54 @@ def test_weights_too_large_for_sums_are_refused_or_right() -> None:
         quantise_groups(x, 32)
 
 
-@native
-@settings(max_examples=60, deadline=None)
+@levels
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 80),
     st.integers(1, 1000),
     st.sampled_from([1e-40, 1e-20, 1.0, 1e20, 1e34]),
     st.booleans(),
 )
-def test_the_compiled_way_finds_the_very_bits_in_8(rows: int, k: int, size: float, important: bool) -> None:
+def test_every_level_finds_the_very_bits_in_8(level: str, rows: int, k: int, size: float, important: bool) -> None:
     x = torch.cat([heavy(), gaussian().sign(), torch.zeros(1, K)])[-rows:, :k] * size
     importance = gaussian()[0, :k].square() if important else None
-    ours = quantise_rows(x, importance)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantise, "LIBRARY", None)
+        patch.setattr(quantise, "KERNELS", find_level(level))
+        ours = quantise_rows(x, importance)
+        patch.setattr(quantise, "KERNELS", None)
         theirs = quantise_rows(x, importance)
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
-@native
+@levels
 @pytest.mark.parametrize(("rows", "k", "group"), [(64, 1024, 32), (50, 200, 64), (1, 31, 128)])
-def test_the_compiled_way_finds_what_torch_finds(
-    rows: int, k: int, group: int, monkeypatch: pytest.MonkeyPatch
+def test_every_level_finds_what_torch_finds(
+    level: str, rows: int, k: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, importance = heavy()[:rows, :k], gaussian()[0, :k].square()
+    monkeypatch.setattr(quantise, "KERNELS", find_level(level))
     ours = quantise_groups(x, group, importance)
-    monkeypatch.setattr(quantise, "LIBRARY", None)
+    monkeypatch.setattr(quantise, "KERNELS", None)
     theirs = quantise_groups(x, group, importance)
     assert all(one.shape == other.shape and one.dtype == other.dtype for one, other in zip(ours, theirs, strict=True))
     # A group in hundreds may round another way, and then its numbers are others that are as good.
     assert (ours[1] != theirs[1]).float().mean() < 0.02
     assert (ours[0] != theirs[0]).float().mean() < 0.02
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 300),
+    st.sampled_from([32, 64, 128]),
+    st.sampled_from([1e-40, 1e-38, 1.0, 1e18]),
+)
+def test_every_level_finds_the_same_bytes_in_4(rows: int, k: int, group: int, size: float) -> None:
+    x, importance = heavy()[-rows:, :k] * size, gaussian()[0, :k].square()
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        for level in RUNS:
+            patch.setattr(quantise, "KERNELS", find_level(level))
+            found.append(quantise_groups(x, group, importance))
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))

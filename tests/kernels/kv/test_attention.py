@@ -11,12 +11,12 @@ from transformers.models.llama.modeling_llama import repeat_kv
 
 from penstock.kernels.kv import attention
 from penstock.kernels.kv.registry import FORMATS
+from penstock.kernels.native import RUNS, find_level
 from tests.support.kv_pages import pages_of, random
 
 AS_IS = FORMATS["as-is"]
-HERE = attention.LEVEL if attention.LEVEL is not None else -1
 
-levels = pytest.mark.parametrize("level", [None, *range(HERE + 1)])
+levels = pytest.mark.parametrize("level", [None, *RUNS])
 dtypes = st.sampled_from([torch.bfloat16, torch.float32])
 shapes = st.tuples(
     st.integers(1, 3),  # heads
@@ -29,11 +29,10 @@ shapes = st.tuples(
 
 
 @contextmanager
-def at(level: int | None) -> Iterator[None]:
+def at(level: str | None) -> Iterator[None]:
     """Nothing compiled, or these vectors."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "COMPILED", None if level is None else attention.COMPILED)
-        patch.setattr(attention, "LEVEL", level)
+        patch.setattr(attention, "KERNELS", level and find_level(level))
         yield
 
 
@@ -42,7 +41,7 @@ def whole(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
     return torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def scored(level: int | None, query: torch.Tensor, keys: torch.Tensor, high: int, scaling: float) -> torch.Tensor:
+def scored(level: str | None, query: torch.Tensor, keys: torch.Tensor, high: int, scaling: float) -> torch.Tensor:
     pages = pages_of(AS_IS, keys, high, keys=True)
     out = torch.full((*query.shape[:2], keys.shape[1]), torch.nan)
     with at(level):
@@ -51,7 +50,7 @@ def scored(level: int | None, query: torch.Tensor, keys: torch.Tensor, high: int
 
 
 def weighed(
-    level: int | None, weights: torch.Tensor, values: torch.Tensor, high: int, start: float = 0
+    level: str | None, weights: torch.Tensor, values: torch.Tensor, high: int, start: float = 0
 ) -> torch.Tensor:
     pages = pages_of(AS_IS, values, high, keys=False)
     out = torch.full((*weights.shape[:2], values.shape[2]), start, dtype=torch.float32)
@@ -64,7 +63,7 @@ def weighed(
 @settings(max_examples=60, deadline=None)
 @given(shapes, dtypes, st.sampled_from([0.125, 0.3, 1.0]), st.integers(0, 1 << 20))
 def test_scores_have_the_bits_of_transformers(
-    level: int | None, shape: tuple[int, ...], dtype: torch.dtype, scaling: float, seed: int
+    level: str | None, shape: tuple[int, ...], dtype: torch.dtype, scaling: float, seed: int
 ) -> None:
     heads, groups, rows, high, dim, tokens = shape
     keys = whole(heads, tokens, dim, dtype=dtype, seed=seed)
@@ -78,7 +77,7 @@ def test_scores_have_the_bits_of_transformers(
 @settings(max_examples=60, deadline=None)
 @given(shapes, dtypes, st.integers(0, 1 << 20))
 def test_whole_values_are_summed_exactly(
-    level: int | None, shape: tuple[int, ...], dtype: torch.dtype, seed: int
+    level: str | None, shape: tuple[int, ...], dtype: torch.dtype, seed: int
 ) -> None:
     heads, groups, rows, high, dim, tokens = shape
     values = whole(heads, tokens, dim, dtype=dtype, seed=seed)
@@ -89,7 +88,7 @@ def test_whole_values_are_summed_exactly(
 
 @levels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_what_is_no_number_is_not_lost(level: int | None, dtype: torch.dtype) -> None:
+def test_what_is_no_number_is_not_lost(level: str | None, dtype: torch.dtype) -> None:
     keys = random(1, 48, 40, dtype=dtype, seed=0)
     keys[0, 5, 7], keys[0, 40, 39] = torch.nan, torch.inf
     query = random(2, 1, 40, dtype=dtype, seed=1).abs()
@@ -102,7 +101,7 @@ def test_what_is_no_number_is_not_lost(level: int | None, dtype: torch.dtype) ->
 
 
 @levels
-def test_a_whole_decode_step_is_that_of_transformers(level: int | None) -> None:
+def test_a_whole_decode_step_is_that_of_transformers(level: str | None) -> None:
     """Beside float64: no more of its numbers differ from the rounded truth than with transformers' own operations."""
     heads, groups, dim, tokens = 2, 4, 64, 700
     keys, values = (random(heads, tokens, dim, dtype=torch.bfloat16, seed=seed) for seed in (0, 1))

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.kernels.kv import certify
 from penstock.kernels.kv.certify import CompiledPageMasses, PageMasses, make_page_masses, sum_page_masses
 from penstock.kernels.kv.summaries.base import Bounds
-from penstock.kernels.native import COMPILED
+from penstock.kernels.native import COMPILED, RUNS, find_level
 from penstock.tiering.kv.selection.certificate import Certificate, select
 
 native = pytest.mark.skipif(COMPILED is None, reason="no compiler at installation")
@@ -191,7 +192,8 @@ def test_what_was_not_read_counts_before_values_are_left_out() -> None:
     assert known.worth_reading(2e-3)[0] == [0]
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("level", [None, *RUNS])
+@settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 150)),
     tokens=st.sampled_from([16, 64, 24]),
@@ -200,7 +202,12 @@ def test_what_was_not_read_counts_before_values_are_left_out() -> None:
     seed=st.integers(0, 1 << 20),
 )
 def test_masses_of_pages_are_those_of_their_scores(
-    shape: tuple[int, int, int], tokens: int, spread: float, strange: list[tuple[int, float]], seed: int
+    level: str | None,
+    shape: tuple[int, int, int],
+    tokens: int,
+    spread: float,
+    strange: list[tuple[int, float]],
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     whole = spread * torch.randn(*shape[:2], 200, generator=generator) + 5
@@ -209,7 +216,9 @@ def test_masses_of_pages_are_those_of_their_scores(
     scores = whole[..., : shape[2]]  # rows lie apart
     padded = torch.nn.functional.pad(scores.double(), (0, -shape[2] % tokens), value=-torch.inf)
     wanted = padded.unflatten(-1, (-1, tokens)).logsumexp(-1)
-    found = sum_page_masses(scores, tokens).double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certify, "KERNELS", level and find_level(level))
+        found = sum_page_masses(scores, tokens).double()
     number = wanted.isfinite() | (wanted == -math.inf)
     assert found[number].tolist() == pytest.approx(wanted[number].tolist(), rel=1e-6, abs=1e-5)
     assert not bool(found[~number].isfinite().any()), "no number, and not a small one"

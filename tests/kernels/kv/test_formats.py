@@ -87,7 +87,7 @@ def test_what_is_encoded_is_decoded(format_: KVFormat, dtype: torch.dtype, keys:
 def test_pages_are_encoded_without_compiled_kernels(
     format_: KVFormat, keys: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantise, "LIBRARY", None)
+    monkeypatch.setattr(quantise, "KERNELS", None)
     numbers = random(3, 128, 80, dtype=torch.bfloat16, seed=0)
     found = decoded(format_, pages_of(format_, numbers, 64, keys=keys), keys=keys)
     assert (found.float() - numbers.float()).norm() <= ERRORS.get(format_.name, 0) * numbers.float().norm()

@@ -9,16 +9,17 @@ from penstock.kernels.kv import quantised
 from penstock.kernels.kv.base import PageShape
 from penstock.kernels.kv.int4 import INT4
 from penstock.kernels.kv.int8 import INT8
-from penstock.kernels.kv.quantised import LARGEST, LEVEL, Quantised, is_encodable
+from penstock.kernels.kv.quantised import LARGEST, Quantised, is_encodable
+from penstock.kernels.native import RUNS, find_level
 from tests.support.guarded import Guarded
 
 FORMATS = {"int8": INT8, "int4": INT4}
 GROUP = 32
-LEVELS = {"none": None} | dict(list({"narrow": 0, "avx2": 1, "avx512": 2}.items())[: (LEVEL or 0) + 1])
+LEVELS = ("none", *RUNS)
 
 formats = pytest.mark.parametrize("format_", FORMATS.values(), ids=FORMATS)
 dims = pytest.mark.parametrize("dim", [8, 16, 24, 40, 80, 100, 128])
-levels = pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+levels = pytest.mark.parametrize("level", LEVELS)
 sides = pytest.mark.parametrize("keys", [True, False], ids=["keys", "values"])
 
 NUMBERS = st.floats(-(2.0**60), 2.0**60, width=32) | st.sampled_from([0.0, -0.0, 1e-30, 3e-38, 1e-45, 1.0, 1.0])
@@ -49,12 +50,8 @@ def there_and_back(format_: Quantised, page: torch.Tensor, *, keys: bool) -> tor
     return decoded(format_, encoded(format_, page, keys=keys), page, keys=keys)
 
 
-def use(monkeypatch: pytest.MonkeyPatch, level: int | None) -> None:
-    if level is None:
-        monkeypatch.setattr(quantised, "COMPILED", None)
-    elif LEVEL is None:
-        pytest.skip("nothing was compiled")
-    monkeypatch.setattr(quantised, "LEVEL", level)
+def use(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setattr(quantised, "KERNELS", find_level(level))
 
 
 @formats
@@ -157,7 +154,7 @@ def test_bits_of_a_number_with_its_scales(format_: Quantised, keys: bool) -> Non
 @levels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=str)
 def test_decoded_numbers_are_the_rounded_float32(
-    format_: Quantised, keys: bool, level: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    format_: Quantised, keys: bool, level: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = random(2, 64, 72) + 1
     plane = encoded(format_, page, keys=keys)
@@ -170,7 +167,7 @@ def test_decoded_numbers_are_the_rounded_float32(
 @sides
 @levels
 def test_strips_of_an_odd_number_of_bytes(
-    format_: Quantised, keys: bool, level: int | None, monkeypatch: pytest.MonkeyPatch
+    format_: Quantised, keys: bool, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scales of every second strip are at an odd address; `make sanitize` sees whether they are read as such."""
     page = random(3, 22, 21) if keys else random(3, 21, 22)
@@ -188,7 +185,7 @@ def test_strips_of_an_odd_number_of_bytes(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("rows", [1, 3, 15])
 def test_attention_is_that_to_decoded_numbers(
-    format_: Quantised, level: int | None, dim: int, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+    format_: Quantised, level: str, dim: int, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for the order in which float32 numbers are added: so a score may be rounded to bfloat16's other neighbour."""
     heads, tokens, scaling = 2, 16, 0.3
@@ -219,7 +216,7 @@ def test_attention_is_that_to_decoded_numbers(
 @levels
 @pytest.mark.parametrize(("tokens", "dim"), [(32, 64), (16, 24), (48, 8), (64, 128)])
 def test_pages_of_any_bytes_are_computed_within_their_end(
-    format_: Quantised, level: int | None, tokens: int, dim: int, monkeypatch: pytest.MonkeyPatch
+    format_: Quantised, level: str, tokens: int, dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No byte of a page is an index or a count. Pages and results end where a page begins that nobody may touch."""
     use(monkeypatch, level)

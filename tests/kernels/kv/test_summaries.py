@@ -8,16 +8,18 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from penstock.kernels.kv.summaries import quantised_keys
 from penstock.kernels.kv.summaries.base import Bounds, Summary
 from penstock.kernels.kv.summaries.boxes import Boxes
-from penstock.kernels.kv.summaries.quantised_keys import WIDE, QuantisedKeys, rotate
+from penstock.kernels.kv.summaries.quantised_keys import QuantisedKeys, rotate
 from penstock.kernels.kv.summaries.registry import SUMMARIES
 from penstock.kernels.kv.summaries.sketch import KeySketch
-from penstock.kernels.native import COMPILED
+from penstock.kernels.native import RUNS, find_level
 
 every = pytest.mark.parametrize("kind", SUMMARIES.values(), ids=SUMMARIES)
-native = pytest.mark.skipif(COMPILED is None, reason="no compiler at installation")
-KERNELS = ["torch", *(["anywhere"] if COMPILED is not None else []), *(["wide"] if WIDE else [])]
+native = pytest.mark.skipif(not RUNS, reason="no compiler at installation")
+KERNELS = ("torch", *RUNS)
+kernels = pytest.mark.parametrize("kernel", KERNELS)
 SHAPES = [(1, 1, 1, 16, 20), (2, 4, 1, 64, 32), (3, 1, 2, 16, 80), (1, 8, 3, 32, 64), (2, 1, 5, 256, 128)]
 """KV heads, query heads for each, rows, tokens, channels."""
 
@@ -40,6 +42,13 @@ def scored(query: torch.Tensor, keys: torch.Tensor, scaling: float, softcap: flo
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     return scores.double().logsumexp(-1).mT
+
+
+def by_kernel(kernel: str, bits: int, query: torch.Tensor, keys: torch.Tensor, tokens: int, **more: Any) -> Bounds:
+    """``bounded`` by one level of the compiled kernels, or by torch, the reference of all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantised_keys, "KERNELS", find_level(kernel))
+        return bounded(QuantisedKeys(bits), query, keys, tokens, **more)
 
 
 def holds(bounds: Bounds, masses: torch.Tensor) -> bool:
@@ -100,12 +109,12 @@ def test_the_bounds_hold(
     assert holds(bounds, scored(query, keys, scaling, softcap))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@kernels
 def test_a_softcap_hides_no_score_that_was_too_large(kernel: str) -> None:
     """For float32, in which a product of large numbers with opposite signs is -inf, and the cap makes -30 of it."""
     keys = (sample((3, 1, 15, 20), "normal", chance(1)) * 4).bfloat16()
     query = (sample((1, 1, 20), "outliers", chance(1)) * 2.0**120).bfloat16()
-    bounds = bounded(QuantisedKeys(8, kernel), query, keys, 16, softcap=30.0)
+    bounds = by_kernel(kernel, 8, query, keys, 16, softcap=30.0)
     assert holds(bounds, scored(query.double(), keys, 20**-0.5, 30.0))
 
 
@@ -214,41 +223,44 @@ def test_every_kernel_equals_the_reference(
     heads, groups, rows, tokens, dim = shape
     keys = torch.randn(20, heads, tokens - 3, dim, generator=chance(0)) * torch.linspace(0.1, 3, dim)
     query = torch.randn(heads * groups, rows, dim, generator=chance(1))
-    found = {kernel: bounded(QuantisedKeys(bits, kernel), query, keys, tokens, softcap=softcap) for kernel in KERNELS}
+    found = {kernel: by_kernel(kernel, bits, query, keys, tokens, softcap=softcap) for kernel in KERNELS}
     for kernel in KERNELS[1:]:
         # They give the query fewer bits than the reference does, and may say a little less.
         assert (found[kernel].upper - found["torch"].upper).abs().max() < 0.05
         assert (found["torch"].lower - found[kernel].lower).abs().max() < 0.1
-        assert torch.allclose(found[kernel].upper, found["anywhere"].upper, atol=1e-4)
-        assert torch.allclose(found[kernel].lower, found["anywhere"].lower, atol=1e-4)
+        assert torch.allclose(found[kernel].upper, found["plain"].upper, atol=1e-4)
+        assert torch.allclose(found[kernel].lower, found["plain"].lower, atol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@kernels
 @pytest.mark.parametrize(("bits", "largest"), [(8, 127 / 128), (4, 7 / 8)])
 def test_what_the_numbers_of_a_query_leave_out_counts(bits: int, largest: float, kernel: str) -> None:
     """Keys that are whole numbers without an error, and a query whose every channel is rounded down by half a step."""
     key = rotate(torch.full((1, 8), largest))
     keys = torch.stack([key, -key]).view(1, 1, 2, 8)
     query = rotate(30 * torch.tensor([[16256, 2.49, 4.49, 8.49, 2.49, 6.49, 2.49, 2.49]]) / 16256)[None]
-    assert holds(bounded(QuantisedKeys(bits, kernel), query, keys, 16), scored(query.double(), keys, 8**-0.5, None))
+    assert holds(by_kernel(kernel, bits, query, keys, 16), scored(query.double(), keys, 8**-0.5, None))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@kernels
 @pytest.mark.parametrize("bits", [8, 4])
 def test_every_kernel_opens_the_bounds_of_what_is_no_number(bits: int, kernel: str) -> None:
     keys = torch.randn(2, 1, 16, 32, generator=chance(0))
     keys[1, 0, 3, 3] = math.nan
     query = torch.randn(3, 1, 32, generator=chance(1)) * torch.tensor([1.0, math.inf, 3e38])[:, None, None]
-    upper = bounded(QuantisedKeys(bits, kernel), query, keys, 16).upper[:, 0]
+    upper = by_kernel(kernel, bits, query, keys, 16).upper[:, 0]
     assert torch.equal(upper.isinf(), torch.tensor([[False, True], [True, True], [True, True]]))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@kernels
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("count", [-1, -(2**31), 33, 257, 10**6, 2**31 - 1])
-def test_nothing_is_said_of_a_page_with_more_tokens_than_it_has(count: int, bits: int, kernel: str) -> None:
+def test_nothing_is_said_of_a_page_with_more_tokens_than_it_has(
+    count: int, bits: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Summaries of any bytes: the number of tokens led past the room for them."""
-    kind, tokens = QuantisedKeys(bits, kernel), 32
+    monkeypatch.setattr(quantised_keys, "KERNELS", find_level(kernel))
+    kind, tokens = QuantisedKeys(bits), 32
     made = kind.build(torch.randn(2, 1, tokens, 16, generator=chance(0)))
     made[1, :4] = torch.tensor([count], dtype=torch.int32).view(torch.uint8)
     made[1, 4:] = torch.randint(0, 256, (made.shape[1] - 4,), dtype=torch.uint8, generator=chance(1))

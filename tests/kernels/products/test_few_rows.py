@@ -1,6 +1,10 @@
 """Products of a few rows with several matrices: bit for bit torch's, or none."""
 
 import ctypes
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +16,12 @@ from torch.nn import functional
 
 from penstock.kernels.experts import experts
 from penstock.kernels.experts.experts import Expert, Recipe, compute_expert, compute_experts
-from penstock.kernels.native import LIBRARY
+from penstock.kernels.isa import SETTING, torch_variables
+from penstock.kernels.native import KERNELS
 from penstock.kernels.products.few_rows import MOST_ROWS, Products, _trial, find_product
+from tests.support.levels import held_to, levels
 
-native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
+native = pytest.mark.skipif(KERNELS is None, reason="no compiler at installation")
 
 
 def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
@@ -50,24 +56,23 @@ def test_there_is_one_for_the_usual_shapes() -> None:
 
 
 @native
-@native
 def test_products_at_once_share_the_threads_and_no_bit_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second product begins while the first is under way."""
     found = find_product(1, 512, 1024)
     assert found is not None
-    alone = Products(1, 512, 1024, chunk=found.chunk, threads=4)
+    alone = Products(1, 512, 1024, order=found.order, threads=4)
     matrix, x = torch.randn(512, 1024).bfloat16(), torch.randn(1, 1024).bfloat16()
     threads: list[int] = []
     outs: list[torch.Tensor] = []
 
     class Watched:
-        def penstock_products(self, *arguments: Any) -> None:
+        def products(self, *arguments: Any) -> None:
             threads.append(arguments[-1])
             if len(threads) == 1:
                 outs.append(alone(addresses([matrix]), addresses([x])))
-            LIBRARY.penstock_products(*arguments)
+            KERNELS.products(*arguments)
 
-    monkeypatch.setattr("penstock.kernels.products.few_rows.LIBRARY", Watched())
+    monkeypatch.setattr("penstock.kernels.products.few_rows.KERNELS", Watched())
     outs.append(alone(addresses([matrix]), addresses([x])))
     outs.append(alone(addresses([matrix]), addresses([x])))
     assert threads == [4, 2, 4]
@@ -122,6 +127,82 @@ def test_an_order_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> 
     linear = functional.linear
     monkeypatch.setattr(functional, "linear", lambda x, w: linear(x.flip(-1), w.flip(-1)))
     assert find_product(2, 320, 1536) is None
+
+
+def sum_in_order(order: int, row: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What bfloat16.h says of torch's own orders, step by step. Products of bfloat16 numbers are exact in float32."""
+    products, block = row.float() * x.float(), 32 if order == -2 else 64
+    lanes = torch.zeros(block)
+    whole = len(products) // block * block
+    for at in range(0, whole, block):
+        lanes += products[at : at + block]
+    few = 4 if order == -2 else 8
+    last = torch.zeros(few)
+    for at in range(whole, len(products) // (2 * few) * 2 * few, few):
+        last += products[at : at + few]
+    found = finish(order, lanes) + finish(order, last)
+    for product in products[len(products) // (2 * few) * 2 * few :]:
+        found = found + product
+    return found
+
+
+def finish(order: int, lanes: torch.Tensor) -> torch.Tensor:
+    """Add all lanes: halves of them until few are left, then these as the order has it."""
+    while len(lanes) > {0: 1, -1: 8, -2: 4}[order]:
+        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+    if order == -2:
+        return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
+    found = lanes[0]
+    for lane in lanes[1:]:
+        found = found + lane
+    return found
+
+
+@levels
+@pytest.mark.parametrize("order", [0, -1, -2])
+@pytest.mark.parametrize("k", [64, 100, 776, 4160])
+def test_the_orders_of_torch_are_kept_at_every_level(level: str, order: int, k: int) -> None:
+    """Numbers that cancel, so that each order gives other bits. Rows and columns that fill no block as well."""
+    for rows in range(1, MOST_ROWS + 1):
+        matrix, inputs = _trial(rows, 37, k)
+        x = inputs[0]
+        with held_to(level):
+            found = Products(rows, 37, k, order=order, threads=2)(addresses([matrix]), addresses([x]))[0]
+        wanted = {
+            kind: torch.stack(
+                [torch.stack([sum_in_order(kind, one, state) for one in matrix]) for state in x]
+            ).bfloat16()
+            for kind in (0, -1, -2)
+        }
+        assert torch.equal(found, wanted[order])
+        assert not any(torch.equal(found, other) for kind, other in wanted.items() if kind != order)
+
+
+HELD = """
+import penstock
+import torch
+from torch.nn import functional
+from penstock.kernels.native import KERNELS
+from penstock.kernels.products.few_rows import find_product
+assert KERNELS.level == "{level}", KERNELS.level
+for rows in (1, 2, 4):
+    for n, k in ((256, 768), (300, 1000)):
+        product = find_product(rows, n, k)
+        assert product is not None, (rows, n, k)
+        matrix, x = torch.randn(n, k).bfloat16(), torch.randn(rows, k).bfloat16()
+        assert torch.equal(product([matrix.data_ptr()], [x.data_ptr()])[0], functional.linear(x, matrix))
+"""
+
+
+@levels
+def test_products_are_found_where_torch_is_held_to_the_level_too(level: str) -> None:
+    """torch has other orders on processors without AVX-512, and without AVX2."""
+    environment = os.environ | {SETTING: level, "OMP_NUM_THREADS": "1"}
+    for name in torch_variables(level, platform.machine()):
+        environment.pop(name, None)
+    command = [sys.executable, "-W", "ignore", "-c", HELD.format(level=level)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("with_products", [True, False])

@@ -289,19 +289,13 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({}, "attention, products of weights, packed weights; on all threads, compiled by gcc 12.2.0"),
-        ({"packed": False}, "attention, products of weights; on all threads, compiled by gcc 12.2.0"),
-        (
-            {"products": False, "packed": False, "openmp": False, "compiler": "clang 17.0.0"},
-            "attention; on one thread, compiled by clang 17.0.0",
-        ),
-        ({"compiler": "", "attention": False}, "none, torch computes everything"),
+        ({}, "avx512, on all threads, compiled by gcc 12.2.0"),
+        ({"openmp": False, "compiler": "clang 17.0.0"}, "avx512, on one thread, compiled by clang 17.0.0"),
+        ({"compiler": "", "level": "none"}, "none, torch computes everything"),
     ],
 )
 def test_doctor_says_which_kernels_are_in_use(change, text):
-    whole = native.Kernels(
-        "gcc 12.2.0", openmp=True, attention=True, products=True, packed=True, features=(), missing=()
-    )
+    whole = native.Kernels("gcc 12.2.0", level="avx512", openmp=True, features=(), missing=())
     assert doctor.kernels_in_use(replace(whole, **change)) == text
 
 

@@ -5,9 +5,7 @@
 
 #include <stdint.h>
 
-#include "lanes.h"
-
-#define TILE LANES  /* matrix rows */
+#define TILE 16     /* matrix rows */
 #define GROUP 32    /* columns with one step and offset */
 #define REGISTER 64 /* bytes */
 
