@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -271,6 +272,9 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     assert report["memory_bytes_per_second"] == 1e10
     assert report["machine"]["cores"] >= 1
     assert report["kernels"] == json.loads(json.dumps(asdict(native.describe())))
+    speeds = {speed["kind"]: speed for speed in report["kernel_speeds"]}
+    assert {"bfloat16", "int8", "nesting", "attention, pages as-is"} <= speeds.keys()
+    assert speeds["nesting"]["level"] == (report["kernels"]["level"] if native.KERNELS else "torch")
     assert Timings(**report["computing"]) == TIMINGS == timings.load("auto")
     kept = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert Path(report["kept_in"]) in kept
@@ -280,19 +284,19 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     assert "8.00 KiB" in out
     assert report["kept_in"] in out
     assert "2 in flight" in out
+    assert re.search(rf"^ *nesting +{speeds['nesting']['level']} +\d+\.\d\d$", out, re.MULTILINE)
     assert f"kernels: {doctor.kernels_in_use(native.describe())}" in out
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({}, "attention, products of weights, packed weights; on all threads, compiled by gcc 12.2.0"),
-        ({"packed": False}, "attention, products of weights; on all threads, compiled by gcc 12.2.0"),
+        ({}, "avx512, on all threads, compiled by gcc 12.2.0"),
         (
-            {"products": False, "packed": False, "openmp": False, "compiler": "clang 17.0.0"},
-            "attention; on one thread, compiled by clang 17.0.0",
+            {"level": "plain", "openmp": False, "compiler": "clang 17.0.0"},
+            "plain, on one thread, compiled by clang 17.0.0",
         ),
-        ({"compiler": "", "attention": False}, "none, torch computes everything"),
+        ({"compiler": "", "level": "none"}, "none, torch computes everything"),
     ],
 )
 def test_doctor_says_which_kernels_are_in_use(change, text):
