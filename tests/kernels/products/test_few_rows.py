@@ -15,6 +15,8 @@ from penstock.kernels.experts.experts import Expert, Recipe, compute_expert, com
 from penstock.kernels.native import LIBRARY
 from penstock.kernels.products.few_rows import MOST_ROWS, Products, _trial, find_product
 
+pytestmark = pytest.mark.levels
+
 native = pytest.mark.skipif(LIBRARY is None, reason="no compiler at installation, or no bfloat16 instructions")
 
 
