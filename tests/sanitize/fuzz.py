@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from penstock.kernels.isa import LEVELS
+
 from .build import SOURCES, NoSanitizer
 
+_LEVELS = ("build", *(f"levels/{level}" for level in LEVELS))
 TARGETS = {
     "lossless": ("lossless", "lossless_check", "lossless_tile", "bfloat16_products"),
     "ordered": ("block_formats", "column_order"),
@@ -22,12 +25,15 @@ TARGETS = {
     "nested": ("nested",),
     "int8": ("int8_int4",),
     "int4": ("int8_int4",),
-    "kv": ("kv_quantised",),
+    "kv": _LEVELS,
 }
 """The sources of kernels that each target runs."""
 FOLDER = Path("build/fuzz")
 _HARNESS = Path(__file__).parent / "fuzz_planes.c"
-_OPTIONS = ("-O1", "-g", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", "-fno-sanitize-recover=undefined")
+_OPTIONS = (
+    *("-O1", "-g", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", "-Wno-unused-function", "-ffp-contract=off"),
+    "-fno-sanitize-recover=undefined",
+)
 _SANITIZERS = "address,undefined"
 _INPUT_BYTES = 8192
 """Most bytes of an input: some tiles of every format."""
@@ -45,7 +51,7 @@ def build_targets(folder: Path, targets: Sequence[str]) -> dict[str, Path]:
     headers = [*SOURCES.rglob("*.h")]
 
     def compile_kernel(name: str) -> None:
-        source, made = SOURCES / f"{name}.c", folder / f"{name}.o"
+        source, made = SOURCES / f"{name}.c", _object(folder, name)
         if not _is_newer(made, [source, *headers]):
             _run([clang, "-c", *_OPTIONS, f"-fsanitize=fuzzer-no-link,{_SANITIZERS}", str(source), "-o", str(made)])
 
@@ -54,9 +60,13 @@ def build_targets(folder: Path, targets: Sequence[str]) -> dict[str, Path]:
     return {name: _link(clang, folder, name) for name in targets}
 
 
+def _object(folder: Path, kernel: str) -> Path:
+    return folder / f"{kernel.replace('/', '-')}.o"
+
+
 def _link(clang: str, folder: Path, name: str) -> Path:
     """The program of target ``name``: its part of fuzz_planes.c with its kernels."""
-    program, kernels = folder / f"fuzz-{name}", [folder / f"{kernel}.o" for kernel in TARGETS[name]]
+    program, kernels = folder / f"fuzz-{name}", [_object(folder, kernel) for kernel in TARGETS[name]]
     if not _is_newer(program, [_HARNESS, *kernels]):
         sanitizers = f"-fsanitize=fuzzer,{_SANITIZERS}"
         given = [f"-DTARGET={name}", sanitizers, str(_HARNESS), *map(str, kernels)]

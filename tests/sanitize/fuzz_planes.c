@@ -28,12 +28,23 @@ void penstock_decode_int8(const void *, void *, long, long, long, long, int);
 void penstock_products_int8(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, int);
 void penstock_decode_int4(const void *, void *, long, long, long, long, long, int);
 void penstock_products_int4(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, long, int);
-int penstock_kv_level(void);
-void penstock_kv_scores(long, const uint64_t *, long, long, long, long, const void *, long, int, float, float *, long,
-                        long, int, int);
-void penstock_kv_weigh(long, const uint64_t *, long, long, long, long, const void *, long, int, float *, long, long,
-                       int, int);
-void penstock_kv_decode(const void *, long, long, long, long, int, void *, int, int, int);
+int penstock_runs(const char *);
+
+#if defined(__x86_64__)
+#define LEVELS(DO) DO(plain) DO(avx2) DO(avx512)
+#elif defined(__aarch64__)
+#define LEVELS(DO) DO(plain) DO(neon)
+#else
+#define LEVELS(DO) DO(plain)
+#endif
+
+#define DECLARED(AT)                                                                                                   \
+    void penstock_kv_scores_##AT(long, const uint64_t *, long, long, long, long, const void *, long, int, float,       \
+                                 float *, long, long, int);                                                            \
+    void penstock_kv_weigh_##AT(long, const uint64_t *, long, long, long, long, const void *, long, int, float *,      \
+                                long, long, int);                                                                      \
+    void penstock_kv_decode_##AT(const void *, long, long, long, long, int, void *, int, int);
+LEVELS(DECLARED)
 
 enum { HEAD = 8, FULL = 2 }; /* bytes of an input before its plane; the level with AVX-512 */
 
@@ -231,13 +242,15 @@ UNUSED void kv(const input *in)
         const long width = ceiling(ceiling(along, strips), 2) * 2;
         uint8_t *page = plane_of(in, ceiling(heads * strips * inner * (width * bits / 8 + 4), 4096) * 4096);
         const uint64_t plane = (uint64_t)page;
-        for (int level = 0; level <= penstock_kv_level(); level++) {
-            penstock_kv_decode(page, heads, tokens, dim, bits, of_keys, numbers, brief, level, 1);
-            if (of_keys)
-                penstock_kv_scores(1, &plane, heads, tokens, dim, bits, query, rows, brief, 1, scores, total, 0, level, 1);
-            else
-                penstock_kv_weigh(1, &plane, heads, tokens, dim, bits, shares, rows, brief, sums, total, 0, level, 1);
-        }
+#define AT_LEVEL(AT)                                                                                                   \
+    if (penstock_runs(#AT)) {                                                                                          \
+        penstock_kv_decode_##AT(page, heads, tokens, dim, bits, of_keys, numbers, brief, 1);                           \
+        if (of_keys)                                                                                                   \
+            penstock_kv_scores_##AT(1, &plane, heads, tokens, dim, bits, query, rows, brief, 1, scores, total, 0, 1);  \
+        else                                                                                                           \
+            penstock_kv_weigh_##AT(1, &plane, heads, tokens, dim, bits, shares, rows, brief, sums, total, 0, 1);       \
+    }
+        LEVELS(AT_LEVEL)
         free(page);
     }
     free(scores), free(sums), free(query), free(shares), free(numbers);
