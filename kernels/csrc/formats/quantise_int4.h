@@ -16,6 +16,13 @@ struct line_of_4 { /* a weight is number * scale + zero */
     floats scale, zero;
 };
 
+/* The nearest bfloat16 numbers; subnormal ones become zero, as with AVX-512's own conversion. */
+INLINE floats f_flushed_brief(floats a)
+{
+    const words tiny = f_less(f_abs(a), f_all(1.17549435e-38f));
+    return w_bits(w_choose(tiny, w_and(f_bits(a), w_all((int32_t)0x80000000)), f_brief(a)));
+}
+
 INLINE floats over_each(floats scale)
 {
     const words usable = f_at_least(scale, f_all(1.17549435e-38f));

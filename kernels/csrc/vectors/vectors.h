@@ -264,17 +264,6 @@ INLINE void w_store_some_bytes(void *to, words a, long count)
     memcpy(to, bytes, (size_t)count);
 }
 
-/* The first `count` bytes, with a sign; the others are zero and not touched. */
-INLINE words w_load_some_signed_bytes(const void *from, long count)
-{
-    int8_t some[LANES] = {0};
-    if (count >= LANES)
-        return w_load_signed_bytes(from);
-    if (count > 0)
-        memcpy(some, from, (size_t)count);
-    return w_load_signed_bytes(some);
-}
-
 #ifndef HAS_MASKS
 /* The first `count` words, 0 to 16; the others are zero and not touched. */
 INLINE words w_load_some(const void *from, long count)
@@ -343,13 +332,6 @@ INLINE words f_brief(floats a)
     const words bits = f_bits(a), odd = w_and(w_shr(bits, 16), w_all(1));
     const words near = w_and(w_add(w_add(bits, odd), w_all(0x7fff)), w_all((int32_t)0xffff0000));
     return w_choose(f_differs(a, a), w_all(0x7fc00000), near);
-}
-
-/* The nearest bfloat16 numbers; subnormal ones become zero, as with AVX-512's own conversion. */
-INLINE floats f_flushed_brief(floats a)
-{
-    const words tiny = f_less(f_abs(a), f_all(1.17549435e-38f));
-    return w_bits(w_choose(tiny, w_and(f_bits(a), w_all((int32_t)0x80000000)), f_brief(a)));
 }
 
 /* Stores the nearest bfloat16 of the first `count` numbers. */
