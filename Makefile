@@ -1,11 +1,11 @@
-# make demo | test | check | docs | soak | sanitize | fuzz | wheel | setup - each sets up what it needs in .venv, under constraints.txt.
+# make demo | test | check | docs | soak | sanitize | emulated | fuzz | wheel | setup - each sets up what it needs in .venv, under constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak sanitize fuzz check types docs format wheel clean
+.PHONY: setup demo test soak sanitize emulated fuzz check types docs format wheel clean
 
 setup: $(READY)
 
@@ -26,6 +26,10 @@ soak: setup
 # The tests of the kernels on kernels that report every access outside of memory, at each level of instructions.
 sanitize: setup
 	$(BIN)/python -m tests.sanitize
+
+# The kernels on processors that are emulated, x86-64 with AVX2 and AArch64 with NEON, beside plain C here.
+emulated: setup
+	$(BIN)/python -m tests.emulated
 
 # Files of every kind, changed as an attacker would, at random and by what they reach, and planes for the kernels: an hour
 # in three equal parts; MINUTES says otherwise.

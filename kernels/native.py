@@ -76,11 +76,6 @@ _BUILD_QUERIES: dict[str, list[Any]] = {"penstock_openmp": [], "penstock_feature
 _ALLOWED = isa.allowed(os.environ.get(SETTING), platform.machine())
 
 
-def limit_level(level: int) -> int:
-    """Limit the ``level`` of a kernel, 0 for any processor, 1 for AVX2 and 2 for AVX-512, to what SETTING allows."""
-    return min(level, len(_ALLOWED) - 1)
-
-
 def load() -> tuple[ctypes.CDLL | None, str]:
     """Load the compiled library. Returns it, or None and the reason."""
     if not _ALLOWED:

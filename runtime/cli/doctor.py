@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ...kernels.native import Kernels
     from ...tiering.policy.measured import Measured
     from ..machine.drive_rates_file import DriveRates
+    from ..machine.kernel_speeds import KernelSpeed
     from ..machine.timings import KeptTimings, Timings
 
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -45,7 +46,7 @@ def command(settings: Settings) -> None:
         from ...kernels import native
         from ...kernels.devices.measure import report_cuda_devices
         from ...kernels.machine import machine
-        from ..machine import drive_rates_file, timings
+        from ..machine import drive_rates_file, kernel_speeds, timings
         from ..machine.reading import kept_reading
         from ..machine.watch import Watch
         from ..planning.reference import measure
@@ -65,6 +66,7 @@ def command(settings: Settings) -> None:
     found = _Found(
         machine=report,
         kernels=kernels,
+        speeds=kernel_speeds.measure(),
         drive=drive,
         file_system=file_system,
         free=free,
@@ -125,6 +127,7 @@ class _Found:
 
     machine: "MachineReport"
     kernels: "Kernels"
+    speeds: "list[KernelSpeed]"
     drive: "DriveReport"
     file_system: str
     free: int
@@ -143,6 +146,7 @@ def _fields(found: _Found) -> dict[str, Any]:
     return {
         "machine": asdict(found.machine),
         "kernels": asdict(found.kernels),
+        "kernel_speeds": [speed._asdict() for speed in found.speeds],
         "drive": asdict(found.drive) | {"file_system": found.file_system, "free_bytes": found.free},
         "reading": asdict(found.reading) if found.reading else None,
         "kept_in": str(found.kept) if found.kept else None,
@@ -159,7 +163,9 @@ def _print(found: _Found, store: Path) -> None:
     report, drive, reading = found.machine, found.drive, found.reading
     print(f"{report.processor}, {report.cores} cores, {' '.join(report.instruction_sets)}")
     print(f"{report.system}; Python {report.python}, torch {report.torch}, transformers {report.transformers}")
-    print(f"kernels: {kernels_in_use(found.kernels)}")
+    print(f"kernels: {kernels_in_use(found.kernels)}; GB/s of weights in products of a row, when packed, of pages:")
+    rows = [[speed.kind, speed.level, f"{speed.bytes_per_second / 1e9:.2f}"] for speed in found.speeds]
+    print_table("", ["kernel", "level", "GB/s"], rows)
     print(
         f"memory: {format_size(report.available_memory)} of {format_size(report.total_memory)} available, "
         f"{found.memory / 1e9:.1f} GB/s; host_memory would be {format_size(found.budget)}"

@@ -37,6 +37,17 @@ static floats levels_of(const struct nest_group *of, const struct candidate *cho
     return found;
 }
 
+/* The first `count` bytes, with a sign; the others are zero and not touched. */
+INLINE words w_load_some_signed_bytes(const void *from, long count)
+{
+    int8_t some[LANES] = {0};
+    if (count >= LANES)
+        return w_load_signed_bytes(from);
+    if (count > 0)
+        memcpy(some, from, (size_t)count);
+    return w_load_signed_bytes(some);
+}
+
 /* Columns from `first` of a tile of `there` rows of x [.., k] and of the integers they were rounded to: as they lie. */
 static void load_group(struct nest_group *of, const float *x, const int8_t *integers, long there, long k, long first)
 {

@@ -269,17 +269,6 @@ INLINE void w_store_some_bytes(void *to, words a, long count)
     memcpy(to, bytes, (size_t)count);
 }
 
-/* The first `count` bytes, with a sign; the others are zero and not touched. */
-INLINE words w_load_some_signed_bytes(const void *from, long count)
-{
-    int8_t some[LANES] = {0};
-    if (count >= LANES)
-        return w_load_signed_bytes(from);
-    if (count > 0)
-        memcpy(some, from, (size_t)count);
-    return w_load_signed_bytes(some);
-}
-
 #ifndef HAS_MASKS
 /* The first `count` words, 0 to 16; the others are zero and not touched. */
 INLINE words w_load_some(const void *from, long count)

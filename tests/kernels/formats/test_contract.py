@@ -12,6 +12,8 @@ from penstock.kernels.formats.base import SLAB, Format, UnsuitableShape
 from penstock.kernels.formats.planes import locate
 from penstock.kernels.formats.registry import ENCODING, FORMATS
 
+pytestmark = pytest.mark.levels
+
 ERRORS = {"int8": 0.008, "nested": 0.008, "stacked": 0.008, "int4-32": 0.075, "int4-64": 0.085, "int4-128": 0.095}
 """Of the weights' norm, at most, on Gaussian weights; for each format that is not exact."""
 

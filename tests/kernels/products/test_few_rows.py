@@ -21,6 +21,8 @@ from penstock.kernels.native import KERNELS
 from penstock.kernels.products.few_rows import MOST_ROWS, Products, _trial, find_product
 from tests.support.levels import held_to, levels
 
+pytestmark = pytest.mark.levels
+
 native = pytest.mark.skipif(KERNELS is None, reason="no compiler at installation")
 
 

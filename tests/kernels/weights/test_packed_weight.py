@@ -15,6 +15,8 @@ from penstock.kernels.products import few_rows as products
 from penstock.kernels.weights import packed_weight
 from penstock.kernels.weights.packed_weight import PackedWeight
 
+pytestmark = pytest.mark.levels
+
 N, K = 300, 96
 
 

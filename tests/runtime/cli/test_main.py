@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -275,6 +276,9 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     assert timings.load("auto") == KEPT
     assert set(report["measured"]) == {"drive", "computing", "memory"}
     assert report["measured"]["computing"]["spread"] == 0.1
+    speeds = {speed["kind"]: speed for speed in report["kernel_speeds"]}
+    assert {"bfloat16", "int8", "nesting", "attention, pages as-is"} <= speeds.keys()
+    assert speeds["nesting"]["level"] == (report["kernels"]["level"] if native.KERNELS else "torch")
     kept = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert Path(report["kept_in"]) in kept
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
@@ -283,6 +287,7 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     assert "8.00 KiB" in out
     assert report["kept_in"] in out
     assert "2 in flight" in out
+    assert re.search(rf"^ *nesting +{speeds['nesting']['level']} +\d+\.\d\d$", out, re.MULTILINE)
     assert f"kernels: {doctor.kernels_in_use(native.describe())}" in out
 
 
@@ -290,7 +295,10 @@ def test_doctor_measures_and_leaves_nothing(run, monkeypatch, tmp_path):
     ("change", "text"),
     [
         ({}, "avx512, on all threads, compiled by gcc 12.2.0"),
-        ({"openmp": False, "compiler": "clang 17.0.0"}, "avx512, on one thread, compiled by clang 17.0.0"),
+        (
+            {"level": "plain", "openmp": False, "compiler": "clang 17.0.0"},
+            "plain, on one thread, compiled by clang 17.0.0",
+        ),
         ({"compiler": "", "level": "none"}, "none, torch computes everything"),
     ],
 )

@@ -1,0 +1,1 @@
+"""The kernels on processors that are not here, emulated by QEMU."""
