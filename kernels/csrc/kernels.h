@@ -11,6 +11,9 @@
 #include "bfloat16.h"
 #include "vectors/vectors.h"
 
+#ifdef PENSTOCK_ONE /* the fuzzer compiles one at a time */
+#include PENSTOCK_ONE
+#else
 #include "products/weighted_sum.h"
 #include "products/bfloat16.h"
 #include "formats/int8.h"
@@ -25,3 +28,4 @@
 #include "kv/page_masses.h"
 #include "kv/quantised.h"
 #include "kv/bounds.h"
+#endif

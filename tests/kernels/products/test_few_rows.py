@@ -116,7 +116,8 @@ def test_zeros_have_the_sign_that_torch_gives_them(n: int, k: int) -> None:
         found = product(addresses([matrix]), addresses([state]))[0]
         assert torch.equal(found.view(torch.int16), functional.linear(state, matrix).view(torch.int16))
         negative += int(((found == 0) & found.signbit()).sum())
-    assert negative > 0
+    assert KERNELS is not None
+    assert negative > 0 or KERNELS.level != "avx512"  # torch's own loops begin with +0
 
 
 def test_no_product_for_many_rows_or_where_the_trial_would_take_too_much() -> None:
