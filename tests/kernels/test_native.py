@@ -83,7 +83,7 @@ def test_every_function_says_what_it_takes_and_refuses() -> None:
     """The comment above each function that gets addresses has a line for whoever calls it."""
     sources = "".join(path.read_text() for path in sorted((Path(native.__file__).parent / "csrc").glob("*.c")))
     tables = (native._PRODUCTS, native._PRODUCTS_WITH_STATUS, native._PORTABLE, native._PORTABLE_WITH_RESULT)
-    names = [name for table in tables for name, arguments in table.items() if arguments]
+    names = [name for table in tables for name, arguments in table.items() if ctypes.c_void_p in arguments]
     assert len(names) > 20
     for name in names:
         comment = re.search(rf"/\*((?:(?!\*/).)*)\*/\n(?:void|int|long) {name}\(", sources, re.DOTALL)
