@@ -48,7 +48,6 @@ def command(settings: Settings) -> None:
         from ...kernels.machine import machine
         from ..machine import drive_rates_file, kernel_speeds, timings
         from ..machine.reading import kept_reading
-        from ..machine.watch import Watch
         from ..planning.reference import measure
 
     store = config.store.path
@@ -57,9 +56,7 @@ def command(settings: Settings) -> None:
     kept = drive_rates_file.keep(folder, rates)
     computing = measure(folder, config.compute.threads)
     timings.keep(computing, config.compute.threads)
-    watch = Watch(None)
-    memory = machine.measure_memory()
-    memory_measured = watch.done(1 - statistics.median(memory) / max(memory))
+    memory, memory_measured = _measure_memory()
     report = machine.describe()
     file_system = file_system_of(folder, Path("/proc/self/mounts"))
     kernels = native.describe()
@@ -72,7 +69,7 @@ def command(settings: Settings) -> None:
         free=free,
         reading=kept_reading(folder, config.io, block=TYPICAL) if kept else None,
         kept=kept,
-        memory=max(memory),
+        memory=memory,
         measured={"drive": rates.measured, "computing": computing.measured, "memory": memory_measured},
         computing=computing.timings,
         budget=config.host_budget(),
@@ -96,6 +93,16 @@ def command(settings: Settings) -> None:
         print_json(_fields(found))
     else:
         _print(found, store)
+
+
+def _measure_memory() -> "tuple[float, Measured]":
+    """Bytes per second that all threads read from memory, and how they were measured."""
+    from ...kernels.machine import machine
+    from ..machine.watch import Watch
+
+    watch = Watch(None)
+    passes = machine.measure_memory()
+    return max(passes), watch.done(1 - statistics.median(passes) / max(passes))
 
 
 def _measure_drive(folder: Path) -> "tuple[DriveReport, DriveRates, int]":

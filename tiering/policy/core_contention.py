@@ -6,7 +6,7 @@ this process run. Own threads that wait for each other are no reason, nor are ot
 
 from collections.abc import Mapping
 
-PERIOD = 0.1
+PERIOD = 0.25
 """Seconds between two looks."""
 PATIENCE = 2.0
 """Seconds without contention before it counts as over: programs that take a core in bursts shall not make it swing."""
@@ -38,10 +38,9 @@ class CoreContention:
             return self.taken
         seconds = now - last[0]
         waited = share_waited(last[1], threads, seconds)
-        if waited is None:  # nothing computed: nothing is known
-            return self.taken
-        used = (others - last[2]) / seconds
-        if used >= _OTHERS and waited >= (_FREE if self.taken else _TAKEN):
+        least = _FREE if self.taken else _TAKEN
+        contended = self.taken if waited is None else waited >= least  # while nothing computes, it is as it was
+        if contended and (others - last[2]) / seconds >= _OTHERS:
             self.taken, self._since = True, now
         elif now - self._since >= PATIENCE:
             self.taken = False

@@ -64,7 +64,7 @@ def test_pages_leave_memory_and_come_back_to_stay(
     machine: FakeMachine,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("penstock.runtime.loading.openings.kv.OPEN", 1 / 16)
+    monkeypatch.setattr("penstock.runtime.loading.openings.kv_memory.OPEN", 1 / 16)
     with paged(folder, store, "1152KiB", host_memory_floor=1) as model, torch.no_grad():
         tier_of(model).staging = 0
         pool, squeeze = tier_of(model).pool, Squeeze(model, machine)

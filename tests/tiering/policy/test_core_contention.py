@@ -72,10 +72,12 @@ def test_a_little_waiting_goes_on_where_it_would_not_begin() -> None:
     assert all(goes_on.steps(60, waited=0.07, others=1.0))
 
 
-def test_while_nothing_computes_nothing_changes() -> None:
+def test_while_nothing_computes_it_lasts_as_long_as_others_run() -> None:
     machine = Machine()
+    assert not any(machine.steps(100, waited=0.0, others=1.0, wanted=0.05))
     machine.steps(3, waited=0.3, others=1.0)
-    assert all(machine.steps(100, waited=0.0, others=0.0, wanted=0.05))
+    assert all(machine.steps(100, waited=0.0, others=1.0, wanted=0.05))
+    assert not machine.steps(100, waited=0.0, others=0.0, wanted=0.05)[-1]
 
 
 def test_the_same_moment_twice_changes_nothing() -> None:
