@@ -24,7 +24,7 @@ def with_team(threads: int, call: Callable[[int], None]) -> None:
     this = object()
     try:
         _under_way.add(this)
-        call(max(1, threads // len(_under_way) if _most is None else min(_most, threads // len(_under_way))))
+        call(max(1, min(threads if _most is None else _most, threads // len(_under_way))))
     finally:
         _under_way.discard(this)
 

@@ -1,4 +1,4 @@
-"""What stands for calls that a system lacks: a seek before each read, zeros instead of reserved room.
+"""Substitutes for calls that a system lacks: a seek before each read, zeros instead of reserved room.
 
 A seek and the read after it are one step for all threads. So files are read one piece at a time: right, and slower.
 """

@@ -43,6 +43,6 @@ def _read_thread(path: str) -> ThreadUse | None:
     try:
         with open(path, "rb", buffering=0) as file:
             run, waited, *_ = file.read(100).split()
-    except FileNotFoundError:  # it has ended meanwhile
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile, before it was opened or read
         return None
     return ThreadUse(int(run) / 1e9, int(waited) / 1e9)

@@ -22,8 +22,8 @@ from .source import Source, SourceContents, report_left_over
 
 @dataclass(frozen=True)
 class GgufSource(Source):
-    """What is in ``file``. ``kept`` is the model folder of a bundle that has configuration and tokenizer, converted
-    before. Made by ``open``."""
+    """The content of ``file``. ``open`` makes it. ``kept`` is the model folder of a bundle, with configuration and
+    tokenizer that were converted before."""
 
     file: GgufFile
     name: str

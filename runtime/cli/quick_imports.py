@@ -19,7 +19,7 @@ _UNUSED = ("is_torch_distributed_available", "is_accelerate_available")
 """How transformers asks for packages that it then imports."""
 _MODELS = "transformers.models"
 _LISTED = ("_class_to_module", "_modules", "_import_structure", "_object_missing_backend")
-"""What transformers keeps of the names that its modules have."""
+"""The table that transformers keeps of the names in its modules."""
 _process = {"ours": False}
 
 

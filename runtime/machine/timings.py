@@ -109,7 +109,7 @@ class Timings(cachefile.Strict):
 
 
 class Pulse(cachefile.Strict):
-    """What a brief look at the machine finds: bytes per second of products, and seconds of a few small operations."""
+    """A brief look at the machine found these: bytes per second of products, and seconds of a few small operations."""
 
     products: float = _Speed
     steps: float = Field(ge=1e-9, le=1e6, allow_inf_nan=False)

@@ -11,7 +11,7 @@ from ...tiering.policy.trust import Cores, DriveBytes, beside, doubts_of
 
 
 class Watch:
-    """What goes on beside a measurement. ``done`` says it at its end."""
+    """A look at the machine before a measurement. ``done`` compares it with one after it."""
 
     def __init__(self, folder: Path | None) -> None:
         """``folder`` is on the drive that is measured or used, if one is."""

@@ -89,7 +89,7 @@ class BudgetForecasts:
         return self._machine.devices(lesson, experts=bool(self.outline.layers))
 
     def _learn(self) -> Lesson:
-        """What the runs teach. Where they refute the rates, these are measured anew."""
+        """The lesson of the runs. Rates that they refute are measured anew."""
         if not self._runs:
             return Lesson()
         try:

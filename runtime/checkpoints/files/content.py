@@ -1,5 +1,5 @@
-"""Which files decide what a model computes: those of a checkpoint's folder, or a GGUF file. None is opened for it but
-the configuration and an index."""
+"""The files that decide what a model computes: those of a checkpoint's folder, or a GGUF file. Only the configuration
+and an index are opened to find them."""
 
 import hashlib
 import json
