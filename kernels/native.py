@@ -41,6 +41,7 @@ _LEVEL: dict[str, list[Any]] = {
     "page_masses": [c_void_p] + [c_long] * 5 + [c_void_p],
     "products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
     "products_int8": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p, c_int],
+    "transpose": [c_void_p] + [c_long] * 2 + [c_void_p, c_long, c_int],
     "decode_int8": [c_void_p] * 2 + [c_long] * 4 + [c_int],
     "products_int4": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
     "decode_int4": [c_void_p] * 2 + [c_long] * 5 + [c_int],

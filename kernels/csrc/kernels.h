@@ -21,6 +21,7 @@
 #include "formats/nested.h"
 #include "formats/blocks.h"
 #include "formats/lossless.h"
+#include "formats/transpose.h"
 #include "formats/quantise_int8.h"
 #include "formats/quantise_int4.h"
 #include "formats/nest.h"

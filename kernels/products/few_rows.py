@@ -78,6 +78,26 @@ _FOUND: dict[tuple[int, int, int, int], Products | None] = {}
 """Products by rows, n, k and number of threads."""
 
 
+def orders_agree(rows: int, n: int, k: int) -> bool:
+    """Return whether torch's product with a matrix [n, k] has the same bits when the matrix lies as [k, n] in memory.
+
+    The trial is that of ``find_product``. A shape that is too large for it counts as one with other bits: on random
+    numbers one result in thousands differs.
+    """
+    shape = rows, n, k, torch.get_num_threads()
+    if n * k * 2 > _TRIAL_BYTES:
+        return False
+    if shape not in _AGREE:
+        matrix, inputs = _trial(rows, n, k)
+        turned = matrix.t().contiguous()
+        _AGREE[shape] = all(torch.equal(functional.linear(x, matrix), x @ turned) for x in inputs)
+    return _AGREE[shape]
+
+
+_AGREE: dict[tuple[int, int, int, int], bool] = {}
+"""What ``orders_agree`` found, by rows, n, k and number of threads."""
+
+
 def _found(matrix: torch.Tensor, inputs: Sequence[torch.Tensor], *, telling: bool = False) -> Products | None:
     """Find the product with torch's bits on ``matrix`` for all ``inputs``.
 

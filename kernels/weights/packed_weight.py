@@ -2,8 +2,9 @@
 
 A product with few rows uses the format's own kernel. Otherwise the matrix is decoded, tile by tile, into a scratch
 buffer that stays in the processor's caches, and torch multiplies by the tile. A matrix in an exact format is decoded
-whole, because tiles could give other bits, and to an address with the same alignment as in transformers. For a large
-matrix a trial on the matrix itself, decoded once per number of rows, shows whether the product has torch's bits.
+whole, because tiles could give other bits, and lies in memory as in transformers: in the same order, at an address with
+the same alignment. For a large matrix a trial on the matrix itself, decoded once per number of rows, shows whether the
+product has torch's bits.
 
 With planes on a CUDA device, kernels/cuda does all of this there, with larger tiles.
 """
@@ -22,8 +23,9 @@ from ..cuda.registry import find_device_format
 from ..formats.base import SLAB, Format
 from ..formats.planes import locate
 from ..products.autocast import is_cast
-from ..products.few_rows import find_product, is_untried
+from ..products.few_rows import find_product, is_untried, orders_agree
 from .metadata_ops import LOOKS
+from .transposed import copy_transposed
 
 TILE = 4 << 20
 """Bytes of a matrix that are decoded at a time in memory."""
@@ -116,19 +118,23 @@ class PackedWeight(torch.Tensor):
 
     def at_hand(self) -> torch.Tensor:
         """Return the whole matrix in scratch memory, valid until this thread decodes the next one."""
-        return self._decode(_buffer(self, self._room))
+        return self._decode(_buffer(self, self._room, _scratch))
 
     @property
     def _room(self) -> int:
         return self.numel() * self.dtype.itemsize + 2 * _ALIGNMENT
 
     def _decode(self, room: torch.Tensor) -> torch.Tensor:
-        n, k = self.encoded_shape
         start = -room.data_ptr() % _ALIGNMENT + self._place
-        out = room[start : start + n * k * self.dtype.itemsize].view(self.dtype).view(n, k)
-        (self.on_device or self.format).decode(self.planes, n, k, slice(0, n), out)
+        out = room[start : start + self.numel() * self.dtype.itemsize].view(self.dtype).view(self.shape)
+        n, k = self.encoded_shape
+        if self.transposed:
+            for part, tile in _tiles(self):
+                copy_transposed(tile, out[:, part])
+        else:
+            (self.on_device or self.format).decode(self.planes, n, k, slice(0, n), out)
         # The bits also depend on whether a weight requires gradients.
-        return nn.Parameter(out.t() if self.transposed else out, self.requires_grad)
+        return nn.Parameter(out, self.requires_grad)
 
     @classmethod
     def __torch_function__(
@@ -237,6 +243,8 @@ def find_products(weight: PackedWeight, rows: int) -> Many | None:
     if weight._numbers != torch.bfloat16 or weight.on_device is not None:
         return None
     format: Any = weight.format
+    if weight.transposed and format.exact and not orders_agree(rows, *weight.encoded_shape):
+        return None
     return _many(format, rows, *weight.encoded_shape, torch.get_num_threads())
 
 
@@ -261,10 +269,10 @@ def _found(weight: PackedWeight, rows: int) -> Many | None:
     """
     many = find_products(weight, rows)
     n, k = weight.encoded_shape
-    if many is not None or not weight.format.exact or weight._numbers != torch.bfloat16 or not is_untried(rows, n, k):
+    if many is not None or not _tells_by_itself(weight) or not is_untried(rows, n, k):
         return many
     whole = weight.at_hand().detach()
-    find_product(rows, n, k, whole.t() if weight.transposed else whole)
+    find_product(rows, n, k, whole)
     many = find_products(weight, rows)
     if many is not None:
         del whole
@@ -272,12 +280,16 @@ def _found(weight: PackedWeight, rows: int) -> Many | None:
     return many
 
 
+def _tells_by_itself(weight: PackedWeight) -> bool:
+    return weight.format.exact and weight._numbers == torch.bfloat16 and not weight.transposed
+
+
 def _tiles(weight: PackedWeight) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield runs of rows of the encoded matrix, decoded. Each is valid until the next."""
     n, k = weight.encoded_shape
     tile = TILE if weight.on_device is None else DEVICE_TILE
     rows = max(SLAB, tile // (k * weight.dtype.itemsize) // SLAB * SLAB)
-    buffer = _buffer(weight, min(rows, n) * k * weight.dtype.itemsize)
+    buffer = _buffer(weight, min(rows, n) * k * weight.dtype.itemsize, _tile)
     for start in range(0, n, rows):
         part = slice(start, min(n, start + rows))
         size = (part.stop - start) * k * weight.dtype.itemsize
@@ -286,12 +298,12 @@ def _tiles(weight: PackedWeight) -> Iterator[tuple[slice, torch.Tensor]]:
         yield part, out
 
 
-def _buffer(weight: PackedWeight, size: int) -> torch.Tensor:
+def _buffer(weight: PackedWeight, size: int, scratch: "_Scratch") -> torch.Tensor:
     """Return scratch uint8 [size] where the planes are.
 
     On a device, torch's allocator reuses memory in the order of work.
     """
-    return _scratch.buffer(size) if weight.on_device is None else weight.planes[0].new_empty(size)
+    return scratch.buffer(size) if weight.on_device is None else weight.planes[0].new_empty(size)
 
 
 def _embedding(ids: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -320,7 +332,7 @@ def _embedding(ids: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: An
 
 
 class _Scratch(threading.local):
-    """A buffer for tiles, one per computing thread."""
+    """A buffer, one per computing thread."""
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
@@ -334,7 +346,7 @@ class _Scratch(threading.local):
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
 
-_scratch = _Scratch()
+_scratch, _tile = _Scratch(), _Scratch()
 
 _OWN: dict[Any, Callable[..., Any]] = {
     functional.linear: linear,
