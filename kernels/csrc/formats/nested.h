@@ -7,7 +7,12 @@
 #include "../bfloat16.h"
 #include "nested_codes.h"
 
-#define NESTED_MOST 4     /* rows of inputs in one pass over the matrix */
+/* Rows of inputs in one pass over the matrix: as many as have their sums in registers. */
+#if 4 * PARTS <= AT_ONCE
+#define NESTED_MOST 4
+#else
+#define NESTED_MOST 1
+#endif
 #define NESTED_AHEAD 2048 /* bytes to prefetch ahead */
 #define CHAINS_MOST 4
 
@@ -241,9 +246,11 @@ static APART void nested_multiply_tile(int tokens, int split, const tile *from, 
 {
     switch (tokens) {
         CASE(1)
+#if NESTED_MOST > 1
         CASE(2)
         CASE(3)
         CASE(4)
+#endif
     }
 }
 
