@@ -58,8 +58,11 @@ INLINE float sum_in_order(const int order, floats even, floats odd)
     return (first[0] + second[0]) + (first[1] + second[1]);
 }
 
+/* A number of a matrix that may lie at an odd address: what a lossless plane does not shorten. */
+typedef uint16_t brief_anywhere __attribute__((aligned(1), may_alias));
+
 /* Adds the columns from `at` on, which are no whole block. */
-static float add_last(int order, float sum, const uint16_t *row, const uint16_t *x, long at, long k)
+static float add_last(int order, float sum, const brief_anywhere *row, const uint16_t *x, long at, long k)
 {
     const long lanes = order == BY_PAIRS ? 4 : 8;
     float last[8] = {0};
