@@ -9,9 +9,8 @@
 #include "passes.h"
 
 #define MOST_DIM 1024 /* the most numbers in a key */
-#define COLUMNS 32       /* columns of values in a piece of work */
-#define TOKEN_GROUPS 2      /* of LANES tokens, at a time */
-#define LINE 64       /* bytes of a cache line */
+#define COLUMNS 32    /* columns of values in a piece of work */
+#define TOKEN_GROUPS 2 /* of LANES tokens, at a time */
 #ifdef HAS_PAIRS
 #define KEY_PAIRS 1
 #else

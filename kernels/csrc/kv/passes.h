@@ -5,6 +5,8 @@
 
 #include "../vectors/vectors.h"
 
+#define LINE 64 /* bytes of a cache line */
+
 /* With two times sixteen sums for each row, half of the registers hold sums; the fewest registers hold some of them. */
 #define MOST_ROWS (REGISTERS > 8 * PARTS ? REGISTERS / (4 * PARTS) : 2)
 

@@ -57,12 +57,22 @@ BINARY(floats, f_add, +)
 BINARY(floats, f_sub, -)
 BINARY(floats, f_mul, *)
 BINARY(floats, f_div, /)
-BINARY(words, w_add, +)
-BINARY(words, w_sub, -)
-BINARY(words, w_mul, *)
 BINARY(words, w_and, &)
 BINARY(words, w_or, |)
 BINARY(words, w_xor, ^)
+
+/* Sums and products of words go round at 2^32: in C only those of unsigned numbers do. */
+#define ROUND(NAME, OPERATOR)                                                                                          \
+    INLINE words NAME(words a, words b)                                                                                \
+    {                                                                                                                  \
+        EACH_PART(ROUND_PART, OPERATOR)                                                                                \
+        return a;                                                                                                      \
+    }
+#define ROUND_PART(I, OPERATOR) a.p[I] = (word_part)((unsigned_part)a.p[I] OPERATOR(unsigned_part) b.p[I]);
+
+ROUND(w_add, +)
+ROUND(w_sub, -)
+ROUND(w_mul, *)
 
 /* A function of the level's header for each part. */
 #define BY_PARTS_1(TYPE, NAME, PART)                                                                                   \
@@ -113,7 +123,7 @@ INLINE floats f_fma_once(floats a, floats b, floats c)
 
 INLINE words w_shl(words a, int by)
 {
-#define SHL_PART(I) a.p[I] = a.p[I] << by;
+#define SHL_PART(I) a.p[I] = (word_part)((unsigned_part)a.p[I] << by);
     EACH_PART(SHL_PART)
     return a;
 }
