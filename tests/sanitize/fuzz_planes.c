@@ -101,7 +101,7 @@ UNUSED void lossless_product(const uint8_t *plane, long length, long n, long k, 
     const long orders[] = {64, 128, 192, 0, -1, -2}, tokens = 1 + in->head[2] % 4, order = orders[in->head[3] % 6];
     const uint64_t matrix[2] = {(uint64_t)plane, (uint64_t)length};
     uint16_t *x = inputs_of(tokens * k), *out = room(2 * tokens * n);
-    void *space = room(4 * tokens * k + 32 * k);
+    void *space = room(4 * tokens * k);
     const uint64_t from = (uint64_t)x, to = (uint64_t)out;
 #define PRODUCT(AT)                                                                                                    \
     if (penstock_runs(#AT) && penstock_takes_order_##AT(order))                                                        \
