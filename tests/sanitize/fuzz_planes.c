@@ -146,7 +146,7 @@ UNUSED void run_blocks(const int64_t shape[10], const input *in, long bytes, lon
     uint8_t *plane = plane_of(in, bytes);
     uint16_t *x = inputs_of(tokens * k), *out = room(2 * tokens * n);
     void *numbers = room(rows * k * (as ? 2 : 4));
-    float *space = room(4 * tokens * k);
+    float *space = room(4 * tokens * (k + k / 16));
     const uint64_t matrix = (uint64_t)plane, from = (uint64_t)x, to = (uint64_t)out;
 #define BLOCKS(AT)                                                                                                     \
     if (penstock_runs(#AT)) {                                                                                          \

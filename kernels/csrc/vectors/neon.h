@@ -152,6 +152,12 @@ INLINE void w_transpose(const words row[LANES], words column[LANES])
 INLINE byte_part part_zip_low(byte_part a, byte_part b) { return (byte_part)vzip1q_u8((uint8x16_t)a, (uint8x16_t)b); }
 INLINE byte_part part_zip_high(byte_part a, byte_part b) { return (byte_part)vzip2q_u8((uint8x16_t)a, (uint8x16_t)b); }
 
+/* table[i] for each byte i below 16. */
+INLINE byte_part part_lookup_bytes(byte_part a, byte_part table)
+{
+    return (byte_part)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)a);
+}
+
 /* ---- 64 codes of two bits, a byte each ---- */
 
 /* In sixteen bytes: those in the lowest bits of each, then those in the next. */

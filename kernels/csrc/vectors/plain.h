@@ -260,6 +260,17 @@ INLINE void w_transpose(const words row[LANES], words column[LANES])
         }
 }
 
+/* table[i] for each byte i below 16. */
+INLINE byte_part part_lookup_bytes(byte_part a, byte_part table)
+{
+    uint8_t places[WIDTH], numbers[WIDTH];
+    memcpy(places, &a, sizeof places);
+    memcpy(numbers, &table, sizeof numbers);
+    for (int i = 0; i < WIDTH; i++)
+        places[i] = numbers[places[i]];
+    return part_load_bytes(places);
+}
+
 /* ---- 64 codes of two bits, a byte each ---- */
 
 /* In sixteen bytes: those in the lowest bits of each, then those in the next. */
