@@ -89,7 +89,8 @@ INLINE void take_floats(const int tokens, const struct taker *to, run_sums *sums
 {
 #pragma GCC unroll 4
     for (int t = 0; t < tokens; t++)
-        sums[t] = add_run(sums[t], floats_dot(first, second, (const float *)to->x + t * to->k + run * RUN), scale_of(scale));
+        sums[t] = add_run(sums[t], floats_dot(first, second, (const float *)to->x + t * to->k + run * RUN),
+                          scale_of(scale));
     if (!tokens) {
         float *numbers = to->numbers + (run - to->first) * RUN;
         f_store(numbers, f_mul(first, f_all(scale)));
@@ -144,7 +145,8 @@ INLINE void blocks_q5_0(TAKEN)
 INLINE void blocks_q5_1(TAKEN)
 {
     const uint8_t *block = row->values + number * 24;
-    take_bytes(tokens, to, sums, number, five_bits(block + 8, block + 4), 5, (line){0, half_at(block), half_at(block + 2)});
+    take_bytes(tokens, to, sums, number, five_bits(block + 8, block + 4), 5,
+               (line){0, half_at(block), half_at(block + 2)});
 }
 
 /* The steps of eight groups, then what is least in them, from scales and minima of six bits in twelve bytes. */
@@ -217,7 +219,8 @@ INLINE void blocks_mxfp4(TAKEN)
     float scale;
     memcpy(&scale, &bits, sizeof scale);
     if (tokens)
-        take_bytes(tokens, to, sums, number, b_lookup(b_halves_in_turn(values), halves), 5, (line){-12, scale / 2, NONE});
+        take_bytes(tokens, to, sums, number, b_lookup(b_halves_in_turn(values), halves), 5,
+                   (line){-12, scale / 2, NONE});
     else
         take_floats(0, to, 0, number, f_lookup(w_load_byte_halves(values), f_load(numbers)),
                     f_lookup(w_load_byte_halves(values + 8), f_load(numbers)), scale);

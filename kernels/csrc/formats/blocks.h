@@ -202,8 +202,8 @@ static APART void fit_block_inputs(const struct block_shape *shape, const uint8_
 }
 
 /* One piece: rows first to first + there - 1 of a matrix, with all tokens. */
-static APART void blocks_piece(const struct block_shape *shape, const uint8_t *plane, struct block_inputs in, uint16_t *out,
-                               long tokens, long n, long k, long first, long there)
+static APART void blocks_piece(const struct block_shape *shape, const uint8_t *plane, struct block_inputs in,
+                               uint16_t *out, long tokens, long n, long k, long first, long there)
 {
     for (long j = first; j < first + there; j++) {
         const struct block_row row = block_row_of(shape, plane, j);
@@ -231,13 +231,13 @@ void EXPORT(block_products)(long count, const uint64_t *planes, const uint64_t *
     {
 #pragma omp for
         for (long i = 0; i < count; i++)
-            fit_block_inputs(shape, (const uint8_t *)planes[i], (const uint16_t *)x[i], inputs_in(room, i, count, tokens, k),
-                             tokens, k);
+            fit_block_inputs(shape, (const uint8_t *)planes[i], (const uint16_t *)x[i],
+                             inputs_in(room, i, count, tokens, k), tokens, k);
 #pragma omp for schedule(guided)
         for (long number = 0; number < count * pieces; number++) {
             const long i = number / pieces, first = number % pieces * BLOCKS_PIECE;
-            blocks_piece(shape, (const uint8_t *)planes[i], inputs_in(room, i, count, tokens, k), (uint16_t *)out[i], tokens,
-                         n, k, first, fewer(BLOCKS_PIECE, n - first));
+            blocks_piece(shape, (const uint8_t *)planes[i], inputs_in(room, i, count, tokens, k), (uint16_t *)out[i],
+                         tokens, n, k, first, fewer(BLOCKS_PIECE, n - first));
         }
     }
 }

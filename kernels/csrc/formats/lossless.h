@@ -67,7 +67,8 @@ INLINE void next_group(struct coded_tile *tile, const uint8_t exponents[CODED_GR
     const word_part mantissa = 0x7f7f7f7f - (word_part){0};
 #define GROUP_PART(I)                                                                                                  \
     {                                                                                                                  \
-        const word_part rest = part_load_words(tile->rest + I * WIDTH), exponent = part_load_words(exponents + I * WIDTH); \
+        const word_part rest = part_load_words(tile->rest + I * WIDTH);                                                \
+        const word_part exponent = part_load_words(exponents + I * WIDTH);                                             \
         const byte_part low = (byte_part)part_choose(mantissa, rest, exponent);                                        \
         const byte_part high = (byte_part)part_choose(mantissa, exponent, rest);                                       \
         pairs[0].p[I] = (word_part)part_zip_low(low, high);                                                            \

@@ -103,7 +103,7 @@ struct coded_tile {
     uint64_t stride;
     int damaged;
     struct code_level levels[CODED_LEVELS + 1];
-    uint8_t ready[CODED_LEVELS - 1][READY_MOST + RUN_MOST + CODED_GROUP]; /* bytes past `end` have no meaning, but may be read */
+    uint8_t ready[CODED_LEVELS - 1][READY_MOST + RUN_MOST + CODED_GROUP]; /* past `end` without meaning, but read */
 };
 
 INLINE void start_levels(struct coded_tile *tile, const uint32_t table[CODED_LEVELS], const uint8_t *const at[CODED_LEVELS],
@@ -155,7 +155,10 @@ INLINE uint64_t spread(const byte_part codes[PARTS], const uint8_t table[16], co
 #endif
 
 /* Whether a level should prepare more, before `count` are taken. */
-INLINE int runs_short(const struct code_level *level, long count) { return level->end - level->next < count && level->left; }
+INLINE int runs_short(const struct code_level *level, long count)
+{
+    return level->end - level->next < count && level->left;
+}
 
 static void prepare_last(struct coded_tile *tile);
 

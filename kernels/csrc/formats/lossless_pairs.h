@@ -2,8 +2,8 @@
    lossless.h. */
 
 /* x [tokens, k] times the sixteen rows of a tile, into out [tokens, n]. */
-INLINE int multiply_pairs_of_tile(const int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x, uint16_t *out,
-                          long n, long k, long chunk)
+INLINE int multiply_pairs_of_tile(const int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x,
+                                  uint16_t *out, long n, long k, long chunk)
 {
     struct coded_tile tile;
     float_part sum[BRIEF_MOST], total[BRIEF_MOST];
@@ -41,8 +41,8 @@ INLINE int multiply_pairs_of_tile(const int tokens, const uint8_t *from, uint64_
     case T:                                                                                                            \
         return multiply_pairs_of_tile(T, from, bytes, x, out, n, k, chunk);
 
-static APART int pairs_of_tile(int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x, uint16_t *out, long n,
-                             long k, long chunk)
+static APART int pairs_of_tile(int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x, uint16_t *out,
+                               long n, long k, long chunk)
 {
     switch (tokens) {
         CASE(1)

@@ -9,7 +9,7 @@
 #define part_ceil(A) ((float_part)_mm256_ceil_ps((__m256)(A)))
 #define part_to_words(A) ((word_part)_mm256_cvtps_epi32((__m256)(A)))
 
-/* Bits of a where the mask is set, else of b. Two of them that exchange bits of a and b share two of the three steps. */
+/* Bits of a where the mask is set, else of b. Two that exchange bits of a and b share two of the three steps. */
 #define part_choose(MASK, A, B) ((((A) ^ (B)) & (MASK)) ^ (B))
 
 #define part_dot_halves(A, B) ((word_part)_mm256_madd_epi16((__m256i)(A), (__m256i)(B)))
@@ -235,9 +235,11 @@ INLINE uint64_t part_spread(byte_part codes, const uint8_t table[16], const uint
 {
     const __m256i code = (__m256i)codes, exponents = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table));
     const __m256i none = _mm256_cmpeq_epi8(code, _mm256_setzero_si256());
-    /* The number of codes 0 up to each, in each four, then in each eight and sixteen: with the last of the fours before. */
-    const __m256i eights = _mm256_setr_epi32(-1, 0x03030303, 0x07070707, 0x0b0b0b0b, -1, 0x03030303, 0x07070707, 0x0b0b0b0b);
-    const __m256i all = _mm256_setr_epi32(-1, -1, 0x03030303, 0x07070707, -1, -1, 0x03030303, 0x07070707);
+    /* The number of codes 0 up to each, in each four, then in each eight and sixteen: with the last of fours before. */
+    const int first_four = 0x03030303, second_four = 0x07070707, third_four = 0x0b0b0b0b;
+    const __m256i eights =
+        _mm256_setr_epi32(-1, first_four, second_four, third_four, -1, first_four, second_four, third_four);
+    const __m256i all = _mm256_setr_epi32(-1, -1, first_four, second_four, -1, -1, first_four, second_four);
     __m256i ones = _mm256_set1_epi32(0x01010101);
     __asm__("" : "+x"(ones)); /* else compilers make shifts and sums of the product */
     __m256i count = _mm256_mullo_epi32(_mm256_abs_epi8(none), ones);

@@ -7,7 +7,7 @@
 #define SHUFFLED(TYPE, A, B, ...) __builtin_shuffle(A, B, (TYPE){__VA_ARGS__})
 #endif
 
-/* Bits of a where the mask is set, else of b. Two of them that exchange bits of a and b share two of the three steps. */
+/* Bits of a where the mask is set, else of b. Two that exchange bits of a and b share two of the three steps. */
 #define part_choose(MASK, A, B) ((((A) ^ (B)) & (MASK)) ^ (B))
 
 INLINE float_part plain_choose(word_part mask, float_part a, float_part b)
