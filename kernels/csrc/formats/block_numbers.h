@@ -43,9 +43,10 @@ typedef struct { float first, step, least; } line;
 
 #define NONE (-0.0f) /* leaves every number as it is, also -0 */
 
-INLINE floats on_line(words bits, line l)
+INLINE floats on_line(words bits, const line l)
 {
-    return f_fma(f_add(w_to_floats(bits), f_all(l.first)), f_all(l.step), f_all(l.least));
+    const floats number = w_to_floats(bits);
+    return f_fma(l.first == 0 ? number : f_add(number, f_all(l.first)), f_all(l.step), f_all(l.least));
 }
 
 INLINE void add_products(const int tokens, const struct taker *to, run_sums *sums, long run, run_numbers numbers,

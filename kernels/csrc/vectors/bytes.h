@@ -143,9 +143,17 @@ INLINE bytes b_sixteens(uint32_t bits)
 /* Sixteen of the numbers, from the first on, or from the second half on. */
 INLINE words b_to_words(bytes a, const int half)
 {
-    uint8_t all[RUN];
-    b_store(all, a);
-    return w_load_bytes(all + half * LANES);
+#if WIDTH >= 32
+    const __m128i some = _mm256_extracti128_si256((__m256i)a.p[0], half);
+#if WIDTH == 64
+    return (words){{(word_part)_mm512_cvtepu8_epi32(some)}};
+#else
+    return (words){{(word_part)_mm256_cvtepu8_epi32(some),
+                    (word_part)_mm256_cvtepu8_epi32(_mm_srli_si128(some, 8))}};
+#endif
+#else
+    return w_load_bytes(&a.p[half]);
+#endif
 }
 
 /* ---- products ---- */

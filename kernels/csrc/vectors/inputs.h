@@ -122,10 +122,11 @@ static APART void sum_inputs(const input *x, long wide, long group, float *sums)
    k numbers. */
 INLINE void store_rows(const words row[LANES], uint16_t *out, long k, long rows, long columns)
 {
-    if (rows >= LANES && columns >= 32)
+    if (rows >= LANES && columns >= 32) {
+#pragma GCC unroll 16
         for (int i = 0; i < LANES; i++)
             w_store(out + i * k, row[i]);
-    else
+    } else
         for (int i = 0; i < LANES && i < rows; i++)
             memcpy(out + i * k, &row[i], 2 * (size_t)(columns < 32 ? columns : 32));
 }
