@@ -144,7 +144,8 @@ INLINE bytes b_sixteens(uint32_t bits)
 INLINE words b_to_words(bytes a, const int half)
 {
 #if WIDTH >= 32
-    const __m128i some = _mm256_extracti128_si256((__m256i)a.p[0], half);
+    const __m256i all = (__m256i)a.p[0];
+    const __m128i some = half ? _mm256_extracti128_si256(all, 1) : _mm256_castsi256_si128(all);
 #if WIDTH == 64
     return (words){{(word_part)_mm512_cvtepu8_epi32(some)}};
 #else
