@@ -125,7 +125,7 @@ class Blocks:
         """Return the product of blocks.h for up to MOST_ROWS rows. See Format."""
         if KERNELS is None or not 1 <= rows <= MOST_ROWS:
             return None
-        return make_product(KERNELS.block_products, rows, n, k, self._shape(n, k), room=4 * rows * k)
+        return make_product(KERNELS.block_products, rows, n, k, self._shape(n, k), room=4 * rows * (k + k // 16))
 
     def locate_part(self, part: int, n: int, k: int) -> tuple[int, int]:
         """Return where a part, -1 for the last, begins in a plane, and its bytes."""

@@ -9,7 +9,7 @@ Gaussian weights take 66.8 % of their bytes, where their entropy is 65.9 %. One 
 into registers only). Codes of three bits followed by a level of four were decoded 1.4 times as fast, but take 69.3 %.
 zstd on the exponents alone takes 68 %, at 2 GB/s.
 
-kernels/csrc/formats/lossless.h describes the layout, decodes and multiplies (8 GB/s a core with AVX2, 1 GB/s in plain
+kernels/csrc/formats/lossless.h describes the layout, decodes and multiplies (11 GB/s a core with AVX2, 2 GB/s in plain
 C). lossless_tiles.py decodes where nothing was compiled (0.2 GB/s).
 """
 
@@ -150,8 +150,7 @@ class _LosslessProduct:
     def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
         plain = self._plain
         planes = [*chain.from_iterable(matrices)]  # addresses and lengths in turn
-        tiles = plain.threads * 2 * ROWS * plain.k  # one decoded tile for each thread
-        room = torch.empty(len(inputs) * plain.room + tiles, dtype=torch.uint8)
+        room = torch.empty(len(inputs) * plain.room, dtype=torch.uint8)
         numbers = plain.k, plain.order, room.data_ptr()
         return multiply(self._kernel, planes, inputs, plain.rows, plain.n, *numbers, threads=plain.threads)
 

@@ -234,7 +234,7 @@ static void block_weights(int format, long size)
     KERNEL(decode_blocks)(shape, plane, 0, ROWS, K, decoded, 0, 1);
     equal("decode_blocks", decoded, 4 * ROWS * K);
     const uint64_t w = (uint64_t)plane, in = (uint64_t)briefs(TOKENS * K), to = (uint64_t)out;
-    KERNEL(block_products)(1, &w, &in, &to, TOKENS, ROWS, K, shape, room(4 * TOKENS * K), 1);
+    KERNEL(block_products)(1, &w, &in, &to, TOKENS, ROWS, K, shape, room(4 * TOKENS * (K + K / 16)), 1);
     near_brief("block_products", out, TOKENS * ROWS, K, 1);
 }
 

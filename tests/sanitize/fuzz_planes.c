@@ -101,7 +101,7 @@ UNUSED void lossless_product(const uint8_t *plane, long length, long n, long k, 
     const long orders[] = {64, 128, 192, 0, -1, -2}, tokens = 1 + in->head[2] % 4, order = orders[in->head[3] % 6];
     const uint64_t matrix[2] = {(uint64_t)plane, (uint64_t)length};
     uint16_t *x = inputs_of(tokens * k), *out = room(2 * tokens * n);
-    void *space = room(4 * tokens * k + 32 * k);
+    void *space = room(4 * tokens * k);
     const uint64_t from = (uint64_t)x, to = (uint64_t)out;
 #define PRODUCT(AT)                                                                                                    \
     if (penstock_runs(#AT) && penstock_takes_order_##AT(order))                                                        \
@@ -146,7 +146,7 @@ UNUSED void run_blocks(const int64_t shape[10], const input *in, long bytes, lon
     uint8_t *plane = plane_of(in, bytes);
     uint16_t *x = inputs_of(tokens * k), *out = room(2 * tokens * n);
     void *numbers = room(rows * k * (as ? 2 : 4));
-    float *space = room(4 * tokens * k);
+    float *space = room(4 * tokens * (k + k / 16));
     const uint64_t matrix = (uint64_t)plane, from = (uint64_t)x, to = (uint64_t)out;
 #define BLOCKS(AT)                                                                                                     \
     if (penstock_runs(#AT)) {                                                                                          \

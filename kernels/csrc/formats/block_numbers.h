@@ -1,9 +1,13 @@
-/* Numbers of matrices with rows quantised in blocks, decoded to float32. It holds each product of a number and its
-   scale exactly, or rounded once as the format defines.
+/* Matrices with rows quantised in blocks: the numbers of each format, in runs of 32.
 
-   A function run_NAME decodes one run of a row, and gives it to `take`, sixteen numbers at a time. */
+   A number is a small integer, times a scale, and perhaps less an offset. Decoding gives what the format defines, held
+   exactly or rounded once by float32. A product adds up integers times inputs first, and takes scales times sums, and
+   offsets times the sums of inputs.
 
-#include "../vectors/inputs.h"
+   A function blocks_NAME takes what a row has in one block, and gives it, a run at a time, to `take_bytes` or
+   `take_floats`. */
+
+#include "../vectors/bytes.h"
 
 #define BLOCKS_MOST 4 /* rows that are multiplied in one pass over the matrix */
 
@@ -20,19 +24,80 @@ struct block_row {
     long group;
 };
 
-/* What takes the numbers: rows of inputs x [tokens, k], whose products are added to sums. Without any, the
-   numbers go to `numbers` [DECODED], again and again. */
+/* What takes the numbers: rows of inputs x [tokens, k], float32 or `input`, whose products are added to sums. Without any, the
+   numbers go to `numbers` [DECODED], again and again. Offsets of the runs from number `first` on go to `offsets`, one
+   for each run, or for each sixteen numbers. */
 #define DECODED 256
+#define OFFSETS_MOST 512 /* of a row at a time: a multiple of what a block has */
 
 struct taker {
     float *numbers;
-    const float *x;
+    const void *x;
     long k;
+    float *offsets; /* [OFFSETS_MOST] */
+    long first;
 };
 
-typedef floats block_sums[BLOCKS_MOST][2];
+/* A number is (bits + first) * step + least. */
+typedef struct { float first, step, least; } line;
 
-INLINE void take(const int tokens, const struct taker *to, block_sums sum, long run, const int i, floats numbers);
+#define NONE (-0.0f) /* leaves every number as it is, also -0 */
+
+INLINE floats on_line(words bits, const line l)
+{
+    const floats number = w_to_floats(bits);
+    return f_fma(l.first == 0 ? number : f_add(number, f_all(l.first)), f_all(l.step), f_all(l.least));
+}
+
+INLINE void add_products(const int tokens, const struct taker *to, run_sums *sums, long run, run_numbers numbers,
+                         run_sums scale)
+{
+#pragma GCC unroll 4
+    for (int t = 0; t < tokens; t++)
+        sums[t] = add_run(sums[t], run_dot(numbers, (const input *)to->x + t * to->k + run * RUN), scale);
+}
+
+/* Run number `run` of a row, of numbers of at most `count` bits, with a line for each half of it. */
+INLINE void take_halves(const int tokens, const struct taker *to, run_sums *sums, long run, bytes bits, const int count,
+                        line first, line second)
+{
+    if (tokens) {
+        float *offsets = to->offsets + 2 * (run - to->first);
+        add_products(tokens, to, sums, run, b_to_numbers(bits, count), scales_of(first.step, second.step));
+        offsets[0] = first.first * first.step + first.least;
+        offsets[1] = second.first * second.step + second.least;
+    } else {
+        float *numbers = to->numbers + (run - to->first) * RUN;
+        f_store(numbers, on_line(b_to_words(bits, 0), first));
+        f_store(numbers + LANES, on_line(b_to_words(bits, 1), second));
+    }
+}
+
+/* The same with one line. */
+INLINE void take_bytes(const int tokens, const struct taker *to, run_sums *sums, long run, bytes bits, const int count,
+                       line l)
+{
+    if (tokens) {
+        add_products(tokens, to, sums, run, b_to_numbers(bits, count), scale_of(l.step));
+        to->offsets[run - to->first] = l.first * l.step + l.least;
+    } else
+        take_halves(0, to, 0, run, bits, count, l, l);
+}
+
+/* The same of float32 numbers, which are less small, times a scale. */
+INLINE void take_floats(const int tokens, const struct taker *to, run_sums *sums, long run, floats first, floats second,
+                        float scale)
+{
+#pragma GCC unroll 4
+    for (int t = 0; t < tokens; t++)
+        sums[t] = add_run(sums[t], floats_dot(first, second, (const float *)to->x + t * to->k + run * RUN),
+                          scale_of(scale));
+    if (!tokens) {
+        float *numbers = to->numbers + (run - to->first) * RUN;
+        f_store(numbers, f_mul(first, f_all(scale)));
+        f_store(numbers + LANES, f_mul(second, f_all(scale)));
+    }
+}
 
 INLINE float half_at(const uint8_t *from)
 {
@@ -41,217 +106,138 @@ INLINE float half_at(const uint8_t *from)
     return half_to_float(bits);
 }
 
-INLINE floats counted(void)
-{
-    const float numbers[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return f_load(numbers);
-}
-
-/* ---- numbers of four or five bits: (bits + first) * step + least ---- */
-
-#ifdef LOOKS_UP_FASTEST
-
-typedef struct { floats low, high; } line;
-typedef __mmask16 fifths;
-
-INLINE line line_of(float first, float step, float least)
-{
-    const floats number = f_add(counted(), f_all(first));
-    return (line){f_fma(number, f_all(step), f_all(least)),
-                  f_fma(f_add(number, f_all(16)), f_all(step), f_all(least))};
-}
-
-/* For the lowest four bits. */
-INLINE floats on_line(words a, line l) { return f_lookup(a, l.low); }
-
-/* For the lowest four bits and a fifth. */
-INLINE floats on_line_5(words a, fifths fifth, line l)
-{
-    const __m512 low = (__m512)f_lookup(a, l.low).p[0];
-    return (floats){{(float_part)_mm512_mask_permutexvar_ps(low, fifth, (__m512i)a.p[0], (__m512)l.high.p[0])}};
-}
-
-INLINE fifths fifths_of(words from, int bit)
-{
-    return _mm512_test_epi32_mask((__m512i)from.p[0], _mm512_set1_epi32(bit));
-}
-
-INLINE fifths fifths_in(uint32_t bits) { return (fifths)bits; }
-
-#else
-
-typedef struct { floats first, step, least; } line;
-typedef words fifths; /* 16 or 0 */
-
-INLINE line line_of(float first, float step, float least) { return (line){f_all(first), f_all(step), f_all(least)}; }
-
-INLINE floats of_integer(words a, line l) { return f_fma(f_add(w_to_floats(a), l.first), l.step, l.least); }
-
-INLINE floats on_line(words a, line l) { return of_integer(w_and(a, w_all(15)), l); }
-
-INLINE floats on_line_5(words a, fifths fifth, line l) { return of_integer(w_or(w_and(a, w_all(15)), fifth), l); }
-
-/* Those that are `bit` of each lane. */
-INLINE fifths fifths_of(words from, int bit)
-{
-    const words there = w_and(from, w_all(bit));
-    return bit > 16 ? w_shr(there, __builtin_ctz((unsigned)bit) - 4) : w_shl(there, 4 - __builtin_ctz((unsigned)bit));
-}
-
-/* Those that are bit i for lane i. */
-INLINE fifths fifths_in(uint32_t bits)
-{
-    const int32_t powers[LANES] = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
-                                   1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
-    words there = w_and(w_all((int32_t)bits), w_load(powers));
-#define THERE_PART(I) there.p[I] = (there.p[I] != 0) & 16;
-    EACH_PART(THERE_PART)
-    return there;
-}
-
-#endif
-
-#define NONE (-0.0f) /* leaves every number as it is, also -0 */
-
-/* 32 numbers: the low and the high halves of 16 bytes. */
-INLINE void take_halves(const int tokens, const struct taker *to, block_sums sum, long run, const int i, const uint8_t *from, line l)
-{
-    const words both = w_load_bytes(from);
-    take(tokens, to, sum, run, i, on_line(both, l));
-    take(tokens, to, sum, run, i + 1, on_line(w_shr(both, 4), l));
-}
-
-/* The same with a fifth bit of each in four bytes. */
-INLINE void take_fifths(const int tokens, const struct taker *to, block_sums sum, long run, const uint8_t *from,
-                        const uint8_t *high, line l)
-{
-    const words both = w_load_bytes(from);
-    uint32_t bits;
-    memcpy(&bits, high, 4);
-    take(tokens, to, sum, run, 0, on_line_5(both, fifths_in(bits), l));
-    take(tokens, to, sum, run, 1, on_line_5(w_shr(both, 4), fifths_in(bits >> 16), l));
-}
+#define TAKEN const int tokens, const struct taker *to, run_sums *sums, const struct block_row *row, long number
 
 /* ---- the blocks of GGUF ---- */
 
-INLINE void run_q8_0(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+INLINE void blocks_q8_0(TAKEN)
 {
-    const uint8_t *block = row->values + run * 34;
-    const floats d = f_all(half_at(block));
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++)
-        take(tokens, to, sum, run * 32, i, f_mul(w_to_floats(w_load_signed_bytes(block + 2 + 16 * i)), d));
+    const uint8_t *block = row->values + number * 34;
+    take_floats(tokens, to, sums, number, w_to_floats(w_load_signed_bytes(block + 2)),
+                w_to_floats(w_load_signed_bytes(block + 2 + LANES)), half_at(block));
 }
 
-INLINE void run_q4_0(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+INLINE void blocks_q4_0(TAKEN)
 {
-    const uint8_t *block = row->values + run * 18;
-    take_halves(tokens, to, sum, run * 32, 0, block + 2, line_of(-8, half_at(block), NONE));
+    const uint8_t *block = row->values + number * 18;
+    take_bytes(tokens, to, sums, number, b_halves(block + 2), 4, (line){-8, half_at(block), NONE});
 }
 
-INLINE void run_q4_1(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+INLINE void blocks_q4_1(TAKEN)
 {
-    const uint8_t *block = row->values + run * 20;
-    take_halves(tokens, to, sum, run * 32, 0, block + 4, line_of(0, half_at(block), half_at(block + 2)));
+    const uint8_t *block = row->values + number * 20;
+    take_bytes(tokens, to, sums, number, b_halves(block + 4), 4, (line){0, half_at(block), half_at(block + 2)});
 }
 
-INLINE void run_q5_0(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+/* Four bits in the halves of 16 bytes, and a fifth in 4 bytes. */
+INLINE bytes five_bits(const uint8_t *halves, const uint8_t *fifths)
 {
-    const uint8_t *block = row->values + run * 22;
-    take_fifths(tokens, to, sum, run * 32, block + 6, block + 2, line_of(-16, half_at(block), NONE));
+    uint32_t bits;
+    memcpy(&bits, fifths, 4);
+    return b_or(b_halves(halves), b_sixteens(bits));
 }
 
-INLINE void run_q5_1(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+INLINE void blocks_q5_0(TAKEN)
 {
-    const uint8_t *block = row->values + run * 24;
-    take_fifths(tokens, to, sum, run * 32, block + 8, block + 4, line_of(0, half_at(block), half_at(block + 2)));
+    const uint8_t *block = row->values + number * 22;
+    take_bytes(tokens, to, sums, number, five_bits(block + 6, block + 2), 5, (line){-16, half_at(block), NONE});
 }
 
-/* Scale and minimum number j of eight, packed in twelve bytes. */
-INLINE line scale_min(const uint8_t *packed, const int j, float d, float dmin)
+INLINE void blocks_q5_1(TAKEN)
 {
-    const int scale = j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | (packed[j - 4] >> 6 << 4);
-    const int min = j < 4 ? packed[j + 4] & 63 : (packed[j + 4] >> 4) | (packed[j] >> 6 << 4);
-    return line_of(0, d * (float)scale, -(dmin * (float)min));
+    const uint8_t *block = row->values + number * 24;
+    take_bytes(tokens, to, sums, number, five_bits(block + 8, block + 4), 5,
+               (line){0, half_at(block), half_at(block + 2)});
 }
 
-INLINE void run_q4_k(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+/* The steps of eight groups, then what is least in them, from scales and minima of six bits in twelve bytes. */
+INLINE void scales_and_least(const uint8_t *packed, float d, float dmin, float to[LANES])
 {
-    const uint8_t *block = row->values + run * 144, *values = block + 16;
-    const float d = half_at(block), dmin = half_at(block + 2);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-        const line lower = scale_min(block + 4, 2 * j, d, dmin), upper = scale_min(block + 4, 2 * j + 1, d, dmin);
-#pragma GCC unroll 2
-        for (int i = 0; i < 2; i++) {
-            const words both = w_load_bytes(values + 32 * j + 16 * i);
-            take(tokens, to, sum, run * 256, 4 * j + i, on_line(both, lower));
-            take(tokens, to, sum, run * 256, 4 * j + 2 + i, on_line(w_shr(both, 4), upper));
-        }
-    }
+    uint32_t from[3], bits[4];
+    float by[LANES];
+    memcpy(from, packed, sizeof from);
+    bits[0] = from[0] & 0x3f3f3f3f;
+    bits[1] = (from[2] & 0x0f0f0f0f) | (from[0] >> 6 & 0x03030303) << 4;
+    bits[2] = from[1] & 0x3f3f3f3f;
+    bits[3] = (from[2] >> 4 & 0x0f0f0f0f) | (from[1] >> 6 & 0x03030303) << 4;
+    for (int i = 0; i < LANES; i++)
+        by[i] = i < 8 ? d : -dmin;
+    f_store(to, f_mul(w_to_floats(w_load_bytes(bits)), f_load(by)));
 }
 
-INLINE void run_q5_k(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+INLINE void blocks_q4_k(TAKEN)
 {
-    const uint8_t *block = row->values + run * 176, *high = block + 16, *values = block + 48;
-    const float d = half_at(block), dmin = half_at(block + 2);
+    const uint8_t *block = row->values + number * 144, *values = block + 16;
+    float lines[LANES];
+    scales_and_least(block + 4, half_at(block), half_at(block + 2), lines);
 #pragma GCC unroll 8
     for (int j = 0; j < 8; j++) {
-        const line l = scale_min(block + 4, j, d, dmin);
-#pragma GCC unroll 2
-        for (int i = 0; i < 2; i++) {
-            const words four = w_shr(w_load_bytes(values + 32 * (j / 2) + 16 * i), 4 * (j % 2));
-            const fifths fifth = fifths_of(w_load_bytes(high + 16 * i), 1 << j);
-            take(tokens, to, sum, run * 256, 2 * j + i, on_line_5(four, fifth, l));
-        }
+        const bytes four = b_and(b_shift(b_load(values + j / 2 * RUN), 4 * (j % 2)), 15);
+        take_bytes(tokens, to, sums, 8 * number + j, four, 4, (line){0, lines[j], lines[8 + j]});
     }
 }
 
-INLINE void run_q6_k(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+INLINE void blocks_q5_k(TAKEN)
 {
-    const uint8_t *low = row->values + run * 210, *high = low + 128;
+    const uint8_t *block = row->values + number * 176, *values = block + 48;
+    const bytes high = b_load(block + 16);
+    float lines[LANES];
+    scales_and_least(block + 4, half_at(block), half_at(block + 2), lines);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) {
+        const bytes four = b_and(b_shift(b_load(values + j / 2 * RUN), 4 * (j % 2)), 15);
+        const bytes five = b_or(four, b_and(b_shift(high, j - 4), 16));
+        take_bytes(tokens, to, sums, 8 * number + j, five, 5, (line){0, lines[j], lines[8 + j]});
+    }
+}
+
+INLINE void blocks_q6_k(TAKEN)
+{
+    const uint8_t *low = row->values + number * 210, *high = low + 128;
     const int8_t *scales = (const int8_t *)(high + 64);
     const float d = half_at(high + 80);
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; j++)
-#pragma GCC unroll 2
-        for (int i = 0; i < 2; i++) {
-            const int h = j / 4, g = j % 4;
-            const words four = w_shr(w_load_bytes(low + 64 * h + 32 * (g % 2) + 16 * i), 4 * (g / 2));
-            const words two = w_shr(w_load_bytes(high + 32 * h + 16 * i), 2 * g);
-            const words six = w_or(w_and(four, w_all(15)), w_shl(w_and(two, w_all(3)), 4));
-            const floats number = w_to_floats(w_sub(six, w_all(32)));
-            take(tokens, to, sum, run * 256, 2 * j + i, f_mul(number, f_all(d * (float)scales[2 * j + i])));
-        }
+    for (int j = 0; j < 8; j++) {
+        const int half = j / 4, g = j % 4;
+        const bytes four = b_and(b_shift(b_load(low + 64 * half + g % 2 * RUN), g / 2 * 4), 15);
+        const bytes two = b_and(b_shift(b_load(high + half * RUN), 2 * g - 4), 0x30);
+        take_halves(tokens, to, sums, 8 * number + j, b_or(four, two), 6,
+                    (line){-32, d * (float)scales[2 * j], NONE}, (line){-32, d * (float)scales[2 * j + 1], NONE});
+    }
 }
 
 /* ---- others ---- */
 
-/* Two numbers to a byte, the low half first. Scales are powers of two, given by their exponents. */
-INLINE void run_mxfp4(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+/* Two numbers to a byte, the low half first. Scales are powers of two, given by their exponents. For products numbers
+   are halves, less six. */
+INLINE void blocks_mxfp4(TAKEN)
 {
+    static const uint8_t halves[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
     const float numbers[LANES] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                                   -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
-    const uint32_t exponent = row->scales[run], bits = exponent ? exponent << 23 : 1u << 22;
-    const floats table = f_mul(f_load(numbers), w_bits(w_all((int32_t)bits)));
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++)
-        take(tokens, to, sum, run * 32, i, f_lookup(w_load_byte_halves(row->values + run * 16 + 8 * i), table));
+    const uint8_t *values = row->values + number * 16;
+    const uint32_t exponent = row->scales[number], bits = exponent ? exponent << 23 : 1u << 22;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    if (tokens)
+        take_bytes(tokens, to, sums, number, b_lookup(b_halves_in_turn(values), halves), 5,
+                   (line){-12, scale / 2, NONE});
+    else
+        take_floats(0, to, 0, number, f_lookup(w_load_byte_halves(values), f_load(numbers)),
+                    f_lookup(w_load_byte_halves(values + 8), f_load(numbers)), scale);
 }
 
-INLINE void run_fp8(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+INLINE void blocks_fp8(TAKEN)
 {
     float scale;
-    memcpy(&scale, row->scales + run * 32 / row->group * 4, 4);
-    const floats factor = f_all(256.0f * scale);
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++)
-        take(tokens, to, sum, run * 32, i, f_mul(f_load_float8(row->values + run * 32 + 16 * i), factor));
+    memcpy(&scale, row->scales + number * RUN / row->group * 4, 4);
+    take_floats(tokens, to, sums, number, f_load_float8(row->values + number * RUN),
+                f_load_float8(row->values + number * RUN + LANES), 256.0f * scale);
 }
 
-INLINE void run_uint4(const int tokens, const struct taker *to, block_sums sum, const struct block_row *row, long run)
+INLINE void blocks_uint4(TAKEN)
 {
-    const long group = run * 32 / row->group;
-    const line l = line_of(-(float)row->zeros[group], half_at(row->scales + 2 * group), NONE);
-    take_halves(tokens, to, sum, run * 32, 0, row->values + run * 16, l);
+    const long group = number * RUN / row->group;
+    const line l = {-(float)row->zeros[group], half_at(row->scales + 2 * group), NONE};
+    take_bytes(tokens, to, sums, number, b_halves(row->values + number * 16), 4, l);
 }

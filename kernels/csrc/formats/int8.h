@@ -9,7 +9,11 @@
 
 #define INT8_HIGHEST 8 /* the most rows of a matrix at a time */
 #define INT8_PIECE 64  /* rows of a matrix that a thread takes at a time */
+/* Inputs that several rows of a matrix meet: they stay in the first cache. */
+#define INT8_SPAN (16384 / (long)sizeof(input))
 #define LINE 64
+
+typedef float_part int8_sums[MOST_TOKENS]; /* of one row of a matrix, with each row of inputs */
 
 /* Rows of a matrix at a time: as many as keep all sums in registers. */
 #define INT8_ROWS(T) (8 * T <= AT_ONCE ? 8 : 4 * T <= AT_ONCE ? 4 : 2 * T <= AT_ONCE ? 2 : 1)
@@ -18,66 +22,93 @@
 INLINE void int8_step(const int tokens, const int high, const int8_t *w, long k, const input *x, long wide,
                       float_part sum[MOST_TOKENS][INT8_HIGHEST])
 {
-    numbers row[INT8_HIGHEST];
+    /* Of the numbers of one row, or of one input, only what is multiplied next is in registers. */
+#pragma GCC unroll 4
+    for (int part = 0; part < NUMBERS_PARTS; part++)
+        if (high < tokens || NUMBERS_PARTS == 1) {
+            numbers row[INT8_HIGHEST];
 #pragma GCC unroll 8
-    for (int r = 0; r < high; r++)
-        row[r] = n_load_signed_bytes(w + r * k);
+            for (int r = 0; r < high; r++)
+                row[r] = n_load_signed_bytes(w + r * k);
 #pragma GCC unroll 8
-    for (int t = 0; t < tokens; t++) {
-        const numbers from = n_load_inputs(x + t * wide);
+            for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 8
-        for (int r = 0; r < high; r++)
-            sum[t][r] = n_dot(sum[t][r], from, row[r]);
-    }
+                for (int r = 0; r < high; r++)
+                    sum[t][r] = n_dot_part(sum[t][r], n_load_inputs(x + t * wide), row[r], part);
+        } else {
+            numbers from[MOST_TOKENS];
+#pragma GCC unroll 8
+            for (int t = 0; t < tokens; t++)
+                from[t] = n_load_inputs(x + t * wide);
+#pragma GCC unroll 8
+            for (int r = 0; r < high; r++) {
+                const numbers row = n_load_signed_bytes(w + r * k);
+#pragma GCC unroll 8
+                for (int t = 0; t < tokens; t++)
+                    sum[t][r] = n_dot_part(sum[t][r], from[t], row, part);
+            }
+        }
 }
 
-/* x [tokens, wide] times `high` rows of w [.., k], into out [tokens, n]. */
-INLINE void int8_multiply(const int tokens, const int high, const int8_t *w, const uint16_t *scales, const input *x,
-                          long wide, uint16_t *out, long n, long k)
+/* Adds to the sums of `high` rows of w [.., k] the products of columns `from` to `to`. */
+INLINE void int8_multiply(const int tokens, const int high, const int8_t *w, long k, const input *x, long wide,
+                          long from, long to, int8_sums *sums)
 {
     float_part sum[MOST_TOKENS][INT8_HIGHEST];
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 8
         for (int r = 0; r < high; r++)
-            sum[t][r] = (float_part){0};
-    long at = 0;
-    for (; at + LINE <= k; at += LINE) {
+            sum[t][r] = sums[r][t];
+    long at = from;
+    for (; at + LINE <= to; at += LINE) {
         for (int r = 0; r < high; r++)
             __builtin_prefetch(w + (r + high) * k + at, 0, 2);
 #pragma GCC unroll 4
         for (int i = 0; i < LINE; i += NUMBERS)
             int8_step(tokens, high, w + at + i, k, x + at + i, wide, sum);
     }
-    for (; at < k; at += NUMBERS) {
+    for (; at < to; at += NUMBERS) {
         int8_t last[INT8_HIGHEST][NUMBERS] = {{0}};
         for (int r = 0; r < high; r++)
-            memcpy(last[r], w + r * k + at, (size_t)fewer(NUMBERS, k - at));
+            memcpy(last[r], w + r * k + at, (size_t)fewer(NUMBERS, to - at));
         int8_step(tokens, high, last[0], NUMBERS, x + at, wide, sum);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 8
         for (int r = 0; r < high; r++)
-            out[t * n + r] = rounded(part_sum(sum[t][r]) * widened(scales[r]));
+            sums[r][t] = sum[t][r];
 }
 
 #define CASE(T)                                                                                                        \
     case T: {                                                                                                          \
         long r = 0;                                                                                                    \
         for (; r + INT8_ROWS(T) <= there; r += INT8_ROWS(T))                                                           \
-            int8_multiply(T, INT8_ROWS(T), w + r * k, scales + r, x, wide, out + r, n, k);                             \
+            int8_multiply(T, INT8_ROWS(T), w + r * k, k, x, wide, from, to, sums + r);                                 \
         for (; r < there; r++)                                                                                         \
-            int8_multiply(T, 1, w + r * k, scales + r, x, wide, out + r, n, k);                                        \
+            int8_multiply(T, 1, w + r * k, k, x, wide, from, to, sums + r);                                            \
         break;                                                                                                         \
     }
 
-static APART void int8_piece(int tokens, const int8_t *w, const uint16_t *scales, const input *x, long wide, uint16_t *out,
-                       long n, long k, long there)
+/* x [tokens, wide] times `there` rows of w [.., k], at most INT8_PIECE, into out [tokens, n]. */
+static APART void int8_piece(int tokens, const int8_t *w, const uint16_t *scales, const input *x, long wide,
+                             uint16_t *out, long n, long k, long there)
 {
-    switch (tokens) {
-        CASES(CASE)
+    const long span = INT8_SPAN / tokens / LINE * LINE;
+    int8_sums sums[INT8_PIECE];
+    for (long r = 0; r < there; r++)
+        for (int t = 0; t < tokens; t++)
+            sums[r][t] = (float_part){0};
+    for (long from = 0; from < k; from += span) {
+        const long to = fewer(k, from + span);
+        switch (tokens) {
+            CASES(CASE)
+        }
     }
+    for (long r = 0; r < there; r++)
+        for (int t = 0; t < tokens; t++)
+            out[t * n + r] = rounded(part_sum(sums[r][t]) * widened(scales[r]));
 }
 #undef CASE
 

@@ -18,12 +18,6 @@
 #include "lossless_codes.h"
 #include "../products/bfloat16.h"
 
-#ifdef _OPENMP
-int omp_get_thread_num(void); /* Clang may come without omp.h */
-#else
-#define omp_get_thread_num() 0
-#endif
-
 /* The position of tile `number` in a matrix whose tiles end at `coded`, 0 if it is not inside. */
 static const uint8_t *find_tile(const uint8_t *matrix, uint64_t coded, long tiles, long number, uint64_t *bytes)
 {
@@ -67,15 +61,14 @@ INLINE int start_tile(struct coded_tile *tile, const uint8_t *from, uint64_t byt
     return 1;
 }
 
-/* The next group: columns 4g and 4g + 1 of each row in pairs[0], the two after them in pairs[1]. */
-INLINE void next_group(struct coded_tile *tile, words pairs[2])
+/* The next group, with its exponents: columns 4g and 4g + 1 of each row in pairs[0], the two after them in pairs[1]. */
+INLINE void next_group(struct coded_tile *tile, const uint8_t exponents[CODED_GROUP], words pairs[2])
 {
     const word_part mantissa = 0x7f7f7f7f - (word_part){0};
-    byte_part exponents[PARTS];
-    next_exponents(tile, exponents);
 #define GROUP_PART(I)                                                                                                  \
     {                                                                                                                  \
-        const word_part rest = part_load_words(tile->rest + I * WIDTH), exponent = (word_part)exponents[I];            \
+        const word_part rest = part_load_words(tile->rest + I * WIDTH);                                                \
+        const word_part exponent = part_load_words(exponents + I * WIDTH);                                             \
         const byte_part low = (byte_part)part_choose(mantissa, rest, exponent);                                        \
         const byte_part high = (byte_part)part_choose(mantissa, exponent, rest);                                       \
         pairs[0].p[I] = (word_part)part_zip_low(low, high);                                                            \
@@ -88,7 +81,19 @@ INLINE void next_group(struct coded_tile *tile, words pairs[2])
     tile->ahead += tile->stride;
 }
 
-#define STEP 32 /* columns at a time */
+/* The next groups, with 4 * groups columns, which are as many pairs of them. Begins a run of groups. */
+INLINE void next_run(struct coded_tile *tile, const long groups, words *pairs)
+{
+    make_ready(tile);
+#pragma GCC unroll 8
+    for (long i = 0; i < groups; i++) {
+        uint8_t exponents[CODED_GROUP];
+        next_exponents(tile, exponents);
+        next_group(tile, exponents, pairs + 2 * i);
+    }
+}
+
+#define COLUMNS (4 * CODED_RUN) /* of a run */
 
 /* Decodes the first `rows` rows of a tile to out [rows, k]. 0 if the tile is damaged. */
 static APART int decode_tile(const uint8_t *from, uint64_t bytes, long rows, long k, uint16_t *out)
@@ -100,78 +105,24 @@ static APART int decode_tile(const uint8_t *from, uint64_t bytes, long rows, lon
     }
     if (!start_tile(&tile, from, bytes, (uint64_t)k / 4))
         return 0;
-    for (long at = 0; at < k; at += STEP) {
-        const long columns = fewer(STEP, k - at);
+    for (long at = 0; at < k; at += COLUMNS) {
         words column[LANES], row[LANES];
-        if (columns == STEP)
-            for (int i = 0; i < LANES; i += 2)
-                next_group(&tile, column + i);
-        else
-            for (int i = 0; i < LANES; i += 2)
-                if (2 * i < columns)
-                    next_group(&tile, column + i);
-                else
-                    column[i] = column[i + 1] = w_all(0);
+        if (k - at >= COLUMNS)
+            next_run(&tile, CODED_RUN, column);
+        else {
+            memset(column, 0, sizeof column);
+            next_run(&tile, (k - at) / 4, column);
+        }
         w_transpose(column, row);
-        store_rows(row, out + at, k, rows, columns);
+        store_rows(row, out + at, k, rows, k - at);
     }
     return finished(&tile);
 }
 
 #ifdef HAS_PAIRS
-
-/* x [tokens, k] times the sixteen rows of a tile, into out [tokens, n], in an order of oneDNN's: pairs.h. */
-INLINE int multiply_coded(const int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x, uint16_t *out,
-                          long n, long k, long chunk)
-{
-    struct coded_tile tile;
-    float_part sum[BRIEF_MOST], total[BRIEF_MOST];
-    if (!start_tile(&tile, from, bytes, (uint64_t)k / 4))
-        return 0;
-    for (int t = 0; t < tokens; t++) {
-        sum[t] = (float_part){0};
-        total[t] = part_all(-0.0f);
-    }
-    for (long begin = 0; begin < k; begin += chunk) {
-        const long end = fewer(k, begin + chunk);
-        for (int t = 0; begin && t < tokens; t++) {
-            total[t] += sum[t];
-            sum[t] = (float_part){0};
-        }
-        for (long at = begin; at < end; at += 4) {
-            words pairs[2];
-            next_group(&tile, pairs);
-            for (int i = 0; i < 2; i++)
-                for (int t = 0; t < tokens; t++) {
-                    int32_t both;
-                    memcpy(&both, x + t * k + at + 2 * i, sizeof both);
-                    sum[t] = part_dot_pairs(sum[t], both - (word_part){0}, pairs[i].p[0]);
-                }
-        }
-    }
-    for (int t = 0; t < tokens; t++)
-        f_store_near(out + t * n, (floats){{chunk < k ? total[t] + sum[t] : sum[t]}}, LANES);
-    return finished(&tile);
-}
-
-#define CASE(T)                                                                                                        \
-    case T:                                                                                                            \
-        return multiply_coded(T, from, bytes, x, out, n, k, chunk);
-
-static APART int coded_piece(int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x, uint16_t *out, long n,
-                             long k, long chunk)
-{
-    switch (tokens) {
-        CASE(1)
-        CASE(2)
-        CASE(3)
-        CASE(4)
-    }
-    return 0;
-}
-#undef CASE
-
+#include "lossless_pairs.h"
 #endif
+#include "lossless_columns.h"
 
 /* One call of products: the shapes, and inputs of whole blocks as rows_piece wants them. */
 struct coded_call {
@@ -180,9 +131,9 @@ struct coded_call {
 };
 
 /* x [tokens, k] times the rows from `first` on of a matrix, into out [tokens, n]: a tile, or what is left of one. 0 if
-   the matrix is damaged. `rows` has room for a decoded tile. */
+   the matrix is damaged. */
 static APART int coded_product(const struct coded_call *call, const uint8_t *matrix, uint64_t length, long tile,
-                               const uint16_t *x, uint16_t *out, uint16_t *rows)
+                               const uint16_t *x, uint16_t *out)
 {
     const long k = call->k, tiles = call->n / CODED_ROWS;
     long there = CODED_ROWS;
@@ -194,24 +145,20 @@ static APART int coded_product(const struct coded_call *call, const uint8_t *mat
         return 0;
     if (tile == tiles)
         there = call->n % CODED_ROWS;
-    const uint16_t *plain = (const uint16_t *)from;
-    if (bytes != 2 * CODED_ROWS * (uint64_t)k) {
-#ifdef HAS_PAIRS
-        if (call->order > 0)
-            return coded_piece((int)call->tokens, from, bytes, x, out, call->n, k, call->order);
-#endif
-        if (!decode_tile(from, bytes, CODED_ROWS, k, rows))
-            return 0;
-        plain = rows;
+    if (bytes == 2 * CODED_ROWS * (uint64_t)k) {
+        brief_piece((int)call->tokens, call->order, (const uint16_t *)from, x, call->divided, out, call->n, k, there);
+        return 1;
     }
-    brief_piece((int)call->tokens, call->order, plain, x, call->divided, out, call->n, k, there);
-    return 1;
+#ifdef HAS_PAIRS
+    if (call->order > 0)
+        return pairs_of_tile((int)call->tokens, from, bytes, x, out, call->n, k, call->order);
+#endif
+    return columns_of_tile((int)call->tokens, (int)call->order, from, bytes, x, call->divided, out, call->n, k);
 }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i, [n, k], with the same
    sums in the same order as `products`. matrices[2 * i] is its address, the number behind that its bytes, at least 8
-   for each tile. tokens <= BRIEF_MOST. `room` has 4 bytes for each input, and 32 * k for each thread. 0 if a matrix is
-   damaged.
+   for each tile. tokens <= BRIEF_MOST. `room` has 4 bytes for each input. 0 if a matrix is damaged.
    Takes: matrices of any bytes and the lengths given, at least n / 16 * 8: `locate` in planes.py
    refuses shorter ones. Refuses what is damaged. */
 int EXPORT(lossless_products)(long count, const uint64_t *matrices, const uint64_t *x, const uint64_t *out, long tokens,
@@ -219,7 +166,6 @@ int EXPORT(lossless_products)(long count, const uint64_t *matrices, const uint64
 {
     const long pieces = (n + CODED_ROWS - 1) / CODED_ROWS;
     float *divided = room;
-    uint16_t *rows = (uint16_t *)(divided + count * tokens * k);
     int damaged = 0;
 #pragma omp parallel num_threads(threads) reduction(| : damaged)
     {
@@ -233,8 +179,7 @@ int EXPORT(lossless_products)(long count, const uint64_t *matrices, const uint64
             const long i = number / pieces, tile = number % pieces;
             const struct coded_call call = {tokens, n, k, order, divided + i * tokens * k};
             damaged |= !coded_product(&call, (const uint8_t *)matrices[2 * i], matrices[2 * i + 1], tile,
-                                      (const uint16_t *)x[i], (uint16_t *)out[i] + tile * CODED_ROWS,
-                                      rows + omp_get_thread_num() * CODED_ROWS * k);
+                                      (const uint16_t *)x[i], (uint16_t *)out[i] + tile * CODED_ROWS);
         }
     }
     return !damaged;
@@ -266,4 +211,4 @@ int EXPORT(lossless_decode)(const uint8_t *matrix, long length, long n, long k, 
     return !damaged;
 }
 
-#undef STEP
+#undef COLUMNS

@@ -1,7 +1,7 @@
 /* The next exponents of a tile of the lossless format: 64 at a time. lossless.h describes the layout.
 
    With VPEXPANDB each level puts its exponents where the level before has none, 64 numbers at a time. Without it that
-   costs too much for the later levels, which have few: there each level prepares 64 exponents at a time, before the
+   costs too much for the later levels, which have few: there each level prepares many exponents at a time, before the
    level above needs them. */
 
 #include "../lossless.h"
@@ -61,8 +61,11 @@ INLINE __mmask64 descend(struct coded_tile *tile, const int level, __mmask64 non
     return _mm512_mask_testn_epi8_mask(none, code, _mm512_set1_epi8(3));
 }
 
+/* To be called before each CODED_RUN groups. */
+INLINE void make_ready(struct coded_tile *tile) { (void)tile; }
+
 /* The exponents of the next group. */
-INLINE void next_exponents(struct coded_tile *tile, byte_part to[PARTS])
+INLINE void next_exponents(struct coded_tile *tile, uint8_t to[CODED_GROUP])
 {
     /* Byte i of level 0 has the codes of numbers i, i + 16, i + 32 and i + 48. */
     const __m512i apart = _mm512_add_epi64(_mm512_set1_epi64(0x3830282018100800),
@@ -76,137 +79,136 @@ INLINE void next_exponents(struct coded_tile *tile, byte_part to[PARTS])
     none = descend(tile, 0, none, &exponent);
     none = descend(tile, 1, none, &exponent);
     const __m512i others = _mm512_loadu_si512(tile->levels[2] + place_in(tile, 2));
-    to[0] = (byte_part)_mm512_mask_expand_epi8(exponent, none, others);
+    _mm512_storeu_si512(to, _mm512_mask_expand_epi8(exponent, none, others));
     tile->at[2] += (uint64_t)_mm_popcnt_u64(none);
     tile->codes += CODED_GROUP / 4;
 }
 
 #else
 
+#define READY_MOST 1024 /* exponents that a level prepares at a time */
+#define RUN_MOST (CODED_RUN * CODED_GROUP)
+
+/* Exponents from `next` to `end` are ready. `left` codes are not decoded yet. */
 struct code_level {
-    uint8_t table[16];               /* the exponent of each code */
-    const uint8_t *codes;
-    uint64_t left;                   /* codes that are not decoded yet */
-    uint8_t ready[4 * CODED_GROUP];  /* bytes past `have` are read, but have no meaning */
-    unsigned at, have;               /* number taken, and number ready */
+    const uint8_t *next, *end, *codes;
+    uint64_t left;
+    uint8_t table[16]; /* the exponent of each code */
 };
 
-/* A tile during decoding. Of the first level only the table is used. `bytes` are exponents without a code. `ahead` is
-   the place of `rest` in the tile behind it, to prefetch. */
+/* A tile during decoding. Of the first level only the table is used. Behind the levels with codes are exponents without
+   a code, of which all are ready. `ahead` is the place of `rest` in the tile behind it, to prefetch. */
 struct coded_tile {
-    struct code_level levels[CODED_LEVELS];
-    const uint8_t *codes, *rest, *ahead, *bytes;
-    uint64_t stride, left;
+    const uint8_t *codes, *rest, *ahead;
+    uint64_t stride;
     int damaged;
+    struct code_level levels[CODED_LEVELS + 1];
+    uint8_t ready[CODED_LEVELS - 1][READY_MOST + RUN_MOST + CODED_GROUP]; /* past `end` without meaning, but read */
 };
 
 INLINE void start_levels(struct coded_tile *tile, const uint32_t table[CODED_LEVELS], const uint8_t *const at[CODED_LEVELS],
                          const uint64_t counts[CODED_LEVELS])
 {
-    for (int i = 0; i < CODED_LEVELS; i++) {
-        struct code_level *level = &tile->levels[i];
-        memset(level->table, 0, sizeof level->table);
-        memcpy(level->table + 1, (const uint8_t *)&table[i] + 1, 3); /* code 0 has none */
-        level->at = level->have = 0;
-        memset(level->ready, 0, sizeof level->ready);
-        if (i) {
-            level->codes = at[i - 1];
-            level->left = counts[i - 1];
-        }
-    }
-    tile->bytes = at[2];
-    tile->left = counts[2];
+    memset(tile->levels, 0, sizeof tile->levels);
     tile->damaged = 0;
+    for (int i = 0; i < CODED_LEVELS; i++)
+        memcpy(tile->levels[i].table + 1, (const uint8_t *)&table[i] + 1, 3); /* code 0 has none */
+    for (int i = 1; i < CODED_LEVELS; i++) {
+        tile->levels[i].codes = at[i - 1];
+        tile->levels[i].left = counts[i - 1];
+        tile->levels[i].next = tile->levels[i].end = tile->ready[i - 1];
+    }
+    tile->levels[CODED_LEVELS].next = at[CODED_LEVELS - 1];
+    tile->levels[CODED_LEVELS].end = at[CODED_LEVELS - 1] + counts[CODED_LEVELS - 1];
+}
+
+/* Notes if more was taken from a level than it has. */
+INLINE void settle(struct coded_tile *tile, struct code_level *level)
+{
+    if (level->next > level->end) {
+        tile->damaged = 1;
+        level->next = level->end;
+    }
 }
 
 /* Whether the levels held exactly what level 0 requested. */
 INLINE int finished(const struct coded_tile *tile)
 {
-    int whole = !tile->damaged && !tile->left;
-    for (int i = 1; i < CODED_LEVELS; i++)
-        whole &= !tile->levels[i].left && tile->levels[i].at == tile->levels[i].have;
+    int whole = !tile->damaged;
+    for (int i = 1; i <= CODED_LEVELS; i++)
+        whole &= !tile->levels[i].left && tile->levels[i].next == tile->levels[i].end;
     return whole;
 }
 
+#ifdef SPREADS_PARTS
 /* Exponents for 64 codes. Those without a code come from `from`. Returns their number. */
-INLINE unsigned spread(const byte_part codes[PARTS], const uint8_t *table, const uint8_t *from, byte_part to[PARTS])
+INLINE uint64_t spread(const byte_part codes[PARTS], const uint8_t table[16], const uint8_t *from, uint8_t *to)
 {
-    unsigned used = 0;
-#define SPREAD_PART(I) used += part_spread(codes[I], table, from + used, &to[I]);
+    uint64_t used = 0;
+    byte_part made;
+#define SPREAD_PART(I)                                                                                                 \
+    used += part_spread(codes[I], table, from + used, &made);                                                          \
+    part_store_bytes(to + I * WIDTH, made);
     EACH_PART(SPREAD_PART)
     return used;
 }
+#endif
 
-/* Takes exponents that a level has made ready. */
-INLINE void take_ready(struct coded_tile *tile, struct code_level *level, unsigned used)
+/* Whether a level should prepare more, before `count` are taken. */
+INLINE int runs_short(const struct code_level *level, long count)
 {
-    level->at += used;
-    tile->damaged |= level->at > level->have;
-    level->at = level->at < level->have ? level->at : level->have;
+    return level->end - level->next < count && level->left;
 }
 
-/* Whether a level should prepare more, before 64 are taken. */
-INLINE int runs_short(const struct code_level *level) { return level->have - level->at < CODED_GROUP && level->left; }
+static void prepare_last(struct coded_tile *tile);
 
-INLINE void store_exponents(uint8_t *to, const byte_part exponents[PARTS])
+/* Fills the room of a level, 1 or 2, with exponents that follow those that are ready. Nothing is requested past the
+   last code. */
+INLINE void prepare(struct coded_tile *tile, const int number)
 {
-#define STORE_EXPONENTS_PART(I) part_store_bytes(to + I * WIDTH, exponents[I]);
-    EACH_PART(STORE_EXPONENTS_PART)
+    struct code_level *level = &tile->levels[number], *below = level + 1;
+    uint8_t *first = tile->ready[number - 1], *to = first + (level->end - level->next);
+    memmove(first, level->next, (size_t)(level->end - level->next));
+    while (level->left && to + CODED_GROUP <= first + READY_MOST) {
+        const unsigned more = level->left < CODED_GROUP ? (unsigned)level->left : CODED_GROUP;
+        byte_part codes[PARTS];
+        if (number == 1 && runs_short(below, CODED_GROUP))
+            prepare_last(tile);
+        codes_in_turn(level->codes, codes);
+        if (more < CODED_GROUP)
+            memset((uint8_t *)codes + more, 1, CODED_GROUP - more);
+        below->next += spread(codes, level->table, below->next, to);
+        settle(tile, below);
+        level->codes += CODED_GROUP / 4;
+        level->left -= more;
+        to += more;
+    }
+    level->next = first;
+    level->end = to;
 }
 
-/* The next codes of a level, at most 64. Nothing is requested past the end. Makes room for their exponents, and returns
-   it. */
-INLINE uint8_t *next_codes(struct code_level *level, byte_part codes[PARTS])
-{
-    const unsigned there = level->have - level->at, more = level->left < CODED_GROUP ? (unsigned)level->left : CODED_GROUP;
-    byte_part kept[PARTS];
-#define KEEP_PART(I) kept[I] = part_load_bytes(level->ready + level->at + I * WIDTH); /* fewer bytes are valid */
-    EACH_PART(KEEP_PART)
-    store_exponents(level->ready, kept);
-    codes_in_turn(level->codes, codes);
-    if (more < CODED_GROUP)
-        memset((uint8_t *)codes + more, 1, CODED_GROUP - more);
-    level->codes += CODED_GROUP / 4;
-    level->left -= more;
-    level->have = there + more;
-    level->at = 0;
-    return level->ready + there;
-}
+static APART void prepare_first(struct coded_tile *tile) { prepare(tile, 1); }
+static APART void prepare_last(struct coded_tile *tile) { prepare(tile, 2); }
 
-static APART void prepare_last(struct coded_tile *tile)
+/* To be called before each CODED_RUN groups. */
+INLINE void make_ready(struct coded_tile *tile)
 {
-    struct code_level *level = &tile->levels[2];
-    byte_part codes[PARTS], exponents[PARTS];
-    uint8_t *to = next_codes(level, codes);
-    const unsigned used = spread(codes, level->table, tile->bytes, exponents);
-    const uint64_t taken = used < tile->left ? used : tile->left;
-    store_exponents(to, exponents);
-    tile->damaged |= used > tile->left;
-    tile->bytes += taken;
-    tile->left -= taken;
-}
-
-static APART void prepare_middle(struct coded_tile *tile)
-{
-    struct code_level *level = &tile->levels[1], *below = &tile->levels[2];
-    byte_part codes[PARTS], exponents[PARTS];
-    if (runs_short(below))
-        prepare_last(tile);
-    uint8_t *to = next_codes(level, codes);
-    take_ready(tile, below, spread(codes, level->table, below->ready + below->at, exponents));
-    store_exponents(to, exponents);
+    settle(tile, &tile->levels[1]);
+    if (runs_short(&tile->levels[1], RUN_MOST))
+        prepare_first(tile);
 }
 
 /* The exponents of the next group. */
-INLINE void next_exponents(struct coded_tile *tile, byte_part to[PARTS])
+INLINE void next_exponents(struct coded_tile *tile, uint8_t to[CODED_GROUP])
 {
     struct code_level *below = &tile->levels[1];
     byte_part codes[PARTS];
-    if (runs_short(below))
-        prepare_middle(tile);
     codes_in_stripes(tile->codes, codes);
-    take_ready(tile, below, spread(codes, tile->levels[0].table, below->ready + below->at, to));
+    below->next += spread(codes, tile->levels[0].table, below->next, to);
     tile->codes += CODED_GROUP / 4;
 }
+
+#undef READY_MOST
+#undef RUN_MOST
 
 #endif

@@ -23,7 +23,8 @@
 #define CHAINS(T) (4 * PARTS * T <= AT_ONCE ? 4 : 2 * PARTS * T <= AT_ONCE ? 2 : 1)
 #endif
 
-typedef floats nested_sums[NESTED_MOST][CHAINS_MOST];
+/* Part p of chain c of each row is at c * PARTS + p. */
+typedef float_part nested_sums[NESTED_MOST][CHAINS_MOST * PARTS];
 
 #ifdef HAS_PAIRS
 
@@ -43,7 +44,7 @@ INLINE void add_pairs_of(const int tokens, const int chain, word_part pairs, con
     for (int t = 0; t < tokens; t++) {
         int32_t both;
         memcpy(&both, x + t * wide, sizeof both);
-        sum[t][chain].p[0] = part_dot_pairs(sum[t][chain].p[0], both - (word_part){0}, pairs);
+        sum[t][chain] = part_dot_pairs(sum[t][chain], both - (word_part){0}, pairs);
     }
 }
 
@@ -67,19 +68,19 @@ INLINE void fit_inputs(const depth deep, const int split, input *x, long wide) {
 
 #else
 
-/* Adds the products of two inputs of each row with numbers of two columns. */
-INLINE void add_two(const int tokens, const int j, floats even, floats odd, const input *x, long wide, nested_sums sum)
+/* Adds the products of an input of each row with the numbers of a column. */
+INLINE void add_column(const int tokens, const int chain, floats numbers, const input *x, long wide, nested_sums sum)
 {
-    const int chains = CHAINS(tokens);
+    const int first = chain % CHAINS(tokens) * PARTS;
 #pragma GCC unroll 4
     for (int t = 0; t < tokens; t++) {
-        floats *first = &sum[t][2 * j % chains], *second = &sum[t][(2 * j + 1) % chains];
-        *first = f_fma(even, f_all(x[t * wide]), *first);
-        *second = f_fma(odd, f_all(x[t * wide + 1]), *second);
+        const float_part one = part_all(x[t * wide]);
+#define COLUMN_PART(I) sum[t][first + I] = part_fma(numbers.p[I], one, sum[t][first + I]);
+        EACH_PART(COLUMN_PART)
     }
 }
 
-/* Adds the products of the inputs x of each row with pair j of codes, which are 2^place and 2^(place + 16) too large. */
+/* Adds the products of the inputs x of one row with pair j of codes, which are 2^place and 2^(place + 16) too large. */
 INLINE void add_codes(const int tokens, const depth deep, const int split, const words word[2], const int j,
                       const input *x, long wide, nested_sums sum)
 {
@@ -87,13 +88,32 @@ INLINE void add_codes(const int tokens, const depth deep, const int split, const
     const int place = PLACE_OF(deep, split, j), mask = (1 << BITS_OF(deep)) - 1;
     const words even = w_and(all, w_all(mask << place));
     const words odd = place + BITS_OF(deep) == 16 ? w_shr(all, 16 + place) : w_and(all, w_all(mask << (16 + place)));
-    add_two(tokens, j, w_to_floats(even), w_to_floats(odd), x, wide, sum);
+    add_column(tokens, 2 * j, w_to_floats(even), x, wide, sum);
+    add_column(tokens, 2 * j + 1, w_to_floats(odd), x + 1, wide, sum);
 }
 
 /* The same with pair j of integers, which are where they should be. */
 INLINE void add_integers(const int tokens, words integers, const int j, const input *x, long wide, nested_sums sum)
 {
-    add_two(tokens, j, w_to_floats(w_and(integers, w_all(0xffff))), w_to_floats(w_shr(integers, 16)), x, wide, sum);
+    add_column(tokens, 2 * j, w_to_floats(w_and(integers, w_all(0xffff))), x, wide, sum);
+    add_column(tokens, 2 * j + 1, w_to_floats(w_shr(integers, 16)), x + 1, wide, sum);
+}
+
+/* All codes of a register, with several rows of inputs. Sums and a mask for each place would take more registers than
+   there are. So codes move to the lowest bits, and inputs need not make up for their place. */
+INLINE void add_in_turn(const int tokens, const depth deep, const int split, words word[2], const input *x, long wide,
+                        nested_sums sum)
+{
+    const words mask = w_all((1 << BITS_OF(deep)) - 1);
+    const input *end = x + 2 * PAIRS_OF(split);
+    __asm__("" : "+r"(end)); /* keeps the loop a loop */
+    while (x != end)
+#pragma GCC unroll 2
+        for (int w = 0; w < (split && deep != UPPER_CODES ? 2 : 1); w++, x += 2) {
+            add_column(tokens, 0, w_to_floats(w_and(word[w], mask)), x, wide, sum);
+            add_column(tokens, 1, w_to_floats(w_and(w_shr(word[w], 16), mask)), x + 1, wide, sum);
+            word[w] = w_shr(word[w], BITS_OF(deep));
+        }
 }
 
 /* Divides a prepared row of inputs by the powers of two by which codes are too large. */
@@ -123,6 +143,12 @@ INLINE void nested_step(const int tokens, const depth deep, const int split, con
     __builtin_prefetch(from->codes + number * REGISTER + NESTED_AHEAD);
     if (split && deep != UPPER_CODES)
         __builtin_prefetch(from->low + number * REGISTER + NESTED_AHEAD);
+#ifndef HAS_PAIRS
+    if (tokens > 1 && deep != ALL_BITS) {
+        add_in_turn(tokens, deep, split, word, x, wide, sum);
+        return;
+    }
+#endif
     if (deep != ALL_BITS) {
 #pragma GCC unroll 8 /* otherwise the compiler keeps the sums in memory */
         for (int j = 0; j < pairs; j++)
@@ -158,9 +184,9 @@ INLINE void nested_multiply(const int tokens, const depth deep, const int split,
         nested_sums sum;
 #pragma GCC unroll 4
         for (int t = 0; t < tokens; t++)
-#pragma GCC unroll 4
-            for (int c = 0; c < chains; c++)
-                sum[t][c] = f_all(0);
+#pragma GCC unroll 16
+            for (int c = 0; c < chains * PARTS; c++)
+                sum[t][c] = (float_part){0};
         if ((g + 1) * each <= registers)
             for (int i = 0; i < (split ? 2 : 4); i++)
                 nested_step(tokens, deep, split, from, g * each + i, of.steps, inputs + i * columns, wide, sum);
@@ -169,11 +195,14 @@ INLINE void nested_multiply(const int tokens, const depth deep, const int split,
                 nested_step(tokens, deep, split, from, g * each + i, of.steps, inputs + i * columns, wide, sum);
 #pragma GCC unroll 4
         for (int t = 0; t < tokens; t++) {
-            floats whole = sum[t][0];
-            if (chains >= 2)
-                whole = f_add(whole, sum[t][1]);
-            if (chains == 4)
-                whole = f_add(whole, f_add(sum[t][2], sum[t][3]));
+            floats whole;
+#define WHOLE_PART(I)                                                                                                  \
+    whole.p[I] = sum[t][I];                                                                                            \
+    if (chains >= 2)                                                                                                   \
+        whole.p[I] += sum[t][PARTS + I];                                                                               \
+    if (chains == 4)                                                                                                   \
+        whole.p[I] += sum[t][2 * PARTS + I] + sum[t][3 * PARTS + I];
+            EACH_PART(WHOLE_PART)
             total[t] = f_fma(of.by, whole, total[t]);
             total[t] = f_fma(of.offset, f_all(sums[t * groups + g]), total[t]);
         }
@@ -259,13 +288,16 @@ static APART void nested_decode_tile(int split, const tile *from, uint16_t *out,
     DEPTHS(split, from->low, from->rest, DECODE)
 }
 
-/* One row of inputs [k], padded with zeros to `wide`, and the sum of each of its groups, for a matrix with `planes`. */
-static APART void nested_prepare(const uint64_t *planes, long most, const uint16_t *x, input *to, float *sums, long k,
-                                 long wide)
+/* One row of inputs [k], padded with zeros to `wide`, and the sum of each of its groups, for a matrix with `planes`.
+   `alone` says that no other row passes over the matrix with it. */
+static APART void nested_prepare(const uint64_t *planes, long most, int alone, const uint16_t *x, input *to, float *sums,
+                                 long k, long wide)
 {
     prepare_inputs(x, k, wide, to);
     sum_inputs(to, wide, GROUP, sums);
-    DEPTHS(most == 3, most == 3 && planes[1], planes[most - 1], FIT)
+    if (alone) {
+        DEPTHS(most == 3, most == 3 && planes[1], planes[most - 1], FIT)
+    }
 }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i [n, k], whose planes are
@@ -283,7 +315,8 @@ void EXPORT(products_nested)(long count, const uint64_t *planes, const uint64_t 
     {
 #pragma omp for
         for (long row = 0; row < count * tokens; row++)
-            nested_prepare(planes + most * (row / tokens), most, (const uint16_t *)x[row / tokens] + row % tokens * k,
+            nested_prepare(planes + most * (row / tokens), most,
+                           row % tokens % NESTED_MOST == 0 && row % tokens + 1 == tokens, (const uint16_t *)x[row / tokens] + row % tokens * k,
                            prepared + row * wide, sums + row * groups, k, wide);
 #pragma omp for schedule(guided)
         for (long number = 0; number < count * tiles; number++) {

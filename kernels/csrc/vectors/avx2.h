@@ -9,8 +9,8 @@
 #define part_ceil(A) ((float_part)_mm256_ceil_ps((__m256)(A)))
 #define part_to_words(A) ((word_part)_mm256_cvtps_epi32((__m256)(A)))
 
-/* Bits of a where the mask is set, else of b. */
-#define part_choose(MASK, A, B) (((MASK) & (A)) | (~(MASK) & (B)))
+/* Bits of a where the mask is set, else of b. Two that exchange bits of a and b share two of the three steps. */
+#define part_choose(MASK, A, B) ((((A) ^ (B)) & (MASK)) ^ (B))
 
 #define part_dot_halves(A, B) ((word_part)_mm256_madd_epi16((__m256i)(A), (__m256i)(B)))
 
@@ -227,23 +227,30 @@ INLINE void codes_in_turn(const void *from, byte_part codes[PARTS])
     codes[1] = (byte_part)_mm256_shuffle_epi8(second, order);
 }
 
+#define SPREADS_PARTS
+
 /* to[i] = table[codes[i]], or if that code is 0, for which the table has 0, the next one of `from`. Returns the number of
    those. May read as many bytes as a part has. */
-INLINE unsigned part_spread(byte_part codes, const uint8_t table[16], const uint8_t *from, byte_part *to)
+INLINE uint64_t part_spread(byte_part codes, const uint8_t table[16], const uint8_t *from, byte_part *to)
 {
     const __m256i code = (__m256i)codes, exponents = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table));
     const __m256i none = _mm256_cmpeq_epi8(code, _mm256_setzero_si256());
-    /* The number of codes 0 up to each, negative, in each sixteen. */
-    __m256i count = _mm256_add_epi8(none, _mm256_slli_si256(none, 1));
-    count = _mm256_add_epi8(count, _mm256_slli_si256(count, 2));
-    count = _mm256_add_epi8(count, _mm256_slli_si256(count, 4));
-    count = _mm256_add_epi8(count, _mm256_slli_si256(count, 8));
-    const __m256i place = _mm256_sub_epi8(none, count); /* of each code 0 among them */
-    const unsigned mask = (unsigned)_mm256_movemask_epi8(none);
-    const unsigned first = (unsigned)_mm_popcnt_u32(mask & 0xffff);
+    /* The number of codes 0 up to each, in each four, then in each eight and sixteen: with the last of fours before. */
+    const int first_four = 0x03030303, second_four = 0x07070707, third_four = 0x0b0b0b0b;
+    const __m256i eights =
+        _mm256_setr_epi32(-1, first_four, second_four, third_four, -1, first_four, second_four, third_four);
+    const __m256i all = _mm256_setr_epi32(-1, -1, first_four, second_four, -1, -1, first_four, second_four);
+    __m256i ones = _mm256_set1_epi32(0x01010101);
+    __asm__("" : "+x"(ones)); /* else compilers make shifts and sums of the product */
+    __m256i count = _mm256_mullo_epi32(_mm256_abs_epi8(none), ones);
+    count = _mm256_add_epi8(count, _mm256_shuffle_epi8(count, eights));
+    count = _mm256_add_epi8(count, _mm256_shuffle_epi8(count, all));
+    const __m256i place = _mm256_add_epi8(none, count); /* of each code 0 among them */
+    const uint32_t mask = (uint32_t)_mm256_movemask_epi8(none);
+    const uint64_t first = (uint64_t)_mm_popcnt_u64(mask & 0xffff);
     const __m256i next = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const void *)from)),
                                                  _mm_loadu_si128((const void *)(from + first)), 1);
     const __m256i others = _mm256_and_si256(_mm256_shuffle_epi8(next, place), none);
     *to = (byte_part)_mm256_or_si256(_mm256_shuffle_epi8(exponents, code), others);
-    return (unsigned)_mm_popcnt_u32(mask);
+    return (uint64_t)_mm_popcnt_u64(mask);
 }

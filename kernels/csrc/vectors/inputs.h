@@ -32,8 +32,11 @@ INLINE numbers n_load_signed_bytes(const void *from)
     return part_pairs_of(low.p[0], high.p[0]);
 }
 
-/* Adds the products of all columns, divided between the lanes of one register. */
+#define NUMBERS_PARTS 1
+
+/* Adds the products of all columns, divided between the lanes of one register; or those of one part of them. */
 INLINE float_part n_dot(float_part sum, numbers a, numbers b) { return part_dot_pairs(sum, a, b); }
+INLINE float_part n_dot_part(float_part sum, numbers a, numbers b, int part) { return (void)part, n_dot(sum, a, b); }
 
 /* Stores the nearest bfloat16 of the first `count` numbers. A subnormal one may become zero. */
 INLINE void f_store_near(uint16_t *to, floats a, long count)
@@ -60,7 +63,13 @@ typedef floats numbers;
 INLINE numbers n_load_inputs(const input *from) { return f_load(from); }
 INLINE numbers n_load_signed_bytes(const void *from) { return w_to_floats(w_load_signed_bytes(from)); }
 
-/* Adds the products of all columns, divided between the lanes of one register. */
+#define NUMBERS_PARTS PARTS
+
+INLINE float_part n_dot_part(float_part sum, numbers a, numbers b, const int part)
+{
+    return part_fma(a.p[part], b.p[part], sum);
+}
+
 INLINE float_part n_dot(float_part sum, numbers a, numbers b)
 {
 #define N_DOT_PART(I) sum = part_fma(a.p[I], b.p[I], sum);
@@ -113,10 +122,11 @@ static APART void sum_inputs(const input *x, long wide, long group, float *sums)
    k numbers. */
 INLINE void store_rows(const words row[LANES], uint16_t *out, long k, long rows, long columns)
 {
-    if (rows >= LANES && columns >= 32)
+    if (rows >= LANES && columns >= 32) {
+#pragma GCC unroll 16
         for (int i = 0; i < LANES; i++)
             w_store(out + i * k, row[i]);
-    else
+    } else
         for (int i = 0; i < LANES && i < rows; i++)
             memcpy(out + i * k, &row[i], 2 * (size_t)(columns < 32 ? columns : 32));
 }

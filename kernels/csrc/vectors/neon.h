@@ -152,6 +152,12 @@ INLINE void w_transpose(const words row[LANES], words column[LANES])
 INLINE byte_part part_zip_low(byte_part a, byte_part b) { return (byte_part)vzip1q_u8((uint8x16_t)a, (uint8x16_t)b); }
 INLINE byte_part part_zip_high(byte_part a, byte_part b) { return (byte_part)vzip2q_u8((uint8x16_t)a, (uint8x16_t)b); }
 
+/* table[i] for each byte i below 16. */
+INLINE byte_part part_lookup_bytes(byte_part a, byte_part table)
+{
+    return (byte_part)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)a);
+}
+
 /* ---- 64 codes of two bits, a byte each ---- */
 
 /* In sixteen bytes: those in the lowest bits of each, then those in the next. */
@@ -177,9 +183,11 @@ INLINE void codes_in_turn(const void *from, byte_part codes[PARTS])
     codes[3] = (byte_part)vzip2q_u16(high[0], high[1]);
 }
 
+#define SPREADS_PARTS
+
 /* to[i] = table[codes[i]], or if that code is 0, for which the table has 0, the next one of `from`. Returns the number of
    those. May read as many bytes as a part has. */
-INLINE unsigned part_spread(byte_part codes, const uint8_t table[16], const uint8_t *from, byte_part *to)
+INLINE uint64_t part_spread(byte_part codes, const uint8_t table[16], const uint8_t *from, byte_part *to)
 {
     const uint8x16_t code = (uint8x16_t)codes, zero = vdupq_n_u8(0), none = vceqq_u8(code, zero);
     /* The number of codes 0 up to each, negative. */

@@ -7,8 +7,8 @@
 #define SHUFFLED(TYPE, A, B, ...) __builtin_shuffle(A, B, (TYPE){__VA_ARGS__})
 #endif
 
-/* Bits of a where the mask is set, else of b. */
-#define part_choose(MASK, A, B) (((MASK) & (A)) | (~(MASK) & (B)))
+/* Bits of a where the mask is set, else of b. Two that exchange bits of a and b share two of the three steps. */
+#define part_choose(MASK, A, B) ((((A) ^ (B)) & (MASK)) ^ (B))
 
 INLINE float_part plain_choose(word_part mask, float_part a, float_part b)
 {
@@ -260,6 +260,17 @@ INLINE void w_transpose(const words row[LANES], words column[LANES])
         }
 }
 
+/* table[i] for each byte i below 16. */
+INLINE byte_part part_lookup_bytes(byte_part a, byte_part table)
+{
+    uint8_t places[WIDTH], numbers[WIDTH];
+    memcpy(places, &a, sizeof places);
+    memcpy(numbers, &table, sizeof numbers);
+    for (int i = 0; i < WIDTH; i++)
+        places[i] = numbers[places[i]];
+    return part_load_bytes(places);
+}
+
 /* ---- 64 codes of two bits, a byte each ---- */
 
 /* In sixteen bytes: those in the lowest bits of each, then those in the next. */
@@ -281,18 +292,30 @@ INLINE void codes_in_turn(const void *from, byte_part codes[PARTS])
     EACH_PART(TURN_PART)
 }
 
-/* to[i] = table[codes[i]], or if that code is 0, for which the table has 0, the next one of `from`. Returns the number of
-   those. May read as many bytes as a part has. */
-INLINE unsigned part_spread(byte_part codes, const uint8_t table[16], const uint8_t *from, byte_part *to)
+/* The lowest bits of eight bytes: a product moves them into its highest byte. */
+INLINE uint64_t bits_of_bytes(uint64_t bytes)
 {
-    uint8_t code[WIDTH], made[WIDTH];
-    unsigned used = 0;
-    memcpy(code, &codes, sizeof code);
-    for (int i = 0; i < WIDTH; i++) { /* without a branch, which could not be predicted */
-        const uint8_t none = (uint8_t)-(code[i] == 0);
-        made[i] = (uint8_t)(table[code[i]] | (from[used] & none));
-        used += none & 1;
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    bytes = __builtin_bswap64(bytes);
+#endif
+    return bytes * 0x0102040810204080 >> 56;
+}
+
+/* to[i] = table[codes[i]] for 64 codes, or if that code is 0, the next one of `from`. Returns the number of those. May
+   read as many bytes as a part has behind the last. */
+INLINE uint64_t spread(const byte_part codes[PARTS], const uint8_t table[16], const uint8_t *from, uint8_t *to)
+{
+    uint64_t left = 0, used = 0, none[2];
+#define SPREAD_PART(I)                                                                                                 \
+    {                                                                                                                  \
+        const byte_part code = codes[I], zero = (byte_part)(code == 0) & 1;                                            \
+        part_store_bytes(to + I * WIDTH, ((byte_part)(code == 1) & table[1]) | ((byte_part)(code == 2) & table[2]) |   \
+                                             ((byte_part)(code == 3) & table[3]));                                     \
+        memcpy(none, &zero, sizeof none);                                                                              \
+        left |= (bits_of_bytes(none[0]) | bits_of_bytes(none[1]) << 8) << 16 * I;                                      \
     }
-    *to = part_load_bytes(made);
+    EACH_PART(SPREAD_PART)
+    for (; left; left &= left - 1)
+        to[__builtin_ctzll(left)] = from[used++];
     return used;
 }

@@ -136,6 +136,23 @@ def test_products_are_those_with_the_decoded_matrix(name: str, rows: int, level:
         assert bool(((y.double() - exact).abs() <= slack)[known].all())
 
 
+@pytest.mark.parametrize("name", ["q4_1", "q6_k"])
+def test_products_with_long_rows_keep_all_offsets(name: str, level: str | None):
+    """Rows with more scales than the kernel keeps at a time."""
+    n, k = 3, 16384 + 256
+    blocks = random_blocks(name, n, k)
+    wanted = torch.from_numpy(dequantize(blocks.numpy(), GGMLQuantizationType[name.upper()])).double()
+    inputs, plane = torch.rand(2, k).bfloat16(), blocks.view(-1)
+    product = of(name).find_product(2, n, k)
+    if product is None:
+        assert level is None
+        return
+    (made,) = product([[plane.data_ptr()]], [inputs.data_ptr()])
+    exact = inputs.double() @ wanted.t()
+    slack = 2**-8 * exact.abs() + 2**-20 * (inputs.double() @ wanted.abs().t())
+    assert bool(((made.double() - exact).abs() <= slack).all())
+
+
 def test_no_products_of_many_rows_or_without_the_compiled_half(level: str | None):
     assert of("q8_0").find_product(5, N, K) is None
     assert of("q8_0").find_product(0, N, K) is None

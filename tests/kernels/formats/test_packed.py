@@ -40,12 +40,14 @@ def test_decoding_gives_the_same_bits_at_every_level(weights: Format, shape: tup
 @levels
 @both
 @pytest.mark.parametrize(
-    ("shape", "rows"), [*pairs(SHAPES, (1, 3)), *pairs([(130, 200)], (2, 4, 5, 8, 13, 48))], ids=str
+    ("shape", "rows"),
+    [*pairs(SHAPES, (1, 3)), *pairs([(130, 200)], (2, 4, 5, 8, 13, 48)), *pairs([(67, 4500)], (1, 4))],
+    ids=str,
 )
 def test_products_are_those_with_the_decoded_matrix(
     weights: Format, shape: tuple[int, int], rows: int, level: str
 ) -> None:
-    """Also where k is no multiple of a register, and n none of a block."""
+    """Also where k is no multiple of a register, n none of a block, and where inputs fill more than the first cache."""
     n, k = shape
     matrices = [encoded(weights, matrix(n, k, seed)) for seed in range(2)]
     inputs = [matrix(rows, k, seed) for seed in (5, 6)]
