@@ -19,7 +19,7 @@ from penstock.runtime.config.settings import Weights
 from penstock.runtime.packing.arrange.arrange import estimate
 from penstock.runtime.packing.arrange.formats import Rules
 from penstock.runtime.packing.pack import pack
-from penstock.runtime.packing.rules import choose_rules
+from penstock.runtime.packing.rules import named_rules
 from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.store.bundle.manifest import TensorSpec
@@ -213,6 +213,6 @@ def test_a_size_that_is_none_is_said(wrong: str) -> None:
 
 
 def test_only_the_whole_bundle_has_a_size() -> None:
-    assert choose_rules(Weights(format="fit:2GiB"), Path("store")) == Rules("fit:2GiB")
+    assert named_rules(Weights(format="fit:2GiB")) == (Rules("fit:2GiB"),)
     with pytest.raises(ConfigError, match="only format can have one"):
         penstock.Config().override(weights_experts="fit:2GiB")
