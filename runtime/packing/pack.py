@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from ...kernels.closing import closed_on_error
+from ...kernels.machine.machine import count_usable_cores
+from ...tiering.errors import BudgetTooSmall
 from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.folder import PARTIAL, locked, prepare
 from ...tiering.store.bundle.gone import told_when_gone
@@ -53,6 +55,10 @@ UNBOUNDED = 1 << 62
 """The memory for packing a model that is in memory already."""
 
 _STAGING = 8 * MiB
+_MOST_AHEAD = 1 << 30
+"""Bytes of matrices, as they are and encoded, that are encoded ahead."""
+_MOST_PIECES = 32 * MiB
+"""Bytes of what is read, or encoded, before it is written."""
 _MOST_ENCODED = 32 * MiB
 """Bytes. A larger encoded matrix lies in a file until it is written."""
 
@@ -219,13 +225,15 @@ def _pack(source: Source, described: Description, order: Order, target: Target, 
     store = target.folder.parent
     with ExitStack() as stack:
         calibration = options.calibrator() if options.calibrator is not None else NOTHING
-        contents = source.read(described, options.room(calibration))
+        contents, ahead, room = _read(source, described, options.room(calibration))
         stack.callback(contents.weights.close)
         addresses = {} if options.aligned else contents.addresses
         layout = describe(contents.model, addresses, order)
         calibration = calibration.of_stored(layout.tied)
         scratch = ScratchFile(store, min(_MOST_ENCODED, options.memory // 8))
-        weights = EncodedWeights(contents.weights, scratch, calibration.importance)
+        cores = count_usable_cores()
+        weights = EncodedWeights(contents.weights, scratch, calibration.importance, room=ahead, threads=cores)
+        stack.callback(weights.close)
         arranged = _arrange(contents, layout, weights, calibration, target, options)
 
         stripes = prepare_stripes(store, options.stripes)
@@ -246,7 +254,18 @@ def _pack(source: Source, described: Description, order: Order, target: Target, 
         def write_model(folder: Path) -> None:
             source.write_model_files(folder, untied=contents.untied)
 
-        write_bundle(writer, layout, weights, manifest, write_model, options.progress)
+        write_bundle(writer, layout, weights, manifest, write_model, options.progress, room)
+
+
+def _read(source: Source, described: Description, room: int) -> tuple[SourceContents, int, int]:
+    """The contents of ``source``, bytes for encoding ahead, and bytes for pieces that are read ahead: of ``room`` bytes
+    all together, as long as reading does with the rest."""
+    pieces = min(room // 8, _MOST_PIECES)
+    share = min(room // 3, _MOST_AHEAD)
+    try:
+        return source.read(described, room - share - pieces), share, pieces
+    except BudgetTooSmall:
+        return source.read(described, room), 0, 0
 
 
 def _arrange(
@@ -267,6 +286,7 @@ def _arrange(
             lambda: {**assumed_shares(contents.model, layout, options.routes), **calibration.shares},
             calibration,
             options.progress,
+            lambda blocks: weights.expect_lengths(lengths.unknown(blocks)),
         )
         stored = contents.weights.stored()
         return arrange(contents.model, layout, options.rules, stored, measure, options.progress)

@@ -88,10 +88,11 @@ def test_what_has_room_for_every_bit_takes_no_more_than_these_need(folder: Path,
 def test_exact_matrices_are_encoded_only_where_int8_fits(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And then once to find out their lengths, however many are taken, and once to be written."""
+    """And then measured once, to find out their lengths, however many are taken."""
     encoded: list[int] = []
-    encode = Lossless.encode
-    monkeypatch.setattr(Lossless, "encode", lambda *given: encoded.append(1) or encode(*given))
+    for name in ("find_lengths", "encode"):
+        method = getattr(Lossless, name)
+        monkeypatch.setattr(Lossless, name, lambda *given, method=method: encoded.append(1) or method(*given))
     int8 = uniform(folder, tmp_path, "int8")
     fitted(folder, tmp_path, int8 - PAGE).close()
     assert encoded == []
