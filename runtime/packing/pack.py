@@ -43,6 +43,7 @@ from .measure.calibration import NOTHING, Calibration, Calibrator
 from .measure.lengths import KeptLengths
 from .measure.measurements import Measurements
 from .rules import ExactRules
+from .stream.aside import Aside
 from .stream.encoding import EncodedWeights
 from .stream.scratch_file import ScratchFile
 from .stream.threads import one_torch_thread
@@ -55,10 +56,6 @@ UNBOUNDED = 1 << 62
 """The memory for packing a model that is in memory already."""
 
 _STAGING = 8 * MiB
-_MOST_AHEAD = 1 << 30
-"""Bytes of matrices, as they are and encoded, that are encoded ahead."""
-_MOST_PIECES = 32 * MiB
-"""Bytes of what is read, or encoded, before it is written."""
 _MOST_ENCODED = 32 * MiB
 """Bytes. A larger encoded matrix lies in a file until it is written."""
 
@@ -225,14 +222,15 @@ def _pack(source: Source, described: Description, order: Order, target: Target, 
     store = target.folder.parent
     with ExitStack() as stack:
         calibration = options.calibrator() if options.calibrator is not None else NOTHING
-        contents, ahead, room = _read(source, described, options.room(calibration))
+        contents, aside = _read(source, described, options.room(calibration))
         stack.callback(contents.weights.close)
         addresses = {} if options.aligned else contents.addresses
         layout = describe(contents.model, addresses, order)
         calibration = calibration.of_stored(layout.tied)
         scratch = ScratchFile(store, min(_MOST_ENCODED, options.memory // 8))
-        cores = count_usable_cores()
-        weights = EncodedWeights(contents.weights, scratch, calibration.importance, room=ahead, threads=cores)
+        weights = EncodedWeights(
+            contents.weights, scratch, calibration.importance, room=aside.matrices, threads=aside.threads
+        )
         stack.callback(weights.close)
         arranged = _arrange(contents, layout, weights, calibration, target, options)
 
@@ -254,18 +252,17 @@ def _pack(source: Source, described: Description, order: Order, target: Target, 
         def write_model(folder: Path) -> None:
             source.write_model_files(folder, untied=contents.untied)
 
-        write_bundle(writer, layout, weights, manifest, write_model, options.progress, room)
+        write_bundle(writer, layout, weights, manifest, write_model, options.progress, aside.pieces)
 
 
-def _read(source: Source, described: Description, room: int) -> tuple[SourceContents, int, int]:
-    """The contents of ``source``, bytes for encoding ahead, and bytes for pieces that are read ahead: of ``room`` bytes
-    all together, as long as reading does with the rest."""
-    pieces = min(room // 8, _MOST_PIECES)
-    share = min(room // 3, _MOST_AHEAD)
+def _read(source: Source, described: Description, room: int) -> tuple[SourceContents, Aside]:
+    """The contents of ``source``, and memory for what runs beside reading: of ``room`` bytes all together, as long as
+    reading does with the rest."""
+    aside = Aside.of(room, count_usable_cores())
     try:
-        return source.read(described, room - share - pieces), share, pieces
+        return source.read(described, room - aside.total), aside
     except BudgetTooSmall:
-        return source.read(described, room), 0, 0
+        return source.read(described, room), Aside(0, 1, 0)
 
 
 def _arrange(
