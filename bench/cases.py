@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from big_models import COMPARED, MODELS, BigModel
 from machines import MACHINES, Machine
 
-from penstock.runtime.planning.assumed import POPULARITY, assumed_routes
-from penstock.runtime.planning.forecast import PRECISION, Forecast, Forecaster, count_routed
+from penstock.runtime.forecasting.assumed import POPULARITY, assumed_routes
+from penstock.runtime.forecasting.forecast import PRECISION, Forecast, Forecaster, count_routed
 from penstock.tiering.planner.arrangement import MemoryBudgets, Outline, arrange_memory, least_host, typical_block
 from penstock.tiering.policy.placement.placement import with_working_memory
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from penstock.runtime.config.config import auto_host_memory
+from penstock.runtime.forecasting.forecast import Devices
 from penstock.runtime.machine.drive_speeds import DEPTHS, SIZES
 from penstock.runtime.machine.timings import Delivery, ProductSpeeds, Timings
-from penstock.runtime.planning.forecast import Devices
 from penstock.tiering.policy.drive_reading import Reading, choose
 from penstock.tiering.policy.placement.placement import with_working_memory
 from penstock.tiering.sim.devices import Drive

@@ -59,6 +59,7 @@ _LEVEL_WITH_RESULT: dict[str, list[Any]] = {
 """Signatures of the functions that are compiled for each level and return a number."""
 _PORTABLE: dict[str, list[Any]] = {
     "penstock_lossless_encode": [c_void_p] + [c_long] * 2 + [c_void_p] * 3,
+    "penstock_lossless_lengths": [c_void_p] + [c_long] * 2 + [c_void_p],
     "penstock_shares": [c_void_p] + [c_long] * 2 + [c_void_p] * 2 + [c_int],
     "penstock_omitted": [c_void_p] * 2 + [c_long] * 2 + [c_void_p] * 2,
     "penstock_needed": [c_void_p] * 4 + [c_long] * 2 + [c_void_p, c_double] + [c_void_p] * 2 + [c_int],

@@ -8,7 +8,7 @@
 ``model`` is one of transformers or of penstock; ``model.penstock.profile()`` records while the model is used.
 """
 
-from .runtime.planning.assumed import assumed_routes
+from .runtime.forecasting.assumed import assumed_routes
 from .runtime.routing.profiling import RoutingRecording, profile
 from .runtime.routing.routed import RoutedLayer
 from .runtime.routing.routes import Routes

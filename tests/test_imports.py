@@ -73,6 +73,7 @@ ROOMS = {
         "runtime.prefixes.identity",
         "runtime.prefixes",
         "runtime.evaluation",
+        "runtime.forecasting",
         "runtime.loading.openings",
         "runtime.loading",
         "runtime.planning",

@@ -39,29 +39,49 @@ static void pack(const uint8_t *codes, uint32_t count, uint8_t *out)
     }
 }
 
-/* Encodes one tile from [16, k], k a multiple of 4. Returns its bytes. `scratch` has 16 * k + 1 bytes for each
-   level. */
-static uint64_t encode(const uint16_t *from, long k, uint8_t *out, uint8_t *scratch)
+/* What to store of a tile: codes, tables, and the numbers of exponents that each level leaves. */
+struct coding {
+    uint8_t codes[256];
+    uint32_t table[CODED_LEVELS], counts[CODED_LEVELS];
+    uint64_t escapes, length; /* bytes of the levels behind the first, and of the whole tile */
+};
+
+static void find_coding(const uint16_t *from, long k, struct coding *found)
 {
     const long numbers = CODED_ROWS * k;
-    uint32_t parts[4][256] = {{0}}, table[CODED_LEVELS], counts[CODED_LEVELS], at[CODED_LEVELS] = {0};
-    uint8_t codes[256], *levels[CODED_LEVELS];
+    uint32_t parts[4][256] = {{0}};
     /* Four counters for each exponent, because the same one often repeats. */
     for (long i = 0; i < numbers; i++)
         parts[i & 3][from[i] >> 7 & 255]++;
     for (int e = 0; e < 256; e++)
         parts[0][e] += parts[1][e] + parts[2][e] + parts[3][e];
-    assign(parts[0], codes, table, counts);
-    const uint64_t escapes = quarter(counts[0]) + quarter(counts[1]) + counts[2];
-    const uint64_t length = CODED_HEAD + escapes + (uint64_t)(numbers / 4 + numbers);
-    if (length >= 2 * (uint64_t)numbers) {
+    assign(parts[0], found->codes, found->table, found->counts);
+    found->escapes = quarter(found->counts[0]) + quarter(found->counts[1]) + found->counts[2];
+    found->length = CODED_HEAD + found->escapes + (uint64_t)(numbers / 4 + numbers);
+    if (found->length > 2 * (uint64_t)numbers)
+        found->length = 2 * (uint64_t)numbers;
+}
+
+/* Encodes one tile from [16, k], k a multiple of 4. Returns its bytes. `scratch` has 16 * k + 1 bytes for each
+   level. */
+static uint64_t encode(const uint16_t *from, long k, uint8_t *out, uint8_t *scratch)
+{
+    const long numbers = CODED_ROWS * k;
+    struct coding found;
+    uint32_t at[CODED_LEVELS] = {0};
+    uint8_t *levels[CODED_LEVELS];
+    find_coding(from, k, &found);
+    const uint64_t escapes = found.escapes, length = found.length;
+    const uint32_t *table = found.table, *counts = found.counts;
+    const uint8_t *codes = found.codes;
+    if (length == 2 * (uint64_t)numbers) {
         memcpy(out, from, 2 * (size_t)numbers);
-        return 2 * (uint64_t)numbers;
+        return length;
     }
     for (int level = 0; level < CODED_LEVELS; level++)
         levels[level] = scratch + level * (numbers + 1);
-    memcpy(out, table, sizeof table);
-    memcpy(out + sizeof table, counts, 2 * sizeof *counts);
+    memcpy(out, table, sizeof found.table);
+    memcpy(out + sizeof found.table, counts, 2 * sizeof *counts);
     uint8_t *low = out + CODED_HEAD + escapes, *rest = low + numbers / 4;
     for (long group = 0; group < k / 4; group++, low += CODED_GROUP / 4, rest += CODED_GROUP) {
         uint8_t first[CODED_GROUP];
@@ -100,5 +120,15 @@ void penstock_lossless_encode(const uint16_t *from, long tiles, long k, uint8_t 
     for (long i = 0; i < tiles; i++) {
         lengths[i] = (int64_t)encode(from + i * CODED_ROWS * k, k, out, scratch);
         out += lengths[i];
+    }
+}
+
+/* As many bytes as each tile would have: what penstock_lossless_encode would fill lengths with, of the same tiles. */
+void penstock_lossless_lengths(const uint16_t *from, long tiles, long k, int64_t *lengths)
+{
+    struct coding found;
+    for (long i = 0; i < tiles; i++) {
+        find_coding(from + i * CODED_ROWS * k, k, &found);
+        lengths[i] = (int64_t)found.length;
     }
 }

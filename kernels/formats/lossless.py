@@ -13,8 +13,6 @@ kernels/csrc/formats/lossless.h describes the layout, decodes and multiplies (11
 C). lossless_tiles.py decodes where nothing was compiled (0.2 GB/s).
 """
 
-import math
-import time
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -28,8 +26,6 @@ from ..products.few_rows import Products, find_product
 from .base import PlaneAllocator, Product, UnsuitableShape, Window, allocate_on_heap
 from .lossless_tiles import ROWS, decode_tile, encode_tile, least_tile
 from .planes import check_decode
-
-_TRIAL_SECONDS = 0.05
 
 
 class Lossless:
@@ -57,6 +53,16 @@ class Lossless:
         tiles, rest = n // ROWS, 2 * (n % ROWS) * k
         return tiles * (8 + least_tile(k)) + rest, 8 * tiles + 2 * n * k
 
+    def find_lengths(self, slabs: Iterable[torch.Tensor], n: int, k: int) -> tuple[int]:
+        """Return the bytes of the plane that ``encode`` would make. See VaryingLengths. Raises as ``encode``."""
+        self.lengths(n, k)
+        length = 8 * (n // ROWS) + 2 * (n % ROWS) * k
+        for slab in slabs:
+            _check_dtype(slab)
+            whole = len(slab) // ROWS
+            length += int(_find_tile_lengths(slab[: whole * ROWS].contiguous()).sum())
+        return (length,)
+
     def encode(
         self,
         slabs: Iterable[torch.Tensor],
@@ -75,8 +81,7 @@ class Lossless:
         at, row = 8 * tiles, 0
         ends = torch.empty(tiles, dtype=torch.int64)
         for slab in slabs:
-            if slab.dtype != torch.bfloat16:
-                raise UnsuitableShape(f"lossless takes bfloat16 weights, not {slab.dtype}")
+            _check_dtype(slab)
             whole = len(slab) // ROWS
             lengths = _encode(slab[: whole * ROWS].contiguous(), plane[at:])
             ends[row : row + whole] = at + lengths.cumsum(0)
@@ -160,21 +165,19 @@ class _LosslessProduct:
             raise _damaged(self._plain.n, self._plain.k)
 
 
-def measure_decoding() -> float:
-    """Measure decoding with torch's threads: bytes of weights per second, the best of some rounds in 0.05 s."""
-    lossless, n, k, copies, each = Lossless(), 512, 1024, 48, 8
-    weights = torch.randn(n, k, generator=torch.Generator().manual_seed(0)).bfloat16()
-    (plane,) = lossless.encode([weights], n, k)
-    # Copies, because data that was just read from flash is in no cache.
-    planes = [plane.clone() for _ in range(copies)]
-    best, spent, at = math.inf, 0.0, 0
-    while spent < _TRIAL_SECONDS:
-        start = time.perf_counter()
-        for one in planes[at : at + each]:
-            lossless.decode([one], n, k, slice(0, n), weights)
-        took = time.perf_counter() - start
-        best, spent, at = min(best, took), spent + took, (at + each) % copies
-    return each * weights.nbytes / best
+def _check_dtype(slab: torch.Tensor) -> None:
+    if slab.dtype != torch.bfloat16:
+        raise UnsuitableShape(f"lossless takes bfloat16 weights, not {slab.dtype}")
+
+
+def _find_tile_lengths(rows: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of each encoded tile of ``rows`` [16 * tiles, k]."""
+    tiles, k = len(rows) // ROWS, rows.shape[1]
+    lengths = torch.zeros(tiles, dtype=torch.int64)
+    if COMPILED is None:
+        return _encode(rows, torch.empty(rows.nbytes, dtype=torch.uint8))
+    COMPILED.penstock_lossless_lengths(rows.data_ptr(), tiles, k, lengths.data_ptr())
+    return lengths
 
 
 def _encode(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ A kernel is told where planes lie, and how large a matrix is. So the lengths are
 addresses. Values that are an index, an offset or a count are checked once, when the bytes arrive: ``find_fault``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +19,10 @@ class VaryingLengths(Protocol):
 
     def length_range(self, n: int, k: int) -> tuple[int, int]:
         """Return the least and the most bytes of the plane of a matrix [n, k]."""
+        ...
+
+    def find_lengths(self, slabs: Iterable[torch.Tensor], n: int, k: int) -> tuple[int, ...]:
+        """Return the bytes of each plane that ``encode`` would make of ``slabs``, sooner than that. Raises as it."""
         ...
 
 

@@ -6,9 +6,8 @@ from math import prod
 from typing import Any
 
 from ...tiering.store.bundle.manifest import Manifest, TensorSpec
-from ..config.settings import Weights
 
-AS_IS = Weights().format
+AS_IS = "as-is"
 
 
 @dataclass(frozen=True, slots=True)

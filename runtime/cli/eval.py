@@ -14,6 +14,7 @@ from ...tiering.store.bundle.manifest_file import read_manifest
 from ...tiering.units import format_size
 from ..config.config import Config
 from ..config.settings import Weights
+from ..config.values import EXACT_FORMATS
 from ..loading.opening import OpenedModel, is_bundle, open_files, read_tokenizer
 from ..loading.progress import shown
 from .console import print_json, print_table, quiet_libraries
@@ -71,7 +72,7 @@ def command(
         rows = reader.run(original, tested)
     report = {"text": Path(text).name, "context": size, "windows": len(reader.windows)}
     if settings.json:
-        found = next(row for row in rows if row["format"] == _name(config.weights))
+        found = rows[0] if _is_original(config, original) else rows[1]
         several = {"formats": rows} if compare is not None else {}
         print_json(report | found | {"original": rows[0]} | several | {"peak_rss_bytes": peak_resident_bytes()})
     else:
@@ -85,7 +86,12 @@ def _tested(config: Config, original: Config, compare: str | None) -> dict[str, 
     if compare is not None and not named:
         raise typer.BadParameter("it names weight formats, separated by commas", param_hint="--compare")
     wanted = [config, *(original.override(weights_format=name) for name in named)]
-    return {_name(each.weights): each for each in wanted if each.weights != original.weights}
+    return {_name(each.weights): each for each in wanted if not _is_original(each, original)}
+
+
+def _is_original(config: Config, original: Config) -> bool:
+    """Whether the weights are those that the ``original`` has, as they are."""
+    return config.weights in (original.weights, original.weights.model_copy(update={"format": "as-is"}))
 
 
 def _name(weights: Weights) -> str:
@@ -101,14 +107,14 @@ def _check_original(source: SourceOptions, tested: dict[str, Config]) -> None:
     """Raise EvaluationError for a bundle that is not the original, or that is to be tested in other formats too."""
     if not is_bundle(source.model):
         return
-    held, usual = read_manifest(Path(source.model).expanduser()).codec, Weights().format
-    if held != usual:
+    held = read_manifest(Path(source.model).expanduser()).codec
+    if held not in EXACT_FORMATS:
         raise EvaluationError(
             f"{source.model} holds {held} weights, not the original's to compare them with; "
             f"name the checkpoint, with --weights-format {held}"
         )
     if tested:
-        raise EvaluationError(f"{source.model} holds its weights {usual} only; name the checkpoint to test formats")
+        raise EvaluationError(f"{source.model} holds its weights {held} only; name the checkpoint to test formats")
 
 
 def _in_windows(ids: Sequence[int], first: Sequence[int], size: int, name: str) -> list[list[int]]:
@@ -165,12 +171,12 @@ class _Reader:
                 against=against,
                 advance=lambda count: self.bar.advance(round(count * each)),
             )
-            size = read_manifest(model.penstock.bundle).total_bytes
+            bundle = read_manifest(model.penstock.bundle)
         quality = found.quality
         return {
-            "format": name,
-            "bytes": size,
-            "size_ratio": size / original["bytes"] if original else 1.0,
+            "format": bundle.codec if original is None else name,
+            "bytes": bundle.total_bytes,
+            "size_ratio": bundle.total_bytes / original["bytes"] if original else 1.0,
             "tokens": quality.tokens,
             "perplexity": _finite(quality.perplexity),
             "perplexity_change": _change(quality.perplexity, original),

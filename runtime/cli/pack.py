@@ -83,13 +83,17 @@ def _pack(
 ) -> "Bundle":
     """Open the bundle ``source``, or pack ``source`` into one, calibrated with the ``text`` if one is given."""
     from ...tiering.store.bundle.reader import Bundle
+    from ..loading.exact_choice import rules_of
+    from ..loading.openings.device import open_device
     from ..packing.pack import pack
-    from ..packing.rules import choose_rules
+    from ..packing.rules import named_rules
 
     if is_bundle(source.model) and text is None:
         return Bundle.open(Path(source.model).expanduser(), direct=config.direct)
-    opened, rules = open_files(source, config.store.path), choose_rules(config.weights, config.store.path)
-    calibrator = None if text is None else TextCalibrator.of(opened, config, rules, text, bar)
+    opened, rules = open_files(source, config.store.path), rules_of(config, open_device(config))
+    # All that settings may choose from change the same weights.
+    named = named_rules(config.weights)[0]
+    calibrator = None if text is None else TextCalibrator.of(opened, config, named, text, bar)
     assert opened.checkpoint is not None, "a bundle is refused with a text, and opened without one"
     return pack(
         opened.checkpoint,

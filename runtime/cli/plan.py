@@ -14,7 +14,7 @@ from .options import Settings, SourceOptions
 if TYPE_CHECKING:
     from ...tiering.planner.arrangement import Arrangement
     from ...tiering.policy.placement.placement import Placement
-    from ..planning.report import BudgetForecast, KvPlan, Plan, RestsOn
+    from ..planning.report import BudgetForecast, ExactPlan, KvPlan, Plan, RestsOn
 
 
 def command(
@@ -73,6 +73,8 @@ def _print(found: "Plan") -> None:
         _print_kv(found.kv)
     if arrangement is not None:
         _print_forecast(found, arrangement)
+    if found.exact is not None:
+        print(_exact(found.exact))
     columns = ["host memory", "tokens/s", "each GiB buys", "first token, s", "from flash", "hits", "limited by"]
     print_table("", columns, [_cells(row) for row in found.curve])
     if found.recommended_host_memory is not None:
@@ -117,6 +119,19 @@ def _print_forecast(found: "Plan", arrangement: "Arrangement") -> None:
         f"{_rests_on(found.rests_on)}\n"
         f"When the machine runs short of memory, down to {format_size(arrangement.floor)} of host memory."
     )
+
+
+def _exact(exact: "ExactPlan") -> str:
+    """Both exact formats, and which of them is taken."""
+    speeds = [
+        f"{name} {'does not fit' if speed is None else f'{speed:.2f} tokens/s'}"
+        for name, speed in exact.tokens_per_second.items()
+    ]
+    both = f"Every bit is kept by {' and '.join(speeds)}. " if speeds else ""
+    text = f"{both}Format auto takes {exact.auto}: it {exact.why}."
+    if exact.packed is None or exact.packed == exact.auto:
+        return text
+    return f"{text} The bundle that is there has {exact.packed}, and is used; --weights-format {exact.auto} packs anew."
 
 
 def _rests_on(found: "RestsOn") -> str:

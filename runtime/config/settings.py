@@ -105,12 +105,13 @@ class Weights(_Section):
     """How weights are stored."""
 
     format: FormatSetting = _key(
-        "as-is",
-        'How weights are stored. "as-is" and "lossless" keep every bit. "int8" and "int4" are smaller, "int4-64" and '
-        '"int4-128" have larger groups. "nested" has the numbers of "int8", and those of experts in two planes. '
+        "auto",
+        'How weights are stored. "auto" is "as-is" or "lossless", which keep every bit: that of a bundle that is '
+        "there, else the one that is faster for this model, in this memory, on this machine. "
+        '"int8" and "int4" are smaller, "int4-64" and "int4-128" have larger groups. '
+        '"nested" has the numbers of "int8", and those of experts in two planes. '
         '"stacked" has three planes. The first plane alone can be computed with: see quality. "fit:3.2GiB" chooses a '
-        'format for each matrix, so that the bundle has that size. "auto" is "lossless" where this machine decodes '
-        'faster than it reads, else "as-is".',
+        "format for each matrix, so that the bundle has that size.",
         "int8",
     )
     experts: PartFormat = _key("auto", 'Format of experts. "auto" is what format says.', "int4")

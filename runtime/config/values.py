@@ -15,6 +15,9 @@ from ...tiering.units import parse_size
 WEIGHT_FORMATS = ("as-is", "lossless", "int8", "int4", "int4-32", "int4-64", "int4-128", "nested", "stacked")
 """Formats that weights can be stored in, by the names of kernels/formats, which takes torch to load."""
 
+EXACT_FORMATS = ("as-is", "lossless")
+"""Those that keep every bit."""
+
 FIT = "fit:"
 """Begins a format that is chosen for each matrix, so that all fit the size that follows."""
 

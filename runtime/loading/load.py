@@ -19,7 +19,7 @@ from ..checkpoints.source import Source
 from ..config.config import Config
 from ..config.settings import OVERRIDES
 from ..packing.pack import pack
-from ..packing.rules import choose_rules
+from .exact_choice import rules_of
 from .handle import Handle
 from .install import install
 from .opening import OpenedModel
@@ -57,7 +57,7 @@ def load(
     device = _open_device(settings)
     with shown(progress) as bar:
         opened = _open(source, settings, revision, trust_remote_code, bar)
-        bundle = _find_bundle(opened, settings, dtype, bar)
+        bundle = _find_bundle(opened, settings, dtype, device, bar)
         with told_when_gone(bundle.folder), closed_on_error(bundle):
             model = bare_model(bundle, trust_remote_code, options, opened if isinstance(opened, Source) else None)
             return install(model, bundle, settings, device, bar, record)
@@ -68,7 +68,7 @@ def load_opened(opened: OpenedModel, settings: Config, progress: Progress) -> Pr
     source = opened.folder.parent if opened.checkpoint is None else opened.checkpoint
     bound_kernel_caches()
     device = _open_device(settings)
-    bundle = _find_bundle(source, settings, None, progress)
+    bundle = _find_bundle(source, settings, None, device, progress)
     with told_when_gone(bundle.folder), closed_on_error(bundle):
         model = bare_model(bundle, opened.trust_remote_code, {}, opened.checkpoint)
         return install(model, bundle, settings, device, progress, None)
@@ -86,9 +86,14 @@ def _open(
 
 
 def _find_bundle(
-    source: Path | Source, settings: Config, dtype: torch.dtype | str | None, progress: Progress
+    source: Path | Source,
+    settings: Config,
+    dtype: torch.dtype | str | None,
+    device: Device | None,
+    progress: Progress,
 ) -> Bundle:
-    """Open the bundle ``source``, or pack ``source`` into one, in ``dtype``. Raises what ``load`` raises."""
+    """Open the bundle ``source``, or pack ``source`` into one, in ``dtype``, to be computed on ``device``. Raises what
+    ``load`` raises."""
     wanted = None if dtype in (None, "auto") else dtype_of(dtype)
     if isinstance(source, Path):
         bundle = Bundle.open(source, direct=settings.direct)
@@ -102,7 +107,7 @@ def _find_bundle(
         host_memory=settings.host_budget(),
         dtype=wanted,
         flash_limit=settings.flash_limit,
-        rules=choose_rules(settings.weights, settings.store.path),
+        rules=rules_of(settings, device),
         stripes=settings.store.stripes,
         aligned=settings.aligned,
         direct=settings.direct,
@@ -136,7 +141,7 @@ def wrap(
             BuiltModel.of(model),
             store=settings.store.path,
             flash_limit=settings.flash_limit,
-            rules=choose_rules(settings.weights, settings.store.path),
+            rules=rules_of(settings, device),
             stripes=settings.store.stripes,
             aligned=settings.aligned,
             direct=settings.direct,

@@ -125,10 +125,10 @@ def find_bundle(source: ModelSource, config: "Config", progress: "Progress | Non
     if not found:
         raise BundleError(f"{source.model} is not packed in {store}; run: penstock pack {source.model}")
     if len(found) > 1:
-        from ..packing.rules import choose_rules
+        from ..packing.rules import named_rules
 
-        rules = str(choose_rules(config.weights, store))
-        found = [folder for folder in found if read_manifest(folder).codec == rules] or found
+        rules = [str(each) for each in named_rules(config.weights)]
+        found = [folder for folder in found if read_manifest(folder).codec in rules] or found
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found)
         raise BundleError(f"{source.model} is packed more than once; name one of the bundles: {names}")

@@ -68,6 +68,29 @@ class Timings(cachefile.Strict):
             raise ValueError("speeds that others are compared with are missing")
         return products
 
+    @classmethod
+    def usual(cls, memory: float) -> "Timings":
+        """What is usual for a machine whose products read ``memory`` bytes per second, where no more was measured: to
+        compare formats with, not to forecast."""
+        memory = _speed(memory)
+        speeds = ProductSpeeds(one=memory, many=_speed(8 * memory))
+        return cls(
+            memory=memory,
+            overhead=3e-4,
+            contention=0.2,
+            guess=1e-4,
+            layer_warm=5e-4,
+            layer_cold=1.5e-3,
+            cold=32 << 20,
+            dense_memory=memory,
+            dense_layer=3e-4,
+            dense_contention=0.2,
+            token=2e-3,
+            delivery=Delivery(share=0.8, contention=0.0),
+            dense_delivery=Delivery(share=0.85, contention=0.1),
+            products={"bfloat16": speeds, "float32": speeds},
+        )
+
     def memory_for(self, dtype: str, *, experts: bool) -> Memory:
         """A model of the memory that weights of ``dtype`` are read from."""
         own, ours = self.products.get(dtype, self.products["float32"]), self.products["bfloat16"]

@@ -8,12 +8,14 @@ continues where an interrupted packing stopped, and is done once.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ...kernels.closing import closed_on_error
+from ...kernels.machine.machine import count_usable_cores
+from ...tiering.errors import BudgetTooSmall
 from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.folder import PARTIAL, locked, prepare
 from ...tiering.store.bundle.gone import told_when_gone
@@ -40,6 +42,8 @@ from .arrange.stripes import stripe
 from .measure.calibration import NOTHING, Calibration, Calibrator
 from .measure.lengths import KeptLengths
 from .measure.measurements import Measurements
+from .rules import ExactRules
+from .stream.aside import Aside
 from .stream.encoding import EncodedWeights
 from .stream.scratch_file import ScratchFile
 from .stream.threads import one_torch_thread
@@ -90,7 +94,7 @@ def pack(
     host_memory: int = UNBOUNDED,
     dtype: torch.dtype | None = None,
     flash_limit: int | None = None,
-    rules: Rules | None = None,
+    rules: Rules | ExactRules | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     stripes: Sequence[Path] = (),
@@ -103,7 +107,8 @@ def pack(
     """Return the bundle of ``source`` in ``store``. Write it if it is not there.
 
     ``source`` is a folder, a GGUF file, a hub id, or what ``open_source`` or ``BuiltModel.of`` gave. Its weights are
-    stored in ``dtype`` (None: its own) and in the formats of ``rules`` (as they are if not given). Packing uses at most
+    stored in ``dtype`` (None: its own) and in the formats of ``rules`` (as they are if not given). Where these are
+    several to choose from, a bundle by one of them that is there, or begun, is taken. Packing uses at most
     ``host_memory`` bytes of memory, and all bundles together take at most ``flash_limit`` bytes. ``stripes`` are
     folders on other drives, to which blocks are dealt by measured speed.
 
@@ -120,7 +125,7 @@ def pack(
     options = PackOptions(
         memory=max(host_memory, LEAST_MEMORY),
         flash_limit=flash_limit,
-        rules=rules or Rules(),
+        rules=rules if isinstance(rules, Rules) else Rules(),
         stripes=stripes,
         routes=routes,
         calibrator=calibrator,
@@ -135,7 +140,15 @@ def pack(
     order = _order_experts(source, described, routes)
     store = prepare(store, to_write=False)
     with told_when_gone(store):
-        return _open(_find_target(store, source, described, order, options), source, described, order, options)
+        candidates = rules.candidates if isinstance(rules, ExactRules) else (options.rules,)
+        targets = _find_targets(store, source, described, order, options, candidates)
+        known = _choose_known([target.folder for target in targets])
+        if known is None:
+            assert isinstance(rules, ExactRules), "one target is always known"
+            name = rules.choose(source, described)
+            known = next(number for number, each in enumerate(candidates) if each.format == name)
+        options = replace(options, rules=candidates[known])
+        return _open(targets[known], source, described, order, options)
 
 
 def _open(target: Target, source: Source, described: Description, order: Order, options: PackOptions) -> Bundle:
@@ -169,17 +182,39 @@ def _order_experts(source: Source, described: Description, routes: Routes | None
     return order_experts(routes, described.layout.blocks).orders
 
 
-def _find_target(store: Path, source: Source, described: Description, order: Order, options: PackOptions) -> Target:
+def _find_targets(
+    store: Path,
+    source: Source,
+    described: Description,
+    order: Order,
+    options: PackOptions,
+    candidates: Sequence[Rules],
+) -> list[Target]:
+    """The target by each of ``candidates``."""
     digest = source.digest(described, store, options.progress)
-    seen = [options.calibrator.digest] if options.calibrator is not None else []
-    if options.routes is not None and options.rules.size is not None:
-        seen.append(options.routes.uses_digest())
     ordered = describe(described.model, described.addresses, order) if order else None
     any_order = options.routes is None
     weights = source.weights_digest(store, options.progress)
-    return find_target(
-        store, digest, described, options.rules, ordered, seen, any_order=any_order, weights_digest=weights
-    )
+    found = []
+    for rules in candidates:
+        seen = [options.calibrator.digest] if options.calibrator is not None else []
+        if options.routes is not None and rules.size is not None:
+            seen.append(options.routes.uses_digest())
+        found.append(
+            find_target(store, digest, described, rules, ordered, seen, any_order=any_order, weights_digest=weights)
+        )
+    return found
+
+
+def _choose_known(folders: Sequence[Path]) -> int | None:
+    """The number of the only one of ``folders`` that is a bundle, or if none is, that was begun; None where that does
+    not tell."""
+    if len(folders) == 1:
+        return 0
+    there = [number for number, folder in enumerate(folders) if Bundle.is_bundle(folder)]
+    begun = [number for number, folder in enumerate(folders) if folder.with_name(folder.name + PARTIAL).is_dir()]
+    found = there or begun
+    return found[0] if len(found) == 1 else None
 
 
 def _pack(source: Source, described: Description, order: Order, target: Target, options: PackOptions) -> None:
@@ -187,13 +222,16 @@ def _pack(source: Source, described: Description, order: Order, target: Target, 
     store = target.folder.parent
     with ExitStack() as stack:
         calibration = options.calibrator() if options.calibrator is not None else NOTHING
-        contents = source.read(described, options.room(calibration))
+        contents, aside = _read(source, described, options.room(calibration))
         stack.callback(contents.weights.close)
         addresses = {} if options.aligned else contents.addresses
         layout = describe(contents.model, addresses, order)
         calibration = calibration.of_stored(layout.tied)
         scratch = ScratchFile(store, min(_MOST_ENCODED, options.memory // 8))
-        weights = EncodedWeights(contents.weights, scratch, calibration.importance)
+        weights = EncodedWeights(
+            contents.weights, scratch, calibration.importance, room=aside.matrices, threads=aside.threads
+        )
+        stack.callback(weights.close)
         arranged = _arrange(contents, layout, weights, calibration, target, options)
 
         stripes = prepare_stripes(store, options.stripes)
@@ -214,7 +252,17 @@ def _pack(source: Source, described: Description, order: Order, target: Target, 
         def write_model(folder: Path) -> None:
             source.write_model_files(folder, untied=contents.untied)
 
-        write_bundle(writer, layout, weights, manifest, write_model, options.progress)
+        write_bundle(writer, layout, weights, manifest, write_model, options.progress, aside.pieces)
+
+
+def _read(source: Source, described: Description, room: int) -> tuple[SourceContents, Aside]:
+    """The contents of ``source``, and memory for what runs beside reading: of ``room`` bytes all together, as long as
+    reading does with the rest."""
+    aside = Aside.of(room, count_usable_cores())
+    try:
+        return source.read(described, room - aside.total), aside
+    except BudgetTooSmall:
+        return source.read(described, room), Aside(0, 1, 0)
 
 
 def _arrange(
@@ -235,6 +283,7 @@ def _arrange(
             lambda: {**assumed_shares(contents.model, layout, options.routes), **calibration.shares},
             calibration,
             options.progress,
+            lambda blocks: weights.expect_lengths(lengths.unknown(blocks)),
         )
         stored = contents.weights.stored()
         return arrange(contents.model, layout, options.rules, stored, measure, options.progress)

@@ -1,6 +1,7 @@
 """Write a bundle, the last stage of packing: journaled blocks with checksums, the model folder, the manifest."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from ...tiering.progress import Progress
@@ -10,20 +11,22 @@ from ...tiering.store.bundle.stripes import parts_of
 from ...tiering.store.bundle.writer import BundleWriter
 from ..checkpoints.files.model_files import write_model_folder
 from ..checkpoints.layout import Layout
-from ..checkpoints.weights import WeightReader
 from .stream.blocks import stream_blocks
+from .stream.encoding import EncodedWeights
 from .stream.threads import one_torch_thread
 
 
 def write_bundle(
     writer: BundleWriter,
     layout: Layout,
-    weights: WeightReader,
+    weights: EncodedWeights,
     manifest: Manifest,
     write_model: Callable[[Path], None],
     progress: Progress,
+    room: int = 0,
 ) -> None:
-    """Write the blocks of ``layout`` that ``writer`` does not have yet, and finish the bundle.
+    """Write the blocks of ``layout`` that ``writer`` does not have yet, and finish the bundle. ``room`` bytes are for
+    what is read ahead.
 
     ``manifest`` lacks files, drives and blocks. ``write_model`` writes configuration and tokenizer into a folder.
     Raises the errors of the writer and of the weights. KeyboardInterrupt says how to continue.
@@ -32,9 +35,12 @@ def write_bundle(
     try:
         progress.advance(writer.done_bytes)
         with one_torch_thread():
-            for block, pieces in stream_blocks(layout.blocks[writer.done :], weights):
-                writer.append(pieces)
-                progress.advance(block.extent.length)
+            left = layout.blocks[writer.done :]
+            weights.expect_all(left)
+            with closing(stream_blocks(left, weights, room)) as stream:
+                for block, pieces in stream:
+                    writer.append(pieces)
+                    progress.advance(block.extent.length)
         write_model_folder(writer.folder / "model", write_model)
         writer.finish(manifest)
     except KeyboardInterrupt:

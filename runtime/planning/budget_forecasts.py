@@ -27,14 +27,17 @@ from ...tiering.sim.devices import Bus
 from ...tiering.sim.kv import Context
 from ...tiering.store.bundle.manifest_file import read_manifest
 from ..config.config import Config
+from ..forecasting.assumed import assumed_routes
+from ..forecasting.exact import LOSSLESS
+from ..forecasting.forecast import Devices, Forecast, Forecaster, count_routed
 from ..loading.arrangement import arrange_model
+from ..loading.exact_choice import product_factor
 from ..loading.run_name import run_name
 from ..machine import runs_file
 from ..machine.drive_speeds import existing
+from ..machine.exact_rates import ExactRates, measure_exact
 from ..routing.routed import RoutedTokens
 from . import reference
-from .assumed import assumed_routes
-from .forecast import Devices, Forecast, Forecaster, count_routed
 from .report import MeasuredSpeeds, RestsOn
 from .sketch import ModelSketch, PlannedDrives
 from .spread_devices import MachineNow, spread_over
@@ -57,7 +60,7 @@ class BudgetForecasts:
     ) -> None:
         """``budgets`` must be enough. ``runs`` are earlier ones of the model."""
         self.found, self.outline, self.budgets, self.prompt_tokens = found, found.outline(), budgets, prompt_tokens
-        self._settings, self._drives, self._context = settings, drives, context
+        self._settings, self._drives, self._context, self._device = settings, drives, context, device
         layers = self.outline.layers
         self.routing = None if not layers else routes.text if routes else "assumed"
         """The text of the routing trace, or "assumed"; None without experts."""
@@ -65,6 +68,7 @@ class BudgetForecasts:
             routes = assumed_routes(layers, count_routed(layers, prompt_tokens))
         self._bus = None if device is None else Bus(measure.measure_bus(device)[0])
         self._unmeasured = device is not None and device.compute.type != "cpu"
+        self._rates = self._measure_products(device)
         self._machine = self._look(refuted=False)
         self._plain = Forecaster(
             self.outline, self._devices(Lesson()), routes, prompt_tokens=prompt_tokens, context=context
@@ -83,7 +87,16 @@ class BudgetForecasts:
     def _look(self, *, refuted: bool) -> MachineNow:
         store, threads = self._settings.store.path, self._settings.compute.threads
         timings = reference.timings_here(existing(store), threads, refuted=refuted)
-        return MachineNow(timings, self._drives.models, self._drives.measured)
+        own = self._rates
+        factor = 1.0 if own is None else product_factor(self.outline.formats, own, timings.kept.timings, self._device)
+        return MachineNow(timings, self._drives.models, self._drives.measured, factor)
+
+    def _measure_products(self, device: Device | None) -> ExactRates | None:
+        """The rates of products, where those of bfloat16 weights on the cores do not tell them; else None."""
+        if self._unmeasured:
+            assert device is not None
+            return measure_exact(device.compute)
+        return measure_exact() if LOSSLESS in self.outline.formats else None
 
     def _devices(self, lesson: Lesson) -> Devices:
         return self._machine.devices(lesson, experts=bool(self.outline.layers))
@@ -171,7 +184,9 @@ class BudgetForecasts:
         if self.outline.guessed:
             notes.append("nothing says how many experts a token uses; all of them are counted")
         if self._unmeasured:
-            notes.append("what computing takes on the device was not measured: the CPU's time is taken for it")
+            notes.append(
+                "of computing on the device only products were measured: for the rest, the CPU's time is taken"
+            )
         if self._context is None:
             notes.append("attention over a long context is not counted")
         else:

@@ -12,17 +12,18 @@ from ...tiering.policy.placement.budgets import budgets as budgets_between
 from ...tiering.policy.placement.budgets import enough
 from ...tiering.policy.placement.placement import with_working_memory
 from ...tiering.sim.kv import Context
+from ...tiering.store.bundle.manifest_file import read_manifest
 from ...tiering.units import GiB, format_size
 from ..config.config import Config, auto_host_memory
+from ..forecasting.forecast import Forecast
 from ..loading.arrangement import find_budgets
 from ..loading.opening import ModelSource
 from ..loading.openings.device import open_device
 from ..routing.routed import RoutedTokens
 from .budget_forecasts import BudgetForecasts, earlier_runs
 from .flash_room import flash_free
-from .forecast import Forecast
 from .kv_size import context_of, count_kv_bytes, find_kv_layers
-from .report import BudgetForecast, KvPlan, Plan
+from .report import BudgetForecast, ExactPlan, KvPlan, Plan
 from .sketch import ModelSketch, deal_to_drives, sketch_model
 
 PROMPT_TOKENS = 512
@@ -52,13 +53,12 @@ def plan(
     BundleError, DeviceUnavailable, DeviceFull, and TraceError where ``routes`` are of another model.
     """
     settings = config.override(**overrides) if isinstance(config, Config) else Config.load(config, **overrides)
-    found = sketch_model(
-        ModelSource(model=str(source), revision=revision, trust_remote_code=trust_remote_code), settings
-    )
+    device = open_device(settings)
+    named = ModelSource(model=str(source), revision=revision, trust_remote_code=trust_remote_code)
+    found = sketch_model(named, settings, device)
     outline = found.outline()
     if routes is not None:
         routes.check_model({layer.path: layer.experts for layer in outline.layers}, str(source))
-    device = open_device(settings)
     budgets = find_budgets(outline, settings, device, found.model.config)
     try:
         least = least_host(outline, budgets)
@@ -115,8 +115,18 @@ def _report(forecasts: BudgetForecasts, budgets: MemoryBudgets, least: int, kv: 
         range=forecasts.range,
         speeds=forecasts.speeds,
         rests_on=forecasts.rests_on,
+        exact=_plan_exact(found, curve[budget]),
         notes=(*notes, *forecasts.caveats),
     )
+
+
+def _plan_exact(found: ModelSketch, forecast: Forecast) -> ExactPlan | None:
+    """The choice between exact formats, by ``forecast`` of the one that is planned."""
+    if found.exact is None:
+        return None
+    packed = None if found.bundle is None else read_manifest(found.bundle).codec.partition(",")[0]
+    exact = found.exact.corrected(packed or found.exact.format, forecast.tokens_per_second)
+    return ExactPlan(exact.format, exact.why, packed, exact.tokens_per_second)
 
 
 def _plan_kv(found: ModelSketch, settings: Config, context: int | None) -> tuple[KvPlan | None, Context | None]:

@@ -1,5 +1,6 @@
 """The report of a plan: what to expect of a model, as values and as JSON (pure)."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ from ...tiering.planner.arrangement import Arrangement
 from ...tiering.policy.lessons import Span
 from ...tiering.policy.measured import Measured, doubts_in_words
 from ...tiering.policy.placement.placement import Placement
-from .forecast import Forecast
+from ..forecasting.forecast import Forecast
 
 _BUSY = 0.9
 """Share of the machine's speed below which it is worth saying that others take the rest."""
@@ -103,6 +104,27 @@ class RestsOn:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class ExactPlan:
+    """The two formats that keep every bit: ``auto`` is the one that format "auto" takes for a new bundle, and ``why``
+    the rest of a sentence about it. ``packed`` is the format of the bundle that is there, which is used; None where
+    none is. ``tokens_per_second`` of each, None where it does not fit; empty where there was nothing to compare."""
+
+    auto: str
+    why: str
+    packed: str | None
+    tokens_per_second: Mapping[str, float | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object "exact" in ``penstock plan --json``."""
+        return {
+            "auto": self.auto,
+            "why": self.why,
+            "packed": self.packed,
+            "tokens_per_second": dict(self.tokens_per_second),
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to expect of a model. Sizes are bytes, for weights and KV together where nothing else is said.
@@ -113,7 +135,8 @@ class Plan:
     least that would do; None where a device has too little memory. ``curve`` has a row for each of some budgets,
     ``recommended_host_memory`` is one that is nearly as fast as all the memory of this machine. Packing takes
     ``flash_needed`` bytes of ``flash_free``; 0 where it is packed. ``routing`` names the text of the routing trace, or
-    is "assumed"; None without experts. ``notes`` are sentences about what was taken for granted, or is in the way.
+    is "assumed"; None without experts. ``exact`` compares the exact formats, where settings ask for one of them and
+    there is a checkpoint. ``notes`` are sentences about what was taken for granted, or is in the way.
     """
 
     fits: bool
@@ -134,6 +157,7 @@ class Plan:
     kv: KvPlan | None = None
     curve: tuple[BudgetForecast, ...] = ()
     routing: str | None = None
+    exact: ExactPlan | None = None
 
     @property
     def host_memory_floor(self) -> int | None:
@@ -202,6 +226,7 @@ class Plan:
             found |= _fields(self.forecast) | asdict(self.speeds)
             found["tokens_per_second_from"] = self.tokens_per_second_from
             found["tokens_per_second_to"] = self.tokens_per_second_to
+            found["exact"] = None if self.exact is None else self.exact.to_dict()
             found["rests_on"] = None if self.rests_on is None else self.rests_on.to_dict()
             found["placement"] = _describe(self.arrangement.host)
             if self.arrangement.device is not None:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 from ...tiering.policy.lessons import Lesson
 from ...tiering.policy.measured import Measured
 from ...tiering.sim.devices import Drive
+from ..forecasting.exact import CoresWithRate
+from ..forecasting.forecast import Devices
 from ..machine.drive_rates_file import DriveRates
 from ..machine.timings import Timings
-from .forecast import Devices
 from .reference import TimingsNow
 
 _LEAST_SHARE = 0.25
@@ -17,11 +18,13 @@ _LEAST_SHARE = 0.25
 
 
 class MachineNow(NamedTuple):
-    """The cores, and the drives by themselves, with the measurements behind them."""
+    """The cores, and the drives by themselves, with the measurements behind them. Products with the model's weights
+    are ``products`` times as fast as those with bfloat16 weights on the cores."""
 
     timings: TimingsNow
     drives: Sequence[Drive]
     measured: Sequence[DriveRates]
+    products: float = 1.0
 
     @property
     def left(self) -> float:
@@ -63,4 +66,5 @@ def _devices(machine: MachineNow, timings: Timings, factor: float, experts: bool
         )
         for drive in machine.drives
     ]
-    return Devices([timings.beside_cores(drive, experts=experts) for drive in faster], timings)
+    cores = CoresWithRate(timings, machine.products)
+    return Devices([timings.beside_cores(drive, experts=experts) for drive in faster], cores)

@@ -11,7 +11,7 @@ from cases import Case, Figure, limit_of, outline_of, simulate_case
 from machines import MACHINES
 from report import Table
 
-from penstock.runtime.planning.forecast import Forecaster
+from penstock.runtime.forecasting.forecast import Forecaster
 from penstock.tiering.units import GiB
 
 LAPTOP = MACHINES[0]

@@ -1,7 +1,7 @@
 /* Operations of AVX2 with FMA and F16C, for vectors.h. */
 
 #define part_fma(A, B, C) ((float_part)_mm256_fmadd_ps((__m256)(A), (__m256)(B), (__m256)(C)))
-#define FUSES_IN_PARTS
+#define part_fma_once part_fma
 #define part_min(A, B) ((float_part)_mm256_min_ps((__m256)(A), (__m256)(B)))
 #define part_max(A, B) ((float_part)_mm256_max_ps((__m256)(A), (__m256)(B)))
 #define part_round(A) ((float_part)_mm256_round_ps((__m256)(A), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))

@@ -1,7 +1,7 @@
 /* Operations of AVX-512, for vectors.h. */
 
 #define part_fma(A, B, C) ((float_part)_mm512_fmadd_ps((__m512)(A), (__m512)(B), (__m512)(C)))
-#define FUSES_IN_PARTS
+#define part_fma_once part_fma
 #define part_min(A, B) ((float_part)_mm512_min_ps((__m512)(A), (__m512)(B)))
 #define part_max(A, B) ((float_part)_mm512_max_ps((__m512)(A), (__m512)(B)))
 #define part_round(A) ((float_part)_mm512_roundscale_ps((__m512)(A), _MM_FROUND_TO_NEAREST_INT))

@@ -1,7 +1,7 @@
 /* Operations of NEON, which every AArch64 processor has, for vectors.h. */
 
 #define part_fma(A, B, C) ((float_part)vfmaq_f32((float32x4_t)(C), (float32x4_t)(A), (float32x4_t)(B)))
-#define FUSES_IN_PARTS
+#define part_fma_once part_fma
 #define part_min(A, B) ((float_part)vbslq_f32(vcltq_f32((float32x4_t)(A), (float32x4_t)(B)), (float32x4_t)(A), (float32x4_t)(B)))
 #define part_max(A, B) ((float_part)vbslq_f32(vcgtq_f32((float32x4_t)(A), (float32x4_t)(B)), (float32x4_t)(A), (float32x4_t)(B)))
 #define part_round(A) ((float_part)vrndnq_f32((float32x4_t)(A)))

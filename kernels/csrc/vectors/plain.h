@@ -37,18 +37,34 @@ INLINE float_part part_ceil(float_part a)
 
 #define part_fma(A, B, C) ((A) * (B) + (C)) /* rounded twice: fused in software it would take a hundred times as long */
 
-/* a * b + c, rounded once: the sum is rounded to odd, so that rounding it to float32 is the only one that counts. */
-INLINE float rounded_once(float a, float b, float c)
+typedef double double_part __attribute__((vector_size(WIDTH)));
+typedef int64_t long_part __attribute__((vector_size(WIDTH)));
+typedef uint64_t unsigned_long_part __attribute__((vector_size(WIDTH)));
+typedef double two_double_parts __attribute__((vector_size(2 * WIDTH)));
+
+/* a * b + c in twice the bits, rounded to odd: rounding it to float32 is then the only rounding that counts. */
+INLINE double_part to_odd(double_part a, double_part b, double_part c)
 {
-    const double product = (double)a * b, sum = product + c, other = sum - product;
-    const double left = (product - (sum - other)) + (c - other);
-    int64_t bits;
-    double odd;
-    memcpy(&bits, &sum, sizeof bits);
-    const int64_t away = (left > 0) == (sum > 0) ? 1 : -1, inexact = (left > 0) | (left < 0);
-    bits += bits & 1 ? 0 : inexact * away;
-    memcpy(&odd, &bits, sizeof odd);
-    return (float)odd;
+    const double_part product = a * b, sum = product + c, other = sum - product;
+    const double_part left = (product - (sum - other)) + (c - other);
+    const long_part bits = (long_part)sum, inexact = (left > 0) | (left < 0), even = (bits & 1) - 1;
+    const long_part toward_zero = (long_part)((unsigned_long_part)((long_part)left ^ bits) >> 63);
+    return (double_part)(bits + ((1 - 2 * toward_zero) & inexact & even));
+}
+
+/* a * b + c, rounded once. Parts are converted whole: compilers take the halves of one apart by single numbers. */
+INLINE float_part part_fma_once(float_part a, float_part b, float_part c)
+{
+    const two_double_parts wide[3] = {__builtin_convertvector(a, two_double_parts),
+                                      __builtin_convertvector(b, two_double_parts),
+                                      __builtin_convertvector(c, two_double_parts)};
+    double_part half[3][2], sum[2];
+    two_double_parts both;
+    memcpy(half, wide, sizeof half);
+    for (int i = 0; i < 2; i++)
+        sum[i] = to_odd(half[0][i], half[1][i], half[2][i]);
+    memcpy(&both, sum, sizeof both);
+    return __builtin_convertvector(both, float_part);
 }
 
 INLINE float_part part_min(float_part a, float_part b) { return plain_choose(a < b, a, b); }

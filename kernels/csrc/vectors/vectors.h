@@ -107,18 +107,9 @@ INLINE floats f_fma(floats a, floats b, floats c)
 /* a * b + c, rounded once at every level, so that all give the same bits. */
 INLINE floats f_fma_once(floats a, floats b, floats c)
 {
-#ifdef FUSES_IN_PARTS
-    return f_fma(a, b, c);
-#else
-    float x[LANES], y[LANES], z[LANES];
-    memcpy(x, &a, sizeof x);
-    memcpy(y, &b, sizeof y);
-    memcpy(z, &c, sizeof z);
-    for (int i = 0; i < LANES; i++)
-        z[i] = rounded_once(x[i], y[i], z[i]);
-    memcpy(&c, z, sizeof z);
-    return c;
-#endif
+#define FMA_ONCE_PART(I) a.p[I] = part_fma_once(a.p[I], b.p[I], c.p[I]);
+    EACH_PART(FMA_ONCE_PART)
+    return a;
 }
 
 INLINE words w_shl(words a, int by)

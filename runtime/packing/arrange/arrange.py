@@ -51,7 +51,10 @@ def arrange(
         return Arranged(layout)
     progress.start("measuring", layout.total_bytes)
     try:
-        return Arranged(*encode_layout(layout, chosen, measure.lengths, progress.advance, equal=rules.size is None))
+        equal = rules.size is None
+        return Arranged(
+            *encode_layout(layout, chosen, measure.lengths, progress.advance, equal=equal, expect=measure.expect)
+        )
     finally:
         progress.finish()
 
@@ -72,6 +75,9 @@ class _Estimates:
         if spec.dtype != "bfloat16":
             raise UnsuitableShape(f"{choice.format} takes bfloat16 weights, not {spec.dtype}")
         return (int(ENCODED * prod(spec.shape) * getattr(torch, spec.dtype).itemsize),)
+
+    def expect(self, blocks: Sequence[Block]) -> None:
+        """As Measure.expect: there is nothing to prepare."""
 
     def losses(
         self, blocks: Sequence[Block], chosen: Mapping[str, Choice], each: Callable[[Block], None]

@@ -1,6 +1,7 @@
 """Where the planes of encoded matrices lie in a bundle."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from ....kernels.formats.base import UnsuitableShape
@@ -39,13 +40,16 @@ def encode_layout(
     advance: Callable[[int], None] = lambda _: None,
     *,
     equal: bool = True,
+    expect: Callable[[Sequence[Block]], None] = lambda _: None,
 ) -> tuple[Layout, tuple[str, ...]]:
     """``layout`` with the matrices in ``chosen`` encoded, and what had to stay as it is, in words.
 
     Where ``lengths`` differ little, matrices of one shape have room for the longest, unless ``equal`` is false.
-    ``advance`` is told the bytes of each block that is done. Further planes of a block lie in blocks of their own,
+    ``advance`` is told the bytes of each block that is done, and ``expect`` at first the blocks, with nothing but their
+    matrices that ``lengths`` will be asked for, packed. Further planes of a block lie in blocks of their own,
     right behind it: a read of all planes is one read.
     """
+    expect(_unknown(layout, chosen))
     known = _find_planes(layout, chosen, lengths, advance, equal=equal)
     blocks: list[Block] = []
     for block in layout.blocks:
@@ -66,6 +70,21 @@ def encode_layout(
         for plane, specs in further.items():
             blocks.append(replace(block, id=block.id.residual(plane), tensors=tuple(specs)))
     return replace(layout, blocks=lay_out_again(blocks)), tuple(known.notes)
+
+
+def _unknown(layout: Layout, chosen: Mapping[Key, Choice]) -> list[Block]:
+    """Blocks with those matrices alone whose lengths only their numbers tell."""
+    found = []
+    for block in layout.blocks:
+        specs = []
+        for spec in block.tensors:
+            choice = of_matrix(chosen, spec.name, block.id.expert)
+            with suppress(UnsuitableShape):
+                if choice and FORMATS[choice.format].lengths(*shape_of(spec, choice)) is None:
+                    specs.append(replace(spec, packing=Packing(choice.format, transposed=choice.transposed)))
+        if specs:
+            found.append(replace(block, tensors=tuple(specs)))
+    return found
 
 
 def _find_planes(

@@ -45,6 +45,10 @@ class Measure(Protocol):
         """Bytes of each plane of a matrix, of an expert's with its number. Raises UnsuitableShape."""
         ...
 
+    def expect(self, blocks: Sequence[Block]) -> None:
+        """The lengths of all matrices of ``blocks``, which have packings, will be asked for, in this order."""
+        ...
+
     def losses(
         self, blocks: Sequence[Block], chosen: Mapping[str, Choice], each: Callable[[Block], None]
     ) -> list[list[float]]:

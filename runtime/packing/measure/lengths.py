@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +14,7 @@ from ....tiering.driving.small_files import make_folder, read_small
 from ....tiering.driving.strict_json import items, many, parse_json, text, whole
 from ....tiering.store.bundle.drive_writer import translate_errors
 from ....tiering.store.bundle.journal import LENGTHS
-from ....tiering.store.bundle.manifest import TensorSpec
+from ....tiering.store.bundle.manifest import Block, TensorSpec
 from ..arrange.formats import Choice
 from ..arrange.planes import Lengths, Planes
 
@@ -36,17 +38,33 @@ class KeptLengths:
     def __call__(self, spec: TensorSpec, expert: int | None, choice: Choice) -> Planes:
         """Bytes of each plane. Raises what ``lengths`` raises, FlashFull or BundleError when they cannot be kept."""
         key = spec.name, expert, choice.format
-        if len(self._known.get(key, ())) != FORMATS[choice.format].planes:
+        if not self._knows(key):
             self._known[key] = self._lengths(spec, expert, choice)
             with translate_errors(self._path.parent):
                 self._keep(key)
         return self._known[key]
+
+    def unknown(self, blocks: Sequence[Block]) -> list[Block]:
+        """``blocks`` with those of their packed matrices alone of which nothing is known yet."""
+        found = []
+        for block in blocks:
+            specs = tuple(
+                spec
+                for spec in block.tensors
+                if spec.packing and not self._knows((spec.name, block.id.expert, spec.packing.format))
+            )
+            if specs:
+                found.append(replace(block, tensors=specs))
+        return found
 
     def close(self) -> None:
         """Idempotent."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _knows(self, key: tuple[str, int | None, str]) -> bool:
+        return len(self._known.get(key, ())) == FORMATS[key[2]].planes
 
     def _keep(self, *keys: tuple[str, int | None, str]) -> None:
         if self._file is None:  # anew, without what a crash has torn

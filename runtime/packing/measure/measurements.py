@@ -25,9 +25,10 @@ class Measurements:
         shares: Callable[[], Mapping[BlockId, float]],
         calibration: Calibration,
         progress: Progress,
+        expect: Callable[[Sequence[Block]], None],
     ) -> None:
-        """``shares`` is called when errors are asked for."""
-        self.lengths = lengths
+        """``shares`` is called when errors are asked for, ``expect`` before lengths are."""
+        self.lengths, self.expect = lengths, expect
         self._weights, self._shares, self._calibration = weights, shares, calibration
         self._progress = progress
 

@@ -129,7 +129,7 @@ def test_all_that_is_said_of_the_weights_is_tested(monkeypatch):
     monkeypatch.setattr(command, "Weights", Rules)
     original = Config().model_copy(update={"weights": Rules()})
     config = Config().model_copy(update={"weights": Rules(experts="coarse")})
-    assert command._tested(config, original, None) == {"as-is experts=coarse": config}
+    assert command._tested(config, original, None) == {"auto experts=coarse": config}
     faster = original.model_copy(update={"io": Io(depth=3)})
     assert command._tested(faster, original, None) == {}, "other settings change no bit"
 

@@ -105,12 +105,14 @@ def test_control_c_says_how_to_go_on(at: int, tmp_path: Path, monkeypatch: pytes
 def test_an_interrupted_lossless_packing_encodes_no_matrix_anew(
     stage: str, at: int, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``most``: how often a matrix is encoded on average when packing goes on; twice if it had not begun. The last line
-    that was kept of what was measured is torn, as after a crash."""
+    """``most``: how often a matrix is measured or encoded on average when packing goes on; twice if it had not begun.
+    The last line that was kept of what was measured is torn, as after a crash."""
     monkeypatch.setattr(writer, "COMMIT", 40_000)
     rules, source = Rules("lossless"), save_tiny("qwen3_moe", tmp_path / "checkpoint", torch.bfloat16)
-    encode, encoded = Lossless.encode, list[int]()
-    monkeypatch.setattr(Lossless, "encode", lambda *given: encoded.append(1) or encode(*given))
+    encoded = list[int]()
+    for name in ("find_lengths", "encode"):
+        method = getattr(Lossless, name)
+        monkeypatch.setattr(Lossless, name, lambda *given, method=method: encoded.append(1) or method(*given))
     expected = files_of(packed(source, tmp_path / "whole", rules=rules).folder)
     matrices = len(encoded) // 2
     encoded.clear()

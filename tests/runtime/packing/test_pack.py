@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.runtime.checkpoints import convert
 from penstock.runtime.checkpoints.built_model import BuiltModel
+from penstock.runtime.packing.arrange.formats import Rules
 from penstock.runtime.packing.pack import pack
 from penstock.tiering.errors import CheckpointError, ConfigError
 from penstock.tiering.store.bundle.manifest import TENSOR_ALIGNMENT
@@ -215,3 +216,14 @@ def test_a_device_gets_a_bundle_of_aligned_weights(tmp_path: Path) -> None:
         bundle.close()
     with pack(folder, store=store, host_memory=32 * MiB) as again:
         assert again.folder == bundles[0].folder
+
+
+@pytest.mark.parametrize("format_", ["as-is", "lossless", "int4", "nested"])
+def test_what_runs_ahead_changes_no_byte(format_: str, tmp_path: Path) -> None:
+    """With 32 MiB nothing does."""
+    source = save_tiny("qwen3_moe", tmp_path / "checkpoint", torch.bfloat16, hidden_size=128)
+    rules, found = Rules(format_), []
+    for memory in (32 * MiB, 256 * MiB):
+        with packed(source, tmp_path / str(memory), rules=rules, host_memory=memory) as bundle:
+            found.append(files_of(bundle.folder))
+    assert found[0] == found[1]

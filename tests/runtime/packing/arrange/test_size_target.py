@@ -19,7 +19,7 @@ from penstock.runtime.config.settings import Weights
 from penstock.runtime.packing.arrange.arrange import estimate
 from penstock.runtime.packing.arrange.formats import Rules
 from penstock.runtime.packing.pack import pack
-from penstock.runtime.packing.rules import choose_rules
+from penstock.runtime.packing.rules import named_rules
 from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import ConfigError
 from penstock.tiering.store.bundle.manifest import TensorSpec
@@ -88,10 +88,11 @@ def test_what_has_room_for_every_bit_takes_no_more_than_these_need(folder: Path,
 def test_exact_matrices_are_encoded_only_where_int8_fits(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And then once to find out their lengths, however many are taken, and once to be written."""
+    """And then measured once, to find out their lengths, however many are taken."""
     encoded: list[int] = []
-    encode = Lossless.encode
-    monkeypatch.setattr(Lossless, "encode", lambda *given: encoded.append(1) or encode(*given))
+    for name in ("find_lengths", "encode"):
+        method = getattr(Lossless, name)
+        monkeypatch.setattr(Lossless, name, lambda *given, method=method: encoded.append(1) or method(*given))
     int8 = uniform(folder, tmp_path, "int8")
     fitted(folder, tmp_path, int8 - PAGE).close()
     assert encoded == []
@@ -213,6 +214,6 @@ def test_a_size_that_is_none_is_said(wrong: str) -> None:
 
 
 def test_only_the_whole_bundle_has_a_size() -> None:
-    assert choose_rules(Weights(format="fit:2GiB"), Path("store")) == Rules("fit:2GiB")
+    assert named_rules(Weights(format="fit:2GiB")) == (Rules("fit:2GiB"),)
     with pytest.raises(ConfigError, match="only format can have one"):
         penstock.Config().override(weights_experts="fit:2GiB")

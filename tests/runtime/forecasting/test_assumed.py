@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.runtime.planning.assumed import assumed_routes
+from penstock.runtime.forecasting.assumed import assumed_routes
 from penstock.tiering.planner.arrangement import ExpertLayer
 from penstock.tiering.policy.eviction import EVICTION
 from penstock.tiering.policy.hits import hit_ratio

@@ -7,10 +7,10 @@ import torch
 
 from penstock.runtime.checkpoints.describe import describe
 from penstock.runtime.checkpoints.meta_model import build_meta_model
+from penstock.runtime.forecasting.assumed import assumed_routes
+from penstock.runtime.forecasting.forecast import PRECISION, Devices, Forecast, Forecaster, count_decoded, count_routed
 from penstock.runtime.loading.outline import outline_model
 from penstock.runtime.machine.timings import Timings
-from penstock.runtime.planning.assumed import assumed_routes
-from penstock.runtime.planning.forecast import PRECISION, Devices, Forecast, Forecaster, count_decoded, count_routed
 from penstock.runtime.routing.routes import Routes
 from penstock.tiering.errors import DeviceModelError
 from penstock.tiering.planner.arrangement import (
