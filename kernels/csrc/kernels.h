@@ -28,4 +28,5 @@
 #include "kv/page_masses.h"
 #include "kv/quantised.h"
 #include "kv/bounds.h"
+#include "modules/attention_row.h"
 #endif

@@ -34,6 +34,7 @@ from .class_forward import own_forward
 from .copying import copy_plainly
 from .few_rows import fast_weight, few_rows
 from .model_forward import Around, Forwards
+from .row_attention import use_row_attention
 from .scopes import Scopes
 from .streamed import LayerLease, StreamedModule, lease_all
 from .uncompiled import keep_uncompiled
@@ -87,6 +88,8 @@ class _Attachment:
             if (leased := self._attach_dense(path, module)) is not None:
                 streamed[path] = leased
         self._link_experts()
+        if self._tier.native:
+            use_row_attention(self._model)
         modules = dict(self._model.named_modules())
         self._attach_parts(modules, streamed)
         self._attach_layers(modules, streamed)
