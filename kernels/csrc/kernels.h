@@ -29,4 +29,6 @@
 #include "kv/quantised.h"
 #include "kv/bounds.h"
 #include "modules/attention_row.h"
+#include "modules/rms_norm.h"
+#include "modules/rotary.h"
 #endif

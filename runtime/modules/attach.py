@@ -34,6 +34,7 @@ from .class_forward import own_forward
 from .copying import copy_plainly
 from .few_rows import fast_weight, few_rows
 from .model_forward import Around, Forwards
+from .rms_norm import rms_norm
 from .row_attention import use_row_attention
 from .scopes import Scopes
 from .streamed import LayerLease, StreamedModule, lease_all
@@ -132,9 +133,11 @@ class _Attachment:
 
     def _attach_dense(self, path: str, module: nn.Module) -> StreamedModule | None:
         """Bind or stream the module's own weights. Returns the module as a streamed one, if any of them is."""
-        fast = few_rows(module, own_forward(module)) if self._tier.native else None
-        if fast is not None:
-            _give(module, fast)
+        if self._tier.native:
+            own = own_forward(module)
+            fast = few_rows(module, own) or rms_norm(module, own)
+            if fast is not None:
+                _give(module, fast)
         streamed: dict[Block, dict[str, TensorSpec]] = {}
         stored: dict[str, StreamedWeight] = {}
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
