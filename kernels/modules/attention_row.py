@@ -83,7 +83,7 @@ def attend_row(
         return None
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return None
-    if autocasts() or not torch.backends.cuda.flash_sdp_enabled() or functional.scaled_dot_product_attention != _TORCHS:
+    if autocasts() or not torch._C._get_flash_sdp_enabled() or functional.scaled_dot_product_attention != _TORCHS:
         return None
     found = find_row_attention(dim)
     return None if found is None else found(query.contiguous(), key, value, dim**-0.5 if scaling is None else scaling)

@@ -134,8 +134,8 @@ class _Attachment:
     def _attach_dense(self, path: str, module: nn.Module) -> StreamedModule | None:
         """Bind or stream the module's own weights. Returns the module as a streamed one, if any of them is."""
         if self._tier.native:
-            own = own_forward(module)
-            fast = few_rows(module, own) or rms_norm(module, own)
+            original = own_forward(module)
+            fast = few_rows(module, original) or rms_norm(module, original)
             if fast is not None:
                 _give(module, fast)
         streamed: dict[Block, dict[str, TensorSpec]] = {}
