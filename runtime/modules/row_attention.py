@@ -65,7 +65,15 @@ def row_attention(
             out = attend_row(query, key, value, scaling)
             if out is not None:
                 return out, None
+    key, value = _together(key), _together(value)
     return own(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+
+
+def _together(numbers: torch.Tensor) -> torch.Tensor:
+    """``numbers`` [B, H, T, D] of a cache that grows, where heads may lie apart, as torch would have concatenated
+    them."""
+    apart = type(numbers) is torch.Tensor and numbers.stride(2) == numbers.shape[3]
+    return numbers.contiguous() if apart else numbers
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, row_attention)

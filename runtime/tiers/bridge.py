@@ -134,18 +134,13 @@ class Bridge:
         return self._at_once(self._planner.lease_resident, blocks)
 
     def _at_once(self, change: Callable[..., Found | None], blocks: Sequence[BlockId], *more: object) -> Found | None:
-        """What ``change`` of the planner gives for the calling thread and ``blocks``. None where that needs an event: it
-        is recorded, others wait for it, signals may come in between, or the planner is in the middle of one."""
+        """What ``change`` of the planner gives for the calling thread and ``blocks``. None where that needs an event:
+        it is recorded, others wait for it, signals may come in between, or the planner is in the middle of one."""
         me = threading.get_ident()
         with no_waiting, self._lock:
-            outside = not SHIELD.on and me == SHIELD.main
-            if (
-                outside
-                or self._busy
-                or self._closed is not None
-                or self._recording is not None
-                or self._planner.crowded
-            ):
+            if self._busy or self._closed is not None or self._recording is not None or self._planner.crowded:
+                return None
+            if not SHIELD.on and me == SHIELD.main:  # outside of a forward
                 return None
             return self._account(change, me, blocks, *more)
 
