@@ -30,5 +30,4 @@
 #include "kv/bounds.h"
 #include "modules/attention_row.h"
 #include "modules/rms_norm.h"
-#include "modules/rotary.h"
 #endif
