@@ -59,7 +59,7 @@ def count_calls(engine: Transformers, ids: Iterator[int]) -> float:
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(BLOCK):
             engine.feed([next(ids)])
-    return sum(event.count for event in profiled.key_averages() if event.key.startswith("aten::")) / BLOCK
+    return float(sum(event.count for event in profiled.key_averages() if event.key.startswith("aten::"))) / BLOCK
 
 
 def main() -> None:

@@ -52,6 +52,9 @@ _ROOMS: "weakref.WeakKeyDictionary[DynamicLayer, dict[str, _Room]]" = weakref.We
 class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """A layer during a forward."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
