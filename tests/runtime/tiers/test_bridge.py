@@ -304,8 +304,9 @@ def test_a_generator_collected_inside_the_planner_does_not_deadlock(rig: Rig) ->
         assert Worker(work).result() is None
     finally:
         gc.enable()
-    # Nearly always in this order. What other tests have left running may collect garbage too.
-    assert {type(event) for event in events} == {Release, Cancel}
+    # What other tests have left running may collect garbage too. Blocks are given back by an event if others want them.
+    assert Cancel in map(type, events)
+    assert {type(event) for event in events} <= {Release, Cancel}
     assert not rig.held()
     rig.flash.gate.set()
     rig.bridge.check_integrity()
