@@ -25,7 +25,7 @@ class BuildKernels(build_ext):
             raise CompileError("the kernels need GCC or Clang")
         openmp = ["-fopenmp"] if self._has_openmp() else []
         extension.extra_compile_args = ["-O3", "-g0", "-Wno-psabi", "-ffp-contract=off", *openmp]
-        extension.extra_link_args = openmp
+        extension.extra_link_args = [*openmp, "-lm"]
         super().build_extension(extension)
 
     def copy_extensions_to_source(self) -> None:

@@ -48,11 +48,13 @@ _LEVEL: dict[str, list[Any]] = {
     "products_nested": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
     "decode_nested": [c_void_p] * 2 + [c_long] * 4 + [c_int],
     "block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
+    "rms_norm": [c_void_p] * 3 + [c_long] * 2 + [c_float] + [c_int] * 2,
     "decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
 }
 """Signatures of the functions that are compiled for each level and return nothing."""
 _LEVEL_WITH_RESULT: dict[str, list[Any]] = {
     "takes_order": [c_long],
+    "attend_row": [c_void_p] * 5 + [c_long] * 6 + [c_float] + [c_int] * 3,
     "lossless_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
     "lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p, c_int],
 }

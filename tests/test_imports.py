@@ -22,6 +22,7 @@ ROOMS = {
         "kernels.io",
         "kernels.machine",
         "kernels.products",
+        "kernels.modules",
         "kernels.formats",
         "kernels.cuda",
         "kernels.weights",

@@ -29,4 +29,6 @@
 #include "kv/page_masses.h"
 #include "kv/quantised.h"
 #include "kv/bounds.h"
+#include "modules/attention_row.h"
+#include "modules/rms_norm.h"
 #endif

@@ -187,7 +187,7 @@ class SideBySide(NamedTuple):
             active = recipe.activation(inner.flatten(0, 1)).contiguous().view(len(experts), self.rows, -1)
         else:
             active = torch.stack([recipe.activation(one) for one in inner])
-        first, size = active.data_ptr(), active[0].nbytes
+        first, size = active.data_ptr(), active.nbytes // len(experts)
         out = self.down([expert.down for expert in experts], range(first, first + len(experts) * size, size))
         return out if recipe.post is None else torch.stack([recipe.post(one) for one in out])
 

@@ -8,12 +8,13 @@ other order. There is no such product without the compiled library, or where no 
 torch's.
 """
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
-from ..calls import multiply
+from ..calls import multiply, with_team
 from ..native import KERNELS
 
 MOST_ROWS = 4
@@ -47,6 +48,18 @@ class Products:
         room = torch.empty(len(inputs) * self.room, dtype=torch.uint8)
         numbers = self.k, self.order, room.data_ptr()
         return multiply(KERNELS.products, matrices, inputs, self.rows, self.n, *numbers, threads=self.threads)
+
+    def one(self, matrix: int, input: int, shape: Sequence[int]) -> torch.Tensor:
+        """Compute bfloat16 ``shape``, of ``rows * n`` numbers: ``input @ matrix.T``, both given by their addresses."""
+        assert KERNELS is not None
+        out = torch.empty(shape, dtype=torch.bfloat16)
+        addresses = (ctypes.c_uint64 * 3)(matrix, input, out.data_ptr())
+        at = ctypes.addressof(addresses)
+        room = torch.empty(self.room, dtype=torch.uint8) if self.order <= 0 else None
+        numbers = self.rows, self.n, self.k, self.order, None if room is None else room.data_ptr()
+        kernel = KERNELS.products
+        with_team(self.threads, lambda team: kernel(1, at, at + 8, at + 16, *numbers, team))
+        return out
 
 
 def find_product(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> Products | None:

@@ -138,6 +138,11 @@ class FastExperts:
         """``window``, leased, as it arrives, as many as are there at a time. Before the first wait, or at once if there
         is none, ``rest`` is announced: the drive has work as long as anybody waits for it. Instead of waiting
         ``meanwhile`` is called, as long as that says that there was something to do."""
+        whole = self._experts.lease_resident(window)
+        if whole is not None:
+            coming.announce(rest)
+            yield whole
+            return
         with self._bridge.acquire(window) as leases:
             arrived = leases.here()
             if arrived and leases.left:

@@ -120,6 +120,15 @@ class TierExperts:
         experts = [(block.part, view.expert) for (block, _), view in zip(arrived, views, strict=True)]
         return Arrived(experts, leases.leased([block for block, _ in arrived]))
 
+    def lease_resident(self, blocks: Sequence[BlockId]) -> Arrived | None:
+        """The experts ``blocks``, leased at once as they are to be computed with. None if that cannot be."""
+        slots = None if self._fixed.planes is not None else self.bridge.lease_resident(blocks)
+        if slots is None:
+            return None
+        views = [self._views[block.part].on(slot) for block, slot in zip(blocks, slots, strict=True)]
+        self._planes.add([view.planes for view in views])
+        return Arrived([(block.part, view.expert) for block, view in zip(blocks, views, strict=True)], list(blocks))
+
     def lease_one(self, block: BlockId) -> tuple[tuple[torch.Tensor, ...], list[BlockId]]:
         """Lease ``block``. Returns its tensors, and the blocks to give back."""
         leases = self.bridge.acquire([block])

@@ -34,6 +34,8 @@ from .class_forward import own_forward
 from .copying import copy_plainly
 from .few_rows import fast_weight, few_rows
 from .model_forward import Around, Forwards
+from .rms_norm import rms_norm
+from .row_attention import use_row_attention
 from .scopes import Scopes
 from .streamed import LayerLease, StreamedModule, lease_all
 from .uncompiled import keep_uncompiled
@@ -87,6 +89,8 @@ class _Attachment:
             if (leased := self._attach_dense(path, module)) is not None:
                 streamed[path] = leased
         self._link_experts()
+        if self._tier.native:
+            use_row_attention(self._model)
         modules = dict(self._model.named_modules())
         self._attach_parts(modules, streamed)
         self._attach_layers(modules, streamed)
@@ -129,9 +133,11 @@ class _Attachment:
 
     def _attach_dense(self, path: str, module: nn.Module) -> StreamedModule | None:
         """Bind or stream the module's own weights. Returns the module as a streamed one, if any of them is."""
-        fast = few_rows(module, own_forward(module)) if self._tier.native else None
-        if fast is not None:
-            _give(module, fast)
+        if self._tier.native:
+            original = own_forward(module)
+            fast = few_rows(module, original) or rms_norm(module, original)
+            if fast is not None:
+                _give(module, fast)
         streamed: dict[Block, dict[str, TensorSpec]] = {}
         stored: dict[str, StreamedWeight] = {}
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)

@@ -90,4 +90,4 @@ def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
     if product is None:
         return None
     state = input.contiguous()
-    return product([weight.data_ptr()], [state.data_ptr()]).view(*input.shape[:-1], n)
+    return product.one(weight.data_ptr(), state.data_ptr(), (*input.shape[:-1], n))

@@ -19,9 +19,11 @@ from ...kernels.process.interrupts import SHIELD, calls_others
 from ...tiering.errors import Closed, Forked
 from ...tiering.policy.prefetch.predictor_choice import Predictors
 from ..checkpoints.modules import positional_names
+from ..kv.cache.growing import growing
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier
+from .row_attention import IMPLEMENTATION
 from .run_meter import RunMeter
 from .scopes import Scopes
 
@@ -89,9 +91,11 @@ class Forwards:
         self._meter.begin()
         try:
             with self._current(), around(kwargs):
+                past = kwargs.get("past_key_values")
                 # As they came: a forward that takes *args may look at them by number.
                 first = [kwargs.pop(name) for name in names]
-                out = scopes.run(model, original, *first, *args[len(names) :], **kwargs)
+                with self._growing(model, past):
+                    out = scopes.run(model, original, *first, *args[len(names) :], **kwargs)
             done = ids.numel() if isinstance(ids, torch.Tensor) else 0
             self._note_tokens(done)
             self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
@@ -115,6 +119,11 @@ class Forwards:
     def _current(self) -> AbstractContextManager[None]:
         """See Device.current."""
         return nullcontext() if self._device is None else self._device.device.current()
+
+    def _growing(self, model: Any, past: object) -> AbstractContextManager[None]:
+        """Around a forward with the cache ``past``, if only our attention reads it: others might sum keys that do not
+        lie together in another order."""
+        return growing(past) if model.config._attn_implementation == IMPLEMENTATION else nullcontext()
 
     def _note_tokens(self, tokens: int) -> None:
         with self._lock:

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from ...kernels.products.row_parts import BIT_TRIALS, fills_vectors
 from ..checkpoints.modules import is_experts, layer_of
 from ..modules.chunks import is_library_code
+from ..modules.row_attention import IMPLEMENTATION
 from .calls import compute_part
 
 TILE = 512
@@ -59,7 +60,8 @@ def _is_rowwise(model: Any, cache: Cache) -> bool:
     """Whether only attention, as torch computes it, mixes tokens. Experts do not count as such: the number of their
     rows depends on the call."""
     plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
-    if not plain or model.config.get_text_config(decoder=True)._attn_implementation != "sdpa":
+    own = model.config.get_text_config(decoder=True)._attn_implementation
+    if not plain or own not in ("sdpa", IMPLEMENTATION):
         return False
     if model.device.type != "cpu":  # a device's attention divides keys in another way
         return False

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ...kernels.process.ending import ENDING, waits
 from ...kernels.process.forks import FORKED, leave_at_fork
@@ -44,6 +44,7 @@ from .leases import Inbox, Leases
 if TYPE_CHECKING:
     from ..tracing.run_recording import RunRecording
 
+Found = TypeVar("Found")
 Answer = Callable[[Grant | Refuse], None]
 """Called with each answer to a request, under the lock of the bridge that gives it."""
 
@@ -124,8 +125,24 @@ class Bridge:
 
     def release(self, *blocks: BlockId) -> None:
         """Give back one lease of the calling thread on each of ``blocks``."""
-        if self._closed is None:
+        if self._closed is None and not self._at_once(self._planner.give_back, blocks):
             self._post(Release(threading.get_ident(), blocks))
+
+    def lease_resident(self, blocks: Sequence[BlockId]) -> list[Slot] | None:
+        """As ``acquire``, where all of ``blocks`` are in memory and no other thread is in a forward: their slots. None
+        elsewhere. Most tokens of a model that is in memory end here."""
+        return self._at_once(self._planner.lease_resident, blocks)
+
+    def _at_once(self, change: Callable[..., Found | None], blocks: Sequence[BlockId], *more: object) -> Found | None:
+        """What ``change`` of the planner gives for the calling thread and ``blocks``. None where that needs an event:
+        it is recorded, others wait for it, signals may come in between, or the planner is in the middle of one."""
+        me = threading.get_ident()
+        with no_waiting, self._lock:
+            if self._busy or self._closed is not None or self._recording is not None or self._planner.crowded:
+                return None
+            if not SHIELD.on and me == SHIELD.main:  # outside of a forward
+                return None
+            return self._account(change, me, blocks, *more)
 
     def expect(
         self,
@@ -238,6 +255,9 @@ class Bridge:
     def acquire_resident(self, blocks: Sequence[BlockId], *, region: str | None = None) -> dict[BlockId, Slot] | None:
         """Lease ``blocks`` for the calling thread if all of them are in memory now, and in ``region`` if that is given.
         Returns their slots, or None. Reads nothing and waits for nothing, because blocks could leave meanwhile."""
+        slots = self._at_once(self._planner.lease_resident, blocks, region)
+        if slots is not None:
+            return dict(zip(blocks, slots, strict=True))
         with no_waiting, self._lock:
             for block in blocks:
                 slot = self._planner.residency.slot(block)
@@ -333,26 +353,34 @@ class Bridge:
             if self._closed is not None:
                 if isinstance(event, Acquire | Begin):
                     raise self._error(self._closed)
-                return None
-            self._late.append(event)
-            if self._busy:  # the garbage collector closed leases while this thread was in here
-                return None
-            self._busy = True
-            try:
-                while self._late:
-                    event = self._late.popleft()
-                    now = time.monotonic()
-                    actions = self._planner.handle(event, now)
-                    if self._recording is not None:
-                        self._recording.step(now, event, actions)
-                    self._perform(actions)
-                    if isinstance(event, Acquire | Begin | End):
-                        self._moved.notify_all()
-            except BaseException as error:  # an error half-way leaves the accounts unknown: go no further
-                self._stop(f"this model was interrupted in the middle of its accounts by {error!r}; load it again")
-                raise
-            finally:
-                self._busy = False
+            elif self._busy:  # the garbage collector closed leases while this thread was in here
+                self._late.append(event)
+            else:
+                self._account(self._handle, event)
+        return None
+
+    def _account(self, change: Callable[..., Found], *given: object) -> Found:
+        """What ``change`` of the accounts gives; then the events that came meanwhile are handled."""
+        self._busy = True
+        try:
+            found = change(*given)
+            while self._late:
+                self._handle(self._late.popleft())
+            return found
+        except BaseException as error:  # an error half-way leaves the accounts unknown: go no further
+            self._stop(f"this model was interrupted in the middle of its accounts by {error!r}; load it again")
+            raise
+        finally:
+            self._busy = False
+
+    def _handle(self, event: Event) -> None:
+        now = time.monotonic()
+        actions = self._planner.handle(event, now)
+        if self._recording is not None:
+            self._recording.step(now, event, actions)
+        self._perform(actions)
+        if isinstance(event, Acquire | Begin | End):
+            self._moved.notify_all()
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:

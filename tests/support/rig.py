@@ -1,10 +1,10 @@
 """A bridge over tiny regions and a fake drive, and threads to use it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from penstock.runtime.tiers.bridge import Bridge
-from penstock.tiering.events import Action, Event, Slot
+from penstock.tiering.events import Action, Event, Slot, Stream
 from penstock.tiering.planner.planner import Planner
 from penstock.tiering.planner.regions import EXPERTS, PINNED, STREAM, Home
 from penstock.tiering.planner.residency import Residency
@@ -26,6 +26,8 @@ class HookedPlanner(Planner):
     """Calls ``hook`` with every event, before or after it is handled."""
 
     before: Callable[[Event], None] | None = None
+    inside: Callable[[], object] | None = None
+    """Called while blocks are given back without an event."""
     after: Callable[[Event], None] | None = None
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -35,6 +37,11 @@ class HookedPlanner(Planner):
         if self.after is not None:
             self.after(event)
         return actions
+
+    def give_back(self, stream: Stream, blocks: Sequence[BlockId]) -> bool:
+        if self.inside is not None:
+            self.inside()
+        return super().give_back(stream, blocks)
 
 
 class Rig:

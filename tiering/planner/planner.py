@@ -38,7 +38,7 @@ Resize         limits of the regions; blocks beyond a limit go as soon as they a
 =============  ==========================================================================================
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..events import (
     Acquire,
@@ -129,11 +129,9 @@ class Planner:
                 if not self._acquire(event, actions):
                     return actions  # all are resident: nothing that could be read has changed
             case Release():
-                for block in event.blocks:
-                    self.residency.release(block, event.stream)
-                wanted = self._requests.queue or self._expectations or self._limits.leaving
-                if not wanted and not any(self._homes[block].region == STREAM for block in event.blocks):
-                    return actions  # room that nobody wants
+                if self.give_back(event.stream, event.blocks):
+                    return actions
+                self.residency.release_all(event.blocks, event.stream)
             case Expect():
                 self._policies[RESIDUALS].used(event.residuals)
                 self._expectations.expect(event)
@@ -154,6 +152,34 @@ class Planner:
             self._room.clear_out(actions)
         self._scheduler.schedule(actions, now)
         return actions
+
+    def lease_resident(self, stream: Stream, blocks: Sequence[BlockId], region: str | None = None) -> list[Slot] | None:
+        """As Acquire and the grants that follow: lease ``blocks`` for ``stream`` and return their slots. None, and
+        nothing has happened, unless all are ready, and in ``region`` if that is given, and no block has residuals."""
+        slots: list[Slot] = []
+        for block in blocks:
+            slot = self.residency.slot(block)
+            if slot is None or region not in (None, slot.region):
+                return None
+            slots.append(slot)
+        if self._refinement.has_residuals:
+            return None
+        for used in self._use(stream, blocks):
+            experts = sum(block.kind == "expert" for block in used)
+            self.counters.expert_hits += experts
+            self.counters.dense_hits += len(used) - experts
+        self.residency.lease_all(blocks, stream)
+        return slots
+
+    def give_back(self, stream: Stream, blocks: Sequence[BlockId]) -> bool:
+        """As Release, if nobody wants the room of ``blocks``. Returns whether that is so; otherwise nothing has
+        happened."""
+        if self._requests.queue or self._expectations or self._limits.leaving:
+            return False
+        if any(self._homes[block].region == STREAM for block in blocks):
+            return False
+        self.residency.release_all(blocks, stream)
+        return True
 
     @property
     def homes(self) -> Mapping[BlockId, Home]:
@@ -192,19 +218,11 @@ class Planner:
     def _acquire(self, event: Acquire, actions: list[Action]) -> bool:
         """Grant what is resident, queue the rest; whether anything is missing."""
         assert len(set(event.blocks)) == len(event.blocks)
-        self._expectations.asked(event.stream, event.blocks)
-        if event.blocks:
-            self._route.reach(event.stream, event.blocks[0].module)
-        for region in (STREAM, EXPERTS):  # residuals count as used when they are expected, resident or not
-            policy = self._policies[region]
-            if used := [block for block in event.blocks if self._homes[block].region == region]:
-                policy.used(used)
+        self._use(event.stream, event.blocks)
         missing = False
         for block in event.blocks:
             region = self._homes[block].region
             slot = self.residency.slot(block)
-            if region != EXPERTS:
-                self._cycle.advance(event.stream, block)
             if region in (STREAM, EXPERTS):
                 self._count(block, slot is not None)
             if slot is not None:
@@ -259,6 +277,25 @@ class Planner:
         self._route.end(stream)
 
     # --- parts of events --------------------------------------------------------------------------------------------
+
+    def _use(self, stream: Stream, blocks: Sequence[BlockId]) -> list[list[BlockId]]:
+        """``stream`` asks for ``blocks``, resident or not. Returns those that are streamed, and those of experts."""
+        self._expectations.asked(stream, blocks)
+        if blocks:
+            self._route.reach(stream, blocks[0].module)
+        used: list[list[BlockId]] = [[], []]  # residuals count as used when they are expected, resident or not
+        for block in blocks:
+            region = self._homes[block].region
+            if region == EXPERTS:
+                used[1].append(block)
+                continue
+            self._cycle.advance(stream, block)
+            if region == STREAM:
+                used[0].append(block)
+        for region, some in zip((STREAM, EXPERTS), used, strict=True):
+            if some:
+                self._policies[region].used(some)
+        return used
 
     def _grant(self, number: int, stream: Stream, block: BlockId, slot: Slot, actions: list[Action]) -> None:
         self.residency.lease(block, stream)

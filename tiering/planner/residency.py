@@ -13,7 +13,7 @@ already beyond it must go, and the memory there is given back in one piece, in w
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..events import Slot, Stream
 from ..units import BlockId
@@ -140,18 +140,35 @@ class Residency:
 
     def lease(self, block: BlockId, stream: Stream) -> None:
         """One more lease of ``stream`` on ``block``, which is ready."""
-        assert self.slot(block) is not None
-        self._leases[block] += 1
-        self._held.setdefault(stream, Counter())[block] += 1
+        self.lease_all((block,), stream)
+
+    def lease_all(self, blocks: Sequence[BlockId], stream: Stream) -> None:
+        """One more lease of ``stream`` on each of ``blocks``, which are ready."""
+        slots, loading, leases = self._slots, self._loading, self._leases
+        held = self._held.get(stream)
+        if held is None:
+            held = self._held[stream] = Counter()
+        for block in blocks:
+            assert block in slots
+            assert block not in loading
+            leases[block] = leases.get(block, 0) + 1
+            held[block] = held.get(block, 0) + 1
 
     def release(self, block: BlockId, stream: Stream) -> None:
         """One lease of ``stream`` on ``block`` less."""
-        held = self._held[stream]
-        assert held[block] > 0
-        for counter in (held, self._leases):
-            counter[block] -= 1
-            if not counter[block]:
-                del counter[block]
+        self.release_all((block,), stream)
+
+    def release_all(self, blocks: Sequence[BlockId], stream: Stream) -> None:
+        """One lease of ``stream`` on each of ``blocks`` less."""
+        held, leases = self._held[stream], self._leases
+        for block in blocks:
+            assert held.get(block, 0) > 0
+            for counter in (held, leases):
+                left = counter[block] - 1
+                if left:
+                    counter[block] = left
+                else:
+                    dict.__delitem__(counter, block)
         if not held:
             del self._held[stream]
 

@@ -28,4 +28,17 @@ INLINE floats f_exp(floats x)
 #endif
 }
 
+/* exp as torch's flash attention computes it where the result becomes bfloat16: to a relative error of 2e-4, of numbers
+   up to 88, the same bits at every level. 0 below -87.3. The number's exponent and a polynomial are the result's bits. */
+INLINE floats f_exp_brief(floats x)
+{
+    const floats power = f_mul(x, f_all(1.44269502f)), part = f_sub(power, f_floor(power));
+    floats p = f_fma_once(part, f_all(-0.079204240219773236f), f_all(-0.22433836478672356f));
+    p = f_fma_once(part, p, f_all(0.30354260500649682f));
+    p = f_fma_once(part, p, f_all(0.00010703434948458272f));
+    const floats bits = f_fma_once(f_sub(power, p), f_all(8388608), f_all(1065353216));
+    const words tiny = f_less(x, f_all(-87.33654785f));
+    return w_bits(w_choose(tiny, w_all(0), f_to_words(bits)));
+}
+
 #endif

@@ -293,7 +293,8 @@ def test_a_generator_collected_inside_the_planner_does_not_deadlock(rig: Rig) ->
         cycle: list[object] = [rig.bridge.acquire([EXPERT[0], EXPERT[1]])]
         cycle.append(cycle)
         next(cycle[0])  # type: ignore[call-overload]
-        rig.planner.before = lambda event: (gc.collect(), events.append(event))  # type: ignore[assignment, return-value]
+        rig.planner.inside = gc.collect
+        rig.planner.before = events.append
         del cycle
         rig.bridge.release(EXPERT[0])
 
@@ -303,8 +304,10 @@ def test_a_generator_collected_inside_the_planner_does_not_deadlock(rig: Rig) ->
         assert Worker(work).result() is None
     finally:
         gc.enable()
-    # Nearly always in this order. What other tests have left running may collect garbage too.
-    assert {type(event) for event in events} == {Release, Cancel}
+    # What other tests have left running may collect garbage too. Blocks are given back by an event if others want them.
+    assert Cancel in map(type, events)
+    assert {type(event) for event in events} <= {Release, Cancel}
+    assert not rig.held()
     rig.flash.gate.set()
     rig.bridge.check_integrity()
 

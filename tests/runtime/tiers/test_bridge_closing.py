@@ -36,6 +36,7 @@ def test_closed_by_the_collector_inside_the_planner_does_not_wait(rig: Rig, kind
         rig.flash.gate.clear()
         rig.bridge.acquire([EXPERT[1]]).close()
         rig.planner.before = lambda event: rig.bridge.close() if isinstance(event, kind) else None
+        rig.planner.inside = rig.bridge.close if kind is Release else None
         rig.bridge.release(EXPERT[0])
         rig.use(EXPERT[2])
 

@@ -38,6 +38,11 @@ class Refinement:
         """The residuals of ``block``, in the order of their planes."""
         return self._residuals.get(block, ())
 
+    @property
+    def has_residuals(self) -> bool:
+        """Whether any block has some."""
+        return bool(self._residuals)
+
     def measure(self, experts: int, residuals: int) -> None:
         """The caches have these many bytes from now on."""
         self._has_room = experts >= self._first and residuals >= self._further

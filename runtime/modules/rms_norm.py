@@ -1,0 +1,69 @@
+"""Norms by the root mean square of a few rows: one call, with the bits of the module's own forward.
+
+No code per architecture: a module qualifies if it has a weight, an epsilon and nothing else, and a trial finds the norm
+that its class computes.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...kernels.modules.rms_norm import MOST, RMSNorm, find_rms_norm
+from ...kernels.products.autocast import autocasts
+from .chunks import is_library_code
+
+NormForward = Callable[..., torch.Tensor]
+
+_EPSILONS = ("variance_epsilon", "eps")
+_FOUND: dict[Hashable, RMSNorm | None] = {}
+"""By class, the forward of the class, width, dtype and epsilon."""
+
+
+def rms_norm(module: nn.Module, original: NormForward) -> NormForward | None:
+    """A forward for ``module`` that takes one call where that has the bits of its class, and ``original`` otherwise.
+    Returns None where it is no such norm."""
+    eps = next((getattr(module, name) for name in _EPSILONS if hasattr(module, name)), None)
+    alone = [*module._parameters] == ["weight"] and not module._buffers and not module._modules
+    if not alone or not isinstance(eps, float) or not is_library_code(module) or "forward" in vars(module):
+        return None
+    weight: Any = module._parameters["weight"]
+    if weight is None or weight.dim() != 1 or weight.dtype not in (torch.bfloat16, torch.float32):
+        return None
+    kind = type(module)
+    width, dtype, tried = weight.shape[0], weight.dtype, kind.forward
+    key = kind, tried, width, dtype, eps
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if len(args) != 1 or kwargs:
+            return original(*args, **kwargs)
+        state, weight = args[0], module._parameters.get("weight")
+        if type(state) is not torch.Tensor or type(weight) is not nn.Parameter or type(module).forward is not tried:
+            return original(state)
+        if state.dtype != dtype or weight.dtype != dtype or state.shape[-1] != width or state.numel() >= MOST:
+            return original(state)
+        if not (state.is_contiguous() and state.is_cpu and weight.is_cpu) or autocasts():
+            return original(state)
+        if torch.is_grad_enabled() and (state.requires_grad or weight.requires_grad):
+            return original(state)
+        if key not in _FOUND:
+            _FOUND[key] = find_rms_norm(_computation(module), width, dtype, eps)
+        norm = _FOUND[key]
+        return original(state) if norm is None else norm(state, weight)
+
+    return forward
+
+
+def _computation(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The forward of the class of ``module``, with any weight."""
+    kind = type(module)
+    like: Any = kind.__new__(kind)
+
+    def compute(state: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        plain = {name: value for name, value in vars(module).items() if name != "forward"}
+        vars(like).update(plain | {"_parameters": {"weight": nn.Parameter(weight, requires_grad=False)}})
+        out: torch.Tensor = kind.forward(like, state)
+        return out
+
+    return compute
