@@ -15,6 +15,7 @@ from ...kernels.experts.experts import Recipe
 from ...kernels.products import row_parts as parts
 from ...kernels.products.autocast import autocasts
 from ...kernels.products.few_rows import MOST_ROWS
+from ...kernels.products.row_order import ROW_ORDER
 from ...tiering.store.bundle.manifest import Block
 from ..tiers.views import like
 from .announcing import NextLayer
@@ -99,7 +100,14 @@ class StreamedExperts:
             return self._reference.run(hidden, index, weights)
         if self._grouped:  # other bits are welcome
             return self._fast.run(hidden, chosen, weights, self._host)
-        kind = (type(self._module), hidden.dtype, len(hidden) if len(hidden) <= MOST_ROWS else 0)
+        if ROW_ORDER.alone and len(hidden) > 1 and not self.trust.get((type(self._module), hidden.dtype, 1)):
+            tokens = zip(hidden.split(1), index.split(1), weights.split(1), chosen.split(1), strict=True)
+            return torch.cat([self._forward(*token) for token in tokens])
+        kind = (
+            type(self._module),
+            hidden.dtype,
+            1 if ROW_ORDER.alone else len(hidden) if len(hidden) <= MOST_ROWS else 0,
+        )
         trusted = self.trust.get(kind)
         if trusted is False:
             return self._reference.run(hidden, index, weights)

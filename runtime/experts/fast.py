@@ -15,6 +15,7 @@ import torch
 
 from ...kernels.experts.experts import Expert, Form, Recipe, find_form, find_side_by_side
 from ...kernels.process.interrupts import calls_others
+from ...kernels.products.row_order import ROW_ORDER
 from ...kernels.products.weighted_sum import add_by_torch, add_weighted, sum_weighted
 from ...tiering.policy.prefetch.expert_window import at_a_time
 from ...tiering.units import BlockId, MiB
@@ -51,13 +52,17 @@ class FastExperts:
     ) -> torch.Tensor:
         """``hidden`` [tokens, width], ``chosen``, in host memory, and ``weights`` [tokens, top_k] -> [tokens, width].
         ``host`` may compute some of the experts."""
-        alone = len(hidden) == 1 and self._experts.native and not self._with_host
-        out = self._run_token(hidden, chosen, weights) if alone else None
+        alone = (len(hidden) == 1 or ROW_ORDER.alone) and self._experts.native and not self._with_host
+        out = self._run_tokens(hidden, chosen, weights) if alone else None
+        if out is None and ROW_ORDER.alone and len(hidden) > 1:
+            tokens = zip(hidden.split(1), chosen.split(1), weights.split(1), strict=True)
+            return torch.cat([self._run_many(*token, host) for token in tokens])
         return self._run_many(hidden, chosen, weights, host) if out is None else out
 
     @calls_others
-    def _run_token(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
-        """The forward of one token where its experts can be computed side by side: as few steps as possible."""
+    def _run_tokens(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
+        """The forward of tokens, each as if alone, where experts can be computed side by side: as few steps as
+        possible."""
         ways = {find_form(expert): find_side_by_side(1, expert, self._recipe) for expert in self._samples}
         if (
             None in ways.values()
@@ -65,27 +70,39 @@ class FastExperts:
             or weights.dtype not in (torch.bfloat16, torch.float32)
         ):
             return None
-        experts = len(self._blocks)
-        chosen = sorted(pair for pair in zip(index[0].tolist(), weights[0].tolist(), strict=True) if pair[0] < experts)
+        experts, width = len(self._blocks), hidden.shape[1]
+        chosen = [
+            sorted(pair for pair in zip(numbers, shares, strict=True) if pair[0] < experts)
+            for numbers, shares in zip(index.tolist(), weights.tolist(), strict=True)
+        ]
+        users: dict[int, list[int]] = {}
+        for token, pairs in enumerate(chosen):
+            for expert, _ in pairs:
+                users.setdefault(expert, []).append(token)
         hidden = hidden.contiguous()
+        states = range(hidden.data_ptr(), hidden.data_ptr() + hidden.nbytes, 2 * width)
         coming = Announcement(self.next, self._bridge, hidden, index, self._blocks.residuals(index, weights))
-        rows: dict[int, int] = {}
+        rows: dict[tuple[int, int], int] = {}
         outs: list[torch.Tensor] = []
-        wanted = self._blocks.in_order_of_flash(expert for expert, _ in chosen)
+        wanted = self._blocks.in_order_of_flash(users)
         with closing(self._arriving(wanted, (), coming)) as arriving:
             for arrived in arriving:
-                alike: dict[Form, list[tuple[int, Expert]]] = {}
+                alike: dict[Form, list[tuple[int, int, Expert]]] = {}
                 for number, expert in arrived.experts:
-                    alike.setdefault(find_form(expert), []).append((number, expert))
+                    alike.setdefault(find_form(expert), []).extend((token, number, expert) for token in users[number])
                 for kind, here in alike.items():
                     several = ways[kind]
                     assert several is not None
-                    out = several([hidden.data_ptr()] * len(here), [expert for _, expert in here], self._recipe)
+                    out = several([states[token] for token, *_ in here], [expert for *_, expert in here], self._recipe)
                     outs.append(out)  # what lies at the addresses must stay
                     first, size = out.data_ptr(), 2 * out.shape[-1]
-                    rows |= {part: first + number * size for number, (part, _) in enumerate(here)}
+                    rows |= {(token, number): first + at * size for at, (token, number, _) in enumerate(here)}
                 self._bridge.release(*arrived.leased)
-        return sum_weighted([rows[expert] for expert, _ in chosen], [weight for _, weight in chosen], hidden.shape[1])
+        sums = [
+            sum_weighted([rows[token, expert] for expert, _ in pairs], [share for _, share in pairs], width)
+            for token, pairs in enumerate(chosen)
+        ]
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
 
     @calls_others
     def _run_many(

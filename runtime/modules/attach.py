@@ -90,6 +90,9 @@ class _Attachment:
         modules = dict(self._model.named_modules())
         self._attach_parts(modules, streamed)
         self._attach_layers(modules, streamed)
+        forwards.scopes = self._scopes
+        for path, leased in streamed.items():
+            forwards.leases[modules[path]] = functools.partial(lease_all, [leased], self._tier.bridge, self._scopes)
         _wrap(self._model, functools.partial(forwards.run, self._model, self._scopes, around))
         for name in ("__deepcopy__", "__reduce_ex__"):  # of a whole model its class decides
             del vars(self._model)[name]

@@ -4,8 +4,9 @@ The forward of each module, which leases its weights, is in streamed.py.
 """
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ from .scopes import Scopes
 
 Around = Callable[[dict[str, Any]], AbstractContextManager[None]]
 """Entered around each forward of the model with its keyword arguments, which it may change."""
+
+_inside: ContextVar[bool] = ContextVar("penstock_strand_inside", default=False)
+"""Whether a strand is inside of a forward of the model."""
 
 _PROMPT = 16
 """Tokens above which a forward leaves enough on the heap to be worth giving back."""
@@ -54,6 +58,10 @@ class Forwards:
         """The caches that transformers keeps."""
         self.tokens = self.count = 0
         """Tokens that went through the model, and calls of it."""
+        self.scopes: Scopes | None = None
+        """Where each thread is. Set when the model is attached."""
+        self.leases: dict[nn.Module, Callable[[], AbstractContextManager[Any]]] = {}
+        """Keep the weights of streamed modules in memory, for several calls."""
         self._lock = threading.Lock()
         self._forked = False
         leave_at_fork(self)
@@ -67,6 +75,8 @@ class Forwards:
     ) -> Any:
         """``original``, the forward of ``model``, inside of ``around``. Raises Closed, DeviceFull and what it raises,
         and Forked in a child of the process that has loaded the model."""
+        if scopes.shared and not _inside.get():
+            return self._run_strand(original, around, *args, **kwargs)
         if scopes.inside:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
         if self._forked:
@@ -106,6 +116,50 @@ class Forwards:
         finally:
             self._meter.end(done)
             self._tier.bridge.end()
+
+    def _run_strand(self, original: Callable[..., Any], around: Around, *args: Any, **kwargs: Any) -> Any:
+        """The forward of one strand, inside of ``session``."""
+        names = positional_names(original)[: len(args)] if args else ()
+        kwargs |= dict(zip(names, args, strict=False))
+        ids = kwargs.get("input_ids")
+        token = _inside.set(True)
+        try:
+            with around(kwargs):
+                first = [kwargs.pop(name) for name in names]
+                out = original(*first, *args[len(names) :], **kwargs)
+        finally:
+            _inside.reset(token)
+        self._note_tokens(ids.numel() if isinstance(ids, torch.Tensor) else 0)
+        self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
+        return out
+
+    @contextmanager
+    def session(self) -> Iterator[Callable[[], None]]:
+        """In here the calling thread computes strands. Yields what it calls before each round of them. Raises Closed,
+        and Forked."""
+        if self._forked:
+            raise Forked(FORKED)
+        scopes = self.scopes
+        assert scopes is not None
+        running = False
+
+        def begin_round() -> None:
+            nonlocal running
+            if running:
+                self._tier.bridge.end()
+            self._begin()
+            running = True
+
+        ENDING.compute_here()
+        try:
+            with SHIELD, self._current(), torch.no_grad(), scopes.entered():
+                scopes.shared = True
+                yield begin_round
+        finally:
+            scopes.shared = False
+            if running:
+                self._tier.bridge.end()
+            ENDING.rest()
 
     def _begin(self) -> None:
         speculation = self._tier.bridge.speculation
