@@ -35,6 +35,8 @@ class Strand(greenlet.greenlet):  # type: ignore[misc]
         self.ended = ended
         self.arrival: Arrival | None = None
         """The call that it waits for."""
+        self.paused = False
+        """Whether it is left where it is."""
 
 
 class Lockstep:
@@ -118,6 +120,11 @@ class Lockstep:
         return [outs[number] for number in range(len(works))]
 
     @property
+    def waits(self) -> bool:
+        """Whether a strand waits to be computed."""
+        return bool(self._waiting())
+
+    @property
     def begins(self) -> bool:
         """Whether the next call of ``advance`` begins a round."""
         return not any(arrival.place.order > self._at for _, arrival in self._waiting())
@@ -145,7 +152,9 @@ class Lockstep:
         return True
 
     def _waiting(self) -> list[tuple[Strand, Arrival]]:
-        return [(strand, strand.arrival) for strand in self._strands if strand.arrival is not None]
+        return [
+            (strand, strand.arrival) for strand in self._strands if strand.arrival is not None and not strand.paused
+        ]
 
     def _compute(self, place: Place, calls: Sequence[tuple[Strand, Arrival]]) -> None:
         joined = [(strand, call) for strand, call in calls if call.joinable]

@@ -134,31 +134,21 @@ class Forwards:
         return out
 
     @contextmanager
-    def session(self) -> Iterator[Callable[[], None]]:
-        """In here the calling thread computes strands. Yields what it calls before each round of them. Raises Closed,
-        and Forked."""
+    def session(self) -> Iterator["Rounds"]:
+        """In here the calling thread computes strands. Raises Closed, and Forked."""
         if self._forked:
             raise Forked(FORKED)
         scopes = self.scopes
         assert scopes is not None
-        running = False
-
-        def begin_round() -> None:
-            nonlocal running
-            if running:
-                self._tier.bridge.end()
-            self._begin()
-            running = True
-
+        rounds = Rounds(self._begin, self._tier.bridge.end)
         ENDING.compute_here()
         try:
             with SHIELD, self._current(), torch.no_grad(), scopes.entered():
                 scopes.shared = True
-                yield begin_round
+                yield rounds
         finally:
             scopes.shared = False
-            if running:
-                self._tier.bridge.end()
+            rounds.end()
             ENDING.rest()
 
     def _begin(self) -> None:
@@ -184,3 +174,22 @@ class Forwards:
         size = self.unbounded.add(cache)
         if self._check_caches is not None and not self.unbounded.problem:
             self._check_caches(size, self.unbounded)
+
+
+class Rounds:
+    """The rounds of a thread that computes strands. Each is as a forward for the planner."""
+
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self._begin, self._end, self._running = begin, end, False
+
+    def begin(self) -> None:
+        """Begin a round. The one before has ended."""
+        self.end()
+        self._begin()
+        self._running = True
+
+    def end(self) -> None:
+        """End the round, if there is one."""
+        if self._running:
+            self._running = False
+            self._end()
