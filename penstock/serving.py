@@ -6,7 +6,8 @@
         async for token in engine.generate(Request(prompt=ids, max_tokens=100)):
             print(token.id)
 
-``model`` is one that ``penstock.load`` or ``penstock.wrap`` gave. ``engine.answer(request)`` is the same without asyncio.
+``model`` is one that ``penstock.load`` or ``penstock.wrap`` gave. ``engine.answer(request)`` is the same without
+asyncio.
 """
 
 from .runtime.serving.engine import Batch, Engine
