@@ -19,7 +19,6 @@ from typing import Any
 import greenlet
 from torch import nn
 
-from ..tiers.stored_parameters import StoredParameters
 from .class_forward import own_forward
 from .meeting import Arrival, Outcome, Place, compute_joined, compute_one, find_joining
 
@@ -31,9 +30,9 @@ Lease = Callable[[], AbstractContextManager[Any]]
 class Strand(greenlet.greenlet):
     """One computation. ``ended`` is called at its end, with its result and with the error that ended it, or None."""
 
-    def __init__(self, work: Work, ended: Ended) -> None:
+    def __init__(self, lockstep: "Lockstep", work: Work, ended: Ended) -> None:
         super().__init__(work)
-        self.ended = ended
+        self.lockstep, self.ended = lockstep, ended
         self.arrival: Arrival | None = None
         """The call that it waits for."""
         self.paused = False
@@ -46,13 +45,15 @@ class Lockstep:
     def __init__(
         self,
         model: nn.Module,
-        leases: Mapping[nn.Module, Lease],
+        leased: Mapping[nn.Module, Lease],
+        divided: Mapping[nn.Module, Lease],
         *,
         exact: bool,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``leases`` keep the weights of modules in memory for several calls. ``exact``: rows that are computed
-        together have the bits that each has alone. Else torch may sum them in another order."""
+        """``leased`` keep the weights of modules in memory for several calls. ``divided`` do so for modules that several
+        tokens pass as a whole. ``exact``: rows that are computed together have the bits that each has alone. Else torch
+        may sum them in another order."""
         self._clock, self._exact = clock, exact
         self._strands: list[Strand] = []
         self._before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
@@ -61,8 +62,9 @@ class Lockstep:
         self._short = self._long = self._round = 0.0  # seconds: of one token, of several, and the last round's of one
         for module in model.modules():
             joining = find_joining(module)
-            if joining is not None or isinstance(module._parameters, StoredParameters):
-                place = Place(own_forward(module), joining, leases.get(module, nullcontext))
+            lease = leased.get(module) or divided.get(module) or nullcontext
+            if joining is not None or lease is not nullcontext:
+                place = Place(own_forward(module), joining, lease, whole=module in divided)
                 self._before.append((module, vars(module).get("forward")))
                 module.forward = partial(self._call, place)
 
@@ -82,7 +84,7 @@ class Lockstep:
 
     def start(self, work: Work, ended: Ended) -> Strand:
         """Begin ``work``, up to the first place where it stops."""
-        strand = Strand(work, ended)
+        strand = Strand(self, work, ended)
         self._strands.append(strand)
         self._go_on(strand, strand.switch)
         return strand
@@ -205,12 +207,12 @@ class Lockstep:
 
     def _call(self, place: Place, *args: Any, **kwargs: Any) -> Any:
         """The forward of the module of ``place``."""
-        strand = greenlet.getcurrent()
-        if not isinstance(strand, Strand):
+        arrival = Arrival(place, args, kwargs)
+        if not isinstance(greenlet.getcurrent(), Strand) or (place.whole and arrival.tokens == 1):
             return place.forward(*args, **kwargs)
         if place.order < 0:
             place.order, self._used = self._used, self._used + 1
-        return _stop_at(Arrival(place, args, kwargs))
+        return _stop_at(arrival)
 
 
 def _stop_at(arrival: Arrival | None) -> Any:

@@ -26,6 +26,8 @@ class Place:
     """How calls can be joined, if they can."""
     lease: Callable[[], AbstractContextManager[Any]]
     """Keeps the module's weights in memory, for several calls."""
+    whole: bool = False
+    """Whether only calls of several tokens stop here, for all modules inside at once."""
     order: int = -1
     """Its position among all places, in the order of their first use."""
 
