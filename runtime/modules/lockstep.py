@@ -19,8 +19,9 @@ from typing import Any
 import greenlet
 from torch import nn
 
+from ..experts.experts import streamed_experts
 from .class_forward import own_forward
-from .meeting import Arrival, Outcome, Place, compute_joined, compute_one, find_joining
+from .meeting import Arrival, Outcome, Place, compute_beside, compute_joined, compute_one, find_joining
 
 Work = Callable[[], Any]
 Ended = Callable[[Any, BaseException | None], None]
@@ -51,9 +52,9 @@ class Lockstep:
         exact: bool,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``leased`` keep the weights of modules in memory for several calls. ``divided`` do so for modules that several
-        tokens pass as a whole. ``exact``: rows that are computed together have the bits that each has alone. Else torch
-        may sum them in another order."""
+        """``leased`` keep the weights of modules in memory for several calls. ``divided`` do so for modules that
+        several tokens pass as a whole. ``exact``: rows that are computed together have the bits that each has alone.
+        Else torch may sum them in another order."""
         self._clock, self._exact = clock, exact
         self._strands: list[Strand] = []
         self._before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
@@ -64,7 +65,8 @@ class Lockstep:
             joining = find_joining(module)
             lease = leased.get(module) or divided.get(module) or nullcontext
             if joining is not None or lease is not nullcontext:
-                place = Place(own_forward(module), joining, lease, whole=module in divided)
+                several = None if (experts := streamed_experts(module)) is None else experts.forward_several
+                place = Place(own_forward(module), joining, several, lease, whole=module in divided)
                 self._before.append((module, vars(module).get("forward")))
                 module.forward = partial(self._call, place)
 
@@ -171,17 +173,23 @@ class Lockstep:
         began = self._clock()
         with place.lease() if len(single) + (len(joined) > 1) > 1 else nullcontext():
             if len(joined) > 1:
-                outcomes = compute_joined(place, [call for _, call in joined], exact=self._exact)
-                for (strand, _), outcome in zip(joined, outcomes, strict=True):
+                together = compute_joined(place, [call for _, call in joined], exact=self._exact)
+                for (strand, _), outcome in zip(joined, together, strict=True):
                     self._answer(strand, outcome)
-                self._short += self._clock() - began
-            for strand, call in single:
-                began = self._clock()
-                self._answer(strand, compute_one(call))
-                if call.tokens == 1:
-                    self._short += self._clock() - began
-                else:
-                    self._long += self._clock() - began
+                began = self._note(began, tokens=1)
+            beside = compute_beside([call for _, call in single]) if place.several and single else None
+            for at, (strand, call) in enumerate(single):
+                self._answer(strand, compute_one(call) if beside is None else beside[at])
+                began = self._note(began, call.tokens)
+
+    def _note(self, began: float, tokens: int) -> float:
+        """Count the time since ``began`` for a call of so many ``tokens``. Returns what time it is."""
+        now = self._clock()
+        if tokens == 1:
+            self._short += now - began
+        else:
+            self._long += now - began
+        return now
 
     def _answer(self, strand: Strand, outcome: Outcome) -> None:
         """Let ``strand`` go on with the ``outcome`` of its call. Another one may have cancelled it meanwhile."""

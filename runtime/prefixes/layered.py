@@ -64,7 +64,7 @@ class _Seen(DynamicCache):  # type: ignore[misc]
     """``whole``, as the part of a prompt sees it that begins behind ``begin`` tokens and ends behind ``end``."""
 
     def __init__(self, whole: Cache, begin: int, end: int) -> None:
-        vars(self).update(vars(whole))
+        self.__dict__.update(vars(whole))
         self.whole = whole
         """The cache that the part belongs to."""
         self.layers: list[Any] = [_SeenLayer(layer, begin, end) for layer in whole.layers]
@@ -76,7 +76,7 @@ class _SeenLayer:
     def __init__(self, layer: Any, begin: int, end: int) -> None:
         self._layer, self._begin, self._end = layer, begin, end
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type[Any]:  # caches ask which of their layers are attention
         return type(self._layer)
 
