@@ -104,3 +104,15 @@ class Closed(PenstockError):
 
 class Forked(Closed):
     """The model was loaded by the process that this one was forked from."""
+
+
+class RequestError(PenstockError):
+    """A request asks for what the model cannot do."""
+
+
+class QueueFull(PenstockError):
+    """As many requests wait as may wait."""
+
+
+class TimedOut(PenstockError):
+    """A request was not answered in the time that it had."""

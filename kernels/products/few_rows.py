@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ..calls import multiply, with_team
 from ..native import KERNELS
+from .row_order import ROW_ORDER
 
 MOST_ROWS = 4
 """The most rows that one pass over the matrix serves."""
@@ -66,8 +67,12 @@ def find_product(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) 
     """Find the product for these shapes. None if none has the bits of ``functional.linear``.
 
     The first call for a shape and a number of threads runs a trial of some milliseconds. If the shape is too large to
-    make a matrix for the trial, it uses ``matrix`` [n, k], contiguous bfloat16, if given.
+    make a matrix for the trial, it uses ``matrix`` [n, k], contiguous bfloat16, if given. Where each row is multiplied
+    as if alone, the product has the bits of ``functional.linear`` on each row.
     """
+    if ROW_ORDER.alone and 1 < rows <= MOST_ROWS:
+        alone = find_product(1, n, k, matrix)
+        return None if alone is None else Products(rows, n, k, order=alone.order, threads=alone.threads)
     shape = rows, n, k, torch.get_num_threads()
     if shape in _FOUND:
         return _FOUND[shape]
@@ -84,7 +89,7 @@ def is_untried(rows: int, n: int, k: int) -> bool:
     """Return whether only a trial on an actual matrix can tell if there is a product for these shapes."""
     if KERNELS is None or not 1 <= rows <= MOST_ROWS or k < _LEAST or n * k * 2 <= _TRIAL_BYTES:
         return False
-    return (rows, n, k, torch.get_num_threads()) not in _FOUND
+    return (1 if ROW_ORDER.alone else rows, n, k, torch.get_num_threads()) not in _FOUND
 
 
 _FOUND: dict[tuple[int, int, int, int], Products | None] = {}

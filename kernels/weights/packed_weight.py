@@ -24,6 +24,7 @@ from ..formats.base import SLAB, Format
 from ..formats.planes import locate
 from ..products.autocast import is_cast
 from ..products.few_rows import find_product, is_untried, orders_agree
+from ..products.row_order import ROW_ORDER
 from .metadata_ops import LOOKS
 from .transposed import copy_transposed
 
@@ -176,7 +177,7 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         if out is not None:
             return out if bias is None else out + bias
         weight = weight.at_hand()
-    return functional.linear(input, weight, bias)
+    return _plain_linear(input, weight, bias)
 
 
 def _matmul(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -219,8 +220,15 @@ def _times(input: torch.Tensor, weight: PackedWeight, *, biased: bool) -> torch.
         return None
     out = input.new_empty((*input.shape[:-1], n))
     for part, tile in _tiles(weight):
-        out[..., part] = functional.linear(input, tile)
+        out[..., part] = _plain_linear(input, tile)
     return out
+
+
+def _plain_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Compute ``functional.linear``, row by row where each has the bits that it has alone."""
+    if not ROW_ORDER.alone:
+        return functional.linear(input, weight, bias)
+    return torch.cat([functional.linear(row, weight, bias) for row in torch.split(input, 1)])
 
 
 def _device_product(input: torch.Tensor, weight: PackedWeight, on_device: DeviceFormat) -> torch.Tensor | None:
@@ -250,7 +258,7 @@ def find_products(weight: PackedWeight, rows: int) -> Many | None:
 
 def _many(format: Any, rows: int, n: int, k: int, threads: int) -> Many | None:
     """Return the format's product, cached once there is one, because every product needs it."""
-    key = format, rows, n, k, threads
+    key = format, rows, n, k, threads, ROW_ORDER.alone
     if key not in _kept:
         product = format.find_product(rows, n, k)
         if product is None:
@@ -259,7 +267,7 @@ def _many(format: Any, rows: int, n: int, k: int, threads: int) -> Many | None:
     return _kept[key]
 
 
-_kept: dict[tuple[Any, int, int, int, int], Many] = {}
+_kept: dict[tuple[Any, int, int, int, int, bool], Many] = {}
 
 
 def _found(weight: PackedWeight, rows: int) -> Many | None:

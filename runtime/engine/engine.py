@@ -153,7 +153,7 @@ class Engine:
         self._meter = RunMeter(self._count, lambda: CONTENTION.taken)
         self._predictors = Predictors((ROUTER, BOTH, CO_ACTIVATION))
         placement, bounded = self.host_placement, self.kv is not None or self.device is not None
-        self._forwards = Forwards(
+        self.forwards = Forwards(
             self.tier,
             self.device,
             self._predictors,
@@ -172,7 +172,7 @@ class Engine:
             row_drives={block: self.bundle.manifest.drive_of(self.blocks[block]) for block in by_row},
             pressure=self.pressure,
             kv=self.kv,
-            forwards=self._forwards,
+            forwards=self.forwards,
             predictors=self._predictors,
             planes=self._experts.planes,
             copies=copies,
@@ -216,7 +216,7 @@ class Engine:
 
     def attach(self, model: nn.Module, around: Around | None = None) -> None:
         """Bind ``model``, built on placeholders, to the weights, which are loaded; ``around`` as for Forwards.run."""
-        attach(model, self.weights, self._experts, self._predictors, self._forwards, around)
+        attach(model, self.weights, self._experts, self._predictors, self.forwards, around)
 
     def _check_caches(self, size: int, unbounded: Unbounded) -> None:
         unbounded.check(size, self._components.weights_resident(), self.host_placement.budget)

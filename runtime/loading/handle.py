@@ -19,6 +19,7 @@ from ...tiering.policy.drive_reading import Reading
 from ...tiering.policy.placement.placement import Placement
 from ..engine.engine import Engine
 from ..engine.stats import PrefixStats, Stats
+from ..modules.model_forward import Forwards
 from ..prefixes.plain import is_plain
 from ..routing.profiling import RoutingRecording
 from ..tiers.kept_copies import KeptCopies
@@ -77,6 +78,11 @@ class Handle:
     def reading(self) -> Reading:
         """How each drive is read: backend, bytes of a read, reads in flight."""
         return self._engine.reading
+
+    @property
+    def forwards(self) -> Forwards:
+        """The calls of the model."""
+        return self._engine.forwards
 
     def stats(self) -> Stats:
         """Counts, bytes and seconds since the model was loaded. Raises Forked in a child of the process that did it."""
@@ -140,7 +146,6 @@ class Handle:
                 take_away(model, self._engine.tier.holds)
             self._closed = True
             self._engine.close()  # a wait in it may be interrupted: then the finalizer, or another call, goes on
-            self._finalizer.detach()
             self._finalizer.detach()
 
     def _running(self, purpose: str) -> PreTrainedModel:

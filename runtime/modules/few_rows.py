@@ -12,18 +12,21 @@ from torch.nn import functional
 
 from ...kernels.products.autocast import autocasts, is_cast
 from ...kernels.products.few_rows import MOST_ROWS, find_product
+from ...kernels.products.row_order import ROW_ORDER
 from ...kernels.weights.packed_weight import PackedWeight, linear
 
 LinearForward = Callable[[torch.Tensor], torch.Tensor]
 
 _TORCHS_FORWARD = nn.Linear.forward
+_LOSSY_ROWS = 32
+"""Rows that products of lossy formats take in one call. They give each row the bits that it has alone."""
 
 
 def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None:
     """A forward for ``module`` that uses the product for a few rows where there is one, and ``original`` otherwise.
     Returns None where there never is one."""
     layer: Any = module
-    if type(module) is not nn.Linear or layer.bias is not None or layer.weight.dtype != torch.bfloat16:
+    if not has_few_rows(module):
         return None
 
     def forward(input: torch.Tensor) -> torch.Tensor:
@@ -36,12 +39,32 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
             return original(input)
         if parameters.get("bias") is not None:
             return original(input)
+        if ROW_ORDER.alone and len(input) > 1:
+            return _rows_alone(input, weight, original)
         if isinstance(weight, PackedWeight):
             return linear(input, weight)
         out = _product(input, weight)
         return original(input) if out is None else out
 
     return forward
+
+
+def has_few_rows(module: nn.Module) -> bool:
+    """Return whether ``few_rows`` may give ``module`` a forward of its own."""
+    layer: Any = module
+    return type(module) is nn.Linear and layer.bias is None and layer.weight.dtype == torch.bfloat16
+
+
+def _rows_alone(input: torch.Tensor, weight: torch.Tensor, original: LinearForward) -> torch.Tensor:
+    """Multiply each of ``input`` [rows, 1, k] as if it were alone."""
+    if isinstance(weight, PackedWeight):
+        rows = MOST_ROWS if weight.format.exact else _LOSSY_ROWS
+        return torch.cat([linear(part, weight) for part in torch.split(input, rows)])
+    outs: list[torch.Tensor] = []
+    for part in torch.split(input, MOST_ROWS):
+        out = _product(part, weight)
+        outs += [out] if out is not None else map(original, torch.split(part, 1))
+    return torch.cat(outs)
 
 
 def fast_weight(tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:

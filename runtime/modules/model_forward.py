@@ -4,8 +4,9 @@ The forward of each module, which leases its weights, is in streamed.py.
 """
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ from .scopes import Scopes
 
 Around = Callable[[dict[str, Any]], AbstractContextManager[None]]
 """Entered around each forward of the model with its keyword arguments, which it may change."""
+
+Leases = dict[nn.Module, Callable[[], AbstractContextManager[Any]]]
+
+_inside: ContextVar[bool] = ContextVar("penstock_strand_inside", default=False)
+"""Whether a strand is inside of a forward of the model."""
 
 _PROMPT = 16
 """Tokens above which a forward leaves enough on the heap to be worth giving back."""
@@ -56,6 +62,12 @@ class Forwards:
         """The caches that transformers keeps."""
         self.tokens = self.count = 0
         """Tokens that went through the model, and calls of it."""
+        self.scopes: Scopes | None = None
+        """Where each thread is. Set when the model is attached."""
+        self.leased: Leases = {}
+        """Streamed modules, with what keeps their weights in memory for several calls."""
+        self.divided: Leases = {}
+        """Modules that a long prompt passes in parts, likewise."""
         self._lock = threading.Lock()
         self._forked = False
         leave_at_fork(self)
@@ -69,6 +81,8 @@ class Forwards:
     ) -> Any:
         """``original``, the forward of ``model``, inside of ``around``. Raises Closed, DeviceFull and what it raises,
         and Forked in a child of the process that has loaded the model."""
+        if scopes.shared and not _inside.get():
+            return self._run_strand(original, around, *args, **kwargs)
         if scopes.inside:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
         if self._forked:
@@ -111,6 +125,40 @@ class Forwards:
             self._meter.end(done)
             self._tier.bridge.end()
 
+    def _run_strand(self, original: Callable[..., Any], around: Around, *args: Any, **kwargs: Any) -> Any:
+        """The forward of one strand, inside of ``session``."""
+        names = positional_names(original)[: len(args)] if args else ()
+        kwargs |= dict(zip(names, args, strict=False))
+        ids = kwargs.get("input_ids")
+        token = _inside.set(True)
+        try:
+            with around(kwargs):
+                first = [kwargs.pop(name) for name in names]
+                out = original(*first, *args[len(names) :], **kwargs)
+        finally:
+            _inside.reset(token)
+        self._note_tokens(ids.numel() if isinstance(ids, torch.Tensor) else 0)
+        self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
+        return out
+
+    @contextmanager
+    def session(self) -> Iterator["Rounds"]:
+        """In here the calling thread computes strands. Raises Closed, and Forked."""
+        if self._forked:
+            raise Forked(FORKED)
+        scopes = self.scopes
+        assert scopes is not None
+        rounds = Rounds(self._begin, self._tier.bridge.end)
+        ENDING.compute_here()
+        try:
+            with SHIELD, self._current(), torch.no_grad(), scopes.entered():
+                scopes.shared = True
+                yield rounds
+        finally:
+            scopes.shared = False
+            rounds.end()
+            ENDING.rest()
+
     def _begin(self) -> None:
         speculation = self._tier.bridge.speculation
         self._predictors.tick(price=speculation.price, read_seconds=speculation.pace * self._expert_bytes)
@@ -139,3 +187,22 @@ class Forwards:
         size = self.unbounded.add(cache)
         if self._check_caches is not None and not self.unbounded.problem:
             self._check_caches(size, self.unbounded)
+
+
+class Rounds:
+    """The rounds of a thread that computes strands. Each is as a forward for the planner."""
+
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self._begin, self._end, self._running = begin, end, False
+
+    def begin(self) -> None:
+        """Begin a round. The one before has ended."""
+        self.end()
+        self._begin()
+        self._running = True
+
+    def end(self) -> None:
+        """End the round, if there is one."""
+        if self._running:
+            self._running = False
+            self._end()

@@ -18,13 +18,13 @@ Slots = Mapping[BlockId, Slot]
 
 
 class Scopes(threading.local):
-    """Per thread: whether it computes a module of the model, and the slots of what is leased for the layer or the part
-    of it that it computes, by module."""
+    """Per thread: whether it computes a module of the model, whether it computes for several strands, and the slots of
+    what is leased for the layer or the part of it that it computes, by module."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         """``check`` raises where the model must not compute."""
         self._check = check
-        self.inside = False
+        self.inside = self.shared = False
         self.leased: dict[object, Slots] = {}
 
     @calls_others

@@ -164,6 +164,8 @@ class LayerLease:
         """The layer's forward."""
         if not self._scopes.inside:
             return self._scopes.run(self._module, self.forward, original, *args, **kwargs)
+        if self._scopes.shared:  # each module leases for all strands that wait there
+            return original(*args, **kwargs)
         inside, blocks = self._inside, self._blocks
         slots = self._bridge.acquire_resident(blocks, region=KEPT) if blocks else None
         if not slots:

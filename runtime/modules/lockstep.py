@@ -1,0 +1,235 @@
+"""Several computations of one model on one thread, in lockstep: each weight that is read serves all of them.
+
+A computation is any code that calls the model: a forward, or transformers' ``generate``. It runs as a strand, with a
+stack of its own (a greenlet), and stops at every module whose weights are large or streamed. The lockstep goes round
+through these places in the order of a forward. At each it computes the module for all strands that wait there, under
+one lease, each row with the bits that it has alone. All else, like attention, masks, positions, caches and sampling, a
+strand computes by itself, as it would alone.
+
+The idea of sharing one scan is from "Cooperative Scans: Dynamic Bandwidth Sharing in a DBMS".
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import greenlet
+from torch import nn
+
+from ..experts.experts import streamed_experts
+from .class_forward import own_forward
+from .meeting import Arrival, Outcome, Place, compute_beside, compute_joined, compute_one, find_joining
+
+Work = Callable[[], Any]
+Ended = Callable[[Any, BaseException | None], None]
+Lease = Callable[[], AbstractContextManager[Any]]
+
+
+class Strand(greenlet.greenlet):
+    """One computation. ``ended`` is called at its end, with its result and with the error that ended it, or None."""
+
+    def __init__(self, lockstep: "Lockstep", work: Work, ended: Ended) -> None:
+        super().__init__(work)
+        self.lockstep, self.ended = lockstep, ended
+        self.arrival: Arrival | None = None
+        """The call that it waits for."""
+        self.paused = False
+        """Whether it is left where it is."""
+
+
+class Lockstep:
+    """The strands of one model, and where they are. For one thread, which calls ``advance``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        leased: Mapping[nn.Module, Lease],
+        divided: Mapping[nn.Module, Lease],
+        *,
+        exact: bool,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """``leased`` keep the weights of modules in memory for several calls. ``divided`` do so for modules that
+        several tokens pass as a whole. ``exact``: rows that are computed together have the bits that each has alone.
+        Else torch may sum them in another order."""
+        self._clock, self._exact = clock, exact
+        self._strands: list[Strand] = []
+        self._before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
+        self._used = 0
+        self._at = sys.maxsize  # no round has begun
+        self._short = self._long = self._round = 0.0  # seconds: of one token, of several, and the last round's of one
+        for module in model.modules():
+            joining = find_joining(module)
+            lease = leased.get(module) or divided.get(module) or nullcontext
+            if joining is not None or lease is not nullcontext:
+                several = None if (experts := streamed_experts(module)) is None else experts.forward_several
+                place = Place(own_forward(module), joining, several, lease, whole=module in divided)
+                self._before.append((module, vars(module).get("forward")))
+                module.forward = partial(self._call, place)
+
+    def __len__(self) -> int:
+        return len(self._strands)
+
+    def close(self) -> None:
+        """End all strands, and let the model compute as before."""
+        for strand in [*self._strands]:
+            self.cancel(strand)
+        for module, before in self._before:
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
+        self._before.clear()
+
+    def start(self, work: Work, ended: Ended) -> Strand:
+        """Begin ``work``, up to the first place where it stops."""
+        strand = Strand(self, work, ended)
+        self._strands.append(strand)
+        self._go_on(strand, strand.switch)
+        return strand
+
+    def cancel(self, strand: Strand) -> None:
+        """End ``strand`` where it is. It gives back what it holds. ``ended`` is not called."""
+        if strand in self._strands:
+            strand.ended = _ignore
+            self._go_on(strand, partial(strand.throw, greenlet.GreenletExit))
+
+    def together(self, works: Sequence[Work]) -> list[Any]:
+        """Run ``works`` beside each other for the strand that calls it. Returns their results, or raises the first
+        error of one."""
+        parent = greenlet.getcurrent()
+        assert isinstance(parent, Strand)
+        outs: dict[int, Any] = {}
+        errors: list[BaseException] = []
+        waits = False
+
+        def end(number: int, out: Any, error: BaseException | None) -> None:
+            outs[number] = out
+            if error is not None:
+                errors.append(error)
+            if waits and (errors or len(outs) == len(works)):
+                self._go_on(parent, parent.switch)
+
+        children: list[Strand] = []
+        try:
+            for number, work in enumerate(works):
+                children.append(self.start(work, partial(end, number)))
+                if errors:
+                    break
+            waits = not errors and len(outs) < len(works)
+            if waits:
+                _stop_at(None)
+                waits = False
+        finally:
+            for child in children:
+                self.cancel(child)
+        if errors:
+            raise errors[0]
+        return [outs[number] for number in range(len(works))]
+
+    @property
+    def waits(self) -> bool:
+        """Whether a strand waits to be computed."""
+        return bool(self._waiting())
+
+    @property
+    def begins(self) -> bool:
+        """Whether the next call of ``advance`` begins a round."""
+        return not any(arrival.place.order > self._at for _, arrival in self._waiting())
+
+    def advance(self, share: float) -> bool:
+        """Compute the next place where strands wait. Returns False if there is none.
+
+        In a round, calls of several tokens take at most ``share`` times the seconds of the others, and those of one
+        place more. They are not held up where nobody else waits.
+        """
+        waiting = self._waiting()
+        if not waiting:
+            return False
+        if self.begins:
+            self._at, self._round, self._short, self._long = -1, self._short, 0.0, 0.0
+        if self._long > share * max(self._round, self._short) and any(call.tokens == 1 for _, call in waiting):
+            waiting = [(strand, call) for strand, call in waiting if call.tokens == 1]
+        ahead = [(strand, call) for strand, call in waiting if call.place.order > self._at]
+        if not ahead:  # those who are held up
+            self._at, self._round, self._short, self._long = -1, self._short, 0.0, 0.0
+            return True
+        place = min((call.place for _, call in ahead), key=lambda place: place.order)
+        self._at = place.order
+        self._compute(place, [(strand, call) for strand, call in ahead if call.place is place])
+        return True
+
+    def _waiting(self) -> list[tuple[Strand, Arrival]]:
+        return [
+            (strand, strand.arrival) for strand in self._strands if strand.arrival is not None and not strand.paused
+        ]
+
+    def _compute(self, place: Place, calls: Sequence[tuple[Strand, Arrival]]) -> None:
+        joined = [(strand, call) for strand, call in calls if call.joinable]
+        single = [(strand, call) for strand, call in calls if not call.joinable or len(joined) == 1]
+        began = self._clock()
+        with place.lease() if len(single) + (len(joined) > 1) > 1 else nullcontext():
+            if len(joined) > 1:
+                together = compute_joined(place, [call for _, call in joined], exact=self._exact)
+                for (strand, _), outcome in zip(joined, together, strict=True):
+                    self._answer(strand, outcome)
+                began = self._note(began, tokens=1)
+            beside = compute_beside([call for _, call in single]) if place.several and single else None
+            for at, (strand, call) in enumerate(single):
+                self._answer(strand, compute_one(call) if beside is None else beside[at])
+                began = self._note(began, call.tokens)
+
+    def _note(self, began: float, tokens: int) -> float:
+        """Count the time since ``began`` for a call of so many ``tokens``. Returns what time it is."""
+        now = self._clock()
+        if tokens == 1:
+            self._short += now - began
+        else:
+            self._long += now - began
+        return now
+
+    def _answer(self, strand: Strand, outcome: Outcome) -> None:
+        """Let ``strand`` go on with the ``outcome`` of its call. Another one may have cancelled it meanwhile."""
+        out, error = outcome
+        if strand in self._strands:
+            self._go_on(strand, partial(strand.switch, out) if error is None else partial(strand.throw, error))
+
+    def _go_on(self, strand: Strand, switch: Callable[[], Any]) -> None:
+        """Let ``strand`` compute until it stops again, or ends."""
+        strand.arrival = None
+        strand.parent = greenlet.getcurrent()
+        error: BaseException | None = None
+        found: Any = None
+        try:
+            found = switch()
+        except BaseException as raised:
+            error = raised
+        if not strand.dead:
+            strand.arrival = found
+            return
+        self._strands.remove(strand)
+        strand.ended(found, error)
+
+    def _call(self, place: Place, *args: Any, **kwargs: Any) -> Any:
+        """The forward of the module of ``place``."""
+        arrival = Arrival(place, args, kwargs)
+        if not isinstance(greenlet.getcurrent(), Strand) or (place.whole and arrival.tokens == 1):
+            return place.forward(*args, **kwargs)
+        if place.order < 0:
+            place.order, self._used = self._used, self._used + 1
+        return _stop_at(arrival)
+
+
+def _stop_at(arrival: Arrival | None) -> Any:
+    """Stop the strand that calls it, until the result of ``arrival`` is there, or those that it waits for have
+    ended."""
+    lockstep = greenlet.getcurrent().parent
+    assert lockstep is not None
+    return lockstep.switch(arrival)
+
+
+def _ignore(out: Any, error: BaseException | None) -> None:
+    """A strand has ended that was cancelled."""

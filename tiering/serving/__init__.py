@@ -1,0 +1,1 @@
+"""Decides which requests of a server run, wait or are refused (pure)."""
