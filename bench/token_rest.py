@@ -1,6 +1,6 @@
 """What a token in memory takes besides its products: CPU time on one thread, and calls of torch's operations.
 
-    python bench/token_rest.py MODEL [--host-memory 3GiB] [--store FOLDER] [--set weight_format=int8] [--context 256]
+    python bench/token_rest.py MODEL [--host-memory 3GiB] [--store FOLDER] [--set weights_format=int8] [--context 256]
 
 The compiled products are replaced by functions that fill their results with zeros, so that all else of a token is what
 remains. Blocks of tokens with products, without, and of transformers take turns; of each the least time counts, since

@@ -18,22 +18,22 @@ NormForward = Callable[..., torch.Tensor]
 
 _EPSILONS = ("variance_epsilon", "eps")
 _FOUND: dict[Hashable, RMSNorm | None] = {}
-"""By class, the forward of the class, width, dtype and epsilon."""
+"""By class, the forward of the class, width, dtype and the module's own attributes, as its epsilon."""
 
 
 def rms_norm(module: nn.Module, original: NormForward) -> NormForward | None:
     """A forward for ``module`` that takes one call where that has the bits of its class, and ``original`` otherwise.
     Returns None where it is no such norm."""
-    eps = next((getattr(module, name) for name in _EPSILONS if hasattr(module, name)), None)
+    eps = next((name for name in _EPSILONS if isinstance(vars(module).get(name), float)), None)
     alone = [*module._parameters] == ["weight"] and not module._buffers and not module._modules
-    if not alone or not isinstance(eps, float) or not is_library_code(module) or "forward" in vars(module):
+    if not alone or eps is None or not is_library_code(module) or "forward" in vars(module):
         return None
     weight: Any = module._parameters["weight"]
     if weight is None or weight.dim() != 1 or weight.dtype not in (torch.bfloat16, torch.float32):
         return None
     kind = type(module)
     width, dtype, tried = weight.shape[0], weight.dtype, kind.forward
-    key = kind, tried, width, dtype, eps
+    settings = sorted(vars(module).keys() - vars(nn.Module()).keys())  # which somebody may change
 
     def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
         if len(args) != 1 or kwargs:
@@ -47,8 +47,14 @@ def rms_norm(module: nn.Module, original: NormForward) -> NormForward | None:
             return original(state)
         if torch.is_grad_enabled() and (state.requires_grad or weight.requires_grad):
             return original(state)
+        own = vars(module)
+        given = [own.get(name) for name in settings]
+        if not all(isinstance(each, Hashable) for each in given):
+            return original(state)
+        key = kind, tried, width, dtype, *given
         if key not in _FOUND:
-            _FOUND[key] = find_rms_norm(_computation(module), width, dtype, eps)
+            found = isinstance(own.get(eps), float)
+            _FOUND[key] = find_rms_norm(_computation(module), width, dtype, own[eps]) if found else None
         norm = _FOUND[key]
         return original(state) if norm is None else norm(state, weight)
 

@@ -62,6 +62,17 @@ def test_the_bits_of_the_class(kind: type[nn.Module], dtype: torch.dtype, calls:
 
 
 @native
+def test_an_epsilon_that_somebody_changes_counts() -> None:
+    module = given(made(LlamaRMSNorm, 64))
+    state = torch.randn(3, 64).bfloat16() / 100
+    with torch.no_grad():
+        before = module(state)
+        module.variance_epsilon = 0.5
+        assert torch.equal(module(state), LlamaRMSNorm.forward(module, state))
+        assert not torch.equal(module(state), before)
+
+
+@native
 def test_what_is_left_to_the_class(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     module = given(made(LlamaRMSNorm, 64))
     state = torch.randn(3, 64).bfloat16()
