@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ class Forwards:
         """``original``, the forward of ``model``, inside of ``around``. Raises Closed, DeviceFull and what it raises,
         and Forked in a child of the process that has loaded the model."""
         if scopes.shared and not _inside.get():
-            return self._run_strand(original, around, *args, **kwargs)
+            return self._run_strand(model, around, original, *args, **kwargs)
         if scopes.inside:  # a forward inside a forward of this thread
             return original(*args, **kwargs)
         if self._forked:
@@ -98,22 +99,50 @@ class Forwards:
     def _run(
         self, model: nn.Module, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        names = positional_names(original)[: len(args)] if args else ()
-        kwargs |= dict(zip(names, args, strict=False))  # ``around`` knows names
-        ids, done = kwargs.get("input_ids"), 0
+        done = 0
         self._begin()
         self._meter.begin()
         try:
-            with self._current(), around(kwargs):
+            with self._current():
+                out, done = self._compute(model, around, original, args, kwargs, partial(scopes.run, model))
+            return out
+        finally:
+            self._meter.end(done)
+            self._tier.bridge.end()
+
+    @calls_others
+    def _run_strand(
+        self, model: nn.Module, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The forward of one strand, inside of ``session``."""
+        before = _inside.set(True)
+        try:
+            out, _ = self._compute(model, around, original, args, kwargs, _call)
+            return out
+        finally:
+            _inside.reset(before)
+
+    @calls_others
+    def _compute(
+        self,
+        model: nn.Module,
+        around: Around,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        run: Callable[..., Any],
+    ) -> tuple[Any, int]:
+        """The result of ``original``, called by ``run`` inside of ``around``, and the tokens that it has computed."""
+        names = positional_names(original)[: len(args)] if args else ()
+        kwargs |= dict(zip(names, args, strict=False))  # ``around`` knows names
+        ids = kwargs.get("input_ids")
+        try:
+            with around(kwargs):
                 past = kwargs.get("past_key_values")
                 # As they came: a forward that takes *args may look at them by number.
                 first = [kwargs.pop(name) for name in names]
                 with self._growing(model, past):
-                    out = scopes.run(model, original, *first, *args[len(names) :], **kwargs)
-            done = ids.numel() if isinstance(ids, torch.Tensor) else 0
-            self._note_tokens(done)
-            self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
-            return out
+                    out = run(original, *first, *args[len(names) :], **kwargs)
         except ArenaClosed as error:  # what was leased, or read by row, when somebody closed the model
             raise Closed("this model was closed; load it again to use it") from error
         except torch.OutOfMemoryError as error:
@@ -121,25 +150,10 @@ class Forwards:
                 raise
             # Without its frames, which hold what was computed until then.
             raise self._device.full(error) from error.with_traceback(None)
-        finally:
-            self._meter.end(done)
-            self._tier.bridge.end()
-
-    def _run_strand(self, original: Callable[..., Any], around: Around, *args: Any, **kwargs: Any) -> Any:
-        """The forward of one strand, inside of ``session``."""
-        names = positional_names(original)[: len(args)] if args else ()
-        kwargs |= dict(zip(names, args, strict=False))
-        ids = kwargs.get("input_ids")
-        token = _inside.set(True)
-        try:
-            with around(kwargs):
-                first = [kwargs.pop(name) for name in names]
-                out = original(*first, *args[len(names) :], **kwargs)
-        finally:
-            _inside.reset(token)
-        self._note_tokens(ids.numel() if isinstance(ids, torch.Tensor) else 0)
+        done = ids.numel() if isinstance(ids, torch.Tensor) else 0
+        self._note_tokens(done)
         self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
-        return out
+        return out, done
 
     @contextmanager
     def session(self) -> Iterator["Rounds"]:
@@ -187,6 +201,11 @@ class Forwards:
         size = self.unbounded.add(cache)
         if self._check_caches is not None and not self.unbounded.problem:
             self._check_caches(size, self.unbounded)
+
+
+@calls_others
+def _call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return original(*args, **kwargs)
 
 
 class Rounds:
