@@ -81,6 +81,8 @@ def attend_row(
     dim = query.shape[-1]
     if query.dtype != torch.bfloat16 or dim % _STEP or not 0 < dim <= _MOST or not _is_laid_out(query, key, value):
         return None
+    if torch._C._len_torch_function_stack():
+        return None
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return None
     if autocasts() or not torch._C._get_flash_sdp_enabled() or functional.scaled_dot_product_attention != _TORCHS:

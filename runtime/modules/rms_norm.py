@@ -21,6 +21,15 @@ _FOUND: dict[Hashable, RMSNorm | None] = {}
 """By class, the forward of the class, width, dtype and the module's own attributes, as its epsilon."""
 
 
+def _operations() -> tuple[object, ...]:
+    """The operations that norms are made of, as they are now."""
+    kind = torch.Tensor
+    return torch.rsqrt, torch.mean, torch.pow, kind.pow, kind.mean, kind.to, kind.float, kind.type_as, kind.__mul__
+
+
+_TORCHS = _operations()
+
+
 def rms_norm(module: nn.Module, original: NormForward) -> NormForward | None:
     """A forward for ``module`` that takes one call where that has the bits of its class, and ``original`` otherwise.
     Returns None where it is no such norm."""
@@ -44,6 +53,8 @@ def rms_norm(module: nn.Module, original: NormForward) -> NormForward | None:
         if state.dtype != dtype or weight.dtype != dtype or state.shape[-1] != width or state.numel() >= MOST:
             return original(state)
         if not (state.is_contiguous() and state.is_cpu and weight.is_cpu) or autocasts():
+            return original(state)
+        if torch._C._len_torch_function_stack() or _operations() != _TORCHS:  # somebody computes in another way
             return original(state)
         if torch.is_grad_enabled() and (state.requires_grad or weight.requires_grad):
             return original(state)

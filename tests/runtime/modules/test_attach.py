@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import penstock
-from penstock.tiering.events import Acquire, Action, Event
+from penstock.tiering.units import BlockId
 from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
 
@@ -105,14 +106,13 @@ def test_a_layer_in_memory_takes_one_lease(
     with penstock.load(tiny_dense_folder, store=store, host_memory="1GiB", host_memory_floor=floor) as model:
         planner = engine_of(model).bridge._planner
         asked: list[tuple[str, ...]] = []
-        handle = planner.handle
+        use = planner._use
 
-        def counted(event: Event, now: float) -> list[Action]:
-            if isinstance(event, Acquire):
-                asked.append(tuple(block.module for block in event.blocks))
-            return handle(event, now)
+        def counted(stream: int, blocks: Sequence[BlockId]) -> list[list[BlockId]]:
+            asked.append(tuple(block.module for block in blocks))
+            return use(stream, blocks)
 
-        monkeypatch.setattr(planner, "handle", counted)
+        monkeypatch.setattr(planner, "_use", counted)
         with torch.no_grad():
             model(torch.tensor([[5, 17, 101]]))
         assert engine_of(model).elastic
