@@ -31,9 +31,10 @@ Lease = Callable[[], AbstractContextManager[Any]]
 class Strand(greenlet.greenlet):
     """One computation. ``ended`` is called at its end, with its result and with the error that ended it, or None."""
 
-    def __init__(self, lockstep: "Lockstep", work: Work, ended: Ended) -> None:
+    def __init__(self, lockstep: "Lockstep", work: Work, ended: Ended, *, part: bool) -> None:
+        """``part``: others that began after it must not overtake it."""
         super().__init__(work)
-        self.lockstep, self.ended = lockstep, ended
+        self.lockstep, self.ended, self.part = lockstep, ended, part
         self.arrival: Arrival | None = None
         """The call that it waits for."""
         self.paused = False
@@ -86,7 +87,10 @@ class Lockstep:
 
     def start(self, work: Work, ended: Ended) -> Strand:
         """Begin ``work``, up to the first place where it stops."""
-        strand = Strand(self, work, ended)
+        return self._start(work, ended, part=False)
+
+    def _start(self, work: Work, ended: Ended, *, part: bool) -> Strand:
+        strand = Strand(self, work, ended, part=part)
         self._strands.append(strand)
         self._go_on(strand, strand.switch)
         return strand
@@ -98,8 +102,8 @@ class Lockstep:
             self._go_on(strand, partial(strand.throw, greenlet.GreenletExit))
 
     def together(self, works: Sequence[Work]) -> list[Any]:
-        """Run ``works`` beside each other for the strand that calls it. Returns their results, or raises the first
-        error of one."""
+        """Run ``works`` beside each other for the strand that calls it. They stop at the same places, and pass each in
+        their order. Returns their results, or raises the first error of one."""
         parent = greenlet.getcurrent()
         assert isinstance(parent, Strand)
         outs: dict[int, Any] = {}
@@ -116,7 +120,7 @@ class Lockstep:
         children: list[Strand] = []
         try:
             for number, work in enumerate(works):
-                children.append(self.start(work, partial(end, number)))
+                children.append(self._start(work, partial(end, number), part=True))
                 if errors:
                     break
             waits = not errors and len(outs) < len(works)
@@ -151,8 +155,9 @@ class Lockstep:
             return False
         if self.begins:
             self._at, self._round, self._short, self._long = -1, self._short, 0.0, 0.0
-        if self._long > share * max(self._round, self._short) and any(call.tokens == 1 for _, call in waiting):
-            waiting = [(strand, call) for strand, call in waiting if call.tokens == 1]
+        short = [(strand, call) for strand, call in waiting if _is_short(strand, call)]
+        if short and self._long > share * max(self._round, self._short):
+            waiting = short
         ahead = [(strand, call) for strand, call in waiting if call.place.order > self._at]
         if not ahead:  # those who are held up
             self._at, self._round, self._short, self._long = -1, self._short, 0.0, 0.0
@@ -168,24 +173,24 @@ class Lockstep:
         ]
 
     def _compute(self, place: Place, calls: Sequence[tuple[Strand, Arrival]]) -> None:
-        joined = [(strand, call) for strand, call in calls if call.joinable]
-        single = [(strand, call) for strand, call in calls if not call.joinable or len(joined) == 1]
+        joined = [(strand, call) for strand, call in calls if call.joinable and not strand.part]
+        single = [(strand, call) for strand, call in calls if len(joined) == 1 or (strand, call) not in joined]
         began = self._clock()
         with place.lease() if len(single) + (len(joined) > 1) > 1 else nullcontext():
             if len(joined) > 1:
                 together = compute_joined(place, [call for _, call in joined], exact=self._exact)
                 for (strand, _), outcome in zip(joined, together, strict=True):
                     self._answer(strand, outcome)
-                began = self._note(began, tokens=1)
+                began = self._note(began, short=True)
             beside = compute_beside([call for _, call in single]) if place.several and single else None
             for at, (strand, call) in enumerate(single):
                 self._answer(strand, compute_one(call) if beside is None else beside[at])
-                began = self._note(began, call.tokens)
+                began = self._note(began, short=_is_short(strand, call))
 
-    def _note(self, began: float, tokens: int) -> float:
-        """Count the time since ``began`` for a call of so many ``tokens``. Returns what time it is."""
+    def _note(self, began: float, *, short: bool) -> float:
+        """Count the time since ``began``. Returns what time it is."""
         now = self._clock()
-        if tokens == 1:
+        if short:
             self._short += now - began
         else:
             self._long += now - began
@@ -215,12 +220,17 @@ class Lockstep:
 
     def _call(self, place: Place, *args: Any, **kwargs: Any) -> Any:
         """The forward of the module of ``place``."""
-        arrival = Arrival(place, args, kwargs)
-        if not isinstance(greenlet.getcurrent(), Strand) or (place.whole and arrival.tokens == 1):
+        arrival, strand = Arrival(place, args, kwargs), greenlet.getcurrent()
+        if not isinstance(strand, Strand) or (place.whole and _is_short(strand, arrival)):
             return place.forward(*args, **kwargs)
         if place.order < 0:
             place.order, self._used = self._used, self._used + 1
         return _stop_at(arrival)
+
+
+def _is_short(strand: Strand, call: Arrival) -> bool:
+    """Whether ``call`` is one of a single token: not as part of a prompt, which stays with the other parts."""
+    return call.tokens == 1 and not strand.part
 
 
 def _stop_at(arrival: Arrival | None) -> Any:

@@ -160,6 +160,8 @@ class Residency:
 
     def release_all(self, blocks: Sequence[BlockId], stream: Stream) -> None:
         """One lease of ``stream`` on each of ``blocks`` less."""
+        if not blocks:
+            return
         held, leases = self._held[stream], self._leases
         for block in blocks:
             assert held.get(block, 0) > 0

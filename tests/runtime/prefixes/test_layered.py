@@ -13,7 +13,8 @@ from penstock.runtime.prefixes.calls import compute_part
 from penstock.runtime.prefixes.layered import compute_layered, has_layers_in_order
 from tests.support.tiny_models import save_tiny
 
-ENDS = [32, 64, 96, 101]
+ENDS = [32, 64, 96, 97]
+"""The last part is a single token."""
 KINDS = ["llama", "gemma3_text", "qwen3_moe", "gpt_oss", "deepseek_v3", "opt"]
 
 
