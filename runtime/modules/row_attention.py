@@ -19,14 +19,14 @@ IMPLEMENTATION = "penstock-sdpa"
 """As ``attn_implementation``, for models whose own is sdpa."""
 
 _REPLACED = "sdpa"
-_ASKS = re.compile(r"""["']sdpa["']""")
+_ASKS = re.compile(r"""["']sdpa["']|scaled_dot_product_attention""")
 _CHANGES = ("position_bias", "cache", "softcap", "output_attentions")
 """Options with which only transformers' function computes."""
 
 
 def use_row_attention(model: nn.Module) -> None:
     """Have ``model`` compute attention of single tokens by our kernel where its own implementation is sdpa. Models
-    whose code asks for that name keep it."""
+    whose code asks for that name, or calls torch's function, keep it."""
     with_config = [module for module in model.modules() if hasattr(module, "config")]
     if any(_asks_for_name(type(module).__module__) for module in with_config):
         return
@@ -38,7 +38,8 @@ def use_row_attention(model: nn.Module) -> None:
 
 @functools.cache
 def _asks_for_name(file: str) -> bool:
-    """Whether the module ``file`` of a model's code names the implementation itself, or cannot be read."""
+    """Whether the module ``file`` of a model's code names the implementation, or torch's function, itself, or cannot be
+    read."""
     try:
         return _ASKS.search(inspect.getsource(sys.modules[file])) is not None
     except (KeyError, OSError, TypeError):
