@@ -1,0 +1,72 @@
+"""The process of a server: its socket, its signals, its end."""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from ...tiering.errors import ServerError
+
+DRAIN = 30
+"""Seconds that answers have to end after SIGTERM."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for connections; port 0 is any that is free. Raises ServerError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ServerError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
+    except (UnicodeError, OverflowError) as error:
+        raise ServerError(f"cannot listen on {host}, port {port}: {error}") from error
+    return found
+
+
+def run_server(app: ASGIApp, waiting: socket.socket, say: Callable[[str], None]) -> None:
+    """Serve ``app`` until SIGTERM or Ctrl-C. Answers that are being given have time to end; ``say`` tells people so.
+
+    Raises KeyboardInterrupt after Ctrl-C.
+    """
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN,
+    )
+    server = _Server(config, say)
+    server.run(sockets=[waiting])
+    if server.interrupted:
+        raise KeyboardInterrupt("stopped")
+
+
+class _Server(uvicorn.Server):
+    """A server that returns after a signal: there is more to be closed than its sockets."""
+
+    def __init__(self, config: uvicorn.Config, say: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._say, self.interrupted = say, False
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at signals. uvicorn's own ends with the signal once more."""
+        before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; at once if asked a second time by Ctrl-C."""
+        if not self.should_exit and self.server_state.tasks:
+            count = len(self.server_state.tasks)
+            self._say(f"penstock: stopping; {count} requests have {DRAIN} s to end, or until Ctrl-C")
+        self.interrupted = self.interrupted or sig == signal.SIGINT
+        super().handle_exit(sig, frame)

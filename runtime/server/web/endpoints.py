@@ -1,0 +1,41 @@
+"""Endpoints whose errors are written as their interface writes them."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from .errors import ApiError, api_error
+from .replies import ErrorBody
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_log = logging.getLogger("penstock.server")
+
+
+def guard(endpoint: Endpoint, body: ErrorBody) -> Endpoint:
+    """``endpoint``, whose errors become answers, written by ``body``."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Exception as error:
+            return error_reply(error, body)
+
+    return guarded
+
+
+def error_reply(error: BaseException, body: ErrorBody) -> Response:
+    """The answer of an error."""
+    found = note_error(error)
+    headers = {} if found.retry_after is None else {"retry-after": str(found.retry_after)}
+    return JSONResponse(body(found), found.status, headers)
+
+
+def note_error(error: BaseException) -> ApiError:
+    """Return what clients are told of ``error``. The log says what they are not told."""
+    found = api_error(error)
+    if found.status == 500:
+        _log.error("a request failed", exc_info=error)
+    return found
