@@ -3,10 +3,10 @@
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
 from ..answers.talking import Form
-from ..web.bodies import Body
+from ..web.bodies import ONE, ONE_OR_SEVERAL, SEVERAL, Body
 
 HARMLESS = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
                       "prompt_cache_retention", "prompt_cache_options", "prediction"})  # fmt: skip
@@ -14,6 +14,9 @@ HARMLESS = frozenset({"user", "metadata", "store", "service_tier", "safety_ident
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(max_length=1000)]
+StopOrSeveral = Annotated[
+    Annotated[Stop, Tag(ONE)] | Annotated[list[Stop], Field(max_length=16), Tag(SEVERAL)], ONE_OR_SEVERAL
+]
 
 
 class SamplingBody(Body):
@@ -32,7 +35,7 @@ class SamplingBody(Body):
     logit_bias: dict[str, Bias] | None = Field(None, max_length=1024)
     max_tokens: int | None = Field(None, ge=1, le=2**31)
     n: int | None = Field(None, ge=1, le=128)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: StopOrSeveral | None = None
     stream: bool | None = None
 
     @field_validator("logit_bias")
@@ -68,6 +71,9 @@ class Part(Body):
         if isinstance(kind, str) and kind not in ("text", "input_text", "output_text"):
             raise ValueError(f"parts of type {kind[:40]!r} are not read here: the model reads text")
         return value
+
+
+Content = Annotated[Annotated[str, Tag(ONE)] | Annotated[list[Part], Tag(SEVERAL)], ONE_OR_SEVERAL]
 
 
 class Function(Body):
@@ -109,9 +115,9 @@ class Call(Body):
 
 
 class Message(Body):
-    harmless: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations", "function_call", "audio", "reasoning"})
+    harmless: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations", "reasoning"})
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: Content | None = None
     name: str | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, model_validator
 from starlette.requests import ClientDisconnect, Request
 
 from .errors import ApiError
@@ -39,6 +39,16 @@ class Body(BaseModel):
 
 
 Read = TypeVar("Read", bound=BaseModel)
+
+ONE, SEVERAL = "~one", "~several"
+
+
+def _count(value: object) -> str:
+    return SEVERAL if isinstance(value, list) else ONE
+
+
+ONE_OR_SEVERAL = Discriminator(_count)
+"""Tells a value from a list of values, which are tagged ONE and SEVERAL. Errors do not name the tags."""
 
 
 async def read_body(request: Request, kind: type[Read], most: int) -> Read:
@@ -85,5 +95,7 @@ def _line(fault: Any) -> str:
 def _place(parts: Sequence[int | str]) -> str:
     place = ""
     for part in parts:
+        if part in (ONE, SEVERAL):
+            continue
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     return place.encode("utf-8", "replace").decode()[:200]
