@@ -82,6 +82,8 @@ ROOMS = {
         "runtime.server.web",
         "runtime.server.answers",
         "runtime.server.openai",
+        "runtime.server.anthropic",
+        "runtime.server.ollama",
         "runtime.server",
         "runtime.cli",
     ],

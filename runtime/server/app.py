@@ -11,7 +11,9 @@ from starlette.types import ASGIApp
 from .answers.meters import Meters
 from .answers.served import ServedModel
 from .answers.service import Service
+from .anthropic import messages as anthropic
 from .guarding import Guarded
+from .ollama import routes as ollama
 from .openai import routes as openai
 from .openai.shared import error_body
 from .states import ModelGauges
@@ -32,7 +34,7 @@ def make_app(
 ) -> ASGIApp:
     """The application. ``meters`` are those of ``models``. ``key`` and ``loopback`` are as for Guarded."""
     app = Starlette(
-        routes=[*states, *openai.routes],
+        routes=[*states, *openai.routes, *anthropic.routes, *ollama.routes],
         exception_handlers={HTTPException: _no_such_path},
     )
     app.state.service = Service(tuple(models), meters, most_body)

@@ -20,6 +20,8 @@ class ServedModel:
     def __init__(self, model: Any, tokenizer: Any, engine: Engine, name: str, meters: Meters) -> None:
         self.meters = meters.of(name)
         self.name, self.model, self.tokenizer, self.engine = name, model, tokenizer, engine
+        self.size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        """Bytes of its weights, as the checkpoint has them."""
         self.created = int(time.time())
         text = model.config.get_text_config(decoder=True)
         self.positions: int | None = getattr(text, "max_position_embeddings", None)

@@ -24,17 +24,17 @@ class SamplingBody(Body):
 
     harmless: ClassVar[frozenset[str]] = HARMLESS
     model: str | None = None
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=2**31)
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Bias] | None = Field(None, max_length=1024)
-    max_tokens: int | None = Field(None, ge=1, le=2**31)
-    n: int | None = Field(None, ge=1, le=128)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=2**31)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[str, Bias] | None = Field(default=None, max_length=1024)
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    n: int | None = Field(default=None, ge=1, le=128)
     stop: StopOrSeveral | None = None
     stream: bool | None = None
 
@@ -198,9 +198,9 @@ class NamedTool(Body):
 class ChatRequest(SamplingBody):
     harmless: ClassVar[frozenset[str]] = HARMLESS | {"verbosity", "timings_per_token", "cache_prompt"}
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     stream_options: StreamOptions | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
@@ -229,7 +229,7 @@ class CompletionRequest(SamplingBody):
         | Annotated[list[str], Field(min_length=1, max_length=128)]
         | Annotated[list[Ids], Field(min_length=1, max_length=128)]
     )
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
     best_of: int | None = None
     stream_options: StreamOptions | None = None
@@ -246,8 +246,7 @@ class CompletionRequest(SamplingBody):
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or several."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [[token for token in self.prompt if isinstance(token, int)]]
-        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+        prompt: Any = self.prompt
+        several = isinstance(prompt, list) and not isinstance(prompt[0], int)
+        found: list[str | list[int]] = prompt if several else [prompt]
+        return found

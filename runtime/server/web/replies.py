@@ -62,7 +62,7 @@ class WaitingReply(Response):
         if error is not None:
             self._failed(error)
             raise Aborted(str(error)) from error
-        await send(_piece(JSONResponse(task.result()).body, last=True))
+        await send(_piece(bytes(JSONResponse(task.result()).body), last=True))
 
 
 class EventReply(Response):

@@ -1,1 +1,1 @@
-"""Text of a model: prompts from chats; text, reasoning and tool calls from tokens; grammars that bind what is chosen."""
+"""Text of a model: prompts from chats; text, reasoning and tool calls from tokens; grammars for what is chosen."""

@@ -27,6 +27,11 @@ class ChatTemplate:
         """Whether the tokenizer has one."""
         return bool(self._texts)
 
+    @property
+    def text(self) -> str:
+        """The template, or the first of several."""
+        return self._texts[0] if self._texts else ""
+
     def mentions(self, word: str) -> bool:
         """Whether the template knows ``word``: a variable, or a role."""
         return any(word in text for text in self._texts)

@@ -13,7 +13,7 @@ from ....tiering.errors import RequestError
 NewMask = Callable[[int], "GrammarMask"]
 """Makes the mask for an answer to a prompt of so many tokens."""
 
-_SPACE = {"whitespace_pattern": r"[ \t\n\r]{1,16}"}
+_SPACE: Any = {"whitespace_pattern": r"[ \t\n\r]{1,16}"}
 """A model that does not know how to go on would write white space for ever."""
 
 _DEEPEST = 64
