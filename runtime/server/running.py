@@ -1,5 +1,6 @@
 """The process of a server: its socket, its signals, its end."""
 
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -20,10 +21,13 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         found = socket.create_server(address[:2], family=family, backlog=2048)
+    except socket.gaierror as error:
+        raise ServerError(f"cannot listen on {host}: {error.strerror}; choose another --host") from error
     except OSError as error:
-        raise ServerError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
-    except (UnicodeError, OverflowError) as error:
-        raise ServerError(f"cannot listen on {host}, port {port}: {error}") from error
+        reason = os.strerror(error.errno) if error.errno else error
+        raise ServerError(f"cannot listen on {host}, port {port}: {reason}; choose another --port") from error
+    except UnicodeError as error:
+        raise ServerError(f"cannot listen on {host}: {error}; choose another --host") from error
     return found
 
 

@@ -18,9 +18,9 @@ CHAT = (
     "<|im_start|>{{ message.role }}\n{{ message.content }}"
     "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
     "<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if think %}<think>\n{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking %}<think>\n{% endif %}{% endif %}"
 )
-"""Roles in ChatML. ``think`` begins the answer with reasoning."""
+"""Roles in ChatML. ``enable_thinking`` begins the answer with reasoning."""
 RESPONSES: dict[str, Any] = {
     "version": 1,
     "defaults": {"role": "assistant"},
@@ -67,6 +67,6 @@ def byte_tokenizer(*, chat: str | None = CHAT, responses: dict[str, Any] | None 
 
 def save_chat_model(folder: Path, name: str = "llama", **overrides: Any) -> Path:
     """Save a tiny random model of type ``name`` with such a tokenizer."""
-    save_tiny(name, folder, torch.float32, **{"max_position_embeddings": 512, **overrides})
+    save_tiny(name, folder, torch.float32, **{"max_position_embeddings": 1024, **overrides})
     byte_tokenizer().save_pretrained(folder)
     return folder

@@ -11,6 +11,9 @@ from .replies import ErrorBody
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
+_UNREAD = (408, 413)
+"""After these a part of the body is left, which nobody will read."""
+
 _log = logging.getLogger("penstock.server")
 
 
@@ -30,6 +33,8 @@ def error_reply(error: BaseException, body: ErrorBody) -> Response:
     """The answer of an error."""
     found = note_error(error)
     headers = {} if found.retry_after is None else {"retry-after": str(found.retry_after)}
+    if found.status in _UNREAD:
+        headers["connection"] = "close"
     return JSONResponse(body(found), found.status, headers)
 
 

@@ -76,17 +76,20 @@ class TemplateReader:
         self._parser = parser
         self._plain = False
         self._space, self._begun = "", False
-        self._raw = ""  # of a tool call that is not complete
+        self._raw = ""  # since a part has begun: of a tool call that is not complete
         self._begin = parser.initial_events
 
     def feed(self, text: str) -> list[Piece]:
         if self._plain:
             return PlainReader().feed(text)
-        try:
-            events = self._parser.feed(text)
-        except Exception:  # a tool call that is none; the parser checks nothing before it closes
-            return self._give_up(text)
-        return self._read(events)
+        pieces: list[Piece] = []
+        for at, character in enumerate(text):  # one by one: what comes before a fault is told
+            self._raw += character
+            try:
+                pieces += self._read(self._parser.feed(character))
+            except Exception:  # a tool call that is none; the parser checks nothing before it closes
+                return [*pieces, *self._give_up(text[at + 1 :])]
+        return pieces
 
     def end(self) -> list[Piece]:
         if self._plain:
@@ -104,13 +107,12 @@ class TemplateReader:
             if event["type"] == "region_open":
                 self._space, self._begun, self._raw = "", False, ""
             elif event["type"] == "region_chunk" and field == _CALLS:
-                self._raw += event["text"]
+                self._raw = self._raw or event["text"]  # it came with the beginning
             elif event["type"] == "region_chunk" and (field == "content" or field in _REASONING):
                 if text := self._trim(event["text"]):
                     pieces.append(Said("content" if field == "content" else "reasoning", text))
             elif event["type"] == "region_close" and field == _CALLS:
                 pieces += _calls_of(event["value"], self._raw)
-                self._raw = ""
         self._begin = ()
         return pieces
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import openai
 import pytest
 
@@ -34,5 +35,13 @@ def calling_server(chat_folder: Path, store: Path) -> Iterator[Served]:
 def client(server: Served) -> Iterator[openai.OpenAI]:
     """OpenAI's own client, which asks once."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0, timeout=60) as client:
+        yield client
+        server.idle()
+
+
+@pytest.fixture
+def raw(server: Served) -> Iterator[httpx2.Client]:
+    """A client that sends what it is given."""
+    with httpx2.Client(base_url=server.url, timeout=60) as client:
         yield client
         server.idle()
