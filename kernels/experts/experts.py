@@ -183,10 +183,8 @@ class SideBySide(NamedTuple):
         Returns [experts, rows, hidden].
         """
         inner = self.up([expert.up for expert in experts], states)
-        if inner.numel() <= _AT_ONCE:
-            active = recipe.activation(inner.flatten(0, 1)).contiguous().view(len(experts), self.rows, -1)
-        else:
-            active = torch.stack([recipe.activation(one) for one in inner])
+        parts = [recipe.activation(part) for part in inner.flatten(0, 1).split(max(1, _AT_ONCE // inner.shape[-1]))]
+        active = (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)).view(len(experts), self.rows, -1)
         first, size = active.data_ptr(), active[0].nbytes
         out = self.down([expert.down for expert in experts], range(first, first + len(experts) * size, size))
         return out if recipe.post is None else torch.stack([recipe.post(one) for one in out])

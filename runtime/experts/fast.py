@@ -13,8 +13,9 @@ from contextlib import closing
 
 import torch
 
-from ...kernels.experts.experts import Expert, Form, Recipe, find_form, find_side_by_side
+from ...kernels.experts.experts import Expert, Recipe, find_form, find_side_by_side
 from ...kernels.process.interrupts import calls_others
+from ...kernels.products.few_rows import MOST_ROWS
 from ...kernels.products.row_order import ROW_ORDER
 from ...kernels.products.weighted_sum import add_by_torch, add_weighted, sum_weighted
 from ...tiering.policy.prefetch.expert_window import at_a_time
@@ -23,6 +24,7 @@ from .announcing import Announcement, NextLayer
 from .expert_blocks import ExpertBlocks
 from .expert_groups import group, move_groups
 from .expert_sum import ExpertSum
+from .few_tokens import alike, choices_of, users_of
 from .host import HostExperts
 from .tier_experts import Arrived, TierExperts
 
@@ -63,43 +65,39 @@ class FastExperts:
     def _run_tokens(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
         """The forward of tokens, each as if alone, where experts can be computed side by side: as few steps as
         possible."""
-        ways = {find_form(expert): find_side_by_side(1, expert, self._recipe) for expert in self._samples}
+        few = min(len(hidden), MOST_ROWS)
+        ways = {
+            (find_form(expert), rows): find_side_by_side(rows, expert, self._recipe)
+            for expert in self._samples
+            for rows in range(1, few + 1)
+        }
         if (
             None in ways.values()
             or hidden.dtype != torch.bfloat16
             or weights.dtype not in (torch.bfloat16, torch.float32)
         ):
             return None
-        experts, width = len(self._blocks), hidden.shape[1]
-        chosen = [
-            sorted(pair for pair in zip(numbers, shares, strict=True) if pair[0] < experts)
-            for numbers, shares in zip(index.tolist(), weights.tolist(), strict=True)
-        ]
-        users: dict[int, list[int]] = {}
-        for token, pairs in enumerate(chosen):
-            for expert, _ in pairs:
-                users.setdefault(expert, []).append(token)
+        width = hidden.shape[1]
+        chosen = choices_of(index, weights, len(self._blocks))
         hidden = hidden.contiguous()
-        states = range(hidden.data_ptr(), hidden.data_ptr() + hidden.nbytes, 2 * width)
         coming = Announcement(self.next, self._bridge, hidden, index, self._blocks.residuals(index, weights))
-        rows: dict[tuple[int, int], int] = {}
-        outs: list[torch.Tensor] = []
-        wanted = self._blocks.in_order_of_flash(users)
-        with closing(self._arriving(wanted, (), coming)) as arriving:
+        places: dict[tuple[int, int], int] = {}  # of outputs, by token and expert
+        keep: list[torch.Tensor] = []  # what lies at addresses must stay
+        users = users_of(chosen)
+        with closing(self._arriving(self._blocks.in_order_of_flash(users), (), coming)) as arriving:
             for arrived in arriving:
-                alike: dict[Form, list[tuple[int, int, Expert]]] = {}
-                for number, expert in arrived.experts:
-                    alike.setdefault(find_form(expert), []).extend((token, number, expert) for token in users[number])
-                for kind, here in alike.items():
-                    several = ways[kind]
+                for (form, rows), calls in alike(arrived.experts, users, MOST_ROWS).items():
+                    several = ways[form, rows]
                     assert several is not None
-                    out = several([states[token] for token, *_ in here], [expert for *_, expert in here], self._recipe)
-                    outs.append(out)  # what lies at the addresses must stay
-                    first, size = out.data_ptr(), 2 * out.shape[-1]
-                    rows |= {(token, number): first + at * size for at, (token, number, _) in enumerate(here)}
+                    states = [hidden[call.tokens] if rows > 1 else hidden[call.tokens[0]] for call in calls]
+                    out = several([state.data_ptr() for state in states], [call.expert for call in calls], self._recipe)
+                    keep.append(out)
+                    first, size = out.data_ptr(), 2 * width
+                    order = ((token, call.number) for call in calls for token in call.tokens)
+                    places |= {pair: first + at * size for at, pair in enumerate(order)}
                 self._bridge.release(*arrived.leased)
         sums = [
-            sum_weighted([rows[token, expert] for expert, _ in pairs], [share for _, share in pairs], width)
+            sum_weighted([places[token, expert] for expert, _ in pairs], [share for _, share in pairs], width)
             for token, pairs in enumerate(chosen)
         ]
         return sums[0] if len(sums) == 1 else torch.cat(sums)
