@@ -1,5 +1,6 @@
 """The process of a server: its socket, its signals, its end."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -7,13 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...tiering.errors import ServerError
 
 DRAIN = 30
 """Seconds that answers have to end after SIGTERM."""
+HEADERS = 30.0
+"""Seconds for the headers of a request to arrive."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -31,23 +36,60 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def run_server(app: ASGIApp, waiting: socket.socket, say: Callable[[str], None]) -> None:
-    """Serve ``app`` until SIGTERM or Ctrl-C. Answers that are being given have time to end; ``say`` tells people so.
-
-    Raises KeyboardInterrupt after Ctrl-C.
-    """
-    config = uvicorn.Config(
+def config_for(app: ASGIApp) -> uvicorn.Config:
+    """How uvicorn serves ``app``."""
+    return uvicorn.Config(
         app,
+        http=_Impatient,
         log_level="warning",
         access_log=False,
         lifespan="off",
         server_header=False,
         timeout_graceful_shutdown=DRAIN,
     )
-    server = _Server(config, say)
+
+
+def run_server(app: ASGIApp, waiting: socket.socket, say: Callable[[str], None]) -> None:
+    """Serve ``app`` until SIGTERM or Ctrl-C. Answers that are being given have time to end; ``say`` tells people so.
+
+    Raises KeyboardInterrupt after Ctrl-C.
+    """
+    server = _Server(config_for(app), say)
     server.run(sockets=[waiting])
     if server.interrupted:
         raise KeyboardInterrupt("stopped")
+
+
+class _Impatient(H11Protocol):
+    """A connection that ends when it is opened, or a request is begun, and no headers arrive."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """It says something."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEADERS, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class _Server(uvicorn.Server):

@@ -8,10 +8,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from .answers.served import ServedModel
 from .answers.service import service_of
+from .openai.shared import error_body
+from .web.endpoints import Path, routes_of
 
 
 async def health(request: Request) -> Response:
@@ -29,11 +30,12 @@ async def props(request: Request) -> Response:
     return JSONResponse({"models": [_props(served) for served in service_of(request).models]})
 
 
-routes = [
-    Route("/health", health, methods=["GET"]),
-    Route("/metrics", metrics, methods=["GET"]),
-    Route("/props", props, methods=["GET"]),
-]
+paths = (
+    Path("GET", "/health", health),
+    Path("GET", "/metrics", metrics),
+    Path("GET", "/props", props),
+)
+routes = routes_of(paths, error_body)
 
 
 class ModelGauges(Collector):

@@ -14,7 +14,7 @@ import penstock
 from penstock.runtime.server.answers.meters import Meters
 from penstock.runtime.server.answers.served import ServedModel
 from penstock.runtime.server.app import make_app
-from penstock.runtime.server.running import listen
+from penstock.runtime.server.running import config_for, listen
 from penstock.runtime.serving.engine import Engine
 
 
@@ -57,7 +57,7 @@ def serving(
         served = ServedModel(model, tokenizer, engine, "tiny", meters)
         waiting = listen("127.0.0.1", 0)
         app = make_app([served], meters, **options)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", access_log=False))
+        server = uvicorn.Server(config_for(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [waiting]})
         thread.start()
         try:

@@ -9,7 +9,6 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from ...serving.text.replies import Piece, ToolCall
 from ..answers.asking import Answers, Step
@@ -17,7 +16,7 @@ from ..answers.served import ServedModel
 from ..answers.service import client_of, service_of
 from ..answers.talking import question_of
 from ..web.bodies import read_body
-from ..web.endpoints import error_reply, guard, note_error
+from ..web.endpoints import Path, error_reply, note_error, routes_of
 from ..web.errors import ApiError
 from ..web.replies import EventReply, WaitingReply, event
 from .requests import CountRequest, MessagesRequest
@@ -70,10 +69,11 @@ def error_body(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
-routes = [
-    Route("/v1/messages", guard(create_message, error_body), methods=["POST"]),
-    Route("/v1/messages/count_tokens", guard(count_tokens, error_body), methods=["POST"]),
-]
+paths = (
+    Path("POST", "/v1/messages", create_message, MessagesRequest),
+    Path("POST", "/v1/messages/count_tokens", count_tokens, CountRequest),
+)
+routes = routes_of(paths, error_body)
 
 
 def _failed(error: BaseException) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from ...serving.requests import Sampling
 from ...serving.text.chats import encode_text
@@ -17,7 +16,7 @@ from ..answers.served import ServedModel
 from ..answers.service import client_of, service_of
 from ..answers.talking import mask_of, question_of
 from ..web.bodies import read_body
-from ..web.endpoints import Endpoint, error_reply, guard
+from ..web.endpoints import Path, error_reply, routes_of
 from ..web.replies import EventReply, WaitingReply
 from .requests import ChatRequest, GenerateRequest, ShowRequest, TextRequest
 from .writing import Writer, error_body, failed_line, in_chat, in_generate
@@ -133,12 +132,11 @@ def _time(served: ServedModel) -> str:
     return datetime.fromtimestamp(served.created, UTC).isoformat()
 
 
-_PATHS: tuple[tuple[str, str, Endpoint], ...] = (
-    ("POST", "/api/chat", chat),
-    ("POST", "/api/generate", generate),
-    ("POST", "/api/show", show),
-    ("GET", "/api/tags", list_models),
-    ("GET", "/api/version", tell_version),
+paths = (
+    Path("POST", "/api/chat", chat, ChatRequest),
+    Path("POST", "/api/generate", generate, GenerateRequest),
+    Path("POST", "/api/show", show, ShowRequest),
+    Path("GET", "/api/tags", list_models),
+    Path("GET", "/api/version", tell_version),
 )
-
-routes = [Route(path, guard(endpoint, error_body), methods=[method]) for method, path, endpoint in _PATHS]
+routes = routes_of(paths, error_body)

@@ -1,10 +1,13 @@
 """Endpoints whose errors are written as their interface writes them."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from .errors import ApiError, api_error
 from .replies import ErrorBody
@@ -13,6 +16,22 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 _UNREAD = (408, 413)
 """After these a part of the body is left, which nobody will read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A path of an interface. ``body`` is what a request has to bring. The endpoint's docstring says what it does."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    body: type[BaseModel] | None = None
+
+
+def routes_of(paths: Sequence[Path], body: ErrorBody) -> list[Route]:
+    """The routes of ``paths``. Errors are written by ``body``."""
+    return [Route(each.path, guard(each.endpoint, body), methods=[each.method]) for each in paths]
+
 
 _log = logging.getLogger("penstock.server")
 
