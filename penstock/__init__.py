@@ -30,15 +30,18 @@ from .tiering.errors import (
     PrefixError,
     PrefixVersionError,
     PromptTooLong,
+    QueueFull,
     ReadError,
     RecordingError,
+    RequestError,
     TextError,
+    TimedOut,
     TraceError,
     UnplaceableModule,
 )
 
 if TYPE_CHECKING:
-    from . import routing, sim
+    from . import routing, serving, sim
     from .runtime.config.config import Config
     from .runtime.engine.stats import Stats
     from .runtime.loading.handle import Handle, handle
@@ -72,10 +75,13 @@ __all__ = [
     "PrefixError",
     "PrefixVersionError",
     "PromptTooLong",
+    "QueueFull",
     "ReadError",
     "RecordingError",
+    "RequestError",
     "Stats",
     "TextError",
+    "TimedOut",
     "Trace",
     "TraceError",
     "UnplaceableModule",
@@ -84,6 +90,7 @@ __all__ = [
     "load",
     "plan",
     "routing",
+    "serving",
     "sim",
     "wrap",
 ]
@@ -102,7 +109,7 @@ _LAZY = {
 }
 """The modules of names that need torch, transformers or pydantic: they are imported when they are first used, so that
 the command line answers at once."""
-_MODULES = ("routing", "sim")
+_MODULES = ("routing", "serving", "sim")
 
 
 def __getattr__(name: str) -> Any:

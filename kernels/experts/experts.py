@@ -183,7 +183,8 @@ class SideBySide(NamedTuple):
         Returns [experts, rows, hidden].
         """
         inner = self.up([expert.up for expert in experts], states)
-        parts = [recipe.activation(part) for part in inner.flatten(0, 1).split(max(1, _AT_ONCE // inner.shape[-1]))]
+        rows = torch.split(inner.flatten(0, 1), max(1, _AT_ONCE // inner.shape[-1]))
+        parts = [recipe.activation(part) for part in rows]
         active = (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)).view(len(experts), self.rows, -1)
         first, size = active.data_ptr(), active[0].nbytes
         out = self.down([expert.down for expert in experts], range(first, first + len(experts) * size, size))

@@ -177,9 +177,7 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         if out is not None:
             return out if bias is None else out + bias
         weight = weight.at_hand()
-    if ROW_ORDER.alone:
-        return torch.cat([functional.linear(row, weight, bias) for row in input.split(1)])
-    return functional.linear(input, weight, bias)
+    return _plain_linear(input, weight, bias)
 
 
 def _matmul(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -222,8 +220,15 @@ def _times(input: torch.Tensor, weight: PackedWeight, *, biased: bool) -> torch.
         return None
     out = input.new_empty((*input.shape[:-1], n))
     for part, tile in _tiles(weight):
-        out[..., part] = functional.linear(input, tile)
+        out[..., part] = _plain_linear(input, tile)
     return out
+
+
+def _plain_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Compute ``functional.linear``, row by row where each has the bits that it has alone."""
+    if not ROW_ORDER.alone:
+        return functional.linear(input, weight, bias)
+    return torch.cat([functional.linear(row, weight, bias) for row in torch.split(input, 1)])
 
 
 def _device_product(input: torch.Tensor, weight: PackedWeight, on_device: DeviceFormat) -> torch.Tensor | None:

@@ -100,14 +100,11 @@ class StreamedExperts:
             return self._reference.run(hidden, index, weights)
         if self._grouped:  # other bits are welcome
             return self._fast.run(hidden, chosen, weights, self._host)
-        if ROW_ORDER.alone and len(hidden) > 1 and not self.trust.get((type(self._module), hidden.dtype, 1)):
-            tokens = zip(hidden.split(1), index.split(1), weights.split(1), chosen.split(1), strict=True)
+        rows = 1 if ROW_ORDER.alone else len(hidden) if len(hidden) <= MOST_ROWS else 0
+        kind = (type(self._module), hidden.dtype, rows)
+        if ROW_ORDER.alone and len(hidden) > 1 and not self.trust.get(kind):
+            tokens = zip(*(torch.split(each, 1) for each in (hidden, index, weights, chosen)), strict=True)
             return torch.cat([self._forward(*token) for token in tokens])
-        kind = (
-            type(self._module),
-            hidden.dtype,
-            1 if ROW_ORDER.alone else len(hidden) if len(hidden) <= MOST_ROWS else 0,
-        )
         trusted = self.trust.get(kind)
         if trusted is False:
             return self._reference.run(hidden, index, weights)

@@ -57,8 +57,8 @@ class FastExperts:
         alone = (len(hidden) == 1 or ROW_ORDER.alone) and self._experts.native and not self._with_host
         out = self._run_tokens(hidden, chosen, weights) if alone else None
         if out is None and ROW_ORDER.alone and len(hidden) > 1:
-            tokens = zip(hidden.split(1), chosen.split(1), weights.split(1), strict=True)
-            return torch.cat([self._run_many(*token, host) for token in tokens])
+            parts = zip(hidden[:, None], chosen[:, None], weights[:, None], strict=True)
+            return torch.cat([self._run_many(one, its, shares, host) for one, its, shares in parts])
         return self._run_many(hidden, chosen, weights, host) if out is None else out
 
     @calls_others

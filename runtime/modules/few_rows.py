@@ -57,11 +57,13 @@ def has_few_rows(module: nn.Module) -> bool:
 
 def _rows_alone(input: torch.Tensor, weight: torch.Tensor, original: LinearForward) -> torch.Tensor:
     """Multiply each of ``input`` [rows, 1, k] as if it were alone."""
-    packed = isinstance(weight, PackedWeight)
+    if isinstance(weight, PackedWeight):
+        rows = MOST_ROWS if weight.format.exact else _LOSSY_ROWS
+        return torch.cat([linear(part, weight) for part in torch.split(input, rows)])
     outs: list[torch.Tensor] = []
-    for part in input.split(_LOSSY_ROWS if packed and not weight.format.exact else MOST_ROWS):
-        out = linear(part, weight) if packed else _product(part, weight)
-        outs += [out] if out is not None else map(original, part.split(1))
+    for part in torch.split(input, MOST_ROWS):
+        out = _product(part, weight)
+        outs += [out] if out is not None else map(original, torch.split(part, 1))
     return torch.cat(outs)
 
 

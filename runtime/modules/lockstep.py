@@ -9,6 +9,7 @@ strand computes by itself, as it would alone.
 The idea of sharing one scan is from "Cooperative Scans: Dynamic Bandwidth Sharing in a DBMS".
 """
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,7 +28,7 @@ Ended = Callable[[Any, BaseException | None], None]
 Lease = Callable[[], AbstractContextManager[Any]]
 
 
-class Strand(greenlet.greenlet):  # type: ignore[misc]
+class Strand(greenlet.greenlet):
     """One computation. ``ended`` is called at its end, with its result and with the error that ended it, or None."""
 
     def __init__(self, work: Work, ended: Ended) -> None:
@@ -54,15 +55,15 @@ class Lockstep:
         together have the bits that each has alone. Else torch may sum them in another order."""
         self._clock, self._exact = clock, exact
         self._strands: list[Strand] = []
-        self._places: list[Place] = []
+        self._before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
         self._used = 0
-        self._at = -1
+        self._at = sys.maxsize  # no round has begun
         self._short = self._long = self._round = 0.0  # seconds: of one token, of several, and the last round's of one
         for module in model.modules():
             joining = find_joining(module)
             if joining is not None or isinstance(module._parameters, StoredParameters):
-                place = Place(module, own_forward(module), joining, leases.get(module, nullcontext))
-                self._places.append(place)
+                place = Place(own_forward(module), joining, leases.get(module, nullcontext))
+                self._before.append((module, vars(module).get("forward")))
                 module.forward = partial(self._call, place)
 
     def __len__(self) -> int:
@@ -72,9 +73,12 @@ class Lockstep:
         """End all strands, and let the model compute as before."""
         for strand in [*self._strands]:
             self.cancel(strand)
-        for place in self._places:
-            place.module.forward = place.forward
-        self._places.clear()
+        for module, before in self._before:
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
+        self._before.clear()
 
     def start(self, work: Work, ended: Ended) -> Strand:
         """Begin ``work``, up to the first place where it stops."""
@@ -93,6 +97,7 @@ class Lockstep:
         """Run ``works`` beside each other for the strand that calls it. Returns their results, or raises the first
         error of one."""
         parent = greenlet.getcurrent()
+        assert isinstance(parent, Strand)
         outs: dict[int, Any] = {}
         errors: list[BaseException] = []
         waits = False
@@ -108,9 +113,11 @@ class Lockstep:
         try:
             for number, work in enumerate(works):
                 children.append(self.start(work, partial(end, number)))
+                if errors:
+                    break
             waits = not errors and len(outs) < len(works)
             if waits:
-                parent.parent.switch(None)
+                _stop_at(None)
                 waits = False
         finally:
             for child in children:
@@ -203,7 +210,15 @@ class Lockstep:
             return place.forward(*args, **kwargs)
         if place.order < 0:
             place.order, self._used = self._used, self._used + 1
-        return strand.parent.switch(Arrival(place, args, kwargs))
+        return _stop_at(Arrival(place, args, kwargs))
+
+
+def _stop_at(arrival: Arrival | None) -> Any:
+    """Stop the strand that calls it, until the result of ``arrival`` is there, or those that it waits for have
+    ended."""
+    lockstep = greenlet.getcurrent().parent
+    assert lockstep is not None
+    return lockstep.switch(arrival)
 
 
 def _ignore(out: Any, error: BaseException | None) -> None:

@@ -1,4 +1,4 @@
-"""The places where strands meet: a module computes the calls that wait there, each row with the bits that it has alone."""
+"""Places where strands meet: a module computes the calls that wait there, each row with the bits that it has alone."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,6 @@ Joining = Literal["row", "token"]
 class Place:
     """A module where strands meet."""
 
-    module: nn.Module
     forward: Callable[..., Any]
     """The module's forward for one call."""
     joining: Joining | None

@@ -25,8 +25,8 @@ class Engine(Closing):
     """
 
     def __init__(self, model: Any, *, batch: Batch = "exact", rows: int = 32, queue: int = 256) -> None:
-        """``batch``: "exact", every answer has the bits of the same request alone; "fast", torch may sum several rows in
-        another order. ``rows`` are answered at a time, ``queue`` more wait."""
+        """``batch``: "exact", every answer has the bits of the same request alone; "fast", torch may sum several rows
+        in another order. ``rows`` are answered at a time, ``queue`` more wait."""
         self._model = model
         self._positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self._vocabulary = model.get_input_embeddings().num_embeddings
@@ -53,8 +53,8 @@ class Engine(Closing):
         self._loop.cancel(number)
 
     async def generate(self, request: Request) -> AsyncIterator[Token]:
-        """Yield the tokens of the answer to ``request``. Leaving the loop cancels it. Raises as ``submit``, TimedOut, and
-        what computing raises."""
+        """Yield the tokens of the answer to ``request``. Leaving the loop cancels it. Raises as ``submit``, TimedOut,
+        and what computing raises."""
         loop, answers = asyncio.get_running_loop(), asyncio.Queue[Token | BaseException]()
 
         def listen(answer: Token | BaseException) -> None:

@@ -23,8 +23,8 @@ class _Asked(NamedTuple):
 
 
 class Loop:
-    """The answers of one model. ``run`` computes them on the calling thread, until ``stop``. All else may be called from
-    any thread."""
+    """The answers of one model. ``run`` computes them on the calling thread, until ``stop``. All else may be called
+    from any thread."""
 
     def __init__(self, model: Any, room: Room, *, exact: bool, share: float) -> None:
         """``exact`` and ``share`` are as for Lockstep."""

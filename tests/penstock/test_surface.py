@@ -8,10 +8,13 @@ import pytest
 
 import penstock
 import penstock.routing
+import penstock.serving
 import penstock.sim
 
 
-@pytest.mark.parametrize("module", [penstock, penstock.sim, penstock.routing], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [penstock, penstock.sim, penstock.routing, penstock.serving], ids=lambda module: module.__name__
+)
 def test_every_public_name_is_there_and_described(module):
     assert list(module.__all__) == sorted(module.__all__)
     for name in module.__all__:

@@ -54,15 +54,15 @@ class Admission:
     running: list[Ticket] = field(default_factory=list)
     paused: list[Ticket] = field(default_factory=list)
     given: Counter[str] = field(default_factory=Counter)
-    """Tokens that clients were promised."""
+    """Tokens that were promised to clients that have requests here."""
 
     def fits(self, ticket: Ticket) -> bool:
         """Return whether there is room for ``ticket`` when nothing else runs."""
         return self.room.tokens is None or ticket.tokens <= self.room.tokens
 
     def offer(self, ticket: Ticket) -> bool:
-        """Let ``ticket``, which fits, wait. Returns False if the queue is full."""
-        if len(self.waiting) >= self.room.queue:
+        """Let ``ticket``, which fits, wait. Returns False if the queue is full, besides what can run at once."""
+        if len(self.waiting) >= self.room.queue + max(0, self.room.rows - len(self.running)):
             return False
         self.waiting.append(ticket)
         return True
@@ -71,28 +71,36 @@ class Admission:
         """The request ``number`` has ended, wherever it was. Idempotent."""
         for tickets in (self.waiting, self.running, self.paused):
             tickets[:] = [ticket for ticket in tickets if ticket.number != number]
+        here = {ticket.client for ticket in self._all()}
+        for client in [*self.given]:
+            if client not in here:
+                del self.given[client]
 
     def decide(self, now: float) -> Changes:
         """Return what to do now, and note it as done."""
         late = tuple(ticket for ticket in self._all() if ticket.deadline is not None and ticket.deadline <= now)
-        for ticket in late:
-            self.end(ticket.number)
+        for each in late:
+            self.end(each.number)
         start: list[Ticket] = []
         resume: list[Ticket] = []
         pause: list[Ticket] = []
         while (ticket := self._next()) is not None:
             if not self._has_room(ticket):
-                given_up = self._victim(ticket)
-                if given_up is None:
+                victim = self._victim(ticket)
+                if victim is None:
                     break
-                self.running.remove(given_up)
-                self.paused.append(given_up)
-                pause.append(given_up)
+                self.running.remove(victim)
+                self.paused.append(victim)
+                pause.append(victim)
                 continue
-            (resume if ticket in self.paused else start).append(ticket)
-            (self.paused if ticket in self.paused else self.waiting).remove(ticket)
+            if ticket in self.paused:
+                self.paused.remove(ticket)
+                resume.append(ticket)
+            else:
+                self.waiting.remove(ticket)
+                self.given[ticket.client] += ticket.tokens
+                start.append(ticket)
             self.running.append(ticket)
-            self.given[ticket.client] += ticket.tokens
         return Changes(tuple(start), tuple(resume), tuple(pause), late)
 
     def next_deadline(self) -> float | None:

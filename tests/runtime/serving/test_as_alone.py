@@ -66,7 +66,7 @@ def alone(model: Any, count: int) -> list[tuple[list[int], torch.Tensor]]:
 
 
 def together(model: Any, count: int) -> list[tuple[list[int], torch.Tensor]]:
-    """The same by an engine: some arrive at once, each other one when another has its first token. Some are cancelled."""
+    """The same by an engine: some arrive at once, others when one has its first token, and some are cancelled."""
     asked = requests(count, model.config.vocab_size)
     tokens: list[list[int]] = [[] for _ in asked]
     errors: list[BaseException] = []
