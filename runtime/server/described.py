@@ -1,10 +1,9 @@
 """The description of all paths, as OpenAPI has it: what requests have to bring, for tools that read it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from .web.endpoints import Path
@@ -33,7 +32,7 @@ _PLAIN = str.maketrans("/{:", "___", "}")
 _BEARER = {"type": "http", "scheme": "bearer"}
 
 
-def _operation(path: Path, names: dict[tuple[type[BaseModel], Any], Any]) -> dict[str, Any]:
+def _operation(path: Path, names: Mapping[Any, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "summary": (path.endpoint.__doc__ or "").strip(),
         "operationId": f"{path.method.lower()}{path.path.translate(_PLAIN)}",
