@@ -82,7 +82,7 @@ class Loop:
         try:
             forwards = handle(self._model).forwards
             with forwards.session() as rounds:
-                lockstep = Lockstep(self._model, forwards.leases, exact=self._exact)
+                lockstep = Lockstep(self._model, forwards.leased, forwards.divided, exact=self._exact)
                 try:
                     self._go_round(lockstep, rounds.begin, rounds.end)
                 finally:
