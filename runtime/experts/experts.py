@@ -20,7 +20,7 @@ from ...tiering.store.bundle.manifest import Block
 from ..tiers.views import like
 from .announcing import NextLayer
 from .expert_blocks import ExpertBlocks
-from .fast import FastExperts, Observer
+from .fast import FastExperts, Observer, TokenCall
 from .guessing import Guesses
 from .host import HostExperts
 from .reference import ReferenceExperts, eager_experts
@@ -92,6 +92,26 @@ class StreamedExperts:
             self.guesses.used(chosen)
         return self._forward(hidden, index, weights, chosen)
 
+    def forward_several(self, calls: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """``forward`` of each of ``calls``, with the bits of each alone. Experts that several of them need are read
+        once."""
+        if autocasts() or self._reference.replaced or not self._is_fast(calls):
+            return [self.forward(*call) for call in calls]
+        tokens = [TokenCall(hidden, index.cpu(), weights) for hidden, index, weights in calls]
+        if self.guesses is not None:
+            self.guesses.used(torch.cat([call.chosen for call in tokens]))
+        return self._fast.run_several(tokens)
+
+    def _is_fast(self, calls: Sequence[Sequence[torch.Tensor]]) -> bool:
+        """Whether the fast way is trusted for all of ``calls``, and the CPU alone computes."""
+        if not self._whole or self._host is not None:
+            return False
+        return self._grouped or all(self.trust.get(self._kind(hidden, len(hidden))) for hidden, *_ in calls)
+
+    def _kind(self, hidden: torch.Tensor, rows: int) -> Hashable:
+        """What the bits of the fast way depend on, for so many rows of ``hidden``."""
+        return type(self._module), hidden.dtype, rows if rows <= MOST_ROWS else 0
+
     def _forward(
         self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor
     ) -> torch.Tensor:
@@ -100,8 +120,7 @@ class StreamedExperts:
             return self._reference.run(hidden, index, weights)
         if self._grouped:  # other bits are welcome
             return self._fast.run(hidden, chosen, weights, self._host)
-        rows = 1 if ROW_ORDER.alone else len(hidden) if len(hidden) <= MOST_ROWS else 0
-        kind = (type(self._module), hidden.dtype, rows)
+        kind = self._kind(hidden, 1 if ROW_ORDER.alone else len(hidden))
         if ROW_ORDER.alone and len(hidden) > 1 and not self.trust.get(kind):
             tokens = zip(*(torch.split(each, 1) for each in (hidden, index, weights, chosen)), strict=True)
             return torch.cat([self._forward(*token) for token in tokens])

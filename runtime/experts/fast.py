@@ -10,6 +10,7 @@ lease, each added at once when it is the expert's turn.
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from typing import NamedTuple
 
 import torch
 
@@ -22,7 +23,7 @@ from ...tiering.policy.prefetch.expert_window import at_a_time
 from ...tiering.units import BlockId, MiB
 from .announcing import Announcement, NextLayer
 from .expert_blocks import ExpertBlocks
-from .expert_groups import group, move_groups
+from .expert_groups import Groups, group, move_groups
 from .expert_sum import ExpertSum
 from .few_tokens import alike, choices_of, users_of
 from .host import HostExperts
@@ -33,6 +34,15 @@ _HEAP = 8 * MiB
 
 Observer = Callable[[int, torch.Tensor, Expert, Recipe], None]
 """Is told which expert is computed on which states [tokens, width], for prompts; its weights are there meanwhile."""
+
+
+class TokenCall(NamedTuple):
+    """Tokens for the experts of a module: ``hidden`` [tokens, width], ``chosen``, in host memory, and ``weights``
+    [tokens, top_k]."""
+
+    hidden: torch.Tensor
+    chosen: torch.Tensor
+    weights: torch.Tensor
 
 
 class FastExperts:
@@ -57,9 +67,9 @@ class FastExperts:
         alone = (len(hidden) == 1 or ROW_ORDER.alone) and self._experts.native and not self._with_host
         out = self._run_tokens(hidden, chosen, weights) if alone else None
         if out is None and ROW_ORDER.alone and len(hidden) > 1:
-            parts = zip(hidden[:, None], chosen[:, None], weights[:, None], strict=True)
-            return torch.cat([self._run_many(one, its, shares, host) for one, its, shares in parts])
-        return self._run_many(hidden, chosen, weights, host) if out is None else out
+            tokens = map(TokenCall, hidden[:, None], chosen[:, None], weights[:, None])
+            return torch.cat([self._run_many([token], host)[0] for token in tokens])
+        return self._run_many([TokenCall(hidden, chosen, weights)], host)[0] if out is None else out
 
     @calls_others
     def _run_tokens(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
@@ -102,46 +112,62 @@ class FastExperts:
         ]
         return sums[0] if len(sums) == 1 else torch.cat(sums)
 
+    def run_several(self, calls: Sequence[TokenCall]) -> list[torch.Tensor]:
+        """Compute ``run`` of each of ``calls``, with the bits of each alone. Every expert is read once for all."""
+        return self._run_many(calls, None)
+
     @calls_others
-    def _run_many(
-        self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, host: HostExperts | None
-    ) -> torch.Tensor:
-        """The forward of any number of tokens; ``index`` is in host memory."""
-        hidden = hidden.contiguous()
-        near = group(index, len(self._blocks))
-        groups = move_groups(near, hidden.device)
+    def _run_many(self, calls: Sequence[TokenCall], host: HostExperts | None) -> list[torch.Tensor]:
+        """The forwards of any number of tokens. ``host`` may compute some of the experts of a single one."""
+        hiddens = [call.hidden.contiguous() for call in calls]
+        nears = [group(call.chosen, len(self._blocks)) for call in calls]
+        groups = [move_groups(near, hidden.device) for near, hidden in zip(nears, hiddens, strict=True)]
+        needed = sorted(set().union(*groups))
         # In another order, outputs wait for those of lower experts: only where that takes little memory.
-        piled_up = index.numel() * hidden.shape[1] * hidden.element_size() > _HEAP
-        wanted = [self._blocks.ids[expert] for expert in groups] if piled_up else self._blocks.in_order_of_flash(groups)
+        outputs_size = sum(call.chosen.numel() * call.hidden.shape[1] * call.hidden.element_size() for call in calls)
+        piled_up = outputs_size > _HEAP
+        wanted = [self._blocks.ids[expert] for expert in needed] if piled_up else self._blocks.in_order_of_flash(needed)
         on_host: list[BlockId] = []
         if host is not None and self.observer is None:
-            on_host = host.choose([*filter(self._bridge.is_missing, wanted)], near)
+            on_host = host.choose([*filter(self._bridge.is_missing, wanted)], nears[0])
             there = set(wanted).difference(on_host)
             wanted = [block for block in wanted if block in there]
-        coming = Announcement(self.next, self._bridge, hidden, index, self._blocks.residuals(index, weights))
-        total = ExpertSum(hidden, groups, weights, self._add)
+        hidden, chosen, weights = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*calls, strict=True))
+        coming = Announcement(self.next, self._bridge, hidden, chosen, self._blocks.residuals(chosen, weights))
+        totals = [
+            ExpertSum(state, its, call.weights, self._add)
+            for state, its, call in zip(hiddens, groups, calls, strict=True)
+        ]
         # The states come down before the device is given more to do, behind which they would wait.
-        outputs = host.outputs(on_host, near, hidden.cpu()) if host is not None and on_host else iter(())
+        outputs = host.outputs(on_host, nears[0], hidden.cpu()) if host is not None and on_host else iter(())
 
         def meanwhile() -> bool:
             some = next(outputs, None)
-            total.take(some or ())
+            totals[0].take(some or ())
             return some is not None
 
-        size = at_a_time(len(wanted), index.numel()) or 1
+        size = at_a_time(len(wanted), chosen.numel()) or 1
         for start in range(0, len(wanted), size):
             window, rest = wanted[start : start + size], wanted[start + size :]
             with closing(self._arriving(window, rest, coming, meanwhile)) as arriving:
                 for arrived in arriving:
-                    if self.observer is not None:
-                        for number, expert in arrived.experts:
-                            self.observer(number, hidden[groups[number][0]], expert, self._recipe)
-                    total.take(self._experts.outputs(arrived, groups, hidden))
+                    for state, its, total in zip(hiddens, groups, totals, strict=True):
+                        self._take(arrived, state, its, total)
+                    self._bridge.release(*arrived.leased)
         if not wanted:
             coming.announce(())
         while meanwhile():
             pass
-        return total.total
+        return [total.total for total in totals]
+
+    def _take(self, arrived: Arrived, hidden: torch.Tensor, groups: Groups, total: ExpertSum) -> None:
+        """Add the outputs for ``hidden`` of those experts that ``arrived`` and are among ``groups`` to ``total``."""
+        experts = [(number, expert) for number, expert in arrived.experts if number in groups]
+        if self.observer is not None:
+            for number, expert in experts:
+                self.observer(number, hidden[groups[number][0]], expert, self._recipe)
+        if experts:
+            total.take(self._experts.outputs(experts, groups, hidden))
 
     def _arriving(
         self,

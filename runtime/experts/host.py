@@ -42,6 +42,7 @@ class HostExperts:
                     arrived = self._experts.view([next(leases), *leases.here()], leases)
                     rows = sum(len(groups[number][0]) for number, _ in arrived.experts)
                     began = time.monotonic()
-                    outputs = list(self._experts.outputs(arrived, groups, hidden))
+                    outputs = list(self._experts.outputs(arrived.experts, groups, hidden))
+                    self._experts.bridge.release(*arrived.leased)
                     self._misses.note_computed(len(arrived.experts), rows, time.monotonic() - began)
                     yield [(expert, part, out.to(self._misses.device)) for expert, part, out in outputs]

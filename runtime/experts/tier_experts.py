@@ -129,23 +129,18 @@ class TierExperts:
         return view.tensors, leases.leased([block])
 
     @calls_others
-    def outputs(self, arrived: Arrived, groups: Groups, hidden: torch.Tensor) -> Iterator[Output]:
-        """The outputs of the experts that ``arrived`` for ``hidden`` [tokens, width], one expert after the other. In
-        the end their leases are given back."""
+    def outputs(self, experts: Sequence[tuple[int, Expert]], groups: Groups, hidden: torch.Tensor) -> Iterator[Output]:
+        """The outputs of ``experts``, leased, by number, for ``hidden`` [tokens, width], one expert after the other."""
+        numbers, found = [number for number, _ in experts], [expert for _, expert in experts]
         if self.native:
-            numbers = [number for number, _ in arrived.experts]
-            experts = [expert for _, expert in arrived.experts]
-            for at, part, out in compute_outputs(
-                hidden, [groups[number][0] for number in numbers], experts, self.recipe
-            ):
+            rows = [groups[number][0] for number in numbers]
+            for at, part, out in compute_outputs(hidden, rows, found, self.recipe):
                 yield numbers[at], part, out
-        else:
-            states = [hidden[groups[number][0]] for number, _ in arrived.experts]
-            experts = [expert for _, expert in arrived.experts]
-            outs = group_experts(states, experts, self.recipe) if self._grouped else None
-            for at, (number, expert) in enumerate(arrived.experts):
-                yield number, slice(None), compute_expert(states[at], expert, self.recipe) if outs is None else outs[at]
-        self.bridge.release(*arrived.leased)
+            return
+        states = [hidden[groups[number][0]] for number in numbers]
+        outs = group_experts(states, found, self.recipe) if self._grouped else None
+        for at, (number, expert) in enumerate(experts):
+            yield number, slice(None), compute_expert(states[at], expert, self.recipe) if outs is None else outs[at]
 
     def _view(self, block: BlockId, slot: Slot, residual_slots: Sequence[Slot]) -> OnSlot:
         """The expert ``block``, with its residuals in ``residual_slots``, of which this thread may leave some out."""

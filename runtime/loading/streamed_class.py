@@ -111,12 +111,20 @@ def _generation_methods(base: type[Any]) -> dict[str, Any]:
         if not whole or not self.penstock.keeps(input_ids, kwargs):
             return transformers_own()
 
-        def finished() -> Any:
-            out = transformers_own()
+        cache = kwargs["past_key_values"]
+
+        def finish(seen: Any) -> Any:
+            """Compute the rest of the prompt on the cache as ``seen`` by it."""
+            kwargs["past_key_values"] = seen
+            try:
+                out = transformers_own()
+            finally:
+                kwargs["past_key_values"] = cache
+            out.past_key_values = cache
             self.penstock.synchronize()  # prefixes are told how long it took
             return out
 
-        return prefill_with_prefixes(self.penstock.prefixes, self, input_ids, kwargs["past_key_values"], finished)
+        return prefill_with_prefixes(self.penstock.prefixes, self, input_ids, cache, finish)
 
     def assisted_decoding(self: Any, *args: Any, **kwargs: Any) -> Any:
         warn_of_drafts(self)

@@ -88,11 +88,11 @@ class _Attachment:
                 streamed[path] = leased
         self._link_experts()
         modules = dict(self._model.named_modules())
-        self._attach_parts(modules, streamed)
+        self._attach_parts(modules, streamed, forwards)
         self._attach_layers(modules, streamed)
         forwards.scopes = self._scopes
         for path, leased in streamed.items():
-            forwards.leases[modules[path]] = functools.partial(lease_all, [leased], self._tier.bridge, self._scopes)
+            forwards.leased[modules[path]] = functools.partial(lease_all, [leased], self._tier.bridge, self._scopes)
         _wrap(self._model, functools.partial(forwards.run, self._model, self._scopes, around))
         for name in ("__deepcopy__", "__reduce_ex__"):  # of a whole model its class decides
             del vars(self._model)[name]
@@ -160,7 +160,9 @@ class _Attachment:
         _wrap(module, functools.partial(leased.forward_by_row, readers[0]) if by_row else leased.forward)
         return leased
 
-    def _attach_parts(self, modules: Mapping[str, nn.Module], streamed: Mapping[str, StreamedModule]) -> None:
+    def _attach_parts(
+        self, modules: Mapping[str, nn.Module], streamed: Mapping[str, StreamedModule], forwards: Forwards
+    ) -> None:
         """Have long prompts pass in parts through those modules of layers whose weights can be in memory together.
 
         On a device they go as a whole: the trials of parts hold for the CPU."""
@@ -175,6 +177,7 @@ class _Attachment:
             if sum(sizes.get(block, 0) for leased in inside for block in leased.blocks) <= room:
                 held = functools.partial(lease_all, inside, self._tier.bridge, self._scopes)
                 _give(module, in_parts(module, own_forward(module), held))
+                forwards.divided[module] = held
 
     def _pinned(self, module: nn.Module, block: Block, spec: TensorSpec, bare: torch.Tensor) -> torch.Tensor:
         """The tensor that replaces ``bare``, the same for every module that shares it."""

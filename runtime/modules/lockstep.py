@@ -19,9 +19,9 @@ from typing import Any
 import greenlet
 from torch import nn
 
-from ..tiers.stored_parameters import StoredParameters
+from ..experts.experts import streamed_experts
 from .class_forward import own_forward
-from .meeting import Arrival, Outcome, Place, compute_joined, compute_one, find_joining
+from .meeting import Arrival, Outcome, Place, compute_beside, compute_joined, compute_one, find_joining
 
 Work = Callable[[], Any]
 Ended = Callable[[Any, BaseException | None], None]
@@ -31,9 +31,9 @@ Lease = Callable[[], AbstractContextManager[Any]]
 class Strand(greenlet.greenlet):
     """One computation. ``ended`` is called at its end, with its result and with the error that ended it, or None."""
 
-    def __init__(self, work: Work, ended: Ended) -> None:
+    def __init__(self, lockstep: "Lockstep", work: Work, ended: Ended) -> None:
         super().__init__(work)
-        self.ended = ended
+        self.lockstep, self.ended = lockstep, ended
         self.arrival: Arrival | None = None
         """The call that it waits for."""
         self.paused = False
@@ -46,13 +46,15 @@ class Lockstep:
     def __init__(
         self,
         model: nn.Module,
-        leases: Mapping[nn.Module, Lease],
+        leased: Mapping[nn.Module, Lease],
+        divided: Mapping[nn.Module, Lease],
         *,
         exact: bool,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``leases`` keep the weights of modules in memory for several calls. ``exact``: rows that are computed
-        together have the bits that each has alone. Else torch may sum them in another order."""
+        """``leased`` keep the weights of modules in memory for several calls. ``divided`` do so for modules that
+        several tokens pass as a whole. ``exact``: rows that are computed together have the bits that each has alone.
+        Else torch may sum them in another order."""
         self._clock, self._exact = clock, exact
         self._strands: list[Strand] = []
         self._before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
@@ -61,8 +63,10 @@ class Lockstep:
         self._short = self._long = self._round = 0.0  # seconds: of one token, of several, and the last round's of one
         for module in model.modules():
             joining = find_joining(module)
-            if joining is not None or isinstance(module._parameters, StoredParameters):
-                place = Place(own_forward(module), joining, leases.get(module, nullcontext))
+            lease = leased.get(module) or divided.get(module) or nullcontext
+            if joining is not None or lease is not nullcontext:
+                several = None if (experts := streamed_experts(module)) is None else experts.forward_several
+                place = Place(own_forward(module), joining, several, lease, whole=module in divided)
                 self._before.append((module, vars(module).get("forward")))
                 module.forward = partial(self._call, place)
 
@@ -82,7 +86,7 @@ class Lockstep:
 
     def start(self, work: Work, ended: Ended) -> Strand:
         """Begin ``work``, up to the first place where it stops."""
-        strand = Strand(work, ended)
+        strand = Strand(self, work, ended)
         self._strands.append(strand)
         self._go_on(strand, strand.switch)
         return strand
@@ -169,17 +173,23 @@ class Lockstep:
         began = self._clock()
         with place.lease() if len(single) + (len(joined) > 1) > 1 else nullcontext():
             if len(joined) > 1:
-                outcomes = compute_joined(place, [call for _, call in joined], exact=self._exact)
-                for (strand, _), outcome in zip(joined, outcomes, strict=True):
+                together = compute_joined(place, [call for _, call in joined], exact=self._exact)
+                for (strand, _), outcome in zip(joined, together, strict=True):
                     self._answer(strand, outcome)
-                self._short += self._clock() - began
-            for strand, call in single:
-                began = self._clock()
-                self._answer(strand, compute_one(call))
-                if call.tokens == 1:
-                    self._short += self._clock() - began
-                else:
-                    self._long += self._clock() - began
+                began = self._note(began, tokens=1)
+            beside = compute_beside([call for _, call in single]) if place.several and single else None
+            for at, (strand, call) in enumerate(single):
+                self._answer(strand, compute_one(call) if beside is None else beside[at])
+                began = self._note(began, call.tokens)
+
+    def _note(self, began: float, tokens: int) -> float:
+        """Count the time since ``began`` for a call of so many ``tokens``. Returns what time it is."""
+        now = self._clock()
+        if tokens == 1:
+            self._short += now - began
+        else:
+            self._long += now - began
+        return now
 
     def _answer(self, strand: Strand, outcome: Outcome) -> None:
         """Let ``strand`` go on with the ``outcome`` of its call. Another one may have cancelled it meanwhile."""
@@ -205,12 +215,12 @@ class Lockstep:
 
     def _call(self, place: Place, *args: Any, **kwargs: Any) -> Any:
         """The forward of the module of ``place``."""
-        strand = greenlet.getcurrent()
-        if not isinstance(strand, Strand):
+        arrival = Arrival(place, args, kwargs)
+        if not isinstance(greenlet.getcurrent(), Strand) or (place.whole and arrival.tokens == 1):
             return place.forward(*args, **kwargs)
         if place.order < 0:
             place.order, self._used = self._used, self._used + 1
-        return _stop_at(Arrival(place, args, kwargs))
+        return _stop_at(arrival)
 
 
 def _stop_at(arrival: Arrival | None) -> Any:

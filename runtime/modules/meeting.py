@@ -23,9 +23,13 @@ class Place:
     forward: Callable[..., Any]
     """The module's forward for one call."""
     joining: Joining | None
-    """How calls can be joined, if they can."""
+    """How calls of one token can be joined, if they can."""
+    several: Callable[[Sequence[Sequence[torch.Tensor]]], list[torch.Tensor]] | None
+    """Computes calls of several tokens beside each other, if the module can."""
     lease: Callable[[], AbstractContextManager[Any]]
     """Keeps the module's weights in memory, for several calls."""
+    whole: bool = False
+    """Whether only calls of several tokens stop here, for all modules inside at once."""
     order: int = -1
     """Its position among all places, in the order of their first use."""
 
@@ -76,6 +80,17 @@ def compute_joined(place: Place, arrivals: Sequence[Arrival], *, exact: bool) ->
     except BaseException as error:
         return [(None, error)] * len(arrivals)
     return [(row, None) for row in out.split(1)]
+
+
+def compute_beside(arrivals: Sequence[Arrival]) -> list[Outcome]:
+    """Compute ``arrivals`` at one place beside each other, each with the bits that it has alone."""
+    several = arrivals[0].place.several
+    if several is None or len(arrivals) == 1 or any(len(each.args) != 3 or each.kwargs for each in arrivals):
+        return [compute_one(arrival) for arrival in arrivals]
+    try:
+        return [(out, None) for out in several([arrival.args for arrival in arrivals])]
+    except BaseException as error:
+        return [(None, error)] * len(arrivals)
 
 
 def compute_one(arrival: Arrival) -> Outcome:

@@ -29,6 +29,8 @@ from .scopes import Scopes
 Around = Callable[[dict[str, Any]], AbstractContextManager[None]]
 """Entered around each forward of the model with its keyword arguments, which it may change."""
 
+Leases = dict[nn.Module, Callable[[], AbstractContextManager[Any]]]
+
 _inside: ContextVar[bool] = ContextVar("penstock_strand_inside", default=False)
 """Whether a strand is inside of a forward of the model."""
 
@@ -60,8 +62,10 @@ class Forwards:
         """Tokens that went through the model, and calls of it."""
         self.scopes: Scopes | None = None
         """Where each thread is. Set when the model is attached."""
-        self.leases: dict[nn.Module, Callable[[], AbstractContextManager[Any]]] = {}
-        """Keep the weights of streamed modules in memory, for several calls."""
+        self.leased: Leases = {}
+        """Streamed modules, with what keeps their weights in memory for several calls."""
+        self.divided: Leases = {}
+        """Modules that a long prompt passes in parts, likewise."""
         self._lock = threading.Lock()
         self._forked = False
         leave_at_fork(self)

@@ -90,8 +90,8 @@ class ForwardWatch:
         if not isinstance(cache, Cache):
             yield
             return
-        before = cache.get_seq_length()
-        self._origins.cut(cache, before)
+        before, whole_cache = cache.get_seq_length(), getattr(cache, "whole", cache)
+        self._origins.cut(whole_cache, before)
         if ids is None or ids.shape[-1] < self._block or not is_plain_forward(kwargs, before, self._flags):
             yield
             return
@@ -99,4 +99,4 @@ class ForwardWatch:
         yield
         whole = cache.get_seq_length() == before + ids.shape[1]
         if names is not None and whole and self._find_names() == names:
-            self._origins.extend(cache, before, names.root, ids[0].tolist())
+            self._origins.extend(whole_cache, before, names.root, ids[0].tolist())

@@ -2,7 +2,7 @@
 depend on nothing behind it, so they can be stored for other prompts."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from .calls import compute_part
 from .grouping import divide_into_calls, may_compute_together
+from .layered import Part, compute_layered, has_layers_in_order
 
 if TYPE_CHECKING:
     from .prefix import Prefixes
@@ -37,7 +38,7 @@ def _compute(model: Any, token_ids: Sequence[int], cache: Cache, ends: Iterable[
 
 
 def prefill_with_prefixes(
-    prefixes: "Prefixes", model: Any, input_ids: torch.Tensor, cache: DynamicCache, last: Callable[[], Any]
+    prefixes: "Prefixes", model: Any, input_ids: torch.Tensor, cache: DynamicCache, last: Part
 ) -> Any:
     """Prefill the prompt ``input_ids`` [1, N] into the fresh ``cache``: restore what ``prefixes`` have of it, compute
     other full blocks, then call ``last``, transformers' own prefill of the rest, and return its result. The prompt is
@@ -46,7 +47,7 @@ def prefill_with_prefixes(
     ids: list[int] = input_ids[0].tolist()
     with prefixes.hold_names() as names:
         if names is None or names.is_beyond(ids) or not prefixes.can_go_on(model, ids):
-            return last()
+            return last(cache)
         restored.set(prefixes.restore(ids, cache))
         together = may_compute_together(model, ids, cache, block=prefixes.block, kind=names.kind)
         done = cache.get_seq_length()
@@ -55,10 +56,23 @@ def prefill_with_prefixes(
         if stop:
             prefill(model, ids[:stop], cache, block=prefixes.block)
             prefixes.offer(ids, cache)
-        *ends, _ = divide_into_calls(cache.get_seq_length(), len(ids), block=prefixes.block, together=together)
-        _compute(model, ids, cache, ends)
-        out = last()
+        ends = divide_into_calls(cache.get_seq_length(), len(ids), block=prefixes.block, together=together)
+        out = _compute_parts(model, input_ids, cache, ends, last)
         prefixes.note_prefill(len(ids) - done, time.perf_counter() - began)
     if not stop:
         prefixes.offer(ids, cache)
     return out
+
+
+def _compute_parts(model: Any, ids: torch.Tensor, cache: DynamicCache, ends: Sequence[int], last: Part) -> Any:
+    """Compute the parts of the prompt ``ids`` [1, N] that end behind each of ``ends``: the last one by ``last``, whose
+    result is returned."""
+
+    def part(end: int) -> Part:
+        return lambda seen: compute_part(model, ids, seen, end)
+
+    parts = [*map(part, ends[:-1]), last]
+    with torch.no_grad():
+        if len(parts) > 1 and hasattr(model, "penstock") and has_layers_in_order(cache):
+            return compute_layered(model, model.penstock.forwards, cache, ends, parts)[-1]
+        return [each(cache) for each in parts][-1]

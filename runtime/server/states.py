@@ -17,7 +17,8 @@ from .web.endpoints import Path, routes_of
 
 async def health(request: Request) -> Response:
     """Whether it answers."""
-    return JSONResponse({"status": "ok"})
+    ended = {served.name: str(error) for served in service_of(request).models if (error := served.engine.ended)}
+    return JSONResponse({"status": "ended", "models": ended}, 503) if ended else JSONResponse({"status": "ok"})
 
 
 async def metrics(request: Request) -> Response:

@@ -66,7 +66,7 @@ def model() -> Model:
 @pytest.fixture
 def lockstep(model: Model) -> Iterator[Lockstep]:
     with torch.no_grad():
-        made = Lockstep(model, {}, exact=True, clock=Clock())
+        made = Lockstep(model, {}, {}, exact=True, clock=Clock())
         yield made
         made.close()
 
@@ -90,7 +90,7 @@ def finish(lockstep: Lockstep) -> None:
 def test_rows_meet_and_get_what_each_gets_alone(model: Model) -> None:
     wanted = [model(state(seed)) for seed in range(6)]
     counted, ends = Counted(model.first), Ends()
-    lockstep = Lockstep(model, {}, exact=True)
+    lockstep = Lockstep(model, {}, {}, exact=True)
     with torch.no_grad():
         for seed in range(6):
             lockstep.start(lambda seed=seed: model(state(seed)), ends.of(str(seed)))
@@ -137,7 +137,7 @@ def test_an_error_at_a_place_is_raised_in_each_strand_that_waits_there(model: Mo
         raise OSError("the drive is gone")
 
     model.second.forward = fail
-    lockstep, ends = Lockstep(model, {}, exact=True), Ends()
+    lockstep, ends = Lockstep(model, {}, {}, exact=True), Ends()
 
     def careful() -> str:
         try:
@@ -240,7 +240,7 @@ def test_the_first_error_of_works_ends_the_others(model: Model, lockstep: Lockst
 
 def test_closing_ends_all_and_leaves_the_model_as_it_was(model: Model) -> None:
     before = {module: dict(vars(module)) for module in model.modules()}
-    lockstep, ends = Lockstep(model, {}, exact=True), Ends()
+    lockstep, ends = Lockstep(model, {}, {}, exact=True), Ends()
     strands: list[Strand] = [lockstep.start(lambda: model(state(0)), ends.of("a")) for _ in range(3)]
     lockstep.close()
     assert all(strand.dead for strand in strands)

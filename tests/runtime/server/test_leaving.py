@@ -105,3 +105,5 @@ def test_an_engine_that_is_closed_says_so(small: Served):
         events = [line for line in reply.read().decode().splitlines() if line.startswith("data: ")]
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "closed"
     assert httpx2.post(f"{small.url}/v1/completions", json=LONG).status_code == 503
+    health = httpx2.get(f"{small.url}/health")
+    assert (health.status_code, health.json()["models"]) == (503, {"tiny": "this engine was closed"})

@@ -13,7 +13,7 @@ ADD = ToolCall("add", '{"a": 1, "b": "é"}')
 REPLIES: list[tuple[str, str, list[Piece]]] = [
     ("", "Hello", [Said("content", "Hello")]),
     ("", "<think>\nwhy\n</think>\n\nbecause\n", [Said("reasoning", "why"), Said("content", "because")]),
-    ("<think>\n", "why</think>because", [Said("reasoning", "why"), Said("content", "because")]),
+    ("<think>\n", "why not</think>so be it", [Said("reasoning", "why not"), Said("content", "so be it")]),
     ("", f"Wait.\n{CALL}\n{CALL}", [Said("content", "Wait."), ADD, ADD]),
     ("", f"a {'<tool' * 2}", [Said("content", f"a {'<tool' * 2}")]),
     ("", "x<tool_call>none</tool_call>y", [Said("content", "xnone</tool_call>y")]),
