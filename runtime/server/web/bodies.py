@@ -68,15 +68,21 @@ async def read_body(request: Request, kind: type[Read], most: int) -> Read:
 
 async def _read_bytes(request: Request, most: int) -> bytes:
     length = request.headers.get("content-length", "0")
-    found = bytearray()
-    if length.isdecimal() and int(length[:20]) <= most:
-        async for piece in request.stream():
-            found += piece
-            if len(found) > most:
+    too_large = not length.isdecimal() or int(length[:20]) > most
+    found, dropped = bytearray(), 0
+    async for piece in request.stream():
+        if too_large:  # who still sends does not hear the answer, so as much again is read
+            dropped += len(piece)
+            if dropped > most:
                 break
-        else:
-            return bytes(found)
-    raise ApiError(413, f"the body has more than {most} bytes", code="body_too_large")
+            continue
+        found += piece
+        if len(found) > most:
+            too_large = True
+            found.clear()
+    if too_large:
+        raise ApiError(413, f"the body has more than {most} bytes", code="body_too_large")
+    return bytes(found)
 
 
 def _fault(error: ValidationError) -> ApiError:

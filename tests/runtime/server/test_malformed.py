@@ -1,7 +1,6 @@
 """Bodies that are none: an error that says what is wrong, never 500."""
 
 import json
-from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -93,8 +92,7 @@ def test_a_schema_that_cannot_be_used_is_refused_with_the_place(raw: httpx2.Clie
 
 @pytest.mark.parametrize("path", GOOD)
 def test_a_body_that_is_too_large_is_not_read(raw: httpx2.Client, path: str):
-    with suppress(httpx2.WriteError):  # the server may hang up before all was sent
-        assert raw.post(path, content=b" " * 40_000_000).status_code == 413
+    assert raw.post(path, content=b" " * 40_000_000).status_code == 413
     assert raw.get("/health").status_code == 200
 
 
