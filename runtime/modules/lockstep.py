@@ -68,7 +68,8 @@ class Lockstep:
                 several = None if (experts := streamed_experts(module)) is None else experts.forward_several
                 place = Place(own_forward(module), joining, several, lease, whole=module in divided)
                 self._before.append((module, vars(module).get("forward")))
-                module.forward = self._stopping(place)
+                # Prompts are stored of a model that is described as it was: only where they have its bits.
+                module.forward = self._stopping(place) if exact else partial(self._call, place)
 
     def __len__(self) -> int:
         return len(self._strands)

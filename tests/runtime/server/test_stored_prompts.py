@@ -16,7 +16,9 @@ LONG: Any = [{"role": "user", "content": "word " * 150}]
 
 
 @pytest.fixture
-def storing(chat_folder: Path, tmp_path: Path) -> Iterator[Served]:
+def storing(chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A server that stores prompts, however fast this machine computes them."""
+    monkeypatch.setattr("penstock.runtime.prefixes.prefix.worth_reading", lambda *_, **__: True)
     with serving(chat_folder, tmp_path, byte_tokenizer(), loading={"kv_prefix": "16MiB"}) as server:
         yield server
 
