@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import greenlet
@@ -69,7 +69,8 @@ class Lockstep:
                 several = None if (experts := streamed_experts(module)) is None else experts.forward_several
                 place = Place(own_forward(module), joining, several, lease, whole=module in divided)
                 self._before.append((module, vars(module).get("forward")))
-                module.forward = partial(self._call, place)
+                # Prompts are stored of a model that is described as it was: only where they have its bits.
+                module.forward = self._stopping(place) if exact else partial(self._call, place)
 
     def __len__(self) -> int:
         return len(self._strands)
@@ -217,6 +218,16 @@ class Lockstep:
             return
         self._strands.remove(strand)
         strand.ended(found, error)
+
+    def _stopping(self, place: Place) -> Callable[..., Any]:
+        """The forward of the module of ``place``, where strands stop. Those who ask see what it wraps: the module is
+        described as it was."""
+
+        @wraps(place.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._call(place, *args, **kwargs)
+
+        return forward
 
     def _call(self, place: Place, *args: Any, **kwargs: Any) -> Any:
         """The forward of the module of ``place``."""

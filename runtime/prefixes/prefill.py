@@ -3,6 +3,7 @@ depend on nothing behind it, so they can be stored for other prompts."""
 
 import time
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,9 @@ from .layered import Part, compute_layered, has_layers_in_order
 
 if TYPE_CHECKING:
     from .prefix import Prefixes
+
+restored: ContextVar[int] = ContextVar("restored", default=0)
+"""The number of leading tokens that were restored of the latest prompt of this context: of this strand."""
 
 
 def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int) -> torch.Tensor:
@@ -44,7 +48,7 @@ def prefill_with_prefixes(
     with prefixes.hold_names() as names:
         if names is None or names.is_beyond(ids) or not prefixes.can_go_on(model, ids):
             return last(cache)
-        prefixes.restore(ids, cache)
+        restored.set(prefixes.restore(ids, cache))
         together = may_compute_together(model, ids, cache, block=prefixes.block, kind=names.kind)
         done = cache.get_seq_length()
         began = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +48,18 @@ def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
 
 @contextmanager
 def serving(
-    folder: Path, store: Path, tokenizer: Any, *, rows: int = 8, queue: int = 64, **options: Any
+    folder: Path,
+    store: Path,
+    tokenizer: Any,
+    *,
+    rows: int = 8,
+    queue: int = 64,
+    loading: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Iterator[Served]:
-    """Serve the model in ``folder`` under the name "tiny"; ``options`` are as for ``make_app``."""
-    with penstock.load(folder, store=store, host_memory="1GiB", threads=1) as model:
+    """Serve the model in ``folder``, loaded with ``loading``, under the name "tiny"; ``options`` are as for
+    ``make_app``."""
+    with penstock.load(folder, store=store, host_memory="1GiB", threads=1, **(loading or {})) as model:
         engine = Engine(model, rows=rows, queue=queue)
         meters = Meters()
         served = ServedModel(model, tokenizer, engine, "tiny", meters)

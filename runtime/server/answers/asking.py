@@ -95,8 +95,11 @@ class Answers:
         self._loop, self._told = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Token | BaseException]]()
         self._numbers: list[int] = []
         self._texts: list[AnswerText] = []
+        self._questions: list[int] = []
+        self._cached = [0] * len(questions)
         try:
-            for question in questions:
+            for at, question in enumerate(questions):
+                self._questions += [at] * question.count
                 seed = secrets.randbits(62) if question.seed is None else question.seed
                 for number in range(question.count):
                     self._submit(question, seed + number)
@@ -121,6 +124,8 @@ class Answers:
                 if isinstance(token, BaseException):
                     raise token
                 self._served.meters.token(self.clock.note())
+                question = self._questions[index]
+                self._cached[question] = max(self._cached[question], token.cached)
                 text = self._texts[index]
                 pieces = text.feed(token)
                 if text.ending is not None:
@@ -130,6 +135,11 @@ class Answers:
                 yield Step(index, token, pieces, text.ending, text.stop_string)
         finally:
             self.close()
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that were restored instead of computed, as far as is known."""
+        return sum(self._cached)
 
     def close(self) -> None:
         """End all that has not ended. Idempotent."""

@@ -122,8 +122,7 @@ class _Writer:
                         yield each
         if self._blocks:
             yield self._stop()
-        usage = {"output_tokens": self._answers.clock.tokens}
-        yield event({"type": "message_delta", "delta": _ending(last), "usage": usage}, "message_delta")
+        yield event({"type": "message_delta", "delta": _ending(last), "usage": self._usage()}, "message_delta")
         yield event({"type": "message_stop"}, "message_stop")
 
     def _write(self, piece: Piece) -> Iterator[str]:
@@ -155,7 +154,12 @@ class _Writer:
         return event({"type": "content_block_stop", "index": len(self._blocks) - 1}, "content_block_stop")
 
     def _usage(self) -> dict[str, int]:
-        return {"input_tokens": self._answers.prompt_tokens, "output_tokens": self._answers.clock.tokens}
+        cached = self._answers.cached_tokens
+        return {
+            "input_tokens": self._answers.prompt_tokens - cached,
+            "cache_read_input_tokens": cached,
+            "output_tokens": self._answers.clock.tokens,
+        }
 
 
 def _ending(last: Step | None) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class _Writer:
             "output": self._items,
             "usage": {
                 "input_tokens": prompt,
+                "input_tokens_details": {"cached_tokens": self._answers.cached_tokens},
                 "output_tokens": told,
                 "total_tokens": prompt + told,
             },

@@ -52,4 +52,9 @@ def sampling_of(served: ServedModel, body: SamplingBody) -> Sampling:
 def usage_of(answers: Answers) -> dict[str, Any]:
     """Tokens, so far."""
     prompt, told = answers.prompt_tokens, answers.clock.tokens
-    return {"prompt_tokens": prompt, "completion_tokens": told, "total_tokens": prompt + told}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": told,
+        "total_tokens": prompt + told,
+        "prompt_tokens_details": {"cached_tokens": answers.cached_tokens},
+    }
