@@ -27,6 +27,9 @@ Work = Callable[[], Any]
 Ended = Callable[[Any, BaseException | None], None]
 Lease = Callable[[], AbstractContextManager[Any]]
 
+_NO_ROUND = sys.maxsize
+"""Where the lockstep is between rounds: behind all places."""
+
 
 class Strand(greenlet.greenlet):
     """One computation. ``ended`` is called at its end, with its result and with the error that ended it, or None."""
@@ -60,7 +63,7 @@ class Lockstep:
         self._strands: list[Strand] = []
         self._before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
         self._used = 0
-        self._at = sys.maxsize  # no round has begun
+        self._at = _NO_ROUND
         self._short = self._long = self._round = 0.0  # seconds: of one token, of several, and the last round's of one
         for module in model.modules():
             joining = find_joining(module)
@@ -160,8 +163,8 @@ class Lockstep:
         if short and self._long > share * max(self._round, self._short):
             waiting = short
         ahead = [(strand, call) for strand, call in waiting if call.place.order > self._at]
-        if not ahead:  # those who are held up
-            self._at, self._round, self._short, self._long = -1, self._short, 0.0, 0.0
+        if not ahead:  # only those who are held up are: the round is over
+            self._at = _NO_ROUND
             return True
         place = min((call.place for _, call in ahead), key=lambda place: place.order)
         self._at = place.order

@@ -2,7 +2,7 @@
 depend on nothing behind it, so they can be stored for other prompts."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +23,10 @@ restored: ContextVar[int] = ContextVar("restored", default=0)
 def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int) -> torch.Tensor:
     """Compute the ``token_ids`` that ``cache`` lacks, in forward calls that end where blocks do; the logits of the last
     token, [vocabulary]."""
-    ends = divide_into_calls(cache.get_seq_length(), len(token_ids), block=block, together=False)
-    return _compute(model, token_ids, cache, ends)
-
-
-def _compute(model: Any, token_ids: Sequence[int], cache: Cache, ends: Iterable[int]) -> torch.Tensor:
-    """As ``prefill``, in forward calls up to each of ``ends``."""
     ids = torch.tensor([list(token_ids)], device=model.device)
     logits = torch.empty(0)
     with torch.no_grad():
-        for end in ends:
+        for end in divide_into_calls(cache.get_seq_length(), len(token_ids), block=block, together=False):
             logits = compute_part(model, ids, cache, end)[0, -1]
     return logits
 

@@ -71,9 +71,9 @@ async def _read_bytes(request: Request, most: int) -> bytes:
     too_large = not length.isdecimal() or int(length[:20]) > most
     found, dropped = bytearray(), 0
     async for piece in request.stream():
-        if too_large:  # who still sends does not hear the answer, so as much again is read
+        if too_large:  # a client that still sends does not hear the answer, so twice as much again is read
             dropped += len(piece)
-            if dropped > most:
+            if dropped > 2 * most:
                 break
             continue
         found += piece
