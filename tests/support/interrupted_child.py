@@ -34,6 +34,8 @@ for _ in range(3):
     model(IDS)
 long = (time.monotonic() - start) / 3
 chance, came = random.Random(0), 0
+senders: list[threading.Thread] = []
+"""All of them: an error that rises while Python forgets a thread is lost."""
 for round_ in range(rounds):
     until = chance.uniform(0, long)
 
@@ -41,7 +43,7 @@ for round_ in range(rounds):
         time.sleep(until)
         os.kill(os.getpid(), number)
 
-    sender = threading.Thread(target=send)
+    senders.append(sender := threading.Thread(target=send))
     try:
         sender.start()
         model(IDS)
