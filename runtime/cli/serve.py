@@ -55,6 +55,7 @@ def command(
             from ..server.answers.served import ServedModel
             from ..server.app import make_app
             from ..server.running import run_server
+            from ..server.web.endless import Endless
             from ..serving.engine import Engine
 
         with shown() as bar:
@@ -64,13 +65,15 @@ def command(
         with closing(model.penstock), closing(Engine(model, batch=batch, rows=rows, queue=queue)) as engine:
             meters = Meters()
             served = ServedModel(model, tokenizer, engine, name or _name_of(source.model), meters)
-            app = make_app([served], meters, key=api_key, loopback=_is_loopback(host))
+            told = {"serve": {"batch": batch, "rows": rows, "queue": queue}, **config.model_dump(mode="json")}
+            endless = Endless()
+            app = make_app([served], meters, key=api_key, loopback=_is_loopback(host), endless=endless, settings=told)
             address = f"http://{f'[{host}]' if ':' in host else host}:{waiting.getsockname()[1]}"
             if settings.json:
                 print_json({"url": address, "model": served.name})
             else:
-                say(f"penstock: {served.name} is served at {address}/v1")
-            run_server(app, waiting, say)
+                say(f"penstock: {served.name} is served at {address}/v1; the page {address} shows what it does")
+            run_server(app, waiting, say, endless)
 
 
 def _name_of(model: str) -> str:

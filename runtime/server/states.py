@@ -37,6 +37,8 @@ paths = (
     Path("GET", "/props", props),
 )
 routes = routes_of(paths, error_body)
+OPEN_PATHS = frozenset({"/health"})
+"""What needs no key."""
 
 
 class ModelGauges(Collector):

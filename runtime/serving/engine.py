@@ -31,6 +31,8 @@ class Engine(Closing):
         self._positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self._vocabulary = model.get_input_embeddings().num_embeddings
         self._numbers = itertools.count()
+        self.rows = rows
+        """Requests that are answered at a time."""
         self._loop = Loop(model, Room(rows, queue), exact=batch == "exact", share=1.0)
         self._thread = threading.Thread(target=self._loop.run, name="penstock-engine", daemon=True)
         self._thread.start()

@@ -8,6 +8,7 @@ from ...serving.requests import Sampling
 from ...serving.text.chats import ChatTemplate
 from ...serving.text.grammars import Grammars
 from ...serving.text.replies import find_response_template
+from .journal import Journal
 from .meters import Meters
 
 MOST_TOKENS = 4096
@@ -18,7 +19,7 @@ class ServedModel:
     """A model under the ``name`` that requests give it."""
 
     def __init__(self, model: Any, tokenizer: Any, engine: Engine, name: str, meters: Meters) -> None:
-        self.meters = meters.of(name)
+        self.meters, self.journal = meters.of(name), Journal()
         self.name, self.model, self.tokenizer, self.engine = name, model, tokenizer, engine
         self.size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         """Bytes of its weights, as the checkpoint has them."""

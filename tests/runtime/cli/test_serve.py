@@ -57,8 +57,13 @@ def test_it_answers_and_ends_after_the_answers_that_it_gives(folder: Path, store
             lines = found.iter_lines()
             while not next(lines).startswith("data: "):
                 pass
-            process.send_signal(signal.SIGTERM)
-            rest = [line for line in lines if line]
+            with httpx2.stream("GET", f"{url}/dashboard/events", timeout=60) as page:
+                looked = page.iter_lines()
+                while next(looked) != "event: settings":
+                    pass
+                process.send_signal(signal.SIGTERM)
+                rest = [line for line in lines if line]
+                assert [*looked][-1] == ""  # whoever only looks on is not waited for
         assert rest[-1] == "data: [DONE]"
         assert process.wait(60) == 0
         assert process.stderr is not None
