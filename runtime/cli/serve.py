@@ -34,6 +34,10 @@ def command(
     ] = None,
     rows: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that are answered at a time.")] = 32,
     queue: Annotated[int, typer.Option(metavar="N", min=0, help="Requests that may wait; more are refused.")] = 256,
+    pooling: Annotated[
+        Literal["auto", "mean", "last", "first"],
+        typer.Option(help="Which hidden states embeddings are made of; auto: as the model's files say, else mean."),
+    ] = "auto",
     batch: Annotated[
         Literal["exact", "fast"],
         typer.Option(
@@ -52,6 +56,7 @@ def command(
         with importing():
             from ..loading.load import load_opened
             from ..server.answers.meters import Meters
+            from ..server.answers.pooling import find_pooling
             from ..server.answers.served import ServedModel
             from ..server.app import make_app
             from ..server.running import run_server
@@ -61,10 +66,11 @@ def command(
         with shown() as bar:
             opened = open_files(source, config.store.path)
             tokenizer = read_tokenizer(opened, "serve reads prompts with one")
+            pooled = find_pooling(opened.folder) if pooling == "auto" else pooling
             model = load_opened(opened, config, bar)
         with closing(model.penstock), closing(Engine(model, batch=batch, rows=rows, queue=queue)) as engine:
             meters = Meters()
-            served = ServedModel(model, tokenizer, engine, name or _name_of(source.model), meters)
+            served = ServedModel(model, tokenizer, engine, name or _name_of(source.model), meters, pooling=pooled)
             told = {"serve": {"batch": batch, "rows": rows, "queue": queue}, **config.model_dump(mode="json")}
             endless = Endless()
             app = make_app([served], meters, key=api_key, loopback=_is_loopback(host), endless=endless, settings=told)

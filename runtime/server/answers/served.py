@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from ...serving.engine import Engine
-from ...serving.requests import Sampling
+from ...serving.requests import Pooling, Sampling
 from ...serving.text.chats import ChatTemplate
 from ...serving.text.grammars import Grammars
 from ...serving.text.replies import find_response_template
@@ -18,15 +18,28 @@ MOST_TOKENS = 4096
 class ServedModel:
     """A model under the ``name`` that requests give it."""
 
-    def __init__(self, model: Any, tokenizer: Any, engine: Engine, name: str, meters: Meters) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        engine: Engine,
+        name: str,
+        meters: Meters,
+        *,
+        pooling: Pooling = "mean",
+    ) -> None:
+        """``pooling``: how embeddings are made."""
         self.meters, self.journal = meters.of(name), Journal()
         self.name, self.model, self.tokenizer, self.engine = name, model, tokenizer, engine
         self.size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         """Bytes of its weights, as the checkpoint has them."""
         self.created = int(time.time())
+        self.pooling: Pooling = pooling
         text = model.config.get_text_config(decoder=True)
         self.positions: int | None = getattr(text, "max_position_embeddings", None)
         self.vocabulary: int = model.get_input_embeddings().num_embeddings
+        self.width: int = text.hidden_size
+        """Dimensions of an embedding."""
         ends = model.generation_config.eos_token_id
         self.ends: frozenset[int] = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
         self.chat = ChatTemplate(tokenizer)
