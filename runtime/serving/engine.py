@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -20,6 +20,19 @@ from .requests import Passage, Request, Token
 Batch = Literal["exact", "fast"]
 
 
+class Limits(NamedTuple):
+    """What requests are held to: positions of a sequence, if there is a bound, and tokens of the vocabulary."""
+
+    positions: int | None
+    vocabulary: int
+
+
+def limits_of(model: Any) -> Limits:
+    """The limits of ``model``."""
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return Limits(positions, model.get_input_embeddings().num_embeddings)
+
+
 class Engine(Closing):
     """Answers requests with ``model``, which penstock has loaded, all at a time: each weight that is read serves all.
 
@@ -30,8 +43,7 @@ class Engine(Closing):
         """``batch``: "exact", every answer has the bits of the same request alone; "fast", torch may sum several rows
         in another order. ``rows`` are answered at a time, ``queue`` more wait."""
         self._model = model
-        self._positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        self._vocabulary = model.get_input_embeddings().num_embeddings
+        self._positions, self._vocabulary = limits_of(model)
         self._numbers = itertools.count()
         self.rows = rows
         """Requests that are answered at a time."""
@@ -119,6 +131,11 @@ class Engine(Closing):
     def counts(self) -> dict[str, int]:
         """Requests that are ``running``, ``waiting`` and ``paused``."""
         return self._loop.counts()
+
+    @property
+    def model(self) -> Any | None:
+        """The model that computes; None while it is not in memory."""
+        return self._model
 
     @property
     def ended(self) -> BaseException | None:

@@ -28,9 +28,12 @@ class ServedModel:
         *,
         pooling: Pooling = "mean",
     ) -> None:
-        """``pooling``: how embeddings are made."""
+        """``model`` is looked at now; ``engine`` says later which one computes. ``pooling``: how embeddings are
+        made."""
         self.meters, self.journal = meters.of(name), Journal()
-        self.name, self.model, self.tokenizer, self.engine = name, model, tokenizer, engine
+        self.name, self.tokenizer, self.engine = name, tokenizer, engine
+        self.family: str = model.config.model_type
+        self._generation = model.generation_config
         self.size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         """Bytes of its weights, as the checkpoint has them."""
         self.created = int(time.time())
@@ -46,6 +49,11 @@ class ServedModel:
         self.grammars = Grammars(tokenizer, self.vocabulary, sorted(self.ends))
         self.response_template = find_response_template(model, tokenizer)
 
+    @property
+    def model(self) -> Any | None:
+        """The model that computes; None while it is not in memory."""
+        return self.engine.model
+
     def room(self, prompt: int) -> int:
         """The most new tokens behind a prompt of ``prompt`` tokens, where a request does not say."""
         return MOST_TOKENS if self.positions is None else max(1, min(MOST_TOKENS, self.positions - prompt + 1))
@@ -53,7 +61,7 @@ class ServedModel:
     def sampling(self, **wanted: Any) -> Sampling:
         """The sampling that a request asks for. What is None is as the model's generation config says, else as
         OpenAI's interface does: at a temperature of 1."""
-        config = self.model.generation_config
+        config = self._generation
         defaults = {
             name: value
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

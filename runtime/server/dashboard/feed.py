@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from starlette.requests import Request
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ..answers.service import Service
 from ..openai.shared import failed_event
 from ..web.replies import EventReply, event
-from .sampler import Sampler
+from .sampler import Watch
 
 PERIOD = 1.0
 """Seconds between two looks."""
@@ -49,13 +49,12 @@ class Feed:
     async def _run(self) -> None:
         try:
             with ExitStack() as watching:
-                samplers = {
-                    served.name: Sampler(served, watching.enter_context(served.model.penstock.watch()))
-                    for served in self._service.models
+                watches = {
+                    served.name: watching.enter_context(closing(Watch(served))) for served in self._service.models
                 }
                 while True:
+                    self._tell(await asyncio.to_thread(_sample, watches))
                     await asyncio.sleep(PERIOD)
-                    self._tell(await asyncio.to_thread(_sample, samplers))
         except Exception as error:
             if self._next is not None and not self._next.done():
                 self._next.set_exception(error)
@@ -66,8 +65,8 @@ class Feed:
             told.set_result(said)
 
 
-def _sample(samplers: dict[str, Sampler]) -> str:
-    models: list[dict[str, Any]] = [{"name": name, **sampler.sample()} for name, sampler in samplers.items()]
+def _sample(watches: dict[str, Watch]) -> str:
+    models: list[dict[str, Any]] = [{"name": name, **watch.sample()} for name, watch in watches.items()]
     return event({"models": models}, "state")
 
 

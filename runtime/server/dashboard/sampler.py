@@ -3,8 +3,10 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
+from ....tiering.errors import Closed
 from ....tiering.planner.occupancy import ExpertUse, TierUse
 from ....tiering.serving.limits import Moment, find_limit
 from ...engine.stats import Stats
@@ -15,21 +17,64 @@ _STAYS = 0.9
 _LEVELS = 9
 
 
-class Sampler:
-    """Looks at one model from time to time."""
+class Watch:
+    """Looks at a model that may leave memory and come back."""
 
-    def __init__(self, served: ServedModel, look: Callable[[], Mapping[str, TierUse]]) -> None:
-        """``look`` is what the handle's ``watch`` gives."""
-        self._served, self._look = served, look
+    def __init__(self, served: ServedModel) -> None:
+        self._served = served
+        self._watching = ExitStack()
+        self._model: Any = None
+        self._sampler: Sampler | None = None
+
+    def sample(self) -> dict[str, Any]:
+        """What is now, for JSON."""
+        try:
+            sampler = self._present()
+            if sampler is not None:
+                return sampler.sample()
+        except Closed:  # it has just left
+            self.close()
+        return {
+            "requests": self._served.engine.counts(),
+            "tokens_per_second": 0.0,
+            "flash_bytes_per_second": 0.0,
+            "hit_ratio": None,
+            "limit": {"what": "away", "why": "another model has the memory"},
+            "memory": [],
+            "experts": [],
+            "journal": self._served.journal.report(),
+        }
+
+    def _present(self) -> "Sampler | None":
+        model = self._served.model
+        if model is not self._model:
+            self.close()
+            if model is not None:
+                look = self._watching.enter_context(model.penstock.watch())
+                self._model, self._sampler = model, Sampler(self._served, model, look)
+        return self._sampler
+
+    def close(self) -> None:
+        """Stop counting. Idempotent."""
+        self._watching.close()
+        self._model = self._sampler = None
+
+
+class Sampler:
+    """Looks at one model, which is in memory, from time to time."""
+
+    def __init__(self, served: ServedModel, model: Any, look: Callable[[], Mapping[str, TierUse]]) -> None:
+        """``model`` is the one that computes for ``served``, ``look`` is what its ``watch`` gives."""
+        self._served, self._model, self._look = served, model, look
         self._heat: dict[str, list[float]] = {}
         self._uses: dict[str, tuple[int, ...]] = {}
-        stats = served.model.penstock.stats()
+        stats = model.penstock.stats()
         self._before = stats, served.engine.tokens, self._moment(stats)
 
     def sample(self) -> dict[str, Any]:
         """What is now, for JSON."""
         served = self._served
-        stats, tokens = served.model.penstock.stats(), served.engine.tokens
+        stats, tokens = self._model.penstock.stats(), served.engine.tokens
         before, tokens_before, moment_before = self._before
         moment = self._moment(stats)
         self._before = stats, tokens, moment

@@ -4,7 +4,7 @@ import { Figure, age, rate, size } from "./figures.js";
 import { showExperts } from "./experts.js";
 
 const by = (id) => document.getElementById(id);
-const LIMITS = { idle: "Idle.", drive: "The drive limits.", memory: "Memory limits.", compute: "Computing limits." };
+const LIMITS = { idle: "Idle.", drive: "The drive limits.", memory: "Memory limits.", compute: "Computing limits.", away: "Not in memory." };
 const BYTES = 1 << 20; // no other setting is as large
 const PARTS = {
   pinned: "pinned",
