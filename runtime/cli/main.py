@@ -16,6 +16,7 @@ from .quick_imports import own_process
 
 COMMANDS = (
     "generate",
+    "chat",
     "serve",
     "pack",
     "verify",

@@ -11,11 +11,14 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ...tiering.units import GiB
 from ..config.config import Config
 from ..config.described import Setting, described
 from ..config.settings import OVERRIDES
 from ..loading.opening import ModelSource
 
+QUOTA = 10 * GiB
+"""Bytes that stored prompts may take where commands store some and no setting says how much."""
 SHARED = "Model and output"
 """The group of options that commands share, in help."""
 

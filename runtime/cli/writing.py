@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from ...tiering.errors import CheckpointError
 from ...tiering.units import format_size
 from ..checkpoints.files.failures import reason
+from ..engine.stats import Stats
 from ..serving.defaults import ends_of
 from ..serving.sampling import Penalties
 from ..serving.text.decoding import TokenText
@@ -51,7 +52,7 @@ class Written:
     """"end": the model ended it; "stop": a text to stop at came; "length": it is as long as it may be."""
     rate: float | None
     first: float
-    stats: Mapping[str, Any]
+    stats: Stats
     peak: int
 
     @property
@@ -69,11 +70,12 @@ class Written:
         }
         timing = {"tokens_per_second": self.rate, "time_to_first_token_s": self.first}
         process = {"peak_rss_bytes": self.peak}
-        return {"answer": answer, "timing": timing, "process": process, **self.stats, **answer, **timing, **process}
+        grouped = {"answer": answer, "timing": timing, "process": process, **self.stats.parts()}
+        return grouped | answer | timing | process | self.stats.report()
 
     def problems(self) -> list[str]:
         """What should be known about the run, in words."""
-        kept, unbounded = self.stats["prefix_problem"], self.stats["kv_unbounded_problem"]
+        kept, unbounded = self.stats.prefix_problem, self.stats.kv_unbounded_problem
         return [*([f"prompts are not kept: {kept}"] if kept else []), *([unbounded] if unbounded else [])]
 
     def say_summary(self) -> None:
@@ -164,7 +166,7 @@ def write(model: Any, tokenizer: Any, prompt: Mapping[str, torch.Tensor], wanted
     if wanted.stream and not live:
         print(text, flush=True)
     ending: Ending = "stop" if streamer.stopped else "end" if ended else "length"
-    rate, first, stats = tokens_per_second(times), times[0] - start, model.penstock.stats().report()
+    rate, first, stats = tokens_per_second(times), times[0] - start, model.penstock.stats()
     return Written(text, ids, prompt_tokens, ending, rate, first, stats, peak_resident_bytes())
 
 
@@ -203,15 +205,15 @@ def _explain(model: Any, error: BaseException) -> None:
 
 
 def _summary(written: Written) -> str:
-    report = written.stats
+    stats = written.stats
     rate = "" if written.rate is None else f"{written.rate:.1f}/s, "
     return (
         f"{len(written.ids)} tokens, {rate}first after {written.first:.2f} s; "
-        f"{report['hit_ratio']:.0%} found in memory, "
-        f"{format_size(report['flash_bytes_read'])} read, {report['stall_s']:.1f} s waited for the drive; "
-        f"{_fineness(report['products_by_planes'])}"
-        f"{format_size(report['host_bytes'])} of {format_size(report['host_budget'])} in use"
-        + (f", {format_size(report['device_bytes'])} on the device" if report["device_budget"] else "")
+        f"{stats.hit_ratio:.0%} found in memory, "
+        f"{format_size(stats.flash_bytes_read)} read, {stats.stall_seconds:.1f} s waited for the drive; "
+        f"{_fineness(stats.products_by_planes)}"
+        f"{format_size(stats.host_bytes)} of {format_size(stats.host_budget)} in use"
+        + (f", {format_size(stats.device_bytes)} on the device" if stats.device_budget else "")
         + f"; {format_size(written.peak)} resident at most: torch and transformers take about 0.5 GB beside the budget"
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..prefixes.prefill import restored
+from ..prefixes.prefill import at_once, restored
 from .defaults import ends_of
 from .requests import Request, Token
 from .sampling import Choice, processors_of
@@ -17,6 +17,7 @@ def compute_answer(model: Any, request: Request, tell: Callable[[Token], None]) 
     choice = Choice(request)
     end = _End(model, request)
     restored.set(0)
+    at_once.set(request.keep)
 
     def note(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """A stopping criterion, which is called behind each new token."""
