@@ -35,6 +35,7 @@ from .copying import copy_plainly
 from .few_rows import fast_weight, few_rows
 from .model_forward import Around, Forwards
 from .rms_norm import rms_norm
+from .rotary import rotary
 from .row_attention import use_row_attention
 from .scopes import Scopes
 from .streamed import LayerLease, StreamedModule, lease_all
@@ -138,7 +139,7 @@ class _Attachment:
         """Bind or stream the module's own weights. Returns the module as a streamed one, if any of them is."""
         if self._tier.native:
             original = own_forward(module)
-            fast = few_rows(module, original) or rms_norm(module, original)
+            fast = few_rows(module, original) or rms_norm(module, original) or rotary(module, original)
             if fast is not None:
                 _give(module, fast)
         streamed: dict[Block, dict[str, TensorSpec]] = {}
