@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...kernels.experts.experts import Expert, Recipe, find_form, find_side_by_side
+from ...kernels.experts.experts import Expert, Recipe, SideBySide, find_form, find_side_by_side
 from ...kernels.process.interrupts import calls_others
 from ...kernels.products.few_rows import MOST_ROWS
 from ...kernels.products.row_order import ROW_ORDER
@@ -91,6 +91,11 @@ class FastExperts:
         chosen = choices_of(index, weights, len(self._blocks))
         hidden = hidden.contiguous()
         coming = Announcement(self.next, self._bridge, hidden, index, self._blocks.residuals(index, weights))
+        if len(chosen) == len(ways) == 1 and chosen[0]:
+            (several,) = ways.values()
+            out = self._run_token(hidden, chosen[0], coming, several)
+            if out is not None:
+                return out
         places: dict[tuple[int, int], int] = {}  # of outputs, by token and expert
         keep: list[torch.Tensor] = []  # what lies at addresses must stay
         users = users_of(chosen)
@@ -111,6 +116,22 @@ class FastExperts:
             for token, pairs in enumerate(chosen)
         ]
         return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+    @calls_others
+    def _run_token(
+        self, hidden: torch.Tensor, pairs: Sequence[tuple[int, float]], coming: Announcement, several: SideBySide
+    ) -> torch.Tensor | None:
+        """The forward of one token with experts of one form, ``pairs``, in one call, without what several tokens or
+        forms need. None unless all are in memory."""
+        arrived = self._experts.lease_resident(self._blocks.in_order_of_flash([number for number, _ in pairs]))
+        if arrived is None:
+            return None
+        coming.announce(())
+        out = several([hidden.data_ptr()] * len(pairs), [expert for _, expert in arrived.experts], self._recipe)
+        self._bridge.release(*arrived.leased)
+        width, first = hidden.shape[1], out.data_ptr()
+        places = {number: first + 2 * width * at for at, (number, _) in enumerate(arrived.experts)}
+        return sum_weighted([places[number] for number, _ in pairs], [share for _, share in pairs], width)
 
     def run_several(self, calls: Sequence[TokenCall]) -> list[torch.Tensor]:
         """Compute ``run`` of each of ``calls``, with the bits of each alone. Every expert is read once for all."""
