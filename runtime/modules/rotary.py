@@ -48,15 +48,15 @@ def rotary(module: nn.Module, original: ModuleForward) -> ModuleForward | None:
     """A forward for ``module``, an attention, which rotates queries and keys of one token in one call, and is
     ``original`` where something was changed. Returns None where it calls no such function."""
     tried = type(module).forward
-    if KERNELS is None or "forward" in vars(module) or not is_library_code(module) or type(tried) is not FunctionType:
+    if KERNELS is None or "forward" in vars(module) or not is_library_code(module) or not _is_librarys(tried):
         return None
     names = _names_of(tried)
-    functions = [name for name in names or () if "rotary" in name.name and type(name.value) is FunctionType]
+    functions = [name for name in names or () if "rotary" in name.name and _is_librarys(name.value)]
     if names is None or len(functions) != 1:
         return None
     own: Any = functions[0].value
     inner = _names_of(own, deep=True)
-    if inner is None:
+    if inner is None or not all(_is_librarys(name.value) for name in inner if _is_called(name.value)):
         return None
     watched = [*names, *inner]
     changed = {**tried.__globals__, functions[0].name: _in_one_call(own)}
@@ -71,6 +71,15 @@ def rotary(module: nn.Module, original: ModuleForward) -> ModuleForward | None:
         return ours(module, *args, **kwargs)
 
     return forward
+
+
+def _is_librarys(value: object) -> bool:
+    """Whether ``value`` is a function from a file of transformers. A wrapper may bear the name of what it wraps."""
+    return type(value) is FunctionType and str(value.__globals__.get("__name__")).startswith("transformers.")
+
+
+def _is_called(value: object) -> bool:
+    return callable(value) and not isinstance(value, type)
 
 
 def _names_of(function: FunctionType, *, deep: bool = False) -> list[_Name] | None:

@@ -1,5 +1,6 @@
 """Rotary positions in attention modules: one call with the function's bits, unless somebody computes in another way."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -132,3 +133,40 @@ def test_modules_that_call_no_such_function() -> None:
     replaced.forward = lambda *_, **__: None
     for module in (OfAUser(CONFIG, 0), LlamaMLP(CONFIG), nn.Linear(8, 8), replaced):
         assert rotary(module, own_forward(module)) is None
+
+
+class Counted:
+    """Somebody's function that computes the same, and does something else besides."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self.function(*args)
+
+    def wrapped(self) -> Callable[..., Any]:
+        """The same as a function that looks like the one that it calls."""
+
+        @functools.wraps(self.function)
+        def function(*args: Any) -> Any:
+            return self(*args)
+
+        return function
+
+
+@native
+@pytest.mark.parametrize("name", ["apply_rotary_pos_emb", "rotate_half"])
+@pytest.mark.parametrize("looks_alike", [True, False])
+def test_functions_that_were_replaced_before(name: str, looks_alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(vars(modeling_llama)[name])
+    monkeypatch.setattr(modeling_llama, name, counted.wrapped() if looks_alike else counted)
+    module = LlamaAttention(CONFIG, 0)
+    assert rotary(module, own_forward(module)) is None
+
+
+@native
+def test_a_forward_that_was_replaced_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaAttention, "forward", Counted(LlamaAttention.forward).wrapped())
+    module = LlamaAttention(CONFIG, 0)
+    assert rotary(module, own_forward(module)) is None
