@@ -1,4 +1,4 @@
-"""What a token in memory takes besides its products: CPU time on one thread, and calls of torch's operations.
+"""CPU time of a token in memory without its products, on one thread, and its calls of torch's operations.
 
     python bench/token_rest.py MODEL [--host-memory 3GiB] [--store FOLDER] [--set weights_format=int8] [--context 256]
 

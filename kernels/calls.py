@@ -29,13 +29,21 @@ def with_team(threads: int, call: Callable[[int], None]) -> None:
         _under_way.discard(this)
 
 
+Argument = int | ctypes.Array[ctypes.c_int64] | ctypes.Array[ctypes.c_uint64] | None
+"""A number, several, or addresses; None where there are none."""
+
+
+def list_addresses(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_uint64]:
+    return (ctypes.c_uint64 * len(addresses))(*addresses)
+
+
 def multiply(
     kernel: Callable[..., None],
     matrices: Sequence[int],
     inputs: Sequence[int],
     rows: int,
     n: int,
-    *numbers: "int | ctypes.Array[ctypes.c_int64]",
+    *numbers: "Argument",
     threads: int,
 ) -> torch.Tensor:
     """Multiply several matrices by their inputs in one call. Returns bfloat16 [len(inputs), rows, n].
@@ -49,9 +57,9 @@ def multiply(
     first, size = out.data_ptr(), 2 * rows * n
     arguments = (
         count,
-        (ctypes.c_uint64 * len(matrices))(*matrices),
-        (ctypes.c_uint64 * count)(*inputs),
-        (ctypes.c_uint64 * count)(*range(first, first + count * size, size)),
+        list_addresses(matrices),
+        list_addresses(inputs),
+        list_addresses(range(first, first + count * size, size)),
         rows,
         n,
         *numbers,
@@ -64,7 +72,7 @@ def make_product(
     kernel: Callable[..., None],
     rows: int,
     n: int,
-    *numbers: "int | ctypes.Array[ctypes.c_int64]",
+    *numbers: "Argument",
     planes: int = 1,
     room: int,
 ) -> Callable[[Sequence[Sequence[int]], Sequence[int]], torch.Tensor]:

@@ -116,3 +116,7 @@ class QueueFull(PenstockError):
 
 class TimedOut(PenstockError):
     """A request was not answered in the time that it had."""
+
+
+class ServerError(PenstockError):
+    """The server cannot start: something that it needs is not installed, or its address is taken."""

@@ -123,7 +123,8 @@ void penstock_lossless_encode(const uint16_t *from, long tiles, long k, uint8_t 
     }
 }
 
-/* As many bytes as each tile would have: what penstock_lossless_encode would fill lengths with, of the same tiles. */
+/* As many bytes as each tile would have: what penstock_lossless_encode would fill lengths with, of the same tiles.
+   Takes: whole tiles of CODED_ROWS rows of k numbers, with any bits. Refuses nothing. */
 void penstock_lossless_lengths(const uint16_t *from, long tiles, long k, int64_t *lengths)
 {
     struct coding found;

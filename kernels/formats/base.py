@@ -22,6 +22,17 @@ given by their addresses. The memory must stay valid until the call returns. Wha
 outside of them is read.
 """
 
+
+class BiasedProduct(Protocol):
+    """A Product that adds to each row of a result a bias [n], contiguous bfloat16, before it rounds the sum."""
+
+    def __call__(
+        self, matrices: Sequence[Sequence[int]], inputs: Sequence[int], biases: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Compute the product. ``biases`` are given by their addresses, or are None if there are none."""
+        ...
+
+
 Window = Callable[[int, int], torch.Tensor]
 """``read(start, length)`` gives some bytes of a plane in host memory, uint8 [length], valid until the next call."""
 
@@ -97,6 +108,14 @@ class Format(Protocol):
 
         None where decoding and torch's own product are faster, or where this machine has no such kernel.
         """
+        ...
+
+
+class ExactFormat(Format, Protocol):
+    """A weight format with ``exact``."""
+
+    def find_product(self, rows: int, n: int, k: int, *, biased: bool = False) -> BiasedProduct | None:
+        """Return the product with the bits of torch's, as Format. ``biased``: with biases, else without."""
         ...
 
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..calls import multiply
+from ..calls import list_addresses, multiply
 from ..native import COMPILED, KERNELS, RUNS
 from ..products.few_rows import Products, find_product
-from .base import PlaneAllocator, Product, UnsuitableShape, Window, allocate_on_heap
+from .base import BiasedProduct, PlaneAllocator, UnsuitableShape, Window, allocate_on_heap
 from .lossless_tiles import ROWS, decode_tile, encode_tile, least_tile
 from .planes import check_decode
 
@@ -135,14 +135,14 @@ class Lossless:
             first = past
         return None
 
-    def find_product(self, rows: int, n: int, k: int) -> Product | None:
-        """Return the product with the bits of ``functional.linear`` on the decoded matrix. See Format.
+    def find_product(self, rows: int, n: int, k: int, *, biased: bool = False) -> BiasedProduct | None:
+        """Return the product with the bits of ``functional.linear`` on the decoded matrix. See ExactFormat.
 
         The product raises ValueError if a matrix is damaged, which ``find_fault`` would have told.
         """
         if KERNELS is None or n < ROWS or k % 4:
             return None
-        found = find_product(rows, n, k)
+        found = find_product(rows, n, k, biased=biased)
         return None if found is None else _LosslessProduct(found)
 
 
@@ -152,11 +152,13 @@ class _LosslessProduct:
     def __init__(self, plain: Products) -> None:
         self._plain = plain
 
-    def __call__(self, matrices: Sequence[Sequence[int]], inputs: Sequence[int]) -> torch.Tensor:
+    def __call__(
+        self, matrices: Sequence[Sequence[int]], inputs: Sequence[int], biases: Sequence[int] | None = None
+    ) -> torch.Tensor:
         plain = self._plain
         planes = [*chain.from_iterable(matrices)]  # addresses and lengths in turn
         room = torch.empty(len(inputs) * plain.room, dtype=torch.uint8)
-        numbers = plain.k, plain.order, room.data_ptr()
+        numbers = plain.k, plain.order, room.data_ptr(), None if biases is None else list_addresses(biases)
         return multiply(self._kernel, planes, inputs, plain.rows, plain.n, *numbers, threads=plain.threads)
 
     def _kernel(self, *arguments: Any) -> None:

@@ -1,1 +1,1 @@
-"""What repeats in models besides products, on the CPU, with torch's own bits: one call where torch needs many."""
+"""Parts of models that are no products, on the CPU, with torch's bits: one call where torch needs many."""

@@ -59,8 +59,14 @@ def _is_library(module: str) -> bool:
     return module.partition(".")[0] in sys.stdlib_module_names or module.startswith("namedtuple_")
 
 
+_CALLBACKS = ("weakref", "_weakrefset")
+"""Modules of callbacks of weak references: Python prints an error that rises there, and forgets it."""
+
+
 def may_pass(frame: FrameType | None) -> bool:
     """Return whether an error may rise in ``frame``, the one that a signal has interrupted."""
+    if frame is not None and frame.f_globals.get("__name__") in _CALLBACKS:
+        return False
     others = False
     while frame is not None:
         module: str = frame.f_globals.get("__name__") or ""

@@ -6,15 +6,18 @@ each of them. Ours reads it once. It keeps the order of summation of torch, or o
 the processor and on the shapes. For each shape the order is found by a comparison with torch, on data that shows any
 other order. There is no such product without the compiled library, or where no order fits. The caller then uses
 torch's.
+
+With a bias, torch adds it in float32, after the sum, and rounds once. A trial tells that too.
 """
 
 import ctypes
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-from ..calls import multiply, with_team
+from ..calls import list_addresses, multiply, with_team
 from ..native import KERNELS
 from .row_order import ROW_ORDER
 
@@ -26,6 +29,7 @@ _CHUNKS = (512, 1024, 256, 2048, 384, 768, 128, 64, 4096)
 _ORDERS = (0, -1, -2)
 """torch's own orders: by halves, by turns, by pairs. See bfloat16.h."""
 _TRIAL_BYTES = 32 << 20  # the largest matrix that a trial makes
+_TELLING = 64  # results that show whether a product is rounded before a bias is added
 _LEAST = 64  # columns of the matrix: below, a call costs more than the product
 
 
@@ -40,95 +44,120 @@ class Products:
         """Bytes that kernels need for each input: those for its numbers in the order that they are multiplied in."""
         return 4 * self.rows * self.k if self.order <= 0 else 0
 
-    def __call__(self, matrices: Sequence[int], inputs: Sequence[int]) -> torch.Tensor:
-        """Compute bfloat16 [len(matrices), rows, n]: ``inputs[i] @ matrices[i].T``, both given by their addresses.
+    def __call__(
+        self, matrices: Sequence[int], inputs: Sequence[int], biases: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Compute bfloat16 [len(matrices), rows, n]: ``inputs[i] @ matrices[i].T + biases[i]``, given by addresses.
 
         The addresses point to contiguous bfloat16 data, which must stay valid until the call returns.
         """
         assert KERNELS is not None
         room = torch.empty(len(inputs) * self.room, dtype=torch.uint8)
-        numbers = self.k, self.order, room.data_ptr()
+        numbers = self.k, self.order, room.data_ptr(), None if biases is None else list_addresses(biases)
         return multiply(KERNELS.products, matrices, inputs, self.rows, self.n, *numbers, threads=self.threads)
 
-    def one(self, matrix: int, input: int, shape: Sequence[int]) -> torch.Tensor:
-        """Compute bfloat16 ``shape``, of ``rows * n`` numbers: ``input @ matrix.T``, both given by their addresses."""
+    def of(self, input: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Compute ``functional.linear`` of contiguous tensors."""
         assert KERNELS is not None
-        out = torch.empty(shape, dtype=torch.bfloat16)
-        addresses = (ctypes.c_uint64 * 3)(matrix, input, out.data_ptr())
+        out = torch.empty((*input.shape[:-1], self.n), dtype=torch.bfloat16)
+        added = 0 if bias is None else bias.data_ptr()
+        addresses = (ctypes.c_uint64 * 4)(matrix.data_ptr(), input.data_ptr(), out.data_ptr(), added)
         at = ctypes.addressof(addresses)
         room = torch.empty(self.room, dtype=torch.uint8) if self.order <= 0 else None
         numbers = self.rows, self.n, self.k, self.order, None if room is None else room.data_ptr()
+        biases = at + 24 if added else None
         kernel = KERNELS.products
-        with_team(self.threads, lambda team: kernel(1, at, at + 8, at + 16, *numbers, team))
+        with_team(self.threads, lambda team: kernel(1, at, at + 8, at + 16, *numbers, biases, team))
         return out
 
 
-def find_product(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> Products | None:
-    """Find the product for these shapes. None if none has the bits of ``functional.linear``.
+def find_product(
+    rows: int, n: int, k: int, matrix: torch.Tensor | None = None, *, biased: bool = False
+) -> Products | None:
+    """Find the product for these shapes. None if none has the bits of ``functional.linear``, ``biased`` with a bias.
 
     The first call for a shape and a number of threads runs a trial of some milliseconds. If the shape is too large to
     make a matrix for the trial, it uses ``matrix`` [n, k], contiguous bfloat16, if given. Where each row is multiplied
     as if alone, the product has the bits of ``functional.linear`` on each row.
     """
     if ROW_ORDER.alone and 1 < rows <= MOST_ROWS:
-        alone = find_product(1, n, k, matrix)
+        alone = find_product(1, n, k, matrix, biased=biased)
         return None if alone is None else Products(rows, n, k, order=alone.order, threads=alone.threads)
-    shape = rows, n, k, torch.get_num_threads()
+    shape = rows, n, k, torch.get_num_threads(), biased
     if shape in _FOUND:
         return _FOUND[shape]
     if KERNELS is None or not 1 <= rows <= MOST_ROWS or k < _LEAST:
         return None
     if n * k * 2 <= _TRIAL_BYTES:
-        _FOUND[shape] = _found(*_trial(rows, n, k))
+        _FOUND[shape] = _found(*_trial(rows, n, k), biased=biased)
     elif matrix is not None:
-        _FOUND[shape] = _found(matrix, [_chance(rows, k, seed) for seed in range(4)], telling=True)
+        inputs = [_chance(rows, k, seed) for seed in range(4)]
+        _FOUND[shape] = _found(matrix, inputs, biased=biased, telling=True)
     return _FOUND.get(shape)
 
 
-def is_untried(rows: int, n: int, k: int) -> bool:
+def rounds_once(input: torch.Tensor, bias: torch.Tensor, n: int) -> bool:
+    """Return whether torch adds ``bias`` [n] to products of ``input`` [.., k] before it rounds them: by ``addmm``.
+
+    It does so for contiguous inputs of two or three dimensions.
+    """
+    if input.dtype != torch.bfloat16 or bias.dtype != torch.bfloat16 or input.dim() not in (2, 3):
+        return False
+    if type(bias) not in (torch.Tensor, nn.Parameter) or bias.shape != (n,):
+        return False
+    return input.is_contiguous() and bias.is_contiguous() and bias.is_cpu
+
+
+def is_untried(rows: int, n: int, k: int, *, biased: bool = False) -> bool:
     """Return whether only a trial on an actual matrix can tell if there is a product for these shapes."""
     if KERNELS is None or not 1 <= rows <= MOST_ROWS or k < _LEAST or n * k * 2 <= _TRIAL_BYTES:
         return False
-    return (1 if ROW_ORDER.alone else rows, n, k, torch.get_num_threads()) not in _FOUND
+    return (1 if ROW_ORDER.alone else rows, n, k, torch.get_num_threads(), biased) not in _FOUND
 
 
-_FOUND: dict[tuple[int, int, int, int], Products | None] = {}
-"""Products by rows, n, k and number of threads."""
+_FOUND: dict[tuple[int, int, int, int, bool], Products | None] = {}
+"""Products by rows, n, k, number of threads and whether there is a bias."""
 
 
-def orders_agree(rows: int, n: int, k: int) -> bool:
+def orders_agree(rows: int, n: int, k: int, *, biased: bool = False) -> bool:
     """Return whether torch's product with a matrix [n, k] has the same bits when the matrix lies as [k, n] in memory.
 
-    The trial is that of ``find_product``. A shape that is too large for it counts as one with other bits: on random
-    numbers one result in thousands differs.
+    ``biased``: with a bias, by ``torch.addmm``. The trial is that of ``find_product``. A shape that is
+    too large for it counts as one with other bits: on random numbers one result in thousands differs.
     """
-    shape = rows, n, k, torch.get_num_threads()
+    shape = 1 if ROW_ORDER.alone else rows, n, k, torch.get_num_threads(), biased
     if n * k * 2 > _TRIAL_BYTES:
         return False
     if shape not in _AGREE:
-        matrix, inputs = _trial(rows, n, k)
+        matrix, inputs = _trial(shape[0], n, k)
         turned = matrix.t().contiguous()
-        _AGREE[shape] = all(torch.equal(functional.linear(x, matrix), x @ turned) for x in inputs)
+        _AGREE[shape] = all(
+            torch.equal(
+                functional.linear(x, matrix, bias), x @ turned if bias is None else torch.addmm(bias, x, turned)
+            )
+            for x, bias in _cases(matrix, inputs, biased=biased)
+        )
     return _AGREE[shape]
 
 
-_AGREE: dict[tuple[int, int, int, int], bool] = {}
-"""What ``orders_agree`` found, by rows, n, k and number of threads."""
+_AGREE: dict[tuple[int, int, int, int, bool], bool] = {}
+"""What ``orders_agree`` found, by rows, n, k, number of threads and whether there is a bias."""
 
 
-def _found(matrix: torch.Tensor, inputs: Sequence[torch.Tensor], *, telling: bool = False) -> Products | None:
+def _found(
+    matrix: torch.Tensor, inputs: Sequence[torch.Tensor], *, biased: bool, telling: bool = False
+) -> Products | None:
     """Find the product with torch's bits on ``matrix`` for all ``inputs``.
 
     ``telling``: only if all other orders give other bits. Otherwise the data would prove nothing.
     """
     n, k = matrix.shape
-    wanted = [functional.linear(x, matrix) for x in inputs]
+    cases = _cases(matrix, inputs, biased=biased)
+    wanted = [functional.linear(x, matrix, bias) for x, bias in cases]
     equal: list[Products] = []
     for order in _list_orders(k):
         product = Products(len(inputs[0]), n, k, order=order, threads=torch.get_num_threads())
-        if all(
-            torch.equal(product([matrix.data_ptr()], [x.data_ptr()])[0], y) for x, y in zip(inputs, wanted, strict=True)
-        ):
+        if all(torch.equal(product.of(x, matrix, bias), y) for (x, bias), y in zip(cases, wanted, strict=True)):
             if not telling:
                 return product
             equal.append(product)
@@ -140,6 +169,25 @@ def _list_orders(k: int) -> list[int]:
     assert KERNELS is not None
     chunks = {-(-chunk // 64) * 64 for chunk in (k, *(chunk for chunk in _CHUNKS if chunk < k))}
     return [order for order in (*sorted(chunks, reverse=True), *_ORDERS) if KERNELS.takes_order(order)]
+
+
+def _cases(
+    matrix: torch.Tensor, inputs: Sequence[torch.Tensor], *, biased: bool
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Give each of ``inputs`` a bias, if so: as large as the products or some times that, so that both show.
+
+    More inputs follow, whose products have more digits than a result. On one of three it shows if they are rounded
+    before the bias is added, so there are some for a matrix of one row too.
+    """
+    if not biased:
+        return [(x, None) for x in inputs]
+    rows, (n, k) = len(inputs[0]), matrix.shape
+    chance = torch.Generator().manual_seed(0)
+    cases: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    for at, x in enumerate([*inputs, *(_chance(rows, k, seed) for seed in range(4 + _TELLING // (rows * n)))]):
+        size = functional.linear(x, matrix).float().abs().mean() * 2.0 ** (at % 4)
+        cases.append((x, (torch.randn(n, generator=chance) * size).bfloat16()))
+    return cases
 
 
 def _chance(rows: int, k: int, seed: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ from ..cuda.registry import find_device_format
 from ..formats.base import SLAB, Format
 from ..formats.planes import locate
 from ..products.autocast import is_cast
-from ..products.few_rows import find_product, is_untried, orders_agree
+from ..products.few_rows import find_product, is_untried, orders_agree, rounds_once
 from ..products.row_order import ROW_ORDER
 from .metadata_ops import LOOKS
 from .transposed import copy_transposed
@@ -35,10 +35,10 @@ DEVICE_TILE = 64 << 20
 """
 _ALIGNMENT = 64
 
-Many = Callable[[Sequence[Any], Sequence[int]], torch.Tensor]
-"""``many(weights, inputs)`` computes [len(weights), rows, n].
+Many = Callable[..., torch.Tensor]
+"""``many(weights, inputs)`` computes [len(weights), rows, n], one of an exact format also ``many(.., .., biases)``.
 
-Inputs [rows, k] are given by their addresses, as in Product.
+Inputs [rows, k] and biases [n] are given by their addresses, as in Product and BiasedProduct.
 """
 
 
@@ -173,9 +173,9 @@ def _has_stand_in(tree: Any) -> bool:
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Compute ``functional.linear`` with a packed weight."""
     if isinstance(weight, PackedWeight):
-        out = None if weight.transposed or is_cast(input) else _times(input, weight, biased=bias is not None)
+        out = None if weight.transposed or is_cast(input) else _times(input, weight, bias)
         if out is not None:
-            return out if bias is None else out + bias
+            return out
         weight = weight.at_hand()
     return _plain_linear(input, weight, bias)
 
@@ -183,7 +183,7 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 def _matmul(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``input @ weight``."""
     if isinstance(weight, PackedWeight):
-        out = _times(input, weight, biased=False) if weight.transposed and not is_cast(input) else None
+        out = _times(input, weight) if weight.transposed and not is_cast(input) else None
         return input @ weight.at_hand() if out is None else out
     return _decoded(input) @ weight
 
@@ -191,9 +191,9 @@ def _matmul(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _addmm(bias: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, **scales: Any) -> torch.Tensor:
     """``torch.addmm``."""
     if isinstance(weight, PackedWeight) and weight.transposed and not scales and not is_cast(input):
-        out = _times(input, weight, biased=True)
+        out = _times(input, weight, bias)
         if out is not None:
-            return out + bias
+            return out
     return torch.addmm(*map(_decoded, (bias, input, weight)), **scales)
 
 
@@ -201,13 +201,31 @@ def _decoded(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.decoded() if isinstance(tensor, PackedWeight) else tensor
 
 
-def _times(input: torch.Tensor, weight: PackedWeight, *, biased: bool) -> torch.Tensor | None:
+def _times(input: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor | None:
     """Compute ``input`` [.., k] times the transpose of the encoded matrix [n, k], without decoding all of it at a time.
 
-    None if bits would change. That depends also on ``biased``: with a bias, torch rounds the sum only once.
+    None if bits would change.
     """
+    if bias is not None and weight.format.exact:
+        return _times_exactly(input, weight, bias)
+    out = _times_unbiased(input, weight)
+    return out if out is None or bias is None else out + bias
+
+
+def _times_exactly(input: torch.Tensor, weight: PackedWeight, bias: torch.Tensor) -> torch.Tensor | None:
+    """Compute the product where the bias is added before the sum is rounded, as torch does it."""
     n, k = weight.encoded_shape
-    if weight.format.exact and (biased or not (weight._grads or input.is_contiguous())):
+    if weight.on_device is not None or not rounds_once(input, bias, n):
+        return None
+    many = _found(weight, input.numel() // k, biased=True)
+    if many is None:
+        return None
+    return many([weight], [input.data_ptr()], [bias.data_ptr()]).view(*input.shape[:-1], n)
+
+
+def _times_unbiased(input: torch.Tensor, weight: PackedWeight) -> torch.Tensor | None:
+    n, k = weight.encoded_shape
+    if weight.format.exact and not (weight._grads or input.is_contiguous()):
         return None
     if weight.on_device is not None:
         found = _device_product(input, weight, weight.on_device)
@@ -246,42 +264,45 @@ def _on_device(format: Format) -> DeviceFormat:
     return found
 
 
-def find_products(weight: PackedWeight, rows: int) -> Many | None:
-    """Find products of ``rows`` rows with several weights like ``weight`` in one call. None if the format has none."""
+def find_products(weight: PackedWeight, rows: int, *, biased: bool = False) -> Many | None:
+    """Find products of ``rows`` rows with several weights like ``weight`` in one call. None if the format has none.
+
+    ``biased``: with biases, those of an exact format.
+    """
     if weight._numbers != torch.bfloat16 or weight.on_device is not None:
         return None
     format: Any = weight.format
-    if weight.transposed and format.exact and not orders_agree(rows, *weight.encoded_shape):
+    if weight.transposed and format.exact and not orders_agree(rows, *weight.encoded_shape, biased=biased):
         return None
-    return _many(format, rows, *weight.encoded_shape, torch.get_num_threads())
+    return _many(format, rows, *weight.encoded_shape, torch.get_num_threads(), biased)
 
 
-def _many(format: Any, rows: int, n: int, k: int, threads: int) -> Many | None:
+def _many(format: Any, rows: int, n: int, k: int, threads: int, biased: bool) -> Many | None:
     """Return the format's product, cached once there is one, because every product needs it."""
-    key = format, rows, n, k, threads, ROW_ORDER.alone
+    key = format, rows, n, k, threads, ROW_ORDER.alone, biased
     if key not in _kept:
-        product = format.find_product(rows, n, k)
+        product = format.find_product(rows, n, k, biased=True) if biased else format.find_product(rows, n, k)
         if product is None:
             return None
-        _kept[key] = lambda weights, inputs: product([weight.addresses for weight in weights], inputs)
+        _kept[key] = lambda weights, *others: product([weight.addresses for weight in weights], *others)
     return _kept[key]
 
 
-_kept: dict[tuple[Any, int, int, int, int, bool], Many] = {}
+_kept: dict[tuple[Any, int, int, int, int, bool, bool], Many] = {}
 
 
-def _found(weight: PackedWeight, rows: int) -> Many | None:
+def _found(weight: PackedWeight, rows: int, *, biased: bool = False) -> Many | None:
     """Find the product as ``find_products``.
 
     A large weight serves as its own trial, if nothing smaller can show torch's bits.
     """
-    many = find_products(weight, rows)
+    many = find_products(weight, rows, biased=biased)
     n, k = weight.encoded_shape
-    if many is not None or not _tells_by_itself(weight) or not is_untried(rows, n, k):
+    if many is not None or not _tells_by_itself(weight) or not is_untried(rows, n, k, biased=biased):
         return many
     whole = weight.at_hand().detach()
-    find_product(rows, n, k, whole)
-    many = find_products(weight, rows)
+    find_product(rows, n, k, whole, biased=biased)
+    many = find_products(weight, rows, biased=biased)
     if many is not None:
         del whole
         _scratch.release()  # it may be hundreds of MiB, and nothing needs it now

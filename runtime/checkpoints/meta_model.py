@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers import initialization as hf_initialization
 from transformers.core_model_loading import build_glob_alternation
 
+from ...kernels.process.interrupts import SHIELD, calls_others
 from ...tiering.errors import CheckpointError
 from .counted import check_experts, counted
 from .files.bounds import WITHOUT_FILES, Bounds
@@ -34,18 +35,13 @@ def build_meta_model(
         refuse_hub_code(config)
     try:
         with (
+            SHIELD,  # an interrupt between two of these would leave torch or transformers changed
             counted(bounds, config.model_type),
             torch.device("meta"),
             hf_initialization.no_init_weights(),
             hf_initialization.meta_device_safe_creation_ops(),
         ):
-            described = copy.deepcopy(config)
-            if own is None and trust_remote_code:
-                own = own_model_class(described)
-            if own is not None:
-                model = own._from_config(described, dtype=dtype)
-            else:
-                model = AutoModelForCausalLM.from_config(described, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = _build(copy.deepcopy(config), dtype, trust_remote_code, own)
     except CheckpointError:
         raise
     except Exception as error:  # every architecture has its own way to object to a configuration
@@ -56,6 +52,17 @@ def build_meta_model(
     model.tie_weights()
     _apply_dtype_plan(model, dtype)
     return model.eval()
+
+
+@calls_others
+def _build(
+    config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool, own: type[PreTrainedModel] | None
+) -> PreTrainedModel:
+    if own is None and trust_remote_code:
+        own = own_model_class(config)
+    if own is not None:
+        return own._from_config(config, dtype=dtype)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _apply_dtype_plan(model: PreTrainedModel, dtype: torch.dtype) -> None:

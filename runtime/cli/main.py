@@ -13,7 +13,20 @@ from ..config import instructions
 from .console import BROKEN_PIPE, INTERRUPTED, drop_output, fail, say
 from .quick_imports import own_process
 
-COMMANDS = ("generate", "pack", "verify", "inspect", "plan", "profile", "eval", "doctor", "config", "bench", "cache")
+COMMANDS = (
+    "generate",
+    "serve",
+    "pack",
+    "verify",
+    "inspect",
+    "plan",
+    "profile",
+    "eval",
+    "doctor",
+    "config",
+    "bench",
+    "cache",
+)
 """The commands, as help lists them. Each is a module of this room."""
 
 

@@ -109,7 +109,7 @@ class StreamedExperts:
         return self._grouped or all(self.trust.get(self._kind(hidden, len(hidden))) for hidden, *_ in calls)
 
     def _kind(self, hidden: torch.Tensor, rows: int) -> Hashable:
-        """What the bits of the fast way depend on, for so many rows of ``hidden``."""
+        """The key of a trial of the fast way with so many rows of ``hidden``: its bits depend on these."""
         return type(self._module), hidden.dtype, rows if rows <= MOST_ROWS else 0
 
     def _forward(

@@ -1,4 +1,4 @@
-"""Which exact format "auto" is for a model: looks at the model and this machine, for forecasting/exact.py to choose."""
+"""The exact format that "auto" means. Looks at the model and the machine; forecasting/exact.py chooses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -13,11 +13,13 @@ from ...kernels.cuda.registry import find_device_format
 from ...kernels.formats.lossless import Lossless
 from ...kernels.formats.planes import locate
 from ...kernels.products.few_rows import find_product
+from ...tiering.units import align_up
 from .watch import Watch
 
 _N, _K = 1024, 2048
-_MEMORY = 64 << 20
-"""Bytes of all copies of what is measured: more than a processor's caches hold."""
+_MEMORY = 40 << 20
+"""Bytes of all copies of what is measured: more than most processors' caches hold, and little beside any budget."""
+_ALIGNMENT = 64
 _SECONDS = 0.04
 
 
@@ -37,20 +39,33 @@ def measure_exact(device: torch.device | None = None) -> ExactRates:
     threads wait for each other. Raises ImportError for a device without Triton."""
     weights = torch.randn(_N, _K, generator=torch.Generator().manual_seed(0)).bfloat16()
     (plane,) = Lossless().encode([weights], _N, _K)
-    plain = [weights.clone() for _ in range(_MEMORY // weights.nbytes)]
-    packed = [plane.clone() for _ in range(_MEMORY // weights.nbytes)]
     if device is not None and device.type != "cpu":
-        works, wait = _on_device(plain, packed, device), partial(torch.cuda.synchronize, device)
-        return ExactRates(*(_rate(work, wait) for work in works))
+        wait = partial(torch.cuda.synchronize, device)
+        as_is = _rate(_as_is_on(device, _copies(weights)), wait)
+        return ExactRates(as_is, _rate(_lossless_on(device, _copies(plane)), wait))
     threads, watch = torch.get_num_threads(), Watch(None)
-    found = ExactRates(*(_rate(work) for work in _on_cores(plain, packed)))
+    found = _measure_cores(weights, plane)
     if threads == 1 or not watch.done().doubtful:
         return found
     torch.set_num_threads(1)
     try:
-        return ExactRates(*(_rate(work) for work in _on_cores(plain, packed)))
+        return _measure_cores(weights, plane)
     finally:
         torch.set_num_threads(threads)
+
+
+def _measure_cores(weights: torch.Tensor, plane: torch.Tensor) -> ExactRates:
+    """With as many threads as torch has now. The copies of one are gone before those of the other are made."""
+    as_is = _rate(_as_is(_copies(weights)))
+    return ExactRates(as_is, _rate(_lossless(_copies(plane))))
+
+
+def _copies(one: torch.Tensor) -> list[torch.Tensor]:
+    """As many copies of ``one`` as more than fill a processor's caches, in one piece of memory, which goes at once."""
+    count, length = _MEMORY // one.nbytes, align_up(one.numel(), _ALIGNMENT)
+    room = torch.empty(count, length, dtype=one.dtype)
+    room[:, : one.numel()] = one.flatten()
+    return [copy[: one.numel()].view(one.shape) for copy in room]
 
 
 class _Work(NamedTuple):
@@ -61,41 +76,48 @@ class _Work(NamedTuple):
     size: int
 
 
-def _on_cores(plain: list[torch.Tensor], packed: list[torch.Tensor]) -> list[_Work]:
-    """With as many threads as torch has now."""
-    row, lossless = torch.randn(1, _K).bfloat16(), Lossless()
-    ours, theirs = find_product(1, _N, _K), lossless.find_product(1, _N, _K)
-    room = torch.empty_like(plain[0])
-    places = [locate(lossless, (plane,), _N, _K) for plane in packed]
+def _as_is(copies: list[torch.Tensor]) -> _Work:
+    """The product of a row with each of ``copies`` [n, k]."""
+    row, product = torch.randn(1, _K).bfloat16(), find_product(1, _N, _K)
 
-    def as_is(copy: int) -> object:
-        if ours is None:
-            return functional.linear(row, plain[copy])
-        return ours([plain[copy].data_ptr()], [row.data_ptr()])
+    def run(copy: int) -> object:
+        if product is None:
+            return functional.linear(row, copies[copy])
+        return product([copies[copy].data_ptr()], [row.data_ptr()])
 
-    def decoded(copy: int) -> object:
-        if theirs is not None:
-            return theirs([places[copy]], [row.data_ptr()])
-        lossless.decode([packed[copy]], _N, _K, slice(0, _N), room)
+    return _Work(run, len(copies), copies[0].nbytes)
+
+
+def _lossless(copies: list[torch.Tensor]) -> _Work:
+    """The product of a row with each of the planes ``copies``."""
+    row, lossless, room = torch.randn(1, _K).bfloat16(), Lossless(), torch.empty(_N, _K, dtype=torch.bfloat16)
+    product, places = lossless.find_product(1, _N, _K), [locate(lossless, (plane,), _N, _K) for plane in copies]
+
+    def run(copy: int) -> object:
+        if product is not None:
+            return product([places[copy]], [row.data_ptr()])
+        lossless.decode([copies[copy]], _N, _K, slice(0, _N), room)
         return functional.linear(row, room)
 
-    return [_Work(as_is, len(plain), plain[0].nbytes), _Work(decoded, len(packed), packed[0].nbytes)]
+    return _Work(run, len(copies), copies[0].nbytes)
 
 
-def _on_device(plain: list[torch.Tensor], packed: list[torch.Tensor], device: torch.device) -> list[_Work]:
+def _as_is_on(device: torch.device, copies: list[torch.Tensor]) -> _Work:
+    row, there = torch.randn(1, _K).bfloat16().to(device), [weights.to(device) for weights in copies]
+    return _Work(lambda copy: functional.linear(row, there[copy]), len(there), there[0].nbytes)
+
+
+def _lossless_on(device: torch.device, copies: list[torch.Tensor]) -> _Work:
     format_ = find_device_format(Lossless.name)
     assert format_ is not None, "lossless is a format of devices"
-    here, there = [weights.to(device) for weights in plain], [plane.to(device) for plane in packed]
-    row, room = torch.randn(1, _K).bfloat16().to(device), torch.empty_like(here[0])
+    row, there = torch.randn(1, _K).bfloat16().to(device), [plane.to(device) for plane in copies]
+    room = torch.empty(_N, _K, dtype=torch.bfloat16, device=device)
 
-    def as_is(copy: int) -> object:
-        return functional.linear(row, here[copy])
-
-    def decoded(copy: int) -> object:
+    def run(copy: int) -> object:
         format_.decode([there[copy]], _N, _K, slice(0, _N), room)
         return functional.linear(row, room)
 
-    return [_Work(as_is, len(plain), plain[0].nbytes), _Work(decoded, len(packed), packed[0].nbytes)]
+    return _Work(run, len(there), there[0].nbytes)
 
 
 def _rate(work: _Work, wait: Callable[[], object] = lambda: None) -> float:

@@ -70,8 +70,8 @@ class Timings(cachefile.Strict):
 
     @classmethod
     def usual(cls, memory: float) -> "Timings":
-        """What is usual for a machine whose products read ``memory`` bytes per second, where no more was measured: to
-        compare formats with, not to forecast."""
+        """Typical timings of a machine whose products read ``memory`` bytes per second. They serve to compare formats,
+        not to forecast."""
         memory = _speed(memory)
         speeds = ProductSpeeds(one=memory, many=_speed(8 * memory))
         return cls(

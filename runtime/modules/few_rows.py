@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from ...kernels.products.autocast import autocasts, is_cast
-from ...kernels.products.few_rows import MOST_ROWS, find_product
+from ...kernels.products.few_rows import MOST_ROWS, find_product, rounds_once
 from ...kernels.products.row_order import ROW_ORDER
 from ...kernels.weights.packed_weight import PackedWeight, linear
 
@@ -37,13 +37,12 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
             weight = parameters["weight"]
         except KeyError:  # somebody computes it from others, as parametrisations do
             return original(input)
-        if parameters.get("bias") is not None:
-            return original(input)
+        bias = parameters.get("bias")
         if ROW_ORDER.alone and len(input) > 1:
-            return _rows_alone(input, weight, original)
+            return _rows_alone(input, weight, bias, original)
         if isinstance(weight, PackedWeight):
-            return linear(input, weight)
-        out = _product(input, weight)
+            return linear(input, weight, bias)
+        out = _product(input, weight, bias)
         return original(input) if out is None else out
 
     return forward
@@ -52,17 +51,19 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
 def has_few_rows(module: nn.Module) -> bool:
     """Return whether ``few_rows`` may give ``module`` a forward of its own."""
     layer: Any = module
-    return type(module) is nn.Linear and layer.bias is None and layer.weight.dtype == torch.bfloat16
+    return type(module) is nn.Linear and layer.weight.dtype == torch.bfloat16
 
 
-def _rows_alone(input: torch.Tensor, weight: torch.Tensor, original: LinearForward) -> torch.Tensor:
+def _rows_alone(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, original: LinearForward
+) -> torch.Tensor:
     """Multiply each of ``input`` [rows, 1, k] as if it were alone."""
     if isinstance(weight, PackedWeight):
         rows = MOST_ROWS if weight.format.exact else _LOSSY_ROWS
-        return torch.cat([linear(part, weight) for part in torch.split(input, rows)])
+        return torch.cat([linear(part, weight, bias) for part in torch.split(input, rows)])
     outs: list[torch.Tensor] = []
     for part in torch.split(input, MOST_ROWS):
-        out = _product(part, weight)
+        out = _product(part, weight, bias)
         outs += [out] if out is not None else map(original, torch.split(part, 1))
     return torch.cat(outs)
 
@@ -83,7 +84,7 @@ class _FastWeight(nn.Parameter):
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
-            if func is functional.linear and len(args) == 2 and not kwargs:
+            if func is functional.linear and len(args) in (2, 3) and not kwargs:
                 out = _product(*args)
                 if out is not None:
                     return out
@@ -94,8 +95,8 @@ _ADDRESSED = (nn.Parameter, _FastWeight)
 """Parameters whose numbers lie at their address."""
 
 
-def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
-    """``functional.linear(input, weight)`` by a product for a few rows; None where there is none."""
+def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
+    """``functional.linear(input, weight, bias)`` by a product for a few rows; None where there is none."""
     if type(weight) not in _ADDRESSED or (autocasts() and is_cast(input)):
         return None
     if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or weight.dim() != 2:
@@ -109,8 +110,9 @@ def _product(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
         return None
     if not (weight.requires_grad or input.is_contiguous()):
         return None
-    product = find_product(rows, n, k, weight)
+    if bias is not None and not rounds_once(input, bias, n):
+        return None
+    product = find_product(rows, n, k, weight, biased=bias is not None)
     if product is None:
         return None
-    state = input.contiguous()
-    return product.one(weight.data_ptr(), state.data_ptr(), (*input.shape[:-1], n))
+    return product.of(input.contiguous(), weight, bias)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import greenlet
@@ -26,6 +26,9 @@ from .meeting import Arrival, Outcome, Place, compute_beside, compute_joined, co
 Work = Callable[[], Any]
 Ended = Callable[[Any, BaseException | None], None]
 Lease = Callable[[], AbstractContextManager[Any]]
+
+_NO_ROUND = sys.maxsize
+"""Where the lockstep is between rounds: behind all places."""
 
 
 class Strand(greenlet.greenlet):
@@ -60,7 +63,7 @@ class Lockstep:
         self._strands: list[Strand] = []
         self._before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
         self._used = 0
-        self._at = sys.maxsize  # no round has begun
+        self._at = _NO_ROUND
         self._short = self._long = self._round = 0.0  # seconds: of one token, of several, and the last round's of one
         for module in model.modules():
             joining = find_joining(module)
@@ -69,7 +72,8 @@ class Lockstep:
                 several = None if (experts := streamed_experts(module)) is None else experts.forward_several
                 place = Place(own_forward(module), joining, several, lease, whole=module in divided)
                 self._before.append((module, vars(module).get("forward")))
-                module.forward = partial(self._call, place)
+                # Prompts are stored of a model that is described as it was: only where they have its bits.
+                module.forward = self._stopping(place) if exact else partial(self._call, place)
 
     def __len__(self) -> int:
         return len(self._strands)
@@ -159,8 +163,8 @@ class Lockstep:
         if short and self._long > share * max(self._round, self._short):
             waiting = short
         ahead = [(strand, call) for strand, call in waiting if call.place.order > self._at]
-        if not ahead:  # those who are held up
-            self._at, self._round, self._short, self._long = -1, self._short, 0.0, 0.0
+        if not ahead:  # only those who are held up are: the round is over
+            self._at = _NO_ROUND
             return True
         place = min((call.place for _, call in ahead), key=lambda place: place.order)
         self._at = place.order
@@ -217,6 +221,16 @@ class Lockstep:
             return
         self._strands.remove(strand)
         strand.ended(found, error)
+
+    def _stopping(self, place: Place) -> Callable[..., Any]:
+        """The forward of the module of ``place``, where strands stop. Those who ask see what it wraps: the module is
+        described as it was."""
+
+        @wraps(place.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._call(place, *args, **kwargs)
+
+        return forward
 
     def _call(self, place: Place, *args: Any, **kwargs: Any) -> Any:
         """The forward of the module of ``place``."""

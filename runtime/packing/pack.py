@@ -142,13 +142,11 @@ def pack(
     with told_when_gone(store):
         candidates = rules.candidates if isinstance(rules, ExactRules) else (options.rules,)
         targets = _find_targets(store, source, described, order, options, candidates)
-        known = _choose_known([target.folder for target in targets])
-        if known is None:
+        chosen = _choose_known([target.folder for target in targets])
+        if chosen is None:
             assert isinstance(rules, ExactRules), "one target is always known"
-            name = rules.choose(source, described)
-            known = next(number for number, each in enumerate(candidates) if each.format == name)
-        options = replace(options, rules=candidates[known])
-        return _open(targets[known], source, described, order, options)
+            chosen = [each.format for each in candidates].index(rules.choose(source, described))
+        return _open(targets[chosen], source, described, order, replace(options, rules=candidates[chosen]))
 
 
 def _open(target: Target, source: Source, described: Description, order: Order, options: PackOptions) -> Bundle:

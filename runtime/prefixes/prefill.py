@@ -2,7 +2,8 @@
 depend on nothing behind it, so they can be stored for other prompts."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,20 +16,17 @@ from .layered import Part, compute_layered, has_layers_in_order
 if TYPE_CHECKING:
     from .prefix import Prefixes
 
+restored: ContextVar[int] = ContextVar("restored", default=0)
+"""The number of leading tokens that were restored of the latest prompt of this context: of this strand."""
+
 
 def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int) -> torch.Tensor:
     """Compute the ``token_ids`` that ``cache`` lacks, in forward calls that end where blocks do; the logits of the last
     token, [vocabulary]."""
-    ends = divide_into_calls(cache.get_seq_length(), len(token_ids), block=block, together=False)
-    return _compute(model, token_ids, cache, ends)
-
-
-def _compute(model: Any, token_ids: Sequence[int], cache: Cache, ends: Iterable[int]) -> torch.Tensor:
-    """As ``prefill``, in forward calls up to each of ``ends``."""
     ids = torch.tensor([list(token_ids)], device=model.device)
     logits = torch.empty(0)
     with torch.no_grad():
-        for end in ends:
+        for end in divide_into_calls(cache.get_seq_length(), len(token_ids), block=block, together=False):
             logits = compute_part(model, ids, cache, end)[0, -1]
     return logits
 
@@ -44,7 +42,7 @@ def prefill_with_prefixes(
     with prefixes.hold_names() as names:
         if names is None or names.is_beyond(ids) or not prefixes.can_go_on(model, ids):
             return last(cache)
-        prefixes.restore(ids, cache)
+        restored.set(prefixes.restore(ids, cache))
         together = may_compute_together(model, ids, cache, block=prefixes.block, kind=names.kind)
         done = cache.get_seq_length()
         began = time.perf_counter()

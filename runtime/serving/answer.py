@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..prefixes.prefill import restored
 from .requests import Request, Token
 from .sampling import Choice, processors_of
 
@@ -14,12 +15,13 @@ def compute_answer(model: Any, request: Request, tell: Callable[[Token], None]) 
     ids = torch.tensor([list(request.prompt)], device=model.device)
     choice = Choice(request)
     end = _End(model, request)
+    restored.set(0)
 
     def note(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """A stopping criterion, which is called behind each new token."""
         token = int(input_ids[0, -1])
         finish = end.reason(token, input_ids.shape[1] - len(request.prompt))
-        tell(Token(token, choice.logprob, choice.top, finish))
+        tell(Token(token, choice.logprob, choice.top, finish, restored.get()))
         return torch.tensor([finish is not None], device=input_ids.device)
 
     model.generate(

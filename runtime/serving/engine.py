@@ -89,6 +89,11 @@ class Engine(Closing):
         return self._loop.counts()
 
     @property
+    def ended(self) -> BaseException | None:
+        """Why no requests are taken any more: Closed, or an error outside of all requests. None as long as they are."""
+        return self._loop.ended
+
+    @property
     def tokens(self) -> int:
         """Tokens of all answers so far."""
         return self._loop.tokens

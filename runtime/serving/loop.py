@@ -62,6 +62,11 @@ class Loop:
             self._stopped = self._stopped or reason or Closed("this engine was closed")
             self._changed.notify()
 
+    @property
+    def ended(self) -> BaseException | None:
+        """What has ended ``run``, or will, if something has."""
+        return self._stopped
+
     def counts(self) -> dict[str, int]:
         """Requests that run, wait, and pause."""
         with self._changed:

@@ -60,3 +60,5 @@ class Token:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     finish: Finish | None = None
+    cached: int = 0
+    """Tokens of the prompt that were restored from flash instead of computed."""

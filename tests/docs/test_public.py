@@ -10,7 +10,7 @@ import pytest
 import penstock
 from tests.support.pages import DOCS, PAGES, blocks, name
 
-PUBLIC = {"penstock", "penstock.sim", "penstock.routing"}
+PUBLIC = {"penstock", "penstock.sim", "penstock.routing", "penstock.serving"}
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ int penstock_runs(const char *);
     int penstock_takes_order_##AT(long);                                                                               \
     int penstock_lossless_decode_##AT(const uint8_t *, long, long, long, long, long, uint16_t *, int);                 \
     int penstock_lossless_products_##AT(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long,  \
-                                        long, void *, int);                                                            \
+                                        long, void *, const uint64_t *, int);                                          \
     void penstock_decode_blocks_##AT(const int64_t *, const uint8_t *, long, long, long, void *, int, int);            \
     void penstock_block_products_##AT(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long,    \
                                       const int64_t *, float *, int);                                                  \
@@ -105,7 +105,7 @@ UNUSED void lossless_product(const uint8_t *plane, long length, long n, long k, 
     const uint64_t from = (uint64_t)x, to = (uint64_t)out;
 #define PRODUCT(AT)                                                                                                    \
     if (penstock_runs(#AT) && penstock_takes_order_##AT(order))                                                        \
-        MUST(penstock_lossless_products_##AT(1, matrix, &from, &to, tokens, n, k, order, space, 1) || !good);
+        MUST(penstock_lossless_products_##AT(1, matrix, &from, &to, tokens, n, k, order, space, NULL, 1) || !good);
     LEVELS(PRODUCT)
     free(x), free(out), free(space);
 }

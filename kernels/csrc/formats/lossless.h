@@ -133,7 +133,7 @@ struct coded_call {
 /* x [tokens, k] times the rows from `first` on of a matrix, into out [tokens, n]: a tile, or what is left of one. 0 if
    the matrix is damaged. */
 static APART int coded_product(const struct coded_call *call, const uint8_t *matrix, uint64_t length, long tile,
-                               const uint16_t *x, uint16_t *out)
+                               const uint16_t *x, const uint16_t *bias, uint16_t *out)
 {
     const long k = call->k, tiles = call->n / CODED_ROWS;
     long there = CODED_ROWS;
@@ -146,23 +146,24 @@ static APART int coded_product(const struct coded_call *call, const uint8_t *mat
     if (tile == tiles)
         there = call->n % CODED_ROWS;
     if (bytes == 2 * CODED_ROWS * (uint64_t)k) {
-        brief_piece((int)call->tokens, call->order, (const uint16_t *)from, x, call->divided, out, call->n, k, there);
+        brief_piece((int)call->tokens, call->order, (const uint16_t *)from, x, call->divided, bias, out, call->n, k,
+                    there);
         return 1;
     }
 #ifdef HAS_PAIRS
     if (call->order > 0)
-        return pairs_of_tile((int)call->tokens, from, bytes, x, out, call->n, k, call->order);
+        return pairs_of_tile((int)call->tokens, from, bytes, x, bias, out, call->n, k, call->order);
 #endif
-    return columns_of_tile((int)call->tokens, (int)call->order, from, bytes, x, call->divided, out, call->n, k);
+    return columns_of_tile((int)call->tokens, (int)call->order, from, bytes, x, call->divided, bias, out, call->n, k);
 }
 
 /* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of matrix i, [n, k], with the same
-   sums in the same order as `products`. matrices[2 * i] is its address, the number behind that its bytes, at least 8
+   sums in the same order as `products`, and biases as there. matrices[2 * i] is its address, the number behind that its bytes, at least 8
    for each tile. tokens <= BRIEF_MOST. `room` has 4 bytes for each input. 0 if a matrix is damaged.
    Takes: matrices of any bytes and the lengths given, at least n / 16 * 8: `locate` in planes.py
    refuses shorter ones. Refuses what is damaged. */
 int EXPORT(lossless_products)(long count, const uint64_t *matrices, const uint64_t *x, const uint64_t *out, long tokens,
-                              long n, long k, long order, void *room, int threads)
+                              long n, long k, long order, void *room, const uint64_t *biases, int threads)
 {
     const long pieces = (n + CODED_ROWS - 1) / CODED_ROWS;
     float *divided = room;
@@ -179,7 +180,8 @@ int EXPORT(lossless_products)(long count, const uint64_t *matrices, const uint64
             const long i = number / pieces, tile = number % pieces;
             const struct coded_call call = {tokens, n, k, order, divided + i * tokens * k};
             damaged |= !coded_product(&call, (const uint8_t *)matrices[2 * i], matrices[2 * i + 1], tile,
-                                      (const uint16_t *)x[i], (uint16_t *)out[i] + tile * CODED_ROWS);
+                                      (const uint16_t *)x[i], find_bias(biases, i, tile * CODED_ROWS),
+                                      (uint16_t *)out[i] + tile * CODED_ROWS);
         }
     }
     return !damaged;

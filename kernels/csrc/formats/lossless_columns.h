@@ -62,7 +62,8 @@ static APART void turn_back(const floats sums[4][LANES], int all, floats even[LA
 /* x [tokens, k], of which `divided` are the whole blocks, times the sixteen rows of a tile, into out [tokens, n]. 0 if
    the tile is damaged. */
 INLINE int multiply_columns(const int tokens, const int block, int order, const uint8_t *from, uint64_t bytes,
-                            const uint16_t *x, const float *divided, uint16_t *out, long n, long k)
+                            const uint16_t *x, const float *divided, const uint16_t *bias, uint16_t *out, long n,
+                            long k)
 {
     const long end = k / block * block;
     struct coded_tile tile;
@@ -88,7 +89,8 @@ INLINE int multiply_columns(const int tokens, const int block, int order, const 
         turn_back(sums[t], block / LANES, even, odd);
         for (int row = 0; row < CODED_ROWS; row++) {
             const float whole = sum_in_order(order, even[row], odd[row]);
-            out[t * n + row] = rounded(add_last(order, whole, last[row], x + t * k + end, 0, k - end));
+            const float sum = add_last(order, whole, last[row], x + t * k + end, 0, k - end);
+            out[t * n + row] = rounded(with_bias(sum, bias, row));
         }
     }
     return finished(&tile);
@@ -97,11 +99,11 @@ INLINE int multiply_columns(const int tokens, const int block, int order, const 
 #define CASE(T)                                                                                                        \
     case T:                                                                                                            \
         if (order == BY_PAIRS)                                                                                         \
-            return multiply_columns(T, 32, BY_PAIRS, from, bytes, x, divided, out, n, k);                              \
-        return multiply_columns(T, 64, order, from, bytes, x, divided, out, n, k);
+            return multiply_columns(T, 32, BY_PAIRS, from, bytes, x, divided, bias, out, n, k);                        \
+        return multiply_columns(T, 64, order, from, bytes, x, divided, bias, out, n, k);
 
 static APART int columns_of_tile(int tokens, int order, const uint8_t *from, uint64_t bytes, const uint16_t *x,
-                                 const float *divided, uint16_t *out, long n, long k)
+                                 const float *divided, const uint16_t *bias, uint16_t *out, long n, long k)
 {
     switch (tokens) {
         CASE(1)

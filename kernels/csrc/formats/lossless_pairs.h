@@ -3,7 +3,7 @@
 
 /* x [tokens, k] times the sixteen rows of a tile, into out [tokens, n]. */
 INLINE int multiply_pairs_of_tile(const int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x,
-                                  uint16_t *out, long n, long k, long chunk)
+                                  const uint16_t *bias, uint16_t *out, long n, long k, long chunk)
 {
     struct coded_tile tile;
     float_part sum[BRIEF_MOST], total[BRIEF_MOST];
@@ -33,16 +33,16 @@ INLINE int multiply_pairs_of_tile(const int tokens, const uint8_t *from, uint64_
         }
     }
     for (int t = 0; t < tokens; t++)
-        f_store_near(out + t * n, (floats){{chunk < k ? total[t] + sum[t] : sum[t]}}, LANES);
+        store_with_bias(out + t * n, (floats){{chunk < k ? total[t] + sum[t] : sum[t]}}, bias, 0, LANES);
     return finished(&tile);
 }
 
 #define CASE(T)                                                                                                        \
     case T:                                                                                                            \
-        return multiply_pairs_of_tile(T, from, bytes, x, out, n, k, chunk);
+        return multiply_pairs_of_tile(T, from, bytes, x, bias, out, n, k, chunk);
 
-static APART int pairs_of_tile(int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x, uint16_t *out,
-                               long n, long k, long chunk)
+static APART int pairs_of_tile(int tokens, const uint8_t *from, uint64_t bytes, const uint16_t *x,
+                               const uint16_t *bias, uint16_t *out, long n, long k, long chunk)
 {
     switch (tokens) {
         CASE(1)

@@ -316,7 +316,8 @@ void EXPORT(products_nested)(long count, const uint64_t *planes, const uint64_t 
 #pragma omp for
         for (long row = 0; row < count * tokens; row++)
             nested_prepare(planes + most * (row / tokens), most,
-                           row % tokens % NESTED_MOST == 0 && row % tokens + 1 == tokens, (const uint16_t *)x[row / tokens] + row % tokens * k,
+                           fewer(NESTED_MOST, tokens - row % tokens / NESTED_MOST * NESTED_MOST) == 1,
+                           (const uint16_t *)x[row / tokens] + row % tokens * k,
                            prepared + row * wide, sums + row * groups, k, wide);
 #pragma omp for schedule(guided)
         for (long number = 0; number < count * tiles; number++) {

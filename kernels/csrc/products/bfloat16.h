@@ -123,10 +123,13 @@ INLINE void add_columns(const int tokens, const int block, const int first, cons
             sums[t][c] = sum[t][c];
 }
 
+/* A sum with the bias of row i of the matrix, if there are any. */
+INLINE float with_bias(float sum, const uint16_t *bias, long i) { return bias ? sum + widened(bias[i]) : sum; }
+
 /* x [tokens, k], of which `divided` are the whole blocks, times `there` <= ROWS rows of w [.., k], into out
    [tokens, n]. */
 INLINE void multiply_rows(const int tokens, const int block, int order, const uint16_t *w, const uint16_t *x,
-                          const float *divided, uint16_t *out, long n, long k, long there)
+                          const float *divided, const uint16_t *bias, uint16_t *out, long n, long k, long there)
 {
     const int all = block / LANES, count = all * tokens <= 4 ? all : tokens == 2 ? 2 : 1;
     const long span = SPAN / (tokens == 3 ? 4 : tokens), end = k / block * block;
@@ -145,22 +148,22 @@ INLINE void multiply_rows(const int tokens, const int block, int order, const ui
             const floats *sum = sums[i][t];
             const float whole = all == 4 ? sum_in_order(order, f_add(sum[0], sum[2]), f_add(sum[1], sum[3]))
                                          : sum_in_order(order, sum[0], sum[1]);
-            out[t * n + i] = rounded(add_last(order, whole, w + i * k, x + t * k, end, k));
+            out[t * n + i] = rounded(with_bias(add_last(order, whole, w + i * k, x + t * k, end, k), bias, i));
         }
 }
 
 #define CASE(T)                                                                                                        \
     case T:                                                                                                            \
         if (order == BY_PAIRS)                                                                                         \
-            multiply_rows(T, 32, BY_PAIRS, w, x, divided, out, n, k, rows);                                            \
+            multiply_rows(T, 32, BY_PAIRS, w, x, divided, bias, out, n, k, rows);                                      \
         else                                                                                                           \
-            multiply_rows(T, 64, order, w, x, divided, out, n, k, rows);                                               \
+            multiply_rows(T, 64, order, w, x, divided, bias, out, n, k, rows);                                         \
         break;
 
 static APART void rows_piece(int tokens, int order, const uint16_t *w, const uint16_t *x, const float *divided,
-                             uint16_t *out, long n, long k, long there)
+                             const uint16_t *bias, uint16_t *out, long n, long k, long there)
 {
-    for (long i = 0; i < there; i += ROWS, w += ROWS * k, out += ROWS) {
+    for (long i = 0; i < there; i += ROWS, w += ROWS * k, out += ROWS, bias += bias ? ROWS : 0) {
         const long rows = fewer(ROWS, there - i);
         switch (tokens) {
             CASE(1)
@@ -176,17 +179,18 @@ static APART void rows_piece(int tokens, int order, const uint16_t *w, const uin
 #include "pairs.h"
 #endif
 
-/* x [tokens, k] times `there` rows, at most BRIEF_PIECE, of w [.., k], into out [tokens, n], in an order. */
+/* x [tokens, k] times `there` rows, at most BRIEF_PIECE, of w [.., k], into out [tokens, n], in an order. `bias` has a
+   number for each of these rows, or is NULL. */
 static APART void brief_piece(int tokens, long order, const uint16_t *w, const uint16_t *x, const float *divided,
-                              uint16_t *out, long n, long k, long there)
+                              const uint16_t *bias, uint16_t *out, long n, long k, long there)
 {
 #ifdef HAS_PAIRS
     if (order > 0) {
-        pairs_piece(tokens, w, x, out, n, k, order, there);
+        pairs_piece(tokens, w, x, bias, out, n, k, order, there);
         return;
     }
 #endif
-    rows_piece(tokens, (int)order, w, x, divided, out, n, k, there);
+    rows_piece(tokens, (int)order, w, x, divided, bias, out, n, k, there);
 }
 
 /* Whether this level has products in an order. */
@@ -199,12 +203,19 @@ int EXPORT(takes_order)(long order)
 #endif
 }
 
-/* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of w[i] [n, k], all contiguous.
+/* The biases of the rows of matrix i from `first` on, or NULL. */
+INLINE const uint16_t *find_bias(const uint64_t *biases, long i, long first)
+{
+    return biases ? (const uint16_t *)biases[i] + first : NULL;
+}
+
+/* For each i < count: out[i] [tokens, n] = x[i] [tokens, k] times the transpose of w[i] [n, k], all contiguous, plus
+   biases[i] [n] before the one rounding; `biases` may be NULL.
    `room` has 4 bytes for each input. `threads` threads of torch's OpenMP runtime share the pieces. tokens <= BRIEF_MOST.
    Takes: matrices of n * k numbers, inputs of tokens * k, with any bits, and an order that takes_order takes: a
    multiple of 32 if it is oneDNN's. Refuses nothing: few_rows.py finds it for shapes that it takes. */
 void EXPORT(products)(long count, const uint64_t *w, const uint64_t *x, const uint64_t *out, long tokens, long n, long k,
-                      long order, void *room, int threads)
+                      long order, void *room, const uint64_t *biases, int threads)
 {
     const long pieces = (n + BRIEF_PIECE - 1) / BRIEF_PIECE;
     float *divided = room;
@@ -219,7 +230,8 @@ void EXPORT(products)(long count, const uint64_t *w, const uint64_t *x, const ui
         for (long number = 0; number < count * pieces; number++) {
             const long i = number / pieces, first = number % pieces * BRIEF_PIECE;
             brief_piece((int)tokens, order, (const uint16_t *)w[i] + first * k, (const uint16_t *)x[i],
-                        divided + i * tokens * k, (uint16_t *)out[i] + first, n, k, fewer(BRIEF_PIECE, n - first));
+                        divided + i * tokens * k, find_bias(biases, i, first), (uint16_t *)out[i] + first, n, k,
+                        fewer(BRIEF_PIECE, n - first));
         }
     }
 }

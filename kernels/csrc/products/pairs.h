@@ -22,9 +22,17 @@ INLINE void add_pairs(const int tokens, const words column[LANES], const uint16_
         }
 }
 
+/* Stores sums from number `first` of `there` on, with their biases if there are any. */
+INLINE void store_with_bias(uint16_t *out, floats sum, const uint16_t *bias, long first, long there)
+{
+    if (bias)
+        sum = f_add(sum, f_load_some_brief(bias + first, there - first));
+    f_store_near(out + first, sum, there - first);
+}
+
 /* x [tokens, k] times `there` rows, at most `blocks` times sixteen, of w [.., k], into out [tokens, n]. */
-INLINE void pairs_multiply(const int tokens, const int blocks, const uint16_t *w, const uint16_t *x, uint16_t *out,
-                           long n, long k, long chunk, long there)
+INLINE void pairs_multiply(const int tokens, const int blocks, const uint16_t *w, const uint16_t *x,
+                           const uint16_t *bias, uint16_t *out, long n, long k, long chunk, long there)
 {
     float_part sum[BRIEF_MOST][2], total[BRIEF_MOST][2];
     for (int t = 0; t < tokens; t++)
@@ -55,22 +63,22 @@ INLINE void pairs_multiply(const int tokens, const int blocks, const uint16_t *w
     }
     for (int t = 0; t < tokens; t++)
         for (int b = 0; b < blocks; b++) {
-            const float_part whole = chunk < k ? total[t][b] + sum[t][b] : sum[t][b];
-            f_store_near(out + t * n + b * LANES, (floats){{whole}}, there - b * LANES);
+            const floats whole = {{chunk < k ? total[t][b] + sum[t][b] : sum[t][b]}};
+            store_with_bias(out + t * n, whole, bias, b * LANES, there);
         }
 }
 
 #define CASE(T)                                                                                                        \
     case T:                                                                                                            \
         if (there > LANES)                                                                                             \
-            pairs_multiply(T, 2, w, x, out, n, k, chunk, there);                                                       \
+            pairs_multiply(T, 2, w, x, bias, out, n, k, chunk, there);                                                 \
         else                                                                                                           \
-            pairs_multiply(T, 1, w, x, out, n, k, chunk, there);                                                       \
+            pairs_multiply(T, 1, w, x, bias, out, n, k, chunk, there);                                                 \
         break;
 
 /* x [tokens, k] times `there` rows, at most 2 * LANES, of w [.., k], into out [tokens, n]. */
-static APART void pairs_piece(int tokens, const uint16_t *w, const uint16_t *x, uint16_t *out, long n, long k,
-                              long chunk, long there)
+static APART void pairs_piece(int tokens, const uint16_t *w, const uint16_t *x, const uint16_t *bias, uint16_t *out,
+                              long n, long k, long chunk, long there)
 {
     switch (tokens) {
         CASE(1)

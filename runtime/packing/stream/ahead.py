@@ -28,7 +28,7 @@ class Ahead(Generic[T]):
     ``take`` reads: it is for one thread, and weights are read in that order."""
 
     def __init__(self, room: int, threads: int) -> None:
-        """What is encoded and not yet taken has at most ``room`` bytes. Matrices that take more are left out."""
+        """Encoded matrices that nobody took yet have at most ``room`` bytes. Larger ones are left out."""
         self._room, self._taken, self._most = room, 0, 2 * threads
         self._works: Iterator[Work[T]] = iter(())
         self._next: Work[T] | None = None
@@ -42,8 +42,8 @@ class Ahead(Generic[T]):
         self._next = next(self._works, None)
 
     def take(self, key: Key) -> T | None:
-        """What came of a matrix; None for one that was not expected, or left out. Raises what its format
-        raises, and what reading raises of any that follow."""
+        """Return the result of a matrix, None if it was not expected or was left out. Raises the errors of its format,
+        and of reading those that follow."""
         self._fill()
         begun, size = self._begun.pop(key, (None, 0))
         if begun is None:

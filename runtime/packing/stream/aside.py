@@ -10,7 +10,7 @@ _LEAST = 48 * MiB
 _MOST_MATRICES = 1 << 30
 _MOST_PIECES = 32 * MiB
 _HEAP = 8 * MiB
-"""What a thread may hold besides what it works on, in arenas of its own and as intermediate results."""
+"""Bytes that a thread may hold besides its input: arenas of its own, and intermediate results."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,18 +184,26 @@ def test_it_is_registered() -> None:
     st.integers(1, 5),
     st.sampled_from([0.02, 1.0, 1e-38]),
     st.integers(0, 1 << 20),
+    st.booleans(),
 )
-def test_products_equal_torchs_in_every_bit(rows: int, n: int, k: int, count: int, std: float, seed: int) -> None:
-    product = FORMAT.find_product(rows, n, k)
+def test_products_equal_torchs_in_every_bit(
+    rows: int, n: int, k: int, count: int, std: float, seed: int, biased: bool
+) -> None:
+    product = FORMAT.find_product(rows, n, k, biased=biased)
     if product is None:
-        assert find_product(rows, n, k) is None
+        assert find_product(rows, n, k, biased=biased) is None
         return
     matrices = [gaussian(n, k, std=std, seed=seed + i) for i in range(count)]
     inputs = [gaussian(rows, k, std=1.0, seed=seed - i - 1) for i in range(count)]
     planes = [encoded(matrix) for matrix in matrices]
-    found = product([locate(FORMAT, [plane], n, k) for plane in planes], [x.data_ptr() for x in inputs])
-    for one, matrix, x in zip(found, matrices, inputs, strict=True):
-        assert torch.equal(bits(one), bits(functional.linear(x, matrix)))
+    biases = [gaussian(1, n, std=std, seed=seed + 100 + i)[0] for i in range(count)]
+    found = product(
+        [locate(FORMAT, [plane], n, k) for plane in planes],
+        [x.data_ptr() for x in inputs],
+        [bias.data_ptr() for bias in biases] if biased else None,
+    )
+    for one, matrix, x, bias in zip(found, matrices, inputs, biases, strict=True):
+        assert torch.equal(bits(one), bits(functional.linear(x, matrix, bias if biased else None)))
 
 
 @compiled
@@ -211,6 +219,10 @@ def test_products_with_tiles_as_they_are_and_rows_over() -> None:
     assert ends[2] - ends[1] == 2 * 16 * 1024
     found = product([locate(FORMAT, [plane], 100, 1024)], [x.data_ptr()])[0]
     assert torch.equal(bits(found), bits(functional.linear(x, matrix)))
+    biased, bias = FORMAT.find_product(2, 100, 1024, biased=True), gaussian(1, 100, std=1.0)[0]
+    assert biased is not None
+    found = biased([locate(FORMAT, [plane], 100, 1024)], [x.data_ptr()], [bias.data_ptr()])[0]
+    assert torch.equal(bits(found), bits(functional.linear(x, matrix, bias)))
 
 
 @compiled

@@ -38,23 +38,27 @@ def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
     st.one_of(st.integers(64, 300), st.sampled_from([512, 768, 1000, 1024, 2048])),
     st.integers(1, 5),
     st.integers(0, 1 << 20),
+    st.booleans(),
 )
-def test_equal_to_torch_in_every_bit(rows: int, n: int, k: int, count: int, seed: int) -> None:
-    product = find_product(rows, n, k)
+def test_equal_to_torch_in_every_bit(rows: int, n: int, k: int, count: int, seed: int, biased: bool) -> None:
+    product = find_product(rows, n, k, biased=biased)
     if product is None:
         return
     chance = torch.Generator().manual_seed(seed)
     matrices = [torch.randn(n, k, generator=chance).bfloat16() for _ in range(count)]
     inputs = [torch.randn(rows, k, generator=chance).bfloat16() * 2.0 ** (seed % 40 - 20) for _ in range(count)]
-    found = product(addresses(matrices), addresses(inputs))
-    for one, matrix, state in zip(found, matrices, inputs, strict=True):
-        assert torch.equal(one, functional.linear(state, matrix))
+    biases = [torch.randn(n, generator=chance).bfloat16() * 2.0 ** (seed % 43 - 20) for _ in range(count)]
+    found = product(addresses(matrices), addresses(inputs), addresses(biases) if biased else None)
+    for one, matrix, state, bias in zip(found, matrices, inputs, biases, strict=True):
+        assert torch.equal(one, functional.linear(state, matrix, bias if biased else None))
 
 
 @native
 def test_there_is_one_for_the_usual_shapes() -> None:
     """Otherwise the test above would pass with none at all."""
-    assert all(find_product(1, n, k) is not None for n, k in ((1024, 1024), (1024, 512), (768, 2048), (2048, 768)))
+    for biased in (False, True):
+        for n, k in ((1024, 1024), (1024, 512), (768, 2048), (2048, 768)):
+            assert find_product(1, n, k, biased=biased) is not None
 
 
 @native
@@ -128,8 +132,28 @@ def test_no_product_for_many_rows_or_where_the_trial_would_take_too_much() -> No
 @native
 def test_an_order_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     linear = functional.linear
-    monkeypatch.setattr(functional, "linear", lambda x, w: linear(x.flip(-1), w.flip(-1)))
+    monkeypatch.setattr(functional, "linear", lambda x, w, b=None: linear(x.flip(-1), w.flip(-1), b))
     assert find_product(2, 320, 1536) is None
+    assert find_product(2, 320, 1536, biased=True) is None
+
+
+@native
+@pytest.mark.parametrize("early", [False, True])
+def test_a_bias_that_is_added_at_another_time_is_not_taken(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the product was rounded, or before the sum: as one more column."""
+    linear = functional.linear
+
+    def other(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+        if b is None:
+            return linear(x, w)
+        if not early:
+            return linear(x, w) + b
+        ones = torch.ones(len(x), 1).bfloat16()
+        return linear(torch.cat([ones, x], dim=1), torch.cat([b[:, None], w], dim=1))
+
+    monkeypatch.setattr(functional, "linear", other)
+    assert find_product(2, 336, 1536, biased=True) is None
+    assert find_product(2, 336, 1536) is not None
 
 
 def sum_in_order(order: int, row: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -168,17 +192,18 @@ def test_the_orders_of_torch_are_kept_at_every_level(level: str, order: int, k: 
     """Numbers that cancel, so that each order gives other bits. Rows and columns that fill no block as well."""
     for rows in range(1, MOST_ROWS + 1):
         matrix, inputs = _trial(rows, 37, k)
-        x = inputs[0]
+        x, bias = inputs[0], (torch.randn(37) * 1e-6).bfloat16()
         with held_to(level):
-            found = Products(rows, 37, k, order=order, threads=2)(addresses([matrix]), addresses([x]))[0]
+            product = Products(rows, 37, k, order=order, threads=2)
+            found = product(addresses([matrix]), addresses([x]))[0]
+            with_bias = product(addresses([matrix]), addresses([x]), addresses([bias]))[0]
         wanted = {
-            kind: torch.stack(
-                [torch.stack([sum_in_order(kind, one, state) for one in matrix]) for state in x]
-            ).bfloat16()
+            kind: torch.stack([torch.stack([sum_in_order(kind, one, state) for one in matrix]) for state in x])
             for kind in (0, -1, -2)
         }
-        assert torch.equal(found, wanted[order])
-        assert not any(torch.equal(found, other) for kind, other in wanted.items() if kind != order)
+        assert torch.equal(found, wanted[order].bfloat16())
+        assert torch.equal(with_bias, (wanted[order] + bias.float()).bfloat16())
+        assert not any(torch.equal(found, other.bfloat16()) for kind, other in wanted.items() if kind != order)
 
 
 HELD = """
@@ -194,6 +219,11 @@ for rows in (1, 2, 4):
         assert product is not None, (rows, n, k)
         matrix, x = torch.randn(n, k).bfloat16(), torch.randn(rows, k).bfloat16()
         assert torch.equal(product([matrix.data_ptr()], [x.data_ptr()])[0], functional.linear(x, matrix))
+        biased = find_product(rows, n, k, biased=True)
+        assert biased is not None, (rows, n, k, "biased")
+        bias = torch.randn(n).bfloat16()
+        found = biased([matrix.data_ptr()], [x.data_ptr()], [bias.data_ptr()])[0]
+        assert torch.equal(found, functional.linear(x, matrix, bias))
 """
 
 

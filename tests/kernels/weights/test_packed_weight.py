@@ -28,7 +28,7 @@ class Plain:
     def __init__(self, *, exact: bool = True) -> None:
         self.exact = exact
         self.decoded: list[int] = []
-        self.asked: list[int] = []
+        self.asked: list[tuple[int, bool]] = []
 
     def lengths(self, n: int, k: int) -> tuple[int, ...]:
         return (2 * n * k,)
@@ -42,8 +42,8 @@ class Plain:
         self.decoded.append(len(out))
         out.copy_(planes[0].view(torch.bfloat16).view(n, k)[rows])
 
-    def find_product(self, rows: int, n: int, k: int) -> Product | None:
-        self.asked.append(rows)
+    def find_product(self, rows: int, n: int, k: int, *, biased: bool = False) -> Product | None:
+        self.asked.append((rows, biased))
         return None
 
 
@@ -100,15 +100,17 @@ def test_many_rows_are_multiplied_tile_by_tile(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_exact_products_keep_to_what_has_the_same_bits() -> None:
-    """Where torch does not fold a batch into rows, or adds a bias before it rounds, no other product is asked."""
+    """Where torch does not fold a batch into rows, no product is asked. With a bias, only one that rounds once."""
     plain, matrix = Plain(), chance(N, K)
     sliced = chance(2, 5, K)[:, -1:]
     functional.linear(sliced, packed(matrix, plain))
-    functional.linear(chance(2, K), packed(matrix, plain), chance(N))
+    functional.linear(sliced, packed(matrix, plain, requires_grad=True), chance(N))
+    functional.linear(chance(1, 1, 2, K), packed(matrix, plain), chance(N))
     assert plain.asked == []
     functional.linear(sliced, packed(matrix, plain, requires_grad=True))
     functional.linear(chance(2, K), packed(matrix, plain))
-    assert plain.asked == [2, 2]
+    functional.linear(chance(1, 2, K), packed(matrix, plain), chance(N))
+    assert plain.asked == [(2, False), (2, False), (2, True)]
 
 
 OUTPUTS = 16400
@@ -124,9 +126,11 @@ def test_a_transposed_exact_matrix_lies_in_memory_as_it_did(
     if large:
         monkeypatch.setattr(products, "_TRIAL_BYTES", 1 << 10)
         monkeypatch.setattr(packed_weight, "_kept", {})
-    matrix, state = chance(256, OUTPUTS), chance(rows, 256)
+    matrix, state, bias = chance(256, OUTPUTS), chance(rows, 256), chance(OUTPUTS)
     weight = packed(matrix, FORMATS["lossless"], transposed=True)
     assert torch.equal((state @ weight).view(torch.int16), (state @ matrix).view(torch.int16))
+    found, wanted = torch.addmm(bias, state, weight), torch.addmm(bias, state, matrix)
+    assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
     assert weight.decoded().stride() == matrix.stride()
     assert torch.equal(weight.decoded().view(torch.int16), matrix.view(torch.int16))
 
@@ -149,14 +153,17 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.skipif(KERNELS is None, reason="no compiler at installation")
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("rows", [1, 4])
-def test_a_large_exact_matrix_tells_by_itself_whether_there_is_a_product(rows: int, counted: list[int]) -> None:
+def test_a_large_exact_matrix_tells_by_itself_whether_there_is_a_product(
+    rows: int, biased: bool, counted: list[int]
+) -> None:
     n, k = OUTPUTS, 256
-    matrix = chance(n, k)
+    matrix, bias = chance(n, k), chance(n) if biased else None
     weight = packed(matrix, FORMATS["lossless"])
     for number in range(4):
         state = chance(rows, k) * 2.0**-number
-        found, wanted = functional.linear(state, weight), functional.linear(state, matrix)
+        found, wanted = functional.linear(state, weight, bias), functional.linear(state, matrix, bias)
         assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
     assert counted == [n], "once, to try it"
     assert len(packed_weight._scratch._buffer) == 0

@@ -72,7 +72,7 @@ def test_they_are_zero_where_transformers_keeps_the_cache(tiny_dense_folder: Pat
         "kv_dropped_share": 0.0,
         "kv_exact_layers": 0,
         "kv_unbounded_bytes": 0,
-        "kv_unbounded_peak_bytes": 2 * 201 * 512 + 2 * 5 * 512,
+        "kv_unbounded_peak_bytes": 2 * (200 + 64) * 512,  # a cache has room for some more tokens
         "kv_unbounded_problem": "",
     }
 

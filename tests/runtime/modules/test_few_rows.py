@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from penstock.kernels.native import KERNELS
 from penstock.kernels.products import few_rows as kernels
+from penstock.kernels.products.row_order import each_row_alone
 from penstock.runtime.modules.few_rows import fast_weight, few_rows
 
 native = pytest.mark.skipif(KERNELS is None, reason="no compiler at installation")
@@ -17,8 +18,10 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """Rows, n and k of every product that was asked for and there."""
     found: list[tuple[int, int, int]] = []
 
-    def products(rows: int, n: int, k: int, matrix: torch.Tensor | None = None) -> kernels.Products | None:
-        product = kernels.find_product(rows, n, k, matrix)
+    def products(
+        rows: int, n: int, k: int, matrix: torch.Tensor | None = None, *, biased: bool = False
+    ) -> kernels.Products | None:
+        product = kernels.find_product(rows, n, k, matrix, biased=biased)
         if product is not None:
             found.append((rows, n, k))
         return product
@@ -35,9 +38,11 @@ def test_a_router_takes_the_product(taken: list[tuple[int, int, int]]) -> None:
         for rows in (1, 3, 40):
             hidden = torch.randn(rows, 512).bfloat16()
             assert torch.equal(functional.linear(hidden, fast), functional.linear(hidden, plain))
-        assert taken == [(1, 64, 512), (3, 64, 512)]
+            bias = torch.randn(64).bfloat16()
+            assert torch.equal(functional.linear(hidden, fast, bias), functional.linear(hidden, plain, bias))
+        assert taken == [(1, 64, 512)] * 2 + [(3, 64, 512)] * 2
         for other in (
-            lambda w: functional.linear(hidden, w, torch.ones(64).bfloat16()),
+            lambda w: functional.linear(hidden, w, bias=torch.ones(64).bfloat16()),
             lambda w: functional.linear(hidden.float(), w.float()),
             lambda w: hidden @ w.t(),
             lambda w: w[3] + 1,
@@ -70,3 +75,39 @@ def test_a_weight_on_which_no_order_shows_proves_nothing(taken: list[tuple[int, 
     with torch.no_grad():
         assert not forward(torch.randn(1, 1024).bfloat16()).any()
     assert not taken
+
+
+@native
+def test_a_layer_with_a_bias_takes_the_product(taken: list[tuple[int, int, int]]) -> None:
+    """torch adds it before it rounds where it takes an input as rows, and after that elsewhere."""
+    layer = nn.Linear(512, 96, dtype=torch.bfloat16)
+    forward = few_rows(layer, layer.forward)
+    assert forward is not None
+    with torch.no_grad():
+        hidden = torch.randn(8, 3, 512).bfloat16()
+        for part in (hidden[0], hidden[:1], hidden[:4, 0].clone()):
+            assert torch.equal(forward(part), functional.linear(part, layer.weight, layer.bias))
+        assert taken == [(3, 96, 512), (3, 96, 512), (4, 96, 512)]
+        for part in (hidden[:2, -1:], hidden[None, :1], hidden[0, 0], hidden):
+            assert torch.equal(forward(part), functional.linear(part, layer.weight, layer.bias))
+        layer.bias = nn.Parameter(layer.bias.float())
+        with pytest.raises(RuntimeError):
+            forward(hidden[0])
+    assert len(taken) == 3
+
+
+@native
+def test_rows_with_a_bias_have_the_bits_that_each_has_alone(taken: list[tuple[int, int, int]]) -> None:
+    """3072 columns: torch sums one row in another order than several."""
+    layer = nn.Linear(3072, 256, dtype=torch.bfloat16)
+    forward = few_rows(layer, layer.forward)
+    assert forward is not None
+    matrix, inputs = kernels._trial(7, 256, 3072)
+    with torch.no_grad():
+        layer.weight.copy_(matrix)
+        layer.bias.copy_(torch.randn(256) * 1e-6)
+        for hidden in inputs:
+            wanted = torch.cat([functional.linear(row[None, None], layer.weight, layer.bias) for row in hidden])
+            with each_row_alone():
+                assert torch.equal(forward(hidden[:, None]), wanted)
+    assert taken == [(4, 256, 3072), (3, 256, 3072)] * len(inputs)

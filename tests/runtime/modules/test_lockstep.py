@@ -11,12 +11,12 @@ from penstock.runtime.modules.lockstep import Lockstep, Strand
 
 
 class Model(nn.Module):
-    """Two linear layers, with something between them that a test may set."""
+    """Two linear layers, one with a bias, with something between them that a test may set."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second = nn.Linear(64, 64, bias=False).bfloat16(), nn.Linear(64, 64, bias=False).bfloat16()
+        self.first, self.second = nn.Linear(64, 64, bias=False).bfloat16(), nn.Linear(64, 64).bfloat16()
         self.between: Callable[[torch.Tensor], torch.Tensor] = torch.relu
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""The interface of Anthropic: messages, and how many tokens they have."""

@@ -1,0 +1,1 @@
+"""The interface of Ollama: chat, generate, and what models there are."""

@@ -1,0 +1,1 @@
+"""The interface of OpenAI: models, chat completions, completions, responses."""
