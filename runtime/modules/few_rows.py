@@ -3,7 +3,7 @@
 streamed.py leases the weights that these layers find.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from ...kernels.products.row_order import ROW_ORDER
 from ...kernels.weights.packed_weight import PackedWeight, linear
 
 LinearForward = Callable[[torch.Tensor], torch.Tensor]
+OnWeights = Callable[[torch.Tensor, Mapping[str, nn.Parameter]], torch.Tensor | None]
+"""A module's forward by these of its parameters. None where only the forward itself computes."""
 
 _TORCHS_FORWARD = nn.Linear.forward
 _LOSSY_ROWS = 32
@@ -46,6 +48,24 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
         return original(input) if out is None else out
 
     return forward
+
+
+def few_rows_on(module: nn.Module) -> OnWeights | None:
+    """The forward of ``few_rows`` for weights that are given. None where there never is one."""
+    layer: Any = module
+    if not has_few_rows(module):
+        return None
+
+    def compute(input: torch.Tensor, weights: Mapping[str, nn.Parameter]) -> torch.Tensor | None:
+        weight = weights.get("weight")
+        if weight is None or nn.Linear.forward is not _TORCHS_FORWARD or ROW_ORDER.alone:
+            return None
+        bias = weights["bias"] if "bias" in weights else layer._parameters.get("bias")
+        if isinstance(weight, PackedWeight):
+            return linear(input, weight, bias)
+        return _product(input, weight, bias)
+
+    return compute
 
 
 def has_few_rows(module: nn.Module) -> bool:

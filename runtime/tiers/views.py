@@ -112,6 +112,8 @@ class AllViews:
     def __init__(self, arena: DeviceArena) -> None:
         self._arena = arena
         self._views: dict[object, SlotViews[object]] = {}
+        self.made: dict[object, Any] = {}
+        """What others remember that is made of these objects. It is forgotten with them."""
 
     def of(
         self, parts: Sequence[Sequence[TensorSpec]], make: Callable[[tuple[torch.Tensor, ...]], Made], kind: object
@@ -123,5 +125,6 @@ class AllViews:
 
     def forget(self) -> None:
         """Forget all objects."""
+        self.made.clear()
         for views in self._views.values():
             views.forget()
