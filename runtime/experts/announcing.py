@@ -42,7 +42,8 @@ class Announcement:
         seconds = 0.0
         if self._guessed is None:
             self._guessed = []
-            if self._next is not None and self._bridge.speculation.active:
+            guesses = self._bridge.speculation.active and not self._bridge.has_all_experts
+            if self._next is not None and guesses:
                 start = time.monotonic()
                 chosen = self._next.guesses.experts(self._hidden, self._index)
                 self._guessed = self._next.blocks.in_order_of_flash(chosen)

@@ -79,26 +79,37 @@ class StreamedModule:
         around = self._scopes.leased.get(self)
         if around is not None:
             weights = around.weights if around.views is self._views else self.lease_of(around.slots).weights
-            if self._on_weights is not None and len(args) == 1 and not kwargs:
-                out = self._on_weights(args[0], weights)
-                if out is not None:
-                    return out
-            try:
-                self._parameters.bind(weights)
-                return self._kept(original(*args, **kwargs), weights)
-            finally:
-                self._parameters.unbind()
+            return self._compute(weights, original, args, kwargs)
         if not self._scopes.inside:
             return self._scopes.run(self._module, self.forward, original, *args, **kwargs)
         blocks = self.blocks
         if not blocks:
             return original(*args, **kwargs)
-        slots = dict(self._bridge.acquire(blocks))
+        here = self._bridge.lease_resident(blocks)
+        slots = dict(self._bridge.acquire(blocks) if here is None else zip(blocks, here, strict=True))
         try:
-            bound = self.bind(slots)
-            return self._kept(original(*args, **kwargs), bound)
+            return self._compute(self.lease_of(slots).weights, original, args, kwargs)
         finally:
-            self._leave(blocks)
+            self._bridge.release(*blocks)
+
+    @calls_others
+    def _compute(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """The module's forward by ``weights``, which the calling thread has leased."""
+        if self._on_weights is not None and len(args) == 1 and not kwargs:
+            out = self._on_weights(args[0], weights)
+            if out is not None:
+                return out
+        try:
+            self._parameters.bind(weights)
+            return self._kept(original(*args, **kwargs), weights)
+        finally:
+            self._parameters.unbind()
 
     def _kept(self, out: Any, bound: Mapping[str, nn.Parameter]) -> Any:
         """``out``, copied if it is a view on the weights ``bound``, which will not stay; nor do changes to them."""

@@ -198,6 +198,11 @@ class Bridge:
         """The name of the policy that evicts experts now."""
         return self._planner.eviction
 
+    @property
+    def has_all_experts(self) -> bool:
+        """Whether no expert is missing, at some moment during the call."""
+        return self._planner.has_all_experts
+
     def is_missing(self, block: BlockId) -> bool:
         """Whether ``block`` is neither in memory nor on its way, at some moment during the call."""
         return self._planner.residency.absent(block)

@@ -97,6 +97,7 @@ class Planner:
         self._expectations = Expectations(self.counters, self.speculation)
         self._limits, self._cycle = Limits(residency, homes, cycle), cycle
         self._homes = self._limits.homes
+        self._experts = sum(block.kind == "expert" for block in homes)
         self._route = Route(block.module for block in homes)
         self._refinement = Refinement({block: home.extent.length for block, home in homes.items()})
         self._policies: dict[str, Eviction] = {
@@ -195,6 +196,11 @@ class Planner:
     def eviction(self) -> str:
         """The name of the policy by which experts are evicted now."""
         return self._policies[EXPERTS].name
+
+    @property
+    def has_all_experts(self) -> bool:
+        """Whether all experts are in memory or on their way: there is nothing to guess."""
+        return self.residency.count(EXPERTS) == self._experts
 
     @property
     def crowded(self) -> bool:
