@@ -184,7 +184,8 @@ class LayerLease:
         """``inside`` are the streamed modules of ``layer``."""
         self._module = layer
         self._bridge, self._scopes, self._elastic = weights.tier.bridge, scopes, weights.elastic
-        self._made = weights.tier.views.made
+        self._last: _Last | None = None
+        weights.tier.views.tell(self)
         self._all = inside
         for leased in inside:
             leased.watch(self._look_again)
@@ -193,6 +194,10 @@ class LayerLease:
     def _look_again(self) -> None:
         self._inside = [leased for leased in self._all if leased.blocks and self._elastic.issuperset(leased.blocks)]
         self._blocks = _blocks_of(self._inside)
+
+    def forget(self) -> None:
+        """See Remembering."""
+        self._last = None
 
     @calls_others
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -216,10 +221,10 @@ class LayerLease:
 
     def _leases(self, inside: Sequence[StreamedModule], slots: Slots) -> Mapping[StreamedModule, Leased]:
         """The weights of ``inside`` in ``slots``: those of the last time, if they lie in the same."""
-        last: _Last | None = self._made.get(self)
+        last = self._last
         there = [*slots.values()]
         if last is None or last.inside is not inside or last.slots != there:
-            last = self._made[self] = _Last(inside, there, {module: module.lease_of(slots) for module in inside})
+            last = self._last = _Last(inside, there, {module: module.lease_of(slots) for module in inside})
         return last.leases
 
 
