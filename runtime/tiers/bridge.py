@@ -198,11 +198,6 @@ class Bridge:
         """The name of the policy that evicts experts now."""
         return self._planner.eviction
 
-    @property
-    def has_all_experts(self) -> bool:
-        """Whether no expert is missing, at some moment during the call."""
-        return self._planner.has_all_experts
-
     def is_missing(self, block: BlockId) -> bool:
         """Whether ``block`` is neither in memory nor on its way, at some moment during the call."""
         return self._planner.residency.absent(block)
@@ -312,8 +307,12 @@ class Bridge:
 
     def resident_bytes(self) -> int:
         """Bytes of blocks that are in memory or on their way."""
+        return self.look(lambda planner: planner.residency.used_bytes)
+
+    def look(self, at: Callable[[Planner], Found]) -> Found:
+        """What ``at`` says of the planner, whose events wait meanwhile."""
         with no_waiting, self._lock:
-            return self._planner.residency.used_bytes
+            return at(self._planner)
 
     @property
     def stall_seconds(self) -> float:

@@ -38,6 +38,7 @@ Resize         limits of the regions; blocks beyond a limit go as soon as they a
 =============  ==========================================================================================
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..events import (
@@ -97,7 +98,10 @@ class Planner:
         self._expectations = Expectations(self.counters, self.speculation)
         self._limits, self._cycle = Limits(residency, homes, cycle), cycle
         self._homes = self._limits.homes
-        self._experts = sum(block.kind == "expert" for block in homes)
+        self.experts = tuple(block for block in homes if block.kind == "expert")
+        """The blocks of experts, in the order of their layers."""
+        self.uses: Counter[BlockId] | None = None
+        """How often each expert was asked for; None while nobody wants to know."""
         self._route = Route(block.module for block in homes)
         self._refinement = Refinement({block: home.extent.length for block, home in homes.items()})
         self._policies: dict[str, Eviction] = {
@@ -200,7 +204,7 @@ class Planner:
     @property
     def has_all_experts(self) -> bool:
         """Whether all experts are in memory or on their way: there is nothing to guess."""
-        return self.residency.count(EXPERTS) == self._experts
+        return self.residency.count(EXPERTS) == len(self.experts)
 
     @property
     def crowded(self) -> bool:
@@ -301,6 +305,8 @@ class Planner:
         for region, some in zip((STREAM, EXPERTS), used, strict=True):
             if some:
                 self._policies[region].used(some)
+        if self.uses is not None:
+            self.uses.update(used[1])
         return used
 
     def _grant(self, number: int, stream: Stream, block: BlockId, slot: Slot, actions: list[Action]) -> None:
