@@ -78,8 +78,7 @@ def _norm_with(module: nn.Module, given: Sequence[object], kind: tuple[Any, ...]
     key = *kind, *given
     if key not in _FOUND:
         *_, width, dtype = kind
-        known = isinstance(eps, float)
-        _FOUND[key] = find_rms_norm(_computation(module), width, dtype, eps) if known else None
+        _FOUND[key] = find_rms_norm(_computation(module), width, dtype, eps) if isinstance(eps, float) else None
     return _FOUND[key]
 
 

@@ -47,7 +47,7 @@ class _Name(NamedTuple):
 def rotary(module: nn.Module, original: ModuleForward) -> ModuleForward | None:
     """A forward for ``module``, an attention, which rotates queries and keys of one token in one call, and is
     ``original`` where something was changed. Returns None where it calls no such function."""
-    tried = type(module).forward
+    tried: Any = type(module).forward
     if KERNELS is None or "forward" in vars(module) or not is_library_code(module) or not _is_librarys(tried):
         return None
     names = _names_of(tried)

@@ -212,7 +212,7 @@ class LayerLease:
             return original(*args, **kwargs)
         leased = self._scopes.leased
         try:
-            leased.update(self._leases(inside, slots))
+            leased.update(self._leases(inside, slots).items())
             return original(*args, **kwargs)
         finally:
             for each in inside:
