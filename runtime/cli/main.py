@@ -25,6 +25,10 @@ COMMANDS = (
     "doctor",
     "config",
     "bench",
+    "ls",
+    "rm",
+    "du",
+    "prune",
     "cache",
 )
 """The commands, as help lists them. Each is a module of this room."""
