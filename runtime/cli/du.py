@@ -9,6 +9,8 @@ from ..machine.drive_speeds import existing
 from .console import print_json, print_table
 from .options import Settings
 
+CHATS = "chats"
+"""The folder in the store for chats."""
 SPILLED = "kv"
 """The folder in the store for keys and values of models that run."""
 
@@ -24,6 +26,7 @@ def command(settings: Settings) -> None:
         "left by interrupted packings": sum(map(size_of, interrupted(store))),
         "stored prompts": size_of(store / PREFIXES),
         "keys and values": size_of(store / SPILLED),
+        "saved chats": size_of(store / CHATS),
     }
     within = sum(size for name, size in parts.items() if "other drives" not in name)
     parts["notes"] = max(0, size_of(store) - within)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ...kernels.machine.power import is_on_battery
 from ...kernels.process.ending import ENDING
 from ...kernels.process.forks import leave_at_fork
 from ...kernels.products.row_parts import BIT_TRIALS
@@ -324,7 +325,8 @@ class Engine:
         teach, self._teach = self._teach, None
         if teach is None or self.pressure.elastic.shrinks:
             return
-        run = summarise(self._meter.windows(), time.time(), self.arrangement.budgets.weights_host)
+        budget = self.arrangement.budgets.weights_host
+        run = summarise(self._meter.windows(), time.time(), budget, battery=is_on_battery())
         if run is not None:
             teach(run)
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 restored: ContextVar[int] = ContextVar("restored", default=0)
 """The number of leading tokens that were restored of the latest prompt of this context: of this strand."""
+at_once: ContextVar[bool] = ContextVar("at_once", default=False)
+"""Whether the prompts of this context are stored when they come the first time."""
 
 
 def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int) -> torch.Tensor:
@@ -46,15 +48,15 @@ def prefill_with_prefixes(
         together = may_compute_together(model, ids, cache, block=prefixes.block, kind=names.kind)
         done = cache.get_seq_length()
         began = time.perf_counter()
-        stop = prefixes.find_stop(ids) if prefixes.with_state else 0
+        stop = prefixes.find_stop(ids, first=at_once.get()) if prefixes.with_state else 0
         if stop:
             prefill(model, ids[:stop], cache, block=prefixes.block)
-            prefixes.offer(ids, cache)
+            prefixes.offer(ids, cache, first=at_once.get())
         ends = divide_into_calls(cache.get_seq_length(), len(ids), block=prefixes.block, together=together)
         out = _compute_parts(model, input_ids, cache, ends, last)
         prefixes.note_prefill(len(ids) - done, time.perf_counter() - began)
     if not stop:
-        prefixes.offer(ids, cache)
+        prefixes.offer(ids, cache, first=at_once.get())
     return out
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ..prefixes.prefill import restored
+from ..prefixes.prefill import at_once, restored
+from .defaults import ends_of
 from .requests import Request, Token
 from .sampling import Choice, processors_of
 
@@ -16,6 +17,7 @@ def compute_answer(model: Any, request: Request, tell: Callable[[Token], None]) 
     choice = Choice(request)
     end = _End(model, request)
     restored.set(0)
+    at_once.set(request.keep)
 
     def note(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """A stopping criterion, which is called behind each new token."""
@@ -46,8 +48,7 @@ class _End:
 
     def __init__(self, model: Any, request: Request) -> None:
         config = model.generation_config
-        ends = config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._ends = ends_of(model)
         self._most, self._until = request.max_tokens, request.until
         self.pad = config.pad_token_id if config.pad_token_id is not None else min(self._ends, default=0)
 

@@ -34,6 +34,8 @@ class Question:
     """Whether the reader wants to see special tokens."""
     most_calls: int | None = None
     client: str = ""
+    keep: bool = False
+    """Whether the prompt is stored when it comes the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +149,5 @@ def _request(served: ServedModel, question: Question, seed: int) -> Request:
         top_logprobs=question.top_logprobs,
         processors=[] if question.mask is None else [question.mask(len(prompt))],
         client=question.client,
+        keep=question.keep,
     )
