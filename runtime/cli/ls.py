@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
+from ...tiering.store.bundle.origin import CLASS_FILE
 from ...tiering.store.bundle.shelf import Shelved, interrupted, shelved, when
 from ...tiering.units import format_size
-from ..checkpoints.model_class import is_wrapped
 from .console import print_json, print_table, say
 from .options import Settings
 
@@ -26,7 +26,7 @@ def command(settings: Settings) -> None:
 
 
 def _kind(bundle: Shelved) -> str:
-    return "wrapped" if is_wrapped(bundle.folder / "model") else "packed"
+    return "wrapped" if (bundle.folder / "model" / CLASS_FILE).is_file() else "packed"
 
 
 def _described(bundle: Shelved) -> dict[str, object]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from ...driving.small_files import read_small, write_durably
 from ...driving.strict_json import Fields, parse_json
 
+CLASS_FILE = "model_class.json"
+"""Beside the configuration of a model that was wrapped: the class of it."""
 _FILE = "origin.json"
 _LARGEST = 1 << 14
 
