@@ -14,7 +14,7 @@ import torch
 from ...kernels.closing import Closing
 from ...tiering.errors import PromptTooLong, QueueFull, RequestError
 from ...tiering.serving.admission import Room, Ticket
-from .loop import Listener, Loop, Tell
+from .loop import Listener, Loop
 from .requests import Passage, Request, Token
 
 Batch = Literal["exact", "fast"]
@@ -59,7 +59,9 @@ class Engine(Closing):
         self._check(request)
         number, tokens = next(self._numbers), len(request.prompt) + request.max_tokens
         deadline = None if request.timeout is None else time.monotonic() + request.timeout
-        self._offer(Ticket(number, tokens, request.client, request.priority, deadline), request, listener)
+        ticket = Ticket(number, tokens, request.client, request.priority, deadline)
+        if not self._loop.offer(ticket, request, listener):
+            raise QueueFull("as many requests wait as may wait; try again later")
         return number
 
     def submit_passage(self, passage: Passage, listener: Callable[[torch.Tensor | BaseException], None]) -> int:
@@ -67,12 +69,10 @@ class Engine(Closing):
         self._check_prompt(passage.prompt)
         number = next(self._numbers)
         deadline = None if passage.timeout is None else time.monotonic() + passage.timeout
-        self._offer(Ticket(number, 0, passage.client, passage.priority, deadline), passage, listener)
-        return number
-
-    def _offer(self, ticket: Ticket, request: Request | Passage, tell: Tell) -> None:
-        if not self._loop.offer(ticket, request, tell):
+        ticket = Ticket(number, 0, passage.client, passage.priority, deadline)
+        if not self._loop.offer(ticket, passage, listener):
             raise QueueFull("as many requests wait as may wait; try again later")
+        return number
 
     async def embed(self, passage: Passage) -> torch.Tensor:
         """The embedding of ``passage``, float32 [width]. Cancelling the task ends the work. Raises as ``generate``."""
