@@ -10,24 +10,24 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 
 from ...tiering.errors import CheckpointError
+from ...tiering.store.bundle.origin import CLASS_FILE
 from .files.failures import reason
 from .files.json_file import read_object
 
 REMOTE_MODULES = "transformers_modules."
 """What the modules are called that transformers makes of code that comes with a model."""
 
-_FILE = "model_class.json"
 _LIBRARY = "transformers."
 
 
 def write_class(own: type[PreTrainedModel], folder: Path) -> None:
     """Note the class ``own`` in the model folder ``folder``."""
-    (folder / _FILE).write_text(json.dumps({"module": own.__module__, "name": own.__qualname__}) + "\n")
+    (folder / CLASS_FILE).write_text(json.dumps({"module": own.__module__, "name": own.__qualname__}) + "\n")
 
 
 def is_wrapped(folder: Path) -> bool:
     """Whether the model folder ``folder`` is that of a wrapped model."""
-    return (folder / _FILE).is_file()
+    return (folder / CLASS_FILE).is_file()
 
 
 def read_class(folder: Path, *, trust_remote_code: bool) -> type[PreTrainedModel] | None:
@@ -38,7 +38,7 @@ def read_class(folder: Path, *, trust_remote_code: bool) -> type[PreTrainedModel
     if not is_wrapped(folder):
         return None
     try:
-        noted = read_object(folder / _FILE)
+        noted = read_object(folder / CLASS_FILE)
         module, name = str(noted["module"]), str(noted["name"])
         if module.startswith(_LIBRARY):
             found: Any = getattr(importlib.import_module(module), name)
@@ -50,7 +50,7 @@ def read_class(folder: Path, *, trust_remote_code: bool) -> type[PreTrainedModel
         raise
     except Exception as error:  # transformers' modules object in their own ways to being imported
         raise CheckpointError(
-            f"the class in {folder / _FILE} cannot be found ({reason(error)}); wrap the model again"
+            f"the class in {folder / CLASS_FILE} cannot be found ({reason(error)}); wrap the model again"
         ) from error
     if found is None:
         hint = "pass trust_remote_code=True, or " if module.startswith(REMOTE_MODULES) else ""
@@ -59,7 +59,9 @@ def read_class(folder: Path, *, trust_remote_code: bool) -> type[PreTrainedModel
             f"{hint}build the model and wrap it again"
         )
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise CheckpointError(f"{module}.{name} in {folder / _FILE} is no model of transformers; wrap the model again")
+        raise CheckpointError(
+            f"{module}.{name} in {folder / CLASS_FILE} is no model of transformers; wrap the model again"
+        )
     return found
 
 

@@ -1,20 +1,21 @@
 """``penstock cache``: list, save, check and remove prompts that are stored on flash."""
 
-import re
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...tiering.errors import CheckpointError, PrefixError
+from ...tiering.errors import BundleError, CheckpointError, PrefixError
 from ...tiering.prefix.tree import Record
+from ...tiering.store.bundle.shelf import find_shelved, shelved
 from ...tiering.units import format_size, parse_size
 from ..loading.opening import OpenedModel, open_files, read_tokenizer
 from ..loading.progress import shown
+from .ages import parse_age
 from .console import fail, importing, print_json, print_table, quiet_libraries
 from .options import QUOTA, Settings, SourceOptions
 from .text import read_text, tokenizing
@@ -28,12 +29,10 @@ if TYPE_CHECKING:
 _WORDS = 16
 """Tokens that --text shows."""
 
-_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
 
 def ls(
     settings: Settings,
-    text: Annotated[bool, typer.Option("--text", help="Show how each begins, in the clear.")] = False,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="Show how each begins, in the clear.")] = True,
 ) -> None:
     """List the stored prompts, and the additions to them."""
     config = settings.load()
@@ -46,10 +45,11 @@ def ls(
         entries = [_described(record) | ({"text": w} if text else {}) for record, w in zip(records, words, strict=True)]
         print_json({"folder": str(store.folder), "bytes": store.used_bytes(), "entries": entries})
         return
+    names = {each.folder.name: each.name for each in shelved(config.store.path)}
     columns = ["model", "tokens", "size", "last used", "kept because", *(["text"] if text else [])]
     rows = [
         [
-            record.label,
+            names.get(record.label, record.label),
             record.tokens,
             format_size(record.length),
             datetime.fromtimestamp(record.used / 1e9).strftime("%Y-%m-%d %H:%M"),
@@ -85,12 +85,14 @@ def save(
         model = load_opened(opened, config, bar)
     with closing(model.penstock):
         report = _save(model, ids)
+    left = len(ids) - report["tokens"]
+    rest = f"; whole blocks of {report['block']} are, the last {left} are computed each time" if left else ""
     if settings.json:
         print_json(report)
     elif report["bytes"]:
-        print(f"{report['tokens']} of {len(ids)} tokens stored, {format_size(report['bytes'])}")
+        print(f"{report['tokens']} of {len(ids)} tokens stored, {format_size(report['bytes'])}{rest}")
     elif report["stored"]:
-        print(f"{report['tokens']} of {len(ids)} tokens were stored already")
+        print(f"{report['tokens']} of {len(ids)} tokens were stored already{rest}")
     if not report["stored"]:
         raise PrefixError(
             f"{report['tokens']} tokens find no room within {format_size(config.prefix_quota or QUOTA)}; "
@@ -132,11 +134,11 @@ def prune(
     if to is None and older_than is None and model is None and not everything:
         raise typer.BadParameter("say what goes: --to, --older-than, --model or --all", param_hint="--to")
     size = None if to is None else parse_size(to)
-    before = None if older_than is None else time.time_ns() - _age(older_than) * 10**9
+    before = None if older_than is None else time.time_ns() - parse_age(older_than) * 10**9
     config = settings.load()
     store = _open(config)
-    if model is not None and model not in {record.label for record in store.records()}:
-        raise PrefixError(f"nothing is stored of a model {model}; penstock cache ls names those that are")
+    if model is not None:
+        model = _label(config.store.path, model, {record.label for record in store.records()})
     freed = store.prune(to=size, before=before, label=model, everything=everything)
     if settings.json:
         print_json({"folder": str(store.folder), "freed": freed, "bytes": store.used_bytes()})
@@ -145,6 +147,16 @@ def prune(
 
 
 COMMANDS: "dict[str, Callable[..., None]]" = {"ls": ls, "save": save, "verify": verify, "prune": prune}
+
+
+def _label(bundles: Path, model: str, labels: set[str]) -> str:
+    """The label of the stored prompts of ``model``: a bundle's folder, also under its name. Raises PrefixError."""
+    if model in labels:
+        return model
+    with suppress(BundleError):
+        if (label := find_shelved(bundles, model).folder.name) in labels:
+            return label
+    raise PrefixError(f"nothing is stored of a model {model}; penstock cache ls names those that are")
 
 
 def _open(config: "Config") -> "PrefixStore":
@@ -175,6 +187,7 @@ def _save(model: Any, ids: list[int]) -> dict[str, Any]:
     return {
         "tokens": len(kept),
         "prompt_tokens": len(ids),
+        "block": prefixes.block,
         "computed": len(kept) - done,
         "bytes": written,
         "stored": prefixes.count_stored(kept) == len(kept),
@@ -205,11 +218,3 @@ def _beginning(store: "PrefixStore", record: Record, bundles: Path) -> str | Non
         return " ".join(str(tokenizer.decode(words)).split())
     except (CheckpointError, PrefixError, FileNotFoundError, KeyError):
         return None
-
-
-def _age(text: str) -> int:
-    """Seconds in "12h"."""
-    match = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip())
-    if match is None:
-        raise typer.BadParameter('it is like "30m", "12h", "7d" or "4w"', param_hint="--older-than")
-    return int(match[1]) * _UNITS[match[2]]

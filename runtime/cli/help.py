@@ -22,7 +22,13 @@ penstock chat model.gguf --system "Be brief." --temperature 0.7
 penstock chat http://127.0.0.1:8000""",
     "serve": """\
 penstock serve MODEL --host-memory 4GiB
-PENSTOCK_API_KEY=secret penstock serve model.gguf --host 0.0.0.0""",
+PENSTOCK_API_KEY=secret penstock serve model.gguf --host 0.0.0.0
+penstock serve MODEL other.gguf --name small --name large""",
+    "rm": "penstock rm Qwen3-30B-A3B:int8",
+    "prune": """\
+penstock prune
+penstock prune --older-than 4w --dry-run
+penstock prune --to 100GiB""",
     "plan": "penstock plan MODEL --host-memory 4GiB",
     "pack": "penstock pack MODEL --weights-format int8",
     "eval": "penstock eval MODEL --text book.txt --weights-format int4",

@@ -27,14 +27,13 @@ COMMANDS = (
     "doctor",
     "config",
     "bench",
+    "ls",
+    "rm",
+    "du",
+    "prune",
     "cache",
 )
 """The commands, as help lists them. Each is a module of this room."""
-
-_ABOUT = (
-    "Run models that are larger than this machine's memory. MODEL is a checkpoint folder, a GGUF file, a hub id or a "
-    "packed bundle."
-)
 
 _ABOUT = (
     "Run models that are larger than this machine's memory. MODEL is a checkpoint folder, a GGUF file, a hub id or a "

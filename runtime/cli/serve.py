@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +15,12 @@ from ..loading.opening import ModelSource
 from ..loading.progress import shown
 from .console import importing, print_json, say
 from .options import Settings, SeveralSources
+
+if TYPE_CHECKING:
+    import socket
+
+    from ..config.config import Config
+    from ..server.opening import Serving
 
 PORT = 8000
 _NEEDED = ("starlette", "uvicorn", "prometheus_client", "llguidance")
@@ -61,29 +67,41 @@ def command(
     config = settings.load()
     from ..server.running import listen
 
-    with closing(listen(host, port)) as waiting, ExitStack() as opened:
+    with closing(listen(host, port)) as waiting:
         with importing():
-            from ..server.answers.meters import Meters
-            from ..server.app import make_app
-            from ..server.opening import Serving, open_models
-            from ..server.running import run_server
-            from ..server.web.endless import Endless
+            from ..server.opening import Serving
 
-        meters, endless = Meters(), Endless()
         serving = Serving(rows, queue, batch, pooling, turn)
+        _serve(waiting, host, api_key, named, config, serving, json=settings.json)
+
+
+def _serve(
+    waiting: "socket.socket",
+    host: str,
+    key: str | None,
+    named: Sequence[tuple[str, ModelSource]],
+    config: "Config",
+    serving: "Serving",
+    *,
+    json: bool,
+) -> None:
+    """Open the models and serve them on the socket ``waiting`` until the end. ``json``: say where as JSON."""
+    with importing():
+        from ..server.answers.meters import Meters
+        from ..server.app import make_app
+        from ..server.opening import open_models
+        from ..server.running import run_server
+        from ..server.web.endless import Endless
+
+    meters, endless = Meters(), Endless()
+    with ExitStack() as opened:
         with shown() as bar:
             models = opened.enter_context(open_models(named, config, serving, meters, bar))
-        app = make_app(
-            models,
-            meters,
-            key=api_key,
-            loopback=_is_loopback(host),
-            endless=endless,
-            settings={"serve": asdict(serving), **config.model_dump(mode="json")},
-        )
+        told = {"serve": asdict(serving), **config.model_dump(mode="json")}
+        app = make_app(models, meters, key=key, loopback=_is_loopback(host), endless=endless, settings=told)
         address = f"http://{f'[{host}]' if ':' in host else host}:{waiting.getsockname()[1]}"
         names = [served.name for served in models]
-        if settings.json:
+        if json:
             print_json({"url": address, "model": names[0], "models": names})
         else:
             are = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} served"

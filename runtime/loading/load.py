@@ -13,6 +13,7 @@ from ...kernels.memory.heap import bound_kernel_caches
 from ...tiering.errors import ConfigError
 from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.gone import told_when_gone
+from ...tiering.store.bundle.origin import note_use
 from ...tiering.store.bundle.reader import Bundle
 from ..checkpoints.open import open_source
 from ..checkpoints.source import Source
@@ -97,6 +98,7 @@ def _find_bundle(
     wanted = None if dtype in (None, "auto") else dtype_of(dtype)
     if isinstance(source, Path):
         bundle = Bundle.open(source, direct=settings.direct)
+        note_use(source)
         if wanted not in (None, dtype_of(bundle.manifest.dtype)):
             bundle.close()
             raise ConfigError(f"{source} holds {bundle.manifest.dtype} weights; pack the checkpoint as {dtype}")

@@ -20,6 +20,7 @@ from ...tiering.progress import Progress, Quiet
 from ...tiering.store.bundle.folder import PARTIAL, locked, prepare
 from ...tiering.store.bundle.gone import told_when_gone
 from ...tiering.store.bundle.manifest import Manifest
+from ...tiering.store.bundle.origin import note_use
 from ...tiering.store.bundle.reader import Bundle
 from ...tiering.store.bundle.stripes import prepare_stripes, sweep
 from ...tiering.store.bundle.writer import BundleWriter, publish
@@ -159,7 +160,14 @@ def _open(target: Target, source: Source, described: Description, order: Order, 
     bundle = Bundle.open(target.folder, direct=options.direct)
     with closed_on_error(bundle):
         _refresh(bundle, source, described, target)
+    note_use(bundle.folder, _origin(source))
     return bundle
+
+
+def _origin(source: Source) -> str:
+    """Where ``source`` comes from: a path, or a hub id as it is."""
+    path = Path(source.name).expanduser()
+    return str(path.resolve()) if path.exists() else source.name
 
 
 def _refresh(bundle: Bundle, source: Source, described: Description, target: Target) -> None:

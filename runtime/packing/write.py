@@ -4,16 +4,22 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from ...tiering.errors import FlashFull
 from ...tiering.progress import Progress
 from ...tiering.store.bundle.folder import PARTIAL, ensure_room
 from ...tiering.store.bundle.manifest import BundleDrive, Manifest
+from ...tiering.store.bundle.shelf import shelved, when
 from ...tiering.store.bundle.stripes import parts_of
 from ...tiering.store.bundle.writer import BundleWriter
+from ...tiering.units import format_size
 from ..checkpoints.files.model_files import write_model_folder
 from ..checkpoints.layout import Layout
 from .stream.blocks import stream_blocks
 from .stream.encoding import EncodedWeights
 from .stream.threads import one_torch_thread
+
+_NAMED = 3
+"""Models that an error names."""
 
 
 def write_bundle(
@@ -62,4 +68,14 @@ def check_room(
     for file in layout.files:
         needs[folders[file.drive]] += file.length
     store = bundle.parent
-    ensure_room(store, needs, limit, elsewhere=[part for stripe in stripes for part in parts_of(store, stripe)])
+    try:
+        ensure_room(store, needs, limit, elsewhere=[part for stripe in stripes for part in parts_of(store, stripe)])
+    except FlashFull as error:
+        raise FlashFull(f"{error}{_what_could_go(store)}") from error
+
+
+def _what_could_go(store: Path) -> str:
+    """The models that were not used for longest, for an error."""
+    longest = shelved(store)[::-1][:_NAMED]
+    named = ", ".join(f"{each.name} ({format_size(each.size)}, last used {when(each.used)})" for each in longest)
+    return f"; not used for longest: {named}; penstock rm removes one" if named else ""

@@ -38,7 +38,9 @@ def test_a_prompt_is_saved_listed_checked_and_removed(run, tmp_path):
     assert report["tokens"] == report["computed"] == report["prompt_tokens"] // 256 * 256 > 0
     assert report["bytes"] > 0
 
-    assert "stored already" in run("save", MODEL, "-p", TEXT)[1]
+    left = report["prompt_tokens"] - report["tokens"]
+    said = f"stored already; whole blocks of 256 are, the last {left} are computed each time"
+    assert said in run("save", MODEL, "-p", TEXT)[1]
     (entry,) = entries(run)
     assert (entry["tokens"], entry["bytes"], entry["saved"]) == (report["tokens"], report["bytes"], True)
 
@@ -46,9 +48,10 @@ def test_a_prompt_is_saved_listed_checked_and_removed(run, tmp_path):
     assert longer["computed"] == longer["tokens"] - report["tokens"]  # the rest was restored
     assert len(entries(run)) == 2
 
-    plain, shown = run("ls")[1], run("ls", "--text")[1]
+    plain, shown = run("ls", "--no-text")[1], run("ls")[1]
     assert "In the beginning" in shown
     assert "beginning" not in plain
+    assert "tiny-moe:as-is" in plain
     assert run("verify")[0] == 0
 
     file = tmp_path / "store" / "prefix" / str(entry["file"])

@@ -40,6 +40,10 @@ COMMANDS = (
     "doctor",
     "config",
     "bench",
+    "ls",
+    "rm",
+    "du",
+    "prune",
 )
 GROUPS = {"cache": ("ls", "save", "verify", "prune")}
 SUBCOMMANDS = tuple(f"{group} {name}" for group, names in GROUPS.items() for name in names)
@@ -85,7 +89,7 @@ def test_every_command_takes_the_shared_options(name, run):
     assert (
         ("--revision" in out)
         == ("--trust-remote-code" in out)
-        == (name not in ("doctor", "config", "cache ls", "cache verify", "cache prune"))
+        == (name not in ("doctor", "config", "ls", "rm", "du", "prune", "cache ls", "cache verify", "cache prune"))
     )
 
 
