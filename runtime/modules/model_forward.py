@@ -25,6 +25,7 @@ from ..kv.cache.growing import growing
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier
+from .meeting import passed
 from .row_attention import IMPLEMENTATION
 from .run_meter import RunMeter
 from .scopes import Scopes
@@ -116,6 +117,7 @@ class Forwards:
     ) -> Any:
         """The forward of one strand, inside of ``session``."""
         before = _inside.set(True)
+        passed.set(None)
         try:
             out, _ = self._compute(model, around, original, args, kwargs, _call)
             return out

@@ -117,9 +117,9 @@ class Loop:
         for ticket in changes.late:
             self._finish(ticket.number, TimedOut("the request was not answered in the time that it had"), lockstep)
         for ticket in changes.pause:
-            self._strands[ticket.number].paused = True
+            lockstep.pause(self._strands[ticket.number], True)
         for ticket in changes.resume:
-            self._strands[ticket.number].paused = False
+            lockstep.pause(self._strands[ticket.number], False)
         for ticket in changes.start:
             self._start(ticket.number, lockstep)
 
