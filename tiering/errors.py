@@ -75,7 +75,7 @@ class UnplaceableModule(PenstockError):
 
 
 class PromptTooLong(PenstockError):
-    """The prompt has more tokens than the model has positions."""
+    """The prompt has more tokens than the model has positions, or than there is room for keys and values."""
 
 
 class TextError(PenstockError):
@@ -111,7 +111,11 @@ class RequestError(PenstockError):
 
 
 class QueueFull(PenstockError):
-    """As many requests wait as may wait."""
+    """As many requests wait as may wait. ``retry_after`` says in how many seconds there may be a place."""
+
+    def __init__(self, message: object = "", retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class TimedOut(PenstockError):

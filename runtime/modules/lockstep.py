@@ -26,6 +26,7 @@ Work = Callable[[], Any]
 Ended = Callable[[Any, BaseException | None], None]
 Lease = Callable[[], AbstractContextManager[Any]]
 
+
 class Strand(greenlet.greenlet):
     """One computation. ``ended`` is called at its end, with its result and with the error that ended it, or None."""
 

@@ -10,8 +10,9 @@ from .requests import Request, Token
 from .sampling import Choice, processors_of
 
 
-def compute_answer(model: Any, request: Request, tell: Callable[[Token], None]) -> None:
-    """Compute the answer of ``model`` to ``request``. ``tell`` is called with each token."""
+def compute_answer(model: Any, request: Request, tell: Callable[[Token], None], cache: Any = None) -> None:
+    """Compute the answer of ``model`` to ``request``. ``tell`` is called with each token. ``cache`` is empty, and takes
+    keys and values; None: the model makes one."""
     ids = torch.tensor([list(request.prompt)], device=model.device)
     choice = Choice(request)
     end = _End(model, request)
@@ -38,6 +39,7 @@ def compute_answer(model: Any, request: Request, tell: Callable[[Token], None]) 
         num_return_sequences=1,
         pad_token_id=end.pad,
         use_cache=True,
+        **({} if cache is None else {"past_key_values": cache}),
     )
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from ...kernels.closing import Closing
-from ...tiering.errors import PromptTooLong, QueueFull, RequestError
+from ...tiering.errors import PromptTooLong, RequestError
 from ...tiering.serving.admission import Room, Ticket
 from .loop import Listener, Loop
 from .requests import Request, Token
@@ -38,15 +38,22 @@ class Engine(Closing):
     def submit(self, request: Request, listener: Listener) -> int:
         """Have ``request`` answered. Returns a number for ``cancel``. ``listener`` is called on the engine's thread.
 
-        Raises RequestError, PromptTooLong, QueueFull and Closed.
+        Raises RequestError, PromptTooLong, BudgetTooSmall, QueueFull and Closed.
         """
         self._check(request)
-        number, tokens = next(self._numbers), len(request.prompt) + request.max_tokens
+        number, tokens = next(self._numbers), _cached(request)
         deadline = None if request.timeout is None else time.monotonic() + request.timeout
         ticket = Ticket(number, tokens, request.client, request.priority, deadline)
-        if not self._loop.offer(ticket, request, listener):
-            raise QueueFull("as many requests wait as may wait; try again later")
+        self._loop.offer(ticket, request, listener)
         return number
+
+    def room(self, prompt: int) -> int | None:
+        """The most new tokens behind a prompt of ``prompt`` tokens that there are positions, and room for keys and
+        values, for, 0 if it does not fit; None: any number."""
+        if self._positions is None:
+            return None
+        most = self._loop.most_tokens(self._positions)
+        return max(0, most - prompt + 1)
 
     def cancel(self, number: int) -> None:
         """End a request. Nothing more is told to its listener. Idempotent."""
@@ -111,12 +118,17 @@ class Engine(Closing):
         worst = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
         if worst is not None:
             raise RequestError(f"the prompt has the token {worst}; the model has 0 to {self._vocabulary - 1}")
-        needed = len(request.prompt) + request.max_tokens - 1  # the last one is not fed back
+        needed = _cached(request)
         if self._positions is not None and needed > self._positions:
             raise PromptTooLong(
                 f"the prompt has {len(request.prompt)} tokens and {request.max_tokens} more are wanted, the model has "
                 f"{self._positions} positions; shorten the prompt or ask for fewer"
             )
+
+
+def _cached(request: Request) -> int:
+    """The most tokens that have keys and values."""
+    return len(request.prompt) + request.max_tokens - 1  # the last one is not fed back
 
 
 def _token_of(answer: Token | BaseException) -> Token:

@@ -3,13 +3,19 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from ...tiering.errors import Closed, PenstockError, TimedOut
+import torch
+
+from ...tiering.errors import BudgetTooSmall, Closed, PenstockError, PromptTooLong, QueueFull, TimedOut
 from ...tiering.serving.admission import Admission, Room, Ticket
+from ..kv.cache.cache import PagedCache
+from ..kv.cache.room import room_of
 from ..loading.handle import handle
 from ..modules.lockstep import Lockstep, Strand
+from ..modules.model_forward import Rounds
 from .answer import compute_answer
 from .requests import Request, Token
 
@@ -33,21 +39,39 @@ class Loop:
         self._admission = Admission(room)
         self._asked: dict[int, _Asked] = {}
         self._strands: dict[int, Strand] = {}
+        self._caches: dict[int, PagedCache] = {}
         self._cancelled: list[int] = []
         self._stopped: BaseException | None = None
         self.tokens = 0
         """Tokens that were told."""
 
-    def offer(self, ticket: Ticket, request: Request, tell: Listener) -> bool:
-        """Let ``request`` wait for its turn. Returns False if the queue is full. Raises Closed."""
+    def offer(self, ticket: Ticket, request: Request, tell: Listener) -> None:
+        """Let ``request`` wait for its turn. Raises QueueFull, Closed, and PromptTooLong or BudgetTooSmall where there
+        will never be room for its keys and values."""
         with self._changed:
             if self._stopped is not None:
                 raise self._stopped
+            if not self._admission.fits(ticket):
+                raise self._no_room(ticket)
             if not self._admission.offer(ticket):
-                return False
+                after = self._admission.pace.refuse(time.monotonic())
+                raise QueueFull(f"as many requests wait as may wait; try again in {after:.0f} s", after)
             self._asked[ticket.number] = _Asked(request, tell)
             self._changed.notify()
-        return True
+
+    def most_tokens(self, limit: int) -> int:
+        """The most tokens, up to ``limit``, that there is room for keys and values for, as far as is known."""
+        kv = self._admission.room.kv
+        return limit if kv is None else kv.most_tokens(limit)
+
+    def _no_room(self, ticket: Ticket) -> PenstockError:
+        most = self.most_tokens(ticket.tokens)
+        if not most:
+            return BudgetTooSmall("[kv] host has no room for the keys and values of a single token; raise it")
+        return PromptTooLong(
+            f"[kv] host and [kv] flash have room for the keys and values of {most} tokens, the prompt and its answer "
+            f"may have {ticket.tokens}; shorten the prompt, ask for fewer new tokens, or raise them"
+        )
 
     def cancel(self, number: int) -> None:
         """End a request, wherever it is. Nothing more is told. Idempotent."""
@@ -82,6 +106,7 @@ class Loop:
         try:
             forwards = handle(self._model).forwards
             with forwards.session() as rounds:
+                self._find_room(rounds)
                 lockstep = Lockstep(self._model, forwards.leased, forwards.divided, exact=self._exact)
                 try:
                     self._go_round(lockstep, rounds.begin, rounds.end)
@@ -91,6 +116,22 @@ class Loop:
             self.stop(error)
         finally:
             self._end_all()
+
+    def _find_room(self, rounds: Rounds) -> None:
+        """Find what keys and values need, where they are in pages: by computing a token."""
+        paged = handle(self._model).paged
+        if paged is None:
+            return
+        rounds.begin()
+        cache = paged.new_cache()
+        self._model(
+            torch.zeros(1, 1, dtype=torch.int64, device=self._model.device), past_key_values=cache, use_cache=True
+        )
+        rounds.end()
+        kv = room_of(cache)
+        cache.reset()
+        with self._changed:
+            self._admission.room = replace(self._admission.room, kv=kv)
 
     def _go_round(self, lockstep: Lockstep, begin: Callable[[], None], end: Callable[[], None]) -> None:
         while self._stopped is None:
@@ -116,8 +157,12 @@ class Loop:
             changes = self._admission.decide(time.monotonic())
         for ticket in changes.late:
             self._finish(ticket.number, TimedOut("the request was not answered in the time that it had"), lockstep)
+        for ticket in changes.unfit:
+            self._finish(ticket.number, self._no_room(ticket), lockstep)
         for ticket in changes.pause:
             lockstep.pause(self._strands[ticket.number], True)
+            if ticket.number in self._caches:
+                self._caches[ticket.number].park()
         for ticket in changes.resume:
             lockstep.pause(self._strands[ticket.number], False)
         for ticket in changes.start:
@@ -135,11 +180,15 @@ class Loop:
                 self._forget(number)
 
         def ended(_: object, error: BaseException | None) -> None:
-            self._strands.pop(number, None)
+            self._let_go(number)
             if number in self._asked:
                 self._finish(number, error or PenstockError("transformers ended the answer without a reason"), lockstep)
 
-        strand = lockstep.start(partial(compute_answer, self._model, asked.request, tell), ended)
+        paged = handle(self._model).paged
+        if paged is not None:
+            self._caches[number] = paged.new_cache()
+        work = partial(compute_answer, self._model, asked.request, tell, self._caches.get(number))
+        strand = lockstep.start(work, ended)
         if not strand.dead:
             self._strands[number] = strand
 
@@ -153,12 +202,18 @@ class Loop:
 
     def _finish(self, number: int, error: BaseException | None, lockstep: Lockstep) -> None:
         """End a request. ``error`` is told to who waits for it."""
-        strand = self._strands.pop(number, None)
+        strand = self._strands.get(number)
         if strand is not None:
             lockstep.cancel(strand)
+        self._let_go(number)
         asked = self._forget(number)
         if asked is not None and error is not None:
             asked.tell(error)
+
+    def _let_go(self, number: int) -> None:
+        self._strands.pop(number, None)
+        if (cache := self._caches.pop(number, None)) is not None:
+            cache.reset()  # its room is given to the next
 
     def _forget(self, number: int) -> _Asked | None:
         with self._changed:

@@ -82,6 +82,11 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
         super().reset()
         self._lost_tokens = False
 
+    def park(self) -> None:
+        """Let all pages leave memory, until more tokens come; also in the middle of a forward that goes on later."""
+        for layer in self._ahead.layers:
+            layer.park()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "PagedCache":
         """A cache that goes on alone from here. Both have the pages that there are. Raises ConfigError where attention
         is approximate."""

@@ -34,7 +34,8 @@ class ServedModel:
 
     def room(self, prompt: int) -> int:
         """The most new tokens behind a prompt of ``prompt`` tokens, where a request does not say."""
-        return MOST_TOKENS if self.positions is None else max(1, min(MOST_TOKENS, self.positions - prompt + 1))
+        most = self.engine.room(prompt)
+        return MOST_TOKENS if most is None else max(1, min(MOST_TOKENS, most))
 
     def sampling(self, **wanted: Any) -> Sampling:
         """The sampling that a request asks for. What is None is as the model's generation config says, else as
