@@ -5,18 +5,26 @@ from typing import Any
 
 import torch
 
+from ..prefixes.beginnings import Beginning, beginning
 from ..prefixes.prefill import restored
 from .requests import Request, Token
 from .sampling import Choice, processors_of
 
 
-def compute_answer(model: Any, request: Request, tell: Callable[[Token], None], cache: Any = None) -> None:
+def compute_answer(
+    model: Any,
+    request: Request,
+    tell: Callable[[Token], None],
+    cache: Any = None,
+    begins: Beginning | None = None,
+) -> None:
     """Compute the answer of ``model`` to ``request``. ``tell`` is called with each token. ``cache`` is empty, and takes
-    keys and values; None: the model makes one."""
+    keys and values; None: the model makes one. ``begins``: what the prompt has in common with others."""
     ids = torch.tensor([list(request.prompt)], device=model.device)
     choice = Choice(request)
     end = _End(model, request)
     restored.set(0)
+    beginning.set(begins)
 
     def note(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """A stopping criterion, which is called behind each new token."""

@@ -17,6 +17,7 @@ from ..loading.handle import handle
 from ..modules.lockstep import Lockstep, Strand
 from ..modules.model_forward import Rounds
 from .answer import compute_answer
+from .common import Common
 from .requests import Request, Token
 
 Listener = Callable[[Token | BaseException], None]
@@ -40,6 +41,8 @@ class Loop:
         self._asked: dict[int, _Asked] = {}
         self._strands: dict[int, Strand] = {}
         self._caches: dict[int, PagedCache] = {}
+        self._common = Common(handle(model))
+        self._held: list[int] = []  # have a row, and wait for a beginning that another one computes
         self._cancelled: list[int] = []
         self._stopped: BaseException | None = None
         self.tokens = 0
@@ -57,6 +60,7 @@ class Loop:
                 after = self._admission.pace.refuse(time.monotonic())
                 raise QueueFull(f"as many requests wait as may wait; try again in {after:.0f} s", after)
             self._asked[ticket.number] = _Asked(request, tell)
+            self._common.offer(ticket.number, request.prompt)
             self._changed.notify()
 
     def most_tokens(self, limit: int) -> int:
@@ -160,17 +164,26 @@ class Loop:
         for ticket in changes.unfit:
             self._finish(ticket.number, self._no_room(ticket), lockstep)
         for ticket in changes.pause:
-            lockstep.pause(self._strands[ticket.number], True)
+            if ticket.number in self._strands:
+                lockstep.pause(self._strands[ticket.number], True)
+                self._common.end(ticket.number)
             if ticket.number in self._caches:
                 self._caches[ticket.number].park()
         for ticket in changes.resume:
-            lockstep.pause(self._strands[ticket.number], False)
-        for ticket in changes.start:
-            self._start(ticket.number, lockstep)
+            if ticket.number in self._strands:
+                lockstep.pause(self._strands[ticket.number], False)
+        paused = {ticket.number for ticket in self._admission.paused}
+        held, self._held = self._held, [number for number in self._held if number in paused]
+        for number in (*held, *(ticket.number for ticket in changes.start)):
+            if number not in paused:
+                self._start(number, lockstep)
 
     def _start(self, number: int, lockstep: Lockstep) -> None:
         asked = self._asked.get(number)
         if asked is None:
+            return
+        if self._common.waits(number):
+            self._held.append(number)
             return
 
         def tell(token: Token) -> None:
@@ -187,8 +200,8 @@ class Loop:
         paged = handle(self._model).paged
         if paged is not None:
             self._caches[number] = paged.new_cache()
-        work = partial(compute_answer, self._model, asked.request, tell, self._caches.get(number))
-        strand = lockstep.start(work, ended)
+        cache, begins = self._caches.get(number), self._common.begin(number)
+        strand = lockstep.start(partial(compute_answer, self._model, asked.request, tell, cache, begins), ended)
         if not strand.dead:
             self._strands[number] = strand
 
@@ -218,6 +231,7 @@ class Loop:
     def _forget(self, number: int) -> _Asked | None:
         with self._changed:
             self._admission.end(number)
+            self._common.end(number)
             return self._asked.pop(number, None)
 
     def _end_all(self) -> None:

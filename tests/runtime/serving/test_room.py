@@ -87,9 +87,12 @@ def test_what_will_never_fit_is_refused_at_once(tiny_dense_folder: Path, store: 
 
 
 def test_not_a_single_token_fits(tiny_dense_folder: Path, store: Path) -> None:
-    with paged(tiny_dense_folder, store, "16KiB") as model, Engine(model) as engine:
-        with pytest.raises(BudgetTooSmall, match=r"\[kv\] host"):
-            next(engine.answer(Request([5], 1)))
+    with (
+        paged(tiny_dense_folder, store, "16KiB") as model,
+        Engine(model) as engine,
+        pytest.raises(BudgetTooSmall, match=r"\[kv\] host"),
+    ):
+        next(engine.answer(Request([5], 1)))
 
 
 @pytest.mark.parametrize("format_", ["as-is", "int8"])
