@@ -87,6 +87,7 @@ ROOMS = {
         "runtime.server.anthropic",
         "runtime.server.ollama",
         "runtime.server",
+        "runtime.batch",
         "runtime.cli",
     ],
     "penstock": ["penstock"],

@@ -124,3 +124,7 @@ class TimedOut(PenstockError):
 
 class ServerError(PenstockError):
     """The server cannot start: something that it needs is not installed, or its address is taken."""
+
+
+class BatchError(PenstockError):
+    """A file of requests, or of answers, cannot be used as it is; names the line."""

@@ -16,6 +16,7 @@ from .quick_imports import own_process
 COMMANDS = (
     "generate",
     "serve",
+    "batch",
     "pack",
     "verify",
     "inspect",

@@ -51,8 +51,8 @@ class Sharing:
         return Role(has=hashes[has - 1] if has else None, makes=makes)
 
     def made(self, number: int, blocks: int) -> str | None:
-        """The request ``number`` has computed ``blocks`` blocks. Returns the hash under which they are kept; None: nobody
-        wants them any more."""
+        """The request ``number`` has computed ``blocks`` blocks. Returns the hash under which they are kept; None:
+        nobody wants them any more."""
         making = self._making.get(number)
         if making is None:
             return None
