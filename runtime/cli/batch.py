@@ -31,9 +31,10 @@ def command(
     ] = None,
     rows: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that are answered at a time.")] = 32,
     batch: Annotated[
-        Literal["exact", "fast"],
+        Literal["exact", "fast", "auto"],
         typer.Option(
-            help="exact: every answer has the bits that it has alone. fast: several rows may be summed otherwise."
+            help="exact: every answer has the bits that it has alone. fast: several rows may be summed otherwise. "
+            "auto: exact as long as reading takes the time."
         ),
     ] = "exact",
 ) -> None:

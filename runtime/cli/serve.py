@@ -35,9 +35,10 @@ def command(
     rows: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that are answered at a time.")] = 32,
     queue: Annotated[int, typer.Option(metavar="N", min=0, help="Requests that may wait; more are refused.")] = 256,
     batch: Annotated[
-        Literal["exact", "fast"],
+        Literal["exact", "fast", "auto"],
         typer.Option(
-            help="exact: every answer has the bits that it has alone. fast: several rows may be summed otherwise."
+            help="exact: every answer has the bits that it has alone. fast: several rows may be summed otherwise. "
+            "auto: exact as long as reading takes the time."
         ),
     ] = "exact",
 ) -> None:

@@ -53,8 +53,8 @@ class Lockstep:
     ) -> None:
         """``leased`` keep the weights of modules in memory for several calls. ``divided`` do so for modules that
         several tokens pass as a whole. ``exact``: rows that are computed together have the bits that each has alone.
-        Else torch may sum them in another order."""
-        self._clock, self._exact = clock, exact
+        Else torch may sum them in another order. It may be changed between rounds."""
+        self._clock, self.exact = clock, exact
         self._strands: dict[Strand, None] = {}  # in the order in which they began
         self._waiting: list[tuple[Strand, Arrival]] | None = None  # None: to be looked up
         self._before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
@@ -68,8 +68,7 @@ class Lockstep:
                 several = None if (experts := streamed_experts(module)) is None else experts.forward_several
                 place = Place(own_forward(module), joining, several, lease, whole=module in divided)
                 self._before.append((module, vars(module).get("forward")))
-                # Prompts are stored of a model that is described as it was: only where they have its bits.
-                module.forward = self._stopping(place) if exact else partial(self._call, place)
+                module.forward = self._stopping(place)
 
     def __len__(self) -> int:
         return len(self._strands)
@@ -192,7 +191,7 @@ class Lockstep:
         began = self._clock()
         with place.lease() if len(single) + bool(joined) > 1 else nullcontext():
             if joined:
-                together = compute_joined(place, [call for _, call in joined], exact=self._exact)
+                together = compute_joined(place, [call for _, call in joined], exact=self.exact)
                 for (strand, _), outcome in zip(joined, together, strict=True):
                     self._answer(strand, outcome)
                 began = self._note(began, short=True)
@@ -235,7 +234,7 @@ class Lockstep:
 
     def _stopping(self, place: Place) -> Callable[..., Any]:
         """The forward of the module of ``place``, where strands stop. Those who ask see what it wraps: the module is
-        described as it was."""
+        described as it was, and prompts are stored. Their blocks have its bits: only single tokens are joined."""
 
         @wraps(place.forward)
         def forward(*args: Any, **kwargs: Any) -> Any:

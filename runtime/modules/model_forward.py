@@ -78,6 +78,11 @@ class Forwards:
         """As Inherited.leave_to_parent."""
         self._forked = True
 
+    @property
+    def stall_seconds(self) -> float:
+        """How long computing has waited for weights."""
+        return self._tier.bridge.stall_seconds
+
     def run(
         self, model: nn.Module, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:

@@ -7,15 +7,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 from ...kernels.closing import Closing
 from ...tiering.errors import PromptTooLong, RequestError
 from ...tiering.serving.admission import Room, Ticket
-from .loop import Listener, Loop
+from .loop import Batch, Listener, Loop
 from .requests import Request, Token
-
-Batch = Literal["exact", "fast"]
 
 
 class Engine(Closing):
@@ -26,12 +24,13 @@ class Engine(Closing):
 
     def __init__(self, model: Any, *, batch: Batch = "exact", rows: int = 32, queue: int = 256) -> None:
         """``batch``: "exact", every answer has the bits of the same request alone; "fast", torch may sum several rows
-        in another order. ``rows`` are answered at a time, ``queue`` more wait."""
+        in another order; "auto", the first as long as reading weights takes the time, else the second. ``rows`` are
+        answered at a time, ``queue`` more wait."""
         self._model = model
         self._positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self._vocabulary = model.get_input_embeddings().num_embeddings
         self._numbers = itertools.count()
-        self._loop = Loop(model, Room(rows, queue), exact=batch == "exact", share=1.0)
+        self._loop = Loop(model, Room(rows, queue), batch, share=1.0)
         self._thread = threading.Thread(target=self._loop.run, name="penstock-engine", daemon=True)
         self._thread.start()
 
@@ -94,6 +93,11 @@ class Engine(Closing):
     def counts(self) -> dict[str, int]:
         """Requests that are ``running``, ``waiting`` and ``paused``."""
         return self._loop.counts()
+
+    @property
+    def exact(self) -> bool:
+        """Whether answers have the bits of the same request alone, as things are now."""
+        return self._loop.exact
 
     @property
     def ended(self) -> BaseException | None:

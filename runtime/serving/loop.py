@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from ...tiering.errors import BudgetTooSmall, Closed, PenstockError, PromptTooLong, QueueFull, TimedOut
 from ...tiering.serving.admission import Admission, Room, Ticket
+from ...tiering.serving.limit import ReadingLimit
 from ..kv.cache.cache import PagedCache
 from ..kv.cache.room import room_of
 from ..loading.handle import handle
@@ -19,6 +20,8 @@ from ..modules.model_forward import Rounds
 from .answer import compute_answer
 from .common import Common
 from .requests import Request, Token
+
+Batch = Literal["exact", "fast", "auto"]
 
 Listener = Callable[[Token | BaseException], None]
 """Is told each token of an answer, or the error that ended it, from the thread of the loop."""
@@ -33,9 +36,12 @@ class Loop:
     """The answers of one model. ``run`` computes them on the calling thread, until ``stop``. All else may be called
     from any thread."""
 
-    def __init__(self, model: Any, room: Room, *, exact: bool, share: float) -> None:
-        """``exact`` and ``share`` are as for Lockstep."""
-        self._model, self._exact, self._share = model, exact, share
+    def __init__(self, model: Any, room: Room, batch: Batch, *, share: float) -> None:
+        """``share`` is as for Lockstep."""
+        self._model, self._share = model, share
+        self._limit = ReadingLimit() if batch == "auto" else None
+        self.exact = batch != "fast"
+        """Whether answers have the bits of the same request alone, as things are now."""
         self._changed = threading.Condition()
         self._admission = Admission(room)
         self._asked: dict[int, _Asked] = {}
@@ -111,7 +117,7 @@ class Loop:
             forwards = handle(self._model).forwards
             with forwards.session() as rounds:
                 self._find_room(rounds)
-                lockstep = Lockstep(self._model, forwards.leased, forwards.divided, exact=self._exact)
+                lockstep = Lockstep(self._model, forwards.leased, forwards.divided, exact=self.exact)
                 try:
                     self._go_round(lockstep, rounds.begin, rounds.end)
                 finally:
@@ -138,16 +144,30 @@ class Loop:
             self._admission.room = replace(self._admission.room, kv=kv)
 
     def _go_round(self, lockstep: Lockstep, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        began: tuple[float, float] | None = None
         while self._stopped is None:
             self._end_cancelled(lockstep)
             if lockstep.begins:
+                if self._limit is not None and began is not None:
+                    now, waited = self._clocks()
+                    self._limit.note(now - began[0], waited - began[1])
+                    lockstep.exact = self.exact = self._limit.exact
                 self._admit(lockstep)
                 if lockstep.begins and not lockstep.waits:
                     end()
+                    began = None
                     self._wait()
                     continue
+                began = self._clocks()
                 begin()
             lockstep.advance(self._share)
+
+    def _clocks(self) -> tuple[float, float]:
+        """What time it is, and how long computing has waited for reads until now, in seconds."""
+        paged, waited = handle(self._model).paged, handle(self._model).forwards.stall_seconds
+        if paged is not None:
+            waited += paged.tier.pool.counters.stall_seconds
+        return time.monotonic(), waited
 
     def _wait(self) -> None:
         """Wait until there is something to do."""

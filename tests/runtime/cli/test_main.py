@@ -26,7 +26,20 @@ from penstock.tiering.errors import PromptTooLong
 from penstock.tiering.units import GiB
 from tests.support.timings import KEPT, TIMINGS
 
-COMMANDS = ("generate", "serve", "pack", "verify", "inspect", "plan", "profile", "eval", "doctor", "config", "bench")
+COMMANDS = (
+    "generate",
+    "serve",
+    "batch",
+    "pack",
+    "verify",
+    "inspect",
+    "plan",
+    "profile",
+    "eval",
+    "doctor",
+    "config",
+    "bench",
+)
 GROUPS = {"cache": ("ls", "save", "verify", "prune")}
 SUBCOMMANDS = tuple(f"{group} {name}" for group, names in GROUPS.items() for name in names)
 PENSTOCK = (sys.executable, "-c", "from penstock.runtime.cli.main import run; run()")
