@@ -25,6 +25,7 @@ from ..kv.cache.growing import growing
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier
+from .deferring import deferral
 from .meeting import passed
 from .row_attention import IMPLEMENTATION
 from .run_meter import RunMeter
@@ -88,6 +89,8 @@ class Forwards:
     ) -> Any:
         """``original``, the forward of ``model``, inside of ``around``. Raises Closed, DeviceFull and what it raises,
         and Forked in a child of the process that has loaded the model."""
+        if (put_off := deferral.get()) is not None and (out := put_off.skip(kwargs)) is not None:
+            return out
         if scopes.shared and not _inside.get():
             return self._run_strand(model, around, original, *args, **kwargs)
         if scopes.inside:  # a forward inside a forward of this thread

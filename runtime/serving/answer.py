@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..modules.deferring import Deferral, deferral
 from ..prefixes.beginnings import Beginning, beginning
 from ..prefixes.prefill import restored
 from .requests import Request, Token
@@ -25,6 +26,8 @@ def compute_answer(
     end = _End(model, request)
     restored.set(0)
     beginning.set(begins)
+    forces = None if request.top_logprobs is not None or model._is_stateful else request.forces
+    deferral.set(None if forces is None else Deferral(forces, model.get_input_embeddings().num_embeddings))
 
     def note(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """A stopping criterion, which is called behind each new token."""
@@ -33,22 +36,25 @@ def compute_answer(
         tell(Token(token, choice.logprob, choice.top, finish, restored.get()))
         return torch.tensor([finish is not None], device=input_ids.device)
 
-    model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        logits_processor=processors_of(request, model.device, choice),
-        stopping_criteria=[note],
-        max_new_tokens=request.max_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        num_beams=1,
-        num_return_sequences=1,
-        pad_token_id=end.pad,
-        use_cache=True,
-        **({} if cache is None else {"past_key_values": cache}),
-    )
+    try:
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            logits_processor=processors_of(request, model.device, choice),
+            stopping_criteria=[note],
+            max_new_tokens=request.max_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            num_beams=1,
+            num_return_sequences=1,
+            pad_token_id=end.pad,
+            use_cache=True,
+            **({} if cache is None else {"past_key_values": cache}),
+        )
+    finally:
+        deferral.set(None)
 
 
 class _End:
