@@ -19,17 +19,20 @@ from ..modules.lockstep import Lockstep, Strand
 from ..modules.model_forward import Rounds
 from .answer import compute_answer
 from .common import Common
-from .requests import Request, Token
+from .embedding import compute_embedding
+from .requests import Passage, Request, Token
 
 Batch = Literal["exact", "fast", "auto"]
 
 Listener = Callable[[Token | BaseException], None]
 """Is told each token of an answer, or the error that ended it, from the thread of the loop."""
+Tell = Callable[[Any], None]
+"""As Listener; for a Passage it is told the embedding."""
 
 
 class _Asked(NamedTuple):
-    request: Request
-    tell: Listener
+    request: Request | Passage
+    tell: Tell
 
 
 class Loop:
@@ -54,7 +57,7 @@ class Loop:
         self.tokens = 0
         """Tokens that were told."""
 
-    def offer(self, ticket: Ticket, request: Request, tell: Listener) -> None:
+    def offer(self, ticket: Ticket, request: Request | Passage, tell: Tell) -> None:
         """Let ``request`` wait for its turn. Raises QueueFull, Closed, and PromptTooLong or BudgetTooSmall where there
         will never be room for its keys and values."""
         with self._changed:
@@ -66,7 +69,8 @@ class Loop:
                 after = self._admission.pace.refuse(time.monotonic())
                 raise QueueFull(f"as many requests wait as may wait; try again in {after:.0f} s", after)
             self._asked[ticket.number] = _Asked(request, tell)
-            self._common.offer(ticket.number, request.prompt)
+            if isinstance(request, Request):
+                self._common.offer(ticket.number, request.prompt)
             self._changed.notify()
 
     def most_tokens(self, limit: int) -> int:
@@ -202,7 +206,8 @@ class Loop:
         asked = self._asked.get(number)
         if asked is None:
             return
-        if self._common.waits(number):
+        request = asked.request
+        if isinstance(request, Request) and self._common.waits(number):
             self._held.append(number)
             return
 
@@ -212,16 +217,24 @@ class Loop:
             if token.finish is not None:
                 self._forget(number)
 
+        def tell_embedding(embedding: torch.Tensor) -> None:
+            asked.tell(embedding)
+            self._forget(number)
+
         def ended(_: object, error: BaseException | None) -> None:
             self._let_go(number)
             if number in self._asked:
                 self._finish(number, error or PenstockError("transformers ended the answer without a reason"), lockstep)
 
-        paged = handle(self._model).paged
-        if paged is not None:
-            self._caches[number] = paged.new_cache()
-        cache, begins = self._caches.get(number), self._common.begin(number)
-        strand = lockstep.start(partial(compute_answer, self._model, asked.request, tell, cache, begins), ended)
+        if isinstance(request, Passage):
+            work = partial(compute_embedding, self._model, request, tell_embedding)
+        else:
+            paged = handle(self._model).paged
+            if paged is not None:
+                self._caches[number] = paged.new_cache()
+            cache, begins = self._caches.get(number), self._common.begin(number)
+            work = partial(compute_answer, self._model, request, tell, cache, begins)
+        strand = lockstep.start(work, ended)
         if not strand.dead:
             self._strands[number] = strand
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from ...tiering.serving.admission import Priority
 
 Finish = Literal["stop", "length"]
+Pooling = Literal["mean", "last", "first"]
+"""Which hidden states an embedding is made of: the mean of all tokens, that of the last, or of the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,18 @@ class Request:
     priority: Priority = "interactive"
     timeout: float | None = None
     """Seconds after which the answer is no longer wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text whose embedding is wanted: the last hidden states of ``prompt``, pooled into one vector of length 1.
+    ``timeout`` is as for Request."""
+
+    prompt: Sequence[int]
+    pooling: Pooling = "mean"
+    client: str = ""
+    priority: Priority = "interactive"
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

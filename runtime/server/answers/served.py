@@ -4,10 +4,11 @@ import time
 from typing import Any
 
 from ...serving.engine import Engine
-from ...serving.requests import Sampling
+from ...serving.requests import Pooling, Sampling
 from ...serving.text.chats import ChatTemplate
 from ...serving.text.grammars import Grammars
 from ...serving.text.replies import find_response_template
+from .journal import Journal
 from .meters import Meters
 
 MOST_TOKENS = 4096
@@ -17,20 +18,41 @@ MOST_TOKENS = 4096
 class ServedModel:
     """A model under the ``name`` that requests give it."""
 
-    def __init__(self, model: Any, tokenizer: Any, engine: Engine, name: str, meters: Meters) -> None:
-        self.meters = meters.of(name)
-        self.name, self.model, self.tokenizer, self.engine = name, model, tokenizer, engine
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        engine: Engine,
+        name: str,
+        meters: Meters,
+        *,
+        pooling: Pooling = "mean",
+    ) -> None:
+        """``model`` is looked at now; ``engine`` says later which one computes. ``pooling``: how embeddings are
+        made."""
+        self.meters, self.journal = meters.of(name), Journal()
+        self.name, self.tokenizer, self.engine = name, tokenizer, engine
+        self.family: str = model.config.model_type
+        self._generation = model.generation_config
         self.size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         """Bytes of its weights, as the checkpoint has them."""
         self.created = int(time.time())
+        self.pooling: Pooling = pooling
         text = model.config.get_text_config(decoder=True)
         self.positions: int | None = getattr(text, "max_position_embeddings", None)
         self.vocabulary: int = model.get_input_embeddings().num_embeddings
+        self.width: int = text.hidden_size
+        """Dimensions of an embedding."""
         ends = model.generation_config.eos_token_id
         self.ends: frozenset[int] = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
         self.chat = ChatTemplate(tokenizer)
         self.grammars = Grammars(tokenizer, self.vocabulary, sorted(self.ends))
         self.response_template = find_response_template(model, tokenizer)
+
+    @property
+    def model(self) -> Any | None:
+        """The model that computes; None while it is not in memory."""
+        return self.engine.model
 
     def room(self, prompt: int) -> int:
         """The most new tokens behind a prompt of ``prompt`` tokens, where a request does not say."""
@@ -40,7 +62,7 @@ class ServedModel:
     def sampling(self, **wanted: Any) -> Sampling:
         """The sampling that a request asks for. What is None is as the model's generation config says, else as
         OpenAI's interface does: at a temperature of 1."""
-        config = self.model.generation_config
+        config = self._generation
         defaults = {
             name: value
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
