@@ -74,16 +74,18 @@ def test_rows_wait_until_there_is_room_for_their_newest_pages(model: Any) -> Non
 
 def test_what_will_never_fit_is_refused_at_once(tiny_dense_folder: Path, store: Path) -> None:
     heard, fits = Heard(), Heard()
-    with paged(tiny_dense_folder, store, "256KiB", kv_flash_limit="2MiB") as model, Engine(model) as engine:
-        engine.submit(Request([5] * 100, 150), heard)  # before it is known what a token takes
-        with pytest.raises(PromptTooLong, match=r"\[kv\] flash.* of 192 tokens"):
-            heard.ids()
-        most = engine.room(100)
-        assert most == 192 - 100 + 1
-        with pytest.raises(PromptTooLong, match="may have 193"):
-            engine.submit(Request([5] * 100, most + 1), heard)
-        engine.submit(Request([5] * 100, most), fits)
-        assert fits.ids() == generated(model, [5] * 100, most)
+    with paged(tiny_dense_folder, store, "256KiB", kv_flash_limit="2MiB") as model:
+        with Engine(model) as engine:
+            engine.submit(Request([5] * 100, 150), heard)  # before it is known what a token takes
+            with pytest.raises(PromptTooLong, match=r"\[kv\] flash.* of 192 tokens"):
+                heard.ids()
+            most = engine.room(100)
+            assert most == 192 - 100 + 1
+            with pytest.raises(PromptTooLong, match="may have 193"):
+                engine.submit(Request([5] * 100, most + 1), heard)
+            engine.submit(Request([5] * 100, most), fits)
+            answer = fits.ids()
+        assert answer == generated(model, [5] * 100, most)
 
 
 def test_not_a_single_token_fits(tiny_dense_folder: Path, store: Path) -> None:
