@@ -36,6 +36,7 @@ class GrammarMask:
             self._forced = self._forced[1:]
         self._seen = input_ids.shape[1]
         self._forced = self._forced or self._matcher.compute_ff_tokens()
+        self._check()
         return bool(self._forced)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -45,10 +46,13 @@ class GrammarMask:
             left[0, self._forced[0]] = 0
             return left
         bits = numpy.frombuffer(self._matcher.compute_bitmask(), numpy.uint8)
-        if self._matcher.is_error():
-            raise RequestError(f"the grammar is too much for this answer: {_line(self._matcher.get_error())}")
+        self._check()
         allowed = torch.from_numpy(numpy.unpackbits(bits, bitorder="little")[: scores.shape[1]].astype(bool))
         return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise RequestError(f"the grammar is too much for this answer: {_line(self._matcher.get_error())}")
 
 
 class Grammars:
