@@ -89,6 +89,7 @@ ROOMS = {
         "runtime.server.dashboard",
         "runtime.server",
         "runtime.batch",
+        "runtime.chat",
         "runtime.cli",
     ],
     "penstock": ["penstock"],

@@ -12,11 +12,11 @@ import typer
 
 from ...tiering.errors import CheckpointError, PrefixError
 from ...tiering.prefix.tree import Record
-from ...tiering.units import GiB, format_size, parse_size
+from ...tiering.units import format_size, parse_size
 from ..loading.opening import OpenedModel, open_files, read_tokenizer
 from ..loading.progress import shown
 from .console import fail, importing, print_json, print_table, quiet_libraries
-from .options import Settings, SourceOptions
+from .options import QUOTA, Settings, SourceOptions
 from .text import read_text, tokenizing
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from ...tiering.store.prefixes.prefixes import PrefixStore
     from ..config.config import Config
-
-QUOTA = 10 * GiB
-"""Bytes that stored prompts may take by default."""
 
 _WORDS = 16
 """Tokens that --text shows."""

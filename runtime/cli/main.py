@@ -11,10 +11,12 @@ from typer.core import TyperGroup
 from ...tiering.errors import PenstockError
 from ..config import instructions
 from .console import BROKEN_PIPE, INTERRUPTED, drop_output, fail, say
+from .help import EXAMPLES, Command, write_examples
 from .quick_imports import own_process
 
 COMMANDS = (
     "generate",
+    "chat",
     "serve",
     "batch",
     "pack",
@@ -29,6 +31,16 @@ COMMANDS = (
     "cache",
 )
 """The commands, as help lists them. Each is a module of this room."""
+
+_ABOUT = (
+    "Run models that are larger than this machine's memory. MODEL is a checkpoint folder, a GGUF file, a hub id or a "
+    "packed bundle."
+)
+
+_ABOUT = (
+    "Run models that are larger than this machine's memory. MODEL is a checkpoint folder, a GGUF file, a hub id or a "
+    "packed bundle."
+)
 
 
 class _Guarded(TyperGroup):
@@ -51,6 +63,10 @@ class _Guarded(TyperGroup):
         except BrokenPipeError as error:
             drop_output()
             raise typer.Exit(BROKEN_PIPE) from error
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples."""
+        write_examples(self.epilog, formatter)
 
 
 def _version(wanted: bool) -> None:
@@ -75,7 +91,8 @@ def make_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
 
     app = typer.Typer(
         cls=_Guarded,
-        help="Run Hugging Face models that are larger than this machine's memory.",
+        help=_ABOUT,
+        epilog=EXAMPLES[""],
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,  # plain help: it answers faster
@@ -86,11 +103,11 @@ def make_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
     for name in names:
         module = import_module(f".{name}", __package__)
         if name != "cache":
-            app.command(name)(expand(module.command))
+            app.command(name, cls=Command, epilog=EXAMPLES.get(name))(expand(module.command))
             continue
         group = typer.Typer(help="Prompts stored on flash.", no_args_is_help=True, rich_markup_mode=None)
         for each, command in module.COMMANDS.items():
-            group.command(each)(expand(command))
+            group.command(each, cls=Command)(expand(command))
         app.add_typer(group, name=name)
     return app
 

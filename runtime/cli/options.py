@@ -11,21 +11,26 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ...tiering.units import GiB
 from ..config.config import Config
 from ..config.described import Setting, described
 from ..config.settings import OVERRIDES
 from ..loading.opening import ModelSource
 
-PANEL = "Configuration (each overrides its key of the file)"
+QUOTA = 10 * GiB
+"""Bytes that stored prompts may take where commands store some and no setting says how much."""
+SHARED = "Model and output"
+"""The group of options that commands share, in help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What every command takes: how to print, and the configuration with its overrides."""
 
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=SHARED)] = False
     config_file: Annotated[
-        str | None, typer.Option("--config", metavar="FILE", help="Configuration; else ./penstock.toml.")
+        str | None,
+        typer.Option("--config", metavar="FILE", help="Configuration; else ./penstock.toml.", rich_help_panel=SHARED),
     ] = None
     overrides: Mapping[str, str | list[str] | None] = field(default_factory=dict)
     """By the names in OVERRIDES, as they are written; each is an option of its own (see ``expand``)."""
@@ -58,11 +63,18 @@ def _overrides() -> list[inspect.Parameter]:
             default=None,
             annotation=Annotated[
                 list[str] | None if setting.several else str | None,
-                typer.Option(setting.option, metavar=setting.name, help=_help(setting), rich_help_panel=PANEL),
+                typer.Option(
+                    setting.option, metavar=setting.name, help=_help(setting), rich_help_panel=_panel(setting.section)
+                ),
             ],
         )
         for setting in described()
     ]
+
+
+def _panel(section: str) -> str:
+    """Each of its options overrides a key of this section of the file."""
+    return f"Settings of [{section}]"
 
 
 def _help(setting: Setting) -> str:
@@ -75,12 +87,16 @@ def _help(setting: Setting) -> str:
 class SourceOptions(ModelSource):
     """Which model, and how it may be fetched."""
 
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or packed bundle.")]
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Checkpoint folder, GGUF file, hub id, or packed bundle.")
+    ]
     revision: Annotated[
-        str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
+        str | None,
+        typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.", rich_help_panel=SHARED),
     ] = None
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code that comes with the model.", rich_help_panel=SHARED),
     ] = False
 
 
@@ -107,7 +123,10 @@ class SeveralSources:
 
 
 TraceFile = Annotated[
-    str | None, typer.Option("--trace", metavar="FILE", help="Record reads, stalls and layers, for ui.perfetto.dev.")
+    str | None,
+    typer.Option(
+        "--trace", metavar="FILE", help="Record reads, stalls and layers, for ui.perfetto.dev.", rich_help_panel=SHARED
+    ),
 ]
 """Where a command that runs the model writes a trace of it."""
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ...tiering.policy.prefetch.predictor_choice import PredictorRecord
+from ...tiering.units import format_size
 
 Value = TypeVar("Value")
 
@@ -265,6 +266,34 @@ class Stats:
     def drive_bytes_per_second(self) -> float:
         """Speed of the drive while it was busy, in bytes per second."""
         return self.flash_bytes_read / self.flash_read_seconds if self.flash_read_seconds else 0.0
+
+    def __str__(self) -> str:
+        """A few lines for people; ``repr`` has everything."""
+        weights, host, device, kv, prefix = self.weights, self.host, self.device, self.kv, self.prefix
+        lines = [
+            f"{self.tokens} tokens in {self.forwards} forwards",
+            f"weights: {weights.hit_ratio:.0%} found in memory, {format_size(weights.flash_bytes_read)} read from "
+            f"flash, {weights.stall_seconds:.1f} s waited for",
+            f"host memory: {format_size(host.bytes)} of {format_size(host.budget)} in use",
+        ]
+        if device.budget:
+            lines.append(f"device memory: {format_size(device.bytes)} of {format_size(device.budget)} in use")
+        if kv.host_budget:
+            paged = f"{format_size(kv.host_bytes)} of {format_size(kv.host_budget)} in use"
+            lines.append(f"keys and values: {paged}, {format_size(kv.flash_bytes)} on flash")
+        elif kv.unbounded_bytes:
+            lines.append(f"keys and values: {format_size(kv.unbounded_bytes)}, beside host memory")
+        if prefix.prompts:
+            lines.append(f"stored prompts: {prefix.restored} tokens of {prefix.prompts} prompts restored")
+        return "\n".join(lines)
+
+    def parts(self) -> dict[str, Any]:
+        """All statistics, by component, ready for JSON; names of times end in ``_s``."""
+        run = {"tokens": self.tokens, "forwards": self.forwards}
+        parts = {name: asdict(getattr(self, name)) for name in ("weights", "host", "device", "kv", "prefix")}
+        return {"run": run} | {
+            part: {_reported(name): value for name, value in values.items()} for part, values in parts.items()
+        }
 
     def report(self) -> dict[str, Any]:
         """All statistics by flat name, ready for JSON; names of times end in ``_s``. Every command reports these."""

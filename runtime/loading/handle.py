@@ -20,6 +20,7 @@ from ...tiering.planner.arrangement import Arrangement
 from ...tiering.planner.occupancy import TierUse
 from ...tiering.policy.drive_reading import Reading
 from ...tiering.policy.placement.placement import Placement
+from ...tiering.units import format_size
 from ..engine.engine import Engine
 from ..engine.stats import PrefixStats, Stats
 from ..modules.model_forward import Forwards
@@ -51,6 +52,14 @@ class Handle:
         self._model, self._closed = weakref.ref(model), False
         self._finalizer = weakref.finalize(model, engine.abandon)
         ENDING.register()
+
+    def __repr__(self) -> str:
+        model = self._model()
+        state = "closed" if self._closed or model is None else "open"
+        memory = self.placement.budget
+        return (
+            f"<penstock handle of {type(model).__name__}, {state}: {format_size(memory)} of host memory, {self.bundle}>"
+        )
 
     @property
     def arrangement(self) -> Arrangement:

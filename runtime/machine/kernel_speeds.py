@@ -88,7 +88,9 @@ def _scores(format_: KVFormat, shape: PageShape, keys: torch.Tensor, query: torc
     pages = torch.zeros(len(keys), format_.key_bytes(shape), dtype=torch.uint8)
     for page, numbers in zip(pages, keys, strict=True):
         format_.encode_keys(numbers, page)
-    addresses, out = [page.data_ptr() for page in pages], torch.empty(len(query), 1, len(keys) * shape.tokens)
-    return Work(
-        lambda _: format_.scores(query, addresses, shape, 0.1, out, 0), 1, pages.nbytes, native.KERNELS is not None
-    )
+    out = torch.empty(len(query), 1, len(keys) * shape.tokens)
+
+    def run(_: int) -> None:
+        format_.scores(query, [page.data_ptr() for page in pages], shape, 0.1, out, 0)  # pages must stay
+
+    return Work(run, 1, pages.nbytes, native.KERNELS is not None)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 restored: ContextVar[int] = ContextVar("restored", default=0)
 """The number of leading tokens that were restored of the latest prompt of this context: of this strand."""
+at_once: ContextVar[bool] = ContextVar("at_once", default=False)
+"""Whether the prompts of this context are stored when they come the first time."""
 
 
 def prefill(model: Any, token_ids: Sequence[int], cache: Cache, *, block: int) -> torch.Tensor:
@@ -56,7 +58,7 @@ def prefill_with_prefixes(
         together = may_compute_together(model, ids, cache, block=prefixes.block, kind=names.kind)
         done = cache.get_seq_length()
         began = time.perf_counter()
-        stop = prefixes.find_stop(ids) if prefixes.with_state else 0
+        stop = prefixes.find_stop(ids, first=at_once.get()) if prefixes.with_state else 0
         given = () if common is None else common.stops
         for end in sorted({stop, *given}):
             if end > cache.get_seq_length():
@@ -64,7 +66,7 @@ def prefill_with_prefixes(
                 ends = divide_into_calls(cache.get_seq_length(), end, block=prefixes.block, together=False)
                 _compute_parts(model, input_ids, cache, ends, whole)
             if end and end == stop:
-                prefixes.offer(ids, cache)
+                prefixes.offer(ids, cache, first=at_once.get())
             if common is not None and end in given and end == cache.get_seq_length():
                 common.give(end, copy_of(cache), names.root)
         if common is not None:
@@ -73,7 +75,7 @@ def prefill_with_prefixes(
         out = _compute_parts(model, input_ids, cache, ends, last)
         prefixes.note_prefill(len(ids) - done, time.perf_counter() - began)
     if not stop:
-        prefixes.offer(ids, cache)
+        prefixes.offer(ids, cache, first=at_once.get())
     return out
 
 

@@ -169,17 +169,17 @@ class Prefixes(Closing):
         odd = bool(token_ids) and not 0 <= min(token_ids) <= max(token_ids) < 1 << 32
         return too_long or odd or names.is_beyond(token_ids)
 
-    def find_stop(self, token_ids: Sequence[int]) -> int:
-        """The number of leading tokens of a prompt after which it is to be offered: those that come a second time, in
-        full blocks, and are not stored; 0 if there is nothing to store. With windows or recurrent states it has to be
-        offered at that point of its prefill, otherwise at any later time."""
+    def find_stop(self, token_ids: Sequence[int], *, first: bool = False) -> int:
+        """The number of leading tokens of a prompt after which it is to be offered: those that come a second time, or
+        the ``first``, in full blocks, and are not stored; 0 if there is nothing to store. With windows or recurrent
+        states it has to be offered at that point of its prefill, otherwise at any later time."""
         names = self.find_names() if self.supported else None
         if names is None or self._is_left_alone(names, token_ids):
             return 0
         blocks = 0
         with self._note_problems():
             chain = self._chain(names, token_ids)
-            seen = self.store.seen(chain)
+            seen = len(chain.hashes) if first else self.store.seen(chain)
             blocks = seen if seen > self.store.longest(chain, with_state=self.with_state) else 0
         return blocks * self.block
 
@@ -224,17 +224,19 @@ class Prefixes(Closing):
             self._problem = f"{self.store.folder} had a prompt with tensors that are not this model's; it was removed"
         return own is True
 
-    def offer(self, token_ids: Sequence[int], cache: Cache) -> None:
-        """Store the part of the prompt ``token_ids`` that ``cache`` has and that comes a second time, while the model
-        goes on; call it once for a prompt. Nothing is stored while the last prefix is still being written, or where the
-        cache cannot give it (see ``find_stop``), and nothing that the model, as it is now, has not computed."""
+    def offer(self, token_ids: Sequence[int], cache: Cache, *, first: bool = False) -> None:
+        """Store the part of the prompt ``token_ids`` that ``cache`` has and that comes a second time, or the ``first``,
+        while the model goes on; call it once for a prompt. Nothing is stored while the last prefix is still being
+        written, or where the cache cannot give it (see ``find_stop``), and nothing that the model, as it is now, has
+        not computed."""
         names = self._look() if self.supported else None
         if names is None or self._is_left_alone(names, token_ids):
             return
         with self._note_problems():
             prompt = self._chain(names, token_ids)
             count = self._count_computed(names, token_ids, cache)
-            chain = prompt.first(min(self.store.seen(prompt), count // self.block))
+            seen = len(prompt.hashes) if first else self.store.seen(prompt)
+            chain = prompt.first(min(seen, count // self.block))
             self._run_later(lambda: self.store.note(prompt))
             if not chain.hashes or (self.with_state and len(chain.tokens) != cache.get_seq_length()):
                 return

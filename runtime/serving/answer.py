@@ -7,7 +7,8 @@ import torch
 
 from ..modules.deferring import Deferral, deferral
 from ..prefixes.beginnings import Beginning, beginning
-from ..prefixes.prefill import restored
+from ..prefixes.prefill import at_once, restored
+from .defaults import ends_of
 from .requests import Request, Token
 from .sampling import Choice, processors_of
 
@@ -28,6 +29,7 @@ def compute_answer(
     beginning.set(begins)
     forces = None if request.top_logprobs is not None or model._is_stateful else request.forces
     deferral.set(None if forces is None else Deferral(forces, model.get_input_embeddings().num_embeddings))
+    at_once.set(request.keep)
 
     def note(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """A stopping criterion, which is called behind each new token."""
@@ -62,8 +64,7 @@ class _End:
 
     def __init__(self, model: Any, request: Request) -> None:
         config = model.generation_config
-        ends = config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._ends = ends_of(model)
         self._most, self._until = request.max_tokens, request.until
         self.pad = config.pad_token_id if config.pad_token_id is not None else min(self._ends, default=0)
 

@@ -5,7 +5,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -101,7 +101,7 @@ class Engine(Closing):
         """End a request. Nothing more is told to its listener. Idempotent."""
         self._loop.cancel(number)
 
-    async def generate(self, request: Request) -> AsyncIterator[Token]:
+    async def generate(self, request: Request) -> AsyncGenerator[Token, None]:
         """Yield the tokens of the answer to ``request``. Leaving the loop cancels it. Raises as ``submit``, TimedOut,
         and what computing raises."""
         loop, answers = asyncio.get_running_loop(), asyncio.Queue[Token | BaseException]()

@@ -55,6 +55,8 @@ class Request:
     priority: Priority = "interactive"
     timeout: float | None = None
     """Seconds after which the answer is no longer wanted."""
+    keep: bool = False
+    """The prompt is stored when it comes the first time, where prompts are stored: the next one begins with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ def processors_of(request: Request, device: torch.device, choice: "Choice") -> p
     if sampling.logit_bias:
         found.append(_Bias(sampling, device))
     if sampling.presence_penalty or sampling.frequency_penalty:
-        found.append(_Penalties(sampling, len(request.prompt)))
+        found.append(Penalties(sampling.presence_penalty, sampling.frequency_penalty, len(request.prompt)))
     if sampling.repetition_penalty != 1.0:
         found.append(processes.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     found.append(choice)
@@ -84,12 +84,15 @@ class _Bias(processes.LogitsProcessor):  # type: ignore[misc]
         return scores.index_add(1, self._ids, self._amounts.to(scores.dtype)[None])
 
 
-class _Penalties(processes.LogitsProcessor):  # type: ignore[misc]
-    """Takes from the logits of tokens that the answer has."""
+class Penalties(processes.LogitsProcessor):  # type: ignore[misc]
+    """Takes from the logits of tokens that the answer has, behind ``prompt`` tokens."""
 
-    def __init__(self, sampling: Sampling, prompt: int) -> None:
-        self._presence, self._frequency, self._prompt = sampling.presence_penalty, sampling.frequency_penalty, prompt
+    def __init__(self, presence: float, frequency: float, prompt: int) -> None:
+        """``presence`` is taken once, ``frequency`` for each time that the answer has the token."""
+        self._presence, self._frequency, self._prompt = presence, frequency, prompt
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        counts = torch.bincount(input_ids[0, self._prompt :], minlength=scores.shape[1]).to(scores.dtype)
+        """``scores`` [sequences, vocabulary] of the sequences ``input_ids``."""
+        answer = input_ids[:, self._prompt :]
+        counts = torch.zeros_like(scores).scatter_add_(1, answer, torch.ones_like(answer, dtype=scores.dtype))
         return scores - self._presence * (counts > 0).to(scores.dtype) - self._frequency * counts

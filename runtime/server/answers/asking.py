@@ -34,6 +34,8 @@ class Question:
     """Whether the reader wants to see special tokens."""
     most_calls: int | None = None
     client: str = ""
+    keep: bool = False
+    """Whether the prompt is stored when it comes the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,4 +151,5 @@ def _request(served: ServedModel, question: Question, seed: int) -> Request:
         processors=[] if mask is None else [mask],
         forces=None if mask is None else mask.forces,
         client=question.client,
+        keep=question.keep,
     )

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from ...serving.defaults import MOST_TOKENS, ends_of, positions_of, sampling_of
 from ...serving.engine import Engine
 from ...serving.requests import Pooling, Sampling
 from ...serving.text.chats import ChatTemplate
@@ -10,9 +11,6 @@ from ...serving.text.grammars import Grammars
 from ...serving.text.replies import find_response_template
 from .journal import Journal
 from .meters import Meters
-
-MOST_TOKENS = 4096
-"""New tokens where a request does not say how many."""
 
 
 class ServedModel:
@@ -38,13 +36,11 @@ class ServedModel:
         """Bytes of its weights, as the checkpoint has them."""
         self.created = int(time.time())
         self.pooling: Pooling = pooling
-        text = model.config.get_text_config(decoder=True)
-        self.positions: int | None = getattr(text, "max_position_embeddings", None)
+        self.positions = positions_of(model)
         self.vocabulary: int = model.get_input_embeddings().num_embeddings
-        self.width: int = text.hidden_size
+        self.width: int = model.config.get_text_config(decoder=True).hidden_size
         """Dimensions of an embedding."""
-        ends = model.generation_config.eos_token_id
-        self.ends: frozenset[int] = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self.ends = ends_of(model)
         self.chat = ChatTemplate(tokenizer)
         self.grammars = Grammars(tokenizer, self.vocabulary, sorted(self.ends))
         self.response_template = find_response_template(model, tokenizer)
@@ -60,16 +56,8 @@ class ServedModel:
         return MOST_TOKENS if most is None else max(1, min(MOST_TOKENS, most))
 
     def sampling(self, **wanted: Any) -> Sampling:
-        """The sampling that a request asks for. What is None is as the model's generation config says, else as
-        OpenAI's interface does: at a temperature of 1."""
-        config = self._generation
-        defaults = {
-            name: value
-            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-            if (value := getattr(config, name, None)) is not None
-        }
-        given = {name: value for name, value in wanted.items() if value is not None}
-        return Sampling(**({"temperature": 1.0} | defaults | given))
+        """The sampling that a request asks for. What is None is as the model says."""
+        return sampling_of(self._generation, **wanted)
 
     def token_text(self, token: int) -> tuple[str, list[int]]:
         """The text of one token, and its bytes."""

@@ -19,7 +19,7 @@ from ..web.bodies import read_body
 from ..web.endpoints import error_reply
 from ..web.replies import EventReply, WaitingReply, event
 from .requests import ChatRequest, NamedTool
-from .shared import DONE, LEAST, error_body, failed_event, new_id, sampling_of, usage_of
+from .shared import DONE, LEAST, error_body, failed_event, keeps_prompt, new_id, sampling_of, usage_of
 
 
 async def chat(request: Request) -> Response:
@@ -39,6 +39,7 @@ async def chat(request: Request) -> Response:
         stops=body.stops,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         client=client_of(request),
+        keep=keeps_prompt(body),
     )
     answers = Answers(served, question)
     writer = _Writer(served, answers, body)

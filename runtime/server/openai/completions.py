@@ -20,7 +20,7 @@ from ..web.bodies import read_body
 from ..web.endpoints import error_reply
 from ..web.replies import EventReply, WaitingReply, event
 from .requests import CompletionRequest
-from .shared import DONE, LEAST, error_body, failed_event, new_id, sampling_of, usage_of
+from .shared import DONE, LEAST, error_body, failed_event, keeps_prompt, new_id, sampling_of, usage_of
 
 TOKENS = 16
 """New tokens where a request does not say how many, as OpenAI has it."""
@@ -51,6 +51,7 @@ async def complete(request: Request) -> Response:
                 top_logprobs=body.logprobs,
                 mask=mask,
                 client=client_of(request),
+                keep=keeps_prompt(body),
             )
             for prompt in prompts
         ),

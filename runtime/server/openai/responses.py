@@ -18,7 +18,7 @@ from ..web.bodies import read_body
 from ..web.endpoints import error_reply, note_error
 from ..web.replies import EventReply, WaitingReply, event
 from .response_requests import ResponsesRequest
-from .shared import error_body, new_id
+from .shared import error_body, keeps_prompt, new_id
 
 _PARTS = {"content": ("message", "output_text"), "reasoning": ("reasoning", "reasoning_text")}
 """The item and the part of what is said."""
@@ -35,6 +35,7 @@ async def respond(request: Request) -> Response:
         sampling=served.sampling(temperature=body.temperature, top_p=body.top_p),
         max_tokens=body.max_output_tokens,
         client=client_of(request),
+        keep=keeps_prompt(body),
     )
     answers = Answers(served, question)
     writer = _Writer(served, answers, body)

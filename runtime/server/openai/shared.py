@@ -6,6 +6,7 @@ from typing import Any
 from ...serving.requests import Sampling
 from ..answers.asking import Answers
 from ..answers.served import ServedModel
+from ..web.bodies import Body
 from ..web.endpoints import note_error
 from ..web.errors import ApiError
 from ..web.replies import event
@@ -47,6 +48,11 @@ def sampling_of(served: ServedModel, body: SamplingBody) -> Sampling:
         frequency_penalty=body.frequency_penalty,
         logit_bias=tuple(bias),
     )
+
+
+def keeps_prompt(body: Body) -> bool:
+    """Whether the client asks to have its prompt stored for later ones: a field that changes no answer."""
+    return (body.model_extra or {}).get("prompt_cache_retention") == "24h"
 
 
 def usage_of(answers: Answers) -> dict[str, Any]:

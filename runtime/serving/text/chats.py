@@ -47,7 +47,10 @@ class ChatTemplate:
         Raises RequestError.
         """
         if not self.exists:
-            raise RequestError("this model's tokenizer has no chat template; send a text to /v1/completions instead")
+            raise RequestError(
+                "this model's tokenizer has no chat template; have a text continued instead "
+                "(/v1/completions, or generate --raw)"
+            )
         variables = variables or {}
         if reserved := _OURS & variables.keys():
             raise RequestError(f"{min(reserved)} is no variable of a chat template")

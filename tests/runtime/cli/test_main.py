@@ -15,9 +15,10 @@ import typer
 from penstock.kernels import native
 from penstock.runtime.cli import doctor, options
 from penstock.runtime.cli.bench import summarise
-from penstock.runtime.cli.generate import TOKENS, room_for, tokens_per_second
+from penstock.runtime.cli.generate import ANSWER_TOKENS, TOKENS, room_for
 from penstock.runtime.cli.main import main, make_app
 from penstock.runtime.cli.measure import peak_resident_bytes
+from penstock.runtime.cli.writing import tokens_per_second
 from penstock.runtime.config.config import Config
 from penstock.runtime.config.settings import OVERRIDES
 from penstock.runtime.machine import timings
@@ -28,6 +29,7 @@ from tests.support.timings import KEPT, TIMINGS
 
 COMMANDS = (
     "generate",
+    "chat",
     "serve",
     "batch",
     "pack",
@@ -191,7 +193,16 @@ def test_mistyped_key_in_the_file(run):
         ["pack"],
         ["generate", "m"],
         ["generate", "m", "-p", "x", "-n", "0"],
-        ["generate", "m", "-p", "x", "--temperature", "0"],
+        ["generate", "m", "-p", "x", "--prompt-file", "y"],
+        ["generate", "m", "-p", "x", "--raw", "--system", "y"],
+        ["generate", "m", "-p", "x", "--beams", "2", "--stop", "y"],
+        ["generate", "m", "-p", "x", "--stop", ""],
+        ["generate", "m", "-p", "x", "--temperature", "0", "--top-p", "0.5"],
+        ["generate", "m", "-p", "x", "--temperature", "0", "--seed", "1"],
+        ["generate", "m", "-p", "x", "--temperature", "-1"],
+        ["generate", "m", "-p", "x", "--min-p", "1.5"],
+        ["generate", "m", "-p", "x", "--repetition-penalty", "0"],
+        ["generate", "m", "-p", "x", "--presence-penalty", "inf"],
         ["generate", "m", "-p", "x", "--temperature", "nan"],
         ["generate", "m", "-p", "x", "--top-p", "1.5"],
         ["generate", "m", "-p", "x", "--top-k", "0"],
@@ -231,6 +242,7 @@ def test_room_for_tokens():
     assert room_for(10, 500, None) == 500
     assert room_for(10, None, 20) == 11
     assert room_for(10, None, 1000) == TOKENS
+    assert room_for(10, None, None, ANSWER_TOKENS) == ANSWER_TOKENS
     assert room_for(20, 1, 20) == 1
     with pytest.raises(PromptTooLong, match=r"21 tokens.*20 positions"):
         room_for(21, None, 20)
@@ -239,8 +251,8 @@ def test_room_for_tokens():
 
 
 def test_speed_of_decoding_leaves_the_prompt_out():
-    assert tokens_per_second(0.0, [10.0, 10.5, 11.0]) == 2.0
-    assert tokens_per_second(0.0, [4.0]) == 0.25
+    assert tokens_per_second([10.0, 10.5, 11.0]) == 2.0
+    assert tokens_per_second([4.0]) is None
 
 
 def test_bench_counts_only_the_steps():

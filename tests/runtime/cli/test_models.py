@@ -11,9 +11,10 @@ import threading
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, TextStreamer
+from transformers import AutoModelForCausalLM
 
 from penstock.runtime.cli.main import main
+from penstock.runtime.cli.writing import Streamer
 from penstock.tiering.store.bundle.reader import Bundle
 from penstock.tiering.store.bundle.writer import BundleWriter
 from tests.support.prompts import IDS, PROMPT
@@ -47,10 +48,8 @@ def test_generate_continues_as_transformers_does(ask, checkpoint):
 def test_generate_streams_the_text_and_nothing_else(run, ask, checkpoint, monkeypatch):
     text = ask("generate", checkpoint, "-p", PROMPT, "-n", 12)["text"]
     pieces = []
-    real = TextStreamer.on_finalized_text
-    monkeypatch.setattr(
-        TextStreamer, "on_finalized_text", lambda self, text, **more: (pieces.append(text), real(self, text, **more))
-    )
+    real = Streamer.show
+    monkeypatch.setattr(Streamer, "show", lambda self, text: (pieces.append(text), real(self, text)))
     assert run("generate", checkpoint, "-p", PROMPT, "-n", 12) == (0, text + "\n", "")
     assert len([piece for piece in pieces if piece]) > 3
 
@@ -111,7 +110,7 @@ def test_too_small_a_budget_says_the_least(run, checkpoint):
 def test_ctrl_c_while_generating(run, checkpoint, monkeypatch):
     before = set(threading.enumerate())
     with monkeypatch.context() as patch:
-        patch.setattr(TextStreamer, "put", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Streamer, "put", lambda *_: signal.raise_signal(signal.SIGINT))
         code, _, err = run("generate", checkpoint, "-p", PROMPT)
     assert (code, err) == (130, "penstock: interrupted\n")
     assert set(threading.enumerate()) <= before
@@ -218,7 +217,7 @@ def test_a_trace_that_cannot_be_written_is_refused_before_anything_is_done(run, 
 
 def test_ctrl_c_leaves_a_trace(run, checkpoint, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
-        patch.setattr(TextStreamer, "put", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Streamer, "put", lambda *_: signal.raise_signal(signal.SIGINT))
         assert run("generate", checkpoint, "-p", PROMPT, "--trace", "run.json")[0] == 130
     load(tmp_path / "run.json")
 

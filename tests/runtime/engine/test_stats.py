@@ -66,6 +66,29 @@ def test_a_report_is_json_with_times_in_seconds() -> None:
     assert not [name for name in report if name.endswith("_seconds")]
 
 
+def test_the_same_by_part() -> None:
+    stats = numbered()
+    parts = json.loads(json.dumps(stats.parts()))
+    assert parts.keys() == {"run", *COMPONENTS}
+    assert parts["run"] == {"tokens": stats.tokens, "forwards": stats.forwards}
+    for component, kind in COMPONENTS.items():
+        assert len(parts[component]) == len(fields(kind))
+    assert (parts["kv"]["stall_s"], parts["weights"]["flash_read_s"]) == (
+        stats.kv_stall_seconds,
+        stats.flash_read_seconds,
+    )
+
+
+def test_people_read_a_few_lines() -> None:
+    stats = numbered()
+    lines = str(stats).splitlines()
+    assert lines[0] == f"{stats.tokens} tokens in {stats.forwards} forwards"
+    assert len(lines) == 6
+    alone = replace(stats, device=DeviceStats(), kv=KVStats(), prefix=PrefixStats())
+    assert str(alone).splitlines() == lines[:3]
+    assert "keys and values: 1.00 KiB, beside" in str(replace(alone, kv=KVStats(unbounded_bytes=1024)))
+
+
 def test_the_speed_of_a_drive_that_was_never_busy_is_none() -> None:
     stats = numbered()
     assert stats.drive_bytes_per_second == stats.flash_bytes_read / stats.flash_read_seconds

@@ -1,8 +1,11 @@
 """What doctor says of kernels: each kind, its level, and a rate."""
 
 import math
+import weakref
+from typing import Any
 
 import pytest
+import torch
 
 from penstock.kernels import native
 from penstock.kernels.formats import nested, quantise
@@ -35,3 +38,20 @@ def test_without_compiled_kernels_torch_computes_all(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(format_.__class__, "find_product", lambda *_: None)
     monkeypatch.setattr(row_products, "find_product", lambda *_: None)
     assert {speed.level for speed in kernel_speeds.measure()} == {kernel_speeds.TORCH}
+
+
+def test_pages_stay_as_long_as_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    real = torch.zeros
+
+    def zeros(*sizes: Any, **more: Any) -> torch.Tensor:
+        tensor = real(*sizes, **more)
+        if more.get("dtype") == torch.uint8:
+            made.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    works = [*kernel_speeds._attention(torch.Generator())]
+    assert len(made) >= 3
+    assert all(pages() is not None for pages in made), "kernels would read what is freed"
+    assert len(works) == 4

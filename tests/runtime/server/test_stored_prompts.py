@@ -23,6 +23,22 @@ def storing(chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         yield server
 
 
+def test_a_client_can_ask_to_have_its_prompt_stored_at_once(storing: Served):
+    prompt = "other " * 150
+    with openai.OpenAI(base_url=f"{storing.url}/v1", api_key="-", max_retries=0) as client:
+        kept: Any = {"prompt_cache_retention": "24h"}
+        talk: Any = [{"role": "user", "content": prompt}]
+        client.chat.completions.create(model="tiny", messages=talk, max_tokens=1, **kept)
+        storing.served.model.penstock.prefixes.flush()  # one is written at a time
+        client.completions.create(model="tiny", prompt=prompt, max_tokens=1, extra_body=kept)
+        for ask in (
+            lambda: client.chat.completions.create(model="tiny", messages=talk, max_tokens=1).usage,
+            lambda: client.completions.create(model="tiny", prompt=prompt, max_tokens=1).usage,
+        ):
+            storing.served.model.penstock.prefixes.flush()
+            assert ask().prompt_tokens_details.cached_tokens >= 256
+
+
 def test_cached_tokens_are_told(storing: Served):
     with openai.OpenAI(base_url=f"{storing.url}/v1", api_key="-", max_retries=0) as client:
 

@@ -223,15 +223,16 @@ class PrefixStore:
         to: int | None = None,
         before: int | None = None,
         label: str | None = None,
+        root: str | None = None,
         everything: bool = False,
     ) -> int:
-        """Remove prefixes; the bytes that came free. Those of the model ``label``, those not used since ``before`` (in
-        nanoseconds), the least recently used until all files have ``to`` bytes at most; ``everything``, also files that
-        cannot be read."""
+        """Remove prefixes; the bytes that came free. Those of the model ``label``, those of chains behind ``root``,
+        those not used since ``before`` (in nanoseconds), the least recently used until all files have ``to`` bytes at
+        most; ``everything``, also files that cannot be read."""
         with self._files.lock():
             self._files.sweep()
             records = self._files.records()
-            gone = [record.name for record in records if everything or record.label == label]
+            gone = [record.name for record in records if everything or label == record.label or root == record.root]
             if everything:
                 gone += [entry.name for entry, _ in self._files.entries() if self._files.is_unusable(entry.name)]
             if before is not None:

@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from penstock.runtime.server.answers.meters import Meters
-from penstock.runtime.server.answers.served import MOST_TOKENS, ServedModel
+from penstock.runtime.server.answers.served import ServedModel
 from penstock.runtime.server.answers.service import Service
 from penstock.runtime.server.web.errors import ApiError
+from penstock.runtime.serving.defaults import MOST_TOKENS
 from penstock.runtime.serving.requests import Sampling
 from tests.support.chat_models import byte_tokenizer
 from tests.support.tiny_models import tiny_config

@@ -29,7 +29,7 @@ def test_special_tokens_in_a_message_are_text():
 
 
 def test_a_tokenizer_without_a_template_says_so():
-    with pytest.raises(RequestError, match="no chat template; send a text to /v1/completions"):
+    with pytest.raises(RequestError, match="no chat template; have a text continued instead"):
         ChatTemplate(byte_tokenizer(chat=None)).encode(ASKED)
 
 
