@@ -10,7 +10,8 @@
 asyncio. ``await engine.embed(Passage(prompt=ids))`` is the embedding of a text.
 """
 
-from .runtime.serving.engine import Batch, Engine
+from .runtime.serving.engine import Engine
+from .runtime.serving.loop import Batch
 from .runtime.serving.requests import Finish, Passage, Pooling, Request, Sampling, Token
 from .tiering.errors import QueueFull, RequestError, TimedOut
 from .tiering.serving.admission import Priority

@@ -88,6 +88,7 @@ ROOMS = {
         "runtime.server.ollama",
         "runtime.server.dashboard",
         "runtime.server",
+        "runtime.batch",
         "runtime.chat",
         "runtime.cli",
     ],

@@ -75,7 +75,7 @@ class UnplaceableModule(PenstockError):
 
 
 class PromptTooLong(PenstockError):
-    """The prompt has more tokens than the model has positions."""
+    """The prompt has more tokens than the model has positions, or than there is room for keys and values."""
 
 
 class TextError(PenstockError):
@@ -111,7 +111,11 @@ class RequestError(PenstockError):
 
 
 class QueueFull(PenstockError):
-    """As many requests wait as may wait."""
+    """As many requests wait as may wait. ``retry_after`` says in how many seconds there may be a place."""
+
+    def __init__(self, message: object = "", retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class TimedOut(PenstockError):
@@ -120,3 +124,7 @@ class TimedOut(PenstockError):
 
 class ServerError(PenstockError):
     """The server cannot start: something that it needs is not installed, or its address is taken."""
+
+
+class BatchError(PenstockError):
+    """A file of requests, or of answers, cannot be used as it is; names the line."""

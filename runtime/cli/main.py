@@ -18,6 +18,7 @@ COMMANDS = (
     "generate",
     "chat",
     "serve",
+    "batch",
     "pack",
     "verify",
     "inspect",

@@ -53,9 +53,10 @@ def command(
         typer.Option(help="Which hidden states embeddings are made of; auto: as the model's files say, else mean."),
     ] = "auto",
     batch: Annotated[
-        Literal["exact", "fast"],
+        Literal["exact", "fast", "auto"],
         typer.Option(
-            help="exact: every answer has the bits that it has alone. fast: several rows may be summed otherwise."
+            help="exact: every answer has the bits that it has alone. fast: several rows may be summed otherwise. "
+            "auto: exact as long as reading takes the time."
         ),
     ] = "exact",
 ) -> None:

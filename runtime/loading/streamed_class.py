@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...tiering.errors import ConfigError, PenstockError
+from ..modules.deferring import deferral
 from ..prefixes.prefill import prefill_with_prefixes
 from .casting import PLACED, cast
 from .several_rows import warn_of_drafts
@@ -126,12 +127,18 @@ def _generation_methods(base: type[Any]) -> dict[str, Any]:
 
         return prefill_with_prefixes(self.penstock.prefixes, self, input_ids, cache, finish)
 
+    def prepare_inputs(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        put_off = deferral.get()
+        if put_off is not None and kwargs.get("next_sequence_length") == 1 and not kwargs.get("is_first_iteration"):
+            kwargs["next_sequence_length"] = put_off.begin(input_ids)
+        return base.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
+
     def assisted_decoding(self: Any, *args: Any, **kwargs: Any) -> Any:
         warn_of_drafts(self)
         return base._assisted_decoding(self, *args, **kwargs)
 
-    methods = {"_prepare_cache_for_generation": prepare_cache, "_prefill": prefill}
-    methods |= {"_assisted_decoding": assisted_decoding}
+    methods: dict[str, Any] = {"_prepare_cache_for_generation": prepare_cache, "_prefill": prefill}
+    methods |= {"_assisted_decoding": assisted_decoding, "prepare_inputs_for_generation": prepare_inputs}
     return {name: method for name, method in methods.items() if hasattr(base, name)}
 
 

@@ -9,7 +9,6 @@ strand computes by itself, as it would alone.
 The idea of sharing one scan is from "Cooperative Scans: Dynamic Bandwidth Sharing in a DBMS".
 """
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,14 +20,11 @@ from torch import nn
 
 from ..experts.experts import streamed_experts
 from .class_forward import own_forward
-from .meeting import Arrival, Outcome, Place, compute_beside, compute_joined, compute_one, find_joining
+from .meeting import Arrival, Outcome, Place, Route, compute_beside, compute_joined, compute_one, find_joining
 
 Work = Callable[[], Any]
 Ended = Callable[[Any, BaseException | None], None]
 Lease = Callable[[], AbstractContextManager[Any]]
-
-_NO_ROUND = sys.maxsize
-"""Where the lockstep is between rounds: behind all places."""
 
 
 class Strand(greenlet.greenlet):
@@ -41,7 +37,6 @@ class Strand(greenlet.greenlet):
         self.arrival: Arrival | None = None
         """The call that it waits for."""
         self.paused = False
-        """Whether it is left where it is."""
 
 
 class Lockstep:
@@ -58,12 +53,13 @@ class Lockstep:
     ) -> None:
         """``leased`` keep the weights of modules in memory for several calls. ``divided`` do so for modules that
         several tokens pass as a whole. ``exact``: rows that are computed together have the bits that each has alone.
-        Else torch may sum them in another order."""
-        self._clock, self._exact = clock, exact
-        self._strands: list[Strand] = []
+        Else torch may sum them in another order. It may be changed between rounds."""
+        self._clock, self.exact = clock, exact
+        self._strands: dict[Strand, None] = {}  # in the order in which they began
+        self._waiting: list[tuple[Strand, Arrival]] | None = None  # None: to be looked up
         self._before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
-        self._used = 0
-        self._at = _NO_ROUND
+        self._route = Route()
+        self._at: Place | None = None  # None: between rounds
         self._short = self._long = self._round = 0.0  # seconds: of one token, of several, and the last round's of one
         for module in model.modules():
             joining = find_joining(module)
@@ -72,8 +68,7 @@ class Lockstep:
                 several = None if (experts := streamed_experts(module)) is None else experts.forward_several
                 place = Place(own_forward(module), joining, several, lease, whole=module in divided)
                 self._before.append((module, vars(module).get("forward")))
-                # Prompts are stored of a model that is described as it was: only where they have its bits.
-                module.forward = self._stopping(place) if exact else partial(self._call, place)
+                module.forward = self._stopping(place)
 
     def __len__(self) -> int:
         return len(self._strands)
@@ -95,7 +90,7 @@ class Lockstep:
 
     def _start(self, work: Work, ended: Ended, *, part: bool) -> Strand:
         strand = Strand(self, work, ended, part=part)
-        self._strands.append(strand)
+        self._strands[strand] = None
         self._go_on(strand, strand.switch)
         return strand
 
@@ -104,6 +99,10 @@ class Lockstep:
         if strand in self._strands:
             strand.ended = _ignore
             self._go_on(strand, partial(strand.throw, greenlet.GreenletExit))
+
+    def pause(self, strand: Strand, paused: bool) -> None:
+        """Leave ``strand`` where it is, or have it go on."""
+        strand.paused, self._waiting = paused, None
 
     def together(self, works: Sequence[Work]) -> list[Any]:
         """Run ``works`` beside each other for the strand that calls it. They stop at the same places, and pass each in
@@ -141,12 +140,13 @@ class Lockstep:
     @property
     def waits(self) -> bool:
         """Whether a strand waits to be computed."""
-        return bool(self._waiting())
+        return bool(self._who_waits())
 
     @property
     def begins(self) -> bool:
         """Whether the next call of ``advance`` begins a round."""
-        return not any(arrival.place.order > self._at for _, arrival in self._waiting())
+        at = self._order()
+        return not any(arrival.place.order > at for _, arrival in self._who_waits())
 
     def advance(self, share: float) -> bool:
         """Compute the next place where strands wait. Returns False if there is none.
@@ -154,35 +154,44 @@ class Lockstep:
         In a round, calls of several tokens take at most ``share`` times the seconds of the others, and those of one
         place more. They are not held up where nobody else waits.
         """
-        waiting = self._waiting()
+        waiting = self._who_waits()
         if not waiting:
             return False
-        if self.begins:
-            self._at, self._round, self._short, self._long = -1, self._short, 0.0, 0.0
-        short = [(strand, call) for strand, call in waiting if _is_short(strand, call)]
-        if short and self._long > share * max(self._round, self._short):
-            waiting = short
-        ahead = [(strand, call) for strand, call in waiting if call.place.order > self._at]
-        if not ahead:  # only those who are held up are: the round is over
-            self._at = _NO_ROUND
-            return True
-        place = min((call.place for _, call in ahead), key=lambda place: place.order)
-        self._at = place.order
-        self._compute(place, [(strand, call) for strand, call in ahead if call.place is place])
+        at = self._order()
+        if all(call.place.order <= at for _, call in waiting):
+            at, self._round, self._short, self._long = -1, self._short, 0.0, 0.0
+        if self._long > share * max(self._round, self._short):
+            waiting = [(strand, call) for strand, call in waiting if _is_short(strand, call)] or waiting
+        place = min(
+            (call.place for _, call in waiting if call.place.order > at), key=lambda place: place.order, default=None
+        )
+        self._at = place
+        if place is not None:  # else only those who are held up are ahead: the round is over
+            self._compute(place, [(strand, call) for strand, call in waiting if call.place is place])
         return True
 
-    def _waiting(self) -> list[tuple[Strand, Arrival]]:
-        return [
-            (strand, strand.arrival) for strand in self._strands if strand.arrival is not None and not strand.paused
-        ]
+    def _order(self) -> int:
+        """That of the place where the lockstep is; between rounds that behind all places."""
+        return len(self._route) if self._at is None else self._at.order
+
+    def _who_waits(self) -> list[tuple[Strand, Arrival]]:
+        if self._waiting is None:
+            self._waiting = [
+                (strand, strand.arrival) for strand in self._strands if strand.arrival is not None and not strand.paused
+            ]
+        return self._waiting
 
     def _compute(self, place: Place, calls: Sequence[tuple[Strand, Arrival]]) -> None:
-        joined = [(strand, call) for strand, call in calls if call.joinable and not strand.part]
-        single = [(strand, call) for strand, call in calls if len(joined) == 1 or (strand, call) not in joined]
+        joined: list[tuple[Strand, Arrival]] = []
+        single: list[tuple[Strand, Arrival]] = []
+        for strand, call in calls:
+            (joined if call.joinable and not strand.part else single).append((strand, call))
+        if len(joined) == 1:
+            joined, single = [], [*calls]
         began = self._clock()
-        with place.lease() if len(single) + (len(joined) > 1) > 1 else nullcontext():
-            if len(joined) > 1:
-                together = compute_joined(place, [call for _, call in joined], exact=self._exact)
+        with place.lease() if len(single) + bool(joined) > 1 else nullcontext():
+            if joined:
+                together = compute_joined(place, [call for _, call in joined], exact=self.exact)
                 for (strand, _), outcome in zip(joined, together, strict=True):
                     self._answer(strand, outcome)
                 began = self._note(began, short=True)
@@ -208,7 +217,7 @@ class Lockstep:
 
     def _go_on(self, strand: Strand, switch: Callable[[], Any]) -> None:
         """Let ``strand`` compute until it stops again, or ends."""
-        strand.arrival = None
+        strand.arrival = self._waiting = None
         strand.parent = greenlet.getcurrent()
         error: BaseException | None = None
         found: Any = None
@@ -216,15 +225,16 @@ class Lockstep:
             found = switch()
         except BaseException as raised:
             error = raised
+        self._waiting = None  # whatever the strand has started meanwhile
         if not strand.dead:
             strand.arrival = found
             return
-        self._strands.remove(strand)
+        del self._strands[strand]
         strand.ended(found, error)
 
     def _stopping(self, place: Place) -> Callable[..., Any]:
         """The forward of the module of ``place``, where strands stop. Those who ask see what it wraps: the module is
-        described as it was."""
+        described as it was, and prompts are stored. Their blocks have its bits: only single tokens are joined."""
 
         @wraps(place.forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -237,8 +247,7 @@ class Lockstep:
         arrival, strand = Arrival(place, args, kwargs), greenlet.getcurrent()
         if not isinstance(strand, Strand) or (place.whole and _is_short(strand, arrival)):
             return place.forward(*args, **kwargs)
-        if place.order < 0:
-            place.order, self._used = self._used, self._used + 1
+        self._route.pass_by(place)
         return _stop_at(arrival)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,7 +32,35 @@ class Place:
     whole: bool = False
     """Whether only calls of several tokens stop here, for all modules inside at once."""
     order: int = -1
-    """Its position among all places, in the order of their first use."""
+    """Its position on the route; -1: nobody was there yet."""
+
+
+passed: ContextVar[Place | None] = ContextVar("penstock_passed", default=None)
+"""The place that a strand has reached last in its forward."""
+
+
+class Route:
+    """All places that were reached, in the order of a forward.
+
+    It is found by watching: a new place comes right behind the one that its strand was at before. Modules are not
+    always registered in the order in which they compute, and prompts pass some as a whole inside of which answers stop.
+    """
+
+    def __init__(self) -> None:
+        self._places: list[Place] = []
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def pass_by(self, place: Place) -> None:
+        """The strand that calls this has reached ``place``."""
+        if place.order < 0:
+            before = passed.get()
+            at = 0 if before is None else before.order + 1
+            self._places.insert(at, place)
+            for number, each in enumerate(self._places[at:], at):
+                each.order = number
+        passed.set(place)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ from ..kv.cache.growing import growing
 from ..kv.cache.unbounded import Unbounded
 from ..tiers.compute_tier import ComputeTier
 from ..tiers.device.tier import DeviceTier
+from .deferring import deferral
+from .meeting import passed
 from .row_attention import IMPLEMENTATION
 from .run_meter import RunMeter
 from .scopes import Scopes
@@ -79,11 +81,18 @@ class Forwards:
         """As Inherited.leave_to_parent."""
         self._forked = True
 
+    @property
+    def stall_seconds(self) -> float:
+        """How long computing has waited for weights."""
+        return self._tier.bridge.stall_seconds
+
     def run(
         self, model: nn.Module, scopes: Scopes, around: Around, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """``original``, the forward of ``model``, inside of ``around``. Raises Closed, DeviceFull and what it raises,
         and Forked in a child of the process that has loaded the model."""
+        if (put_off := deferral.get()) is not None and (out := put_off.skip(kwargs)) is not None:
+            return out
         if scopes.shared and not _inside.get():
             return self._run_strand(model, around, original, *args, **kwargs)
         if scopes.inside:  # a forward inside a forward of this thread
@@ -118,6 +127,7 @@ class Forwards:
     ) -> Any:
         """The forward of one strand, inside of ``session``."""
         before = _inside.set(True)
+        passed.set(None)
         try:
             out, _ = self._compute(model, around, original, args, kwargs, _call)
             return out

@@ -4,11 +4,13 @@ depend on nothing behind it, so they can be stored for other prompts."""
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
+from .beginnings import begin_with, beginning, copy_of
 from .calls import compute_part
 from .grouping import divide_into_calls, may_compute_together
 from .layered import Part, compute_layered, has_layers_in_order
@@ -42,16 +44,33 @@ def prefill_with_prefixes(
     ``last`` computes all."""
     ids: list[int] = input_ids[0].tolist()
     with prefixes.hold_names() as names:
+        common = beginning.get()
         if names is None or names.is_beyond(ids) or not prefixes.can_go_on(model, ids):
+            if common is not None:
+                common.done()
             return last(cache)
-        restored.set(prefixes.restore(ids, cache))
+        if common is not None and common.has is not None and common.has.root == names.root:
+            begin_with(cache, common.has.cache)
+            restored.set(cache.get_seq_length())
+            prefixes.origins.begin(cache, names.root, ids[: cache.get_seq_length()])
+        else:
+            restored.set(prefixes.restore(ids, cache))
         together = may_compute_together(model, ids, cache, block=prefixes.block, kind=names.kind)
         done = cache.get_seq_length()
         began = time.perf_counter()
         stop = prefixes.find_stop(ids, first=at_once.get()) if prefixes.with_state else 0
-        if stop:
-            prefill(model, ids[:stop], cache, block=prefixes.block)
-            prefixes.offer(ids, cache, first=at_once.get())
+        given = () if common is None else common.stops
+        for end in sorted({stop, *given}):
+            if end > cache.get_seq_length():
+                whole = partial(compute_part, model, input_ids, end=end)
+                ends = divide_into_calls(cache.get_seq_length(), end, block=prefixes.block, together=False)
+                _compute_parts(model, input_ids, cache, ends, whole)
+            if end and end == stop:
+                prefixes.offer(ids, cache, first=at_once.get())
+            if common is not None and end in given and end == cache.get_seq_length():
+                common.give(end, copy_of(cache), names.root)
+        if common is not None:
+            common.done()
         ends = divide_into_calls(cache.get_seq_length(), len(ids), block=prefixes.block, together=together)
         out = _compute_parts(model, input_ids, cache, ends, last)
         prefixes.note_prefill(len(ids) - done, time.perf_counter() - began)

@@ -71,8 +71,9 @@ class Prefixes(Closing):
         self.store, self.block, self._device, self._salt = store, block, device, salt
         self._identity = FixedIdentity(identity) if isinstance(identity, Mapping) else identity
         self._held = threading.local()
-        self._origins = Origins()
-        self.watch = ForwardWatch(self._origins, block, self.find_names, flags).forward
+        self.origins = Origins()
+        """Where the tokens of caches come from."""
+        self.watch = ForwardWatch(self.origins, block, self.find_names, flags).forward
         """A context for each forward of a model that its identity follows, with the keyword arguments of the forward:
         notes which tokens a cache has, and under which identity they were computed."""
         fresh = DynamicCache(config=config)
@@ -197,7 +198,7 @@ class Prefixes(Closing):
         except (PrefixError, OSError) as error:
             self._note(error)
             return 0
-        self._origins.begin(cache, names.root, token_ids[:count])
+        self.origins.begin(cache, names.root, token_ids[:count])
         return count
 
     def _restore_longest(self, chain: Chain, cache: DynamicCache, kind: str) -> int:
@@ -286,7 +287,7 @@ class Prefixes(Closing):
         length: int = cache.get_seq_length()
         if not self._identity.follows:
             return length
-        return min(length, self._origins.count(cache, names.root, token_ids), names.bound or sys.maxsize)
+        return min(length, self.origins.count(cache, names.root, token_ids), names.bound or sys.maxsize)
 
     def note_prefill(self, tokens: int, seconds: float) -> None:
         """Note that computing ``tokens`` of a prompt took ``seconds``: a stored prefix has to be faster."""

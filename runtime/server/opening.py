@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...tiering.progress import Quiet
 from ..loading.load import load_opened
 from ..loading.opening import ModelSource, open_files, read_tokenizer
-from ..serving.engine import Batch, Engine, limits_of
+from ..serving.engine import Engine, limits_of
+from ..serving.loop import Batch
 from ..serving.requests import Pooling
 from ..serving.turns import EngineInTurn, ModelTurns, Opened
 from .answers.meters import Meters

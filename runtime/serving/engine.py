@@ -7,17 +7,15 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ...kernels.closing import Closing
-from ...tiering.errors import PromptTooLong, QueueFull, RequestError
+from ...tiering.errors import PromptTooLong, RequestError
 from ...tiering.serving.admission import Room, Ticket
-from .loop import Listener, Loop
+from .loop import Batch, Listener, Loop
 from .requests import Passage, Request, Token
-
-Batch = Literal["exact", "fast"]
 
 
 class Limits(NamedTuple):
@@ -41,28 +39,36 @@ class Engine(Closing):
 
     def __init__(self, model: Any, *, batch: Batch = "exact", rows: int = 32, queue: int = 256) -> None:
         """``batch``: "exact", every answer has the bits of the same request alone; "fast", torch may sum several rows
-        in another order. ``rows`` are answered at a time, ``queue`` more wait."""
+        in another order; "auto", the first as long as reading weights takes the time, else the second. ``rows`` are
+        answered at a time, ``queue`` more wait."""
         self._model = model
         self._positions, self._vocabulary = limits_of(model)
         self._numbers = itertools.count()
         self.rows = rows
         """Requests that are answered at a time."""
-        self._loop = Loop(model, Room(rows, queue), exact=batch == "exact", share=1.0)
+        self._loop = Loop(model, Room(rows, queue), batch, share=1.0)
         self._thread = threading.Thread(target=self._loop.run, name="penstock-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request, listener: Listener) -> int:
         """Have ``request`` answered. Returns a number for ``cancel``. ``listener`` is called on the engine's thread.
 
-        Raises RequestError, PromptTooLong, QueueFull and Closed.
+        Raises RequestError, PromptTooLong, BudgetTooSmall, QueueFull and Closed.
         """
         self._check(request)
-        number, tokens = next(self._numbers), len(request.prompt) + request.max_tokens
+        number, tokens = next(self._numbers), _cached(request)
         deadline = None if request.timeout is None else time.monotonic() + request.timeout
         ticket = Ticket(number, tokens, request.client, request.priority, deadline)
-        if not self._loop.offer(ticket, request, listener):
-            raise QueueFull("as many requests wait as may wait; try again later")
+        self._loop.offer(ticket, request, listener)
         return number
+
+    def room(self, prompt: int) -> int | None:
+        """The most new tokens behind a prompt of ``prompt`` tokens that there are positions, and room for keys and
+        values, for, 0 if it does not fit; None: any number."""
+        if self._positions is None:
+            return None
+        most = self._loop.most_tokens(self._positions)
+        return max(0, most - prompt + 1)
 
     def submit_passage(self, passage: Passage, listener: Callable[[torch.Tensor | BaseException], None]) -> int:
         """As ``submit``. ``listener`` is told the embedding: float32 [width]."""
@@ -70,8 +76,7 @@ class Engine(Closing):
         number = next(self._numbers)
         deadline = None if passage.timeout is None else time.monotonic() + passage.timeout
         ticket = Ticket(number, 0, passage.client, passage.priority, deadline)
-        if not self._loop.offer(ticket, passage, listener):
-            raise QueueFull("as many requests wait as may wait; try again later")
+        self._loop.offer(ticket, passage, listener)
         return number
 
     async def embed(self, passage: Passage) -> torch.Tensor:
@@ -133,6 +138,11 @@ class Engine(Closing):
         return self._loop.counts()
 
     @property
+    def exact(self) -> bool:
+        """Whether answers have the bits of the same request alone, as things are now."""
+        return self._loop.exact
+
+    @property
     def model(self) -> Any | None:
         """The model that computes; None while it is not in memory."""
         return self._model
@@ -165,12 +175,17 @@ class Engine(Closing):
         if request.max_tokens < 1:
             raise RequestError(f"max_tokens is {request.max_tokens}; ask for at least 1")
         self._check_prompt(request.prompt)
-        needed = len(request.prompt) + request.max_tokens - 1  # the last one is not fed back
+        needed = _cached(request)
         if self._positions is not None and needed > self._positions:
             raise PromptTooLong(
                 f"the prompt has {len(request.prompt)} tokens and {request.max_tokens} more are wanted, the model has "
                 f"{self._positions} positions; shorten the prompt or ask for fewer"
             )
+
+
+def _cached(request: Request) -> int:
+    """The most tokens that have keys and values."""
+    return len(request.prompt) + request.max_tokens - 1  # the last one is not fed back
 
 
 def _settle(told: "asyncio.Future[torch.Tensor | BaseException]", answer: torch.Tensor | BaseException) -> None:

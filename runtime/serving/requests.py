@@ -48,6 +48,9 @@ class Request:
     """Is called with each new token. The answer ends behind the one for which it returns True."""
     processors: Sequence[Any] = ()
     """LogitsProcessors of transformers, called before a token is chosen: a grammar, for example."""
+    forces: Callable[[Any], bool] | None = None
+    """Says of all tokens so far, [1, N], whether the processors leave one next token, whatever the logits. Such tokens
+    are computed together, unless log-probabilities are asked for."""
     client: str = ""
     priority: Priority = "interactive"
     timeout: float | None = None

@@ -254,6 +254,19 @@ class EngineInTurn(Engine):
         """As Engine.tokens."""
         return self._turns.tokens(self._number)
 
+    def room(self, prompt: int) -> int | None:
+        """As Engine.room, as far as is known of a model that is not in memory."""
+        opened = self._turns.present(self._number)
+        if opened is not None:
+            return opened.engine.room(prompt)
+        return None if self._positions is None else max(0, self._positions - prompt + 1)
+
+    @property
+    def exact(self) -> bool:
+        """As Engine.exact; of a model that is not in memory: True."""
+        opened = self._turns.present(self._number)
+        return opened is None or opened.engine.exact
+
     @property
     def model(self) -> Any | None:
         """As Engine.model."""

@@ -37,6 +37,11 @@ class PageMemory:
         self._beyond: set[Page] = set()
 
     @property
+    def room(self) -> int:
+        """Bytes for pages that stay, where no limit is below the capacity."""
+        return self.capacity - self._whole_ring
+
+    @property
     def used(self) -> int:
         return self.capacity - self._free.free_bytes
 

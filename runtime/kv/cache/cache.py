@@ -82,19 +82,28 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
         super().reset()
         self._lost_tokens = False
 
+    def park(self) -> None:
+        """Let all pages leave memory, until more tokens come; also in the middle of a forward that goes on later."""
+        for layer in self._ahead.layers:
+            layer.park()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "PagedCache":
         """A cache that goes on alone from here. Both have the pages that there are. Raises ConfigError where attention
         is approximate."""
         made = memo[id(self)] = PagedCache(self.tier, self._config)
-        while len(made.layers) < len(self.layers):
-            made.layers.append(made._add_layer())
-        for number, layer in enumerate(self.layers):
-            if isinstance(layer, PagedLayer):
-                made.layers[number].copy(layer)
-            else:
-                made.layers[number] = copy.deepcopy(layer, memo)
-        made._lost_tokens = self._lost_tokens
+        made.begin_as(self)
         return made
+
+    def begin_as(self, other: "PagedCache") -> None:
+        """Be as ``other`` is, for a cache that has no tokens. Raises as copying does."""
+        while len(self.layers) < len(other.layers):
+            self.layers.append(self._add_layer())
+        for number, layer in enumerate(other.layers):
+            if isinstance(layer, PagedLayer):
+                self.layers[number].copy(layer)
+            else:
+                self.layers[number] = copy.deepcopy(layer)
+        self._lost_tokens = other._lost_tokens
 
     def __copy__(self) -> Any:
         return self.__reduce_ex__(4)

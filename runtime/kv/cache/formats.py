@@ -54,6 +54,8 @@ class Encoding:
     def choose_formats(self, keys: BlockTable, leaving: Sequence[int], length: int, tokens: int) -> list[KVFormat]:
         """The format of each of the ``leaving`` pages; ``keys`` is the block table of keys of their sequence, which has
         ``length`` tokens, ``tokens`` a page."""
+        if self.keeps_all:
+            return [AS_IS] * len(leaving)
         if self.name != MIXED:
             return [AS_IS if keys.first + at < self.first else FORMATS[self.name] for at in leaving]
         if not leaving:

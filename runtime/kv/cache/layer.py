@@ -250,6 +250,12 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         """Let go of a shared ``sequence``; in any thread."""
         self._writer.drop([sequence])
 
+    def park(self) -> None:
+        """Between two calls of ``update``: let all pages leave memory, the newest too, until more tokens come. A
+        selector keeps summaries of full pages alone; with one nothing is done."""
+        if self.selector is None:
+            self._writer.park()
+
     def extend(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Add ``keys`` and ``values`` [B, H, n, D] of tokens that were computed before. For a layer without window."""
         if not self.is_initialized:
@@ -315,7 +321,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         return Visible(self, self.sequences, self.length - past, past, None)
 
     def _commit(self) -> None:
-        """Keep what the last forward added, for good; drop what no query sees any more."""
+        """Keep what the last forward added, for good; drop what no query sees any more. Tokens may come next."""
+        self._writer.wake()
         self._writer.drop(self._before)
         for sequence, number in self._leaving:
             self._writer.drop_page(sequence, number)

@@ -1,6 +1,6 @@
 """Changes the pages of one layer: appends tokens, seals and encodes full pages, cuts, shares and drops sequences."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -24,6 +24,7 @@ class PageWriter:
         self._access, self._pool, self._encoding = access, access.pool, encoding
         self.sequences: list[SequencePages] = []
         self.length = 0
+        self._parked: set[Page] = set()  # pages that were sealed before they were full
 
     def begin(self, count: int, *, page: int = 0) -> None:
         """Have ``count`` sequences without tokens, which begin with the page number ``page``. Those that there were are
@@ -49,20 +50,50 @@ class PageWriter:
             for sequence in self.sequences:
                 self._seal(sequence, count - done)
 
+    def park(self) -> None:
+        """Let all pages leave memory, the newest too, until ``wake``."""
+        for sequence in self.sequences:
+            for table in sequence.tables:
+                news = [page for page in table.pages if not page.sealed and not page.is_gone]
+                self._pool.seal(*news)
+                self._parked.update(news)
+
+    def wake(self) -> None:
+        """Have pages in the place of those that ``park`` has sealed that take tokens."""
+        if not self._parked:
+            return
+        self._reopen(
+            (side, table, at)
+            for sequence in self.sequences
+            for side, table in enumerate(sequence.tables)
+            for at, page in enumerate(table.pages)
+            if page in self._parked
+        )
+        self._parked.clear()
+
+    def _reopen(self, places: Iterable[tuple[int, BlockTable, int]]) -> None:
+        """Have copies that take tokens in the place of the sealed pages at ``places``. If that fails all is as it
+        was."""
+        opened: list[tuple[BlockTable, int, Page]] = []
+        try:
+            for side, table, at in places:
+                opened.append((table, at, self._open_copy(side, table, at)))
+        except BaseException:
+            self._pool.drop([page for *_, page in opened])
+            raise
+        for table, at, page in opened:
+            self._replace(table, at, page)
+
     def cut(self, length: int) -> None:
         """Keep the first ``length`` tokens. Raises ConfigError too, where the page that they end in was dropped;
         nothing is changed then."""
         pool, (whole, rest) = self._pool, divmod(length, self._access.tokens)
-        opened: list[tuple[BlockTable, Page]] = []
-        try:  # what may fail comes first
-            for sequence in self.sequences:
-                for side, table in enumerate(sequence.tables):
-                    at = whole - table.first
-                    if rest and 0 <= at < len(table.pages) and table.pages[at].sealed:
-                        opened.append((table, self._open_copy(side, table, at)))
-        except BaseException:
-            pool.drop([page for _, page in opened])
-            raise
+        self._reopen(  # what may fail comes first
+            (side, table, whole - table.first)
+            for sequence in self.sequences
+            for side, table in enumerate(sequence.tables)
+            if rest and 0 <= whole - table.first < len(table.pages) and table.pages[whole - table.first].sealed
+        )
         for sequence in self.sequences:
             for table in sequence.tables:
                 stay = whole - table.first + (rest > 0)
@@ -70,8 +101,6 @@ class PageWriter:
                 del table.pages[stay:]
             if sequence.summaries is not None:
                 sequence.summaries.cut(whole)
-        for table, page in opened:
-            self._replace(table, -1, page)
         self.length = length
 
     def trim(self, first: int) -> None:
@@ -92,6 +121,7 @@ class PageWriter:
     def copy(self, other: "PageWriter") -> None:
         """Have the sequences of ``other``. For a writer that has none."""
         self.sequences, self.length = other._share(range(len(other.sequences))), other.length
+        self._parked = {*other._parked}
 
     def _share(self, numbers: Sequence[int]) -> list[SequencePages]:
         """The sequences with these numbers, with summaries of their own."""
@@ -149,7 +179,7 @@ class PageWriter:
                 "the tokens that this cache would end with were dropped; it can be cropped to recent ones "
                 'alone. Begin a new one, or take [kv] attention = "exact"'
             )
-        page = self._new_page(side, table, at, AS_IS)  # not while a page is held: room for it may have to be made
+        page = self._new_page(side, table, at, AS_IS, sealed.attention_score)  # nobody holds a page while room is made
         try:
             held = pool.hold([sealed]) or pool.fetch([sealed])
             try:

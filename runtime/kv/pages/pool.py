@@ -240,6 +240,11 @@ class PagePool:
             )
 
     @property
+    def flash_limit(self) -> int | None:
+        """Bytes that may lie on flash; None: without bound."""
+        return self._setup.flash_limit
+
+    @property
     def limit(self) -> int:
         """Bytes of memory that may be used now."""
         return self.memory.limit

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ....kernels.kv.base import PageShape
 from ....kernels.kv.summaries.base import Bounds, Summary
 from ....tiering.kv.pages import Page
 from ..pages.summaries import PageSummaries
@@ -38,6 +39,13 @@ class SummarySelector:
         self._kind = kind
         self._weight = 1.0
         self._last: dict[int, LastSelection] = {}
+
+    def summary_bytes(self, shape: PageShape) -> int:
+        """Bytes of memory for the summary of a page of keys of this ``shape``; 0 where none can be made."""
+        try:
+            return self._kind.page_bytes(shape.heads, shape.tokens, shape.dim)
+        except ValueError:  # there is no code for heads of this size: all pages are read
+            return 0
 
     def count_watched(self, rows: int) -> int:
         """0: attention to prompts is not counted."""
@@ -78,9 +86,8 @@ class SummarySelector:
         if not full:
             return
         if sequence.summaries is None:
-            try:
-                page_bytes = kind.page_bytes(shape.heads, shape.tokens, shape.dim)
-            except ValueError:  # there is no code for heads of this size: all pages are read
+            page_bytes = self.summary_bytes(shape)
+            if not page_bytes:
                 return
             sequence.summaries = PageSummaries(layer.access.pool, kind, page_bytes)
         sequence.summaries.make_room(full.stop)

@@ -6,6 +6,7 @@ from fractions import Fraction
 import torch
 from torch.nn import functional
 
+from ....kernels.kv.base import PageShape
 from ....tiering.kv.pages import Page
 from ....tiering.kv.selection.kv_budget.budget import LEAST
 from ....tiering.kv.selection.kv_budget.keeping import Keeping
@@ -33,6 +34,10 @@ class DroppingSelector:
         self._all, self._keeping = budgets, keeping
         self._needs: dict[int, list[float]] = {}  # by sequence: attention of a prompt's last queries to its pages
         self._share: dict[int, Fraction] = {}  # by sequence: this layer's share of the pages of all layers
+
+    def summary_bytes(self, shape: PageShape) -> int:
+        """0: it makes none."""
+        return 0
 
     def count_watched(self, rows: int) -> int:
         """All rows, the last ones, or none, as ``keeping`` scores pages."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from ....kernels.kv.base import PageShape
 from ....tiering.kv.pages import Page
 from .page_access import PageAccess
 from .page_attention import PageAttention
@@ -60,6 +61,10 @@ class PageSelector(Protocol):
 
     drops: bool
     """Whether it drops pages that later queries could see."""
+
+    def summary_bytes(self, shape: PageShape) -> int:
+        """Bytes of memory for the summary of a page of keys of this ``shape``."""
+        ...
 
     def count_watched(self, rows: int) -> int:
         """Of a prompt of ``rows`` tokens, the number of last queries whose attention is to be counted."""

@@ -142,12 +142,14 @@ def _request(served: ServedModel, question: Question, seed: int) -> Request:
     prompt = question.prompt
     if not prompt:
         raise RequestError("the prompt is empty")
+    mask = None if question.mask is None else question.mask(len(prompt))
     return Request(
         prompt,
         question.max_tokens or served.room(len(prompt)),
         replace(question.sampling, seed=seed),
         top_logprobs=question.top_logprobs,
-        processors=[] if question.mask is None else [question.mask(len(prompt))],
+        processors=[] if mask is None else [mask],
+        forces=None if mask is None else mask.forces,
         client=question.client,
         keep=question.keep,
     )

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from ...serving.defaults import ends_of, positions_of, room_behind, sampling_of
+from ...serving.defaults import MOST_TOKENS, ends_of, positions_of, sampling_of
 from ...serving.engine import Engine
 from ...serving.requests import Pooling, Sampling
 from ...serving.text.chats import ChatTemplate
@@ -52,7 +52,8 @@ class ServedModel:
 
     def room(self, prompt: int) -> int:
         """The most new tokens behind a prompt of ``prompt`` tokens, where a request does not say."""
-        return room_behind(prompt, self.positions)
+        most = self.engine.room(prompt)
+        return MOST_TOKENS if most is None else max(1, min(MOST_TOKENS, most))
 
     def sampling(self, **wanted: Any) -> Sampling:
         """The sampling that a request asks for. What is None is as the model says."""

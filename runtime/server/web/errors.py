@@ -1,6 +1,7 @@
 """Errors as clients see them: a status, a message, and what programs tell them apart by."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from ....tiering.errors import Closed, PenstockError, PromptTooLong, QueueFull, RequestError, TimedOut
 
@@ -29,7 +30,7 @@ def api_error(error: BaseException) -> ApiError:
         case RequestError():
             return ApiError(400, message)
         case QueueFull():
-            return ApiError(429, message, "rate_limit_error", "queue_full", retry_after=1)
+            return ApiError(429, message, "rate_limit_error", "queue_full", retry_after=ceil(error.retry_after))
         case TimedOut():
             return ApiError(504, message, "timeout_error", "timeout")
         case Closed():

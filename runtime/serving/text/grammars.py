@@ -21,21 +21,38 @@ _DEEPEST = 64
 
 
 class GrammarMask:
-    """A logits processor that leaves the tokens that the grammar allows. For one answer."""
+    """A logits processor that leaves the tokens that the grammar allows. For one answer. Where only one text can
+    follow, that is its usual tokens."""
 
     def __init__(self, matcher: Any, prompt: int) -> None:
         """``prompt``: the number of tokens before the answer."""
         self._matcher, self._seen = matcher, prompt
+        self._forced: list[int] = []
+
+    def forces(self, input_ids: torch.Tensor) -> bool:
+        """Whether one token alone may follow ``input_ids`` [1, N]."""
+        for token in input_ids[0, self._seen :].tolist():
+            self._matcher.consume_token(token)
+            self._forced = self._forced[1:]
+        self._seen = input_ids.shape[1]
+        self._forced = self._forced or self._matcher.compute_ff_tokens()
+        self._check()
+        return bool(self._forced)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """``scores`` [1, vocabulary], less what may not follow."""
-        self._matcher.consume_tokens(input_ids[0, self._seen :].tolist())
-        self._seen = input_ids.shape[1]
+        if self.forces(input_ids):
+            left = torch.full_like(scores, -torch.inf)
+            left[0, self._forced[0]] = 0
+            return left
         bits = numpy.frombuffer(self._matcher.compute_bitmask(), numpy.uint8)
-        if self._matcher.is_error():
-            raise RequestError(f"the grammar is too much for this answer: {_line(self._matcher.get_error())}")
+        self._check()
         allowed = torch.from_numpy(numpy.unpackbits(bits, bitorder="little")[: scores.shape[1]].astype(bool))
         return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise RequestError(f"the grammar is too much for this answer: {_line(self._matcher.get_error())}")
 
 
 class Grammars:

@@ -31,6 +31,7 @@ COMMANDS = (
     "generate",
     "chat",
     "serve",
+    "batch",
     "pack",
     "verify",
     "inspect",

@@ -1,13 +1,17 @@
 """Strands: they meet at weights, and go their own ways between them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import penstock
 from penstock.runtime.modules.lockstep import Lockstep, Strand
+from tests.support.tiny_models import save_tiny
 
 
 class Model(nn.Module):
@@ -115,6 +119,51 @@ def test_who_comes_later_meets_the_others_in_the_next_round(model: Model, lockst
     assert torch.equal(ends.values["one"], model(state(2)))
 
 
+def test_a_place_that_prompts_pass_as_a_whole_is_no_detour_for_answers() -> None:
+    """A prompt comes first: it passes the second module as a whole, an answer stops inside of it, before the last."""
+    inner = Model()
+    outer = nn.Sequential(nn.Linear(64, 64).bfloat16(), inner, nn.Linear(64, 64).bfloat16())
+    lockstep, ends, rounds = Lockstep(outer, {}, {inner: nullcontext}, exact=True), Ends(), 0
+    with torch.no_grad():
+        lockstep.start(lambda: outer(state(0, 20)), ends.of("prompt"))
+        finish(lockstep)
+        lockstep.start(lambda: outer(state(1)), ends.of("answer"))
+        while lockstep.waits:
+            rounds += lockstep.begins
+            lockstep.advance(1.0)
+    lockstep.close()
+    assert torch.equal(ends.values["answer"], outer(state(1)))
+    assert rounds == 1
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "deepseek_v3", "gpt_oss"])
+def test_a_token_takes_one_round_whatever_came_first(name: str, tmp_path: Path) -> None:
+    """Modules are registered in another order than they compute: projections behind layers, routers behind experts."""
+    source, rounds, ends = save_tiny(name, tmp_path / name, torch.bfloat16), 0, Ends()
+    least = penstock.plan(source).minimum_host_memory
+    with penstock.load(source, store=tmp_path / "store", host_memory=least + (100 << 10)) as model:
+        forwards = penstock.handle(model).forwards
+        with forwards.session() as session:
+            lockstep = Lockstep(model, forwards.leased, forwards.divided, exact=True)
+            caches = [model(torch.tensor([[5]]), use_cache=True).past_key_values]
+
+            def answer(tokens: int) -> None:
+                for _ in range(tokens):
+                    model(torch.tensor([[7]]), past_key_values=caches[0])
+
+            lockstep.start(lambda: caches.append(model(torch.tensor([[5] * 40]))), ends.of("prompt"))
+            finish(lockstep)
+            lockstep.start(lambda: answer(3), ends.of("answer"))
+            while lockstep.waits:
+                if lockstep.begins:
+                    rounds += 1
+                    session.begin()
+                lockstep.advance(1.0)
+            lockstep.close()
+    assert ends.errors == {}
+    assert rounds == 3
+
+
 def test_an_error_between_places_ends_its_strand_alone(model: Model, lockstep: Lockstep) -> None:
     ends = Ends()
 
@@ -175,12 +224,12 @@ def test_a_cancelled_strand_gives_back_what_it_holds_and_is_not_told(model: Mode
 def test_a_paused_strand_stays_where_it_is(model: Model, lockstep: Lockstep) -> None:
     ends = Ends()
     strand = lockstep.start(lambda: model(state(0)), ends.of("paused"))
-    strand.paused = True
+    lockstep.pause(strand, True)
     lockstep.start(lambda: model(state(1)), ends.of("other"))
     finish(lockstep)
     assert [*ends.values] == ["other"]
     assert not lockstep.waits
-    strand.paused = False
+    lockstep.pause(strand, False)
     finish(lockstep)
     assert torch.equal(ends.values["paused"], model(state(0)))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,15 @@ def test_log_probabilities_are_those_of_the_logits(engine: Engine, model: Any) -
     assert token.top == tuple(zip(best.tolist(), values.tolist(), strict=True))
     (plain,) = engine.answer(Request(PROMPT, 1))
     assert (plain.logprob, plain.top) == (None, ())
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_auto_is_exact_as_long_as_rounds_wait_for_reads(
+    waits: bool, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = property(lambda self: time.monotonic() if waits else 0.0)
+    monkeypatch.setattr(type(model.penstock.forwards), "stall_seconds", waited)
+    with Engine(model, batch="auto") as engine:
+        assert engine.exact
+        assert ids(engine, Request(PROMPT, 60)) == generated(model, 60)
+        assert engine.exact == waits

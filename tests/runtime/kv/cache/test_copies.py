@@ -110,3 +110,31 @@ def test_a_boolean_mask_is_that_of_the_model(tmp_path: Path) -> None:
         with paged(folder, tmp_path / "store", "16MiB", attn_implementation=attention) as model, torch.no_grad():
             found, wanted = (one(IDS[:, :20], attention_mask=mask).logits for one in (model, truth))
             assert are_close(found, wanted), attention
+
+
+@pytest.mark.parametrize("format_", ["as-is", "int8"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "deepseek_v3"])
+def test_a_parked_cache_takes_no_memory_and_goes_on_with_the_same_bits(name: str, format_: str, tmp_path: Path) -> None:
+    folder = save_tiny(name, tmp_path / name, max_position_embeddings=512)
+    ids = torch.randint(3, 300, (1, 260), generator=torch.Generator().manual_seed(1))
+
+    def follow(model: PreTrainedModel, park: bool) -> list[torch.Tensor]:
+        found, past = [], None
+        for start, end in ((0, 200), *((at, at + 1) for at in range(200, 250)), (250, 260)):
+            out = model(ids[:, start:end], past_key_values=past)
+            past = out.past_key_values
+            found.append(out.logits[0, -1])
+            if park and start % 9 == 0:
+                past.park()
+                taken = model.penstock.cache()  # pages for which the parked ones have to leave
+                model(ids[:, :100], past_key_values=taken)
+                if start == 234:
+                    past, _ = copy.deepcopy(past), past
+                taken.reset()
+        return found
+
+    with paged(folder, tmp_path / "store", "512KiB", kv_format=format_) as model, torch.no_grad():
+        wanted = follow(model, park=False)
+        assert all(map(torch.equal, follow(model, park=True), wanted))
+        settle(tier_of(model).pool)
+        assert tier_of(model).pool.usage().host_bytes == 0

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 import penstock
 from penstock.runtime.cli.main import main
-from penstock.runtime.kv.cache.unbounded import NEGLIGIBLE, Unbounded, count_bytes
+from penstock.runtime.kv.cache.unbounded import NEGLIGIBLE, Unbounded
 from tests.support.paged import paged
 from tests.support.prompts import PROMPT
 from tests.support.tiny_models import save_tiny
@@ -83,11 +83,34 @@ def test_a_view_counts_as_the_memory_that_it_keeps_and_once() -> None:
     cache, other = DynamicCache([(whole, whole)]), DynamicCache([(whole, whole)])
     (layer,), (last,) = cache.layers, other.layers
     layer.keys, layer.values = whole[:, :, -10:], values
-    assert count_bytes([cache]) == whole.nbytes + values.nbytes
+    caches = Unbounded()
+    assert caches.add(cache) == whole.nbytes + values.nbytes
     layer.values = whole
-    assert count_bytes([cache]) == whole.nbytes
+    assert caches.size() == whole.nbytes
     last.keys = last.values = values
-    assert count_bytes([cache, EncoderDecoderCache(cache, other)]) == whole.nbytes + values.nbytes
+    both = EncoderDecoderCache(cache, other)
+    assert caches.add(both) == whole.nbytes + values.nbytes
+    layer.keys = layer.values = torch.zeros(0)
+    assert caches.add(cache) == whole.nbytes + values.nbytes, "the other one has it yet"
+    assert caches.size() == values.nbytes
+    del both, last, other
+    assert caches.add(None) == 0
+    assert caches.peak == whole.nbytes + values.nbytes
+
+
+def test_a_forward_looks_at_its_own_cache_alone() -> None:
+    caches, looked = Unbounded(), []
+
+    class Watched(DynamicCache):
+        def __getattribute__(self, name: str) -> object:
+            looked.append(self)
+            return super().__getattribute__(name)
+
+    some = [Watched([(torch.zeros(1, 2, 5, 16),) * 2]) for _ in range(4)]
+    for cache in some:
+        looked.clear()
+        caches.add(cache)
+        assert {id(each) for each in looked} == {id(cache)}
 
 
 def test_what_is_none_of_transformers_caches_is_left_alone() -> None:

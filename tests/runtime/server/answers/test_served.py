@@ -21,7 +21,8 @@ def served(name: str = "tiny", generation: dict[str, Any] | None = None, **overr
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(tiny_config("llama", **overrides))
     model.generation_config = GenerationConfig(eos_token_id=[2, 4], **(generation or {}))
-    engine: Any = SimpleNamespace()
+    positions = model.config.max_position_embeddings
+    engine: Any = SimpleNamespace(room=lambda prompt: max(0, positions - prompt + 1))
     return ServedModel(model, byte_tokenizer(), engine, name, Meters())
 
 

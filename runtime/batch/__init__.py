@@ -1,0 +1,1 @@
+"""Files of requests that are worked off: OpenAI's batch lines in and out, resumable."""
