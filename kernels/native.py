@@ -40,6 +40,7 @@ _LEVEL: dict[str, list[Any]] = {
     + [c_int],
     "page_masses": [c_void_p] + [c_long] * 5 + [c_void_p],
     "products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p] * 2 + [c_int],
+    "turned_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p, c_int],
     "products_int8": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p, c_int],
     "transpose": [c_void_p] + [c_long] * 2 + [c_void_p, c_long, c_int],
     "decode_int8": [c_void_p] * 2 + [c_long] * 4 + [c_int],
@@ -54,6 +55,7 @@ _LEVEL: dict[str, list[Any]] = {
 """Signatures of the functions that are compiled for each level and return nothing."""
 _LEVEL_WITH_RESULT: dict[str, list[Any]] = {
     "takes_order": [c_long],
+    "takes_turned": [c_long],
     "attend_row": [c_void_p] * 5 + [c_long] * 6 + [c_float] + [c_int] * 3,
     "lossless_products": [c_long] + [c_void_p] * 3 + [c_long] * 4 + [c_void_p] * 2 + [c_int],
     "lossless_decode": [c_void_p] + [c_long] * 5 + [c_void_p, c_int],

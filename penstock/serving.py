@@ -7,11 +7,11 @@
             print(token.id)
 
 ``model`` is one that ``penstock.load`` or ``penstock.wrap`` gave. ``engine.answer(request)`` is the same without
-asyncio.
+asyncio. ``await engine.embed(Passage(prompt=ids))`` is the embedding of a text.
 """
 
 from .runtime.serving.engine import Batch, Engine
-from .runtime.serving.requests import Finish, Request, Sampling, Token
+from .runtime.serving.requests import Finish, Passage, Pooling, Request, Sampling, Token
 from .tiering.errors import QueueFull, RequestError, TimedOut
 from .tiering.serving.admission import Priority
 
@@ -19,6 +19,8 @@ __all__ = [
     "Batch",
     "Engine",
     "Finish",
+    "Passage",
+    "Pooling",
     "Priority",
     "QueueFull",
     "Request",

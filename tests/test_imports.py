@@ -86,6 +86,7 @@ ROOMS = {
         "runtime.server.openai",
         "runtime.server.anthropic",
         "runtime.server.ollama",
+        "runtime.server.dashboard",
         "runtime.server",
         "runtime.chat",
         "runtime.cli",

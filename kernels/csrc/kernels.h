@@ -16,6 +16,7 @@
 #else
 #include "products/weighted_sum.h"
 #include "products/bfloat16.h"
+#include "products/turned.h"
 #include "formats/int8.h"
 #include "formats/int4.h"
 #include "formats/nested.h"

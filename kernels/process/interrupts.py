@@ -107,6 +107,9 @@ class Shield:
         self._waiting: deque[int] = deque()
         self._lock = _thread.allocate_lock()  # over sending a signal again
         self._sending = False
+        self._due: set[int] = set()
+        """Signals to be sent again. Each is sent once for each time that it was held back: what is sent a second time
+        while its handler lets the first pass would come out of a call that the first has ended."""
 
     def __enter__(self) -> None:
         if _thread.get_ident() != self.main:
@@ -127,6 +130,7 @@ class Shield:
         """Keep signal ``number`` for later. Called by its handler."""
         if number not in self._waiting:
             self._waiting.append(number)
+        self._due.add(number)
         if not self._sending:
             self._sending = True
             _thread.start_new_thread(self._send_again, ())  # takes no lock that the interrupted code may have
@@ -135,6 +139,7 @@ class Shield:
         """Forget that signal ``number`` was held back. Called by its handler, which goes on now."""
         if number in self._waiting:
             self._waiting.remove(number)
+        self._due.discard(number)
 
     def _install(self) -> None:
         try:
@@ -150,9 +155,10 @@ class Shield:
         self.on = True
 
     def _remove(self) -> None:
-        with self._lock:  # from here on nothing is sent again
-            self.on = False
         try:
+            with self._lock:  # from here on nothing is sent again
+                self.on = False
+            self._due.clear()
             for number, held in self._held.items():
                 handler = held.handler
                 if _signal.getsignal(number) is held:
@@ -177,7 +183,8 @@ class Shield:
                 if not (self.on and self._waiting):
                     return
                 self._sending = True  # after another look: a signal may have come in between
-                for number in tuple(self._waiting):
+                for number in tuple(self._due):
+                    self._due.discard(number)
                     _thread.interrupt_main(signal.Signals(number))
 
     def begin_anew(self) -> None:

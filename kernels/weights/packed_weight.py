@@ -188,13 +188,16 @@ def _matmul(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return _decoded(input) @ weight
 
 
-def _addmm(bias: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, **scales: Any) -> torch.Tensor:
-    """``torch.addmm``."""
+def addmm(bias: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, **scales: Any) -> torch.Tensor:
+    """Compute ``torch.addmm`` with a packed weight."""
     if isinstance(weight, PackedWeight) and weight.transposed and not scales and not is_cast(input):
         out = _times(input, weight, bias)
         if out is not None:
             return out
-    return torch.addmm(*map(_decoded, (bias, input, weight)), **scales)
+    bias, input, weight = map(_decoded, (bias, input, weight))
+    if not ROW_ORDER.alone:
+        return torch.addmm(bias, input, weight, **scales)
+    return torch.cat([torch.addmm(bias, row, weight, **scales) for row in torch.split(input, 1)])
 
 
 def _decoded(tensor: torch.Tensor) -> torch.Tensor:
@@ -383,7 +386,7 @@ _OWN: dict[Any, Callable[..., Any]] = {
     torch.matmul: _matmul,
     torch.Tensor.matmul: _matmul,
     torch.Tensor.__matmul__: _matmul,
-    torch.addmm: _addmm,
+    torch.addmm: addmm,
 }
 PRODUCTS = frozenset(_OWN)
 """Functions that compute on a weight as it is packed. All others decode it."""

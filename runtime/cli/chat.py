@@ -99,7 +99,7 @@ def _loaded(source: ModelSource, settings: Settings, config: "Config", wanted: d
     with closing(model.penstock):
         try:
             with closing(Engine(model)) as engine:
-                sampling = sampling_of(model, **wanted)
+                sampling = sampling_of(model.generation_config, **wanted)
                 yield LocalPartner(model, tokenizer, engine, source.model, sampling, seed=seed, stops=stops, most=most)
         finally:
             if passing:

@@ -107,6 +107,28 @@ class SourceOptions(ModelSource):
     ] = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeveralSources:
+    """Which models, and how they may be fetched."""
+
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Checkpoint folders, hub ids, or bundles.")]
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub, of one model.")
+    ] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the models.")
+    ] = False
+
+    def each(self) -> list[ModelSource]:
+        """The models, one by one."""
+        if self.revision is not None and len(self.models) > 1:
+            raise typer.BadParameter("it is of one model; several are given", param_hint="--revision")
+        return [
+            ModelSource(model=model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+            for model in self.models
+        ]
+
+
 TraceFile = Annotated[
     str | None,
     typer.Option(

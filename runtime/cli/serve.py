@@ -1,31 +1,35 @@
-"""``penstock serve``: the interfaces of OpenAI, Anthropic and Ollama over one model."""
+"""``penstock serve``: the interfaces of OpenAI, Anthropic and Ollama over one model or several."""
 
 import importlib.util
 import ipaddress
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from ...tiering.errors import ServerError
-from ..loading.opening import open_files, read_tokenizer
+from ..loading.opening import ModelSource
 from ..loading.progress import shown
 from .console import importing, print_json, say
-from .options import Settings, SourceOptions
+from .options import Settings, SeveralSources
 
 PORT = 8000
 _NEEDED = ("starlette", "uvicorn", "prometheus_client", "llguidance")
 
 
 def command(
-    source: SourceOptions,
+    sources: SeveralSources,
     settings: Settings,
     host: Annotated[str, typer.Option(metavar="NAME", help="Address to listen on; this machine only by default.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port; 0 is any that is free.")] = PORT,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model in requests.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Name in requests; with several models once for each.")
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -34,6 +38,14 @@ def command(
     ] = None,
     rows: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that are answered at a time.")] = 32,
     queue: Annotated[int, typer.Option(metavar="N", min=0, help="Requests that may wait; more are refused.")] = 256,
+    turn: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="Of several models: how long a request for another one waits."),
+    ] = 10.0,
+    pooling: Annotated[
+        Literal["auto", "mean", "last", "first"],
+        typer.Option(help="Which hidden states embeddings are made of; auto: as the model's files say, else mean."),
+    ] = "auto",
     batch: Annotated[
         Literal["exact", "fast"],
         typer.Option(
@@ -41,36 +53,53 @@ def command(
         ),
     ] = "exact",
 ) -> None:
-    """Serve MODEL to clients of OpenAI's, Anthropic's and Ollama's interfaces."""
+    """Serve models to clients of OpenAI's, Anthropic's and Ollama's interfaces. Several take turns with the memory."""
     missing = [each.replace("_", "-") for each in _NEEDED if importlib.util.find_spec(each) is None]
     if missing:
         raise ServerError(f"serve needs {', '.join(missing)}; run: pip install 'penstock[serve]'")
+    named = _name_all(sources.each(), name or [])
     config = settings.load()
     from ..server.running import listen
 
-    with closing(listen(host, port)) as waiting:
+    with closing(listen(host, port)) as waiting, ExitStack() as opened:
         with importing():
-            from ..loading.load import load_opened
             from ..server.answers.meters import Meters
-            from ..server.answers.served import ServedModel
             from ..server.app import make_app
+            from ..server.opening import Serving, open_models
             from ..server.running import run_server
-            from ..serving.engine import Engine
+            from ..server.web.endless import Endless
 
+        meters, endless = Meters(), Endless()
+        serving = Serving(rows, queue, batch, pooling, turn)
         with shown() as bar:
-            opened = open_files(source, config.store.path)
-            tokenizer = read_tokenizer(opened, "serve reads prompts with one")
-            model = load_opened(opened, config, bar)
-        with closing(model.penstock), closing(Engine(model, batch=batch, rows=rows, queue=queue)) as engine:
-            meters = Meters()
-            served = ServedModel(model, tokenizer, engine, name or _name_of(source.model), meters)
-            app = make_app([served], meters, key=api_key, loopback=_is_loopback(host))
-            address = f"http://{f'[{host}]' if ':' in host else host}:{waiting.getsockname()[1]}"
-            if settings.json:
-                print_json({"url": address, "model": served.name})
-            else:
-                say(f"penstock: {served.name} is served at {address}/v1")
-            run_server(app, waiting, say)
+            models = opened.enter_context(open_models(named, config, serving, meters, bar))
+        app = make_app(
+            models,
+            meters,
+            key=api_key,
+            loopback=_is_loopback(host),
+            endless=endless,
+            settings={"serve": asdict(serving), **config.model_dump(mode="json")},
+        )
+        address = f"http://{f'[{host}]' if ':' in host else host}:{waiting.getsockname()[1]}"
+        names = [served.name for served in models]
+        if settings.json:
+            print_json({"url": address, "model": names[0], "models": names})
+        else:
+            are = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} served"
+            say(f"penstock: {are} at {address}/v1; the page {address} shows what happens")
+        run_server(app, waiting, say, endless)
+
+
+def _name_all(sources: Sequence[ModelSource], names: Sequence[str]) -> list[tuple[str, ModelSource]]:
+    """Models with their names in requests."""
+    if names and len(names) != len(sources):
+        raise typer.BadParameter(f"{len(names)} names for {len(sources)} models", param_hint="--name")
+    found = list(names) or [_name_of(source.model) for source in sources]
+    double = next((name for name in found if found.count(name) > 1), None)
+    if double is not None:
+        raise typer.BadParameter(f"two models are called {double!r}; name each", param_hint="--name")
+    return list(zip(found, sources, strict=True))
 
 
 def _name_of(model: str) -> str:

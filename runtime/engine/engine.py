@@ -2,13 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from ...kernels.machine.power import is_on_battery
 from ...kernels.process.ending import ENDING
 from ...kernels.process.forks import leave_at_fork
 from ...kernels.products.row_parts import BIT_TRIALS
@@ -18,6 +21,8 @@ from ...tiering.driving.ports import Machine
 from ...tiering.errors import TraceError
 from ...tiering.events import PINNING_STREAM, Slot
 from ...tiering.planner.arrangement import Arrangement
+from ...tiering.planner.occupancy import TierUse, look_at
+from ...tiering.planner.planner import Planner
 from ...tiering.planner.setup import Setup
 from ...tiering.policy.lessons import Run, summarise
 from ...tiering.policy.prefetch.predictor_choice import BOTH, CO_ACTIVATION, ROUTER, Predictors
@@ -111,6 +116,7 @@ class Engine:
             raise
         self._lock = threading.Lock()
         self._trace: Trace | None = None
+        self._watchers = 0
         self._background = Hold()
         self._cores = CONTENTION.hold()
         self.forked = False
@@ -245,6 +251,31 @@ class Engine:
         """A snapshot since loading, without kept prompts."""
         return self._components.collect()
 
+    @contextmanager
+    def watch(self) -> Iterator[Callable[[], dict[str, TierUse]]]:
+        """As Handle.watch."""
+        self._count_uses(1)
+        try:
+            yield self._look
+        finally:
+            self._count_uses(-1)
+
+    def _look(self) -> dict[str, TierUse]:
+        tiers = {"host": self.host} if self.device is None else {"device": self.device.bridge, "host": self.host}
+        return {name: bridge.look(look_at) for name, bridge in tiers.items()}
+
+    def _count_uses(self, change: int) -> None:
+        """So many more watch: uses are counted as long as somebody does."""
+
+        def switch(planner: Planner) -> None:
+            self._watchers += change
+            if not self._watchers:
+                planner.uses = None
+            elif planner.uses is None:
+                planner.uses = Counter()
+
+        self.tier.bridge.look(switch)
+
     def close(self) -> None:
         """Stop reading, give the memory back as soon as no tensor lies in it, write what is recorded.
 
@@ -294,7 +325,8 @@ class Engine:
         teach, self._teach = self._teach, None
         if teach is None or self.pressure.elastic.shrinks:
             return
-        run = summarise(self._meter.windows(), time.time(), self.arrangement.budgets.weights_host)
+        budget = self.arrangement.budgets.weights_host
+        run = summarise(self._meter.windows(), time.time(), budget, battery=is_on_battery())
         if run is not None:
             teach(run)
 

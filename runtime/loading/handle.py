@@ -1,6 +1,8 @@
 """The handle of a loaded model, ``model.penstock``: statistics, traces, the KV cache, closing."""
 
 import weakref
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from ...kernels.process.forks import FORKED
 from ...kernels.process.interrupts import SHIELD
 from ...tiering.errors import Closed, ConfigError, Forked
 from ...tiering.planner.arrangement import Arrangement
+from ...tiering.planner.occupancy import TierUse
 from ...tiering.policy.drive_reading import Reading
 from ...tiering.policy.placement.placement import Placement
 from ...tiering.units import format_size
@@ -100,6 +103,12 @@ class Handle:
         stats = self._engine.stats()
         prompts = PrefixStats(problem=self._prefix_problem) if self.prefixes is None else self.prefixes.stats()
         return replace(stats, prefix=prompts)
+
+    def watch(self) -> AbstractContextManager[Callable[[], Mapping[str, TierUse]]]:
+        """Watch the tiers, in a ``with``. It gives a function that says how full the regions of "host", and of "device"
+        if there is one, are now. As long as somebody watches, it is counted how often each expert is asked for."""
+        self._running("watch its memory")
+        return self._engine.watch()
 
     def synchronize(self) -> None:
         """Wait until a device has computed all that the calling thread has given it. Call it before you take a time.

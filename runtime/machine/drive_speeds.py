@@ -29,11 +29,12 @@ def drive_rates(folder: Path, *, refuted: bool = False) -> "DriveRates":
     """Rates of the drive that ``folder`` is on: kept ones, after a brief look where they are stale, or ones that are
     measured now, and kept. Doubtful ones, once stale, are measured anew, as are those that a run has ``refuted``.
     Raises ConfigError."""
+    from ...kernels.machine.power import is_on_battery
     from . import drive_rates_file
 
     place = existing(folder)
     kept = drive_rates_file.load(place)
-    if kept is not None and not refuted and not kept.measured.stale(time.time()):
+    if kept is not None and not refuted and not kept.measured.stale(time.time(), battery=is_on_battery()):
         return kept
     try:
         found = None if kept is None or refuted or kept.measured.doubtful else _look(place, kept)

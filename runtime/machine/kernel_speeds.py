@@ -3,24 +3,18 @@
 Weights are copied so often that most of them come from memory.
 """
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional
 
 from ...kernels import native
-from ...kernels.formats.base import Format
-from ...kernels.formats.planes import locate
 from ...kernels.formats.quantise import quantise_groups, quantise_rows
 from ...kernels.formats.registry import ENCODING
 from ...kernels.kv.base import KVFormat, PageShape
 from ...kernels.kv.registry import FORMATS as KV_FORMATS
 from ...kernels.kv.summaries.registry import SUMMARIES
-from ...kernels.products.few_rows import find_product
+from .row_products import Work, best_rate, packed_product, plain_product
 
 TORCH = "torch"
 """The level of what no kernel of ours computes here."""
@@ -41,113 +35,62 @@ class KernelSpeed(NamedTuple):
     bytes_per_second: float
 
 
-class _Work(NamedTuple):
-    """``run`` is called with numbers below ``copies`` and reads ``size`` bytes each time."""
-
-    kind: str
-    compiled: bool
-    size: int
-    copies: int
-    run: Callable[[int], object]
-
-
 def measure() -> list[KernelSpeed]:
     """Measure each kind of kernel for some milliseconds, with torch's threads: a quarter of a second in all."""
     level = native.KERNELS.level if native.KERNELS is not None else TORCH
     generator = torch.Generator().manual_seed(0)
     return [
-        KernelSpeed(work.kind, level if work.compiled else TORCH, _rate(work))
-        for work in (*_products(generator), *_encoders(generator), *_attention(generator))
+        KernelSpeed(kind, level if work.compiled else TORCH, best_rate(work, _SECONDS))
+        for kind, work in (*_products(generator), *_encoders(generator), *_attention(generator))
     ]
 
 
-def _rate(work: _Work) -> float:
-    """The best rate of ``work`` in bytes per second."""
-    work.run(0)
-    best, spent, copies = math.inf, 0.0, cycle(range(work.copies))
-    while spent < _SECONDS:
-        copy = next(copies)
-        start = time.perf_counter()
-        work.run(copy)
-        took = time.perf_counter() - start
-        best, spent = min(best, took), spent + took
-    return work.size / best
-
-
-def _copies(planes: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-    count = max(1, _MEMORY // sum(plane.nbytes for plane in planes))
-    return [[plane.clone() for plane in planes] for _ in range(count)]
-
-
-def _products(generator: torch.Generator) -> Iterator[_Work]:
+def _products(generator: torch.Generator) -> Iterator[tuple[str, Work]]:
     """The product of a row with a matrix, as it is and in each format."""
     weights = torch.randn(_ROWS, _COLUMNS, generator=generator).bfloat16()
     row = torch.randn(1, _COLUMNS, generator=generator).bfloat16()
-    plain, product = [each[0] for each in _copies([weights])], find_product(1, _ROWS, _COLUMNS)
-    if product is None:
-        yield _Work("bfloat16", False, weights.nbytes, len(plain), lambda i: functional.linear(row, plain[i]))
-    else:
-        run = product
-        yield _Work(
-            "bfloat16", True, weights.nbytes, len(plain), lambda i: run([plain[i].data_ptr()], [row.data_ptr()])
-        )
+    yield "bfloat16", plain_product(weights, row, _MEMORY)
     for name in _WEIGHTS:
-        yield _product(ENCODING[name], weights, row)
+        yield name, packed_product(ENCODING[name], weights, row, _MEMORY)
 
 
-def _product(format_: Format, weights: torch.Tensor, row: torch.Tensor) -> _Work:
-    n, k = weights.shape
-    planes = format_.encode([weights], n, k)
-    size, copies, product = sum(plane.nbytes for plane in planes), _copies(planes), format_.find_product(1, n, k)
-    if product is None:
-        room = torch.empty_like(weights)
-
-        def decoded(copy: int) -> None:
-            format_.decode(copies[copy], n, k, slice(0, n), room)
-            functional.linear(row, room)
-
-        return _Work(format_.name, False, size, len(copies), decoded)
-    run, places = product, [(locate(format_, planes, n, k), planes) for planes in copies]  # which must stay
-    return _Work(format_.name, True, size, len(copies), lambda i: run([places[i][0]], [row.data_ptr()]))
-
-
-def _encoders(generator: torch.Generator) -> Iterator[_Work]:
+def _encoders(generator: torch.Generator) -> Iterator[tuple[str, Work]]:
     """What packing computes, of a few rows."""
     weights = torch.randn(64, _COLUMNS, generator=generator)
     here, size = native.KERNELS is not None, weights.nbytes // 2  # as bfloat16
     nested = ENCODING["nested"]
-    yield _Work("quantising to 8 bits", here, size, 1, lambda _: quantise_rows(weights))
-    yield _Work("quantising to 4 bits", here, size // 4, 1, lambda _: quantise_groups(weights[:16], 64))
-    yield _Work("nesting", here, size, 1, lambda _: nested.encode([weights], 64, _COLUMNS))
+    yield "quantising to 8 bits", Work(lambda _: quantise_rows(weights), 1, size, here)
+    yield "quantising to 4 bits", Work(lambda _: quantise_groups(weights[:16], 64), 1, size // 4, here)
+    yield "nesting", Work(lambda _: nested.encode([weights], 64, _COLUMNS), 1, size, here)
 
 
-def _attention(generator: torch.Generator) -> Iterator[_Work]:
+def _attention(generator: torch.Generator) -> Iterator[tuple[str, Work]]:
     """Scores of some queries with pages of keys, and bounds of such scores."""
     shape = PageShape(_HEADS, _TOKENS, _DIM, torch.bfloat16)
     keys = torch.randn(16, _HEADS, _TOKENS, _DIM, generator=generator).bfloat16()
     query = torch.randn(_HEADS * _QUERIES, 1, _DIM, generator=generator).bfloat16()
     for name in ("as-is", "int8", "int4"):
-        yield _scores(KV_FORMATS[name], shape, keys, query)
+        yield f"attention, pages {name}", _scores(KV_FORMATS[name], shape, keys, query)
     summary = SUMMARIES["int8"]
     made = summary.build(keys)
-    yield _Work(
+    yield (
         "bounds of pages",
-        native.KERNELS is not None,
-        made.nbytes,
-        1,
-        lambda _: summary.log_bounds(query, made, heads=_HEADS, tokens=_TOKENS, scaling=0.1),
+        Work(
+            lambda _: summary.log_bounds(query, made, heads=_HEADS, tokens=_TOKENS, scaling=0.1),
+            1,
+            made.nbytes,
+            native.KERNELS is not None,
+        ),
     )
 
 
-def _scores(format_: KVFormat, shape: PageShape, keys: torch.Tensor, query: torch.Tensor) -> _Work:
+def _scores(format_: KVFormat, shape: PageShape, keys: torch.Tensor, query: torch.Tensor) -> Work:
     pages = torch.zeros(len(keys), format_.key_bytes(shape), dtype=torch.uint8)
     for page, numbers in zip(pages, keys, strict=True):
         format_.encode_keys(numbers, page)
     out = torch.empty(len(query), 1, len(keys) * shape.tokens)
-    return _Work(
-        f"attention, pages {format_.name}",
-        native.KERNELS is not None,
-        pages.nbytes,
-        1,
-        lambda _: format_.scores(query, [page.data_ptr() for page in pages], shape, 0.1, out, 0),  # pages must stay
-    )
+
+    def run(_: int) -> None:
+        format_.scores(query, [page.data_ptr() for page in pages], shape, 0.1, out, 0)  # pages must stay
+
+    return Work(run, 1, pages.nbytes, native.KERNELS is not None)

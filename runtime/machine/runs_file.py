@@ -30,10 +30,11 @@ class _Run(cachefile.Strict):
     fast: float = _Taken
     slow: float = _Taken
     beside: bool
+    battery: bool = False
 
     def as_run(self) -> Run:
         token = PerToken(self.seconds, self.stalled, self.read_seconds, self.bytes_read)
-        return Run(self.when, self.budget, token, self.fast, self.slow, self.beside)
+        return Run(self.when, self.budget, token, self.fast, self.slow, self.beside, self.battery)
 
 
 class _RunsFile(cachefile.Strict):
@@ -55,7 +56,7 @@ def load(model: str, threads: int | str) -> list[Run]:
 def keep(model: str, threads: int | str, run: Run) -> None:
     """Keep ``run`` of ``model``, if that can be and its figures are possible."""
     holds_for = signature_of(threads)
-    figures = run.token._asdict() | {"fast": run.fast, "slow": run.slow}
+    figures = run.token._asdict() | {"fast": run.fast, "slow": run.slow, "battery": run.battery}
     try:
         new = _Run(model=model, when=run.when, budget=run.budget, beside=run.beside, **figures)
     except ValidationError:

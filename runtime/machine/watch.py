@@ -6,6 +6,7 @@ from pathlib import Path
 from ...kernels.machine.core_use import read_core_use
 from ...kernels.machine.drive_use import read_drive_use
 from ...kernels.machine.machine import count_usable_cores
+from ...kernels.machine.power import is_on_battery
 from ...tiering.policy.measured import Measured
 from ...tiering.policy.trust import Cores, DriveBytes, beside, doubts_of
 
@@ -30,6 +31,7 @@ class Watch:
             doubts=doubts_of(found, spread, count_usable_cores(), drive=drive),
             others=found.others,
             waited=min(0.99, found.waited),
+            battery=is_on_battery(),
         )
 
 

@@ -4,22 +4,43 @@ streamed.py leases the weights that these layers find.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from ...kernels.products.autocast import autocasts, is_cast
 from ...kernels.products.few_rows import MOST_ROWS, find_product, rounds_once
 from ...kernels.products.row_order import ROW_ORDER
-from ...kernels.weights.packed_weight import PackedWeight, linear
+from ...kernels.weights.packed_weight import PackedWeight, addmm, linear
 
 LinearForward = Callable[[torch.Tensor], torch.Tensor]
 
-_TORCHS_FORWARD = nn.Linear.forward
 _LOSSY_ROWS = 32
 """Rows that products of lossy formats take in one call. They give each row the bits that it has alone."""
+
+
+def _addmm_packed(input: torch.Tensor, weight: PackedWeight, bias: Any) -> torch.Tensor:
+    """Compute as Conv1D, which always has a bias."""
+    return addmm(bias, input.view(-1, input.shape[-1]), weight).view(*input.shape[:-1], weight.shape[1])
+
+
+class _Kind(NamedTuple):
+    """What layers of one class compute."""
+
+    forward: Callable[..., Any]
+    """The class's own, if nobody has set another one."""
+    turned: bool
+    """Whether a weight lies as [k, n]."""
+    packed: Callable[[torch.Tensor, PackedWeight, torch.Tensor | None], torch.Tensor]
+
+
+_KINDS: dict[type[nn.Module], _Kind] = {
+    nn.Linear: _Kind(nn.Linear.forward, False, linear),
+    Conv1D: _Kind(Conv1D.forward, True, _addmm_packed),
+}
 
 
 def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None:
@@ -28,9 +49,11 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
     layer: Any = module
     if not has_few_rows(module):
         return None
+    made = type(module)
+    kind = _KINDS[made]
 
     def forward(input: torch.Tensor) -> torch.Tensor:
-        if nn.Linear.forward is not _TORCHS_FORWARD:  # somebody computes all of them in another way
+        if made.forward is not kind.forward:  # somebody computes all of them in another way
             return original(input)
         parameters = layer._parameters
         try:
@@ -38,11 +61,13 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
         except KeyError:  # somebody computes it from others, as parametrisations do
             return original(input)
         bias = parameters.get("bias")
+        if kind.turned and (bias is None or not input.is_contiguous()):
+            return original(input)
         if ROW_ORDER.alone and len(input) > 1:
-            return _rows_alone(input, weight, bias, original)
+            return _rows_alone(kind, input, weight, bias, original)
         if isinstance(weight, PackedWeight):
-            return linear(input, weight, bias)
-        out = _product(input, weight, bias)
+            return kind.packed(input, weight, bias)
+        out = _product(input, weight, bias, turned=kind.turned)
         return original(input) if out is None else out
 
     return forward
@@ -51,19 +76,19 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
 def has_few_rows(module: nn.Module) -> bool:
     """Return whether ``few_rows`` may give ``module`` a forward of its own."""
     layer: Any = module
-    return type(module) is nn.Linear and layer.weight.dtype == torch.bfloat16
+    return type(module) in _KINDS and layer.weight.dtype == torch.bfloat16
 
 
 def _rows_alone(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, original: LinearForward
+    kind: _Kind, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, original: LinearForward
 ) -> torch.Tensor:
     """Multiply each of ``input`` [rows, 1, k] as if it were alone."""
     if isinstance(weight, PackedWeight):
         rows = MOST_ROWS if weight.format.exact else _LOSSY_ROWS
-        return torch.cat([linear(part, weight, bias) for part in torch.split(input, rows)])
+        return torch.cat([kind.packed(part, weight, bias) for part in torch.split(input, rows)])
     outs: list[torch.Tensor] = []
     for part in torch.split(input, MOST_ROWS):
-        out = _product(part, weight, bias)
+        out = _product(part, weight, bias, turned=kind.turned)
         outs += [out] if out is not None else map(original, torch.split(part, 1))
     return torch.cat(outs)
 
@@ -95,13 +120,18 @@ _ADDRESSED = (nn.Parameter, _FastWeight)
 """Parameters whose numbers lie at their address."""
 
 
-def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
-    """``functional.linear(input, weight, bias)`` by a product for a few rows; None where there is none."""
+def _product(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, turned: bool = False
+) -> torch.Tensor | None:
+    """``functional.linear(input, weight, bias)`` by a product for a few rows; None where there is none.
+
+    ``turned``: by a weight that lies as [k, n], as ``torch.addmm`` of all rows.
+    """
     if type(weight) not in _ADDRESSED or (autocasts() and is_cast(input)):
         return None
     if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or weight.dim() != 2:
         return None
-    n, k = weight.shape
+    k, n = weight.shape if turned else reversed(weight.shape)
     rows = input.numel() // k
     if rows > MOST_ROWS or input.shape[-1] != k:
         return None
@@ -110,9 +140,7 @@ def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         return None
     if not (weight.requires_grad or input.is_contiguous()):
         return None
-    if bias is not None and not rounds_once(input, bias, n):
+    if bias is not None and not rounds_once(input.view(-1, k) if turned else input, bias, n):
         return None
-    product = find_product(rows, n, k, weight, biased=bias is not None)
-    if product is None:
-        return None
-    return product.of(input.contiguous(), weight, bias)
+    product = find_product(rows, n, k, weight, biased=bias is not None, turned=turned)
+    return None if product is None else product.of(input.contiguous(), weight, bias)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ...kernels.devices import measure
 from ...kernels.devices.base import Device
+from ...kernels.machine.power import is_on_battery
 from ...tiering.errors import BudgetTooSmall
 from ...tiering.planner.arrangement import Arrangement, MemoryBudgets
 from ...tiering.policy.lessons import (
@@ -73,7 +74,7 @@ class BudgetForecasts:
         self._plain = Forecaster(
             self.outline, self._devices(Lesson()), routes, prompt_tokens=prompt_tokens, context=context
         )
-        near = nearest(runs, budgets.weights_host, time.time())
+        near = nearest(runs, budgets.weights_host, time.time(), battery=is_on_battery())
         quiet = [run for run in near if not run.beside]
         self._runs = quiet or near
         self._beside = [run for run in near if run.beside]

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as hf_initialization
 
 from ...kernels.machine.machine import measure_drive
+from ...kernels.machine.power import is_on_battery
 from ...kernels.memory.heap import bound_kernel_caches
 from ...tiering.driving.small_files import in_words
 from ...tiering.errors import ConfigError
@@ -92,7 +93,8 @@ def timings_here(folder: Path, threads: int | str, *, refuted: bool = False) -> 
     """The timings of this machine: those that are kept, after a brief look at the machine, else measured by
     ``measure``, and kept. Doubtful ones, once stale, are measured anew, as are those that a run has ``refuted``."""
     kept = timings.load(threads)
-    if kept is None or refuted or (kept.measured.doubtful and kept.measured.stale(time.time())):
+    battery = is_on_battery()
+    if kept is None or refuted or (kept.measured.doubtful and kept.measured.stale(time.time(), battery=battery)):
         found = measure(folder, threads)
         timings.keep(found, threads, anyway=refuted)
         return TimingsNow(found, found.measured)

@@ -1,6 +1,6 @@
 """The application: all interfaces over the models that are served."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,12 +16,15 @@ from .answers.meters import Meters
 from .answers.served import ServedModel
 from .answers.service import Service
 from .anthropic import messages as anthropic
+from .dashboard import pages
+from .dashboard.feed import Feed
 from .described import describe
 from .guarding import Guarded
 from .ollama import routes as ollama
 from .openai import routes as openai
 from .openai.shared import error_body
 from .states import ModelGauges
+from .web.endless import Endless
 from .web.errors import ApiError
 
 MOST_BODY = 32 * 2**20
@@ -35,10 +38,14 @@ def make_app(
     key: str | None = None,
     loopback: bool = True,
     most_body: int = MOST_BODY,
+    endless: Endless | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> ASGIApp:
-    """The application. ``meters`` are those of ``models``. ``key`` and ``loopback`` are as for Guarded."""
+    """The application. ``meters`` are those of ``models``. ``key`` and ``loopback`` are as for Guarded. ``endless``
+    ends streams when the server ends. ``settings`` are shown to people."""
     app = Starlette(
         routes=[
+            *pages.routes,
             *states.routes,
             *openai.routes,
             *anthropic.routes,
@@ -47,9 +54,10 @@ def make_app(
         ],
         exception_handlers={HTTPException: _no_such_path},
     )
-    app.state.service = Service(tuple(models), meters, most_body)
+    service = Service(tuple(models), meters, most_body, endless or Endless(), settings or {})
+    app.state.service, app.state.feed = service, Feed(service)
     meters.registry.register(ModelGauges(models))
-    return Guarded(app, key, loopback=loopback)
+    return Guarded(app, key, loopback=loopback, open_paths=states.OPEN_PATHS | pages.OPEN_PATHS)
 
 
 async def _description(request: Request) -> Response:

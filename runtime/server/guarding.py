@@ -1,15 +1,13 @@
 """Who may ask: those with the key; and no page of somebody else in a browser on this machine."""
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-OPEN_PATHS = frozenset({"/health"})
-"""What needs no key."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -17,11 +15,13 @@ class Guarded:
     """An application that refuses requests without ``key``, and those that a page of another site makes.
 
     ``loopback``: only this machine reaches it, so a request under another host's name comes from a page that has made
-    its own name point here.
+    its own name point here. ``open_paths`` need no key.
     """
 
-    def __init__(self, app: ASGIApp, key: str | None, *, loopback: bool) -> None:
-        self._app, self._key, self._loopback = app, key, loopback
+    def __init__(
+        self, app: ASGIApp, key: str | None, *, loopback: bool, open_paths: Collection[str] = frozenset()
+    ) -> None:
+        self._app, self._key, self._loopback, self._open_paths = app, key, loopback, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -43,7 +43,11 @@ class Guarded:
         origin = headers.get("origin")
         if origin is not None and _name(origin) != host:
             return 403, f"pages of {origin!r} may not ask this server", "wrong_origin"
-        if self._key is None or scope["path"] in OPEN_PATHS or any(_same(key, self._key) for key in _keys(headers)):
+        if (
+            self._key is None
+            or scope["path"] in self._open_paths
+            or any(_same(key, self._key) for key in _keys(headers))
+        ):
             return None
         return 401, "the API key is wrong or missing", "invalid_api_key"
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...tiering.errors import ServerError
+from .web.endless import Endless
 
 DRAIN = 30
 """Seconds that answers have to end after SIGTERM."""
@@ -49,12 +50,13 @@ def config_for(app: ASGIApp) -> uvicorn.Config:
     )
 
 
-def run_server(app: ASGIApp, waiting: socket.socket, say: Callable[[str], None]) -> None:
+def run_server(app: ASGIApp, waiting: socket.socket, say: Callable[[str], None], endless: Endless) -> None:
     """Serve ``app`` until SIGTERM or Ctrl-C. Answers that are being given have time to end; ``say`` tells people so.
+    ``endless`` streams end.
 
     Raises KeyboardInterrupt after Ctrl-C.
     """
-    server = _Server(config_for(app), say)
+    server = _Server(config_for(app), say, endless)
     server.run(sockets=[waiting])
     if server.interrupted:
         raise KeyboardInterrupt("stopped")
@@ -95,9 +97,9 @@ class _Impatient(H11Protocol):
 class _Server(uvicorn.Server):
     """A server that returns after a signal: there is more to be closed than its sockets."""
 
-    def __init__(self, config: uvicorn.Config, say: Callable[[str], None]) -> None:
+    def __init__(self, config: uvicorn.Config, say: Callable[[str], None], endless: Endless) -> None:
         super().__init__(config)
-        self._say, self.interrupted = say, False
+        self._say, self._endless, self.interrupted = say, endless, False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -111,8 +113,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; at once if asked a second time by Ctrl-C."""
-        if not self.should_exit and self.server_state.tasks:
-            count = len(self.server_state.tasks)
+        count = len(self.server_state.tasks) - self._endless.stop()
+        if not self.should_exit and count > 0:
             self._say(f"penstock: stopping; {count} requests have {DRAIN} s to end, or until Ctrl-C")
         self.interrupted = self.interrupted or sig == signal.SIGINT
         super().handle_exit(sig, frame)

@@ -37,6 +37,8 @@ paths = (
     Path("GET", "/props", props),
 )
 routes = routes_of(paths, error_body)
+OPEN_PATHS = frozenset({"/health"})
+"""What needs no key."""
 
 
 class ModelGauges(Collector):
@@ -54,7 +56,9 @@ class ModelGauges(Collector):
         for served in self._models:
             for state, count in served.engine.counts().items():
                 requests.add_metric([served.name, state], count)
-            report = served.model.penstock.stats().report()
+            if (model := served.model) is None:
+                continue
+            report = model.penstock.stats().report()
             for tier in ("host", "device"):
                 memory.add_metric([served.name, tier], report[f"{tier}_bytes"])
             read.add_metric([served.name], report["flash_bytes_read"])

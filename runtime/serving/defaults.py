@@ -25,10 +25,9 @@ def room_behind(prompt: int, positions: int | None) -> int:
     return MOST_TOKENS if positions is None else max(1, min(MOST_TOKENS, positions - prompt + 1))
 
 
-def sampling_of(model: Any, **wanted: Any) -> Sampling:
-    """How tokens are chosen. What is None in ``wanted`` is as the model's generation config says, else as OpenAI's
+def sampling_of(config: Any, **wanted: Any) -> Sampling:
+    """How tokens are chosen. What is None in ``wanted`` is as the generation ``config`` says, else as OpenAI's
     interface does: at a temperature of 1."""
-    config = model.generation_config
     defaults = {
         name: value
         for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

@@ -5,17 +5,32 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import torch
 
 from ...kernels.closing import Closing
 from ...tiering.errors import PromptTooLong, QueueFull, RequestError
 from ...tiering.serving.admission import Room, Ticket
 from .loop import Listener, Loop
-from .requests import Request, Token
+from .requests import Passage, Request, Token
 
 Batch = Literal["exact", "fast"]
+
+
+class Limits(NamedTuple):
+    """What requests are held to: positions of a sequence, if there is a bound, and tokens of the vocabulary."""
+
+    positions: int | None
+    vocabulary: int
+
+
+def limits_of(model: Any) -> Limits:
+    """The limits of ``model``."""
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return Limits(positions, model.get_input_embeddings().num_embeddings)
 
 
 class Engine(Closing):
@@ -28,9 +43,10 @@ class Engine(Closing):
         """``batch``: "exact", every answer has the bits of the same request alone; "fast", torch may sum several rows
         in another order. ``rows`` are answered at a time, ``queue`` more wait."""
         self._model = model
-        self._positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        self._vocabulary = model.get_input_embeddings().num_embeddings
+        self._positions, self._vocabulary = limits_of(model)
         self._numbers = itertools.count()
+        self.rows = rows
+        """Requests that are answered at a time."""
         self._loop = Loop(model, Room(rows, queue), exact=batch == "exact", share=1.0)
         self._thread = threading.Thread(target=self._loop.run, name="penstock-engine", daemon=True)
         self._thread.start()
@@ -47,6 +63,34 @@ class Engine(Closing):
         if not self._loop.offer(ticket, request, listener):
             raise QueueFull("as many requests wait as may wait; try again later")
         return number
+
+    def submit_passage(self, passage: Passage, listener: Callable[[torch.Tensor | BaseException], None]) -> int:
+        """As ``submit``. ``listener`` is told the embedding: float32 [width]."""
+        self._check_prompt(passage.prompt)
+        number = next(self._numbers)
+        deadline = None if passage.timeout is None else time.monotonic() + passage.timeout
+        ticket = Ticket(number, 0, passage.client, passage.priority, deadline)
+        if not self._loop.offer(ticket, passage, listener):
+            raise QueueFull("as many requests wait as may wait; try again later")
+        return number
+
+    async def embed(self, passage: Passage) -> torch.Tensor:
+        """The embedding of ``passage``, float32 [width]. Cancelling the task ends the work. Raises as ``generate``."""
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[torch.Tensor | BaseException] = loop.create_future()
+
+        def listen(answer: torch.Tensor | BaseException) -> None:
+            with suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(_settle, told, answer)
+
+        number = self.submit_passage(passage, listen)
+        try:
+            answer = await told
+        finally:
+            self.cancel(number)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     def cancel(self, number: int) -> None:
         """End a request. Nothing more is told to its listener. Idempotent."""
@@ -89,6 +133,11 @@ class Engine(Closing):
         return self._loop.counts()
 
     @property
+    def model(self) -> Any | None:
+        """The model that computes; None while it is not in memory."""
+        return self._model
+
+    @property
     def ended(self) -> BaseException | None:
         """Why no requests are taken any more: Closed, or an error outside of all requests. None as long as they are."""
         return self._loop.ended
@@ -103,20 +152,30 @@ class Engine(Closing):
         self._loop.stop()
         self._thread.join()
 
-    def _check(self, request: Request) -> None:
-        if not request.prompt:
+    def _check_prompt(self, prompt: Sequence[int]) -> None:
+        if not prompt:
             raise RequestError("the prompt is empty")
-        if request.max_tokens < 1:
-            raise RequestError(f"max_tokens is {request.max_tokens}; ask for at least 1")
-        worst = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
+        worst = next((token for token in prompt if not 0 <= token < self._vocabulary), None)
         if worst is not None:
             raise RequestError(f"the prompt has the token {worst}; the model has 0 to {self._vocabulary - 1}")
+        if self._positions is not None and len(prompt) > self._positions:
+            raise PromptTooLong(f"the prompt has {len(prompt)} tokens, the model has {self._positions} positions")
+
+    def _check(self, request: Request) -> None:
+        if request.max_tokens < 1:
+            raise RequestError(f"max_tokens is {request.max_tokens}; ask for at least 1")
+        self._check_prompt(request.prompt)
         needed = len(request.prompt) + request.max_tokens - 1  # the last one is not fed back
         if self._positions is not None and needed > self._positions:
             raise PromptTooLong(
                 f"the prompt has {len(request.prompt)} tokens and {request.max_tokens} more are wanted, the model has "
                 f"{self._positions} positions; shorten the prompt or ask for fewer"
             )
+
+
+def _settle(told: "asyncio.Future[torch.Tensor | BaseException]", answer: torch.Tensor | BaseException) -> None:
+    if not told.done():
+        told.set_result(answer)
 
 
 def _token_of(answer: Token | BaseException) -> Token:

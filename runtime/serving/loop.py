@@ -6,20 +6,25 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+
 from ...tiering.errors import Closed, PenstockError, TimedOut
 from ...tiering.serving.admission import Admission, Room, Ticket
 from ..loading.handle import handle
 from ..modules.lockstep import Lockstep, Strand
 from .answer import compute_answer
-from .requests import Request, Token
+from .embedding import compute_embedding
+from .requests import Passage, Request, Token
 
 Listener = Callable[[Token | BaseException], None]
 """Is told each token of an answer, or the error that ended it, from the thread of the loop."""
+Tell = Callable[[Any], None]
+"""As Listener; for a Passage it is told the embedding."""
 
 
 class _Asked(NamedTuple):
-    request: Request
-    tell: Listener
+    request: Request | Passage
+    tell: Tell
 
 
 class Loop:
@@ -38,7 +43,7 @@ class Loop:
         self.tokens = 0
         """Tokens that were told."""
 
-    def offer(self, ticket: Ticket, request: Request, tell: Listener) -> bool:
+    def offer(self, ticket: Ticket, request: Request | Passage, tell: Tell) -> bool:
         """Let ``request`` wait for its turn. Returns False if the queue is full. Raises Closed."""
         with self._changed:
             if self._stopped is not None:
@@ -128,18 +133,28 @@ class Loop:
         if asked is None:
             return
 
+        request = asked.request
+
         def tell(token: Token) -> None:
             self.tokens += 1
             asked.tell(token)
             if token.finish is not None:
                 self._forget(number)
 
+        def tell_embedding(embedding: torch.Tensor) -> None:
+            asked.tell(embedding)
+            self._forget(number)
+
         def ended(_: object, error: BaseException | None) -> None:
             self._strands.pop(number, None)
             if number in self._asked:
                 self._finish(number, error or PenstockError("transformers ended the answer without a reason"), lockstep)
 
-        strand = lockstep.start(partial(compute_answer, self._model, asked.request, tell), ended)
+        if isinstance(request, Passage):
+            work = partial(compute_embedding, self._model, request, tell_embedding)
+        else:
+            work = partial(compute_answer, self._model, request, tell)
+        strand = lockstep.start(work, ended)
         if not strand.dead:
             self._strands[number] = strand
 

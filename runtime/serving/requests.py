@@ -7,6 +7,8 @@ from typing import Any, Literal
 from ...tiering.serving.admission import Priority
 
 Finish = Literal["stop", "length"]
+Pooling = Literal["mean", "last", "first"]
+"""Which hidden states an embedding is made of: the mean of all tokens, that of the last, or of the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,18 @@ class Request:
     """Seconds after which the answer is no longer wanted."""
     keep: bool = False
     """The prompt is stored when it comes the first time, where prompts are stored: the next one begins with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text whose embedding is wanted: the last hidden states of ``prompt``, pooled into one vector of length 1.
+    ``timeout`` is as for Request."""
+
+    prompt: Sequence[int]
+    pooling: Pooling = "mean"
+    client: str = ""
+    priority: Priority = "interactive"
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

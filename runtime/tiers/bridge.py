@@ -307,8 +307,12 @@ class Bridge:
 
     def resident_bytes(self) -> int:
         """Bytes of blocks that are in memory or on their way."""
+        return self.look(lambda planner: planner.residency.used_bytes)
+
+    def look(self, at: Callable[[Planner], Found]) -> Found:
+        """What ``at`` says of the planner, whose events wait meanwhile."""
         with no_waiting, self._lock:
-            return self._planner.residency.used_bytes
+            return at(self._planner)
 
     @property
     def stall_seconds(self) -> float:

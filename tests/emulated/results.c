@@ -20,6 +20,8 @@ int penstock_runs(const char *);
 void KERNEL(add_weighted)(long, const uint64_t *, const float *, const int64_t *, uint16_t *, long, int);
 void KERNEL(products)(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, long, void *,
                       const uint64_t *, int);
+void KERNEL(turned_products)(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, long,
+                             const uint64_t *, int);
 void KERNEL(products_int8)(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, void *, int);
 void KERNEL(products_int4)(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, long, void *, int);
 void KERNEL(products_nested)(long, const uint64_t *, const uint64_t *, const uint64_t *, long, long, long, long, void *, int);
@@ -147,6 +149,8 @@ static void bfloat16_products(void)
     const uint64_t to = (uint64_t)out;
     KERNEL(products)(1, &w, &x, &to, TOKENS, ROWS, COLUMNS, 0, room(4 * TOKENS * (COLUMNS + 64)), NULL, 1);
     near_brief("products", out, TOKENS * ROWS, COLUMNS, 1);
+    KERNEL(turned_products)(1, &w, &x, &to, TOKENS, ROWS, COLUMNS, -3, NULL, 1);
+    near_brief("turned_products", out, TOKENS * ROWS, COLUMNS, 1);
 }
 
 static void weights_of_8(void)

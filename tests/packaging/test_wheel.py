@@ -18,6 +18,8 @@ from tests.support.build_wheels import build_sdist, build_wheel, copy_of_tree, f
 
 MODEL = ROOT / "examples" / "tiny-moe"
 CHILD = ROOT / "tests" / "support" / "installed_child.py"
+PAGE = (".html", ".css", ".js", ".svg")
+"""What the page of a server is made of."""
 NO_COMPILER = "/nonexistent/cc"
 
 pytestmark = [
@@ -67,7 +69,7 @@ def test_the_source_distribution_has_all_that_is_built(sdist: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in PARTS.values():
         for file in (ROOT / folder).rglob("*"):
-            if file.suffix in (".py", ".c", ".h") or file.name == "py.typed":
+            if file.suffix in (".py", ".c", ".h", *PAGE) or file.name == "py.typed":
                 assert file.relative_to(ROOT).as_posix() in names
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
 
@@ -77,7 +79,7 @@ def test_the_wheel_has_every_module_and_the_licence(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for package, folder in PARTS.items():
-        for file in (ROOT / folder).rglob("*.py"):
+        for file in (each for each in (ROOT / folder).rglob("*") if each.suffix in (".py", *PAGE)):
             inside = Path(*package.split("."), file.relative_to(ROOT / folder))
             assert inside.as_posix() in names
     assert {"penstock/py.typed", "penstock/kernels/_native.abi3.so"} <= names

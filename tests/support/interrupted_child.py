@@ -34,6 +34,8 @@ for _ in range(3):
     model(IDS)
 long = (time.monotonic() - start) / 3
 chance, came = random.Random(0), 0
+kept: list[object] = []
+"""All threads and outputs: Python loses an error that rises while it forgets what a weak set holds."""
 for round_ in range(rounds):
     until = chance.uniform(0, long)
 
@@ -41,10 +43,10 @@ for round_ in range(rounds):
         time.sleep(until)
         os.kill(os.getpid(), number)
 
-    sender = threading.Thread(target=send)
+    kept.append(sender := threading.Thread(target=send))
     try:
         sender.start()
-        model(IDS)
+        kept.append(model(IDS))
         sender.join()
         time.sleep(1)  # nobody has been interrupted yet
     except Interrupted:

@@ -16,6 +16,7 @@ from penstock.runtime.server.answers.served import ServedModel
 from penstock.runtime.server.app import make_app
 from penstock.runtime.server.running import config_for, listen
 from penstock.runtime.serving.engine import Engine
+from penstock.runtime.serving.requests import Pooling
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,15 @@ def serving(
     rows: int = 8,
     queue: int = 64,
     loading: Mapping[str, Any] | None = None,
+    pooling: Pooling = "mean",
     **options: Any,
 ) -> Iterator[Served]:
     """Serve the model in ``folder``, loaded with ``loading``, under the name "tiny"; ``options`` are as for
     ``make_app``."""
-    with penstock.load(folder, store=store, host_memory="1GiB", threads=1, **(loading or {})) as model:
+    with penstock.load(folder, store=store, **({"host_memory": "1GiB", "threads": 1} | dict(loading or {}))) as model:
         engine = Engine(model, rows=rows, queue=queue)
         meters = Meters()
-        served = ServedModel(model, tokenizer, engine, "tiny", meters)
+        served = ServedModel(model, tokenizer, engine, "tiny", meters, pooling=pooling)
         waiting = listen("127.0.0.1", 0)
         app = make_app([served], meters, **options)
         server = uvicorn.Server(config_for(app))

@@ -38,6 +38,7 @@ Resize         limits of the regions; blocks beyond a limit go as soon as they a
 =============  ==========================================================================================
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..events import (
@@ -97,6 +98,10 @@ class Planner:
         self._expectations = Expectations(self.counters, self.speculation)
         self._limits, self._cycle = Limits(residency, homes, cycle), cycle
         self._homes = self._limits.homes
+        self.experts = tuple(block for block in homes if block.kind == "expert")
+        """The blocks of experts, in the order of their layers."""
+        self.uses: Counter[BlockId] | None = None
+        """How often each expert was asked for; None while nobody wants to know."""
         self._route = Route(block.module for block in homes)
         self._refinement = Refinement({block: home.extent.length for block, home in homes.items()})
         self._policies: dict[str, Eviction] = {
@@ -295,6 +300,8 @@ class Planner:
         for region, some in zip((STREAM, EXPERTS), used, strict=True):
             if some:
                 self._policies[region].used(some)
+        if self.uses is not None:
+            self.uses.update(used[1])
         return used
 
     def _grant(self, number: int, stream: Stream, block: BlockId, slot: Slot, actions: list[Action]) -> None:

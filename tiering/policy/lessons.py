@@ -42,7 +42,8 @@ class Window(NamedTuple):
 
 class Run(NamedTuple):
     """A finished run: ``when`` it ended, in seconds since 1970, its ``budget`` of host memory for weights, the typical
-    token, the seconds of a token in its faster and slower parts, and whether it was ``beside`` other programs."""
+    token, the seconds of a token in its faster and slower parts, whether it was ``beside`` other programs, and whether
+    it ended on the machine's ``battery``."""
 
     when: float
     budget: int
@@ -50,6 +51,7 @@ class Run(NamedTuple):
     fast: float
     slow: float
     beside: bool
+    battery: bool = False
 
 
 class Lesson(NamedTuple):
@@ -69,7 +71,7 @@ class Span(NamedTuple):
     most: float
 
 
-def summarise(windows: Sequence[Window], when: float, budget: int) -> Run | None:
+def summarise(windows: Sequence[Window], when: float, budget: int, *, battery: bool = False) -> Run | None:
     """The run that had these ``windows``; None of fewer than two. What was beside other programs counts only where
     nothing else is there. The middle half of the windows is the typical token."""
     quiet = [window for window in windows if not window.beside]
@@ -81,12 +83,13 @@ def summarise(windows: Sequence[Window], when: float, budget: int) -> Run | None
     middle = tokens[quarter : len(tokens) - quarter]
     typical = PerToken(*(statistics.fmean(column) for column in zip(*middle, strict=True)))
     fast, slow = tokens[quarter].seconds, tokens[-1 - quarter].seconds
-    return Run(when, budget, typical, fast, slow, chosen is not quiet)
+    return Run(when, budget, typical, fast, slow, chosen is not quiet, battery)
 
 
-def nearest(runs: Sequence[Run], budget: int, now: float) -> list[Run]:
-    """Those of ``runs`` with about the budget that is nearest to ``budget``, and that are not too old."""
-    lasting = [run for run in runs if 0 <= now - run.when <= LASTING]
+def nearest(runs: Sequence[Run], budget: int, now: float, *, battery: bool = False) -> list[Run]:
+    """Those of ``runs`` with about the budget that is nearest to ``budget``, that are not too old, and that had the
+    same power, ``battery`` or not."""
+    lasting = [run for run in runs if 0 <= now - run.when <= LASTING and run.battery == battery]
     if not lasting:
         return []
     best = min((run.budget for run in lasting), key=lambda each: (_apart(each, budget), each))

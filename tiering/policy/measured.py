@@ -10,7 +10,8 @@ from .trust import Doubt, is_stale, replaces
 class Measured:
     """``when`` it was measured (seconds since 1970) and looked at last (``seen``), how far its repeats lie apart, as a
     share, and the reasons to doubt it. ``others`` cores were used by other programs, and threads waited for a core for
-    the share ``waited`` of their time. Raises ValueError for impossible numbers."""
+    the share ``waited`` of their time. ``battery``: the machine ran on its battery when it was looked at last. Raises
+    ValueError for impossible numbers."""
 
     when: float
     seen: float
@@ -18,6 +19,7 @@ class Measured:
     doubts: tuple[Doubt, ...]
     others: float
     waited: float
+    battery: bool = False
 
     def __post_init__(self) -> None:
         most = {"when": 1e11, "seen": 1e11, "spread": 0.99, "others": 1e6, "waited": 0.99}
@@ -31,9 +33,9 @@ class Measured:
         """Whether there is a reason to doubt it."""
         return bool(self.doubts)
 
-    def stale(self, now: float) -> bool:
-        """Whether it has to be looked at again."""
-        return is_stale(self.seen, now, doubtful=self.doubtful)
+    def stale(self, now: float, *, battery: bool) -> bool:
+        """Whether it has to be looked at again: it is old, or the machine has gone on or off its ``battery``."""
+        return self.battery != battery or is_stale(self.seen, now, doubtful=self.doubtful)
 
     def replaces(self, kept: "Measured | None") -> bool:
         """Whether this is to be kept in place of ``kept``."""
@@ -41,7 +43,7 @@ class Measured:
 
     def seen_again(self, now: "Measured") -> "Measured":
         """The same, looked at again ``now``."""
-        return replace(self, seen=now.seen)
+        return replace(self, seen=now.seen, battery=now.battery)
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields, ready for JSON."""
@@ -50,7 +52,7 @@ class Measured:
     def in_words(self, now: float) -> str:
         """How old and how sure it is, for people."""
         age = in_words_ago(now - self.when)
-        said = f"measured {age}, repeats within {self.spread:.0%}"
+        said = f"measured {age}, {'on battery, ' * self.battery}repeats within {self.spread:.0%}"
         return f"{said}; doubtful: {doubts_in_words(self.doubts, self.others)}" if self.doubts else said
 
 

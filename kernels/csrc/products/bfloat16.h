@@ -126,6 +126,14 @@ INLINE void add_columns(const int tokens, const int block, const int first, cons
 /* A sum with the bias of row i of the matrix, if there are any. */
 INLINE float with_bias(float sum, const uint16_t *bias, long i) { return bias ? sum + widened(bias[i]) : sum; }
 
+/* Stores sums from number `first` of `there` on, with their biases if there are any. */
+INLINE void store_with_bias(uint16_t *out, floats sum, const uint16_t *bias, long first, long there)
+{
+    if (bias)
+        sum = f_add(sum, f_load_some_brief(bias + first, there - first));
+    f_store_near(out + first, sum, there - first);
+}
+
 /* x [tokens, k], of which `divided` are the whole blocks, times `there` <= ROWS rows of w [.., k], into out
    [tokens, n]. */
 INLINE void multiply_rows(const int tokens, const int block, int order, const uint16_t *w, const uint16_t *x,

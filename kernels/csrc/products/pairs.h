@@ -22,14 +22,6 @@ INLINE void add_pairs(const int tokens, const words column[LANES], const uint16_
         }
 }
 
-/* Stores sums from number `first` of `there` on, with their biases if there are any. */
-INLINE void store_with_bias(uint16_t *out, floats sum, const uint16_t *bias, long first, long there)
-{
-    if (bias)
-        sum = f_add(sum, f_load_some_brief(bias + first, there - first));
-    f_store_near(out + first, sum, there - first);
-}
-
 /* x [tokens, k] times `there` rows, at most `blocks` times sixteen, of w [.., k], into out [tokens, n]. */
 INLINE void pairs_multiply(const int tokens, const int blocks, const uint16_t *w, const uint16_t *x,
                            const uint16_t *bias, uint16_t *out, long n, long k, long chunk, long there)

@@ -2,10 +2,9 @@
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ....tiering.errors import RequestError
@@ -13,6 +12,8 @@ from ...serving.requests import Request, Sampling, Token
 from ...serving.text.grammars import NewMask
 from ...serving.text.replies import Piece, PlainReader, Reader
 from ...serving.text.writing import AnswerText, Ending
+from .clock import Clock
+from .journal import Entry
 from .served import ServedModel
 
 
@@ -48,40 +49,6 @@ class Step:
     stop_string: str | None = None
 
 
-@dataclass(slots=True)
-class Clock:
-    """When things happened, in seconds of one clock."""
-
-    asked: float = field(default_factory=time.perf_counter)
-    first: float | None = None
-    last: float | None = None
-    tokens: int = 0
-
-    def note(self) -> float | None:
-        """A token has come. Returns the seconds until the first one, if it is that."""
-        self.last = time.perf_counter()
-        self.tokens += 1
-        if self.first is not None:
-            return None
-        self.first = self.last
-        return self.first - self.asked
-
-    @property
-    def prompt_seconds(self) -> float:
-        """Seconds until the first token: waiting, and reading the prompt."""
-        return (self.first or time.perf_counter()) - self.asked
-
-    @property
-    def answer_seconds(self) -> float:
-        """Seconds from the first token to the last one."""
-        return 0.0 if self.first is None or self.last is None else self.last - self.first
-
-    def report(self) -> dict[str, float | None]:
-        """For people who ask how fast it was."""
-        rate = (self.tokens - 1) / self.answer_seconds if self.answer_seconds else None
-        return {"first_token_s": self.prompt_seconds, "answer_s": self.answer_seconds, "tokens_per_second": rate}
-
-
 class Answers:
     """The answers to ``questions``, numbered through. They are asked for at once: raises RequestError, PromptTooLong,
     QueueFull, Closed.
@@ -99,6 +66,7 @@ class Answers:
         self._texts: list[AnswerText] = []
         self._questions: list[int] = []
         self._cached = [0] * len(questions)
+        self._entry = Entry(self.clock, self.prompt_tokens)
         try:
             for at, question in enumerate(questions):
                 self._questions += [at] * question.count
@@ -109,6 +77,7 @@ class Answers:
             self.close()
             raise
         served.meters.began(self.prompt_tokens)
+        served.journal.add(self._entry)
 
     def _submit(self, question: Question, seed: int) -> None:
         listen = partial(self._listen, len(self._texts))
@@ -124,15 +93,19 @@ class Answers:
                 if index not in open_answers:
                     continue
                 if isinstance(token, BaseException):
+                    self._entry.ending = "error"
                     raise token
                 self._served.meters.token(self.clock.note())
                 question = self._questions[index]
                 self._cached[question] = max(self._cached[question], token.cached)
+                self._entry.cached = self.cached_tokens
                 text = self._texts[index]
                 pieces = text.feed(token)
                 if text.ending is not None:
                     self._served.meters.ended(text.ending)
                     open_answers.discard(index)
+                    if not open_answers:
+                        self._entry.ending = text.ending
                     self._engine.cancel(self._numbers[index])
                 yield Step(index, token, pieces, text.ending, text.stop_string)
         finally:
@@ -145,6 +118,7 @@ class Answers:
 
     def close(self) -> None:
         """End all that has not ended. Idempotent."""
+        self._entry.ending = self._entry.ending or "cancelled"
         for number in self._numbers:
             self._engine.cancel(number)
 

@@ -1,9 +1,12 @@
 """The models of a server, by name, and what all requests are held to."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 
+from ..web.endless import Endless
 from ..web.errors import ApiError
 from .meters import Meters
 from .served import ServedModel
@@ -17,6 +20,9 @@ class Service:
     meters: Meters
     most_body: int
     """Bytes of a request."""
+    endless: Endless = field(default_factory=Endless)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings in force, for people who look on."""
 
     def find(self, name: str | None) -> ServedModel:
         """The model that a request names, or the only one. Raises ApiError."""

@@ -57,7 +57,7 @@ async def show(request: Request) -> Response:
     service = service_of(request)
     served = service.find((await read_body(request, ShowRequest, service.most_body)).model)
     tools = ["tools"] if served.chat.mentions("tools") and served.response_template is not None else []
-    family = served.model.config.model_type
+    family = served.family
     return JSONResponse({
         "template": served.chat.text,
         "details": _details(served),
@@ -118,7 +118,7 @@ def _listed(served: ServedModel) -> dict[str, Any]:
 
 
 def _details(served: ServedModel) -> dict[str, Any]:
-    family = served.model.config.model_type
+    family = served.family
     return {
         "format": "penstock",
         "family": family,

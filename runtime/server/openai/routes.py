@@ -3,6 +3,7 @@
 from ..web.endpoints import Path, routes_of
 from .chat import chat
 from .completions import complete
+from .embeddings import EmbeddingRequest, embed
 from .models import list_models, show_model
 from .requests import ChatRequest, CompletionRequest
 from .response_requests import ResponsesRequest
@@ -14,6 +15,7 @@ paths = (
     Path("GET", "/v1/models/{name:path}", show_model),
     Path("POST", "/v1/chat/completions", chat, ChatRequest),
     Path("POST", "/v1/completions", complete, CompletionRequest),
+    Path("POST", "/v1/embeddings", embed, EmbeddingRequest),
     Path("POST", "/v1/responses", respond, ResponsesRequest),
 )
 

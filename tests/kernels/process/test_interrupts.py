@@ -123,6 +123,31 @@ def test_what_is_held_back_comes_as_soon_as_it_may() -> None:
     assert reached == [True]
 
 
+def test_it_is_sent_once_until_its_handler_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would rise after the call that the first has ended."""
+    sent: list[int] = []
+    looks: list[int] = []
+    looked = _thread.allocate_lock()
+    send = _thread.interrupt_main
+    monkeypatch.setattr(interrupts._thread, "interrupt_main", lambda number: (sent.append(int(number)), send(number)))
+
+    def sleep(seconds: float) -> None:
+        looks.append(len(sent))
+        if len(looks) == 5:
+            looked.release()
+
+    monkeypatch.setattr(interrupts.time, "sleep", sleep)
+
+    def work() -> None:
+        signal.raise_signal(signal.SIGINT)
+        looked.acquire()
+
+    looked.acquire()
+    with pytest.raises(KeyboardInterrupt), SHIELD:
+        of("penstock.runtime.tiers.bridge", work)()
+    assert looks[1:5] == [1, 1, 1, 1]
+
+
 @pytest.mark.usefixtures("alarm")
 def test_all_that_is_held_back_comes() -> None:
     def work() -> None:

@@ -11,7 +11,7 @@ from penstock.kernels import native
 from penstock.kernels.formats import nested, quantise
 from penstock.kernels.formats.registry import ENCODING
 from penstock.kernels.kv import attention
-from penstock.runtime.machine import kernel_speeds
+from penstock.runtime.machine import kernel_speeds, row_products
 
 
 def test_every_kind_has_a_level_and_a_rate() -> None:
@@ -26,7 +26,7 @@ def test_every_kind_has_a_level_and_a_rate() -> None:
 
 def test_what_has_no_product_is_measured_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ENCODING["int8"].__class__, "find_product", lambda *_: None)
-    monkeypatch.setattr(kernel_speeds, "find_product", lambda *_: None)
+    monkeypatch.setattr(row_products, "find_product", lambda *_: None)
     levels = {speed.kind: speed.level for speed in kernel_speeds.measure()}
     assert levels["int8"] == levels["bfloat16"] == kernel_speeds.TORCH
 
@@ -36,7 +36,7 @@ def test_without_compiled_kernels_torch_computes_all(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(module, "KERNELS", None)
     for format_ in ENCODING.values():
         monkeypatch.setattr(format_.__class__, "find_product", lambda *_: None)
-    monkeypatch.setattr(kernel_speeds, "find_product", lambda *_: None)
+    monkeypatch.setattr(row_products, "find_product", lambda *_: None)
     assert {speed.level for speed in kernel_speeds.measure()} == {kernel_speeds.TORCH}
 
 

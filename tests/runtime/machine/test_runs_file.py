@@ -23,9 +23,9 @@ def kept() -> Path:
 def test_runs_are_kept_by_model_and_threads_for_this_user_alone() -> None:
     assert runs_file.load("one", 1) == []
     runs_file.keep("one", 1, RUN)
-    runs_file.keep("other", 1, RUN._replace(when=2e9))
+    runs_file.keep("other", 1, RUN._replace(when=2e9, battery=True))
     assert runs_file.load("one", 1) == [RUN]
-    assert runs_file.load("other", 1) == [RUN._replace(when=2e9)]
+    assert runs_file.load("other", 1) == [RUN._replace(when=2e9, battery=True)]
     assert runs_file.load("one", 7) == []
     assert kept().stat().st_mode & 0o777 == 0o600
 

@@ -1,13 +1,18 @@
 """Products for a few rows where models multiply: taken, and the same bits as torch's."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
+from penstock.kernels.formats.registry import FORMATS
 from penstock.kernels.native import KERNELS
 from penstock.kernels.products import few_rows as kernels
 from penstock.kernels.products.row_order import each_row_alone
+from penstock.kernels.weights.packed_weight import PackedWeight
 from penstock.runtime.modules.few_rows import fast_weight, few_rows
 
 native = pytest.mark.skipif(KERNELS is None, reason="no compiler at installation")
@@ -19,9 +24,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     found: list[tuple[int, int, int]] = []
 
     def products(
-        rows: int, n: int, k: int, matrix: torch.Tensor | None = None, *, biased: bool = False
+        rows: int, n: int, k: int, matrix: torch.Tensor | None = None, **options: bool
     ) -> kernels.Products | None:
-        product = kernels.find_product(rows, n, k, matrix, biased=biased)
+        product = kernels.find_product(rows, n, k, matrix, **options)
         if product is not None:
             found.append((rows, n, k))
         return product
@@ -111,3 +116,27 @@ def test_rows_with_a_bias_have_the_bits_that_each_has_alone(taken: list[tuple[in
             with each_row_alone():
                 assert torch.equal(forward(hidden[:, None]), wanted)
     assert taken == [(4, 256, 3072), (3, 256, 3072)] * len(inputs)
+
+
+@native
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_layer_that_lies_turned_takes_the_product(packed: bool, taken: list[tuple[int, int, int]]) -> None:
+    layer = Conv1D(96, 3072).bfloat16()
+    nn.init.normal_(layer.bias)
+    forward = few_rows(layer, partial(Conv1D.forward, layer))
+    assert forward is not None
+    with torch.no_grad():
+        hidden = torch.randn(7, 1, 3072).bfloat16()
+        parts = [hidden[:1], hidden[:3], hidden, hidden[None, :2], hidden[0, 0]]
+        wanted = [Conv1D.forward(layer, part) for part in parts]
+        alone = torch.cat([Conv1D.forward(layer, row) for row in torch.split(hidden, 1)])
+        if packed:
+            lossless = FORMATS["lossless"]
+            planes = lossless.encode([layer.weight.t().contiguous()], 96, 3072)
+            weight = PackedWeight(planes, lossless, (3072, 96), torch.bfloat16, transposed=True, requires_grad=True)
+            layer._parameters["weight"] = weight
+        assert all(torch.equal(forward(part), one) for part, one in zip(parts, wanted, strict=True))
+        assert packed or taken == [(1, 96, 3072), (3, 96, 3072), (2, 96, 3072), (1, 96, 3072)]
+        with each_row_alone():
+            assert torch.equal(forward(hidden), alone)
+    assert packed or taken[4:] == [(4, 96, 3072), (3, 96, 3072)]

@@ -12,7 +12,7 @@ from penstock.runtime.server.guarding import Guarded
 @pytest.fixture
 def ask() -> Iterator[object]:
     """Ask an application that has a key."""
-    app = Guarded(PlainTextResponse("here"), "the key", loopback=True)
+    app = Guarded(PlainTextResponse("here"), "the key", loopback=True, open_paths={"/health"})
 
     async def ask(path: str = "/v1/models", **headers: str) -> tuple[int, str]:
         named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -1,5 +1,6 @@
 """Answers that are computed beside others have the bits of the same request alone."""
 
+import itertools
 import random
 import threading
 from collections.abc import Sequence
@@ -107,9 +108,22 @@ def same(some: Sequence[tuple[list[int], torch.Tensor]], others: Sequence[tuple[
     )
 
 
-@pytest.mark.parametrize("pages", [False, True], ids=["", "pages"])
-@pytest.mark.parametrize("format_", ["as-is", "int8"])
-@pytest.mark.parametrize("name", KINDS)
+def list_cases() -> list[Any]:
+    """Each kind in one of four ways, in turn, and in the others in the long version."""
+    ways = list(itertools.product(("as-is", "int8"), (False, True)))
+    return [
+        pytest.param(
+            name,
+            *way,
+            id=f"{name}-{way[0]}{'-pages' * way[1]}",
+            marks=() if place % len(ways) == number else pytest.mark.soak,
+        )
+        for place, name in enumerate(KINDS)
+        for number, way in enumerate(ways)
+    ]
+
+
+@pytest.mark.parametrize(("name", "format_", "pages"), list_cases())
 def test_every_logit_is_that_of_the_request_alone(name: str, format_: str, pages: bool, tmp_path: Path) -> None:
     source = save_tiny(name, tmp_path / name, torch.bfloat16)
     options: dict[str, Any] = {"kv_host_memory": "4MiB"} if pages else {}

@@ -37,6 +37,7 @@ def test_runs_of_about_the_nearest_budget_count() -> None:
     assert nearest(runs, GiB, 1e9 + LASTING + 1) == []
     assert nearest(runs, GiB, 1e9 - 1) == [], "a run at a time to come"
     assert nearest([], GiB, 1e9) == []
+    assert nearest([*runs, QUIET._replace(battery=True)], GiB, 1e9, battery=True) == [QUIET._replace(battery=True)]
 
 
 def test_computing_and_the_drive_are_corrected_apart() -> None:

@@ -1,6 +1,7 @@
 """What was measured is trusted by what went on beside it, by its spread, and by its age."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -48,8 +49,15 @@ def test_what_went_on_follows_from_counts() -> None:
     [(0.0, False, False), (700.0, False, True), (1900.0, True, True), (-5.0, True, True)],
 )
 def test_rates_are_stale_by_age_and_where_the_clock_was_set_back(age: float, stale: bool, stale_in_doubt: bool) -> None:
-    assert GOOD.stale(GOOD.seen + age) == stale
-    assert DOUBTFUL.stale(DOUBTFUL.seen + age) == stale_in_doubt
+    assert GOOD.stale(GOOD.seen + age, battery=False) == stale
+    assert DOUBTFUL.stale(DOUBTFUL.seen + age, battery=False) == stale_in_doubt
+
+
+def test_rates_are_stale_once_the_power_is_another() -> None:
+    unplugged = replace(GOOD, battery=True)
+    assert [unplugged.stale(GOOD.seen, battery=battery) for battery in (True, False)] == [False, True]
+    assert GOOD.stale(GOOD.seen, battery=True)
+    assert not unplugged.seen_again(GOOD).stale(GOOD.seen, battery=False)
 
 
 def test_a_doubtful_measurement_replaces_nothing_better() -> None:
@@ -90,6 +98,7 @@ def test_impossible_circumstances_name_their_field(field: str, value: float) -> 
 
 def test_it_is_said_in_words() -> None:
     assert GOOD.in_words(1e9 + 7200) == "measured 2 hours ago, repeats within 10%"
+    assert replace(GOOD, battery=True).in_words(1e9) == "measured just now, on battery, repeats within 10%"
     assert "doubtful: other programs used 1.0 cores" in DOUBTFUL.in_words(1e9)
     assert doubts_in_words(("drive", "spread"), 0.0) == "other programs used the drive, its repeats differ"
     assert in_words_ago(-1) == "at a time to come"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from penstock.runtime.server.answers.asking import Answers, Question, Step
+from penstock.runtime.server.answers.journal import Journal
 from penstock.runtime.server.answers.meters import Meters
 from penstock.runtime.serving.requests import Request, Sampling, Token
 from penstock.runtime.serving.text.replies import Said
@@ -46,6 +47,7 @@ def asked(engine: Engine, *questions: Question) -> Answers:
         tokenizer=TOKENIZER,
         ends=frozenset({2}),
         meters=Meters().of("m"),
+        journal=Journal(),
         room=lambda prompt: 50 - prompt,
     )
     return Answers(served, *questions)
