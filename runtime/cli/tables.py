@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 
 _BETWEEN = 2
+_NUMBER = 24
+"""What is wider is text, which may be folded."""
 _FILE = 160
 """Columns of what is no terminal: rich would take 80."""
 
@@ -28,13 +30,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         padding=(0, _BETWEEN - 1, 0, 0),
     )
     for number, column in enumerate(columns):
-        folds = number == wide
+        widest = max(map(len, [column, *(row[number] for row in cells)]))
+        folds = number == wide or widest > _NUMBER
         table.add_column(
             column,
-            justify="right" if number and not folds else "left",
+            justify="right" if number and number != wide else "left",
             overflow="fold",
             no_wrap=not folds,
-            min_width=None if folds else max(map(len, [column, *(row[number] for row in cells)])),
+            min_width=None if folds else widest,
         )
     for row in cells:
         table.add_row(*map(Text, row))

@@ -1,5 +1,6 @@
 """Tables on a terminal of 80 columns: no number and no heading is broken."""
 
+import contextlib
 import os
 import pty
 import sys
@@ -21,11 +22,13 @@ def printed(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> list[str
     with monkeypatch.context() as patch, os.fdopen(theirs, "w") as terminal:
         patch.setattr(sys, "stdout", terminal)
         act()
-        terminal.flush()
-        screen = os.read(ours, 65536).decode()
+        assert Console(file=terminal).width == 80
+    screen = b""
+    with contextlib.suppress(OSError):  # Linux's way of saying that the other end is closed
+        while piece := os.read(ours, 65536):
+            screen += piece
     os.close(ours)
-    assert Console().width == 80
-    return screen.splitlines()
+    return screen.decode().splitlines()
 
 
 CURVE = ["host memory", "tokens/s", "per GiB", "first, s", "from flash", "hits", "limited by"]
