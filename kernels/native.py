@@ -50,6 +50,7 @@ _LEVEL: dict[str, list[Any]] = {
     "decode_nested": [c_void_p] * 2 + [c_long] * 4 + [c_int],
     "block_products": [c_long] + [c_void_p] * 3 + [c_long] * 3 + [c_void_p] * 2 + [c_int],
     "rms_norm": [c_void_p] * 3 + [c_long] * 2 + [c_float] + [c_int] * 2,
+    "rotate": [c_void_p, c_long] + [c_void_p] * 3 + [c_long],
     "decode_blocks": [c_void_p] * 2 + [c_long] * 3 + [c_void_p] + [c_int] * 2,
 }
 """Signatures of the functions that are compiled for each level and return nothing."""

@@ -32,4 +32,5 @@
 #include "kv/bounds.h"
 #include "modules/attention_row.h"
 #include "modules/rms_norm.h"
+#include "modules/rotary.h"
 #endif

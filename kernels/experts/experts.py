@@ -183,9 +183,11 @@ class SideBySide(NamedTuple):
         Returns [experts, rows, hidden].
         """
         inner = self.up([expert.up for expert in experts], states)
-        rows = torch.split(inner.flatten(0, 1), max(1, _AT_ONCE // inner.shape[-1]))
-        parts = [recipe.activation(part) for part in rows]
-        active = (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)).view(len(experts), self.rows, -1)
+        flat = inner.flatten(0, 1)
+        if inner.numel() <= _AT_ONCE:
+            active = recipe.activation(flat).contiguous()
+        else:
+            active = torch.cat([*map(recipe.activation, torch.split(flat, max(1, _AT_ONCE // inner.shape[-1])))])
         first, size = active.data_ptr(), active.nbytes // len(experts)
         out = self.down([expert.down for expert in experts], range(first, first + len(experts) * size, size))
         return out if recipe.post is None else torch.stack([recipe.post(one) for one in out])

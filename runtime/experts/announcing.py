@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...tiering.planner.planner import Planner
 from ...tiering.units import BlockId
 from ..tiers.bridge import Bridge
 from .expert_blocks import ExpertBlocks
@@ -17,6 +18,11 @@ class NextLayer(NamedTuple):
 
     blocks: ExpertBlocks
     guesses: Guesses
+
+
+def _lacks_experts(planner: Planner) -> bool:
+    """Whether there is anything to guess."""
+    return not planner.has_all_experts
 
 
 class Announcement:
@@ -42,7 +48,7 @@ class Announcement:
         seconds = 0.0
         if self._guessed is None:
             self._guessed = []
-            if self._next is not None and self._bridge.speculation.active:
+            if self._next is not None and self._bridge.speculation.active and self._bridge.look(_lacks_experts):
                 start = time.monotonic()
                 chosen = self._next.guesses.experts(self._hidden, self._index)
                 self._guessed = self._next.blocks.in_order_of_flash(chosen)

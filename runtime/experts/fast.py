@@ -8,13 +8,13 @@ pile up; what comes next is announced, and read meanwhile. An expert of many row
 lease, each added at once when it is the expert's turn.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
 import torch
 
-from ...kernels.experts.experts import Expert, Recipe, find_form, find_side_by_side
+from ...kernels.experts.experts import Expert, Form, Recipe, SideBySide, find_form, find_side_by_side
 from ...kernels.process.interrupts import calls_others
 from ...kernels.products.few_rows import MOST_ROWS
 from ...kernels.products.row_order import ROW_ORDER
@@ -29,6 +29,7 @@ from .few_tokens import alike, choices_of, users_of
 from .host import HostExperts
 from .tier_experts import Arrived, TierExperts
 
+_WEIGHTS = (torch.bfloat16, torch.float32)
 _HEAP = 8 * MiB
 """Bytes of a prompt's outputs up to which its experts are taken in the order of flash, if that is not theirs."""
 
@@ -55,6 +56,8 @@ class FastExperts:
         computed on the host too."""
         self._blocks, self._experts, self._samples, self._with_host = blocks, experts, samples, with_host
         self._bridge, self._recipe = experts.bridge, experts.recipe
+        self._ways: dict[tuple[int, int, bool], Mapping[tuple[Form, int], SideBySide]] = {}
+        """By rows, number of threads and whether rows are alone."""
         self._add = add_weighted if experts.native else add_by_torch
         self.next: NextLayer | None = None
         self.observer: Observer | None = None
@@ -75,22 +78,20 @@ class FastExperts:
     def _run_tokens(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
         """The forward of tokens, each as if alone, where experts can be computed side by side: as few steps as
         possible."""
-        few = min(len(hidden), MOST_ROWS)
-        ways = {
-            (find_form(expert), rows): find_side_by_side(rows, expert, self._recipe)
-            for expert in self._samples
-            for rows in range(1, few + 1)
-        }
-        if (
-            None in ways.values()
-            or hidden.dtype != torch.bfloat16
-            or weights.dtype not in (torch.bfloat16, torch.float32)
-        ):
+        if hidden.dtype != torch.bfloat16 or weights.dtype not in _WEIGHTS:
+            return None
+        ways = self._find_ways(min(len(hidden), MOST_ROWS))
+        if ways is None:
             return None
         width = hidden.shape[1]
         chosen = choices_of(index, weights, len(self._blocks))
         hidden = hidden.contiguous()
         coming = Announcement(self.next, self._bridge, hidden, index, self._blocks.residuals(index, weights))
+        if len(chosen) == len(ways) == 1 and chosen[0]:
+            (several,) = ways.values()
+            out = self._run_token(hidden, chosen[0], coming, several)
+            if out is not None:
+                return out
         places: dict[tuple[int, int], int] = {}  # of outputs, by token and expert
         keep: list[torch.Tensor] = []  # what lies at addresses must stay
         users = users_of(chosen)
@@ -98,7 +99,6 @@ class FastExperts:
             for arrived in arriving:
                 for (form, rows), calls in alike(arrived.experts, users, MOST_ROWS).items():
                     several = ways[form, rows]
-                    assert several is not None
                     states = [hidden[call.tokens] if rows > 1 else hidden[call.tokens[0]] for call in calls]
                     out = several([state.data_ptr() for state in states], [call.expert for call in calls], self._recipe)
                     keep.append(out)
@@ -111,6 +111,42 @@ class FastExperts:
             for token, pairs in enumerate(chosen)
         ]
         return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+    @calls_others
+    def _find_ways(self, rows: int) -> Mapping[tuple[Form, int], SideBySide] | None:
+        """For each form of expert and up to so many ``rows`` the products side by side. None if there is none for
+        some."""
+        key = rows, torch.get_num_threads(), ROW_ORDER.alone
+        if key in self._ways:
+            return self._ways[key]
+        ways: dict[tuple[Form, int], SideBySide] = {}
+        for expert in self._samples:
+            for count in range(1, rows + 1):
+                several = find_side_by_side(count, expert, self._recipe)
+                if several is None:
+                    return None
+                ways[find_form(expert), count] = several
+        self._ways[key] = ways
+        return ways
+
+    @calls_others
+    def _run_token(
+        self, hidden: torch.Tensor, pairs: Sequence[tuple[int, float]], coming: Announcement, several: SideBySide
+    ) -> torch.Tensor | None:
+        """The forward of one token with experts of one form, ``pairs``, in one call, without what several tokens or
+        forms need. None unless all are in memory."""
+        arrived = self._experts.lease_resident(self._blocks.in_order_of_flash([number for number, _ in pairs]))
+        if arrived is None:
+            return None
+        coming.announce(())
+        out = several([hidden.data_ptr()] * len(pairs), [expert for _, expert in arrived.experts], self._recipe)
+        self._bridge.release(*arrived.leased)
+        width, first = hidden.shape[1], out.data_ptr()
+        rows = range(first, first + 2 * width * len(pairs), 2 * width)
+        if any(arrived.experts[at][0] != number for at, (number, _) in enumerate(pairs)):  # in the order of flash
+            places = dict(zip((number for number, _ in arrived.experts), rows, strict=True))
+            return sum_weighted([places[number] for number, _ in pairs], [share for _, share in pairs], width)
+        return sum_weighted(rows, [share for _, share in pairs], width)
 
     def run_several(self, calls: Sequence[TokenCall]) -> list[torch.Tensor]:
         """Compute ``run`` of each of ``calls``, with the bits of each alone. Every expert is read once for all."""

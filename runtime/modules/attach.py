@@ -32,9 +32,10 @@ from ..tiers.views import copy_notes, parameter, tensors_on
 from .chunks import in_parts, is_divisible
 from .class_forward import own_forward
 from .copying import copy_plainly
-from .few_rows import fast_weight, few_rows
+from .few_rows import OnWeights, fast_weight, few_rows, few_rows_on
 from .model_forward import Around, Forwards
 from .rms_norm import rms_norm
+from .rotary import rotary
 from .row_attention import use_row_attention
 from .scopes import Scopes
 from .streamed import LayerLease, StreamedModule, lease_all
@@ -136,9 +137,11 @@ class _Attachment:
 
     def _attach_dense(self, path: str, module: nn.Module) -> StreamedModule | None:
         """Bind or stream the module's own weights. Returns the module as a streamed one, if any of them is."""
+        on_weights: OnWeights | None = None
         if self._tier.native:
+            on_weights = few_rows_on(module) if "forward" not in vars(module) else None
             original = own_forward(module)
-            fast = few_rows(module, original) or rms_norm(module, original)
+            fast = few_rows(module, original) or rms_norm(module, original) or rotary(module, original)
             if fast is not None:
                 _give(module, fast)
         streamed: dict[Block, dict[str, TensorSpec]] = {}
@@ -160,7 +163,7 @@ class _Attachment:
             return None
         readers = [self._weights.rows[block.id] for block in streamed if block.id in self._weights.rows]
         by_row = bool(readers) and isinstance(module, nn.Embedding)
-        leased = StreamedModule(module, streamed, stored, self._tier, self._scopes)
+        leased = StreamedModule(module, streamed, stored, self._tier, self._scopes, on_weights)
         for name, weight in stored.items():
             self._stored[weight.numbers.name].lives_in(module._parameters, name)
         _wrap(module, functools.partial(leased.forward_by_row, readers[0]) if by_row else leased.forward)

@@ -3,7 +3,7 @@
 streamed.py leases the weights that these layers find.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,8 @@ from ...kernels.products.row_order import ROW_ORDER
 from ...kernels.weights.packed_weight import PackedWeight, addmm, linear
 
 LinearForward = Callable[[torch.Tensor], torch.Tensor]
+OnWeights = Callable[[torch.Tensor, Mapping[str, nn.Parameter]], torch.Tensor | None]
+"""A module's forward by these of its parameters. None where only the forward itself computes."""
 
 _LOSSY_ROWS = 32
 """Rows that products of lossy formats take in one call. They give each row the bits that it has alone."""
@@ -65,12 +67,37 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
             return original(input)
         if ROW_ORDER.alone and len(input) > 1:
             return _rows_alone(kind, input, weight, bias, original)
-        if isinstance(weight, PackedWeight):
-            return kind.packed(input, weight, bias)
-        out = _product(input, weight, bias, turned=kind.turned)
+        out = _multiply(kind, input, weight, bias)
         return original(input) if out is None else out
 
     return forward
+
+
+def few_rows_on(module: nn.Module) -> OnWeights | None:
+    """The forward of ``few_rows`` for weights that are given. None where there never is one."""
+    layer: Any = module
+    if not has_few_rows(module):
+        return None
+    made = type(module)
+    kind = _KINDS[made]
+
+    def compute(input: torch.Tensor, weights: Mapping[str, nn.Parameter]) -> torch.Tensor | None:
+        weight = weights.get("weight")
+        if weight is None or made.forward is not kind.forward or ROW_ORDER.alone:
+            return None
+        bias = weights["bias"] if "bias" in weights else layer._parameters.get("bias")
+        if kind.turned and (bias is None or not input.is_contiguous()):
+            return None
+        return _multiply(kind, input, weight, bias)
+
+    return compute
+
+
+def _multiply(kind: _Kind, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """Multiply all of ``input`` at once. None where only torch does."""
+    if isinstance(weight, PackedWeight):
+        return kind.packed(input, weight, bias)
+    return _product(input, weight, bias, turned=kind.turned)
 
 
 def has_few_rows(module: nn.Module) -> bool:

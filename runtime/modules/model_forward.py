@@ -4,6 +4,7 @@ The forward of each module, which leases its weights, is in streamed.py.
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -69,6 +70,7 @@ class Forwards:
         """Streamed modules, with what keeps their weights in memory for several calls."""
         self.divided: Leases = {}
         """Modules that a long prompt passes in parts, likewise."""
+        self._named: tuple[weakref.ref[Callable[..., Any]], tuple[str, ...]] | None = None
         self._lock = threading.Lock()
         self._forked = False
         leave_at_fork(self)
@@ -133,7 +135,7 @@ class Forwards:
         run: Callable[..., Any],
     ) -> tuple[Any, int]:
         """The result of ``original``, called by ``run`` inside of ``around``, and the tokens that it has computed."""
-        names = positional_names(original)[: len(args)] if args else ()
+        names = self._names_of(original)[: len(args)] if args else ()
         kwargs |= dict(zip(names, args, strict=False))  # ``around`` knows names
         ids = kwargs.get("input_ids")
         try:
@@ -154,6 +156,12 @@ class Forwards:
         self._note_tokens(done)
         self._note_cache(kwargs.get("past_key_values") or getattr(out, "past_key_values", None))
         return out, done
+
+    def _names_of(self, original: Callable[..., Any]) -> tuple[str, ...]:
+        """Its arguments by position: a signature takes as long as a layer's small operations."""
+        if self._named is None or self._named[0]() is not original:
+            self._named = weakref.ref(original), positional_names(original)  # a model that nobody has goes
+        return self._named[1]
 
     @contextmanager
     def session(self) -> Iterator["Rounds"]:

@@ -4,7 +4,8 @@ No code per architecture: a module qualifies if it has a weight, an epsilon and 
 that its class computes.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def rms_norm(module: nn.Module, original: NormForward) -> NormForward | None:
     kind = type(module)
     width, dtype, tried = weight.shape[0], weight.dtype, kind.forward
     settings = sorted(vars(module).keys() - vars(nn.Module()).keys())  # which somebody may change
+    found: tuple[list[Any], RMSNorm | None] = [object()], None  # for the settings of the last time
 
     def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
         if len(args) != 1 or kwargs:
@@ -60,16 +62,24 @@ def rms_norm(module: nn.Module, original: NormForward) -> NormForward | None:
             return original(state)
         own = vars(module)
         given = [own.get(name) for name in settings]
-        if not all(isinstance(each, Hashable) for each in given):
-            return original(state)
-        key = kind, tried, width, dtype, *given
-        if key not in _FOUND:
-            found = isinstance(own.get(eps), float)
-            _FOUND[key] = find_rms_norm(_computation(module), width, dtype, own[eps]) if found else None
-        norm = _FOUND[key]
+        nonlocal found
+        if len(given) != len(found[0]) or not all(map(is_, given, found[0])):
+            found = given, _norm_with(module, given, (kind, tried, width, dtype), own.get(eps))
+        norm = found[1]
         return original(state) if norm is None else norm(state, weight)
 
     return forward
+
+
+def _norm_with(module: nn.Module, given: Sequence[object], kind: tuple[Any, ...], eps: object) -> RMSNorm | None:
+    """The norm of ``module`` with the settings ``given``, ``kind`` besides. None if none has its bits."""
+    if not all(isinstance(each, Hashable) for each in given):
+        return None
+    key = *kind, *given
+    if key not in _FOUND:
+        *_, width, dtype = kind
+        _FOUND[key] = find_rms_norm(_computation(module), width, dtype, eps) if isinstance(eps, float) else None
+    return _FOUND[key]
 
 
 def _computation(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

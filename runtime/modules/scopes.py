@@ -4,7 +4,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -13,19 +13,31 @@ from ...tiering.events import Slot
 from ...tiering.units import BlockId
 from ..tiers.gradients import without_gradients
 from ..tiers.streamed_weight import forgetting, wants_gradients
+from ..tiers.views import SlotViews
 
 Slots = Mapping[BlockId, Slot]
+Views = Mapping[BlockId, tuple[tuple[str, ...], SlotViews[tuple[nn.Parameter, ...]]]]
+"""By block, the names of a module's weights, and the parameters on its slots."""
+
+
+class Leased(NamedTuple):
+    """The weights of a module in slots that are leased around it."""
+
+    slots: Slots
+    views: Views
+    """Those of the module by which they were made."""
+    weights: Mapping[str, nn.Parameter]
 
 
 class Scopes(threading.local):
-    """Per thread: whether it computes a module of the model, whether it computes for several strands, and the slots of
-    what is leased for the layer or the part of it that it computes, by module."""
+    """Per thread: whether it computes a module of the model, whether it computes for several strands, and what
+    is leased for the layer or the part of it that it computes, by module."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         """``check`` raises where the model must not compute."""
         self._check = check
         self.inside = self.shared = False
-        self.leased: dict[object, Slots] = {}
+        self.leased: dict[object, Leased] = {}
 
     @calls_others
     def run(self, module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

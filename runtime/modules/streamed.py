@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,8 +19,9 @@ from ..tiers.embedding_rows import RowReader
 from ..tiers.model_weights import ModelWeights
 from ..tiers.streamed_weight import StreamedWeight
 from ..tiers.views import SlotViews, parameter
+from .few_rows import OnWeights
 from .leased_parameters import LeasedParameters
-from .scopes import Scopes, Slots
+from .scopes import Leased, Scopes, Slots, Views
 
 
 class StreamedModule:
@@ -33,13 +34,16 @@ class StreamedModule:
         stored: Mapping[str, StreamedWeight],
         tier: ComputeTier,
         scopes: Scopes,
+        on_weights: OnWeights | None = None,
     ) -> None:
-        """``blocks`` hold the tensors of these parameters, which are ``stored`` as everybody sees them."""
+        """``blocks`` hold the tensors of these parameters, which are ``stored`` as everybody sees them. ``on_weights``
+        computes what the module's forward does."""
         self._module, self._tier, self._scopes, self._all, self._stored = module, tier, scopes, blocks, stored
+        self._on_weights = on_weights
         self._bridge, self._holds = tier.bridge, tier.holds
         self.blocks: tuple[BlockId, ...] = ()
         """The blocks to lease: those of weights that nobody changed."""
-        self._views: dict[BlockId, tuple[tuple[str, ...], SlotViews[tuple[nn.Parameter, ...]]]] = {}
+        self._views: Views = {}
         self._replaced: tuple[str, ...] = ()
         self._watchers: list[Callable[[], None]] = []
         self._parameters = LeasedParameters(module._parameters, stored, self._look_again)
@@ -72,24 +76,40 @@ class StreamedModule:
     @calls_others
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The module's forward, under a lease on its weights."""
-        slots = self._scopes.leased.get(self)
-        if slots is not None:
-            try:
-                bound = self.bind(slots)
-                return self._kept(original(*args, **kwargs), bound)
-            finally:
-                self._parameters.unbind()
+        around = self._scopes.leased.get(self)
+        if around is not None:
+            weights = around.weights if around.views is self._views else self.lease_of(around.slots).weights
+            return self._compute(weights, original, args, kwargs)
         if not self._scopes.inside:
             return self._scopes.run(self._module, self.forward, original, *args, **kwargs)
         blocks = self.blocks
         if not blocks:
             return original(*args, **kwargs)
-        slots = dict(self._bridge.acquire(blocks))
+        here = self._bridge.lease_resident(blocks)
+        slots = dict(self._bridge.acquire(blocks) if here is None else zip(blocks, here, strict=True))
         try:
-            bound = self.bind(slots)
-            return self._kept(original(*args, **kwargs), bound)
+            return self._compute(self.lease_of(slots).weights, original, args, kwargs)
         finally:
-            self._leave(blocks)
+            self._bridge.release(*blocks)
+
+    @calls_others
+    def _compute(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """The module's forward by ``weights``, which the calling thread has leased."""
+        if self._on_weights is not None and len(args) == 1 and not kwargs:
+            out = self._on_weights(args[0], weights)
+            if out is not None:
+                return out
+        try:
+            self._parameters.bind(weights)
+            return self._kept(original(*args, **kwargs), weights)
+        finally:
+            self._parameters.unbind()
 
     def _kept(self, out: Any, bound: Mapping[str, nn.Parameter]) -> Any:
         """``out``, copied if it is a view on the weights ``bound``, which will not stay; nor do changes to them."""
@@ -127,18 +147,32 @@ class StreamedModule:
     def bind(self, slots: Slots) -> Mapping[str, nn.Parameter]:
         """Show the calling thread the weights in ``slots``, which it has leased, until it unbinds them. Returns
         them."""
-        bound: dict[str, nn.Parameter] = {}
-        for block, (names, views) in self._views.items():
+        weights = self.lease_of(slots).weights
+        self._parameters.bind(weights)
+        return weights
+
+    def lease_of(self, slots: Slots) -> Leased:
+        """The weights in ``slots``, which the calling thread has leased."""
+        weights: dict[str, nn.Parameter] = {}
+        every = self._views
+        for block, (names, views) in every.items():
             if block in slots:  # another thread may have put a weight back meanwhile
-                bound.update(zip(names, views.on(slots[block], of=block), strict=True))
+                weights.update(zip(names, views.on(slots[block], of=block), strict=True))
         for name in self._replaced:
-            bound.pop(name, None)
-        self._parameters.bind(bound)
-        return bound
+            weights.pop(name, None)
+        return Leased(slots, every, weights)
 
     def _leave(self, blocks: Sequence[BlockId]) -> None:
         self._parameters.unbind()
         self._bridge.release(*blocks)
+
+
+class _Last(NamedTuple):
+    """The last lease for a layer: its modules, their slots, and the weights that were found there."""
+
+    inside: Sequence[StreamedModule]
+    slots: Sequence[Slot]
+    leases: Mapping[StreamedModule, Leased]
 
 
 class LayerLease:
@@ -150,6 +184,8 @@ class LayerLease:
         """``inside`` are the streamed modules of ``layer``."""
         self._module = layer
         self._bridge, self._scopes, self._elastic = weights.tier.bridge, scopes, weights.elastic
+        self._last: _Last | None = None
+        weights.tier.views.tell(self)
         self._all = inside
         for leased in inside:
             leased.watch(self._look_again)
@@ -158,6 +194,10 @@ class LayerLease:
     def _look_again(self) -> None:
         self._inside = [leased for leased in self._all if leased.blocks and self._elastic.issuperset(leased.blocks)]
         self._blocks = _blocks_of(self._inside)
+
+    def forget(self) -> None:
+        """See Remembering."""
+        self._last = None
 
     @calls_others
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -172,12 +212,20 @@ class LayerLease:
             return original(*args, **kwargs)
         leased = self._scopes.leased
         try:
-            leased.update(dict.fromkeys(inside, slots))
+            leased.update(self._leases(inside, slots).items())
             return original(*args, **kwargs)
         finally:
             for each in inside:
                 leased.pop(each, None)
             self._bridge.release(*blocks)
+
+    def _leases(self, inside: Sequence[StreamedModule], slots: Slots) -> Mapping[StreamedModule, Leased]:
+        """The weights of ``inside`` in ``slots``: those of the last time, if they lie in the same."""
+        last = self._last
+        there = [*slots.values()]
+        if last is None or last.inside is not inside or last.slots != there:
+            last = self._last = _Last(inside, there, {module: module.lease_of(slots) for module in inside})
+        return last.leases
 
 
 @contextmanager
@@ -194,7 +242,7 @@ def lease_all(inside: Sequence[StreamedModule], bridge: Bridge, scopes: Scopes) 
         yield False
         return
     try:
-        scopes.leased.update(dict.fromkeys(missing, slots))
+        scopes.leased.update((leased, leased.lease_of(slots)) for leased in missing)
         with scopes.entered():
             yield True
     finally:

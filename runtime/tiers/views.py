@@ -1,8 +1,9 @@
 """Tensors on slots of an arena: as they are stored, or as weights that know their encoding."""
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -106,12 +107,20 @@ class SlotViews(Generic[Made]):
         self._known.clear()
 
 
+class Remembering(Protocol):
+    """Remembers objects on slots."""
+
+    def forget(self) -> None:
+        """Forget them."""
+
+
 class AllViews:
     """The views of one tier: blocks with tensors of the same kinds at the same places share one SlotViews."""
 
     def __init__(self, arena: DeviceArena) -> None:
         self._arena = arena
         self._views: dict[object, SlotViews[object]] = {}
+        self._users: weakref.WeakSet[Remembering] = weakref.WeakSet()
 
     def of(
         self, parts: Sequence[Sequence[TensorSpec]], make: Callable[[tuple[torch.Tensor, ...]], Made], kind: object
@@ -121,7 +130,13 @@ class AllViews:
         key = kind, tuple(tuple((number[spec.name], replace(spec, name="")) for spec in specs) for specs in parts)
         return self._views.setdefault(key, SlotViews(self._arena, parts, make))  # type: ignore[return-value]
 
+    def tell(self, user: Remembering) -> None:
+        """Have ``user``, which remembers some of these objects, forget them as well."""
+        self._users.add(user)
+
     def forget(self) -> None:
         """Forget all objects."""
+        for user in [*self._users]:
+            user.forget()
         for views in self._views.values():
             views.forget()

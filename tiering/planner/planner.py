@@ -202,6 +202,11 @@ class Planner:
         return self._policies[EXPERTS].name
 
     @property
+    def has_all_experts(self) -> bool:
+        """Whether all experts are in memory or on their way: there is nothing to guess."""
+        return self.residency.count(EXPERTS) == len(self.experts)
+
+    @property
     def crowded(self) -> bool:
         """Whether several streams run."""
         return len(self._route.streams) > 1

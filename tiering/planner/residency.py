@@ -68,6 +68,10 @@ class Residency:
         """The block's slot, ready or not."""
         return self._slots.get(block)
 
+    def count(self, region: str) -> int:
+        """The number of blocks in ``region`` that are ready or being read."""
+        return len(self.regions[region].blocks) if region in self.regions else 0
+
     def absent(self, block: BlockId) -> bool:
         """Whether the block has no slot."""
         return block not in self._slots

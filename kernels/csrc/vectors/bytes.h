@@ -132,8 +132,8 @@ INLINE bytes b_sixteens(uint32_t bits)
     typedef uint64_t eights __attribute__((vector_size(WIDTH)));
     const eights place = 0x8040201008040201 - (eights){0};
     for (int i = 0; i < BYTE_PARTS; i++) {
-        const eights each = {(bits >> 16 * i & 255) * 0x0101010101010101,
-                             (bits >> (16 * i + 8) & 255) * 0x0101010101010101};
+        const eights each = {(bits >> 16 * i & 255) * 0x0101010101010101u,
+                             (bits >> (16 * i + 8) & 255) * 0x0101010101010101u};
         made.p[i] = (byte_words)((byte_part)((byte_part)(each & place) != 0) & 16);
     }
 #endif

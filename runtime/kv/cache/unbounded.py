@@ -7,12 +7,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from ....tiering.units import format_size
 
 NEGLIGIBLE = 1 / 64
 """Share of the memory by which keys and values may exceed it without a warning: weights fill it."""
+
+
+_SMALL = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, DynamicLayer})
+"""Kinds of what caches have most of besides tensors. What is in a layer is looked at with its cache."""
 
 
 class Unbounded:
@@ -59,7 +63,10 @@ def count_bytes(caches: Iterable[Cache]) -> int:
     left: list[Any] = [*caches]
     while left:
         thing = left.pop()
-        if type(thing) is torch.Tensor:
+        kind = type(thing)
+        if kind in _SMALL:
+            continue
+        if kind is torch.Tensor:
             storage = thing.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
         elif isinstance(thing, torch.Tensor):  # a subclass, which may have no storage

@@ -127,3 +127,23 @@ def test_a_model_whose_routers_nobody_recognises_is_guessed_by_co_activation(
         tiny_moe_folder, store=store, host_memory=2 * budget, experts_prefetch="off", attn_implementation="eager"
     ) as model:
         assert torch.equal(found, model.generate(IDS, max_new_tokens=40, pad_token_id=0))
+
+
+@pytest.mark.parametrize("memory", ["ample", "least"])
+def test_nothing_is_guessed_while_all_experts_are_in_memory(
+    memory: str, tiny_moe_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.Tensor] = []
+    guess = Guesses.experts
+
+    def counted(self: Guesses, hidden: torch.Tensor, before: torch.Tensor) -> list[int]:
+        asked.append(before)
+        return guess(self, hidden, before)
+
+    monkeypatch.setattr(Guesses, "experts", counted)
+    budget = "64MiB" if memory == "ample" else least_budget(tiny_moe_folder, store)
+    with penstock.load(tiny_moe_folder, store=store, host_memory=budget) as model, torch.no_grad():
+        model(torch.arange(256).view(1, -1) + 3)  # needs every expert
+        before = len(asked)
+        model(IDS)
+        assert (len(asked) > before) == (memory == "least")

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, L
 
 import penstock
 from penstock.runtime.checkpoints.modules import positional_names
+from penstock.runtime.modules import model_forward
 from penstock.tiering.errors import BundleError, CheckpointError
 from tests.support.prompts import IDS
 from tests.support.tiny_models import save_tiny, tiny_config
@@ -199,3 +200,19 @@ def test_a_forward_that_takes_anything(kv: str | None, tmp_path: Path) -> None:
         assert torch.equal(model(X, torch.ones_like(X)).logits, wanted)
         assert model.positional == 2
         assert torch.equal(model.generate(X, max_new_tokens=4, do_sample=False), text)
+
+
+def test_names_are_looked_up_once_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+
+    def look(forward: Any) -> tuple[str, ...]:
+        looked.append(forward)
+        return positional_names(forward)
+
+    monkeypatch.setattr(model_forward, "positional_names", look)
+    models = [AutoModelForCausalLM.from_config(tiny_config("llama")).eval() for _ in range(2)]
+    wanted = [plain(X, torch.ones_like(X)).logits for plain in models]
+    for plain, logits in zip(models, wanted, strict=True):
+        with penstock.wrap(plain, store=tmp_path / "store", host_memory="8MiB") as model:
+            assert all(torch.equal(model(X, torch.ones_like(X)).logits, logits) for _ in range(3))
+    assert len(looked) == 2

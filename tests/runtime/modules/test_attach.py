@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import penstock
+from penstock.runtime.modules.scopes import Leased, Slots
+from penstock.runtime.modules.streamed import StreamedModule
 from penstock.tiering.units import BlockId
 from tests.support.engines import engine_of
 from tests.support.logits import least_budget, logits
@@ -130,3 +132,49 @@ def test_closing_gives_the_memory_back_while_the_model_is_there(tiny_moe_folder:
     gc.collect()
     assert memory() is None
     assert model.config.model_type
+
+
+@pytest.fixture
+def in_memory(tiny_dense_folder: Path, store: Path) -> Iterator[PreTrainedModel]:
+    """A model whose layers have one lease each, and keep their weights while they may."""
+    options = {"host_memory": "1GiB", "host_memory_floor": least_budget(tiny_dense_folder, store)}
+    with penstock.load(tiny_dense_folder, store=store, **options) as model:
+        yield model
+
+
+def test_weights_of_a_layer_are_looked_up_once(in_memory: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = logits(in_memory)
+    looked: list[StreamedModule] = []
+    look = StreamedModule.lease_of
+
+    def counted(module: StreamedModule, slots: Slots) -> Leased:
+        looked.append(module)
+        return look(module, slots)
+
+    monkeypatch.setattr(StreamedModule, "lease_of", counted)
+    assert all(torch.equal(a, b) for a, b in zip(expected, logits(in_memory), strict=True))
+    assert not any(".layers." in block.module for module in looked for block in module.blocks)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_weight_that_is_replaced_while_its_layer_is_leased(
+    back: bool, in_memory: PreTrainedModel, tiny_dense_folder: Path
+) -> None:
+    built = AutoModelForCausalLM.from_pretrained(tiny_dense_folder, attn_implementation="eager").eval()
+    in_memory.config._attn_implementation = "eager"
+    logits(in_memory)
+    for model in (built, in_memory):
+        projection = model.model.layers[1].mlp.up_proj
+        own, other = projection.weight, nn.Parameter(torch.full(projection.weight.shape, 0.25))
+
+        def replace(module: nn.Module, _: object, projection: Any = projection, new: Any = other) -> None:
+            projection.weight = new
+
+        def restore(module: nn.Module, _: object, __: object, projection: Any = projection, old: Any = own) -> None:
+            projection.weight = old
+
+        model.model.layers[1].self_attn.register_forward_pre_hook(replace)
+        if back:
+            model.model.layers[1].mlp.gate_proj.register_forward_hook(restore)
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(logits(built), logits(in_memory), strict=True))

@@ -20,6 +20,7 @@ from penstock.runtime.modules import chunks
 from penstock.runtime.tiers.bridge import Bridge
 from penstock.runtime.tiers.leases import Leases
 from penstock.tiering.errors import UnplaceableModule
+from penstock.tiering.events import Slot
 from tests.support.engines import engine_of
 from tests.support.logits import least_budget
 from tests.support.tiny_models import save_tiny
@@ -132,7 +133,16 @@ class Asked:
                 raise UnplaceableModule("no room")
             return acquire(bridge, blocks, stream)
 
+        lease_resident = Bridge.lease_resident
+
+        def noted_there(bridge: Bridge, blocks: Any) -> list[Slot] | None:
+            slots = lease_resident(bridge, blocks)
+            if slots is not None:
+                self.alone.update(block.module for block in blocks if ".mlp." in block.module)
+            return slots
+
         monkeypatch.setattr(Bridge, "acquire", noted)
+        monkeypatch.setattr(Bridge, "lease_resident", noted_there)
 
 
 @pytest.mark.parametrize("refuse", [False, True])
