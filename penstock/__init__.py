@@ -2,7 +2,8 @@
 
 import penstock
 model = penstock.load("dir-or-hub-id", host_memory="2GiB")   # a transformers model, used as always
-model.penstock.stats()
+tokenizer = penstock.tokenizer(model)
+print(model.penstock.stats())
 """
 
 from importlib import import_module
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .runtime.engine.stats import Stats
     from .runtime.loading.handle import Handle, handle
     from .runtime.loading.load import load, wrap
+    from .runtime.loading.tokenizer import tokenizer
     from .runtime.planning.plan import plan
     from .runtime.planning.report import Plan
     from .runtime.tracing.trace import Trace
@@ -92,6 +94,7 @@ __all__ = [
     "routing",
     "serving",
     "sim",
+    "tokenizer",
     "wrap",
 ]
 
@@ -105,6 +108,7 @@ _LAZY = {
     "handle": "runtime.loading.handle",
     "load": "runtime.loading.load",
     "plan": "runtime.planning.plan",
+    "tokenizer": "runtime.loading.tokenizer",
     "wrap": "runtime.loading.load",
 }
 """The modules of names that need torch, transformers or pydantic: they are imported when they are first used, so that
@@ -123,4 +127,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__})

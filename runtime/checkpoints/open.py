@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .checkpoint import Checkpoint
-from .files.gguf_header import is_gguf
+from .files.gguf_header import find_gguf
 from .gguf_source import GgufSource
 from .source import Source
 
@@ -16,10 +16,10 @@ def open_source(
     trust_remote_code: bool = False,
     quiet: bool = True,
 ) -> Source:
-    """``source``, a folder, a GGUF file or a hub id. A hub id is fetched first, with the hub's own progress bars unless
-    ``quiet``. What a bundle in ``store`` has of a GGUF file is not converted again. Raises CheckpointError, as
-    Checkpoint.open and GgufSource.open."""
-    path = Path(source).expanduser()
-    if path.is_file() and is_gguf(path):
-        return GgufSource.open(path, store)
+    """``source``, a folder, a GGUF file, the folder of one, or a hub id. A hub id is fetched first, with the hub's own
+    progress bars unless ``quiet``. What a bundle in ``store`` has of a GGUF file is not converted again. Raises
+    CheckpointError, as Checkpoint.open, GgufSource.open and find_gguf."""
+    file = find_gguf(Path(source).expanduser())
+    if file is not None:
+        return GgufSource.open(file, store)
     return Checkpoint.open(source, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet)

@@ -15,10 +15,11 @@ from ..loading.opening import open_files
 from ..loading.progress import shown
 from ..machine.drives import bundle_speed
 from ..tracing.tracefile import destination
-from .console import importing, print_json, print_table
+from .console import importing, print_json
 from .generate import room_for
 from .measure import peak_resident_bytes
 from .options import Settings, SourceOptions, TraceFile
+from .tables import print_table
 
 PREFILL = 64
 """Tokens of the prompt, at most."""

@@ -16,8 +16,9 @@ from ...tiering.units import format_size, parse_size
 from ..loading.opening import OpenedModel, open_files, read_tokenizer
 from ..loading.progress import shown
 from .ages import parse_age
-from .console import fail, importing, print_json, print_table, quiet_libraries
+from .console import fail, importing, print_json, quiet_libraries
 from .options import QUOTA, Settings, SourceOptions
+from .tables import print_table
 from .text import read_text, tokenizing
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def ls(
         ]
         for record, w in zip(records, words, strict=True)
     ]
-    print_table(f"{store.folder}: {format_size(store.used_bytes())}", columns, rows)
+    print_table(
+        f"{store.folder}: {format_size(store.used_bytes())}", columns, rows, wide=len(columns) - 1 if text else 0
+    )
 
 
 def save(

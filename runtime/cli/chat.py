@@ -1,6 +1,5 @@
 """``penstock chat``: talk to a model in the terminal."""
 
-import asyncio
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
@@ -55,6 +54,8 @@ def command(
         _served(source.model, name, api_key, wanted) if remote else _loaded(source, settings, config, wanted) as partner
     ):
         with uncollected():
+            import asyncio  # here: help answers faster
+
             from ..chat.saved import SavedChats
         asyncio.run(_talk(partner, SavedChats(config.store.path / FOLDER), system, load, plain=plain))
 

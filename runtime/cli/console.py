@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .quick_imports import import_less, uncollected
@@ -19,25 +19,6 @@ BROKEN_PIPE = 141
 def print_json(document: object) -> None:
     """Print one JSON object on stdout."""
     print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table on stdout. The first column is text, the others are numbers."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    # On a pipe rich would cut at 80 columns; a file has no width.
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    with console.capture() as drawn:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in drawn.get().splitlines() if line.strip()))
 
 
 def say(line: str) -> None:

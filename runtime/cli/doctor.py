@@ -14,8 +14,9 @@ from ...tiering.errors import ConfigError
 from ...tiering.policy.drive_reading import Reading
 from ...tiering.units import GiB, MiB, format_size
 from ..machine.drive_speeds import existing
-from .console import importing, print_json, print_table, say
+from .console import importing, print_json, say
 from .options import Settings
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ...kernels.devices.measure import DeviceReport

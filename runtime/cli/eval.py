@@ -17,9 +17,10 @@ from ..config.settings import Weights
 from ..config.values import EXACT_FORMATS
 from ..loading.opening import OpenedModel, is_bundle, open_files, read_tokenizer
 from ..loading.progress import shown
-from .console import print_json, print_table, quiet_libraries
+from .console import print_json, quiet_libraries
 from .measure import peak_resident_bytes
 from .options import Settings, SourceOptions
+from .tables import print_table
 from .text import WINDOW, beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:

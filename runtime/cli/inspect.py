@@ -9,9 +9,10 @@ from ...tiering.store.bundle.stripes import on_one_drive
 from ...tiering.units import format_size
 from ..loading.opening import find_bundle
 from ..loading.progress import shown
-from .console import print_json, print_table, quiet_imports
+from .console import print_json, quiet_imports
 from .contents import AS_IS, shares
 from .options import Settings, SourceOptions
+from .tables import print_table
 
 
 def command(source: SourceOptions, settings: Settings) -> None:

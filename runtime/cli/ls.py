@@ -5,8 +5,9 @@ from datetime import datetime
 from ...tiering.store.bundle.origin import CLASS_FILE
 from ...tiering.store.bundle.shelf import Shelved, interrupted, shelved, when
 from ...tiering.units import format_size
-from .console import print_json, print_table, say
+from .console import print_json, say
 from .options import Settings
+from .tables import print_table
 
 
 def command(settings: Settings) -> None:

@@ -4,6 +4,7 @@ The texts of the overrides are the descriptions in config/settings.py.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -16,6 +17,7 @@ from ..config.config import Config
 from ..config.described import Setting, described
 from ..config.settings import OVERRIDES
 from ..loading.opening import ModelSource
+from .console import say
 
 QUOTA = 10 * GiB
 """Bytes that stored prompts may take where commands store some and no setting says how much."""
@@ -37,7 +39,12 @@ class Settings:
 
     def load(self) -> Config:
         """The configuration in effect. Raises ConfigError."""
-        return Config.load(self.config_file, **{name: _read(name, text) for name, text in self.overrides.items()})
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", UserWarning)
+            config = Config.load(self.config_file, **{name: _read(name, text) for name, text in self.overrides.items()})
+        for each in found:
+            say(f"penstock: note: {each.message}")
+        return config
 
 
 def _read(name: str, text: str | list[str] | None) -> str | float | None:

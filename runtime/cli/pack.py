@@ -14,9 +14,10 @@ from ..config.config import Config
 from ..loading.opening import is_bundle, open_files
 from ..loading.progress import shown
 from .calibrating import TextCalibrator
-from .console import importing, print_json, print_table
+from .console import importing, print_json
 from .measure import peak_resident_bytes
 from .options import Settings, SourceOptions
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ...tiering.progress import Progress

@@ -8,8 +8,9 @@ import typer
 from ...tiering.policy.measured import in_words_ago
 from ...tiering.policy.placement.budgets import ENOUGH
 from ...tiering.units import format_size
-from .console import importing, print_json, print_table, waiting
+from .console import importing, print_json, waiting
 from .options import Settings, SourceOptions
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ...tiering.planner.arrangement import Arrangement
@@ -75,7 +76,7 @@ def _print(found: "Plan") -> None:
         _print_forecast(found, arrangement)
     if found.exact is not None:
         print(_exact(found.exact))
-    columns = ["host memory", "tokens/s", "each GiB buys", "first token, s", "from flash", "hits", "limited by"]
+    columns = ["host memory", "tokens/s", "per GiB", "first, s", "from flash", "hits", "limited by"]
     print_table("", columns, [_cells(row) for row in found.curve])
     if found.recommended_host_memory is not None:
         print(

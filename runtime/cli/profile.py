@@ -10,8 +10,9 @@ from ...tiering.errors import TextError, TraceError
 from ..loading.opening import open_files, read_tokenizer
 from ..loading.progress import shown
 from ..tracing.tracefile import destination, write
-from .console import print_json, print_table, quiet_libraries, say, waiting
+from .console import print_json, quiet_libraries, say, waiting
 from .options import Settings, SourceOptions
+from .tables import print_table
 from .text import WINDOW, beginning, encode, read_text, window_size
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
@@ -13,6 +14,10 @@ from ...tiering.policy.placement.placement import with_working_memory
 from ...tiering.units import GiB, format_size
 from . import configfile
 from .settings import OVERRIDES, Compute, Experts, Io, Kv, MemorySettings, Store, Weights
+
+_FEW = 1 << 16
+_SIZES = {"memory": ("host", "floor", "device", "flash"), "kv": ("host", "device", "flash", "prefix")}
+"""Keys that are sizes, by section."""
 
 
 class Fault(NamedTuple):
@@ -53,6 +58,9 @@ class Config(BaseModel):
         raw = configfile.read(file) if file else {}
         if fault := find_fault(raw):
             raise ConfigError(f"{file}: {_in_file(fault)}: {fault.what}")
+        for section, values in raw.items():
+            for key, value in values.items():
+                _warn_of_few_bytes(section, key, value, f"[{section}] {key}")
         return cls(**raw).override(**overrides)
 
     def override(self, **overrides: Any) -> Self:
@@ -64,6 +72,7 @@ class Config(BaseModel):
             if value is not None:
                 section, key = OVERRIDES[name]
                 raw[section][key] = value
+                _warn_of_few_bytes(section, key, value, name)
         if fault := find_fault(raw):
             name = next(name for name, place in OVERRIDES.items() if place == (fault.section, fault.key))
             raise ConfigError(f"{name} = {_show(fault.value)}: {fault.what}")
@@ -120,6 +129,13 @@ class Config(BaseModel):
             (section, [(k, f.description or "", getattr(part, k)) for k, f in type(part).model_fields.items()])
             for section, part in self
         )
+
+
+def _warn_of_few_bytes(section: str, key: str, value: object, name: str) -> None:
+    """Warn of a size without a unit that is next to nothing: it was meant in others than bytes."""
+    text = str(value)
+    if key in _SIZES.get(section, ()) and text.isascii() and text.isdigit() and 0 < int(text[:20]) < _FEW:
+        warnings.warn(f'{name} = {text} means {text} bytes; with a unit it is "{text}MiB" or "{text}GiB"', stacklevel=3)
 
 
 def _bytes_or_none(size: int | Literal["auto", "off"]) -> int | None:

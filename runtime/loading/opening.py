@@ -74,19 +74,24 @@ def read_config(place: str, source: ModelSource) -> Any:
     from transformers import AutoConfig, PretrainedConfig
 
     from ..checkpoints.files.bounds import WITHOUT_FILES, absurd
+    from ..checkpoints.files.hub import UNREACHABLE, can_reach_hub
     from ..checkpoints.files.small_files import check_small_files
 
+    is_folder = Path(place).is_dir()
+    options: dict[str, Any] = {"revision": source.revision, "local_files_only": is_folder or not can_reach_hub()}
     try:
-        if Path(place).is_dir():
+        if is_folder:
             check_small_files(Path(place), WITHOUT_FILES)
-        elif what := absurd(PretrainedConfig.get_config_dict(place, revision=source.revision)[0], WITHOUT_FILES):
+        elif what := absurd(PretrainedConfig.get_config_dict(place, **options)[0], WITHOUT_FILES):
             raise ValueError(what)
-        return AutoConfig.from_pretrained(place, revision=source.revision, trust_remote_code=source.trust_remote_code)
+        return AutoConfig.from_pretrained(place, trust_remote_code=source.trust_remote_code, **options)
     except CheckpointError:
         raise
     except Exception as error:  # configurations check themselves, each in its own way
-        where = place if Path(place).is_dir() else f"{place}: there is no such folder, and nothing fetched from the hub"
+        where = place if is_folder else f"{place}: there is no such folder, and nothing fetched from the hub"
         said = str(error).strip().partition("\n")[0]
+        if options["local_files_only"] and not is_folder:
+            said = UNREACHABLE
         raise CheckpointError(f"no model configuration in {where} ({said})") from error
 
 

@@ -24,8 +24,25 @@ def test_every_public_name_is_there_and_described(module):
     assert set(module.__all__) <= set(dir(module))
 
 
+def test_dir_shows_what_is_public_and_nothing_else():
+    assert {name for name in dir(penstock) if not name.startswith("__")} == {*penstock.__all__} - {"__version__"}
+
+
 def test_the_surface_of_the_design():
-    names = {"load", "wrap", "plan", "handle", "Config", "Handle", "Stats", "Trace", "sim", "routing", "PenstockError"}
+    names = {
+        "load",
+        "wrap",
+        "plan",
+        "handle",
+        "tokenizer",
+        "Config",
+        "Handle",
+        "Stats",
+        "Trace",
+        "sim",
+        "routing",
+        "PenstockError",
+    }
     assert names <= set(penstock.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         penstock.lod  # noqa: B018

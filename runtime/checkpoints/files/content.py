@@ -9,7 +9,7 @@ from pathlib import Path
 from ....tiering.errors import CheckpointError
 from ....tiering.progress import Progress
 from .digest import digest_files
-from .gguf_header import is_gguf
+from .gguf_header import find_gguf
 from .json_file import read_object
 from .model_files import what_decides_weights
 from .weights_files import check_link, find_weights
@@ -46,8 +46,9 @@ class Content:
 
 def find_content(path: Path, *, trust_remote_code: bool) -> Content:
     """The content of the folder or GGUF file at ``path``. Raises CheckpointError where it is neither."""
-    if path.is_file() and is_gguf(path):
-        return Content((path,))
+    file = find_gguf(path)
+    if file is not None:
+        return Content((file,))
     raw = read_raw_config(path)
     return Content(find_weights(path, raw.get("transformers_weights")), path, trust_remote_code)
 

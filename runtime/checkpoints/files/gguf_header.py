@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ....tiering.errors import CheckpointError
-from ....tiering.units import MiB
+from ....tiering.units import MiB, format_size
 from .gguf_types import ARRAY, BLOCK_TYPES, SCALARS, STRING, GgufArray, GgufHeader, HeaderTensor, Value
 from .regular import RegularFile
 
@@ -36,6 +36,8 @@ _MOST_ENTRIES = 65536
 _MOST_TENSORS, _TENSOR_SHARE = 10_000, 4096
 """Tensors of the smallest files; larger ones may have one more for each so many bytes."""
 _STEP = 4 * MiB
+_NOT_TEXT = "mmproj"
+"""How the names of files begin that see or hear for the model beside them."""
 
 
 def is_gguf(path: Path) -> bool:
@@ -45,6 +47,20 @@ def is_gguf(path: Path) -> bool:
             return file.size >= 4 and file.read(0, 4) == _MAGIC
     except CheckpointError:
         return False
+
+
+def find_gguf(path: Path) -> Path | None:
+    """The GGUF file ``path``, or the one in the folder ``path``, if that has no weights of another kind; None if it is
+    neither. Raises CheckpointError for a folder that has several."""
+    if path.is_file():
+        return path if is_gguf(path) else None
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return None
+    found = sorted(file for file in path.glob("*.gguf") if is_gguf(file) and not file.name.startswith(_NOT_TEXT))
+    if len(found) > 1:
+        names = ", ".join(f"{file.name} ({format_size(file.stat().st_size)})" for file in found)
+        raise CheckpointError(f"{path} has several GGUF files; name the one that is meant: {names}")
+    return found[0] if found else None
 
 
 def parse_gguf_header(path: Path) -> GgufHeader:

@@ -10,10 +10,13 @@ from ....tiering.errors import CheckpointError
 from .json_file import read_object
 from .weights_files import INDEX, SINGLE, check_link, read_index
 
+PATIENCE = 5.0
+"""Seconds for the hub to answer at all. Its own client tries again and again for half a minute."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FIRST = ("config.json", INDEX, "additional_chat_templates/*.jinja")
 """What says which other files are needed, and what does not lie at the top."""
+UNREACHABLE = "it cannot be reached, and nothing of that name was fetched before"
 _SMALL = (
     "*.json",
     "*.txt",
@@ -52,17 +55,33 @@ def _download(name: str, revision: str | None, trust_remote_code: bool, quiet: b
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options | ({"disable": True} if quiet else {}))  # type: ignore[no-untyped-call]
 
+    offline = not can_reach_hub()
+
     def fetch(patterns: Sequence[str], commit: str | None, **options: Any) -> Path:
-        found = snapshot_download(name, revision=commit, allow_patterns=[*patterns], tqdm_class=HubBar, **options)
+        options |= {"allow_patterns": [*patterns], "tqdm_class": HubBar, "local_files_only": offline}
+        found = snapshot_download(name, revision=commit, **options)
         return Path(found)
 
     try:
         return _fetch_all(fetch, revision, [*_SMALL, *(["*.py"] if trust_remote_code else [])])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = UNREACHABLE if offline else str(error).strip().partition("\n")[0]
         raise CheckpointError(
             f"there is no folder {name}, and no model of that name could be fetched from the Hugging Face hub: {reason}"
         ) from error
+
+
+def can_reach_hub() -> bool:
+    """Whether the hub answers, and may be asked."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception:  # whatever its client, a proxy or the resolver raise
+        return False
+    return True
 
 
 def _fetch_all(fetch: Callable[..., Path], revision: str | None, small: Sequence[str]) -> Path:

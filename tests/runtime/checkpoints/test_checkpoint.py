@@ -288,4 +288,7 @@ def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr("penstock.runtime.checkpoints.files.hub.can_reach_hub", lambda: True)
     refused("someone/model", "no folder someone/model.*no network")
+    monkeypatch.setattr("penstock.runtime.checkpoints.files.hub.can_reach_hub", lambda: False)
+    refused("someone/model", "no folder someone/model.*it cannot be reached, and nothing of that name")
