@@ -41,9 +41,10 @@ def is_rotated(query: torch.Tensor, key: torch.Tensor, cosines: torch.Tensor, si
         return False
     for heads in (query, key):
         one, count, tokens, numbers = heads.shape
-        if one != 1 or tokens != 1 or numbers != dim or count * dim >= _MOST or not heads.is_contiguous():
+        if one != 1 or tokens != 1 or numbers != dim or count * dim >= _MOST:
             return False
-    return all(each.dtype == torch.bfloat16 and each.is_cpu for each in (query, key, cosines, sines))
+    given = query, key, cosines, sines
+    return all(each.dtype == torch.bfloat16 and each.is_cpu and each.is_contiguous() for each in given)
 
 
 def find_rotary(compute: Compute, heads: tuple[int, int], dim: int) -> Rotary | None:

@@ -139,7 +139,7 @@ class _Attachment:
         """Bind or stream the module's own weights. Returns the module as a streamed one, if any of them is."""
         on_weights: OnWeights | None = None
         if self._tier.native:
-            on_weights = few_rows_on(module) if "forward" not in vars(module) else None
+            on_weights = few_rows_on(module)
             original = own_forward(module)
             fast = few_rows(module, original) or rms_norm(module, original) or rotary(module, original)
             if fast is not None:

@@ -15,11 +15,14 @@ from ...kernels.products.autocast import autocasts, is_cast
 from ...kernels.products.few_rows import MOST_ROWS, find_product, rounds_once
 from ...kernels.products.row_order import ROW_ORDER
 from ...kernels.weights.packed_weight import PackedWeight, addmm, linear
+from .plainly import nobody_watches
 
 LinearForward = Callable[[torch.Tensor], torch.Tensor]
 OnWeights = Callable[[torch.Tensor, Mapping[str, nn.Parameter]], torch.Tensor | None]
 """A module's forward by these of its parameters. None where only the forward itself computes."""
 
+_TORCHS = functional.linear, torch.addmm
+"""What layers multiply with, if nobody has set another function."""
 _LOSSY_ROWS = 32
 """Rows that products of lossy formats take in one call. They give each row the bits that it has alone."""
 
@@ -49,23 +52,21 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
     """A forward for ``module`` that uses the product for a few rows where there is one, and ``original`` otherwise.
     Returns None where there never is one."""
     layer: Any = module
-    if not has_few_rows(module):
+    if not has_few_rows(module) or "forward" in vars(module):
         return None
     made = type(module)
     kind = _KINDS[made]
 
     def forward(input: torch.Tensor) -> torch.Tensor:
-        if made.forward is not kind.forward:  # somebody computes all of them in another way
-            return original(input)
+        alone = ROW_ORDER.alone and len(input) > 1
+        if not _is_as_made(layer, made, kind, input):
+            return _each_alone(original, input) if alone else original(input)
         parameters = layer._parameters
         try:
-            weight = parameters["weight"]
-        except KeyError:  # somebody computes it from others, as parametrisations do
-            return original(input)
-        bias = parameters.get("bias")
-        if kind.turned and (bias is None or not input.is_contiguous()):
-            return original(input)
-        if ROW_ORDER.alone and len(input) > 1:
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # somebody computes one from others, as parametrisations do, or keeps it elsewhere
+            return _each_alone(original, input) if alone else original(input)
+        if alone:
             return _rows_alone(kind, input, weight, bias, original)
         out = _multiply(kind, input, weight, bias)
         return original(input) if out is None else out
@@ -73,28 +74,39 @@ def few_rows(module: nn.Module, original: LinearForward) -> LinearForward | None
     return forward
 
 
+def _is_as_made(layer: nn.Module, made: type[nn.Module], kind: _Kind, input: torch.Tensor) -> bool:
+    """Whether ``layer`` computes with ``input`` what layers of the class that it was ``made`` of do."""
+    if type(layer) is not made or made.forward is not kind.forward:
+        return False
+    if functional.linear is not _TORCHS[0] or torch.addmm is not _TORCHS[1] or torch._C._len_torch_function_stack():
+        return False
+    return type(input) in _PLAIN and (not kind.turned or input.is_contiguous())
+
+
 def few_rows_on(module: nn.Module) -> OnWeights | None:
     """The forward of ``few_rows`` for weights that are given. None where there never is one."""
     layer: Any = module
-    if not has_few_rows(module):
+    if not has_few_rows(module) or "forward" in vars(module):
         return None
     made = type(module)
     kind = _KINDS[made]
 
     def compute(input: torch.Tensor, weights: Mapping[str, nn.Parameter]) -> torch.Tensor | None:
         weight = weights.get("weight")
-        if weight is None or made.forward is not kind.forward or ROW_ORDER.alone:
+        if weight is None or ROW_ORDER.alone or not _is_as_made(layer, made, kind, input):
             return None
-        bias = weights["bias"] if "bias" in weights else layer._parameters.get("bias")
-        if kind.turned and (bias is None or not input.is_contiguous()):
+        parameters = layer._parameters
+        if "weight" not in parameters or "bias" not in parameters:
             return None
-        return _multiply(kind, input, weight, bias)
+        return _multiply(kind, input, weight, weights["bias"] if "bias" in weights else parameters["bias"])
 
     return compute
 
 
 def _multiply(kind: _Kind, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
     """Multiply all of ``input`` at once. None where only torch does."""
+    if kind.turned and bias is None:
+        return None
     if isinstance(weight, PackedWeight):
         return kind.packed(input, weight, bias)
     return _product(input, weight, bias, turned=kind.turned)
@@ -110,6 +122,8 @@ def _rows_alone(
     kind: _Kind, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, original: LinearForward
 ) -> torch.Tensor:
     """Multiply each of ``input`` [rows, 1, k] as if it were alone."""
+    if kind.turned and bias is None:
+        return _each_alone(original, input)
     if isinstance(weight, PackedWeight):
         rows = MOST_ROWS if weight.format.exact else _LOSSY_ROWS
         return torch.cat([kind.packed(part, weight, bias) for part in torch.split(input, rows)])
@@ -118,6 +132,10 @@ def _rows_alone(
         out = _product(part, weight, bias, turned=kind.turned)
         outs += [out] if out is not None else map(original, torch.split(part, 1))
     return torch.cat(outs)
+
+
+def _each_alone(original: LinearForward, input: torch.Tensor) -> torch.Tensor:
+    return torch.cat([*map(original, torch.split(input, 1))])
 
 
 def fast_weight(tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:
@@ -143,6 +161,8 @@ class _FastWeight(nn.Parameter):
             return func(*args, **(kwargs or {}))
 
 
+_PLAIN = (torch.Tensor, nn.Parameter)
+"""Inputs that torch multiplies itself."""
 _ADDRESSED = (nn.Parameter, _FastWeight)
 """Parameters whose numbers lie at their address."""
 
@@ -154,7 +174,9 @@ def _product(
 
     ``turned``: by a weight that lies as [k, n], as ``torch.addmm`` of all rows.
     """
-    if type(weight) not in _ADDRESSED or (autocasts() and is_cast(input)):
+    if type(weight) not in _ADDRESSED or type(input) not in _PLAIN or not (input.is_cpu and weight.is_cpu):
+        return None
+    if not nobody_watches() or (autocasts() and is_cast(input)):
         return None
     if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or weight.dim() != 2:
         return None

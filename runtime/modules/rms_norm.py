@@ -14,6 +14,7 @@ from torch import nn
 from ...kernels.modules.rms_norm import MOST, RMSNorm, find_rms_norm
 from ...kernels.products.autocast import autocasts
 from .chunks import is_library_code
+from .plainly import nobody_watches
 
 NormForward = Callable[..., torch.Tensor]
 
@@ -56,7 +57,7 @@ def rms_norm(module: nn.Module, original: NormForward) -> NormForward | None:
             return original(state)
         if not (state.is_contiguous() and state.is_cpu and weight.is_cpu) or autocasts():
             return original(state)
-        if torch._C._len_torch_function_stack() or _operations() != _TORCHS:  # somebody computes in another way
+        if not nobody_watches() or _operations() != _TORCHS:  # somebody computes in another way
             return original(state)
         if torch.is_grad_enabled() and (state.requires_grad or weight.requires_grad):
             return original(state)

@@ -20,6 +20,7 @@ from ...kernels.native import KERNELS
 from ...kernels.process.interrupts import calls_others
 from ...kernels.products.autocast import autocasts
 from .chunks import is_library_code
+from .plainly import nobody_watches
 
 ModuleForward = Callable[..., Any]
 
@@ -42,6 +43,16 @@ class _Name(NamedTuple):
     scope: dict[str, Any]
     name: str
     value: object
+    code: object
+
+    def means_the_same(self) -> bool:
+        """Return whether nobody has set the name, or changed the function that it names."""
+        return self.scope.get(self.name) is self.value and _code_of(self.value) == self.code
+
+
+def _code_of(function: object) -> object:
+    """What makes a function of Python compute what it does; None of all else."""
+    return (function.__code__, function.__defaults__) if type(function) is FunctionType else None
 
 
 def rotary(module: nn.Module, original: ModuleForward) -> ModuleForward | None:
@@ -61,12 +72,14 @@ def rotary(module: nn.Module, original: ModuleForward) -> ModuleForward | None:
     watched = [*names, *inner]
     changed = {**tried.__globals__, functions[0].name: _in_one_call(own)}
     ours: Any = FunctionType(tried.__code__, changed, tried.__name__, tried.__defaults__, tried.__closure__)
-    ours.__kwdefaults__ = tried.__kwdefaults__
+    ours.__kwdefaults__, code = tried.__kwdefaults__, _code_of(tried)
 
     @functools.wraps(original)
     @calls_others
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if type(module).forward is not tried or any(scope.get(name) is not value for scope, name, value in watched):
+        if type(module).forward is not tried or _code_of(tried) != code:
+            return original(*args, **kwargs)
+        if not all(name.means_the_same() for name in watched):
             return original(*args, **kwargs)
         return ours(module, *args, **kwargs)
 
@@ -99,7 +112,7 @@ def _names_of(function: FunctionType, *, deep: bool = False) -> list[_Name] | No
                 return None
             if step.opname == "LOAD_GLOBAL":
                 value = now.__globals__.get(step.argval)
-                found[id(now.__globals__), step.argval] = _Name(now.__globals__, step.argval, value)
+                found[id(now.__globals__), step.argval] = _Name(now.__globals__, step.argval, value, _code_of(value))
                 left += [value] if deep and type(value) is FunctionType else []
     return [*found.values()]
 
@@ -125,6 +138,6 @@ def _are_plain(tensors: tuple[Any, ...]) -> bool:
     """Whether torch's own operations compute with ``tensors``, without gradients."""
     if not all(type(each) is torch.Tensor for each in tensors) or autocasts():
         return False
-    if torch._C._len_torch_function_stack() or _operations() != _TORCHS:
+    if not nobody_watches() or _operations() != _TORCHS:
         return False
     return not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
