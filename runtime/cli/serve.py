@@ -64,6 +64,10 @@ def command(
     missing = [each.replace("_", "-") for each in _NEEDED if importlib.util.find_spec(each) is None]
     if missing:
         raise ServerError(f"serve needs {', '.join(missing)}; run: pip install 'penstock[serve]'")
+    if api_key is not None and not api_key.strip():
+        raise typer.BadParameter(
+            "it is empty, so everybody would have it; leave it out or name one", param_hint="--api-key"
+        )
     named = _name_all(sources.each(), name or [])
     config = settings.load()
     from ..server.running import listen
@@ -114,6 +118,8 @@ def _name_all(sources: Sequence[ModelSource], names: Sequence[str]) -> list[tupl
     """Models with their names in requests."""
     if names and len(names) != len(sources):
         raise typer.BadParameter(f"{len(names)} names for {len(sources)} models", param_hint="--name")
+    if not all(name.strip() for name in names):
+        raise typer.BadParameter("a name is empty", param_hint="--name")
     found = list(names) or [_name_of(source.model) for source in sources]
     double = next((name for name in found if found.count(name) > 1), None)
     if double is not None:

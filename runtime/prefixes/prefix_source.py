@@ -103,7 +103,9 @@ def take_contents(cache: Cache, block: int) -> Contents | None:
         return None
     if not all(_is_single(layer) for layer in cache.layers):
         return None
-    shared = [(layer, layer.share(0)) for layer in cache.layers if _is_paged(layer)]
+    # Of whole blocks alone: the page that takes tokens would have to be copied, in memory that nobody has counted.
+    whole = cache.get_seq_length() // block * block
+    shared = [(layer, layer.share(0, whole)) for layer in cache.layers if _is_paged(layer)]
     tokens, state = dict(_cut_tokens(cache, dict(shared))), dict(_find_state(cache))
 
     def release() -> None:

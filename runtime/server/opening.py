@@ -47,7 +47,7 @@ def open_models(
             yield [ServedModel(model, tokenizer, engine, name, meters, pooling=pooling)]
         return
     openers = [partial(_open, source, config, serving) for _, source in sources]
-    with closing(ModelTurns(openers, queue=serving.queue, patience=serving.turn)) as turns:
+    with closing(ModelTurns(openers, queue=serving.queue + serving.rows, patience=serving.turn)) as turns:
         found: list[ServedModel] = []
         for number, (name, source) in enumerate(sources):
             model, tokenizer, pooling = _load(source, config, serving, bar)

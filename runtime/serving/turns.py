@@ -39,7 +39,7 @@ class ModelTurns(Closing):
     """Loads models in turn, on a thread of its own, and gives each the requests that wait for it."""
 
     def __init__(self, openers: Sequence[Open], *, queue: int, patience: float) -> None:
-        """At most ``queue`` requests wait for a turn. ``patience`` is as for Turns."""
+        """At most ``queue`` requests wait for a turn, those too that begin with it. ``patience`` is as for Turns."""
         self._openers, self._queue = openers, queue
         self._changed = threading.Condition()
         self._numbers = itertools.count()

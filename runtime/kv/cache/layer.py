@@ -242,9 +242,10 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     # --- for stored prompts -------------------------------------------------------------------------------------------
 
-    def share(self, number: int) -> SequencePages:
-        """The pages of sequence ``number`` as they are now. They stay until ``give_back``, whatever happens to it."""
-        return self._writer.share(number)
+    def share(self, number: int, tokens: int) -> SequencePages:
+        """The pages of the first ``tokens`` of sequence ``number`` as they are now. They stay until ``give_back``,
+        whatever happens to it."""
+        return self._writer.share(number, tokens)
 
     def give_back(self, sequence: SequencePages) -> None:
         """Let go of a shared ``sequence``; in any thread."""

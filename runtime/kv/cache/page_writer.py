@@ -131,9 +131,13 @@ class PageWriter:
             sequence.summaries = None if summaries is None else summaries.copy()
         return taken
 
-    def share(self, number: int) -> SequencePages:
-        """The pages of sequence ``number`` as they are now. They stay until ``drop``, whatever happens to it."""
+    def share(self, number: int, tokens: int | None = None) -> SequencePages:
+        """The pages of sequence ``number`` as they are now, or those of its first ``tokens``. They stay until ``drop``,
+        whatever happens to it."""
         sequence = self.sequences[number].snapshot()
+        if tokens is not None:
+            for table in sequence.tables:
+                del table.pages[max(0, -(-tokens // self._access.tokens) - table.first) :]
         for table in sequence.tables:
             self._pool.share(table.pages)
         return sequence

@@ -140,3 +140,12 @@ def test_what_is_not_installed_is_named(folder: Path, run: Run, monkeypatch: pyt
     code, _, err = run("serve", folder)
     assert code == 1
     assert err == "penstock: error: serve needs uvicorn, prometheus-client; run: pip install 'penstock[serve]'\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("--api-key", "everybody would have it"), ("--name", "a name is empty")], ids=["key", "name"]
+)
+def test_an_empty_key_or_name_is_refused(option: str, said: str, folder: Path, run: Run) -> None:
+    code, out, error = run("serve", folder, option, " ")
+    assert (code, out) == (2, "")
+    assert said in " ".join(error.split())

@@ -138,3 +138,17 @@ def test_a_parked_cache_takes_no_memory_and_goes_on_with_the_same_bits(name: str
         assert all(map(torch.equal, follow(model, park=True), wanted))
         settle(tier_of(model).pool)
         assert tier_of(model).pool.usage().host_bytes == 0
+
+
+def test_the_original_goes_on_where_a_parked_copy_has_sealed_its_pages(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "llama", max_position_embeddings=256)
+    with paged(folder, tmp_path / "store", SMALL) as model, torch.no_grad():
+        wanted = model(IDS[:, 40:50], past_key_values=model(IDS[:, :40], use_cache=True).past_key_values).logits
+        cache = model(IDS[:, :40], use_cache=True).past_key_values
+        other = copy.deepcopy(cache)
+        other.park()
+        sealed = [table.pages[-1] for table in cache.layers[0].sequences[0].tables]
+        assert all(page.sealed for page in sealed)
+        assert torch.equal(model(IDS[:, 40:50], past_key_values=cache).logits, wanted)
+        assert not any(table.pages[-1] in sealed for table in cache.layers[0].sequences[0].tables)
+        assert torch.equal(model(IDS[:, 40:50], past_key_values=other).logits, wanted)
