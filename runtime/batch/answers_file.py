@@ -3,8 +3,8 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +27,53 @@ class AnswersFile:
         """Append ``answer``: it is in the file when this returns. Raises BatchError."""
         line = json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         async with self._lock:
-            try:
+            with _writing(self._path):
                 await self._file.write(line)
                 await self._file.flush()
-            except OSError as error:
-                raise BatchError(
-                    f"{self._path}: answers cannot be written ({error.strerror}); the same command goes on from here"
-                ) from error
+
+    async def close(self) -> None:
+        """No more come. Raises BatchError."""
+        with _writing(self._path):
+            await self._file.close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BatchError(
+            f"{path}: answers cannot be written ({error.strerror}); the same command goes on from here"
+        ) from error
 
 
 @asynccontextmanager
 async def opened(path: Path, known: Collection[str]) -> AsyncIterator[AnswersFile]:
     """The file of answers to the requests ``known``, made for this user alone if it is not there. An answer
     that a killed run has begun to write goes. Raises BatchError."""
+    answers = await _open(path, known)
     try:
-        async with aiofiles.open(path, "ab", opener=_open_private) as file:
+        yield answers
+    except BaseException:
+        with suppress(BatchError):  # closing tries once more to write what could not be, and it is said already
+            await answers.close()
+        raise
+    await answers.close()
+
+
+async def _open(path: Path, known: Collection[str]) -> AnswersFile:
+    try:
+        async with AsyncExitStack() as stack:
+            file = await stack.enter_async_context(aiofiles.open(path, "ab", opener=_open_private))
             if not SYSTEM.lock(file.fileno(), wait=False):
                 raise BatchError(f"{path}: another batch writes it; wait for it, or name another file with -o")
             done, length = await _read_done(path, known)
             if length < (await aiofiles.os.stat(path)).st_size:
                 await file.truncate(length)
-            yield AnswersFile(path, file, done)
+            stack.pop_all()
     except OSError as error:
         raise BatchError(f"{path} cannot be written: {error.strerror}; name another file with -o") from error
+    return AnswersFile(path, file, done)
 
 
 async def _read_done(path: Path, known: Collection[str]) -> tuple[set[str], int]:

@@ -1,7 +1,9 @@
 """The lines of a batch file: one request each, checked before anything is computed, and ordered by how they begin."""
 
+import errno
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import aiofiles
 
+from ...kernels.io.regular import open_regular
 from ...tiering.errors import BatchError
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -35,8 +38,8 @@ async def read_lines(path: Path) -> list[Line]:
     found: list[Line] = []
     known: dict[str, int] = {}
     offset = 0
-    try:
-        async with aiofiles.open(path, "rb") as file:
+    with _reading(path):
+        async with aiofiles.open(path, "rb", opener=open_regular) as file:
             number = 0
             async for raw in file:
                 number += 1
@@ -50,20 +53,29 @@ async def read_lines(path: Path) -> list[Line]:
                         )
                     found.append(line)
                 offset += len(raw)
-    except OSError as error:
-        raise BatchError(f"{path} cannot be read: {error.strerror}") from error
     if not found:
         raise BatchError(f"{path} has no requests; write one JSON object in each line")
     return found
 
 
 async def read_body(path: Path, line: Line) -> bytes:
-    """Return the body of ``line``, for the only model that there is."""
-    async with aiofiles.open(path, "rb") as file:
-        await file.seek(line.offset)
-        body = json.loads(await file.read(line.length))["body"]
+    """Return the body of ``line``, for the only model that there is. Raises BatchError."""
+    with _reading(path):
+        async with aiofiles.open(path, "rb", opener=open_regular) as file:
+            await file.seek(line.offset)
+            body = json.loads(await file.read(line.length))["body"]
     body.pop("model", None)  # the name that it has elsewhere
     return json.dumps(body).encode()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """The file ``path`` is read, which happens twice: no pipe can be."""
+    try:
+        yield
+    except OSError as error:
+        hint = "; write the requests into one" if error.errno == errno.EINVAL else ""
+        raise BatchError(f"{path} cannot be read: {error.strerror}{hint}") from error
 
 
 def _check(path: Path, number: int, offset: int, raw: bytes) -> Line:
@@ -79,6 +91,8 @@ def _check(path: Path, number: int, offset: int, raw: bytes) -> Line:
     custom_id, body, url = document.get("custom_id"), document.get("body"), document.get("url")
     if not isinstance(custom_id, str) or not custom_id:
         raise wrong("custom_id is missing; give each request a text that its answer is found by")
+    if any("\ud800" <= each <= "\udfff" for each in custom_id):  # the file of answers could not hold it
+        raise wrong(f"custom_id {custom_id!r} is no text: half a character is in it; give the request another")
     if url not in URLS:
         raise wrong(f"url is {url!r}; it may be {', '.join(URLS)}")
     if document.get("method", "POST") != "POST":

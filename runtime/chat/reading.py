@@ -1,11 +1,15 @@
 """What the user says: typed at a terminal, with a history, or lines of a file or a pipe."""
 
+import asyncio
 import os
 import sys
 from pathlib import Path
 from typing import Protocol
 
+from .interrupting import until_interrupted
 from .saved import private_folder
+
+_PIECE = 1 << 16
 
 
 class Reader(Protocol):
@@ -17,14 +21,38 @@ class Reader(Protocol):
 
 
 class PipeReader:
-    """Each line is a text."""
+    """Each line of stdin is a text."""
+
+    def __init__(self) -> None:
+        self._found = b""
 
     async def read(self) -> str:
-        """The next line. Nothing else is to be done meanwhile."""
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line
+        """The next line."""
+        descriptor = sys.stdin.fileno()  # its own readline would keep Ctrl-C waiting, too
+        while b"\n" not in self._found:
+            if not await until_interrupted(_until_readable(descriptor)):
+                raise KeyboardInterrupt
+            piece = os.read(descriptor, _PIECE)
+            self._found += piece
+            if not piece and not self._found:
+                raise EOFError
+            if not piece:
+                break
+        line, _, self._found = self._found.partition(b"\n")
+        return line.decode(sys.stdin.encoding, sys.stdin.errors or "strict")
+
+
+async def _until_readable(descriptor: int) -> None:
+    readable = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_reader(descriptor, readable.set)
+    except PermissionError:  # a file, which has nothing to wait for
+        return
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(descriptor)
 
 
 class TerminalReader:

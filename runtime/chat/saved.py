@@ -6,6 +6,7 @@ from pathlib import Path
 import aiofiles
 import aiofiles.os
 
+from ...kernels.io.regular import open_regular
 from ...tiering.errors import TextError
 from .conversation import Conversation, parse
 
@@ -41,7 +42,7 @@ class SavedChats:
         """Read a chat. Raises TextError."""
         path = self._path(name)
         try:
-            async with aiofiles.open(path, encoding="utf-8") as file:
+            async with aiofiles.open(path, encoding="utf-8", opener=open_regular) as file:
                 text = await file.read(_LONGEST + 1)
             if len(text) > _LONGEST:
                 raise ValueError("it is too long for a chat")

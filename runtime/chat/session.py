@@ -1,14 +1,14 @@
 """A chat: reads what the user says, does what is asked, and shows the answers."""
 
-import asyncio
-import signal
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
 from ...tiering.errors import PenstockError
+from ..serving.text.replies import Said
 from .commands import Command, help_lines, parse
 from .conversation import Conversation
+from .interrupting import until_interrupted
 from .partner import Partner
 from .reading import Reader
 from .saved import SavedChats
@@ -20,7 +20,8 @@ class Session:
 
     def __init__(self, partner: Partner, reader: Reader, screen: Screen, saved: SavedChats, chat: Conversation) -> None:
         self._partner, self._reader, self._screen, self._saved, self.chat = partner, reader, screen, saved, chat
-        self._question: str | None = None
+        self._unanswered: str | None = None
+        """The latest question, where it has no answer, so that it is not in the chat."""
         self._again = 0
         self._warned = False
         self.failed = False
@@ -66,31 +67,43 @@ class Session:
 
     async def _ask(self, question: str, *, again: int) -> None:
         """Have ``question`` answered. A question without any answer is taken back."""
-        self._question, self._again, self.failed = question, again, False
+        self._unanswered, self._again, self.failed = question, again, False
         self.chat.ask(question)
-        said: list[str] = []
+        said: list[Said] = []
+        answer = ""
         try:
-            whole = await _until_interrupted(self._show_answer(said))
+            whole = await until_interrupted(self._show_answer(said))
         finally:
-            if said:
-                self.chat.answer("".join(said))
+            answer = "".join(piece.text for piece in said if piece.kind == "content")
+            if answer:
+                self.chat.answer(answer)
+                self._unanswered = None
             else:
                 self.chat.take_back()
         if not whole:
             self._warned = True
-            self._screen.say("stopped; Ctrl-C once more leaves" + ("" if said else ", /regenerate asks again"))
-        elif not said:
-            self._screen.say("the first token of the model ended its answer: there is none")
-        elif self._partner.latest is not None and self._partner.latest.ending == "length":
-            self._screen.say("the answer was cut: it is as long as it may be")
+            self._screen.say("stopped; Ctrl-C once more leaves" + ("" if answer else ", /regenerate asks again"))
+        elif ending := self._explain_ending(reasoned=bool(said), answered=bool(answer)):
+            self._screen.say(ending)
 
-    async def _show_answer(self, said: list[str]) -> None:
+    def _explain_ending(self, *, reasoned: bool, answered: bool) -> str | None:
+        """What is to be said about the end of the latest answer."""
+        if self._partner.latest is not None and self._partner.latest.ending == "length":
+            if reasoned and not answered:
+                return "cut while the model reasoned, so there is no answer to keep: allow more tokens with -n"
+            return "the answer was cut: it is as long as it may be"
+        if answered:
+            return None
+        if reasoned:
+            return "the model has only reasoned, so there is no answer to keep: /regenerate asks again"
+        return "the first token of the model ended its answer: there is none"
+
+    async def _show_answer(self, said: list[Said]) -> None:
         """Show the answer, and add its pieces to ``said``."""
         with self._screen.answer() as shown:
             async with aclosing(self._partner.answer(self.chat.messages(), self._again)) as pieces:
                 async for piece in pieces:
-                    if piece.kind == "content":
-                        said.append(piece.text)
+                    said.append(piece)
                     shown.feed(piece.kind, piece.text)
 
     async def _help(self, _: str) -> None:
@@ -102,18 +115,14 @@ class Session:
         self._screen.say(self.chat.system or "the model is told nothing: /system TEXT")
 
     async def _regenerate(self, _: str) -> None:
-        question = self.chat.take_back() if self._question is None or self._is_last() else self._question
+        question = self._unanswered or self.chat.take_back()
         if question is None:
             raise ValueError("nothing was asked yet")
         await self._ask(question, again=self._again + 1)
 
-    def _is_last(self) -> bool:
-        """Whether the latest question has an answer, and is the last in the chat."""
-        return len(self.chat.turns) > 1 and self.chat.turns[-2].content == self._question
-
     async def _new(self, _: str) -> None:
         self.chat = Conversation(self.chat.system)
-        self._question = None
+        self._unanswered = None
         self._screen.say("a new chat")
 
     async def _save(self, name: str) -> None:
@@ -127,31 +136,10 @@ class Session:
             self._screen.say(", ".join(names) or "no chats are saved; /save NAME saves this one")
             return
         self.chat = await self._saved.load(name)
-        self._question = None
+        self._unanswered = None
         for turn in self.chat.turns:
             self._screen.turn(turn.role, turn.content)
 
     async def _stats(self, _: str) -> None:
         latest = self._partner.latest
         self._screen.say(*([f"latest answer: {latest}"] if latest else []), *self._partner.about())
-
-
-async def _until_interrupted(work: Coroutine[Any, Any, None]) -> bool:
-    """Do ``work``; False if Ctrl-C has ended it."""
-    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    stopped = []
-
-    def stop() -> None:
-        stopped.append(True)
-        task.cancel()
-
-    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(stop))
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not stopped:
-            raise
-        return False
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return True

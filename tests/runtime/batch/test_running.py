@@ -97,6 +97,7 @@ def test_a_killed_run_goes_on_where_it_was(options: list[str], tmp_path: Path) -
         ([line("a", "?", stream=True)], "leave stream out"),
         (["", " "], "has no requests"),
         ([line("", "?")], "custom_id is missing"),
+        ([line("a\udc00", "?")], "line 1: custom_id 'a\\udc00' is no text"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_before_anything_is_loaded(
@@ -106,6 +107,20 @@ def test_what_is_wrong_in_a_file_is_said_before_anything_is_loaded(
     assert main([*options, str(source)]) == 1
     assert said in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_requests_that_cannot_be_read_twice_are_refused(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, line("a", "?").encode() + b"\n")
+    os.close(writing)
+    try:
+        assert main([*options, f"/dev/fd/{reading}", "-o", str(tmp_path / "out.jsonl")]) == 1
+    finally:
+        os.close(reading)
+    assert "it is not a regular file; write the requests into one" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_answers_of_another_file_and_the_requests_are_not_overwritten(

@@ -61,6 +61,12 @@ async def test_a_text_that_is_none_keeps_what_was_saved(tmp_path):
     assert [*path.parent.iterdir()] == [path]
 
 
+async def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(TextError, match=r"pipe\.json cannot be read: it is not a regular file"):
+        await SavedChats(tmp_path).load("pipe")
+
+
 @pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"{}"])
 async def test_what_is_no_chat_is_named(tmp_path, content):
     (tmp_path / "bad.json").write_bytes(content)

@@ -26,16 +26,19 @@ class Rote:
     def __init__(self) -> None:
         self.latest: Took | None = None
         self.asked: list[tuple[list[Mapping[str, str]], int]] = []
+        self.fails_at: int | None = None
 
     async def answer(self, messages: Sequence[Mapping[str, str]], again: int) -> AsyncGenerator[Said, None]:
         self.asked.append(([*messages], again))
         question = messages[-1]["content"]
-        self.latest = Took(10, 4, 3, 0.5, 1.5, "length" if question == "long" else "stop")
-        if question == "fail":
+        self.latest = Took(10, 4, 3, 0.5, 1.5, "length" if "long" in question else "stop")
+        if question == "fail" or len(self.asked) == self.fails_at:
             raise PromptTooLong("the prompt is too long")
         if question == "nothing":
             return
         yield Said("reasoning", "hm")
+        if "thought" in question:
+            return
         if question in ("stop", "stop early"):
             if question == "stop":
                 yield Said("content", "so ")
@@ -63,8 +66,11 @@ class Script:
         raise EOFError
 
 
-async def play(tmp_path: Path, *lines: str | None, chat: Conversation | None = None) -> tuple[Session, Rote, str]:
+async def play(
+    tmp_path: Path, *lines: str | None, chat: Conversation | None = None, fails_at: int | None = None
+) -> tuple[Session, Rote, str]:
     rote, shown = Rote(), io.StringIO()
+    rote.fails_at = fails_at
     console = Console(file=shown, force_terminal=True, width=200, height=40)
     session = Session(rote, Script(*lines), Screen(console, plain=True), SavedChats(tmp_path), chat or Conversation())
     await session.run()
@@ -95,6 +101,21 @@ async def test_an_answer_is_given_again(tmp_path):
     session, rote, _ = await play(tmp_path, "/regenerate", "hi", "/regenerate", "/regenerate", "ho", "/regenerate")
     assert [again for _, again in rote.asked] == [0, 1, 2, 0, 1]
     assert [turn.content for turn in session.chat.turns] == ["hi", "1: hi", "ho", "3: ho"]
+
+
+async def test_a_question_that_failed_is_asked_again_beside_the_same_one_before(tmp_path):
+    session, rote, _ = await play(tmp_path, "hi", "hi", "/regenerate", fails_at=2)
+    assert [turn.content for turn in session.chat.turns] == ["hi", "1: hi", "hi", "3: hi"]
+    assert [again for _, again in rote.asked] == [0, 0, 1]
+
+
+async def test_reasoning_without_an_answer_is_told_apart(tmp_path):
+    session, _, shown = await play(tmp_path, "a long thought")
+    assert "cut while the model reasoned" in shown
+    assert session.chat.turns == []
+    _, _, shown = await play(tmp_path, "a thought")
+    assert "the model has only reasoned" in shown
+    assert "first token" not in shown
 
 
 async def test_a_saved_chat_goes_on(tmp_path):

@@ -1,6 +1,5 @@
 """``penstock chat`` as a process: in a terminal, and with lines of a pipe."""
 
-import io
 import json
 import os
 import sys
@@ -92,15 +91,21 @@ def test_lines_of_a_pipe_are_answered_one_by_one(
     folder: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("chat", folder, "--store", tmp_path, "-n", 5, "--temperature", 0)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n/save one\n/none\nhi\n"))
-    code, out, err = run(*arguments)
+    lines = tmp_path / "lines"
+
+    def run_with(text: str, *arguments: object) -> tuple[int, str, str]:
+        lines.write_text(text)
+        with lines.open() as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            return run(*arguments)
+
+    code, out, err = run_with("hi\n/save one\n/none\nhi\n", *arguments)
     assert code == 0
     assert "there is no command /none" in err
     (chat,) = (tmp_path / "chats").iterdir()
     answer = json.loads(chat.read_text())["messages"][1]["content"]
     assert out.startswith(answer + "\n")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("x" * 2000 + "\n"))
-    code, out, err = run(*arguments, "--load", "one")
+    code, out, err = run_with("x" * 2000 + "\n", *arguments, "--load", "one")
     assert (code, answer in out) == (1, True)
     assert "positions" in err
 
