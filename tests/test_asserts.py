@@ -26,7 +26,7 @@ KNOWN = {
     "tiering/kv/writes.py": 2,
     "tiering/planner/freelist.py": 7,
     "tiering/planner/planner.py": 1,
-    "tiering/planner/residency.py": 4,
+    "tiering/planner/residency.py": 6,
     "tiering/policy/eviction/counts.py": 1,
     "tiering/policy/eviction/windowed.py": 1,
     "tiering/policy/placement/memory_governor.py": 1,

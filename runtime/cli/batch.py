@@ -1,6 +1,5 @@
 """``penstock batch``: work off a file of requests, as many at a time as share the reads best."""
 
-import asyncio
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -51,6 +50,8 @@ def command(
     if out.exists() and requests.exists() and out.samefile(requests):
         raise BatchError(f"{out} has the requests; name another file for the answers with -o")
     with importing():
+        import asyncio  # here: help answers faster
+
         from ..batch.lines import read_lines
         from ..batch.running import run_batch
         from ..loading.load import load_opened

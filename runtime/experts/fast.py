@@ -85,6 +85,8 @@ class FastExperts:
             return None
         width = hidden.shape[1]
         chosen = choices_of(index, weights, len(self._blocks))
+        if any(len({number for number, _ in pairs}) < len(pairs) for pairs in chosen):  # one expert twice for a token
+            return None
         hidden = hidden.contiguous()
         coming = Announcement(self.next, self._bridge, hidden, index, self._blocks.residuals(index, weights))
         if len(chosen) == len(ways) == 1 and chosen[0]:

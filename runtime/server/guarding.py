@@ -56,7 +56,8 @@ def _keys(headers: Headers) -> Iterable[str]:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         yield key.strip()
-    yield headers.get("x-api-key", "")
+    if "x-api-key" in headers:
+        yield headers["x-api-key"]
 
 
 def _same(one: str, other: str) -> bool:

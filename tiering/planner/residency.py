@@ -168,7 +168,7 @@ class Residency:
             return
         held, leases = self._held[stream], self._leases
         for block in blocks:
-            assert held.get(block, 0) > 0
+            assert block in held
             for counter in (held, leases):
                 left = counter[block] - 1
                 if left:

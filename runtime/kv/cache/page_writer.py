@@ -165,6 +165,8 @@ class PageWriter:
         """The last page of ``table``: a new one if it is to be ``fresh``, and one that no other sequence has."""
         if fresh:
             table.pages.append(self._new_page(side, table, len(table.pages), AS_IS))
+        elif table.pages[-1].sealed:  # by a copy of this cache that was parked: it may have left memory
+            self._reopen([(side, table, len(table.pages) - 1)])
         elif table.pages[-1].refs > 1:
             page = self._new_page(side, table, len(table.pages) - 1, AS_IS)
             self._pool.view(page).copy_(self._pool.view(table.pages[-1]))

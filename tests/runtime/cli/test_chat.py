@@ -32,10 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def terminal(*arguments: object) -> Iterator["pexpect.spawn[str]"]:
-    """The command on a terminal of 100 columns; it must not outlive the test."""
+    """The command on a terminal of 200 columns; it must not outlive the test."""
     environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
     child = pexpect.spawn(
-        COMMAND[0], [*COMMAND[1:], *map(str, arguments)], env=environment, encoding="utf-8", dimensions=(40, 100)
+        COMMAND[0], [*COMMAND[1:], *map(str, arguments)], env=environment, encoding="utf-8", dimensions=(40, 200)
     )
     child.timeout = 60
     try:

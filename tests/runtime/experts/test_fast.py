@@ -12,6 +12,7 @@ import penstock
 from penstock.kernels.native import KERNELS
 from penstock.runtime.experts.fast import FastExperts
 from tests.support.logits import least_budget
+from tests.support.pairs import pair
 from tests.support.tiny_models import save_tiny
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="no compiler at installation")
@@ -63,3 +64,17 @@ def test_the_bits_of_transformers(memory: str, folder: Path, tmp_path: Path, cal
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
     assert any(calls) if memory == "ample" else not all(calls)
     assert hits > 0
+
+
+@pytest.mark.parametrize("budget", ["least", "ample"])
+def test_an_expert_may_be_chosen_twice_for_a_token(budget: str, tmp_path: Path) -> None:
+    def choose(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden, chosen, weights = given
+        return hidden, chosen[:, :1].expand_as(chosen).contiguous(), weights
+
+    with pair(tmp_path, "qwen3_moe", budget, torch.bfloat16) as both:
+        before = both.plain(IDS[:1, :1]).logits
+        for model in both:
+            model.model.layers[1].mlp.experts.register_forward_pre_hook(choose)
+        assert not torch.equal(both.plain(IDS[:1, :1]).logits, before)
+        assert all(both.same_logits(ids) for ids in (IDS[:, :1], IDS))

@@ -21,7 +21,7 @@ DESIGNED = {
 
 @pytest.mark.usefixtures("elsewhere", "quick")
 def test_plan_says_what_the_command_says(ask, checkpoint: Path):
-    for settings in ({}, {"host_memory": "300KiB"}, {"host_memory": 1000}):
+    for settings in ({}, {"host_memory": "300KiB"}, {"host_memory": "1000B"}):
         found = penstock.plan(checkpoint, prompt_tokens=100, context=64, **settings)
         options = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", value)]
         said = ask("plan", checkpoint, "--prompt-tokens", 100, "--context", 64, *options)
