@@ -8,6 +8,7 @@ import aiofiles.os
 
 from ...kernels.io.regular import open_regular
 from ...tiering.errors import TextError
+from ...tiering.store.bundle.marks import NAME as MANIFEST
 from .conversation import Conversation, parse
 
 _ENDING = ".json"
@@ -23,6 +24,8 @@ class SavedChats:
     async def save(self, name: str, chat: Conversation) -> Path:
         """Write ``chat``; where. Raises TextError."""
         path = self._path(name)
+        if path.name == MANIFEST:  # its folder would look like a bundle, or a bundle would be damaged
+            raise TextError(f"the chat cannot be saved as {path}: bundles have such a file; choose another name")
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             if path.parent == self.folder:

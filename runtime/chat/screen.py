@@ -15,8 +15,9 @@ from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.text import Text
 
+from .harmless import harmless
+
 Kind = Literal["content", "reasoning"]
-_COMMANDS = dict.fromkeys(each for each in (*range(32), *range(127, 160)) if chr(each) not in "\n\t")
 _PARSER = MarkdownIt().enable("table").enable("strikethrough")
 _APART = 0.1
 """Seconds between two drawings of the last block."""
@@ -73,11 +74,6 @@ class Answer:
 
     def _show(self, kind: Kind, text: str) -> None:
         raise NotImplementedError
-
-
-def harmless(text: str) -> str:
-    """``text`` without what a terminal takes for commands."""
-    return text.translate(_COMMANDS)
 
 
 class _Plain(Answer):

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from ..chat.saved import SavedChats
     from ..config.config import Config
 
-FOLDER = "chats"
-"""In the store: saved chats, and what was typed."""
-
 
 def command(
     source: SourceOptions,
@@ -56,8 +53,9 @@ def command(
         with uncollected():
             import asyncio  # here: help answers faster
 
+            from ...tiering.store.bundle.folder import CHATS
             from ..chat.saved import SavedChats
-        asyncio.run(_talk(partner, SavedChats(config.store.path / FOLDER), system, load, plain=plain))
+        asyncio.run(_talk(partner, SavedChats(config.store.path / CHATS), system, load, plain=plain))
 
 
 def _need(needed: list[str]) -> None:

@@ -2,18 +2,13 @@
 
 import shutil
 
-from ...tiering.store.bundle.folder import PREFIXES, size_of
+from ...tiering.store.bundle.folder import CHATS, PREFIXES, SPILLED, size_of
 from ...tiering.store.bundle.shelf import interrupted, shelved
 from ...tiering.units import format_size
 from ..machine.drive_speeds import existing
 from .console import print_json
 from .options import Settings
 from .tables import print_table
-
-CHATS = "chats"
-"""The folder in the store for chats."""
-SPILLED = "kv"
-"""The folder in the store for keys and values of models that run."""
 
 
 def command(settings: Settings) -> None:

@@ -22,7 +22,8 @@ def command(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which models would go.")] = False,
 ) -> None:
-    """Remove what interrupted packings have left; with --to or --older-than packed models, too."""
+    """Remove what interrupted packings have left; with --to or --older-than packed models, too. Only what penstock
+    surely wrote goes: damaged bundles, links, and bundles with files of others stay; see penstock rm."""
     size = None if to is None else parse_size(to)
     before = None if older_than is None else time.time() - parse_age(older_than)
     config = settings.load()

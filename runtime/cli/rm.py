@@ -16,7 +16,8 @@ def command(
         list[str], typer.Argument(metavar="NAME...", help="As penstock ls names them, or where they came from.")
     ],
 ) -> None:
-    """Remove packed models. What they were packed from stays, and so do stored prompts: see penstock cache prune."""
+    """Remove packed models. What they were packed from stays, and so do stored prompts: see penstock cache prune.
+    Of a bundle on a link only the link goes. One with files of others in it is refused."""
     store = settings.load().store.path
     found = {bundle.folder: bundle for name in names for bundle in [find_shelved(store, name)]}
     freed = sum(take_away(bundle) for bundle in found.values())

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from ..chat.harmless import harmless
+
 _BETWEEN = 2
 _NUMBER = 24
 """What is wider is text, which may be folded."""
@@ -19,9 +21,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else _FILE)
-    columns, cells = lay_out(columns, [[str(cell) for cell in row] for row in rows], console.width)
+    columns, cells = lay_out(columns, [[harmless(str(cell)) for cell in row] for row in rows], console.width)
     table = Table(
-        title=title or None,
+        title=Text(harmless(title)) if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_header=any(columns),
@@ -33,7 +35,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         widest = max(map(len, [column, *(row[number] for row in cells)]))
         folds = number == wide or widest > _NUMBER
         table.add_column(
-            column,
+            Text(column),
             justify="right" if number and number != wide else "left",
             overflow="fold",
             no_wrap=not folds,

@@ -10,6 +10,7 @@ from ....tiering.errors import ConfigError
 from ....tiering.kv.selection.kv_budget.budget import LEAST, parse_budget
 from ....tiering.kv.selection.kv_budget.keeping import KEEPING
 from ....tiering.policy.drive_reading import Reading
+from ....tiering.store.bundle.folder import SPILLED
 from ....tiering.units import MiB
 from ...config.config import Config
 from ...config.settings import Kv
@@ -56,7 +57,7 @@ def open_kv_tier(
             if (value := getattr(settings.kv, key)) != Kv.model_fields[key].default:
                 raise ConfigError(f"[kv] {key} = {value} is for KV in pages; set [kv] host, the memory for them")
         return None
-    spill = Spill(settings.store.path / "kv", open_reader(reading), direct=settings.direct)
+    spill = Spill(settings.store.path / SPILLED, open_reader(reading), direct=settings.direct)
     decoder = model.get_text_config(decoder=True)
     pool = PagePool(settings.kv_host, spill, settings.kv_flash_limit, floor=floor)
     encoding = Encoding(settings.kv.format)

@@ -74,3 +74,12 @@ async def test_what_is_no_chat_is_named(tmp_path, content):
     for name in ("bad", "absent"):
         with pytest.raises(TextError, match=f"{name}.json cannot be read"):
             await saved.load(name)
+
+
+@pytest.mark.parametrize("folder", ["", "store/llama/"])
+async def test_a_chat_is_no_manifest_of_a_bundle(tmp_path, folder):
+    saved = SavedChats(tmp_path / "chats")
+    name = str(tmp_path / folder / "manifest.json") if folder else "manifest"
+    with pytest.raises(TextError, match="bundles have such a file; choose another name"):
+        await saved.save(name, CHAT)
+    assert not list(tmp_path.rglob("manifest.json"))

@@ -11,7 +11,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from penstock.runtime.chat.screen import harmless
+from penstock.runtime.chat.harmless import harmless
 from tests.support.chat_models import save_chat_model
 
 COMMAND = [sys.executable, "-c", "from penstock.runtime.cli.main import run; run()", "chat"]

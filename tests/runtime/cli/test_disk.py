@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import penstock
 from penstock.runtime.cli.main import main
 from penstock.tiering.errors import FlashFull
+from tests.support.bundle_blocks import write
 from tests.support.chat_models import save_chat_model
 
 Run = Callable[..., tuple[int, str, str]]
@@ -100,10 +101,10 @@ def test_what_was_not_used_for_long_goes(run: Run, packed: dict[str, Path], tmp_
     assert told["removed"] == ["llama:int8"]
     run("prune", "--older-than", "7d")
     assert [each["name"] for each in listed(run)] == ["qwen3:as-is"]
-    left = tmp_path / "store" / "llama-0123.partial"
+    left = tmp_path / "store" / "llama-0123456789abcdef.partial"
     left.mkdir()
     (left / "data-00000.bin").write_bytes(bytes(1000))
-    assert "llama-0123.partial" in run("ls")[2]
+    assert "llama-0123456789abcdef.partial" in run("ls")[2]
     assert json.loads(run("du", "--json")[1])["bytes"]["left by interrupted packings"] == 1000
     assert json.loads(run("prune", "--json")[1])["freed"] == 1000
     assert not left.exists()
@@ -130,3 +131,48 @@ def test_a_damaged_bundle_can_be_removed(run: Run, packed: dict[str, Path]):
     assert "qwen3:damaged" in [each["name"] for each in listed(run)]
     assert run("rm", bundle.name)[0] == 0
     assert not bundle.exists()
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"name": "mine"}')
+
+
+def test_what_penstock_did_not_write_is_never_removed(run: Run, tmp_path: Path):
+    store = tmp_path / "store"
+    put(store, "site/manifest.json", "mine/manifest.json", "mine/data-00000.bin", "mine/photo.jpg")
+    for own in ("chats", "kv", "prefix"):
+        put(store, f"{own}/manifest.json", f"{own}/data-00000.bin")
+    put(store, "download.partial/film", "llama-0123456789abcdef.partial/thesis", "torn/manifest.json")
+    put(store, "torn/data-00000.bin")  # as a bundle whose manifest is damaged
+    (store / "gpt-0123456789abcdef.partial").symlink_to(tmp_path)
+    write(store / "own")
+    put(store, "own/letter.txt")
+    before = sorted(store.rglob("*"))
+    assert {each["name"] for each in listed(run)} == {"own:as-is", "torn:damaged"}
+    assert "interrupted" not in run("ls")[2]
+    assert json.loads(run("du", "--json")[1])["bytes"]["left by interrupted packings"] == 0
+    for wanted in (["--to", "0B"], ["--older-than", "0m"], []):
+        told = json.loads(run("prune", *wanted, "--json")[1])
+        assert (told["removed"], told["freed"]) == ([], 0)
+    for name in ("site", "mine", "chats"):
+        assert run("rm", name)[0] == 1
+    assert "letter.txt is not of the bundle; move it elsewhere" in run("rm", "own")[2]
+    assert [path for path in sorted(store.rglob("*")) if path.suffix != ".lock"] == before
+    assert run("rm", "torn")[0] == 0
+    assert not (store / "torn").exists()
+
+
+def test_of_a_bundle_on_a_link_only_the_link_is_removed(run: Run, tmp_path: Path):
+    store = tmp_path / "store"
+    store.mkdir()
+    write(tmp_path / "far")
+    before = sorted((tmp_path / "far").iterdir())
+    (store / "near").symlink_to(tmp_path / "far")
+    assert json.loads(run("prune", "--to", "0B", "--json")[1])["removed"] == []
+    code, out, err = run("rm", "near", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["freed"] == 0
+    assert listed(run) == []
+    assert sorted((tmp_path / "far").iterdir()) == before

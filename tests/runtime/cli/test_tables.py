@@ -75,3 +75,11 @@ def test_lay_out() -> None:
 
 def test_the_tables_of_commands_are_those() -> None:
     assert cache.print_table is plan.print_table is print_table
+
+
+def test_what_others_wrote_is_shown_and_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["[red]a[/]", "\x1b]0;owned\x07b\x9b2J", "[/c]"]]
+    lines = printed(monkeypatch, lambda: print_table("/my [/store] \x1b[2J[bold]", ["x", "y", "[/z]"], rows, wide=1))
+    assert lines[0] == "/my [/store] [2J[bold]"
+    assert lines[1].split() == ["x", "y", "[/z]"]
+    assert lines[3].split() == ["[red]a[/]", "]0;ownedb2J", "[/c]"]

@@ -12,12 +12,21 @@ from ....kernels.io.system import SYSTEM
 from ...driving.small_files import make_folder
 from ...errors import BundleError, ConfigError, FlashFull
 from ...units import format_size
+from .marks import NAME, is_damaged, is_marked
 
 PARTIAL = ".partial"
 """End of the name of a bundle that is still being written."""
 
 PREFIXES = "prefix"
 """The folder in the store for stored prompts, which have a quota of their own."""
+
+CHATS = "chats"
+"""The folder in the store for saved chats, and what was typed."""
+
+SPILLED = "kv"
+"""The folder in the store for keys and values of models that run."""
+
+_OTHERS = (PREFIXES, CHATS, SPILLED)
 
 
 def prepare(store: Path, *, what: str = "store", to_write: bool = True) -> Path:
@@ -41,9 +50,17 @@ def prepare(store: Path, *, what: str = "store", to_write: bool = True) -> Path:
 
 
 def bundles_in(store: Path) -> list[Path]:
-    """Return the folders of whole bundles in ``store``, by name."""
-    found = sorted(file.parent for file in store.glob("*/manifest.json"))
-    return [folder for folder in found if not folder.name.endswith(PARTIAL)]
+    """Return the folders of whole bundles in ``store``, by name, and of those whose manifest alone is damaged. What
+    others have put there is none."""
+    found = sorted(file.parent for file in store.glob(f"*/{NAME}"))
+    return [folder for folder in found if not folder.name.endswith(PARTIAL) and _is_bundle(folder)]
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        return folder.name not in _OTHERS and (is_marked(folder) or is_damaged(folder))
+    except OSError:  # somebody deletes it, or it may not be read
+        return False
 
 
 @contextmanager

@@ -18,6 +18,7 @@ encoded in several planes, it holds the first ones, and *residual* blocks behind
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ TENSOR_ALIGNMENT = 64
 """Bytes. A tensor's address modulo this can change the last bits of a product: vectorised products treat the numbers
 before the first aligned byte apart. torch's own allocator gives multiples of it. Weights that transformers maps from a
 file lie where the file has them."""
+DATA = re.compile(r"data-[0-9]{5,9}\.bin")
+"""The name of a data file."""
 
 
 @dataclass(frozen=True, slots=True)

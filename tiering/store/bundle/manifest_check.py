@@ -9,7 +9,7 @@ from math import prod
 from posixpath import isabs, normpath
 
 from ...units import PAGE, BlockId
-from .manifest import Block, Manifest, TensorSpec, place_tensors
+from .manifest import DATA, Block, Manifest, TensorSpec, place_tensors
 
 MOST_BYTES = 1 << 50
 """Bytes of a data file, and numbers of a tensor, that no bundle comes near. Sums of such numbers do not wrap."""
@@ -36,7 +36,6 @@ NUMBER_BYTES = {
 }
 """The dtypes that a tensor may have, and the bytes of one number."""
 
-_FILE = re.compile(r"data-[0-9]{5,9}\.bin")
 _PART = re.compile(r".+\.[0-9a-f]{16}")
 """The name of a bundle's folder on another drive, as stripes.py makes it."""
 
@@ -65,7 +64,7 @@ def _check_drives(manifest: Manifest) -> None:
 def _check_files(manifest: Manifest) -> None:
     seen: set[str] = set()
     for file in manifest.files:
-        if not _FILE.fullmatch(file.name):
+        if not DATA.fullmatch(file.name):
             raise ValueError(f"data file {file.name!r} is not named as in data-00000.bin")
         if file.name in seen:
             raise ValueError(f"data file {file.name} is listed twice")

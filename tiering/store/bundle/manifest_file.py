@@ -12,12 +12,11 @@ from ...errors import BundleCorrupt, BundleError, BundleVersionError
 from ...units import RESIDUALS, BlockId, BlockKind, Extent, MiB
 from .manifest import ENCODED, TENSOR_ALIGNMENT, Block, BundleDrive, DataFile, Manifest, Packing, TensorSpec
 from .manifest_check import MOST_BYTES, check
+from .marks import HEAD, NAME
 
-NAME = "manifest.json"
 MOST = 512 * MiB
 """Bytes of a manifest. One of a million blocks has less."""
 
-_HEAD = re.compile(r'\{\s*"format":\s*"penstock-bundle",\s*"version":\s*([0-9]{1,9})\b')
 _SIGNED = re.compile(r',"checksum":"([0-9a-f]{64})"\}\s*')
 _SIGNATURE = 100
 """Characters at the end that hold the signature."""
@@ -94,7 +93,7 @@ def parse(text: str, where: str) -> Manifest:
 
     Raises BundleVersionError for a newer version, and BundleCorrupt for other text that it cannot read.
     """
-    head = _HEAD.match(text)
+    head = HEAD.match(text)
     if head is None:
         raise _damaged(where, "it is not a penstock manifest")
     if (version := int(head[1])) > ENCODED:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ...errors import BundleError
 from .folder import PARTIAL, bundles_in, locked, size_of
 from .manifest_file import read_manifest
+from .marks import NAME, is_marked, is_packing, strange_in
 from .origin import read_origin
 from .stripes import remove, sweep
 
@@ -29,6 +30,8 @@ class Shelved:
     """Seconds since 1970."""
     elsewhere: tuple[str, ...] = ()
     """Folders on other drives that hold a part of it."""
+    sure: bool = True
+    """Whether its manifest shows that penstock wrote it, and all of it lies here: what is not goes only by name."""
 
 
 def shelved(store: Path) -> list[Shelved]:
@@ -51,7 +54,9 @@ def _look(folder: Path) -> Shelved:
     origin = read_origin(folder)
     size = size_of(folder) + sum(size_of(Path(part)) for part in elsewhere)
     name = _short(origin.source) or folder.name.rpartition("-")[0] or folder.name
-    return Shelved(folder, f"{name}:{form.replace(' ', '')}", origin.source, form, size, origin.used, elsewhere)
+    name = f"{name}:{form.replace(' ', '')}"
+    sure = is_marked(folder) and not folder.is_symlink() and strange_in(folder) is None
+    return Shelved(folder, name, origin.source, form, size, origin.used, elsewhere, sure)
 
 
 def _short(source: str) -> str:
@@ -76,22 +81,29 @@ def find_shelved(store: Path, wanted: str) -> Shelved:
 
 
 def take_away(bundle: Shelved) -> int:
-    """Remove ``bundle``. Models that are loaded from it go on. Returns the bytes that came free. Raises BundleError if
-    a process writes it."""
+    """Remove ``bundle``; of one on a link the link. Models that are loaded from it go on. Returns the bytes that came
+    free. Raises BundleError if a process writes it, or something in it is not of a bundle."""
+    if bundle.folder.is_symlink():
+        bundle.folder.unlink()
+        return 0
     with locked(bundle.folder, wait=False) as mine:
         if not mine:
             raise BundleError(f"{bundle.folder} is being written by another process; try again later")
+        if (strange := strange_in(bundle.folder)) is not None:
+            path = bundle.folder / strange
+            raise BundleError(f"{path} is not of the bundle; move it elsewhere, then remove the bundle")
         remove(bundle.folder, bundle.elsewhere)
-        (bundle.folder / "manifest.json").unlink(missing_ok=True)  # from here on it is no bundle
+        (bundle.folder / NAME).unlink(missing_ok=True)  # from here on it is no bundle
         shutil.rmtree(bundle.folder)
     return bundle.size
 
 
 def choose_old(bundles: Sequence[Shelved], *, to: int | None, before: float | None) -> list[Shelved]:
     """Those of ``bundles`` that go, the longest unused first: what was not used since ``before``, and what is over
-    ``to`` bytes in all."""
-    left, gone = sum(each.size for each in bundles), []
-    for each in sorted(bundles, key=lambda each: each.used):
+    ``to`` bytes in all. What is not surely penstock's stays, and does not count."""
+    known = [each for each in bundles if each.sure]
+    left, gone = sum(each.size for each in known), []
+    for each in sorted(known, key=lambda each: each.used):
         if (before is not None and each.used < before) or (to is not None and left > to):
             gone.append(each)
             left -= each.size
@@ -101,7 +113,7 @@ def choose_old(bundles: Sequence[Shelved], *, to: int | None, before: float | No
 def interrupted(store: Path) -> list[Path]:
     """What interrupted packings have left, and nobody writes now."""
     found = []
-    for folder in sorted(store.glob(f"*{PARTIAL}")):
+    for folder in filter(is_packing, sorted(store.glob(f"*{PARTIAL}"))):
         with locked(folder.with_name(folder.name.removesuffix(PARTIAL)), wait=False) as mine:
             if mine and folder.is_dir():
                 found.append(folder)
