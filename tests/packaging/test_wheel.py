@@ -102,6 +102,7 @@ def test_without_a_compiler_it_installs_and_says_that_nothing_was_compiled(
     assert len(found["tokens"]) > 12
 
 
+@pytest.mark.soak  # it compiles everything once more
 def test_a_compiler_without_openmp_gives_kernels_on_one_thread(
     sdist: Path, wheel: Path, tmp_path: Path, install: Install
 ) -> None:
