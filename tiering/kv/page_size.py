@@ -9,8 +9,7 @@ LARGE = 256 * KiB
 interpreter."""
 OPEN = 1 / 4
 """Share of the memory that the newest pages of all layers, which cannot leave it, may take for one sequence."""
-MOST_TOKENS, LEAST_TOKENS = 256, 16
-"""Powers of two: blocks of stored prompts end where a page ends, so that who shares them shares full pages alone."""
+MOST_TOKENS, LEAST_TOKENS = 512, 16
 
 
 def choose_page_tokens(sizes: Sequence[int], capacity: int, layers: int) -> int:

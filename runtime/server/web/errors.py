@@ -26,7 +26,7 @@ def api_error(error: BaseException) -> ApiError:
         case ApiError():
             return error
         case PromptTooLong():
-            return ApiError(400, message, code="context_length_exceeded")
+            return ApiError(400, message, code="context_length_exceeded", param="messages")
         case RequestError():
             return ApiError(400, message)
         case QueueFull():

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def terminal(*arguments: object) -> Iterator["pexpect.spawn[str]"]:
     """The command on a terminal of 200 columns; it must not outlive the test."""
-    environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "200", "LINES": "40"}
     child = pexpect.spawn(
         COMMAND[0], [*COMMAND[1:], *map(str, arguments)], env=environment, encoding="utf-8", dimensions=(40, 200)
     )
@@ -45,7 +45,7 @@ def terminal(*arguments: object) -> Iterator["pexpect.spawn[str]"]:
 
 def test_a_chat_in_a_terminal(folder: Path, tmp_path: Path) -> None:
     with terminal(folder, "--store", tmp_path, "--threads", 1, "-n", 5, "--temperature", 0) as child:
-        child.expect_exact("/help lists the commands")
+        child.expect_exact("Ctrl-D")
         child.send("first line" + ALT_ENTER + "second line\r")
         child.expect_exact("the answer was cut: it is as long as it may be")
         child.send("/stats\r")
@@ -75,7 +75,7 @@ def test_a_chat_in_a_terminal(folder: Path, tmp_path: Path) -> None:
 def test_ctrl_c_stops_an_answer_and_a_second_one_leaves(folder: Path, tmp_path: Path, ask: Ask) -> None:
     alone = harmless(ask("generate", folder, "-p", "go on for long", "-n", 40)["text"])
     with terminal(folder, "--store", tmp_path, "--threads", 1, "--plain", "--temperature", 0) as child:
-        child.expect_exact("/help lists the commands")
+        child.expect_exact("Ctrl-D")
         child.send("go on for long\r")
         child.expect_exact(alone.split("\n")[0][:8])
         child.sendintr()
