@@ -31,7 +31,7 @@ open(sys.argv[1], "w").write(str(os.getpid()))
 import torch, penstock
 def say(**what):
     print(json.dumps(what), flush=True)
-model = penstock.load(sys.argv[2], store=sys.argv[3], attn_implementation="eager")
+model = penstock.load(sys.argv[2], store=sys.argv[3], attn_implementation="eager", weights_format="as-is")
 ids = torch.tensor(json.loads(sys.argv[4]))
 def generate():
     options = {"max_new_tokens": int(sys.argv[5]), "do_sample": False, "pad_token_id": 0}
@@ -131,7 +131,7 @@ def test_another_process_gets_its_memory_in_the_middle_of_a_token(name: str, tmp
     generated = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
     expected = reference.generate(torch.tensor(PROMPT), **generated)[0].tolist()
     del reference
-    penstock.load(folder, store=store).penstock.close()  # packed outside of the group
+    penstock.load(folder, store=store, weights_format="as-is").penstock.close()  # packed outside of the group
     with running(CHILD, group / "cgroup.procs", folder, store, PROMPT, TOKENS) as child:
         first = hear(child)
         assert first["tokens"] == expected
